@@ -1,0 +1,1 @@
+//! The overlay: `/proc` and `/sys` files rendered for the container that reads them.

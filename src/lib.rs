@@ -1,0 +1,10 @@
+//! The program `ambit`: one daemon that makes every container see its own bounds.
+//!
+//! Start reading at `daemon` (what is started, in which order), then `notify` (how a system
+//! call is answered). The overlay is the package `ambit-fuse`, accounting is `ambit-sysinfo`.
+
+pub mod config;
+pub mod daemon;
+pub mod notify;
+pub mod run;
+pub mod sys;

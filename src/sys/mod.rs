@@ -1,0 +1,1 @@
+//! System calls that neither nix nor rustix offers, one file each. Nothing here decides anything.

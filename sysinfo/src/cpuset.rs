@@ -1,0 +1,201 @@
+//! A set of processor numbers, in the kernel's list format (`0-3,8,10-11`).
+//!
+//! Numbers above [`CpuSet::MAX`] are refused rather than trusted to size memory.
+
+use std::fmt;
+
+/// A set of processor numbers.
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
+pub struct CpuSet {
+    words: Vec<u64>,
+}
+
+impl CpuSet {
+    /// The largest processor number that is believed; the kernel's own ceiling is 8192.
+    pub const MAX: u32 = 65_535;
+
+    /// The empty set.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Parses a list such as `0-3,8`. Surrounding white space is ignored and an empty list is
+    /// the empty set. Anything else that is not a list gives `None`.
+    #[must_use]
+    pub fn parse(list: &[u8]) -> Option<Self> {
+        let mut set = Self::new();
+        let list = list.trim_ascii();
+        if list.is_empty() {
+            return Some(set);
+        }
+        for part in list.split(|&byte| byte == b',') {
+            let (first, last) = match part.iter().position(|&byte| byte == b'-') {
+                Some(dash) => (number(&part[..dash])?, number(&part[dash + 1..])?),
+                None => {
+                    let only = number(part)?;
+                    (only, only)
+                }
+            };
+            if first > last || last > Self::MAX {
+                return None;
+            }
+            (first..=last).for_each(|cpu| set.insert(cpu));
+        }
+        Some(set)
+    }
+
+    /// The processors `0..count`.
+    #[must_use]
+    pub fn first(count: u32) -> Self {
+        let mut set = Self::new();
+        (0..count.min(Self::MAX + 1)).for_each(|cpu| set.insert(cpu));
+        set
+    }
+
+    /// Adds one processor; numbers above [`Self::MAX`] are ignored.
+    pub fn insert(&mut self, cpu: u32) {
+        if cpu > Self::MAX {
+            return;
+        }
+        let word = cpu as usize / 64;
+        if self.words.len() <= word {
+            self.words.resize(word + 1, 0);
+        }
+        self.words[word] |= 1 << (cpu % 64);
+    }
+
+    /// Is this processor in the set?
+    #[must_use]
+    pub fn contains(&self, cpu: u32) -> bool {
+        self.words.get(cpu as usize / 64).is_some_and(|word| word >> (cpu % 64) & 1 == 1)
+    }
+
+    /// How many processors the set has.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.words.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    /// Does it have none?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.words.iter().all(|&word| word == 0)
+    }
+
+    /// The processors in ascending order.
+    pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        self.words.iter().zip(0u32..).flat_map(|(&word, index)| {
+            (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| index * 64 + bit)
+        })
+    }
+
+    /// The processors that are in both sets.
+    #[must_use]
+    pub fn intersection(&self, other: &Self) -> Self {
+        let words = self.words.iter().zip(&other.words).map(|(a, b)| a & b).collect();
+        Self { words }.trimmed()
+    }
+
+    /// The `count` lowest processors.
+    #[must_use]
+    pub fn lowest(&self, count: usize) -> Self {
+        let mut set = Self::new();
+        self.iter().take(count).for_each(|cpu| set.insert(cpu));
+        set
+    }
+
+    /// The first and last number of each run of consecutive processors, in order: what the
+    /// list format prints.
+    pub fn ranges(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        let mut cpus = self.iter().peekable();
+        std::iter::from_fn(move || {
+            let first = cpus.next()?;
+            let mut last = first;
+            while cpus.next_if(|&next| next == last + 1).is_some() {
+                last += 1;
+            }
+            Some((first, last))
+        })
+    }
+
+    fn trimmed(mut self) -> Self {
+        while self.words.last() == Some(&0) {
+            self.words.pop();
+        }
+        self
+    }
+}
+
+impl FromIterator<u32> for CpuSet {
+    fn from_iter<I: IntoIterator<Item = u32>>(cpus: I) -> Self {
+        let mut set = Self::new();
+        cpus.into_iter().for_each(|cpu| set.insert(cpu));
+        set
+    }
+}
+
+impl fmt::Display for CpuSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (first, last)) in self.ranges().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            if first == last {
+                write!(f, "{comma}{first}")?;
+            } else {
+                write!(f, "{comma}{first}-{last}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for CpuSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CpuSet({self})")
+    }
+}
+
+fn number(digits: &[u8]) -> Option<u32> {
+    if digits.is_empty() || digits.len() > 6 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    Some(digits.iter().fold(0, |value, digit| value * 10 + u32::from(digit - b'0')))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn reads_the_kernels_lists() {
+        let set = CpuSet::parse(b"0-3,8,10-11\n").unwrap();
+        assert_eq!(set.iter().collect::<Vec<_>>(), [0, 1, 2, 3, 8, 10, 11]);
+        assert_eq!(set.to_string(), "0-3,8,10-11");
+        assert!(CpuSet::parse(b"\n").unwrap().is_empty());
+    }
+
+    #[test]
+    fn refuses_what_is_not_a_list() {
+        for bad in ["a", "1-", "-1", "3-1", "1,,2", "0-99999999", "1 2", "70000"] {
+            assert_eq!(CpuSet::parse(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn equal_sets_compare_equal_whatever_their_history() {
+        let narrow = CpuSet::first(1);
+        let wide = CpuSet::first(130).intersection(&narrow);
+        assert_eq!(narrow, wide);
+    }
+
+    proptest! {
+        #[test]
+        fn printing_and_parsing_are_inverse(cpus in proptest::collection::btree_set(0u32..2048, 0..80)) {
+            let set: CpuSet = cpus.iter().copied().collect();
+            prop_assert_eq!(set.len(), cpus.len());
+            prop_assert_eq!(CpuSet::parse(set.to_string().as_bytes()), Some(set));
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Accounting: who is asking, what a container has and uses, and the numbers it is shown.
+//!
+//! The layers never mix: sources read kernel files into a `Sample` of raw values, `derive`
+//! turns it into a [`View`], and front ends (files, system calls) format the `View`. This
+//! package knows nothing of FUSE, seccomp or text layouts, and contains no unsafe code.
+//!
+//! Start reading at [`Views`], the one question front ends ask, then [`View`].
+#![forbid(unsafe_code)]
+
+pub mod cpuset;
+pub mod host;
+pub mod limit;
+pub mod scan;
+pub mod sysinfo;
+pub mod view;
+
+use std::sync::Arc;
+
+pub use cpuset::CpuSet;
+pub use host::{Host, HostTexts};
+pub use limit::Limit;
+pub use view::View;
+
+/// Answers the one question front ends ask: which numbers does the container of this thread
+/// see now?
+pub trait Views: Send + Sync {
+    /// The numbers of the container that the thread belongs to. `tid` is a thread id in the
+    /// daemon's own pid namespace, as FUSE requests and seccomp notifications report it.
+    ///
+    /// # Errors
+    /// The thread is gone, or nothing was ever read of its container.
+    fn view(&self, tid: u32) -> Result<Arc<View>, Error>;
+}
+
+/// Why there are no numbers.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The thread that asked does not exist any more, or is outside the daemon's pid namespace.
+    #[error("thread {0} is gone or not visible from the daemon's pid namespace")]
+    Gone(u32),
+    /// A kernel file could not be opened or read.
+    #[error("cannot read {file}: {source}")]
+    Read {
+        /// The file.
+        file: String,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// A kernel file has not the format that was expected.
+    #[error("cannot understand {file}: {wanted} was expected")]
+    Parse {
+        /// The file.
+        file: String,
+        /// What was expected in it.
+        wanted: &'static str,
+    },
+}

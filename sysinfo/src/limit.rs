@@ -1,0 +1,58 @@
+//! A limit that may be absent. "max" is a variant, never a number.
+
+/// A limit of a cgroup, or of a cgroup and its ancestors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Limit {
+    /// No limit was set.
+    #[default]
+    Unlimited,
+    /// So many units at most.
+    At(u64),
+}
+
+impl Limit {
+    /// The tighter of two limits.
+    #[must_use]
+    pub fn min(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::At(a), Self::At(b)) => Self::At(a.min(b)),
+            (Self::Unlimited, limit) | (limit, Self::Unlimited) => limit,
+        }
+    }
+
+    /// The limit where it is below what the machine has, else what the machine has.
+    #[must_use]
+    pub fn capped_at(self, machine: u64) -> u64 {
+        match self {
+            Self::Unlimited => machine,
+            Self::At(limit) => limit.min(machine),
+        }
+    }
+
+    /// Takes the page counter's ceiling of cgroup v1 for "no limit": `LONG_MAX` rounded down to
+    /// the page size, which is 4 KiB to 64 KiB.
+    #[must_use]
+    pub fn from_v1(bytes: u64) -> Self {
+        const CEILING: u64 = (i64::MAX as u64) & !0xFFFF;
+        if bytes >= CEILING { Self::Unlimited } else { Self::At(bytes) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ceiling_of_v1_is_no_limit() {
+        assert_eq!(Limit::from_v1(9_223_372_036_854_771_712), Limit::Unlimited);
+        assert_eq!(Limit::from_v1(268_435_456), Limit::At(268_435_456));
+    }
+
+    #[test]
+    fn the_tighter_limit_wins() {
+        assert_eq!(Limit::Unlimited.min(Limit::At(3)), Limit::At(3));
+        assert_eq!(Limit::At(2).min(Limit::At(3)), Limit::At(2));
+        assert_eq!(Limit::Unlimited.capped_at(7), 7);
+        assert_eq!(Limit::At(9).capped_at(7), 7);
+    }
+}
