@@ -7,6 +7,7 @@
 mod v1;
 mod v2;
 
+use rustix::fs::{Access, AtFlags};
 use rustix::io::Errno;
 
 use crate::Error;
@@ -90,7 +91,10 @@ impl CgroupFile {
         if self.kept.is_none() {
             self.kept = KeptFile::open(self.root.root(), &self.path)
                 .map_err(|source| self.error(source))?;
-            self.missing = self.kept.is_none();
+            if self.kept.is_none() {
+                self.check_cgroup()?;
+                self.missing = true;
+            }
         }
         let Some(kept) = &self.kept else { return Ok(None) };
         match kept.read(buffer) {
@@ -103,6 +107,14 @@ impl CgroupFile {
                 Err(self.error(error))
             }
         }
+    }
+
+    /// A file that is missing together with its cgroup is an error: what an ancestor says
+    /// would be somebody else's.
+    fn check_cgroup(&self) -> Result<(), Error> {
+        let cgroup = self.path.rsplit_once('/').map_or(".", |(cgroup, _)| cgroup);
+        rustix::fs::accessat(self.root.root(), cgroup, Access::EXISTS, AtFlags::empty())
+            .map_err(|errno| self.error(errno.into()))
     }
 
     fn close(&mut self) {
