@@ -47,10 +47,8 @@ impl Server {
             ..Options::default()
         })
         .context("cannot account for containers; `ambit check` tells what is missing")?;
-        let options = MountOptions {
-            path: config.overlay.mount.clone(),
-            threads: config.overlay.threads,
-        };
+        let options =
+            MountOptions { path: config.overlay.mount.clone(), threads: config.overlay.threads };
         let overlay = Overlay::mount(options, accounting.clone())?;
         let socket = |name| (reach == Reach::Host).then(|| config.socket(name));
         let options = notify::Options {

@@ -50,4 +50,6 @@ pub fn serve(config: &Config) -> anyhow::Result<()> {
 }
 
 /// x
-pub fn run(_a: crate::run::RunArgs, _c: &Config) -> anyhow::Result<std::process::ExitCode> { todo!() }
+pub fn run(_a: crate::run::RunArgs, _c: &Config) -> anyhow::Result<std::process::ExitCode> {
+    todo!()
+}

@@ -12,11 +12,17 @@ use ambit_sysinfo::Views;
 pub struct Policy {}
 impl Policy {
     /// x
-    pub fn from_names<'a>(_n: impl IntoIterator<Item = &'a str>) -> Result<Self, std::fmt::Error> { Ok(Self {}) }
+    pub fn from_names<'a>(_n: impl IntoIterator<Item = &'a str>) -> Result<Self, std::fmt::Error> {
+        Ok(Self {})
+    }
     /// x
-    pub fn names() -> impl Iterator<Item = &'static str> { ["sysinfo", "sched_getaffinity"].into_iter() }
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        ["sysinfo", "sched_getaffinity"].into_iter()
+    }
     /// x
-    pub fn allows(&self, _n: &str) -> bool { true }
+    pub fn allows(&self, _n: &str) -> bool {
+        true
+    }
 }
 
 /// How notifications are taken.
@@ -46,7 +52,9 @@ impl Notifier {
     /// x
     pub fn stop(self) {}
     /// x
-    pub fn counters(&self) -> Vec<crate::status::Calls> { Vec::new() }
+    pub fn counters(&self) -> Vec<crate::status::Calls> {
+        Vec::new()
+    }
     /// Takes over the listener of one container.
     ///
     /// # Errors
