@@ -1,7 +1,5 @@
 //! `ambit serve`, and the service that `ambit run` uses: a running daemon, or one of its own.
 
-use std::path::{Path, PathBuf};
-
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 

@@ -1,3 +1,5 @@
 //! System calls that neither nix nor rustix offers, one file each. Nothing here decides anything.
+
+pub mod affinity;
 pub mod pid_in_namespace;
 pub mod seccomp;
