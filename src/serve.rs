@@ -1,4 +1,4 @@
-//! `ambit serve`, and the service that `ambit run` uses: a running daemon, or one of its own.
+//! `ambit serve`: the daemon in the foreground.
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
@@ -45,9 +45,4 @@ pub fn serve(config: &Config) -> anyhow::Result<()> {
         drop(std::fs::remove_file(&path));
         server.stop()
     })
-}
-
-/// x
-pub fn run(_a: crate::run::RunArgs, _c: &Config) -> anyhow::Result<std::process::ExitCode> {
-    todo!()
 }
