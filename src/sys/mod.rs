@@ -1,1 +1,6 @@
 //! System calls that neither nix nor rustix offers, one file each. Nothing here decides anything.
+
+pub mod close_range;
+pub mod fork;
+pub mod mount_setattr;
+pub mod signal_defaults;
