@@ -53,7 +53,14 @@ fn main() -> ExitCode {
         )?;
         for f in files {
             std::fs::create_dir_all(dir.join(f).parent().unwrap())?;
-            std::fs::write(dir.join(f), format!("fake {f}\n"))?;
+            std::fs::write(
+                dir.join(f),
+                if f.contains("meminfo") {
+                    std::fs::read_to_string("/proc/meminfo")?
+                } else {
+                    format!("fake {f}\n")
+                },
+            )?;
         }
         Ok(Box::new(Fake(dir)))
     })

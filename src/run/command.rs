@@ -9,32 +9,43 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 
 use super::init::Setup;
-use super::{spawn, terminal};
+use super::spawn::FAILED;
+use super::terminal;
 use crate::sys::close_range::close_from;
 use crate::sys::signal_defaults::restore_sigpipe;
 
+/// Why the command did not start.
+#[derive(Debug)]
+pub(super) struct NotStarted {
+    /// In one line.
+    pub(super) reason: String,
+    /// The exit status that tells it, as env(1) has it.
+    pub(super) status: i32,
+}
+
 /// Becomes the command. Returns only when that fails.
-pub(super) fn become_it(setup: &Setup, folder: &Path, terminal: Option<&OwnedFd>) -> anyhow::Error {
+pub(super) fn become_it(setup: &Setup, folder: &Path, terminal: Option<&OwnedFd>) -> NotStarted {
     match prepare(setup, folder, terminal) {
         Ok((command, environment)) => {
             let Err(error) = nix::unistd::execvpe(&command[0], &command, &environment);
-            let name = setup.command[0].display();
-            let reason = match error {
-                Errno::ENOENT => format!("cannot run {name}: it is not in the sandbox"),
-                _ => format!("cannot run {name}"),
-            };
-            anyhow::Error::new(error).context(reason)
+            not_started(&setup.command[0].to_string_lossy(), error)
         }
-        Err(error) => error,
+        Err(error) => {
+            NotStarted { reason: format!("cannot start the command: {error:#}"), status: FAILED }
+        }
     }
 }
 
-/// The exit status that tells why it failed, as env(1) has it.
-pub(super) fn status_of(error: &anyhow::Error) -> i32 {
-    match error.downcast_ref::<Errno>() {
-        Some(Errno::ENOENT) => 127,
-        Some(_) => 126,
-        None => spawn::FAILED,
+fn not_started(name: &str, error: Errno) -> NotStarted {
+    match error {
+        Errno::ENOENT => NotStarted {
+            reason: format!("cannot run {name}: it is not in the sandbox"),
+            status: 127,
+        },
+        error => {
+            let why = error.desc();
+            NotStarted { reason: format!("cannot run {name}: {why}: execve"), status: 126 }
+        }
     }
 }
 
@@ -92,9 +103,9 @@ mod tests {
 
     #[test]
     fn the_status_tells_why_a_command_did_not_start() {
-        let status = |errno: Errno| status_of(&anyhow::Error::new(errno).context("cannot run x"));
-        assert_eq!(status(Errno::ENOENT), 127);
-        assert_eq!(status(Errno::EACCES), 126);
-        assert_eq!(status_of(&anyhow::anyhow!("setpgid")), 125);
+        let missing = not_started("frob", Errno::ENOENT);
+        assert_eq!(missing.status, 127);
+        assert_eq!(missing.reason, "cannot run frob: it is not in the sandbox");
+        assert_eq!(not_started("/etc/passwd", Errno::EACCES).status, 126);
     }
 }

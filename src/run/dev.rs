@@ -13,7 +13,7 @@ use rustix::mount::MountAttrFlags;
 
 use super::hostmounts::relative;
 use super::mounts::{Detached, Kind, Root};
-use super::owners::Owners;
+use super::owners::{ActingAs, Owners};
 
 /// Character devices of major number 1 and 5 that every sandbox has.
 const NODES: [(&str, u32, u32); 6] = [
@@ -45,10 +45,12 @@ pub(super) fn build(root: &Root, owners: &Owners, devices: &[PathBuf]) -> Result
         let number = rustix::fs::makedev(major, minor);
         node(&dev, Path::new(name), FileType::CharacterDevice, 0o666, number, owners)?;
     }
+    let acting = ActingAs::root_of(owners)?;
     for (name, target) in LINKS {
         rustix::fs::symlinkat(target, &dev.0, name)
             .with_context(|| format!("cannot make /dev/{name}: symlinkat"))?;
     }
+    drop(acting);
     for folder in ["dev/pts", "dev/shm", "dev/mqueue"] {
         root.make(Path::new(folder), Kind::Folder, owners)?;
     }

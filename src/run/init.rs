@@ -110,8 +110,8 @@ fn start(setup: &Setup, terminal: Option<OwnedFd>) -> Result<(Pid, Option<OwnedF
     match fork().context("cannot start the command: fork")? {
         Fork::Child => {
             let error = command::become_it(setup, folder, terminal.as_ref());
-            eprintln!("ambit: {error:#}");
-            std::process::exit(command::status_of(&error));
+            eprintln!("ambit: {}", error.reason);
+            std::process::exit(error.status);
         }
         Fork::Parent(child) => {
             if terminal.is_some() {
