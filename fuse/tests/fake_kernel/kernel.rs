@@ -28,6 +28,7 @@ pub const ESRCH: i32 = 3;
 pub const EIO: i32 = 5;
 pub const EACCES: i32 = 13;
 pub const EISDIR: i32 = 21;
+pub const EINVAL: i32 = 22;
 pub const ENOSYS: i32 = 38;
 
 const IN_HEADER: usize = 40;
@@ -271,6 +272,8 @@ pub fn read_request(handle: u64, offset: u64, size: u32) -> [u8; 40] {
     body[..8].copy_from_slice(&handle.to_ne_bytes());
     body[8..16].copy_from_slice(&offset.to_ne_bytes());
     body[16..20].copy_from_slice(&size.to_ne_bytes());
+    // FUSE_READ_LOCKOWNER: every direct read of a process carries it.
+    body[20..24].copy_from_slice(&2u32.to_ne_bytes());
     body
 }
 

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ambit_fuse::{FILES, bind_points};
 use ambit_sysinfo::{Error, View, Views};
 use kernel::{
-    ACCESS, EACCES, EIO, EISDIR, ENOENT, ENOSYS, ESRCH, FORGET, GETATTR, Kernel, READ, READDIR,
-    READDIRPLUS, RELEASE, STATFS, read_request, u32_at, u64_at,
+    ACCESS, EACCES, EINVAL, EIO, EISDIR, ENOENT, ENOSYS, ESRCH, FORGET, GETATTR, Kernel, READ,
+    READDIR, READDIRPLUS, RELEASE, STATFS, read_request, u32_at, u64_at,
 };
 
 #[path = "../fixtures/container.rs"]
@@ -42,7 +42,7 @@ fn every_file_is_found_read_and_closed() {
     for path in bind_points() {
         let attr = kernel.walk(path).unwrap();
         assert_eq!((attr.mode, attr.uid, attr.gid), (0o100_444, 0, 0), "{path}");
-        assert_eq!(attr.size, if path.starts_with("sys/") { 4096 } else { 0 });
+        assert_eq!(attr.size, 4096, "{path}");
         assert_eq!(kernel.getattr(attr.ino).unwrap(), attr);
         let text = kernel.cat(path).unwrap();
         assert!(text.ends_with('\n'), "{path}: {text}");
@@ -83,6 +83,17 @@ fn one_open_file_reads_one_text_at_any_offset() {
     for offset in [whole.len() as u64, u64::from(u32::MAX), i64::MAX as u64] {
         assert!(kernel.read(node, handle, offset, 4096).unwrap().is_empty());
     }
+    kernel.release(node, handle);
+}
+
+#[test]
+fn the_page_cache_that_all_containers_share_gets_nothing() {
+    let (mut kernel, _overlay) = start();
+    let node = kernel.walk("proc/meminfo").unwrap().ino;
+    let handle = kernel.open(node, 0).unwrap();
+    let mut request = read_request(handle, 0, 4096);
+    request[20..24].fill(0); // no FUSE_READ_LOCKOWNER
+    assert_eq!(kernel.call(READ, node, &request).unwrap_err(), EINVAL);
     kernel.release(node, handle);
 }
 

@@ -42,8 +42,16 @@ pub(super) fn receive(connection: BorrowedFd<'_>) -> Result<(Message, OwnedFd), 
     let deadline = Instant::now() + PATIENCE;
     let mut text = Vec::new();
     let mut descriptors = Vec::new();
-    while receive_part(connection, deadline, &mut text, &mut descriptors)? {}
-    let message: Message = serde_json::from_slice(&text)?;
+    let message = loop {
+        let more = receive_part(connection, deadline, &mut text, &mut descriptors)?;
+        // runc 1.1 keeps its end open for as long as it runs: the object ends the message, not
+        // the connection.
+        match serde_json::from_slice::<Message>(&text) {
+            Ok(message) => break message,
+            Err(error) if more && error.is_eof() => {}
+            Err(error) => return Err(error.into()),
+        }
+    };
     let at = message.listener().ok_or(Error::NoListener)?;
     if at >= descriptors.len() {
         return Err(Error::NoListener);
@@ -126,6 +134,20 @@ mod tests {
         })
     }
 
+    #[test]
+    fn a_runtime_may_keep_its_end_open() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let files = ["/dev/zero", "/dev/null"].map(|path| File::open(path).unwrap());
+        let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+        let text = [IoSlice::new(JSON.as_bytes())];
+        sendmsg(&near, &text, &mut control, SendFlags::empty()).unwrap();
+        assert_eq!(receive(far.as_fd()).unwrap().0.state.id, "web");
+        drop(near);
+    }
+
     fn device(fd: &OwnedFd) -> u64 {
         rustix::fs::fstat(fd).unwrap().st_rdev
     }
@@ -140,9 +162,9 @@ mod tests {
 
     #[test]
     fn a_long_message_is_read_and_a_longer_one_is_not() {
-        let long = format!("{JSON}{}", " ".repeat(900_000));
+        let long = format!("{}{JSON}", " ".repeat(900_000));
         exchange(&[long.as_bytes()], &["/dev/zero", "/dev/null"]).unwrap();
-        let longer = format!("{JSON}{}", " ".repeat(LONGEST));
+        let longer = format!("{}{JSON}", " ".repeat(LONGEST));
         let error = exchange(&[longer.as_bytes()], &["/dev/null"; 2]).unwrap_err();
         assert!(matches!(error, Error::Long), "{error}");
     }
