@@ -189,8 +189,13 @@ fn bind(text: &str) -> Result<Bind, String> {
         Some("ro") => true,
         Some(other) => return Err(format!("{other} is not ro or rw, in {text}")),
     };
+    let place = resolve(source)?;
     let target = match target {
-        None | Some("") => std::path::absolute(source).map_err(|error| error.to_string())?,
+        // By the name it was given, unless that has a `..`, whose meaning depends on links.
+        None | Some("") => std::path::absolute(source)
+            .ok()
+            .filter(|path| !path.components().any(|part| part == Component::ParentDir))
+            .unwrap_or_else(|| place.clone()),
         Some(target) => PathBuf::from(target),
     };
     let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
@@ -200,7 +205,7 @@ fn bind(text: &str) -> Result<Bind, String> {
             target.display()
         ));
     }
-    Ok(Bind { source: resolve(source)?, target, read_only })
+    Ok(Bind { source: place, target, read_only })
 }
 
 fn device(text: &str) -> Result<PathBuf, String> {
@@ -297,7 +302,8 @@ mod tests {
     #[test]
     fn binds_have_up_to_three_parts() {
         let same = bind("/usr/../usr").unwrap();
-        assert!(same.source.is_absolute() && !same.read_only);
+        assert_eq!((same.source, same.read_only), (PathBuf::from("/usr"), false));
+        assert_eq!(same.target, Path::new("/usr"));
         let other = bind("/usr:/mnt/usr:ro").unwrap();
         assert_eq!(other.target, Path::new("/mnt/usr"));
         assert!(other.read_only);

@@ -14,6 +14,8 @@ use libseccomp::{ScmpAction, ScmpArch, ScmpFilterContext, ScmpSyscall};
 pub(super) fn install(names: &[String]) -> Result<OwnedFd> {
     let mut filter = ScmpFilterContext::new(ScmpAction::Allow).context("seccomp_init")?;
     filter.set_ctl_nnp(false).context("seccomp_attr_set")?;
+    // Programs of an ABI that is not listed here are not killed, which is the default.
+    filter.set_act_badarch(ScmpAction::Allow).context("seccomp_attr_set")?;
     if cfg!(target_arch = "x86_64") {
         filter.add_arch(ScmpArch::X86).context("seccomp_arch_add")?;
     }

@@ -85,8 +85,6 @@ fn memory(group: &Cgroup, bytes: u64, swap: Option<u64>) -> Result<()> {
 }
 
 fn cpus(cpu: &CpuController, number: f64) -> Result<()> {
-    #[expect(clippy::cast_possible_truncation, reason = "parsed as at most 8192 processors")]
-    #[expect(clippy::cast_precision_loss, reason = "a period of 100000 is exact")]
     let quota = (number * PERIOD_US as f64).round() as i64;
     available(cpu, if cpu.v2() { "cpu.max" } else { "cpu.cfs_quota_us" }, "--cpus")?;
     let set = if cpu.v2() {

@@ -57,17 +57,17 @@ pub(super) fn until_end(
         if let Some(window) = &mut window {
             let mut rest = ready[3..].iter();
             if (read || write) && rest.next().is_some_and(|flags| !flags.is_empty()) {
-                window.from_sandbox();
-                window.to_sandbox();
+                window.show_output();
+                window.write_typed();
             }
             if typed && rest.next().is_some_and(|flags| !flags.is_empty()) {
-                window.from_caller();
-                window.to_sandbox();
+                window.read_typed();
+                window.write_typed();
             }
         }
         if !ready[0].is_empty() {
             if let Some(window) = &mut window {
-                while window.from_sandbox() {}
+                while window.show_output() {}
             }
             return Ok(());
         }
@@ -124,7 +124,7 @@ impl Window {
     }
 
     /// True when there may be more.
-    fn from_sandbox(&mut self) -> bool {
+    fn show_output(&mut self) -> bool {
         let mut bytes = [0; 4096];
         match rustix::io::read(&self.master, &mut bytes) {
             Ok(0) => self.sandbox_open = false,
@@ -141,7 +141,7 @@ impl Window {
         false
     }
 
-    fn from_caller(&mut self) {
+    fn read_typed(&mut self) {
         let mut bytes = [0; 4096];
         match rustix::io::read(io::stdin(), &mut bytes) {
             Ok(0) => self.caller_open = false,
@@ -151,7 +151,7 @@ impl Window {
         }
     }
 
-    fn to_sandbox(&mut self) {
+    fn write_typed(&mut self) {
         while !self.pending.is_empty() {
             match rustix::io::write(&self.master, &self.pending) {
                 Ok(count) => drop(self.pending.drain(..count)),
