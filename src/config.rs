@@ -1,12 +1,224 @@
 //! The configuration file (TOML): one struct per section, every key with a default.
+//!
+//! An unknown key, a value of the wrong kind or a name that is no system call is an error that
+//! names file, line and column. The file is read by root only and decides nothing by itself.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use ambit_sysinfo::cpu::CpuPolicy;
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::notify::Policy;
+
+/// Read when `--config` names no other; it need not exist.
+pub const DEFAULT_PATH: &str = "/etc/ambit/ambit.toml";
 
 /// The whole configuration.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Sockets and state: `[daemon] runtime_dir`.
+    /// `[daemon]`
+    pub daemon: Daemon,
+    /// `[overlay]`
+    pub overlay: Overlay,
+    /// `[intercept]`: names of system calls, each `true` or `false`.
+    intercept: BTreeMap<Spanned<String>, bool>,
+}
+
+/// `[daemon]`: the process itself.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Daemon {
+    /// Where the sockets are: `control.sock`, `oci.sock`, `lxc.sock`.
     pub runtime_dir: PathBuf,
-    /// Where the overlay is mounted: `[overlay] mount`.
+    /// What is logged: `error`, `warn`, `info`, `debug` or `trace`.
+    pub log: LogLevel,
+}
+
+/// `[overlay]`: the virtual files.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Overlay {
+    /// Where the shared tree is mounted.
     pub mount: PathBuf,
+    /// How many processors a container sees.
+    pub cpu_view: CpuView,
+    /// Threads that serve files.
+    pub threads: usize,
+}
+
+/// How many processors a container sees.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CpuView {
+    /// Its cpuset, capped by its quota rounded up.
+    #[default]
+    Quota,
+    /// Its cpuset.
+    Cpuset,
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum LogLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+impl Default for Daemon {
+    fn default() -> Self {
+        Self { runtime_dir: "/run/ambit".into(), log: LogLevel::default() }
+    }
+}
+
+impl Default for Overlay {
+    fn default() -> Self {
+        Self { mount: "/var/lib/ambit".into(), cpu_view: CpuView::default(), threads: 2 }
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// Its content is wrong.
+    #[error("{}:{line}:{column}: {reason}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// Counted from 1.
+        column: usize,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
+}
+
+impl Config {
+    /// Reads the named file, or the default one if that exists.
+    ///
+    /// # Errors
+    /// The file cannot be read or its content is wrong.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let wanted = path.unwrap_or(Path::new(DEFAULT_PATH));
+        match std::fs::read_to_string(wanted) {
+            Ok(text) => Self::parse(&text, wanted),
+            Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+                Ok(Self::default())
+            }
+            Err(source) => Err(ConfigError::Read { path: wanted.to_owned(), source }),
+        }
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let error = |at: usize, reason: &str| {
+            let before = &text[..text.floor_char_boundary(at)];
+            ConfigError::Content {
+                path: path.to_owned(),
+                line: before.matches('\n').count() + 1,
+                column: before.chars().rev().take_while(|&c| c != '\n').count() + 1,
+                reason: reason.lines().collect::<Vec<_>>().join("; "),
+            }
+        };
+        let config: Self = toml::from_str(text)
+            .map_err(|e| error(e.span().map_or(0, |span| span.start), e.message()))?;
+        for name in config.intercept.keys() {
+            if let Err(unknown) = Policy::from_names([name.get_ref().as_str()]) {
+                return Err(error(name.span().start, &unknown.to_string()));
+            }
+        }
+        for (key, path) in
+            [("runtime_dir", &config.daemon.runtime_dir), ("mount", &config.overlay.mount)]
+        {
+            if !path.is_absolute() {
+                let at = text.find(key).unwrap_or(0);
+                return Err(error(at, &format!("{key} must be an absolute path")));
+            }
+        }
+        if !(1..=8).contains(&config.overlay.threads) {
+            let at = text.find("threads").unwrap_or(0);
+            return Err(error(at, "threads must be between 1 and 8"));
+        }
+        Ok(config)
+    }
+
+    /// Which system calls are answered.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        let default_on = |name: &&str| self.switch(name).unwrap_or(Policy::default().allows(name));
+        Policy::from_names(Policy::names().filter(default_on)).unwrap_or_default()
+    }
+
+    fn switch(&self, name: &str) -> Option<bool> {
+        self.intercept.iter().find(|(key, _)| key.get_ref() == name).map(|(_, &on)| on)
+    }
+
+    /// A socket of the daemon.
+    #[must_use]
+    pub fn socket(&self, name: &str) -> PathBuf {
+        self.daemon.runtime_dir.join(name)
+    }
+}
+
+impl From<CpuView> for CpuPolicy {
+    fn from(view: CpuView) -> Self {
+        match view {
+            CpuView::Quota => Self::Quota,
+            CpuView::Cpuset => Self::Cpuset,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, Path::new("a.toml")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_empty_file_is_the_default() {
+        let config = parse("").unwrap();
+        assert_eq!(config.overlay.mount, Path::new("/var/lib/ambit"));
+        assert_eq!(config.socket("oci.sock"), Path::new("/run/ambit/oci.sock"));
+        assert!(config.policy().allows("sysinfo"));
+        assert!(!config.policy().allows("sched_getaffinity"));
+    }
+
+    #[test]
+    fn calls_are_switched_by_name() {
+        let config = parse("[intercept]\nsysinfo = false\nsched_getaffinity = true\n").unwrap();
+        assert!(!config.policy().allows("sysinfo"));
+        assert!(config.policy().allows("sched_getaffinity"));
+    }
+
+    #[test]
+    fn mistakes_are_located() {
+        let error = parse("[overlay]\nmuont = \"/x\"\n").unwrap_err();
+        assert!(error.starts_with("a.toml:2:1: unknown field `muont`"), "{error}");
+        let error = parse("[overlay]\ncpu_view = \"all\"\n").unwrap_err();
+        assert!(error.starts_with("a.toml:2:12: ") && error.contains("`quota`"), "{error}");
+        let error = parse("[intercept]\nsysinfo = true\nsisinfo = true\n").unwrap_err();
+        assert!(error.starts_with("a.toml:3:1: ") && error.contains("sysinfo"), "{error}");
+        let error = parse("[daemon]\nruntime_dir = \"run\"\n").unwrap_err();
+        assert!(error.starts_with("a.toml:2:1: ") && error.contains("absolute"), "{error}");
+        assert!(parse("[daemon\n").unwrap_err().starts_with("a.toml:1:"));
+    }
 }

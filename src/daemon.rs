@@ -1,16 +1,34 @@
-//! What a serving process consists of, started and stopped in order.
+//! What a serving process consists of, started and stopped in order: accounting first, because
+//! the others ask it; then the overlay; then the sockets through which containers arrive.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use ambit_sysinfo::Views;
+use ambit_fuse::{MountOptions, Overlay};
+use ambit_sysinfo::{Accounting, Options, Views};
+use anyhow::Context;
+use rustix::process::Resource;
 
 use crate::config::Config;
-use crate::notify::Notifier;
+use crate::notify::{self, Notifier};
+use crate::sys;
 
 /// Accounting, overlay and notifications of one process.
 #[derive(Debug)]
-pub struct Server {}
+pub struct Server {
+    accounting: Arc<Accounting>,
+    overlay: Overlay,
+    notifier: Notifier,
+}
+
+/// Who can reach a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Every container of the host: sockets for OCI runtimes and liblxc.
+    Host,
+    /// Only this process, which hands listeners over itself.
+    Process,
+}
 
 impl Server {
     /// Starts accounting, mounts the overlay and takes notifications. Threads are running when
@@ -18,26 +36,65 @@ impl Server {
     ///
     /// # Errors
     /// Something essential is missing; the message says what to do.
-    pub fn start(_config: &Config) -> anyhow::Result<Self> {
-        anyhow::bail!("not here yet")
+    pub fn start(config: &Config, reach: Reach) -> anyhow::Result<Self> {
+        raise_descriptor_limit();
+        let accounting = Accounting::start(Options {
+            cpu_policy: config.overlay.cpu_view.into(),
+            ask_kernel: |namespace| {
+                let pid = sys::pid_in_namespace::pid_from_namespace(namespace, 1)?;
+                u32::try_from(pid).map_err(std::io::Error::other)
+            },
+            ..Options::default()
+        })
+        .context("cannot account for containers; `ambit check` tells what is missing")?;
+        let options = MountOptions {
+            path: config.overlay.mount.clone(),
+            threads: config.overlay.threads,
+        };
+        let overlay = Overlay::mount(options, accounting.clone())?;
+        let socket = |name| (reach == Reach::Host).then(|| config.socket(name));
+        let options = notify::Options {
+            oci_socket: socket("oci.sock"),
+            lxc_socket: socket("lxc.sock"),
+            policy: config.policy(),
+        };
+        match Notifier::start(accounting.clone(), options) {
+            Ok(notifier) => Ok(Self { accounting, overlay, notifier }),
+            Err(error) => {
+                overlay.unmount()?;
+                Err(error).context("cannot take notifications")
+            }
+        }
     }
 
     /// Where the overlay is mounted.
     #[must_use]
     pub fn mount(&self) -> &Path {
-        Path::new("/var/lib/ambit")
+        self.overlay.path()
+    }
+
+    /// The virtual files.
+    #[must_use]
+    pub fn overlay(&self) -> &Overlay {
+        &self.overlay
     }
 
     /// The notification threads.
     #[must_use]
     pub fn notifier(&self) -> &Notifier {
-        unreachable!()
+        &self.notifier
     }
 
     /// The accounting that everything is rendered from.
     #[must_use]
+    pub fn accounting(&self) -> &Arc<Accounting> {
+        &self.accounting
+    }
+
+    /// The same as the front ends see it.
+    #[must_use]
     pub fn views(&self) -> Arc<dyn Views> {
-        unreachable!()
+        self.accounting.clone()
     }
 
     /// Stops serving: unmounts the overlay and ends the threads.
@@ -45,6 +102,17 @@ impl Server {
     /// # Errors
     /// The overlay cannot be unmounted.
     pub fn stop(self) -> anyhow::Result<()> {
-        Ok(())
+        self.notifier.stop();
+        self.overlay.unmount().context("cannot unmount the overlay")
+    }
+}
+
+/// Each container keeps about a dozen descriptors open; the usual soft limit of 1024 is for
+/// programs that use select(2). The hard limit is left alone.
+fn raise_descriptor_limit() {
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }

@@ -3,8 +3,14 @@
 //! Start reading at `daemon` (what is started, in which order), then `notify` (how a system
 //! call is answered). The overlay is the package `ambit-fuse`, accounting is `ambit-sysinfo`.
 
+pub mod check;
+pub mod cli;
 pub mod config;
+pub mod control;
 pub mod daemon;
+pub mod logging;
 pub mod notify;
 pub mod run;
+pub mod serve;
+pub mod status;
 pub mod sys;

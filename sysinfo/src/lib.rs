@@ -7,18 +7,40 @@
 //! Start reading at [`Views`], the one question front ends ask, then [`View`].
 #![forbid(unsafe_code)]
 
+mod accounting;
+mod activity;
+mod callers;
+pub mod clock;
+mod container;
+pub mod cpu;
 pub mod cpuset;
+pub mod derive;
+pub mod hierarchy;
 pub mod host;
+pub mod host_files;
+mod kernel_file;
 pub mod limit;
+mod load;
+pub mod membership;
+mod namespace_init;
+pub mod procfs;
+pub mod sample;
 pub mod scan;
+mod shared;
+pub mod source;
 pub mod sysinfo;
+mod tasks;
 pub mod view;
 
 use std::sync::Arc;
 
+pub use accounting::Accounting;
+pub use container::Container;
 pub use cpuset::CpuSet;
 pub use host::{Host, HostTexts};
 pub use limit::Limit;
+pub use namespace_init::AskKernel;
+pub use shared::Options;
 pub use view::View;
 
 /// Answers the one question front ends ask: which numbers does the container of this thread

@@ -60,7 +60,7 @@ pub fn pairs(text: &[u8]) -> impl Iterator<Item = (&[u8], u64)> {
 
 /// The words of a line, separated by blanks.
 pub fn words(line: &[u8]) -> impl Iterator<Item = &[u8]> {
-    line.split(|byte| byte.is_ascii_whitespace()).filter(|word| !word.is_empty())
+    line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty())
 }
 
 #[cfg(test)]

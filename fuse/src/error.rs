@@ -1,0 +1,67 @@
+//! Why the overlay could not be mounted, served, taken over or unmounted.
+
+use std::io;
+use std::path::PathBuf;
+
+/// A failure of the overlay as a whole; failures of single requests are answered to the reader.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no FUSE device, or it may not be opened.
+    #[error(
+        "cannot open /dev/fuse: {0}; load the module `fuse`, or give this container the device 10:229"
+    )]
+    Device(#[source] io::Error),
+    /// The mount point cannot be made or looked at.
+    #[error("cannot use {path} as the mount point: {source}", path = .path.display())]
+    MountPoint {
+        /// The mount point.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Something is mounted there and alive.
+    #[error("{path} is in use: {holder} is mounted there; stop its server and unmount it, or choose another mount point", path = .path.display())]
+    Busy {
+        /// The mount point.
+        path: PathBuf,
+        /// Type and source of the mount in the way.
+        holder: String,
+    },
+    /// A system call that builds or removes the mount failed.
+    #[error("cannot mount the overlay at {path}: {call}: {source}", path = .path.display())]
+    Mount {
+        /// The mount point.
+        path: PathBuf,
+        /// The system call.
+        call: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A mount could not be removed.
+    #[error("cannot unmount {path}: {source}", path = .path.display())]
+    Unmount {
+        /// The mount point.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The first request of the kernel, or the record of it, is no INIT request.
+    #[error("the FUSE connection cannot be begun: {0}")]
+    Init(&'static str),
+    /// Beginning the session, or handing the device to it, failed.
+    #[error("cannot serve the FUSE connection: {call}: {source}")]
+    Session {
+        /// The system call or the step.
+        call: &'static str,
+        /// What the kernel, or fuser, said.
+        source: io::Error,
+    },
+    /// The connection could not be ended, so its threads go on serving.
+    #[error("the FUSE connection of {path} does not end: {reason}; its threads go on serving", path = .path.display())]
+    StillServing {
+        /// The mount point.
+        path: PathBuf,
+        /// Why.
+        reason: &'static str,
+    },
+}

@@ -1,0 +1,229 @@
+//! `/proc/meminfo`: the container's memory, in the running kernel's own set and order of lines.
+//!
+//! Every line of the machine's file appears, so that programs find what this kernel version
+//! has. Its number is the view's when [`LINES`] knows the label; the machine's when it is a fact
+//! and no measurement (size of a huge page, size of the address space); else 0, so that a label
+//! of a future kernel shows nothing of the machine. Numbers that the kernel prints as sums are
+//! sums of the printed parts. Layout of `fs/proc/meminfo.c`.
+
+use ambit_sysinfo::View;
+
+use crate::overlay::{Description, OverlayFile};
+use crate::text::Text;
+
+/// `/proc/meminfo`.
+#[derive(Debug)]
+pub struct Meminfo;
+
+impl OverlayFile for Meminfo {
+    fn describe(&self) -> Description {
+        Description {
+            path: "proc/meminfo",
+            key: "meminfo",
+            summary: "Memory and swap the container has and uses.",
+        }
+    }
+
+    fn render(&self, view: &View, out: &mut Text) {
+        // The machine's lines come in the order of LINES but for those unknown to it, so the
+        // search for a label starts behind the one before and ends at once.
+        let mut next = 0;
+        for line in &view.host.meminfo {
+            let found = (next..LINES.len()).chain(0..next).find(|&at| LINES[at].0 == &*line.label);
+            let value = match found {
+                Some(at) => {
+                    next = at + 1;
+                    match LINES[at].1 {
+                        Value::Kib(number) => number(view),
+                        Value::Fact => line.value,
+                    }
+                }
+                None => 0,
+            };
+            row(&line.label, value, line.kib, out);
+        }
+    }
+}
+
+/// Label and colon fill 16 columns, the number is right aligned to the 24th; longer labels are
+/// followed by one blank and leave less room.
+fn row(label: &str, value: u64, kib: bool, out: &mut Text) {
+    out.put(label).byte(b':');
+    let start = match label.len() + 1 {
+        ..=16 => 16,
+        long => long + 1,
+    };
+    out.pad_to(start).right(value, 24usize.saturating_sub(start));
+    if kib {
+        out.put(" kB");
+    }
+    out.newline();
+}
+
+/// Where the number of a line comes from.
+enum Value {
+    /// The container's number in KiB.
+    Kib(fn(&View) -> u64),
+    /// The machine's number is a fact that says nothing of its use.
+    Fact,
+}
+
+use Value::{Fact, Kib};
+
+/// The lines that show something, in the order of `fs/proc/meminfo.c` (6.18). Not here, so 0:
+///
+/// - `Buffers`: a cgroup counts block device pages as page cache.
+/// - `Mlocked`: cgroups do not account locked pages apart from other unevictable ones.
+/// - `HugePages_*`, `Hugetlb`: pools of the machine, of which containers own no part.
+/// - `NFS_Unstable`, `Bounce`, `WritebackTmp`, `VmallocUsed`, `VmallocChunk`, `Balloon`,
+///   `HardwareCorrupted`, `Cma*`, `Unaccepted`, `DirectMap*`: the machine's business.
+const LINES: &[(&str, Value)] = &[
+    ("MemTotal", Kib(|view| kib(view.memory.total))),
+    ("MemFree", Kib(|view| kib(view.memory.free))),
+    ("MemAvailable", Kib(|view| kib(view.memory.available))),
+    ("Cached", Kib(|view| kib(view.memory.cached))),
+    ("SwapCached", Kib(|view| kib(view.swap.cached))),
+    ("Active", Kib(|view| kib(view.memory.active_anon) + kib(view.memory.active_file))),
+    ("Inactive", Kib(|view| kib(view.memory.inactive_anon) + kib(view.memory.inactive_file))),
+    ("Active(anon)", Kib(|view| kib(view.memory.active_anon))),
+    ("Inactive(anon)", Kib(|view| kib(view.memory.inactive_anon))),
+    ("Active(file)", Kib(|view| kib(view.memory.active_file))),
+    ("Inactive(file)", Kib(|view| kib(view.memory.inactive_file))),
+    ("Unevictable", Kib(|view| kib(view.memory.unevictable))),
+    ("SwapTotal", Kib(|view| kib(view.swap.total))),
+    ("SwapFree", Kib(|view| kib(view.swap.free))),
+    ("Zswap", Kib(|view| kib(view.swap.zswap))),
+    ("Zswapped", Kib(|view| kib(view.swap.zswapped))),
+    ("Dirty", Kib(|view| kib(view.memory.dirty))),
+    ("Writeback", Kib(|view| kib(view.memory.writeback))),
+    ("AnonPages", Kib(|view| kib(view.memory.anon))),
+    ("Mapped", Kib(|view| kib(view.memory.mapped))),
+    ("Shmem", Kib(|view| kib(view.memory.shmem))),
+    ("KReclaimable", Kib(|view| kib(view.memory.kernel_reclaimable))),
+    ("Slab", Kib(|view| kib(view.memory.slab_reclaimable) + kib(view.memory.slab_unreclaimable))),
+    ("SReclaimable", Kib(|view| kib(view.memory.slab_reclaimable))),
+    ("SUnreclaim", Kib(|view| kib(view.memory.slab_unreclaimable))),
+    ("KernelStack", Kib(|view| kib(view.memory.kernel_stack))),
+    ("PageTables", Kib(|view| kib(view.memory.page_tables))),
+    ("SecPageTables", Kib(|view| kib(view.memory.secondary_page_tables))),
+    ("CommitLimit", Kib(commit_limit)),
+    ("Committed_AS", Kib(committed)),
+    ("VmallocTotal", Fact),
+    ("Percpu", Kib(|view| kib(view.memory.percpu))),
+    ("AnonHugePages", Kib(|view| kib(view.memory.anon_huge))),
+    ("ShmemHugePages", Kib(|view| kib(view.memory.shmem_huge))),
+    ("ShmemPmdMapped", Kib(|view| kib(view.memory.shmem_pmd_mapped))),
+    ("FileHugePages", Kib(|view| kib(view.memory.file_huge))),
+    ("FilePmdMapped", Kib(|view| kib(view.memory.file_pmd_mapped))),
+    ("Hugepagesize", Fact),
+];
+
+fn kib(bytes: u64) -> u64 {
+    bytes >> 10
+}
+
+/// What the kernel's formula gives for a machine of the container's size with the default
+/// `vm.overcommit_ratio` of 50.
+fn commit_limit(view: &View) -> u64 {
+    kib(view.memory.total) / 2 + kib(view.swap.total)
+}
+
+/// Cgroups do not account promised memory. The least it can be is what was promised and is in
+/// use: anonymous and shared memory, and what of it was swapped out.
+fn committed(view: &View) -> u64 {
+    let swapped = kib(view.swap.total).saturating_sub(kib(view.swap.free));
+    kib(view.memory.anon) + kib(view.memory.shmem) + swapped
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use ambit_sysinfo::{Host, HostTexts};
+    use procfs_core::{FromBufRead, Meminfo as Parsed};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fixture;
+
+    #[test]
+    fn a_limit_of_64_mib() {
+        let mut view = fixture::view();
+        view.memory.total = 64 << 20;
+        let text = fixture::render(&Meminfo, &view);
+        assert!(text.starts_with("MemTotal:          65536 kB\nMemFree:  "), "{text}");
+        assert!(text.contains("\nHugePages_Total:       0\n"));
+        assert!(text.contains("\nVmallocTotal:   34359738367 kB\nVmallocUsed:           0 kB\n"));
+    }
+
+    #[test]
+    fn procfs_reads_what_the_view_says() {
+        let view = fixture::view();
+        let text = fixture::render(&Meminfo, &view);
+        let parsed = Parsed::from_buf_read(text.as_bytes()).unwrap();
+        let (memory, swap) = (&view.memory, &view.swap);
+        assert_eq!(parsed.mem_total, memory.total);
+        assert_eq!(parsed.mem_free, memory.free);
+        assert_eq!(parsed.mem_available, Some(memory.available));
+        assert_eq!((parsed.buffers, parsed.cached), (0, memory.cached));
+        assert_eq!(parsed.active, memory.active_anon + memory.active_file);
+        assert_eq!(parsed.inactive_file, Some(memory.inactive_file));
+        assert_eq!((parsed.swap_total, parsed.swap_free), (swap.total, swap.free));
+        assert_eq!((parsed.dirty, parsed.writeback), (memory.dirty, memory.writeback));
+        assert_eq!(parsed.anon_pages, Some(memory.anon));
+        assert_eq!((parsed.mapped, parsed.shmem), (memory.mapped, Some(memory.shmem)));
+        assert_eq!(parsed.slab, memory.slab_reclaimable + memory.slab_unreclaimable);
+        assert_eq!(parsed.k_reclaimable, Some(memory.kernel_reclaimable));
+        assert_eq!(parsed.kernel_stack, Some(memory.kernel_stack));
+        assert_eq!(parsed.page_tables, Some(memory.page_tables));
+        assert_eq!(parsed.hugepagesize, Some(2 << 20));
+        assert_eq!((parsed.vmalloc_used, parsed.direct_map_2M), (0, Some(0)));
+        assert_eq!(parsed.commit_limit, Some(memory.total / 2 + swap.total));
+    }
+
+    #[test]
+    fn nothing_of_the_machine_shows() {
+        let mut lines: Vec<u8> = Vec::new();
+        let labels = fixture::meminfo_labels().chain(["Unaccepted", "CmaTotal", "FromTheFuture"]);
+        for label in labels {
+            lines.extend_from_slice(format!("{label}: 987654321 kB\n").as_bytes());
+        }
+        let mut view = fixture::view();
+        view.host = Arc::new(Host::parse(HostTexts { meminfo: &lines, ..HostTexts::default() }));
+        let text = fixture::render(&Meminfo, &view);
+        let shown: Vec<_> = text.lines().filter(|line| line.contains("987654321")).collect();
+        assert_eq!(shown.len(), 2, "{shown:?}");
+        assert!(shown[0].starts_with("VmallocTotal") && shown[1].starts_with("Hugepagesize"));
+        assert!(text.contains("FromTheFuture:         0 kB\n"));
+    }
+
+    #[test]
+    fn every_line_has_the_kernels_layout() {
+        // The same label and a number of the same width give the same bytes.
+        let longest = "HardwareCorrupted:     0 kB\nHugePages_Total:       3\n";
+        for line in fixture::MEMINFO.lines().chain(longest.lines()) {
+            let (label, rest) = line.split_once(':').unwrap();
+            let value = rest.trim_end_matches("kB").trim().parse().unwrap();
+            let mut out = Text::new();
+            row(label, value, rest.ends_with("kB"), &mut out);
+            assert_eq!(std::str::from_utf8(out.as_bytes()).unwrap(), format!("{line}\n"));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn sums_are_sums_of_what_is_printed(a: u32, b: u32, c: u32, d: u32) {
+            let mut view = fixture::view();
+            view.memory.active_anon = a.into();
+            view.memory.active_file = b.into();
+            view.memory.slab_reclaimable = c.into();
+            view.memory.slab_unreclaimable = d.into();
+            let text = fixture::render(&Meminfo, &view);
+            let parsed = Parsed::from_buf_read(text.as_bytes()).unwrap();
+            let active = parsed.active_anon.unwrap() + parsed.active_file.unwrap();
+            prop_assert_eq!(parsed.active, active);
+            let slab = parsed.s_reclaimable.unwrap() + parsed.s_unreclaim.unwrap();
+            prop_assert_eq!(parsed.slab, slab);
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The files of the overlay, one module each, and the list that everything derives from.
+
+use crate::overlay::OverlayFile;
+
+pub mod cpu_online;
+pub mod cpuinfo;
+pub mod loadavg;
+pub mod meminfo;
+pub mod stat;
+pub mod swaps;
+pub mod uptime;
+
+/// All files, in the order in which directories list them.
+pub static FILES: &[&dyn OverlayFile] = &[
+    &cpuinfo::CpuInfo,
+    &meminfo::Meminfo,
+    &stat::Stat,
+    &uptime::Uptime,
+    &swaps::Swaps,
+    &loadavg::Loadavg,
+    &cpu_online::CpuOnline,
+];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::FILES;
+
+    #[test]
+    fn every_file_is_described() {
+        let mut paths = HashSet::new();
+        let mut keys = HashSet::new();
+        for file in FILES {
+            let about = file.describe();
+            assert!(paths.insert(about.path), "{} is listed twice", about.path);
+            assert!(keys.insert(about.key), "the key {} is used twice", about.key);
+            assert!(about.summary.len() > 10 && about.summary.ends_with('.'), "{}", about.path);
+            assert!(!about.path.starts_with('/') && !about.path.ends_with('/'));
+            assert!(about.path.starts_with("proc/") || about.path.starts_with("sys/"));
+            let name = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+            assert!(about.key.bytes().all(name), "{}", about.key);
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! `/proc/uptime`: seconds since the container started, and the idle time of its processors.
+//!
+//! Layout of `fs/proc/uptime.c`: two numbers with two digits after the point, cut, not rounded.
+
+use ambit_sysinfo::View;
+
+use crate::overlay::{Description, OverlayFile};
+use crate::text::Text;
+
+/// `/proc/uptime`.
+#[derive(Debug)]
+pub struct Uptime;
+
+impl OverlayFile for Uptime {
+    fn describe(&self) -> Description {
+        Description {
+            path: "proc/uptime",
+            key: "uptime",
+            summary: "Time since the container started, and the idle time of its processors.",
+        }
+    }
+
+    fn render(&self, view: &View, out: &mut Text) {
+        seconds(view.clock.uptime, out);
+        out.space();
+        seconds(view.clock.idle, out);
+        out.newline();
+    }
+}
+
+fn seconds(nanoseconds: u64, out: &mut Text) {
+    out.hundredths(nanoseconds / 1_000_000_000, nanoseconds / 10_000_000 % 100);
+}
+
+#[cfg(test)]
+mod tests {
+    use procfs_core::{FromRead, Uptime as Parsed};
+
+    use super::*;
+    use crate::fixture;
+
+    #[test]
+    fn shows_the_containers_clocks() {
+        let mut view = fixture::view();
+        view.clock.uptime = 61_239_999_999;
+        view.clock.idle = 120_000_000_000;
+        let text = fixture::render(&Uptime, &view);
+        assert_eq!(text, "61.23 120.00\n");
+        let parsed = Parsed::from_read(text.as_bytes()).unwrap();
+        assert_eq!((parsed.uptime, parsed.idle), (61.23, 120.0));
+    }
+}

@@ -1,0 +1,355 @@
+//! Open files: each holds the text that its reader is shown until the next read from the start.
+//!
+//! Buffers are pooled, and the pool is divided so that threads rarely meet at a lock; no lock is
+//! held while numbers are asked for, except the lock of the one open file concerned. A handle
+//! carries a generation that starts at random in every process, so that a handle of a
+//! predecessor is never taken for one of ours. What open files may hold together is bounded:
+//! a container that opens files without end must not fill the daemon's memory.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use crate::text::Text;
+
+/// The handle of a file whose text is not kept: every read renders anew.
+pub(crate) const UNKEPT: u64 = 0;
+
+/// What open files may hold together, in bytes of text.
+const HELD_AT_MOST: usize = 64 << 20;
+
+/// Larger buffers are given back when a file is closed.
+const BUFFER_AT_MOST: usize = 64 << 10;
+
+/// Buffers that each shard keeps for files to come.
+const SPARE_AT_MOST: usize = 32;
+
+const SHARD_BITS: u32 = 4;
+const INDEX_BITS: u32 = 20;
+const SHARDS: usize = 1 << SHARD_BITS;
+
+/// All open files.
+#[derive(Debug)]
+pub(crate) struct Handles {
+    shards: [Mutex<Shard>; SHARDS],
+    held: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Shard {
+    slots: Vec<Arc<OpenFile>>,
+    free: Vec<usize>,
+    generation: u64,
+    adopted: HashMap<u64, Arc<OpenFile>>,
+}
+
+/// One open file.
+#[derive(Debug, Default)]
+pub(crate) struct OpenFile {
+    /// Nobody has read since the text was rendered for OPEN.
+    unread: AtomicBool,
+    content: RwLock<Content>,
+}
+
+#[derive(Debug, Default)]
+struct Content {
+    handle: u64,
+    node: u64,
+    text: Text,
+}
+
+impl Handles {
+    pub(crate) fn new() -> Self {
+        let start = RandomState::new().hash_one(0u8) >> (SHARD_BITS + INDEX_BITS);
+        let shard = |_| {
+            Mutex::new(Shard {
+                slots: Vec::new(),
+                free: Vec::new(),
+                generation: start,
+                adopted: HashMap::new(),
+            })
+        };
+        Self { shards: std::array::from_fn(shard), held: AtomicUsize::new(0) }
+    }
+
+    /// Opens a file: renders its text into a pooled buffer and returns the handle of it. Threads
+    /// keep to the buffers of one shard, so that they find the one they used before.
+    pub(crate) fn open<E>(
+        &self,
+        thread: u32,
+        node: u64,
+        render: impl FnOnce(&mut Text) -> Result<(), E>,
+    ) -> Result<u64, E> {
+        let shard = thread as usize % SHARDS;
+        let Some(mut vacant) = self.vacant(shard) else { return Ok(UNKEPT) };
+        {
+            let mut content = write(&vacant.file);
+            content.text.clear();
+            render(&mut content.text)?;
+            content.handle = vacant.handle;
+            content.node = node;
+            self.held.fetch_add(content.text.as_bytes().len(), Ordering::Relaxed);
+        }
+        vacant.file.unread.store(true, Ordering::Relaxed);
+        vacant.taken = true;
+        Ok(vacant.handle)
+    }
+
+    /// A slot for a file to be opened; `None` when open files hold too much already.
+    fn vacant(&self, number: usize) -> Option<Vacant<'_>> {
+        if self.held.load(Ordering::Relaxed) >= HELD_AT_MOST {
+            return None;
+        }
+        let mut shard = self.shard(number);
+        let index = match shard.free.pop() {
+            Some(index) => index,
+            None if shard.slots.len() < 1 << INDEX_BITS => {
+                shard.slots.push(Arc::default());
+                shard.slots.len() - 1
+            }
+            None => return None,
+        };
+        // 40 bits, and never 0, which is the generation of UNKEPT.
+        shard.generation = (shard.generation + 1) & ((1 << (64 - SHARD_BITS - INDEX_BITS)) - 1);
+        shard.generation = shard.generation.max(1);
+        let handle = shard.generation << (SHARD_BITS + INDEX_BITS)
+            | (index as u64) << SHARD_BITS
+            | number as u64;
+        let file = Arc::clone(&shard.slots[index]);
+        Some(Vacant { handles: self, number, index, handle, file, taken: false })
+    }
+
+    /// The open file of a handle; `None` when it is not one of ours.
+    pub(crate) fn find(&self, handle: u64, node: u64) -> Option<Arc<OpenFile>> {
+        let (number, index) = place(handle);
+        let shard = self.shard(number);
+        let of_slot = shard.slots.get(index).filter(|file| file.is(handle, node));
+        of_slot.or_else(|| shard.adopted.get(&handle).filter(|file| file.is(handle, node))).cloned()
+    }
+
+    /// Takes over a handle that a predecessor gave out, as a file still to be rendered. `None`
+    /// when open files hold too much already.
+    pub(crate) fn adopt(&self, handle: u64, node: u64) -> Option<Arc<OpenFile>> {
+        if handle == UNKEPT || self.held.load(Ordering::Relaxed) >= HELD_AT_MOST {
+            return None;
+        }
+        let file = Arc::new(OpenFile::default());
+        {
+            let mut content = write(&file);
+            content.handle = handle;
+            content.node = node;
+        }
+        self.shard(place(handle).0).adopted.insert(handle, Arc::clone(&file));
+        Some(file)
+    }
+
+    /// Closes a file. Unknown handles are nobody's.
+    pub(crate) fn release(&self, handle: u64) {
+        let (number, index) = place(handle);
+        let mut shard = self.shard(number);
+        let slot = shard.slots.get(index).cloned();
+        if let Some(file) = slot
+            && let Some(spare) = self.close(&file, handle)
+        {
+            if shard.free.len() >= SPARE_AT_MOST || spare > BUFFER_AT_MOST {
+                write(&file).text = Text::new();
+            }
+            shard.free.push(index);
+        } else if let Some(file) = shard.adopted.remove(&handle) {
+            self.close(&file, handle);
+        }
+    }
+
+    /// Ends the file if it has this handle; returns the size of its buffer.
+    fn close(&self, file: &OpenFile, handle: u64) -> Option<usize> {
+        let mut content = write(file);
+        if content.handle != handle || handle == UNKEPT {
+            return None;
+        }
+        content.handle = UNKEPT;
+        self.held.fetch_sub(content.text.as_bytes().len(), Ordering::Relaxed);
+        Some(content.text.capacity())
+    }
+
+    /// Answers a read. A read from the start renders anew, as a file of `/proc` does for programs
+    /// that keep it open and go back to its start, unless OPEN rendered for this very read.
+    pub(crate) fn read<E>(
+        &self,
+        file: &OpenFile,
+        offset: u64,
+        size: u32,
+        render: impl FnOnce(&mut Text) -> Result<(), E>,
+        answer: impl FnOnce(&[u8]),
+    ) -> Result<(), E> {
+        let first = file.unread.swap(false, Ordering::Relaxed);
+        {
+            let content = file.content.read().unwrap_or_else(PoisonError::into_inner);
+            if first || (offset > 0 && !content.text.as_bytes().is_empty()) {
+                answer(window(content.text.as_bytes(), offset, size));
+                return Ok(());
+            }
+        }
+        let mut content = write(file);
+        let before = content.text.as_bytes().len();
+        content.text.clear();
+        let rendered = render(&mut content.text);
+        if rendered.is_err() {
+            content.text.clear();
+        }
+        self.held.fetch_add(content.text.as_bytes().len(), Ordering::Relaxed);
+        self.held.fetch_sub(before, Ordering::Relaxed);
+        rendered?;
+        answer(window(content.text.as_bytes(), offset, size));
+        Ok(())
+    }
+
+    fn shard(&self, number: usize) -> MutexGuard<'_, Shard> {
+        self.shards[number % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The part of a text that a read asks for; nothing behind its end.
+pub(crate) fn window(text: &[u8], offset: u64, size: u32) -> &[u8] {
+    let start = usize::try_from(offset).map_or(text.len(), |offset| offset.min(text.len()));
+    let end = start.saturating_add(size as usize).min(text.len());
+    &text[start..end]
+}
+
+impl OpenFile {
+    fn is(&self, handle: u64, node: u64) -> bool {
+        let content = self.content.read().unwrap_or_else(PoisonError::into_inner);
+        content.handle == handle && content.node == node && handle != UNKEPT
+    }
+}
+
+/// A slot taken from the pool, which goes back unless a file was opened in it: also when the
+/// renderer fails or panics.
+struct Vacant<'a> {
+    handles: &'a Handles,
+    number: usize,
+    index: usize,
+    handle: u64,
+    file: Arc<OpenFile>,
+    taken: bool,
+}
+
+impl Drop for Vacant<'_> {
+    fn drop(&mut self) {
+        if !self.taken {
+            self.handles.shard(self.number).free.push(self.index);
+        }
+    }
+}
+
+/// A panic of a renderer leaves half a text, which is cleared before it is used again.
+fn write(file: &OpenFile) -> std::sync::RwLockWriteGuard<'_, Content> {
+    file.content.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Shard and slot that a handle names.
+fn place(handle: u64) -> (usize, usize) {
+    let number = handle & ((1 << SHARD_BITS) - 1);
+    let index = handle >> SHARD_BITS & ((1 << INDEX_BITS) - 1);
+    (number as usize, index as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn say(words: &str) -> impl FnOnce(&mut Text) -> Result<(), ()> + '_ {
+        move |text| {
+            text.put(words);
+            Ok(())
+        }
+    }
+
+    fn read(handles: &Handles, handle: u64, offset: u64, anew: &str) -> Option<String> {
+        let file = handles.find(handle, 7)?;
+        let mut seen = String::new();
+        let take = |part: &[u8]| seen = String::from_utf8_lossy(part).into_owned();
+        handles.read(&file, offset, 100, say(anew), take).unwrap();
+        Some(seen)
+    }
+
+    #[test]
+    fn one_pass_reads_one_text_and_going_back_reads_a_new_one() {
+        let handles = Handles::new();
+        let handle = handles.open(1, 7, say("first")).unwrap();
+        assert_eq!(read(&handles, handle, 0, "second").as_deref(), Some("first"));
+        assert_eq!(read(&handles, handle, 2, "second").as_deref(), Some("rst"));
+        assert_eq!(read(&handles, handle, 5, "second").as_deref(), Some(""));
+        assert_eq!(read(&handles, handle, 0, "second").as_deref(), Some("second"));
+        assert_eq!(read(&handles, handle, u64::MAX, "third").as_deref(), Some(""));
+        handles.release(handle);
+        assert_eq!(read(&handles, handle, 0, "x"), None);
+        assert_eq!(handles.held.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_slot_is_used_again_under_another_handle() {
+        let handles = Handles::new();
+        let first = handles.open(1, 7, say("first")).unwrap();
+        handles.release(first);
+        let second = handles.open(1, 7, say("second")).unwrap();
+        assert_eq!(place(first), place(second));
+        assert_ne!(first, second);
+        assert_eq!(read(&handles, first, 0, "x"), None);
+        handles.release(first);
+        assert_eq!(read(&handles, second, 0, "x").as_deref(), Some("second"));
+    }
+
+    #[test]
+    fn handles_of_another_process_or_file_are_not_ours() {
+        let (ours, theirs) = (Handles::new(), Handles::new());
+        let handle = theirs.open(1, 7, say("theirs")).unwrap();
+        ours.open(1, 7, say("ours")).unwrap();
+        assert!(ours.find(handle, 7).is_none());
+        assert!(theirs.find(handle, 8).is_none());
+        ours.adopt(handle, 7).unwrap();
+        assert_eq!(read(&ours, handle, 2, "anew").as_deref(), Some("ew"));
+        ours.release(handle);
+        assert!(ours.find(handle, 7).is_none());
+    }
+
+    #[test]
+    fn a_failure_or_a_panic_gives_the_slot_back() {
+        let handles = Handles::new();
+        assert_eq!(handles.open(1, 7, |_| Err("no")), Err("no"));
+        let broken = |text: &mut Text| -> Result<(), ()> {
+            text.put("half");
+            panic!("expected by the test")
+        };
+        let panics = || handles.open(1, 7, broken);
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).unwrap_err();
+        let handle = handles.open(1, 7, say("whole")).unwrap();
+        assert_eq!(place(handle).1, 0, "the only slot is used again");
+        assert_eq!(read(&handles, handle, 0, "x").as_deref(), Some("whole"));
+    }
+
+    #[test]
+    fn what_open_files_hold_is_bounded() {
+        let handles = Handles::new();
+        let large = "x".repeat(HELD_AT_MOST / 4);
+        let open: Vec<_> = (0..6).map(|n| handles.open(n, 7, say(&large)).unwrap()).collect();
+        assert_eq!(open.iter().filter(|&&handle| handle == UNKEPT).count(), 2);
+        assert!(handles.adopt(99, 7).is_none());
+        open.iter().for_each(|&handle| handles.release(handle));
+        assert_eq!(handles.held.load(Ordering::Relaxed), 0);
+        assert_ne!(handles.open(1, 7, say("small")).unwrap(), UNKEPT);
+    }
+
+    proptest! {
+        #[test]
+        fn a_window_never_leaves_the_text(text: Vec<u8>, offset: u64, size: u32) {
+            let part = window(&text, offset, size);
+            prop_assert!(part.len() <= size as usize && part.len() <= text.len());
+            let offset = offset % (text.len() as u64 + 1);
+            let part = window(&text, offset, size);
+            prop_assert!(text[offset as usize..].starts_with(part));
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Which mount is on top at a path, from `/proc/self/mountinfo`.
+//!
+//! The list is read instead of asking the mount itself: a mount whose server is dead or stuck
+//! answers with an error, or never. Format: `proc_pid_mountinfo(5)`.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// A mount, as far as it matters here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mounted {
+    /// Minor number of its device: for FUSE the number of the connection.
+    pub(crate) minor: u32,
+    /// Type, such as `fuse.ambit`.
+    pub(crate) kind: String,
+    /// Source, such as `ambit` or a block device.
+    pub(crate) source: String,
+}
+
+/// The topmost mount exactly at a path, which must be absolute and free of symbolic links.
+pub(crate) fn top(path: &Path) -> io::Result<Option<Mounted>> {
+    let text = fs::read("/proc/self/mountinfo")?;
+    Ok(text
+        .split(|&byte| byte == b'\n')
+        .filter_map(|line| parse(line, path.as_os_str()))
+        .next_back())
+}
+
+fn parse(line: &[u8], wanted: &OsStr) -> Option<Mounted> {
+    let mut fields = line.split(|&byte| byte == b' ');
+    let device = std::str::from_utf8(fields.nth(2)?).ok()?;
+    let (major, minor) = device.split_once(':')?;
+    if unescape(fields.nth(1)?) != wanted.as_bytes() {
+        return None;
+    }
+    fields.find(|field| *field == b"-")?;
+    let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
+    // Only filesystems without a block device can be connections of FUSE.
+    let minor = if major == "0" { minor.parse().ok()? } else { 0 };
+    Some(Mounted { minor, kind: text(fields.next()?), source: text(fields.next()?) })
+}
+
+/// Blank, tab, newline and backslash are written as three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, after)) = rest.split_first() {
+        let octal = after.get(..3).filter(|_| byte == b'\\').and_then(|digits| {
+            let digits = std::str::from_utf8(digits).ok()?;
+            u8::from_str_radix(digits, 8).ok()
+        });
+        plain.push(octal.unwrap_or(byte));
+        rest = if octal.is_some() { &after[3..] } else { after };
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_type_source_and_connection() {
+        let line = b"36 25 0:47 / /var/lib/a\\040b ro,nosuid shared:7 - fuse.ambit am\\134bit ro,user_id=0";
+        let found = parse(line, OsStr::new("/var/lib/a b")).unwrap();
+        assert_eq!((found.minor, &*found.kind, &*found.source), (47, "fuse.ambit", "am\\bit"));
+        assert_eq!(parse(line, OsStr::new("/var/lib/a")), None);
+        assert_eq!(parse(b"", OsStr::new("/")), None);
+    }
+
+    #[test]
+    fn the_root_is_mounted() {
+        assert!(top(Path::new("/proc")).unwrap().is_some_and(|mount| mount.kind == "proc"));
+        assert_eq!(top(Path::new("/proc/self")).unwrap(), None);
+    }
+}

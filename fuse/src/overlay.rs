@@ -1,0 +1,33 @@
+//! What a file of the overlay is.
+//!
+//! A new file is one new module under `files/` and one line in [`FILES`](crate::FILES): its
+//! place in the tree, its attributes, its configuration key and its documentation all come from
+//! [`OverlayFile::describe`]. A renderer formats numbers of the [`View`]; it must not compute
+//! them, read anything, or show a number of the machine that the view does not carry.
+
+use std::fmt::Debug;
+
+use ambit_sysinfo::View;
+
+use crate::text::Text;
+
+/// A file that shows every container its own numbers.
+pub trait OverlayFile: Sync + Debug {
+    /// Where the file is and what it shows.
+    fn describe(&self) -> Description;
+
+    /// Writes the file as the container of `view` sees it.
+    fn render(&self, view: &View, out: &mut Text);
+}
+
+/// What is known of a file besides its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Description {
+    /// Path below the root of the overlay, such as `proc/meminfo`; the file of the kernel has
+    /// the same path below `/`.
+    pub path: &'static str,
+    /// Name in the configuration and in metrics, such as `meminfo`.
+    pub key: &'static str,
+    /// What the file shows, in one sentence.
+    pub summary: &'static str,
+}

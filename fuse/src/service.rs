@@ -1,0 +1,179 @@
+//! What happens on OPEN, READ and RELEASE: who is asking, which numbers, which text.
+//!
+//! It knows nothing of the kernel's messages (`filesystem.rs` does) and is the only place where
+//! a failure to get numbers becomes an errno.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use ambit_sysinfo::view::Origin;
+use ambit_sysinfo::{Error, Views};
+use fuser::Errno;
+
+use crate::counters::Counters;
+use crate::handles::{Handles, window};
+use crate::overlay::OverlayFile;
+use crate::text::Text;
+use crate::tree::{Kind, Tree};
+
+/// Everything that requests share.
+pub(crate) struct Service {
+    pub(crate) tree: Tree,
+    pub(crate) counters: Arc<Counters>,
+    views: Arc<dyn Views>,
+    handles: Handles,
+}
+
+thread_local! {
+    /// Where texts are rendered that are not kept.
+    static UNKEPT: RefCell<Text> = const { RefCell::new(Text::new()) };
+}
+
+impl Service {
+    pub(crate) fn new(views: Arc<dyn Views>) -> Self {
+        Self { tree: Tree::new(), counters: Arc::default(), views, handles: Handles::new() }
+    }
+
+    fn file(&self, node: u64) -> Result<&'static dyn OverlayFile, Errno> {
+        match self.tree.node(node).map(|node| &node.kind) {
+            Some(Kind::File(file)) => Ok(*file),
+            Some(Kind::Directory(_)) => Err(Errno::EISDIR),
+            None => Err(Errno::ENOENT),
+        }
+    }
+
+    /// Opens a file for a thread: its numbers are taken now. Returns the handle.
+    pub(crate) fn open(&self, node: u64, thread: u32) -> Result<u64, Errno> {
+        let file = self.file(node)?;
+        let handle = self.handles.open(thread, node, |text| self.render(file, thread, text))?;
+        Counters::add(&self.counters.opens);
+        Ok(handle)
+    }
+
+    /// Answers a read of an open file. A handle that is not known was given out by a
+    /// predecessor: the reader is identified again.
+    pub(crate) fn read(
+        &self,
+        node: u64,
+        handle: u64,
+        thread: u32,
+        (offset, size): (u64, u32),
+        answer: impl FnOnce(&[u8]),
+    ) -> Result<(), Errno> {
+        let file = self.file(node)?;
+        Counters::add(&self.counters.reads);
+        let render = |text: &mut Text| self.render(file, thread, text);
+        let adopt = || {
+            let adopted = self.handles.adopt(handle, node)?;
+            Counters::add(&self.counters.adopted);
+            Some(adopted)
+        };
+        if let Some(open) = self.handles.find(handle, node).or_else(adopt) {
+            return self.handles.read(&open, offset, size, render, answer);
+        }
+        Counters::add(&self.counters.unkept);
+        UNKEPT.with_borrow_mut(|text| {
+            text.clear();
+            render(text)?;
+            answer(window(text.as_bytes(), offset, size));
+            Ok(())
+        })
+    }
+
+    /// Closes an open file.
+    pub(crate) fn release(&self, handle: u64) {
+        self.handles.release(handle);
+    }
+
+    fn render(&self, file: &dyn OverlayFile, thread: u32, text: &mut Text) -> Result<(), Errno> {
+        let rendered =
+            self.views.view(thread).map_err(|error| errno(&error)).and_then(|view| {
+                match (view.origin, &view.host.raw) {
+                    (Origin::Host, Some(raw)) => {
+                        raw.read(file.describe().path, text.buffer()).map_err(Errno::from)
+                    }
+                    (Origin::Host, None) | (Origin::Container, _) => {
+                        file.render(&view, text);
+                        Ok(())
+                    }
+                }
+            });
+        match rendered {
+            Ok(()) => Counters::add(&self.counters.renders),
+            Err(_) => Counters::add(&self.counters.refused),
+        }
+        rendered
+    }
+}
+
+/// What a reader is told when there are no numbers for it.
+fn errno(error: &Error) -> Errno {
+    match error {
+        Error::Gone(_) => Errno::ESRCH,
+        Error::Read { .. } | Error::Parse { .. } => Errno::EIO,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use ambit_sysinfo::host::RawFiles;
+    use ambit_sysinfo::{Host, View};
+
+    use super::*;
+    use crate::fixture;
+    use crate::tree::node_id;
+
+    struct Fixed(View);
+
+    impl Views for Fixed {
+        fn view(&self, tid: u32) -> Result<Arc<View>, Error> {
+            if tid == 0 { Err(Error::Gone(tid)) } else { Ok(Arc::new(self.0.clone())) }
+        }
+    }
+
+    struct Kernel;
+
+    impl RawFiles for Kernel {
+        fn read(&self, path: &str, text: &mut Vec<u8>) -> io::Result<()> {
+            text.extend_from_slice(b"the kernel's ");
+            text.extend_from_slice(path.as_bytes());
+            Ok(())
+        }
+    }
+
+    fn text_of(service: &Service, path: &str) -> Result<String, Errno> {
+        let handle = service.open(node_id(path), 1)?;
+        let mut seen = Vec::new();
+        let all = (0, u32::MAX);
+        service.read(node_id(path), handle, 1, all, |part| seen.extend_from_slice(part))?;
+        service.release(handle);
+        Ok(String::from_utf8(seen).unwrap())
+    }
+
+    #[test]
+    fn the_host_is_shown_the_kernels_own_text() {
+        let mut view = fixture::view();
+        view.origin = Origin::Host;
+        view.host = Arc::new(Host { raw: Some(Arc::new(Kernel)), ..Host::default() });
+        let service = Service::new(Arc::new(Fixed(view)));
+        assert_eq!(text_of(&service, "proc/stat").as_deref(), Ok("the kernel's proc/stat"));
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_is_told_so() {
+        let service = Service::new(Arc::new(Fixed(fixture::view())));
+        assert_eq!(service.open(node_id("proc/stat"), 0), Err(Errno::ESRCH));
+        assert_eq!(service.open(node_id("proc"), 1), Err(Errno::EISDIR));
+        assert_eq!(service.open(42, 1), Err(Errno::ENOENT));
+        assert_eq!(service.counters.counts().refused, 1);
+    }
+
+    #[test]
+    fn a_container_is_shown_its_own_numbers() {
+        let service = Service::new(Arc::new(Fixed(fixture::view())));
+        let text = text_of(&service, "proc/meminfo").unwrap();
+        assert!(text.starts_with("MemTotal:         262144 kB\n"), "{text}");
+    }
+}

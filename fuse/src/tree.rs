@@ -1,0 +1,235 @@
+//! The directories and files of the overlay: node ids, attributes and listings, all derived
+//! from [`FILES`].
+//!
+//! A node id is a fixed function of the path, so that a successor process, perhaps of another
+//! version, understands the ids that the kernel learnt from its predecessor. Ids fit 32 bits:
+//! they are the inode numbers, and `stat` of old 32-bit programs fails with EOVERFLOW for larger
+//! ones. Nothing here changes after the start.
+
+use std::time::SystemTime;
+
+use fuser::{FileAttr, FileType, INodeNo};
+
+use crate::files::FILES;
+use crate::overlay::OverlayFile;
+
+/// The root directory.
+pub const ROOT: u64 = INodeNo::ROOT.0;
+
+/// The id of the node at a path below the root; the empty path is the root itself.
+#[must_use]
+pub fn node_id(path: &str) -> u64 {
+    if path.is_empty() {
+        return ROOT;
+    }
+    // FNV-1a, folded to 32 bits.
+    let hash = path.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3)
+    });
+    (hash >> 32) ^ (hash & 0xFFFF_FFFF)
+}
+
+/// A directory or a file.
+#[derive(Debug)]
+pub struct Node {
+    /// Its id and inode number.
+    pub id: u64,
+    /// The id of the directory it is in; the root is in itself.
+    pub parent: u64,
+    /// Its path below the root.
+    pub path: &'static str,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// What a node is.
+#[derive(Debug)]
+pub enum Kind {
+    /// A directory and the ids of what it holds, in the order of [`FILES`].
+    Directory(Vec<u64>),
+    /// A file.
+    File(&'static dyn OverlayFile),
+}
+
+impl Node {
+    /// The last component of the path.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.path.rsplit_once('/').map_or(self.path, |(_, name)| name)
+    }
+
+    /// The type that listings and attributes show.
+    #[must_use]
+    pub fn file_type(&self) -> FileType {
+        match self.kind {
+            Kind::Directory(_) => FileType::Directory,
+            Kind::File(_) => FileType::RegularFile,
+        }
+    }
+}
+
+/// All nodes.
+#[derive(Debug)]
+pub struct Tree {
+    nodes: Vec<Node>,
+    time: SystemTime,
+}
+
+impl Tree {
+    /// The tree of [`FILES`].
+    #[must_use]
+    pub fn new() -> Self {
+        let root = Node { id: ROOT, parent: ROOT, path: "", kind: Kind::Directory(Vec::new()) };
+        let mut tree = Self { nodes: vec![root], time: SystemTime::now() };
+        for file in FILES {
+            let path = file.describe().path;
+            let mut parent = ROOT;
+            for (slash, _) in path.match_indices('/') {
+                parent = tree.add(parent, &path[..slash], Kind::Directory(Vec::new()));
+            }
+            tree.add(parent, path, Kind::File(*file));
+        }
+        tree
+    }
+
+    /// Adds a node unless it is there, and returns its id.
+    fn add(&mut self, parent: u64, path: &'static str, kind: Kind) -> u64 {
+        let id = node_id(path);
+        if let Err(place) = self.place(id) {
+            self.nodes.insert(place, Node { id, parent, path, kind });
+            if let Ok(directory) = self.place(parent)
+                && let Kind::Directory(children) = &mut self.nodes[directory].kind
+            {
+                children.push(id);
+            }
+        }
+        id
+    }
+
+    fn place(&self, id: u64) -> Result<usize, usize> {
+        self.nodes.binary_search_by_key(&id, |node| node.id)
+    }
+
+    /// The node with this id.
+    #[must_use]
+    pub fn node(&self, id: u64) -> Option<&Node> {
+        self.place(id).ok().map(|place| &self.nodes[place])
+    }
+
+    /// All nodes, in no order that means something.
+    #[must_use]
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// What a directory holds under this name.
+    #[must_use]
+    pub fn child(&self, directory: u64, name: &[u8]) -> Option<&Node> {
+        self.children(directory)?.find(|node| node.name().as_bytes() == name)
+    }
+
+    /// What a directory holds; `None` for what is no directory.
+    pub fn children(&self, directory: u64) -> Option<impl Iterator<Item = &Node>> {
+        match &self.node(directory)?.kind {
+            Kind::Directory(children) => Some(children.iter().filter_map(|&id| self.node(id))),
+            Kind::File(_) => None,
+        }
+    }
+
+    /// The attributes of a node, as `/proc` and `/sys` have them: no size in `/proc`, a page in
+    /// `/sys`, everything owned by root and read-only.
+    #[must_use]
+    pub fn attributes(&self, node: &Node) -> FileAttr {
+        let (perm, nlink, size) = match &node.kind {
+            Kind::Directory(children) => {
+                let directories = children
+                    .iter()
+                    .filter_map(|&id| self.node(id))
+                    .filter(|child| matches!(child.kind, Kind::Directory(_)));
+                (0o555, 2 + u32::try_from(directories.count()).unwrap_or(0), 0)
+            }
+            Kind::File(_) if node.path.starts_with("sys/") => (0o444, 1, 4096),
+            Kind::File(_) => (0o444, 1, 0),
+        };
+        FileAttr {
+            ino: INodeNo(node.id),
+            size,
+            blocks: 0,
+            atime: self.time,
+            mtime: self.time,
+            ctime: self.time,
+            crtime: self.time,
+            kind: node.file_type(),
+            perm,
+            nlink,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        }
+    }
+}
+
+impl Default for Tree {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn ids_are_unique_and_fixed() {
+        let tree = Tree::new();
+        let ids: HashSet<_> = tree.nodes().iter().map(|node| node.id).collect();
+        assert_eq!(ids.len(), tree.nodes().len());
+        let paths: HashSet<_> = tree.nodes().iter().map(|node| node.path).collect();
+        assert_eq!(paths.len(), tree.nodes().len());
+        assert!(tree.nodes().iter().all(|node| node.id > 0 && u32::try_from(node.id).is_ok()));
+        // The kernel remembers ids across takeovers: these may never change.
+        assert_eq!(node_id(""), 1);
+        assert_eq!(node_id("proc/meminfo"), 0x48BF_E409);
+        assert_eq!(node_id("sys/devices/system/cpu/online"), 0x2043_15FF);
+    }
+
+    #[test]
+    fn every_file_is_found_by_walking() {
+        let tree = Tree::new();
+        for file in FILES {
+            let path = file.describe().path;
+            let found = path.split('/').try_fold(ROOT, |directory, name| {
+                tree.child(directory, name.as_bytes()).map(|node| node.id)
+            });
+            assert_eq!(found, Some(node_id(path)), "{path}");
+        }
+        assert!(tree.child(ROOT, b"cgroup").is_none());
+        assert!(tree.child(node_id("proc/meminfo"), b"x").is_none());
+    }
+
+    #[test]
+    fn directories_list_in_the_order_of_the_files() {
+        let tree = Tree::new();
+        let names = |path: &str| -> Vec<_> {
+            tree.children(node_id(path)).unwrap().map(Node::name).collect()
+        };
+        assert_eq!(names(""), ["proc", "sys"]);
+        let expected: Vec<_> =
+            FILES.iter().filter_map(|file| file.describe().path.strip_prefix("proc/")).collect();
+        assert_eq!(names("proc"), expected);
+        assert_eq!(names("sys"), ["devices"]);
+    }
+
+    #[test]
+    fn attributes_are_those_of_proc_and_sys() {
+        let tree = Tree::new();
+        let of = |path: &str| tree.attributes(tree.node(node_id(path)).unwrap());
+        assert_eq!((of("proc/meminfo").perm, of("proc/meminfo").size), (0o444, 0));
+        assert_eq!(of("sys/devices/system/cpu/online").size, 4096);
+        assert_eq!((of("").perm, of("").nlink, of("proc").nlink), (0o555, 4, 2));
+    }
+}

@@ -1,0 +1,133 @@
+//! The command line: what there is, and which module does it.
+//!
+//! Exit status: 0 for success, 1 when `check` finds something essential missing, 2 for bad
+//! input (unknown flags, unusable configuration, a busy mount point, not being root). `run`
+//! has its own, because it passes the command's status through.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::Config;
+use crate::{check, control, run, serve};
+
+/// Makes every container see its own bounds.
+///
+/// One daemon serves /proc and /sys files that show a container's own limits and usage, and
+/// answers system calls such as sysinfo(2) with the same numbers.
+#[derive(Debug, Parser)]
+#[command(name = "ambit", version, propagate_version = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon in the foreground until it gets SIGTERM
+    Serve {
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// Run a command in a fresh sandbox that sees its own bounds
+    Run {
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(flatten)]
+        run: run::RunArgs,
+    },
+    /// Show what the daemon serves, for which containers, with their numbers
+    Status {
+        /// Print JSON: memory in bytes, times in seconds
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// Tell which facilities of the kernel are there, and what is lost without the others
+    Check,
+}
+
+/// Which configuration is read.
+#[derive(Debug, clap::Args)]
+pub struct ConfigFile {
+    /// Configuration file [default: /etc/ambit/ambit.toml, if it exists]
+    #[arg(long = "config", value_name = "FILE")]
+    path: Option<PathBuf>,
+}
+
+impl ConfigFile {
+    fn load(&self) -> anyhow::Result<Config> {
+        Ok(Config::load(self.path.as_deref())?)
+    }
+}
+
+impl Cli {
+    /// Does what the command line says.
+    #[must_use]
+    pub fn execute(self) -> ExitCode {
+        let done = match self.command {
+            Command::Serve { config } => config.load().and_then(|config| serve::serve(&config)),
+            Command::Run { config, run } => return run_sandbox(&config, run),
+            Command::Status { json, config } => show_status(json, &config),
+            Command::Check => return show_check(),
+        };
+        match done {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error, 2),
+        }
+    }
+}
+
+fn run_sandbox(config: &ConfigFile, args: run::RunArgs) -> ExitCode {
+    let config = match config.load() {
+        Ok(config) => config,
+        Err(error) => return fail(&error, 2),
+    };
+    match serve::run(args, &config) {
+        Ok(status) => status,
+        Err(error) => fail(&error, 125),
+    }
+}
+
+#[allow(clippy::print_stdout, reason = "this is the output")]
+fn show_status(json: bool, config: &ConfigFile) -> anyhow::Result<()> {
+    let status = control::ask_status(&config.load()?.socket("control.sock"))?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+    } else {
+        print!("{status}");
+    }
+    Ok(())
+}
+
+fn show_check() -> ExitCode {
+    let findings = check::all();
+    findings.iter().for_each(|finding| println!("{finding}"));
+    let fatal = findings.iter().filter(|finding| finding.is_fatal()).count();
+    if fatal == 0 {
+        println!("\nambit can run here");
+        ExitCode::SUCCESS
+    } else {
+        println!("\nambit cannot run here: {fatal} essential facilities are missing");
+        ExitCode::FAILURE
+    }
+}
+
+fn fail(error: &anyhow::Error, status: u8) -> ExitCode {
+    eprintln!("ambit: {error:#}");
+    ExitCode::from(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

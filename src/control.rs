@@ -1,0 +1,90 @@
+//! The control socket: one line in, one line of JSON out. Only root can connect.
+//!
+//! Runs on the main thread's event loop; nothing a container does reaches it.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::daemon::Server;
+use crate::status::Status;
+
+/// How long either side waits for the other.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Binds the socket. A socket file that nobody listens on is replaced.
+///
+/// # Errors
+/// Another daemon listens on it, or it cannot be bound.
+pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    if BlockingStream::connect(path).is_ok() {
+        anyhow::bail!(
+            "an ambit daemon is already running (it listens on {}); \
+             stop it, or give this one another runtime_dir and mount",
+            path.display()
+        );
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot replace {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Answers questions for ever.
+pub async fn serve(listener: &UnixListener, server: &Server) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of descriptors: wait for some to come back.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        match tokio::time::timeout(PATIENCE, answer(stream, server)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "a question was not answered"),
+            Err(_) => tracing::debug!("a question took too long"),
+        }
+    }
+}
+
+async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> {
+    let mut line = String::new();
+    tokio::io::BufReader::new(&mut stream).read_line(&mut line).await?;
+    let mut text = match line.trim_end() {
+        "status" => serde_json::to_vec(&Status::of(server))?,
+        other => serde_json::to_vec(&serde_json::json!({
+            "error": format!("unknown question {other:?}; known: status"),
+        }))?,
+    };
+    text.push(b'\n');
+    stream.write_all(&text).await
+}
+
+/// Asks the daemon for its status.
+///
+/// # Errors
+/// No daemon listens, or it does not answer.
+pub fn ask_status(path: &Path) -> anyhow::Result<Status> {
+    let mut stream = BlockingStream::connect(path).with_context(|| {
+        format!("no ambit daemon answers on {}; start one with `ambit serve`", path.display())
+    })?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(b"status\n")?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).context("the daemon does not answer")?;
+    serde_json::from_str(&line).context("the daemon's answer is not understood")
+}

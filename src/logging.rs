@@ -1,0 +1,40 @@
+//! Where log lines go: the journal when standard error is the journal, else standard error.
+
+use std::os::unix::fs::MetadataExt;
+
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::LogLevel;
+
+/// Starts logging, once per process.
+pub fn start(level: LogLevel) {
+    let level = match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    };
+    let registry = tracing_subscriber::registry().with(level);
+    let started = match tracing_journald::layer() {
+        Ok(journal) if stderr_is_the_journal() => registry.with(journal).try_init(),
+        _ => {
+            let lines = tracing_subscriber::fmt::layer()
+                .with_writer(std::io::stderr)
+                .with_target(false)
+                .without_time();
+            registry.with(lines).try_init()
+        }
+    };
+    // Only a second start fails, and then lines go where the first one said.
+    drop(started);
+}
+
+/// systemd names the journal's stream as `device:inode` in the environment.
+fn stderr_is_the_journal() -> bool {
+    let Some(named) = std::env::var("JOURNAL_STREAM").ok() else { return false };
+    let stderr = std::fs::metadata("/proc/self/fd/2");
+    stderr.is_ok_and(|file| named == format!("{}:{}", file.dev(), file.ino()))
+}

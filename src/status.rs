@@ -1,0 +1,202 @@
+//! What a daemon serves, for which containers, with their numbers: `ambit status`.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use ambit_sysinfo::view::Load;
+use ambit_sysinfo::{Container, View};
+use serde::{Deserialize, Serialize};
+
+use crate::daemon::Server;
+
+/// The state of a daemon. Memory is in bytes, times in seconds.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Its version.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// `v2`, `v1` or `hybrid`.
+    pub cgroups: String,
+    /// Where the overlay is mounted.
+    pub mount: PathBuf,
+    /// Requests for files: served and failed.
+    pub files: Files,
+    /// System calls by name.
+    pub calls: Vec<Calls>,
+    /// Containers that asked and still exist.
+    pub containers: Vec<ContainerStatus>,
+}
+
+/// Requests for files.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Files {
+    /// Files opened.
+    pub opened: u64,
+    /// Requests that failed inside ambit.
+    pub failed: u64,
+}
+
+/// One intercepted system call.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Calls {
+    /// Its name.
+    pub name: String,
+    /// Answered by ambit.
+    pub answered: u64,
+    /// Left to the kernel.
+    pub continued: u64,
+    /// Answered with an error.
+    pub failed: u64,
+}
+
+/// One container.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ContainerStatus {
+    /// The last part of its cgroup.
+    pub name: String,
+    /// Its cgroup.
+    pub cgroup: String,
+    /// Its first process, in the daemon's numbering.
+    pub init_pid: Option<u32>,
+    /// The inode of its pid namespace; 0 for a cgroup of the host.
+    pub pid_namespace: u64,
+    /// Processors it sees.
+    pub cpus: String,
+    /// How many these are.
+    pub cpu_count: usize,
+    /// Memory it sees.
+    pub memory_total: u64,
+    /// Memory that is not charged.
+    pub memory_free: u64,
+    /// Memory it could have without swapping.
+    pub memory_available: u64,
+    /// Swap it sees.
+    pub swap_total: u64,
+    /// Swap it does not use.
+    pub swap_free: u64,
+    /// Threads.
+    pub threads: u64,
+    /// Averages over 1, 5 and 15 minutes.
+    pub load: [f64; 3],
+    /// Seconds since it started.
+    pub uptime: f64,
+}
+
+impl Status {
+    /// The state of a server in this process.
+    #[must_use]
+    pub fn of(server: &Server) -> Self {
+        let accounting = server.accounting();
+        let mut containers: Vec<_> = accounting
+            .containers()
+            .iter()
+            .filter_map(|container| {
+                let view = accounting.view_of(container).ok()?;
+                Some(ContainerStatus::of(container, &view))
+            })
+            .collect();
+        containers.sort_by(|a, b| a.cgroup.cmp(&b.cgroup));
+        let files = server.overlay().counters();
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            cgroups: accounting.hierarchies().layout().to_owned(),
+            mount: server.mount().to_owned(),
+            files: Files { opened: files.opens, failed: files.refused + files.panics },
+            calls: server.notifier().counters(),
+            containers,
+        }
+    }
+}
+
+impl ContainerStatus {
+    fn of(container: &Container, view: &View) -> Self {
+        let membership = container.membership();
+        let average = |load: u64| {
+            let load = load as f64 / f64::from(1u32 << Load::SHIFT);
+            (load * 100.0).round() / 100.0
+        };
+        Self {
+            name: membership.name().to_owned(),
+            cgroup: membership.path().to_owned(),
+            init_pid: container.init_pid(),
+            pid_namespace: container.pid_namespace(),
+            cpus: view.cpu.online.to_string(),
+            cpu_count: view.cpu.online.len(),
+            memory_total: view.memory.total,
+            memory_free: view.memory.free,
+            memory_available: view.memory.available,
+            swap_total: view.swap.total,
+            swap_free: view.swap.free,
+            threads: view.tasks.total,
+            load: [view.load.one, view.load.five, view.load.fifteen].map(average),
+            uptime: (view.clock.uptime / 10_000_000) as f64 / 100.0,
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "ambit {} (pid {}), cgroups {}", self.version, self.pid, self.cgroups)?;
+        let Files { opened, failed } = self.files;
+        writeln!(f, "overlay {}: {opened} files opened, {failed} failed", self.mount.display())?;
+        for call in &self.calls {
+            writeln!(
+                f,
+                "{}: {} answered, {} left to the kernel, {} failed",
+                call.name, call.answered, call.continued, call.failed
+            )?;
+        }
+        writeln!(f)?;
+        writeln!(
+            f,
+            "{:<28} {:>8} {:>10} {:>10} {:>10} {:>7} {:>6} {:>10}  CPUS",
+            "CONTAINER", "INIT", "MEMORY", "AVAILABLE", "SWAP", "THREADS", "LOAD", "UPTIME"
+        )?;
+        for c in &self.containers {
+            let init = c.init_pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+            writeln!(
+                f,
+                "{:<28} {init:>8} {:>10} {:>10} {:>10} {:>7} {:>6.2} {:>10.0}  {}",
+                c.name,
+                size(c.memory_total),
+                size(c.memory_available),
+                size(c.swap_total),
+                c.threads,
+                c.load[0],
+                c.uptime,
+                c.cpus
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes for people: three digits or so.
+fn size(bytes: u64) -> String {
+    let units = ["B", "K", "M", "G", "T", "P"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if value >= 100.0 || value.fract() == 0.0 {
+        format!("{value:.0}{}", units[unit])
+    } else {
+        format!("{value:.1}{}", units[unit])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_for_people() {
+        assert_eq!(size(268_435_456), "256M");
+        assert_eq!(size(1_610_612_736), "1.5G");
+        assert_eq!(size(0), "0B");
+    }
+}

@@ -1,0 +1,306 @@
+//! One container: who its init is, where its cgroups are, and its current [`View`].
+//!
+//! A view that is younger than the age bound is served as it is. Otherwise one thread takes a
+//! new sample while the others go on with the last view; they wait only when that is older
+//! than a second.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+
+use arc_swap::ArcSwapOption;
+use rustix::event::{PollFd, PollFlags};
+
+use crate::Error;
+use crate::activity::Activity;
+use crate::clock;
+use crate::cpu::{self, CpuClock};
+use crate::derive;
+use crate::host::Host;
+use crate::membership::Membership;
+use crate::sample::Sample;
+use crate::shared::Shared;
+use crate::source::{self, Source};
+use crate::tasks::Counter;
+use crate::view::{Clock, Origin, View};
+
+/// Older views are waited for.
+const HARD_BOUND: u64 = 1_000_000_000;
+/// How often the cgroup of the init is looked up again: runtimes move it while they start.
+const MEMBERSHIP_BOUND: u64 = 500_000_000;
+
+/// A container, or a cgroup of the host that a process asked from.
+pub struct Container {
+    identity: Identity,
+    activity: Activity,
+    view: ArcSwapOption<View>,
+    /// When the view was taken.
+    taken: AtomicU64,
+    /// When somebody last asked.
+    asked: AtomicU64,
+    sampler: Mutex<Sampler>,
+}
+
+/// Who a container is; never changes.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    /// The inode of its pid namespace; 0 for a cgroup in the host's pid namespace.
+    pub(crate) namespace: u64,
+    /// Its first process; `None` in the host's pid namespace.
+    pub(crate) init: Option<Init>,
+    /// Is this the machine itself?
+    pub(crate) is_host: bool,
+}
+
+/// The first process of a pid namespace.
+#[derive(Debug)]
+pub(crate) struct Init {
+    pub(crate) pid: u32,
+    pub(crate) pidfd: OwnedFd,
+    /// Nanoseconds after boot.
+    pub(crate) start: u64,
+    /// Shift of the container's boot time clock against the daemon's, when it has a time
+    /// namespace of its own: the kernel shifts what it shows there by the same amount.
+    pub(crate) offset: Option<i64>,
+}
+
+struct Sampler {
+    membership: Arc<Membership>,
+    checked: u64,
+    source: Box<dyn Source>,
+    sample: Sample,
+    clock: CpuClock,
+    text: Vec<u8>,
+    /// Processor time at the last count of threads, and counts skipped since.
+    busy_at_count: u64,
+    skipped: u32,
+}
+
+impl Container {
+    pub(crate) fn new(identity: Identity, membership: Membership, shared: &Shared) -> Self {
+        let now = clock::now();
+        let start = identity.init.as_ref().map_or(0, |init| init.start.min(now));
+        let source = source::open(&shared.hierarchies, &membership);
+        Self {
+            identity,
+            activity: Activity::default(),
+            view: ArcSwapOption::empty(),
+            taken: AtomicU64::new(0),
+            asked: AtomicU64::new(now),
+            sampler: Mutex::new(Sampler {
+                membership: Arc::new(membership),
+                checked: now,
+                source,
+                sample: Sample::default(),
+                clock: CpuClock::starting_at(start),
+                text: Vec::new(),
+                busy_at_count: 0,
+                skipped: 0,
+            }),
+        }
+    }
+
+    /// The pid of its first process in the daemon's numbering.
+    #[must_use]
+    pub fn init_pid(&self) -> Option<u32> {
+        self.identity.init.as_ref().map(|init| init.pid)
+    }
+
+    /// Is this the machine itself?
+    #[must_use]
+    pub fn is_host(&self) -> bool {
+        self.identity.is_host
+    }
+
+    /// The inode number of its pid namespace; 0 for a cgroup in the host's pid namespace.
+    #[must_use]
+    pub fn pid_namespace(&self) -> u64 {
+        self.identity.namespace
+    }
+
+    /// Its cgroups.
+    #[must_use]
+    pub fn membership(&self) -> Arc<Membership> {
+        self.lock().membership.clone()
+    }
+
+    /// The last view, if there was any.
+    #[must_use]
+    pub fn last_view(&self) -> Option<Arc<View>> {
+        self.view.load_full()
+    }
+
+    /// Has its first process ended? A host cgroup has none; it is forgotten when unused.
+    pub(crate) fn is_gone(&self) -> bool {
+        let Some(init) = &self.identity.init else { return false };
+        let mut poll = [PollFd::new(&init.pidfd, PollFlags::IN)];
+        let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut poll, Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+
+    /// When somebody last asked for its numbers.
+    pub(crate) fn asked(&self) -> u64 {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Its current numbers.
+    pub(crate) fn view(&self, shared: &Shared) -> Result<Arc<View>, Error> {
+        let now = clock::now();
+        self.asked.store(now, Ordering::Relaxed);
+        let age = now.saturating_sub(self.taken.load(Ordering::Acquire));
+        if age <= shared.options.age_bound
+            && let Some(view) = self.view.load_full()
+        {
+            return Ok(view);
+        }
+        let mut sampler = match self.sampler.try_lock() {
+            Ok(sampler) => sampler,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                if age <= HARD_BOUND
+                    && let Some(view) = self.view.load_full()
+                {
+                    return Ok(view);
+                }
+                let sampler = self.lock();
+                if let Some(view) = self.view.load_full()
+                    && self.taken.load(Ordering::Acquire) >= now
+                {
+                    return Ok(view);
+                }
+                sampler
+            }
+        };
+        match self.refresh(&mut sampler, shared) {
+            Ok(view) => Ok(view),
+            // Its cgroup is on its way out, or a file fails: the last good numbers are better
+            // than none, and never another container's.
+            Err(error) => self.view.load_full().ok_or(error),
+        }
+    }
+
+    /// Takes a sample and publishes the view.
+    fn refresh(&self, sampler: &mut Sampler, shared: &Shared) -> Result<Arc<View>, Error> {
+        let now = clock::now();
+        self.follow(sampler, shared, now);
+        sampler.sample = Sample {
+            busy: std::mem::take(&mut sampler.sample.busy).emptied(),
+            ..Sample::default()
+        };
+        sampler.source.sample(&mut sampler.sample)?;
+        if self.activity.counted() == 0 {
+            self.count_threads(sampler, shared, &mut Counter::default(), now);
+        }
+        let host = shared.host.snapshot();
+        let view = Arc::new(self.derive(sampler, host, shared, now));
+        self.view.store(Some(view.clone()));
+        self.taken.store(now, Ordering::Release);
+        Ok(view)
+    }
+
+    fn derive(&self, sampler: &mut Sampler, host: Arc<Host>, shared: &Shared, now: u64) -> View {
+        let sample = &sampler.sample;
+        let visible = cpu::visible(sample, &host.online, shared.options.cpu_policy);
+        sampler.clock.advance(now, &sample.busy, &visible);
+        View {
+            origin: if self.identity.is_host { Origin::Host } else { Origin::Container },
+            memory: derive::memory(sample, &host),
+            swap: derive::swap(sample, &host),
+            tasks: self.activity.tasks(sample.threads),
+            load: self.activity.load(),
+            clock: self.clock(&host, sampler.clock.idle(), now),
+            cpu: sampler.clock.view(visible),
+            host,
+        }
+    }
+
+    fn clock(&self, host: &Host, idle: u64, now: u64) -> Clock {
+        let host_clock = Clock { uptime: now, idle, boot_time: host.boot_time };
+        let Some(init) = &self.identity.init else { return host_clock };
+        match init.offset {
+            // What the kernel shows in a time namespace is shifted already: the same shift
+            // here makes uptime, boot time, start times and CLOCK_BOOTTIME agree.
+            Some(offset) => Clock {
+                uptime: now.saturating_add_signed(offset).min(now),
+                boot_time: host.boot_time.saturating_sub_signed(offset.div_euclid(1_000_000_000)),
+                idle,
+            },
+            None => Clock { uptime: now.saturating_sub(init.start), ..host_clock },
+        }
+    }
+
+    /// Follows the init into another cgroup.
+    fn follow(&self, sampler: &mut Sampler, shared: &Shared, now: u64) {
+        if now.saturating_sub(sampler.checked) < MEMBERSHIP_BOUND {
+            return;
+        }
+        sampler.checked = now;
+        let Some(init) = &self.identity.init else { return };
+        if let Ok(text) = shared.proc.read_of(init.pid, "cgroup", &mut sampler.text)
+            && !sampler.membership.is(text)
+            // The pid could be somebody else's by now.
+            && !self.is_gone()
+        {
+            sampler.membership = Arc::new(Membership::parse(text));
+            sampler.source = source::open(&shared.hierarchies, &sampler.membership);
+        }
+    }
+
+    /// Counts threads and ages the load averages; called by the load sampler.
+    pub(crate) fn sample_load(&self, shared: &Shared, counter: &mut Counter) {
+        let now = clock::now();
+        let mut sampler = self.lock();
+        if self.activity.counted() != 0 && self.refresh(&mut sampler, shared).is_err() {
+            self.activity.record_idle(now);
+            return;
+        }
+        self.count_threads(&mut sampler, shared, counter, now);
+    }
+
+    fn count_threads(
+        &self,
+        sampler: &mut Sampler,
+        shared: &Shared,
+        counter: &mut Counter,
+        now: u64,
+    ) {
+        let busy = &sampler.sample.busy;
+        let busy = busy.user.saturating_add(busy.nice).saturating_add(busy.system);
+        let idle = busy == sampler.busy_at_count && self.activity.counted() != 0;
+        sampler.busy_at_count = busy;
+        // Counting by reading each thread is dear: where nothing ran, look only now and then,
+        // for threads that block in the kernel without using processor time.
+        if idle
+            && sampler.skipped < 3
+            && !counter.is_cheap(&shared.hierarchies, &sampler.membership)
+        {
+            sampler.skipped += 1;
+            self.activity.record_idle(now);
+            return;
+        }
+        sampler.skipped = 0;
+        let counts = counter.count(&shared.hierarchies, &sampler.membership, &shared.proc);
+        let newest = counts.newest.and_then(|pid| {
+            let status = shared.proc.read_of(pid, "status", &mut sampler.text).ok()?;
+            crate::namespace_init::innermost_pid(status)
+        });
+        self.activity.record(counts, newest, now);
+    }
+
+    /// Gives the kept descriptors back; the next sample opens them again.
+    pub(crate) fn close_files(&self) {
+        if let Ok(mut sampler) = self.sampler.try_lock() {
+            sampler.source.close();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Sampler> {
+        self.sampler.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Container {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Container").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}

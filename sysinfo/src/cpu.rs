@@ -1,0 +1,254 @@
+//! Visible processors, and time on them that never runs backwards.
+//!
+//! The kernel tells how much processor time a cgroup used, but not how it is spread (v2), nor
+//! what "idle" means for it. [`CpuClock`] turns usage into `cpu` lines: each visible processor
+//! gets wall time, of which used time is taken and the rest is idle. Time beyond what the
+//! visible processors could have spent is carried to the next interval, so nothing is lost and
+//! no processor is more than fully busy.
+
+use crate::clock::TICK;
+use crate::cpuset::CpuSet;
+use crate::sample::{Busy, Quota, Sample};
+use crate::view::{Cpu, Times};
+
+/// How many processors a container is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CpuPolicy {
+    /// Its cpuset, capped by its quota rounded up.
+    #[default]
+    Quota,
+    /// Its cpuset.
+    Cpuset,
+}
+
+/// The processors a container is shown: never none, never one that is offline.
+#[must_use]
+pub fn visible(sample: &Sample, online: &CpuSet, policy: CpuPolicy) -> CpuSet {
+    let allowed = sample.cpus.as_ref().map(|cpus| cpus.intersection(online));
+    let allowed = allowed.filter(|cpus| !cpus.is_empty()).unwrap_or_else(|| online.clone());
+    let count = match policy {
+        CpuPolicy::Quota => sample.quota.map_or(usize::MAX, Quota::processors),
+        CpuPolicy::Cpuset => usize::MAX,
+    };
+    if count >= allowed.len() { allowed } else { allowed.lowest(count) }
+}
+
+/// Time of one processor in nanoseconds.
+#[derive(Debug, Clone, Copy, Default)]
+struct Spent {
+    user: u64,
+    nice: u64,
+    system: u64,
+    idle: u64,
+}
+
+impl Spent {
+    fn times(self) -> Times {
+        Times {
+            user: self.user / TICK,
+            nice: self.nice / TICK,
+            system: self.system / TICK,
+            idle: self.idle / TICK,
+            ..Times::default()
+        }
+    }
+}
+
+/// The accumulated time of one container.
+#[derive(Debug, Default)]
+pub struct CpuClock {
+    /// End of the last interval.
+    at: u64,
+    /// Usage at that time.
+    last: Busy,
+    /// Used, but not yet shown.
+    owed: Spent,
+    /// By processor number; kept when a processor is no longer visible.
+    spent: Vec<Spent>,
+    started: bool,
+}
+
+impl CpuClock {
+    /// A clock that starts with the container: its first interval is the container's life.
+    #[must_use]
+    pub fn starting_at(start: u64) -> Self {
+        Self { at: start, ..Self::default() }
+    }
+
+    /// Accounts for the interval up to `now`, in which `visible` processors were shown.
+    pub fn advance(&mut self, now: u64, busy: &Busy, visible: &CpuSet) {
+        let wall = now.saturating_sub(self.at);
+        self.at = self.at.max(now);
+        let count = visible.len() as u64;
+        if let Some(last) = visible.iter().last()
+            && self.spent.len() <= last as usize
+        {
+            self.spent.resize(last as usize + 1, Spent::default());
+        }
+        let mut pool = Spent {
+            user: busy.user.saturating_sub(self.last.user).saturating_add(self.owed.user),
+            nice: busy.nice.saturating_sub(self.last.nice).saturating_add(self.owed.nice),
+            system: busy.system.saturating_sub(self.last.system).saturating_add(self.owed.system),
+            idle: 0,
+        };
+        // First each visible processor's own time, where the kernel told it.
+        let mut room: Vec<(u32, u64)> = visible.iter().map(|cpu| (cpu, wall)).collect();
+        for (cpu, room) in &mut room {
+            let index = *cpu as usize;
+            let Some(&(user, system)) = busy.per_cpu.get(index) else { continue };
+            let (user_before, system_before) =
+                self.last.per_cpu.get(index).copied().unwrap_or_default();
+            let spent = &mut self.spent[index];
+            let user = user.saturating_sub(user_before);
+            take(&mut pool.user, &mut spent.user, user, room);
+            let system = system.saturating_sub(system_before);
+            take(&mut pool.system, &mut spent.system, system, room);
+        }
+        // Then the rest, evenly, as far as there is room; the fullest first, so that what they
+        // cannot take goes to the others.
+        room.sort_by_key(|&(_, room)| room);
+        let mut left = count;
+        for (cpu, room) in &mut room {
+            let spent = &mut self.spent[*cpu as usize];
+            for (pool, spent) in [
+                (&mut pool.user, &mut spent.user),
+                (&mut pool.nice, &mut spent.nice),
+                (&mut pool.system, &mut spent.system),
+            ] {
+                let share = pool.div_ceil(left);
+                take(pool, spent, share, room);
+            }
+            spent.idle = spent.idle.saturating_add(*room);
+            left -= 1;
+        }
+        // What a cgroup used before the container's first process, or before ambit knew it,
+        // cannot be placed and is not owed.
+        self.owed = if self.started { pool } else { Spent::default() };
+        self.started = true;
+        self.last.clone_from(busy);
+    }
+
+    /// What is shown of it.
+    #[must_use]
+    pub fn view(&self, visible: CpuSet) -> Cpu {
+        let mut total = Times::default();
+        for spent in &self.spent {
+            let times = spent.times();
+            total.user += times.user;
+            total.nice += times.nice;
+            total.system += times.system;
+            total.idle += times.idle;
+        }
+        let spent = |cpu: u32| self.spent.get(cpu as usize).copied().unwrap_or_default();
+        let times = visible.iter().map(|cpu| (cpu, spent(cpu).times())).collect();
+        Cpu { online: visible, times, total }
+    }
+
+    /// Idle nanoseconds, summed over all processors ever visible.
+    #[must_use]
+    pub fn idle(&self) -> u64 {
+        self.spent.iter().fold(0, |sum, spent| sum.saturating_add(spent.idle))
+    }
+}
+
+/// Moves time from the pool to a processor, at most `wish` and what there is room for.
+fn take(pool: &mut u64, spent: &mut u64, wish: u64, room: &mut u64) {
+    let taken = wish.min(*pool).min(*room);
+    *pool -= taken;
+    *room -= taken;
+    *spent = spent.saturating_add(taken);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn sum(times: &Times) -> u64 {
+        times.user + times.nice + times.system + times.idle
+    }
+
+    #[test]
+    fn half_a_quota_is_half_a_processor() {
+        let one = CpuSet::first(1);
+        let mut clock = CpuClock::starting_at(0);
+        clock.advance(0, &Busy::default(), &one);
+        clock.advance(10 * SECOND, &Busy { user: 5 * SECOND, ..Busy::default() }, &one);
+        let cpu = clock.view(one);
+        assert_eq!((cpu.total.user, cpu.total.idle), (500, 500));
+        assert_eq!(cpu.times[0].1, cpu.total);
+    }
+
+    #[test]
+    fn usage_on_hidden_processors_is_shown_on_visible_ones() {
+        let visible = CpuSet::first(1);
+        let mut clock = CpuClock::starting_at(0);
+        clock.advance(0, &Busy::default(), &visible);
+        let busy = Busy { user: SECOND, per_cpu: vec![(0, 0), (SECOND, 0)], ..Busy::default() };
+        clock.advance(2 * SECOND, &busy, &visible);
+        assert_eq!(clock.view(visible).total.user, 100);
+    }
+
+    #[test]
+    fn the_quota_caps_the_cpuset_and_is_never_empty() {
+        let online = CpuSet::first(8);
+        let mut sample = Sample { quota: Quota::new(150, 100), ..Sample::default() };
+        assert_eq!(visible(&sample, &online, CpuPolicy::Quota).to_string(), "0-1");
+        sample.cpus = CpuSet::parse(b"4-7");
+        assert_eq!(visible(&sample, &online, CpuPolicy::Quota).to_string(), "4-5");
+        assert_eq!(visible(&sample, &online, CpuPolicy::Cpuset).to_string(), "4-7");
+        sample.cpus = CpuSet::parse(b"64");
+        assert_eq!(visible(&sample, &online, CpuPolicy::Cpuset), online);
+    }
+
+    proptest! {
+        /// Whatever is used and shown, nothing decreases, no processor is more than fully busy,
+        /// and the lines of processors that stay visible add up to the aggregate.
+        #[test]
+        fn counters_never_decrease(steps in proptest::collection::vec(
+            (0u64..3 * SECOND, 0u64..4 * SECOND, 0u64..4 * SECOND, 1u32..5), 1..40)) {
+            let mut clock = CpuClock::starting_at(0);
+            let (mut now, mut busy) = (0, Busy::default());
+            let mut before: Option<Cpu> = None;
+            for (wall, user, system, cpus) in steps {
+                now += wall;
+                busy.user += user;
+                busy.system += system;
+                let visible = CpuSet::first(cpus);
+                clock.advance(now, &busy, &visible);
+                let cpu = clock.view(visible);
+                if let Some(before) = &before {
+                    prop_assert!(cpu.total.user >= before.total.user);
+                    prop_assert!(cpu.total.system >= before.total.system);
+                    prop_assert!(cpu.total.idle >= before.total.idle);
+                    for (number, times) in &before.times {
+                        if let Some((_, later)) = cpu.times.iter().find(|(other, _)| other == number) {
+                            prop_assert!(later.user >= times.user && later.idle >= times.idle);
+                        }
+                    }
+                }
+                for (_, times) in &cpu.times {
+                    prop_assert!(sum(times) <= now / TICK + 1);
+                }
+                before = Some(cpu);
+            }
+        }
+
+        #[test]
+        fn lines_add_up_to_the_aggregate(used in proptest::collection::vec(0u64..9 * SECOND, 1..20)) {
+            let visible = CpuSet::first(3);
+            let mut clock = CpuClock::starting_at(0);
+            let mut busy = Busy::default();
+            for (step, used) in used.into_iter().enumerate() {
+                busy.user += used;
+                clock.advance((step as u64 + 1) * SECOND, &busy, &visible);
+            }
+            let cpu = clock.view(visible);
+            let lines: u64 = cpu.times.iter().map(|(_, times)| sum(times)).sum();
+            prop_assert_eq!(lines, sum(&cpu.total));
+        }
+    }
+}

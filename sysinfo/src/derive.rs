@@ -1,0 +1,215 @@
+//! From raw values to the numbers that are shown: the one place where limits, fallbacks and
+//! invariants are applied.
+//!
+//! Always true of the result: free ≤ available ≤ total, parts of memory ≤ used memory, swap
+//! free ≤ total ≤ the machine's, nothing wraps.
+
+use crate::host::Host;
+use crate::sample::{MemorySample, Sample};
+use crate::view::{Memory, Swap};
+
+/// Memory of a container.
+#[must_use]
+pub fn memory(sample: &Sample, host: &Host) -> Memory {
+    let Some(MemorySample { usage, limit, stat, .. }) = &sample.memory else {
+        return memory_of_host(host);
+    };
+    // A limit of zero admits no process, so nobody can be reading: it is a limit being set up.
+    let total = match limit.capped_at(host.memory_total) {
+        0 => host.memory_total,
+        total => total,
+    };
+    let used = (*usage).min(total);
+    let free = total - used;
+    // The rows lag behind the usage by what each processor has in stock, so a row can exceed
+    // it. Programs subtract these from each other: nothing may be larger than what it is in.
+    let cached = stat.file.min(used);
+    let shmem = stat.shmem.min(cached);
+    let slab_reclaimable = stat.slab_reclaimable.min(used - cached);
+    let reclaimable_file = stat.active_file.saturating_add(stat.inactive_file).min(cached);
+    let part = |bytes: u64| bytes.min(used);
+    Memory {
+        total,
+        free,
+        available: free
+            .saturating_add(reclaimable_file)
+            .saturating_add(slab_reclaimable)
+            .min(total),
+        used,
+        cached,
+        active_anon: part(stat.active_anon),
+        inactive_anon: part(stat.inactive_anon),
+        active_file: part(stat.active_file),
+        inactive_file: part(stat.inactive_file),
+        unevictable: part(stat.unevictable),
+        anon: part(stat.anon),
+        mapped: part(stat.file_mapped),
+        shmem,
+        dirty: part(stat.file_dirty),
+        writeback: part(stat.file_writeback),
+        slab_reclaimable,
+        slab_unreclaimable: stat.slab_unreclaimable.min(used - cached - slab_reclaimable),
+        kernel_reclaimable: slab_reclaimable,
+        kernel_stack: part(stat.kernel_stack),
+        page_tables: part(stat.pagetables),
+        secondary_page_tables: part(stat.sec_pagetables),
+        percpu: part(stat.percpu),
+        anon_huge: part(stat.anon_thp),
+        shmem_huge: part(stat.shmem_thp),
+        shmem_pmd_mapped: 0,
+        file_huge: part(stat.file_thp),
+        file_pmd_mapped: 0,
+    }
+}
+
+/// Swap of a container.
+#[must_use]
+pub fn swap(sample: &Sample, host: &Host) -> Swap {
+    let Some(memory) = &sample.memory else {
+        let (total, free) = (host.swap_total, meminfo_bytes(host, "SwapFree"));
+        return Swap { total, free: free.min(total), ..Swap::default() };
+    };
+    let cached = memory.stat.swapcached.min(memory.usage);
+    let Some(swap) = &memory.swap else { return Swap { cached, ..Swap::default() } };
+    let total = swap.limit.capped_at(host.swap_total);
+    Swap {
+        total,
+        free: total.saturating_sub(swap.usage),
+        cached,
+        zswap: memory.stat.zswap,
+        zswapped: memory.stat.zswapped,
+    }
+}
+
+/// The machine's own numbers, for a container that no memory controller accounts for.
+fn memory_of_host(host: &Host) -> Memory {
+    let bytes = |label| meminfo_bytes(host, label);
+    let total = host.memory_total;
+    let free = bytes("MemFree").min(total);
+    Memory {
+        total,
+        free,
+        available: bytes("MemAvailable").clamp(free, total),
+        used: total - free,
+        cached: bytes("Cached").min(total - free),
+        active_anon: bytes("Active(anon)"),
+        inactive_anon: bytes("Inactive(anon)"),
+        active_file: bytes("Active(file)"),
+        inactive_file: bytes("Inactive(file)"),
+        unevictable: bytes("Unevictable"),
+        anon: bytes("AnonPages"),
+        mapped: bytes("Mapped"),
+        shmem: bytes("Shmem"),
+        dirty: bytes("Dirty"),
+        writeback: bytes("Writeback"),
+        slab_reclaimable: bytes("SReclaimable"),
+        slab_unreclaimable: bytes("SUnreclaim"),
+        kernel_reclaimable: bytes("KReclaimable"),
+        kernel_stack: bytes("KernelStack"),
+        page_tables: bytes("PageTables"),
+        secondary_page_tables: bytes("SecPageTables"),
+        percpu: bytes("Percpu"),
+        anon_huge: bytes("AnonHugePages"),
+        shmem_huge: bytes("ShmemHugePages"),
+        shmem_pmd_mapped: bytes("ShmemPmdMapped"),
+        file_huge: bytes("FileHugePages"),
+        file_pmd_mapped: bytes("FilePmdMapped"),
+    }
+}
+
+fn meminfo_bytes(host: &Host, label: &str) -> u64 {
+    let line = host.meminfo.iter().find(|line| &*line.label == label);
+    line.map_or(0, |line| line.value.saturating_mul(1024))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::host::HostTexts;
+    use crate::limit::Limit;
+    use crate::sample::{MemoryStat, SwapSample};
+
+    fn host() -> Host {
+        Host::parse(HostTexts {
+            meminfo: b"MemTotal: 1048576 kB\nMemFree: 524288 kB\nMemAvailable: 600000 kB\n\
+                       Cached: 100000 kB\nSwapTotal: 1024 kB\nSwapFree: 512 kB\n",
+            ..HostTexts::default()
+        })
+    }
+
+    fn limited(limit: Limit, usage: u64, stat: MemoryStat) -> Sample {
+        let memory = MemorySample { usage, limit, stat, swap: None };
+        Sample { memory: Some(memory), ..Sample::default() }
+    }
+
+    #[test]
+    fn page_cache_and_slab_are_available() {
+        let stat = MemoryStat {
+            file: 40 << 20,
+            active_file: 30 << 20,
+            inactive_file: 10 << 20,
+            slab_reclaimable: 5 << 20,
+            ..MemoryStat::default()
+        };
+        let memory = memory(&limited(Limit::At(256 << 20), 100 << 20, stat), &host());
+        assert_eq!(memory.total, 256 << 20);
+        assert_eq!(memory.free, 156 << 20);
+        assert_eq!(memory.available, 201 << 20);
+    }
+
+    #[test]
+    fn without_a_limit_the_total_is_the_machines() {
+        let memory = memory(&limited(Limit::Unlimited, 1 << 20, MemoryStat::default()), &host());
+        assert_eq!((memory.total, memory.used), (1 << 30, 1 << 20));
+    }
+
+    #[test]
+    fn without_a_controller_everything_is_the_machines() {
+        let memory = memory(&Sample::default(), &host());
+        assert_eq!((memory.total, memory.free), (1 << 30, 1 << 29));
+        assert_eq!(swap(&Sample::default(), &host()).free, 512 << 10);
+    }
+
+    #[test]
+    fn swap_is_capped_by_the_machine_and_never_negative() {
+        let mut sample = limited(Limit::At(1 << 28), 0, MemoryStat::default());
+        let memory = sample.memory.as_mut().unwrap();
+        memory.swap = Some(SwapSample { usage: 2 << 20, limit: Limit::Unlimited });
+        let shown = swap(&sample, &host());
+        assert_eq!((shown.total, shown.free), (1 << 20, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn invariants_hold_for_any_counters(
+            limit: Option<u64>, usage: u64, file: u64, shmem: u64, active: u64, inactive: u64,
+            slab: u64, unreclaimable: u64, swap_usage: u64, swap_limit: Option<u64>,
+        ) {
+            let stat = MemoryStat {
+                file,
+                shmem,
+                active_file: active,
+                inactive_file: inactive,
+                slab_reclaimable: slab,
+                slab_unreclaimable: unreclaimable,
+                ..MemoryStat::default()
+            };
+            let limit = limit.map_or(Limit::Unlimited, Limit::At);
+            let mut sample = limited(limit, usage, stat);
+            if let Some(memory) = &mut sample.memory {
+                let limit = swap_limit.map_or(Limit::Unlimited, Limit::At);
+                memory.swap = Some(SwapSample { usage: swap_usage, limit });
+            }
+            let shown = memory(&sample, &host());
+            prop_assert!(shown.total > 0 && shown.total <= host().memory_total);
+            prop_assert!(shown.free <= shown.available && shown.available <= shown.total);
+            prop_assert_eq!(shown.free + shown.used, shown.total);
+            prop_assert!(shown.cached + shown.slab_reclaimable + shown.slab_unreclaimable <= shown.used);
+            prop_assert!(shown.shmem <= shown.cached);
+            let shown = swap(&sample, &host());
+            prop_assert!(shown.free <= shown.total && shown.total <= host().swap_total);
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Where the controllers are: cgroup v2, v1, or some on each (hybrid), as mounted on this host.
+//!
+//! Nothing is ever mounted; existing mounts are opened by descriptor once, at start.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::Error;
+use crate::scan;
+
+/// The controllers accounting reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the variants carry the kernel's names")]
+pub enum Controller {
+    Memory,
+    Cpu,
+    Cpuacct,
+    Cpuset,
+    Pids,
+}
+
+impl Controller {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Memory, Self::Cpu, Self::Cpuacct, Self::Cpuset, Self::Pids];
+
+    /// The kernel's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Cpu => "cpu",
+            Self::Cpuacct => "cpuacct",
+            Self::Cpuset => "cpuset",
+            Self::Pids => "pids",
+        }
+    }
+}
+
+/// The root of one mounted hierarchy.
+#[derive(Debug, Clone)]
+pub struct Mount {
+    root: Arc<OwnedFd>,
+    /// The cgroup that the mount point shows; `/` unless a subtree was bind-mounted.
+    shows: Box<str>,
+    path: PathBuf,
+}
+
+impl Mount {
+    fn open(path: PathBuf, shows: &str) -> Result<Self, Error> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(&path, flags, Mode::empty()).map_err(|source| Error::Read {
+            file: path.display().to_string(),
+            source: source.into(),
+        })?;
+        Ok(Self { root: Arc::new(root), shows: shows.into(), path })
+    }
+
+    /// The descriptor of its root directory.
+    #[must_use]
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A cgroup path of `/proc/<pid>/cgroup` relative to the root of this mount; `None` when
+    /// the mount does not show it.
+    #[must_use]
+    pub fn relative<'p>(&self, cgroup: &'p str) -> Option<&'p str> {
+        let below = cgroup.strip_prefix(self.shows.trim_end_matches('/'))?;
+        if !below.is_empty() && !below.starts_with('/') {
+            return None;
+        }
+        let below = below.trim_start_matches('/');
+        (!below.split('/').any(|part| part == "..")).then_some(below)
+    }
+}
+
+/// All mounted hierarchies, by controller.
+#[derive(Debug, Clone, Default)]
+pub struct Hierarchies {
+    /// The unified hierarchy, and which controllers live there.
+    pub unified: Option<(Mount, Vec<Controller>)>,
+    /// Controllers on cgroup v1.
+    pub legacy: Vec<(Controller, Mount)>,
+}
+
+impl Hierarchies {
+    /// Finds the hierarchies mounted in the daemon's mount namespace.
+    ///
+    /// # Errors
+    /// `/proc/self/mountinfo` cannot be read, or no cgroup file system is mounted.
+    pub fn discover() -> Result<Self, Error> {
+        let file = "/proc/self/mountinfo";
+        let text =
+            std::fs::read(file).map_err(|source| Error::Read { file: file.to_owned(), source })?;
+        Self::from_mountinfo(&text, Path::new("/"))
+    }
+
+    /// Takes the hierarchies from the text of a `mountinfo`, with all mount points below
+    /// `root` (`/`, or the folder of a fixture).
+    ///
+    /// # Errors
+    /// No cgroup file system is mounted, or one cannot be opened.
+    pub fn from_mountinfo(mountinfo: &[u8], root: &Path) -> Result<Self, Error> {
+        let mut found = Self::default();
+        for line in scan::lines(mountinfo) {
+            let Some(mount) = MountLine::parse(line) else { continue };
+            let path = root.join(mount.point.trim_start_matches('/'));
+            match mount.fstype {
+                "cgroup2" if found.unified.is_none() => {
+                    let mount = Mount::open(path, mount.root)?;
+                    let controllers = unified_controllers(&mount)?;
+                    found.unified = Some((mount, controllers));
+                }
+                "cgroup" => {
+                    let named = Controller::ALL.into_iter().filter(|controller| {
+                        mount.options.split(',').any(|option| option == controller.name())
+                    });
+                    let new: Vec<_> = named.filter(|&c| found.legacy_mount(c).is_none()).collect();
+                    if !new.is_empty() {
+                        let mount = Mount::open(path, mount.root)?;
+                        found.legacy.extend(new.into_iter().map(|c| (c, mount.clone())));
+                    }
+                }
+                _ => {}
+            }
+        }
+        if found.unified.is_none() && found.legacy.is_empty() {
+            return Err(Error::Parse {
+                file: "/proc/self/mountinfo".to_owned(),
+                wanted: "a mounted cgroup file system (usually at /sys/fs/cgroup)",
+            });
+        }
+        Ok(found)
+    }
+
+    /// The v1 mount of a controller.
+    #[must_use]
+    pub fn legacy_mount(&self, controller: Controller) -> Option<&Mount> {
+        self.legacy.iter().find(|(name, _)| *name == controller).map(|(_, mount)| mount)
+    }
+
+    /// Does the unified hierarchy have this controller?
+    #[must_use]
+    pub fn is_unified(&self, controller: Controller) -> bool {
+        self.unified.as_ref().is_some_and(|(_, controllers)| controllers.contains(&controller))
+    }
+
+    /// How the host is set up, in the usual words.
+    #[must_use]
+    pub fn layout(&self) -> &'static str {
+        match (&self.unified, self.legacy.is_empty()) {
+            (Some(_), true) => "v2",
+            (Some(_), false) => "hybrid",
+            (None, _) => "v1",
+        }
+    }
+}
+
+/// Controllers of the unified hierarchy. `cpu.stat` has the processor usage there, so
+/// `cpuacct` counts as present unless a v1 hierarchy has it.
+fn unified_controllers(mount: &Mount) -> Result<Vec<Controller>, Error> {
+    let mut text = Vec::new();
+    match crate::kernel_file::read_to_end(mount.root(), "cgroup.controllers", &mut text) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => {
+            let file = mount.path().join("cgroup.controllers").display().to_string();
+            return Err(Error::Read { file, source });
+        }
+    }
+    let mut controllers: Vec<_> = Controller::ALL
+        .into_iter()
+        .filter(|controller| scan::words(&text).any(|word| word == controller.name().as_bytes()))
+        .collect();
+    if controllers.contains(&Controller::Cpu) {
+        controllers.push(Controller::Cpuacct);
+    }
+    Ok(controllers)
+}
+
+struct MountLine<'t> {
+    root: &'t str,
+    point: &'t str,
+    fstype: &'t str,
+    options: &'t str,
+}
+
+impl<'t> MountLine<'t> {
+    /// `36 35 98:0 /root /point options [tags] - type source superoptions`
+    fn parse(line: &'t [u8]) -> Option<Self> {
+        let line = std::str::from_utf8(line).ok()?;
+        let (before, after) = line.split_once(" - ")?;
+        let mut before = before.split(' ').skip(3);
+        let (root, point) = (before.next()?, before.next()?);
+        let mut after = after.split(' ');
+        let fstype = after.next()?;
+        let options = after.nth(1)?;
+        Some(Self { root, point, fstype, options })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn world(mounts: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, controllers) in mounts {
+            std::fs::create_dir_all(dir.path().join(path)).unwrap();
+            if !controllers.is_empty() {
+                std::fs::write(dir.path().join(path).join("cgroup.controllers"), controllers)
+                    .unwrap();
+            }
+        }
+        dir
+    }
+
+    #[test]
+    fn hybrid_with_cpu_and_cpuacct_apart() {
+        let dir = world(&[("c/cpu", ""), ("c/cpuacct", ""), ("c/unified", "hugetlb\n")]);
+        let text = b"31 1 0:1 / /c/cpu rw - cgroup cgroup rw,cpu\n\
+                     32 1 0:2 / /c/cpuacct rw - cgroup cgroup rw,cpuacct\n\
+                     33 1 0:3 / /c/unified rw - cgroup2 cgroup2 rw\n";
+        let found = Hierarchies::from_mountinfo(text, dir.path()).unwrap();
+        assert_eq!(found.layout(), "hybrid");
+        assert!(found.legacy_mount(Controller::Cpu).unwrap().path().ends_with("c/cpu"));
+        assert!(found.legacy_mount(Controller::Cpuacct).unwrap().path().ends_with("c/cpuacct"));
+        assert!(found.legacy_mount(Controller::Memory).is_none());
+        assert!(!found.is_unified(Controller::Cpu));
+    }
+
+    #[test]
+    fn unified_only() {
+        let dir = world(&[("sys/fs/cgroup", "cpuset cpu io memory pids\n")]);
+        let text = b"30 1 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n";
+        let found = Hierarchies::from_mountinfo(text, dir.path()).unwrap();
+        assert_eq!(found.layout(), "v2");
+        assert!(Controller::ALL.into_iter().all(|controller| found.is_unified(controller)));
+    }
+
+    #[test]
+    fn a_bind_mounted_subtree_shows_only_its_own_cgroups() {
+        let dir = world(&[("c", "memory\n")]);
+        let text = b"30 1 0:1 /docker/ab /c rw - cgroup2 cgroup2 rw\n";
+        let found = Hierarchies::from_mountinfo(text, dir.path()).unwrap();
+        let (mount, _) = found.unified.unwrap();
+        assert_eq!(mount.relative("/docker/ab/x"), Some("x"));
+        assert_eq!(mount.relative("/docker/abc"), None);
+        assert_eq!(mount.relative("/elsewhere"), None);
+        assert_eq!(mount.relative("/docker/ab/../x"), None);
+    }
+
+    #[test]
+    fn a_host_without_cgroups_is_told_so() {
+        let error = Hierarchies::from_mountinfo(b"", Path::new("/")).unwrap_err();
+        assert!(error.to_string().contains("mounted cgroup file system"));
+    }
+}

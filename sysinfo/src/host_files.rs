@@ -1,0 +1,153 @@
+//! Reads the machine's own files, once per interval for all containers.
+//!
+//! Facts that hardly change (processor descriptions, boot time) are read rarely: on a machine
+//! with hundreds of processors `/proc/cpuinfo` alone takes the kernel milliseconds.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use arc_swap::ArcSwap;
+use rustix::fs::{Mode, OFlags};
+
+use crate::clock;
+use crate::host::{Host, HostTexts, RawFiles};
+use crate::kernel_file::read_to_end;
+use crate::procfs::Procfs;
+
+/// Memory and the list of online processors.
+const SHORT: u64 = 200_000_000;
+/// Processor descriptions and boot time, unless processors come or go.
+const LONG: u64 = 30_000_000_000;
+
+/// The machine's files and the last snapshot of them.
+pub struct HostFiles {
+    raw: Arc<Raw>,
+    snapshot: ArcSwap<Host>,
+    taken: AtomicU64,
+    reading: Mutex<Texts>,
+}
+
+struct Raw {
+    proc: Arc<Procfs>,
+    sys: OwnedFd,
+}
+
+#[derive(Default)]
+struct Texts {
+    meminfo: Vec<u8>,
+    online: Vec<u8>,
+    online_before: Vec<u8>,
+    cpuinfo: Vec<u8>,
+    stat: Vec<u8>,
+    long_taken: Option<u64>,
+}
+
+impl HostFiles {
+    /// Opens the files and takes the first snapshot.
+    ///
+    /// # Errors
+    /// `/sys` cannot be opened or `/proc/meminfo` cannot be read.
+    pub fn open(proc: Arc<Procfs>, sys: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let sys = rustix::fs::open(sys, flags, Mode::empty())?;
+        let this = Self {
+            raw: Arc::new(Raw { proc, sys }),
+            snapshot: ArcSwap::from_pointee(Host::default()),
+            taken: AtomicU64::new(0),
+            reading: Mutex::default(),
+        };
+        let mut texts = Texts::default();
+        this.raw.proc.read("meminfo", &mut texts.meminfo)?;
+        this.refresh(&mut texts, clock::now());
+        Ok(this)
+    }
+
+    /// The machine now, or as it was a moment ago.
+    pub fn snapshot(&self) -> Arc<Host> {
+        let now = clock::now();
+        if now.saturating_sub(self.taken.load(Ordering::Acquire)) > SHORT
+            // One reader at a time; the others take the last snapshot.
+            && let Ok(mut texts) = self.reading.try_lock()
+        {
+            self.refresh(&mut texts, now);
+        }
+        self.snapshot.load_full()
+    }
+
+    fn refresh(&self, texts: &mut Texts, now: u64) {
+        let proc = &self.raw.proc;
+        let replace = |text: &mut Vec<u8>, path| {
+            text.clear();
+            // An unreadable file leaves its part of the last snapshot.
+            proc.read(path, text).is_ok()
+        };
+        replace(&mut texts.meminfo, "meminfo");
+        std::mem::swap(&mut texts.online, &mut texts.online_before);
+        texts.online.clear();
+        let _ = self.raw.read("sys/devices/system/cpu/online", &mut texts.online);
+        let stale = texts.long_taken.is_none_or(|taken| now.saturating_sub(taken) > LONG);
+        let last = self.snapshot.load();
+        let long = stale || texts.online != texts.online_before;
+        if long {
+            replace(&mut texts.cpuinfo, "cpuinfo");
+            replace(&mut texts.stat, "stat");
+            texts.long_taken = Some(now);
+        }
+        let mut host = Host::parse(HostTexts {
+            meminfo: &texts.meminfo,
+            cpuinfo: if long { &texts.cpuinfo } else { b"" },
+            stat: &texts.stat,
+            online: &texts.online,
+        });
+        if !long {
+            host.cpuinfo = last.cpuinfo.clone();
+        }
+        if host.memory_total == 0 {
+            host.meminfo.clone_from(&last.meminfo);
+            (host.memory_total, host.swap_total) = (last.memory_total, last.swap_total);
+        }
+        if host.online.is_empty() {
+            host.online = host.cpuinfo.blocks().map(|(cpu, _)| cpu).collect();
+        }
+        host.raw = Some(self.raw.clone());
+        self.snapshot.store(Arc::new(host));
+        self.taken.store(now, Ordering::Release);
+    }
+}
+
+impl std::fmt::Debug for HostFiles {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HostFiles").field("snapshot", &self.snapshot).finish_non_exhaustive()
+    }
+}
+
+impl RawFiles for Raw {
+    fn read(&self, path: &str, text: &mut Vec<u8>) -> io::Result<()> {
+        match path.split_once('/') {
+            Some(("proc", file)) => self.proc.read(file, text),
+            Some(("sys", file)) => read_to_end(self.sys.as_fd(), file, text),
+            _ => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_snapshot_is_this_machine() {
+        let proc = Arc::new(Procfs::private().unwrap());
+        let files = HostFiles::open(proc, Path::new("/sys")).unwrap();
+        let host = files.snapshot();
+        assert!(host.memory_total > 0 && !host.online.is_empty() && host.boot_time > 0);
+        assert_eq!(host.cpuinfo.blocks().count(), host.online.len());
+        let mut text = Vec::new();
+        host.raw.as_ref().unwrap().read("proc/meminfo", &mut text).unwrap();
+        assert!(text.starts_with(b"MemTotal:"));
+        assert!(host.raw.as_ref().unwrap().read("etc/passwd", &mut text).is_err());
+    }
+}

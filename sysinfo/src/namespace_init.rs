@@ -1,0 +1,106 @@
+//! The first process of a pid namespace, found without forking.
+//!
+//! Linux 6.11 answers by an ioctl, which the daemon supplies ([`AskKernel`], because it is an
+//! unsafe call). On older kernels the ancestors of the task that asked are walked, and as a
+//! last resort (a task that joined the namespace from outside has none in it) every process is
+//! looked at. That happens once per namespace; the result is kept.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use crate::procfs::Procfs;
+use crate::scan;
+
+/// Asks the kernel for the process that is number one in a pid namespace (given as an open
+/// namespace file), in the daemon's numbering: `NS_GET_PID_FROM_PIDNS`.
+pub type AskKernel = fn(BorrowedFd<'_>) -> io::Result<u32>;
+
+/// The process that is number one in the namespace of this thread.
+pub(crate) fn find(proc: &Procfs, tid: u32, namespace: u64, ask: AskKernel) -> io::Result<u32> {
+    if let Ok(pid) = proc.open_pid_namespace(tid).and_then(|ns| ask(ns.as_fd())) {
+        return Ok(pid);
+    }
+    let mut text = Vec::new();
+    by_ancestors(proc, tid, namespace, &mut text)
+        .or_else(|| {
+            let pids = proc.processes().ok()?;
+            pids.into_iter().find(|&pid| is_init(proc, pid, namespace, &mut text))
+        })
+        .ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+fn by_ancestors(proc: &Procfs, tid: u32, namespace: u64, text: &mut Vec<u8>) -> Option<u32> {
+    let mut pid = tid;
+    // A pid namespace's processes are descendants of its init; 1000 generations are many.
+    for _ in 0..1000 {
+        if is_init(proc, pid, namespace, text) {
+            return Some(pid);
+        }
+        let status = proc.read_of(pid, "status", text).ok()?;
+        pid = u32::try_from(field(status, b"PPid:")?.next().and_then(scan::decimal)?).ok()?;
+        if pid == 0 {
+            return None;
+        }
+    }
+    None
+}
+
+fn is_init(proc: &Procfs, pid: u32, namespace: u64, text: &mut Vec<u8>) -> bool {
+    let innermost = proc.read_of(pid, "status", text).ok().and_then(innermost_pid);
+    innermost == Some(1) && proc.pid_namespace(pid).is_ok_and(|found| found == namespace)
+}
+
+/// A process's id in its own namespace, from the text of `/proc/<pid>/status`.
+pub(crate) fn innermost_pid(status: &[u8]) -> Option<u64> {
+    field(status, b"NSpid:")?.last().and_then(scan::decimal)
+}
+
+fn field<'s>(status: &'s [u8], name: &[u8]) -> Option<impl Iterator<Item = &'s [u8]>> {
+    scan::lines(status).find_map(|line| line.strip_prefix(name)).map(scan::words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_number_is_the_innermost() {
+        assert_eq!(innermost_pid(b"Name:\tx\nNSpid:\t4711\t12\t1\nVmPeak: 3\n"), Some(1));
+        assert_eq!(innermost_pid(b"Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn without_the_ioctl_the_ancestors_tell() {
+        let proc = Procfs::private().unwrap();
+        let this = std::process::id();
+        let mut child = std::process::Command::new("unshare")
+            .args(["--pid", "--fork", "--kill-child", "sh", "-c", "echo ready; sleep 30; true"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0; 6];
+        io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
+        let namespaces = |pid| proc.pid_namespace(pid).unwrap();
+        // The innermost shell's child: any process of another namespace than ours below unshare.
+        let inside = proc
+            .processes()
+            .unwrap()
+            .into_iter()
+            .filter(|&pid| pid > child.id())
+            .find(|&pid| {
+                let mut text = Vec::new();
+                let parent = proc
+                    .read_of(pid, "status", &mut text)
+                    .ok()
+                    .and_then(|status| field(status, b"PPid:")?.next().and_then(scan::decimal));
+                parent == Some(u64::from(child.id()))
+            })
+            .unwrap();
+        let namespace = namespaces(inside);
+        assert_ne!(namespace, namespaces(this));
+        let refuse: AskKernel = |_| Err(io::ErrorKind::Unsupported.into());
+        assert_eq!(find(&proc, inside, namespace, refuse).unwrap(), inside);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}

@@ -1,0 +1,130 @@
+//! The procfs instance that accounting reads: private, so that no overlay ever covers it.
+//!
+//! A detached mount (`fsopen`, Linux 5.2) is tried first; where that is not allowed, `/proc`
+//! as it is when the daemon starts, before the overlay is mounted.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+
+use crate::kernel_file::{ShortPath, read_to_end};
+
+/// A kept directory descriptor of a procfs.
+#[derive(Debug)]
+pub struct Procfs {
+    root: OwnedFd,
+}
+
+impl Procfs {
+    /// Opens an instance that nothing can be mounted over.
+    ///
+    /// # Errors
+    /// Neither a private instance nor `/proc` can be opened.
+    pub fn private() -> io::Result<Self> {
+        Self::detached().or_else(|_| Self::at(Path::new("/proc")))
+    }
+
+    /// A directory that looks like a procfs (fixtures), or `/proc` itself.
+    ///
+    /// # Errors
+    /// The directory cannot be opened.
+    pub fn at(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self { root: rustix::fs::open(path, flags, Mode::empty())? })
+    }
+
+    fn detached() -> io::Result<Self> {
+        let context = rustix::mount::fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        rustix::mount::fsconfig_create(context.as_fd())?;
+        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let root =
+            rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+        Ok(Self { root })
+    }
+
+    /// Reads a file such as `meminfo` to its end; the text is appended.
+    ///
+    /// # Errors
+    /// The file cannot be opened or read.
+    pub fn read(&self, path: &str, text: &mut Vec<u8>) -> io::Result<()> {
+        read_to_end(self.root.as_fd(), path, text)
+    }
+
+    /// Replaces the text by that of `<pid>/<name>`.
+    pub(crate) fn read_of<'t>(
+        &self,
+        pid: u32,
+        name: &str,
+        text: &'t mut Vec<u8>,
+    ) -> io::Result<&'t [u8]> {
+        text.clear();
+        self.read(ShortPath::of_process(pid, name).as_str(), text)?;
+        Ok(text)
+    }
+
+    /// The inode number of a task's pid namespace, in one system call.
+    pub(crate) fn pid_namespace(&self, tid: u32) -> io::Result<u64> {
+        let path = ShortPath::of_process(tid, "ns/pid");
+        let mut target = [0u8; 48];
+        let len = rustix::fs::readlinkat_raw(&self.root, path.as_c_str(), &mut target)?;
+        // "pid:[4026531836]"
+        let inode = target[..len].strip_prefix(b"pid:[").and_then(crate::scan::decimal);
+        inode.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+    }
+
+    /// Opens a task's pid namespace.
+    pub(crate) fn open_pid_namespace(&self, tid: u32) -> io::Result<OwnedFd> {
+        let path = ShortPath::of_process(tid, "ns/pid");
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.root, path.as_c_str(), flags, Mode::empty())?)
+    }
+
+    /// The process ids that exist now.
+    pub(crate) fn processes(&self) -> io::Result<Vec<u32>> {
+        let root = rustix::fs::openat(
+            &self.root,
+            c".",
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        let mut pids = Vec::new();
+        for entry in rustix::fs::Dir::new(root)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name.iter().all(u8::is_ascii_digit)
+                && let Some(pid) = crate::scan::decimal(name)
+            {
+                pids.push(u32::try_from(pid).unwrap_or(0));
+            }
+        }
+        Ok(pids)
+    }
+}
+
+impl AsFd for Procfs {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sees_this_process() {
+        let proc = Procfs::private().unwrap();
+        let mut text = Vec::new();
+        let pid = std::process::id();
+        let stat = proc.read_of(pid, "stat", &mut text).unwrap();
+        assert!(stat.starts_with(format!("{pid} ").as_bytes()));
+        assert!(proc.pid_namespace(pid).unwrap() > 0);
+        assert!(proc.processes().unwrap().contains(&pid));
+        assert!(proc.read_of(u32::MAX, "stat", &mut text).is_err());
+    }
+}

@@ -1,0 +1,142 @@
+//! Raw counters of one container at one instant, in neutral units. No interpretation: what a
+//! kernel does not tell stays `None` or zero, and `derive.rs` decides what that means.
+
+use crate::cpuset::CpuSet;
+use crate::limit::Limit;
+
+/// What one pass over a container's cgroup files gave.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sample {
+    /// Memory; `None` when no memory controller accounts for this container.
+    pub memory: Option<MemorySample>,
+    /// Processors the cpuset allows; `None` without a cpuset controller.
+    pub cpus: Option<CpuSet>,
+    /// The tightest quota of the cgroup and its ancestors.
+    pub quota: Option<Quota>,
+    /// Processor time used since the cgroup was made.
+    pub busy: Busy,
+    /// Threads, by the pids controller.
+    pub threads: Option<u64>,
+}
+
+/// Memory usage and limits, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MemorySample {
+    /// Charged bytes.
+    pub usage: u64,
+    /// The tightest limit of the cgroup and its ancestors.
+    pub limit: Limit,
+    /// What the charged bytes are.
+    pub stat: MemoryStat,
+    /// Swap; `None` when swap is not accounted.
+    pub swap: Option<SwapSample>,
+}
+
+/// Swap usage and limit, in bytes, memory not included.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SwapSample {
+    /// Swapped out bytes.
+    pub usage: u64,
+    /// The tightest limit of the cgroup and its ancestors.
+    pub limit: Limit,
+}
+
+/// The rows of `memory.stat` that are used, in bytes, children included, under the names of
+/// cgroup v2.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields carry the kernel's own names")]
+pub struct MemoryStat {
+    pub anon: u64,
+    pub file: u64,
+    pub shmem: u64,
+    pub file_mapped: u64,
+    pub file_dirty: u64,
+    pub file_writeback: u64,
+    pub swapcached: u64,
+    pub anon_thp: u64,
+    pub file_thp: u64,
+    pub shmem_thp: u64,
+    pub inactive_anon: u64,
+    pub active_anon: u64,
+    pub inactive_file: u64,
+    pub active_file: u64,
+    pub unevictable: u64,
+    pub slab_reclaimable: u64,
+    pub slab_unreclaimable: u64,
+    pub kernel_stack: u64,
+    pub pagetables: u64,
+    pub sec_pagetables: u64,
+    pub percpu: u64,
+    pub zswap: u64,
+    pub zswapped: u64,
+}
+
+/// A CPU bandwidth limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quota {
+    /// Microseconds of processor time per period.
+    pub quota: u64,
+    /// The period, in microseconds, never zero.
+    pub period: u64,
+}
+
+impl Quota {
+    /// A quota, unless the numbers make none.
+    #[must_use]
+    pub fn new(quota: u64, period: u64) -> Option<Self> {
+        (period > 0).then_some(Self { quota, period })
+    }
+
+    /// The tighter of two quotas.
+    #[must_use]
+    pub fn tighter(self, other: Self) -> Self {
+        let own = u128::from(self.quota) * u128::from(other.period);
+        let others = u128::from(other.quota) * u128::from(self.period);
+        if others < own { other } else { self }
+    }
+
+    /// Processors this quota can keep busy, rounded up, at least one.
+    #[must_use]
+    pub fn processors(self) -> usize {
+        usize::try_from(self.quota.div_ceil(self.period)).unwrap_or(usize::MAX).max(1)
+    }
+}
+
+/// Processor time used, in nanoseconds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Busy {
+    /// In user mode, niced time not included.
+    pub user: u64,
+    /// In user mode at low priority, where the kernel tells it apart (cgroup v2, Linux 6.12).
+    pub nice: u64,
+    /// In the kernel.
+    pub system: u64,
+    /// User and system time by processor number, where the kernel gives it (cgroup v1).
+    pub per_cpu: Vec<(u64, u64)>,
+}
+
+impl Busy {
+    /// Zero, with the memory of the list kept.
+    #[must_use]
+    pub fn emptied(mut self) -> Self {
+        self.per_cpu.clear();
+        Self { user: 0, nice: 0, system: 0, per_cpu: self.per_cpu }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotas_are_compared_as_ratios_and_rounded_up() {
+        let half = Quota::new(50_000, 100_000).unwrap();
+        let three_halves = Quota::new(15_000, 10_000).unwrap();
+        assert_eq!(half.tighter(three_halves), half);
+        assert_eq!(three_halves.tighter(half), half);
+        assert_eq!(half.processors(), 1);
+        assert_eq!(three_halves.processors(), 2);
+        assert_eq!(Quota::new(1, 0), None);
+        assert_eq!(Quota::new(u64::MAX, 1).unwrap().processors(), usize::MAX);
+    }
+}

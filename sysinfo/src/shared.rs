@@ -1,0 +1,46 @@
+//! What all containers share: options, the host, where the cgroups are.
+
+use std::sync::Arc;
+
+use crate::cpu::CpuPolicy;
+use crate::hierarchy::Hierarchies;
+use crate::host_files::HostFiles;
+use crate::namespace_init::AskKernel;
+use crate::procfs::Procfs;
+
+/// How accounting works.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// How many processors a container is shown.
+    pub cpu_policy: CpuPolicy,
+    /// How old a view may be, in nanoseconds.
+    pub age_bound: u64,
+    /// How many containers keep their files open; the least recently asked ones close theirs.
+    pub open_containers: usize,
+    /// Finds the init of a pid namespace (Linux 6.11).
+    pub ask_kernel: AskKernel,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            cpu_policy: CpuPolicy::default(),
+            age_bound: 20_000_000,
+            open_containers: 256,
+            ask_kernel: |_| Err(std::io::ErrorKind::Unsupported.into()),
+        }
+    }
+}
+
+/// Shared by all containers; never changes.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) options: Options,
+    pub(crate) proc: Arc<Procfs>,
+    pub(crate) host: HostFiles,
+    pub(crate) hierarchies: Hierarchies,
+    /// The daemon's own pid namespace.
+    pub(crate) own_namespace: u64,
+    /// The boot time offset of the daemon's own time namespace.
+    pub(crate) own_offset: i64,
+}

@@ -1,0 +1,153 @@
+//! Where a container's raw numbers come from: one trait, an implementation for each cgroup
+//! version, chosen per controller.
+//!
+//! A source keeps the descriptors of its files between samples, because opening one costs ten
+//! times what reading it does. All of them can be closed and come back by themselves.
+
+mod v1;
+mod v2;
+
+use rustix::fs::{Access, AtFlags};
+use rustix::io::Errno;
+
+use crate::Error;
+use crate::hierarchy::Hierarchies;
+use crate::kernel_file::KeptFile;
+use crate::membership::Membership;
+use crate::sample::Sample;
+
+/// Fills samples for one container.
+pub trait Source: Send {
+    /// Adds what this source knows to an emptied sample.
+    ///
+    /// # Errors
+    /// A file that should be there cannot be read: the cgroup is gone, or the disk of a fixture
+    /// fails. Files that a kernel does not have are no error.
+    fn sample(&mut self, sample: &mut Sample) -> Result<(), Error>;
+
+    /// Closes the kept descriptors; the next sample opens them again.
+    fn close(&mut self);
+}
+
+/// The source for a container in these cgroups: v2, v1, or both on a hybrid host.
+pub fn open(hierarchies: &Hierarchies, membership: &Membership) -> Box<dyn Source> {
+    let v2 = v2::Unified::new(hierarchies, membership);
+    let v1 = v1::Legacy::new(hierarchies, membership);
+    match (v2, v1) {
+        (Some(v2), None) => Box::new(v2),
+        (None, Some(v1)) => Box::new(v1),
+        (v2, v1) => Box::new(Hybrid { v2, v1 }),
+    }
+}
+
+/// Some controllers on each version: both add what they have.
+struct Hybrid {
+    v2: Option<v2::Unified>,
+    v1: Option<v1::Legacy>,
+}
+
+impl Source for Hybrid {
+    fn sample(&mut self, sample: &mut Sample) -> Result<(), Error> {
+        if let Some(v2) = &mut self.v2 {
+            v2.sample(sample)?;
+        }
+        if let Some(v1) = &mut self.v1 {
+            v1.sample(sample)?;
+        }
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        if let Some(v2) = &mut self.v2 {
+            v2.close();
+        }
+        if let Some(v1) = &mut self.v1 {
+            v1.close();
+        }
+    }
+}
+
+/// One file of one cgroup, opened when first read.
+#[derive(Debug)]
+struct CgroupFile {
+    root: crate::hierarchy::Mount,
+    path: String,
+    kept: Option<KeptFile>,
+    /// Looked for and not there. Controllers can be enabled later, so `close` forgets this.
+    missing: bool,
+}
+
+impl CgroupFile {
+    fn new(root: &crate::hierarchy::Mount, cgroup: &str, name: &str) -> Self {
+        let path = if cgroup.is_empty() { name.to_owned() } else { format!("{cgroup}/{name}") };
+        Self { root: root.clone(), path, kept: None, missing: false }
+    }
+
+    /// The content, `None` when there is no such file.
+    fn read<'b>(&mut self, buffer: &'b mut Vec<u8>) -> Result<Option<&'b [u8]>, Error> {
+        if self.missing {
+            return Ok(None);
+        }
+        if self.kept.is_none() {
+            self.kept = KeptFile::open(self.root.root(), &self.path)
+                .map_err(|source| self.error(source))?;
+            if self.kept.is_none() {
+                self.check_cgroup()?;
+                self.missing = true;
+            }
+        }
+        let Some(kept) = &self.kept else { return Ok(None) };
+        match kept.read(buffer) {
+            Ok(text) => Ok(Some(text)),
+            // The file is there, but not in this state of the cgroup (a threaded one, PSI off).
+            Err(error) if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => Ok(None),
+            // ENODEV: the cgroup was removed, or its controller disabled; look again next time.
+            Err(error) => {
+                self.kept = None;
+                Err(self.error(error))
+            }
+        }
+    }
+
+    /// A file that is missing together with its cgroup is an error: what an ancestor says
+    /// would be somebody else's.
+    fn check_cgroup(&self) -> Result<(), Error> {
+        let cgroup = self.path.rsplit_once('/').map_or(".", |(cgroup, _)| cgroup);
+        rustix::fs::accessat(self.root.root(), cgroup, Access::EXISTS, AtFlags::empty())
+            .map_err(|errno| self.error(errno.into()))
+    }
+
+    fn close(&mut self) {
+        self.kept = None;
+        self.missing = false;
+    }
+
+    fn error(&self, source: std::io::Error) -> Error {
+        Error::Read { file: self.root.path().join(&self.path).display().to_string(), source }
+    }
+}
+
+/// A cgroup and its ancestors, nearest first, the root (the empty path) last.
+fn lineage(cgroup: &str) -> impl Iterator<Item = &str> {
+    let mut next = Some(cgroup);
+    std::iter::from_fn(move || {
+        let this = next?;
+        next = match this.rfind('/') {
+            Some(slash) => Some(&this[..slash]),
+            None if this.is_empty() => None,
+            None => Some(""),
+        };
+        Some(this)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lineage_ends_at_the_root() {
+        assert_eq!(lineage("a/b/c").collect::<Vec<_>>(), ["a/b/c", "a/b", "a", ""]);
+        assert_eq!(lineage("").collect::<Vec<_>>(), [""]);
+    }
+}

@@ -1,0 +1,243 @@
+//! cgroup v1. The kernel folds memory limits over the ancestors itself (`hierarchical_*` rows
+//! of `memory.stat`), quotas it does not. Hierarchies may be mounted in any combination, `cpu`
+//! and `cpuacct` together or apart. Files: Documentation/admin-guide/cgroup-v1/.
+
+use super::{CgroupFile, Source, lineage};
+use crate::Error;
+use crate::cpuset::CpuSet;
+use crate::hierarchy::{Controller, Hierarchies};
+use crate::limit::Limit;
+use crate::membership::Membership;
+use crate::sample::{Busy, MemorySample, MemoryStat, Quota, Sample, SwapSample};
+use crate::scan;
+
+/// The files of one container in v1 hierarchies.
+#[derive(Default)]
+pub(super) struct Legacy {
+    memory: Option<MemoryFiles>,
+    /// Quota and period of each level.
+    quotas: Vec<(CgroupFile, CgroupFile)>,
+    usage_all: Option<CgroupFile>,
+    usage_sum: Option<CgroupFile>,
+    cpus: Option<(CgroupFile, CgroupFile)>,
+    threads: Option<CgroupFile>,
+    buffer: Vec<u8>,
+}
+
+struct MemoryFiles {
+    usage: CgroupFile,
+    stat: CgroupFile,
+    with_swap: CgroupFile,
+    swappiness: CgroupFile,
+}
+
+impl Legacy {
+    /// `None` when no v1 hierarchy has one of our controllers.
+    pub(super) fn new(hierarchies: &Hierarchies, membership: &Membership) -> Option<Self> {
+        let place = |controller| {
+            let mount = hierarchies.legacy_mount(controller)?;
+            Some((mount, mount.relative(membership.legacy(controller)?)?))
+        };
+        let file = |controller, name: &str| {
+            place(controller).map(|(mount, cgroup)| CgroupFile::new(mount, cgroup, name))
+        };
+        // The root cgroup accounts for the whole machine: for memory, the host's own numbers
+        // are better, and v2 has none at its root either.
+        let limited = place(Controller::Memory).filter(|(_, cgroup)| !cgroup.is_empty());
+        let legacy = Self {
+            memory: limited.map(|(mount, cgroup)| MemoryFiles {
+                usage: CgroupFile::new(mount, cgroup, "memory.usage_in_bytes"),
+                stat: CgroupFile::new(mount, cgroup, "memory.stat"),
+                with_swap: CgroupFile::new(mount, cgroup, "memory.memsw.usage_in_bytes"),
+                swappiness: CgroupFile::new(mount, cgroup, "memory.swappiness"),
+            }),
+            quotas: place(Controller::Cpu).map_or_else(Vec::new, |(mount, cgroup)| {
+                lineage(cgroup)
+                    .map(|level| {
+                        (
+                            CgroupFile::new(mount, level, "cpu.cfs_quota_us"),
+                            CgroupFile::new(mount, level, "cpu.cfs_period_us"),
+                        )
+                    })
+                    .collect()
+            }),
+            usage_all: file(Controller::Cpuacct, "cpuacct.usage_all"),
+            usage_sum: file(Controller::Cpuacct, "cpuacct.stat"),
+            cpus: file(Controller::Cpuset, "cpuset.effective_cpus")
+                .zip(file(Controller::Cpuset, "cpuset.cpus")),
+            threads: file(Controller::Pids, "pids.current"),
+            buffer: Vec::new(),
+        };
+        (!hierarchies.legacy.is_empty()).then_some(legacy)
+    }
+}
+
+impl Source for Legacy {
+    fn sample(&mut self, sample: &mut Sample) -> Result<(), Error> {
+        let buffer = &mut self.buffer;
+        if let Some(files) = &mut self.memory {
+            sample.memory = files.sample(buffer)?;
+        }
+        for (quota, period) in &mut self.quotas {
+            let Some(quota) = quota.read(buffer)?.and_then(scan::signed) else { continue };
+            // -1 is no quota
+            let Ok(quota) = u64::try_from(quota) else { continue };
+            let Some(period) = period.read(buffer)?.and_then(scan::decimal) else { continue };
+            if let Some(quota) = Quota::new(quota, period) {
+                sample.quota = Some(sample.quota.map_or(quota, |tightest| tightest.tighter(quota)));
+            }
+        }
+        if let Some(file) = &mut self.usage_all
+            && let Some(text) = file.read(buffer)?
+        {
+            usage_all(text, &mut sample.busy);
+        } else if let Some(file) = &mut self.usage_sum
+            && let Some(text) = file.read(buffer)?
+        {
+            usage_sum(text, &mut sample.busy);
+        }
+        if let Some((effective, configured)) = &mut self.cpus {
+            let mut cpus = effective.read(buffer)?.and_then(CpuSet::parse);
+            if cpus.as_ref().is_none_or(CpuSet::is_empty) {
+                cpus = configured.read(buffer)?.and_then(CpuSet::parse);
+            }
+            sample.cpus = cpus;
+        }
+        if let Some(file) = &mut self.threads
+            && let Some(text) = file.read(buffer)?
+        {
+            sample.threads = scan::decimal(text);
+        }
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        if let Some(MemoryFiles { usage, stat, with_swap, swappiness }) = &mut self.memory {
+            [usage, stat, with_swap, swappiness].into_iter().for_each(CgroupFile::close);
+        }
+        for (quota, period) in &mut self.quotas {
+            quota.close();
+            period.close();
+        }
+        if let Some((effective, configured)) = &mut self.cpus {
+            effective.close();
+            configured.close();
+        }
+        let rest = [&mut self.usage_all, &mut self.usage_sum, &mut self.threads];
+        rest.into_iter().flatten().for_each(CgroupFile::close);
+    }
+}
+
+impl MemoryFiles {
+    fn sample(&mut self, buffer: &mut Vec<u8>) -> Result<Option<MemorySample>, Error> {
+        let Some(usage) = self.usage.read(buffer)?.and_then(scan::decimal) else {
+            return Ok(None);
+        };
+        let Some(text) = self.stat.read(buffer)? else { return Ok(None) };
+        let (stat, limit, limit_with_swap) = stat(text);
+        let mut swap = None;
+        if let Some(with_swap) = self.with_swap.read(buffer)?.and_then(scan::decimal) {
+            let used = with_swap.saturating_sub(usage);
+            let limit = match (limit_with_swap, limit) {
+                (Limit::At(both), Limit::At(memory)) => Limit::At(both.saturating_sub(memory)),
+                (limit, _) => limit,
+            };
+            // A cgroup that never swaps has no swap beyond what it swapped before.
+            let never = self.swappiness.read(buffer)?.and_then(scan::decimal) == Some(0);
+            let limit = if never { limit.min(Limit::At(used)) } else { limit };
+            swap = Some(SwapSample { usage: used, limit });
+        }
+        Ok(Some(MemorySample { usage, limit, stat, swap }))
+    }
+}
+
+/// The rows and both hierarchical limits. Only `total_*` rows include the children.
+fn stat(text: &[u8]) -> (MemoryStat, Limit, Limit) {
+    let mut stat = MemoryStat::default();
+    let (mut limit, mut limit_with_swap) = (Limit::Unlimited, Limit::Unlimited);
+    for (key, bytes) in scan::pairs(text) {
+        let field = match key {
+            b"hierarchical_memory_limit" => {
+                limit = Limit::from_v1(bytes);
+                continue;
+            }
+            b"hierarchical_memsw_limit" => {
+                limit_with_swap = Limit::from_v1(bytes);
+                continue;
+            }
+            b"total_cache" => &mut stat.file,
+            b"total_rss" => &mut stat.anon,
+            b"total_rss_huge" => &mut stat.anon_thp,
+            b"total_shmem" => &mut stat.shmem,
+            b"total_mapped_file" => &mut stat.file_mapped,
+            b"total_dirty" => &mut stat.file_dirty,
+            b"total_writeback" => &mut stat.file_writeback,
+            b"total_swapcached" => &mut stat.swapcached,
+            b"total_inactive_anon" => &mut stat.inactive_anon,
+            b"total_active_anon" => &mut stat.active_anon,
+            b"total_inactive_file" => &mut stat.inactive_file,
+            b"total_active_file" => &mut stat.active_file,
+            b"total_unevictable" => &mut stat.unevictable,
+            _ => continue,
+        };
+        *field = bytes;
+    }
+    (stat, limit, limit_with_swap)
+}
+
+/// A header, then `cpu user system` in nanoseconds for each possible processor.
+fn usage_all(text: &[u8], busy: &mut Busy) {
+    for line in scan::lines(text).skip(1) {
+        let mut numbers = scan::words(line).map(|word| scan::decimal(word).unwrap_or(0));
+        let (Some(cpu), Some(user), Some(system)) =
+            (numbers.next(), numbers.next(), numbers.next())
+        else {
+            continue;
+        };
+        let Ok(cpu) = usize::try_from(cpu) else { continue };
+        if cpu > CpuSet::MAX as usize {
+            continue;
+        }
+        if busy.per_cpu.len() <= cpu {
+            busy.per_cpu.resize(cpu + 1, (0, 0));
+        }
+        busy.per_cpu[cpu] = (user, system);
+        busy.user = busy.user.saturating_add(user);
+        busy.system = busy.system.saturating_add(system);
+    }
+}
+
+/// `user` and `system` in USER_HZ ticks, on kernels before 4.9.
+fn usage_sum(text: &[u8], busy: &mut Busy) {
+    for (key, ticks) in scan::pairs(text) {
+        let time = ticks.saturating_mul(crate::clock::TICK);
+        match key {
+            b"user" => busy.user = time,
+            b"system" => busy.system = time,
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hierarchical_limits_and_total_rows() {
+        let text = b"cache 1\nrss 2\nhierarchical_memory_limit 268435456\n\
+                     hierarchical_memsw_limit 9223372036854771712\ntotal_cache 10\ntotal_rss 20\n\
+                     total_rss_huge 30\ntotal_mapped_file 40\n";
+        let (stat, limit, with_swap) = stat(text);
+        assert_eq!((stat.file, stat.anon, stat.anon_thp, stat.file_mapped), (10, 20, 30, 40));
+        assert_eq!((limit, with_swap), (Limit::At(268_435_456), Limit::Unlimited));
+    }
+
+    #[test]
+    fn usage_by_processor() {
+        let mut busy = Busy::default();
+        usage_all(b"cpu user system\n0 100 10\n1 200 20\n", &mut busy);
+        assert_eq!((busy.user, busy.system), (300, 30));
+        assert_eq!(busy.per_cpu, [(100, 10), (200, 20)]);
+    }
+}
