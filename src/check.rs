@@ -52,11 +52,7 @@ pub fn all() -> Vec<Finding> {
     let useful = |name, state, without| Finding { name, state, essential: false, without };
     let mut findings = vec![
         essential("root", root(), "nothing can be mounted or answered; run ambit as root"),
-        essential(
-            "/dev/fuse",
-            fuse(),
-            "no virtual files; load the module `fuse` (modprobe fuse)",
-        ),
+        essential("/dev/fuse", fuse(), "no virtual files; load the module `fuse` (modprobe fuse)"),
         essential(
             "procfs",
             Procfs::private().map(|_| String::new()).map_err(|e| e.to_string()),
@@ -96,11 +92,7 @@ pub fn all() -> Vec<Finding> {
             namespace_ioctl(),
             "a container's first read looks at its processes one by one; Linux 6.11 has them",
         ),
-        useful(
-            "user namespaces",
-            namespace("user"),
-            "`ambit run` needs --no-userns",
-        ),
+        useful("user namespaces", namespace("user"), "`ambit run` needs --no-userns"),
         useful(
             "time namespaces",
             namespace("time"),

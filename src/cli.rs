@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::Config;
-use crate::{check, control, run, serve};
+use crate::{check, control, run, sandbox, serve};
 
 /// Makes every container see its own bounds.
 ///
@@ -85,10 +85,7 @@ fn run_sandbox(config: &ConfigFile, args: run::RunArgs) -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(&error, 2),
     };
-    match serve::run(args, &config) {
-        Ok(status) => status,
-        Err(error) => fail(&error, 125),
-    }
+    sandbox::run(args, &config)
 }
 
 #[allow(clippy::print_stdout, reason = "this is the output")]

@@ -47,10 +47,8 @@ impl Server {
             ..Options::default()
         })
         .context("cannot account for containers; `ambit check` tells what is missing")?;
-        let options = MountOptions {
-            path: config.overlay.mount.clone(),
-            threads: config.overlay.threads,
-        };
+        let options =
+            MountOptions { path: config.overlay.mount.clone(), threads: config.overlay.threads };
         let overlay = Overlay::mount(options, accounting.clone())?;
         let socket = |name| (reach == Reach::Host).then(|| config.socket(name));
         let options = notify::Options {
@@ -102,7 +100,8 @@ impl Server {
     /// # Errors
     /// The overlay cannot be unmounted.
     pub fn stop(self) -> anyhow::Result<()> {
-        self.notifier.stop();
+        // Containers whose listeners are closed get ENOSYS for the calls their filter traps.
+        drop(self.notifier.stop());
         self.overlay.unmount().context("cannot unmount the overlay")
     }
 }

@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod logging;
 pub mod notify;
 pub mod run;
+pub mod sandbox;
 pub mod serve;
 pub mod status;
 pub mod sys;

@@ -1,5 +1,6 @@
 //! Where log lines go: the journal when standard error is the journal, else standard error.
 
+use std::io::IsTerminal;
 use std::os::unix::fs::MetadataExt;
 
 use tracing_subscriber::filter::LevelFilter;
@@ -23,6 +24,7 @@ pub fn start(level: LogLevel) {
         _ => {
             let lines = tracing_subscriber::fmt::layer()
                 .with_writer(std::io::stderr)
+                .with_ansi(std::io::stderr().is_terminal())
                 .with_target(false)
                 .without_time();
             registry.with(lines).try_init()

@@ -1,6 +1,4 @@
-//! `ambit serve`, and the service that `ambit run` uses: a running daemon, or one of its own.
-
-use std::path::{Path, PathBuf};
+//! `ambit serve`: the daemon in the foreground.
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
@@ -48,6 +46,3 @@ pub fn serve(config: &Config) -> anyhow::Result<()> {
         server.stop()
     })
 }
-
-/// x
-pub fn run(_a: crate::run::RunArgs, _c: &Config) -> anyhow::Result<std::process::ExitCode> { todo!() }

@@ -8,6 +8,7 @@ use ambit_sysinfo::{Container, View};
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::Server;
+use crate::notify::CallCount;
 
 /// The state of a daemon. Memory is in bytes, times in seconds.
 #[derive(Debug, Serialize, Deserialize)]
@@ -46,8 +47,15 @@ pub struct Calls {
     pub answered: u64,
     /// Left to the kernel.
     pub continued: u64,
-    /// Answered with an error.
+    /// Left to the kernel because something in ambit failed.
     pub failed: u64,
+}
+
+impl From<&CallCount> for Calls {
+    fn from(count: &CallCount) -> Self {
+        let &CallCount { name, served, continued, failed } = count;
+        Self { name: name.to_owned(), answered: served, continued, failed }
+    }
 }
 
 /// One container.
@@ -104,7 +112,7 @@ impl Status {
             cgroups: accounting.hierarchies().layout().to_owned(),
             mount: server.mount().to_owned(),
             files: Files { opened: files.opens, failed: files.refused + files.panics },
-            calls: server.notifier().counters(),
+            calls: server.notifier().counters().calls.iter().map(Calls::from).collect(),
             containers,
         }
     }

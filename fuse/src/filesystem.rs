@@ -19,12 +19,12 @@ use std::time::{Duration, SystemTime};
 
 use ambit_sysinfo::Views;
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem,
-    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode,
-    OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock,
-    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType,
+    Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner,
+    OpenAccMode, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
 };
 
 use crate::counters::{Counters, Counts};
@@ -67,6 +67,19 @@ impl OverlayFilesystem {
         }
     }
 
+    /// The attributes of a node, and how long they hold: the size of a long file is the
+    /// reader's own and must be asked for each time.
+    fn attributes(&self, node: &Node, req: &Request) -> (FileAttr, Duration) {
+        let mut attributes = self.service.tree.attributes(node);
+        match self.service.own_size(node.id, req.pid()) {
+            Some(size) => {
+                attributes.size = size;
+                (attributes, Duration::ZERO)
+            }
+            None => (attributes, VALID),
+        }
+    }
+
     /// `.`, `..` and what the directory holds, from an offset on: the offset of the entry that
     /// follows, the entry, its name. Errs for what is no directory.
     fn entries(&self, directory: u64, offset: u64) -> Result<Entries<'_>, Errno> {
@@ -101,18 +114,24 @@ impl Filesystem for OverlayFilesystem {
 
     fn destroy(&mut self) {}
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.guard(|| match self.service.tree.child(parent.0, name.as_bytes()) {
-            Some(node) => reply.entry(&VALID, &self.service.tree.attributes(node), Generation(0)),
+            Some(node) => {
+                let (attributes, valid) = self.attributes(node, req);
+                reply.entry_with_ttls(&valid, &VALID, &attributes, Generation(0));
+            }
             None => reply.error(Errno::ENOENT),
         });
     }
 
     fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         self.guard(|| match self.service.tree.node(ino.0) {
-            Some(node) => reply.attr(&VALID, &self.service.tree.attributes(node)),
+            Some(node) => {
+                let (attributes, valid) = self.attributes(node, req);
+                reply.attr(&valid, &attributes);
+            }
             None => reply.error(Errno::ENOENT),
         });
     }
@@ -152,10 +171,15 @@ impl Filesystem for OverlayFilesystem {
         offset: u64,
         size: u32,
         _: OpenFlags,
-        _: Option<LockOwner>,
+        reader: Option<LockOwner>,
         reply: ReplyData,
     ) {
         self.guard(|| {
+            // Only a direct read names its reader. Anything else (sendfile, splice, mmap) fills
+            // the page cache, which all containers share: it is refused, and programs read.
+            if reader.is_none() {
+                return reply.error(Errno::EINVAL);
+            }
             let mut reply = Some(reply);
             let answer = |text: &[u8]| {
                 if let Some(reply) = reply.take() {
@@ -216,7 +240,7 @@ impl Filesystem for OverlayFilesystem {
 
     fn readdirplus(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
@@ -225,9 +249,9 @@ impl Filesystem for OverlayFilesystem {
         self.guard(|| match self.entries(ino.0, offset) {
             Ok(entries) => {
                 for (next, node, name) in entries {
-                    let attributes = self.service.tree.attributes(node);
+                    let (attributes, valid) = self.attributes(node, req);
                     let id = INodeNo(node.id);
-                    if reply.add(id, next, name, &VALID, &attributes, Generation(0)) {
+                    if reply.add(id, next, name, &valid, &attributes, Generation(0)) {
                         break;
                     }
                 }

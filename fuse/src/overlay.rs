@@ -7,7 +7,7 @@
 
 use std::fmt::Debug;
 
-use ambit_sysinfo::View;
+use ambit_sysinfo::{Host, View};
 
 use crate::text::Text;
 
@@ -18,7 +18,16 @@ pub trait OverlayFile: Sync + Debug {
 
     /// Writes the file as the container of `view` sees it.
     fn render(&self, view: &View, out: &mut Text);
+
+    /// At least as many bytes as the file can have on a machine. A file that fits a page has
+    /// the size of a page, whoever looks; of a longer one, each reader is told its own size.
+    fn longest(&self, _host: &Host) -> usize {
+        PAGE
+    }
 }
+
+/// The size that files show which are no longer than this.
+pub const PAGE: usize = 4096;
 
 /// What is known of a file besides its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use fuser::Errno;
 
 use crate::counters::Counters;
 use crate::handles::{Handles, window};
-use crate::overlay::OverlayFile;
+use crate::overlay::{OverlayFile, PAGE};
 use crate::text::Text;
 use crate::tree::{Kind, Tree};
 
@@ -40,6 +40,21 @@ impl Service {
             Some(Kind::Directory(_)) => Err(Errno::EISDIR),
             None => Err(Errno::ENOENT),
         }
+    }
+
+    /// The size that a thread is shown of a file that can be longer than a page on this machine;
+    /// `None` for every other node, whose attributes are the same for all and for ever.
+    pub(crate) fn own_size(&self, node: u64, thread: u32) -> Option<u64> {
+        let file = self.file(node).ok()?;
+        let view = self.views.view(thread).ok()?;
+        if file.longest(&view.host) <= PAGE {
+            return None;
+        }
+        UNKEPT.with_borrow_mut(|text| {
+            text.clear();
+            self.render(file, thread, text).ok()?;
+            Some(text.as_bytes().len() as u64)
+        })
     }
 
     /// Opens a file for a thread: its numbers are taken now. Returns the handle.

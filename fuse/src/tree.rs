@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use fuser::{FileAttr, FileType, INodeNo};
 
 use crate::files::FILES;
-use crate::overlay::OverlayFile;
+use crate::overlay::{OverlayFile, PAGE};
 
 /// The root directory.
 pub const ROOT: u64 = INodeNo::ROOT.0;
@@ -136,8 +136,9 @@ impl Tree {
         }
     }
 
-    /// The attributes of a node, as `/proc` and `/sys` have them: no size in `/proc`, a page in
-    /// `/sys`, everything owned by root and read-only.
+    /// The attributes of a node: owned by root, read-only, and files have the size of a page, as
+    /// in `/sys`. In `/proc` the kernel shows no size at all, but since Linux 6.5 sendfile(2) and
+    /// splice(2) take a file of that size in FUSE for empty, and busybox `cat` uses them.
     #[must_use]
     pub fn attributes(&self, node: &Node) -> FileAttr {
         let (perm, nlink, size) = match &node.kind {
@@ -148,8 +149,7 @@ impl Tree {
                     .filter(|child| matches!(child.kind, Kind::Directory(_)));
                 (0o555, 2 + u32::try_from(directories.count()).unwrap_or(0), 0)
             }
-            Kind::File(_) if node.path.starts_with("sys/") => (0o444, 1, 4096),
-            Kind::File(_) => (0o444, 1, 0),
+            Kind::File(_) => (0o444, 1, PAGE as u64),
         };
         FileAttr {
             ino: INodeNo(node.id),
@@ -225,10 +225,10 @@ mod tests {
     }
 
     #[test]
-    fn attributes_are_those_of_proc_and_sys() {
+    fn everything_is_readable_and_files_have_a_size() {
         let tree = Tree::new();
         let of = |path: &str| tree.attributes(tree.node(node_id(path)).unwrap());
-        assert_eq!((of("proc/meminfo").perm, of("proc/meminfo").size), (0o444, 0));
+        assert_eq!((of("proc/meminfo").perm, of("proc/meminfo").size), (0o444, 4096));
         assert_eq!(of("sys/devices/system/cpu/online").size, 4096);
         assert_eq!((of("").perm, of("").nlink, of("proc").nlink), (0o555, 4, 2));
     }

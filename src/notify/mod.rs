@@ -1,57 +1,211 @@
 //! System calls of containers, answered through seccomp user notification.
+//!
+//! Requests come from listeners that OCI runtimes deliver (`oci`), from monitors of liblxc
+//! (`lxc`), or from [`Notifier::adopt`]; all of them go one way (`pipeline.rs`) to one of the
+//! handlers listed in `syscalls/mod.rs`. Interception only ever adds: what is not granted is
+//! CONTINUE, and the kernel judges it.
+//!
+//! Start reading at `handler.rs` (what a handler is) and `syscalls/sysinfo.rs` (the smallest
+//! one), then `thread.rs` and `pipeline.rs` (the way of a request). Only `listener.rs` and
+//! `crate::sys` contain unsafe code.
 
-use std::io;
+mod arch;
+mod call;
+mod context;
+mod counters;
+mod cpu_mask;
+mod dispatch;
+mod epoll;
+mod error;
+pub mod filter;
+mod handler;
+mod limiter;
+mod listener;
+mod lxc;
+mod lxc_packet;
+pub mod oci;
+mod pipeline;
+mod policy;
+mod socket;
+mod syscalls;
+mod thread;
+mod thread_id;
+
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use ambit_sysinfo::Views;
 
-/// What is answered at all.
-#[derive(Debug, Clone, Default)]
-pub struct Policy {}
-impl Policy {
-    /// x
-    pub fn from_names<'a>(_n: impl IntoIterator<Item = &'a str>) -> Result<Self, std::fmt::Error> { Ok(Self {}) }
-    /// x
-    pub fn names() -> impl Iterator<Item = &'static str> { ["sysinfo", "sched_getaffinity"].into_iter() }
-    /// x
-    pub fn allows(&self, _n: &str) -> bool { true }
-}
+pub use arch::Abi;
+pub use call::Call;
+pub use context::Context;
+pub use counters::{CallCount, Counts};
+pub use error::Error;
+pub use handler::{Cause, Description, Handler, Refusal, Screen, Verdict};
+pub use policy::{Policy, UnknownCall};
+pub use syscalls::HANDLERS;
+
+use listener::Listener;
+use pipeline::Pipeline;
+use thread::{Handle, Source, Threads};
 
 /// How notifications are taken.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Where OCI runtimes deliver listeners (`listenerPath`).
+    /// Where OCI runtimes deliver listeners (`listenerPath`), usually `/run/ambit/oci.sock`.
     pub oci_socket: Option<PathBuf>,
-    /// Where liblxc connects (`lxc.seccomp.notify.proxy`).
+    /// Where liblxc connects (`lxc.seccomp.notify.proxy`), usually `/run/ambit/lxc.sock`.
     pub lxc_socket: Option<PathBuf>,
-    /// What is answered.
+    /// What is answered, unless a container has a policy of its own.
+    pub policy: Policy,
+}
+
+/// A listener with what is known of it, for whoever serves it next.
+#[derive(Debug)]
+pub struct Adopted {
+    /// The listener. When its last copy is closed, the container's calls fail with ENOSYS.
+    pub listener: OwnedFd,
+    /// The container's name.
+    pub container: String,
+    /// What is answered for it.
     pub policy: Policy,
 }
 
 /// The running notification threads.
 #[derive(Debug)]
-pub struct Notifier {}
+pub struct Notifier {
+    threads: Arc<Threads>,
+    handles: Vec<Handle>,
+    oci: Option<oci::Server>,
+    policy: Policy,
+}
 
 impl Notifier {
     /// Starts the threads and binds the sockets.
     ///
     /// # Errors
-    /// A socket cannot be bound.
-    pub fn start(_views: Arc<dyn Views>, _options: Options) -> io::Result<Self> {
-        Ok(Self {})
+    /// The kernel lacks user notification, or a socket cannot be bound.
+    pub fn start(views: Arc<dyn Views>, options: Options) -> Result<Self, Error> {
+        let Options { oci_socket, lxc_socket, policy } = options;
+        listener::check_sizes()?;
+        let (threads, handles) = Threads::start(Pipeline::new(views))?;
+        // From here on, dropping it stops what runs already.
+        let mut notifier = Self { threads, handles, oci: None, policy };
+        if let Some(path) = lxc_socket {
+            notifier.threads.add(Source::LxcSocket(lxc::Socket::bind(&path, policy)?))?;
+        }
+        if let Some(path) = oci_socket {
+            let threads = Arc::clone(&notifier.threads);
+            notifier.oci = Some(oci::Server::start(&path, policy, threads)?);
+        }
+        Ok(notifier)
     }
 
-    /// x
-    pub fn stop(self) {}
-    /// x
-    pub fn counters(&self) -> Vec<crate::status::Calls> { Vec::new() }
-    /// Takes over the listener of one container.
+    /// Takes over the listener of one container. Nobody else may receive from it.
     ///
     /// # Errors
     /// The descriptor is no listener.
-    pub fn adopt(&self, _listener: OwnedFd, _container: &str) -> io::Result<()> {
-        Ok(())
+    pub fn adopt(&self, listener: OwnedFd, container: &str, policy: Policy) -> Result<(), Error> {
+        let listener = Listener::adopt(listener)?;
+        self.threads.add(Source::Listener { listener, container: container.into(), policy })
+    }
+
+    /// What is answered for containers without a policy of their own.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// How often each handler answered.
+    #[must_use]
+    pub fn counters(&self) -> Counts {
+        self.threads.pipeline().counters().read()
+    }
+
+    /// Ends the threads, after the answers they are at, and removes the sockets. The listeners
+    /// are returned so that somebody else can serve them; calls wait meanwhile.
+    #[must_use = "closing the listeners makes the containers' calls fail with ENOSYS"]
+    pub fn stop(mut self) -> Vec<Adopted> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Vec<Adopted> {
+        if let Some(server) = self.oci.take() {
+            server.stop();
+        }
+        self.threads.stop();
+        let ended = self.handles.drain(..).map(|handle| handle.join().unwrap_or_default());
+        ended.flatten().collect()
+    }
+}
+
+impl Drop for Notifier {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ambit_sysinfo::view::{Clock, Cpu, Load, Memory, Origin, Swap, Tasks};
+    use ambit_sysinfo::{CpuSet, Error, View};
+
+    use super::*;
+
+    pub(super) fn view() -> View {
+        View {
+            origin: Origin::Container,
+            host: Arc::default(),
+            memory: Memory { total: Fixed::TOTAL, free: 1 << 20, ..Memory::default() },
+            swap: Swap::default(),
+            cpu: Cpu { online: CpuSet::first(1), ..Cpu::default() },
+            tasks: Tasks { total: 3, ..Tasks::default() },
+            load: Load::default(),
+            clock: Clock::default(),
+        }
+    }
+
+    /// Everybody sees the same.
+    pub(super) struct Fixed(Arc<View>);
+
+    impl Fixed {
+        pub(super) const TOTAL: u64 = 256 << 20;
+
+        pub(super) fn new() -> Self {
+            Self(Arc::new(view()))
+        }
+    }
+
+    impl Views for Fixed {
+        fn view(&self, _tid: u32) -> Result<Arc<View>, Error> {
+            Ok(Arc::clone(&self.0))
+        }
+    }
+
+    #[test]
+    fn sockets_exist_while_it_runs() {
+        let folder = tempfile::tempdir().unwrap();
+        let (oci, lxc) = (folder.path().join("oci.sock"), folder.path().join("lxc.sock"));
+        let options = Options {
+            oci_socket: Some(oci.clone()),
+            lxc_socket: Some(lxc.clone()),
+            policy: Policy::default(),
+        };
+        let notifier = Notifier::start(Arc::new(Fixed::new()), options.clone()).unwrap();
+        assert!(oci.exists() && lxc.exists());
+        let second = Notifier::start(Arc::new(Fixed::new()), options).unwrap_err();
+        assert!(matches!(second, super::Error::SocketTaken { .. }), "{second}");
+        assert!(oci.exists() && lxc.exists(), "the second leaves them alone");
+        assert!(notifier.stop().is_empty());
+        assert!(!oci.exists() && !lxc.exists());
+    }
+
+    #[test]
+    fn what_is_no_listener_is_refused() {
+        let notifier = Notifier::start(Arc::new(Fixed::new()), Options::default()).unwrap();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let error = notifier.adopt(file.into(), "c", notifier.policy()).unwrap_err();
+        assert!(matches!(error, super::Error::NoListener { .. }), "{error}");
     }
 }

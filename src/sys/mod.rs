@@ -1,3 +1,9 @@
 //! System calls that neither nix nor rustix offers, one file each. Nothing here decides anything.
+
+pub mod affinity;
+pub mod close_range;
+pub mod fork;
+pub mod mount_setattr;
 pub mod pid_in_namespace;
 pub mod seccomp;
+pub mod signal_defaults;

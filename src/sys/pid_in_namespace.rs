@@ -7,7 +7,8 @@ use nix::errno::Errno;
 
 // include/uapi/linux/nsfs.h: the argument is the id itself, not a pointer, although the number
 // is built as if an int were read.
-const NS_GET_PID_FROM_PIDNS: libc::Ioctl = nix::request_code_read!(0xb7, 0x6, size_of::<i32>()) as _;
+const NS_GET_PID_FROM_PIDNS: libc::Ioctl =
+    nix::request_code_read!(0xb7, 0x6, size_of::<i32>()) as _;
 
 /// The id, in our own pid namespace, of the thread that is called `id` in `namespace`
 /// (an open `/proc/<pid>/ns/pid`).

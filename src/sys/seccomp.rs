@@ -20,9 +20,8 @@ pub fn notification_sizes() -> Result<seccomp_notif_sizes, Errno> {
     let mut sizes =
         seccomp_notif_sizes { seccomp_notif: 0, seccomp_notif_resp: 0, seccomp_data: 0 };
     // SAFETY: the kernel writes one struct of exactly this type.
-    let result = unsafe {
-        libc::syscall(libc::SYS_seccomp, SECCOMP_GET_NOTIF_SIZES, 0, &raw mut sizes)
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_GET_NOTIF_SIZES, 0, &raw mut sizes) };
     Errno::result(result).map(|_| sizes)
 }
 

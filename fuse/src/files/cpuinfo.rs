@@ -9,7 +9,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use ambit_sysinfo::{CpuSet, View, scan};
+use ambit_sysinfo::{CpuSet, Host, View, scan};
 
 use crate::overlay::{Description, OverlayFile};
 use crate::text::Text;
@@ -29,6 +29,13 @@ impl OverlayFile for CpuInfo {
 
     fn render(&self, view: &View, out: &mut Text) {
         SOCKETS.with_borrow_mut(|cores| render(view, cores, out));
+    }
+
+    fn longest(&self, host: &Host) -> usize {
+        // Two counts can get longer by a few digits.
+        host.cpuinfo.blocks().map(|(_, block)| block.len() + 16).sum::<usize>()
+            + host.cpuinfo.head().len()
+            + host.cpuinfo.tail().len()
     }
 }
 

@@ -4,8 +4,8 @@
 //! accounted by cgroups; their lines stay, because programs look for them, and read 0 rather
 //! than tell what the rest of the machine does.
 
-use ambit_sysinfo::View;
 use ambit_sysinfo::view::Times;
+use ambit_sysinfo::{Host, View};
 
 use crate::overlay::{Description, OverlayFile};
 use crate::text::Text;
@@ -36,6 +36,11 @@ impl OverlayFile for Stat {
         out.put("procs_running ").dec(view.tasks.running).newline();
         out.put("procs_blocked ").dec(view.tasks.blocked).newline();
         out.put("softirq 0 0 0 0 0 0 0 0 0 0 0").newline();
+    }
+
+    fn longest(&self, host: &Host) -> usize {
+        // Ten columns, of which four grow with the uptime.
+        512 + (host.online.len() + 1) * 100
     }
 }
 

@@ -1,0 +1,44 @@
+//! Serves one made-up container to everybody, to try runtimes and profiles by hand:
+//! `notify_fixed DIRECTORY` listens on `oci.sock` and `lxc.sock` in the directory and prints
+//! the counters when its standard input ends. 256 MiB, one processor.
+
+use std::io::{Read, stdin};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ambit::notify::{HANDLERS, Notifier, Options, Policy};
+use ambit_sysinfo::view::{Clock, Cpu, Load, Memory, Origin, Swap, Tasks};
+use ambit_sysinfo::{CpuSet, Error, View, Views};
+
+struct Fixed(Arc<View>);
+
+impl Views for Fixed {
+    fn view(&self, _tid: u32) -> Result<Arc<View>, Error> {
+        Ok(Arc::clone(&self.0))
+    }
+}
+
+fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let folder = std::env::args_os().nth(1).map(PathBuf::from);
+    let folder = folder.ok_or_else(|| anyhow::anyhow!("usage: notify_fixed DIRECTORY"))?;
+    let view = View {
+        origin: Origin::Container,
+        host: Arc::default(),
+        memory: Memory { total: 256 << 20, free: 100 << 20, ..Memory::default() },
+        swap: Swap::default(),
+        cpu: Cpu { online: CpuSet::first(1), ..Cpu::default() },
+        tasks: Tasks { total: 5, ..Tasks::default() },
+        load: Load { one: 1 << Load::SHIFT, ..Load::default() },
+        clock: Clock { uptime: 90_000_000_000, ..Clock::default() },
+    };
+    let options = Options {
+        oci_socket: Some(folder.join("oci.sock")),
+        lxc_socket: Some(folder.join("lxc.sock")),
+        policy: Policy::from_names(HANDLERS.iter().map(|handler| handler.describe().name))?,
+    };
+    let notifier = Notifier::start(Arc::new(Fixed(Arc::new(view))), options)?;
+    stdin().read_to_end(&mut Vec::new())?;
+    println!("{:#?}", notifier.counters());
+    Ok(())
+}

@@ -1,0 +1,190 @@
+//! How far the notification threads are from the least that can be done.
+//!
+//! Measures sysinfo(2) of a child, in turn answered by the smallest possible handler (epoll,
+//! RECV, process_vm_writev, SEND, SYNC_WAKE_UP) and by a `Notifier`, everything pinned to one
+//! processor, and prints medians of several rounds and their ratio. Run it with --release.
+#![allow(unsafe_code, reason = "the smallest handler is nothing but system calls")]
+
+use std::io::IoSlice;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use ambit::notify::filter::Filter;
+use ambit::notify::{Notifier, Options, Policy};
+use ambit_sysinfo::sysinfo::{Abi, encode};
+use ambit_sysinfo::view::{Clock, Cpu, Load, Memory, Origin, Swap, Tasks};
+use ambit_sysinfo::{CpuSet, Error, View, Views};
+use libseccomp_sys::{seccomp_notif, seccomp_notif_resp};
+use nix::sched::{CpuSet as Mask, sched_setaffinity};
+use nix::sys::uio::{RemoteIoVec, process_vm_writev};
+use nix::unistd::Pid;
+use rustix::event::epoll;
+
+const CALLS: u32 = 20_000;
+const ROUNDS: usize = 7;
+
+struct Fixed(Arc<View>);
+
+impl Views for Fixed {
+    fn view(&self, _tid: u32) -> Result<Arc<View>, Error> {
+        Ok(Arc::clone(&self.0))
+    }
+}
+
+fn view() -> View {
+    View {
+        origin: Origin::Container,
+        host: Arc::default(),
+        memory: Memory { total: 256 << 20, free: 128 << 20, ..Memory::default() },
+        swap: Swap::default(),
+        cpu: Cpu { online: CpuSet::first(1), ..Cpu::default() },
+        tasks: Tasks { total: 1, ..Tasks::default() },
+        load: Load::default(),
+        clock: Clock::default(),
+    }
+}
+
+fn main() {
+    let mut mask = Mask::new();
+    mask.set(0).expect("processor 0 fits the mask");
+    sched_setaffinity(Pid::from_raw(0), &mask).expect("processor 0 exists");
+    let view = Arc::new(view());
+    let mut least = Vec::new();
+    let mut ours = Vec::new();
+    for _ in 0..ROUNDS {
+        least.push(round(|listener| minimal(&listener, &view)));
+        let views = Arc::new(Fixed(Arc::clone(&view)));
+        let notifier = Notifier::start(views, Options::default()).expect("notifier");
+        ours.push(round(|listener| {
+            notifier.adopt(listener, "bench", Policy::default()).expect("a listener");
+        }));
+    }
+    let (least, ours) = (median(&mut least), median(&mut ours));
+    println!("smallest handler {least:.2} us, notifier {ours:.2} us, ratio {:.2}", ours / least);
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Microseconds per call of a child whose listener is given to `serve`.
+fn round(serve: impl FnOnce(OwnedFd)) -> f64 {
+    let filter = Filter::new(Policy::default()).expect("filter");
+    let mut pair = [0; 2];
+    let mut pipe = [0; 2];
+    // SAFETY: plain system calls on arrays of the right size.
+    let (made, piped) = unsafe {
+        let made = libc::socketpair(libc::AF_UNIX, libc::SOCK_STREAM, 0, pair.as_mut_ptr());
+        (made, libc::pipe(pipe.as_mut_ptr()))
+    };
+    assert_eq!((made, piped), (0, 0));
+    // SAFETY: the child makes system calls only and ends with _exit.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        target(&filter, pipe[1], pair[1]);
+    }
+    assert!(child > 0, "fork failed");
+    let number = read_u64(pipe[0]);
+    // SAFETY: plain system calls; the descriptors are ours.
+    let listener = unsafe {
+        let pidfd = libc::syscall(libc::SYS_pidfd_open, child, 0);
+        let fd = libc::syscall(libc::SYS_pidfd_getfd, pidfd, number, 0);
+        assert!(fd >= 0, "pidfd_getfd failed");
+        libc::close(i32::try_from(pidfd).expect("a descriptor"));
+        OwnedFd::from_raw_fd(i32::try_from(fd).expect("a descriptor"))
+    };
+    // SAFETY: as above; the byte tells the child that we have the listener.
+    unsafe { libc::write(pair[0], [0u8; 8].as_ptr().cast(), 8) };
+    serve(listener);
+    let nanoseconds = read_u64(pipe[0]);
+    // SAFETY: plain system calls on descriptors of this round.
+    unsafe {
+        libc::waitpid(child, std::ptr::null_mut(), 0);
+        for fd in pair.into_iter().chain(pipe) {
+            libc::close(fd);
+        }
+    }
+    #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let result = nanoseconds as f64 / f64::from(CALLS) / 1000.0;
+    result
+}
+
+fn target(filter: &Filter, out: RawFd, go: RawFd) -> ! {
+    let Ok(listener) = filter.install() else {
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(1) }
+    };
+    write_u64(out, u64::from(listener.as_raw_fd().unsigned_abs()));
+    read_u64(go);
+    drop(listener);
+    let mut info = [0u8; 112];
+    let mut call = |count: u32| {
+        for _ in 0..count {
+            // SAFETY: the buffer has the size of struct sysinfo.
+            let result = unsafe { libc::syscall(libc::SYS_sysinfo, info.as_mut_ptr()) };
+            if result != 0 {
+                // SAFETY: ends the child.
+                unsafe { libc::_exit(2) }
+            }
+        }
+    };
+    call(CALLS / 10);
+    let start = Instant::now();
+    call(CALLS);
+    write_u64(out, u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX));
+    // SAFETY: ends the child.
+    unsafe { libc::_exit(0) }
+}
+
+fn write_u64(fd: RawFd, value: u64) {
+    // SAFETY: eight bytes are read from a live value.
+    unsafe { libc::write(fd, (&raw const value).cast(), 8) };
+}
+
+fn read_u64(fd: RawFd) -> u64 {
+    let mut value = 0u64;
+    // SAFETY: eight bytes are written into a live value.
+    let read = unsafe { libc::read(fd, (&raw mut value).cast(), 8) };
+    assert_eq!(read, 8, "the child failed");
+    value
+}
+
+mod ioctls {
+    use libseccomp_sys::{seccomp_notif, seccomp_notif_resp};
+
+    nix::ioctl_readwrite!(recv, b'!', 0, seccomp_notif);
+    nix::ioctl_readwrite!(send, b'!', 1, seccomp_notif_resp);
+    nix::ioctl_write_int!(set_flags, b'!', 4);
+}
+
+/// Answers until the target is gone, on this very thread.
+fn minimal(listener: &OwnedFd, view: &View) {
+    let fd = listener.as_raw_fd();
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll");
+    epoll::add(&epoll, listener, epoll::EventData::new_u64(0), epoll::EventFlags::IN)
+        .expect("epoll_ctl");
+    let encoded = encode(view, Abi::Bits64);
+    let mut events = Vec::with_capacity(1);
+    // SAFETY: plain ioctls with structures of the kernel's own layout.
+    unsafe {
+        let _ = ioctls::set_flags(fd, 1);
+        loop {
+            events.clear();
+            epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), None).expect("wait");
+            let flags = events[0].flags;
+            if !flags.contains(epoll::EventFlags::IN) {
+                return;
+            }
+            let mut request: seccomp_notif = std::mem::zeroed();
+            ioctls::recv(fd, &raw mut request).expect("RECV");
+            let base = usize::try_from(request.data.args[0]).expect("64 bits");
+            let remote = [RemoteIoVec { base, len: 112 }];
+            let pid = Pid::from_raw(request.pid.cast_signed());
+            process_vm_writev(pid, &[IoSlice::new(encoded.bytes())], &remote).expect("write");
+            let mut answer = seccomp_notif_resp { id: request.id, val: 0, error: 0, flags: 0 };
+            ioctls::send(fd, &raw mut answer).expect("SEND");
+        }
+    }
+}

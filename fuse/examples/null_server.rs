@@ -1,0 +1,109 @@
+//! A FUSE server that does nothing: the floor that benchmarks measure the overlay against.
+//!
+//! It has the overlay's mount options, tree and reply flags, and every file holds the same 4 KiB.
+//! `null_server DIRECTORY [THREADS]` serves until its standard input ends. Needs root.
+
+use std::ffi::OsStr;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use ambit_fuse::tree::Tree;
+use ambit_fuse::{Error, mount};
+use fuser::{
+    Config, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags,
+    ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, Request, Session, SessionACL,
+};
+
+const VALID: Duration = Duration::from_secs(365 * 24 * 3600);
+static CONTENT: [u8; 4096] = [b'x'; 4096];
+
+struct Null(Tree);
+
+impl Filesystem for Null {
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.0.child(parent.0, name.as_bytes()) {
+            Some(node) => reply.entry(&VALID, &self.0.attributes(node), Generation(0)),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match self.0.node(ino.0) {
+            Some(node) => reply.attr(&VALID, &self.0.attributes(node)),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(1), FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH);
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(CONTENT.len());
+        reply.data(&CONTENT[from..from.saturating_add(size as usize).min(CONTENT.len())]);
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.ok();
+    }
+}
+
+fn serve(path: &str, threads: usize) -> Result<(), Error> {
+    let path = mount::prepare(Path::new(path))?;
+    let device = mount::attach(&path)?;
+    let mut config = Config::default();
+    config.n_threads = Some(threads);
+    let failed = |source| Error::Session { call: "fuser", source };
+    let session = Session::from_fd(Null(Tree::new()), device, SessionACL::All, config);
+    let serving = session.and_then(Session::spawn).map_err(failed);
+    if serving.is_ok() {
+        println!("mounted at {}", path.display());
+        let _ = io::stdin().read_to_end(&mut Vec::new());
+    }
+    mount::detach(&path)?;
+    serving?.join().map_err(failed)
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (path, threads) = match &arguments[..] {
+        [path] => (path, Some(2)),
+        [path, threads] => (path, threads.parse().ok()),
+        _ => return usage(),
+    };
+    let Some(threads) = threads.filter(|&threads| threads > 0) else { return usage() };
+    match serve(path, threads) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("null_server: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn usage() -> ExitCode {
+    eprintln!("usage: null_server DIRECTORY [THREADS]");
+    ExitCode::from(2)
+}

@@ -1,0 +1,65 @@
+#![allow(unsafe_code, reason = "counting allocations takes an allocator of our own")]
+//! What a warm request may cost, counted instead of timed: allocations.
+//!
+//! fuser allocates nothing for OPEN, READ and RELEASE, and neither do we, so the budget is 0 for
+//! both together. Directory requests, for which fuser allocates a buffer, are not warm paths.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use kernel::Kernel;
+
+#[path = "fixtures/container.rs"]
+mod container;
+#[path = "fake_kernel/kernel.rs"]
+mod kernel;
+
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: every call is passed to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise is the one that is asked for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as above.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn a_warm_open_read_read_release_allocates_nothing() {
+    let (mut kernel, _overlay) = Kernel::start(container::Fixed::new(), 1);
+    let mut costs = Vec::new();
+    for path in ambit_fuse::bind_points() {
+        let node = kernel.walk(path).unwrap().ino;
+        let cycle = |kernel: &mut Kernel| {
+            let handle = kernel.open(node, 0).unwrap();
+            let length = kernel.read_borrowed(node, handle, 0, 65_536).unwrap().len() as u64;
+            assert!(length > 0);
+            assert!(kernel.read_borrowed(node, handle, length, 65_536).unwrap().is_empty());
+            // A program that goes back to the start has the file rendered once more.
+            assert!(!kernel.read_borrowed(node, handle, 0, 65_536).unwrap().is_empty());
+            kernel.release(node, handle);
+        };
+        cycle(&mut kernel);
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        (0..1000).for_each(|_| cycle(&mut kernel));
+        costs.push((path, ALLOCATIONS.load(Ordering::Relaxed) - before));
+    }
+    assert!(costs.iter().all(|&(_, cost)| cost == 0), "per 1000 cycles: {costs:?}");
+}

@@ -1,0 +1,112 @@
+//! What a handler may do with its target: ask for numbers, write a result, look at `/proc`.
+//!
+//! Every act first makes sure that the request is still pending: as long as it is, the target
+//! sits in its system call and its thread id cannot have passed to somebody else. Between that
+//! look and the act remain the microseconds in which a killed target's id would have to be
+//! handed out again after a whole round through the pid space; the answer itself is checked by
+//! the kernel.
+
+use std::io::IoSlice;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use ambit_sysinfo::{View, Views};
+use nix::errno::Errno;
+use nix::sys::uio::{RemoteIoVec, process_vm_writev};
+use nix::unistd::Pid;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
+
+use super::call::Call;
+use super::handler::{Cause, Refusal};
+use super::listener::id_valid;
+
+/// How to see that a request is still pending.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Pending<'a> {
+    /// Ask the listener for the request's id.
+    Listener(BorrowedFd<'a>, u64),
+    /// liblxc before 4.0.5 keeps the listener to itself. It sends an open `/proc/<tid>`, in
+    /// which nothing can be found once the thread is gone.
+    Directory(BorrowedFd<'a>),
+}
+
+impl Pending<'_> {
+    pub(super) fn check(&self) -> Result<(), Refusal> {
+        let there = match self {
+            Self::Listener(listener, id) => id_valid(*listener, *id).is_ok(),
+            Self::Directory(proc) => statat(proc, "stat", AtFlags::empty()).is_ok(),
+        };
+        if there { Ok(()) } else { Err(Refusal::Gone) }
+    }
+}
+
+/// The surroundings of one call.
+pub struct Context<'a> {
+    pub(super) views: &'a dyn Views,
+    pub(super) pending: Pending<'a>,
+}
+
+impl Context<'_> {
+    /// The numbers that the target's container is shown.
+    ///
+    /// # Errors
+    /// There are none; the kernel then runs the call.
+    pub fn view(&self, call: &Call) -> Result<Arc<View>, Refusal> {
+        Ok(self.views.view(call.tid)?)
+    }
+
+    /// Writes a result into the target's memory, as the kernel would: a page that the target
+    /// may not write is EFAULT (`/proc/<pid>/mem` would write it nevertheless).
+    ///
+    /// # Errors
+    /// EFAULT for the target, or the target is gone.
+    pub fn write(&self, call: &Call, address: u64, bytes: &[u8]) -> Result<(), Refusal> {
+        let base = usize::try_from(address).map_err(|_| Refusal::Fail(Errno::EFAULT))?;
+        let pid = pid(call)?;
+        self.pending.check()?;
+        let remote = [RemoteIoVec { base, len: bytes.len() }];
+        match process_vm_writev(pid, &[IoSlice::new(bytes)], &remote) {
+            Ok(written) if written == bytes.len() => Ok(()),
+            // A part of it reaches into a page that cannot be written.
+            Ok(_) | Err(Errno::EFAULT) => Err(Refusal::Fail(Errno::EFAULT)),
+            Err(Errno::ESRCH) => Err(Refusal::Gone),
+            Err(errno) => Err(Refusal::Continue(Cause::System(
+                "process_vm_writev into the caller (needs CAP_SYS_PTRACE)",
+                errno,
+            ))),
+        }
+    }
+
+    /// Opens a file below the target's `/proc/<tid>`.
+    ///
+    /// # Errors
+    /// The target is gone, or the file cannot be opened.
+    pub fn open(&self, call: &Call, file: &'static str) -> Result<OwnedFd, Refusal> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let opened = match self.pending {
+            Pending::Directory(proc) => openat(proc, file, flags, Mode::empty()),
+            Pending::Listener(..) => {
+                openat(CWD, format!("/proc/{}/{file}", call.tid), flags, Mode::empty())
+            }
+        };
+        // What was opened by number is the target's only if the request is still pending.
+        self.pending.check()?;
+        opened.map_err(|errno| {
+            Refusal::Continue(Cause::System(file, Errno::from_raw(errno.raw_os_error())))
+        })
+    }
+}
+
+impl std::fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").field("pending", &self.pending).finish_non_exhaustive()
+    }
+}
+
+fn pid(call: &Call) -> Result<Pid, Refusal> {
+    // 0 is what the kernel reports for a thread outside of our pid namespace.
+    match i32::try_from(call.tid) {
+        Ok(tid) if tid > 0 => Ok(Pid::from_raw(tid)),
+        _ => Err(Refusal::Continue(Cause::View(ambit_sysinfo::Error::Gone(call.tid)))),
+    }
+}

@@ -1,0 +1,87 @@
+//! How often each handler answered, for `ambit status` and the metrics.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::syscalls::HANDLERS;
+
+/// The counters of one handler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CallCount {
+    /// The handler's name.
+    pub name: &'static str,
+    /// Calls that returned a result of ours.
+    pub served: u64,
+    /// Calls that the kernel ran: switched off, or nothing to add.
+    pub continued: u64,
+    /// Calls that the kernel ran because something of ours failed.
+    pub failed: u64,
+}
+
+/// All counters of a notifier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Counts {
+    /// One entry per handler, in the order of their list.
+    pub calls: Vec<CallCount>,
+    /// Calls that no handler answers, which a filter trapped nevertheless.
+    pub unknown: u64,
+}
+
+/// What became of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Served,
+    Continued,
+    Failed,
+}
+
+#[derive(Debug)]
+pub(super) struct Counters {
+    calls: Vec<[AtomicU64; 3]>,
+    unknown: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn new() -> Self {
+        let calls = HANDLERS.iter().map(|_| Default::default()).collect();
+        Self { calls, unknown: AtomicU64::new(0) }
+    }
+
+    /// Counts a call of the handler with this index.
+    pub(super) fn count(&self, handler: usize, outcome: Outcome) {
+        if let Some(counters) = self.calls.get(handler) {
+            counters[outcome as usize].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn count_unknown(&self) {
+        self.unknown.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn read(&self) -> Counts {
+        let calls = HANDLERS.iter().zip(&self.calls).map(|(handler, counters)| {
+            let [served, continued, failed] =
+                [0, 1, 2].map(|index: usize| counters[index].load(Ordering::Relaxed));
+            CallCount { name: handler.describe().name, served, continued, failed }
+        });
+        Counts { calls: calls.collect(), unknown: self.unknown.load(Ordering::Relaxed) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_outcome_has_its_counter() {
+        let counters = Counters::new();
+        counters.count(0, Outcome::Served);
+        counters.count(0, Outcome::Served);
+        counters.count(0, Outcome::Continued);
+        counters.count(0, Outcome::Failed);
+        counters.count_unknown();
+        let counts = counters.read();
+        let first = counts.calls[0];
+        assert_eq!((first.served, first.continued, first.failed), (2, 1, 1));
+        assert_eq!(counts.unknown, 1);
+    }
+}

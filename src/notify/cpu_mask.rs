@@ -1,0 +1,83 @@
+//! Processor masks as sched_getaffinity(2) returns them.
+
+use std::sync::OnceLock;
+
+use ambit_sysinfo::CpuSet;
+
+use super::arch::Abi;
+use crate::sys::affinity;
+
+/// Room for 8192 processors, the kernel's own ceiling (`NR_CPUS`).
+pub(super) const WORDS: usize = 128;
+
+/// The processors of a mask in ascending order.
+pub(super) fn cpus(mask: &[u64; WORDS]) -> impl Iterator<Item = u32> + '_ {
+    mask.iter().zip(0u32..).filter(|(word, _)| **word != 0).flat_map(|(&word, index)| {
+        (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| index * 64 + bit)
+    })
+}
+
+/// The bytes that the target finds in its buffer.
+pub(super) fn encode(mask: &[u64; WORDS], abi: Abi) -> [u8; WORDS * 8] {
+    let mut bytes = [0; WORDS * 8];
+    for (chunk, word) in bytes.chunks_exact_mut(8).zip(mask) {
+        let low = (word & u64::from(u32::MAX)) as u32;
+        let high = (word >> 32) as u32;
+        match abi {
+            Abi::Bits64 => chunk.copy_from_slice(&word.to_ne_bytes()),
+            // The lower half first, whatever the byte order: compat_put_bitmap().
+            Abi::Bits32 => {
+                chunk[..4].copy_from_slice(&low.to_ne_bytes());
+                chunk[4..].copy_from_slice(&high.to_ne_bytes());
+            }
+        }
+    }
+    bytes
+}
+
+/// `nr_cpu_ids`: the kernel refuses masks with fewer bits.
+pub(super) fn possible() -> usize {
+    static POSSIBLE: OnceLock<usize> = OnceLock::new();
+    *POSSIBLE.get_or_init(|| {
+        let list = std::fs::read("/sys/devices/system/cpu/possible").unwrap_or_default();
+        let last = CpuSet::parse(&list).and_then(|set| set.iter().last());
+        last.map_or_else(probe, |last| last as usize + 1)
+    })
+}
+
+/// Where /sys is not mounted: the shortest mask that the kernel takes, to the word.
+fn probe() -> usize {
+    let mut mask = [0; WORDS];
+    let shortest =
+        (1..=WORDS).find(|&words| affinity::sched_getaffinity(0, &mut mask[..words]).is_ok());
+    // One processor fewer than fill the word before: as far as can be told.
+    shortest.map_or(WORDS * 64, |words| (words - 1) * 64 + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_become_numbers() {
+        let mut mask = [0; WORDS];
+        mask[0] = 0b101;
+        mask[2] = 1 << 63;
+        assert_eq!(cpus(&mask).collect::<Vec<_>>(), [0, 2, 191]);
+    }
+
+    #[test]
+    fn a_32_bit_program_finds_the_same_processors() {
+        let mut mask = [0; WORDS];
+        mask[0] = 1 << 33 | 2;
+        let bytes = encode(&mask, Abi::Bits32);
+        assert_eq!(bytes[..4], 2u32.to_ne_bytes());
+        assert_eq!(bytes[4..8], 2u32.to_ne_bytes());
+        assert_eq!(encode(&mask, Abi::Bits64)[..8], mask[0].to_ne_bytes());
+    }
+
+    #[test]
+    fn probing_agrees_with_what_sys_says() {
+        assert_eq!(probe().div_ceil(64), possible().div_ceil(64));
+    }
+}

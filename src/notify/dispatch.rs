@@ -1,0 +1,89 @@
+//! From the number of a trapped call to its handler.
+//!
+//! Built once at start from the names that handlers give, for every architecture whose programs
+//! run on this kernel. Numbers written by hand are how other interceptors came to answer the
+//! wrong call on arm64 and MIPS.
+
+use super::arch::{self, Abi, Arch};
+use super::syscalls::HANDLERS;
+
+/// Handler and layout of one (architecture, number).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// Index in [`HANDLERS`].
+    pub(super) handler: usize,
+    pub(super) abi: Abi,
+}
+
+#[derive(Debug)]
+pub(super) struct Dispatch {
+    /// Sorted by key.
+    entries: Vec<((u32, i32), Entry)>,
+}
+
+impl Dispatch {
+    /// The table of this kernel.
+    pub(super) fn new() -> Self {
+        Self::build(&arch::of_this_kernel())
+    }
+
+    fn build(arches: &[Arch]) -> Self {
+        let mut entries = Vec::new();
+        for arch in arches {
+            for (handler, code) in HANDLERS.iter().enumerate() {
+                for syscall in code.describe().syscalls {
+                    if let Some(number) = arch.number(syscall) {
+                        entries.push(((arch.audit, number), Entry { handler, abi: arch.abi }));
+                    }
+                }
+            }
+        }
+        entries.sort_by_key(|(key, _)| *key);
+        Self { entries }
+    }
+
+    /// Who answers this call, if anybody does.
+    pub(super) fn find(&self, arch: u32, nr: i32) -> Option<Entry> {
+        let at = self.entries.binary_search_by_key(&(arch, nr), |(key, _)| *key).ok()?;
+        Some(self.entries[at].1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(entry: Option<Entry>) -> Option<(&'static str, Abi)> {
+        entry.map(|entry| (HANDLERS[entry.handler].describe().name, entry.abi))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn programs_of_all_three_abis_are_understood() {
+        const X86_64: u32 = 0xc000_003e;
+        const I386: u32 = 0x4000_0003;
+        let dispatch = Dispatch::new();
+        assert_eq!(name(dispatch.find(X86_64, 99)), Some(("sysinfo", Abi::Bits64)));
+        assert_eq!(name(dispatch.find(X86_64, 0x4000_0000 | 99)), Some(("sysinfo", Abi::Bits64)));
+        assert_eq!(name(dispatch.find(I386, 116)), Some(("sysinfo", Abi::Bits32)));
+        assert_eq!(name(dispatch.find(X86_64, 204)), Some(("sched_getaffinity", Abi::Bits64)));
+        assert_eq!(name(dispatch.find(I386, 242)), Some(("sched_getaffinity", Abi::Bits32)));
+        assert_eq!(name(dispatch.find(X86_64, 116)), None, "syslog(2)");
+        assert_eq!(name(dispatch.find(I386, 99)), None, "statfs(2)");
+        assert_eq!(name(dispatch.find(0xc000_00b7, 179)), None, "an arm64 call on x86_64");
+    }
+
+    #[test]
+    fn every_handler_has_a_number_on_this_machine() {
+        let dispatch = Dispatch::new();
+        for (index, handler) in HANDLERS.iter().enumerate() {
+            let description = handler.describe();
+            assert!(
+                dispatch.entries.iter().any(|(_, entry)| entry.handler == index),
+                "{} names no system call of this architecture",
+                description.name
+            );
+            assert!(!description.summary.is_empty(), "{}", description.name);
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! What can go wrong outside of a request. What goes wrong within one is a `Refusal`.
+
+use std::io;
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+
+/// Why notifications cannot be taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The kernel has no seccomp user notification.
+    #[error(
+        "seccomp user notification is not available (SECCOMP_GET_NOTIF_SIZES: {errno}): \
+         Linux 5.5 or later built with CONFIG_SECCOMP_FILTER is needed"
+    )]
+    Unsupported {
+        /// What the kernel said.
+        errno: Errno,
+    },
+    /// The kernel's structures are not those this program was built for.
+    #[error(
+        "the kernel's notification structures measure {kernel:?} bytes, this program knows \
+         {ours:?}: update it"
+    )]
+    Sizes {
+        /// Request, response and data as the kernel has them.
+        kernel: [u16; 3],
+        /// As this program has them.
+        ours: [usize; 3],
+    },
+    /// A descriptor that was handed over is no listener.
+    #[error("the descriptor is no seccomp listener (SECCOMP_IOCTL_NOTIF_ID_VALID: {errno})")]
+    NoListener {
+        /// What the kernel said.
+        errno: Errno,
+    },
+    /// A system call of ours failed.
+    #[error("{what}: {source}")]
+    System {
+        /// The call and what it was for.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A socket cannot be bound.
+    #[error("cannot listen on {path}: {what}: {source}")]
+    Socket {
+        /// Where the socket should be.
+        path: PathBuf,
+        /// The step that failed.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Somebody else serves the socket.
+    #[error("{path} is served by another process: stop it, or configure another path")]
+    SocketTaken {
+        /// Where the socket is.
+        path: PathBuf,
+    },
+    /// Something that is no socket has the socket's name.
+    #[error("{path} exists and is no socket: remove it, or configure another path")]
+    NoSocket {
+        /// Its path.
+        path: PathBuf,
+    },
+}
+
+impl Error {
+    pub(super) fn system(what: &'static str) -> impl FnOnce(rustix::io::Errno) -> Self {
+        move |errno| Self::System { what, source: errno.into() }
+    }
+}

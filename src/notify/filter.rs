@@ -1,0 +1,145 @@
+//! The filter that makes the kernel report the calls of a policy.
+//!
+//! [`Filter::new`] allocates and belongs before a fork; [`Filter::install`] is a system call or
+//! three and belongs after it. Calls that are not in the policy pass, in whatever ABI.
+
+use std::io::{Read, Seek};
+use std::os::fd::OwnedFd;
+
+use libseccomp::error::SeccompError;
+use libseccomp::{ScmpAction, ScmpFilterContext, ScmpSyscall};
+use nix::errno::Errno;
+use rustix::fs::MemfdFlags;
+
+use super::arch;
+use super::policy::Policy;
+use super::syscalls::HANDLERS;
+use crate::sys::seccomp;
+
+/// Why there is no filter.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A policy without calls needs no filter, and a filter without notifications gets no
+    /// listener.
+    #[error("no call is to be intercepted: leave the filter out")]
+    Empty,
+    /// libseccomp cannot express it.
+    #[error("libseccomp cannot build the filter: {0}")]
+    Build(#[from] SeccompError),
+    /// The program could not be read back from libseccomp.
+    #[error("cannot export the filter: {0}")]
+    Export(#[from] std::io::Error),
+    /// The kernel refused it.
+    #[error("seccomp(SECCOMP_SET_MODE_FILTER): {errno}{}", hint(*.errno))]
+    Install {
+        /// What the kernel said.
+        errno: Errno,
+    },
+}
+
+fn hint(errno: Errno) -> &'static str {
+    match errno {
+        Errno::EBUSY => ": another supervisor has a listener on this process already",
+        Errno::EINVAL | Errno::ENOSYS => {
+            ": Linux 5.0 or later with CONFIG_SECCOMP_FILTER is needed"
+        }
+        _ => "",
+    }
+}
+
+/// A program for the kernel's filter machine.
+#[derive(Debug, Clone)]
+pub struct Filter {
+    program: Vec<libc::sock_filter>,
+}
+
+impl Filter {
+    /// Builds the filter for the native architecture and those compatible with it.
+    ///
+    /// # Errors
+    /// The policy is empty, or libseccomp fails.
+    pub fn new(policy: Policy) -> Result<Self, Error> {
+        let mut context = ScmpFilterContext::new(ScmpAction::Allow)?;
+        // Programs of an ABI that is not listed are none of our business; the default is to
+        // kill them.
+        context.set_act_badarch(ScmpAction::Allow)?;
+        let arches = arch::of_this_kernel();
+        for arch in &arches {
+            context.add_arch(arch.scmp)?;
+        }
+        let mut rules = 0;
+        for (_, handler) in HANDLERS.iter().enumerate().filter(|(index, _)| policy.has(*index)) {
+            for name in handler.describe().syscalls {
+                // Calls that one of the architectures lacks are skipped there by libseccomp.
+                if arches.iter().any(|arch| arch.number(name).is_some()) {
+                    context.add_rule(ScmpAction::Notify, ScmpSyscall::from_name(name)?)?;
+                    rules += 1;
+                }
+            }
+        }
+        if rules == 0 {
+            return Err(Error::Empty);
+        }
+        Ok(Self { program: export(&context)? })
+    }
+
+    /// Installs the filter in the calling thread, for good, and returns its listener. Allocates
+    /// nothing. Without CAP_SYS_ADMIN in its user namespace, the thread gets no_new_privs.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn install(&self) -> Result<OwnedFd, Error> {
+        let installed = match seccomp::install_with_listener(&self.program) {
+            Err(Errno::EACCES) => nix::sys::prctl::set_no_new_privs()
+                .and_then(|()| seccomp::install_with_listener(&self.program)),
+            result => result,
+        };
+        installed.map_err(|errno| Error::Install { errno })
+    }
+}
+
+/// Builds the filter of a policy and installs it in the calling thread.
+///
+/// # Errors
+/// It cannot be built, or the kernel refuses it.
+pub fn install(policy: Policy) -> Result<OwnedFd, Error> {
+    Filter::new(policy)?.install()
+}
+
+/// libseccomp 2.5 writes programs to a descriptor only.
+fn export(context: &ScmpFilterContext) -> Result<Vec<libc::sock_filter>, Error> {
+    let memory =
+        rustix::fs::memfd_create("filter", MemfdFlags::CLOEXEC).map_err(std::io::Error::from)?;
+    context.export_bpf(&memory)?;
+    let mut file = std::fs::File::from(memory);
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    // struct sock_filter: code, two jump offsets, and a constant.
+    let instructions = bytes.chunks_exact(8).map(|one| libc::sock_filter {
+        code: u16::from_ne_bytes([one[0], one[1]]),
+        jt: one[2],
+        jf: one[3],
+        k: u32::from_ne_bytes([one[4], one[5], one[6], one[7]]),
+    });
+    Ok(instructions.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_becomes_a_program() {
+        let one = Filter::new(Policy::default()).unwrap();
+        let all = HANDLERS.iter().map(|handler| handler.describe().name);
+        let all = Filter::new(Policy::from_names(all).unwrap()).unwrap();
+        assert!(!one.program.is_empty() && one.program.len() < all.program.len());
+    }
+
+    #[test]
+    fn an_empty_policy_is_no_filter() {
+        assert!(matches!(Filter::new(Policy::none()), Err(Error::Empty)));
+    }
+}

@@ -1,0 +1,98 @@
+//! What a handler of a system call is, and what it may answer.
+//!
+//! Start reading here, then at `syscalls/sysinfo.rs`, the smallest handler. A handler only ever
+//! adds to what the kernel would do: whatever it does not grant is [`Verdict::Continue`], and
+//! then the kernel judges.
+
+use std::os::fd::OwnedFd;
+
+use nix::errno::Errno;
+
+use super::call::Call;
+use super::context::Context;
+
+/// Answers one system call, or several that are one to the user (mknod and mknodat).
+pub trait Handler: Sync {
+    /// Name, system calls and default. Everything that lists handlers derives from it.
+    fn describe(&self) -> Description;
+
+    /// A look at the registers alone, before anything is read or looked up.
+    fn screen(&self, _call: &Call) -> Screen {
+        Screen::Inspect
+    }
+
+    /// Answers the call.
+    ///
+    /// # Errors
+    /// The call is not answered with a result; the refusal says how it goes on.
+    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal>;
+}
+
+/// A handler, as the configuration, the profiles and the documentation show it.
+#[derive(Debug, Clone, Copy)]
+pub struct Description {
+    /// The name in the configuration.
+    pub name: &'static str,
+    /// The system calls it answers, by the kernel's names.
+    pub syscalls: &'static [&'static str],
+    /// Is it on unless the configuration says otherwise?
+    pub default_on: bool,
+    /// Does it grant what the kernel would refuse? Then only the configuration can switch it
+    /// on, never an annotation of the container.
+    pub privileged: bool,
+    /// What it is good for, in one sentence.
+    pub summary: &'static str,
+}
+
+/// What the registers of a call tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Screen {
+    /// The handler may have an answer.
+    Inspect,
+    /// It has none: the kernel runs the call.
+    Continue,
+}
+
+/// The answer to a call.
+#[derive(Debug)]
+pub enum Verdict {
+    /// The kernel runs the call with the target's own rights.
+    Continue,
+    /// The call returns this.
+    Return(i64),
+    /// The call fails.
+    Fail(Errno),
+    /// The call returns this descriptor, newly opened in the target.
+    Install(OwnedFd),
+}
+
+/// Why a handler gave no answer.
+#[derive(Debug)]
+pub enum Refusal {
+    /// Nobody waits for the answer any more. Nothing was done.
+    Gone,
+    /// The target gets the errno that the kernel would have given it.
+    Fail(Errno),
+    /// Something of ours failed: the kernel runs the call.
+    Continue(Cause),
+}
+
+/// What failed on our side, for the log.
+#[derive(Debug, thiserror::Error)]
+pub enum Cause {
+    /// There are no numbers for the container.
+    #[error(transparent)]
+    View(#[from] ambit_sysinfo::Error),
+    /// A system call of ours failed.
+    #[error("{0}: {1}")]
+    System(&'static str, Errno),
+}
+
+impl From<ambit_sysinfo::Error> for Refusal {
+    fn from(error: ambit_sysinfo::Error) -> Self {
+        match error {
+            ambit_sysinfo::Error::Gone(_) => Self::Gone,
+            error => Self::Continue(Cause::View(error)),
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Keeps what a container triggers from filling the log: one message per second and place.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// Lets one message pass per second.
+#[derive(Debug)]
+pub(super) struct Limiter {
+    start: Instant,
+    /// Seconds since `start`, plus one, of the last message that passed.
+    last: AtomicU64,
+    suppressed: AtomicU64,
+}
+
+impl Limiter {
+    pub(super) fn new() -> Self {
+        Self { start: Instant::now(), last: AtomicU64::new(0), suppressed: AtomicU64::new(0) }
+    }
+
+    /// May a message pass now? Then the number of those that were suppressed before it.
+    pub(super) fn pass(&self) -> Option<u64> {
+        self.pass_at(self.start.elapsed().as_secs())
+    }
+
+    fn pass_at(&self, seconds: u64) -> Option<u64> {
+        let now = seconds.saturating_add(1);
+        if self.last.fetch_max(now, Ordering::Relaxed) < now {
+            Some(self.suppressed.swap(0, Ordering::Relaxed))
+        } else {
+            self.suppressed.fetch_add(1, Ordering::Relaxed);
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_message_per_second_passes() {
+        let limiter = Limiter::new();
+        assert_eq!(limiter.pass_at(0), Some(0));
+        assert_eq!(limiter.pass_at(0), None);
+        assert_eq!(limiter.pass_at(0), None);
+        assert_eq!(limiter.pass_at(1), Some(2));
+        assert_eq!(limiter.pass_at(0), None, "a clock that stands still");
+    }
+}

@@ -1,0 +1,292 @@
+//! The proxy protocol of liblxc (`lxc.seccomp.notify.proxy = unix:/run/ambit/lxc.sock`).
+//!
+//! The monitor of every container connects once and sends one packet per trapped call; it does
+//! nothing else until the answer is there. An answer has no number: one that comes after the
+//! monitor's timeout of 30 s would be taken for the answer to the next call. So whatever is
+//! late or has become void closes the connection, and the monitor connects again.
+//!
+//! `lxc_packet.rs` has the layout.
+
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, SocketType,
+    recvmsg, send,
+};
+
+use super::Error;
+use super::context::Pending;
+use super::epoll::Keep;
+use super::handler::Verdict;
+use super::limiter::Limiter;
+use super::listener::{self, response};
+use super::lxc_packet::{self, LONGEST, Malformed, Packet};
+use super::pipeline::{Pipeline, Request};
+use super::policy::Policy;
+use super::socket::{Listening, Peer};
+
+/// Well below the 30 s after which liblxc stops waiting.
+const DEADLINE: Duration = Duration::from_secs(25);
+
+/// The socket that monitors connect to.
+#[derive(Debug)]
+pub(super) struct Socket {
+    listening: Listening,
+    policy: Policy,
+}
+
+impl Socket {
+    pub(super) fn bind(path: &Path, policy: Policy) -> Result<Self, Error> {
+        Ok(Self { listening: Listening::bind(path, SocketType::SEQPACKET)?, policy })
+    }
+
+    pub(super) fn accept(&self) -> Option<Connection> {
+        let Peer { fd, pid } = self.listening.accept()?;
+        Some(Connection { fd, monitor: pid, policy: self.policy, trouble: Limiter::new() })
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listening.as_fd()
+    }
+}
+
+/// The connection of one monitor.
+#[derive(Debug)]
+pub(super) struct Connection {
+    fd: OwnedFd,
+    /// The process that connected, in our pid namespace.
+    monitor: i32,
+    policy: Policy,
+    trouble: Limiter,
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// `/proc/<tid>`, `/proc/<tid>/mem`, and since liblxc 4.0.5 the listener.
+type Descriptors = [Option<OwnedFd>; 3];
+
+impl Connection {
+    /// Takes one packet and answers it.
+    pub(super) fn serve(&self, pipeline: &Pipeline) -> Keep {
+        let received = Instant::now();
+        let mut buffer = [0; LONGEST];
+        let (length, descriptors) = match self.receive(&mut buffer) {
+            Ok(Some(packet)) => packet,
+            Ok(None) | Err(Errno::CONNRESET) => return Keep::No,
+            Err(Errno::AGAIN | Errno::INTR) => return Keep::Yes,
+            Err(errno) => {
+                self.complain(&format_args!("recvmsg: {errno}"));
+                return Keep::No;
+            }
+        };
+        let decoded = match (length, &descriptors) {
+            (Some(length), [Some(proc), _, listener]) => {
+                lxc_packet::decode(&buffer[..length]).map(|packet| (packet, proc, listener))
+            }
+            (Some(_), _) => Err(Malformed::Descriptors),
+            (None, _) => Err(Malformed::Length),
+        };
+        let (packet, proc, listener) = match decoded {
+            Ok(decoded) => decoded,
+            Err(error) => {
+                self.complain(&error);
+                // The monitor takes an empty packet for a refusal; silence would stall it.
+                return self.send(&[]);
+            }
+        };
+        let pending = match listener {
+            Some(listener) => Pending::Listener(listener.as_fd(), packet.id),
+            None => Pending::Directory(proc.as_fd()),
+        };
+        let verdict = self.decide(&packet, pending, pipeline);
+        if received.elapsed() >= DEADLINE || pending.check().is_err() {
+            return Keep::No;
+        }
+        let verdict = match (verdict, listener) {
+            (Verdict::Install(fd), Some(listener)) => {
+                match listener::install(listener.as_fd(), packet.id, fd.as_fd()) {
+                    // That was the answer; what the monitor sends now comes too late, as it
+                    // should.
+                    Ok(()) => Verdict::Continue,
+                    Err(errno) => {
+                        self.complain(&format_args!("SECCOMP_IOCTL_NOTIF_ADDFD: {errno}"));
+                        Verdict::Continue
+                    }
+                }
+            }
+            (verdict, _) => verdict,
+        };
+        self.send(&packet.reply(&response(packet.id, &verdict)))
+    }
+
+    fn decide(&self, packet: &Packet<'_>, pending: Pending<'_>, pipeline: &Pipeline) -> Verdict {
+        // Thread ids are those of the monitor's pid namespace. That it is ours shows in the
+        // monitor having the same id in both.
+        if packet.monitor_pid != self.monitor {
+            let theirs = packet.monitor_pid;
+            self.complain(&format_args!("it calls itself process {theirs}: not our namespace"));
+            return Verdict::Continue;
+        }
+        pipeline.decide(&Request {
+            container: packet.cookie(),
+            policy: self.policy,
+            tid: packet.tid,
+            data: packet.data,
+            pending,
+        })
+    }
+
+    /// One packet: its length (`None` if it is too long or lost descriptors) and what came
+    /// with it. `None`: the monitor is gone.
+    fn receive(&self, buffer: &mut [u8]) -> Result<Option<(Option<usize>, Descriptors)>, Errno> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+        let message = recvmsg(&self.fd, &mut [IoSliceMut::new(buffer)], &mut control, flags)?;
+        if message.bytes == 0 {
+            return Ok(None);
+        }
+        let mut descriptors = Descriptors::default();
+        for part in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = part {
+                descriptors.iter_mut().zip(fds).for_each(|(slot, fd)| *slot = Some(fd));
+            }
+        }
+        let cut = message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
+        Ok(Some(((!cut).then_some(message.bytes), descriptors)))
+    }
+
+    fn send(&self, packet: &[u8]) -> Keep {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        match send(&self.fd, packet, flags) {
+            Ok(_) => Keep::Yes,
+            // The monitor is gone, or does not read: it is not waiting for this.
+            Err(_) => Keep::No,
+        }
+    }
+
+    fn complain(&self, what: &dyn std::fmt::Display) {
+        if let Some(suppressed) = self.trouble.pass() {
+            tracing::warn!(monitor = self.monitor, suppressed, "a request of liblxc: {what}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::IoSlice;
+    use std::sync::Arc;
+
+    use rustix::net::{
+        AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SocketFlags, sendmsg, socketpair,
+    };
+
+    use super::super::tests::Fixed;
+    use super::*;
+
+    struct Monitor {
+        fd: OwnedFd,
+        connection: Connection,
+        pipeline: Pipeline,
+    }
+
+    impl Monitor {
+        fn new() -> Self {
+            let flags = SocketFlags::CLOEXEC;
+            let (fd, server) =
+                socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+            let monitor = i32::try_from(std::process::id()).unwrap();
+            let policy = Policy::default();
+            let connection = Connection { fd: server, monitor, policy, trouble: Limiter::new() };
+            Self { fd, connection, pipeline: Pipeline::new(Arc::new(Fixed::new())) }
+        }
+
+        fn ask(&self, packet: &[u8], fds: &[BorrowedFd<'_>]) -> (Keep, Option<Vec<u8>>) {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(9))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            if !fds.is_empty() {
+                assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
+            }
+            sendmsg(&self.fd, &[IoSlice::new(packet)], &mut control, SendFlags::empty()).unwrap();
+            let keep = self.connection.serve(&self.pipeline);
+            let mut answer = vec![0; 4096];
+            let read = rustix::net::recv(&self.fd, &mut *answer, RecvFlags::DONTWAIT);
+            (keep, read.ok().map(|(read, _)| answer[..read].to_vec()))
+        }
+    }
+
+    /// A packet for sysinfo of this very process, with a buffer of its own.
+    fn packet(cookie: &str, address: u64) -> Vec<u8> {
+        let me = i32::try_from(std::process::id()).unwrap();
+        lxc_packet::tests::sysinfo(me, me.unsigned_abs(), address, cookie)
+    }
+
+    #[test]
+    fn a_sender_without_listener_gets_136_bytes() {
+        let monitor = Monitor::new();
+        let proc = File::open("/proc/self").unwrap();
+        let buffer = [0u8; 112];
+        let packet = packet("101", buffer.as_ptr() as u64);
+        let (keep, answer) = monitor.ask(&packet, &[proc.as_fd(), proc.as_fd()]);
+        assert_eq!(keep, Keep::Yes);
+        let answer = answer.unwrap();
+        assert_eq!(answer.len(), 136, "without the cookie");
+        assert_eq!(answer[..120], packet[..120], "all but the response is repeated");
+        assert_eq!(answer[120..136], [0; 16], "success");
+        let total = u64::from_ne_bytes(buffer[32..40].try_into().unwrap());
+        assert_eq!(total, Fixed::TOTAL);
+    }
+
+    #[test]
+    fn a_malformed_request_is_refused_at_once() {
+        let monitor = Monitor::new();
+        let proc = File::open("/proc/self").unwrap();
+        let good = packet("x", 0);
+        for bad in [&good[..136], &good[..40], &[0; LONGEST + 1][..]] {
+            let (keep, answer) = monitor.ask(bad, &[proc.as_fd()]);
+            assert_eq!((keep, answer), (Keep::Yes, Some(Vec::new())), "{} bytes", bad.len());
+        }
+        let (keep, answer) = monitor.ask(&good, &[]);
+        assert_eq!((keep, answer), (Keep::Yes, Some(Vec::new())), "no descriptors");
+        let (keep, answer) = monitor.ask(&good, &[proc.as_fd(); 9]);
+        assert_eq!((keep, answer), (Keep::Yes, Some(Vec::new())), "too many descriptors");
+    }
+
+    #[test]
+    fn a_void_request_closes_the_connection() {
+        let monitor = Monitor::new();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let proc = File::open(format!("/proc/{}", child.id())).unwrap();
+        child.wait().unwrap();
+        let (keep, answer) = monitor.ask(&packet("x", 0), &[proc.as_fd()]);
+        assert_eq!((keep, answer), (Keep::No, None));
+    }
+
+    #[test]
+    fn another_pid_namespace_is_left_to_the_kernel() {
+        let mut monitor = Monitor::new();
+        monitor.connection.monitor = 1;
+        let proc = File::open("/proc/self").unwrap();
+        let (_, answer) = monitor.ask(&packet("x", 0), &[proc.as_fd()]);
+        assert_eq!(answer.unwrap()[132..136], 1u32.to_ne_bytes(), "CONTINUE");
+    }
+
+    #[test]
+    fn the_end_of_the_monitor_ends_the_connection() {
+        let monitor = Monitor::new();
+        drop(monitor.fd);
+        assert_eq!(monitor.connection.serve(&monitor.pipeline), Keep::No);
+    }
+}

@@ -1,0 +1,53 @@
+//! Sends a listener to a running daemon, as an OCI runtime does.
+
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+use super::message::{LISTENER, Message, State};
+use super::receive::PATIENCE;
+
+/// Hands the listener of container `id`, whose init is `pid`, to the daemon behind `socket`.
+/// The protocol has no acknowledgement: success means that the message is on its way, and calls
+/// wait until it was read.
+///
+/// # Errors
+/// Nobody listens on the socket, or the message cannot be sent.
+pub fn deliver(
+    socket: &Path,
+    listener: BorrowedFd<'_>,
+    id: &str,
+    pid: i32,
+    annotations: &[(&str, &str)],
+) -> io::Result<()> {
+    let annotations: BTreeMap<String, String> =
+        annotations.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
+    let version = "1.1.0".to_owned();
+    let message = serde_json::to_vec(&Message {
+        oci_version: version.clone(),
+        fds: vec![LISTENER.to_owned()],
+        pid,
+        metadata: None,
+        state: State {
+            oci_version: version,
+            id: id.to_owned(),
+            status: "creating".to_owned(),
+            pid,
+            bundle: "/".to_owned(),
+            annotations: Some(annotations),
+        },
+    })?;
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let fds = [listener];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    let sent = sendmsg(&stream, &[IoSlice::new(&message)], &mut control, SendFlags::NOSIGNAL)?;
+    stream.write_all(&message[sent..])
+}

@@ -1,0 +1,93 @@
+//! `ContainerProcessState` of the OCI runtime specification, as far as it matters.
+//!
+//! The version is not looked at: crun says 0.2.0, runc says what it was built with.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The name that the specification gives the listener.
+pub(super) const LISTENER: &str = "seccompFd";
+
+/// What a runtime sends along with the listener.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Message {
+    #[serde(default)]
+    pub(super) oci_version: String,
+    /// Names of the descriptors, in their order.
+    pub(super) fds: Vec<String>,
+    /// The process that installed the filter, as the runtime sees it.
+    #[serde(default)]
+    pub(super) pid: i32,
+    /// `listenerMetadata` of the profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) metadata: Option<String>,
+    pub(super) state: State,
+}
+
+/// State of the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct State {
+    #[serde(default)]
+    pub(super) oci_version: String,
+    pub(super) id: String,
+    #[serde(default)]
+    pub(super) status: String,
+    /// The container's init.
+    #[serde(default)]
+    pub(super) pid: i32,
+    #[serde(default)]
+    pub(super) bundle: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) annotations: Option<BTreeMap<String, String>>,
+}
+
+impl Message {
+    /// Where the listener is among the descriptors.
+    pub(super) fn listener(&self) -> Option<usize> {
+        self.fds.iter().position(|name| name == LISTENER)
+    }
+
+    /// An annotation of the container.
+    pub(super) fn annotation(&self, key: &str) -> Option<&str> {
+        self.state.annotations.as_ref()?.get(key).map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_runc_sends() {
+        let message: Message = serde_json::from_str(
+            r#"{"ociVersion":"1.0.2","fds":["seccompFd"],"pid":4242,"metadata":"policy=x",
+                "state":{"ociVersion":"1.0.2","id":"web","status":"creating","pid":4242,
+                "bundle":"/b","annotations":{"ambit.intercept":"sysinfo"}}}"#,
+        )
+        .unwrap();
+        assert_eq!(message.listener(), Some(0));
+        assert_eq!((message.pid, message.state.id.as_str()), (4242, "web"));
+        assert_eq!(message.annotation("ambit.intercept"), Some("sysinfo"));
+    }
+
+    #[test]
+    fn what_crun_sends() {
+        let message: Message = serde_json::from_str(
+            r#"{"ociVersion":"0.2.0","fds":["other","seccompFd"],"pid":7,"metadata":"",
+                "state":{"ociVersion":"1.0","id":"a","pid":7,"root":"/r","bundle":"/b",
+                "status":"created","annotations":null,"owner":"root"}}"#,
+        )
+        .unwrap();
+        assert_eq!(message.listener(), Some(1));
+        assert_eq!(message.annotation("ambit.intercept"), None);
+    }
+
+    #[test]
+    fn a_container_without_name_is_refused() {
+        let text = r#"{"fds":["seccompFd"],"state":{}}"#;
+        assert!(serde_json::from_str::<Message>(text).is_err());
+    }
+}

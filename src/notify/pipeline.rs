@@ -1,0 +1,216 @@
+//! The way of every request, wherever it comes from: dispatch, policy, screen, act, verdict.
+//!
+//! It always ends in exactly one verdict. What is unknown, switched off, or fails on our side
+//! is CONTINUE: the kernel then runs the call with the target's own rights, so that nothing
+//! hangs and nothing is granted by mistake. Nothing here allocates, locks or forks.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use ambit_sysinfo::Views;
+use libseccomp_sys::seccomp_data;
+use nix::errno::Errno;
+
+use super::call::Call;
+use super::context::{Context, Pending};
+use super::counters::{Counters, Outcome};
+use super::dispatch::Dispatch;
+use super::handler::{Handler, Refusal, Screen, Verdict};
+use super::limiter::Limiter;
+use super::listener::Listener;
+use super::policy::Policy;
+use super::syscalls::HANDLERS;
+
+/// A trapped call and where it comes from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Request<'a> {
+    /// The container's name, for the log.
+    pub(super) container: &'a str,
+    /// What is answered for this container.
+    pub(super) policy: Policy,
+    /// The thread that waits.
+    pub(super) tid: u32,
+    /// Its registers.
+    pub(super) data: seccomp_data,
+    /// How to see that it still waits.
+    pub(super) pending: Pending<'a>,
+}
+
+/// Decides requests.
+pub(super) struct Pipeline {
+    views: Arc<dyn Views>,
+    dispatch: Dispatch,
+    counters: Counters,
+    failures: Limiter,
+}
+
+impl Pipeline {
+    pub(super) fn new(views: Arc<dyn Views>) -> Self {
+        let (counters, failures) = (Counters::new(), Limiter::new());
+        Self { views, dispatch: Dispatch::new(), counters, failures }
+    }
+
+    pub(super) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The verdict on a request.
+    pub(super) fn decide(&self, request: &Request<'_>) -> Verdict {
+        let Some(entry) = self.dispatch.find(request.data.arch, request.data.nr) else {
+            self.counters.count_unknown();
+            return Verdict::Continue;
+        };
+        let (verdict, outcome) = if request.policy.has(entry.handler) {
+            let call = Call { tid: request.tid, abi: entry.abi, args: request.data.args };
+            self.answer(HANDLERS[entry.handler], &call, request)
+        } else {
+            (Verdict::Continue, Outcome::Continued)
+        };
+        self.counters.count(entry.handler, outcome);
+        verdict
+    }
+
+    fn answer(
+        &self,
+        handler: &dyn Handler,
+        call: &Call,
+        request: &Request<'_>,
+    ) -> (Verdict, Outcome) {
+        let cx = Context { views: &*self.views, pending: request.pending };
+        // Nothing of ours is shared with the handler that a panic could leave half-done.
+        let result = catch_unwind(AssertUnwindSafe(|| match handler.screen(call) {
+            Screen::Continue => Ok(Verdict::Continue),
+            Screen::Inspect => handler.run(call, &cx),
+        }));
+        match result {
+            Ok(Ok(Verdict::Continue) | Err(Refusal::Gone)) => {
+                (Verdict::Continue, Outcome::Continued)
+            }
+            Ok(Ok(verdict)) => (verdict, Outcome::Served),
+            Ok(Err(Refusal::Fail(errno))) => (Verdict::Fail(errno), Outcome::Served),
+            Ok(Err(Refusal::Continue(cause))) => {
+                self.report(handler, request, &cause);
+                (Verdict::Continue, Outcome::Failed)
+            }
+            Err(_) => {
+                self.report(handler, request, &"a defect: the handler panicked");
+                (Verdict::Continue, Outcome::Failed)
+            }
+        }
+    }
+
+    /// Our answer was refused, which only a defect or a descriptor that cannot be installed can
+    /// cause: the target must not wait for ever.
+    pub(super) fn refused(&self, container: &str, id: u64, listener: &Listener, errno: Errno) {
+        let onward = listener.answer(id, &Verdict::Continue);
+        if let Some(suppressed) = self.failures.pass() {
+            tracing::error!(
+                container,
+                suppressed,
+                ?onward,
+                "an answer was refused (SECCOMP_IOCTL_NOTIF_SEND or ADDFD: {errno})"
+            );
+        }
+    }
+
+    fn report(&self, handler: &dyn Handler, request: &Request<'_>, cause: &dyn std::fmt::Display) {
+        if let Some(suppressed) = self.failures.pass() {
+            tracing::warn!(
+                call = handler.describe().name,
+                container = request.container,
+                tid = request.tid,
+                suppressed,
+                "the kernel answers a call instead of ambit: {cause}"
+            );
+        }
+    }
+}
+
+impl std::fmt::Debug for Pipeline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pipeline").field("counters", &self.counters).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use super::super::arch;
+    use super::*;
+    use ambit_sysinfo::{Error, View};
+
+    struct Broken;
+
+    impl Views for Broken {
+        fn view(&self, _tid: u32) -> Result<Arc<View>, Error> {
+            Err(Error::Parse { file: "memory.max".into(), wanted: "a number" })
+        }
+    }
+
+    struct Panics;
+
+    impl Views for Panics {
+        fn view(&self, _tid: u32) -> Result<Arc<View>, Error> {
+            panic!("expected by the test")
+        }
+    }
+
+    fn sysinfo(views: impl Views + 'static, policy: Policy) -> (Verdict, Pipeline) {
+        let pipeline = Pipeline::new(Arc::new(views));
+        let native = arch::of_this_kernel()[0];
+        let data = seccomp_data {
+            nr: native.number("sysinfo").unwrap(),
+            arch: native.audit,
+            instruction_pointer: 0,
+            args: [0; 6],
+        };
+        let proc = File::open("/proc/self").unwrap();
+        let pending = Pending::Directory(proc.as_fd());
+        let request = Request { container: "c", policy, tid: std::process::id(), data, pending };
+        (pipeline.decide(&request), pipeline)
+    }
+
+    #[test]
+    fn what_fails_on_our_side_is_left_to_the_kernel() {
+        for (verdict, pipeline) in
+            [sysinfo(Broken, Policy::default()), sysinfo(Panics, Policy::default())]
+        {
+            assert!(matches!(verdict, Verdict::Continue), "{verdict:?}");
+            let count = pipeline.counters().read().calls[0];
+            assert_eq!((count.served, count.continued, count.failed), (0, 0, 1));
+        }
+    }
+
+    #[test]
+    fn what_is_switched_off_is_left_to_the_kernel() {
+        let (verdict, pipeline) = sysinfo(Panics, Policy::none());
+        assert!(matches!(verdict, Verdict::Continue), "{verdict:?}");
+        assert_eq!(pipeline.counters().read().calls[0].continued, 1);
+    }
+
+    #[test]
+    fn an_unknown_call_is_left_to_the_kernel() {
+        let pipeline = Pipeline::new(Arc::new(Panics));
+        let data = seccomp_data { nr: -1, arch: 1, instruction_pointer: 0, args: [0; 6] };
+        let proc = File::open("/proc/self").unwrap();
+        let pending = Pending::Directory(proc.as_fd());
+        let policy = Policy::default();
+        let request = Request { container: "c", policy, tid: 1, data, pending };
+        assert!(matches!(pipeline.decide(&request), Verdict::Continue));
+        assert_eq!(pipeline.counters().read().unknown, 1);
+    }
+
+    #[test]
+    fn a_null_pointer_is_an_error_of_the_target() {
+        struct Fixed;
+        impl Views for Fixed {
+            fn view(&self, _tid: u32) -> Result<Arc<View>, Error> {
+                Ok(Arc::new(super::super::tests::view()))
+            }
+        }
+        let (verdict, _) = sysinfo(Fixed, Policy::default());
+        assert!(matches!(verdict, Verdict::Fail(Errno::EFAULT)), "{verdict:?}");
+    }
+}

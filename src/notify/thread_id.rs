@@ -1,0 +1,59 @@
+//! Thread ids that a target passes as arguments: they count in its own pid namespace.
+//!
+//! Interceptors that take them for ids of the host act on strangers.
+
+use std::io::Read;
+use std::os::fd::AsFd;
+
+use ambit_sysinfo::scan;
+use nix::errno::Errno;
+
+use super::call::Call;
+use super::context::Context;
+use super::handler::Refusal;
+use crate::sys::pid_in_namespace::pid_from_namespace;
+
+/// The thread that the target calls `id`, as we call it. `None`: there is none, or this kernel
+/// cannot tell; the kernel then looks the thread up itself, in the call that goes on.
+///
+/// Before Linux 6.11 only the target itself is recognised, by the last number of `NSpid:`.
+pub(super) fn translate(call: &Call, cx: &Context<'_>, id: i32) -> Result<Option<i32>, Refusal> {
+    let namespace = cx.open(call, "ns/pid")?;
+    match pid_from_namespace(namespace.as_fd(), id) {
+        Ok(tid) => Ok(Some(tid)),
+        Err(Errno::ENOTTY) => own(call, cx, id),
+        Err(_) => Ok(None),
+    }
+}
+
+fn own(call: &Call, cx: &Context<'_>, id: i32) -> Result<Option<i32>, Refusal> {
+    let mut status = Vec::with_capacity(4096);
+    let mut file = std::fs::File::from(cx.open(call, "status")?);
+    // `NSpid:` stands in the first KiB; what is longer was not written by the kernel.
+    if file.by_ref().take(16_384).read_to_end(&mut status).is_err() {
+        return Err(Refusal::Gone);
+    }
+    let own = innermost(&status);
+    Ok((own.is_some() && own == u64::try_from(id).ok()).then(|| call.tid.cast_signed()))
+}
+
+/// The last number of the line `NSpid:`, or `Pid:` where the kernel has no namespaces.
+fn innermost(status: &[u8]) -> Option<u64> {
+    let value = |label: &[u8]| scan::lines(status).find_map(|line| line.strip_prefix(label));
+    let ids = value(b"NSpid:").or_else(|| value(b"Pid:"))?;
+    let last = ids.rsplit(u8::is_ascii_whitespace).find(|word| !word.is_empty())?;
+    scan::decimal(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_innermost_id_is_the_targets_own() {
+        let status = b"Name:\tx\nPid:\t900\nPPid:\t1\nNSpid:\t900\t31\t2\n";
+        assert_eq!(innermost(status), Some(2));
+        assert_eq!(innermost(b"Name:\tx\nPid:\t900\n"), Some(900));
+        assert_eq!(innermost(b"Name:\tx\n"), None);
+    }
+}

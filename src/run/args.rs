@@ -1,0 +1,350 @@
+//! The command line of `ambit run`: names, help, and the parsers of its values.
+//!
+//! Every parser answers bad input with one line that says what would have been right. Nothing
+//! here touches the system except to ask which processors are online.
+
+use std::ffi::OsString;
+use std::path::{Component, Path, PathBuf};
+
+use ambit_sysinfo::CpuSet;
+use clap::Args;
+
+/// System calls that are answered when `--intercept` is not given.
+const DEFAULT_INTERCEPT: &str = "sysinfo,sched_getaffinity";
+
+/// System calls the sandbox itself makes between installing the filter and handing over its
+/// listener: trapping one of them would wait for an answer that nobody can give yet.
+const NEVER_INTERCEPTED: [&str; 7] =
+    ["sendmsg", "recvmsg", "read", "write", "close", "exit", "exit_group"];
+
+/// Run a command in a fresh sandbox that sees its own limits.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+The command runs as root of its own user namespace, with its own processes, mounts, host name, \
+clocks and control group; the network is the host's. Its /proc and /sys show the limits given \
+here. Without --rootfs it sees the host's files read-only, with a private writable /tmp, /run, \
+/var/tmp and /dev.
+
+Examples:
+  ambit run --memory 256M --cpus 1 -- free -m
+  ambit run --memory 1G --bind \"$PWD\" -- make test
+
+Exit status: that of the command; 128 plus the signal's number when a signal ended it; 125 when \
+the sandbox could not be made; 126 when the command cannot be executed; 127 when it is not there.")]
+pub struct RunArgs {
+    /// Most memory it may use, such as 256M (binary units K, M, G, T)
+    #[arg(long, value_name = "SIZE", value_parser = memory_size)]
+    pub memory: Option<u64>,
+
+    /// Most swap it may use on top of --memory; without it, as much as --memory
+    #[arg(long, value_name = "SIZE", value_parser = size, requires = "memory")]
+    pub swap: Option<u64>,
+
+    /// Processor time it may use, in processors: 1.5 is one and a half
+    #[arg(long, value_name = "N", value_parser = cpus)]
+    pub cpus: Option<f64>,
+
+    /// Processors it may run on, such as 0-3,8
+    #[arg(long, value_name = "LIST", value_parser = cpuset)]
+    pub cpuset: Option<CpuSet>,
+
+    /// Most processes and threads it may have, the sandbox's own init included
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    pub pids: Option<u32>,
+
+    /// System calls answered with the sandbox's own numbers; "none" for none
+    #[arg(long, value_name = "LIST", default_value = DEFAULT_INTERCEPT, value_parser = intercept)]
+    pub intercept: Intercept,
+
+    /// Folder to use as its root, writable, in place of the host's files
+    #[arg(long, value_name = "DIR", value_parser = folder)]
+    pub rootfs: Option<PathBuf>,
+
+    /// Show SRC of the host at DST, writable unless ":ro"; DST is SRC when left out
+    #[arg(long, value_name = "SRC[:DST[:ro]]", value_parser = bind)]
+    pub bind: Vec<Bind>,
+
+    /// Device of the host, below /dev, that it may use, such as /dev/fuse
+    #[arg(long, value_name = "PATH", value_parser = device)]
+    pub device: Vec<PathBuf>,
+
+    /// Its host name; run-PID when left out
+    #[arg(long, value_name = "NAME", value_parser = hostname)]
+    pub hostname: Option<String>,
+
+    /// Keep the host's users: root in it is the host's root, with few capabilities
+    #[arg(long)]
+    pub no_userns: bool,
+
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// The names of `--intercept`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Intercept(pub Vec<String>);
+
+/// One `--bind`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bind {
+    /// On the host: absolute, links resolved.
+    pub source: PathBuf,
+    /// In the sandbox: absolute.
+    pub target: PathBuf,
+    /// May it be written?
+    pub read_only: bool,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text} is not a size: use a number with K, M, G or T, such as 256M");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match &text[digits.len()..] {
+        "" => 0,
+        "K" | "k" => 10,
+        "M" | "m" => 20,
+        "G" | "g" => 30,
+        "T" | "t" => 40,
+        _ => return Err(wrong()),
+    };
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    // The kernel counts in signed 64 bits.
+    digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(1 << shift))
+        .filter(|&bytes| i64::try_from(bytes).is_ok())
+        .ok_or_else(|| format!("{text} is more than any machine has: use less than 8388608T"))
+}
+
+fn memory_size(text: &str) -> Result<u64, String> {
+    // Below this the kernel kills the sandbox's init before the command starts.
+    const LEAST: u64 = 1 << 20;
+    match size(text)? {
+        bytes if bytes < LEAST => {
+            Err(format!("{text} is too little to start anything: use 1M or more"))
+        }
+        bytes => Ok(bytes),
+    }
+}
+
+fn cpus(text: &str) -> Result<f64, String> {
+    // The kernel's least quota is 1 ms in a period of 100 ms.
+    match text.parse::<f64>() {
+        Ok(number) if (0.01..=8192.0).contains(&number) => Ok(number),
+        _ => Err(format!("{text} is not a number of processors: use 0.01 or more, such as 1.5")),
+    }
+}
+
+fn cpuset(text: &str) -> Result<CpuSet, String> {
+    let wanted = CpuSet::parse(text.as_bytes())
+        .filter(|set| !set.is_empty())
+        .ok_or_else(|| format!("{text} is not a list of processors: use numbers such as 0-3,8"))?;
+    let file = "/sys/devices/system/cpu/online";
+    let online = std::fs::read(file).map_err(|error| format!("cannot read {file}: {error}"))?;
+    let online = CpuSet::parse(&online).ok_or_else(|| format!("{file} is not a list"))?;
+    if wanted.intersection(&online) != wanted {
+        return Err(format!("{text} is not all there: this machine has processors {online}"));
+    }
+    Ok(wanted)
+}
+
+fn intercept(text: &str) -> Result<Intercept, String> {
+    if text == "none" || text.is_empty() {
+        return Ok(Intercept(Vec::new()));
+    }
+    let mut names = Vec::new();
+    for name in text.split(',').map(str::trim) {
+        if libseccomp::ScmpSyscall::from_name(name).is_err() {
+            return Err(format!(
+                "{name} is not a system call: use names such as {DEFAULT_INTERCEPT}, or none"
+            ));
+        }
+        if NEVER_INTERCEPTED.contains(&name) {
+            return Err(format!("{name} cannot be intercepted: the sandbox needs it to start"));
+        }
+        if !names.iter().any(|seen| seen == name) {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(Intercept(names))
+}
+
+fn folder(text: &str) -> Result<PathBuf, String> {
+    let path = resolve(text)?;
+    if path.is_dir() { Ok(path) } else { Err(format!("{text} is not a folder")) }
+}
+
+fn bind(text: &str) -> Result<Bind, String> {
+    let mut parts = text.split(':');
+    let source = parts.next().unwrap_or_default();
+    let (target, mode) = (parts.next(), parts.next());
+    if source.is_empty() || parts.next().is_some() {
+        return Err(format!("{text} is not SRC, SRC:DST or SRC:DST:ro"));
+    }
+    let read_only = match mode {
+        None | Some("rw") => false,
+        Some("ro") => true,
+        Some(other) => return Err(format!("{other} is not ro or rw, in {text}")),
+    };
+    let place = resolve(source)?;
+    let target = match target {
+        // By the name it was given, unless that has a `..`, whose meaning depends on links.
+        None | Some("") => std::path::absolute(source)
+            .ok()
+            .filter(|path| !path.components().any(|part| part == Component::ParentDir))
+            .unwrap_or_else(|| place.clone()),
+        Some(target) => PathBuf::from(target),
+    };
+    let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
+    if !target.is_absolute() || target == Path::new("/") || !target.components().all(plain) {
+        return Err(format!(
+            "{} is not a place in the sandbox: use an absolute path below / without ..",
+            target.display()
+        ));
+    }
+    Ok(Bind { source: place, target, read_only })
+}
+
+fn device(text: &str) -> Result<PathBuf, String> {
+    use std::os::unix::fs::FileTypeExt;
+
+    let path = resolve(text)?;
+    let kind = std::fs::metadata(&path).map_err(|error| format!("{text}: {error}"))?.file_type();
+    if !path.starts_with("/dev") || !(kind.is_block_device() || kind.is_char_device()) {
+        return Err(format!("{text} is not a device below /dev"));
+    }
+    Ok(path)
+}
+
+fn hostname(text: &str) -> Result<String, String> {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
+    if text.is_empty() || text.len() > 64 || !text.bytes().all(good) {
+        return Err(format!("{text} is not a host name: use up to 64 letters, digits, - and ."));
+    }
+    Ok(text.to_owned())
+}
+
+fn resolve(text: &str) -> Result<PathBuf, String> {
+    std::fs::canonicalize(text).map_err(|error| format!("{text}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    fn parse(words: &[&str]) -> Result<RunArgs, clap::Error> {
+        Line::try_parse_from([&["run"], words].concat()).map(|line| line.run)
+    }
+
+    #[test]
+    fn sizes_are_binary() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("4096", 4096),
+            ("5k", 5120),
+            ("256M", 256 << 20),
+            ("2G", 2 << 30),
+            ("1T", 1 << 40),
+        ] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_size_is_explained() {
+        assert_eq!(
+            size("5X").unwrap_err(),
+            "5X is not a size: use a number with K, M, G or T, such as 256M"
+        );
+        for bad in ["", "M", "-1", "1.5G", "5MB", "5 M", "0x10"] {
+            assert!(size(bad).unwrap_err().contains("is not a size"), "{bad}");
+        }
+        assert!(size("99999999T").unwrap_err().contains("more than any machine"));
+        assert!(memory_size("4K").unwrap_err().contains("too little"));
+    }
+
+    #[test]
+    fn processors_are_numbers_above_zero() {
+        assert_eq!(cpus("1.5"), Ok(1.5));
+        for bad in ["0", "-1", "x", "nan", "inf", ""] {
+            assert!(cpus(bad).unwrap_err().contains("number of processors"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn processors_must_be_online() {
+        assert_eq!(cpuset("0").unwrap().to_string(), "0");
+        assert!(cpuset("0,8191").unwrap_err().contains("this machine has processors 0"));
+        assert!(cpuset("a").unwrap_err().contains("is not a list"));
+        assert!(cpuset("").unwrap_err().contains("is not a list"));
+    }
+
+    #[test]
+    fn intercepts_default_to_the_two_that_show_limits() {
+        let run = parse(&["--", "true"]).unwrap();
+        assert_eq!(run.intercept.0, ["sysinfo", "sched_getaffinity"]);
+        assert!(parse(&["--intercept", "none", "true"]).unwrap().intercept.0.is_empty());
+        assert!(intercept("sysinf").unwrap_err().starts_with("sysinf is not a system call"));
+        assert!(intercept("mount,sendmsg").unwrap_err().contains("needs it to start"));
+    }
+
+    #[test]
+    fn binds_have_up_to_three_parts() {
+        let same = bind("/usr/../usr").unwrap();
+        assert_eq!((same.source, same.read_only), (PathBuf::from("/usr"), false));
+        assert_eq!(same.target, Path::new("/usr"));
+        let other = bind("/usr:/mnt/usr:ro").unwrap();
+        assert_eq!(other.target, Path::new("/mnt/usr"));
+        assert!(other.read_only);
+        for bad in [
+            "",
+            ":/x",
+            "/usr:/x:ro:y",
+            "/usr:x",
+            "/usr:/",
+            "/usr:/a/../b",
+            "/usr:/x:maybe",
+            "/nonexistent",
+        ] {
+            assert!(bind(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_relative_source_is_bound_where_it_is() {
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(bind(".").unwrap().target, here);
+    }
+
+    #[test]
+    fn devices_are_devices() {
+        assert_eq!(device("/dev/null").unwrap(), Path::new("/dev/null"));
+        assert!(device("/etc/passwd").unwrap_err().contains("not a device"));
+    }
+
+    #[test]
+    fn swap_needs_memory_and_a_command_is_needed() {
+        assert!(parse(&["--swap", "1G", "true"]).is_err());
+        assert!(parse(&["--memory", "1G"]).is_err());
+        let run = parse(&["--memory", "1G", "--swap", "0", "--", "ls", "-l", "--", "x"]).unwrap();
+        assert_eq!(run.swap, Some(0));
+        assert_eq!(run.command, ["ls", "-l", "--", "x"]);
+    }
+
+    #[test]
+    fn options_after_the_command_belong_to_it() {
+        let run = parse(&["ls", "--memory", "5X"]).unwrap();
+        assert_eq!(run.command.len(), 3);
+    }
+}

@@ -1,0 +1,289 @@
+//! The sandbox's control groups: made, limited, joined and removed.
+//!
+//! With cgroup v1 (and on hybrid hosts, which `cgroups-rs` treats as v1) they lie below our own
+//! group of each hierarchy, at `ambit/run-PID`, so that our own limits hold for the sandbox too;
+//! a cgroup2 hierarchy beside them gets one as well, for its pressure files. With v2 alone they
+//! lie at `/ambit/run-PID`: below a group that has processes of its own, such as ours, the kernel
+//! allows none with controllers. Nobody else in this package uses `cgroups-rs`.
+//!
+//! Limits are in `limits`. Nothing here ever kills or moves a process that is not the sandbox's.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use cgroups_rs::CgroupPid;
+use cgroups_rs::fs::Cgroup;
+use cgroups_rs::fs::hierarchies::{UNIFIED_MOUNTPOINT, V1, is_cgroup2_unified_mode};
+
+use super::args::RunArgs;
+use super::hostmounts::{self, Mount};
+use super::limits;
+
+/// The folder that all sandboxes of this user share.
+const FAMILY: &str = "ambit";
+
+/// The control groups of one sandbox. Dropping it removes them; their processes must have ended.
+#[derive(Debug)]
+pub(super) struct Group {
+    groups: Cgroup,
+    /// The group in a cgroup2 hierarchy beside v1 ones.
+    beside: Option<PathBuf>,
+    /// Where each of them is shown below `/sys/fs/cgroup`, and where it is.
+    places: Vec<(String, PathBuf)>,
+    id: String,
+    owner: u32,
+}
+
+impl Group {
+    /// Makes the groups with their limits, and removes what dead sandboxes left.
+    pub(super) fn create(args: &RunArgs) -> Result<Self> {
+        let mounts = hostmounts::all()?;
+        if !mounts.iter().any(|mount| mount.kind.starts_with("cgroup")) {
+            anyhow::bail!(
+                "no control groups are mounted: mount -t cgroup2 cgroup2 {UNIFIED_MOUNTPOINT}"
+            );
+        }
+        let own = own_paths()?;
+        let owner = std::process::id();
+        // Another pid namespace may have a process of our number, and a sandbox.
+        for attempt in 0..100 {
+            let id = match attempt {
+                0 => format!("run-{owner}"),
+                _ => format!("run-{owner}-{attempt}"),
+            };
+            let mut group = Self::describe(id, owner, &own, &mounts);
+            if group.places.iter().any(|(_, place)| place.exists() && remove(place).is_err()) {
+                continue;
+            }
+            group.remove_leftovers();
+            group.make()?;
+            // From here on, dropping it removes what was made.
+            limits::apply(&group.groups, args)?;
+            return Ok(group);
+        }
+        anyhow::bail!("control groups named run-{owner} are in use: remove them below {FAMILY}")
+    }
+
+    fn describe(id: String, owner: u32, own: &Own, mounts: &[Mount]) -> Self {
+        let name = format!("{FAMILY}/{id}");
+        if is_cgroup2_unified_mode() {
+            let groups = Cgroup::load(cgroups_rs::fs::hierarchies::auto(), &name);
+            let place = Path::new(UNIFIED_MOUNTPOINT).join(&name);
+            return Self { groups, beside: None, places: vec![(String::new(), place)], id, owner };
+        }
+        let relative: HashMap<String, String> = own
+            .legacy
+            .iter()
+            .map(|(controller, path)| (controller.clone(), below_mount(path, controller)))
+            .collect();
+        let groups = Cgroup::load_with_relative_paths(Box::new(V1::new()), &name, relative);
+        let mut places = Vec::new();
+        for subsystem in groups.subsystems() {
+            let place = subsystem.to_controller().path().to_owned();
+            // cpu and cpuacct may be one hierarchy, with two names for one place.
+            if !places.iter().any(|(_, seen)| *seen == place) {
+                places.push((shelf_name(&place, mounts), place));
+            }
+        }
+        let beside = own.unified.as_ref().and_then(|path| {
+            let mount = mounts.iter().find(|mount| mount.kind == "cgroup2")?;
+            Some(mount.point.join(path.strip_prefix(&mount.root).ok()?).join(&name))
+        });
+        if let Some(place) = &beside {
+            places.push((shelf_name(place, mounts), place.clone()));
+        }
+        Self { groups, beside, places, id, owner }
+    }
+
+    fn make(&mut self) -> Result<()> {
+        // Another sandbox that ends may take the shared folder away between our two steps.
+        let mut tries = 3;
+        while let Err(error) = self.groups.create() {
+            tries -= 1;
+            if tries == 0 {
+                return Err(explain(&error)).context("cannot make control groups: mkdir");
+            }
+        }
+        // It only adds pressure files: a kernel that refuses it is no reason to stop.
+        if let Some(place) = self.beside.take_if(|place| std::fs::create_dir_all(place).is_err()) {
+            self.places.retain(|(_, other)| *other != place);
+        }
+        Ok(())
+    }
+
+    /// Puts the calling process into the groups.
+    pub(super) fn join(&self) -> Result<()> {
+        let pid = u64::from(std::process::id());
+        self.groups
+            .add_task_by_tgid(CgroupPid::from(pid))
+            .map_err(|error| explain(&error))
+            .context("cannot enter the sandbox's control groups")?;
+        if let Some(place) = &self.beside {
+            let file = place.join("cgroup.procs");
+            std::fs::write(&file, pid.to_string())
+                .with_context(|| format!("cannot write {}", file.display()))?;
+        }
+        Ok(())
+    }
+
+    /// The sandbox's name, which is the last part of the groups' paths.
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Where each group is shown below `/sys/fs/cgroup`, and where it is.
+    pub(super) fn places(&self) -> &[(String, PathBuf)] {
+        &self.places
+    }
+
+    /// Removes groups of sandboxes whose `ambit run` was killed. A group with processes in it
+    /// cannot be removed, so a wrong guess harms nobody.
+    fn remove_leftovers(&self) {
+        for family in self.places.iter().filter_map(|(_, place)| place.parent()) {
+            let Ok(entries) = std::fs::read_dir(family) else { continue };
+            for entry in entries.flatten() {
+                let alive = entry
+                    .file_name()
+                    .to_str()
+                    .and_then(parse_owner)
+                    .is_none_or(|pid| Path::new(&format!("/proc/{pid}")).exists());
+                if !alive {
+                    let _ = remove(&entry.path());
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Children of the process that made it have a copy of this value.
+        if std::process::id() != self.owner {
+            return;
+        }
+        for (_, place) in &self.places {
+            if let Err(error) = remove(place) {
+                eprintln!("ambit: cannot remove {}: {error}", place.display());
+            }
+            // The shared folder goes with the last of them.
+            if let Some(family) = place.parent() {
+                let _ = std::fs::remove_dir(family);
+            }
+        }
+    }
+}
+
+/// Our own groups.
+struct Own {
+    /// By controller.
+    legacy: HashMap<String, String>,
+    unified: Option<PathBuf>,
+}
+
+fn own_paths() -> Result<Own> {
+    let mut legacy = cgroups_rs::fs::cgroup::get_cgroups_relative_paths()
+        .map_err(|error| explain(&error))
+        .context("cannot read our own control groups")?;
+    let unified = legacy.remove("").map(PathBuf::from);
+    Ok(Own { legacy, unified })
+}
+
+/// A group's path seen from its hierarchy's mount point, which in a container may not be the top.
+fn below_mount(path: &str, controller: &str) -> String {
+    let mount = V1::new();
+    let top = cgroups_rs::fs::Hierarchy::subsystems(&mount)
+        .into_iter()
+        .find(|subsystem| subsystem.controller_name() == controller)
+        .map(|subsystem| subsystem.to_controller().base().to_owned());
+    let path = Path::new(path);
+    let below = top.as_deref().and_then(|top| path.strip_prefix(top).ok());
+    below.unwrap_or(path).to_string_lossy().into_owned()
+}
+
+/// The name of the mount below `/sys/fs/cgroup` that a place is on.
+fn shelf_name(place: &Path, mounts: &[Mount]) -> String {
+    mounts
+        .iter()
+        .filter(|mount| mount.kind.starts_with("cgroup") && place.starts_with(&mount.point))
+        .filter_map(|mount| mount.point.file_name())
+        .next_back()
+        .map_or_else(|| "cgroup".to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
+fn parse_owner(name: &str) -> Option<u32> {
+    name.strip_prefix("run-")?.split('-').next()?.parse().ok()
+}
+
+/// Removes a group and the groups below it. One that is gone is no error.
+fn remove(place: &Path) -> io::Result<()> {
+    match std::fs::read_dir(place) {
+        Ok(entries) => {
+            for entry in entries.flatten().filter(|entry| entry.path().is_dir()) {
+                remove(&entry.path())?;
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    // The kernel empties a group a little after its last process was waited for.
+    let mut tries = 50;
+    loop {
+        match std::fs::remove_dir(place) {
+            Err(error)
+                if error.raw_os_error() == Some(libc::EBUSY) && tries > 0 && empty(place) =>
+            {
+                tries -= 1;
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            other => return other,
+        }
+    }
+}
+
+fn empty(place: &Path) -> bool {
+    std::fs::read_to_string(place.join("cgroup.procs")).is_ok_and(|text| text.is_empty())
+}
+
+/// What `cgroups-rs` knows about a failure, in one line.
+pub(super) fn explain(error: &cgroups_rs::fs::error::Error) -> anyhow::Error {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+    anyhow::anyhow!("{}{}", error.kind(), cause.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_owner_is_in_the_name() {
+        assert_eq!(parse_owner("run-42"), Some(42));
+        assert_eq!(parse_owner("run-42-1"), Some(42));
+        for other in ["run-", "run-x", "lxc.pivot", "42"] {
+            assert_eq!(parse_owner(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn removing_what_is_not_there_is_no_error() {
+        remove(Path::new("/nonexistent/group")).unwrap();
+    }
+
+    #[test]
+    fn a_group_is_shown_under_its_hierarchys_name() {
+        let mount = |point: &str, kind: &str| Mount {
+            root: "/".into(),
+            point: point.into(),
+            kind: kind.into(),
+        };
+        let mounts = [
+            mount("/sys/fs/cgroup", "tmpfs"),
+            mount("/sys/fs/cgroup/cpu,cpuacct", "cgroup"),
+            mount("/sys/fs/cgroup/unified", "cgroup2"),
+        ];
+        let name = |place: &str| shelf_name(Path::new(place), &mounts);
+        assert_eq!(name("/sys/fs/cgroup/cpu,cpuacct/ambit/run-1"), "cpu,cpuacct");
+        assert_eq!(name("/sys/fs/cgroup/unified/ambit/run-1"), "unified");
+    }
+}

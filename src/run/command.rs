@@ -1,0 +1,111 @@
+//! The last steps before the command's program takes over.
+
+use std::ffi::{CString, NulError, OsString};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+
+use super::init::Setup;
+use super::spawn::FAILED;
+use super::terminal;
+use crate::sys::close_range::close_from;
+use crate::sys::signal_defaults::restore_sigpipe;
+
+/// Why the command did not start.
+#[derive(Debug)]
+pub(super) struct NotStarted {
+    /// In one line.
+    pub(super) reason: String,
+    /// The exit status that tells it, as env(1) has it.
+    pub(super) status: i32,
+}
+
+/// Becomes the command. Returns only when that fails.
+pub(super) fn become_it(setup: &Setup, folder: &Path, terminal: Option<&OwnedFd>) -> NotStarted {
+    match prepare(setup, folder, terminal) {
+        Ok((command, environment)) => {
+            let Err(error) = nix::unistd::execvpe(&command[0], &command, &environment);
+            not_started(&setup.command[0].to_string_lossy(), error)
+        }
+        Err(error) => {
+            NotStarted { reason: format!("cannot start the command: {error:#}"), status: FAILED }
+        }
+    }
+}
+
+fn not_started(name: &str, error: Errno) -> NotStarted {
+    match error {
+        Errno::ENOENT => NotStarted {
+            reason: format!("cannot run {name}: it is not in the sandbox"),
+            status: 127,
+        },
+        error => {
+            let why = error.desc();
+            NotStarted { reason: format!("cannot run {name}: {why}: execve"), status: 126 }
+        }
+    }
+}
+
+fn prepare(
+    setup: &Setup,
+    folder: &Path,
+    terminal: Option<&OwnedFd>,
+) -> Result<(Vec<CString>, Vec<CString>)> {
+    let command = strings(setup.command.iter().cloned())?;
+    let environment = strings(environment(std::env::vars_os(), folder))?;
+    match terminal {
+        Some(terminal) => terminal::take(terminal)?,
+        // A group of its own, so that stopping it works and signals of a terminal reach all of it.
+        None => rustix::process::setpgid(None, None).context("setpgid")?,
+    }
+    restore_sigpipe().context("sigaction")?;
+    setup.signals.restore_mask()?;
+    close_from(3).context("cannot close descriptors: close_range")?;
+    Ok((command, environment))
+}
+
+/// The caller's, but for the current folder.
+fn environment(
+    caller: impl Iterator<Item = (OsString, OsString)>,
+    folder: &Path,
+) -> impl Iterator<Item = OsString> {
+    let line = |name: &OsString, value: &OsString| {
+        let mut line = name.clone();
+        line.push("=");
+        line.push(value);
+        line
+    };
+    let here = line(&"PWD".into(), &folder.into());
+    caller
+        .filter(|(name, _)| name != "PWD" && name != "OLDPWD")
+        .map(move |(name, value)| line(&name, &value))
+        .chain(std::iter::once(here))
+}
+
+fn strings(words: impl Iterator<Item = OsString>) -> Result<Vec<CString>, NulError> {
+    words.map(|word| CString::new(word.into_vec())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_is_the_callers_but_for_the_folder() {
+        let caller = [("PATH", "/bin"), ("PWD", "/old"), ("OLDPWD", "/older")];
+        let caller = caller.into_iter().map(|(name, value)| (name.into(), value.into()));
+        let lines: Vec<_> = environment(caller, Path::new("/new")).collect();
+        assert_eq!(lines, ["PATH=/bin", "PWD=/new"]);
+    }
+
+    #[test]
+    fn the_status_tells_why_a_command_did_not_start() {
+        let missing = not_started("frob", Errno::ENOENT);
+        assert_eq!(missing.status, 127);
+        assert_eq!(missing.reason, "cannot run frob: it is not in the sandbox");
+        assert_eq!(not_started("/etc/passwd", Errno::EACCES).status, 126);
+    }
+}

@@ -1,0 +1,158 @@
+//! Process 1 of a sandbox: gets ready, starts the command, and stays as its init.
+//!
+//! It forwards signals to the command, waits for orphans, and ends with the command's status,
+//! whereupon the kernel ends whatever else runs in the sandbox. It has no threads, keeps no
+//! descriptor of the host's but its standard ones, and must never do work on behalf of what runs
+//! in the sandbox: everything here can be attacked by the sandbox's root.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use nix::sched::CloneFlags;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, poll};
+
+use super::channel::{Channel, Word};
+use super::signals::{Signals, is_for_group};
+use super::{capabilities, command, filter, terminal};
+use crate::sys::fork::{Fork, fork};
+
+/// What init has to know.
+#[derive(Debug)]
+pub(super) struct Setup {
+    pub(super) hostname: String,
+    /// Where the command starts, when that place is there.
+    pub(super) folder: PathBuf,
+    pub(super) command: Vec<OsString>,
+    pub(super) intercept: Vec<String>,
+    /// Does it get a terminal of its own?
+    pub(super) terminal: bool,
+    /// Is there a user namespace?
+    pub(super) own_users: bool,
+    pub(super) signals: Signals,
+}
+
+/// Everything that init does. Returns its exit status.
+pub(super) fn main(channel: &Channel, setup: &Setup) -> i32 {
+    match get_ready(channel, setup).and_then(|terminal| start(setup, terminal)) {
+        Ok((child, _terminal)) => reap(channel, &setup.signals, child),
+        Err(error) => {
+            channel.fail(&error);
+            super::spawn::FAILED
+        }
+    }
+}
+
+/// Enters the root and hands over what the caller needs. Returns the command's terminal.
+fn get_ready(channel: &Channel, setup: &Setup) -> Result<Option<OwnedFd>> {
+    channel.expect(Word::Enter)?;
+    let _ = rustix::thread::set_name(c"ambit-init");
+    if setup.own_users {
+        // A copy that belongs to our user namespace: all mounts in it are locked.
+        nix::sched::unshare(CloneFlags::CLONE_NEWNS)
+            .context("cannot make a mount namespace: unshare")?;
+    } else {
+        // Ours is the host's program, which root in the sandbox must not get hold of.
+        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+            .context("cannot become undumpable: prctl")?;
+    }
+    // The caller's terminal is not ours: nothing in here may type on it (TIOCSTI).
+    rustix::process::setsid().context("cannot make a session: setsid")?;
+    nix::unistd::sethostname(&setup.hostname).context("cannot set the host name: sethostname")?;
+
+    let pair = if setup.terminal { Some(terminal::open_inside()?) } else { None };
+    let listener = match setup.intercept.as_slice() {
+        [] => None,
+        names => Some(filter::install(names)?),
+    };
+    if !setup.own_users {
+        capabilities::drop_most()?;
+    }
+    hand_over(channel, listener.as_ref(), pair.as_ref())?;
+    // Were the listener kept here, calls would wait for ever once the server is gone, instead of
+    // failing.
+    drop(listener);
+    channel.expect(Word::Go)?;
+    Ok(pair.map(|pair| pair.slave))
+}
+
+fn hand_over(
+    channel: &Channel,
+    listener: Option<&OwnedFd>,
+    pair: Option<&terminal::Pair>,
+) -> Result<()> {
+    let mut text = String::new();
+    let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
+    if let Some(listener) = listener {
+        text.push('l');
+        fds.push(listener.as_fd());
+    }
+    if let Some(pair) = pair {
+        text.push('t');
+        fds.push(pair.master.as_fd());
+    }
+    channel.send(Word::Ready, &text, &fds)
+}
+
+/// Starts the command. Its terminal stays open here, so that what it wrote last can still be
+/// read when it has ended.
+fn start(setup: &Setup, terminal: Option<OwnedFd>) -> Result<(Pid, Option<OwnedFd>)> {
+    let folder = if rustix::process::chdir(&setup.folder).is_ok() {
+        setup.folder.as_path()
+    } else {
+        rustix::process::chdir("/").context("cannot change folder: chdir")?;
+        Path::new("/")
+    };
+    match fork().context("cannot start the command: fork")? {
+        Fork::Child => {
+            let error = command::become_it(setup, folder, terminal.as_ref());
+            eprintln!("ambit: {}", error.reason);
+            std::process::exit(error.status);
+        }
+        Fork::Parent(child) => {
+            if terminal.is_some() {
+                terminal::leave_host()?;
+            }
+            Ok((child, terminal))
+        }
+    }
+}
+
+/// Waits for the command's end; orphans are waited for on the way.
+fn reap(channel: &Channel, signals: &Signals, child: Pid) -> i32 {
+    loop {
+        while let Some(signal) = signals.next() {
+            if signal != Signal::SIGCHLD {
+                pass_on(child, signal);
+            }
+        }
+        let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED;
+        match waitpid(None, Some(flags)) {
+            Ok(WaitStatus::Exited(pid, status)) if pid == child => return status,
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => return 128 + signal as i32,
+            Ok(WaitStatus::Stopped(pid, _)) if pid == child => {
+                let _ = channel.send(Word::Stopped, "", &[]);
+            }
+            Ok(WaitStatus::StillAlive) => {
+                let mut wait = [PollFd::new(signals, PollFlags::IN)];
+                let _ = poll(&mut wait, None);
+            }
+            // Without children the command cannot be running.
+            Err(nix::errno::Errno::ECHILD) => return super::spawn::FAILED,
+            _ => {}
+        }
+    }
+}
+
+fn pass_on(child: Pid, signal: Signal) {
+    // The command leads its own process group, unless it has not got that far yet.
+    let group = Pid::from_raw(-child.as_raw());
+    if !(is_for_group(signal) && kill(group, signal).is_ok()) {
+        // It may have ended just now.
+        let _ = kill(child, signal);
+    }
+}

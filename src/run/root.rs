@@ -1,0 +1,142 @@
+//! The sandbox's root: what is mounted where, in order.
+//!
+//! All of it is built with the host's privileges in a mount namespace that still belongs to the
+//! host. The sandbox's own namespace is copied from that one afterwards, and the kernel then
+//! locks every mount in it (`mount_namespaces(7)`): the sandbox's root can neither make a
+//! read-only mount writable nor uncover what lies below. Never mount anything of the host's from
+//! inside the user namespace, where that would not hold.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use rustix::mount::MountAttrFlags;
+
+use super::args::Bind;
+use super::hostmounts::{self, Mount};
+use super::mounts::{Detached, Kind, Root};
+use super::owners::Owners;
+use super::{cgroupview, dev, mask};
+
+/// Places of the host that a sandbox without its own root filesystem has for itself.
+const PRIVATE: [(&str, &str); 3] = [("tmp", "1777"), ("run", "755"), ("var/tmp", "1777")];
+/// What of the host's root is never shown.
+const HIDDEN: [&str; 6] = ["/proc", "/sys", "/dev", "/tmp", "/run", "/var/tmp"];
+
+/// What the root is made of.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// The folder that becomes the root; the host's root, read-only, when there is none.
+    pub(super) rootfs: Option<PathBuf>,
+    pub(super) binds: Vec<Bind>,
+    pub(super) devices: Vec<PathBuf>,
+    /// The sandbox's control groups: where they are shown, and where they are.
+    pub(super) cgroups: Vec<(String, PathBuf)>,
+}
+
+/// Builds it and enters it. `files` are mounts of the overlay with their targets. Must run in the
+/// sandbox's pid and ipc namespaces and in a private mount namespace of the host's.
+pub(super) fn build(plan: &Plan, owners: &Owners, files: &[(String, Detached)]) -> Result<()> {
+    let mounts = hostmounts::all()?;
+    // Folders and devices that are made here have the modes that are asked for.
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let nodev = MountAttrFlags::MOUNT_ATTR_NODEV;
+    let data = nodev | MountAttrFlags::MOUNT_ATTR_NOSUID;
+    let kernels = data | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY;
+
+    let (folder, set, hidden) = match &plan.rootfs {
+        Some(folder) => (folder.as_path(), nodev, &[][..]),
+        None => (Path::new("/"), nodev | read_only, &HIDDEN[..]),
+    };
+    let trunk = copy(folder, set, owners, plan.rootfs.is_some())?;
+    let root = Root::over_current(trunk)?;
+    copy_below(&root, &mounts, folder, Path::new("/"), set, owners, hidden)?;
+
+    for place in ["proc", "sys", "dev"] {
+        root.make(Path::new(place), Kind::Folder, owners)?;
+    }
+    root.attach(&Detached::new("proc", &[], kernels)?, "proc")?;
+    let sys = Detached::copy_of(Path::new("/sys"))?;
+    sys.set(kernels | read_only)?;
+    root.attach(&sys, "sys")?;
+    cgroupview::build(&root, owners, &plan.cgroups)?;
+    dev::build(&root, owners, &plan.devices)?;
+    if plan.rootfs.is_none() {
+        for (place, mode) in PRIVATE {
+            root.attach_if_there(&Detached::tmpfs(owners, mode, data)?, Path::new(place))?;
+        }
+        name_servers(&root, owners)?;
+    }
+
+    for bind in &plan.binds {
+        let set = if bind.read_only { nodev | read_only } else { nodev };
+        let mount = copy(&bind.source, set, owners, true)?;
+        root.make(&bind.target, Kind::of(&mount)?, owners)?;
+        root.attach(&mount, &bind.target)?;
+        copy_below(&root, &mounts, &bind.source, &bind.target, set, owners, &[])?;
+    }
+    for (target, mount) in files {
+        root.attach_if_there(mount, Path::new(target))?;
+    }
+    if owners.namespace.is_none() {
+        mask::cover(&root, owners)?;
+    }
+    root.enter()
+}
+
+/// Copies one mount of the host with the sandbox's owners, or as it is where the filesystem
+/// cannot map owners; then, if asked, says so.
+fn copy(source: &Path, set: MountAttrFlags, owners: &Owners, warn: bool) -> Result<Detached> {
+    let mount = Detached::copy_of(source)?;
+    mount.set(set).with_context(|| source.display().to_string())?;
+    if !belongs(source, owners) && !mount.map_owners(owners) && warn {
+        eprintln!(
+            "ambit: the filesystem of {} cannot map owners: its files belong to nobody inside",
+            source.display()
+        );
+    }
+    Ok(mount)
+}
+
+/// Does the folder belong to the sandbox's users already, as a root filesystem that was unpacked
+/// for a user namespace does?
+fn belongs(source: &Path, owners: &Owners) -> bool {
+    owners.namespace.is_some()
+        && rustix::fs::stat(source).is_ok_and(|status| {
+            status.st_uid.checked_sub(owners.uid).is_some_and(|uid| uid < 65_536)
+        })
+}
+
+/// Copies what is mounted below a folder of the host to the same places below the target.
+fn copy_below(
+    root: &Root,
+    mounts: &[Mount],
+    folder: &Path,
+    target: &Path,
+    set: MountAttrFlags,
+    owners: &Owners,
+    hidden: &[&str],
+) -> Result<()> {
+    for point in hostmounts::below(mounts, folder, hidden) {
+        // Something mounted above it may hide it by now.
+        let Ok(mount) = Detached::copy_of(&point) else { continue };
+        mount.set(set)?;
+        mount.map_owners(owners);
+        let place = target.join(point.strip_prefix(folder).unwrap_or(&point));
+        root.attach_if_there(&mount, &place)?;
+    }
+    Ok(())
+}
+
+/// The network is the host's, so its name servers must be found; systemd-resolved and others keep
+/// their list below /run, which is private here.
+fn name_servers(root: &Root, owners: &Owners) -> Result<()> {
+    let Ok(list) = std::fs::canonicalize("/etc/resolv.conf") else { return Ok(()) };
+    if list.starts_with("/run") {
+        let mount = Detached::copy_of(&list)?;
+        mount.set(MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+        root.make(&list, Kind::File, owners)?;
+        root.attach(&mount, &list)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,205 @@
+//! The processes that make a sandbox, and the order in which they do it.
+//!
+//! ```text
+//! ambit run ── makes control groups and the user namespace
+//!  ├─ builder   host privileges, private mount namespace: builds the root, then ends
+//!  ├─ stage     enters control groups and user namespace, makes the other namespaces, ends
+//!  └─ init      process 1 of the sandbox; gets its own copy of the builder's mounts
+//! ```
+//!
+//! The builder starts the stage, the stage starts init, each as a child of `ambit run` itself, so
+//! that it can wait for all of them and that they die with it. None of them has threads; none
+//! ever returns into the code of the process it was copied from.
+
+use std::os::fd::AsFd;
+use std::panic::AssertUnwindSafe;
+
+use anyhow::{Context, Result};
+use nix::sched::CloneFlags;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+use rustix::mount::MountPropagationFlags;
+use rustix::process::Signal;
+
+use super::cgroup::Group;
+use super::channel::{Channel, Word};
+use super::init::{self, Setup};
+use super::mounts::Detached;
+use super::owners::{Owners, become_root_in};
+use super::root::{self, Plan};
+use crate::sys::fork::{Fork, fork, fork_for_parent};
+
+/// Exit status when the sandbox itself fails, as of env(1) and the container engines.
+pub(super) const FAILED: i32 = 125;
+
+/// `CLONE_NEWTIME` (Linux 5.6), which nix does not list.
+const NEWTIME: CloneFlags = CloneFlags::from_bits_retain(0x80);
+
+/// The processes of a sandbox that is being made, and how to talk to them.
+#[derive(Debug)]
+pub(super) struct Processes {
+    pub(super) builder: Pid,
+    pub(super) init: Pid,
+    pub(super) to_builder: Channel,
+    pub(super) to_init: Channel,
+}
+
+/// Starts them, up to the point where the builder waits for the overlay's files and init for the
+/// root.
+pub(super) fn start(
+    group: &Group,
+    owners: &Owners,
+    plan: &Plan,
+    setup: &Setup,
+) -> Result<Processes> {
+    let (to_builder, builders) = Channel::pair()?;
+    let (to_init, inits) = Channel::pair()?;
+    let builder = match fork().context("cannot fork")? {
+        Fork::Parent(builder) => builder,
+        Fork::Child => {
+            drop((to_builder, to_init));
+            become_process(|| builder_main(&builders, inits, group, owners, plan, setup))
+        }
+    };
+    drop((builders, inits));
+    let started = || -> Result<Pid> {
+        let stage = number(&to_builder.expect(Word::Started)?.text)?;
+        // Init's number; a failure of the stage arrives here too.
+        let init = to_init.expect(Word::Started).and_then(|message| number(&message.text));
+        waitpid(stage, None).context("cannot wait for the sandbox: waitpid")?;
+        init
+    };
+    match started() {
+        Ok(init) => Ok(Processes { builder, init, to_builder, to_init }),
+        Err(error) => {
+            drop((to_builder, to_init));
+            let _ = waitpid(builder, None);
+            Err(error)
+        }
+    }
+}
+
+fn number(text: &str) -> Result<Pid> {
+    text.parse().map(Pid::from_raw).context("a process number was expected")
+}
+
+/// Runs what a child process is for, and ends it whatever happens.
+fn become_process(main: impl FnOnce() -> i32) -> ! {
+    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+    let status = std::panic::catch_unwind(AssertUnwindSafe(main)).unwrap_or(FAILED);
+    std::process::exit(status);
+}
+
+/// Reports a failure over the channel and turns it into an exit status.
+fn finish(channel: &Channel, result: Result<()>) -> i32 {
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            channel.fail(&error);
+            FAILED
+        }
+    }
+}
+
+fn builder_main(
+    channel: &Channel,
+    inits: Channel,
+    group: &Group,
+    owners: &Owners,
+    plan: &Plan,
+    setup: &Setup,
+) -> i32 {
+    let build = || -> Result<()> {
+        nix::sched::unshare(CloneFlags::CLONE_NEWNS)
+            .context("cannot make a mount namespace: unshare")?;
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", private).context("cannot make mounts private: mount")?;
+        match fork_for_parent().context("cannot fork: clone")? {
+            Fork::Child => become_process(|| stage_main(&inits, group, owners, setup)),
+            Fork::Parent(stage) => channel.send(Word::Started, &stage.to_string(), &[])?,
+        }
+        drop(inits);
+        let mut files = Vec::new();
+        let init = loop {
+            let mut message = channel.receive()?;
+            match message.word {
+                Word::File => {
+                    let mount = message.fds.pop().context("a file came without its mount")?;
+                    files.push((message.text, Detached(mount)));
+                }
+                _ => break number(&message.text)?,
+            }
+        };
+        in_namespaces_of(init, || root::build(plan, owners, &files))?;
+        channel.send(Word::Built, "", &[])
+    };
+    finish(channel, build())
+}
+
+/// Runs something in the pid and ipc namespaces of a process: a new procfs and a new message
+/// queue filesystem are always those of the process that makes them. One enters a pid namespace
+/// by a child.
+fn in_namespaces_of(init: Pid, act: impl FnOnce() -> Result<()>) -> Result<()> {
+    for (file, kind) in [("pid", CloneFlags::CLONE_NEWPID), ("ipc", CloneFlags::CLONE_NEWIPC)] {
+        let path = format!("/proc/{init}/ns/{file}");
+        let namespace =
+            std::fs::File::open(&path).with_context(|| format!("cannot open {path}"))?;
+        nix::sched::setns(namespace.as_fd(), kind)
+            .with_context(|| format!("cannot enter {path}: setns"))?;
+    }
+    let (ours, theirs) = Channel::pair()?;
+    match fork().context("cannot fork")? {
+        Fork::Child => become_process(|| {
+            let result = act().and_then(|()| theirs.send(Word::Built, "", &[]));
+            finish(&theirs, result)
+        }),
+        Fork::Parent(child) => {
+            drop(theirs);
+            let built = ours.expect(Word::Built);
+            match waitpid(child, None).context("cannot wait for the builder: waitpid")? {
+                WaitStatus::Exited(_, 0) => built.map(|_| ()),
+                status => Err(built.err().unwrap_or_else(|| anyhow::anyhow!("{status:?}"))),
+            }
+        }
+    }
+}
+
+fn stage_main(channel: &Channel, group: &Group, owners: &Owners, setup: &Setup) -> i32 {
+    let stage = || -> Result<()> {
+        // Before the cgroup namespace is made: its root is where we are then.
+        group.join()?;
+        if let Some(namespace) = &owners.namespace {
+            become_root_in(namespace)?;
+        }
+        nix::sched::unshare(
+            CloneFlags::CLONE_NEWPID
+                | CloneFlags::CLONE_NEWUTS
+                | CloneFlags::CLONE_NEWIPC
+                | CloneFlags::CLONE_NEWCGROUP,
+        )
+        .context("cannot make namespaces: unshare")?;
+        restart_clocks()?;
+        match fork_for_parent().context("cannot fork: clone")? {
+            Fork::Child => become_process(|| init::main(channel, setup)),
+            Fork::Parent(init) => channel.send(Word::Started, &init.to_string(), &[]),
+        }
+    };
+    finish(channel, stage())
+}
+
+/// A time namespace whose clocks since boot start near 0. A kernel without them (before 5.6, or
+/// built so) shows the host's.
+fn restart_clocks() -> Result<()> {
+    use rustix::time::{ClockId, clock_gettime};
+
+    if nix::sched::unshare(NEWTIME).is_err() {
+        return Ok(());
+    }
+    // Whole seconds only: no clock may be negative, not even for a moment.
+    let offsets: String = [("monotonic", ClockId::Monotonic), ("boottime", ClockId::Boottime)]
+        .into_iter()
+        .map(|(name, clock)| format!("{name} -{} 0\n", clock_gettime(clock).tv_sec.max(0)))
+        .collect();
+    let file = "/proc/self/timens_offsets";
+    std::fs::write(file, offsets).with_context(|| format!("cannot restart clocks: write {file}"))
+}

@@ -1,0 +1,107 @@
+//! Who serves a sandbox of `ambit run`: the running daemon, or a server in this very process.
+//!
+//! Both get the listener the same way a container engine would hand it over, so that a sandbox
+//! is one more container and nothing special.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use crate::config::{Config, LogLevel};
+use crate::control;
+use crate::daemon::{Reach, Server};
+use crate::logging;
+use crate::notify::{Policy, oci};
+use crate::run::{self, RunArgs, Service};
+
+/// Runs a command in a sandbox, to its exit status.
+#[must_use]
+pub fn run(args: RunArgs, config: &Config) -> ExitCode {
+    let files: Vec<_> = ambit_fuse::bind_points().collect();
+    run::run(args, &files, |_| service(config))
+}
+
+fn service(config: &Config) -> anyhow::Result<Box<dyn Service>> {
+    if let Ok(status) = control::ask_status(&config.socket("control.sock")) {
+        let socket = config.socket("oci.sock");
+        return Ok(Box::new(Daemon { mount: status.mount, socket }));
+    }
+    Ok(Box::new(Embedded::start(config)?))
+}
+
+/// The daemon that runs already.
+struct Daemon {
+    mount: PathBuf,
+    socket: PathBuf,
+}
+
+impl Service for Daemon {
+    fn overlay(&self) -> &Path {
+        &self.mount
+    }
+
+    fn deliver(
+        &self,
+        listener: OwnedFd,
+        id: &str,
+        init_pid: i32,
+        intercept: &[String],
+    ) -> anyhow::Result<()> {
+        let calls = intercept.join(",");
+        let annotations = [(oci::ANNOTATION, calls.as_str())];
+        oci::deliver(&self.socket, listener.as_fd(), id, init_pid, &annotations)
+            .with_context(|| format!("cannot hand the listener to {}", self.socket.display()))
+    }
+
+    fn stop(self: Box<Self>) {}
+}
+
+/// A server in this process. Its mount is in this process's own mount namespace.
+struct Embedded {
+    server: Server,
+    folder: PathBuf,
+}
+
+impl Embedded {
+    fn start(config: &Config) -> anyhow::Result<Self> {
+        logging::start(LogLevel::Warn);
+        let folder = std::env::temp_dir().join(format!("ambit-{}", std::process::id()));
+        std::fs::create_dir(&folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+        let mut config = config.clone();
+        config.overlay.mount.clone_from(&folder);
+        match Server::start(&config, Reach::Process) {
+            Ok(server) => Ok(Self { server, folder }),
+            Err(error) => {
+                let _ = std::fs::remove_dir(&folder);
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Service for Embedded {
+    fn overlay(&self) -> &Path {
+        self.server.mount()
+    }
+
+    fn deliver(
+        &self,
+        listener: OwnedFd,
+        id: &str,
+        _init_pid: i32,
+        intercept: &[String],
+    ) -> anyhow::Result<()> {
+        self.server.notifier().adopt(listener, id, Policy::from_names(intercept)?)?;
+        Ok(())
+    }
+
+    fn stop(self: Box<Self>) {
+        if let Err(error) = self.server.stop() {
+            tracing::warn!("{error:#}");
+        }
+        let _ = std::fs::remove_dir(&self.folder);
+    }
+}

@@ -1,0 +1,34 @@
+//! Signal dispositions back to what a program expects when it starts.
+//!
+//! The Rust runtime ignores SIGPIPE, and ignored signals stay ignored across `execve`: without
+//! this, `yes | head -1` inside a sandbox would never end.
+#![allow(unsafe_code, reason = "sigaction(2) is unsafe because handlers may be; there is none")]
+
+use std::io;
+
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+/// Makes SIGPIPE end the process again.
+///
+/// # Errors
+/// Never on Linux: the signal exists and may be changed.
+pub fn restore_sigpipe() -> io::Result<()> {
+    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+    // SAFETY: the default action runs no code of ours.
+    unsafe { sigaction(Signal::SIGPIPE, &default) }?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sigpipe_has_its_default_action_afterwards() {
+        restore_sigpipe().unwrap();
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+        let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap();
+        assert_eq!(ignored >> (libc::SIGPIPE - 1) & 1, 0);
+    }
+}
