@@ -1,0 +1,54 @@
+# What can be done here; each target installs what it needs and works on a fresh Debian.
+
+SHELL := /bin/bash
+CARGO ?= cargo
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+.PHONY: help demo build test lint test-unit test-native test-uml test-qemu bench clean
+
+help:
+	@echo 'make demo         what a container sees with and without ambit, side by side (root)'
+	@echo 'make build        the program, target/release/ambit'
+	@echo 'make test         everything below, in order (root)'
+	@echo '  make lint         format and clippy'
+	@echo '  make test-unit    unit tests and documentation tests'
+	@echo '  make test-native  integration tests on this kernel (root)'
+	@echo '  make test-uml     the same on cgroup v2, kernel 6.1, User-Mode Linux (root)'
+	@echo '  make test-qemu    the same on cgroup v2, kernel 6.12 and the newest, QEMU (root)'
+	@echo 'make bench        table of ratios: our overlay, a null server, the kernel, lxcfs (root)'
+	@echo 'make clean        remove what was built'
+
+demo:
+	@scripts/install-deps
+	@$(CARGO) build --release --quiet
+	@scripts/demo
+
+build:
+	@scripts/install-deps
+	$(CARGO) build --release
+
+test:
+	@scripts/test lint unit native uml qemu
+
+lint:
+	@scripts/test lint
+
+test-unit:
+	@scripts/test unit
+
+test-native:
+	@scripts/test native
+
+test-uml:
+	@scripts/test uml
+
+test-qemu:
+	@scripts/test qemu
+
+bench:
+	@scripts/install-deps --tests
+	$(CARGO) build --release --quiet --workspace --examples --bins
+	$(CARGO) bench --bench whole_path
+
+clean:
+	$(CARGO) clean

@@ -1,0 +1,45 @@
+//! Many containers reading at once: nobody ever sees another's number, nothing fails, and the
+//! daemon does not grow.
+
+use crate::harness::cgroup::{Cgroup, Limits};
+use crate::harness::command::{quiet, start};
+use crate::harness::daemon::Daemon;
+use crate::harness::machine;
+use crate::harness::text::number;
+
+const CONTAINERS: u64 = 200;
+
+#[test]
+fn two_hundred_containers_read_at_once() {
+    let daemon = Daemon::start();
+    let seconds = if machine::slowness() > 1 { 10 } else { 30 };
+    let meminfo = daemon.file("proc/meminfo");
+    let cgroups: Vec<_> = (0..CONTAINERS)
+        .map(|n| {
+            let memory = Some((32 + n) << 20);
+            Cgroup::new(&format!("crowd-{n}"), Limits { memory, ..Limits::default() })
+        })
+        .collect();
+    let program = machine::program("reader");
+    let readers: Vec<_> = (0..CONTAINERS)
+        .zip(&cgroups)
+        .map(|(n, cgroup)| {
+            let mut reader = quiet(program.to_str().unwrap());
+            reader.arg(seconds.to_string()).arg(((32 + n) * 1024).to_string());
+            start(reader.arg(&meminfo).args(cgroup.dirs()))
+        })
+        .collect();
+    // All have been seen once by now; from here on nothing may be kept that was not before.
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    let early = daemon.resident_kb();
+    let mut reads = 0;
+    for reader in readers {
+        let output = reader.finish(machine::patience(60 + seconds));
+        assert_eq!(output.status, 0, "{} {}", output.stdout, output.stderr);
+        reads += number(&output.stdout, "reads");
+    }
+    let late = daemon.resident_kb();
+    assert!(late <= early + early / 10 + 1024, "grew from {early} to {late} kB");
+    assert!(reads >= CONTAINERS, "{reads}");
+    eprintln!("{reads} reads by {CONTAINERS} containers, daemon {late} kB");
+}

@@ -1,0 +1,178 @@
+//! A daemon of our own: its sockets and its mount are in a temporary folder, and both are gone
+//! when it is dropped.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use super::command::{self, Output, Running, quiet};
+use super::machine::{self, AMBIT};
+
+/// A daemon that serves.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    running: Option<Running>,
+    place: Place,
+}
+
+/// The folder of a daemon, which may outlive it.
+#[derive(Debug)]
+pub(crate) struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        let place = Self { dir: readable_dir() };
+        fs::create_dir(place.mount()).unwrap();
+        let text = format!(
+            "[daemon]\nruntime_dir = \"{}\"\n[overlay]\nmount = \"{}\"\n\
+             [intercept]\nsysinfo = true\nsched_getaffinity = true\n",
+            place.runtime().display(),
+            place.mount().display(),
+        );
+        fs::write(place.config(), text).unwrap();
+        place
+    }
+
+    pub(crate) fn config(&self) -> PathBuf {
+        self.dir.path().join("ambit.toml")
+    }
+
+    pub(crate) fn mount(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    pub(crate) fn runtime(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    pub(crate) fn serve(&self) -> Command {
+        let mut serve = quiet(AMBIT);
+        serve.arg("serve").arg("--config").arg(self.config());
+        serve
+    }
+
+    pub(crate) fn is_mounted(&self) -> bool {
+        mounts().contains(&format!(" {} ", self.mount().display()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.is_mounted() {
+            let _ = rustix::mount::unmount(self.mount(), rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+}
+
+/// The mounts of this namespace.
+pub(crate) fn mounts() -> String {
+    fs::read_to_string("/proc/self/mountinfo").unwrap()
+}
+
+/// A temporary folder that a container's mapped root may pass.
+pub(crate) fn readable_dir() -> TempDir {
+    let dir = TempDir::with_prefix("ambit-test-").unwrap();
+    fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    dir
+}
+
+impl Daemon {
+    /// Starts one and waits until it serves.
+    #[track_caller]
+    pub(crate) fn start() -> Self {
+        Self::start_at(Place::new())
+    }
+
+    /// Starts one where another has been.
+    #[track_caller]
+    pub(crate) fn start_at(place: Place) -> Self {
+        machine::needs(&[]);
+        let mut running = command::start(&mut place.serve());
+        let deadline = Instant::now() + machine::patience(10);
+        let file = place.mount().join("proc/meminfo");
+        while !(place.runtime().join("lxc.sock").exists()
+            && place.runtime().join("oci.sock").exists()
+            && place.is_mounted()
+            && file.exists())
+        {
+            assert!(
+                !running.ended() && Instant::now() < deadline,
+                "the daemon does not serve: {:?}",
+                running.printed()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Self { running: Some(running), place }
+    }
+
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.running.as_ref().unwrap().pid()
+    }
+
+    /// A file of the overlay, `proc/meminfo` for instance.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.place.mount().join(name)
+    }
+
+    pub(crate) fn socket(&self, name: &str) -> PathBuf {
+        self.place.runtime().join(name)
+    }
+
+    /// `ambit status --json`.
+    #[track_caller]
+    pub(crate) fn status(&self) -> serde_json::Value {
+        let mut ask = quiet(AMBIT);
+        let text =
+            command::run(ask.args(["status", "--json", "--config"]).arg(self.place.config()));
+        serde_json::from_str(&text.ok()).expect("status --json prints JSON")
+    }
+
+    /// Its resident memory in kB.
+    pub(crate) fn resident_kb(&self) -> u64 {
+        let file = format!("/proc/{}/status", self.pid());
+        super::text::kb(&fs::read_to_string(file).unwrap(), "VmRSS")
+    }
+
+    /// Ends it as a service manager does.
+    #[track_caller]
+    pub(crate) fn stop(mut self) -> (Output, &'static str) {
+        let running = self.running.take().unwrap();
+        running.signal(Signal::TERM);
+        let output = running.finish(machine::patience(10));
+        (output, if self.place.is_mounted() { "mounted" } else { "unmounted" })
+    }
+
+    /// Kills it; what it leaves stays.
+    pub(crate) fn kill(mut self) -> Place {
+        let running = self.running.take().unwrap();
+        running.signal(Signal::KILL);
+        running.finish(machine::patience(10));
+        std::mem::replace(&mut self.place, Place { dir: readable_dir() })
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let Some(mut running) = self.running.take() else { return };
+        if running.ended() {
+            let (_, stderr) = running.printed();
+            assert!(std::thread::panicking(), "the daemon ended by itself: {stderr}");
+            return;
+        }
+        running.signal(Signal::TERM);
+        let deadline = Instant::now() + machine::patience(5);
+        while !running.ended() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Facts of the machine the tests run on, asked from the kernel and never from the product.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::text;
+
+/// The program under test.
+pub(crate) const AMBIT: &str = env!("CARGO_BIN_EXE_ambit");
+
+/// A C program of `tests/programs`, as `scripts/build-programs` leaves it.
+pub(crate) fn program(name: &str) -> PathBuf {
+    let path = programs().join(name);
+    assert!(path.exists(), "{} is missing; run scripts/build-programs", path.display());
+    path
+}
+
+/// Where they all are.
+pub(crate) fn programs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/programs")
+}
+
+/// Fails with instructions when a program is not installed or the test is not run by root.
+pub(crate) fn needs(names: &[&str]) {
+    assert!(rustix::process::geteuid().is_root(), "run the tests as root: scripts/test native");
+    for name in names {
+        let found = std::env::var("PATH")
+            .unwrap_or_default()
+            .split(':')
+            .any(|dir| Path::new(dir).join(name).exists());
+        assert!(found, "{name} is missing; run scripts/install-deps --tests");
+    }
+}
+
+/// Says that this kernel lacks what a test is about. Goes around the capture of output, so that
+/// a run shows what it did not try.
+pub(crate) fn not_on_this_kernel(what: &str) {
+    let _ = writeln!(std::io::stderr(), "\n    not on this kernel: {what}");
+}
+
+/// How much slower than a real machine this one is (guests are emulated).
+pub(crate) fn slowness() -> u32 {
+    std::env::var("AMBIT_TEST_SLOW").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// A time that is generous on this machine.
+pub(crate) fn patience(seconds: u64) -> Duration {
+    Duration::from_secs(seconds) * slowness()
+}
+
+/// `MemTotal` of the machine, in kB.
+pub(crate) fn memory_kb() -> u64 {
+    text::kb(&fs::read_to_string("/proc/meminfo").unwrap(), "MemTotal")
+}
+
+/// `SwapTotal` of the machine, in kB.
+pub(crate) fn swap_kb() -> u64 {
+    text::kb(&fs::read_to_string("/proc/meminfo").unwrap(), "SwapTotal")
+}
+
+/// Processors of the machine.
+pub(crate) fn processors() -> usize {
+    text::cpu_lines(&fs::read_to_string("/proc/stat").unwrap()).len()
+}
+
+/// Whether the kernel has this cgroup controller mounted, in whichever version.
+pub(crate) fn has_controller(name: &str) -> bool {
+    super::cgroup::hierarchies().iter().any(|h| h.has(name))
+}

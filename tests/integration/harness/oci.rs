@@ -1,0 +1,151 @@
+//! OCI bundles for runc and crun: the host's `/usr` on an otherwise empty root, the overlay's
+//! files bound over `/proc` and `/sys`, and our listener for the calls it answers.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::command::{self, Output, quiet};
+use super::daemon::{Daemon, readable_dir};
+use super::{cgroup, machine};
+
+/// The files of the overlay that engines accept binds for.
+pub(crate) const FILES: &[&str] = &[
+    "proc/meminfo",
+    "proc/cpuinfo",
+    "proc/stat",
+    "proc/uptime",
+    "proc/loadavg",
+    "proc/swaps",
+    "sys/devices/system/cpu/online",
+];
+
+/// What a container of an engine is given.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Container<'a> {
+    /// Bytes.
+    pub(crate) memory: u64,
+    /// Microseconds in each 100 ms.
+    pub(crate) quota: i64,
+    /// Whether it has a user namespace.
+    pub(crate) userns: bool,
+    /// A shell script.
+    pub(crate) script: &'a str,
+}
+
+/// A root for containers: links into `/usr`, which is to be bound, and empty folders.
+pub(crate) fn root() -> TempDir {
+    let root = readable_dir();
+    for link in ["bin", "sbin", "lib", "lib32", "lib64", "libx32"] {
+        symlink(format!("usr/{link}"), root.path().join(link)).unwrap();
+    }
+    for dir in ["usr", "proc", "sys", "dev", "tmp", "run", "etc", "mnt", "root", "var"] {
+        fs::create_dir(root.path().join(dir)).unwrap();
+    }
+    root
+}
+
+/// Runs a container to its end under `runc` or `crun`.
+#[track_caller]
+pub(crate) fn run(engine: &str, daemon: &Daemon, container: Container<'_>) -> Output {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    machine::needs(&[engine, "unshare"]);
+    let id = format!("{engine}-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    let (root, bundle) = (root(), readable_dir());
+    let config = config(daemon, container, &root, &id);
+    fs::write(bundle.path().join("config.json"), serde_json::to_vec(&config).unwrap()).unwrap();
+    let output = command::run(
+        with_cgroups(engine)
+            .arg("--root")
+            .arg(bundle.path().join("state"))
+            .args(["run", "--bundle"])
+            .arg(bundle.path())
+            .arg(&id),
+    );
+    let mut delete = with_cgroups(engine);
+    delete.arg("--root").arg(bundle.path().join("state")).args(["delete", "--force", &id]);
+    command::run(&mut delete);
+    output
+}
+
+/// crun refuses hosts where v1 and v2 both have controllers: it gets a mount namespace without
+/// the v2 hierarchy.
+fn with_cgroups(engine: &str) -> Command {
+    if engine == "crun" && !cgroup::memory_is_v2() {
+        let mut command = quiet("unshare");
+        command.args([
+            "--mount",
+            "--propagation=private",
+            "sh",
+            "-c",
+            "umount /sys/fs/cgroup/unified 2>/dev/null; exec crun \"$@\"",
+            "crun",
+        ]);
+        return command;
+    }
+    quiet(engine)
+}
+
+fn config(daemon: &Daemon, container: Container<'_>, root: &TempDir, id: &str) -> Value {
+    let bind = |from: String, to: String, extra: &[&str]| {
+        let options: Vec<_> = ["bind"].iter().chain(extra).collect();
+        json!({ "destination": to, "type": "bind", "source": from, "options": options })
+    };
+    let mut mounts = vec![
+        json!({ "destination": "/proc", "type": "proc", "source": "proc" }),
+        json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs",
+                "options": ["nosuid", "noexec", "nodev", "ro"] }),
+        json!({ "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+                "options": ["nosuid", "mode=755"] }),
+        bind("/usr".into(), "/usr".into(), &["ro", "rbind"]),
+        bind(machine::programs().display().to_string(), "/mnt".into(), &["ro"]),
+    ];
+    for file in FILES {
+        // Kernels without SMP have no such folder to bind over.
+        if std::path::Path::new("/").join(file).exists() {
+            mounts.push(bind(daemon.file(file).display().to_string(), format!("/{file}"), &[]));
+        }
+    }
+    let mut namespaces = vec!["pid", "mount", "ipc", "uts", "network"];
+    let mut linux = json!({
+        "cgroupsPath": format!("{}/{id}", cgroup::base()),
+        "resources": {
+            "memory": { "limit": container.memory },
+            "cpu": { "quota": container.quota, "period": 100_000 },
+        },
+        "seccomp": {
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+            "listenerPath": daemon.socket("oci.sock"),
+            "listenerMetadata": "test",
+            "syscalls": [
+                { "names": ["sysinfo", "sched_getaffinity"], "action": "SCMP_ACT_NOTIFY" },
+            ],
+        },
+    });
+    if container.userns {
+        namespaces.push("user");
+        let ids = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
+        linux["uidMappings"] = ids.clone();
+        linux["gidMappings"] = ids;
+    }
+    linux["namespaces"] = namespaces.iter().map(|name| json!({ "type": name })).collect();
+    json!({
+        "ociVersion": "1.0.2",
+        "root": { "path": root.path() },
+        "hostname": id,
+        "process": {
+            "terminal": false,
+            "user": { "uid": 0, "gid": 0 },
+            "cwd": "/",
+            "args": ["sh", "-c", container.script],
+            "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"],
+        },
+        "mounts": mounts,
+        "linux": linux,
+    })
+}

@@ -1,0 +1,134 @@
+//! Starting, stopping, dying, and leaving nothing behind.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use crate::harness::command::run;
+use crate::harness::daemon::{Daemon, Place, mounts};
+use crate::harness::{cgroup, machine, sandbox, text};
+
+#[test]
+fn sigterm_stops_and_unmounts() {
+    let daemon = Daemon::start();
+    let runtime = daemon.place().runtime();
+    let (output, mount) = daemon.stop();
+    assert_eq!((output.status, mount), (0, "unmounted"), "{output:?}");
+    assert!(!runtime.join("control.sock").exists());
+}
+
+#[test]
+fn a_stale_mount_of_a_dead_daemon_is_replaced() {
+    let place = Daemon::start().kill();
+    assert!(place.is_mounted(), "the kernel unmounted by itself");
+    assert!(fs::read(place.mount().join("proc/meminfo")).is_err(), "who answers?");
+    let daemon = Daemon::start_at(place);
+    let meminfo = fs::read_to_string(daemon.file("proc/meminfo")).unwrap();
+    assert!(text::kb(&meminfo, "MemTotal") > 0);
+    let here = daemon.place().mount().display().to_string();
+    assert_eq!(mounts().matches(&here).count(), 1, "{}", mounts());
+}
+
+#[test]
+fn a_busy_mount_point_is_refused() {
+    let first = Daemon::start();
+    // The same place, asked for by a daemon with other sockets.
+    let second = Place::new();
+    let config = fs::read_to_string(second.config()).unwrap();
+    let mount = |place: &Place| place.mount().display().to_string();
+    fs::write(second.config(), config.replace(&mount(&second), &mount(first.place()))).unwrap();
+    let output = run(&mut second.serve());
+    assert_eq!(output.status, 2, "{output:?}");
+    let said: Vec<_> = output.stderr.lines().filter(|line| line.starts_with("ambit:")).collect();
+    assert!(said.len() == 1 && said[0].contains(&mount(first.place())), "{output:?}");
+    // The first one serves on.
+    assert!(fs::read(first.file("proc/meminfo")).is_ok());
+}
+
+#[test]
+fn a_second_daemon_on_the_same_sockets_is_refused() {
+    let first = Daemon::start();
+    let output = run(&mut first.place().serve());
+    assert_eq!(output.status, 2, "{output:?}");
+    assert!(output.stderr.contains("already running"), "{output:?}");
+    assert!(fs::read(first.file("proc/meminfo")).is_ok());
+}
+
+#[test]
+fn outside_nothing_changes() {
+    let before = outside();
+    {
+        let daemon = Daemon::start();
+        sandbox::run(&daemon, &["--memory", "64M", "--cpus", "1"], "free; nproc").ok();
+        // What the host itself sees meanwhile.
+        assert_eq!(machine::memory_kb(), before.memory);
+    }
+    let place = Place::new();
+    let mut embedded = crate::harness::command::quiet(machine::AMBIT);
+    embedded.arg("run").arg("--config").arg(place.config());
+    run(embedded.args(["--memory", "64M", "--", "true"])).ok();
+    drop(place);
+    let after = outside();
+    assert_eq!(after.memory, before.memory);
+    assert_eq!(after.mounts, before.mounts);
+    assert_eq!(after.processes, before.processes);
+    let left: Vec<_> = after.cgroups.difference(&before.cgroups).collect();
+    assert!(left.is_empty(), "cgroups left behind: {left:?}");
+}
+
+#[test]
+fn a_killed_sandbox_leaves_nothing_that_runs() {
+    let before = outside();
+    let daemon = Daemon::start();
+    let mut running = crate::harness::command::start(&mut sandbox::command(
+        &daemon,
+        &["--memory", "64M"],
+        "sleep 1000 & echo ready; wait",
+    ));
+    running.wait_for("ready", machine::patience(20));
+    running.signal(rustix::process::Signal::KILL);
+    running.finish(machine::patience(10));
+    drop(daemon);
+    let deadline = std::time::Instant::now() + machine::patience(5);
+    while outside().processes != before.processes {
+        assert!(std::time::Instant::now() < deadline, "{:?}", outside().processes);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert_eq!(outside().mounts, before.mounts);
+}
+
+#[derive(Debug)]
+struct Outside {
+    memory: u64,
+    mounts: usize,
+    processes: Vec<String>,
+    cgroups: BTreeSet<String>,
+}
+
+fn outside() -> Outside {
+    // Only what the tests or the product may have made is looked at: the machine lives on.
+    let mut processes: Vec<_> = fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| {
+            let name = fs::read_to_string(entry.path().join("comm")).ok()?.trim().to_owned();
+            ["ambit", "sleep"].contains(&name.as_str()).then_some(name)
+        })
+        .collect();
+    processes.sort();
+    let mut cgroups = BTreeSet::new();
+    for dir in cgroup::hierarchies().iter().map(cgroup::Hierarchy::root) {
+        collect(dir, 3, &mut cgroups);
+    }
+    Outside { memory: machine::memory_kb(), mounts: mounts().lines().count(), processes, cgroups }
+}
+
+fn collect(dir: &Path, depth: usize, into: &mut BTreeSet<String>) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
+        into.insert(entry.path().display().to_string());
+        if depth > 0 {
+            collect(&entry.path(), depth - 1, into);
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! End-to-end tests: what a user sees, with the real program, real programs in real containers,
+//! and the kernel this runs on.
+//!
+//! One program, because one boot of a guest runs all of it. Run it through `scripts/test`, which
+//! gives it a machine of its own; it needs root and `--test-threads=1`. A test that lacks a
+//! program fails; what a kernel does not have at all (a cpuset controller, a second processor)
+//! is said on standard error as `not on this kernel`.
+//!
+//! Start reading at `limited.rs`; `harness/` holds what starts and stops things.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod harness;
+
+mod bounds;
+mod budget;
+mod crowd;
+mod engines;
+mod lifecycle;
+mod limited;
+mod program;
