@@ -1,3 +1,4 @@
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 //! The overlay on a real mount: replaced when dead, refused when busy, ended when asked, and
 //! taken over from a server that was killed. Needs root and /dev/fuse, and fails without.
 
