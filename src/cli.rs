@@ -37,7 +37,7 @@ enum Command {
         #[command(flatten)]
         config: ConfigFile,
         #[command(flatten)]
-        run: run::RunArgs,
+        run: Box<run::RunArgs>,
     },
     /// Show what the daemon serves, for which containers, with their numbers
     Status {
@@ -96,7 +96,7 @@ impl Cli {
     fn execute(self) -> ExitCode {
         let done = match self.command {
             Command::Serve { config } => config.load().and_then(|config| serve::serve(&config)),
-            Command::Run { config, run } => return run_sandbox(&config, run),
+            Command::Run { config, run } => return run_sandbox(&config, *run),
             Command::Status { json, config } => show_status(json, &config),
             Command::Check => return show_check(),
         };
