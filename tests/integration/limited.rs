@@ -74,8 +74,10 @@ fn every_program_sees_the_same_memory() {
         assert_eq!(free(survey.get(name), "Mem", "total"), TOTAL_KB, "{name}");
     }
     assert_eq!(survey.get("physical-pages").trim(), (TOTAL_KB * 1024).to_string());
-    let top = survey.get("top");
-    assert!(top.contains("256.0 total") || top.contains("262144 total"), "{top}");
+    if procps_knows_this_machine() {
+        let top = survey.get("top");
+        assert!(top.contains("256.0 total") || top.contains("262144 total"), "{top}");
+    }
 }
 
 #[test]
