@@ -4,6 +4,7 @@
 //! new sample while the others go on with the last view; they wait only when that is older
 //! than a second.
 
+use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -28,8 +29,16 @@ use crate::view::{Clock, Origin, View};
 
 /// Older views are waited for.
 const HARD_BOUND: u64 = 1_000_000_000;
+/// A container this young is still being set up: engines move it and set its limits while its
+/// files are looked at already. No number of it is kept.
+const YOUTH: u64 = 2_000_000_000;
 /// How often the cgroup of the init is looked up again: runtimes move it while they start.
 const MEMBERSHIP_BOUND: u64 = 500_000_000;
+
+thread_local! {
+    /// For the texts of kernel files.
+    static TEXT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A container, or a cgroup of the host that a process asked from.
 pub struct Container {
@@ -73,7 +82,6 @@ struct Sampler {
     extra: ExtraSampler,
     sample: Sample,
     clock: CpuClock,
-    text: Vec<u8>,
     /// Processor time at the last count of threads, and counts skipped since.
     busy_at_count: u64,
     skipped: u32,
@@ -98,7 +106,6 @@ impl Container {
                 extra,
                 sample: Sample::default(),
                 clock: CpuClock::starting_at(start),
-                text: Vec::new(),
                 busy_at_count: 0,
                 skipped: 0,
             }),
@@ -143,6 +150,10 @@ impl Container {
         rustix::event::poll(&mut poll, Some(&now)).is_ok_and(|ready| ready > 0)
     }
 
+    fn is_young(&self, now: u64) -> bool {
+        self.identity.init.as_ref().is_some_and(|init| now.saturating_sub(init.start) < YOUTH)
+    }
+
     /// When somebody last asked for its numbers.
     pub(crate) fn asked(&self) -> u64 {
         self.asked.load(Ordering::Relaxed)
@@ -155,6 +166,7 @@ impl Container {
         let age = now.saturating_sub(self.taken.load(Ordering::Acquire));
         let last = || self.view.load_full().filter(|view| view.extra.sampled.contains(wanted));
         if age <= shared.options.age_bound
+            && !self.is_young(now)
             && let Some(view) = last()
         {
             return Ok(view);
@@ -198,7 +210,7 @@ impl Container {
             busy: std::mem::take(&mut sampler.sample.busy).emptied(),
             ..Sample::default()
         };
-        sampler.source.sample(&mut sampler.sample)?;
+        TEXT.with_borrow_mut(|text| sampler.source.sample(&mut sampler.sample, text))?;
         if self.activity.counted() == 0 {
             self.count_threads(sampler, shared, &mut Counter::default(), now);
         }
@@ -245,20 +257,22 @@ impl Container {
 
     /// Follows the init into another cgroup.
     fn follow(&self, sampler: &mut Sampler, shared: &Shared, now: u64) {
-        if now.saturating_sub(sampler.checked) < MEMBERSHIP_BOUND {
+        if now.saturating_sub(sampler.checked) < MEMBERSHIP_BOUND && !self.is_young(now) {
             return;
         }
         sampler.checked = now;
         let Some(init) = &self.identity.init else { return };
-        if let Ok(text) = shared.proc.read_of(init.pid, "cgroup", &mut sampler.text)
-            && !sampler.membership.is(text)
-            // The pid could be somebody else's by now.
-            && !self.is_gone()
-        {
-            sampler.membership = Arc::new(Membership::parse(text));
-            sampler.source = source::open(&shared.hierarchies, &sampler.membership);
-            sampler.extra.follow(ExtraFiles::new(&shared.hierarchies, &sampler.membership));
-        }
+        TEXT.with_borrow_mut(|text| {
+            if let Ok(text) = shared.proc.read_of(init.pid, "cgroup", text)
+                && !sampler.membership.is(text)
+                // The pid could be somebody else's by now.
+                && !self.is_gone()
+            {
+                sampler.membership = Arc::new(Membership::parse(text));
+                sampler.source = source::open(&shared.hierarchies, &sampler.membership);
+                sampler.extra.follow(ExtraFiles::new(&shared.hierarchies, &sampler.membership));
+            }
+        });
     }
 
     /// Counts threads and ages the load averages; called by the load sampler.
@@ -297,8 +311,10 @@ impl Container {
         sampler.skipped = 0;
         let counts = counter.count(&shared.hierarchies, &sampler.membership, &shared.proc);
         let newest = counts.newest.and_then(|pid| {
-            let status = shared.proc.read_of(pid, "status", &mut sampler.text).ok()?;
-            crate::namespace_init::innermost_pid(status)
+            TEXT.with_borrow_mut(|text| {
+                let status = shared.proc.read_of(pid, "status", text).ok()?;
+                crate::namespace_init::innermost_pid(status)
+            })
         });
         self.activity.record(counts, newest, now);
     }

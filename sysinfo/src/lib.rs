@@ -64,6 +64,11 @@ pub trait Views: Send + Sync {
     fn view_with(&self, tid: u32, _wanted: Extras) -> Result<Arc<View>, Error> {
         self.view(tid)
     }
+
+    /// The machine, where it is known. Asks nothing of any container and never waits for one.
+    fn host(&self) -> Option<Arc<Host>> {
+        None
+    }
 }
 
 /// Why there are no numbers.

@@ -57,6 +57,14 @@ impl Place {
         serve
     }
 
+    /// The pid of the daemon that answers here.
+    fn answers(&self) -> Option<u32> {
+        let mut ask = quiet(AMBIT);
+        let output = command::run(ask.args(["status", "--json", "--config"]).arg(self.config()));
+        let status: serde_json::Value = serde_json::from_str(&output.stdout).ok()?;
+        u32::try_from(status["pid"].as_u64()?).ok()
+    }
+
     pub(crate) fn is_mounted(&self) -> bool {
         mounts().contains(&format!(" {} ", self.mount().display()))
     }
@@ -95,12 +103,9 @@ impl Daemon {
         machine::needs(&[]);
         let mut running = command::start(&mut place.serve());
         let deadline = Instant::now() + machine::patience(10);
-        let file = place.mount().join("proc/meminfo");
-        while !(place.runtime().join("lxc.sock").exists()
-            && place.runtime().join("oci.sock").exists()
-            && place.is_mounted()
-            && file.exists())
-        {
+        // What a killed predecessor left (sockets, a mount, attributes in the cache) looks like a
+        // daemon: only its own answer tells.
+        while place.answers() != Some(running.pid()) {
             assert!(
                 !running.ended() && Instant::now() < deadline,
                 "the daemon does not serve: {:?}",
@@ -135,6 +140,11 @@ impl Daemon {
         let text =
             command::run(ask.args(["status", "--json", "--config"]).arg(self.place.config()));
         serde_json::from_str(&text.ok()).expect("status --json prints JSON")
+    }
+
+    /// How many containers it knows.
+    pub(crate) fn containers(&self) -> usize {
+        self.status()["containers"].as_array().map_or(0, Vec::len)
     }
 
     /// Its resident memory in kB.

@@ -3,9 +3,10 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
-use super::text;
+use super::{command, text};
 
 /// The program under test.
 pub(crate) const AMBIT: &str = env!("CARGO_BIN_EXE_ambit");
@@ -32,6 +33,15 @@ pub(crate) fn needs(names: &[&str]) {
             .any(|dir| Path::new(dir).join(name).exists());
         assert!(found, "{name} is missing; run scripts/install-deps --tests");
     }
+}
+
+/// These programs, less the 32-bit ones where the kernel runs none (User-Mode Linux).
+pub(crate) fn runnable<'a>(names: &[&'a str]) -> Vec<&'a str> {
+    let bits32 = command::runs(&mut Command::new(program("sysinfo-32")));
+    if !bits32 {
+        not_on_this_kernel("32-bit programs");
+    }
+    names.iter().copied().filter(|name| bits32 || !name.ends_with("-32")).collect()
 }
 
 /// Says that this kernel lacks what a test is about. Goes around the capture of output, so that
