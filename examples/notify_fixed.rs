@@ -31,6 +31,7 @@ fn main() -> anyhow::Result<()> {
         tasks: Tasks { total: 5, ..Tasks::default() },
         load: Load { one: 1 << Load::SHIFT, ..Load::default() },
         clock: Clock { uptime: 90_000_000_000, ..Clock::default() },
+        extra: ambit_sysinfo::extra::Extra::default(),
     };
     let options = Options {
         oci_socket: Some(folder.join("oci.sock")),

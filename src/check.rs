@@ -72,6 +72,7 @@ pub fn all() -> Vec<Finding> {
             (Controller::Cpuacct, "processors of containers look idle"),
             (Controller::Cpuset, "containers see all processors, unless a quota caps them"),
             (Controller::Pids, "threads are counted one by one"),
+            (Controller::Io, "containers see no disk, and no input and output"),
         ] {
             findings.push(useful(name_of(controller), place(hierarchies, controller), without));
         }
@@ -114,6 +115,7 @@ fn name_of(controller: Controller) -> &'static str {
         Controller::Cpuacct => "cpu accounting",
         Controller::Cpuset => "cpuset controller",
         Controller::Pids => "pids controller",
+        Controller::Io => "io controller",
     }
 }
 

@@ -141,12 +141,13 @@ impl Filesystem for OverlayFilesystem {
         });
     }
 
-    fn access(&self, _: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+    fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         self.guard(|| {
             let node = self.service.tree.node(ino.0);
             let refused = match node.map(|node| &node.kind) {
                 None => return reply.error(Errno::ENOENT),
                 Some(Kind::Directory(_)) => AccessFlags::W_OK,
+                Some(Kind::File(_)) if !self.service.allows(ino.0, req.uid()) => AccessFlags::all(),
                 Some(Kind::File(_)) => AccessFlags::W_OK | AccessFlags::X_OK,
             };
             if mask.intersects(refused) { reply.error(Errno::EACCES) } else { reply.ok() }
@@ -156,6 +157,9 @@ impl Filesystem for OverlayFilesystem {
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.guard(|| {
             if flags.acc_mode() != OpenAccMode::O_RDONLY {
+                return reply.error(Errno::EACCES);
+            }
+            if !self.service.allows(ino.0, req.uid()) {
                 return reply.error(Errno::EACCES);
             }
             match self.service.open(ino.0, req.pid()) {

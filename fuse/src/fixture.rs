@@ -3,7 +3,7 @@
 use ambit_sysinfo::View;
 use procfs_core::{ExplicitSystemInfo, SystemInfoInterface};
 
-pub(crate) use container::{CPUINFO, MEMINFO, view};
+pub(crate) use container::{CPUINFO, MEMINFO, VMSTAT, view};
 
 use crate::overlay::OverlayFile;
 use crate::text::Text;

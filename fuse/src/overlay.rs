@@ -7,7 +7,7 @@
 
 use std::fmt::Debug;
 
-use ambit_sysinfo::{Host, View};
+use ambit_sysinfo::{Extras, Host, View};
 
 use crate::text::Text;
 
@@ -19,12 +19,26 @@ pub trait OverlayFile: Sync + Debug {
     /// Writes the file as the container of `view` sees it.
     fn render(&self, view: &View, out: &mut Text);
 
+    /// The numbers it shows that few other files show: they are sampled for its readers only.
+    fn needs(&self) -> Extras {
+        Extras::NONE
+    }
+
+    /// Its mode, as the kernel's file has it. What not everybody may read, only root may open,
+    /// and even root is never shown the machine's text.
+    fn mode(&self) -> u16 {
+        EVERYBODY
+    }
+
     /// At least as many bytes as the file can have on a machine. A file that fits a page has
     /// the size of a page, whoever looks; of a longer one, each reader is told its own size.
     fn longest(&self, _host: &Host) -> usize {
         PAGE
     }
 }
+
+/// The mode of a file that everybody may read.
+pub const EVERYBODY: u16 = 0o444;
 
 /// The size that files show which are no longer than this.
 pub const PAGE: usize = 4096;

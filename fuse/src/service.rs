@@ -12,7 +12,7 @@ use fuser::Errno;
 
 use crate::counters::Counters;
 use crate::handles::{Handles, window};
-use crate::overlay::{OverlayFile, PAGE};
+use crate::overlay::{EVERYBODY, OverlayFile, PAGE};
 use crate::text::Text;
 use crate::tree::{Kind, Tree};
 
@@ -55,6 +55,11 @@ impl Service {
             self.render(file, thread, text).ok()?;
             Some(text.as_bytes().len() as u64)
         })
+    }
+
+    /// May a user open or read the node?
+    pub(crate) fn allows(&self, node: u64, user: u32) -> bool {
+        user == 0 || self.file(node).map_or(true, |file| file.mode() == EVERYBODY)
     }
 
     /// Opens a file for a thread: its numbers are taken now. Returns the handle.
@@ -102,17 +107,17 @@ impl Service {
 
     fn render(&self, file: &dyn OverlayFile, thread: u32, text: &mut Text) -> Result<(), Errno> {
         let rendered =
-            self.views.view(thread).map_err(|error| errno(&error)).and_then(|view| {
-                match (view.origin, &view.host.raw) {
-                    (Origin::Host, Some(raw)) => {
+            self.views.view_with(thread, file.needs()).map_err(|error| errno(&error)).and_then(
+                |view| match (view.origin, &view.host.raw) {
+                    (Origin::Host, Some(raw)) if file.mode() == EVERYBODY => {
                         raw.read(file.describe().path, text.buffer()).map_err(Errno::from)
                     }
-                    (Origin::Host, None) | (Origin::Container, _) => {
+                    _ => {
                         file.render(&view, text);
                         Ok(())
                     }
-                }
-            });
+                },
+            );
         match rendered {
             Ok(()) => Counters::add(&self.counters.renders),
             Err(_) => Counters::add(&self.counters.refused),

@@ -7,9 +7,11 @@ use std::time::Duration;
 use crate::callers::Callers;
 use crate::clock;
 use crate::container::Container;
+use crate::extra::Extras;
 use crate::hierarchy::Hierarchies;
 use crate::host::Host;
 use crate::host_files::HostFiles;
+use crate::kernel_names::KernelNames;
 use crate::procfs::Procfs;
 use crate::shared::{Options, Shared};
 use crate::tasks::Counter;
@@ -71,6 +73,7 @@ impl Accounting {
             proc,
             host,
             hierarchies,
+            names: KernelNames::default(),
         };
         let wake = Arc::new(Wake::default());
         let this = Arc::new(Self { shared, callers: Callers::new(), wake: wake.clone() });
@@ -95,7 +98,7 @@ impl Accounting {
     /// # Errors
     /// Nothing was ever read of it, and nothing can be read now.
     pub fn view_of(&self, container: &Container) -> Result<Arc<View>, Error> {
-        container.view(&self.shared)
+        container.view(&self.shared, Extras::NONE)
     }
 
     /// All containers that asked and still exist.
@@ -131,9 +134,13 @@ impl Accounting {
 
 impl Views for Accounting {
     fn view(&self, tid: u32) -> Result<Arc<View>, Error> {
+        self.view_with(tid, Extras::NONE)
+    }
+
+    fn view_with(&self, tid: u32, wanted: Extras) -> Result<Arc<View>, Error> {
         let container = self.identify(tid)?;
         let first = container.last_view().is_none();
-        let view = container.view(&self.shared)?;
+        let view = container.view(&self.shared, wanted)?;
         if first {
             self.wake.want();
         }

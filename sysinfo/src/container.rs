@@ -17,10 +17,12 @@ use crate::activity::Activity;
 use crate::clock;
 use crate::cpu::{self, CpuClock};
 use crate::derive;
+use crate::extra::{Extra, ExtraSampler, Extras};
 use crate::host::Host;
 use crate::membership::Membership;
 use crate::sample::Sample;
 use crate::shared::Shared;
+use crate::source::extra::ExtraFiles;
 use crate::source::{self, Source};
 use crate::tasks::Counter;
 use crate::view::{Clock, Origin, View};
@@ -77,6 +79,7 @@ struct Sampler {
     membership: Arc<Membership>,
     checked: u64,
     source: Box<dyn Source>,
+    extra: ExtraSampler,
     sample: Sample,
     clock: CpuClock,
     /// Processor time at the last count of threads, and counts skipped since.
@@ -89,6 +92,7 @@ impl Container {
         let now = clock::now();
         let start = identity.init.as_ref().map_or(0, |init| init.start.min(now));
         let source = source::open(&shared.hierarchies, &membership);
+        let extra = ExtraSampler::new(ExtraFiles::new(&shared.hierarchies, &membership));
         Self {
             identity,
             activity: Activity::default(),
@@ -99,6 +103,7 @@ impl Container {
                 membership: Arc::new(membership),
                 checked: now,
                 source,
+                extra,
                 sample: Sample::default(),
                 clock: CpuClock::starting_at(start),
                 busy_at_count: 0,
@@ -154,14 +159,15 @@ impl Container {
         self.asked.load(Ordering::Relaxed)
     }
 
-    /// Its current numbers.
-    pub(crate) fn view(&self, shared: &Shared) -> Result<Arc<View>, Error> {
+    /// Its current numbers, with what is wanted of those that few files show.
+    pub(crate) fn view(&self, shared: &Shared, wanted: Extras) -> Result<Arc<View>, Error> {
         let now = clock::now();
         self.asked.store(now, Ordering::Relaxed);
         let age = now.saturating_sub(self.taken.load(Ordering::Acquire));
+        let last = || self.view.load_full().filter(|view| view.extra.sampled.contains(wanted));
         if age <= shared.options.age_bound
             && !self.is_young(now)
-            && let Some(view) = self.view.load_full()
+            && let Some(view) = last()
         {
             return Ok(view);
         }
@@ -170,12 +176,12 @@ impl Container {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => {
                 if age <= HARD_BOUND
-                    && let Some(view) = self.view.load_full()
+                    && let Some(view) = last()
                 {
                     return Ok(view);
                 }
                 let sampler = self.lock();
-                if let Some(view) = self.view.load_full()
+                if let Some(view) = last()
                     && self.taken.load(Ordering::Acquire) >= now
                 {
                     return Ok(view);
@@ -183,7 +189,7 @@ impl Container {
                 sampler
             }
         };
-        match self.refresh(&mut sampler, shared) {
+        match self.refresh(&mut sampler, shared, wanted) {
             Ok(view) => Ok(view),
             // Its cgroup is on its way out, or a file fails: the last good numbers are better
             // than none, and never another container's.
@@ -192,7 +198,12 @@ impl Container {
     }
 
     /// Takes a sample and publishes the view.
-    fn refresh(&self, sampler: &mut Sampler, shared: &Shared) -> Result<Arc<View>, Error> {
+    fn refresh(
+        &self,
+        sampler: &mut Sampler,
+        shared: &Shared,
+        wanted: Extras,
+    ) -> Result<Arc<View>, Error> {
         let now = clock::now();
         self.follow(sampler, shared, now);
         sampler.sample = Sample {
@@ -204,7 +215,9 @@ impl Container {
             self.count_threads(sampler, shared, &mut Counter::default(), now);
         }
         let host = shared.host.snapshot();
-        let view = Arc::new(self.derive(sampler, host, shared, now));
+        let mut view = self.derive(sampler, host, shared, now);
+        view.extra = sampler.extra.sample(wanted, shared);
+        let view = Arc::new(view);
         self.view.store(Some(view.clone()));
         self.taken.store(now, Ordering::Release);
         Ok(view)
@@ -222,6 +235,7 @@ impl Container {
             load: self.activity.load(),
             clock: self.clock(&host, sampler.clock.idle(), now),
             cpu: sampler.clock.view(visible),
+            extra: Extra::default(),
             host,
         }
     }
@@ -256,6 +270,7 @@ impl Container {
             {
                 sampler.membership = Arc::new(Membership::parse(text));
                 sampler.source = source::open(&shared.hierarchies, &sampler.membership);
+                sampler.extra.follow(ExtraFiles::new(&shared.hierarchies, &sampler.membership));
             }
         });
     }
@@ -264,7 +279,8 @@ impl Container {
     pub(crate) fn sample_load(&self, shared: &Shared, counter: &mut Counter) {
         let now = clock::now();
         let mut sampler = self.lock();
-        if self.activity.counted() != 0 && self.refresh(&mut sampler, shared).is_err() {
+        if self.activity.counted() != 0 && self.refresh(&mut sampler, shared, Extras::NONE).is_err()
+        {
             self.activity.record_idle(now);
             return;
         }
@@ -307,6 +323,7 @@ impl Container {
     pub(crate) fn close_files(&self) {
         if let Ok(mut sampler) = self.sampler.try_lock() {
             sampler.source.close();
+            sampler.extra.close();
         }
     }
 

@@ -21,11 +21,14 @@ pub enum Controller {
     Cpuacct,
     Cpuset,
     Pids,
+    /// `blkio` in cgroup v1.
+    Io,
 }
 
 impl Controller {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Memory, Self::Cpu, Self::Cpuacct, Self::Cpuset, Self::Pids];
+    pub const ALL: [Self; 6] =
+        [Self::Memory, Self::Cpu, Self::Cpuacct, Self::Cpuset, Self::Pids, Self::Io];
 
     /// The kernel's name.
     #[must_use]
@@ -36,6 +39,16 @@ impl Controller {
             Self::Cpuacct => "cpuacct",
             Self::Cpuset => "cpuset",
             Self::Pids => "pids",
+            Self::Io => "io",
+        }
+    }
+
+    /// The kernel's name in cgroup v1.
+    #[must_use]
+    pub fn legacy_name(self) -> &'static str {
+        match self {
+            Self::Io => "blkio",
+            other => other.name(),
         }
     }
 }
@@ -126,7 +139,7 @@ impl Hierarchies {
                 }
                 "cgroup" => {
                     let named = Controller::ALL.into_iter().filter(|controller| {
-                        mount.options.split(',').any(|option| option == controller.name())
+                        mount.options.split(',').any(|option| option == controller.legacy_name())
                     });
                     let new: Vec<_> = named.filter(|&c| found.legacy_mount(c).is_none()).collect();
                     if !new.is_empty() {

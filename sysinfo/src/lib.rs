@@ -15,10 +15,12 @@ mod container;
 pub mod cpu;
 pub mod cpuset;
 pub mod derive;
+pub mod extra;
 pub mod hierarchy;
 pub mod host;
 pub mod host_files;
 mod kernel_file;
+mod kernel_names;
 pub mod limit;
 mod load;
 pub mod membership;
@@ -28,6 +30,7 @@ pub mod sample;
 pub mod scan;
 mod shared;
 pub mod source;
+mod steady;
 pub mod sysinfo;
 mod tasks;
 pub mod view;
@@ -37,6 +40,7 @@ use std::sync::Arc;
 pub use accounting::Accounting;
 pub use container::Container;
 pub use cpuset::CpuSet;
+pub use extra::Extras;
 pub use host::{Host, HostTexts};
 pub use limit::Limit;
 pub use namespace_init::AskKernel;
@@ -52,6 +56,14 @@ pub trait Views: Send + Sync {
     /// # Errors
     /// The thread is gone, or nothing was ever read of its container.
     fn view(&self, tid: u32) -> Result<Arc<View>, Error>;
+
+    /// The same, together with numbers that few files show.
+    ///
+    /// # Errors
+    /// As [`Self::view`].
+    fn view_with(&self, tid: u32, _wanted: Extras) -> Result<Arc<View>, Error> {
+        self.view(tid)
+    }
 
     /// The machine, where it is known. Asks nothing of any container and never waits for one.
     fn host(&self) -> Option<Arc<Host>> {

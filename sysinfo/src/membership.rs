@@ -35,7 +35,7 @@ impl Membership {
     #[must_use]
     pub fn legacy(&self, controller: Controller) -> Option<&str> {
         self.lines()
-            .find(|(_, names, _)| names.split(',').any(|name| name == controller.name()))
+            .find(|(_, names, _)| names.split(',').any(|name| name == controller.legacy_name()))
             .map(|(_, _, path)| path)
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::cpu::CpuPolicy;
 use crate::hierarchy::Hierarchies;
 use crate::host_files::HostFiles;
+use crate::kernel_names::KernelNames;
 use crate::namespace_init::AskKernel;
 use crate::procfs::Procfs;
 
@@ -39,6 +40,7 @@ pub(crate) struct Shared {
     pub(crate) proc: Arc<Procfs>,
     pub(crate) host: HostFiles,
     pub(crate) hierarchies: Hierarchies,
+    pub(crate) names: KernelNames,
     /// The daemon's own pid namespace.
     pub(crate) own_namespace: u64,
     /// The boot time offset of the daemon's own time namespace.

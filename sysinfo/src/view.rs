@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use crate::cpuset::CpuSet;
+use crate::extra::Extra;
 use crate::host::Host;
 
 /// All numbers one container is shown at one instant.
@@ -29,6 +30,8 @@ pub struct View {
     pub load: Load,
     /// Uptime and boot time.
     pub clock: Clock,
+    /// Numbers that few files show, when they were asked for.
+    pub extra: Extra,
 }
 
 /// Whose numbers a [`View`] shows.

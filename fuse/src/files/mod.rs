@@ -4,11 +4,19 @@ use crate::overlay::OverlayFile;
 
 pub mod cpu_online;
 pub mod cpuinfo;
+pub mod diskstats;
+pub mod interrupts;
 pub mod loadavg;
 pub mod meminfo;
+pub mod partitions;
+pub mod pressure;
+pub mod slabinfo;
+pub mod softirqs;
 pub mod stat;
 pub mod swaps;
 pub mod uptime;
+pub mod vmstat;
+pub mod zoneinfo;
 
 /// All files, in the order in which directories list them.
 pub static FILES: &[&dyn OverlayFile] = &[
@@ -18,6 +26,16 @@ pub static FILES: &[&dyn OverlayFile] = &[
     &uptime::Uptime,
     &swaps::Swaps,
     &loadavg::Loadavg,
+    &vmstat::Vmstat,
+    &zoneinfo::Zoneinfo,
+    &diskstats::Diskstats,
+    &partitions::Partitions,
+    &slabinfo::Slabinfo,
+    &interrupts::Interrupts,
+    &softirqs::Softirqs,
+    &pressure::Pressure::Cpu,
+    &pressure::Pressure::Io,
+    &pressure::Pressure::Memory,
     &cpu_online::CpuOnline,
 ];
 

@@ -1,0 +1,54 @@
+//! `/proc/partitions`: the devices the container read or wrote, with their sizes.
+//!
+//! The machine's other disks are none of the container's business. Layout of
+//! `show_partition` in `block/genhd.c`: blocks of 1024 bytes.
+
+use ambit_sysinfo::{Extras, Host, View};
+
+use crate::overlay::{Description, OverlayFile};
+use crate::text::Text;
+
+/// `/proc/partitions`.
+#[derive(Debug)]
+pub struct Partitions;
+
+impl OverlayFile for Partitions {
+    fn describe(&self) -> Description {
+        Description {
+            path: "proc/partitions",
+            key: "partitions",
+            summary: "Sizes of the block devices the container read or wrote.",
+        }
+    }
+
+    fn needs(&self) -> Extras {
+        Extras::IO
+    }
+
+    fn render(&self, view: &View, out: &mut Text) {
+        out.put("major minor  #blocks  name").newline().newline();
+        for device in view.extra.devices.iter().filter(|device| device.size > 0) {
+            out.right(device.major.into(), 4).space().space().right(device.minor.into(), 7).space();
+            out.right(device.size >> 10, 10).space().put(device.name.as_bytes()).newline();
+        }
+    }
+
+    fn longest(&self, _: &Host) -> usize {
+        // A container can use any number of devices.
+        64 << 10
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture;
+
+    #[test]
+    fn lists_the_devices_in_the_kernels_columns() {
+        assert_eq!(
+            fixture::render(&Partitions, &fixture::view()),
+            "major minor  #blocks  name\n\n 254        0  268435456 vda\n"
+        );
+    }
+}

@@ -1,0 +1,49 @@
+//! `/proc/slabinfo`: no caches.
+//!
+//! Kernels account slab by cgroup as two sums only (`Slab:` of `/proc/meminfo`). The machine's
+//! list tells what others do and is for root alone on the host: it is never shown, and this
+//! file has the mode of the kernel's. Layout of `print_slabinfo_header` in `mm/slab_common.c`.
+
+use ambit_sysinfo::View;
+
+use crate::overlay::{Description, OverlayFile};
+use crate::text::Text;
+
+/// `/proc/slabinfo`.
+#[derive(Debug)]
+pub struct Slabinfo;
+
+impl OverlayFile for Slabinfo {
+    fn describe(&self) -> Description {
+        Description {
+            path: "proc/slabinfo",
+            key: "slabinfo",
+            summary: "The heading of the kernel's list of caches, and none of the machine's caches.",
+        }
+    }
+
+    fn mode(&self) -> u16 {
+        0o400
+    }
+
+    fn render(&self, _: &View, out: &mut Text) {
+        out.put("slabinfo - version: 2.1").newline();
+        out.put("# name            <active_objs> <num_objs> <objsize> <objperslab> <pagesperslab>");
+        out.put(" : tunables <limit> <batchcount> <sharedfactor>");
+        out.put(" : slabdata <active_slabs> <num_slabs> <sharedavail>").newline();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture;
+
+    #[test]
+    fn is_the_heading_alone_and_for_root_alone() {
+        let text = fixture::render(&Slabinfo, &fixture::view());
+        assert_eq!(text.lines().count(), 2);
+        assert!(text.starts_with("slabinfo - version: 2.1\n# name  "));
+        assert_eq!(Slabinfo.mode(), 0o400);
+    }
+}

@@ -1,0 +1,123 @@
+//! `/proc/vmstat`: the running kernel's own keys in its order, with the container's numbers.
+//!
+//! What is counted by container has its number: pages of the same view as `/proc/meminfo`,
+//! events of `memory.stat`, input and output. Every other key reads 0, so that a key of a future
+//! kernel shows nothing of the machine. Layout of `vmstat_show` in `mm/vmstat.c`.
+
+use ambit_sysinfo::{Extras, Host, View};
+
+use crate::overlay::{Description, OverlayFile};
+use crate::text::Text;
+
+/// The size of a page, in the unit in which `/proc/meminfo` prints: both files agree.
+const PAGE_KIB: u64 = 4;
+
+/// `/proc/vmstat`.
+#[derive(Debug)]
+pub struct Vmstat;
+
+impl OverlayFile for Vmstat {
+    fn describe(&self) -> Description {
+        Description {
+            path: "proc/vmstat",
+            key: "vmstat",
+            summary: "Pages the container has and uses, its page faults, swapping and input and output.",
+        }
+    }
+
+    fn needs(&self) -> Extras {
+        Extras::EVENTS | Extras::IO
+    }
+
+    fn render(&self, view: &View, out: &mut Text) {
+        for key in view.extra.vmstat.iter() {
+            let value = pages(key, view).or_else(|| events(key, view)).unwrap_or(0);
+            out.put(key.as_bytes()).space().dec(value).newline();
+        }
+    }
+
+    fn longest(&self, _: &Host) -> usize {
+        // Two hundred keys of at most 32 letters, and numbers.
+        16 << 10
+    }
+}
+
+/// How many pages there are of a kind now; kernel stacks are in KiB as on the machine.
+pub(super) fn pages(key: &str, view: &View) -> Option<u64> {
+    let memory = &view.memory;
+    let bytes = match key {
+        "nr_free_pages" => memory.free,
+        "nr_inactive_anon" | "nr_zone_inactive_anon" => memory.inactive_anon,
+        "nr_active_anon" | "nr_zone_active_anon" => memory.active_anon,
+        "nr_inactive_file" | "nr_zone_inactive_file" => memory.inactive_file,
+        "nr_active_file" | "nr_zone_active_file" => memory.active_file,
+        "nr_unevictable" | "nr_zone_unevictable" => memory.unevictable,
+        "nr_slab_reclaimable" => memory.slab_reclaimable,
+        "nr_slab_unreclaimable" => memory.slab_unreclaimable,
+        "nr_anon_pages" => memory.anon,
+        "nr_mapped" => memory.mapped,
+        "nr_file_pages" => memory.cached,
+        "nr_dirty" => memory.dirty,
+        "nr_writeback" => memory.writeback,
+        "nr_shmem" => memory.shmem,
+        "nr_page_table_pages" => memory.page_tables,
+        "nr_sec_page_table_pages" => memory.secondary_page_tables,
+        "nr_swapcached" => view.swap.cached,
+        "nr_kernel_stack" => return Some(memory.kernel_stack >> 10),
+        _ => return None,
+    };
+    Some((bytes >> 10) / PAGE_KIB)
+}
+
+/// How often something happened. `pgpgin` and `pgpgout` count KiB, whatever their names say.
+fn events(key: &str, view: &View) -> Option<u64> {
+    let devices = view.extra.devices.iter();
+    match key {
+        "pgpgin" => Some(devices.fold(0, |kib, d| d.io.read_bytes.saturating_add(kib)) >> 10),
+        "pgpgout" => Some(devices.fold(0, |kib, d| d.io.written_bytes.saturating_add(kib)) >> 10),
+        _ => view.extra.events.get(key),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+    use crate::fixture;
+
+    fn shown() -> HashMap<String, u64> {
+        let text = fixture::render(&Vmstat, &fixture::view());
+        let pair = |line: &str| {
+            let (key, value) = line.split_once(' ').unwrap();
+            (key.to_owned(), value.parse().unwrap())
+        };
+        text.lines().map(pair).collect()
+    }
+
+    #[test]
+    fn has_the_running_kernels_keys_in_its_order() {
+        let text = fixture::render(&Vmstat, &fixture::view());
+        let keys = |text: &str| -> Vec<String> {
+            text.lines().map(|line| line.split_once(' ').unwrap().0.to_owned()).collect()
+        };
+        assert_eq!(keys(&text), keys(fixture::VMSTAT));
+    }
+
+    #[test]
+    fn numbers_are_the_containers() {
+        let shown = shown();
+        assert_eq!(shown["nr_free_pages"], (100 << 20) / 4096);
+        assert_eq!(shown["nr_kernel_stack"], 24 << 10);
+        assert_eq!((shown["pgfault"], shown["pgmajfault"]), (4242, 17));
+        assert_eq!((shown["pgpgin"], shown["pgpgout"]), (3 << 10, 5 << 10));
+    }
+
+    #[test]
+    fn nothing_of_the_machine_is_shown() {
+        let shown = shown();
+        for key in ["numa_hit", "pgalloc_normal", "pgfree", "nr_dirtied", "nr_zone_write_pending"] {
+            assert_eq!(shown[key], 0, "{key}");
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! Numbers that few files show: input and output, events of memory management, pressure, and
+//! the names of what the running kernel counts.
+//!
+//! They are sampled only for a reader of such a file, so that readers of `/proc/meminfo` do not
+//! pay for them; a view says in [`Extra::sampled`] which of them are as fresh as the rest of
+//! it. Counters never decrease (`steady.rs`). Start reading at [`Extras`].
+
+use std::ops::BitOr;
+use std::sync::Arc;
+
+use crate::host::RawFiles;
+use crate::scan;
+use crate::shared::Shared;
+use crate::source::extra::{ExtraFiles, Raw};
+use crate::steady::Steady;
+
+/// A set of parts of [`Extra`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Extras(u8);
+
+impl Extras {
+    /// Nothing: what most files need.
+    pub const NONE: Self = Self(0);
+    /// Input and output by device.
+    pub const IO: Self = Self(1);
+    /// Events of memory management.
+    pub const EVENTS: Self = Self(2);
+    /// Pressure stall information.
+    pub const PRESSURE: Self = Self(4);
+    /// Names of the interrupts that belong to no device.
+    pub const INTERRUPTS: Self = Self(8);
+
+    /// Are all of these in the set?
+    #[must_use]
+    pub fn contains(self, others: Self) -> bool {
+        self.0 & others.0 == others.0
+    }
+}
+
+impl BitOr for Extras {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// The numbers that few files show.
+#[derive(Debug, Clone, Default)]
+pub struct Extra {
+    /// Which parts were sampled together with the rest of the view. The others are empty, or
+    /// what was last known.
+    pub sampled: Extras,
+    /// Devices the container read or wrote, in the order in which it first did.
+    pub devices: Arc<[Device]>,
+    /// What memory management counted.
+    pub events: Events,
+    /// Stall times.
+    pub pressure: Arc<Pressure>,
+    /// The keys of the running kernel's `/proc/vmstat`, in its order.
+    pub vmstat: Arc<[Box<str>]>,
+    /// The lines of the running kernel's `/proc/interrupts` that belong to no device.
+    pub interrupts: Arc<[Interrupt]>,
+}
+
+/// A block device and what a container did with it since it started.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Device {
+    /// Device number.
+    pub major: u32,
+    /// Device number.
+    pub minor: u32,
+    /// The kernel's name, such as `vda`.
+    pub name: Box<str>,
+    /// Its size in bytes.
+    pub size: u64,
+    /// What was read and written.
+    pub io: Io,
+}
+
+/// Input and output since the container started. Times and merged requests are not accounted
+/// by cgroups.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names say it")]
+pub struct Io {
+    pub read_bytes: u64,
+    pub written_bytes: u64,
+    pub discarded_bytes: u64,
+    pub reads: u64,
+    pub writes: u64,
+    pub discards: u64,
+}
+
+/// Events that `memory.stat` and `/proc/vmstat` count under the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Events([u64; Events::NAMES.len()]);
+
+impl Events {
+    /// Their names, sorted.
+    pub const NAMES: [&'static str; 46] = [
+        "numa_hint_faults",
+        "numa_pages_migrated",
+        "numa_pte_updates",
+        "numa_task_migrated",
+        "numa_task_swapped",
+        "pgactivate",
+        "pgdeactivate",
+        "pgdemote_direct",
+        "pgdemote_khugepaged",
+        "pgdemote_kswapd",
+        "pgdemote_proactive",
+        "pgfault",
+        "pglazyfree",
+        "pglazyfreed",
+        "pgmajfault",
+        "pgpromote_success",
+        "pgrefill",
+        "pgscan_direct",
+        "pgscan_khugepaged",
+        "pgscan_kswapd",
+        "pgscan_proactive",
+        "pgsteal_direct",
+        "pgsteal_khugepaged",
+        "pgsteal_kswapd",
+        "pgsteal_proactive",
+        "pswpin",
+        "pswpout",
+        "swpin_zero",
+        "swpout_zero",
+        "thp_collapse_alloc",
+        "thp_fault_alloc",
+        "thp_swpout",
+        "thp_swpout_fallback",
+        "workingset_activate",
+        "workingset_activate_anon",
+        "workingset_activate_file",
+        "workingset_nodereclaim",
+        "workingset_refault",
+        "workingset_refault_anon",
+        "workingset_refault_file",
+        "workingset_restore",
+        "workingset_restore_anon",
+        "workingset_restore_file",
+        "zswpin",
+        "zswpout",
+        "zswpwb",
+    ];
+
+    /// How often it happened; `None` for what is not accounted by container.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<u64> {
+        Self::index(name.as_bytes()).map(|at| self.0[at])
+    }
+
+    /// For tests and examples: sets one of them.
+    #[must_use]
+    pub fn with(mut self, name: &str, count: u64) -> Self {
+        if let Some(at) = Self::index(name.as_bytes()) {
+            self.0[at] = count;
+        }
+        self
+    }
+
+    pub(crate) fn index(name: &[u8]) -> Option<usize> {
+        Self::NAMES.iter().position(|known| known.as_bytes() == name)
+    }
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self([0; Self::NAMES.len()])
+    }
+}
+
+/// The kernel's own text of each pressure file of the container's cgroup; `None` where there is
+/// no such file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the fields carry the kernel's own names")]
+pub struct Pressure {
+    pub cpu: Option<Box<[u8]>>,
+    pub io: Option<Box<[u8]>>,
+    pub memory: Option<Box<[u8]>>,
+}
+
+/// A line of `/proc/interrupts` that belongs to no device, such as `LOC`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Interrupt {
+    /// What stands before the colon.
+    pub label: Box<str>,
+    /// What stands behind the counts.
+    pub description: Box<str>,
+    /// Is it counted by processor? Some, such as `ERR`, are one number.
+    pub per_cpu: bool,
+}
+
+/// What a container's sampler keeps to answer with steady counters.
+#[derive(Debug)]
+pub(crate) struct ExtraSampler {
+    files: ExtraFiles,
+    raw: Raw,
+    devices: Vec<Counted>,
+    events: [Steady; Events::NAMES.len()],
+    last: Extra,
+    text: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Counted {
+    number: (u32, u32),
+    counts: [Steady; 6],
+}
+
+impl ExtraSampler {
+    pub(crate) fn new(files: ExtraFiles) -> Self {
+        Self {
+            files,
+            raw: Raw::default(),
+            devices: Vec::new(),
+            events: [Steady::default(); Events::NAMES.len()],
+            last: Extra::default(),
+            text: Vec::new(),
+        }
+    }
+
+    /// Goes on with the files of another cgroup.
+    pub(crate) fn follow(&mut self, files: ExtraFiles) {
+        self.files = files;
+    }
+
+    pub(crate) fn close(&mut self) {
+        self.files.close();
+    }
+
+    /// Samples what is wanted. What cannot be read stays as it was last known.
+    pub(crate) fn sample(&mut self, wanted: Extras, shared: &Shared) -> Extra {
+        self.last.sampled = wanted;
+        if wanted == Extras::NONE {
+            return self.last.clone();
+        }
+        let host = shared.host.snapshot();
+        let kernel = host.raw.as_deref();
+        if wanted.contains(Extras::IO) && self.files.io(&mut self.raw).is_ok() {
+            self.count_io();
+            self.last.devices = self.devices(kernel);
+        }
+        if wanted.contains(Extras::EVENTS) {
+            if self.files.events(&mut self.raw).is_ok() {
+                for (counter, raw) in self.events.iter_mut().zip(self.raw.events) {
+                    counter.advance(raw);
+                }
+                self.last.events = Events(self.events.map(Steady::total));
+            }
+            self.last.vmstat = shared.names.vmstat(kernel);
+        }
+        if wanted.contains(Extras::PRESSURE)
+            && let Ok(pressure) = self.files.pressure(&mut self.raw)
+        {
+            self.last.pressure = Arc::new(pressure);
+        }
+        if wanted.contains(Extras::INTERRUPTS) {
+            self.last.interrupts = shared.names.interrupts(kernel);
+        }
+        self.last.clone()
+    }
+
+    fn count_io(&mut self) {
+        for &(number, io) in &self.raw.io {
+            let at = match self.devices.iter().position(|known| known.number == number) {
+                Some(at) => at,
+                None => {
+                    self.devices.push(Counted { number, counts: Default::default() });
+                    self.devices.len() - 1
+                }
+            };
+            let Io { read_bytes, written_bytes, discarded_bytes, reads, writes, discards } = io;
+            let raw = [read_bytes, written_bytes, discarded_bytes, reads, writes, discards];
+            for (counter, raw) in self.devices[at].counts.iter_mut().zip(raw) {
+                counter.advance(raw);
+            }
+        }
+    }
+
+    /// Devices with their names; one that is gone has none and is not shown.
+    fn devices(&mut self, kernel: Option<&dyn RawFiles>) -> Arc<[Device]> {
+        let text = &mut self.text;
+        let device = |counted: &Counted| {
+            let (major, minor) = counted.number;
+            let (name, size) = name_and_size(kernel?, major, minor, text)?;
+            let [read_bytes, written_bytes, discarded_bytes, reads, writes, discards] =
+                counted.counts.map(Steady::total);
+            let io = Io { read_bytes, written_bytes, discarded_bytes, reads, writes, discards };
+            Some(Device { major, minor, name, size, io })
+        };
+        self.devices.iter().filter_map(device).collect()
+    }
+}
+
+/// What sysfs says of a block device.
+fn name_and_size(
+    kernel: &dyn RawFiles,
+    major: u32,
+    minor: u32,
+    text: &mut Vec<u8>,
+) -> Option<(Box<str>, u64)> {
+    text.clear();
+    kernel.read(&format!("sys/dev/block/{major}:{minor}/uevent"), text).ok()?;
+    let name = scan::lines(text).find_map(|line| line.strip_prefix(b"DEVNAME="))?;
+    let name = std::str::from_utf8(name).ok()?.into();
+    text.clear();
+    kernel.read(&format!("sys/dev/block/{major}:{minor}/size"), text).ok()?;
+    // In units of 512 bytes, whatever the device's blocks are.
+    Some((name, scan::decimal(text)?.saturating_mul(512)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Sysfs;
+
+    impl RawFiles for Sysfs {
+        fn read(&self, path: &str, text: &mut Vec<u8>) -> io::Result<()> {
+            let content: &[u8] = match path {
+                "sys/dev/block/254:0/uevent" => b"MAJOR=254\nMINOR=0\nDEVNAME=vda\nDEVTYPE=disk\n",
+                "sys/dev/block/254:0/size" => b"2048\n",
+                _ => return Err(io::ErrorKind::NotFound.into()),
+            };
+            text.extend_from_slice(content);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn devices_have_the_kernels_names_and_steady_counters() {
+        let mut sampler = ExtraSampler::new(ExtraFiles::default());
+        let io = |read_bytes| Io { read_bytes, reads: 1, ..Io::default() };
+        sampler.raw.io = vec![((254, 0), io(4096)), ((8, 0), io(1))];
+        sampler.count_io();
+        // It left for a cgroup that has read less.
+        sampler.raw.io = vec![((254, 0), io(512))];
+        sampler.count_io();
+        let devices = sampler.devices(Some(&Sysfs));
+        assert_eq!(devices.len(), 1, "a device that is gone has no name");
+        let vda = &devices[0];
+        assert_eq!((vda.major, vda.minor, &*vda.name, vda.size), (254, 0, "vda", 1 << 20));
+        assert_eq!((vda.io.read_bytes, vda.io.reads), (4608, 1));
+    }
+
+    #[test]
+    fn events_are_found_by_name() {
+        let events = Events::default().with("pgfault", 7);
+        assert_eq!(events.get("pgfault"), Some(7));
+        assert_eq!(events.get("pgmajfault"), Some(0));
+        assert_eq!(events.get("pgalloc_normal"), None);
+    }
+
+    #[test]
+    fn sets() {
+        let both = Extras::IO | Extras::EVENTS;
+        assert!(both.contains(Extras::IO) && both.contains(Extras::NONE));
+        assert!(!Extras::IO.contains(both));
+    }
+}

@@ -1,0 +1,116 @@
+//! Names of what the running kernel counts: the keys of `/proc/vmstat` and the lines of
+//! `/proc/interrupts` that belong to no device. Read when first needed and only once: they are
+//! fixed when a kernel is built, and `/proc/interrupts` of a large machine takes milliseconds.
+
+use std::sync::{Arc, OnceLock};
+
+use crate::extra::Interrupt;
+use crate::host::RawFiles;
+use crate::scan;
+
+/// The names, once read.
+#[derive(Debug, Default)]
+pub(crate) struct KernelNames {
+    vmstat: OnceLock<Arc<[Box<str>]>>,
+    interrupts: OnceLock<Arc<[Interrupt]>>,
+}
+
+impl KernelNames {
+    pub(crate) fn vmstat(&self, kernel: Option<&dyn RawFiles>) -> Arc<[Box<str>]> {
+        once(&self.vmstat, kernel, "proc/vmstat", parse_vmstat)
+    }
+
+    pub(crate) fn interrupts(&self, kernel: Option<&dyn RawFiles>) -> Arc<[Interrupt]> {
+        once(&self.interrupts, kernel, "proc/interrupts", parse_interrupts)
+    }
+}
+
+/// What cannot be read is empty, and read again next time.
+fn once<T>(
+    kept: &OnceLock<Arc<[T]>>,
+    kernel: Option<&dyn RawFiles>,
+    path: &str,
+    parse: impl Fn(&[u8]) -> Arc<[T]>,
+) -> Arc<[T]> {
+    if let Some(names) = kept.get() {
+        return names.clone();
+    }
+    let mut text = Vec::new();
+    match kernel.map(|kernel| kernel.read(path, &mut text)) {
+        Some(Ok(())) => kept.get_or_init(|| parse(&text)).clone(),
+        Some(Err(_)) | None => Arc::default(),
+    }
+}
+
+fn parse_vmstat(text: &[u8]) -> Arc<[Box<str>]> {
+    scan::pairs(text).filter_map(|(key, _)| Some(std::str::from_utf8(key).ok()?.into())).collect()
+}
+
+/// Lines of devices have numbers as labels, and behind them names of devices and drivers.
+fn parse_interrupts(text: &[u8]) -> Arc<[Interrupt]> {
+    let mut lines = scan::lines(text);
+    let cpus = lines.next().map_or(0, |heading| scan::words(heading).count());
+    let parse = |line: &[u8]| {
+        let colon = memchr::memchr(b':', line)?;
+        let label = std::str::from_utf8(line[..colon].trim_ascii()).ok()?;
+        if !label.bytes().next()?.is_ascii_alphabetic() {
+            return None;
+        }
+        let is_count = |word: &&[u8]| word.iter().all(u8::is_ascii_digit);
+        let rest = &line[colon + 1..];
+        let counts = scan::words(rest).take(cpus).take_while(is_count).count();
+        let per_cpu = counts == cpus && (cpus > 1 || scan::words(rest).count() > 1);
+        // The kernel separates them by blanks of its own, which are part of its layout.
+        let mut description = rest;
+        for _ in 0..counts {
+            description = description.trim_ascii_start();
+            let end = description.iter().position(|byte| !byte.is_ascii_digit());
+            description = &description[end.unwrap_or(description.len())..];
+        }
+        let description = std::str::from_utf8(description.trim_ascii_end()).ok()?.into();
+        Some(Interrupt { label: label.into(), description, per_cpu })
+    };
+    lines.filter_map(parse).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn interrupts_of_devices_are_left_out() {
+        let text = b"           CPU0       CPU1       \n\
+                     24:          1          0  IO-APIC   5-edge      ACPI:Ged\n\
+                     NMI:          0          0   Non-maskable interrupts\n\
+                     ERR:          0\n";
+        let found = parse_interrupts(text);
+        assert_eq!(found.len(), 2);
+        assert_eq!((&*found[0].label, found[0].per_cpu), ("NMI", true));
+        assert_eq!(&*found[0].description, "   Non-maskable interrupts");
+        assert_eq!((&*found[1].label, found[1].per_cpu), ("ERR", false));
+        assert_eq!(&*found[1].description, "");
+    }
+
+    #[test]
+    fn a_single_processor_does_not_hide_which_lines_have_columns() {
+        let text = b"           CPU0       \nNMI:          0   Non-maskable interrupts\nMIS:  0\n";
+        let found = parse_interrupts(text);
+        assert_eq!((found[0].per_cpu, found[1].per_cpu), (true, false));
+        assert_eq!(&*found[0].description, "   Non-maskable interrupts");
+    }
+
+    #[test]
+    fn keys_of_vmstat_in_their_order() {
+        let keys = parse_vmstat(b"nr_free_pages 1\nnr_zone_inactive_anon 2\nbroken\n");
+        assert_eq!(&*keys, ["nr_free_pages".into(), "nr_zone_inactive_anon".into()]);
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(text in "[ A-Z0-9:\n]{0,200}") {
+            let _ = (parse_vmstat(text.as_bytes()), parse_interrupts(text.as_bytes()));
+        }
+    }
+}

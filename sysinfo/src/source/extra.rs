@@ -1,0 +1,265 @@
+//! Where the numbers that few files show come from: `io.stat` (v2) or `blkio.*` (v1),
+//! `memory.stat`, and the pressure files of cgroup2, which are there on hybrid hosts as well.
+//!
+//! Input and output is that of the container's own cgroup, never that of an ancestor: where
+//! nothing accounts for it, there is none to show. Files:
+//! Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/blkio-controller.rst.
+
+use super::{CgroupFile, lineage};
+use crate::Error;
+use crate::extra::{Events, Io, Pressure};
+use crate::hierarchy::{Controller, Hierarchies, Mount};
+use crate::membership::Membership;
+use crate::scan;
+
+/// The files of one container.
+#[derive(Debug, Default)]
+pub(crate) struct ExtraFiles {
+    unified_io: Option<CgroupFile>,
+    /// Bytes and operations. The second pair counts where the first does not: since Linux 6.10
+    /// the throttling counters stand still on a disk that was never throttled, and those of
+    /// BFQ count what its scheduler handles.
+    legacy_io: Vec<(CgroupFile, CgroupFile)>,
+    /// The nearest level that has the file tells.
+    unified_memory: Vec<CgroupFile>,
+    legacy_memory: Option<CgroupFile>,
+    pressure: Option<[CgroupFile; 3]>,
+}
+
+/// What the files said.
+#[derive(Debug)]
+pub(crate) struct Raw {
+    pub(crate) io: Vec<((u32, u32), Io)>,
+    pub(crate) events: [u64; Events::NAMES.len()],
+    buffer: Vec<u8>,
+}
+
+impl Default for Raw {
+    fn default() -> Self {
+        Self { io: Vec::new(), events: [0; Events::NAMES.len()], buffer: Vec::new() }
+    }
+}
+
+impl ExtraFiles {
+    pub(crate) fn new(hierarchies: &Hierarchies, membership: &Membership) -> Self {
+        let unified = hierarchies.unified.as_ref().and_then(|(mount, controllers)| {
+            let cgroup = mount.relative(membership.unified()?)?;
+            Some((mount, cgroup, controllers)).filter(|_| !cgroup.is_empty())
+        });
+        let with = |wanted| {
+            let (mount, cgroup, controllers) = unified?;
+            controllers.contains(&wanted).then_some((mount, cgroup))
+        };
+        let legacy = |controller| {
+            let mount = hierarchies.legacy_mount(controller)?;
+            let cgroup = mount.relative(membership.legacy(controller)?)?;
+            Some((mount, cgroup)).filter(|_| !cgroup.is_empty())
+        };
+        Self {
+            unified_io: with(Controller::Io)
+                .map(|(mount, cgroup)| CgroupFile::new(mount, cgroup, "io.stat")),
+            legacy_io: legacy(Controller::Io)
+                .map_or_else(Vec::new, |(mount, cgroup)| legacy_io(mount, cgroup).into()),
+            unified_memory: with(Controller::Memory).map_or_else(Vec::new, |(mount, cgroup)| {
+                let levels = lineage(cgroup).filter(|level| !level.is_empty());
+                levels.map(|level| CgroupFile::new(mount, level, "memory.stat")).collect()
+            }),
+            legacy_memory: legacy(Controller::Memory)
+                .map(|(mount, cgroup)| CgroupFile::new(mount, cgroup, "memory.stat")),
+            pressure: unified.map(|(mount, cgroup, _)| {
+                ["cpu.pressure", "io.pressure", "memory.pressure"]
+                    .map(|name| CgroupFile::new(mount, cgroup, name))
+            }),
+        }
+    }
+
+    /// Input and output by device number.
+    pub(crate) fn io(&mut self, raw: &mut Raw) -> Result<(), Error> {
+        let Raw { io, buffer, .. } = raw;
+        io.clear();
+        if let Some(file) = &mut self.unified_io
+            && let Some(text) = file.read(buffer)?
+        {
+            unified_io(text, io);
+        }
+        for (bytes, operations) in &mut self.legacy_io {
+            if let Some(text) = bytes.read(buffer)? {
+                blkio_rows(text, io, |io| {
+                    [&mut io.read_bytes, &mut io.written_bytes, &mut io.discarded_bytes]
+                });
+            }
+            if let Some(text) = operations.read(buffer)? {
+                blkio_rows(text, io, |io| [&mut io.reads, &mut io.writes, &mut io.discards]);
+            }
+        }
+        io.retain(|(_, io)| *io != Io::default());
+        Ok(())
+    }
+
+    /// Events of memory management.
+    pub(crate) fn events(&mut self, raw: &mut Raw) -> Result<(), Error> {
+        let Raw { events, buffer, .. } = raw;
+        events.fill(0);
+        for level in &mut self.unified_memory {
+            if let Some(text) = level.read(buffer)? {
+                scan_events(text, b"", events);
+                return Ok(());
+            }
+        }
+        if let Some(file) = &mut self.legacy_memory
+            && let Some(text) = file.read(buffer)?
+        {
+            scan_events(text, b"total_", events);
+        }
+        Ok(())
+    }
+
+    /// The pressure files, as they are.
+    pub(crate) fn pressure(&mut self, raw: &mut Raw) -> Result<Pressure, Error> {
+        let Some([cpu, io, memory]) = &mut self.pressure else { return Ok(Pressure::default()) };
+        let mut read = |file: &mut CgroupFile| -> Result<Option<Box<[u8]>>, Error> {
+            Ok(file.read(&mut raw.buffer)?.filter(|text| !text.is_empty()).map(Box::from))
+        };
+        Ok(Pressure { cpu: read(cpu)?, io: read(io)?, memory: read(memory)? })
+    }
+
+    pub(crate) fn close(&mut self) {
+        let legacy = self.legacy_io.iter_mut().flat_map(|(bytes, operations)| [bytes, operations]);
+        let rest = self.unified_io.iter_mut().chain(&mut self.legacy_memory);
+        legacy
+            .chain(rest)
+            .chain(&mut self.unified_memory)
+            .chain(self.pressure.iter_mut().flatten())
+            .for_each(CgroupFile::close);
+    }
+}
+
+fn legacy_io(mount: &Mount, cgroup: &str) -> [(CgroupFile, CgroupFile); 2] {
+    let file = |name: &str| CgroupFile::new(mount, cgroup, name);
+    ["throttle", "bfq"].map(|policy| {
+        (
+            file(&format!("blkio.{policy}.io_service_bytes_recursive")),
+            file(&format!("blkio.{policy}.io_serviced_recursive")),
+        )
+    })
+}
+
+/// `254:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6`
+fn unified_io(text: &[u8], found: &mut Vec<((u32, u32), Io)>) {
+    for line in scan::lines(text) {
+        let mut words = scan::words(line);
+        let Some(number) = words.next().and_then(device_number) else { continue };
+        let mut io = Io::default();
+        for word in words {
+            let Some(equals) = memchr::memchr(b'=', word) else { continue };
+            let field = match &word[..equals] {
+                b"rbytes" => &mut io.read_bytes,
+                b"wbytes" => &mut io.written_bytes,
+                b"dbytes" => &mut io.discarded_bytes,
+                b"rios" => &mut io.reads,
+                b"wios" => &mut io.writes,
+                b"dios" => &mut io.discards,
+                _ => continue,
+            };
+            *field = scan::decimal(&word[equals + 1..]).unwrap_or(0);
+        }
+        found.push((number, io));
+    }
+}
+
+/// Lines of `254:0 Read 4096`; a device that both policies count has the larger number.
+fn blkio_rows(
+    text: &[u8],
+    found: &mut Vec<((u32, u32), Io)>,
+    fields: impl Fn(&mut Io) -> [&mut u64; 3],
+) {
+    for line in scan::lines(text) {
+        let mut words = scan::words(line);
+        let Some(number) = words.next().and_then(device_number) else { continue };
+        let (Some(kind), Some(count)) = (words.next(), words.next().and_then(scan::decimal)) else {
+            continue;
+        };
+        let which = match kind {
+            b"Read" => 0,
+            b"Write" => 1,
+            b"Discard" => 2,
+            _ => continue,
+        };
+        let at = match found.iter().position(|(known, _)| *known == number) {
+            Some(at) => at,
+            None => {
+                found.push((number, Io::default()));
+                found.len() - 1
+            }
+        };
+        let field = &mut *fields(&mut found[at].1)[which];
+        *field = count.max(*field);
+    }
+}
+
+fn device_number(word: &[u8]) -> Option<(u32, u32)> {
+    let colon = memchr::memchr(b':', word)?;
+    let number = |digits| u32::try_from(scan::decimal(digits)?).ok();
+    Some((number(&word[..colon])?, number(&word[colon + 1..])?))
+}
+
+fn scan_events(text: &[u8], prefix: &[u8], events: &mut [u64; Events::NAMES.len()]) {
+    for (key, count) in scan::pairs(text) {
+        if let Some(at) = key.strip_prefix(prefix).and_then(Events::index) {
+            events[at] = count;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn rows_of_both_versions() {
+        let mut found = Vec::new();
+        unified_io(
+            b"254:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6\n8:16 \n8:0 rbytes=7\n",
+            &mut found,
+        );
+        let all = Io {
+            read_bytes: 1,
+            written_bytes: 2,
+            reads: 3,
+            writes: 4,
+            discarded_bytes: 5,
+            discards: 6,
+        };
+        assert_eq!(found[0], ((254, 0), all));
+        assert_eq!(found[1], ((8, 16), Io::default()));
+        assert_eq!(found[2], ((8, 0), Io { read_bytes: 7, ..Io::default() }));
+
+        let text = b"254:0 Read 10\n254:0 Write 20\n254:0 Sync 30\n254:0 Discard 3\nTotal 33\n";
+        let mut found = Vec::new();
+        blkio_rows(text, &mut found, |io| [&mut io.reads, &mut io.writes, &mut io.discards]);
+        assert_eq!(found, [((254, 0), Io { reads: 10, writes: 20, discards: 3, ..Io::default() })]);
+    }
+
+    #[test]
+    fn events_of_both_versions() {
+        let mut events = [0; Events::NAMES.len()];
+        scan_events(b"pgfault 1\ntotal_pgfault 2\ntotal_pgpgin 3\n", b"total_", &mut events);
+        assert_eq!(events[Events::index(b"pgfault").unwrap()], 2);
+        scan_events(b"anon 9\npgfault 5\n", b"", &mut events);
+        assert_eq!(events[Events::index(b"pgfault").unwrap()], 5);
+        assert_eq!(events.iter().sum::<u64>(), 5);
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(text in "[0-9: =a-zRWD\n]{0,200}") {
+            let mut found = Vec::new();
+            unified_io(text.as_bytes(), &mut found);
+            blkio_rows(text.as_bytes(), &mut found, |io| {
+                [&mut io.reads, &mut io.writes, &mut io.discards]
+            });
+        }
+    }
+}

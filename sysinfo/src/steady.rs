@@ -1,0 +1,54 @@
+//! A counter that never decreases, whatever its source does: a cgroup that is left for another
+//! one, a device that is unplugged and comes back, a counter that an administrator resets.
+
+/// One counter and what was counted before its source last started again.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Steady {
+    base: u64,
+    last: u64,
+}
+
+impl Steady {
+    /// Takes what the source says now. Less than before means that it started again.
+    pub(crate) fn advance(&mut self, raw: u64) {
+        if raw < self.last {
+            self.base = self.base.saturating_add(self.last);
+        }
+        self.last = raw;
+    }
+
+    /// Everything counted so far.
+    pub(crate) fn total(self) -> u64 {
+        self.base.saturating_add(self.last)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_source_that_starts_again_is_added_to_what_it_said_before() {
+        let mut counter = Steady::default();
+        let totals = [5, 9, 2, 4].map(|raw| {
+            counter.advance(raw);
+            counter.total()
+        });
+        assert_eq!(totals, [5, 9, 11, 13]);
+    }
+
+    proptest! {
+        #[test]
+        fn never_decreases(raws: Vec<u64>) {
+            let mut counter = Steady::default();
+            let mut before = 0;
+            for raw in raws {
+                counter.advance(raw);
+                prop_assert!(counter.total() >= before);
+                before = counter.total();
+            }
+        }
+    }
+}
