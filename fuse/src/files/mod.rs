@@ -2,7 +2,7 @@
 
 use crate::overlay::OverlayFile;
 
-pub mod cpu_online;
+pub mod cpu_lists;
 pub mod cpuinfo;
 pub mod loadavg;
 pub mod meminfo;
@@ -18,7 +18,12 @@ pub static FILES: &[&dyn OverlayFile] = &[
     &uptime::Uptime,
     &swaps::Swaps,
     &loadavg::Loadavg,
-    &cpu_online::CpuOnline,
+    &cpu_lists::ONLINE,
+    &cpu_lists::POSSIBLE,
+    &cpu_lists::PRESENT,
+    &cpu_lists::OFFLINE,
+    &cpu_lists::ISOLATED,
+    &cpu_lists::KERNEL_MAX,
 ];
 
 #[cfg(test)]
