@@ -28,10 +28,13 @@ use fuser::{
 };
 
 use crate::counters::{Counters, Counts};
+use crate::entries::{Entry, Listed};
 use crate::service::Service;
-use crate::tree::{Kind, Node};
 
-/// Names and attributes never change, so the kernel need not ask for them again.
+/// Names and attributes of the fixed tree never change, so the kernel need not ask again. What a
+/// name means that is each caller's own must not be remembered: the kernel has one cache of names
+/// for all containers. What is not there is not remembered either, because it is an error here
+/// and not an entry without a node.
 const VALID: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// The largest read the kernel splits into one request: 256 pages, its own default ceiling.
@@ -67,30 +70,21 @@ impl OverlayFilesystem {
         }
     }
 
-    /// The attributes of a node, and how long they hold: the size of a long file is the
-    /// reader's own and must be asked for each time.
-    fn attributes(&self, node: &Node, req: &Request) -> (FileAttr, Duration) {
-        let mut attributes = self.service.tree.attributes(node);
-        match self.service.own_size(node.id, req.pid()) {
+    /// The attributes of an entry, and how long its name and they hold: a member of a family is
+    /// looked up by every caller, and the size of a long file is the reader's own.
+    fn attributes(&self, entry: Entry<'_>, req: &Request) -> (FileAttr, Duration, Duration) {
+        let mut attributes = self.service.tree.attributes_of(entry);
+        let name_holds = match entry {
+            Entry::Fixed(_) => VALID,
+            Entry::Member(..) => Duration::ZERO,
+        };
+        match self.service.own_size(entry.id(), req.pid()) {
             Some(size) => {
                 attributes.size = size;
-                (attributes, Duration::ZERO)
+                (attributes, name_holds, Duration::ZERO)
             }
-            None => (attributes, VALID),
+            None => (attributes, name_holds, VALID),
         }
-    }
-
-    /// `.`, `..` and what the directory holds, from an offset on: the offset of the entry that
-    /// follows, the entry, its name. Errs for what is no directory.
-    fn entries(&self, directory: u64, offset: u64) -> Result<Entries<'_>, Errno> {
-        let tree = &self.service.tree;
-        let this = tree.node(directory).ok_or(Errno::ENOENT)?;
-        let above = tree.node(this.parent).ok_or(Errno::ENOENT)?;
-        let children = tree.children(directory).ok_or(Errno::ENOTDIR)?;
-        let all = [(this, "."), (above, "..")].into_iter();
-        let all = all.chain(children.map(|node| (node, node.name())));
-        let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-        Ok(Box::new((1..).zip(all).skip(skip).map(|(next, (node, name))| (next, node, name))))
     }
 }
 
@@ -99,8 +93,6 @@ impl fmt::Debug for OverlayFilesystem {
         f.debug_struct("OverlayFilesystem").field("counts", &self.counts()).finish_non_exhaustive()
     }
 }
-
-type Entries<'a> = Box<dyn Iterator<Item = (u64, &'a Node, &'static str)> + 'a>;
 
 impl Filesystem for OverlayFilesystem {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -120,35 +112,34 @@ impl Filesystem for OverlayFilesystem {
     fn destroy(&mut self) {}
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.guard(|| match self.service.tree.child(parent.0, name.as_bytes()) {
-            Some(node) => {
-                let (attributes, valid) = self.attributes(node, req);
-                reply.entry_with_ttls(&valid, &VALID, &attributes, Generation(0));
+        self.guard(|| match self.service.child(parent.0, name.as_bytes(), req.pid()) {
+            Ok(entry) => {
+                let (attributes, name_holds, valid) = self.attributes(entry, req);
+                reply.entry_with_ttls(&valid, &name_holds, &attributes, Generation(0));
             }
-            None => reply.error(Errno::ENOENT),
+            Err(errno) => reply.error(errno),
         });
     }
 
     fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
 
     fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.guard(|| match self.service.tree.node(ino.0) {
-            Some(node) => {
-                let (attributes, valid) = self.attributes(node, req);
+        self.guard(|| match self.service.entry(ino.0, req.pid()) {
+            Ok(entry) => {
+                let (attributes, _, valid) = self.attributes(entry, req);
                 reply.attr(&valid, &attributes);
             }
-            None => reply.error(Errno::ENOENT),
+            Err(errno) => reply.error(errno),
         });
     }
 
     fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         self.guard(|| {
-            let node = self.service.tree.node(ino.0);
-            let refused = match node.map(|node| &node.kind) {
-                None => return reply.error(Errno::ENOENT),
-                Some(Kind::Directory(_)) => AccessFlags::W_OK,
-                Some(Kind::File(_)) if !self.service.allows(ino.0, req.uid()) => AccessFlags::all(),
-                Some(Kind::File(_)) => AccessFlags::W_OK | AccessFlags::X_OK,
+            let refused = match self.service.entry(ino.0, req.pid()) {
+                Err(errno) => return reply.error(errno),
+                Ok(entry) if entry.file_type() == FileType::Directory => AccessFlags::W_OK,
+                Ok(_) if !self.service.allows(ino.0, req.uid()) => AccessFlags::all(),
+                Ok(_) => AccessFlags::W_OK | AccessFlags::X_OK,
             };
             if mask.intersects(refused) { reply.error(Errno::EACCES) } else { reply.ok() }
         });
@@ -218,26 +209,28 @@ impl Filesystem for OverlayFilesystem {
         });
     }
 
-    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.guard(|| match self.service.tree.node(ino.0).map(Node::file_type) {
-            Some(FileType::Directory) => reply.opened(FileHandle(0), FopenFlags::empty()),
-            Some(_) => reply.error(Errno::ENOTDIR),
-            None => reply.error(Errno::ENOENT),
+    fn opendir(&self, req: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let entry = || self.service.entry(ino.0, req.pid());
+        self.guard(|| match entry().map(|entry| entry.file_type()) {
+            // Without FOPEN_CACHE_DIR the kernel remembers no listing.
+            Ok(FileType::Directory) => reply.opened(FileHandle(0), FopenFlags::empty()),
+            Ok(_) => reply.error(Errno::ENOTDIR),
+            Err(errno) => reply.error(errno),
         });
     }
 
     fn readdir(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        self.guard(|| match self.entries(ino.0, offset) {
+        self.guard(|| match self.service.list(ino.0, offset, req.pid()) {
             Ok(entries) => {
-                for (next, node, name) in entries {
-                    if reply.add(INodeNo(node.id), next, node.file_type(), name) {
+                for Listed { next, entry, name } in entries {
+                    if reply.add(INodeNo(entry.id()), next, entry.file_type(), &*name) {
                         break;
                     }
                 }
@@ -255,12 +248,12 @@ impl Filesystem for OverlayFilesystem {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        self.guard(|| match self.entries(ino.0, offset) {
+        self.guard(|| match self.service.list(ino.0, offset, req.pid()) {
             Ok(entries) => {
-                for (next, node, name) in entries {
-                    let (attributes, valid) = self.attributes(node, req);
-                    let id = INodeNo(node.id);
-                    if reply.add(id, next, name, &valid, &attributes, Generation(0)) {
+                for Listed { next, entry, name } in entries {
+                    let (attributes, name_holds, valid) = self.attributes(entry, req);
+                    let (id, valid) = (INodeNo(entry.id()), valid.min(name_holds));
+                    if reply.add(id, next, &*name, &valid, &attributes, Generation(0)) {
                         break;
                     }
                 }
@@ -356,8 +349,11 @@ impl Filesystem for OverlayFilesystem {
         reply.error(Errno::EROFS);
     }
 
-    fn readlink(&self, _: &Request, _: INodeNo, reply: ReplyData) {
-        reply.error(Errno::EINVAL);
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        self.guard(|| match self.service.target(ino.0, req.pid()) {
+            Ok(target) => reply.data(target.as_bytes()),
+            Err(errno) => reply.error(errno),
+        });
     }
 
     fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {

@@ -11,7 +11,9 @@
 
 pub mod adopt;
 pub mod counters;
+mod entries;
 pub mod error;
+pub mod families;
 pub mod files;
 pub mod filesystem;
 mod handles;
@@ -25,16 +27,24 @@ pub mod tree;
 
 pub use counters::Counts;
 pub use error::Error;
+pub use families::{FAMILIES, Family};
 pub use files::FILES;
 pub use filesystem::OverlayFilesystem;
 pub use overlay::{Description, OverlayFile};
 pub use session::{MountOptions, Overlay};
 pub use text::Text;
 
-/// The files of the overlay as paths below its root, such as `proc/meminfo`. Each of them is
-/// bound by itself over the same path of a container.
+/// What is bound over the same path of a container, as paths below the root of the overlay: files
+/// such as `proc/meminfo`, and directories whole where their entries are the container's own,
+/// such as `sys/devices/system/cpu`.
 pub fn bind_points() -> impl Iterator<Item = &'static str> {
-    FILES.iter().map(|file| file.describe().path)
+    let directories = || FAMILIES.iter().map(|family| family.directory());
+    let within = move |path: &str| {
+        directories()
+            .any(|directory| path.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/')))
+    };
+    let files = FILES.iter().map(|file| file.describe().path);
+    files.filter(move |path| !within(path)).chain(directories())
 }
 
 #[cfg(test)]

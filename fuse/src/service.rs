@@ -7,14 +7,22 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use ambit_sysinfo::view::Origin;
-use ambit_sysinfo::{Error, Views};
+use ambit_sysinfo::{Error, Extras, View, Views};
 use fuser::Errno;
 
 use crate::counters::Counters;
+use crate::families::{Member, Shape};
 use crate::handles::{Handles, window};
 use crate::overlay::{EVERYBODY, OverlayFile, PAGE};
 use crate::text::Text;
 use crate::tree::{Kind, Tree};
+
+/// What a text is made by.
+#[derive(Clone, Copy)]
+enum Source {
+    File(&'static dyn OverlayFile),
+    Member(Member),
+}
 
 /// Everything that requests share.
 pub(crate) struct Service {
@@ -34,38 +42,46 @@ impl Service {
         Self { tree: Tree::new(), counters: Arc::default(), views, handles: Handles::new() }
     }
 
-    fn file(&self, node: u64) -> Result<&'static dyn OverlayFile, Errno> {
+    /// The numbers of a thread's container.
+    pub(crate) fn view(&self, thread: u32) -> Result<Arc<View>, Errno> {
+        self.views.view(thread).map_err(|error| errno(&error))
+    }
+
+    fn source(&self, node: u64) -> Result<Source, Errno> {
         match self.tree.node(node).map(|node| &node.kind) {
-            Some(Kind::File(file)) => Ok(*file),
+            Some(Kind::File(file)) => Ok(Source::File(*file)),
             Some(Kind::Directory(_)) => Err(Errno::EISDIR),
-            None => Err(Errno::ENOENT),
+            None => Member::of_id(node).map(Source::Member).ok_or(Errno::ENOENT),
         }
     }
 
     /// The size that a thread is shown of a file that can be longer than a page on this machine;
     /// `None` for every other node, whose attributes are the same for all and for ever.
     pub(crate) fn own_size(&self, node: u64, thread: u32) -> Option<u64> {
-        let file = self.file(node).ok()?;
+        let Ok(Source::File(file)) = self.source(node) else { return None };
         // The machine alone tells which files can be long: most readers need not be known.
         if file.longest(&*self.views.host()?) <= PAGE {
             return None;
         }
         UNKEPT.with_borrow_mut(|text| {
             text.clear();
-            self.render(file, thread, text).ok()?;
+            self.render(Source::File(file), thread, text).ok()?;
             Some(text.as_bytes().len() as u64)
         })
     }
 
     /// May a user open or read the node?
     pub(crate) fn allows(&self, node: u64, user: u32) -> bool {
-        user == 0 || self.file(node).map_or(true, |file| file.mode() == EVERYBODY)
+        match self.source(node) {
+            Ok(Source::File(file)) => user == 0 || file.mode() == EVERYBODY,
+            _ => true,
+        }
     }
 
     /// Opens a file for a thread: its numbers are taken now. Returns the handle.
     pub(crate) fn open(&self, node: u64, thread: u32) -> Result<u64, Errno> {
-        let file = self.file(node)?;
-        let handle = self.handles.open(thread, node, |text| self.render(file, thread, text))?;
+        let source = self.source(node)?;
+        let handle = self.handles.open(thread, node, |text| self.render(source, thread, text))?;
         Counters::add(&self.counters.opens);
         Ok(handle)
     }
@@ -80,9 +96,9 @@ impl Service {
         (offset, size): (u64, u32),
         answer: impl FnOnce(&[u8]),
     ) -> Result<(), Errno> {
-        let file = self.file(node)?;
+        let source = self.source(node)?;
         Counters::add(&self.counters.reads);
-        let render = |text: &mut Text| self.render(file, thread, text);
+        let render = |text: &mut Text| self.render(source, thread, text);
         let adopt = || {
             let adopted = self.handles.adopt(handle, node)?;
             Counters::add(&self.counters.adopted);
@@ -105,24 +121,43 @@ impl Service {
         self.handles.release(handle);
     }
 
-    fn render(&self, file: &dyn OverlayFile, thread: u32, text: &mut Text) -> Result<(), Errno> {
-        let rendered =
-            self.views.view_with(thread, file.needs()).map_err(|error| errno(&error)).and_then(
-                |view| match (view.origin, &view.host.raw) {
-                    (Origin::Host, Some(raw)) if file.mode() == EVERYBODY => {
-                        raw.read(file.describe().path, text.buffer()).map_err(Errno::from)
-                    }
-                    _ => {
-                        file.render(&view, text);
-                        Ok(())
-                    }
-                },
-            );
+    fn render(&self, source: Source, thread: u32, text: &mut Text) -> Result<(), Errno> {
+        let needs = match source {
+            Source::File(file) => file.needs(),
+            Source::Member(_) => Extras::NONE,
+        };
+        let view = self.views.view_with(thread, needs).map_err(|error| errno(&error));
+        let rendered = view.and_then(|view| write(source, &view, text));
         match rendered {
             Ok(()) => Counters::add(&self.counters.renders),
             Err(_) => Counters::add(&self.counters.refused),
         }
         rendered
+    }
+}
+
+fn write(source: Source, view: &View, text: &mut Text) -> Result<(), Errno> {
+    let raw = view.host.raw.as_ref().filter(|_| view.origin == Origin::Host);
+    match (source, raw) {
+        (Source::File(file), Some(raw)) if file.mode() == EVERYBODY => {
+            raw.read(file.describe().path, text.buffer()).map_err(Errno::from)
+        }
+        (Source::File(file), _) => {
+            file.render(view, text);
+            Ok(())
+        }
+        (Source::Member(member), raw) => match (member.shape(view), raw) {
+            (Some(Shape::File), Some(raw)) => {
+                raw.read(&member.path(view), text.buffer()).map_err(Errno::from)
+            }
+            (Some(Shape::File), None) => {
+                member.render(view, text);
+                Ok(())
+            }
+            (Some(Shape::Directory), _) => Err(Errno::EISDIR),
+            (Some(Shape::Link), _) => Err(Errno::ELOOP),
+            (None, _) => Err(Errno::ENOENT),
+        },
     }
 }
 

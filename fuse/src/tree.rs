@@ -1,5 +1,6 @@
-//! The directories and files of the overlay: node ids, attributes and listings, all derived
-//! from [`FILES`].
+//! The directories and files of the overlay that are the same for everybody: node ids, attributes
+//! and listings, all derived from [`FILES`]. What is each caller's own is in `families/`; its ids
+//! are above those of this tree, see [`crate::families`].
 //!
 //! A node id is a fixed function of the path, so that a successor process, perhaps of another
 //! version, understands the ids that the kernel learnt from its predecessor. Ids fit 32 bits:
@@ -10,6 +11,8 @@ use std::time::SystemTime;
 
 use fuser::{FileAttr, FileType, INodeNo};
 
+use crate::entries::Entry;
+use crate::families::FAMILIES;
 use crate::files::FILES;
 use crate::overlay::{OverlayFile, PAGE};
 
@@ -83,13 +86,22 @@ impl Tree {
         let mut tree = Self { nodes: vec![root], time: SystemTime::now() };
         for file in FILES {
             let path = file.describe().path;
-            let mut parent = ROOT;
-            for (slash, _) in path.match_indices('/') {
-                parent = tree.add(parent, &path[..slash], Kind::Directory(Vec::new()));
-            }
+            let parent = tree.add_above(path);
             tree.add(parent, path, Kind::File(*file));
         }
+        for family in FAMILIES {
+            let path = family.directory();
+            let parent = tree.add_above(path);
+            tree.add(parent, path, Kind::Directory(Vec::new()));
+        }
         tree
+    }
+
+    /// Adds the directories above a path, and returns the id of the nearest.
+    fn add_above(&mut self, path: &'static str) -> u64 {
+        path.match_indices('/').fold(ROOT, |parent, (slash, _)| {
+            self.add(parent, &path[..slash], Kind::Directory(Vec::new()))
+        })
     }
 
     /// Adds a node unless it is there, and returns its id.
@@ -116,6 +128,12 @@ impl Tree {
         self.place(id).ok().map(|place| &self.nodes[place])
     }
 
+    /// The node at this path below the root.
+    #[must_use]
+    pub fn at(&self, path: &str) -> Option<&Node> {
+        self.node(node_id(path))
+    }
+
     /// All nodes, in no order that means something.
     #[must_use]
     pub fn nodes(&self) -> &[Node] {
@@ -136,37 +154,54 @@ impl Tree {
         }
     }
 
-    /// The attributes of a node: owned by root, read-only, and files have the size of a page, as
-    /// in `/sys`. In `/proc` the kernel shows no size at all, but since Linux 6.5 sendfile(2) and
-    /// splice(2) take a file of that size in FUSE for empty, and busybox `cat` uses them.
+    /// The attributes of a node, which are the same for everybody.
     #[must_use]
     pub fn attributes(&self, node: &Node) -> FileAttr {
-        let (perm, nlink, size) = match &node.kind {
-            Kind::Directory(children) => {
-                let directories = children
-                    .iter()
-                    .filter_map(|&id| self.node(id))
-                    .filter(|child| matches!(child.kind, Kind::Directory(_)));
-                (0o555, 2 + u32::try_from(directories.count()).unwrap_or(0), 0)
-            }
-            Kind::File(file) => (file.mode(), 1, PAGE as u64),
+        self.attributes_of(Entry::Fixed(node))
+    }
+
+    /// The attributes of an entry: owned by root, read-only, and files have the size of a page, as
+    /// in `/sys`. In `/proc` the kernel shows no size at all, but since Linux 6.5 sendfile(2) and
+    /// splice(2) take a file of that size in FUSE for empty, and busybox `cat` uses them.
+    pub(crate) fn attributes_of(&self, entry: Entry<'_>) -> FileAttr {
+        let kind = entry.file_type();
+        let (perm, size) = match kind {
+            FileType::Directory => (0o555, 0),
+            FileType::Symlink => (0o777, 0),
+            _ => (entry.mode(), PAGE as u64),
         };
         FileAttr {
-            ino: INodeNo(node.id),
+            ino: INodeNo(entry.id()),
             size,
             blocks: 0,
             atime: self.time,
             mtime: self.time,
             ctime: self.time,
             crtime: self.time,
-            kind: node.file_type(),
+            kind,
             perm,
-            nlink,
+            nlink: self.links(entry),
             uid: 0,
             gid: 0,
             rdev: 0,
             blksize: 4096,
             flags: 0,
+        }
+    }
+
+    /// How many directories name this one. One means "not counted": how many each caller sees in
+    /// the directory of a family, or of a member, is its own.
+    fn links(&self, entry: Entry<'_>) -> u32 {
+        match entry {
+            Entry::Fixed(Node { kind: Kind::Directory(children), path, .. })
+                if FAMILIES.iter().all(|family| family.directory() != *path) =>
+            {
+                let children = children.iter().filter_map(|&id| self.node(id));
+                let directories =
+                    children.filter(|child| matches!(child.kind, Kind::Directory(_))).count();
+                2 + u32::try_from(directories).unwrap_or(0)
+            }
+            _ => 1,
         }
     }
 }
@@ -182,6 +217,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+    use crate::families::FIRST_ID;
 
     #[test]
     fn ids_are_unique_and_fixed() {
@@ -190,7 +226,7 @@ mod tests {
         assert_eq!(ids.len(), tree.nodes().len());
         let paths: HashSet<_> = tree.nodes().iter().map(|node| node.path).collect();
         assert_eq!(paths.len(), tree.nodes().len());
-        assert!(tree.nodes().iter().all(|node| node.id > 0 && u32::try_from(node.id).is_ok()));
+        assert!(tree.nodes().iter().all(|node| node.id > 0 && node.id < FIRST_ID));
         // The kernel remembers ids across takeovers: these may never change.
         assert_eq!(node_id(""), 1);
         assert_eq!(node_id("proc/meminfo"), 0x48BF_E409);
@@ -230,9 +266,10 @@ mod tests {
     #[test]
     fn everything_is_readable_and_files_have_a_size() {
         let tree = Tree::new();
-        let of = |path: &str| tree.attributes(tree.node(node_id(path)).unwrap());
+        let of = |path: &str| tree.attributes(tree.at(path).unwrap());
         assert_eq!((of("proc/meminfo").perm, of("proc/meminfo").size), (0o444, 4096));
         assert_eq!(of("sys/devices/system/cpu/online").size, 4096);
-        assert_eq!((of("").perm, of("").nlink, of("proc").nlink), (0o555, 4, 3));
+        assert_eq!((of("").perm, of("").nlink), (0o555, 4));
+        assert_eq!(of("sys/devices/system/cpu").nlink, 1, "each caller sees its own number");
     }
 }

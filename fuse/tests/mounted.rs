@@ -70,7 +70,8 @@ impl Views for Stuck {
 #[test]
 fn predecessor() {
     let Some(path) = std::env::var_os(SERVE_AT) else { return };
-    let views = Stuck { view: Arc::new(container::view()), left: AtomicU64::new(2) };
+    // Two files: each is asked for by LOOKUP, which may have to tell its size, and by OPEN.
+    let views = Stuck { view: Arc::new(container::view()), left: AtomicU64::new(4) };
     let overlay = Overlay::mount(MountOptions::new(path), Arc::new(views)).unwrap();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut descriptors = SendAncillaryBuffer::new(&mut space);
@@ -121,7 +122,7 @@ fn mount_fixed(path: &Path) -> Result<Overlay, Error> {
 fn mounts_serves_and_ends() {
     let place = Place::new();
     let overlay = mount_fixed(&place.overlay()).unwrap();
-    for path in ambit_fuse::bind_points() {
+    for path in ambit_fuse::FILES.iter().map(|file| file.describe().path) {
         let text = fs::read_to_string(overlay.path().join(path)).unwrap();
         assert!(text.ends_with('\n'), "{path}");
     }
@@ -129,7 +130,14 @@ fn mounts_serves_and_ends() {
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
         .collect();
-    assert_eq!(names, ["online"]);
+    let lists = ["online", "possible", "present", "offline", "isolated", "kernel_max"];
+    assert_eq!(names[..6], lists);
+    assert_eq!(names[6..], ["cpu0", "cpu2"], "the processors of this container");
+    let cpu = overlay.path().join("sys/devices/system/cpu");
+    assert!(fs::metadata(cpu.join("cpu2")).unwrap().is_dir());
+    for hidden in ["cpu1", "cpu02", "cpufreq", "vulnerabilities", "uevent"] {
+        assert!(!fs::exists(cpu.join(hidden)).unwrap(), "{hidden}");
+    }
     let write = File::options().write(true).open(overlay.path().join("proc/meminfo"));
     assert_eq!(write.unwrap_err().kind(), std::io::ErrorKind::ReadOnlyFilesystem);
     let path = overlay.path().to_owned();

@@ -119,6 +119,14 @@ impl CpuSet {
         })
     }
 
+    /// The set in the kernel's mask format: hexadecimal, a comma after every 32 bits, and as
+    /// many digits as the kernel prints for this machine, or more where the set needs them.
+    #[must_use]
+    pub fn mask(&self, digits: usize) -> impl fmt::Display + '_ {
+        let needed = self.iter().last().map_or(1, |last| last as usize / 4 + 1);
+        Mask { set: self, digits: digits.max(needed) }
+    }
+
     fn trimmed(mut self) -> Self {
         while self.words.last() == Some(&0) {
             self.words.pop();
@@ -143,6 +151,24 @@ impl fmt::Display for CpuSet {
                 write!(f, "{comma}{first}")?;
             } else {
                 write!(f, "{comma}{first}-{last}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Mask<'s> {
+    set: &'s CpuSet,
+    digits: usize,
+}
+
+impl fmt::Display for Mask<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for digit in (0..self.digits).rev() {
+            let word = self.set.words.get(digit / 16).copied().unwrap_or(0);
+            write!(f, "{:x}", word >> (digit % 16 * 4) & 0xF)?;
+            if digit > 0 && digit % 8 == 0 {
+                f.write_str(",")?;
             }
         }
         Ok(())
@@ -181,6 +207,16 @@ mod tests {
         for bad in ["a", "1-", "-1", "3-1", "1,,2", "0-99999999", "1 2", "70000"] {
             assert_eq!(CpuSet::parse(bad.as_bytes()), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn masks_have_the_digits_of_the_machine() {
+        let set = CpuSet::parse(b"0-3,8,33").unwrap();
+        assert_eq!(set.mask(10).to_string(), "02,0000010f");
+        assert_eq!(set.mask(1).to_string(), "2,0000010f");
+        assert_eq!(CpuSet::first(2).mask(1).to_string(), "3");
+        assert_eq!(CpuSet::new().mask(16).to_string(), "00000000,00000000");
+        assert_eq!(CpuSet::parse(b"64").unwrap().mask(17).to_string(), "1,00000000,00000000");
     }
 
     #[test]

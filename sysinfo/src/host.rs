@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use crate::cpuset::CpuSet;
 use crate::scan;
+use crate::topology::Topology;
 
 /// One snapshot of the machine.
 #[derive(Clone, Default)]
@@ -26,6 +27,8 @@ pub struct Host {
     pub online: CpuSet,
     /// `btime` of `/proc/stat`: seconds since the epoch.
     pub boot_time: u64,
+    /// How processors and memory are arranged.
+    pub topology: Arc<Topology>,
     /// Where the kernel's own text is read for callers that belong to no container.
     pub raw: Option<Arc<dyn RawFiles>>,
 }
@@ -74,6 +77,7 @@ impl Host {
                 .find_map(|line| scan::decimal(line.strip_prefix(b"btime ")?))
                 .unwrap_or(0),
             meminfo,
+            topology: Arc::default(),
             raw: None,
         }
     }

@@ -16,6 +16,7 @@ use crate::clock;
 use crate::host::{Host, HostTexts, RawFiles};
 use crate::kernel_file::read_to_end;
 use crate::procfs::Procfs;
+use crate::topology::Topology;
 
 /// Memory and the list of online processors.
 const SHORT: u64 = 200_000_000;
@@ -112,6 +113,11 @@ impl HostFiles {
         if host.online.is_empty() {
             host.online = host.cpuinfo.blocks().map(|(cpu, _)| cpu).collect();
         }
+        host.topology = if texts.online != texts.online_before {
+            Arc::new(Topology::read(self.raw.sys.as_fd()))
+        } else {
+            last.topology.clone()
+        };
         host.raw = Some(self.raw.clone());
         self.snapshot.store(Arc::new(host));
         self.taken.store(now, Ordering::Release);
@@ -145,6 +151,8 @@ mod tests {
         let host = files.snapshot();
         assert!(host.memory_total > 0 && !host.online.is_empty() && host.boot_time > 0);
         assert_eq!(host.cpuinfo.blocks().count(), host.online.len());
+        assert!(host.online.iter().all(|cpu| host.topology.cpu(cpu).is_some()));
+        assert!(Arc::ptr_eq(&host.topology, &files.snapshot().topology), "read once");
         let mut text = Vec::new();
         host.raw.as_ref().unwrap().read("proc/meminfo", &mut text).unwrap();
         assert!(text.starts_with(b"MemTotal:"));

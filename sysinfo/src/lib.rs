@@ -33,6 +33,7 @@ pub mod source;
 mod steady;
 pub mod sysinfo;
 mod tasks;
+pub mod topology;
 pub mod view;
 
 use std::sync::Arc;
@@ -45,6 +46,7 @@ pub use host::{Host, HostTexts};
 pub use limit::Limit;
 pub use namespace_init::AskKernel;
 pub use shared::Options;
+pub use topology::Topology;
 pub use view::View;
 
 /// Answers the one question front ends ask: which numbers does the container of this thread

@@ -60,6 +60,15 @@ fn row(label: &str, value: u64, kib: bool, out: &mut Text) {
     out.newline();
 }
 
+/// The container's number of a line in KiB, for the `meminfo` of memory nodes; `None` for what
+/// shows nothing of the container.
+pub(crate) fn number(label: &str, view: &View) -> Option<u64> {
+    LINES.iter().find(|line| line.0 == label).and_then(|line| match line.1 {
+        Kib(number) => Some(number(view)),
+        Fact => None,
+    })
+}
+
 /// Where the number of a line comes from.
 enum Value {
     /// The container's number in KiB.

@@ -2,7 +2,7 @@
 
 use crate::overlay::OverlayFile;
 
-pub mod cpu_online;
+pub mod cpu_lists;
 pub mod cpuinfo;
 pub mod diskstats;
 pub mod interrupts;
@@ -36,7 +36,12 @@ pub static FILES: &[&dyn OverlayFile] = &[
     &pressure::Pressure::Cpu,
     &pressure::Pressure::Io,
     &pressure::Pressure::Memory,
-    &cpu_online::CpuOnline,
+    &cpu_lists::ONLINE,
+    &cpu_lists::POSSIBLE,
+    &cpu_lists::PRESENT,
+    &cpu_lists::OFFLINE,
+    &cpu_lists::ISOLATED,
+    &cpu_lists::KERNEL_MAX,
 ];
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 pub const LOOKUP: u32 = 1;
 pub const FORGET: u32 = 2;
 pub const GETATTR: u32 = 3;
+pub const READLINK: u32 = 5;
 pub const OPEN: u32 = 14;
 pub const READ: u32 = 15;
 pub const STATFS: u32 = 17;
@@ -179,17 +180,37 @@ impl Kernel {
         if error == 0 { Ok(body) } else { Err(error) }
     }
 
+    /// Looks up a name of the fixed tree, which may be remembered.
     pub fn lookup(&mut self, parent: u64, name: &str) -> Result<Attr, i32> {
+        let (attr, name_holds) = self.lookup_any(parent, name)?;
+        assert!(name_holds > 300 * 86_400, "{name}");
+        Ok(attr)
+    }
+
+    /// Looks up a name that is the caller's own, which must not be remembered.
+    pub fn lookup_own(&mut self, parent: u64, name: &str) -> Result<Attr, i32> {
+        let (attr, name_holds) = self.lookup_any(parent, name)?;
+        assert_eq!(name_holds, 0, "{name}");
+        Ok(attr)
+    }
+
+    /// Attributes, and seconds for which the name holds.
+    fn lookup_any(&mut self, parent: u64, name: &str) -> Result<(Attr, u64), i32> {
         let mut body = name.as_bytes().to_vec();
         body.push(0);
         let entry = self.call(LOOKUP, parent, &body)?;
         assert_eq!(entry.len(), 128);
         // The size of a long file is the reader's own and holds for no time.
-        let (name, attributes) = (u64_at(&entry, 16), u64_at(&entry, 24));
-        assert!(name > 300 * 86_400 && (attributes == 0 || attributes > 300 * 86_400));
+        assert!(u64_at(&entry, 24) == 0 || u64_at(&entry, 24) > 300 * 86_400);
+        assert_eq!(u32_at(&entry, 32), 0, "no part of a second");
         let attr = attr(&entry[40..]);
         assert_eq!(attr.ino, u64_at(&entry, 0));
-        Ok(attr)
+        Ok((attr, u64_at(&entry, 16)))
+    }
+
+    /// The target of a link.
+    pub fn readlink(&mut self, node: u64) -> Result<String, i32> {
+        self.call(READLINK, node, &[]).map(|target| String::from_utf8(target).unwrap())
     }
 
     /// Walks a path from the root.
@@ -197,7 +218,7 @@ impl Kernel {
         let mut found = Err(ENOENT);
         let mut at = 1;
         for name in path.split('/') {
-            let attr = self.lookup(at, name)?;
+            let (attr, _) = self.lookup_any(at, name)?;
             at = attr.ino;
             found = Ok(attr);
         }

@@ -13,6 +13,7 @@ use kernel::{
 
 #[path = "../fixtures/container.rs"]
 mod container;
+mod families;
 mod kernel;
 
 /// A container of one MiB per thread id; every view is newer than the one before.
@@ -39,7 +40,7 @@ fn start() -> (Kernel, ambit_fuse::Overlay) {
 #[test]
 fn every_file_is_found_read_and_closed() {
     let (mut kernel, overlay) = start();
-    for path in bind_points() {
+    for path in FILES.iter().map(|file| file.describe().path) {
         let attr = kernel.walk(path).unwrap();
         let mode = if path == "proc/slabinfo" { 0o100_400 } else { 0o100_444 };
         assert_eq!((attr.mode, attr.uid, attr.gid), (mode, 0, 0), "{path}");

@@ -21,7 +21,7 @@ pub(crate) const FILES: &[&str] = &[
     "proc/uptime",
     "proc/loadavg",
     "proc/swaps",
-    "sys/devices/system/cpu/online",
+    "sys/devices/system/cpu",
 ];
 
 /// What a container of an engine is given.

@@ -1,0 +1,177 @@
+//! What a directory holds for a caller: the fixed tree, and the members of families.
+//!
+//! Nothing is remembered between requests: an id tells what it means, and whether the caller may
+//! see it is asked anew each time.
+
+use std::borrow::Cow;
+
+use ambit_sysinfo::View;
+use fuser::{Errno, FileType};
+
+use crate::families::{FAMILIES, Member, Shape};
+use crate::overlay::EVERYBODY;
+use crate::service::Service;
+use crate::text::Text;
+use crate::tree::{Kind, Node};
+
+/// Something that a caller can name.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Entry<'t> {
+    /// A directory or file that is there for everybody.
+    Fixed(&'t Node),
+    /// A member of a family that this caller is shown.
+    Member(Member, Shape),
+}
+
+impl Entry<'_> {
+    /// Its node id.
+    pub(crate) fn id(&self) -> u64 {
+        match self {
+            Self::Fixed(node) => node.id,
+            Self::Member(member, _) => member.id(),
+        }
+    }
+
+    /// The type that listings and attributes show.
+    pub(crate) fn file_type(&self) -> FileType {
+        match self {
+            Self::Fixed(node) => node.file_type(),
+            Self::Member(_, Shape::Directory) => FileType::Directory,
+            Self::Member(_, Shape::File) => FileType::RegularFile,
+            Self::Member(_, Shape::Link) => FileType::Symlink,
+        }
+    }
+
+    /// The permissions of a file.
+    pub(crate) fn mode(&self) -> u16 {
+        match self {
+            Self::Fixed(Node { kind: Kind::File(file), .. }) => file.mode(),
+            _ => EVERYBODY,
+        }
+    }
+}
+
+/// One entry of a listing.
+#[derive(Debug)]
+pub(crate) struct Listed<'t> {
+    /// Where the next request goes on. It belongs to the entry, not to its place in the list:
+    /// processors that come or go between two requests move nothing.
+    pub(crate) next: u64,
+    pub(crate) entry: Entry<'t>,
+    pub(crate) name: Cow<'static, str>,
+}
+
+/// Offsets of members; fixed entries have small ones.
+const FIRST_MEMBER: u64 = 1 << 32;
+
+impl Service {
+    /// What an id means to a thread.
+    pub(crate) fn entry(&self, id: u64, thread: u32) -> Result<Entry<'_>, Errno> {
+        if let Some(node) = self.tree.node(id) {
+            return Ok(Entry::Fixed(node));
+        }
+        let member = Member::of_id(id).ok_or(Errno::ENOENT)?;
+        shown(member, &*self.view(thread)?).ok_or(Errno::ENOENT)
+    }
+
+    /// What a directory holds under this name for a thread.
+    pub(crate) fn child(
+        &self,
+        directory: u64,
+        name: &[u8],
+        thread: u32,
+    ) -> Result<Entry<'_>, Errno> {
+        if let Some(node) = self.tree.child(directory, name) {
+            return Ok(Entry::Fixed(node));
+        }
+        let found = match self.tree.node(directory) {
+            Some(node) if has_family(node) => {
+                let view = self.view(thread)?;
+                let found = Member::find_in(node.path, &view, name);
+                found.and_then(|member| shown(member, &view))
+            }
+            Some(_) => None,
+            None => match self.entry(directory, thread)? {
+                Entry::Member(above, Shape::Directory) => {
+                    let view = self.view(thread)?;
+                    above.find(&view, name).and_then(|member| shown(member, &view))
+                }
+                _ => None,
+            },
+        };
+        found.ok_or(Errno::ENOENT)
+    }
+
+    /// `.`, `..` and what the directory holds for a thread, from an offset on. Errs for what is
+    /// no directory.
+    pub(crate) fn list(
+        &self,
+        directory: u64,
+        offset: u64,
+        thread: u32,
+    ) -> Result<Vec<Listed<'_>>, Errno> {
+        let this = self.entry(directory, thread)?;
+        let (above, fixed, members, view) = match this {
+            Entry::Fixed(node) => {
+                let Kind::Directory(_) = node.kind else { return Err(Errno::ENOTDIR) };
+                let above = self.tree.node(node.parent).map(Entry::Fixed);
+                let fixed: Vec<_> = self.tree.children(directory).into_iter().flatten().collect();
+                if has_family(node) {
+                    let view = self.view(thread)?;
+                    let members: Vec<_> = Member::all_in(node.path, &view).collect();
+                    (above, fixed, members, Some(view))
+                } else {
+                    (above, fixed, Vec::new(), None)
+                }
+            }
+            Entry::Member(member, Shape::Directory) => {
+                let view = self.view(thread)?;
+                let above = match member.parent() {
+                    Some(parent) => shown(parent, &view),
+                    None => self.tree.at(member.family.directory()).map(Entry::Fixed),
+                };
+                let members = member.members(&view).collect();
+                (above, Vec::new(), members, Some(view))
+            }
+            Entry::Member(..) => return Err(Errno::ENOTDIR),
+        };
+        let above = above.ok_or(Errno::ENOENT)?;
+        let dots = [(this, "."), (above, "..")].into_iter();
+        let fixed = dots.chain(fixed.into_iter().map(|node| (Entry::Fixed(node), node.name())));
+        let fixed = (1..).zip(fixed);
+        let fixed = fixed.map(|(next, (entry, name))| Listed { next, entry, name: name.into() });
+        let members = members.into_iter().filter_map(|member| {
+            let view = view.as_deref()?;
+            let next = FIRST_MEMBER + u64::from(member.number());
+            // Names cost more than numbers: none is made of what was listed before.
+            if next <= offset {
+                return None;
+            }
+            let mut name = Text::new();
+            member.name(view, &mut name);
+            let name = String::from_utf8_lossy(name.as_bytes()).into_owned();
+            Some(Listed { next, entry: shown(member, view)?, name: name.into() })
+        });
+        Ok(fixed.chain(members).filter(|listed| listed.next > offset).collect())
+    }
+
+    /// The target of a link.
+    pub(crate) fn target(&self, id: u64, thread: u32) -> Result<Text, Errno> {
+        match self.entry(id, thread)? {
+            Entry::Member(member, Shape::Link) => {
+                let mut target = Text::new();
+                member.render(&*self.view(thread)?, &mut target);
+                Ok(target)
+            }
+            _ => Err(Errno::EINVAL),
+        }
+    }
+}
+
+fn shown(member: Member, view: &View) -> Option<Entry<'static>> {
+    member.shape(view).map(|shape| Entry::Member(member, shape))
+}
+
+fn has_family(node: &Node) -> bool {
+    FAMILIES.iter().any(|family| family.directory() == node.path)
+}

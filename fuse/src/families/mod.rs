@@ -1,0 +1,218 @@
+//! Directories whose entries are the caller's own: `cpuN` and `nodeN`.
+//!
+//! The rest of the tree is the same for everybody and for ever; of a family, each caller is
+//! shown the members that its [`View`] has, and everything else does not exist for it. The
+//! kernel keeps names for all containers together, so nothing that is answered here may be
+//! remembered by name: `filesystem.rs` gives such entries no validity.
+//!
+//! A member is a number of 22 bits that its family gives a meaning, and node ids are made of it
+//! (`Member::id`): no table is needed to know what an id means, so that a successor understands
+//! its predecessor's. A new family is one new module and one line in [`FAMILIES`].
+
+mod cpus;
+mod node_meminfo;
+mod nodes;
+
+use std::fmt::{Debug, Write};
+
+use ambit_sysinfo::{CpuSet, View};
+
+use crate::overlay::Description;
+use crate::text::Text;
+
+/// All families. Their positions are part of node ids: new ones go to the end.
+pub static FAMILIES: &[&dyn Family] = &[&cpus::Cpus, &nodes::Nodes];
+
+/// What a member is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// A directory of other members.
+    Directory,
+    /// A file.
+    File,
+    /// A symbolic link.
+    Link,
+}
+
+/// A kind of directory that there is one of for each thing of the machine.
+pub trait Family: Sync + Debug {
+    /// Where the members are and what they show; the path has `N` for the number.
+    fn describe(&self) -> Description;
+
+    /// The directory of the tree that the members are in.
+    fn directory(&self) -> &'static str;
+
+    /// What a member is; `None` when the caller is not shown it.
+    fn shape(&self, view: &View, member: u32) -> Option<Shape>;
+
+    /// The member that a member is in; `None` for those directly in [`Self::directory`].
+    fn parent(&self, member: u32) -> Option<u32>;
+
+    /// What a directory (`None`: the family's own) holds for the caller, in ascending order.
+    fn members(&self, view: &View, directory: Option<u32>) -> Vec<u32>;
+
+    /// Writes the last component of a member's path.
+    fn name(&self, view: &View, member: u32, out: &mut Text);
+
+    /// Writes a file, or the target of a link, as the caller sees it. Only for members that have
+    /// a shape.
+    fn render(&self, view: &View, member: u32, out: &mut Text);
+
+    /// What a directory holds under this name for the caller.
+    fn find(&self, view: &View, directory: Option<u32>, name: &[u8]) -> Option<u32> {
+        let mut text = Text::new();
+        self.members(view, directory).into_iter().find(|&member| {
+            text.clear();
+            self.name(view, member, &mut text);
+            text.as_bytes() == name
+        })
+    }
+}
+
+/// One member of one family.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Member {
+    pub(crate) family: &'static dyn Family,
+    number: u32,
+}
+
+/// Ids from here on are members'; those of the fixed tree stay below.
+pub(crate) const FIRST_ID: u64 = 0xFF00_0000;
+const MEMBER_BITS: u32 = 22;
+
+impl Member {
+    /// The member that a node id means.
+    pub(crate) fn of_id(id: u64) -> Option<Self> {
+        let id = u32::try_from(id.checked_sub(FIRST_ID)?).ok()?;
+        let family = FAMILIES.get((id >> MEMBER_BITS) as usize)?;
+        Some(Self { family: *family, number: id & ((1 << MEMBER_BITS) - 1) })
+    }
+
+    /// Its node id.
+    pub(crate) fn id(self) -> u64 {
+        let about = self.family.describe().path;
+        let place = FAMILIES.iter().position(|family| family.describe().path == about);
+        FIRST_ID + ((place.unwrap_or(0) as u64) << MEMBER_BITS) + u64::from(self.number)
+    }
+
+    /// The order of listings.
+    pub(crate) fn number(self) -> u32 {
+        self.number
+    }
+
+    /// What it is for this caller.
+    pub(crate) fn shape(self, view: &View) -> Option<Shape> {
+        self.family.shape(view, self.number)
+    }
+
+    /// The member it is in; `None` when it is directly in its family's directory.
+    pub(crate) fn parent(self) -> Option<Self> {
+        self.family.parent(self.number).map(|number| Self { number, ..self })
+    }
+
+    /// What it holds for this caller.
+    pub(crate) fn members(self, view: &View) -> impl Iterator<Item = Self> {
+        let members = self.family.members(view, Some(self.number)).into_iter();
+        members.map(move |number| Self { number, ..self })
+    }
+
+    /// What it holds under this name for this caller.
+    pub(crate) fn find(self, view: &View, name: &[u8]) -> Option<Self> {
+        let number = self.family.find(view, Some(self.number), name)?;
+        Some(Self { number, ..self })
+    }
+
+    /// What a directory of the tree holds for this caller besides its fixed files.
+    pub(crate) fn all_in(directory: &str, view: &View) -> impl Iterator<Item = Self> {
+        let family = FAMILIES.iter().find(|family| family.directory() == directory);
+        family.into_iter().flat_map(|&family| {
+            let members = family.members(view, None).into_iter();
+            members.map(move |number| Self { family, number })
+        })
+    }
+
+    /// What a directory of the tree holds under this name for this caller.
+    pub(crate) fn find_in(directory: &str, view: &View, name: &[u8]) -> Option<Self> {
+        let family = *FAMILIES.iter().find(|family| family.directory() == directory)?;
+        Some(Self { family, number: family.find(view, None, name)? })
+    }
+
+    /// Writes its name.
+    pub(crate) fn name(self, view: &View, out: &mut Text) {
+        self.family.name(view, self.number, out);
+    }
+
+    /// Writes its content or target.
+    pub(crate) fn render(self, view: &View, out: &mut Text) {
+        self.family.render(view, self.number, out);
+    }
+
+    /// Its path below the root of the overlay.
+    pub(crate) fn path(self, view: &View) -> String {
+        let mut parts = vec![self];
+        parts.extend(std::iter::successors(self.parent(), |member| member.parent()));
+        let mut path = Text::new();
+        path.put(self.family.directory());
+        for member in parts.into_iter().rev() {
+            path.byte(b'/');
+            member.name(view, &mut path);
+        }
+        String::from_utf8_lossy(path.as_bytes()).into_owned()
+    }
+}
+
+/// The number of a name such as `cpu12`, written as the kernel writes it.
+fn numbered(name: &[u8], prefix: &str) -> Option<u32> {
+    let digits = std::str::from_utf8(name.strip_prefix(prefix.as_bytes())?).ok()?;
+    let number: u32 = digits.parse().ok()?;
+    let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+    (plain && (digits.len() == 1 || !digits.starts_with('0'))).then_some(number)
+}
+
+/// A set as a list, without the end of the line.
+fn list(set: &CpuSet, out: &mut Text) {
+    // Writing to a `Text` cannot fail.
+    let _ = write!(out, "{set}");
+}
+
+/// A set as a mask, without the end of the line.
+fn mask(set: &CpuSet, view: &View, out: &mut Text) {
+    let topology = view.topology();
+    let digits = match topology.mask_digits {
+        0 => topology.cpus.last().map_or(1, |cpu| cpu.number as usize / 4 + 1),
+        digits => digits,
+    };
+    let _ = write!(out, "{}", set.mask(digits));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_and_members_are_inverse_and_never_change() {
+        for family in FAMILIES {
+            for number in [0, 1, (1 << MEMBER_BITS) - 1] {
+                let member = Member { family: *family, number };
+                let id = member.id();
+                assert!(id >= FIRST_ID && u32::try_from(id).is_ok());
+                let again = Member::of_id(id).unwrap();
+                assert_eq!((again.id(), again.number), (id, number));
+            }
+        }
+        assert!(Member::of_id(1).is_none() && Member::of_id(u64::MAX).is_none());
+        assert!(Member::of_id(FIRST_ID + ((FAMILIES.len() as u64) << MEMBER_BITS)).is_none());
+        // The kernel remembers ids across takeovers.
+        let places: Vec<_> = FAMILIES.iter().map(|family| family.describe().key).collect();
+        assert_eq!(places, ["cpu_directories", "node_directories"]);
+    }
+
+    #[test]
+    fn numbers_are_written_as_the_kernel_writes_them() {
+        assert_eq!(numbered(b"cpu0", "cpu"), Some(0));
+        assert_eq!(numbered(b"cpu12", "cpu"), Some(12));
+        for name in ["cpu", "cpu01", "cpu00", "cpu+1", "cpu-1", "cpu1x", "node1", "cpufreq"] {
+            assert_eq!(numbered(name.as_bytes(), "cpu"), None, "{name}");
+        }
+    }
+}

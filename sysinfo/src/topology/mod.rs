@@ -1,0 +1,192 @@
+//! How the machine's processors and memory are arranged: what `/sys/devices/system/cpu/cpuN` and
+//! `/sys/devices/system/node/nodeN` tell.
+//!
+//! A [`Topology`] holds facts of the machine, read once and again when processors come or go
+//! (`read.rs`). Which processors a container is shown is the [`View`]'s business: everything that
+//! names other processors or nodes is kept as a set, to be cut to the view (`shown.rs`), never as
+//! the kernel's text. Files that this kernel lacks are absent here.
+//!
+//! The positions of names in [`TOPOLOGY_FILES`], [`CACHE_FILES`], [`NODE_LISTS`] and [`NODE_FILES`]
+//! are part of node ids that the kernel remembers: new names go to the end.
+//!
+//! [`View`]: crate::View
+
+mod read;
+mod shown;
+
+use std::sync::Arc;
+
+use crate::cpuset::CpuSet;
+
+/// What a file of a processor holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// One value of this processor.
+    Value,
+    /// A list of processors.
+    List,
+    /// The mask of the same processors as the list of this name.
+    MaskOf(&'static str),
+}
+
+use Form::{List, MaskOf, Value};
+
+/// The files of `cpuN/topology`.
+pub const TOPOLOGY_FILES: &[(&str, Form)] = &[
+    ("physical_package_id", Value),
+    ("die_id", Value),
+    ("cluster_id", Value),
+    ("core_id", Value),
+    ("thread_siblings", MaskOf("thread_siblings_list")),
+    ("thread_siblings_list", List),
+    ("core_cpus", MaskOf("core_cpus_list")),
+    ("core_cpus_list", List),
+    ("cluster_cpus", MaskOf("cluster_cpus_list")),
+    ("cluster_cpus_list", List),
+    ("die_cpus", MaskOf("die_cpus_list")),
+    ("die_cpus_list", List),
+    ("core_siblings", MaskOf("core_siblings_list")),
+    ("core_siblings_list", List),
+    ("package_cpus", MaskOf("package_cpus_list")),
+    ("package_cpus_list", List),
+    // s390x
+    ("book_id", Value),
+    ("book_siblings", MaskOf("book_siblings_list")),
+    ("book_siblings_list", List),
+    ("drawer_id", Value),
+    ("drawer_siblings", MaskOf("drawer_siblings_list")),
+    ("drawer_siblings_list", List),
+];
+
+/// The files of `cpuN/cache/indexN`.
+pub const CACHE_FILES: &[(&str, Form)] = &[
+    ("level", Value),
+    ("type", Value),
+    ("size", Value),
+    ("coherency_line_size", Value),
+    ("number_of_sets", Value),
+    ("ways_of_associativity", Value),
+    ("physical_line_partition", Value),
+    ("id", Value),
+    ("shared_cpu_list", List),
+    ("shared_cpu_map", MaskOf("shared_cpu_list")),
+    ("allocation_policy", Value),
+    ("write_policy", Value),
+];
+
+/// The files of `/sys/devices/system/node` itself, each a list of nodes.
+pub const NODE_LISTS: &[&str] =
+    &["online", "possible", "has_cpu", "has_memory", "has_normal_memory", "has_generic_initiator"];
+
+/// The files of `nodeN`.
+pub const NODE_FILES: &[&str] = &["cpulist", "cpumap", "distance", "meminfo", "numastat"];
+
+/// The arrangement of one machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Topology {
+    /// The largest number that a processor can have under this kernel.
+    pub kernel_max: Option<u32>,
+    /// Hexadecimal digits of a mask of processors.
+    pub mask_digits: usize,
+    /// Processors that are present, by number.
+    pub cpus: Vec<CpuFacts>,
+    /// Memory nodes, by number; empty where the kernel knows none.
+    pub nodes: Vec<NodeFacts>,
+    /// Which of [`NODE_LISTS`] there are, by position, with the nodes they name.
+    pub node_lists: Vec<(usize, CpuSet)>,
+}
+
+/// One processor.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CpuFacts {
+    /// Its number.
+    pub number: u32,
+    /// The node it belongs to.
+    pub node: Option<u32>,
+    /// Can it be taken offline? Then it has a file `online`.
+    pub has_online: bool,
+    /// Which of [`TOPOLOGY_FILES`] it has, by position.
+    pub topology: Vec<(usize, Fact)>,
+    /// Its caches, by index.
+    pub caches: Vec<CacheFacts>,
+}
+
+/// One cache of a processor.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CacheFacts {
+    /// The number in `indexN`.
+    pub index: u32,
+    /// Which of [`CACHE_FILES`] it has, by position.
+    pub files: Vec<(usize, Fact)>,
+}
+
+/// What one file of a processor tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fact {
+    /// A value, without the end of its line.
+    Value(Box<str>),
+    /// Processors, printed as a list.
+    List(Arc<CpuSet>),
+    /// Processors, printed as a mask.
+    Mask(Arc<CpuSet>),
+}
+
+/// One memory node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// Its number.
+    pub number: u32,
+    /// Its processors.
+    pub cpus: CpuSet,
+    /// Its memory in KiB.
+    pub memory: u64,
+    /// Which of [`NODE_FILES`] it has, by position.
+    pub files: Vec<usize>,
+    /// Distances to the nodes of the machine, with the numbers of those.
+    pub distances: Vec<(u32, u64)>,
+    /// The lines of its `meminfo`.
+    pub meminfo: Vec<NodeLine>,
+    /// The labels of its `numastat`.
+    pub numastat: Vec<Box<str>>,
+}
+
+/// The layout of one line of a node's `meminfo`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeLine {
+    /// Such as `MemTotal`.
+    pub label: Box<str>,
+    /// Columns from the colon to the end of a number that is not too long for them.
+    pub width: usize,
+    /// Does the line end in `kB`?
+    pub kib: bool,
+}
+
+impl Topology {
+    /// What is known of a processor.
+    #[must_use]
+    pub fn cpu(&self, number: u32) -> Option<&CpuFacts> {
+        let place = self.cpus.binary_search_by_key(&number, |cpu| cpu.number).ok()?;
+        self.cpus.get(place)
+    }
+
+    /// What is known of a node.
+    #[must_use]
+    pub fn node(&self, number: u32) -> Option<&NodeFacts> {
+        let place = self.nodes.binary_search_by_key(&number, |node| node.number).ok()?;
+        self.nodes.get(place)
+    }
+}
+
+impl CpuFacts {
+    /// A cache by its index.
+    #[must_use]
+    pub fn cache(&self, index: u32) -> Option<&CacheFacts> {
+        self.caches.iter().find(|cache| cache.index == index)
+    }
+}
+
+/// What a list of files has at a position of its table of names.
+#[must_use]
+pub fn fact(files: &[(usize, Fact)], position: usize) -> Option<&Fact> {
+    files.iter().find(|(at, _)| *at == position).map(|(_, fact)| fact)
+}

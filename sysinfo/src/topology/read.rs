@@ -1,0 +1,177 @@
+//! Reads the arrangement below a descriptor of `/sys` that was opened before any overlay could
+//! cover it.
+//!
+//! Masks are not read: each has a list of the same processors beside it. Sets that are equal are
+//! kept once: on a large machine nearly all of them are.
+
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+
+use super::{
+    CACHE_FILES, CacheFacts, CpuFacts, Fact, Form, NODE_FILES, NODE_LISTS, NodeFacts, NodeLine,
+    TOPOLOGY_FILES, Topology,
+};
+use crate::cpuset::CpuSet;
+use crate::kernel_file::read_to_end;
+use crate::scan;
+
+const CPU: &str = "devices/system/cpu";
+const NODE: &str = "devices/system/node";
+
+impl Topology {
+    /// Reads the arrangement of the machine whose `/sys` this is. What cannot be read is absent.
+    #[must_use]
+    pub fn read(sys: BorrowedFd<'_>) -> Self {
+        let mut reader = Reader { sys, text: Vec::new(), sets: HashMap::new() };
+        let node_lists = NODE_LISTS.iter().enumerate().filter_map(|(at, name)| {
+            let set = CpuSet::parse(reader.text(&format!("{NODE}/{name}"))?)?;
+            Some((at, set))
+        });
+        let node_lists: Vec<_> = node_lists.collect();
+        let online: Vec<u32> = match node_lists.first() {
+            Some((0, set)) => set.iter().collect(),
+            _ => Vec::new(),
+        };
+        let nodes = reader.numbered(NODE, "node");
+        let nodes: Vec<_> = nodes.into_iter().map(|number| reader.node(number, &online)).collect();
+        let mut home = HashMap::new();
+        for node in &nodes {
+            home.extend(node.cpus.iter().map(|cpu| (cpu, node.number)));
+        }
+        let cpus = reader.numbered(CPU, "cpu");
+        let cpus: Vec<_> =
+            cpus.into_iter().map(|number| reader.cpu(number, home.get(&number).copied())).collect();
+        let mask_digits = reader.mask_digits(&cpus);
+        let kernel_max = reader.text(&format!("{CPU}/kernel_max")).and_then(scan::decimal);
+        let kernel_max = kernel_max.and_then(|max| u32::try_from(max).ok());
+        Self { kernel_max, mask_digits, cpus, nodes, node_lists }
+    }
+}
+
+struct Reader<'s> {
+    sys: BorrowedFd<'s>,
+    text: Vec<u8>,
+    sets: HashMap<CpuSet, Arc<CpuSet>>,
+}
+
+impl Reader<'_> {
+    fn text(&mut self, path: &str) -> Option<&[u8]> {
+        self.text.clear();
+        read_to_end(self.sys, path, &mut self.text).ok()?;
+        Some(&self.text)
+    }
+
+    fn names(&self, path: &str) -> BTreeSet<String> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let listed = rustix::fs::openat(self.sys, path, flags, Mode::empty());
+        let Ok(entries) = listed.and_then(rustix::fs::Dir::new) else { return BTreeSet::new() };
+        let names = entries.filter_map(|entry| Some(entry.ok()?.file_name().to_str().ok()?.into()));
+        names.collect()
+    }
+
+    /// The numbers of the entries `<prefix>N`, in order.
+    fn numbered(&self, path: &str, prefix: &str) -> BTreeSet<u32> {
+        let names = self.names(path);
+        let number = |name: &String| {
+            let digits = name.strip_prefix(prefix)?;
+            digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
+        };
+        names.iter().filter_map(number).filter(|&number| number <= CpuSet::MAX).collect()
+    }
+
+    fn cpu(&mut self, number: u32, node: Option<u32>) -> CpuFacts {
+        let path = format!("{CPU}/cpu{number}");
+        let indexes = self.numbered(&format!("{path}/cache"), "index");
+        CpuFacts {
+            number,
+            node,
+            has_online: self.names(&path).contains("online"),
+            topology: self.facts(&format!("{path}/topology"), TOPOLOGY_FILES),
+            caches: indexes
+                .into_iter()
+                .map(|index| CacheFacts {
+                    index,
+                    files: self.facts(&format!("{path}/cache/index{index}"), CACHE_FILES),
+                })
+                .collect(),
+        }
+    }
+
+    fn facts(&mut self, path: &str, files: &[(&str, Form)]) -> Vec<(usize, Fact)> {
+        let names = self.names(path);
+        let there = files.iter().enumerate().filter(|(_, (name, _))| names.contains(*name));
+        let read = |(at, &(name, form)): (usize, &(&str, Form))| {
+            let fact = match form {
+                Form::Value => {
+                    let text = self.text(&format!("{path}/{name}"))?;
+                    Fact::Value(std::str::from_utf8(text).ok()?.trim_end().into())
+                }
+                Form::List => Fact::List(self.set(&format!("{path}/{name}"))?),
+                Form::MaskOf(list) => Fact::Mask(self.set(&format!("{path}/{list}"))?),
+            };
+            Some((at, fact))
+        };
+        there.filter_map(read).collect()
+    }
+
+    fn set(&mut self, path: &str) -> Option<Arc<CpuSet>> {
+        let set = CpuSet::parse(self.text(path)?)?;
+        Some(Arc::clone(self.sets.entry(set.clone()).or_insert_with(|| Arc::new(set))))
+    }
+
+    /// How many digits the kernel gives a mask here: a mask is needed to know.
+    fn mask_digits(&mut self, cpus: &[CpuFacts]) -> usize {
+        let digits = cpus.iter().find_map(|cpu| {
+            let mask = self.text(&format!("{CPU}/cpu{}/topology/thread_siblings", cpu.number))?;
+            Some(mask.iter().filter(|byte| byte.is_ascii_hexdigit()).count())
+        });
+        digits.unwrap_or(0)
+    }
+
+    fn node(&mut self, number: u32, online: &[u32]) -> NodeFacts {
+        let path = format!("{NODE}/node{number}");
+        let names = self.names(&path);
+        let files = NODE_FILES.iter().enumerate().filter(|(_, name)| names.contains(**name));
+        let mut facts =
+            NodeFacts { number, files: files.map(|(at, _)| at).collect(), ..NodeFacts::default() };
+        if let Some(set) = self.text(&format!("{path}/cpulist")).and_then(CpuSet::parse) {
+            facts.cpus = set;
+        }
+        if let Some(row) = self.text(&format!("{path}/distance")) {
+            let row = row.split(u8::is_ascii_whitespace).filter_map(scan::decimal);
+            // The kernel prints a column for each node that is online.
+            facts.distances = online.iter().copied().zip(row).collect();
+        }
+        if let Some(text) = self.text(&format!("{path}/meminfo")) {
+            for (line, value) in scan::lines(text).filter_map(meminfo_line) {
+                if &*line.label == "MemTotal" {
+                    facts.memory = value;
+                }
+                facts.meminfo.push(line);
+            }
+        }
+        if let Some(text) = self.text(&format!("{path}/numastat")) {
+            let label = |line| std::str::from_utf8(line).ok()?.split(' ').next().map(Into::into);
+            facts.numastat = scan::lines(text).filter_map(label).collect();
+        }
+        facts
+    }
+}
+
+/// The layout and the number of `Node 0 MemTotal:       17262796 kB` (`drivers/base/node.c`
+/// prints numbers of KiB in 8 columns and others in 5; longer ones push the line's end).
+fn meminfo_line(line: &[u8]) -> Option<(NodeLine, u64)> {
+    let line = std::str::from_utf8(line).ok()?;
+    let (head, rest) = line.split_once(':')?;
+    let label = head.strip_prefix("Node ")?.split_once(' ')?.1;
+    let digits = rest.trim_start();
+    let blanks = rest.len() - digits.len();
+    let count = digits.bytes().take_while(u8::is_ascii_digit).count();
+    let kib = digits.ends_with("kB");
+    let columns = if kib { 8 } else { 5 };
+    let line = NodeLine { label: label.into(), width: blanks + count.min(columns), kib };
+    Some((line, scan::decimal(digits.as_bytes())?))
+}

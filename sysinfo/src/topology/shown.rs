@@ -1,0 +1,83 @@
+//! What of the machine's arrangement one view shows.
+//!
+//! A node is shown when one of its processors is. The memory of a container is divided among the
+//! shown nodes by their share of the machine's memory, without a remainder: the nodes add up to
+//! what `/proc/meminfo` shows.
+
+use super::{CpuFacts, NodeFacts, Topology};
+use crate::cpuset::CpuSet;
+use crate::view::{Origin, View};
+
+impl View {
+    /// How the machine is arranged.
+    #[must_use]
+    pub fn topology(&self) -> &Topology {
+        &self.host.topology
+    }
+
+    /// Is this processor shown? The machine itself is shown also those that are offline.
+    #[must_use]
+    pub fn shows_cpu(&self, cpu: u32) -> bool {
+        let is_host = self.origin == Origin::Host;
+        self.cpu.online.contains(cpu) || (is_host && self.topology().cpu(cpu).is_some())
+    }
+
+    /// The processors that have a directory.
+    #[must_use]
+    pub fn shown_cpus(&self) -> CpuSet {
+        match self.origin {
+            Origin::Container => self.cpu.online.clone(),
+            Origin::Host => {
+                let present = self.topology().cpus.iter().map(|cpu| cpu.number);
+                present.chain(self.cpu.online.iter()).collect()
+            }
+        }
+    }
+
+    /// What is known of a shown processor.
+    #[must_use]
+    pub fn cpu_facts(&self, cpu: u32) -> Option<&CpuFacts> {
+        self.topology().cpu(cpu).filter(|_| self.shows_cpu(cpu))
+    }
+
+    /// Of these processors, those that are shown.
+    #[must_use]
+    pub fn shown_of(&self, cpus: &CpuSet) -> CpuSet {
+        cpus.intersection(&self.cpu.online)
+    }
+
+    /// The nodes that are shown, by number.
+    pub fn shown_nodes(&self) -> impl Iterator<Item = &NodeFacts> {
+        self.topology().nodes.iter().filter(|node| {
+            self.origin == Origin::Host || node.cpus.iter().any(|cpu| self.cpu.online.contains(cpu))
+        })
+    }
+
+    /// What is known of a shown node.
+    #[must_use]
+    pub fn node_facts(&self, node: u32) -> Option<&NodeFacts> {
+        self.shown_nodes().find(|facts| facts.number == node)
+    }
+
+    /// The part of a number of the container that belongs to a node. The parts of all shown nodes
+    /// add up to the number.
+    #[must_use]
+    pub fn part_of(&self, node: u32, number: u64) -> u64 {
+        let weights = || self.shown_nodes().map(|facts| (facts.number, u128::from(facts.memory)));
+        // Nodes without any memory share alike.
+        let blank = weights().all(|(_, weight)| weight == 0);
+        let weights = || weights().map(|(number, weight)| (number, weight + u128::from(blank)));
+        let all: u128 = weights().map(|(_, weight)| weight).sum();
+        if all == 0 || !weights().any(|(number, _)| number == node) {
+            return 0;
+        }
+        let upto = |last: bool| {
+            let before: u128 = weights()
+                .filter(|&(other, _)| other < node || (last && other == node))
+                .map(|(_, weight)| weight)
+                .sum();
+            u128::from(number) * before / all
+        };
+        u64::try_from(upto(true) - upto(false)).unwrap_or(u64::MAX)
+    }
+}
