@@ -40,6 +40,9 @@ impl Server {
         raise_descriptor_limit();
         let accounting = Accounting::start(Options {
             cpu_policy: config.overlay.cpu_view.into(),
+            memory_limit: config.overlay.memory_limit.into(),
+            swap: config.overlay.swap.into(),
+            boot_time: config.overlay.btime.into(),
             ask_kernel: |namespace| {
                 let pid = sys::pid_in_namespace::pid_from_namespace(namespace, 1)?;
                 u32::try_from(pid).map_err(std::io::Error::other)
