@@ -20,6 +20,8 @@ use crate::tree::{Kind, Tree};
 pub(crate) struct Service {
     pub(crate) tree: Tree,
     pub(crate) counters: Arc<Counters>,
+    /// Paths of files that everybody sees as the machine has them.
+    pub(crate) passed: &'static [&'static str],
     views: Arc<dyn Views>,
     handles: Handles,
 }
@@ -31,7 +33,13 @@ thread_local! {
 
 impl Service {
     pub(crate) fn new(views: Arc<dyn Views>) -> Self {
-        Self { tree: Tree::new(), counters: Arc::default(), views, handles: Handles::new() }
+        Self {
+            tree: Tree::new(),
+            counters: Arc::default(),
+            passed: &[],
+            views,
+            handles: Handles::new(),
+        }
     }
 
     fn file(&self, node: u64) -> Result<&'static dyn OverlayFile, Errno> {
@@ -101,18 +109,17 @@ impl Service {
     }
 
     fn render(&self, file: &dyn OverlayFile, thread: u32, text: &mut Text) -> Result<(), Errno> {
-        let rendered =
-            self.views.view(thread).map_err(|error| errno(&error)).and_then(|view| {
-                match (view.origin, &view.host.raw) {
-                    (Origin::Host, Some(raw)) => {
-                        raw.read(file.describe().path, text.buffer()).map_err(Errno::from)
-                    }
-                    (Origin::Host, None) | (Origin::Container, _) => {
-                        file.render(&view, text);
-                        Ok(())
-                    }
+        let rendered = self.views.view(thread).map_err(|error| errno(&error)).and_then(|view| {
+            let path = file.describe().path;
+            let origin = if self.passed.contains(&path) { Origin::Host } else { view.origin };
+            match (origin, &view.host.raw) {
+                (Origin::Host, Some(raw)) => raw.read(path, text.buffer()).map_err(Errno::from),
+                (Origin::Host, None) | (Origin::Container, _) => {
+                    file.render(&view, text);
+                    Ok(())
                 }
-            });
+            }
+        });
         match rendered {
             Ok(()) => Counters::add(&self.counters.renders),
             Err(_) => Counters::add(&self.counters.refused),
@@ -174,6 +181,16 @@ mod tests {
         view.host = Arc::new(Host { raw: Some(Arc::new(Kernel)), ..Host::default() });
         let service = Service::new(Arc::new(Fixed(view)));
         assert_eq!(text_of(&service, "proc/stat").as_deref(), Ok("the kernel's proc/stat"));
+    }
+
+    #[test]
+    fn a_file_that_is_passed_is_the_kernels_for_everybody() {
+        let mut view = fixture::view();
+        view.host = Arc::new(Host { raw: Some(Arc::new(Kernel)), ..Host::default() });
+        let mut service = Service::new(Arc::new(Fixed(view)));
+        service.passed = &["proc/loadavg"];
+        assert_eq!(text_of(&service, "proc/loadavg").as_deref(), Ok("the kernel's proc/loadavg"));
+        assert!(text_of(&service, "proc/uptime").unwrap().ends_with('\n'));
     }
 
     #[test]
