@@ -12,7 +12,7 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use crate::config::Config;
-use crate::{check, control, run, sandbox, serve};
+use crate::{check, control, lxcfs, run, sandbox, serve};
 
 /// Makes every container see its own bounds.
 ///
@@ -47,6 +47,13 @@ enum Command {
         #[command(flatten)]
         config: ConfigFile,
     },
+    /// Serve the files in the place of lxcfs, with its command line (also under that name)
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    Lxcfs {
+        /// What lxcfs accepts; `ambit lxcfs -h` lists it
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
+        args: Vec<OsString>,
+    },
     /// Tell which facilities of the kernel are there, and what is lost without the others
     Check,
 }
@@ -68,6 +75,10 @@ impl ConfigFile {
 /// Does what the command line says.
 #[must_use]
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    if lxcfs::is_its_name(args.first()) {
+        return lxcfs::main(args.split_off(1));
+    }
     match Cli::try_parse_from(args) {
         Ok(cli) => cli.execute(),
         Err(error)
@@ -98,6 +109,7 @@ impl Cli {
             Command::Serve { config } => config.load().and_then(|config| serve::serve(&config)),
             Command::Run { config, run } => return run_sandbox(&config, *run),
             Command::Status { json, config } => show_status(json, &config),
+            Command::Lxcfs { args } => return lxcfs::main(args),
             Command::Check => return show_check(),
         };
         match done {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ambit_sysinfo::cpu::CpuPolicy;
+use ambit_sysinfo::policy;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -45,6 +46,12 @@ pub struct Overlay {
     pub mount: PathBuf,
     /// How many processors a container sees.
     pub cpu_view: CpuView,
+    /// Which limit is a container's memory.
+    pub memory_limit: MemoryLimit,
+    /// How much swap a container sees.
+    pub swap: Swap,
+    /// Which boot time a container sees.
+    pub btime: BootTime,
     /// Threads that serve files.
     pub threads: usize,
 }
@@ -58,6 +65,41 @@ pub enum CpuView {
     Quota,
     /// Its cpuset.
     Cpuset,
+}
+
+/// Which limit is a container's memory.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemoryLimit {
+    /// `memory.max`.
+    #[default]
+    Max,
+    /// `memory.high` where it is tighter.
+    High,
+}
+
+/// How much swap a container sees.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Swap {
+    /// What it may use.
+    #[default]
+    Limit,
+    /// What the machine has, less its own usage.
+    Host,
+    /// None.
+    None,
+}
+
+/// Which boot time a container without a time namespace sees.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BootTime {
+    /// The machine's.
+    #[default]
+    Host,
+    /// When its first process started.
+    Container,
 }
 
 /// How much is logged.
@@ -81,7 +123,14 @@ impl Default for Daemon {
 
 impl Default for Overlay {
     fn default() -> Self {
-        Self { mount: "/var/lib/ambit".into(), cpu_view: CpuView::default(), threads: 2 }
+        Self {
+            mount: "/var/lib/ambit".into(),
+            cpu_view: CpuView::default(),
+            memory_limit: MemoryLimit::default(),
+            swap: Swap::default(),
+            btime: BootTime::default(),
+            threads: 2,
+        }
     }
 }
 
@@ -185,6 +234,34 @@ impl From<CpuView> for CpuPolicy {
     }
 }
 
+impl From<MemoryLimit> for policy::MemoryLimit {
+    fn from(limit: MemoryLimit) -> Self {
+        match limit {
+            MemoryLimit::Max => Self::Max,
+            MemoryLimit::High => Self::High,
+        }
+    }
+}
+
+impl From<Swap> for policy::SwapPolicy {
+    fn from(swap: Swap) -> Self {
+        match swap {
+            Swap::Limit => Self::Limit,
+            Swap::Host => Self::Host,
+            Swap::None => Self::None,
+        }
+    }
+}
+
+impl From<BootTime> for policy::BootTime {
+    fn from(btime: BootTime) -> Self {
+        match btime {
+            BootTime::Host => Self::Host,
+            BootTime::Container => Self::Container,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -205,6 +282,17 @@ mod tests {
     fn calls_are_switched_by_name() {
         let config = parse("[intercept]\nsysinfo = false\nsched_getaffinity = true\n").unwrap();
         assert_eq!(config.policy().names().collect::<Vec<_>>(), ["sched_getaffinity"]);
+    }
+
+    #[test]
+    fn policies_are_chosen_by_name() {
+        let text = "[overlay]\nmemory_limit = \"high\"\nswap = \"none\"\nbtime = \"container\"\n";
+        let overlay = parse(text).unwrap().overlay;
+        assert_eq!(policy::MemoryLimit::from(overlay.memory_limit), policy::MemoryLimit::High);
+        assert_eq!(policy::SwapPolicy::from(overlay.swap), policy::SwapPolicy::None);
+        assert_eq!(policy::BootTime::from(overlay.btime), policy::BootTime::Container);
+        let error = parse("[overlay]\nswap = \"some\"\n").unwrap_err();
+        assert!(error.starts_with("a.toml:2:8: ") && error.contains("`limit`"), "{error}");
     }
 
     #[test]

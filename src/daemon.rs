@@ -37,18 +37,17 @@ impl Server {
     /// # Errors
     /// Something essential is missing; the message says what to do.
     pub fn start(config: &Config, reach: Reach) -> anyhow::Result<Self> {
-        raise_descriptor_limit();
-        let accounting = Accounting::start(Options {
+        let accounting = start_accounting(Options {
             cpu_policy: config.overlay.cpu_view.into(),
-            ask_kernel: |namespace| {
-                let pid = sys::pid_in_namespace::pid_from_namespace(namespace, 1)?;
-                u32::try_from(pid).map_err(std::io::Error::other)
-            },
+            memory_limit: config.overlay.memory_limit.into(),
+            swap: config.overlay.swap.into(),
+            boot_time: config.overlay.btime.into(),
             ..Options::default()
-        })
-        .context("cannot account for containers; `ambit check` tells what is missing")?;
-        let options =
-            MountOptions { path: config.overlay.mount.clone(), threads: config.overlay.threads };
+        })?;
+        let options = MountOptions {
+            threads: config.overlay.threads,
+            ..MountOptions::new(&config.overlay.mount)
+        };
         let overlay = Overlay::mount(options, accounting.clone())?;
         let socket = |name| (reach == Reach::Host).then(|| config.socket(name));
         let options = notify::Options {
@@ -104,6 +103,17 @@ impl Server {
         drop(self.notifier.stop());
         self.overlay.unmount().context("cannot unmount the overlay")
     }
+}
+
+/// Starts accounting with what only the program can do: ask the kernel for a namespace's init.
+pub(crate) fn start_accounting(options: Options) -> anyhow::Result<Arc<Accounting>> {
+    raise_descriptor_limit();
+    let ask_kernel = |namespace: std::os::fd::BorrowedFd<'_>| {
+        let pid = sys::pid_in_namespace::pid_from_namespace(namespace, 1)?;
+        u32::try_from(pid).map_err(std::io::Error::other)
+    };
+    Accounting::start(Options { ask_kernel, ..options })
+        .context("cannot account for containers; `ambit check` tells what is missing")
 }
 
 /// Each container keeps about a dozen descriptors open; the usual soft limit of 1024 is for

@@ -9,6 +9,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod logging;
+pub mod lxcfs;
 pub mod notify;
 pub mod run;
 pub mod sandbox;

@@ -22,23 +22,24 @@ use rustix::mount::{
 use crate::error::Error;
 use crate::mountinfo;
 
-/// What stands in the second half of the type, `fuse.ambit`, and as the source.
-const NAME: &str = "ambit";
+/// What stands in the second half of the type, `fuse.ambit`, and as the source, unless
+/// programs are to find another name there.
+pub const NAME: &str = "ambit";
 
 /// How long a mount in the way may take to show that it is alive.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Mounts a new connection at `path` and returns its device, on which the kernel has put INIT
+/// Mounts a new connection at `path`, with this name as source and in the type, and returns its device, on which the kernel has put INIT
 /// by then. The directory is made when it is missing, and a mount of a dead server removed.
 ///
 /// # Errors
 /// Something alive is mounted there, or a step failed.
-pub fn attach(path: &Path) -> Result<OwnedFd, Error> {
+pub fn attach(path: &Path, name: &str) -> Result<OwnedFd, Error> {
     let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| Error::Device(errno.into()))?;
-    match new_mount(path, device.as_fd()) {
+    match new_mount(path, name, device.as_fd()) {
         // Kernels before 5.2, and sandboxes that know only mount(2).
-        Err((_, rustix::io::Errno::NOSYS)) => old_mount(path, device.as_fd()),
+        Err((_, rustix::io::Errno::NOSYS)) => old_mount(path, name, device.as_fd()),
         done => done,
     }
     .map_err(|(call, errno)| Error::Mount { path: path.into(), call, source: errno.into() })?;
@@ -75,9 +76,9 @@ pub fn detach(path: &Path) -> Result<(), Error> {
 }
 
 /// The number of the connection mounted at a path, if it is one of ours.
-pub(crate) fn connection(path: &Path) -> Option<u32> {
+pub(crate) fn connection(path: &Path, name: &str) -> Option<u32> {
     let mounted = mountinfo::top(path).ok()??;
-    (mounted.kind == format!("fuse.{NAME}")).then_some(mounted.minor)
+    (mounted.kind == format!("fuse.{name}")).then_some(mounted.minor)
 }
 
 /// Ends a connection for every mount of it, wherever it is bound.
@@ -138,7 +139,7 @@ fn is_dead(path: &Path) -> bool {
 
 type Failed = (&'static str, rustix::io::Errno);
 
-fn new_mount(path: &Path, device: BorrowedFd<'_>) -> Result<(), Failed> {
+fn new_mount(path: &Path, name: &str, device: BorrowedFd<'_>) -> Result<(), Failed> {
     use rustix::mount::{fsconfig_create, fsconfig_set_flag, fsconfig_set_string};
 
     let context = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)
@@ -146,8 +147,8 @@ fn new_mount(path: &Path, device: BorrowedFd<'_>) -> Result<(), Failed> {
     let context = context.as_fd();
     let number = device.as_raw_fd().to_string();
     let strings = [
-        ("source", NAME),
-        ("subtype", NAME),
+        ("source", name),
+        ("subtype", name),
         ("fd", number.as_str()),
         ("rootmode", "40000"),
         ("user_id", "0"),
@@ -171,13 +172,13 @@ fn new_mount(path: &Path, device: BorrowedFd<'_>) -> Result<(), Failed> {
         .map_err(|errno| ("move_mount", errno))
 }
 
-fn old_mount(path: &Path, device: BorrowedFd<'_>) -> Result<(), Failed> {
+fn old_mount(path: &Path, name: &str, device: BorrowedFd<'_>) -> Result<(), Failed> {
     let options = format!(
         "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
         device.as_raw_fd()
     );
     let options = CString::new(options).map_err(|_| ("mount", rustix::io::Errno::INVAL))?;
     let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    rustix::mount::mount(NAME, path, format!("fuse.{NAME}"), flags, options.as_c_str())
+    rustix::mount::mount(name, path, format!("fuse.{name}"), flags, options.as_c_str())
         .map_err(|errno| ("mount", errno))
 }

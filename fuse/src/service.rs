@@ -28,6 +28,8 @@ enum Source {
 pub(crate) struct Service {
     pub(crate) tree: Tree,
     pub(crate) counters: Arc<Counters>,
+    /// Paths of files that everybody sees as the machine has them.
+    pub(crate) passed: &'static [&'static str],
     views: Arc<dyn Views>,
     handles: Handles,
 }
@@ -39,7 +41,13 @@ thread_local! {
 
 impl Service {
     pub(crate) fn new(views: Arc<dyn Views>) -> Self {
-        Self { tree: Tree::new(), counters: Arc::default(), views, handles: Handles::new() }
+        Self {
+            tree: Tree::new(),
+            counters: Arc::default(),
+            passed: &[],
+            views,
+            handles: Handles::new(),
+        }
     }
 
     /// The numbers of a thread's container.
@@ -127,7 +135,7 @@ impl Service {
             Source::Member(_) => Extras::NONE,
         };
         let view = self.views.view_with(thread, needs).map_err(|error| errno(&error));
-        let rendered = view.and_then(|view| write(source, &view, text));
+        let rendered = view.and_then(|view| write(source, &view, self.passed, text));
         match rendered {
             Ok(()) => Counters::add(&self.counters.renders),
             Err(_) => Counters::add(&self.counters.refused),
@@ -136,8 +144,13 @@ impl Service {
     }
 }
 
-fn write(source: Source, view: &View, text: &mut Text) -> Result<(), Errno> {
-    let raw = view.host.raw.as_ref().filter(|_| view.origin == Origin::Host);
+/// Writes a text. The host, and everybody for a file that is `passed` on, gets the kernel's own.
+fn write(source: Source, view: &View, passed: &[&str], text: &mut Text) -> Result<(), Errno> {
+    let is_passed = match source {
+        Source::File(file) => passed.contains(&file.describe().path),
+        Source::Member(_) => false,
+    };
+    let raw = view.host.raw.as_ref().filter(|_| is_passed || view.origin == Origin::Host);
     match (source, raw) {
         (Source::File(file), Some(raw)) if file.mode() == EVERYBODY => {
             raw.read(file.describe().path, text.buffer()).map_err(Errno::from)
@@ -214,6 +227,16 @@ mod tests {
         view.host = Arc::new(Host { raw: Some(Arc::new(Kernel)), ..Host::default() });
         let service = Service::new(Arc::new(Fixed(view)));
         assert_eq!(text_of(&service, "proc/stat").as_deref(), Ok("the kernel's proc/stat"));
+    }
+
+    #[test]
+    fn a_file_that_is_passed_is_the_kernels_for_everybody() {
+        let mut view = fixture::view();
+        view.host = Arc::new(Host { raw: Some(Arc::new(Kernel)), ..Host::default() });
+        let mut service = Service::new(Arc::new(Fixed(view)));
+        service.passed = &["proc/loadavg"];
+        assert_eq!(text_of(&service, "proc/loadavg").as_deref(), Ok("the kernel's proc/loadavg"));
+        assert!(text_of(&service, "proc/uptime").unwrap().ends_with('\n'));
     }
 
     #[test]

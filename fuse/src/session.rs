@@ -35,19 +35,24 @@ pub struct MountOptions {
     /// Threads that answer requests. More than containers can keep busy at once only wake each
     /// other up.
     pub threads: usize,
+    /// The source of the mount, and what follows `fuse.` in its type.
+    pub name: &'static str,
+    /// Files that everybody sees as the machine has them, named by their paths below the root.
+    pub passed: &'static [&'static str],
 }
 
 impl MountOptions {
     /// The default: two threads.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), threads: 2 }
+        Self { path: path.into(), threads: 2, name: mount::NAME, passed: &[] }
     }
 }
 
 /// A connection that is being served.
 pub struct Overlay {
     path: PathBuf,
+    name: &'static str,
     device: OwnedFd,
     init: InitRequest,
     connection: Option<u32>,
@@ -70,10 +75,11 @@ impl Overlay {
     /// # Errors
     /// The mount point is in use, or a step failed; nothing stays mounted then.
     pub fn mount(options: MountOptions, views: Arc<dyn Views>) -> Result<Self, Error> {
-        let MountOptions { path, threads } = options;
+        let MountOptions { path, threads, name, passed } = options;
         let path = mount::prepare(&path)?;
-        let device = mount::attach(&path)?;
-        let served = Self::serve(device, MountOptions { path: path.clone(), threads }, views);
+        let device = mount::attach(&path, name)?;
+        let options = MountOptions { path: path.clone(), threads, name, passed };
+        let served = Self::serve(device, options, views);
         served.inspect_err(|_| {
             // The first failure is the one to report.
             let _ = mount::detach(&path);
@@ -116,7 +122,7 @@ impl Overlay {
         options: MountOptions,
         views: Arc<dyn Views>,
     ) -> Result<Self, Error> {
-        let filesystem = OverlayFilesystem::new(views);
+        let filesystem = OverlayFilesystem::new(views).passing(options.passed);
         let counters = filesystem.counters();
         let mut config = Config::default();
         config.acl = SessionACL::All;
@@ -135,8 +141,16 @@ impl Overlay {
             .name("ambit-fuse".into())
             .spawn(move || session.run())
             .map_err(|source| Error::Session { call: "start of a thread", source })?;
-        let connection = mount::connection(&options.path);
-        Ok(Self { path: options.path, device, init, connection, counters, thread })
+        let connection = mount::connection(&options.path, options.name);
+        Ok(Self {
+            path: options.path,
+            name: options.name,
+            device,
+            init,
+            connection,
+            counters,
+            thread,
+        })
     }
 
     /// Where it is mounted.
@@ -180,7 +194,7 @@ impl Overlay {
                 // Binds in containers keep the connection alive after the mount is gone.
                 let switch = AbortSwitch::of(number);
                 // Somebody may have unmounted it, or mounted something else there.
-                if mount::connection(&self.path) == Some(number) {
+                if mount::connection(&self.path, self.name) == Some(number) {
                     mount::detach(&self.path)?;
                 }
                 if let Err(error) = switch.and_then(|switch| switch.throw()) {

@@ -20,6 +20,7 @@ use crate::derive;
 use crate::extra::{Extra, ExtraSampler, Extras};
 use crate::host::Host;
 use crate::membership::Membership;
+use crate::policy::BootTime;
 use crate::sample::Sample;
 use crate::shared::Shared;
 use crate::source::extra::ExtraFiles;
@@ -91,7 +92,7 @@ impl Container {
     pub(crate) fn new(identity: Identity, membership: Membership, shared: &Shared) -> Self {
         let now = clock::now();
         let start = identity.init.as_ref().map_or(0, |init| init.start.min(now));
-        let source = source::open(&shared.hierarchies, &membership);
+        let source = source::open(&shared.hierarchies, &membership, shared.options.memory_limit);
         let extra = ExtraSampler::new(ExtraFiles::new(&shared.hierarchies, &membership));
         Self {
             identity,
@@ -230,17 +231,17 @@ impl Container {
         View {
             origin: if self.identity.is_host { Origin::Host } else { Origin::Container },
             memory: derive::memory(sample, &host),
-            swap: derive::swap(sample, &host),
+            swap: derive::swap(sample, &host, shared.options.swap),
             tasks: self.activity.tasks(sample.threads),
             load: self.activity.load(),
-            clock: self.clock(&host, sampler.clock.idle(), now),
+            clock: self.clock(&host, shared.options.boot_time, sampler.clock.idle(), now),
             cpu: sampler.clock.view(visible),
             extra: Extra::default(),
             host,
         }
     }
 
-    fn clock(&self, host: &Host, idle: u64, now: u64) -> Clock {
+    fn clock(&self, host: &Host, policy: BootTime, idle: u64, now: u64) -> Clock {
         let host_clock = Clock { uptime: now, idle, boot_time: host.boot_time };
         let Some(init) = &self.identity.init else { return host_clock };
         match init.offset {
@@ -251,7 +252,17 @@ impl Container {
                 boot_time: host.boot_time.saturating_sub_signed(offset.div_euclid(1_000_000_000)),
                 idle,
             },
-            None => Clock { uptime: now.saturating_sub(init.start), ..host_clock },
+            None => Clock {
+                uptime: now.saturating_sub(init.start),
+                boot_time: match policy {
+                    BootTime::Host => host.boot_time,
+                    // The time of day less the uptime, without its jitter.
+                    BootTime::Container => {
+                        host.boot_time.saturating_add(init.start / 1_000_000_000)
+                    }
+                },
+                ..host_clock
+            },
         }
     }
 
@@ -269,7 +280,11 @@ impl Container {
                 && !self.is_gone()
             {
                 sampler.membership = Arc::new(Membership::parse(text));
-                sampler.source = source::open(&shared.hierarchies, &sampler.membership);
+                sampler.source = source::open(
+                    &shared.hierarchies,
+                    &sampler.membership,
+                    shared.options.memory_limit,
+                );
                 sampler.extra.follow(ExtraFiles::new(&shared.hierarchies, &sampler.membership));
             }
         });

@@ -5,6 +5,7 @@
 //! free ≤ total ≤ the machine's, nothing wraps.
 
 use crate::host::Host;
+use crate::policy::SwapPolicy;
 use crate::sample::{MemorySample, Sample};
 use crate::view::{Memory, Swap};
 
@@ -64,17 +65,23 @@ pub fn memory(sample: &Sample, host: &Host) -> Memory {
 
 /// Swap of a container.
 #[must_use]
-pub fn swap(sample: &Sample, host: &Host) -> Swap {
+pub fn swap(sample: &Sample, host: &Host, policy: SwapPolicy) -> Swap {
+    if policy == SwapPolicy::None {
+        return Swap::default();
+    }
     let Some(memory) = &sample.memory else {
         let (total, free) = (host.swap_total, meminfo_bytes(host, "SwapFree"));
         return Swap { total, free: free.min(total), ..Swap::default() };
     };
     let cached = memory.stat.swapcached.min(memory.usage);
-    let Some(swap) = &memory.swap else { return Swap { cached, ..Swap::default() } };
-    let total = swap.limit.capped_at(host.swap_total);
+    let (total, used) = match (policy, &memory.swap) {
+        (SwapPolicy::Host, swap) => (host.swap_total, swap.map_or(0, |swap| swap.usage)),
+        (_, Some(swap)) => (swap.limit.capped_at(host.swap_total), swap.usage),
+        (_, None) => return Swap { cached, ..Swap::default() },
+    };
     Swap {
         total,
-        free: total.saturating_sub(swap.usage),
+        free: total.saturating_sub(used),
         cached,
         zswap: memory.stat.zswap,
         zswapped: memory.stat.zswapped,
@@ -169,7 +176,7 @@ mod tests {
     fn without_a_controller_everything_is_the_machines() {
         let memory = memory(&Sample::default(), &host());
         assert_eq!((memory.total, memory.free), (1 << 30, 1 << 29));
-        assert_eq!(swap(&Sample::default(), &host()).free, 512 << 10);
+        assert_eq!(swap(&Sample::default(), &host(), SwapPolicy::Limit).free, 512 << 10);
     }
 
     #[test]
@@ -177,8 +184,25 @@ mod tests {
         let mut sample = limited(Limit::At(1 << 28), 0, MemoryStat::default());
         let memory = sample.memory.as_mut().unwrap();
         memory.swap = Some(SwapSample { usage: 2 << 20, limit: Limit::Unlimited });
-        let shown = swap(&sample, &host());
+        let shown = swap(&sample, &host(), SwapPolicy::Limit);
         assert_eq!((shown.total, shown.free), (1 << 20, 0));
+    }
+
+    #[test]
+    fn policies_of_swap() {
+        let mut sample = limited(Limit::At(1 << 28), 0, MemoryStat::default());
+        let of = |sample: &Sample, policy| {
+            let shown = swap(sample, &host(), policy);
+            (shown.total, shown.free)
+        };
+        assert_eq!(of(&sample, SwapPolicy::Limit), (0, 0), "swap is not accounted");
+        assert_eq!(of(&sample, SwapPolicy::Host), (1 << 20, 1 << 20));
+        let memory = sample.memory.as_mut().unwrap();
+        memory.swap = Some(SwapSample { usage: 64 << 10, limit: Limit::At(256 << 10) });
+        assert_eq!(of(&sample, SwapPolicy::Limit), (256 << 10, 192 << 10));
+        assert_eq!(of(&sample, SwapPolicy::Host), (1 << 20, 960 << 10));
+        assert_eq!(of(&sample, SwapPolicy::None), (0, 0));
+        assert_eq!(of(&Sample::default(), SwapPolicy::None), (0, 0));
     }
 
     proptest! {
@@ -208,8 +232,10 @@ mod tests {
             prop_assert_eq!(shown.free + shown.used, shown.total);
             prop_assert!(shown.cached + shown.slab_reclaimable + shown.slab_unreclaimable <= shown.used);
             prop_assert!(shown.shmem <= shown.cached);
-            let shown = swap(&sample, &host());
-            prop_assert!(shown.free <= shown.total && shown.total <= host().swap_total);
+            for policy in [SwapPolicy::Limit, SwapPolicy::Host, SwapPolicy::None] {
+                let shown = swap(&sample, &host(), policy);
+                prop_assert!(shown.free <= shown.total && shown.total <= host().swap_total);
+            }
         }
     }
 }

@@ -25,6 +25,7 @@ pub mod limit;
 mod load;
 pub mod membership;
 mod namespace_init;
+pub mod policy;
 pub mod procfs;
 pub mod sample;
 pub mod scan;

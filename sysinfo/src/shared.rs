@@ -7,6 +7,7 @@ use crate::hierarchy::Hierarchies;
 use crate::host_files::HostFiles;
 use crate::kernel_names::KernelNames;
 use crate::namespace_init::AskKernel;
+use crate::policy::{BootTime, MemoryLimit, SwapPolicy};
 use crate::procfs::Procfs;
 
 /// How accounting works.
@@ -14,6 +15,12 @@ use crate::procfs::Procfs;
 pub struct Options {
     /// How many processors a container is shown.
     pub cpu_policy: CpuPolicy,
+    /// Which limit is the container's memory.
+    pub memory_limit: MemoryLimit,
+    /// How much swap a container is shown.
+    pub swap: SwapPolicy,
+    /// Which boot time a container is shown.
+    pub boot_time: BootTime,
     /// How old a view may be, in nanoseconds.
     pub age_bound: u64,
     /// How many containers keep their files open; the least recently asked ones close theirs.
@@ -26,6 +33,9 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             cpu_policy: CpuPolicy::default(),
+            memory_limit: MemoryLimit::default(),
+            swap: SwapPolicy::default(),
+            boot_time: BootTime::default(),
             age_bound: 20_000_000,
             open_containers: 256,
             ask_kernel: |_| Err(std::io::ErrorKind::Unsupported.into()),

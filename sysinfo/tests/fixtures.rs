@@ -8,6 +8,7 @@ use ambit_sysinfo::cpu::{self, CpuPolicy};
 use ambit_sysinfo::hierarchy::Hierarchies;
 use ambit_sysinfo::host::{Host, HostTexts};
 use ambit_sysinfo::membership::Membership;
+use ambit_sysinfo::policy::{MemoryLimit, SwapPolicy};
 use ambit_sysinfo::sample::Sample;
 use ambit_sysinfo::view::{Memory, Swap};
 use ambit_sysinfo::{CpuSet, derive, source};
@@ -55,7 +56,7 @@ impl World {
         let cgroup = std::fs::read(self.root.join("proc").join(pid).join("cgroup")).unwrap();
         let membership = Membership::parse(&cgroup);
         assert!(!membership.is_root(&self.hierarchies), "{}: {pid} is in a cgroup", self.name);
-        let mut source = source::open(&self.hierarchies, &membership);
+        let mut source = source::open(&self.hierarchies, &membership, MemoryLimit::Max);
         let mut sample = Sample::default();
         let mut buffer = Vec::new();
         source.sample(&mut sample, &mut buffer).unwrap();
@@ -71,7 +72,7 @@ impl World {
     }
 
     fn swap(&self, pid: &str) -> Swap {
-        derive::swap(&self.sample(pid), &self.host)
+        derive::swap(&self.sample(pid), &self.host, SwapPolicy::Limit)
     }
 
     fn processors(&self, pid: &str) -> CpuSet {

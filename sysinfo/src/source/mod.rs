@@ -15,6 +15,7 @@ use crate::Error;
 use crate::hierarchy::Hierarchies;
 use crate::kernel_file::KeptFile;
 use crate::membership::Membership;
+use crate::policy::MemoryLimit;
 use crate::sample::Sample;
 
 /// Fills samples for one container.
@@ -32,8 +33,12 @@ pub trait Source: Send {
 }
 
 /// The source for a container in these cgroups: v2, v1, or both on a hybrid host.
-pub fn open(hierarchies: &Hierarchies, membership: &Membership) -> Box<dyn Source> {
-    let v2 = v2::Unified::new(hierarchies, membership);
+pub fn open(
+    hierarchies: &Hierarchies,
+    membership: &Membership,
+    memory_limit: MemoryLimit,
+) -> Box<dyn Source> {
+    let v2 = v2::Unified::new(hierarchies, membership, memory_limit);
     let v1 = v1::Legacy::new(hierarchies, membership);
     match (v2, v1) {
         (Some(v2), None) => Box::new(v2),

@@ -7,6 +7,7 @@ use crate::cpuset::CpuSet;
 use crate::hierarchy::{Controller, Hierarchies};
 use crate::limit::Limit;
 use crate::membership::Membership;
+use crate::policy::MemoryLimit;
 use crate::sample::{MemorySample, MemoryStat, Quota, Sample, SwapSample};
 use crate::scan;
 
@@ -24,13 +25,19 @@ struct MemoryFiles {
     usage: Vec<CgroupFile>,
     stat: Vec<CgroupFile>,
     max: Vec<CgroupFile>,
+    /// Empty unless `memory.high` counts as a limit.
+    high: Vec<CgroupFile>,
     swap_usage: Vec<CgroupFile>,
     swap_max: Vec<CgroupFile>,
 }
 
 impl Unified {
     /// `None` when the unified hierarchy has none of our controllers.
-    pub(super) fn new(hierarchies: &Hierarchies, membership: &Membership) -> Option<Self> {
+    pub(super) fn new(
+        hierarchies: &Hierarchies,
+        membership: &Membership,
+        memory_limit: MemoryLimit,
+    ) -> Option<Self> {
         let (mount, controllers) = hierarchies.unified.as_ref()?;
         if controllers.is_empty() {
             return None;
@@ -44,6 +51,10 @@ impl Unified {
                 usage: levels("memory.current"),
                 stat: levels("memory.stat"),
                 max: levels("memory.max"),
+                high: match memory_limit {
+                    MemoryLimit::Max => Vec::new(),
+                    MemoryLimit::High => levels("memory.high"),
+                },
                 swap_usage: levels("memory.swap.current"),
                 swap_max: levels("memory.swap.max"),
             }),
@@ -60,8 +71,8 @@ impl Unified {
 
     fn files(&mut self) -> impl Iterator<Item = &mut CgroupFile> {
         let memory = self.memory.iter_mut().flat_map(|memory| {
-            let MemoryFiles { usage, stat, max, swap_usage, swap_max } = memory;
-            usage.iter_mut().chain(stat).chain(max).chain(swap_usage).chain(swap_max)
+            let MemoryFiles { usage, stat, max, high, swap_usage, swap_max } = memory;
+            usage.iter_mut().chain(stat).chain(max).chain(high).chain(swap_usage).chain(swap_max)
         });
         memory
             .chain(&mut self.cpu_max)
@@ -118,7 +129,7 @@ impl MemoryFiles {
         };
         let stat = self.stat[level].read(buffer)?.map_or_else(MemoryStat::default, stat);
         let mut limit = Limit::Unlimited;
-        for level in &mut self.max {
+        for level in self.max.iter_mut().chain(&mut self.high) {
             limit = limit.min(level.read(buffer)?.and_then(scan::limit).unwrap_or_default());
         }
         let mut swap = None;
@@ -210,5 +221,32 @@ mod tests {
     fn rows_that_start_alike_are_told_apart() {
         let rows = stat(b"anon 1\nfile 2\nfile_mapped 3\nanon_thp 4\nnew_row 5\n");
         assert_eq!((rows.anon, rows.file, rows.file_mapped, rows.anon_thp), (1, 2, 3, 4));
+    }
+
+    #[test]
+    fn memory_high_counts_when_it_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |path: &str, text: &str| {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        put("c/cgroup.controllers", "memory\n");
+        for (level, high, max) in [("c/a", "1048576\n", "4194304\n"), ("c/a/b", "max\n", "max\n")] {
+            put(&format!("{level}/memory.current"), "4096\n");
+            put(&format!("{level}/memory.high"), high);
+            put(&format!("{level}/memory.max"), max);
+        }
+        let mounts = b"30 1 0:1 / /c rw - cgroup2 cgroup2 rw\n";
+        let hierarchies = Hierarchies::from_mountinfo(mounts, dir.path()).unwrap();
+        let membership = Membership::parse(b"0::/a/b\n");
+        let limit = |policy| {
+            let mut source = Unified::new(&hierarchies, &membership, policy).unwrap();
+            let mut sample = Sample::default();
+            source.sample(&mut sample, &mut Vec::new()).unwrap();
+            sample.memory.unwrap().limit
+        };
+        assert_eq!(limit(MemoryLimit::Max), Limit::At(4 << 20));
+        assert_eq!(limit(MemoryLimit::High), Limit::At(1 << 20));
     }
 }

@@ -1,0 +1,204 @@
+//! The command line of lxcfs: short options that can be joined, long ones with `=` or a blank,
+//! in any order with the mount point.
+//!
+//! Options of any version of lxcfs are accepted, so that no unit file or hook has to change:
+//! what has no meaning here is ignored, with a notice where the administrator should know.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Serve.
+    Serve(Serve),
+    /// Tell the version.
+    Version,
+    /// Tell the usage, because it was asked for or for want of a mount point.
+    Usage,
+    /// Two options exclude each other, or one lacks its value.
+    Wrong(String),
+}
+
+/// How to serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "each is an option")]
+pub struct Serve {
+    /// The mount point.
+    pub mount: PathBuf,
+    /// The pid file.
+    pub pid_file: PathBuf,
+    /// Log more.
+    pub debug: bool,
+    /// Show containers their own load averages, not the machine's.
+    pub loadavg: bool,
+    /// Show no swap.
+    pub no_swap: bool,
+    /// Cap processors by the quota.
+    pub cfs: bool,
+    /// What was ignored.
+    pub notices: Vec<String>,
+}
+
+/// Understands the arguments after the program's name.
+#[must_use]
+pub fn parse(args: Vec<OsString>) -> Request {
+    let mut parser = Parser { args: args.into_iter(), ..Parser::default() };
+    match parser.all() {
+        Err(request) => request,
+        Ok(()) => parser.finish(),
+    }
+}
+
+#[derive(Default)]
+struct Parser {
+    args: std::vec::IntoIter<OsString>,
+    mounts: Vec<PathBuf>,
+    pid_file: Option<PathBuf>,
+    runtime_dir: Option<PathBuf>,
+    debug: bool,
+    foreground: bool,
+    loadavg: bool,
+    no_swap: bool,
+    cfs: bool,
+    notices: Vec<String>,
+}
+
+impl Parser {
+    fn all(&mut self) -> Result<(), Request> {
+        while let Some(arg) = self.args.next() {
+            let bytes = arg.as_bytes();
+            match bytes {
+                b"--" => self.mounts.extend(self.args.by_ref().map(PathBuf::from)),
+                [b'-', b'-', long @ ..] => self.long(long)?,
+                [b'-', short @ ..] if !short.is_empty() => self.short(short)?,
+                _ => self.mounts.push(arg.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn long(&mut self, option: &[u8]) -> Result<(), Request> {
+        let mut halves = option.splitn(2, |&byte| byte == b'=');
+        let name = String::from_utf8_lossy(halves.next().unwrap_or_default()).into_owned();
+        let value = halves.next();
+        match &*name {
+            "debug" => self.debug = true,
+            "foreground" => self.foreground = true,
+            "help" => return Err(Request::Usage),
+            "version" => return Err(Request::Version),
+            "enable-loadavg" => self.loadavg = true,
+            "disable-swap" => self.no_swap = true,
+            "enable-cfs" => self.cfs = true,
+            "pidfile" => self.pid_file = Some(self.value("--pidfile", value)?),
+            "runtime-dir" => self.runtime_dir = Some(self.value("--runtime-dir", value)?),
+            // Pids are always found without a race.
+            "enable-pidfd" => {}
+            "enable-cgroup" => {
+                self.notices.push("--enable-cgroup: /cgroup is not served".to_owned());
+            }
+            _ => self.notices.push(format!("--{name} is ignored")),
+        }
+        Ok(())
+    }
+
+    fn short(&mut self, options: &[u8]) -> Result<(), Request> {
+        for (at, option) in options.iter().enumerate() {
+            // The value of an option follows at once or as the next argument.
+            let rest = Some(&options[at + 1..]).filter(|rest| !rest.is_empty());
+            match option {
+                b'd' => self.debug = true,
+                b'f' => self.foreground = true,
+                b'h' => return Err(Request::Usage),
+                b'v' => return Err(Request::Version),
+                b'l' => self.loadavg = true,
+                b'u' => self.no_swap = true,
+                b's' => {}
+                b'p' => {
+                    self.pid_file = Some(self.value("-p", rest)?);
+                    return Ok(());
+                }
+                b'o' => {
+                    let options = self.value("-o", rest)?;
+                    self.notices.push(format!("-o {} is ignored", options.display()));
+                    return Ok(());
+                }
+                other => self.notices.push(format!("-{} is ignored", char::from(*other))),
+            }
+        }
+        Ok(())
+    }
+
+    fn value(&mut self, option: &str, joined: Option<&[u8]>) -> Result<PathBuf, Request> {
+        let value = joined.map(|value| OsString::from_vec(value.to_vec()));
+        let value = value.or_else(|| self.args.next());
+        value.map(PathBuf::from).ok_or_else(|| Request::Wrong(format!("{option} needs a value")))
+    }
+
+    fn finish(self) -> Request {
+        if self.debug && self.foreground {
+            return Request::Wrong("-d and -f exclude each other".to_owned());
+        }
+        let [mount] = &*self.mounts else { return Request::Usage };
+        let runtime_dir = self.runtime_dir.unwrap_or_else(|| "/run".into());
+        Request::Serve(Serve {
+            mount: mount.clone(),
+            pid_file: self.pid_file.unwrap_or_else(|| runtime_dir.join("lxcfs.pid")),
+            debug: self.debug,
+            loadavg: self.loadavg,
+            no_swap: self.no_swap,
+            cfs: self.cfs,
+            notices: self.notices,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn of(line: &str) -> Request {
+        parse(line.split_whitespace().map(OsString::from).collect())
+    }
+
+    fn serve(line: &str) -> Serve {
+        match of(line) {
+            Request::Serve(serve) => serve,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn options_in_every_form() {
+        let plain = serve("/var/lib/lxcfs");
+        assert_eq!(plain.mount, Path::new("/var/lib/lxcfs"));
+        assert_eq!(plain.pid_file, Path::new("/run/lxcfs.pid"));
+        assert!(!plain.loadavg && !plain.no_swap && !plain.cfs && plain.notices.is_empty());
+        for line in ["-p /a /m", "-p/a /m", "--pidfile=/a /m", "--pidfile /a /m", "/m -lp /a"] {
+            assert_eq!(serve(line).pid_file, Path::new("/a"), "{line}");
+        }
+        let all = serve("-flus --enable-cfs --enable-pidfd --runtime-dir /r /m");
+        assert!(all.loadavg && all.no_swap && all.cfs && all.notices.is_empty());
+        assert_eq!(all.pid_file, Path::new("/r/lxcfs.pid"));
+    }
+
+    #[test]
+    fn what_means_nothing_here_is_told() {
+        let serve = serve("-o allow_other,nonempty --enable-cgroup --from-the-future -z /m");
+        assert_eq!(serve.notices.len(), 4, "{:?}", serve.notices);
+        assert_eq!(serve.notices[0], "-o allow_other,nonempty is ignored");
+    }
+
+    #[test]
+    fn usage_version_and_mistakes() {
+        assert_eq!(of(""), Request::Usage);
+        assert_eq!(of("-f -h /m"), Request::Usage);
+        assert_eq!(of("/a /b"), Request::Usage);
+        assert_eq!(of("--version"), Request::Version);
+        assert!(matches!(of("-d -f /m"), Request::Wrong(_)));
+        assert!(matches!(of("/m -p"), Request::Wrong(_)));
+    }
+}

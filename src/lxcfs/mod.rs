@@ -1,0 +1,139 @@
+//! `ambit lxcfs`, or ambit under the name `lxcfs`: the files alone, with the command line, the
+//! pid file, the signals and the mount of lxcfs, so that units and hooks made for it go on.
+//!
+//! It opens no socket and answers no system call. Where it differs from lxcfs on purpose is
+//! told in docs/lxcfs-differences.md. Start reading at [`main`].
+
+pub mod args;
+pub mod pid_file;
+pub mod switch;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use ambit_fuse::{MountOptions, Overlay};
+use ambit_sysinfo::Options;
+use ambit_sysinfo::cpu::CpuPolicy;
+use ambit_sysinfo::policy::SwapPolicy;
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::config::LogLevel;
+use crate::{daemon, logging};
+use args::{Request, Serve};
+use pid_file::PidFile;
+use switch::Switch;
+
+/// The name under which this is started, and the source and type of the mount.
+const NAME: &str = "lxcfs";
+
+const USAGE: &str = "Usage: lxcfs <directory>
+
+  -d, --debug             log more
+  -f, --foreground        accepted; never leaves the foreground
+  -h, --help              this text
+  -l, --enable-loadavg    load averages of the container, not the machine's
+  -o OPTIONS              accepted and ignored
+  -p, --pidfile=FILE      pid file [default: /run/lxcfs.pid]
+  -s                      accepted and ignored
+  -u, --disable-swap      show no swap
+  -v, --version           print the version
+      --enable-cfs        cap processors by the quota
+      --runtime-dir=DIR   where the pid file is [default: /run]";
+
+/// Is this the name of lxcfs, wherever it is installed?
+#[must_use]
+pub fn is_its_name(program: Option<&OsString>) -> bool {
+    program.and_then(|path| Path::new(path).file_name()).is_some_and(|name| name == NAME)
+}
+
+/// Does what the arguments after the name say.
+#[must_use]
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let serve_as = match args::parse(args) {
+        Request::Serve(serve_as) => serve_as,
+        Request::Version => {
+            eprintln!("\"{}\"", env!("CARGO_PKG_VERSION"));
+            return ExitCode::SUCCESS;
+        }
+        Request::Usage => {
+            eprintln!("{USAGE}");
+            return ExitCode::FAILURE;
+        }
+        Request::Wrong(reason) => {
+            eprintln!("lxcfs: {reason}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match serve(&serve_as) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lxcfs: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(options: &Serve) -> anyhow::Result<()> {
+    logging::start(if options.debug { LogLevel::Debug } else { LogLevel::Info });
+    for notice in &options.notices {
+        tracing::warn!("{notice}");
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    runtime.block_on(async {
+        // Before the pid file: who reads it may send a signal at once.
+        let mut terminated = signal(SignalKind::terminate())?;
+        let mut interrupted = signal(SignalKind::interrupt())?;
+        let mut hung_up = signal(SignalKind::hangup())?;
+        let mut reload = signal(SignalKind::user_defined1())?;
+        let mut toggle = signal(SignalKind::user_defined2())?;
+        let _pid_file = PidFile::write(&options.pid_file)?;
+        let (overlay, switch) = start(options)?;
+        tracing::info!(mount = %overlay.path().display(), "serving in the place of lxcfs");
+        loop {
+            tokio::select! {
+                _ = terminated.recv() => break,
+                _ = interrupted.recv() => break,
+                _ = hung_up.recv() => break,
+                _ = reload.recv() => tracing::info!("nothing to reload: there is no library"),
+                _ = toggle.recv() => {
+                    let on = switch.toggle();
+                    tracing::info!("virtualization is {}", if on { "on" } else { "off" });
+                }
+            }
+        }
+        overlay.unmount().context("cannot unmount the overlay")
+    })
+}
+
+fn start(options: &Serve) -> anyhow::Result<(Overlay, Arc<Switch>)> {
+    let accounting = daemon::start_accounting(Options {
+        cpu_policy: if options.cfs { CpuPolicy::Quota } else { CpuPolicy::Cpuset },
+        swap: if options.no_swap { SwapPolicy::None } else { SwapPolicy::Limit },
+        ..Options::default()
+    })?;
+    let switch = Arc::new(Switch::new(accounting));
+    let mount = MountOptions {
+        name: NAME,
+        passed: if options.loadavg { &[] } else { &["proc/loadavg"] },
+        ..MountOptions::new(&options.mount)
+    };
+    Ok((Overlay::mount(mount, switch.clone())?, switch))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_is_recognised_wherever_it_is_installed() {
+        let is = |name: &str| is_its_name(Some(&OsString::from(name)));
+        assert!(is("lxcfs") && is("/usr/bin/lxcfs"));
+        assert!(!is("/usr/bin/ambit") && !is("/lxcfs/ambit") && !is_its_name(None));
+    }
+}

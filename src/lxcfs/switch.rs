@@ -1,0 +1,42 @@
+//! What SIGUSR2 switches: with virtualisation off, everybody sees the machine's own files.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ambit_sysinfo::view::Origin;
+use ambit_sysinfo::{Error, View, Views};
+
+/// Numbers that can be switched off.
+pub struct Switch {
+    views: Arc<dyn Views>,
+    off: AtomicBool,
+}
+
+impl Switch {
+    /// These numbers, switched on.
+    #[must_use]
+    pub fn new(views: Arc<dyn Views>) -> Self {
+        Self { views, off: AtomicBool::new(false) }
+    }
+
+    /// Switches, and tells whether containers see their own numbers now.
+    pub fn toggle(&self) -> bool {
+        self.off.fetch_xor(true, Ordering::Relaxed)
+    }
+}
+
+impl Views for Switch {
+    fn view(&self, tid: u32) -> Result<Arc<View>, Error> {
+        let view = self.views.view(tid)?;
+        if !self.off.load(Ordering::Relaxed) {
+            return Ok(view);
+        }
+        Ok(Arc::new(View { origin: Origin::Host, ..View::clone(&view) }))
+    }
+}
+
+impl std::fmt::Debug for Switch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Switch").field("off", &self.off).finish_non_exhaustive()
+    }
+}
