@@ -2,6 +2,8 @@
 //! when it is dropped.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -57,6 +59,16 @@ impl Place {
         serve
     }
 
+    /// Asks on the control socket, which is answered once everything else serves.
+    fn ask(&self, question: &str) -> std::io::Result<String> {
+        let mut stream = UnixStream::connect(self.runtime().join("control.sock"))?;
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        writeln!(stream, "{question}")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+
     pub(crate) fn is_mounted(&self) -> bool {
         mounts().contains(&format!(" {} ", self.mount().display()))
     }
@@ -95,12 +107,7 @@ impl Daemon {
         machine::needs(&[]);
         let mut running = command::start(&mut place.serve());
         let deadline = Instant::now() + machine::patience(10);
-        let file = place.mount().join("proc/meminfo");
-        while !(place.runtime().join("lxc.sock").exists()
-            && place.runtime().join("oci.sock").exists()
-            && place.is_mounted()
-            && file.exists())
-        {
+        while place.ask("status").is_err() {
             assert!(
                 !running.ended() && Instant::now() < deadline,
                 "the daemon does not serve: {:?}",
