@@ -4,9 +4,11 @@
 //! input (unknown flags, unusable configuration, a busy mount point, not being root). `run`
 //! has its own, because it passes the command's status through.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use crate::config::Config;
@@ -35,7 +37,7 @@ enum Command {
         #[command(flatten)]
         config: ConfigFile,
         #[command(flatten)]
-        run: run::RunArgs,
+        run: Box<run::RunArgs>,
     },
     /// Show what the daemon serves, for which containers, with their numbers
     Status {
@@ -63,13 +65,38 @@ impl ConfigFile {
     }
 }
 
+/// Does what the command line says.
+#[must_use]
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    match Cli::try_parse_from(args) {
+        Ok(cli) => cli.execute(),
+        Err(error)
+            if error.use_stderr()
+                && error.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
+        {
+            eprintln!("ambit: {}", one_line(&error.to_string()));
+            ExitCode::from(2)
+        }
+        Err(help) => {
+            let _ = help.print();
+            ExitCode::from(u8::from(help.use_stderr()) * 2)
+        }
+    }
+}
+
+/// What clap says in paragraphs, without the usage: `--help` has that.
+fn one_line(error: &str) -> String {
+    let said = error.split("\n\nUsage:").next().unwrap_or(error);
+    let said = said.split("\n\nFor more").next().unwrap_or(said);
+    let said: Vec<_> = said.split_whitespace().collect();
+    format!("{} (try --help)", said.join(" ").trim_start_matches("error: "))
+}
+
 impl Cli {
-    /// Does what the command line says.
-    #[must_use]
-    pub fn execute(self) -> ExitCode {
+    fn execute(self) -> ExitCode {
         let done = match self.command {
             Command::Serve { config } => config.load().and_then(|config| serve::serve(&config)),
-            Command::Run { config, run } => return run_sandbox(&config, run),
+            Command::Run { config, run } => return run_sandbox(&config, *run),
             Command::Status { json, config } => show_status(json, &config),
             Command::Check => return show_check(),
         };
@@ -122,6 +149,14 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+
+    #[test]
+    fn mistakes_are_told_in_one_line() {
+        let error = Cli::try_parse_from(["ambit", "serve", "--colour"]).unwrap_err().to_string();
+        let line = one_line(&error);
+        assert!(line.starts_with("unexpected argument '--colour' found"), "{line}");
+        assert!(!line.contains('\n') && !line.contains("Usage"), "{line}");
+    }
 
     #[test]
     fn the_command_line_is_sound() {

@@ -1,10 +1,7 @@
-//! The program: parses the command line, hands over to the library, and turns an error into
-//! one line and an exit status.
+//! The program: hands its arguments to the library and returns the exit status.
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
-    ambit::cli::Cli::parse().execute()
+    ambit::cli::main(std::env::args_os())
 }

@@ -47,9 +47,9 @@ impl Service for Daemon {
         listener: OwnedFd,
         id: &str,
         init_pid: i32,
-        intercept: &[String],
+        intercept: Policy,
     ) -> anyhow::Result<()> {
-        let calls = intercept.join(",");
+        let calls = intercept.names().collect::<Vec<_>>().join(",");
         let annotations = [(oci::ANNOTATION, calls.as_str())];
         oci::deliver(&self.socket, listener.as_fd(), id, init_pid, &annotations)
             .with_context(|| format!("cannot hand the listener to {}", self.socket.display()))
@@ -92,9 +92,9 @@ impl Service for Embedded {
         listener: OwnedFd,
         id: &str,
         _init_pid: i32,
-        intercept: &[String],
+        intercept: Policy,
     ) -> anyhow::Result<()> {
-        self.server.notifier().adopt(listener, id, Policy::from_names(intercept)?)?;
+        self.server.notifier().adopt(listener, id, intercept)?;
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Needs root, gcc and gcc-multilib. The programs are built from `targets/notify_target.c`.
 #![allow(unsafe_code, reason = "filters are installed between fork and exec")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;

@@ -56,6 +56,7 @@ pub struct Overlay {
 }
 
 /// What the device has seen so far.
+#[derive(Clone, Copy)]
 enum Stage {
     /// The kernel waits for the answer to INIT.
     Begun,
@@ -69,13 +70,13 @@ impl Overlay {
     /// # Errors
     /// The mount point is in use, or a step failed; nothing stays mounted then.
     pub fn mount(options: MountOptions, views: Arc<dyn Views>) -> Result<Self, Error> {
-        let path = mount::prepare(&options.path)?;
+        let MountOptions { path, threads } = options;
+        let path = mount::prepare(&path)?;
         let device = mount::attach(&path)?;
-        let options = MountOptions { path, ..options };
-        let mounted = options.path.clone();
-        Self::serve(device, options, views).inspect_err(|_| {
+        let served = Self::serve(device, MountOptions { path: path.clone(), threads }, views);
+        served.inspect_err(|_| {
             // The first failure is the one to report.
-            let _ = mount::detach(&mounted);
+            let _ = mount::detach(&path);
         })
     }
 

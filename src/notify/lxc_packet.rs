@@ -129,14 +129,14 @@ pub(super) mod tests {
         packet
     }
 
-    /// A request for `sysinfo` of an x86_64 program with the cookie "web", written out by hand.
+    /// What liblxc 5.0.2 sent for `free` of busybox on x86_64, with the cookie "web".
     #[cfg(all(target_arch = "x86_64", target_endian = "little"))]
     const GOLDEN: &str = "\
-        0000000000000000 d2040000 d3040000 5000 1800 4000 0000 0300000000000000 \
-        efcdab8967452301 d4040000 00000000 63000000 3e0000c0 7856341200000000 \
-        00f0ff7f00000000 0100000000000000 0200000000000000 0300000000000000 \
-        0400000000000000 0500000000000000 \
-        efcdab8967452301 0000000000000000 00000000 00000000 776562";
+        0000000000000000 7a000000 7b000000 5000 1800 4000 0000 0300000000000000 \
+        59fc603754a240e6 7d000000 00000000 63000000 3e0000c0 9715480000000000 \
+        c8ae3d17fd7f0000 0a4d656d3a202020 0000000000000000 \
+        ffffffff00000000 ffffff7f00000000 ffffffff00000000 \
+        59fc603754a240e6 0000000000000000 00000000 00000000 776562";
 
     #[cfg(all(target_arch = "x86_64", target_endian = "little"))]
     #[test]
@@ -148,10 +148,10 @@ pub(super) mod tests {
             .collect();
         assert_eq!(packet.len(), 139);
         let decoded = decode(&packet).unwrap();
-        assert_eq!((decoded.monitor_pid, decoded.tid), (1234, 1236));
-        assert_eq!(decoded.id, 0x0123_4567_89ab_cdef);
+        assert_eq!((decoded.monitor_pid, decoded.tid), (122, 125));
+        assert_eq!(decoded.id, 0xe640_a254_3760_fc59);
         assert_eq!((decoded.data.nr, decoded.data.arch), (99, 0xc000_003e));
-        assert_eq!(decoded.data.args, [0x7fff_f000, 1, 2, 3, 4, 5]);
+        assert_eq!(decoded.data.args[0], 0x7ffd_173d_aec8);
         assert_eq!(decoded.cookie(), "web");
         let answer = decoded.reply(&seccomp_notif_resp { id: 1, val: 2, error: -14, flags: 1 });
         assert_eq!(answer[..112], packet[..112]);

@@ -47,6 +47,12 @@ fn innermost(status: &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use ambit_sysinfo::View;
+
+    use super::super::arch::Abi;
+    use super::super::context::Pending;
     use super::*;
 
     #[test]
@@ -55,5 +61,24 @@ mod tests {
         assert_eq!(innermost(status), Some(2));
         assert_eq!(innermost(b"Name:\tx\nPid:\t900\n"), Some(900));
         assert_eq!(innermost(b"Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn kernels_without_the_ioctl_know_the_target_itself() {
+        struct Nobody;
+        impl ambit_sysinfo::Views for Nobody {
+            fn view(&self, tid: u32) -> Result<Arc<View>, ambit_sysinfo::Error> {
+                Err(ambit_sysinfo::Error::Gone(tid))
+            }
+        }
+        let proc = std::fs::File::open("/proc/self").unwrap();
+        let cx = Context { views: &Nobody, pending: Pending::Directory(proc.as_fd()) };
+        let call = Call { tid: std::process::id(), abi: Abi::Bits64, args: [0; 6] };
+        let status = std::fs::read("/proc/self/status").unwrap();
+        let id = i32::try_from(innermost(&status).unwrap()).unwrap();
+        let me = call.tid.cast_signed();
+        assert_eq!(own(&call, &cx, id).unwrap(), Some(me));
+        assert_eq!(own(&call, &cx, id + 1).unwrap(), None);
+        assert_eq!(translate(&call, &cx, id).unwrap(), Some(me));
     }
 }

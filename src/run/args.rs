@@ -9,13 +9,10 @@ use std::path::{Component, Path, PathBuf};
 use ambit_sysinfo::CpuSet;
 use clap::Args;
 
+use crate::notify::{Policy, UnknownCall};
+
 /// System calls that are answered when `--intercept` is not given.
 const DEFAULT_INTERCEPT: &str = "sysinfo,sched_getaffinity";
-
-/// System calls the sandbox itself makes between installing the filter and handing over its
-/// listener: trapping one of them would wait for an answer that nobody can give yet.
-const NEVER_INTERCEPTED: [&str; 7] =
-    ["sendmsg", "recvmsg", "read", "write", "close", "exit", "exit_group"];
 
 /// Run a command in a fresh sandbox that sees its own limits.
 #[derive(Debug, Clone, Args)]
@@ -54,7 +51,7 @@ pub struct RunArgs {
 
     /// System calls answered with the sandbox's own numbers; "none" for none
     #[arg(long, value_name = "LIST", default_value = DEFAULT_INTERCEPT, value_parser = intercept)]
-    pub intercept: Intercept,
+    pub intercept: Policy,
 
     /// Folder to use as its root, writable, in place of the host's files
     #[arg(long, value_name = "DIR", value_parser = folder)]
@@ -80,10 +77,6 @@ pub struct RunArgs {
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
 }
-
-/// The names of `--intercept`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Intercept(pub Vec<String>);
 
 /// One `--bind`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,25 +144,8 @@ fn cpuset(text: &str) -> Result<CpuSet, String> {
     Ok(wanted)
 }
 
-fn intercept(text: &str) -> Result<Intercept, String> {
-    if text == "none" || text.is_empty() {
-        return Ok(Intercept(Vec::new()));
-    }
-    let mut names = Vec::new();
-    for name in text.split(',').map(str::trim) {
-        if libseccomp::ScmpSyscall::from_name(name).is_err() {
-            return Err(format!(
-                "{name} is not a system call: use names such as {DEFAULT_INTERCEPT}, or none"
-            ));
-        }
-        if NEVER_INTERCEPTED.contains(&name) {
-            return Err(format!("{name} cannot be intercepted: the sandbox needs it to start"));
-        }
-        if !names.iter().any(|seen| seen == name) {
-            names.push(name.to_owned());
-        }
-    }
-    Ok(Intercept(names))
+fn intercept(text: &str) -> Result<Policy, UnknownCall> {
+    if text == "none" { Ok(Policy::none()) } else { Policy::from_names(text.split(',')) }
 }
 
 fn folder(text: &str) -> Result<PathBuf, String> {
@@ -293,10 +269,10 @@ mod tests {
     #[test]
     fn intercepts_default_to_the_two_that_show_limits() {
         let run = parse(&["--", "true"]).unwrap();
-        assert_eq!(run.intercept.0, ["sysinfo", "sched_getaffinity"]);
-        assert!(parse(&["--intercept", "none", "true"]).unwrap().intercept.0.is_empty());
-        assert!(intercept("sysinf").unwrap_err().starts_with("sysinf is not a system call"));
-        assert!(intercept("mount,sendmsg").unwrap_err().contains("needs it to start"));
+        let names: Vec<_> = run.intercept.names().collect();
+        assert_eq!(names, ["sysinfo", "sched_getaffinity"]);
+        assert_eq!(parse(&["--intercept", "none", "true"]).unwrap().intercept, Policy::none());
+        assert!(intercept("sysinf").unwrap_err().to_string().contains("known are: sysinfo"));
     }
 
     #[test]

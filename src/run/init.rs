@@ -18,7 +18,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use super::channel::{Channel, Word};
 use super::signals::{Signals, is_for_group};
-use super::{capabilities, command, filter, terminal};
+use super::{capabilities, command, terminal};
+use crate::notify::{Policy, filter};
 use crate::sys::fork::{Fork, fork};
 
 /// What init has to know.
@@ -28,7 +29,7 @@ pub(super) struct Setup {
     /// Where the command starts, when that place is there.
     pub(super) folder: PathBuf,
     pub(super) command: Vec<OsString>,
-    pub(super) intercept: Vec<String>,
+    pub(super) intercept: Policy,
     /// Does it get a terminal of its own?
     pub(super) terminal: bool,
     /// Is there a user namespace?
@@ -65,9 +66,10 @@ fn get_ready(channel: &Channel, setup: &Setup) -> Result<Option<OwnedFd>> {
     nix::unistd::sethostname(&setup.hostname).context("cannot set the host name: sethostname")?;
 
     let pair = if setup.terminal { Some(terminal::open_inside()?) } else { None };
-    let listener = match setup.intercept.as_slice() {
-        [] => None,
-        names => Some(filter::install(names)?),
+    let listener = if setup.intercept == Policy::none() {
+        None
+    } else {
+        Some(filter::install(setup.intercept).context("cannot intercept system calls")?)
     };
     if !setup.own_users {
         capabilities::drop_most()?;

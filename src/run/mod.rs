@@ -16,7 +16,6 @@ mod cgroupview;
 mod channel;
 mod command;
 mod dev;
-mod filter;
 mod hostmounts;
 mod init;
 mod limits;
@@ -41,7 +40,9 @@ use nix::unistd::Pid;
 use rustix::mount::MountPropagationFlags;
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-pub use args::{Bind, Intercept, RunArgs};
+pub use args::{Bind, RunArgs};
+
+use crate::notify::Policy;
 
 use cgroup::Group;
 use channel::Word;
@@ -61,13 +62,7 @@ pub trait Service {
     ///
     /// # Errors
     /// The listener could not be handed over.
-    fn deliver(
-        &self,
-        listener: OwnedFd,
-        id: &str,
-        init_pid: i32,
-        intercept: &[String],
-    ) -> Result<()>;
+    fn deliver(&self, listener: OwnedFd, id: &str, init_pid: i32, intercept: Policy) -> Result<()>;
 
     /// The sandbox has ended.
     fn stop(self: Box<Self>);
@@ -123,7 +118,7 @@ pub fn prepare(args: RunArgs) -> Result<Prepared> {
         hostname: args.hostname.unwrap_or_else(|| group.id().to_owned()),
         folder: std::env::current_dir().unwrap_or_else(|_| "/".into()),
         command: args.command,
-        intercept: args.intercept.0,
+        intercept: args.intercept,
         terminal: terminal::is_wanted(),
         own_users: owners.namespace.is_some(),
         signals,
@@ -189,7 +184,7 @@ impl Prepared {
         let (listener, master) = (next('l'), next('t'));
         if let Some(listener) = listener {
             let (id, init) = (self.group.id(), processes.init.as_raw());
-            service.deliver(listener, id, init, &self.setup.intercept)?;
+            service.deliver(listener, id, init, self.setup.intercept)?;
         }
         processes.to_init.send(Word::Go, "", &[])?;
         Ok(master)

@@ -26,6 +26,9 @@ use crate::view::{Clock, Origin, View};
 
 /// Older views are waited for.
 const HARD_BOUND: u64 = 1_000_000_000;
+/// A container this young is still being set up: engines move it and set its limits while its
+/// files are looked at already. No number of it is kept.
+const YOUTH: u64 = 2_000_000_000;
 /// How often the cgroup of the init is looked up again: runtimes move it while they start.
 const MEMBERSHIP_BOUND: u64 = 500_000_000;
 
@@ -138,6 +141,10 @@ impl Container {
         rustix::event::poll(&mut poll, Some(&now)).is_ok_and(|ready| ready > 0)
     }
 
+    fn is_young(&self, now: u64) -> bool {
+        self.identity.init.as_ref().is_some_and(|init| now.saturating_sub(init.start) < YOUTH)
+    }
+
     /// When somebody last asked for its numbers.
     pub(crate) fn asked(&self) -> u64 {
         self.asked.load(Ordering::Relaxed)
@@ -149,6 +156,7 @@ impl Container {
         self.asked.store(now, Ordering::Relaxed);
         let age = now.saturating_sub(self.taken.load(Ordering::Acquire));
         if age <= shared.options.age_bound
+            && !self.is_young(now)
             && let Some(view) = self.view.load_full()
         {
             return Ok(view);
@@ -231,7 +239,7 @@ impl Container {
 
     /// Follows the init into another cgroup.
     fn follow(&self, sampler: &mut Sampler, shared: &Shared, now: u64) {
-        if now.saturating_sub(sampler.checked) < MEMBERSHIP_BOUND {
+        if now.saturating_sub(sampler.checked) < MEMBERSHIP_BOUND && !self.is_young(now) {
             return;
         }
         sampler.checked = now;

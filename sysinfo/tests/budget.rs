@@ -1,6 +1,7 @@
 //! What asking costs, counted instead of timed: a warm view allocates nothing, and a new sample
 //! only the view itself.
 #![allow(unsafe_code, reason = "counting allocations takes an allocator of our own")]
+#![allow(clippy::unwrap_used, reason = "a test fails where something is missing")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

@@ -1,5 +1,6 @@
 //! Recorded kernels, from their files to the numbers that are shown: every fixture, each of its
 //! three containers (see tests/fixtures/README.md for the limits they were recorded with).
+#![allow(clippy::unwrap_used, reason = "a test fails where something is missing")]
 
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,7 @@
 //! `/proc/meminfo`: the container's memory, in the running kernel's own set and order of lines.
 //!
 //! Every line of the machine's file appears, so that programs find what this kernel version
-//! has. Its number is the view's when [`LINES`] knows the label; the machine's when it is a fact
+//! has. Its number is the view's when `LINES` knows the label; the machine's when it is a fact
 //! and no measurement (size of a huge page, size of the address space); else 0, so that a label
 //! of a future kernel shows nothing of the machine. Numbers that the kernel prints as sums are
 //! sums of the printed parts. Layout of `fs/proc/meminfo.c`.

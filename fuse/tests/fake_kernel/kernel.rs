@@ -1,7 +1,12 @@
 //! The kernel's side of a FUSE connection over a socket pair: requests are bytes as
 //! `include/uapi/linux/fuse.h` lays them out. Nothing here allocates in `read_request`, so that
 //! the budget test counts the server alone.
-#![allow(dead_code, unreachable_pub, reason = "every test includes this and uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "every test includes this and uses a part of it"
+)]
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

@@ -1,9 +1,10 @@
 //! Listeners from OCI runtimes (`linux.seccomp.listenerPath`).
 //!
 //! For every process that installs a filter the runtime connects to our socket, sends one JSON
-//! object with the listener attached, and closes. There is no answer and no second chance: once
-//! we close a listener, the calls of its container fail with ENOSYS for ever. So a message is
-//! read generously, and what is wrong with its annotations never costs the listener.
+//! object with the listener attached, and sooner or later closes. There is no answer and no
+//! second chance: once we close a listener, the calls of its container fail with ENOSYS for
+//! ever. So a message is read generously, and what is wrong with its annotations never costs
+//! the listener.
 //!
 //! `message.rs` is the JSON, `receive.rs` reads a connection, `serve.rs` is the thread,
 //! `deliver.rs` the other side, for our own sandboxes.

@@ -1,4 +1,8 @@
-//! Reads one connection of a runtime to its end: the JSON and the descriptors.
+//! Reads the message of a runtime: the JSON and the descriptors.
+//!
+//! The end of the JSON is the end of the message. runc 1.1 and crun 1.8 keep the connection
+//! open while the container runs, so waiting for them to close it would leave every call of the
+//! container unanswered.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -31,6 +35,8 @@ pub(super) enum Error {
     Long,
     #[error("it carries more than {DESCRIPTORS} descriptors")]
     ManyDescriptors,
+    #[error("it is empty")]
+    Empty,
     #[error("it is no ContainerProcessState: {0}")]
     Json(#[from] serde_json::Error),
     #[error("it names no descriptor {LISTENER:?}, or carries fewer descriptors than it names")]
@@ -44,12 +50,11 @@ pub(super) fn receive(connection: BorrowedFd<'_>) -> Result<(Message, OwnedFd), 
     let mut descriptors = Vec::new();
     let message = loop {
         let more = receive_part(connection, deadline, &mut text, &mut descriptors)?;
-        // runc 1.1 keeps its end open for as long as it runs: the object ends the message, not
-        // the connection.
-        match serde_json::from_slice::<Message>(&text) {
-            Ok(message) => break message,
-            Err(error) if more && error.is_eof() => {}
-            Err(error) => return Err(error.into()),
+        match serde_json::Deserializer::from_slice(&text).into_iter::<Message>().next() {
+            Some(Ok(message)) => break message,
+            Some(Err(error)) if !(error.is_eof() && more) => return Err(error.into()),
+            None if !more => return Err(Error::Empty),
+            _ => {}
         }
     };
     let at = message.listener().ok_or(Error::NoListener)?;
@@ -60,7 +65,7 @@ pub(super) fn receive(connection: BorrowedFd<'_>) -> Result<(Message, OwnedFd), 
     Ok((message, listener))
 }
 
-/// Appends what has arrived. `false`: that was all.
+/// Appends what has arrived. `false`: the runtime has closed the connection.
 fn receive_part(
     connection: BorrowedFd<'_>,
     deadline: Instant,
@@ -116,36 +121,27 @@ mod tests {
 
     const JSON: &str = r#"{"fds":["x","seccompFd"],"pid":1,"state":{"id":"web"}}"#;
 
+    /// What is made of a message whose sender keeps the connection open.
     fn exchange(parts: &[&[u8]], files: &[&str]) -> Result<(Message, OwnedFd), Error> {
-        let (mut near, far) = UnixStream::pair().unwrap();
+        let (near, far) = UnixStream::pair().unwrap();
         let files: Vec<File> = files.iter().map(|path| File::open(path).unwrap()).collect();
         let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
         std::thread::scope(|scope| {
+            let mut stream = &near;
+            let fds = &fds;
             scope.spawn(move || {
                 let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(40))];
                 let mut control = SendAncillaryBuffer::new(&mut space);
-                assert!(fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(&fds)));
+                assert!(fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(fds)));
                 let first = [IoSlice::new(parts[0])];
-                sendmsg(&near, &first, &mut control, SendFlags::empty()).unwrap();
+                sendmsg(stream, &first, &mut control, SendFlags::empty()).unwrap();
                 // The other side may have given up.
-                let _ = parts[1..].iter().try_for_each(|part| near.write_all(part));
+                let _ = parts[1..].iter().try_for_each(|part| stream.write_all(part));
             });
-            receive(far.as_fd())
+            let result = receive(far.as_fd());
+            drop(far);
+            result
         })
-    }
-
-    #[test]
-    fn a_runtime_may_keep_its_end_open() {
-        let (near, far) = UnixStream::pair().unwrap();
-        let files = ["/dev/zero", "/dev/null"].map(|path| File::open(path).unwrap());
-        let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
-        let text = [IoSlice::new(JSON.as_bytes())];
-        sendmsg(&near, &text, &mut control, SendFlags::empty()).unwrap();
-        assert_eq!(receive(far.as_fd()).unwrap().0.state.id, "web");
-        drop(near);
     }
 
     fn device(fd: &OwnedFd) -> u64 {
@@ -162,8 +158,10 @@ mod tests {
 
     #[test]
     fn a_long_message_is_read_and_a_longer_one_is_not() {
-        let long = format!("{}{JSON}", " ".repeat(900_000));
-        exchange(&[long.as_bytes()], &["/dev/zero", "/dev/null"]).unwrap();
+        let annotation = "y".repeat(900_000);
+        let long = JSON.replace("web", &annotation);
+        let (message, _) = exchange(&[long.as_bytes()], &["/dev/zero", "/dev/null"]).unwrap();
+        assert_eq!(message.state.id, annotation);
         let longer = format!("{}{JSON}", " ".repeat(LONGEST));
         let error = exchange(&[longer.as_bytes()], &["/dev/null"; 2]).unwrap_err();
         assert!(matches!(error, Error::Long), "{error}");
@@ -173,6 +171,10 @@ mod tests {
     fn what_is_missing_is_named() {
         let error = exchange(&[JSON.as_bytes()], &["/dev/null"]).unwrap_err();
         assert!(matches!(error, Error::NoListener), "{error}");
+        let (near, far) = UnixStream::pair().unwrap();
+        drop(near);
+        let error = receive(far.as_fd()).unwrap_err();
+        assert!(matches!(error, Error::Empty), "{error}");
         let error = exchange(&[b"{}"], &["/dev/null"]).unwrap_err();
         assert!(matches!(error, Error::Json(_)), "{error}");
         let error = exchange(&[JSON.as_bytes()], &["/dev/null"; 30]).unwrap_err();

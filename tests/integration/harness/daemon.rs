@@ -2,8 +2,6 @@
 //! when it is dropped.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -59,14 +57,12 @@ impl Place {
         serve
     }
 
-    /// Asks on the control socket, which is answered once everything else serves.
-    fn ask(&self, question: &str) -> std::io::Result<String> {
-        let mut stream = UnixStream::connect(self.runtime().join("control.sock"))?;
-        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-        writeln!(stream, "{question}")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
+    /// The pid of the daemon that answers here.
+    fn answers(&self) -> Option<u32> {
+        let mut ask = quiet(AMBIT);
+        let output = command::run(ask.args(["status", "--json", "--config"]).arg(self.config()));
+        let status: serde_json::Value = serde_json::from_str(&output.stdout).ok()?;
+        u32::try_from(status["pid"].as_u64()?).ok()
     }
 
     pub(crate) fn is_mounted(&self) -> bool {
@@ -107,7 +103,9 @@ impl Daemon {
         machine::needs(&[]);
         let mut running = command::start(&mut place.serve());
         let deadline = Instant::now() + machine::patience(10);
-        while place.ask("status").is_err() {
+        // What a killed predecessor left (sockets, a mount, attributes in the cache) looks like a
+        // daemon: only its own answer tells.
+        while place.answers() != Some(running.pid()) {
             assert!(
                 !running.ended() && Instant::now() < deadline,
                 "the daemon does not serve: {:?}",

@@ -1,0 +1,218 @@
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+//! The overlay on a real mount: replaced when dead, refused when busy, ended when asked, and
+//! taken over from a server that was killed. Needs root and /dev/fuse, and fails without.
+
+use std::fs::{self, File};
+use std::io::{IoSlice, IoSliceMut, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use ambit_fuse::{Error, MountOptions, Overlay, mount};
+use ambit_sysinfo::{View, Views};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
+
+#[path = "fixtures/container.rs"]
+mod container;
+
+/// Set for the process that serves until it is killed.
+const SERVE_AT: &str = "AMBIT_TEST_SERVE_AT";
+
+/// A directory that is unmounted and removed when the test ends, however it ends.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn overlay(&self) -> PathBuf {
+        self.0.path().join("made/overlay")
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        for path in [self.overlay(), self.0.path().join("bind")] {
+            while rustix::mount::unmount(&path, rustix::mount::UnmountFlags::DETACH).is_ok() {}
+        }
+    }
+}
+
+/// Answers some requests, then keeps every caller waiting for ever.
+struct Stuck {
+    view: Arc<View>,
+    left: AtomicU64,
+}
+
+impl Views for Stuck {
+    fn view(&self, _: u32) -> Result<Arc<View>, ambit_sysinfo::Error> {
+        let left = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        while left.is_err() {
+            thread::park();
+        }
+        Ok(Arc::clone(&self.view))
+    }
+}
+
+/// No test: the part of the predecessor, played in a process of its own. It hands its device and
+/// INIT record to its standard input, a socket, and serves until it is killed.
+#[test]
+fn predecessor() {
+    let Some(path) = std::env::var_os(SERVE_AT) else { return };
+    let views = Stuck { view: Arc::new(container::view()), left: AtomicU64::new(2) };
+    let overlay = Overlay::mount(MountOptions::new(path), Arc::new(views)).unwrap();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut descriptors = SendAncillaryBuffer::new(&mut space);
+    let device = [overlay.device()];
+    assert!(descriptors.push(SendAncillaryMessage::ScmRights(&device)));
+    let record = [IoSlice::new(overlay.init_record())];
+    let flags = SendFlags::empty();
+    rustix::net::sendmsg(std::io::stdin(), &record, &mut descriptors, flags).unwrap();
+    loop {
+        thread::park();
+    }
+}
+
+/// Starts a predecessor and receives its device and INIT record.
+fn start_predecessor(path: &Path) -> (Child, OwnedFd, Vec<u8>) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "predecessor"])
+        .env(SERVE_AT, path)
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut record = vec![0; 4096];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut descriptors = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [IoSliceMut::new(&mut record)];
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let received = rustix::net::recvmsg(&ours, &mut parts, &mut descriptors, flags).unwrap();
+    record.truncate(received.bytes);
+    let device = descriptors.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    (child, device.expect("the predecessor sends its device"), record)
+}
+
+fn kill(mut child: Child) {
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+fn mount_fixed(path: &Path) -> Result<Overlay, Error> {
+    Overlay::mount(MountOptions::new(path), container::Fixed::new())
+}
+
+#[test]
+fn mounts_serves_and_ends() {
+    let place = Place::new();
+    let overlay = mount_fixed(&place.overlay()).unwrap();
+    for path in ambit_fuse::bind_points() {
+        let text = fs::read_to_string(overlay.path().join(path)).unwrap();
+        assert!(text.ends_with('\n'), "{path}");
+    }
+    let names: Vec<_> = fs::read_dir(overlay.path().join("sys/devices/system/cpu"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(names, ["online"]);
+    let write = File::options().write(true).open(overlay.path().join("proc/meminfo"));
+    assert_eq!(write.unwrap_err().kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    let path = overlay.path().to_owned();
+    overlay.unmount().unwrap();
+    assert_eq!(fs::read_dir(path).unwrap().count(), 0, "nothing stays mounted");
+}
+
+#[test]
+fn a_bind_does_not_keep_an_ended_server_alive() {
+    let place = Place::new();
+    let overlay = mount_fixed(&place.overlay()).unwrap();
+    let bind = place.0.path().join("bind");
+    fs::write(&bind, "").unwrap();
+    rustix::mount::mount_bind(overlay.path().join("proc/uptime"), &bind).unwrap();
+    assert_eq!(fs::read_to_string(&bind).unwrap(), "61.23 9.00\n");
+    overlay.unmount().unwrap();
+    assert_eq!(fs::read(&bind).unwrap_err().kind(), std::io::ErrorKind::NotConnected);
+}
+
+#[test]
+fn what_is_alive_is_left_alone() {
+    let place = Place::new();
+    let overlay = mount_fixed(&place.overlay()).unwrap();
+    let second = mount_fixed(overlay.path()).unwrap_err();
+    assert!(matches!(second, Error::Busy { .. }), "{second}");
+    assert!(second.to_string().contains("ambit (fuse.ambit)"), "{second}");
+    let other = mount_fixed(Path::new("/proc")).unwrap_err();
+    assert!(matches!(other, Error::Busy { .. }), "{other}");
+    assert!(fs::read(overlay.path().join("proc/stat")).is_ok());
+    overlay.unmount().unwrap();
+}
+
+#[test]
+fn the_mount_of_a_dead_server_is_replaced() {
+    let place = Place::new();
+    let path = place.overlay();
+    let (child, device, _) = start_predecessor(&path);
+    // Attributes that the kernel remembers must not make the dead look alive.
+    assert!(fs::metadata(&path).unwrap().is_dir());
+    drop(device);
+    kill(child);
+    let overlay = mount_fixed(&path).unwrap();
+    assert_eq!(fs::read_to_string(path.join("proc/uptime")).unwrap(), "61.23 9.00\n");
+    overlay.unmount().unwrap();
+    assert_eq!(fs::read_dir(&path).unwrap().count(), 0, "the dead mount is gone too");
+}
+
+#[test]
+fn a_successor_answers_what_was_in_flight() {
+    let place = Place::new();
+    let path = place.overlay();
+    let (child, device, record) = start_predecessor(&path);
+    let kept = File::open(path.join("proc/meminfo")).unwrap();
+    let mut start = [0; 100];
+    kept.read_exact_at(&mut start, 0).unwrap();
+    assert_eq!(fs::read_to_string(path.join("proc/loadavg")).unwrap(), "0.50 0.25 0.12 2/9 77\n");
+
+    let readers: Vec<_> = (0..3)
+        .map(|_| {
+            let stat = path.join("proc/stat");
+            thread::spawn(move || {
+                let mut text = String::new();
+                File::open(stat).and_then(|mut file| file.read_to_string(&mut text)).map(|_| text)
+            })
+        })
+        .collect();
+    // The predecessor has answered all it will: two requests stick to its threads, one stays in
+    // the queue. If they should come later than that, the successor answers them all the same.
+    thread::sleep(Duration::from_millis(100));
+    kill(child);
+
+    let options = MountOptions::new(&path);
+    let successor = Overlay::takeover(device, &record, options, container::Fixed::new()).unwrap();
+    for reader in readers {
+        let text = reader.join().unwrap().unwrap();
+        assert!(text.starts_with("cpu  30 0 12 900"), "{text}");
+    }
+    // A file that was open all the time reads on.
+    let mut rest = Vec::new();
+    (&kept).read_to_end(&mut rest).unwrap();
+    assert!(rest.starts_with(&start));
+    assert!(successor.counters().adopted >= 1);
+    assert!(mount::prepare(&path).is_err(), "the successor's mount is alive");
+    drop(kept);
+    successor.unmount().unwrap();
+}
