@@ -58,8 +58,7 @@ fn the_first_read_of_a_container_is_right() {
     let daemon = Daemon::start();
     for _ in 0..5 {
         let script = "read -r line </proc/meminfo; echo \"$line\"";
-        let container =
-            oci::Container { memory: 160 * MIB, quota: 100_000, userns: false, script };
+        let container = oci::Container { memory: 160 * MIB, quota: 100_000, userns: false, script };
         let output = oci::run("runc", &daemon, container).ok();
         assert_eq!(kb(&output, "MemTotal"), 160 * 1024);
     }
