@@ -3,9 +3,10 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
-use super::text;
+use super::{command, text};
 
 /// The program under test.
 pub(crate) const AMBIT: &str = env!("CARGO_BIN_EXE_ambit");
@@ -63,6 +64,17 @@ pub(crate) fn swap_kb() -> u64 {
 /// Processors of the machine.
 pub(crate) fn processors() -> usize {
     text::cpu_lines(&fs::read_to_string("/proc/stat").unwrap()).len()
+}
+
+/// Whether the kernel runs 32-bit programs.
+pub(crate) fn runs_32_bit() -> bool {
+    Command::new(program("sysinfo-32")).output().is_ok_and(|output| output.status.success())
+}
+
+/// Whether a program runs here at all, with no product near it. (procps cannot read the
+/// statistics of User-Mode Linux.)
+pub(crate) fn works(name: &str) -> bool {
+    command::run(&mut command::quiet(name)).status == 0
 }
 
 /// Whether the kernel has this cgroup controller mounted, in whichever version.
