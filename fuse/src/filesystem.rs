@@ -109,6 +109,11 @@ impl Filesystem for OverlayFilesystem {
             let _ = config.add_capabilities(wanted);
         }
         let _ = config.set_max_write(LARGEST_REQUEST);
+        // RELEASE is a background request, and only so many of these may wait at a time. With the
+        // usual 12, a crowd of readers opens faster than its closes get through, and the texts
+        // of files closed long ago pile up.
+        let _ = config.set_max_background(u16::MAX);
+        let _ = config.set_congestion_threshold(u16::MAX);
         Ok(())
     }
 

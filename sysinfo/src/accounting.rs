@@ -139,6 +139,10 @@ impl Views for Accounting {
         }
         Ok(view)
     }
+
+    fn host(&self) -> Option<Arc<Host>> {
+        Some(self.shared.host.snapshot())
+    }
 }
 
 impl Drop for Accounting {

@@ -4,6 +4,7 @@
 //! new sample while the others go on with the last view; they wait only when that is older
 //! than a second.
 
+use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -31,6 +32,11 @@ const HARD_BOUND: u64 = 1_000_000_000;
 const YOUTH: u64 = 2_000_000_000;
 /// How often the cgroup of the init is looked up again: runtimes move it while they start.
 const MEMBERSHIP_BOUND: u64 = 500_000_000;
+
+thread_local! {
+    /// For the texts of kernel files.
+    static TEXT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A container, or a cgroup of the host that a process asked from.
 pub struct Container {
@@ -73,7 +79,6 @@ struct Sampler {
     source: Box<dyn Source>,
     sample: Sample,
     clock: CpuClock,
-    text: Vec<u8>,
     /// Processor time at the last count of threads, and counts skipped since.
     busy_at_count: u64,
     skipped: u32,
@@ -96,7 +101,6 @@ impl Container {
                 source,
                 sample: Sample::default(),
                 clock: CpuClock::starting_at(start),
-                text: Vec::new(),
                 busy_at_count: 0,
                 skipped: 0,
             }),
@@ -195,7 +199,7 @@ impl Container {
             busy: std::mem::take(&mut sampler.sample.busy).emptied(),
             ..Sample::default()
         };
-        sampler.source.sample(&mut sampler.sample)?;
+        TEXT.with_borrow_mut(|text| sampler.source.sample(&mut sampler.sample, text))?;
         if self.activity.counted() == 0 {
             self.count_threads(sampler, shared, &mut Counter::default(), now);
         }
@@ -244,14 +248,16 @@ impl Container {
         }
         sampler.checked = now;
         let Some(init) = &self.identity.init else { return };
-        if let Ok(text) = shared.proc.read_of(init.pid, "cgroup", &mut sampler.text)
-            && !sampler.membership.is(text)
-            // The pid could be somebody else's by now.
-            && !self.is_gone()
-        {
-            sampler.membership = Arc::new(Membership::parse(text));
-            sampler.source = source::open(&shared.hierarchies, &sampler.membership);
-        }
+        TEXT.with_borrow_mut(|text| {
+            if let Ok(text) = shared.proc.read_of(init.pid, "cgroup", text)
+                && !sampler.membership.is(text)
+                // The pid could be somebody else's by now.
+                && !self.is_gone()
+            {
+                sampler.membership = Arc::new(Membership::parse(text));
+                sampler.source = source::open(&shared.hierarchies, &sampler.membership);
+            }
+        });
     }
 
     /// Counts threads and ages the load averages; called by the load sampler.
@@ -289,8 +295,10 @@ impl Container {
         sampler.skipped = 0;
         let counts = counter.count(&shared.hierarchies, &sampler.membership, &shared.proc);
         let newest = counts.newest.and_then(|pid| {
-            let status = shared.proc.read_of(pid, "status", &mut sampler.text).ok()?;
-            crate::namespace_init::innermost_pid(status)
+            TEXT.with_borrow_mut(|text| {
+                let status = shared.proc.read_of(pid, "status", text).ok()?;
+                crate::namespace_init::innermost_pid(status)
+            })
         });
         self.activity.record(counts, newest, now);
     }

@@ -42,8 +42,11 @@ impl Controller {
 
 /// The root of one mounted hierarchy.
 #[derive(Debug, Clone)]
-pub struct Mount {
-    root: Arc<OwnedFd>,
+pub struct Mount(Arc<Root>);
+
+#[derive(Debug)]
+struct Root {
+    directory: OwnedFd,
     /// The cgroup that the mount point shows; `/` unless a subtree was bind-mounted.
     shows: Box<str>,
     path: PathBuf,
@@ -56,26 +59,26 @@ impl Mount {
             file: path.display().to_string(),
             source: source.into(),
         })?;
-        Ok(Self { root: Arc::new(root), shows: shows.into(), path })
+        Ok(Self(Arc::new(Root { directory: root, shows: shows.into(), path })))
     }
 
     /// The descriptor of its root directory.
     #[must_use]
     pub fn root(&self) -> BorrowedFd<'_> {
-        self.root.as_fd()
+        self.0.directory.as_fd()
     }
 
     /// Where it is mounted.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.0.path
     }
 
     /// A cgroup path of `/proc/<pid>/cgroup` relative to the root of this mount; `None` when
     /// the mount does not show it.
     #[must_use]
     pub fn relative<'p>(&self, cgroup: &'p str) -> Option<&'p str> {
-        let below = cgroup.strip_prefix(self.shows.trim_end_matches('/'))?;
+        let below = cgroup.strip_prefix(self.0.shows.trim_end_matches('/'))?;
         if !below.is_empty() && !below.starts_with('/') {
             return None;
         }

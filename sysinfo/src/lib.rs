@@ -52,6 +52,11 @@ pub trait Views: Send + Sync {
     /// # Errors
     /// The thread is gone, or nothing was ever read of its container.
     fn view(&self, tid: u32) -> Result<Arc<View>, Error>;
+
+    /// The machine, where it is known. Asks nothing of any container and never waits for one.
+    fn host(&self) -> Option<Arc<Host>> {
+        None
+    }
 }
 
 /// Why there are no numbers.

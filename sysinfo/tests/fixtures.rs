@@ -57,10 +57,11 @@ impl World {
         assert!(!membership.is_root(&self.hierarchies), "{}: {pid} is in a cgroup", self.name);
         let mut source = source::open(&self.hierarchies, &membership);
         let mut sample = Sample::default();
-        source.sample(&mut sample).unwrap();
+        let mut buffer = Vec::new();
+        source.sample(&mut sample, &mut buffer).unwrap();
         let mut again = Sample::default();
         source.close();
-        source.sample(&mut again).unwrap();
+        source.sample(&mut again, &mut buffer).unwrap();
         assert_eq!(sample, again, "{}: the same files give the same sample", self.name);
         sample
     }

@@ -1,6 +1,8 @@
 //! Many containers reading at once: nobody ever sees another's number, nothing fails, and the
 //! daemon does not grow.
 
+use std::time::{Duration, Instant};
+
 use crate::harness::cgroup::{Cgroup, Limits};
 use crate::harness::command::{quiet, start};
 use crate::harness::daemon::Daemon;
@@ -29,8 +31,13 @@ fn two_hundred_containers_read_at_once() {
             start(reader.arg(&meminfo).args(cgroup.dirs()))
         })
         .collect();
-    // All have been seen once by now; from here on nothing may be kept that was not before.
-    std::thread::sleep(std::time::Duration::from_secs(5));
+    // Once all have been seen, nothing may be kept that was not before.
+    let deadline = Instant::now() + machine::patience(20);
+    while daemon.containers() < CONTAINERS as usize {
+        assert!(Instant::now() < deadline, "only {} were seen", daemon.containers());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    std::thread::sleep(Duration::from_secs(seconds / 6));
     let early = daemon.resident_kb();
     let mut reads = 0;
     for reader in readers {

@@ -30,11 +30,7 @@ fn tells_one_story(survey: &Survey, memory: u64) {
         assert_eq!(free(survey.get(name), "Mem", "total"), total, "{name}");
         close(name, free(survey.get(name), "Mem", "free"), kb(meminfo, "MemFree"), 8 * 1024);
     }
-    for name in ["sysinfo", "sysinfo-32"] {
-        if name == "sysinfo-32" && !machine::runs_32_bit() {
-            machine::not_on_this_kernel("32-bit programs");
-            continue;
-        }
+    for name in machine::runnable(&["sysinfo", "sysinfo-32"]) {
         assert_eq!(number(survey.get(name), "total_kb"), total, "{name}");
     }
     for name in ["nproc", "busybox-nproc"] {
@@ -47,6 +43,7 @@ fn tells_one_story(survey: &Survey, memory: u64) {
 
 #[track_caller]
 fn oci(engine: &str, userns: bool) {
+    machine::program("sysinfo-32");
     let daemon = Daemon::start();
     let script = script(QUESTIONS);
     let container = oci::Container { memory: 160 * MIB, quota: 100_000, userns, script: &script };
@@ -89,6 +86,7 @@ fn crun_with_a_user_namespace() {
 
 #[test]
 fn lxc_with_an_id_map() {
+    machine::program("sysinfo-32");
     let daemon = Daemon::start();
     let output = lxc::run(&daemon, 144 * MIB, 100_000, &script(QUESTIONS));
     tells_one_story(&Survey::of(&output.ok()), 144 * MIB);

@@ -18,12 +18,13 @@ use crate::sample::Sample;
 
 /// Fills samples for one container.
 pub trait Source: Send {
-    /// Adds what this source knows to an emptied sample.
+    /// Adds what this source knows to an emptied sample. The buffer is for the texts of files and
+    /// worth keeping: it belongs to the thread, because containers are many and threads few.
     ///
     /// # Errors
     /// A file that should be there cannot be read: the cgroup is gone, or the disk of a fixture
     /// fails. Files that a kernel does not have are no error.
-    fn sample(&mut self, sample: &mut Sample) -> Result<(), Error>;
+    fn sample(&mut self, sample: &mut Sample, buffer: &mut Vec<u8>) -> Result<(), Error>;
 
     /// Closes the kept descriptors; the next sample opens them again.
     fn close(&mut self);
@@ -47,12 +48,12 @@ struct Hybrid {
 }
 
 impl Source for Hybrid {
-    fn sample(&mut self, sample: &mut Sample) -> Result<(), Error> {
+    fn sample(&mut self, sample: &mut Sample, buffer: &mut Vec<u8>) -> Result<(), Error> {
         if let Some(v2) = &mut self.v2 {
-            v2.sample(sample)?;
+            v2.sample(sample, buffer)?;
         }
         if let Some(v1) = &mut self.v1 {
-            v1.sample(sample)?;
+            v1.sample(sample, buffer)?;
         }
         Ok(())
     }
@@ -71,7 +72,7 @@ impl Source for Hybrid {
 #[derive(Debug)]
 struct CgroupFile {
     root: crate::hierarchy::Mount,
-    path: String,
+    path: Box<str>,
     kept: Option<KeptFile>,
     /// Looked for and not there. Controllers can be enabled later, so `close` forgets this.
     missing: bool,
@@ -80,7 +81,7 @@ struct CgroupFile {
 impl CgroupFile {
     fn new(root: &crate::hierarchy::Mount, cgroup: &str, name: &str) -> Self {
         let path = if cgroup.is_empty() { name.to_owned() } else { format!("{cgroup}/{name}") };
-        Self { root: root.clone(), path, kept: None, missing: false }
+        Self { root: root.clone(), path: path.into(), kept: None, missing: false }
     }
 
     /// The content, `None` when there is no such file.
@@ -123,7 +124,7 @@ impl CgroupFile {
     }
 
     fn error(&self, source: std::io::Error) -> Error {
-        Error::Read { file: self.root.path().join(&self.path).display().to_string(), source }
+        Error::Read { file: self.root.path().join(&*self.path).display().to_string(), source }
     }
 }
 

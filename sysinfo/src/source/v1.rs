@@ -21,7 +21,6 @@ pub(super) struct Legacy {
     usage_sum: Option<CgroupFile>,
     cpus: Option<(CgroupFile, CgroupFile)>,
     threads: Option<CgroupFile>,
-    buffer: Vec<u8>,
 }
 
 struct MemoryFiles {
@@ -66,15 +65,13 @@ impl Legacy {
             cpus: file(Controller::Cpuset, "cpuset.effective_cpus")
                 .zip(file(Controller::Cpuset, "cpuset.cpus")),
             threads: file(Controller::Pids, "pids.current"),
-            buffer: Vec::new(),
         };
         (!hierarchies.legacy.is_empty()).then_some(legacy)
     }
 }
 
 impl Source for Legacy {
-    fn sample(&mut self, sample: &mut Sample) -> Result<(), Error> {
-        let buffer = &mut self.buffer;
+    fn sample(&mut self, sample: &mut Sample, buffer: &mut Vec<u8>) -> Result<(), Error> {
         if let Some(files) = &mut self.memory {
             sample.memory = files.sample(buffer)?;
         }

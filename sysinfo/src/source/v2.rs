@@ -17,7 +17,6 @@ pub(super) struct Unified {
     cpu_stat: Option<CgroupFile>,
     cpus: Vec<CgroupFile>,
     threads: Option<CgroupFile>,
-    buffer: Vec<u8>,
 }
 
 struct MemoryFiles {
@@ -56,7 +55,6 @@ impl Unified {
                 Vec::new()
             },
             threads: has(Controller::Pids).then(|| file(cgroup, "pids.current")),
-            buffer: Vec::new(),
         })
     }
 
@@ -74,8 +72,7 @@ impl Unified {
 }
 
 impl Source for Unified {
-    fn sample(&mut self, sample: &mut Sample) -> Result<(), Error> {
-        let buffer = &mut self.buffer;
+    fn sample(&mut self, sample: &mut Sample, buffer: &mut Vec<u8>) -> Result<(), Error> {
         if let Some(files) = &mut self.memory {
             sample.memory = files.sample(buffer)?;
         }

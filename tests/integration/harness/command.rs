@@ -152,3 +152,12 @@ fn read(file: &mut File) -> String {
     copy.read_to_end(&mut bytes).unwrap();
     String::from_utf8_lossy(&bytes).into_owned()
 }
+
+/// Does this program run here, and succeed?
+pub(crate) fn runs(command: &mut Command) -> bool {
+    command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}

@@ -35,6 +35,15 @@ pub(crate) fn needs(names: &[&str]) {
     }
 }
 
+/// These programs, less the 32-bit ones where the kernel runs none (User-Mode Linux).
+pub(crate) fn runnable<'a>(names: &[&'a str]) -> Vec<&'a str> {
+    let bits32 = command::runs(&mut Command::new(program("sysinfo-32")));
+    if !bits32 {
+        not_on_this_kernel("32-bit programs");
+    }
+    names.iter().copied().filter(|name| bits32 || !name.ends_with("-32")).collect()
+}
+
 /// Says that this kernel lacks what a test is about. Goes around the capture of output, so that
 /// a run shows what it did not try.
 pub(crate) fn not_on_this_kernel(what: &str) {
@@ -64,17 +73,6 @@ pub(crate) fn swap_kb() -> u64 {
 /// Processors of the machine.
 pub(crate) fn processors() -> usize {
     text::cpu_lines(&fs::read_to_string("/proc/stat").unwrap()).len()
-}
-
-/// Whether the kernel runs 32-bit programs.
-pub(crate) fn runs_32_bit() -> bool {
-    Command::new(program("sysinfo-32")).output().is_ok_and(|output| output.status.success())
-}
-
-/// Whether a program runs here at all, with no product near it. (procps cannot read the
-/// statistics of User-Mode Linux.)
-pub(crate) fn works(name: &str) -> bool {
-    command::run(&mut command::quiet(name)).status == 0
 }
 
 /// Whether the kernel has this cgroup controller mounted, in whichever version.
