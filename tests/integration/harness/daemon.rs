@@ -142,11 +142,6 @@ impl Daemon {
         serde_json::from_str(&text.ok()).expect("status --json prints JSON")
     }
 
-    /// How many containers it knows.
-    pub(crate) fn containers(&self) -> usize {
-        self.status()["containers"].as_array().map_or(0, Vec::len)
-    }
-
     /// Its resident memory in kB.
     pub(crate) fn resident_kb(&self) -> u64 {
         let file = format!("/proc/{}/status", self.pid());
