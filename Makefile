@@ -46,9 +46,7 @@ test-qemu:
 	@scripts/test qemu
 
 bench:
-	@scripts/install-deps --tests
-	$(CARGO) build --release --quiet --workspace --examples --bins
-	$(CARGO) bench --bench whole_path
+	@scripts/bench
 
 clean:
 	$(CARGO) clean

@@ -1,2 +1,188 @@
-//! x
-fn main() {}
+//! The whole path of a read and of a call, everything pinned to one processor: a process of a
+//! limited container opens, reads and closes a file; or calls sysinfo(2).
+//!
+//! Compared in one run, because only ratios travel between machines: the kernel's own files, a
+//! FUSE server that does nothing (`fuse/examples/null_server.rs`), ours, and lxcfs where it is
+//! installed; for calls the smallest possible handler (`examples/notify_min.rs`) and ours.
+//! Run it with `make bench`, as root. Start reading at [`files`].
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on has failed")]
+
+#[path = "../tests/integration/harness/mod.rs"]
+#[allow(dead_code, reason = "shared with the tests, which use more of it")]
+mod harness;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use harness::cgroup::{Cgroup, Limits};
+use harness::command::{quiet, run};
+use harness::daemon::{Daemon, mounts, readable_dir};
+use harness::{machine, sandbox};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use rustix::mount::{UnmountFlags, unmount};
+use tempfile::TempDir;
+
+const FILES: &[&str] = &["meminfo", "uptime", "stat", "cpuinfo", "loadavg", "swaps"];
+const ROUNDS: usize = 15;
+const PER_ROUND: u32 = 400;
+
+fn main() {
+    let arguments: Vec<_> = std::env::args().collect();
+    if arguments.get(1).map(String::as_str) == Some("--read") {
+        return read_all(&arguments[2..]);
+    }
+    machine::needs(&["unshare", "lxcfs"]);
+    // Children inherit it: servers and readers share one processor, so that the numbers are
+    // costs and not luck with wake-ups.
+    let mut one = CpuSet::new();
+    one.set(0).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &one).unwrap();
+
+    let daemon = Daemon::start();
+    files(&daemon);
+    calls(&daemon);
+}
+
+/// Prints the table of files: microseconds, and what is more telling, ratios.
+fn files(daemon: &Daemon) {
+    let null = Server::start("a null server", Command::new(example("null_server")), |_| {});
+    let lxcfs = Server::start("lxcfs", Command::new("lxcfs"), |(command, dir)| {
+        command.arg("-f").arg("-p").arg(dir.join("pid"));
+    });
+    let cgroup = Cgroup::new("bench", Limits { memory: Some(256 << 20), ..Limits::default() });
+    let places = [
+        PathBuf::from("/proc"),
+        null.mount().join("proc"),
+        daemon.file("proc"),
+        lxcfs.mount().join("proc"),
+    ];
+    let paths: Vec<_> = FILES
+        .iter()
+        .flat_map(|file| places.iter().map(move |place| place.join(file).display().to_string()))
+        .collect();
+    let reader =
+        format!("exec {} --read {}", std::env::current_exe().unwrap().display(), paths.join(" "));
+    let text = run(&mut cgroup.script(&reader)).ok();
+    let nanoseconds: Vec<f64> = text.lines().map(|line| line.parse().unwrap()).collect();
+
+    println!(
+        "open + read + close in a container of 256 MiB, one processor, medians in microseconds\n"
+    );
+    println!(
+        "{:10} {:>8} {:>8} {:>8} {:>8}   {:>10} {:>10} {:>11}",
+        "file", "kernel", "null", "ambit", "lxcfs", "ambit/null", "ambit/host", "lxcfs/ambit"
+    );
+    for (file, times) in FILES.iter().zip(nanoseconds.chunks(places.len())) {
+        let [kernel, null, ambit, lxcfs] = times else { unreachable!("four places") };
+        println!(
+            "{file:10} {:8.1} {:8.1} {:8.1} {:8.1}   {:10.2} {:10.2} {:11.1}",
+            kernel / 1e3,
+            null / 1e3,
+            ambit / 1e3,
+            lxcfs / 1e3,
+            ambit / null,
+            ambit / kernel,
+            lxcfs / ambit
+        );
+    }
+}
+
+/// Prints what sysinfo(2) costs through the listener of a sandbox, and the same without the
+/// accounting behind it against the smallest handler.
+fn calls(daemon: &Daemon) {
+    // The first seconds of a container are no warm path, as above.
+    let loops = format!("sleep 3; {}/sysinfo loop 100000", sandbox::PROGRAMS);
+    let through = run(&mut sandbox::command(daemon, &["--memory", "256M"], &loops)).ok();
+    let through: f64 = through.trim().parse().unwrap();
+    let compared = run(&mut quiet(example("notify_min").to_str().unwrap())).ok();
+    let smallest = compared.strip_prefix("smallest handler ").and_then(|rest| {
+        let (number, _) = rest.split_once(' ')?;
+        number.parse::<f64>().ok()
+    });
+    let smallest = smallest.unwrap_or_else(|| panic!("not understood: {compared}"));
+    println!("\nsysinfo(2), microseconds a call\n");
+    println!(
+        "from a sandbox, through the daemon and its accounting {:.2} us, ratio to the smallest {:.2}",
+        through / 1e3,
+        through / 1e3 / smallest
+    );
+    print!("{compared}");
+}
+
+/// Reads every path in turn, round after round, so that all meet the same disturbances, and
+/// prints the median of each in nanoseconds.
+#[allow(clippy::print_stdout, reason = "this is the output")]
+fn read_all(paths: &[String]) {
+    // A container that has just started is read anew each time; that is not the warm path.
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(3) {
+        paths.iter().for_each(|path| drop(std::fs::read(path)));
+    }
+    let mut rounds = vec![Vec::with_capacity(ROUNDS); paths.len()];
+    for _ in 0..ROUNDS {
+        for (path, times) in paths.iter().zip(&mut rounds) {
+            let start = Instant::now();
+            for _ in 0..PER_ROUND {
+                let mut buffer = [0; 16384];
+                let length = File::open(path).and_then(|mut file| file.read(&mut buffer));
+                assert!(length.is_ok_and(|length| length > 0), "cannot read {path}");
+            }
+            times.push(start.elapsed().as_nanos() as f64 / f64::from(PER_ROUND));
+        }
+    }
+    for times in &mut rounds {
+        times.sort_by(f64::total_cmp);
+        println!("{}", times[ROUNDS / 2]);
+    }
+}
+
+/// A program that serves a mount until it is dropped.
+struct Server {
+    child: Child,
+    dir: TempDir,
+}
+
+impl Server {
+    fn start(name: &str, mut command: Command, more: fn((&mut Command, &Path))) -> Self {
+        let dir = readable_dir();
+        let mount = dir.path().join("mnt");
+        std::fs::create_dir(&mount).unwrap();
+        more((&mut command, dir.path()));
+        command.arg(&mount).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
+        let server = Self { child, dir };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !server.is_mounted() {
+            assert!(Instant::now() < deadline, "{name} does not serve");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        server
+    }
+
+    fn mount(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    fn is_mounted(&self) -> bool {
+        mounts().contains(&format!(" {} ", self.mount().display()))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = unmount(self.mount(), UnmountFlags::DETACH);
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An example program, built beside the program under test.
+fn example(name: &str) -> PathBuf {
+    let path = Path::new(machine::AMBIT).with_file_name("examples").join(name);
+    assert!(path.exists(), "{} is missing; use `make bench`", path.display());
+    path
+}

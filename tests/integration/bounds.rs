@@ -71,8 +71,9 @@ fn a_child_shows_the_limit_of_its_parent() {
     assert_eq!(total(&looser), 192 * 1024);
     let tighter = parent.child("tighter", Limits { memory: Some(96 * MIB), ..Limits::default() });
     assert_eq!(total(&tighter), 96 * 1024);
-    let deep = looser.child("deep", Limits::default()).child("deeper", Limits::default());
-    assert_eq!(total(&deep), 192 * 1024, "{}", deep.path());
+    let deep = looser.child("deep", Limits::default());
+    let deeper = deep.child("deeper", Limits::default());
+    assert_eq!(total(&deeper), 192 * 1024);
 }
 
 #[test]

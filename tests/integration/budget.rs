@@ -26,9 +26,9 @@ fn a_warm_read_takes_few_system_calls_and_no_fork() {
     // Warm it, then trace while the same container goes on reading.
     let program = machine::program("reader");
     let mut reader = quiet(program.to_str().unwrap());
-    reader.args(["4", "65536"]).arg(daemon.file("proc/meminfo")).args(cgroup.dirs());
+    reader.args(["7", "65536"]).arg(daemon.file("proc/meminfo")).args(cgroup.dirs());
     let reading = start(&mut reader);
-    std::thread::sleep(std::time::Duration::from_secs(1));
+    std::thread::sleep(std::time::Duration::from_secs(4));
     let mut strace = quiet("strace");
     strace.args(["-f", "-y", "-o"]).arg(&trace).args(["-p", &daemon.pid().to_string()]);
     let tracing = start(&mut strace);

@@ -51,6 +51,19 @@ fn oci(engine: &str, userns: bool) {
     tells_one_story(&Survey::of(&output.ok()), 160 * MIB);
 }
 
+/// Runtimes touch the files while they build a container, before they limit it: nothing read
+/// then may be shown to the container itself.
+#[test]
+fn the_first_read_of_a_container_is_right() {
+    let daemon = Daemon::start();
+    for _ in 0..5 {
+        let script = "read -r line </proc/meminfo; echo \"$line\"";
+        let container = oci::Container { memory: 160 * MIB, quota: 100_000, userns: false, script };
+        let output = oci::run("runc", &daemon, container).ok();
+        assert_eq!(kb(&output, "MemTotal"), 160 * 1024);
+    }
+}
+
 #[test]
 fn runc() {
     oci("runc", false);

@@ -122,7 +122,9 @@ fn every_program_sees_one_processor() {
     assert_eq!(count(survey.get("cpuinfo"), "processor"), 1, "{}", survey.get("cpuinfo"));
     assert_eq!(cpu_lines(survey.get("stat")).len(), 1, "{}", survey.get("stat"));
     if procps_knows_this_machine() {
-        assert_eq!(count(survey.get("top"), "%Cpu"), 1, "{}", survey.get("top"));
+        // It puts two processors into one line.
+        let top = survey.get("top");
+        assert_eq!(top.matches("%Cpu").count(), 1, "{top}");
     }
     if std::path::Path::new("/sys/devices/system/cpu/online").exists() {
         assert_eq!(list_length(survey.get("online")), 1);

@@ -125,11 +125,6 @@ impl Cgroup {
         cgroup
     }
 
-    /// Its name below the roots of the hierarchies.
-    pub(crate) fn path(&self) -> &str {
-        &self.path
-    }
-
     /// Its folders.
     pub(crate) fn dirs(&self) -> impl Iterator<Item = &Path> {
         self.places.iter().map(|(_, dir)| dir.as_path())
