@@ -1,0 +1,5 @@
+//! mount(2)
+mod filesystem;
+mod flags;
+mod options;
+mod plan;
