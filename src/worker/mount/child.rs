@@ -1,7 +1,8 @@
 //! Processes that make a mount together, and the end of all of them when it does not work out.
 //!
-//! A child that is dropped is killed with everything it started. Helpers put themselves into the
-//! background, so their ancestors collect them (`PR_SET_CHILD_SUBREAPER`) until the mount is made.
+//! Helpers put themselves into the background, so an ancestor collects them
+//! (`PR_SET_CHILD_SUBREAPER`) until the mount is made. Only a process that still sees the host's
+//! `/proc` may look for descendants: in the container's, numbers mean other processes.
 
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
@@ -21,13 +22,25 @@ const GRACE: Duration = Duration::from_millis(500);
 pub(super) struct Child {
     pid: Pid,
     running: bool,
+    end: End,
+}
+
+/// What happens to a child that nobody waits for any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// It is killed.
+    Alone,
+    /// It is killed with everything that it started.
+    Family,
+    /// Somebody above kills it.
+    Left,
 }
 
 impl Child {
     /// Starts one that does this and ends. It dies with the process that started it.
-    pub(super) fn start(main: impl FnOnce()) -> Result<Self, Failure> {
+    pub(super) fn start(end: End, main: impl FnOnce()) -> Result<Self, Failure> {
         match fork().or_fail("fork")? {
-            Fork::Parent(pid) => Ok(Self { pid, running: true }),
+            Fork::Parent(pid) => Ok(Self { pid, running: true, end }),
             Fork::Child => {
                 die_with_parent();
                 let done = std::panic::catch_unwind(AssertUnwindSafe(main)).is_ok();
@@ -61,10 +74,14 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        if self.running {
-            end_with_descendants(self.pid);
-            self.reap(Instant::now() + GRACE);
+        if !self.running || self.end == End::Left {
+            return;
         }
+        if self.end == End::Family {
+            end_descendants(self.pid);
+        }
+        let _ = kill(self.pid, Signal::SIGKILL);
+        self.reap(Instant::now() + GRACE);
     }
 }
 
@@ -80,9 +97,9 @@ pub(super) fn leave(status: i32) -> ! {
     std::process::exit(status)
 }
 
-/// Kills a process and all below it. What starts meanwhile is found in the next round: a stopped
+/// Kills everything below a process. What starts meanwhile is found in the next round: a stopped
 /// process starts nothing.
-fn end_with_descendants(pid: Pid) {
+fn end_descendants(pid: Pid) {
     for _ in 0..8 {
         let all = descendants(pid);
         for &one in &all {
@@ -95,7 +112,6 @@ fn end_with_descendants(pid: Pid) {
     for one in descendants(pid) {
         let _ = kill(one, Signal::SIGKILL);
     }
-    let _ = kill(pid, Signal::SIGKILL);
 }
 
 fn descendants(pid: Pid) -> Vec<Pid> {

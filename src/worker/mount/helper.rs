@@ -20,7 +20,7 @@ use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags};
 
 use super::caller::Caller;
-use super::child::Child;
+use super::child::{Child, End};
 use super::failure::{Failure, OrFail};
 use super::fuse_mount;
 use super::kernel_mount::{attach, find_target};
@@ -39,9 +39,14 @@ pub(super) fn mount(
     until: Instant,
 ) -> Result<(), Failure> {
     let (line, theirs) = Line::pair()?;
-    let actor = Child::start(|| {
+    let actor = Child::start(End::Family, || {
         let result = act(order, handler, caller, until);
+        let failed = result.is_err();
         theirs.report(result.map(|()| Vec::new()));
+        if failed {
+            // To be found and killed with all that was started.
+            let _ = theirs.receive(until + LAST_WORDS * 2);
+        }
     })?;
     drop(theirs);
     // A little more, so that who acts can tell the helper's own words.
@@ -102,7 +107,7 @@ fn start(
     until: Instant,
 ) -> Result<(Child, Line), Failure> {
     let (line, theirs) = Line::pair()?;
-    let starter = Child::start(move || {
+    let starter = Child::start(End::Left, move || {
         let run = move || program::execute(program, words, device.as_ref(), null, output, caller);
         let ended = program::watch(run);
         // What it has put into the background must be found until the mount is made.
@@ -115,7 +120,7 @@ fn start(
 /// Waits for the filesystem's first answer, or the helper's failure.
 fn answered(mount: &OwnedFd, helper: &Line, until: Instant) -> Result<(), Failure> {
     let (line, theirs) = Line::pair()?;
-    let probe = Child::start(|| {
+    let probe = Child::start(End::Alone, || {
         theirs.report(fuse_mount::probe(mount.as_fd()).map(|()| Vec::new()));
     })?;
     drop(theirs);

@@ -12,7 +12,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::mount::MoveMountFlags;
 
 use super::caller::Caller;
-use super::child::Child;
+use super::child::{Child, End};
 use super::failure::{Failure, OrFail};
 use super::line::Line;
 use super::order::{Order, Superblock};
@@ -26,7 +26,7 @@ pub(super) fn mount(
     until: Instant,
 ) -> Result<(), Failure> {
     let (line, theirs) = Line::pair()?;
-    let actor = Child::start(|| {
+    let actor = Child::start(End::Alone, || {
         let result = act(&theirs, order, superblock, caller, until);
         theirs.report(result.map(|()| Vec::new()));
     })?;
@@ -34,7 +34,7 @@ pub(super) fn mount(
     let source = line.receive(until)?.pop();
 
     let (maker, theirs) = Line::pair()?;
-    let making = Child::start(|| {
+    let making = Child::start(End::Alone, || {
         let made = superblock::make(order, superblock, source, caller);
         theirs.report(made.map(|mount| vec![mount]));
     })?;
