@@ -8,3 +8,4 @@ pub mod mount_setattr;
 pub mod pid_in_namespace;
 pub mod seccomp;
 pub mod signal_defaults;
+pub mod user_namespace;

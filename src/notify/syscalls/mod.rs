@@ -13,4 +13,5 @@ use super::handler::Handler;
 pub const HANDLERS: &[&dyn Handler] = &[
     &sysinfo::Sysinfo, //
     &sched_getaffinity::SchedGetaffinity,
+    &mount::Mount,
 ];

@@ -9,6 +9,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustix::process::{Gid, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
+use serde::{Deserialize, Serialize};
 
 use super::child::die_with_parent;
 use super::failure::{Failure, OrFail};
@@ -28,6 +29,13 @@ pub struct Caller {
     pub folder: OwnedFd,
     /// `cgroup.procs` of its control groups, open for writing.
     pub groups: Vec<OwnedFd>,
+    /// What can be written down.
+    pub facts: Facts,
+}
+
+/// Numbers of a caller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
     /// User and group, in its own namespace.
     pub ids: (u32, u32),
     /// Supplementary groups, in its own namespace.
@@ -68,24 +76,24 @@ impl Caller {
         rustix::process::fchdir(&self.root).or_fail("fchdir to the caller's root")?;
         rustix::process::chroot(".").or_fail("chroot to the caller's root")?;
         rustix::process::fchdir(&self.folder).or_fail("fchdir to the caller's folder")?;
-        rustix::process::umask(rustix::fs::Mode::from_raw_mode(self.umask));
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(self.facts.umask));
         self.become_it()
     }
 
     /// Its ids, and no capability that it does not use.
     fn become_it(&self) -> Result<(), Failure> {
-        let effective = CapabilitySet::from_bits_retain(self.effective);
+        let effective = CapabilitySet::from_bits_retain(self.facts.effective);
         for number in 0..64u64 {
-            if self.bounding >> number & 1 == 0 {
+            if self.facts.bounding >> number & 1 == 0 {
                 let one = CapabilitySet::from_bits_retain(1 << number);
                 if rustix::thread::remove_capability_from_bounding_set(one).is_err() {
                     break; // beyond the last one this kernel knows
                 }
             }
         }
-        let groups: Vec<_> = self.supplementary.iter().map(|&id| Gid::from_raw(id)).collect();
+        let groups: Vec<_> = self.facts.supplementary.iter().map(|&id| Gid::from_raw(id)).collect();
         rustix::thread::set_thread_groups(&groups).or_fail("setgroups")?;
-        let (uid, gid) = (Uid::from_raw(self.ids.0), Gid::from_raw(self.ids.1));
+        let (uid, gid) = (Uid::from_raw(self.facts.ids.0), Gid::from_raw(self.facts.ids.1));
         rustix::thread::set_keep_capabilities(true).or_fail("prctl(PR_SET_KEEPCAPS)")?;
         rustix::thread::set_thread_res_gid(gid, gid, gid).or_fail("setresgid")?;
         rustix::thread::set_thread_res_uid(uid, uid, uid).or_fail("setresuid")?;
@@ -93,7 +101,7 @@ impl Caller {
         let inheritable = CapabilitySet::empty();
         let sets = CapabilitySets { effective: permitted, permitted, inheritable };
         rustix::thread::set_capabilities(None, sets).or_fail("capset")?;
-        if self.no_new_privs {
+        if self.facts.no_new_privs {
             rustix::thread::set_no_new_privs(true).or_fail("prctl(PR_SET_NO_NEW_PRIVS)")?;
         }
         die_with_parent();
@@ -103,7 +111,7 @@ impl Caller {
     /// Takes its resource limits, for a program that is to be executed. What would be more than
     /// we have ourselves stays at ours.
     pub(super) fn take_limits(&self) {
-        for &(number, soft, hard) in &self.limits {
+        for &(number, soft, hard) in &self.facts.limits {
             let Some(resource) = RESOURCES.iter().find(|&&one| one as i32 == number) else {
                 continue;
             };
@@ -120,7 +128,7 @@ impl Caller {
 }
 
 /// The limits that a program inherits.
-pub const RESOURCES: [Resource; 16] = [
+const RESOURCES: [Resource; 16] = [
     Resource::RLIMIT_AS,
     Resource::RLIMIT_CORE,
     Resource::RLIMIT_CPU,

@@ -32,8 +32,8 @@ pub(super) fn make(
         set("subtype", &order.filesystem)?;
         set("fd", &device.as_raw_fd().to_string())?;
         set("rootmode", "40000")?;
-        set("user_id", &caller.ids.0.to_string())?;
-        set("group_id", &caller.ids.1.to_string())?;
+        set("user_id", &caller.facts.ids.0.to_string())?;
+        set("group_id", &caller.facts.ids.1.to_string())?;
         // Modes and owners are the filesystem's, for all users of the container.
         rustix::mount::fsconfig_set_flag(context, "allow_other")?;
         rustix::mount::fsconfig_set_flag(context, "default_permissions")?;

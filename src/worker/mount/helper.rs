@@ -92,7 +92,7 @@ fn act(order: &Order, handler: &Handler, caller: &Caller, until: Instant) -> Res
             starter.let_go();
             Ok(())
         }
-        Err(failure) => Err(output.explain(&handler.program, failure)),
+        Err(failure) => Err(output.explain(&handler.program, &failure)),
     }
 }
 

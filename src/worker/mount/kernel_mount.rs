@@ -35,7 +35,7 @@ pub(super) fn mount(
 
     let (maker, theirs) = Line::pair()?;
     let making = Child::start(End::Alone, || {
-        let made = superblock::make(order, superblock, source, caller);
+        let made = superblock::make(order, superblock, source.as_ref(), caller);
         theirs.report(made.map(|mount| vec![mount]));
     })?;
     drop(theirs);

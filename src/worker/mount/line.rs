@@ -85,6 +85,12 @@ impl Line {
     }
 }
 
+impl From<OwnedFd> for Line {
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+}
+
 impl AsFd for Line {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

@@ -8,6 +8,7 @@
 //! When it fails nothing is left: processes are killed, mounts that are attached nowhere and loop
 //! devices go with their last descriptor.
 
+mod broker;
 mod caller;
 mod child;
 mod failure;
@@ -24,7 +25,8 @@ mod superblock;
 
 use std::time::Instant;
 
-pub use caller::{Caller, RESOURCES};
+pub use broker::Broker;
+pub use caller::{Caller, Facts};
 pub use failure::Failure;
 pub use order::{Handler, How, Order, Superblock};
 

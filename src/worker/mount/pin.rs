@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::sched::CloneFlags;
 use rustix::fs::{CWD, Mode, OFlags};
 
-use super::caller::Caller;
+use super::caller::{Caller, Facts};
 use super::failure::{Failure, OrFail};
 
 /// Namespaces besides users and mounts, in an order in which they can be entered. A kernel may
@@ -63,13 +63,15 @@ impl Caller {
             root: open("root", OFlags::PATH).or_fail("open of root")?,
             folder: open("cwd", OFlags::PATH).or_fail("open of cwd")?,
             groups: control_groups(&text("cgroup")?)?,
-            ids: (inside(&users, uid)?, inside(&groups, gid)?),
-            supplementary: supplementary.collect(),
-            effective: hexadecimal(&status, "CapEff:"),
-            bounding: hexadecimal(&status, "CapBnd:"),
-            no_new_privs: numbers(&status, "NoNewPrivs:").next() == Some(1),
-            umask: octal(&status, "Umask:"),
-            limits: limits(&text("limits")?),
+            facts: Facts {
+                ids: (inside(&users, uid)?, inside(&groups, gid)?),
+                supplementary: supplementary.collect(),
+                effective: hexadecimal(&status, "CapEff:"),
+                bounding: hexadecimal(&status, "CapBnd:"),
+                no_new_privs: numbers(&status, "NoNewPrivs:").next() == Some(1),
+                umask: octal(&status, "Umask:"),
+                limits: limits(&text("limits")?),
+            },
         })
     }
 

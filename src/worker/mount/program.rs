@@ -194,7 +194,7 @@ impl Output {
     }
 
     /// A failure of the helper, in its own words if it had any.
-    pub(super) fn explain(&self, name: &str, failure: Failure) -> Failure {
+    pub(super) fn explain(&self, name: &str, failure: &Failure) -> Failure {
         let mut bytes = [0; OUTPUT];
         let length = rustix::io::pread(&self.0, &mut bytes, 0).unwrap_or(0);
         let said = String::from_utf8_lossy(&bytes[..length]);
@@ -244,7 +244,7 @@ mod tests {
             written += length;
             assert!(written <= OUTPUT);
         }
-        let failure = output.explain("frob", Failure::new(Errno::EINVAL, "exit status 1"));
+        let failure = output.explain("frob", &Failure::new(Errno::EINVAL, "exit status 1"));
         assert!(failure.message.starts_with("frob: exit status 1: xxx"));
         assert!(failure.message.len() < OUTPUT + 100);
     }

@@ -94,7 +94,7 @@ pub(super) fn node(path: &str, kind: FileType, number: u64) -> Result<(), Failur
 /// namespace: the container can then not take `nodev` off again, by a remount of a mount that is
 /// its own. The kernel sets it when it copies a mount namespace for other users, so that is what
 /// this process does, which afterwards has no rights over the host any more.
-pub(super) fn lock(mount: OwnedFd, users: impl AsFd) -> Result<OwnedFd, Failure> {
+pub(super) fn lock(mount: &OwnedFd, users: impl AsFd) -> Result<OwnedFd, Failure> {
     attach(mount.as_fd(), PLACE)?;
     nix::sched::setns(users.as_fd(), CloneFlags::CLONE_NEWUSER)
         .or_fail("setns to the container's users")?;

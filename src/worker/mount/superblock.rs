@@ -22,7 +22,7 @@ use crate::sys::mount_setattr::mount_setattr;
 pub(super) fn make(
     order: &Order,
     superblock: &Superblock,
-    source: Option<OwnedFd>,
+    source: Option<&OwnedFd>,
     caller: &Caller,
 ) -> Result<OwnedFd, Failure> {
     // A filesystem of the network talks through the caller's interfaces.
@@ -31,7 +31,7 @@ pub(super) fn make(
     {
         setns(network, CloneFlags::CLONE_NEWNET).or_fail("setns to the caller's network")?;
     }
-    let control = match &source {
+    let control = match source {
         Some(source) if is_file(source.as_fd())? => Some(
             OpenOptions::new()
                 .read(true)
@@ -43,17 +43,17 @@ pub(super) fn make(
     };
     let loader = Loader::open(&order.filesystem)?;
     scene::enter()?;
-    let device = match (&source, &control) {
+    let device = match (source, &control) {
         (Some(image), Some(control)) => {
             Some(loop_device::attach(control, image.as_fd(), order.read_only)?)
         }
         _ => None,
     };
-    let mount = create(order, superblock, source.as_ref(), device.as_ref(), loader)?;
+    let mount = create(order, superblock, source, device.as_ref(), loader)?;
     if superblock.shift {
         shift(&mount, caller, &order.filesystem)?;
     }
-    scene::lock(mount, caller.users())
+    scene::lock(&mount, caller.users())
 }
 
 fn is_file(source: BorrowedFd<'_>) -> Result<bool, Failure> {

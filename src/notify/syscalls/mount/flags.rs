@@ -51,8 +51,8 @@ impl Flags {
     /// only the kernel can answer for.
     pub(super) fn of_new_mount(bits: u64) -> Option<Self> {
         // What programs of 1993 put in front is still taken away by the kernel.
-        let magic = bits & 0xffff_0000 == u64::from(libc::MS_MGC_VAL & 0xffff_0000);
-        let bits = if magic { bits & !u64::from(libc::MS_MGC_MSK) } else { bits };
+        let magic = bits & 0xffff_0000 == (libc::MS_MGC_VAL & 0xffff_0000);
+        let bits = if magic { bits & !libc::MS_MGC_MSK } else { bits };
         (bits & (OTHER_CALLS | NOUSER) == 0 && bits <= u64::from(u32::MAX)).then_some(Self(bits))
     }
 

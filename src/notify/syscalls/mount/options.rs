@@ -69,15 +69,13 @@ pub(super) fn screen(
     if let (Some(owners), true) = (owners, filesystem.takes_owners()) {
         for ((key, owner), us) in ["uid", "gid"].into_iter().zip(owners).zip(us) {
             match items.iter_mut().find(|item| item.key == key.as_bytes()) {
-                // A number that the container does not have is left as it is: "nobody's".
-                Some(item) => match item.number() {
-                    Some(id) => match owner(id) {
-                        Some(id) => item.value = Some(id.to_string().into_bytes()),
-                        None => return Err(Refused(item.to_string())),
-                    },
-                    // The filesystem says what is wrong with it.
-                    None => {}
-                },
+                // What is no number is left to the filesystem, which says what is wrong with it.
+                Some(item) => {
+                    if let Some(id) = item.number() {
+                        let Some(id) = owner(id) else { return Err(Refused(item.to_string())) };
+                        item.value = Some(id.to_string().into_bytes());
+                    }
+                }
                 None => items.push(Item::new(key, &us.to_string())),
             }
         }
