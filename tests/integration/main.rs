@@ -17,4 +17,5 @@ mod crowd;
 mod engines;
 mod lifecycle;
 mod limited;
+mod pressure;
 mod program;
