@@ -11,11 +11,13 @@
 
 mod harness;
 
+mod behaviour;
 mod bounds;
 mod budget;
 mod crowd;
 mod engines;
 mod lifecycle;
 mod limited;
+mod lxcfs;
 mod pressure;
 mod program;

@@ -28,6 +28,7 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use crate::filesystem::past_the_cache;
 use crate::service::{Service, errno};
 use crate::tree::{Node, ROOT};
 use refused::refuse_the_rest;
@@ -171,6 +172,9 @@ impl Filesystem for PressureFilesystem {
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.guard(|| {
             let opened = self.node(ino.0).and_then(|node| {
+                if past_the_cache(flags) {
+                    return Err(Errno::EINVAL);
+                }
                 let handle = self.service.open(node.id, req.pid())?;
                 if flags.acc_mode() != OpenAccMode::O_RDONLY {
                     // A handle whose text is not kept is shared, and cannot have a trigger.
@@ -326,7 +330,7 @@ impl Filesystem for PressureFilesystem {
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+        reply.error(Errno::EINVAL);
     }
 
     fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
