@@ -16,6 +16,7 @@ mod bounds;
 mod budget;
 mod crowd;
 mod engines;
+mod fallbacks;
 mod lifecycle;
 mod limited;
 mod lxcfs;

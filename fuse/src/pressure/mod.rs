@@ -28,6 +28,7 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use crate::counters::Counters;
 use crate::filesystem::past_the_cache;
 use crate::service::{Service, errno};
 use crate::tree::{Node, ROOT};
@@ -103,7 +104,7 @@ impl PressureFilesystem {
     /// Runs the code of one request. When it panics, the reply it owned is dropped: EIO.
     fn guard(&self, request: impl FnOnce()) {
         if catch_unwind(AssertUnwindSafe(request)).is_err() {
-            tracing::error!("a request for /proc/pressure panicked");
+            Counters::add(&self.service.counters.panics);
         }
     }
 }
