@@ -18,3 +18,4 @@ mod engines;
 mod lifecycle;
 mod limited;
 mod program;
+mod truth;
