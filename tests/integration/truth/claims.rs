@@ -16,6 +16,8 @@ pub(super) enum Quantity {
     /// Processors that a thread may run on.
     Allowed,
     Uptime,
+    /// Of the kernel's own clock, CLOCK_BOOTTIME.
+    Clock,
     /// The load average over one minute.
     Load,
     /// Seconds since the epoch.

@@ -5,8 +5,8 @@
 //! programs cannot say by their nature is in docs/readers.md.
 
 use super::claims::Quantity::{
-    Allowed, BootTime, Configured, Load, MemoryAvailable, MemoryFree, MemoryTotal, Online, Started,
-    SwapFree, SwapTotal, Uptime,
+    Allowed, BootTime, Clock, Configured, Load, MemoryAvailable, MemoryFree, MemoryTotal, Online,
+    Started, SwapFree, SwapTotal, Uptime,
 };
 use super::claims::{Claim, Claims, KIB, MIB, after, before, leading, line, size, up, value};
 
@@ -67,7 +67,7 @@ size = os.sysconf(\"SC_PAGE_SIZE\")
 say = dict(online=os.cpu_count(), allowed=len(os.sched_getaffinity(0)),
     configured=os.sysconf(\"SC_NPROCESSORS_CONF\"), total=os.sysconf(\"SC_PHYS_PAGES\") * size,
     free=os.sysconf(\"SC_AVPHYS_PAGES\") * size, load=os.getloadavg()[0],
-    uptime=time.clock_gettime(time.CLOCK_BOOTTIME))
+    clock=time.clock_gettime(time.CLOCK_BOOTTIME))
 print(*(f\"{key}={value}\" for key, value in say.items()), sep=\"\\n\")'";
 
 const NODE: &str = "node -e '
@@ -90,7 +90,7 @@ pub(super) const READERS: &[Reader] = &[
     reader("top", "top -b -n 1 -1 -E k -w 200", top).needs(Needs::Procps),
     reader("uptime", "uptime", uptime),
     reader("uptime -s", "date -d \"$(uptime -s)\" +%s", |text| {
-        Claims::default().say(BootTime, leading(text)?, 1.0).done()
+        Claims::default().say(Started, leading(text)?, 1.0).done()
     }),
     reader("vmstat", "vmstat", vmstat).needs(Needs::Procps),
     reader("vmstat -s", "vmstat -s", vmstat_summary).needs(Needs::Procps),
@@ -100,7 +100,8 @@ pub(super) const READERS: &[Reader] = &[
             .say(Uptime, leading(lines.next()?)?, 1.0)
             .say(Started, leading(lines.next()?)?, 1.0)
             .done()
-    }),
+    })
+    .needs(Needs::Procps),
     reader("htop", HTOP, htop),
     reader("busybox free", "busybox free -k", |text| free(text, KIB)),
     reader("busybox uptime", "busybox uptime", uptime),
@@ -139,13 +140,13 @@ fn files(text: &str) -> Option<Vec<Claim>> {
     let processors = crate::harness::text::cpu_lines(text).len() as f64;
     let mut pairs = text.lines().skip_while(|line| !line.starts_with("softirq")).skip(1);
     let swap_areas = text.split_once("Filename")?.1.lines().skip(1);
-    let swap = swap_areas.filter_map(|line| leading(line.split_whitespace().nth(2)?)).sum();
+    let swap: f64 = swap_areas.filter_map(|line| leading(line.split_whitespace().nth(2)?)).sum();
     Claims::default()
         .size(MemoryTotal, kib("MemTotal:")?, KIB)
         .size(MemoryFree, kib("MemFree:")?, KIB)
         .size(MemoryAvailable, kib("MemAvailable:")?, KIB)
         .size(SwapTotal, kib("SwapTotal:")?, KIB)
-        .size(SwapTotal, swap, 4.0 * KIB)
+        .say(SwapTotal, swap * KIB, 4.0 * KIB)
         .size(SwapFree, kib("SwapFree:")?, KIB)
         .count(Online, processors)
         .say(BootTime, after(text, "\nbtime ")?, 1.0)
@@ -281,6 +282,7 @@ fn runtime(text: &str) -> Option<Vec<Claim>> {
         ("swap_total", SwapTotal, 0.0),
         ("swap_free", SwapFree, 0.0),
         ("uptime", Uptime, 0.01),
+        ("clock", Clock, 0.01),
         ("boot", BootTime, 1.0),
         ("started", Started, 0.01),
         ("load", Load, 0.011),
@@ -320,7 +322,7 @@ fn sysconf(text: &str) -> Option<Vec<Claim>> {
         .size(MemoryTotal, value(text, "total_kb")?, KIB)
         .size(MemoryFree, value(text, "free_kb")?, KIB)
         .load(value(text, "load")?)
-        .say(Uptime, value(text, "boottime")?, 0.01)
+        .say(Clock, value(text, "boottime")?, 0.01)
         .done()
 }
 
