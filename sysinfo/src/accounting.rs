@@ -12,6 +12,7 @@ use crate::hierarchy::Hierarchies;
 use crate::host::Host;
 use crate::host_files::HostFiles;
 use crate::kernel_names::KernelNames;
+use crate::pressure::{self, Stall, TriggerFile};
 use crate::procfs::Procfs;
 use crate::shared::{Options, Shared};
 use crate::tasks::Counter;
@@ -145,6 +146,17 @@ impl Views for Accounting {
             self.wake.want();
         }
         Ok(view)
+    }
+
+    fn trigger_file(&self, tid: u32, stall: Stall) -> Result<TriggerFile, Error> {
+        let container = self.identify(tid)?;
+        let membership = container.membership();
+        let file = pressure::open(tid, container.is_host(), &membership, stall, &self.shared)?;
+        Ok(TriggerFile {
+            file,
+            container: container.pid_namespace(),
+            privileged: pressure::is_privileged(tid, &self.shared),
+        })
     }
 
     fn host(&self) -> Option<Arc<Host>> {

@@ -17,5 +17,6 @@ mod crowd;
 mod engines;
 mod lifecycle;
 mod limited;
+mod pressure;
 mod program;
 mod truth;
