@@ -22,3 +22,4 @@ mod limited;
 mod lxcfs;
 mod pressure;
 mod program;
+mod truth;
