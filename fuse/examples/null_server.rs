@@ -72,7 +72,7 @@ impl Filesystem for Null {
 
 fn serve(path: &str, threads: usize) -> Result<(), Error> {
     let path = mount::prepare(Path::new(path))?;
-    let device = mount::attach(&path, mount::NAME)?;
+    let device = mount::attach(&path, mount::NAME, mount::Writes::Refused)?;
     let mut config = Config::default();
     config.n_threads = Some(threads);
     let failed = |source| Error::Session { call: "fuser", source };

@@ -10,6 +10,7 @@
 //! and the list of all of them), then [`session`] (how serving starts, ends and is handed over).
 
 pub mod adopt;
+mod connection;
 pub mod counters;
 mod entries;
 pub mod error;
@@ -20,6 +21,7 @@ mod handles;
 pub mod mount;
 mod mountinfo;
 pub mod overlay;
+pub mod pressure;
 mod service;
 pub mod session;
 pub mod text;

@@ -1,8 +1,9 @@
 //! Mounting the overlay and removing it, with our own system calls.
 //!
 //! fuser could mount, but then its session would begin before we have seen INIT, and unmount
-//! when it ends; a connection that outlives its server needs neither. The superblock is
-//! read-only, because a read on a writable one makes the kernel ask for attributes again. A
+//! when it ends; a connection that outlives its server needs neither. The superblock of
+//! the overlay is read-only, because a read on a writable one makes the kernel ask for attributes
+//! again. A
 //! mount whose server is dead is replaced; whatever else is mounted is left alone.
 
 use std::ffi::CString;
@@ -26,6 +27,15 @@ use crate::mountinfo;
 /// programs are to find another name there.
 pub const NAME: &str = "ambit";
 
+/// May files be written?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writes {
+    /// They may.
+    Allowed,
+    /// The superblock is read-only.
+    Refused,
+}
+
 /// How long a mount in the way may take to show that it is alive.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -34,12 +44,12 @@ const PATIENCE: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// Something alive is mounted there, or a step failed.
-pub fn attach(path: &Path, name: &str) -> Result<OwnedFd, Error> {
+pub fn attach(path: &Path, name: &str, writes: Writes) -> Result<OwnedFd, Error> {
     let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| Error::Device(errno.into()))?;
-    match new_mount(path, name, device.as_fd()) {
+    match new_mount(path, name, writes, device.as_fd()) {
         // Kernels before 5.2, and sandboxes that know only mount(2).
-        Err((_, rustix::io::Errno::NOSYS)) => old_mount(path, name, device.as_fd()),
+        Err((_, rustix::io::Errno::NOSYS)) => old_mount(path, name, writes, device.as_fd()),
         done => done,
     }
     .map_err(|(call, errno)| Error::Mount { path: path.into(), call, source: errno.into() })?;
@@ -49,13 +59,17 @@ pub fn attach(path: &Path, name: &str) -> Result<OwnedFd, Error> {
 /// The absolute path of a mount point without symbolic links, free to be mounted on.
 ///
 /// # Errors
-/// It cannot be made, or something alive is mounted there.
+/// It cannot be made, or somebody serves FUSE there.
 pub fn prepare(path: &Path) -> Result<PathBuf, Error> {
     let point = |source| Error::MountPoint { path: path.into(), source };
     let path = resolve(path).map_err(point)?;
     // Mounts may lie upon each other; each turn removes one.
     while let Some(mounted) = mountinfo::top(&path).map_err(point)? {
-        if !mounted.kind.starts_with("fuse") || !is_dead(&path) {
+        // A filesystem of its own for the folder, as some hosts have for all of /var/lib.
+        if !mounted.kind.starts_with("fuse") {
+            break;
+        }
+        if !is_dead(&path) {
             let holder = format!("{} ({})", mounted.source, mounted.kind);
             return Err(Error::Busy { path, holder });
         }
@@ -139,7 +153,12 @@ fn is_dead(path: &Path) -> bool {
 
 type Failed = (&'static str, rustix::io::Errno);
 
-fn new_mount(path: &Path, name: &str, device: BorrowedFd<'_>) -> Result<(), Failed> {
+fn new_mount(
+    path: &Path,
+    name: &str,
+    writes: Writes,
+    device: BorrowedFd<'_>,
+) -> Result<(), Failed> {
     use rustix::mount::{fsconfig_create, fsconfig_set_flag, fsconfig_set_string};
 
     let context = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)
@@ -157,14 +176,18 @@ fn new_mount(path: &Path, name: &str, device: BorrowedFd<'_>) -> Result<(), Fail
     for (key, value) in strings {
         fsconfig_set_string(context, key, value).map_err(|errno| ("fsconfig", errno))?;
     }
-    for flag in ["ro", "allow_other", "default_permissions"] {
+    let read_only = (writes == Writes::Refused).then_some("ro");
+    for flag in ["allow_other", "default_permissions"].into_iter().chain(read_only) {
         fsconfig_set_flag(context, flag).map_err(|errno| ("fsconfig", errno))?;
     }
     fsconfig_create(context).map_err(|errno| ("fsconfig(CMD_CREATE)", errno))?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
-        | MountAttrFlags::MOUNT_ATTR_NOSUID
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC
+        | match writes {
+            Writes::Refused => MountAttrFlags::MOUNT_ATTR_RDONLY,
+            Writes::Allowed => MountAttrFlags::MOUNT_ATTR_NOATIME,
+        };
     let mount = rustix::mount::fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
         .map_err(|errno| ("fsmount", errno))?;
     let whole = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
@@ -172,13 +195,24 @@ fn new_mount(path: &Path, name: &str, device: BorrowedFd<'_>) -> Result<(), Fail
         .map_err(|errno| ("move_mount", errno))
 }
 
-fn old_mount(path: &Path, name: &str, device: BorrowedFd<'_>) -> Result<(), Failed> {
+fn old_mount(
+    path: &Path,
+    name: &str,
+    writes: Writes,
+    device: BorrowedFd<'_>,
+) -> Result<(), Failed> {
     let options = format!(
         "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
         device.as_raw_fd()
     );
     let options = CString::new(options).map_err(|_| ("mount", rustix::io::Errno::INVAL))?;
-    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let flags = MountFlags::NOSUID
+        | MountFlags::NODEV
+        | MountFlags::NOEXEC
+        | match writes {
+            Writes::Refused => MountFlags::RDONLY,
+            Writes::Allowed => MountFlags::NOATIME,
+        };
     rustix::mount::mount(name, path, format!("fuse.{name}"), flags, options.as_c_str())
         .map_err(|errno| ("mount", errno))
 }

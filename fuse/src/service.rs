@@ -175,7 +175,7 @@ fn write(source: Source, view: &View, passed: &[&str], text: &mut Text) -> Resul
 }
 
 /// What a reader is told when there are no numbers for it.
-fn errno(error: &Error) -> Errno {
+pub(crate) fn errno(error: &Error) -> Errno {
     match error {
         Error::Gone(_) => Errno::ESRCH,
         Error::Read { .. } | Error::Parse { .. } => Errno::EIO,

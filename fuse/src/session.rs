@@ -7,25 +7,19 @@
 //! does both.
 
 use std::fmt;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
 
 use ambit_sysinfo::Views;
-use fuser::{Config, SessionACL};
-use rustix::net::Shutdown;
 
-use crate::adopt::{self, InitRequest};
+use crate::adopt::InitRequest;
+use crate::connection::{Connection, Place, Stage};
 use crate::counters::{Counters, Counts};
 use crate::error::Error;
 use crate::filesystem::OverlayFilesystem;
-use crate::mount::{self, AbortSwitch};
-
-/// How long the threads may take to see that the connection has ended.
-const END_WITHIN: Duration = Duration::from_secs(5);
+use crate::mount::{self, Writes};
+use crate::pressure::{self, PressureFilesystem};
 
 /// Where and how the overlay is served.
 #[derive(Debug, Clone)]
@@ -49,24 +43,14 @@ impl MountOptions {
     }
 }
 
-/// A connection that is being served.
+/// An overlay that is being served.
 pub struct Overlay {
-    path: PathBuf,
+    connection: Connection,
+    /// The files of `/proc/pressure` once more, with triggers.
+    pressure: Option<Connection>,
     name: &'static str,
-    device: OwnedFd,
-    init: InitRequest,
-    connection: Option<u32>,
+    views: Arc<dyn Views>,
     counters: Arc<Counters>,
-    thread: JoinHandle<io::Result<()>>,
-}
-
-/// What the device has seen so far.
-#[derive(Clone, Copy)]
-enum Stage {
-    /// The kernel waits for the answer to INIT.
-    Begun,
-    /// A predecessor answered INIT, and perhaps left requests without an answer.
-    Live,
 }
 
 impl Overlay {
@@ -76,14 +60,47 @@ impl Overlay {
     /// The mount point is in use, or a step failed; nothing stays mounted then.
     pub fn mount(options: MountOptions, views: Arc<dyn Views>) -> Result<Self, Error> {
         let MountOptions { path, threads, name, passed } = options;
-        let path = mount::prepare(&path)?;
-        let device = mount::attach(&path, name)?;
-        let options = MountOptions { path: path.clone(), threads, name, passed };
-        let served = Self::serve(device, options, views);
-        served.inspect_err(|_| {
-            // The first failure is the one to report.
-            let _ = mount::detach(&path);
-        })
+        let filesystem = OverlayFilesystem::new(views.clone()).passing(passed);
+        let counters = filesystem.counters();
+        let place = Place { path: &path, name, threads };
+        let connection = Connection::mount(place, Writes::Refused, filesystem)?;
+        let mut overlay = Self { connection, pressure: None, name, views, counters };
+        overlay.mount_pressure();
+        Ok(overlay)
+    }
+
+    /// Mounts the files on which pressure triggers can be set over those of the overlay on which
+    /// they cannot. Without them, all but triggers is as before.
+    pub fn mount_pressure(&mut self) {
+        let path = self.connection.path.join(pressure::DIRECTORY);
+        let place = Place { path: &path, name: self.name, threads: 1 };
+        let filesystem = PressureFilesystem::new(self.views.clone());
+        match Connection::mount(place, Writes::Allowed, filesystem) {
+            Ok(connection) => self.pressure = Some(connection),
+            Err(error) => tracing::warn!(%error, "no triggers can be set on /proc/pressure"),
+        }
+    }
+
+    /// Takes over the files with triggers from a predecessor, as [`Self::takeover`] does with the
+    /// overlay.
+    ///
+    /// # Errors
+    /// As [`Self::takeover`].
+    pub fn takeover_pressure(&mut self, device: OwnedFd, init_record: &[u8]) -> Result<(), Error> {
+        let init = InitRequest::from_record(init_record)?;
+        let path = self.connection.path.join(pressure::DIRECTORY);
+        let place = Place { path: &path, name: self.name, threads: 1 };
+        let filesystem = PressureFilesystem::new(self.views.clone());
+        let connection = Connection::start(device, init, Stage::Live, place, filesystem)?;
+        self.pressure = Some(connection);
+        Ok(())
+    }
+
+    /// Device and INIT record of the files with triggers, to be kept like those of the overlay.
+    #[must_use]
+    pub fn pressure(&self) -> Option<(BorrowedFd<'_>, &[u8])> {
+        let connection = self.pressure.as_ref()?;
+        Some((connection.device.as_fd(), connection.init.record()))
     }
 
     /// Serves a device that was mounted elsewhere and whose INIT was not read yet; in tests, one
@@ -122,53 +139,30 @@ impl Overlay {
         options: MountOptions,
         views: Arc<dyn Views>,
     ) -> Result<Self, Error> {
-        let filesystem = OverlayFilesystem::new(views).passing(options.passed);
+        let MountOptions { path, threads, name, passed } = options;
+        let filesystem = OverlayFilesystem::new(views.clone()).passing(passed);
         let counters = filesystem.counters();
-        let mut config = Config::default();
-        config.acl = SessionACL::All;
-        config.n_threads = Some(options.threads.max(1));
-        let (session, reply) = adopt::adopt(filesystem, device.as_fd(), &init, config)?;
-        match stage {
-            Stage::Begun => reply.forward(device.as_fd())?,
-            Stage::Live => {
-                // Before Linux 6.9 what was in flight is lost; new requests are served.
-                if let Err(error) = adopt::resend(device.as_fd()) {
-                    tracing::warn!(%error, "requests the predecessor left unanswered are not sent again");
-                }
-            }
-        }
-        let thread = thread::Builder::new()
-            .name("ambit-fuse".into())
-            .spawn(move || session.run())
-            .map_err(|source| Error::Session { call: "start of a thread", source })?;
-        let connection = mount::connection(&options.path, options.name);
-        Ok(Self {
-            path: options.path,
-            name: options.name,
-            device,
-            init,
-            connection,
-            counters,
-            thread,
-        })
+        let place = Place { path: &path, name, threads };
+        let connection = Connection::start(device, init, stage, place, filesystem)?;
+        Ok(Self { connection, pressure: None, name, views, counters })
     }
 
     /// Where it is mounted.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.connection.path
     }
 
     /// The device, a duplicate of which keeps the connection alive without this process.
     #[must_use]
     pub fn device(&self) -> BorrowedFd<'_> {
-        self.device.as_fd()
+        self.connection.device.as_fd()
     }
 
     /// The kernel's INIT request, to be kept beside the device for a successor.
     #[must_use]
     pub fn init_record(&self) -> &[u8] {
-        self.init.record()
+        self.connection.init.record()
     }
 
     /// What it did so far.
@@ -180,7 +174,7 @@ impl Overlay {
     /// Has serving ended by itself? It does when somebody unmounted the overlay everywhere.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.thread.is_finished()
+        self.connection.is_finished()
     }
 
     /// Removes the mount, ends the connection wherever it is bound, and waits for the threads.
@@ -188,43 +182,18 @@ impl Overlay {
     /// # Errors
     /// The kernel refuses to unmount, or the connection cannot be ended.
     pub fn unmount(self) -> Result<(), Error> {
-        let still = |reason| Error::StillServing { path: self.path.clone(), reason };
-        match self.connection {
-            Some(number) => {
-                // Binds in containers keep the connection alive after the mount is gone.
-                let switch = AbortSwitch::of(number);
-                // Somebody may have unmounted it, or mounted something else there.
-                if mount::connection(&self.path, self.name) == Some(number) {
-                    mount::detach(&self.path)?;
-                }
-                if let Err(error) = switch.and_then(|switch| switch.throw()) {
-                    tracing::debug!(%error, "cannot abort the FUSE connection");
-                }
-            }
-            // No mount of this namespace: a socket, or mounted elsewhere.
-            None => {
-                if let Err(error) = rustix::net::shutdown(&self.device, Shutdown::Both) {
-                    tracing::debug!(%error, "the device is no socket");
-                }
-            }
-        }
-        let patience = Instant::now() + END_WITHIN;
-        while !self.thread.is_finished() {
-            if Instant::now() > patience {
-                return Err(still("it is bound elsewhere and cannot be aborted"));
-            }
-            thread::sleep(Duration::from_millis(1));
-        }
-        // A session that ends reports how; it ends because we ended it.
-        self.thread.join().map(drop).map_err(|_| still("its thread panicked"))
+        // It lies upon the other.
+        let pressure = self.pressure.map_or(Ok(()), Connection::unmount);
+        self.connection.unmount().and(pressure)
     }
 }
 
 impl fmt::Debug for Overlay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Overlay")
-            .field("path", &self.path)
-            .field("connection", &self.connection)
+            .field("path", &self.connection.path)
+            .field("connection", &self.connection.number())
+            .field("pressure", &self.pressure.as_ref().map(Connection::number))
             .field("counters", &self.counters())
             .finish_non_exhaustive()
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ambit_sysinfo::view::Origin;
-use ambit_sysinfo::{Error, View, Views};
+use ambit_sysinfo::{Error, Extras, Host, Stall, TriggerFile, View, Views};
 
 /// Numbers that can be switched off.
 pub struct Switch {
@@ -27,11 +27,23 @@ impl Switch {
 
 impl Views for Switch {
     fn view(&self, tid: u32) -> Result<Arc<View>, Error> {
-        let view = self.views.view(tid)?;
+        self.view_with(tid, Extras::NONE)
+    }
+
+    fn view_with(&self, tid: u32, wanted: Extras) -> Result<Arc<View>, Error> {
+        let view = self.views.view_with(tid, wanted)?;
         if !self.off.load(Ordering::Relaxed) {
             return Ok(view);
         }
         Ok(Arc::new(View { origin: Origin::Host, ..View::clone(&view) }))
+    }
+
+    fn trigger_file(&self, tid: u32, stall: Stall) -> Result<TriggerFile, Error> {
+        self.views.trigger_file(tid, stall)
+    }
+
+    fn host(&self) -> Option<Arc<Host>> {
+        self.views.host()
     }
 }
 

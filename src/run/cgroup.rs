@@ -276,6 +276,7 @@ mod tests {
             root: "/".into(),
             point: point.into(),
             kind: kind.into(),
+            options: "rw".into(),
         };
         let mounts = [
             mount("/sys/fs/cgroup", "tmpfs"),

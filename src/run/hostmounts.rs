@@ -48,6 +48,8 @@ pub(super) struct Mount {
     pub(super) point: PathBuf,
     /// The filesystem's name, such as `ext4`.
     pub(super) kind: String,
+    /// Options of the filesystem itself, separated by commas.
+    pub(super) options: String,
 }
 
 /// All mounts this process sees.
@@ -80,8 +82,11 @@ fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|&byte| byte == b' ');
     let root = unescape(fields.nth(3)?);
     let point = unescape(fields.next()?);
-    let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-    Some(Mount { root, point, kind: String::from_utf8_lossy(kind).into_owned() })
+    let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
+    let kind = String::from_utf8_lossy(fields.next()?).into_owned();
+    // After the source.
+    let options = String::from_utf8_lossy(fields.nth(1).unwrap_or_default()).into_owned();
+    Some(Mount { root, point, kind, options })
 }
 
 /// Undoes the kernel's `\040` for bytes that would break the line.
@@ -131,7 +136,7 @@ mod tests {
     fn lines_are_taken_apart() {
         let mounts = mounts();
         assert_eq!(mounts.len(), 9);
-        assert_eq!(mounts[1].kind, "sysfs");
+        assert_eq!((mounts[1].kind.as_str(), mounts[1].options.as_str()), ("sysfs", "rw"));
         assert_eq!(mounts[4].point, Path::new("/srv/my data"));
         assert_eq!(mounts[4].root, Path::new("/sub"));
     }

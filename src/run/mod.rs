@@ -22,6 +22,7 @@ mod limits;
 mod mask;
 mod mounts;
 mod owners;
+mod pressure;
 mod relay;
 mod root;
 mod signals;
@@ -97,6 +98,7 @@ pub struct Prepared {
     builder_waits: bool,
     init_waits: bool,
     setup: init::Setup,
+    pressure: pressure::Pressure,
     group: Group,
 }
 
@@ -108,6 +110,7 @@ pub fn prepare(args: RunArgs) -> Result<Prepared> {
     let signals = signals::Signals::take()?;
     let group = Group::create(&args)?;
     let owners = if args.no_userns { Owners::host() } else { Owners::fresh()? };
+    let pressure = pressure::Pressure::of(&group, &owners)?;
     let plan = root::Plan {
         rootfs: args.rootfs,
         binds: args.bind,
@@ -127,7 +130,7 @@ pub fn prepare(args: RunArgs) -> Result<Prepared> {
     let init = rustix::process::Pid::from_raw(processes.init.as_raw()).context("init is gone")?;
     let ended = pidfd_open(init, PidfdFlags::empty())
         .context("cannot watch the sandbox's init: pidfd_open (Linux 5.3)")?;
-    Ok(Prepared { processes, ended, builder_waits: true, init_waits: true, setup, group })
+    Ok(Prepared { processes, ended, builder_waits: true, init_waits: true, setup, pressure, group })
 }
 
 impl Prepared {
@@ -169,7 +172,10 @@ impl Prepared {
     fn complete(&mut self, files: &[&str], service: &dyn Service) -> Result<Option<OwnedFd>> {
         let processes = &self.processes;
         for file in files {
-            let mount = mounts::Detached::copy_of(&service.overlay().join(file))?;
+            let mount = match self.pressure.file(file) {
+                Some(own) => mounts::Detached::copy_of(&own)?,
+                None => mounts::Detached::copy_of(&service.overlay().join(file))?,
+            };
             processes.to_builder.send(Word::File, file, &[mount.0.as_fd()])?;
         }
         processes.to_builder.send(Word::Build, &processes.init.to_string(), &[])?;

@@ -26,6 +26,7 @@ mod load;
 pub mod membership;
 mod namespace_init;
 pub mod policy;
+pub mod pressure;
 pub mod procfs;
 pub mod sample;
 pub mod scan;
@@ -46,6 +47,7 @@ pub use extra::Extras;
 pub use host::{Host, HostTexts};
 pub use limit::Limit;
 pub use namespace_init::AskKernel;
+pub use pressure::{Stall, TriggerFile};
 pub use shared::Options;
 pub use topology::Topology;
 pub use view::View;
@@ -66,6 +68,16 @@ pub trait Views: Send + Sync {
     /// As [`Self::view`].
     fn view_with(&self, tid: u32, _wanted: Extras) -> Result<Arc<View>, Error> {
         self.view(tid)
+    }
+
+    /// The kernel's pressure file of the container of a thread, for triggers.
+    ///
+    /// # Errors
+    /// The thread is gone, or nothing accounts for its container's pressure (EOPNOTSUPP).
+    fn trigger_file(&self, tid: u32, stall: Stall) -> Result<TriggerFile, Error> {
+        let _ = tid;
+        let source = rustix::io::Errno::OPNOTSUPP.into();
+        Err(Error::Read { file: format!("/proc/pressure/{}", stall.name()), source })
     }
 
     /// The machine, where it is known. Asks nothing of any container and never waits for one.

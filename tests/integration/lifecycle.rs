@@ -26,7 +26,8 @@ fn a_stale_mount_of_a_dead_daemon_is_replaced() {
     let meminfo = fs::read_to_string(daemon.file("proc/meminfo")).unwrap();
     assert!(text::kb(&meminfo, "MemTotal") > 0);
     let here = daemon.place().mount().display().to_string();
-    assert_eq!(mounts().matches(&here).count(), 1, "{}", mounts());
+    let ours = format!(" {here} ");
+    assert_eq!(mounts().matches(&ours).count(), 1, "{}", mounts());
 }
 
 #[test]

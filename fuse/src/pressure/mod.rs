@@ -1,0 +1,350 @@
+//! `/proc/pressure` as a filesystem of its own, on which triggers can be set.
+//!
+//! The overlay is read-only and answers no poll, and both hold for a whole connection; triggers
+//! need a write and a poll. So these three files are served once more by a second connection,
+//! mounted over `proc/pressure` of the overlay: writable, and the only one that polls. A file is
+//! read like any other of the overlay; a write goes to the pressure file of the container's own
+//! cgroup, which the kernel judges; a poll waits for the kernel's event (`triggers`).
+//!
+//! A trigger ends with its open file, as in the kernel. A server that dies takes it along: after
+//! a takeover poll answers as for a file without a trigger (POLLERR), and programs set it anew.
+
+mod refused;
+mod triggers;
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use ambit_sysinfo::{Stall, Views};
+use fuser::{
+    BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyPoll,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use crate::counters::Counters;
+use crate::filesystem::past_the_cache;
+use crate::service::{Service, errno};
+use crate::tree::{Node, ROOT};
+use refused::refuse_the_rest;
+use triggers::Triggers;
+
+/// Where it is mounted, below the root of the overlay.
+pub const DIRECTORY: &str = "proc/pressure";
+
+/// Names and attributes never change.
+const VALID: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Everybody may set triggers, as in the kernel's `/proc/pressure`.
+const MODE: u16 = 0o666;
+
+/// The three files.
+pub struct PressureFilesystem {
+    service: Service,
+    views: Arc<dyn Views>,
+    triggers: Triggers,
+}
+
+impl PressureFilesystem {
+    /// The files over these numbers.
+    #[must_use]
+    pub fn new(views: Arc<dyn Views>) -> Self {
+        Self { service: Service::new(views.clone()), views, triggers: Triggers::new() }
+    }
+
+    /// The node of the overlay that a node of ours is: our root is its directory.
+    fn node(&self, id: u64) -> Result<&Node, Errno> {
+        let tree = &self.service.tree;
+        let directory = tree.at(DIRECTORY).ok_or(Errno::ENOENT)?;
+        if id == ROOT {
+            return Ok(directory);
+        }
+        tree.node(id).filter(|node| node.parent == directory.id).ok_or(Errno::ENOENT)
+    }
+
+    fn attributes(&self, node: &Node) -> FileAttr {
+        let attributes = self.service.tree.attributes(node);
+        match node.file_type() {
+            FileType::Directory => FileAttr { ino: INodeNo(ROOT), ..attributes },
+            _ => FileAttr { perm: MODE, ..attributes },
+        }
+    }
+
+    /// Opens the kernel's file beside an open file.
+    fn open_kernels(&self, node: &Node, handle: u64, thread: u32) -> Result<(), Errno> {
+        let stall = [Stall::Cpu, Stall::Io, Stall::Memory]
+            .into_iter()
+            .find(|stall| stall.name() == node.name())
+            .ok_or(Errno::EISDIR)?;
+        let file = self.views.trigger_file(thread, stall).map_err(|error| match &error {
+            ambit_sysinfo::Error::Read { source, .. } => {
+                source.raw_os_error().map_or(Errno::EIO, Errno::from_i32)
+            }
+            _ => errno(&error),
+        })?;
+        self.triggers.open(handle, file)
+    }
+
+    fn write(&self, id: u64, handle: u64, thread: u32, text: &[u8]) -> Result<u32, Errno> {
+        let node = self.node(id)?;
+        // Not opened for writing when it was opened, or opened of a predecessor.
+        if !self.triggers.has(handle) {
+            self.open_kernels(node, handle, thread)?;
+        }
+        self.triggers.set(handle, text)?;
+        u32::try_from(text.len()).map_err(|_| Errno::EINVAL)
+    }
+
+    /// Runs the code of one request. When it panics, the reply it owned is dropped: EIO.
+    fn guard(&self, request: impl FnOnce()) {
+        if catch_unwind(AssertUnwindSafe(request)).is_err() {
+            Counters::add(&self.service.counters.panics);
+        }
+    }
+}
+
+impl fmt::Debug for PressureFilesystem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PressureFilesystem").finish_non_exhaustive()
+    }
+}
+
+impl Filesystem for PressureFilesystem {
+    fn init(&mut self, _: &Request, _: &mut KernelConfig) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn destroy(&mut self) {}
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.guard(|| {
+            let directory = self.node(parent.0).map(|node| node.id);
+            let found = directory.and_then(|directory| {
+                self.service.tree.child(directory, name.as_bytes()).ok_or(Errno::ENOENT)
+            });
+            match found {
+                Ok(node) => reply.entry(&VALID, &self.attributes(node), Generation(0)),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
+    fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.guard(|| match self.node(ino.0) {
+            Ok(node) => reply.attr(&VALID, &self.attributes(node)),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    /// A shell's `>` truncates, which the kernel's files let pass.
+    fn setattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        _: Option<u64>,
+        _: Option<TimeOrNow>,
+        _: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        self.guard(|| match self.node(ino.0) {
+            _ if mode.is_some() || uid.is_some() || gid.is_some() => reply.error(Errno::EPERM),
+            Ok(node) => reply.attr(&VALID, &self.attributes(node)),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.guard(|| {
+            let opened = self.node(ino.0).and_then(|node| {
+                if past_the_cache(flags) {
+                    return Err(Errno::EINVAL);
+                }
+                let handle = self.service.open(node.id, req.pid())?;
+                if flags.acc_mode() != OpenAccMode::O_RDONLY {
+                    // A handle whose text is not kept is shared, and cannot have a trigger.
+                    let opened = match handle {
+                        0 => Err(Errno::EMFILE),
+                        _ => self.open_kernels(node, handle, req.pid()),
+                    };
+                    // The kernel tells only the writer that there is no PSI.
+                    if let Err(errno) = opened
+                        && errno != Errno::EOPNOTSUPP
+                    {
+                        self.service.release(handle);
+                        return Err(errno);
+                    }
+                }
+                Ok(handle)
+            });
+            match opened {
+                Ok(handle) => reply.opened(
+                    FileHandle(handle),
+                    FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH,
+                ),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+
+    fn read(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        reader: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.guard(|| {
+            // As in the overlay: what fills the page cache would be everybody's.
+            if reader.is_none() {
+                return reply.error(Errno::EINVAL);
+            }
+            let mut reply = Some(reply);
+            let answer = |text: &[u8]| {
+                if let Some(reply) = reply.take() {
+                    reply.data(text);
+                }
+            };
+            let node = self.node(ino.0).map(|node| node.id);
+            let read = node.and_then(|node| {
+                self.service.read(node, handle.0, req.pid(), (offset, size), answer)
+            });
+            if let (Err(errno), Some(reply)) = (read, reply) {
+                reply.error(errno);
+            }
+        });
+    }
+
+    fn write(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        _: u64,
+        text: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        self.guard(|| match self.write(ino.0, handle.0, req.pid(), text) {
+            Ok(written) => reply.written(written),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn poll(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        notifier: PollNotifier,
+        events: PollEvents,
+        flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        self.guard(|| {
+            let sleeps = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
+            reply.poll(self.triggers.poll(handle.0, events, sleeps.then_some(notifier)));
+        });
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.guard(|| {
+            self.triggers.release(handle.0);
+            self.service.release(handle.0);
+            reply.ok();
+        });
+    }
+
+    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        match self.node(ino.0).map(Node::file_type) {
+            Ok(FileType::Directory) => reply.opened(FileHandle(0), FopenFlags::empty()),
+            Ok(_) => reply.error(Errno::ENOTDIR),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        self.guard(|| {
+            let tree = &self.service.tree;
+            let files = self.node(ROOT).ok().and_then(|directory| tree.children(directory.id));
+            let files = files.into_iter().flatten();
+            let files = files.map(|node| (node.id, node.file_type(), node.name()));
+            let dots = [".", ".."].map(|name| (ROOT, FileType::Directory, name));
+            let entries = (1..).zip(dots.into_iter().chain(files));
+            for (next, (id, kind, name)) in entries.filter(|(next, _)| *next > offset) {
+                if reply.add(INodeNo(id), next, kind, name) {
+                    break;
+                }
+            }
+            reply.ok();
+        });
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, _: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        reply.statfs(1, 1, 1, 4, 4, 4096, 255, 4096);
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.error(Errno::EINVAL);
+    }
+
+    fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    refuse_the_rest!();
+}

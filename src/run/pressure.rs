@@ -1,0 +1,92 @@
+//! What the sandbox sees as `/proc/pressure/*`: the pressure files of its own control group, bound.
+//!
+//! They have the same format, and their triggers and poll are the kernel's own, with no daemon in
+//! the path. They are in every cgroup2 hierarchy, also beside v1 ones, and belong to the
+//! sandbox's root. Where the hierarchy is mounted with `nsdelegate`, the kernel refuses to set
+//! triggers in the group that is the top of a cgroup namespace: there, and where nothing accounts
+//! for pressure, the sandbox gets the overlay's files, whose server sets triggers on its behalf.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use super::cgroup::Group;
+use super::hostmounts;
+use super::owners::Owners;
+
+/// The files by their names in `/proc/pressure`.
+const FILES: [&str; 3] = ["cpu", "io", "memory"];
+
+/// Where the sandbox's pressure files are.
+#[derive(Debug)]
+pub(super) struct Pressure {
+    folder: Option<PathBuf>,
+}
+
+impl Pressure {
+    /// Those of a group, given to the sandbox's root.
+    pub(super) fn of(group: &Group, owners: &Owners) -> Result<Self> {
+        let accounts = |folder: &PathBuf| folder.join("memory.pressure").exists();
+        let folder = group.places().iter().map(|(_, folder)| folder.clone()).find(accounts);
+        let Some(folder) = folder.filter(|_| !delegates_by_namespace()) else {
+            return Ok(Self { folder: None });
+        };
+        for name in FILES {
+            let file = folder.join(format!("{name}.pressure"));
+            let give = || {
+                std::os::unix::fs::chown(&file, Some(owners.uid), Some(owners.gid))?;
+                if anybody_may() {
+                    fs::set_permissions(&file, fs::Permissions::from_mode(0o666))?;
+                }
+                std::io::Result::Ok(())
+            };
+            give().with_context(|| format!("cannot give {} to the sandbox", file.display()))?;
+        }
+        Ok(Self { folder: Some(folder) })
+    }
+
+    /// The file to bind in the place of one of the overlay, such as `proc/pressure/cpu`.
+    pub(super) fn file(&self, overlays: &str) -> Option<PathBuf> {
+        let name = overlays.strip_prefix("proc/pressure/")?;
+        Some(self.folder.as_ref()?.join(format!("{name}.pressure")))
+    }
+}
+
+/// Do cgroup namespaces bound what may be written in the cgroup2 hierarchy?
+fn delegates_by_namespace() -> bool {
+    let Ok(mounts) = hostmounts::all() else { return true };
+    let mut unified = mounts.iter().filter(|mount| mount.kind == "cgroup2");
+    unified.any(|mount| mount.options.split(',').any(|option| option == "nsdelegate"))
+}
+
+/// Since Linux 6.4 everybody may set triggers, with windows of whole two seconds, and files in
+/// `/proc/pressure` are writable for all. Before, a trigger of an ordinary user would get a
+/// real-time thread of the kernel's.
+fn anybody_may() -> bool {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= (6, 4),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn only_pressure_files_are_the_groups_own() {
+        let of = |folder: Option<&str>| Pressure { folder: folder.map(PathBuf::from) };
+        let own = of(Some("/sys/fs/cgroup/x"));
+        let file = own.file("proc/pressure/io");
+        assert_eq!(file.as_deref(), Some(Path::new("/sys/fs/cgroup/x/io.pressure")));
+        assert_eq!(own.file("proc/meminfo"), None);
+        assert_eq!(of(None).file("proc/pressure/io"), None);
+    }
+}

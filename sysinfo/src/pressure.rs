@@ -1,0 +1,95 @@
+//! The kernel's own pressure files of a container, opened so that triggers can be set on them.
+//!
+//! A trigger lives as long as the open file it was written to, and its poll is the kernel's: who
+//! serves the files forwards both. The file is that of the container's own cgroup, never an
+//! ancestor's, whose pressure is somebody else's. Documentation/accounting/psi.rst.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::Error;
+use crate::membership::Membership;
+use crate::scan;
+use crate::shared::Shared;
+
+/// What tasks wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the variants carry the kernel's names")]
+pub enum Stall {
+    Cpu,
+    Io,
+    Memory,
+}
+
+impl Stall {
+    /// The name of the file in `/proc/pressure`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Io => "io",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+/// A pressure file of a container, open for reading and writing.
+#[derive(Debug)]
+pub struct TriggerFile {
+    /// The kernel's file.
+    pub file: OwnedFd,
+    /// Tells containers apart, for limits.
+    pub container: u64,
+    /// May the opener choose any window? Others may have windows of whole two seconds, which
+    /// need no real-time thread of the kernel's.
+    pub privileged: bool,
+}
+
+/// `CAP_SYS_RESOURCE` in a set of capabilities.
+const SYS_RESOURCE: u64 = 1 << 24;
+
+pub(crate) fn open(
+    tid: u32,
+    is_host: bool,
+    membership: &Arc<Membership>,
+    stall: Stall,
+    shared: &Shared,
+) -> Result<OwnedFd, Error> {
+    let name = stall.name();
+    let unified = shared.hierarchies.unified.as_ref();
+    let (folder, path): (BorrowedFd<'_>, String) = if is_host {
+        (std::os::fd::AsFd::as_fd(&*shared.proc), format!("pressure/{name}"))
+    } else {
+        let found = unified.and_then(|(mount, _)| {
+            let cgroup = mount.relative(membership.unified()?)?;
+            (!cgroup.is_empty()).then(|| (mount.root(), format!("{cgroup}/{name}.pressure")))
+        });
+        // Nothing accounts for this container's pressure.
+        found.ok_or_else(|| failed(tid, name, Errno::OPNOTSUPP.into()))?
+    };
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::openat(folder, &*path, flags, Mode::empty()).map_err(|errno| {
+        // Without PSI there are no such files.
+        let errno = if errno == Errno::NOENT { Errno::OPNOTSUPP } else { errno };
+        failed(tid, name, errno.into())
+    })
+}
+
+/// Has a thread the capability, in whichever user namespace? So the kernel asks as well.
+pub(crate) fn is_privileged(tid: u32, shared: &Shared) -> bool {
+    let mut text = Vec::new();
+    shared.proc.read_of(tid, "status", &mut text).is_ok_and(|text| {
+        let effective = scan::lines(text).find_map(|line| line.strip_prefix(b"CapEff:\t"));
+        let set = effective.and_then(|digits| std::str::from_utf8(digits).ok());
+        set.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok())
+            .is_some_and(|set| set & SYS_RESOURCE != 0)
+    })
+}
+
+fn failed(tid: u32, name: &str, source: io::Error) -> Error {
+    Error::Read { file: format!("{name}.pressure of the container of thread {tid}"), source }
+}
