@@ -19,6 +19,7 @@ mod engines;
 mod fallbacks;
 mod lifecycle;
 mod limited;
+mod mount;
 mod lxcfs;
 mod pressure;
 mod program;

@@ -123,7 +123,7 @@ fn config(daemon: &Daemon, container: Container<'_>, root: &TempDir, id: &str) -
             "listenerPath": daemon.socket("oci.sock"),
             "listenerMetadata": "test",
             "syscalls": [
-                { "names": ["sysinfo", "sched_getaffinity"], "action": "SCMP_ACT_NOTIFY" },
+                { "names": ["sysinfo", "sched_getaffinity", "mount", "fsopen"], "action": "SCMP_ACT_NOTIFY" },
             ],
         },
     });
