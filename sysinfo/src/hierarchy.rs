@@ -225,6 +225,13 @@ impl<'t> MountLine<'t> {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn parse_mounts(text: &[u8]) {
+    for mount in scan::lines(text).filter_map(MountLine::parse) {
+        let _ = (mount.root, mount.point, mount.fstype, mount.options);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

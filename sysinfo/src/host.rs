@@ -62,7 +62,10 @@ impl Host {
         let meminfo: Vec<MeminfoLine> =
             scan::lines(texts.meminfo).filter_map(MeminfoLine::parse).collect();
         let bytes_of = |label: &str| {
-            meminfo.iter().find(|line| &*line.label == label).map_or(0, |line| line.value << 10)
+            meminfo
+                .iter()
+                .find(|line| &*line.label == label)
+                .map_or(0, |line| line.value.saturating_mul(1024))
         };
         let online = match CpuSet::parse(texts.online) {
             Some(set) if !set.is_empty() => set,
