@@ -5,6 +5,7 @@
 //! times what reading it does. All of them can be closed and come back by themselves.
 
 pub(crate) mod extra;
+pub(crate) mod huge;
 mod v1;
 mod v2;
 
