@@ -4,6 +4,7 @@
 //! A source keeps the descriptors of its files between samples, because opening one costs ten
 //! times what reading it does. All of them can be closed and come back by themselves.
 
+mod cpuacct;
 pub(crate) mod extra;
 pub(crate) mod huge;
 mod v1;

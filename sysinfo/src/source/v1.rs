@@ -2,6 +2,7 @@
 //! of `memory.stat`), quotas it does not. Hierarchies may be mounted in any combination, `cpu`
 //! and `cpuacct` together or apart. Files: Documentation/admin-guide/cgroup-v1/.
 
+use super::cpuacct::Cpuacct;
 use super::{CgroupFile, Source, lineage};
 use crate::Error;
 use crate::cpuset::CpuSet;
@@ -17,7 +18,7 @@ pub(super) struct Legacy {
     memory: Option<MemoryFiles>,
     /// Quota and period of each level.
     quotas: Vec<(CgroupFile, CgroupFile)>,
-    usage_all: Option<CgroupFile>,
+    usage: Option<Cpuacct>,
     usage_sum: Option<CgroupFile>,
     cpus: Option<(CgroupFile, CgroupFile)>,
     threads: Option<CgroupFile>,
@@ -60,7 +61,7 @@ impl Legacy {
                     })
                     .collect()
             }),
-            usage_all: file(Controller::Cpuacct, "cpuacct.usage_all"),
+            usage: Cpuacct::new(|name| file(Controller::Cpuacct, name)),
             usage_sum: file(Controller::Cpuacct, "cpuacct.stat"),
             cpus: file(Controller::Cpuset, "cpuset.effective_cpus")
                 .zip(file(Controller::Cpuset, "cpuset.cpus")),
@@ -84,11 +85,12 @@ impl Source for Legacy {
                 sample.quota = Some(sample.quota.map_or(quota, |tightest| tightest.tighter(quota)));
             }
         }
-        if let Some(file) = &mut self.usage_all
-            && let Some(text) = file.read(buffer)?
-        {
-            usage_all(text, &mut sample.busy);
-        } else if let Some(file) = &mut self.usage_sum
+        let exact = match &mut self.usage {
+            Some(files) => files.sample(&mut sample.busy, buffer)?,
+            None => false,
+        };
+        if !exact
+            && let Some(file) = &mut self.usage_sum
             && let Some(text) = file.read(buffer)?
         {
             usage_sum(text, &mut sample.busy);
@@ -120,7 +122,10 @@ impl Source for Legacy {
             effective.close();
             configured.close();
         }
-        let rest = [&mut self.usage_all, &mut self.usage_sum, &mut self.threads];
+        if let Some(files) = &mut self.usage {
+            files.close();
+        }
+        let rest = [&mut self.usage_sum, &mut self.threads];
         rest.into_iter().flatten().for_each(CgroupFile::close);
     }
 }
@@ -186,28 +191,6 @@ fn stat(text: &[u8]) -> (MemoryStat, Limit, Limit) {
     (stat, limit, limit_with_swap)
 }
 
-/// A header, then `cpu user system` in nanoseconds for each possible processor.
-fn usage_all(text: &[u8], busy: &mut Busy) {
-    for line in scan::lines(text).skip(1) {
-        let mut numbers = scan::words(line).map(|word| scan::decimal(word).unwrap_or(0));
-        let (Some(cpu), Some(user), Some(system)) =
-            (numbers.next(), numbers.next(), numbers.next())
-        else {
-            continue;
-        };
-        let Ok(cpu) = usize::try_from(cpu) else { continue };
-        if cpu > CpuSet::MAX as usize {
-            continue;
-        }
-        if busy.per_cpu.len() <= cpu {
-            busy.per_cpu.resize(cpu + 1, (0, 0));
-        }
-        busy.per_cpu[cpu] = (user, system);
-        busy.user = busy.user.saturating_add(user);
-        busy.system = busy.system.saturating_add(system);
-    }
-}
-
 /// `user` and `system` in USER_HZ ticks, on kernels before 4.9.
 fn usage_sum(text: &[u8], busy: &mut Busy) {
     for (key, ticks) in scan::pairs(text) {
@@ -223,7 +206,7 @@ fn usage_sum(text: &[u8], busy: &mut Busy) {
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn parse(text: &[u8]) {
     let mut busy = Busy::default();
-    usage_all(text, &mut busy);
+    super::cpuacct::add(text, &mut busy);
     usage_sum(text, &mut busy);
     let _ = stat(text);
 }
@@ -245,7 +228,7 @@ pub(super) fn sample_of(texts: &[&[u8]; 8]) -> Sample {
     if let (Some(quota), Some(period)) = (scan::signed(texts[5]), scan::decimal(texts[1])) {
         sample.quota = u64::try_from(quota).ok().and_then(|quota| Quota::new(quota, period));
     }
-    usage_all(texts[6], &mut sample.busy);
+    super::cpuacct::add(texts[6], &mut sample.busy);
     sample
 }
 
@@ -261,13 +244,5 @@ mod tests {
         let (stat, limit, with_swap) = stat(text);
         assert_eq!((stat.file, stat.anon, stat.anon_thp, stat.file_mapped), (10, 20, 30, 40));
         assert_eq!((limit, with_swap), (Limit::At(268_435_456), Limit::Unlimited));
-    }
-
-    #[test]
-    fn usage_by_processor() {
-        let mut busy = Busy::default();
-        usage_all(b"cpu user system\n0 100 10\n1 200 20\n", &mut busy);
-        assert_eq!((busy.user, busy.system), (300, 30));
-        assert_eq!(busy.per_cpu, [(100, 10), (200, 20)]);
     }
 }

@@ -70,6 +70,19 @@ pub(crate) fn swap_kb() -> u64 {
     text::kb(&fs::read_to_string("/proc/meminfo").unwrap(), "SwapTotal")
 }
 
+/// When the machine booted, in seconds since the epoch.
+pub(crate) fn boot_time() -> u64 {
+    let stat = fs::read_to_string("/proc/stat").unwrap();
+    stat.lines()
+        .find_map(|line| line.strip_prefix("btime ")?.parse().ok())
+        .unwrap_or_else(|| panic!("no btime in {stat}"))
+}
+
+/// Whether the kernel can give a container clocks of its own.
+pub(crate) fn has_time_namespaces() -> bool {
+    Path::new("/proc/self/timens_offsets").exists()
+}
+
 /// Processors of the machine.
 pub(crate) fn processors() -> usize {
     text::cpu_lines(&fs::read_to_string("/proc/stat").unwrap()).len()

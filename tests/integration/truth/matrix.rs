@@ -1,0 +1,245 @@
+//! The truth matrix: readers × limits, and no contradiction.
+//!
+//! Around each program the container's own memory usage, load and the time of day are noted, so
+//! that what may have changed while it ran is known. What is right is computed from the limits,
+//! from the control group's own usage, and from the clock outside.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::claims::{Claim, MIB, Quantity, after, leading};
+use super::columns::{Above, COLUMNS, Column};
+use super::readers::{Needs, READERS, Reader};
+use crate::harness::command::{self, runs};
+use crate::harness::daemon::Daemon;
+use crate::harness::{machine, sandbox};
+
+/// Notes made without starting a program: time of day; bytes used; load; available memory.
+const NOTES: &str = r#"
+for f in /sys/fs/cgroup/memory.current /sys/fs/cgroup/memory/memory.usage_in_bytes; do
+    [ ! -e $f ] || usage=$f; done
+export LC_ALL=C TZ=UTC
+note() {
+    read -r used <$usage; read -r load rest </proc/loadavg; mapfile -t lines </proc/meminfo
+    echo "@note $EPOCHREALTIME $used $load ${lines[2]}"
+}
+"#;
+
+fn script(readers: &[&Reader]) -> String {
+    let mut script = NOTES.to_owned();
+    for (number, Reader { command, .. }) in readers.iter().enumerate() {
+        // What the program before gave back shows after 20 ms, the age a view may have.
+        let _ = writeln!(
+            script,
+            "sleep 0.03; echo @@ {number}; note; {{ {command}\n}} 2>&1; echo; note"
+        );
+    }
+    script + "echo @@ end\n"
+}
+
+/// What was so when a program began or ended.
+#[derive(Debug, Clone, Copy)]
+struct Note {
+    time: f64,
+    used: f64,
+    load: f64,
+    available: f64,
+}
+
+impl Note {
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.strip_prefix("@note ")?.split(' ');
+        let mut next = || leading(words.next()?);
+        let (time, used, load) = (next()?, next()?, next()?);
+        Some(Self { time, used, load, available: after(line, "MemAvailable:")? * 1024.0 })
+    }
+}
+
+/// What one program answered.
+struct Answer<'a> {
+    reader: &'a Reader,
+    begin: Note,
+    end: Note,
+    text: String,
+}
+
+/// All answers under one kind of limit.
+struct Survey<'a> {
+    column: &'a Column,
+    /// Just before the sandbox was asked for, and when its first command ran.
+    born: (f64, f64),
+    answers: Vec<Answer<'a>>,
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
+}
+
+impl<'a> Survey<'a> {
+    fn run(daemon: &Daemon, column: &'a Column, readers: &[&'a Reader]) -> Self {
+        // Not as an argument: lists of processes print those.
+        let run = "exec bash -c 'eval \"$READERS\"'";
+        let mut command = sandbox::command(daemon, column.args, run);
+        command.env("READERS", script(readers));
+        let above = column.nested.then(Above::make);
+        if let Some(above) = &above {
+            command = above.around(&command);
+        }
+        let launched = now();
+        let patience = machine::patience(60);
+        let text = command::start(&mut command).finish(patience).ok();
+        assert!(text.contains("@@ end"), "the survey was cut short:\n{text}");
+        let answers: Vec<_> = text
+            .split("@@ ")
+            .filter_map(|part| {
+                let (number, text) = part.split_once('\n')?;
+                let reader: &Reader = readers[number.parse::<usize>().ok()?];
+                let notes: Vec<_> = text.lines().filter_map(Note::parse).collect();
+                let text = text.lines().filter(|line| !line.starts_with("@note"));
+                let text = text.map(|line| format!("{line}\n")).collect();
+                let [begin, end] = notes[..] else { panic!("{}: {text}", reader.name) };
+                Some(Answer { reader, begin, end, text })
+            })
+            .collect();
+        assert_eq!(answers.len(), readers.len());
+        let first = answers[0].begin.time;
+        Self { column, born: (launched, first), answers }
+    }
+
+    /// What is wrong with a claim.
+    fn contradiction(&self, answer: &Answer<'_>, claim: Claim) -> Option<String> {
+        let Claim { quantity, value, unit } = claim;
+        let Answer { begin, end, .. } = answer;
+        let slack = answer.reader.activity * MIB + (end.used - begin.used).abs();
+        let (least, most) = match quantity {
+            Quantity::MemoryTotal => same(self.column.memory() as f64),
+            Quantity::MemoryFree => {
+                let free = |used: f64| self.column.memory() as f64 - used;
+                (free(begin.used.max(end.used)) - slack, free(begin.used.min(end.used)) + slack)
+            }
+            Quantity::MemoryAvailable => {
+                let (one, other) = (begin.available, end.available);
+                (one.min(other) - slack, one.max(other) + slack)
+            }
+            Quantity::SwapTotal => same(self.column.swap() as f64),
+            Quantity::SwapFree => (self.column.swap() as f64 - slack, self.column.swap() as f64),
+            Quantity::Online | Quantity::Configured | Quantity::Allowed => {
+                same(self.column.processors() as f64)
+            }
+            // Without time namespaces these stay the machine's.
+            Quantity::Clock if !machine::has_time_namespaces() => (0.0, f64::MAX),
+            Quantity::BootTime if !machine::has_time_namespaces() => {
+                same(machine::boot_time() as f64)
+            }
+            // A time namespace begins with a whole second of the machine's.
+            Quantity::Uptime | Quantity::Clock => {
+                (begin.time - self.born.1 - 0.01, end.time - self.born.0 + 1.01)
+            }
+            Quantity::Load => {
+                // It changes every five seconds, by no more than this.
+                let twice = if end.time - begin.time < 4.0 { 0.0 } else { 1.0 };
+                (begin.load.min(end.load) - twice, begin.load.max(end.load) + twice)
+            }
+            Quantity::BootTime => (self.born.0 - 2.0, self.born.1 + 1.0),
+            Quantity::Started => (self.born.0 - 1.0, self.born.1 + 1.0),
+        };
+        let wrong = value < least - unit || value > most + unit;
+        wrong.then(|| {
+            let (name, limits) = (answer.reader.name, self.column.name);
+            format!("{name}, {limits}: {quantity:?} {value} is not in {least}..{most} (±{unit})")
+        })
+    }
+}
+
+fn same(value: f64) -> (f64, f64) {
+    (value, value)
+}
+
+/// The readers that work on this machine.
+fn readers() -> Vec<&'static Reader> {
+    let works = |needs| match needs {
+        Needs::Nothing => true,
+        Needs::Procps => runs(&mut Command::new("vmstat")),
+        Needs::Bits32 => runs(&mut Command::new(machine::program("sysinfo-32"))),
+        Needs::Nodes => std::path::Path::new("/sys/devices/system/node/online").exists(),
+    };
+    let (there, not) = READERS.iter().partition::<Vec<_>, _>(|reader| works(reader.needs));
+    for reader in not {
+        machine::not_on_this_kernel(reader.name);
+    }
+    there
+}
+
+#[test]
+fn no_two_programs_contradict_each_other() {
+    machine::needs(&["free", "busybox", "lscpu", "htop", "lstopo-no-graphics", "numactl"]);
+    machine::needs(&["node", "java", "script", "bash"]);
+    let daemon = Daemon::start();
+    let readers = readers();
+    if !machine::has_time_namespaces() {
+        machine::not_on_this_kernel("time namespaces: boot time stays the machine's");
+    }
+    let columns = COLUMNS.iter().filter(|column| match column.missing() {
+        None => true,
+        Some(what) => {
+            machine::not_on_this_kernel(&format!("{} ({what})", column.name));
+            false
+        }
+    });
+    // All at once: what one does must not show in another. Only the group above one of them can
+    // be above all, so that one comes last.
+    let (nested, flat): (Vec<_>, Vec<_>) = columns.partition(|column| column.nested);
+    let survey = |column| Survey::run(&daemon, column, &readers);
+    let mut surveys = std::thread::scope(|scope| {
+        let running: Vec<_> = flat.iter().map(|column| scope.spawn(|| survey(column))).collect();
+        running.into_iter().map(|survey| survey.join().unwrap()).collect::<Vec<_>>()
+    });
+    surveys.extend(nested.into_iter().map(survey));
+    let (table, contradictions) = table(&readers, &surveys);
+    // Around the capture of output: the table is what this test is for.
+    let _ = write!(std::io::stderr(), "{table}");
+    assert!(contradictions.is_empty(), "{}", contradictions.join("\n"));
+}
+
+/// The table: in each cell how many numbers a program said, all true, or how many were not.
+fn table(readers: &[&Reader], surveys: &[Survey<'_>]) -> (String, Vec<String>) {
+    let mut table = format!("\n{:18}", "");
+    for Survey { column, .. } in surveys {
+        let _ = write!(table, "{:>13}", column.name);
+    }
+    let row = |table: &mut String, name: &str, cell: &dyn Fn(&Column) -> String| {
+        let _ = write!(table, "\n{name:18}");
+        for Survey { column, .. } in surveys {
+            let _ = write!(table, "{:>13}", cell(column));
+        }
+    };
+    row(&mut table, "expected: MiB", &|column| (column.memory() >> 20).to_string());
+    row(&mut table, "  swap MiB", &|column| (column.swap() >> 20).to_string());
+    row(&mut table, "  processors", &|column| column.processors().to_string());
+    let (mut contradictions, mut said) = (Vec::new(), 0);
+    for (number, reader) in readers.iter().enumerate() {
+        let _ = write!(table, "\n{:18}", reader.name);
+        for survey in surveys {
+            let answer = &survey.answers[number];
+            let Some(claims) = (reader.claims)(&answer.text) else {
+                let _ = write!(table, "{:>13}", "?");
+                let (name, text) = (reader.name, &answer.text);
+                contradictions.push(format!("{name}, {}: says {text}", survey.column.name));
+                continue;
+            };
+            said += claims.len();
+            let wrong: Vec<_> =
+                claims.iter().filter_map(|&claim| survey.contradiction(answer, claim)).collect();
+            let cell = match wrong.len() {
+                0 => format!("{} true", claims.len()),
+                wrong => format!("{wrong} WRONG"),
+            };
+            let _ = write!(table, "{cell:>13}");
+            contradictions.extend(wrong);
+        }
+    }
+    let _ = writeln!(table, "\n{said} numbers, {} contradictions", contradictions.len());
+    (table, contradictions)
+}
