@@ -6,7 +6,7 @@
 //! request its answer (EIO), not a thread its life.
 //!
 //! ENOSYS is an answer the kernel remembers: it does by itself what was refused once (FLUSH,
-//! FSYNC, POLL, LSEEK, extended attributes) and never asks again.
+//! POLL, LSEEK, extended attributes) and never asks again.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -26,6 +26,8 @@ use fuser::{
     ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
     TimeOrNow, WriteFlags,
 };
+
+use rustix::fs::OFlags;
 
 use crate::counters::{Counters, Counts};
 use crate::entries::{Entry, Listed};
@@ -96,6 +98,11 @@ impl OverlayFilesystem {
     }
 }
 
+/// Is the file to be opened with `O_DIRECT`? The kernel's files cannot be.
+pub(crate) fn past_the_cache(flags: OpenFlags) -> bool {
+    flags.0 & OFlags::DIRECT.bits().cast_signed() != 0
+}
+
 impl fmt::Debug for OverlayFilesystem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OverlayFilesystem").field("counts", &self.counts()).finish_non_exhaustive()
@@ -160,6 +167,9 @@ impl Filesystem for OverlayFilesystem {
             }
             if !self.service.allows(ino.0, req.uid()) {
                 return reply.error(Errno::EACCES);
+            }
+            if past_the_cache(flags) {
+                return reply.error(Errno::EINVAL);
             }
             match self.service.open(ino.0, req.pid()) {
                 Ok(handle) => reply.opened(
@@ -286,8 +296,12 @@ impl Filesystem for OverlayFilesystem {
         reply.error(Errno::ENOSYS);
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+    /// Files of `/proc` cannot be, those of `/sys` need not be.
+    fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        match self.service.tree.node(ino.0) {
+            Some(node) if node.path.starts_with("proc/") => reply.error(Errno::EINVAL),
+            _ => reply.ok(),
+        }
     }
 
     fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {

@@ -59,13 +59,17 @@ pub fn attach(path: &Path, name: &str, writes: Writes) -> Result<OwnedFd, Error>
 /// The absolute path of a mount point without symbolic links, free to be mounted on.
 ///
 /// # Errors
-/// It cannot be made, or something alive is mounted there.
+/// It cannot be made, or somebody serves FUSE there.
 pub fn prepare(path: &Path) -> Result<PathBuf, Error> {
     let point = |source| Error::MountPoint { path: path.into(), source };
     let path = resolve(path).map_err(point)?;
     // Mounts may lie upon each other; each turn removes one.
     while let Some(mounted) = mountinfo::top(&path).map_err(point)? {
-        if !mounted.kind.starts_with("fuse") || !is_dead(&path) {
+        // A filesystem of its own for the folder, as some hosts have for all of /var/lib.
+        if !mounted.kind.starts_with("fuse") {
+            break;
+        }
+        if !is_dead(&path) {
             let holder = format!("{} ({})", mounted.source, mounted.kind);
             return Err(Error::Busy { path, holder });
         }

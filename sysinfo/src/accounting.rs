@@ -234,4 +234,55 @@ mod tests {
         assert_eq!(accounting.containers().len(), 1);
         assert!(matches!(accounting.view(u32::MAX), Err(Error::Gone(_))));
     }
+
+    /// A cgroup2 hierarchy of plain files, with one cgroup of 64 MiB.
+    fn files(root: &Path) -> Hierarchies {
+        let cgroup = root.join("sys/fs/cgroup/c");
+        std::fs::create_dir_all(&cgroup).unwrap();
+        let write = |file: &str, text: &str| std::fs::write(cgroup.join(file), text).unwrap();
+        write("../cgroup.controllers", "cpuset cpu io memory pids\n");
+        write("memory.current", "8388608\n");
+        write("memory.max", "67108864\n");
+        write("memory.stat", "anon 4194304\nfile 2097152\n");
+        write("cpu.stat", "usage_usec 30\nuser_usec 20\nsystem_usec 10\n");
+        write("pids.current", "3\n");
+        let mounts = b"30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        Hierarchies::from_mountinfo(mounts, root).unwrap()
+    }
+
+    fn container(accounting: &Accounting) -> Container {
+        let identity = crate::container::Identity { namespace: 0, init: None, is_host: false };
+        let membership = crate::membership::Membership::parse(b"0::/c\n");
+        Container::new(identity, membership, &accounting.shared)
+    }
+
+    #[test]
+    fn files_that_fail_leave_the_last_good_numbers() {
+        let root = tempfile::tempdir().unwrap();
+        let options = Options { age_bound: 0, ..Options::default() };
+        let accounting = Accounting::with(options, files(root.path())).unwrap();
+        let cgroup = root.path().join("sys/fs/cgroup/c");
+        let one = container(&accounting);
+        let good = accounting.view_of(&one).unwrap().memory;
+        assert_eq!(good.total, 64 << 20);
+        for file in ["memory.current", "memory.stat", "memory.max", "cpu.stat", "pids.current"] {
+            let path = cgroup.join(file);
+            let text = std::fs::read(&path).unwrap();
+            // Reading a directory fails, as EIO would.
+            std::fs::remove_file(&path).unwrap();
+            std::fs::create_dir(&path).unwrap();
+            one.close_files();
+            assert_eq!(accounting.view_of(&one).unwrap().memory, good, "{file}");
+            // Who comes only now is told that there are no numbers, and not somebody else's.
+            assert!(accounting.view_of(&container(&accounting)).is_err(), "{file}");
+            std::fs::remove_dir(&path).unwrap();
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(accounting.view_of(&one).unwrap().memory, good, "{file}");
+        }
+        // Nor the parent's, when the cgroup is gone.
+        std::fs::remove_dir_all(&cgroup).unwrap();
+        one.close_files();
+        assert_eq!(accounting.view_of(&one).unwrap().memory, good);
+        assert!(accounting.view_of(&container(&accounting)).is_err());
+    }
 }

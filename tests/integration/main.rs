@@ -11,12 +11,15 @@
 
 mod harness;
 
+mod behaviour;
 mod bounds;
 mod budget;
 mod crowd;
 mod engines;
+mod fallbacks;
 mod lifecycle;
 mod limited;
+mod lxcfs;
 mod pressure;
 mod program;
 mod truth;

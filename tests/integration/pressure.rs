@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::harness::cgroup::{Cgroup, Limits};
 use crate::harness::command::{Output, quiet, run, start};
-use crate::harness::daemon::Daemon;
+use crate::harness::daemon::{Daemon, readable_dir};
 use crate::harness::machine;
 use crate::harness::sandbox;
 
@@ -123,22 +123,22 @@ fn a_trigger_tells_that_its_cgroup_is_gone() {
     let program = machine::program("pressure_trigger").display().to_string();
     let file = daemon.file("proc/pressure/cpu").display().to_string();
     let dirs: Vec<_> = cgroup.dirs().map(|dir| dir.display().to_string()).collect();
-    let leave: Vec<_> = dirs.iter().map(|dir| format!("echo 0 >{dir}/../cgroup.procs")).collect();
-    // Opens the file as one of the cgroup, then leaves it, with the trigger still set.
+    let dirs = dirs.join(" ");
+    // Opens the file as one of the cgroup, then leaves it with the trigger still set.
+    let folder = readable_dir();
+    let out = folder.path().join("out").display().to_string();
     let script = format!(
-        "for d in {}; do echo 0 >$d/cgroup.procs; done; {program} {file} '{TRIGGER}' 20 & \
-         p=$!; sleep 1; for d in {}; do echo $p >$d/../cgroup.procs; done; {}; wait $p",
-        dirs.join(" "),
-        dirs.join(" "),
-        leave.join("; ")
+        "for d in {dirs}; do echo 0 >$d/cgroup.procs; done; {program} {file} '{TRIGGER}' 60 >{out} & \
+         p=$!; until grep -q . {out}; do sleep 0.1; done; \
+         for d in {dirs}; do echo $p >$d/../cgroup.procs; echo 0 >$d/../cgroup.procs; done; \
+         echo moved; wait $p; cat {out}"
     );
     let mut shell = quiet("sh");
     let mut waiting = start(shell.args(["-c", &script]));
-    waiting.wait_for("armed", machine::patience(10));
-    std::thread::sleep(machine::patience(2));
+    waiting.wait_for("moved", machine::patience(10));
     drop(cgroup);
-    let output = waiting.finish(machine::patience(30));
-    assert!(output.stdout.ends_with("gone\n"), "{output:?}");
+    let output = waiting.finish(machine::patience(70));
+    assert_eq!(output.stdout, "moved\narmed\ngone\n", "{output:?}");
 }
 
 /// `echo >` opens with O_TRUNC, and many programs read what they can write.

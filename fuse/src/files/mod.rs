@@ -14,6 +14,7 @@ pub mod slabinfo;
 pub mod softirqs;
 pub mod stat;
 pub mod swaps;
+pub mod uevent;
 pub mod uptime;
 pub mod vmstat;
 pub mod zoneinfo;
@@ -42,6 +43,7 @@ pub static FILES: &[&dyn OverlayFile] = &[
     &cpu_lists::OFFLINE,
     &cpu_lists::ISOLATED,
     &cpu_lists::KERNEL_MAX,
+    &uevent::CpuUevent,
 ];
 
 #[cfg(test)]

@@ -28,6 +28,8 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use crate::counters::Counters;
+use crate::filesystem::past_the_cache;
 use crate::service::{Service, errno};
 use crate::tree::{Node, ROOT};
 use refused::refuse_the_rest;
@@ -102,7 +104,7 @@ impl PressureFilesystem {
     /// Runs the code of one request. When it panics, the reply it owned is dropped: EIO.
     fn guard(&self, request: impl FnOnce()) {
         if catch_unwind(AssertUnwindSafe(request)).is_err() {
-            tracing::error!("a request for /proc/pressure panicked");
+            Counters::add(&self.service.counters.panics);
         }
     }
 }
@@ -171,6 +173,9 @@ impl Filesystem for PressureFilesystem {
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.guard(|| {
             let opened = self.node(ino.0).and_then(|node| {
+                if past_the_cache(flags) {
+                    return Err(Errno::EINVAL);
+                }
                 let handle = self.service.open(node.id, req.pid())?;
                 if flags.acc_mode() != OpenAccMode::O_RDONLY {
                     // A handle whose text is not kept is shared, and cannot have a trigger.
@@ -326,7 +331,7 @@ impl Filesystem for PressureFilesystem {
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+        reply.error(Errno::EINVAL);
     }
 
     fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {

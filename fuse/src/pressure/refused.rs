@@ -5,14 +5,14 @@
 macro_rules! refuse_the_rest {
     () => {
         refuse_the_rest! {
-            EPERM: mknod(&OsStr, u32, u32, u32) -> ReplyEntry;
-            EPERM: mkdir(&OsStr, u32, u32) -> ReplyEntry;
+            ENOENT: mknod(&OsStr, u32, u32, u32) -> ReplyEntry;
+            ENOENT: mkdir(&OsStr, u32, u32) -> ReplyEntry;
             EPERM: unlink(&OsStr) -> ReplyEmpty;
             EPERM: rmdir(&OsStr) -> ReplyEmpty;
-            EPERM: symlink(&OsStr, &std::path::Path) -> ReplyEntry;
+            ENOENT: symlink(&OsStr, &std::path::Path) -> ReplyEntry;
             EPERM: rename(&OsStr, INodeNo, &OsStr, fuser::RenameFlags) -> ReplyEmpty;
-            EPERM: link(INodeNo, &OsStr) -> ReplyEntry;
-            EACCES: create(&OsStr, u32, u32, i32) -> fuser::ReplyCreate;
+            ENOENT: link(INodeNo, &OsStr) -> ReplyEntry;
+            ENOENT: create(&OsStr, u32, u32, i32) -> fuser::ReplyCreate;
             EOPNOTSUPP: setxattr(&OsStr, &[u8], i32, u32) -> ReplyEmpty;
             EOPNOTSUPP: removexattr(&OsStr) -> ReplyEmpty;
             EINVAL: readlink() -> ReplyData;

@@ -1,0 +1,23 @@
+//! `/sys/devices/system/cpu/uevent`: empty, as the kernel's is. It is there because the hook that
+//! distributions ship for lxcfs takes it for the sign that the whole directory can be bound.
+
+use ambit_sysinfo::View;
+
+use crate::overlay::{Description, OverlayFile};
+use crate::text::Text;
+
+/// `/sys/devices/system/cpu/uevent`.
+#[derive(Debug)]
+pub struct CpuUevent;
+
+impl OverlayFile for CpuUevent {
+    fn describe(&self) -> Description {
+        Description {
+            path: "sys/devices/system/cpu/uevent",
+            key: "cpu_uevent",
+            summary: "Nothing, as in the kernel.",
+        }
+    }
+
+    fn render(&self, _: &View, _: &mut Text) {}
+}

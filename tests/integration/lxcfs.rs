@@ -1,0 +1,280 @@
+//! In the place of lxcfs: the same command line, signals, pid file, mount and layout, beside
+//! Debian's own lxcfs; and its hook, unchanged, in a container of LXC.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::harness::cgroup::{Cgroup, Limits, memory_is_v2};
+use crate::harness::command::{Output, Running, quiet, run, start};
+use crate::harness::daemon::{mounts, readable_dir};
+use crate::harness::machine::{self, AMBIT};
+use crate::harness::oci::root;
+use crate::harness::text::{cpu_lines, kb};
+
+/// A server under the name of lxcfs, ours or Debian's.
+struct Lxcfs {
+    running: Running,
+    dir: TempDir,
+    at: PathBuf,
+}
+
+impl Lxcfs {
+    /// Ours, by a link of that name.
+    fn ours(args: &[&str]) -> Self {
+        let dir = readable_dir();
+        let link = dir.path().join("lxcfs");
+        symlink(AMBIT, &link).unwrap();
+        let at = dir.path().join("mnt");
+        Self::start(quiet(link.to_str().unwrap()), dir, at, args)
+    }
+
+    fn debians() -> Self {
+        machine::needs(&["lxcfs"]);
+        let dir = readable_dir();
+        let at = dir.path().join("mnt");
+        Self::start(quiet("lxcfs"), dir, at, &[])
+    }
+
+    fn start(mut command: Command, dir: TempDir, at: PathBuf, args: &[&str]) -> Self {
+        let _ = fs::create_dir(&at);
+        command.args(args).arg("-p").arg(dir.path().join("pid")).arg(&at);
+        let mut running = start(&mut command);
+        let deadline = Instant::now() + machine::patience(10);
+        while !mounts().contains(&format!(" {} ", at.display())) || !at.join("proc").exists() {
+            assert!(!running.ended() && Instant::now() < deadline, "{:?}", running.printed());
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        Self { running, dir, at }
+    }
+
+    fn pid_file(&self) -> PathBuf {
+        self.dir.path().join("pid")
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.at.join(name)
+    }
+
+    /// Ends it.
+    #[track_caller]
+    fn stop(self) -> Output {
+        self.running.signal(Signal::TERM);
+        self.running.finish(machine::patience(10))
+    }
+}
+
+fn lxcfs(args: &[&str]) -> Output {
+    run(quiet(AMBIT).arg("lxcfs").args(args))
+}
+
+#[test]
+fn the_command_line_is_that_of_lxcfs() {
+    machine::needs(&["lxcfs"]);
+    let output = lxcfs(&["-v"]);
+    let version = output.stderr.trim();
+    assert!(output.status == 0 && version.starts_with('"') && version.ends_with('"'), "{output:?}");
+    for args in [&["--version"][..], &["-h"], &["--help"], &[]] {
+        let (ours, theirs) = (lxcfs(args), run(quiet("lxcfs").args(args)));
+        let shape = |output: &Output| (output.status, output.stdout.is_empty());
+        // lxcfs 5 prints its usage to stdout or stderr, as it likes.
+        assert_eq!(ours.status, theirs.status, "{args:?}: {ours:?} {theirs:?}");
+        assert!(!shape(&ours).1 || !ours.stderr.is_empty(), "{args:?}: {ours:?}");
+    }
+    assert_eq!(lxcfs(&["-d", "-f", "/nowhere"]).status, 1);
+    let help = lxcfs(&["-h"]).stderr;
+    for option in ["-p", "-l", "-u", "-o", "-s", "-f", "-d", "--enable-cfs", "--runtime-dir"] {
+        assert!(help.contains(option), "{option} is not in {help}");
+    }
+}
+
+#[test]
+fn signals_pid_file_and_mount_are_those_of_lxcfs() {
+    let server = Lxcfs::ours(&["-f", "-s", "-l", "-o", "allow_other,nonempty", "--enable-pidfd"]);
+    let pid_file = server.pid_file();
+    let text = fs::read_to_string(&pid_file).unwrap();
+    assert_eq!(text, format!("{}\n", server.running.pid()));
+    assert_eq!(fs::metadata(&pid_file).unwrap().permissions().mode() & 0o777, 0o600);
+    let second = run(quiet(AMBIT).args(["lxcfs", "-p"]).arg(&pid_file).arg(server.file("proc")));
+    assert_eq!(second.status, 1, "{second:?}");
+    assert!(second.stderr.contains("already locked"), "{second:?}");
+
+    let line = format!(" {} ", server.at.display());
+    let all = mounts();
+    let mount = all.lines().find(|mount| mount.contains(&line)).unwrap();
+    assert!(mount.contains(" fuse.lxcfs lxcfs "), "{mount}");
+    assert!(mount.contains("allow_other") && mount.contains("nosuid,nodev"), "{mount}");
+
+    let cgroup = Cgroup::new("lxcfs", Limits { memory: Some(80 << 20), ..Limits::default() });
+    let total = || {
+        let script = format!("cat {}", server.file("proc/meminfo").display());
+        kb(&run(&mut cgroup.script(&script)).ok(), "MemTotal")
+    };
+    assert_eq!(total(), 80 << 10);
+    server.running.signal(Signal::USR1);
+    assert_eq!(total(), 80 << 10);
+    server.running.signal(Signal::USR2);
+    let deadline = Instant::now() + machine::patience(5);
+    while total() != machine::memory_kb() {
+        assert!(Instant::now() < deadline, "SIGUSR2 does not switch virtualisation off");
+    }
+    assert!(server.file("sys/devices/system/cpu/online").exists());
+    server.running.signal(Signal::USR2);
+    while total() != 80 << 10 {
+        assert!(Instant::now() < deadline, "SIGUSR2 does not switch virtualisation on");
+    }
+    let output = server.stop();
+    assert_eq!(output.status, 0, "{output:?}");
+    assert!(!pid_file.exists() && !mounts().contains(&line));
+}
+
+/// Incus starts one for each instance.
+#[test]
+fn one_for_each_instance() {
+    let (first, second) = (Lxcfs::ours(&["-f", "--enable-cfs"]), Lxcfs::ours(&["-u"]));
+    let cgroup = Cgroup::new(
+        "each",
+        Limits { memory: Some(80 << 20), quota: Some(100_000), ..Limits::default() },
+    );
+    let ask = |server: &Lxcfs, file: &str| {
+        run(&mut cgroup.script(&format!("cat {}", server.file(file).display()))).ok()
+    };
+    assert_eq!(cpu_lines(&ask(&first, "proc/stat")).len(), 1);
+    assert_eq!(cpu_lines(&ask(&second, "proc/stat")).len(), machine::processors());
+    assert_eq!(kb(&ask(&second, "proc/meminfo"), "SwapTotal"), 0);
+    // What is sampled for few files only arrives under this name too.
+    let faults = ask(&first, "proc/vmstat");
+    assert!(faults.contains("\npgfault ") && !faults.contains("\npgfault 0\n"), "{faults}");
+    drop(second.stop());
+    assert_eq!(kb(&ask(&first, "proc/meminfo"), "MemTotal"), 80 << 10);
+}
+
+/// All names below a folder, with type and permissions; links are not followed.
+fn listing(server: &Lxcfs, folder: &str) -> BTreeMap<String, String> {
+    let mut find = quiet("find");
+    find.current_dir(&server.at).args([folder, "-printf", "%p %y%m\\n"]);
+    let text = run(&mut find).stdout;
+    text.lines()
+        .filter_map(|line| line.split_once(' '))
+        .map(|(path, shape)| (path.to_owned(), shape.to_owned()))
+        .collect()
+}
+
+/// What of the machine's processors lxcfs passes through and we do not show, as
+/// docs/lxcfs-differences.md has it.
+fn is_not_shown(path: &str) -> bool {
+    let name = path.strip_prefix("sys/devices/system/cpu/").unwrap_or_default();
+    let part = match name.split_once('/') {
+        Some((cpu, part)) if cpu.starts_with("cpu") && cpu[3..].parse::<u32>().is_ok() => part,
+        _ => name,
+    };
+    let table = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/lxcfs-differences.md");
+    let table = fs::read_to_string(table).unwrap();
+    let list = table.split_once("not shown: ").unwrap().1.split_once('.').unwrap().0;
+    let mut names = list.split(',').map(|name| name.trim().trim_matches('`'));
+    names.any(|name| part.split('/').any(|component| component == name))
+}
+
+#[test]
+fn the_layout_is_that_of_debians_lxcfs() {
+    let (ours, theirs) = (Lxcfs::ours(&["-l"]), Lxcfs::debians());
+    let (mine, other) = (listing(&ours, "proc"), listing(&theirs, "proc"));
+    assert!(other.len() > 8, "{other:?}");
+    for (path, shape) in &other {
+        let wanted = if path == "proc/slabinfo" { "f400" } else { shape };
+        assert_eq!(mine.get(path).map(String::as_str), Some(wanted), "{path}");
+    }
+    let (mine, other) = (listing(&ours, "sys"), listing(&theirs, "sys"));
+    let missing: BTreeSet<_> =
+        other.keys().filter(|path| !mine.contains_key(*path) && !is_not_shown(path)).collect();
+    assert!(missing.is_empty(), "{missing:#?}");
+    assert!(mine.contains_key("sys/devices/system/cpu/uevent"));
+
+    // The same container, the same numbers.
+    let cgroup = Cgroup::new("both", Limits { memory: Some(96 << 20), ..Limits::default() });
+    let ask = |server: &Lxcfs, file: &str| {
+        run(&mut cgroup.script(&format!("cat {}", server.file(file).display()))).ok()
+    };
+    let keys = |text: &str| -> Vec<String> {
+        text.lines().map(|line| line.split(':').next().unwrap().to_owned()).collect()
+    };
+    let (mine, other) = (ask(&ours, "proc/meminfo"), ask(&theirs, "proc/meminfo"));
+    assert_eq!(keys(&mine), keys(&other));
+    for key in ["MemTotal", "SwapTotal"] {
+        assert_eq!(kb(&mine, key), kb(&other, key), "{key}");
+    }
+    let count = |server: &Lxcfs| ask(server, "proc/cpuinfo").matches("processor\t:").count();
+    assert_eq!(count(&ours), count(&theirs));
+    let words = |text: String| text.split_whitespace().count();
+    for file in ["proc/uptime", "proc/loadavg"] {
+        assert_eq!(words(ask(&ours, file)), words(ask(&theirs, file)), "{file}");
+    }
+    drop(theirs.stop());
+}
+
+/// Debian's hook script and configuration, with our server where it looks for lxcfs.
+#[test]
+fn debians_hook_binds_our_files() {
+    machine::needs(&["lxc-execute", "newuidmap", "lxcfs"]);
+    let hook = Path::new("/usr/share/lxcfs/lxc.mount.hook");
+    assert!(hook.exists(), "lxcfs is not installed whole");
+    let dir = readable_dir();
+    let link = dir.path().join("lxcfs");
+    symlink(AMBIT, &link).unwrap();
+    let at = PathBuf::from("/var/lib/lxcfs");
+    assert!(!mounts().contains(" /var/lib/lxcfs fuse"), "something serves /var/lib/lxcfs already");
+    let server = Lxcfs::start(quiet(link.to_str().unwrap()), dir, at, &["--enable-cfs", "-l"]);
+
+    let (root, state) = (root(), readable_dir());
+    let config = state.path().join("config");
+    let limits = if memory_is_v2() {
+        "lxc.cgroup2.memory.max = 100M\nlxc.cgroup2.cpu.max = 100000 100000\n"
+    } else {
+        "lxc.cgroup.memory.limit_in_bytes = 100M\nlxc.cgroup.cpu.cfs_quota_us = 100000\n"
+    };
+    let text = format!(
+        "lxc.uts.name = hooked\nlxc.rootfs.path = dir:{root}\n\
+         lxc.idmap = u 0 100000 65536\nlxc.idmap = g 0 100000 65536\n\
+         lxc.mount.auto = proc:rw sys:ro\nlxc.net.0.type = empty\n\
+         lxc.apparmor.profile = unconfined\nlxc.apparmor.allow_incomplete = 1\n\
+         lxc.mount.entry = /usr usr none bind,ro 0 0\n\
+         lxc.mount.entry = {programs} mnt none bind,ro 0 0\n\
+         lxc.environment = PATH=/usr/sbin:/usr/bin:/sbin:/bin\n\
+         lxc.hook.mount = {hook}\nlxc.hook.post-stop = /usr/share/lxcfs/lxc.reboot.hook\n{limits}",
+        root = root.path().display(),
+        programs = machine::programs().display(),
+        hook = hook.display(),
+    );
+    fs::write(&config, text).unwrap();
+    let script = "cat /proc/meminfo; echo @@; cat /proc/stat; echo @@; ls /sys/devices/system/cpu; \
+                  echo @@; /mnt/pressure_trigger /proc/pressure/memory 'some 150000 2000000' 1; \
+                  echo @@; grep -c ' fuse.lxcfs ' /proc/mounts";
+    let mut execute = quiet("lxc-execute");
+    execute.arg("-P").arg(state.path()).args(["-n", "hooked", "-l", "INFO", "-o"]);
+    execute.arg(state.path().join("log")).arg("-f").arg(&config);
+    let output = run(execute.args(["--", "sh", "-c", script]));
+    let log = fs::read_to_string(state.path().join("log")).unwrap_or_default();
+    assert_eq!(output.status, 0, "{output:?}\n{log}");
+    let answers: Vec<_> = output.stdout.split("@@\n").collect();
+    assert_eq!(kb(answers[0], "MemTotal"), 100 << 10);
+    assert_eq!(cpu_lines(answers[1]).len(), 1);
+    if Path::new("/sys/devices/system/cpu/online").exists() {
+        let cpus = answers[2].lines().filter(|name| {
+            name.strip_prefix("cpu").is_some_and(|number| number.parse::<u32>().is_ok())
+        });
+        assert_eq!(cpus.count(), 1, "{}", answers[2]);
+    }
+    if Path::new("/proc/pressure").exists() {
+        assert_eq!(answers[3], "armed\nfired 0\n", "{log}");
+    }
+    assert!(answers[4].trim().parse::<u32>().unwrap() >= 12, "{output:?}");
+    let log = log.to_lowercase();
+    assert!(log.contains("lxc.mount.hook"), "{log}");
+    assert_eq!(server.stop().status, 0);
+}
