@@ -11,24 +11,25 @@ use anyhow::Context;
 
 use crate::config::{Config, LogLevel};
 use crate::control;
-use crate::daemon::{Reach, Server};
+use crate::daemon::{self, Reach, Server};
 use crate::logging;
 use crate::notify::{Policy, oci};
-use crate::run::{self, RunArgs, Service};
+use crate::run::{self, Intercept, RunArgs, Service};
 
 /// Runs a command in a sandbox, to its exit status.
 #[must_use]
 pub fn run(args: RunArgs, config: &Config) -> ExitCode {
     let files: Vec<_> = ambit_fuse::bind_points().collect();
-    run::run(args, &files, |_| service(config))
+    let intercept = args.intercept.clone();
+    run::run(args, &files, |_| service(config, &intercept))
 }
 
-fn service(config: &Config) -> anyhow::Result<Box<dyn Service>> {
+fn service(config: &Config, intercept: &Intercept) -> anyhow::Result<Box<dyn Service>> {
     if let Ok(status) = control::ask_status(&config.socket("control.sock")) {
         let socket = config.socket("oci.sock");
         return Ok(Box::new(Daemon { mount: status.mount, socket }));
     }
-    Ok(Box::new(Embedded::start(config)?))
+    Ok(Box::new(Embedded::start(config, intercept)?))
 }
 
 /// The daemon that runs already.
@@ -65,14 +66,17 @@ struct Embedded {
 }
 
 impl Embedded {
-    fn start(config: &Config) -> anyhow::Result<Self> {
+    fn start(config: &Config, intercept: &Intercept) -> anyhow::Result<Self> {
+        let mounts = intercept.policy.names().any(|name| name == "mount");
+        let settings = intercept.mounts.clone().unwrap_or_else(|| config.mounts());
+        let mounts = mounts.then(|| daemon::start_mounts(settings)).transpose()?;
         logging::start(LogLevel::Warn);
         let folder = std::env::temp_dir().join(format!("ambit-{}", std::process::id()));
         std::fs::create_dir(&folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
         let mut config = config.clone();
         config.overlay.mount.clone_from(&folder);
-        match Server::start(&config, Reach::Process) {
+        match Server::start(&config, Reach::Process, mounts) {
             Ok(server) => Ok(Self { server, folder }),
             Err(error) => {
                 let _ = std::fs::remove_dir(&folder);
