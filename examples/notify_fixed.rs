@@ -37,6 +37,7 @@ fn main() -> anyhow::Result<()> {
         oci_socket: Some(folder.join("oci.sock")),
         lxc_socket: Some(folder.join("lxc.sock")),
         policy: Policy::from_names(HANDLERS.iter().map(|handler| handler.describe().name))?,
+        mounts: None,
     };
     let notifier = Notifier::start(Arc::new(Fixed(Arc::new(view))), options)?;
     stdin().read_to_end(&mut Vec::new())?;

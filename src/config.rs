@@ -12,6 +12,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use crate::notify::Policy;
+use crate::notify::mounts::MountSettings;
 
 /// Read when `--config` names no other; it need not exist.
 pub const DEFAULT_PATH: &str = "/etc/ambit/ambit.toml";
@@ -24,8 +25,22 @@ pub struct Config {
     pub daemon: Daemon,
     /// `[overlay]`
     pub overlay: Overlay,
-    /// `[intercept]`: names of system calls, each `true` or `false`.
-    intercept: BTreeMap<Spanned<String>, bool>,
+    /// `[intercept]`: names of system calls, each `true` or `false`, and what goes with them.
+    intercept: BTreeMap<Spanned<String>, Setting>,
+}
+
+/// A value in `[intercept]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum Setting {
+    /// On or off.
+    Switch(bool),
+    /// Names.
+    List(Vec<String>),
+    /// Names and programs.
+    Map(BTreeMap<String, String>),
+    /// Seconds.
+    Number(u64),
 }
 
 /// `[daemon]`: the process itself.
@@ -191,9 +206,23 @@ impl Config {
         };
         let config: Self = toml::from_str(text)
             .map_err(|e| error(e.span().map_or(0, |span| span.start), e.message()))?;
-        for name in config.intercept.keys() {
-            if let Err(unknown) = Policy::none().set(name.get_ref(), true) {
-                return Err(error(name.span().start, &unknown.to_string()));
+        for (name, value) in &config.intercept {
+            let known = name.get_ref().starts_with(MOUNT) || {
+                Policy::none()
+                    .set(name.get_ref(), true)
+                    .map_err(|unknown| error(name.span().start, &unknown.to_string()))?;
+                matches!(value, Setting::Switch(_))
+            };
+            if !known {
+                return Err(error(name.span().start, "use true or false"));
+            }
+        }
+        let mut mounts = MountSettings::default();
+        for (name, value) in &config.intercept {
+            let wrong = |reason: &str| error(name.span().start, reason);
+            if let Some(key) = name.get_ref().strip_prefix(MOUNT) {
+                value.apply(key, &mut mounts).map_err(wrong)?;
+                mounts.mistake().map_or(Ok(()), |mistake| Err(wrong(&mistake)))?;
             }
         }
         for (key, path) in
@@ -215,17 +244,59 @@ impl Config {
     #[must_use]
     pub fn policy(&self) -> Policy {
         let mut policy = Policy::default();
-        for (name, &on) in &self.intercept {
-            // Unknown names were refused when the file was read.
-            let _ = policy.set(name.get_ref(), on);
+        for (name, value) in &self.intercept {
+            if let Setting::Switch(on) = value {
+                // Unknown names were refused when the file was read.
+                let _ = policy.set(name.get_ref(), *on);
+            }
         }
         policy
+    }
+
+    /// What containers may mount.
+    #[must_use]
+    pub fn mounts(&self) -> MountSettings {
+        let mut mounts = MountSettings::default();
+        for (name, value) in &self.intercept {
+            if let Some(key) = name.get_ref().strip_prefix(MOUNT) {
+                // Mistakes were refused when the file was read.
+                let _ = value.apply(key, &mut mounts);
+            }
+        }
+        mounts
     }
 
     /// A socket of the daemon.
     #[must_use]
     pub fn socket(&self, name: &str) -> PathBuf {
         self.daemon.runtime_dir.join(name)
+    }
+}
+
+/// The keys of [`MountSettings`] begin with it.
+const MOUNT: &str = "mount.";
+
+impl Setting {
+    fn apply(&self, key: &str, mounts: &mut MountSettings) -> Result<(), &'static str> {
+        match (key, self) {
+            ("allowed", Self::List(names)) => mounts.allowed.clone_from(names),
+            ("fuse", Self::Map(helpers)) => mounts.fuse.clone_from(helpers),
+            ("shift", Self::Switch(on)) => mounts.shift = *on,
+            ("dev_and_suid", Self::Switch(on)) => mounts.dev_and_suid = *on,
+            ("nested", Self::Switch(on)) => mounts.nested = *on,
+            ("deadline", Self::Number(seconds)) => mounts.deadline = *seconds,
+            ("allowed", _) => return Err("use a list of filesystems, such as [\"ext4\"]"),
+            ("fuse", _) => {
+                return Err("use helpers of filesystems, such as { ext4 = \"fuse2fs\" }");
+            }
+            ("deadline", _) => return Err("use a number of seconds"),
+            ("shift" | "dev_and_suid" | "nested", _) => return Err("use true or false"),
+            _ => {
+                return Err("unknown; known are mount.allowed, mount.fuse, mount.shift, \
+                            mount.dev_and_suid, mount.nested, mount.deadline");
+            }
+        }
+        Ok(())
     }
 }
 
@@ -286,6 +357,28 @@ mod tests {
     fn calls_are_switched_by_name() {
         let config = parse("[intercept]\nsysinfo = false\nsched_getaffinity = true\n").unwrap();
         assert_eq!(config.policy().names().collect::<Vec<_>>(), ["sched_getaffinity"]);
+    }
+
+    #[test]
+    fn mounts_have_settings_of_their_own() {
+        let text = "[intercept]\nmount = true\n\"mount.allowed\" = [\"xfs\"]\n\
+                    \"mount.fuse\" = { ext4 = \"fuse2fs\" }\n\"mount.shift\" = true\n";
+        let mounts = parse(text).unwrap().mounts();
+        assert_eq!((mounts.allowed, mounts.shift, mounts.deadline), (vec!["xfs".into()], true, 20));
+        assert_eq!(mounts.fuse["ext4"], "fuse2fs");
+        for (wrong, line) in [
+            ("\"mount.allowd\" = [\"xfs\"]", "a.toml:2:1: unknown; known are mount.allowed"),
+            ("\"mount.allowed\" = true", "a.toml:2:1: use a list"),
+            ("\"mount.deadline\" = 100", "a.toml:2:1: mount.deadline must be"),
+            ("mount = [\"ext4\"]", "a.toml:2:1: use true or false"),
+            (
+                "\"mount.allowed\" = [\"ext4\"]\n\"mount.fuse\" = { ext4 = \"fuse2fs\" }",
+                "a.toml:3:1: ext4 is in both",
+            ),
+        ] {
+            let error = parse(&format!("[intercept]\n{wrong}\n")).unwrap_err();
+            assert!(error.starts_with(line), "{error}");
+        }
     }
 
     #[test]

@@ -16,3 +16,4 @@ pub mod sandbox;
 pub mod serve;
 pub mod status;
 pub mod sys;
+pub mod worker;

@@ -11,24 +11,25 @@ use anyhow::Context;
 
 use crate::config::{Config, LogLevel};
 use crate::control;
-use crate::daemon::{Reach, Server};
+use crate::daemon::{self, Reach, Server};
 use crate::logging;
 use crate::notify::{Policy, oci};
-use crate::run::{self, RunArgs, Service};
+use crate::run::{self, Intercept, RunArgs, Service};
 
 /// Runs a command in a sandbox, to its exit status.
 #[must_use]
 pub fn run(args: RunArgs, config: &Config) -> ExitCode {
     let files: Vec<_> = ambit_fuse::bind_points().collect();
-    run::run(args, &files, |_| service(config))
+    let intercept = args.intercept.clone();
+    run::run(args, &files, |_| service(config, &intercept))
 }
 
-fn service(config: &Config) -> anyhow::Result<Box<dyn Service>> {
+fn service(config: &Config, intercept: &Intercept) -> anyhow::Result<Box<dyn Service>> {
     if let Ok(status) = control::ask_status(&config.socket("control.sock")) {
         let socket = config.socket("oci.sock");
         return Ok(Box::new(Daemon { mount: status.mount, socket }));
     }
-    Ok(Box::new(Embedded::start(config)?))
+    Ok(Box::new(Embedded::start(config, intercept)?))
 }
 
 /// The daemon that runs already.
@@ -65,14 +66,17 @@ struct Embedded {
 }
 
 impl Embedded {
-    fn start(config: &Config) -> anyhow::Result<Self> {
+    fn start(config: &Config, intercept: &Intercept) -> anyhow::Result<Self> {
+        let mounts = intercept.policy.names().any(|name| name == "mount");
+        let settings = intercept.mounts.clone().unwrap_or_else(|| config.mounts());
+        let mounts = mounts.then(|| daemon::start_mounts(settings)).transpose()?;
         logging::start(LogLevel::Warn);
         let folder = std::env::temp_dir().join(format!("ambit-{}", std::process::id()));
         std::fs::create_dir(&folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
         let mut config = config.clone();
         config.overlay.mount.clone_from(&folder);
-        match Server::start(&config, Reach::Process) {
+        match Server::start(&config, Reach::Process, mounts) {
             Ok(server) => Ok(Self { server, folder }),
             Err(error) => {
                 let _ = std::fs::remove_dir(&folder);
@@ -103,5 +107,30 @@ impl Service for Embedded {
             tracing::warn!("{error:#}");
         }
         let _ = std::fs::remove_dir(&self.folder);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_configuration_for_lxc_binds_everything() {
+        let text = include_str!("../contrib/lxc/ambit.conf");
+        let entries = text.lines().filter_map(|line| line.strip_prefix("lxc.mount.entry = "));
+        let mut bound: Vec<_> = entries.filter_map(|entry| entry.split(' ').nth(1)).collect();
+        let mut points: Vec<_> = ambit_fuse::bind_points().collect();
+        bound.sort_unstable();
+        points.sort_unstable();
+        assert_eq!(bound, points);
+    }
+
+    #[test]
+    fn the_readme_names_every_file() {
+        let text = include_str!("../README.md");
+        for point in ambit_fuse::bind_points() {
+            let names = point
+                .strip_prefix("proc/pressure/")
+                .map_or(format!("/{point}"), |_| "/proc/pressure/{cpu,io,memory}".to_owned());
+            assert!(text.contains(&format!("`{names}`")), "{names}");
+        }
     }
 }

@@ -5,7 +5,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
 use crate::control;
-use crate::daemon::{Reach, Server};
+use crate::daemon::{self, Reach, Server};
 use crate::logging;
 
 /// Serves until SIGTERM or SIGINT.
@@ -16,6 +16,9 @@ pub fn serve(config: &Config) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         anyhow::bail!("the daemon must run as root: it mounts files and reads every container");
     }
+    let policy = config.policy();
+    let mounts = policy.names().any(|name| name == "mount");
+    let mounts = mounts.then(|| daemon::start_mounts(config.mounts())).transpose()?;
     logging::start(config.daemon.log);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -26,7 +29,7 @@ pub fn serve(config: &Config) -> anyhow::Result<()> {
         let mut interrupted = signal(SignalKind::interrupt())?;
         let path = config.socket("control.sock");
         let control = control::bind(&path)?;
-        let server = Server::start(config, Reach::Host)
+        let server = Server::start(config, Reach::Host, mounts)
             .inspect_err(|_| drop(std::fs::remove_file(&path)))?;
         tracing::info!(
             mount = %server.mount().display(),

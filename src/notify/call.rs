@@ -11,6 +11,8 @@ pub struct Call {
     pub tid: u32,
     /// How its arguments and structures are laid out.
     pub abi: Abi,
+    /// Which of its handler's calls it is.
+    pub syscall: &'static str,
     pub(super) args: [u64; 6],
 }
 
@@ -46,9 +48,9 @@ mod tests {
     #[test]
     fn arguments_have_the_width_that_the_kernel_gives_them() {
         let args = [u64::MAX, 1 << 40 | 5, 0, 0, 0, 0];
-        let wide = Call { tid: 1, abi: Abi::Bits64, args };
+        let wide = Call { tid: 1, abi: Abi::Bits64, syscall: "", args };
         assert_eq!((wide.int(0), wide.uint(1), wide.long(1)), (-1, 5, 1 << 40 | 5));
-        let narrow = Call { tid: 1, abi: Abi::Bits32, args };
+        let narrow = Call { tid: 1, abi: Abi::Bits32, syscall: "", args };
         assert_eq!((narrow.long(0), narrow.long(1)), (u64::from(u32::MAX), 5));
     }
 }

@@ -6,19 +6,23 @@
 //! handed out again after a whole round through the pid space; the answer itself is checked by
 //! the kernel.
 
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use ambit_sysinfo::{View, Views};
 use nix::errno::Errno;
-use nix::sys::uio::{RemoteIoVec, process_vm_writev};
+use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
 
 use super::call::Call;
 use super::handler::{Cause, Refusal};
 use super::listener::id_valid;
+use super::mounts::Mounts;
+
+/// No page is smaller.
+const PAGE: usize = 4096;
 
 /// How to see that a request is still pending.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +48,10 @@ impl Pending<'_> {
 pub struct Context<'a> {
     pub(super) views: &'a dyn Views,
     pub(super) pending: Pending<'a>,
+    /// What mounts need, when they are intercepted.
+    pub(super) mounts: Option<&'a Mounts>,
+    /// The container's name, for the log.
+    pub(super) container: &'a str,
 }
 
 impl Context<'_> {
@@ -75,6 +83,58 @@ impl Context<'_> {
                 errno,
             ))),
         }
+    }
+
+    /// Reads from the target's memory as far as it can be read; fewer bytes are no error. What was
+    /// read is the target's: the request is still pending afterwards.
+    ///
+    /// # Errors
+    /// The target is gone, or nothing can be read.
+    pub fn read(&self, call: &Call, address: u64, buffer: &mut [u8]) -> Result<usize, Refusal> {
+        let base = usize::try_from(address).map_err(|_| Refusal::Fail(Errno::EFAULT))?;
+        // Parts that end at the end of a page: the next page may not be there.
+        let (mut parts, mut at) = (Vec::new(), 0);
+        while at < buffer.len() {
+            let from = base.checked_add(at).ok_or(Refusal::Fail(Errno::EFAULT))?;
+            let len = (PAGE - from % PAGE).min(buffer.len() - at);
+            parts.push(RemoteIoVec { base: from, len });
+            at += len;
+        }
+        let read = process_vm_readv(pid(call)?, &mut [IoSliceMut::new(buffer)], &parts);
+        self.pending.check()?;
+        match read {
+            Ok(length) => Ok(length),
+            Err(Errno::EFAULT) => Err(Refusal::Fail(Errno::EFAULT)),
+            Err(Errno::ESRCH) => Err(Refusal::Gone),
+            Err(errno) => Err(Refusal::Continue(Cause::System(
+                "process_vm_readv from the caller (needs CAP_SYS_PTRACE)",
+                errno,
+            ))),
+        }
+    }
+
+    /// The target's `/proc/<tid>`.
+    ///
+    /// # Errors
+    /// The target is gone.
+    pub fn proc(&self, call: &Call) -> Result<OwnedFd, Refusal> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = match self.pending {
+            Pending::Directory(proc) => openat(proc, ".", flags, Mode::empty()),
+            Pending::Listener(..) => {
+                openat(CWD, format!("/proc/{}", call.tid), flags, Mode::empty())
+            }
+        };
+        self.pending.check()?;
+        opened.map_err(|_| Refusal::Gone)
+    }
+
+    /// Makes sure that the target still waits.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn still_pending(&self) -> Result<(), Refusal> {
+        self.pending.check()
     }
 
     /// Opens a file below the target's `/proc/<tid>`.

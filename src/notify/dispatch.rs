@@ -13,6 +13,8 @@ pub(super) struct Entry {
     /// Index in [`HANDLERS`].
     pub(super) handler: usize,
     pub(super) abi: Abi,
+    /// The kernel's name of the call.
+    pub(super) syscall: &'static str,
 }
 
 #[derive(Debug)]
@@ -33,7 +35,10 @@ impl Dispatch {
             for (handler, code) in HANDLERS.iter().enumerate() {
                 for syscall in code.describe().syscalls {
                     if let Some(number) = arch.number(syscall) {
-                        entries.push(((arch.audit, number), Entry { handler, abi: arch.abi }));
+                        entries.push((
+                            (arch.audit, number),
+                            Entry { handler, abi: arch.abi, syscall },
+                        ));
                     }
                 }
             }

@@ -21,6 +21,11 @@ pub trait Handler: Sync {
         Screen::Inspect
     }
 
+    /// Does it take long? Then it does not run on the listener's thread.
+    fn cost(&self) -> Cost {
+        Cost::Inline
+    }
+
     /// Answers the call.
     ///
     /// # Errors
@@ -42,6 +47,15 @@ pub struct Description {
     pub privileged: bool,
     /// What it is good for, in one sentence.
     pub summary: &'static str,
+}
+
+/// Where a handler runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cost {
+    /// On the listener's thread: it never blocks.
+    Inline,
+    /// On a thread of its own: it acts, and may take as long as its deadline.
+    Act,
 }
 
 /// What the registers of a call tell.

@@ -71,6 +71,11 @@ impl Listener {
         send(self.fd.as_fd(), response(id, verdict))
     }
 
+    /// Another descriptor of the same listener, for a thread that answers later.
+    pub(super) fn duplicate(&self) -> std::io::Result<Self> {
+        Ok(Self { fd: self.fd.try_clone()? })
+    }
+
     /// Gives the descriptor back.
     pub(super) fn into_fd(self) -> OwnedFd {
         self.fd

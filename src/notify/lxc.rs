@@ -11,6 +11,7 @@ use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -78,7 +79,7 @@ type Descriptors = [Option<OwnedFd>; 3];
 
 impl Connection {
     /// Takes one packet and answers it.
-    pub(super) fn serve(&self, pipeline: &Pipeline) -> Keep {
+    pub(super) fn serve(&self, pipeline: &Arc<Pipeline>) -> Keep {
         let received = Instant::now();
         let mut buffer = [0; LONGEST];
         let (length, descriptors) = match self.receive(&mut buffer) {
@@ -97,19 +98,45 @@ impl Connection {
             (Some(_), _) => Err(Malformed::Descriptors),
             (None, _) => Err(Malformed::Length),
         };
-        let (packet, proc, listener) = match decoded {
-            Ok(decoded) => decoded,
+        match decoded {
+            Ok((packet, ..)) if pipeline.takes_long(&packet.data, self.policy) => {}
+            Ok((packet, proc, listener)) => {
+                return self.answer(&packet, proc, listener.as_ref(), received, pipeline);
+            }
             Err(error) => {
                 self.complain(&error);
                 // The monitor takes an empty packet for a refusal; silence would stall it.
                 return self.send(&[]);
             }
-        };
+        }
+        let Ok(fd) = self.fd.try_clone() else { return Keep::No };
+        let own = Self { fd, monitor: self.monitor, policy: self.policy, trouble: Limiter::new() };
+        let (pipeline, acting) = (Arc::clone(pipeline), pipeline.acting().clone());
+        let handed = acting.hand_over(move || {
+            let [Some(proc), _, listener] = &descriptors else { return };
+            let Ok(packet) = lxc_packet::decode(&buffer[..length.unwrap_or(0)]) else { return };
+            if own.answer(&packet, proc, listener.as_ref(), received, &pipeline) == Keep::No {
+                // The monitor connects again; the listener thread sees the end.
+                let _ = rustix::net::shutdown(&own.fd, rustix::net::Shutdown::Both);
+            }
+        });
+        if handed { Keep::Yes } else { Keep::No }
+    }
+
+    /// Decides on a packet and answers it.
+    fn answer(
+        &self,
+        packet: &Packet<'_>,
+        proc: &OwnedFd,
+        listener: Option<&OwnedFd>,
+        received: Instant,
+        pipeline: &Pipeline,
+    ) -> Keep {
         let pending = match listener {
             Some(listener) => Pending::Listener(listener.as_fd(), packet.id),
             None => Pending::Directory(proc.as_fd()),
         };
-        let verdict = self.decide(&packet, pending, pipeline);
+        let verdict = self.decide(packet, pending, pipeline);
         if received.elapsed() >= DEADLINE || pending.check().is_err() {
             return Keep::No;
         }
@@ -187,7 +214,6 @@ impl Connection {
 mod tests {
     use std::fs::File;
     use std::io::IoSlice;
-    use std::sync::Arc;
 
     use rustix::net::{
         AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SocketFlags, sendmsg, socketpair,
@@ -199,7 +225,7 @@ mod tests {
     struct Monitor {
         fd: OwnedFd,
         connection: Connection,
-        pipeline: Pipeline,
+        pipeline: Arc<Pipeline>,
     }
 
     impl Monitor {
@@ -210,7 +236,7 @@ mod tests {
             let monitor = i32::try_from(std::process::id()).unwrap();
             let policy = Policy::default();
             let connection = Connection { fd: server, monitor, policy, trouble: Limiter::new() };
-            Self { fd, connection, pipeline: Pipeline::new(Arc::new(Fixed::new())) }
+            Self { fd, connection, pipeline: Arc::new(Pipeline::new(Arc::new(Fixed::new()))) }
         }
 
         fn ask(&self, packet: &[u8], fds: &[BorrowedFd<'_>]) -> (Keep, Option<Vec<u8>>) {

@@ -9,6 +9,7 @@
 //! one), then `thread.rs` and `pipeline.rs` (the way of a request). Only `listener.rs` and
 //! `crate::sys` contain unsafe code.
 
+mod acting;
 mod arch;
 mod call;
 mod context;
@@ -25,6 +26,7 @@ mod limiter;
 mod listener;
 mod lxc;
 mod lxc_packet;
+pub mod mounts;
 pub mod oci;
 mod pipeline;
 mod policy;
@@ -44,7 +46,7 @@ pub use call::Call;
 pub use context::Context;
 pub use counters::{CallCount, Counts};
 pub use error::Error;
-pub use handler::{Cause, Description, Handler, Refusal, Screen, Verdict};
+pub use handler::{Cause, Cost, Description, Handler, Refusal, Screen, Verdict};
 pub use policy::{Policy, UnknownCall};
 pub use syscalls::HANDLERS;
 
@@ -61,6 +63,8 @@ pub struct Options {
     pub lxc_socket: Option<PathBuf>,
     /// What is answered, unless a container has a policy of its own.
     pub policy: Policy,
+    /// What mounts need, when they are to be intercepted.
+    pub mounts: Option<mounts::Mounts>,
 }
 
 /// A listener with what is known of it, for whoever serves it next.
@@ -89,9 +93,9 @@ impl Notifier {
     /// # Errors
     /// The kernel lacks user notification, or a socket cannot be bound.
     pub fn start(views: Arc<dyn Views>, options: Options) -> Result<Self, Error> {
-        let Options { oci_socket, lxc_socket, policy } = options;
+        let Options { oci_socket, lxc_socket, policy, mounts } = options;
         listener::check_sizes()?;
-        let (threads, handles) = Threads::start(Pipeline::new(views))?;
+        let (threads, handles) = Threads::start(Pipeline::new(views).with_mounts(mounts))?;
         // From here on, dropping it stops what runs already.
         let mut notifier = Self { threads, handles, oci: None, policy };
         if let Some(path) = lxc_socket {
@@ -193,7 +197,7 @@ mod tests {
         let options = Options {
             oci_socket: Some(oci.clone()),
             lxc_socket: Some(lxc.clone()),
-            policy: Policy::default(),
+            ..Options::default()
         };
         let notifier = Notifier::start(Arc::new(Fixed::new()), options.clone()).unwrap();
         assert!(oci.exists() && lxc.exists());

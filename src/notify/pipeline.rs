@@ -11,13 +11,15 @@ use ambit_sysinfo::Views;
 use libseccomp_sys::seccomp_data;
 use nix::errno::Errno;
 
+use super::acting::Acting;
 use super::call::Call;
 use super::context::{Context, Pending};
 use super::counters::{Counters, Outcome};
 use super::dispatch::Dispatch;
-use super::handler::{Handler, Refusal, Screen, Verdict};
+use super::handler::{Cost, Handler, Refusal, Screen, Verdict};
 use super::limiter::Limiter;
 use super::listener::Listener;
+use super::mounts::Mounts;
 use super::policy::Policy;
 use super::syscalls::HANDLERS;
 
@@ -42,12 +44,36 @@ pub(super) struct Pipeline {
     dispatch: Dispatch,
     counters: Counters,
     failures: Limiter,
+    mounts: Option<Mounts>,
+    acting: Acting,
 }
 
 impl Pipeline {
     pub(super) fn new(views: Arc<dyn Views>) -> Self {
         let (counters, failures) = (Counters::new(), Limiter::new());
-        Self { views, dispatch: Dispatch::new(), counters, failures }
+        let (mounts, acting) = (None, Acting::default());
+        Self { views, dispatch: Dispatch::new(), counters, failures, mounts, acting }
+    }
+
+    /// With mounts, when they are intercepted.
+    pub(super) fn with_mounts(self, mounts: Option<Mounts>) -> Self {
+        Self { mounts, ..self }
+    }
+
+    /// Does the answer to this call take long? Then it is to be decided in [`Self::acting`].
+    pub(super) fn takes_long(&self, data: &seccomp_data, policy: Policy) -> bool {
+        self.dispatch.find(data.arch, data.nr).is_some_and(|entry| {
+            let handler = HANDLERS[entry.handler];
+            let call = Call { tid: 0, abi: entry.abi, syscall: entry.syscall, args: data.args };
+            policy.has(entry.handler)
+                && handler.cost() == Cost::Act
+                && handler.screen(&call) == Screen::Inspect
+        })
+    }
+
+    /// Where calls are decided that take long.
+    pub(super) fn acting(&self) -> &Acting {
+        &self.acting
     }
 
     pub(super) fn counters(&self) -> &Counters {
@@ -61,7 +87,8 @@ impl Pipeline {
             return Verdict::Continue;
         };
         let (verdict, outcome) = if request.policy.has(entry.handler) {
-            let call = Call { tid: request.tid, abi: entry.abi, args: request.data.args };
+            let (tid, args) = (request.tid, request.data.args);
+            let call = Call { tid, abi: entry.abi, syscall: entry.syscall, args };
             self.answer(HANDLERS[entry.handler], &call, request)
         } else {
             (Verdict::Continue, Outcome::Continued)
@@ -76,7 +103,12 @@ impl Pipeline {
         call: &Call,
         request: &Request<'_>,
     ) -> (Verdict, Outcome) {
-        let cx = Context { views: &*self.views, pending: request.pending };
+        let cx = Context {
+            views: &*self.views,
+            pending: request.pending,
+            mounts: self.mounts.as_ref(),
+            container: request.container,
+        };
         // Nothing of ours is shared with the handler that a panic could leave half-done.
         let result = catch_unwind(AssertUnwindSafe(|| match handler.screen(call) {
             Screen::Continue => Ok(Verdict::Continue),

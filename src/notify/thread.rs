@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
+use libseccomp_sys::seccomp_notif;
 use nix::errno::Errno;
 
 use super::epoll::{Keep, Ready, Watch};
+use super::handler::Verdict;
 use super::listener::Listener;
 use super::lxc;
 use super::pipeline::{Pipeline, Request};
@@ -42,7 +44,7 @@ impl AsFd for Source {
 /// All listener threads.
 #[derive(Debug)]
 pub(super) struct Threads {
-    pipeline: Pipeline,
+    pipeline: Arc<Pipeline>,
     watches: Vec<Watch<Source>>,
     next: AtomicUsize,
 }
@@ -54,7 +56,8 @@ impl Threads {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let count = (processors / 4).max(1);
         let watches = (0..count).map(|_| Watch::new()).collect::<Result<_, _>>()?;
-        let threads = Arc::new(Self { pipeline, watches, next: AtomicUsize::new(0) });
+        let threads =
+            Arc::new(Self { pipeline: Arc::new(pipeline), watches, next: AtomicUsize::new(0) });
         let mut handles = Vec::with_capacity(count);
         for index in 0..count {
             let own = Arc::clone(&threads);
@@ -78,7 +81,7 @@ impl Threads {
         self.watches[index].add(source)
     }
 
-    pub(super) fn pipeline(&self) -> &Pipeline {
+    pub(super) fn pipeline(&self) -> &Arc<Pipeline> {
         &self.pipeline
     }
 
@@ -130,21 +133,54 @@ impl Threads {
                 return Keep::No;
             }
         };
-        let verdict = self.pipeline.decide(&Request {
-            container,
-            policy,
-            tid: notification.pid,
-            data: notification.data,
-            pending: Pending::Listener(listener.as_fd(), notification.id),
-        });
-        match listener.answer(notification.id, &verdict) {
-            // ENOENT: a signal ended the call, or the target died. It asks again or never.
-            Ok(()) | Err(Errno::ENOENT) => Keep::Yes,
-            Err(errno) => {
-                self.pipeline.refused(container, notification.id, listener, errno);
-                Keep::Yes
-            }
+        if self.pipeline.takes_long(&notification.data, policy) {
+            self.hand_over(listener, container, policy, notification);
+        } else {
+            decide(&self.pipeline, listener, container, policy, &notification);
         }
+        Keep::Yes
+    }
+
+    /// Has a request decided and answered by a thread of its own. If there is none, the kernel
+    /// answers.
+    fn hand_over(
+        &self,
+        listener: &Listener,
+        container: &str,
+        policy: Policy,
+        notification: seccomp_notif,
+    ) {
+        let handed = listener.duplicate().is_ok_and(|own| {
+            let (pipeline, container) = (Arc::clone(&self.pipeline), container.to_owned());
+            self.pipeline.acting().hand_over(move || {
+                decide(&pipeline, &own, &container, policy, &notification);
+            })
+        });
+        if !handed {
+            tracing::warn!(container, "too many calls are acted on: the kernel answers one");
+            let _ = listener.answer(notification.id, &Verdict::Continue);
+        }
+    }
+}
+
+fn decide(
+    pipeline: &Pipeline,
+    listener: &Listener,
+    container: &str,
+    policy: Policy,
+    notification: &seccomp_notif,
+) {
+    let verdict = pipeline.decide(&Request {
+        container,
+        policy,
+        tid: notification.pid,
+        data: notification.data,
+        pending: Pending::Listener(listener.as_fd(), notification.id),
+    });
+    match listener.answer(notification.id, &verdict) {
+        // ENOENT: a signal ended the call, or the target died. It asks again or never.
+        Ok(()) | Err(Errno::ENOENT) => {}
+        Err(errno) => pipeline.refused(container, notification.id, listener, errno),
     }
 }
 

@@ -72,8 +72,13 @@ mod tests {
             }
         }
         let proc = std::fs::File::open("/proc/self").unwrap();
-        let cx = Context { views: &Nobody, pending: Pending::Directory(proc.as_fd()) };
-        let call = Call { tid: std::process::id(), abi: Abi::Bits64, args: [0; 6] };
+        let cx = Context {
+            views: &Nobody,
+            pending: Pending::Directory(proc.as_fd()),
+            mounts: None,
+            container: "",
+        };
+        let call = Call { tid: std::process::id(), abi: Abi::Bits64, syscall: "", args: [0; 6] };
         let status = std::fs::read("/proc/self/status").unwrap();
         let id = i32::try_from(innermost(&status).unwrap()).unwrap();
         let me = call.tid.cast_signed();

@@ -41,7 +41,7 @@ use nix::unistd::Pid;
 use rustix::mount::MountPropagationFlags;
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-pub use args::{Bind, RunArgs};
+pub use args::{Bind, Intercept, RunArgs};
 
 use crate::notify::Policy;
 
@@ -121,7 +121,7 @@ pub fn prepare(args: RunArgs) -> Result<Prepared> {
         hostname: args.hostname.unwrap_or_else(|| group.id().to_owned()),
         folder: std::env::current_dir().unwrap_or_else(|_| "/".into()),
         command: args.command,
-        intercept: args.intercept,
+        intercept: args.intercept.policy,
         terminal: terminal::is_wanted(),
         own_users: owners.namespace.is_some(),
         signals,

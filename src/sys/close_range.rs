@@ -18,6 +18,33 @@ pub fn close_from(first: u32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Closes every descriptor from 3 on but one.
+///
+/// # Errors
+/// As [`close_from`].
+pub fn close_all_but(kept: u32) -> io::Result<()> {
+    close_from(kept.saturating_add(1))?;
+    if kept > 3 {
+        // SAFETY: as above.
+        let result = unsafe { libc::syscall(libc::SYS_close_range, 3, kept - 1, 0u32) };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Lets every descriptor from `first` on be closed by `execve` (Linux 5.11).
+///
+/// # Errors
+/// The kernel is older than 5.11, or a seccomp filter forbids the call.
+pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: as above; no descriptor becomes invalid here.
+    let result =
+        unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,7 +3,9 @@
 pub mod affinity;
 pub mod close_range;
 pub mod fork;
+pub mod loop_device;
 pub mod mount_setattr;
 pub mod pid_in_namespace;
 pub mod seccomp;
 pub mod signal_defaults;
+pub mod user_namespace;

@@ -3,6 +3,7 @@
 //! To add one: write the file with a type that implements [`Handler`], add its line here.
 //! Dispatch, policy, configuration keys, filters and counters derive from the list.
 
+mod mount;
 mod sched_getaffinity;
 mod sysinfo;
 
@@ -12,4 +13,5 @@ use super::handler::Handler;
 pub const HANDLERS: &[&dyn Handler] = &[
     &sysinfo::Sysinfo, //
     &sched_getaffinity::SchedGetaffinity,
+    &mount::Mount,
 ];

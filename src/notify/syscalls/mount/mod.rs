@@ -1,0 +1,224 @@
+//! mount(2): filesystems that containers may not mount by themselves.
+//!
+//! Types that the policy allows are mounted by the kernel with the host's rights, types that have
+//! a helper by that program as the caller; `crate::worker::mount` acts. Everything else, and all
+//! that is not a new mount of a filesystem, is the kernel's. Start reading at `plan.rs`.
+//!
+//! fsopen(2) of such a type is answered ENOSYS: a new libmount then calls mount(2). For all other
+//! types it is the kernel's, with everything that follows.
+
+mod filesystem;
+mod flags;
+mod options;
+mod plan;
+
+use std::io::Read;
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+use rustix::fs::{Mode, OFlags, fstat, openat};
+
+use self::flags::Flags;
+use self::plan::{Answer, Arguments, Rules, Users};
+use crate::notify::call::Call;
+use crate::notify::context::Context;
+use crate::notify::handler::{Cause, Cost, Description, Handler, Refusal, Screen, Verdict};
+use crate::notify::mounts::{MountSettings, Mounts};
+use crate::sys::user_namespace;
+use crate::worker::mount::{Caller, Order};
+
+/// The kernel reads strings and options of this length at most.
+const PAGE: usize = 4096;
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+
+/// Answers mount(2) and fsopen(2).
+pub(super) struct Mount;
+
+impl Handler for Mount {
+    fn describe(&self) -> Description {
+        Description {
+            name: "mount",
+            syscalls: &["mount", "fsopen"],
+            default_on: false,
+            privileged: true,
+            summary: "Filesystems that the policy lists can be mounted in the container.",
+        }
+    }
+
+    fn cost(&self) -> Cost {
+        Cost::Act
+    }
+
+    fn screen(&self, call: &Call) -> Screen {
+        let new = match call.syscall {
+            "fsopen" => call.long(0) != 0,
+            _ => {
+                Flags::of_new_mount(call.long(3)).is_some()
+                    && call.long(1) != 0
+                    && call.long(2) != 0
+            }
+        };
+        if new { Screen::Inspect } else { Screen::Continue }
+    }
+
+    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
+        let Some(Mounts { settings, broker }) = cx.mounts else { return Ok(Verdict::Continue) };
+        let rules = rules(settings);
+        if call.syscall == "fsopen" {
+            let name = string(call, cx, 0)?.and_then(|name| String::from_utf8(name).ok());
+            let answered = name.is_some_and(|name| rules.answer(&name) != Answer::Kernel);
+            return Ok(if answered { Verdict::Fail(Errno::ENOSYS) } else { Verdict::Continue });
+        }
+        let Some(arguments) = arguments(call, cx)? else { return Ok(Verdict::Continue) };
+        if rules.answer(&arguments.filesystem) == Answer::Kernel {
+            return Ok(Verdict::Continue);
+        }
+        let Some(Pinned { caller, users, groups }) = pin(call, cx, settings.nested)? else {
+            return Ok(Verdict::Continue);
+        };
+        let owner = |map: &str, id: u32| Caller::host_id(map, id);
+        let (uid, gid) = caller.facts.ids;
+        let us = [owner(&users, uid).unwrap_or(0), owner(&groups, gid).unwrap_or(0)];
+        let users = Users { owners: [&|id| owner(&users, id), &|id| owner(&groups, id)], us };
+        let order = match rules.plan(arguments, users) {
+            Ok(Some(order)) => order,
+            Ok(None) => return Ok(Verdict::Continue),
+            Err(refused) => {
+                tracing::warn!(
+                    container = cx.container,
+                    tid = call.tid,
+                    "mount refused: {refused}"
+                );
+                return Ok(Verdict::Fail(Errno::EPERM));
+            }
+        };
+        // Everything was read from the caller, and nothing has been done yet.
+        cx.still_pending()?;
+        let result = broker.mount(&order, &caller);
+        audit(call, cx, &order, &result);
+        Ok(match result {
+            Ok(()) => Verdict::Return(0),
+            Err(failure) => Verdict::Fail(failure.errno),
+        })
+    }
+}
+
+fn rules(settings: &MountSettings) -> Rules<'_> {
+    Rules {
+        allowed: &settings.allowed,
+        helpers: &settings.fuse,
+        shift: settings.shift,
+        dev_and_suid: settings.dev_and_suid,
+        deadline: settings.patience(),
+    }
+}
+
+/// One line for each mount that policy granted, whether it worked or not.
+fn audit(
+    call: &Call,
+    cx: &Context<'_>,
+    order: &Order,
+    result: &Result<(), crate::worker::mount::Failure>,
+) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let source = order.source.as_deref().map(text);
+    let target = text(&order.target);
+    let (container, tid, filesystem) = (cx.container, call.tid, &order.filesystem);
+    match result {
+        Ok(()) => tracing::info!(container, tid, filesystem, source, target, "mounted"),
+        Err(failure) => tracing::warn!(
+            container, tid, filesystem, source, target, errno = ?failure.errno,
+            "not mounted: {failure}"
+        ),
+    }
+}
+
+/// The arguments. What the kernel would refuse for itself (strings that do not end, pages that
+/// are not there) is `None`: it knows the errno.
+fn arguments(call: &Call, cx: &Context<'_>) -> Result<Option<Arguments>, Refusal> {
+    let Some(flags) = Flags::of_new_mount(call.long(3)) else { return Ok(None) };
+    let source = match call.long(0) {
+        0 => None,
+        _ => match string(call, cx, 0)? {
+            None => return Ok(None),
+            some => some,
+        },
+    };
+    let (Some(target), Some(filesystem)) = (string(call, cx, 1)?, string(call, cx, 2)?) else {
+        return Ok(None);
+    };
+    let Ok(filesystem) = String::from_utf8(filesystem) else { return Ok(None) };
+    let data = match call.long(4) {
+        0 => Vec::new(),
+        address => {
+            let mut page = [0; PAGE];
+            match cx.read(call, address, &mut page) {
+                Ok(length) => until_nul(&page[..length.min(PAGE - 1)]).0.to_vec(),
+                Err(Refusal::Fail(_)) => return Ok(None),
+                Err(other) => return Err(other),
+            }
+        }
+    };
+    Ok(Some(Arguments { source, target, filesystem, flags, data }))
+}
+
+/// A string argument; `None` when it does not end in a page's length or cannot be read.
+fn string(call: &Call, cx: &Context<'_>, index: usize) -> Result<Option<Vec<u8>>, Refusal> {
+    let mut page = [0; PAGE];
+    let length = match cx.read(call, call.long(index), &mut page) {
+        Ok(length) => length,
+        Err(Refusal::Fail(_)) => return Ok(None),
+        Err(other) => return Err(other),
+    };
+    let (text, ends) = until_nul(&page[..length]);
+    Ok(ends.then(|| text.to_vec()))
+}
+
+fn until_nul(bytes: &[u8]) -> (&[u8], bool) {
+    match bytes.iter().position(|&byte| byte == 0) {
+        Some(end) => (&bytes[..end], true),
+        None => (bytes, false),
+    }
+}
+
+/// A caller for whom something may be mounted, and its maps of users and groups.
+struct Pinned {
+    caller: Caller,
+    users: String,
+    groups: String,
+}
+
+/// Takes hold of the caller. `None`: it has no right to mount anything, or its user namespace is
+/// not its container's.
+fn pin(call: &Call, cx: &Context<'_>, nested: bool) -> Result<Option<Pinned>, Refusal> {
+    let proc = cx.proc(call)?;
+    let caller = Caller::pin(proc.as_fd());
+    let text = |name: &str| {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = openat(&proc, name, flags, Mode::empty()).ok()?;
+        let mut text = String::new();
+        std::fs::File::from(file).take(1 << 16).read_to_string(&mut text).ok()?;
+        Some(text)
+    };
+    let maps = text("uid_map").zip(text("gid_map"));
+    // Only now it is known whose these are.
+    cx.still_pending()?;
+    let caller = caller.map_err(|failure| {
+        tracing::debug!(container = cx.container, tid = call.tid, "cannot pin: {failure}");
+        Refusal::Continue(Cause::System("looking at the caller in /proc", failure.errno))
+    })?;
+    let Some((users, groups)) = maps else { return Err(Refusal::Gone) };
+    let may = caller.facts.effective & CAP_SYS_ADMIN != 0 && is_a_containers(&caller, nested);
+    Ok(may.then_some(Pinned { caller, users, groups }))
+}
+
+/// Is the caller's user namespace one that was made by the host, and not by a container?
+fn is_a_containers(caller: &Caller, nested: bool) -> bool {
+    let Ok(own) = std::fs::File::open("/proc/self/ns/user") else { return false };
+    let same = |one: &std::os::fd::OwnedFd| match (fstat(one), fstat(&own)) {
+        (Ok(one), Ok(own)) => (one.st_dev, one.st_ino) == (own.st_dev, own.st_ino),
+        _ => false,
+    };
+    !same(&caller.users)
+        && user_namespace::parent(caller.users.as_fd()).is_ok_and(|above| nested || same(&above))
+}

@@ -1,0 +1,195 @@
+//! From the arguments of mount(2) and the policy to what is to be done.
+//!
+//! Decides on a copy of the arguments, and never talks to the system. What is not granted is the
+//! kernel's: it says so with the errno that programs know.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::filesystem::Filesystem;
+use super::flags::Flags;
+use super::options::{self, Item, Owner, Refused};
+use crate::worker::mount::{Handler, How, Order, Superblock};
+
+/// What a policy says of mounts.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rules<'a> {
+    /// Types that the kernel may mount with the host's rights.
+    pub(super) allowed: &'a [String],
+    /// The helpers of types.
+    pub(super) helpers: &'a BTreeMap<String, String>,
+    /// Are owners shifted to the container's users?
+    pub(super) shift: bool,
+    /// Are device nodes and set-user-ID programs of what is mounted good for something?
+    pub(super) dev_and_suid: bool,
+    /// How long it may take.
+    pub(super) deadline: Duration,
+}
+
+/// The arguments, copied once.
+#[derive(Debug, Clone)]
+pub(super) struct Arguments {
+    pub(super) source: Option<Vec<u8>>,
+    pub(super) target: Vec<u8>,
+    pub(super) filesystem: String,
+    pub(super) flags: Flags,
+    /// Without the NUL at its end.
+    pub(super) data: Vec<u8>,
+}
+
+/// The caller's users, as far as options can name them.
+#[derive(Clone, Copy)]
+pub(super) struct Users<'a> {
+    /// The host's numbers of the container's users and groups.
+    pub(super) owners: [Owner<'a>; 2],
+    /// The caller's own, as the host numbers them.
+    pub(super) us: [u32; 2],
+}
+
+/// Who answers for mounts of this type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer<'a> {
+    /// The kernel alone.
+    Kernel,
+    /// The kernel, with the host's rights.
+    Host,
+    /// This program.
+    Helper(&'a str),
+}
+
+impl<'a> Rules<'a> {
+    /// By the type alone.
+    pub(super) fn answer(&self, name: &str) -> Answer<'a> {
+        let filesystem = Filesystem::new(name);
+        if let Some(program) = self.helpers.get(filesystem.name()) {
+            return Answer::Helper(program);
+        }
+        let allowed = self.allowed.iter().any(|one| one == filesystem.name());
+        if allowed && !filesystem.is_forbidden() { Answer::Host } else { Answer::Kernel }
+    }
+
+    /// What is to be done for a call; `None` if nothing.
+    pub(super) fn plan(
+        &self,
+        arguments: Arguments,
+        users: Users<'_>,
+    ) -> Result<Option<Order>, Refused> {
+        let Arguments { source, target, filesystem: name, flags, data } = arguments;
+        let filesystem = Filesystem::new(&name);
+        let flags = if self.dev_and_suid { flags } else { flags.and_no_devices_nor_suid() };
+        let items = options::split(&data);
+        let how = match self.answer(&name) {
+            Answer::Kernel => return Ok(None),
+            Answer::Host => {
+                let shift = self.shift && filesystem.can_be_shifted();
+                let owners = (!shift).then_some(users.owners);
+                let items = options::screen(filesystem, items, owners, users.us)?;
+                let parameters = flags.parameters().map(|name| (name.into(), None));
+                let items = items.into_iter().map(|Item { key, value }| (key, value));
+                How::Kernel(Superblock {
+                    parameters: parameters.chain(items).collect(),
+                    on_device: filesystem.is_on_a_device(),
+                    shift,
+                })
+            }
+            Answer::Helper(program) => How::Helper(Handler {
+                program: program.to_owned(),
+                options: options::for_helper(items),
+                mount_options: flags
+                    .options()
+                    .chain(["allow_other", "default_permissions"])
+                    .map(str::to_owned)
+                    .collect(),
+            }),
+        };
+        Ok(Some(Order {
+            source,
+            target,
+            filesystem: filesystem.name().to_owned(),
+            attributes: flags.attributes(),
+            read_only: flags.read_only(),
+            how,
+            deadline: self.deadline,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(
+        allowed: &[&str],
+        helper: &[(&str, &str)],
+        shift: bool,
+        call: Arguments,
+    ) -> Option<Order> {
+        let allowed: Vec<String> = allowed.iter().map(|&name| name.to_owned()).collect();
+        let helpers = helper.iter().map(|&(key, program)| (key.to_owned(), program.to_owned()));
+        let helpers = helpers.collect();
+        let deadline = Duration::from_secs(20);
+        let rules =
+            Rules { allowed: &allowed, helpers: &helpers, shift, dev_and_suid: false, deadline };
+        let owners: [Owner<'_>; 2] = [&|id| Some(id + 1000), &|id| Some(id + 2000)];
+        rules.plan(call, Users { owners, us: [1000, 2000] }).unwrap()
+    }
+
+    fn call(filesystem: &str, flags: u64, data: &str) -> Arguments {
+        Arguments {
+            source: Some(b"/dev/vdb".to_vec()),
+            target: b"/mnt".to_vec(),
+            filesystem: filesystem.to_owned(),
+            flags: Flags::of_new_mount(flags).unwrap(),
+            data: data.as_bytes().to_vec(),
+        }
+    }
+
+    #[test]
+    fn what_no_list_has_is_the_kernels() {
+        assert_eq!(plan(&["ext4"], &[], false, call("xfs", 0, "")), None);
+        assert_eq!(plan(&["debugfs", "tmpfs"], &[], false, call("debugfs", 0, "")), None);
+        assert_eq!(plan(&["ext4"], &[], false, call("ext4 ", 0, "")), None);
+    }
+
+    #[test]
+    fn an_allowed_type_is_made_by_the_kernel_without_devices() {
+        let order = plan(&["ext4"], &[], true, call("ext4.image", 1, "noload")).unwrap();
+        assert_eq!(
+            (order.filesystem.as_str(), order.attributes, order.read_only),
+            ("ext4", 7, true)
+        );
+        let How::Kernel(superblock) = order.how else { panic!("{:?}", order.how) };
+        assert!(superblock.on_device && superblock.shift);
+        let value = |value: &str| Some(value.as_bytes().to_vec());
+        assert_eq!(
+            superblock.parameters,
+            [
+                (b"ro".to_vec(), None),
+                (b"noload".to_vec(), None),
+                (b"errors".to_vec(), value("remount-ro"))
+            ]
+        );
+    }
+
+    #[test]
+    fn huge_pages_belong_to_the_caller() {
+        let order = plan(&["hugetlbfs"], &[], true, call("hugetlbfs", 0, "uid=5")).unwrap();
+        let How::Kernel(superblock) = order.how else { panic!("{:?}", order.how) };
+        assert!(!superblock.shift && !superblock.on_device);
+        let shown: Vec<_> = superblock.parameters.iter().map(|(_, value)| value.clone()).collect();
+        assert_eq!(shown, [Some(b"1005".to_vec()), Some(b"2000".to_vec())]);
+    }
+
+    #[test]
+    fn a_helper_gets_options_that_it_understands() {
+        let data = "errors=remount-ro,offset=512,x-systemd.automount";
+        let order = plan(&[], &[("ext4", "fuse2fs")], true, call("ext4", 1 | 1024, data)).unwrap();
+        let How::Helper(handler) = order.how else { panic!("{:?}", order.how) };
+        assert_eq!(handler.program, "fuse2fs");
+        assert_eq!(handler.options, [b"offset=512".to_vec()]);
+        assert_eq!(
+            handler.mount_options,
+            ["ro", "nosuid", "nodev", "noatime", "allow_other", "default_permissions"]
+        );
+    }
+}

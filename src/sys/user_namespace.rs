@@ -1,0 +1,33 @@
+//! The parent of a user namespace (`NS_GET_PARENT`, Linux 4.9).
+#![allow(unsafe_code, reason = "one ioctl that no crate defines")]
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use nix::errno::Errno;
+
+// include/uapi/linux/nsfs.h
+const NS_GET_PARENT: libc::Ioctl = nix::request_code_none!(0xb7, 0x2) as _;
+
+/// The user namespace in which this one was made.
+///
+/// # Errors
+/// EPERM when it is the first one of all, or not one below ours.
+pub fn parent(namespace: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    // SAFETY: the request takes no argument.
+    let fd = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_PARENT) };
+    // SAFETY: the kernel just made this descriptor for us.
+    Errno::result(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn above_our_own_namespace_nothing_is_seen() {
+        let own = std::fs::File::open("/proc/self/ns/user").unwrap();
+        assert_eq!(parent(own.as_fd()).unwrap_err(), Errno::EPERM);
+    }
+}

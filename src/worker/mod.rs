@@ -1,0 +1,3 @@
+//! Work for containers that needs more rights than they have.
+
+pub mod mount;

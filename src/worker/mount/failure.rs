@@ -1,0 +1,54 @@
+//! Why a mount was not made: the errno for the caller, and a sentence for the log.
+
+use nix::errno::Errno;
+
+/// A mount that was not made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What mount(2) returns.
+    pub errno: Errno,
+    /// What the administrator reads: the object, the system call, the kernel's or the helper's
+    /// own words.
+    pub message: String,
+}
+
+impl Failure {
+    pub(super) fn new(errno: Errno, message: impl Into<String>) -> Self {
+        Self { errno, message: message.into() }
+    }
+}
+
+/// Errors of the three libraries that make system calls.
+pub(super) trait Number: std::fmt::Display {
+    fn number(&self) -> Errno;
+}
+
+impl Number for Errno {
+    fn number(&self) -> Errno {
+        *self
+    }
+}
+
+impl Number for rustix::io::Errno {
+    fn number(&self) -> Errno {
+        Errno::from_raw(self.raw_os_error())
+    }
+}
+
+impl Number for std::io::Error {
+    fn number(&self) -> Errno {
+        self.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+    }
+}
+
+/// Says what failed.
+pub(super) trait OrFail<T> {
+    fn or_fail(self, what: impl Into<String>) -> Result<T, Failure>;
+}
+
+impl<T, E: Number> OrFail<T> for Result<T, E> {
+    fn or_fail(self, what: impl Into<String>) -> Result<T, Failure> {
+        self.map_err(|error| Failure::new(error.number(), format!("{}: {error}", what.into())))
+    }
+}

@@ -1,0 +1,68 @@
+//! The mount of an open `/dev/fuse`, in the caller's user namespace, and whether it answers.
+//!
+//! The superblock belongs to the container: the kernel lets nobody open a device node on it, and
+//! its owners are the container's users.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use rustix::fs::{AtFlags, CWD, StatxFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+
+use super::caller::Caller;
+use super::failure::{Failure, OrFail};
+use super::order::Order;
+
+/// The longest string that fsconfig(2) takes.
+const LONGEST: usize = 255;
+
+/// Makes it; it is attached nowhere, and waits for a server.
+pub(super) fn make(
+    order: &Order,
+    caller: &Caller,
+    device: BorrowedFd<'_>,
+) -> Result<OwnedFd, Failure> {
+    let make = || {
+        let context = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        let context = context.as_fd();
+        let set = |key: &str, value: &str| rustix::mount::fsconfig_set_string(context, key, value);
+        if let Some(source) = order.source.as_deref().filter(|name| name.len() <= LONGEST) {
+            rustix::mount::fsconfig_set_string(context, "source", source)?;
+        }
+        set("subtype", &order.filesystem)?;
+        set("fd", &device.as_raw_fd().to_string())?;
+        set("rootmode", "40000")?;
+        set("user_id", &caller.facts.ids.0.to_string())?;
+        set("group_id", &caller.facts.ids.1.to_string())?;
+        // Modes and owners are the filesystem's, for all users of the container.
+        rustix::mount::fsconfig_set_flag(context, "allow_other")?;
+        rustix::mount::fsconfig_set_flag(context, "default_permissions")?;
+        if order.read_only {
+            rustix::mount::fsconfig_set_flag(context, "ro")?;
+        }
+        rustix::mount::fsconfig_create(context)?;
+        let attributes = u32::try_from(order.attributes).unwrap_or_default();
+        let attributes = MountAttrFlags::from_bits_retain(attributes);
+        rustix::mount::fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    };
+    make().or_fail("making a fuse filesystem as the caller: fsopen")
+}
+
+/// Asks for the root's attributes, and waits. Only a process that may be killed calls this.
+pub(super) fn probe(mount: BorrowedFd<'_>) -> Result<(), Failure> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+    rustix::fs::statx(mount, "", flags, StatxFlags::BASIC_STATS)
+        .map(drop)
+        .or_fail("the filesystem does not answer: statx of its root")
+}
+
+/// The mount that the target is on. Asks no filesystem.
+pub(super) fn mount_id(order: &Order) -> Result<u64, Failure> {
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let status =
+        rustix::fs::statx(CWD, &*order.target, flags, StatxFlags::MNT_ID).or_fail("statx")?;
+    if status.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
+        return Err(Failure::new(Errno::ENOSYS, "mount.fuse needs Linux 5.8 (STATX_MNT_ID)"));
+    }
+    Ok(status.stx_mnt_id)
+}

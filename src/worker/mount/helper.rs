@@ -1,0 +1,147 @@
+//! A mount by a program: the configured helper, started as the caller.
+//!
+//! ```text
+//! acts as the caller ── has its namespaces, control groups, root, folder, ids and capabilities
+//!  ├─ starter   in its pid namespace: starts the helper, collects what it puts into the background
+//!  │   └─ helper   serves the filesystem
+//!  └─ probe     waits for the filesystem's first answer
+//! ```
+//!
+//! A helper on libfuse 3 is given an open `/dev/fuse` whose mount is attached once it answers; any
+//! other one mounts by itself, and has mounted when its first process ends with status 0, which is
+//! what every mount program does. When it serves, all processes here end: the helper then is a
+//! child of the container's init, as if the caller had started it, and ends with the mount.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use rustix::event::{PollFd, PollFlags};
+
+use super::caller::Caller;
+use super::child::{Child, End};
+use super::failure::{Failure, OrFail};
+use super::fuse_mount;
+use super::kernel_mount::{attach, find_target};
+use super::line::{Line, wait};
+use super::order::{Handler, Order};
+use super::program::{self, Output, Program};
+
+/// How long a helper may take to explain a failure that is seen already.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Mounts.
+pub(super) fn mount(
+    order: &Order,
+    handler: &Handler,
+    caller: &Caller,
+    until: Instant,
+) -> Result<(), Failure> {
+    let (line, theirs) = Line::pair()?;
+    let actor = Child::start(End::Family, || {
+        let result = act(order, handler, caller, until);
+        let failed = result.is_err();
+        theirs.report(result.map(|()| Vec::new()));
+        if failed {
+            // To be found and killed with all that was started.
+            let _ = theirs.receive(until + LAST_WORDS * 2);
+        }
+    })?;
+    drop(theirs);
+    // A little more, so that who acts can tell the helper's own words.
+    line.receive(until + LAST_WORDS)?;
+    actor.finish();
+    Ok(())
+}
+
+/// What is done as the caller.
+fn act(order: &Order, handler: &Handler, caller: &Caller, until: Instant) -> Result<(), Failure> {
+    caller.enter_users()?;
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null").or_fail("/dev/null")?;
+    // The container need not have this device: opened here, its filesystem is the container's.
+    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    caller.enter()?;
+    let target = find_target(order)?;
+    let program = Program::find(&handler.program)?;
+    let output = Output::new()?;
+    let result = if program.takes_device() {
+        let device = device.or_fail("open of /dev/fuse")?;
+        let mount = fuse_mount::make(order, caller, device.as_fd())?;
+        let words = program.arguments_with_device(order, handler, device.as_fd())?;
+        let (starter, line) = start(&program, &words, Some(device), &null, &output, caller, until)?;
+        answered(&mount, &line, until)
+            .and_then(|()| attach(mount.as_fd(), target.as_fd()))
+            .map(|()| starter)
+    } else {
+        drop(device);
+        let before = fuse_mount::mount_id(order)?;
+        let words = program.arguments(order, handler)?;
+        let (starter, line) = start(&program, &words, None, &null, &output, caller, until)?;
+        line.receive(until)
+            .and_then(|_| match fuse_mount::mount_id(order)? {
+                id if id == before => {
+                    Err(Failure::new(Errno::EIO, "it ended well but mounted nothing"))
+                }
+                _ => Ok(()),
+            })
+            .map(|()| starter)
+    };
+    match result {
+        Ok(starter) => {
+            starter.let_go();
+            Ok(())
+        }
+        Err(failure) => Err(output.explain(&handler.program, &failure)),
+    }
+}
+
+/// Starts the helper, and a process that watches it.
+fn start(
+    program: &Program,
+    words: &[std::ffi::CString],
+    device: Option<File>,
+    null: &File,
+    output: &Output,
+    caller: &Caller,
+    until: Instant,
+) -> Result<(Child, Line), Failure> {
+    let (line, theirs) = Line::pair()?;
+    let starter = Child::start(End::Left, move || {
+        let run = move || program::execute(program, words, device.as_ref(), null, output, caller);
+        let ended = program::watch(run);
+        // What it has put into the background must be found until the mount is made.
+        theirs.report(ended.map(|()| Vec::new()));
+        let _ = theirs.receive(until + LAST_WORDS);
+    })?;
+    Ok((starter, line))
+}
+
+/// Waits for the filesystem's first answer, or the helper's failure.
+fn answered(mount: &OwnedFd, helper: &Line, until: Instant) -> Result<(), Failure> {
+    let (line, theirs) = Line::pair()?;
+    let probe = Child::start(End::Alone, || {
+        theirs.report(fuse_mount::probe(mount.as_fd()).map(|()| Vec::new()));
+    })?;
+    drop(theirs);
+    let mut ends = [PollFd::new(&line, PollFlags::IN), PollFd::new(helper, PollFlags::IN)];
+    wait(&mut ends, until)?;
+    let (answer, end) = (!ends[0].revents().is_empty(), !ends[1].revents().is_empty());
+    if end && !answer {
+        // It is in the background now, or it failed.
+        helper.receive(until)?;
+    }
+    match line.receive(until) {
+        Ok(_) => {
+            probe.finish();
+            Ok(())
+        }
+        Err(failure) => {
+            // It closed the device: its exit status and words say why.
+            if !end {
+                helper.receive(until.min(Instant::now() + LAST_WORDS))?;
+            }
+            Err(failure)
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! A mount by the kernel: the caller opens, the host makes, the caller attaches.
+//!
+//! Two processes: one is the caller in everything but name, and so the container's device policy,
+//! permissions and root decide what it can open and where it can mount; the other one has the
+//! host's rights and never looks anything up in the container.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::mount::MoveMountFlags;
+
+use super::caller::Caller;
+use super::child::{Child, End};
+use super::failure::{Failure, OrFail};
+use super::line::Line;
+use super::order::{Order, Superblock};
+use super::superblock;
+
+/// Mounts.
+pub(super) fn mount(
+    order: &Order,
+    superblock: &Superblock,
+    caller: &Caller,
+    until: Instant,
+) -> Result<(), Failure> {
+    let (line, theirs) = Line::pair()?;
+    let actor = Child::start(End::Alone, || {
+        let result = act(&theirs, order, superblock, caller, until);
+        theirs.report(result.map(|()| Vec::new()));
+    })?;
+    drop(theirs);
+    let source = line.receive(until)?.pop();
+
+    let (maker, theirs) = Line::pair()?;
+    let making = Child::start(End::Alone, || {
+        let made = superblock::make(order, superblock, source.as_ref(), caller);
+        theirs.report(made.map(|mount| vec![mount]));
+    })?;
+    drop(theirs);
+    let mount = maker.receive(until)?;
+    making.finish();
+
+    line.done(&mount.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
+    drop(mount);
+    line.receive(until)?;
+    actor.finish();
+    Ok(())
+}
+
+/// What is done as the caller.
+fn act(
+    line: &Line,
+    order: &Order,
+    superblock: &Superblock,
+    caller: &Caller,
+    until: Instant,
+) -> Result<(), Failure> {
+    caller.enter_users()?;
+    caller.enter()?;
+    let target = find_target(order)?;
+    let source = if superblock.on_device { Some(open_source(order)?) } else { None };
+    line.done(&source.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
+    drop(source);
+    let mount = line.receive(until)?.pop();
+    let mount = mount.ok_or_else(|| Failure::new(Errno::EIO, "no mount came"))?;
+    attach(mount.as_fd(), target.as_fd())
+}
+
+/// The target, as mount(2) finds it.
+pub(super) fn find_target(order: &Order) -> Result<OwnedFd, Failure> {
+    rustix::fs::openat(CWD, &*order.target, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .or_fail(format!("open of the target {}", String::from_utf8_lossy(&order.target)))
+}
+
+/// Attaches a mount to its target.
+pub(super) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Failure> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(mount, "", target, "", flags).or_fail("move_mount to the target")
+}
+
+/// The block device or image, for what the mount will do with it.
+fn open_source(order: &Order) -> Result<OwnedFd, Failure> {
+    let Some(path) = order.source.as_deref() else {
+        return Err(Failure::new(Errno::EINVAL, "a source is needed: a block device or an image"));
+    };
+    let access = if order.read_only { OFlags::RDONLY } else { OFlags::RDWR };
+    // Neither a FIFO nor a line may hold us up.
+    let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let shown = String::from_utf8_lossy(path);
+    let source = rustix::fs::openat(CWD, path, flags, Mode::empty())
+        .or_fail(format!("open of {shown} as the caller"))?;
+    let status = rustix::fs::fstat(&source).or_fail("fstat of the source")?;
+    match FileType::from_raw_mode(status.st_mode) {
+        FileType::BlockDevice | FileType::RegularFile => Ok(source),
+        _ => Err(Failure::new(Errno::ENOTBLK, format!("{shown} is no block device and no image"))),
+    }
+}

@@ -1,0 +1,144 @@
+//! Messages between the processes that make a mount: a result, a text, descriptors.
+//!
+//! SEQPACKET keeps messages whole, a peer that dies is an end of file, and every wait has an end.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+
+use super::failure::{Failure, OrFail};
+
+/// The longest text that is passed on.
+const TEXT: usize = 4096;
+
+/// One end of a connection.
+#[derive(Debug)]
+pub(super) struct Line(OwnedFd);
+
+impl Line {
+    pub(super) fn pair() -> Result<(Self, Self), Failure> {
+        let flags = SocketFlags::CLOEXEC;
+        let (one, other) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+                .or_fail("socketpair")?;
+        Ok((Self(one), Self(other)))
+    }
+
+    /// Reports success, with what there is to hand over.
+    pub(super) fn done(&self, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+        self.send(0, "", fds)
+    }
+
+    /// Reports a result, whichever.
+    pub(super) fn report(&self, result: Result<Vec<OwnedFd>, Failure>) {
+        // Whoever does not listen any more does not need it.
+        let _ = match result {
+            Ok(fds) => self.done(&fds.iter().map(AsFd::as_fd).collect::<Vec<_>>()),
+            Err(failure) => self.send(failure.errno as i32, &failure.message, &[]),
+        };
+    }
+
+    fn send(&self, errno: i32, text: &str, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+        let text = &text.as_bytes()[..text.len().min(TEXT)];
+        let bytes = [&errno.to_ne_bytes(), text].concat();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+            return Err(Failure::new(Errno::EMFILE, "too many descriptors for one message"));
+        }
+        rustix::net::sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)
+            .or_fail("sendmsg to another process of the mount")?;
+        Ok(())
+    }
+
+    /// Waits for the peer's report. Its failure, its end and the deadline are failures here.
+    pub(super) fn receive(&self, until: Instant) -> Result<Vec<OwnedFd>, Failure> {
+        wait(&mut [PollFd::new(&self.0, PollFlags::IN)], until)?;
+        let mut bytes = [0; TEXT + 4];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let parts = &mut [IoSliceMut::new(&mut bytes)];
+        let received = rustix::net::recvmsg(&self.0, parts, &mut control, RecvFlags::CMSG_CLOEXEC)
+            .or_fail("recvmsg from another process of the mount")?;
+        let mut fds = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                fds.extend(rights);
+            }
+        }
+        match bytes[..received.bytes].split_first_chunk::<4>() {
+            None => Err(Failure::new(Errno::EIO, "a process of the mount ended unexpectedly")),
+            Some(([0, 0, 0, 0], _)) => Ok(fds),
+            Some((errno, text)) => Err(Failure::new(
+                Errno::from_raw(i32::from_ne_bytes(*errno)),
+                String::from_utf8_lossy(text),
+            )),
+        }
+    }
+}
+
+impl From<OwnedFd> for Line {
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+}
+
+impl AsFd for Line {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Waits for one of these, at most until then.
+pub(super) fn wait(fds: &mut [PollFd<'_>], until: Instant) -> Result<(), Failure> {
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let left = Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        match poll(fds, Some(&left)) {
+            Ok(0) => return Err(Failure::new(Errno::ETIMEDOUT, "it took too long")),
+            Err(rustix::io::Errno::INTR) => {}
+            other => return other.map(|_| ()).or_fail("poll"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(10)
+    }
+
+    #[test]
+    fn results_and_descriptors_arrive() {
+        let (one, other) = Line::pair().unwrap();
+        one.done(&[one.as_fd()]).unwrap();
+        assert_eq!(other.receive(soon()).unwrap().len(), 1);
+        one.report(Err(Failure::new(Errno::ENOENT, "no such thing")));
+        let failure = other.receive(soon()).unwrap_err();
+        assert_eq!(failure, Failure::new(Errno::ENOENT, "no such thing"));
+    }
+
+    #[test]
+    fn a_dead_peer_and_a_silent_one_are_failures() {
+        let (one, other) = Line::pair().unwrap();
+        let silent = other.receive(Instant::now()).unwrap_err();
+        assert_eq!(silent.errno, Errno::ETIMEDOUT);
+        drop(one);
+        assert_eq!(other.receive(soon()).unwrap_err().errno, Errno::EIO);
+    }
+}

@@ -1,0 +1,54 @@
+//! A loop device for an image file that was opened as the caller.
+//!
+//! The device is made for the open file, not for its path, is read-only if the mount is, and
+//! frees itself when its last user is gone (`LO_FLAGS_AUTOCLEAR`): the mount.
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use nix::errno::Errno;
+use rustix::fs::FileType;
+
+use super::failure::{Failure, OrFail};
+use super::scene;
+use crate::sys::loop_device::{configure, free_number};
+
+/// Block devices of this major number are loop devices.
+const LOOP: u32 = 7;
+/// `LOOP_CTL_GET_FREE` and `LOOP_CONFIGURE` are two steps; others take devices in between.
+const TRIES: u32 = 64;
+
+/// A loop device with this file. It is released when it is closed and not mounted. Needs the
+/// surroundings of [`scene`], and `control` from outside of them.
+pub(super) fn attach(
+    control: &File,
+    image: BorrowedFd<'_>,
+    read_only: bool,
+) -> Result<File, Failure> {
+    for _ in 0..TRIES {
+        let number = free_number(control.as_fd())
+            .or_fail("no loop device is free: ioctl(LOOP_CTL_GET_FREE)")?;
+        let path = format!("/dev/loop{number}");
+        // Another try may find the same number.
+        if !std::path::Path::new(&path).exists() {
+            scene::node(&path, FileType::BlockDevice, rustix::fs::makedev(LOOP, number))?;
+        }
+        let device = OpenOptions::new()
+            .read(true)
+            .write(!read_only)
+            .custom_flags(libc::O_CLOEXEC)
+            .open(&path)
+            .or_fail(format!("open of {path}"))?;
+        match configure(device.as_fd(), image, read_only) {
+            Ok(()) => return Ok(device),
+            Err(Errno::EBUSY) => {}
+            Err(errno) => {
+                return Err(Failure::new(
+                    errno,
+                    format!("ioctl(LOOP_CONFIGURE) of {path}: {errno}"),
+                ));
+            }
+        }
+    }
+    Err(Failure::new(Errno::EBUSY, "others took every loop device that was free"))
+}

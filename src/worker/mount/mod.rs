@@ -1,0 +1,43 @@
+//! Mounts for containers: what happens once policy has granted one.
+//!
+//! [`run`] belongs into a process of its own, without threads and with the host's rights: it makes
+//! processes that lay those rights down for good. Start reading at `kernel_mount` (the kernel's
+//! filesystems) and `helper` (programs). Nothing here decides whether something may be mounted,
+//! and nothing opens a path of the container with other rights than the caller's.
+//!
+//! When it fails nothing is left: processes are killed, mounts that are attached nowhere and loop
+//! devices go with their last descriptor.
+
+mod broker;
+mod caller;
+mod child;
+mod failure;
+mod fuse_mount;
+mod helper;
+mod kernel_mount;
+mod line;
+mod loop_device;
+mod order;
+mod pin;
+mod program;
+mod scene;
+mod superblock;
+
+use std::time::Instant;
+
+pub use broker::Broker;
+pub use caller::{Caller, Facts};
+pub use failure::Failure;
+pub use order::{Handler, How, Order, Superblock};
+
+/// Mounts.
+///
+/// # Errors
+/// Nothing was mounted; the failure has the errno for the caller and the reason for the log.
+pub fn run(order: &Order, caller: &Caller) -> Result<(), Failure> {
+    let until = Instant::now() + order.deadline;
+    match &order.how {
+        How::Kernel(superblock) => kernel_mount::mount(order, superblock, caller, until),
+        How::Helper(handler) => helper::mount(order, handler, caller, until),
+    }
+}

@@ -1,0 +1,264 @@
+//! The helper's program: where it is, how it is called, and what it says.
+
+use std::ffi::CString;
+use std::io::Read;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::wait::{WaitStatus, waitpid};
+use rustix::fs::{Access, MemfdFlags, SealFlags};
+
+use super::caller::Caller;
+use super::child::leave;
+use super::failure::{Failure, Number, OrFail};
+use super::order::{Handler, Order};
+use crate::sys::close_range::close_on_exec_from;
+use crate::sys::fork::{Fork, fork};
+use crate::sys::signal_defaults::restore_sigpipe;
+
+/// Where programs are in the container.
+const PLACES: [&str; 6] =
+    ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+/// How much of what it says is kept.
+const OUTPUT: usize = 4096;
+/// How much of a program is read to see what it is linked to.
+const PROGRAM: u64 = 16 << 20;
+
+/// A helper that exists.
+#[derive(Debug)]
+pub(super) struct Program {
+    path: PathBuf,
+    takes_device: bool,
+}
+
+impl Program {
+    /// Looks for it in the current root.
+    pub(super) fn find(name: &str) -> Result<Self, Failure> {
+        let runs =
+            |path: &Path| rustix::fs::access(path, Access::EXEC_OK).is_ok() && path.is_file();
+        let path = if name.contains('/') {
+            Some(PathBuf::from(name)).filter(|path| path.is_absolute() && runs(path))
+        } else {
+            PLACES.iter().map(|place| Path::new(place).join(name)).find(|path| runs(path))
+        };
+        // mount(8) explains ENODEV as a filesystem type that is not known.
+        let path = path.ok_or_else(|| {
+            Failure::new(Errno::ENODEV, format!("the helper {name} is not in the container"))
+        })?;
+        let takes_device = is_on_libfuse3(&path);
+        Ok(Self { path, takes_device })
+    }
+
+    /// Is it a helper that serves a `/dev/fuse` it is given?
+    pub(super) fn takes_device(&self) -> bool {
+        self.takes_device
+    }
+
+    /// The command line of a helper that mounts by itself.
+    pub(super) fn arguments(
+        &self,
+        order: &Order,
+        handler: &Handler,
+    ) -> Result<Vec<CString>, Failure> {
+        let mut options = handler.options.clone();
+        options.extend(handler.mount_options.iter().map(|option| option.clone().into_bytes()));
+        self.line(order, &order.target, &options)
+    }
+
+    /// The command line of a helper that is given a device.
+    pub(super) fn arguments_with_device(
+        &self,
+        order: &Order,
+        handler: &Handler,
+        device: BorrowedFd<'_>,
+    ) -> Result<Vec<CString>, Failure> {
+        let mut options = handler.options.clone();
+        if order.read_only {
+            options.push(b"ro".to_vec());
+        }
+        self.line(order, format!("/dev/fd/{}", device.as_raw_fd()).as_bytes(), &options)
+    }
+
+    fn line(
+        &self,
+        order: &Order,
+        target: &[u8],
+        options: &[Vec<u8>],
+    ) -> Result<Vec<CString>, Failure> {
+        let source = order.source.as_deref().unwrap_or(b"none");
+        let mut words =
+            vec![self.path.as_os_str().as_bytes().to_vec(), operand(source), operand(target)];
+        if !options.is_empty() {
+            words.extend([b"-o".to_vec(), options.join(&b","[..])]);
+        }
+        let words: Result<_, _> = words.into_iter().map(CString::new).collect();
+        words.map_err(|_| Failure::new(Errno::EINVAL, "a NUL in an argument of the helper"))
+    }
+}
+
+/// A path that no program takes for an option.
+fn operand(path: &[u8]) -> Vec<u8> {
+    if path.starts_with(b"-") { [b"./", path].concat() } else { path.to_vec() }
+}
+
+fn is_on_libfuse3(path: &Path) -> bool {
+    let Ok(file) = std::fs::File::open(path) else { return false };
+    let mut bytes = Vec::new();
+    let read = file.take(PROGRAM).read_to_end(&mut bytes).is_ok();
+    read && bytes.starts_with(b"\x7fELF") && contains(&bytes, b"libfuse3.so")
+}
+
+fn contains(bytes: &[u8], word: &[u8]) -> bool {
+    bytes.windows(word.len()).any(|window| window == word)
+}
+
+/// Becomes the helper.
+pub(super) fn execute(
+    program: &Program,
+    words: &[CString],
+    device: Option<&std::fs::File>,
+    null: &std::fs::File,
+    output: &Output,
+    caller: &Caller,
+) -> Failure {
+    let become_it = || -> Result<std::convert::Infallible, Errno> {
+        let _ = rustix::process::setsid();
+        let _ = restore_sigpipe();
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
+        nix::unistd::dup2_stdin(null)?;
+        nix::unistd::dup2_stdout(&output.0)?;
+        nix::unistd::dup2_stderr(&output.0)?;
+        close_on_exec_from(3).map_err(|error| error.number())?;
+        if let Some(device) = device {
+            let kept = rustix::io::FdFlags::empty();
+            rustix::io::fcntl_setfd(device, kept).map_err(|errno| errno.number())?;
+        }
+        caller.take_limits();
+        let path = c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+        nix::unistd::execve(&words[0], words, &[path, c"LC_ALL=C"])
+    };
+    let Err(errno) = become_it();
+    Failure::new(errno, format!("cannot execute {}: {errno}", program.path.display()))
+}
+
+/// Starts the helper and waits for its end. What it puts into the background becomes a child of
+/// this process, and when this one ends, of the container's init.
+pub(super) fn watch(run: impl FnOnce() -> Failure) -> Result<(), Failure> {
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .or_fail("prctl(PR_SET_CHILD_SUBREAPER)")?;
+    // Not a `Child`: it must not end with us.
+    let helper = match fork().or_fail("fork")? {
+        Fork::Child => {
+            let failure = run();
+            eprintln!("{failure}");
+            leave(NOT_EXECUTED)
+        }
+        Fork::Parent(helper) => helper,
+    };
+    // With its `/dev/fuse`: once the helper is gone, nobody may keep the filesystem waiting.
+    drop(run);
+    loop {
+        match waitpid(helper, None) {
+            Ok(WaitStatus::Exited(_, 0)) => return Ok(()),
+            Ok(WaitStatus::Exited(_, status)) => {
+                return Err(Failure::new(Errno::EINVAL, format!("exit status {status}")));
+            }
+            Ok(WaitStatus::Signaled(_, signal, _)) => {
+                return Err(Failure::new(Errno::EIO, format!("killed by {signal}")));
+            }
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Failure::new(errno, "waitpid of the helper")),
+        }
+    }
+}
+
+/// The exit status of shells for a program that cannot be executed.
+const NOT_EXECUTED: i32 = 126;
+
+/// What a helper says on its standard output and error: a file of fixed size, so that it can
+/// neither fill anything nor be held up, whoever reads it and however long it lives.
+#[derive(Debug)]
+pub(super) struct Output(OwnedFd);
+
+impl Output {
+    pub(super) fn new() -> Result<Self, Failure> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = rustix::fs::memfd_create("output", flags).or_fail("memfd_create")?;
+        rustix::fs::ftruncate(&file, OUTPUT as u64).or_fail("ftruncate of a memfd")?;
+        let seals = SealFlags::GROW | SealFlags::SHRINK;
+        rustix::fs::fcntl_add_seals(&file, seals).or_fail("fcntl(F_ADD_SEALS)")?;
+        Ok(Self(file))
+    }
+
+    /// A failure of the helper, in its own words if it had any.
+    pub(super) fn explain(&self, name: &str, failure: &Failure) -> Failure {
+        let mut bytes = [0; OUTPUT];
+        let length = rustix::io::pread(&self.0, &mut bytes, 0).unwrap_or(0);
+        let said = String::from_utf8_lossy(&bytes[..length]);
+        let said = said.trim_matches(|c: char| c == '\0' || c.is_whitespace());
+        let errno = match failure.errno {
+            errno @ (Errno::EINVAL | Errno::EIO) => spoken(said).unwrap_or(errno),
+            errno => errno,
+        };
+        let said = if said.is_empty() { "it said nothing" } else { said };
+        let words: Vec<_> = said.split_whitespace().collect();
+        Failure::new(errno, format!("{name}: {}: {}", failure.message, words.join(" ")))
+    }
+}
+
+/// The error that a message speaks of, by the C library's words for it.
+fn spoken(message: &str) -> Option<Errno> {
+    const KNOWN: [Errno; 9] = [
+        Errno::EACCES,
+        Errno::EPERM,
+        Errno::ENOENT,
+        Errno::EROFS,
+        Errno::EBUSY,
+        Errno::ENODEV,
+        Errno::ENXIO,
+        Errno::ENOSPC,
+        Errno::ENOMEM,
+    ];
+    KNOWN.into_iter().find(|errno| message.contains(errno.desc()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn helpers_have_an_errno_too() {
+        assert_eq!(spoken("fuse: mount failed: Operation not permitted"), Some(Errno::EPERM));
+        assert_eq!(spoken("s.img: Permission denied."), Some(Errno::EACCES));
+        assert_eq!(spoken("This doesn't look like a squashfs image."), None);
+    }
+
+    #[test]
+    fn output_is_bounded_and_never_holds_anybody_up() {
+        let output = Output::new().unwrap();
+        let mut written = 0;
+        while let Ok(length) = rustix::io::write(&output.0, &[b'x'; 1000]) {
+            written += length;
+            assert!(written <= OUTPUT);
+        }
+        let failure = output.explain("frob", &Failure::new(Errno::EINVAL, "exit status 1"));
+        assert!(failure.message.starts_with("frob: exit status 1: xxx"));
+        assert!(failure.message.len() < OUTPUT + 100);
+    }
+
+    #[test]
+    fn no_path_is_an_option() {
+        assert_eq!(operand(b"-o"), b"./-o");
+        assert_eq!(operand(b"/dev/sda"), b"/dev/sda");
+    }
+
+    #[test]
+    fn what_is_no_program_is_not_found() {
+        assert_eq!(Program::find("no-such-helper").unwrap_err().errno, Errno::ENODEV);
+        assert_eq!(Program::find("../bin/sh").unwrap_err().errno, Errno::ENODEV);
+        assert!(!Program::find("/bin/sh").unwrap().takes_device());
+    }
+}

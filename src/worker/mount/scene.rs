@@ -1,0 +1,120 @@
+//! The private surroundings in which a superblock is made with the host's rights.
+//!
+//! An empty root of our own, in a mount namespace of our own: whatever a filesystem looks up by
+//! name finds nothing of the host's and nothing of the container's. The one path in it is the
+//! source, under the name that the caller gave, so that `/proc/mounts` inside shows that name; it
+//! leads to the very file that was opened as the caller, and nothing is opened by path again.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use nix::sched::{CloneFlags, unshare};
+use rustix::fs::{CWD, FileType, Mode};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+};
+
+use super::failure::{Failure, OrFail};
+
+/// Where the new mount is attached for a moment.
+const PLACE: &str = "/.mount";
+
+/// Moves this process into new surroundings.
+pub(super) fn enter() -> Result<(), Failure> {
+    unshare(CloneFlags::CLONE_NEWNS).or_fail("unshare of mounts")?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private).or_fail("mount(MS_PRIVATE) of /")?;
+    let root = fresh("tmpfs")?;
+    attach(root.as_fd(), "/")?;
+    rustix::process::fchdir(&root).or_fail("fchdir to a new root")?;
+    rustix::process::chroot(".").or_fail("chroot to a new root")?;
+    rustix::process::umask(Mode::empty());
+    for folder in ["/proc", "/dev", PLACE] {
+        rustix::fs::mkdir(folder, Mode::from_raw_mode(0o700)).or_fail("mkdir in a new root")?;
+    }
+    attach(fresh("proc")?.as_fd(), "/proc")
+}
+
+/// A filesystem of the kernel's own, without options.
+fn fresh(kind: &str) -> Result<OwnedFd, Failure> {
+    let make = || {
+        let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+        rustix::mount::fsconfig_create(context.as_fd())?;
+        let flags = FsMountFlags::FSMOUNT_CLOEXEC;
+        rustix::mount::fsmount(context.as_fd(), flags, MountAttrFlags::empty())
+    };
+    make().or_fail(format!("fsopen of a {kind}"))
+}
+
+fn attach(mount: BorrowedFd<'_>, target: &str) -> Result<(), Failure> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(mount, "", CWD, target, flags)
+        .or_fail(format!("move_mount in a new root to {target}"))
+}
+
+/// A name for an open file that this process can look up: the one it was given, where that can be.
+pub(super) fn name(file: BorrowedFd<'_>, given: &[u8]) -> Vec<u8> {
+    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let given = Path::new(std::ffi::OsStr::from_bytes(given));
+    match usable(given).and_then(|path| place_link(&link, &path)) {
+        Some(()) => given.as_os_str().as_bytes().to_vec(),
+        None => link.into_bytes(),
+    }
+}
+
+/// A path whose parts we can make in an empty root.
+fn usable(given: &Path) -> Option<PathBuf> {
+    let parts = given.components().filter(|part| !matches!(part, Component::CurDir));
+    let mut path = PathBuf::from("/");
+    for part in parts {
+        match part {
+            Component::RootDir => {}
+            Component::Normal(name) => path.push(name),
+            _ => return None,
+        }
+    }
+    let ours = path.starts_with("/proc") || path.starts_with(PLACE);
+    (!ours && path != Path::new("/") && !given.as_os_str().as_bytes().ends_with(b"/"))
+        .then_some(path)
+}
+
+fn place_link(link: &str, path: &Path) -> Option<()> {
+    std::fs::create_dir_all(path.parent()?).ok()?;
+    rustix::fs::symlink(link, path).ok()
+}
+
+/// A device node in the surroundings.
+pub(super) fn node(path: &str, kind: FileType, number: u64) -> Result<(), Failure> {
+    rustix::fs::mknodat(CWD, path, kind, Mode::from_raw_mode(0o600), number)
+        .or_fail(format!("mknod of {path}"))
+}
+
+/// Gives a mount's attributes the lock that attributes have which come from a more privileged
+/// namespace: the container can then not take `nodev` off again, by a remount of a mount that is
+/// its own. The kernel sets it when it copies a mount namespace for other users, so that is what
+/// this process does, which afterwards has no rights over the host any more.
+pub(super) fn lock(mount: &OwnedFd, users: impl AsFd) -> Result<OwnedFd, Failure> {
+    attach(mount.as_fd(), PLACE)?;
+    nix::sched::setns(users.as_fd(), CloneFlags::CLONE_NEWUSER)
+        .or_fail("setns to the container's users")?;
+    unshare(CloneFlags::CLONE_NEWNS).or_fail("unshare of mounts as the container")?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    rustix::mount::open_tree(CWD, PLACE, flags).or_fail("open_tree of the new mount")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_can_be_made_are_kept() {
+        let path = |given: &str| usable(Path::new(given));
+        assert_eq!(path("/dev/loop7"), Some("/dev/loop7".into()));
+        assert_eq!(path("disk.img"), Some("/disk.img".into()));
+        assert_eq!(path("./a/b"), Some("/a/b".into()));
+        for other in ["../a", "/a/../b", "/", "", ".", "/proc/self/fd/3", "/.mount/x", "a/"] {
+            assert_eq!(path(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! A filesystem of the kernel's, made with the host's rights by the new mount API.
+//!
+//! Runs in a process of its own that ends with it, in the surroundings of [`scene`]. It gets the
+//! source as a descriptor that was opened as the caller, and returns a mount that is attached
+//! nowhere. What the kernel has to say about a failure is read from the filesystem's context.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns};
+use rustix::fs::FileType;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+
+use super::caller::Caller;
+use super::failure::{Failure, Number, OrFail};
+use super::order::{Order, Superblock};
+use super::{loop_device, scene};
+use crate::sys::mount_setattr::mount_setattr;
+
+/// Makes the mount.
+pub(super) fn make(
+    order: &Order,
+    superblock: &Superblock,
+    source: Option<&OwnedFd>,
+    caller: &Caller,
+) -> Result<OwnedFd, Failure> {
+    // A filesystem of the network talks through the caller's interfaces.
+    if let Some((_, network)) =
+        caller.others.iter().find(|(kind, _)| *kind == CloneFlags::CLONE_NEWNET.bits())
+    {
+        setns(network, CloneFlags::CLONE_NEWNET).or_fail("setns to the caller's network")?;
+    }
+    let control = match source {
+        Some(source) if is_file(source.as_fd())? => Some(
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open("/dev/loop-control")
+                .or_fail("open of /dev/loop-control: image files need loop devices")?,
+        ),
+        _ => None,
+    };
+    let loader = Loader::open(&order.filesystem)?;
+    scene::enter()?;
+    let device = match (source, &control) {
+        (Some(image), Some(control)) => {
+            Some(loop_device::attach(control, image.as_fd(), order.read_only)?)
+        }
+        _ => None,
+    };
+    let mount = create(order, superblock, source, device.as_ref(), loader)?;
+    if superblock.shift {
+        shift(&mount, caller, &order.filesystem)?;
+    }
+    scene::lock(&mount, caller.users())
+}
+
+fn is_file(source: BorrowedFd<'_>) -> Result<bool, Failure> {
+    let status = rustix::fs::fstat(source).or_fail("fstat of the source")?;
+    Ok(FileType::from_raw_mode(status.st_mode) == FileType::RegularFile)
+}
+
+/// A filesystem context. Opened where modprobe can be found: its module may have to be loaded.
+struct Loader(OwnedFd);
+
+impl Loader {
+    fn open(filesystem: &str) -> Result<Self, Failure> {
+        rustix::mount::fsopen(filesystem, FsOpenFlags::FSOPEN_CLOEXEC)
+            .map(Self)
+            .or_fail(format!("fsopen of {filesystem}"))
+    }
+}
+
+fn create(
+    order: &Order,
+    superblock: &Superblock,
+    source: Option<&OwnedFd>,
+    device: Option<&File>,
+    Loader(context): Loader,
+) -> Result<OwnedFd, Failure> {
+    let explain = |what: String| {
+        let context = context.as_fd();
+        move |errno: rustix::io::Errno| {
+            let said = words_of(context);
+            let said = if said.is_empty() { String::new() } else { format!(": {said}") };
+            Failure::new(errno.number(), format!("{what}: {errno}{said}"))
+        }
+    };
+    let given = order.source.as_deref();
+    let named = match (device.map(AsFd::as_fd).or(source.map(AsFd::as_fd)), given) {
+        (Some(file), given) => Some(scene::name(file, given.unwrap_or_default())),
+        (None, given) => given.map(<[u8]>::to_vec),
+    };
+    if let Some(name) = named {
+        rustix::mount::fsconfig_set_string(&context, "source", &*name)
+            .map_err(explain("fsconfig of the source".into()))?;
+    }
+    for (key, value) in &superblock.parameters {
+        let shown = String::from_utf8_lossy(key).into_owned();
+        match value {
+            Some(value) => rustix::mount::fsconfig_set_string(&context, &**key, &**value),
+            None => rustix::mount::fsconfig_set_flag(&context, &**key),
+        }
+        .map_err(explain(format!("fsconfig of the option {shown}")))?;
+    }
+    rustix::mount::fsconfig_create(&context)
+        .map_err(explain(format!("making the {} filesystem: fsconfig", order.filesystem)))?;
+    let attributes = MountAttrFlags::from_bits_retain(
+        u32::try_from(order.attributes).map_err(|_| Failure::new(Errno::EINVAL, "attributes"))?,
+    );
+    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        .map_err(explain("fsmount".into()))
+}
+
+/// What the filesystem said, in its own words.
+fn words_of(context: BorrowedFd<'_>) -> String {
+    let mut words = Vec::new();
+    let mut line = [0; 1024];
+    // One message a read; ENODATA ends it. The kernel keeps eight.
+    while let Ok(length @ 1..) = rustix::io::read(context, &mut line) {
+        let text = String::from_utf8_lossy(&line[..length]);
+        words.push(text.trim_end().to_owned());
+        if words.len() == 8 {
+            break;
+        }
+    }
+    words.join("; ")
+}
+
+fn shift(mount: &OwnedFd, caller: &Caller, filesystem: &str) -> Result<(), Failure> {
+    mount_setattr(mount, MountAttrFlags::empty(), Some(caller.users.as_fd())).map_err(|error| {
+        match error.number() {
+            Errno::EINVAL => Failure::new(
+                Errno::EOPNOTSUPP,
+                format!(
+                    "this kernel cannot shift the owners of {filesystem} (mount_setattr with \
+                     MOUNT_ATTR_IDMAP: EINVAL): leave mount.shift out, or use mount.fuse"
+                ),
+            ),
+            errno => Failure::new(errno, format!("mount_setattr(MOUNT_ATTR_IDMAP): {errno}")),
+        }
+    })
+}
