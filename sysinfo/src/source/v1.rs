@@ -234,6 +234,8 @@ pub(super) fn sample_of(texts: &[&[u8]; 8]) -> Sample {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -244,5 +246,21 @@ mod tests {
         let (stat, limit, with_swap) = stat(text);
         assert_eq!((stat.file, stat.anon, stat.anon_thp, stat.file_mapped), (10, 20, 30, 40));
         assert_eq!((limit, with_swap), (Limit::At(268_435_456), Limit::Unlimited));
+    }
+
+    proptest! {
+        /// Whatever the order in which limits are changed: nothing wraps, and swappiness 0 shows no
+        /// swap beyond what is used.
+        #[test]
+        fn swap_never_wraps(usage: u64, with_swap: u64, memory: Option<u64>, both: Option<u64>) {
+            let limit = |limit: Option<u64>| limit.map_or(Limit::Unlimited, Limit::At);
+            let often = swap(usage, with_swap, limit(memory), limit(both), false);
+            let never = swap(usage, with_swap, limit(memory), limit(both), true);
+            prop_assert_eq!(often.usage, with_swap.saturating_sub(usage));
+            prop_assert!(never.limit.capped_at(u64::MAX) <= never.usage);
+            if let (Some(memory), Some(both)) = (memory, both) {
+                prop_assert_eq!(often.limit, Limit::At(both.saturating_sub(memory)));
+            }
+        }
     }
 }
