@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help demo build test lint test-unit test-native test-uml test-qemu bench clean
+.PHONY: help demo build test lint test-unit fuzz test-native test-uml test-qemu bench clean
 
 help:
 	@echo 'make demo         what a container sees with and without ambit, side by side (root)'
@@ -12,6 +12,7 @@ help:
 	@echo 'make test         everything below, in order (root)'
 	@echo '  make lint         format and clippy'
 	@echo '  make test-unit    unit tests and documentation tests'
+	@echo '  make fuzz         each fuzz target for some seconds (FUZZ_SECONDS=)'
 	@echo '  make test-native  integration tests on this kernel (root)'
 	@echo '  make test-uml     the same on cgroup v2, kernel 6.1, User-Mode Linux (root)'
 	@echo '  make test-qemu    the same on cgroup v2, kernel 6.12 and the newest, QEMU (root)'
@@ -28,13 +29,16 @@ build:
 	$(CARGO) build --release
 
 test:
-	@scripts/test lint unit native uml qemu
+	@scripts/test lint unit fuzz native uml qemu
 
 lint:
 	@scripts/test lint
 
 test-unit:
 	@scripts/test unit
+
+fuzz:
+	@scripts/test fuzz
 
 test-native:
 	@scripts/test native

@@ -116,6 +116,7 @@ fn name_of(controller: Controller) -> &'static str {
         Controller::Cpuset => "cpuset controller",
         Controller::Pids => "pids controller",
         Controller::Io => "io controller",
+        Controller::Hugetlb => "hugetlb controller",
     }
 }
 

@@ -190,7 +190,11 @@ impl Config {
         }
     }
 
-    fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+    /// Takes the text of a file; the path is for its errors.
+    ///
+    /// # Errors
+    /// The content is wrong.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let error = |at: usize, reason: &str| {
             let before = &text[..text.floor_char_boundary(at)];
             ConfigError::Content {

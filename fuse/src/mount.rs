@@ -59,17 +59,18 @@ pub fn attach(path: &Path, name: &str, writes: Writes) -> Result<OwnedFd, Error>
 /// The absolute path of a mount point without symbolic links, free to be mounted on.
 ///
 /// # Errors
-/// It cannot be made, or somebody serves FUSE there.
+/// It cannot be made, or something is mounted there that is alive and not empty.
 pub fn prepare(path: &Path) -> Result<PathBuf, Error> {
     let point = |source| Error::MountPoint { path: path.into(), source };
     let path = resolve(path).map_err(point)?;
     // Mounts may lie upon each other; each turn removes one.
     while let Some(mounted) = mountinfo::top(&path).map_err(point)? {
-        // A filesystem of its own for the folder, as some hosts have for all of /var/lib.
-        if !mounted.kind.starts_with("fuse") {
+        let is_fuse = mounted.kind.starts_with("fuse");
+        // A filesystem of its own for the folder: nothing is hidden while it is empty.
+        if !is_fuse && fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_none()) {
             break;
         }
-        if !is_dead(&path) {
+        if !is_fuse || !is_dead(&path) {
             let holder = format!("{} ({})", mounted.source, mounted.kind);
             return Err(Error::Busy { path, holder });
         }

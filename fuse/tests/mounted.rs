@@ -73,20 +73,32 @@ fn predecessor() {
     // Two files: each is asked for by LOOKUP, which may have to tell its size, and by OPEN.
     let views = Stuck { view: Arc::new(container::view()), left: AtomicU64::new(4) };
     let overlay = Overlay::mount(MountOptions::new(path), Arc::new(views)).unwrap();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut descriptors = SendAncillaryBuffer::new(&mut space);
-    let device = [overlay.device()];
-    assert!(descriptors.push(SendAncillaryMessage::ScmRights(&device)));
-    let record = [IoSlice::new(overlay.init_record())];
-    let flags = SendFlags::empty();
-    rustix::net::sendmsg(std::io::stdin(), &record, &mut descriptors, flags).unwrap();
+    let kept = [Some((overlay.device(), overlay.init_record())), overlay.pressure()];
+    for (device, record) in kept.into_iter().flatten() {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut descriptors = SendAncillaryBuffer::new(&mut space);
+        let device = [device];
+        assert!(descriptors.push(SendAncillaryMessage::ScmRights(&device)));
+        let record = [IoSlice::new(record)];
+        let flags = SendFlags::empty();
+        rustix::net::sendmsg(std::io::stdin(), &record, &mut descriptors, flags).unwrap();
+    }
     loop {
         thread::park();
     }
 }
 
+/// What keeps a connection alive: its device and INIT record.
+type Kept = (OwnedFd, Vec<u8>);
+
 /// Starts a predecessor and receives its device and INIT record.
 fn start_predecessor(path: &Path) -> (Child, OwnedFd, Vec<u8>) {
+    let (child, (device, record), _) = start_predecessor_with_pressure(path);
+    (child, device, record)
+}
+
+/// The same, with those of the files that have triggers.
+fn start_predecessor_with_pressure(path: &Path) -> (Child, Kept, Kept) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "predecessor"])
@@ -95,18 +107,22 @@ fn start_predecessor(path: &Path) -> (Child, OwnedFd, Vec<u8>) {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
+    (child, receive(&ours), receive(&ours))
+}
+
+fn receive(from: &UnixStream) -> Kept {
     let mut record = vec![0; 4096];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut descriptors = RecvAncillaryBuffer::new(&mut space);
     let mut parts = [IoSliceMut::new(&mut record)];
     let flags = RecvFlags::CMSG_CLOEXEC;
-    let received = rustix::net::recvmsg(&ours, &mut parts, &mut descriptors, flags).unwrap();
+    let received = rustix::net::recvmsg(from, &mut parts, &mut descriptors, flags).unwrap();
     record.truncate(received.bytes);
     let device = descriptors.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
         _ => None,
     });
-    (child, device.expect("the predecessor sends its device"), record)
+    (device.expect("the predecessor sends its device"), record)
 }
 
 fn kill(mut child: Child) {
@@ -124,18 +140,18 @@ fn mounts_serves_and_ends() {
     let overlay = mount_fixed(&place.overlay()).unwrap();
     for path in ambit_fuse::FILES.iter().map(|file| file.describe().path) {
         let text = fs::read_to_string(overlay.path().join(path)).unwrap();
-        assert!(text.ends_with('\n'), "{path}");
+        assert!(text.ends_with('\n') || path.ends_with("/uevent"), "{path}");
     }
     let names: Vec<_> = fs::read_dir(overlay.path().join("sys/devices/system/cpu"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
         .collect();
-    let lists = ["online", "possible", "present", "offline", "isolated", "kernel_max"];
-    assert_eq!(names[..6], lists);
-    assert_eq!(names[6..], ["cpu0", "cpu2"], "the processors of this container");
+    let files = ["online", "possible", "present", "offline", "isolated", "kernel_max", "uevent"];
+    assert_eq!(names[..7], files);
+    assert_eq!(names[7..], ["cpu0", "cpu2"], "the processors of this container");
     let cpu = overlay.path().join("sys/devices/system/cpu");
     assert!(fs::metadata(cpu.join("cpu2")).unwrap().is_dir());
-    for hidden in ["cpu1", "cpu02", "cpufreq", "vulnerabilities", "uevent"] {
+    for hidden in ["cpu1", "cpu02", "cpufreq", "vulnerabilities"] {
         assert!(!fs::exists(cpu.join(hidden)).unwrap(), "{hidden}");
     }
     let write = File::options().write(true).open(overlay.path().join("proc/meminfo"));
@@ -164,8 +180,16 @@ fn what_is_alive_is_left_alone() {
     let second = mount_fixed(overlay.path()).unwrap_err();
     assert!(matches!(second, Error::Busy { .. }), "{second}");
     assert!(second.to_string().contains("ambit (fuse.ambit)"), "{second}");
-    let other = mount_fixed(Path::new("/proc")).unwrap_err();
+    // Another filesystem is left alone as long as it holds something.
+    let bind = place.0.path().join("bind");
+    fs::create_dir(&bind).unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("tmpfs", &bind, "tmpfs", flags, None::<&std::ffi::CStr>).unwrap();
+    fs::write(bind.join("data"), "").unwrap();
+    let other = mount_fixed(&bind).unwrap_err();
     assert!(matches!(other, Error::Busy { .. }), "{other}");
+    fs::remove_file(bind.join("data")).unwrap();
+    mount_fixed(&bind).unwrap().unmount().unwrap();
     assert!(fs::read(overlay.path().join("proc/stat")).is_ok());
     overlay.unmount().unwrap();
 }
@@ -222,5 +246,24 @@ fn a_successor_answers_what_was_in_flight() {
     assert!(successor.counters().adopted >= 1);
     assert!(mount::prepare(&path).is_err(), "the successor's mount is alive");
     drop(kept);
+    successor.unmount().unwrap();
+}
+
+#[test]
+fn the_files_with_triggers_are_taken_over_too() {
+    let place = Place::new();
+    let path = place.overlay();
+    let (child, (device, record), (second, second_record)) = start_predecessor_with_pressure(&path);
+    let memory = path.join("proc/pressure/memory");
+    assert!(fs::metadata(&memory).unwrap().is_file());
+    kill(child);
+    let options = MountOptions::new(&path);
+    let mut successor =
+        Overlay::takeover(device, &record, options, container::Fixed::new()).unwrap();
+    successor.takeover_pressure(second, &second_record).unwrap();
+    assert!(fs::read_to_string(&memory).unwrap().starts_with("some avg10="));
+    // There is no kernel's file behind these numbers.
+    let refused = fs::write(&memory, "some 150000 2000000").unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(rustix::io::Errno::OPNOTSUPP.raw_os_error()));
     successor.unmount().unwrap();
 }

@@ -19,6 +19,8 @@ mod dispatch;
 mod epoll;
 mod error;
 pub mod filter;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod handler;
 mod limiter;
 mod listener;

@@ -136,8 +136,10 @@ impl Root {
     /// Attaches a mount to a place that must be there.
     pub(super) fn attach(&self, mount: &Detached, target: impl AsRef<Path>) -> Result<()> {
         let target = target.as_ref();
-        self.find(target)
-            .and_then(|place| mount.attach(place.as_fd()))
+        let place =
+            self.find(target).with_context(|| format!("cannot open {}: openat2", shown(target)))?;
+        mount
+            .attach(place.as_fd())
             .with_context(|| format!("cannot mount on {}: move_mount", shown(target)))
     }
 

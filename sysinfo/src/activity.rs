@@ -49,7 +49,8 @@ impl Activity {
         }
         let half = INTERVAL / 2;
         let intervals = now.saturating_sub(before).saturating_add(half) / INTERVAL;
-        let active = self.running.load(Ordering::Relaxed) + self.blocked.load(Ordering::Relaxed);
+        let running = self.running.load(Ordering::Relaxed);
+        let active = running.saturating_add(self.blocked.load(Ordering::Relaxed));
         let load = self.load().after(intervals, active);
         self.one.store(load.one, Ordering::Relaxed);
         self.five.store(load.five, Ordering::Relaxed);

@@ -24,6 +24,7 @@ use crate::policy::BootTime;
 use crate::sample::Sample;
 use crate::shared::Shared;
 use crate::source::extra::ExtraFiles;
+use crate::source::huge::HugeFiles;
 use crate::source::{self, Source};
 use crate::tasks::Counter;
 use crate::view::{Clock, Origin, View};
@@ -81,6 +82,7 @@ struct Sampler {
     checked: u64,
     source: Box<dyn Source>,
     extra: ExtraSampler,
+    huge: HugeFiles,
     sample: Sample,
     clock: CpuClock,
     /// Processor time at the last count of threads, and counts skipped since.
@@ -105,6 +107,7 @@ impl Container {
                 checked: now,
                 source,
                 extra,
+                huge: HugeFiles::default(),
                 sample: Sample::default(),
                 clock: CpuClock::starting_at(start),
                 busy_at_count: 0,
@@ -216,6 +219,13 @@ impl Container {
             self.count_threads(sampler, shared, &mut Counter::default(), now);
         }
         let host = shared.host.snapshot();
+        if !host.huge_pools.is_empty() {
+            let Sampler { huge, membership, sample, .. } = &mut *sampler;
+            let (pools, found) = (&host.huge_pools, &mut sample.huge);
+            TEXT.with_borrow_mut(|text| {
+                huge.sample(pools, &shared.hierarchies, membership, found, text)
+            })?;
+        }
         let mut view = self.derive(sampler, host, shared, now);
         view.extra = sampler.extra.sample(wanted, shared);
         let view = Arc::new(view);
@@ -285,6 +295,7 @@ impl Container {
                     &sampler.membership,
                     shared.options.memory_limit,
                 );
+                sampler.huge.close();
                 sampler.extra.follow(ExtraFiles::new(&shared.hierarchies, &sampler.membership));
             }
         });
@@ -338,6 +349,7 @@ impl Container {
     pub(crate) fn close_files(&self) {
         if let Ok(mut sampler) = self.sampler.try_lock() {
             sampler.source.close();
+            sampler.huge.close();
             sampler.extra.close();
         }
     }

@@ -40,7 +40,7 @@ impl CpuSet {
             if first > last || last > Self::MAX {
                 return None;
             }
-            (first..=last).for_each(|cpu| set.insert(cpu));
+            set.insert_range(first, last);
         }
         Some(set)
     }
@@ -51,6 +51,19 @@ impl CpuSet {
         let mut set = Self::new();
         (0..count.min(Self::MAX + 1)).for_each(|cpu| set.insert(cpu));
         set
+    }
+
+    /// By whole words: a text of nothing but long ranges takes no longer than its length.
+    fn insert_range(&mut self, first: u32, last: u32) {
+        let (start, end) = (first as usize / 64, last as usize / 64);
+        if self.words.len() <= end {
+            self.words.resize(end + 1, 0);
+        }
+        for word in start..=end {
+            let from = if word == start { u64::MAX << (first % 64) } else { u64::MAX };
+            let upto = if word == end { u64::MAX >> (63 - last % 64) } else { u64::MAX };
+            self.words[word] |= from & upto;
+        }
     }
 
     /// Adds one processor; numbers above [`Self::MAX`] are ignored.

@@ -6,14 +6,16 @@
 
 use crate::host::Host;
 use crate::policy::SwapPolicy;
-use crate::sample::{MemorySample, Sample};
+use crate::sample::{HugeSample, MemorySample, Sample};
 use crate::view::{Memory, Swap};
 
 /// Memory of a container.
 #[must_use]
 pub fn memory(sample: &Sample, host: &Host) -> Memory {
+    let huge = huge(sample, host);
     let Some(MemorySample { usage, limit, stat, .. }) = &sample.memory else {
-        return memory_of_host(host);
+        let Memory { huge_total, huge_free, huge_reserved, huge_bytes, .. } = huge;
+        return Memory { huge_total, huge_free, huge_reserved, huge_bytes, ..memory_of_host(host) };
     };
     // A limit of zero admits no process, so nobody can be reading: it is a limit being set up.
     let total = match limit.capped_at(host.memory_total) {
@@ -60,7 +62,28 @@ pub fn memory(sample: &Sample, host: &Host) -> Memory {
         shmem_pmd_mapped: 0,
         file_huge: part(stat.file_thp),
         file_pmd_mapped: 0,
+        ..huge
     }
+}
+
+/// Huge pages of a container: what the machine has, up to the limit, less what the container
+/// uses. Where nothing accounts for them there are none to show.
+fn huge(sample: &Sample, host: &Host) -> Memory {
+    let mut memory = Memory::default();
+    for HugeSample { size, usage, promised, limit } in &sample.huge {
+        let Some(pool) = host.huge_pools.iter().find(|pool| pool.size == *size && *size > 0) else {
+            continue;
+        };
+        let total = (limit.capped_at(pool.size.saturating_mul(pool.pages)) / size).min(pool.pages);
+        let free = total.saturating_sub(usage / size);
+        memory.huge_bytes = memory.huge_bytes.saturating_add(total.saturating_mul(*size));
+        if pool.is_default {
+            memory.huge_total = total;
+            memory.huge_free = free;
+            memory.huge_reserved = (promised.unwrap_or(0).saturating_sub(*usage) / size).min(free);
+        }
+    }
+    memory
 }
 
 /// Swap of a container.
@@ -83,8 +106,9 @@ pub fn swap(sample: &Sample, host: &Host, policy: SwapPolicy) -> Swap {
         total,
         free: total.saturating_sub(used),
         cached,
-        zswap: memory.stat.zswap,
-        zswapped: memory.stat.zswapped,
+        // Compressed pages are charged as memory, and hold the places in swap that they had.
+        zswap: memory.stat.zswap.min(memory.usage),
+        zswapped: memory.stat.zswapped.min(used),
     }
 }
 
@@ -121,6 +145,7 @@ fn memory_of_host(host: &Host) -> Memory {
         shmem_pmd_mapped: bytes("ShmemPmdMapped"),
         file_huge: bytes("FileHugePages"),
         file_pmd_mapped: bytes("FilePmdMapped"),
+        ..Memory::default()
     }
 }
 
@@ -134,7 +159,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::host::HostTexts;
+    use crate::host::{HostTexts, HugePool};
     use crate::limit::Limit;
     use crate::sample::{MemoryStat, SwapSample};
 
@@ -186,6 +211,25 @@ mod tests {
         memory.swap = Some(SwapSample { usage: 2 << 20, limit: Limit::Unlimited });
         let shown = swap(&sample, &host(), SwapPolicy::Limit);
         assert_eq!((shown.total, shown.free), (1 << 20, 0));
+    }
+
+    #[test]
+    fn huge_pages_are_those_of_the_pool_up_to_the_limit() {
+        let mut host = host();
+        host.huge_pools = vec![
+            HugePool { size: 2 << 20, pages: 100, is_default: true },
+            HugePool { size: 1 << 30, pages: 4, is_default: false },
+        ];
+        let mut sample = limited(Limit::At(1 << 28), 0, MemoryStat::default());
+        let shown = memory(&sample, &host);
+        assert_eq!((shown.huge_total, shown.huge_bytes), (0, 0), "nothing accounts for them");
+        let huge = |size, limit| HugeSample { size, usage: size, promised: Some(3 * size), limit };
+        sample.huge = vec![huge(2 << 20, Limit::At(13 << 20)), huge(1 << 30, Limit::Unlimited)];
+        let shown = memory(&sample, &host);
+        assert_eq!((shown.huge_total, shown.huge_free, shown.huge_reserved), (6, 5, 2));
+        assert_eq!(shown.huge_bytes, (12 << 20) + (4 << 30));
+        sample.memory = None;
+        assert_eq!(memory(&sample, &host).huge_total, 6);
     }
 
     #[test]

@@ -23,12 +23,13 @@ pub enum Controller {
     Pids,
     /// `blkio` in cgroup v1.
     Io,
+    Hugetlb,
 }
 
 impl Controller {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Memory, Self::Cpu, Self::Cpuacct, Self::Cpuset, Self::Pids, Self::Io];
+    pub const ALL: [Self; 7] =
+        [Self::Memory, Self::Cpu, Self::Cpuacct, Self::Cpuset, Self::Pids, Self::Io, Self::Hugetlb];
 
     /// The kernel's name.
     #[must_use]
@@ -40,6 +41,7 @@ impl Controller {
             Self::Cpuset => "cpuset",
             Self::Pids => "pids",
             Self::Io => "io",
+            Self::Hugetlb => "hugetlb",
         }
     }
 
@@ -225,6 +227,13 @@ impl<'t> MountLine<'t> {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn parse_mounts(text: &[u8]) {
+    for mount in scan::lines(text).filter_map(MountLine::parse) {
+        let _ = (mount.root, mount.point, mount.fstype, mount.options);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,7 +266,7 @@ mod tests {
 
     #[test]
     fn unified_only() {
-        let dir = world(&[("sys/fs/cgroup", "cpuset cpu io memory pids\n")]);
+        let dir = world(&[("sys/fs/cgroup", "cpuset cpu io memory hugetlb pids\n")]);
         let text = b"30 1 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n";
         let found = Hierarchies::from_mountinfo(text, dir.path()).unwrap();
         assert_eq!(found.layout(), "v2");

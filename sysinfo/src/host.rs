@@ -21,6 +21,10 @@ pub struct Host {
     pub memory_total: u64,
     /// `SwapTotal` in bytes.
     pub swap_total: u64,
+    /// Size of a page in bytes: 4 KiB to 64 KiB.
+    pub page_size: u64,
+    /// Pools of huge pages, those of no page left out.
+    pub huge_pools: Vec<HugePool>,
     /// The kernel's `/proc/cpuinfo`, divided by processor.
     pub cpuinfo: CpuInfo,
     /// Processors that are online.
@@ -31,6 +35,17 @@ pub struct Host {
     pub topology: Arc<Topology>,
     /// Where the kernel's own text is read for callers that belong to no container.
     pub raw: Option<Arc<dyn RawFiles>>,
+}
+
+/// The machine's huge pages of one size.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HugePool {
+    /// The size of one page in bytes.
+    pub size: u64,
+    /// How many pages there are.
+    pub pages: u64,
+    /// Is it the size that `/proc/meminfo` counts in pages?
+    pub is_default: bool,
 }
 
 /// Reads the kernel's own files, past every overlay.
@@ -62,7 +77,10 @@ impl Host {
         let meminfo: Vec<MeminfoLine> =
             scan::lines(texts.meminfo).filter_map(MeminfoLine::parse).collect();
         let bytes_of = |label: &str| {
-            meminfo.iter().find(|line| &*line.label == label).map_or(0, |line| line.value << 10)
+            meminfo
+                .iter()
+                .find(|line| &*line.label == label)
+                .map_or(0, |line| line.value.saturating_mul(1024))
         };
         let online = match CpuSet::parse(texts.online) {
             Some(set) if !set.is_empty() => set,
@@ -71,6 +89,8 @@ impl Host {
         Self {
             memory_total: bytes_of("MemTotal"),
             swap_total: bytes_of("SwapTotal"),
+            page_size: rustix::param::page_size() as u64,
+            huge_pools: default_pool(&meminfo).into_iter().collect(),
             cpuinfo: CpuInfo::parse(texts.cpuinfo.into()),
             online,
             boot_time: scan::lines(texts.stat)
@@ -81,6 +101,22 @@ impl Host {
             raw: None,
         }
     }
+}
+
+impl Host {
+    /// The line `Hugetlb` of `/proc/meminfo` in bytes: huge pages of all sizes.
+    pub(crate) fn huge_bytes(&self) -> u64 {
+        let line = self.meminfo.iter().find(|line| &*line.label == "Hugetlb");
+        line.map_or(0, |line| line.value.saturating_mul(1024))
+    }
+}
+
+/// The pool that `/proc/meminfo` counts.
+fn default_pool(meminfo: &[MeminfoLine]) -> Option<HugePool> {
+    let value = |label: &str| meminfo.iter().find(|line| &*line.label == label).map(|l| l.value);
+    let size = value("Hugepagesize")?.saturating_mul(1024);
+    let pages = value("HugePages_Total")?;
+    (size > 0 && pages > 0).then_some(HugePool { size, pages, is_default: true })
 }
 
 impl fmt::Debug for Host {

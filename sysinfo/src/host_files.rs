@@ -13,9 +13,10 @@ use arc_swap::ArcSwap;
 use rustix::fs::{Mode, OFlags};
 
 use crate::clock;
-use crate::host::{Host, HostTexts, RawFiles};
+use crate::host::{Host, HostTexts, HugePool, RawFiles};
 use crate::kernel_file::read_to_end;
 use crate::procfs::Procfs;
+use crate::scan;
 use crate::topology::Topology;
 
 /// Memory and the list of online processors.
@@ -118,6 +119,12 @@ impl HostFiles {
         } else {
             last.topology.clone()
         };
+        // Pools of other sizes show in one line alone, their sum with the first.
+        let counted: u64 =
+            host.huge_pools.iter().map(|pool| pool.size.saturating_mul(pool.pages)).sum();
+        if host.huge_bytes() > counted {
+            self.raw.other_pools(&mut host.huge_pools);
+        }
         host.raw = Some(self.raw.clone());
         self.snapshot.store(Arc::new(host));
         self.taken.store(now, Ordering::Release);
@@ -127,6 +134,35 @@ impl HostFiles {
 impl std::fmt::Debug for HostFiles {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("HostFiles").field("snapshot", &self.snapshot).finish_non_exhaustive()
+    }
+}
+
+impl Raw {
+    /// Adds the pools of huge pages that are not there yet.
+    fn other_pools(&self, pools: &mut Vec<HugePool>) {
+        const POOLS: &str = "kernel/mm/hugepages";
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::openat(&self.sys, POOLS, flags, Mode::empty());
+        let Ok(entries) = folder.and_then(rustix::fs::Dir::new) else { return };
+        let mut text = Vec::new();
+        for entry in entries.flatten() {
+            // "hugepages-1048576kB"
+            let name = entry.file_name().to_bytes();
+            let size = name.strip_prefix(b"hugepages-").and_then(scan::decimal);
+            let (Some(size), Ok(name)) = (size, std::str::from_utf8(name)) else { continue };
+            let size = size.saturating_mul(1024);
+            text.clear();
+            let path = format!("{POOLS}/{name}/nr_hugepages");
+            if size == 0
+                || pools.iter().any(|pool| pool.size == size)
+                || read_to_end(self.sys.as_fd(), &path, &mut text).is_err()
+            {
+                continue;
+            }
+            if let Some(pages @ 1..) = scan::decimal(&text) {
+                pools.push(HugePool { size, pages, is_default: false });
+            }
+        }
     }
 }
 

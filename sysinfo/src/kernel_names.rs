@@ -73,6 +73,11 @@ fn parse_interrupts(text: &[u8]) -> Arc<[Interrupt]> {
     lines.filter_map(parse).collect()
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn parse(text: &[u8]) {
+    let _ = (parse_vmstat(text), parse_interrupts(text));
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -16,6 +16,8 @@ pub mod cpu;
 pub mod cpuset;
 pub mod derive;
 pub mod extra;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod hierarchy;
 pub mod host;
 pub mod host_files;

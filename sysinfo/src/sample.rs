@@ -17,6 +17,21 @@ pub struct Sample {
     pub busy: Busy,
     /// Threads, by the pids controller.
     pub threads: Option<u64>,
+    /// Huge pages of each size that the machine has a pool of and a controller accounts for.
+    pub huge: Vec<HugeSample>,
+}
+
+/// Huge pages of one size, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HugeSample {
+    /// The size of one page.
+    pub size: u64,
+    /// Charged bytes.
+    pub usage: u64,
+    /// Charged bytes and those promised to mappings; `None` before Linux 5.7.
+    pub promised: Option<u64>,
+    /// The tightest limit of the cgroup and its ancestors.
+    pub limit: Limit,
 }
 
 /// Memory usage and limits, in bytes.

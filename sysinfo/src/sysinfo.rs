@@ -64,7 +64,7 @@ pub fn encode(view: &View, abi: Abi) -> Encoded {
             Encoded { bytes: out.bytes, len: 112 }
         }
         Abi::Bits32 => {
-            let unit = unit_for(&memory);
+            let unit = unit_for(&memory, view.host.page_size);
             out.put(&word(uptime));
             loads.iter().for_each(|load| out.put(&word(*load)));
             memory.iter().for_each(|bytes| out.put(&word(bytes / u64::from(unit))));
@@ -79,11 +79,12 @@ pub fn encode(view: &View, abi: Abi) -> Encoded {
 
 /// The unit that makes every number fit 32 bits: one byte where that is enough, as the kernel
 /// does it, else the smallest power of two of at least a page.
-fn unit_for(memory: &[u64]) -> u32 {
+fn unit_for(memory: &[u64], page: u64) -> u32 {
+    let page = u32::try_from(page).unwrap_or(0).max(4096);
     let largest = memory.iter().copied().max().unwrap_or(0);
     let mut unit = 1;
     while largest / u64::from(unit) > u64::from(u32::MAX) {
-        unit = if unit == 1 { 4096 } else { unit << 1 };
+        unit = if unit == 1 { page } else { unit << 1 };
     }
     unit
 }

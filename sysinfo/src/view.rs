@@ -82,6 +82,14 @@ pub struct Memory {
     pub shmem_pmd_mapped: u64,
     pub file_huge: u64,
     pub file_pmd_mapped: u64,
+    /// Huge pages of the default size that the container may have, in pages.
+    pub huge_total: u64,
+    /// Those of them that it does not use.
+    pub huge_free: u64,
+    /// Those of the free ones that are promised to its mappings.
+    pub huge_reserved: u64,
+    /// Huge pages of all sizes that it may have, in bytes.
+    pub huge_bytes: u64,
 }
 
 /// Swap of a container. `free <= total` always holds.

@@ -60,13 +60,21 @@ fn every_operation_ends_as_with_the_kernels_file() {
     let program = machine::program("operations").display().to_string();
     let mut wrong = String::new();
     let mut compared = 0;
-    for file in FILES.iter().filter(|file| Path::new("/").join(file).exists()) {
-        for user in ["", NOBODY] {
-            let ask =
-                |path: String| run(&mut cgroup.script(&format!("{user} {program} {path}"))).ok();
-            let kernels = ask(format!("/{file}"));
-            let ours = ask(daemon.file(file).display().to_string());
-            let (kernels, ours) = (answers(&kernels), answers(&ours));
+    let there = |file: &&&str| Path::new("/").join(file).exists();
+    let files: Vec<_> = FILES.iter().filter(there).copied().collect();
+    for user in ["", NOBODY] {
+        let script = format!(
+            "for f in {}; do echo \"@@ $f\"; {user} {program} /$f; echo --; \
+             {user} {program} {}/$f; done",
+            files.join(" "),
+            daemon.place().mount().display()
+        );
+        let output = run(&mut cgroup.script(&script)).ok();
+        let parts: Vec<_> = output.split("@@ ").skip(1).collect();
+        assert_eq!(parts.len(), files.len(), "{output}");
+        for (part, file) in parts.into_iter().zip(&files) {
+            let (kernels, ours) = part.split_once("--\n").unwrap();
+            let (kernels, ours) = (answers(kernels), answers(ours));
             assert!(ours.len() > 20, "{file}: {ours:?}");
             for (operation, kernel) in &kernels {
                 compared += 1;

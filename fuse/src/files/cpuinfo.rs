@@ -225,6 +225,29 @@ mod tests {
         assert_eq!(shown(arm, "0"), "processor\t: 0\nFeatures\t: fp\n\nHardware\t: x\n");
     }
 
+    #[test]
+    fn every_architecture_keeps_its_shape() {
+        // arch/arm64/kernel/cpuinfo.c, for programs of 64 and of 32 bits; arch/riscv/kernel/cpu.c;
+        // arch/powerpc/kernel/setup-common.c.
+        let arm64 = "BogoMIPS\t: 50.00\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\n\
+                     CPU architecture: 8\nCPU variant\t: 0x3\nCPU part\t: 0xd0c\nCPU revision\t: 1";
+        let compat = "model name\t: ARMv8 Processor rev 1 (v8l)\nBogoMIPS\t: 50.00\n\
+                      Features\t: half thumb fastmult vfp\nCPU implementer\t: 0x41\nCPU revision\t: 1";
+        let riscv = "hart\t\t: 3\nisa\t\t: rv64imafdc\nmmu\t\t: sv48\nuarch\t\t: sifive,u74-mc";
+        let power = "cpu\t\t: POWER9, altivec supported\nclock\t\t: 2300.000000MHz\n\
+                     revision\t: 2.2 (pvr 004e 1202)";
+        let trailer = "timebase\t: 512000000\nplatform\t: PowerNV\nmachine\t\t: PowerNV 8335-GTH\n";
+        for (lines, tail) in [(arm64, ""), (compat, ""), (riscv, ""), (power, trailer)] {
+            let machine = |cpus: &[u32]| -> String {
+                let blocks = cpus.iter().map(|cpu| format!("processor\t: {cpu}\n{lines}\n\n"));
+                blocks.chain([tail.to_owned()]).collect()
+            };
+            assert_eq!(shown(&machine(&[0, 1, 2, 3]), "0-3"), machine(&[0, 1, 2, 3]));
+            assert_eq!(shown(&machine(&[0, 1, 2, 3]), "1,3"), machine(&[1, 3]));
+            assert_eq!(shown(&machine(&[0, 1, 2, 3]), "0"), machine(&[0]), "the trailer stays");
+        }
+    }
+
     const LINES: &str = "((processor|siblings|core id|cpu cores|physical id|cpu number|# processors)\
                          [\t :0-9]{0,9}\n{1,2}){0,12}";
 

@@ -71,7 +71,7 @@ pub(crate) fn number(label: &str, view: &View) -> Option<u64> {
 
 /// Where the number of a line comes from.
 enum Value {
-    /// The container's number in KiB.
+    /// The container's number, in the unit of the line: KiB but for pages of huge pools.
     Kib(fn(&View) -> u64),
     /// The machine's number is a fact that says nothing of its use.
     Fact,
@@ -83,7 +83,7 @@ use Value::{Fact, Kib};
 ///
 /// - `Buffers`: a cgroup counts block device pages as page cache.
 /// - `Mlocked`: cgroups do not account locked pages apart from other unevictable ones.
-/// - `HugePages_*`, `Hugetlb`: pools of the machine, of which containers own no part.
+/// - `HugePages_Surp`: which pages of a pool are surplus, only the machine knows.
 /// - `NFS_Unstable`, `Bounce`, `WritebackTmp`, `VmallocUsed`, `VmallocChunk`, `Balloon`,
 ///   `HardwareCorrupted`, `Cma*`, `Unaccepted`, `DirectMap*`: the machine's business.
 const LINES: &[(&str, Value)] = &[
@@ -124,7 +124,11 @@ const LINES: &[(&str, Value)] = &[
     ("ShmemPmdMapped", Kib(|view| kib(view.memory.shmem_pmd_mapped))),
     ("FileHugePages", Kib(|view| kib(view.memory.file_huge))),
     ("FilePmdMapped", Kib(|view| kib(view.memory.file_pmd_mapped))),
+    ("HugePages_Total", Kib(|view| view.memory.huge_total)),
+    ("HugePages_Free", Kib(|view| view.memory.huge_free)),
+    ("HugePages_Rsvd", Kib(|view| view.memory.huge_reserved)),
     ("Hugepagesize", Fact),
+    ("Hugetlb", Kib(|view| kib(view.memory.huge_bytes))),
 ];
 
 fn kib(bytes: u64) -> u64 {
@@ -204,6 +208,60 @@ mod tests {
         assert_eq!(shown.len(), 2, "{shown:?}");
         assert!(shown[0].starts_with("VmallocTotal") && shown[1].starts_with("Hugepagesize"));
         assert!(text.contains("FromTheFuture:         0 kB\n"));
+    }
+
+    #[test]
+    fn huge_pages_are_counted_in_pages_and_summed_in_kib() {
+        let mut view = fixture::view();
+        (view.memory.huge_total, view.memory.huge_free, view.memory.huge_reserved) = (6, 4, 1);
+        view.memory.huge_bytes = 1 << 30 | 12 << 20;
+        let text = fixture::render(&Meminfo, &view);
+        let parsed = Parsed::from_buf_read(text.as_bytes()).unwrap();
+        assert_eq!((parsed.hugepages_total, parsed.hugepages_free), (Some(6), Some(4)));
+        assert_eq!((parsed.hugepages_rsvd, parsed.hugepages_surp), (Some(1), Some(0)));
+        assert!(
+            text.contains("\nHugepagesize:       2048 kB\nHugetlb:         1060864 kB\n"),
+            "{text}"
+        );
+    }
+
+    /// The lines of every recorded kernel: none shows a number of the machine that is no fact.
+    #[test]
+    fn nothing_of_any_recorded_machine_shows() {
+        let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures");
+        let mut kernels = 0;
+        for folder in std::fs::read_dir(fixtures).unwrap().flatten() {
+            let Ok(text) = std::fs::read_to_string(folder.path().join("proc/meminfo")) else {
+                continue;
+            };
+            kernels += 1;
+            // The machine's numbers, made recognizable.
+            let marked: String = text
+                .lines()
+                .filter_map(|line| line.split_once(':'))
+                .map(|(label, rest)| {
+                    format!("{label}: 98765432{}\n", if rest.ends_with("kB") { " kB" } else { "" })
+                })
+                .collect();
+            let mut view = fixture::view();
+            view.memory.huge_total = 0;
+            let texts = HostTexts { meminfo: marked.as_bytes(), ..HostTexts::default() };
+            view.host = Arc::new(Host::parse(texts));
+            let shown = fixture::render(&Meminfo, &view);
+            let labels = |text: &str| -> Vec<String> {
+                text.lines().map(|line| line.split_once(':').unwrap().0.to_owned()).collect()
+            };
+            assert_eq!(
+                labels(&shown),
+                labels(&text),
+                "{folder:?}: the kernel's lines in its order"
+            );
+            let leaks = shown.lines().filter(|line| line.contains("98765432"));
+            let leaks: Vec<_> = leaks.map(|line| line.split_once(':').unwrap().0).collect();
+            let facts = ["VmallocTotal", "Hugepagesize"];
+            assert!(leaks.iter().all(|label| facts.contains(label)), "{folder:?}: {leaks:?}");
+        }
+        assert!(kernels >= 9, "{kernels}");
     }
 
     #[test]

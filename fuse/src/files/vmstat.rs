@@ -9,9 +9,6 @@ use ambit_sysinfo::{Extras, Host, View};
 use crate::overlay::{Description, OverlayFile};
 use crate::text::Text;
 
-/// The size of a page, in the unit in which `/proc/meminfo` prints: both files agree.
-const PAGE_KIB: u64 = 4;
-
 /// `/proc/vmstat`.
 #[derive(Debug)]
 pub struct Vmstat;
@@ -66,7 +63,7 @@ pub(super) fn pages(key: &str, view: &View) -> Option<u64> {
         "nr_kernel_stack" => return Some(memory.kernel_stack >> 10),
         _ => return None,
     };
-    Some((bytes >> 10) / PAGE_KIB)
+    bytes.checked_div(view.host.page_size)
 }
 
 /// How often something happened. `pgpgin` and `pgpgout` count KiB, whatever their names say.
@@ -111,6 +108,17 @@ mod tests {
         assert_eq!(shown["nr_kernel_stack"], 24 << 10);
         assert_eq!((shown["pgfault"], shown["pgmajfault"]), (4242, 17));
         assert_eq!((shown["pgpgin"], shown["pgpgout"]), (3 << 10, 5 << 10));
+    }
+
+    #[test]
+    fn pages_have_the_size_of_the_machines() {
+        for size in [4096, 16_384, 65_536] {
+            let mut view = fixture::view();
+            let host = std::sync::Arc::make_mut(&mut view.host);
+            host.page_size = size;
+            assert_eq!(pages("nr_free_pages", &view), Some((100 << 20) / size));
+            assert_eq!(pages("nr_kernel_stack", &view), Some(24 << 10), "in KiB");
+        }
     }
 
     #[test]

@@ -53,7 +53,7 @@ impl OverlayFile for Zoneinfo {
     fn render(&self, view: &View, out: &mut Text) {
         out.put("Node 0, zone   Normal").newline().put("  per-node stats").newline();
         rows(&NODE, view, out);
-        let total = (view.memory.total >> 10) / 4;
+        let total = view.memory.total.checked_div(view.host.page_size).unwrap_or(0);
         out.put("  pages free     ").dec(pages("nr_free_pages", view).unwrap_or(0)).newline();
         for (label, value) in [
             ("boost", 0),

@@ -56,6 +56,16 @@ impl Message {
     }
 }
 
+/// For fuzz targets: takes what a runtime may send.
+#[cfg(feature = "fuzzing")]
+pub(in super::super) fn parse(text: &[u8]) {
+    for message in serde_json::Deserializer::from_slice(text).into_iter::<Message>().flatten() {
+        let _ = (message.listener(), message.annotation(super::ANNOTATION));
+        let again = serde_json::to_vec(&message).map(|text| serde_json::from_slice(&text).ok());
+        assert_eq!(again.ok().flatten(), Some(message));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

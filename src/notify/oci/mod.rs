@@ -11,6 +11,8 @@
 
 mod deliver;
 mod message;
+#[cfg(feature = "fuzzing")]
+pub(super) use message::parse;
 mod receive;
 mod serve;
 

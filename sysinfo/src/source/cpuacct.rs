@@ -95,6 +95,19 @@ fn parse(text: &[u8]) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
     })
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn add(text: &[u8], busy: &mut Busy) {
+    for (cpu, user, system) in parse(text) {
+        let mut known = Known::default();
+        known.advance(user.saturating_add(system), (user, system));
+        if cpu == busy.per_cpu.len() as u64 {
+            busy.per_cpu.push((known.user, known.system));
+        }
+        busy.user = busy.user.saturating_add(known.user);
+        busy.system = busy.system.saturating_add(known.system);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

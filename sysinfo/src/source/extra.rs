@@ -211,6 +211,18 @@ fn scan_events(text: &[u8], prefix: &[u8], events: &mut [u64; Events::NAMES.len(
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn parse(
+    text: &[u8],
+    found: &mut Vec<((u32, u32), Io)>,
+    events: &mut [u64; Events::NAMES.len()],
+) {
+    unified_io(text, found);
+    blkio_rows(text, found, |io| [&mut io.reads, &mut io.writes, &mut io.discards]);
+    scan_events(text, b"total_", events);
+    scan_events(text, b"", events);
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -6,6 +6,7 @@
 
 mod cpuacct;
 pub(crate) mod extra;
+pub(crate) mod huge;
 mod v1;
 mod v2;
 
@@ -147,6 +148,22 @@ fn lineage(cgroup: &str) -> impl Iterator<Item = &str> {
         };
         Some(this)
     })
+}
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn parse(text: &[u8]) {
+    v1::parse(text);
+    v2::parse(text);
+}
+
+/// A sample of texts instead of files: usage, limit, rows, swap usage, swap limit, quota,
+/// processor time, processors.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn sample_of(legacy: bool, texts: [&[u8]; 8]) -> Sample {
+    let mut sample = if legacy { v1::sample_of(&texts) } else { v2::sample_of(&texts) };
+    sample.cpus = crate::CpuSet::parse(texts[7]);
+    sample.threads = crate::scan::decimal(texts[7]);
+    sample
 }
 
 #[cfg(test)]

@@ -137,20 +137,24 @@ impl MemoryFiles {
         };
         let Some(text) = self.stat.read(buffer)? else { return Ok(None) };
         let (stat, limit, limit_with_swap) = stat(text);
-        let mut swap = None;
-        if let Some(with_swap) = self.with_swap.read(buffer)?.and_then(scan::decimal) {
-            let used = with_swap.saturating_sub(usage);
-            let limit = match (limit_with_swap, limit) {
-                (Limit::At(both), Limit::At(memory)) => Limit::At(both.saturating_sub(memory)),
-                (limit, _) => limit,
-            };
-            // A cgroup that never swaps has no swap beyond what it swapped before.
-            let never = self.swappiness.read(buffer)?.and_then(scan::decimal) == Some(0);
-            let limit = if never { limit.min(Limit::At(used)) } else { limit };
-            swap = Some(SwapSample { usage: used, limit });
-        }
+        let with_swap = self.with_swap.read(buffer)?.and_then(scan::decimal);
+        // A cgroup that never swaps has no swap beyond what it swapped before.
+        let never =
+            with_swap.is_some() && self.swappiness.read(buffer)?.and_then(scan::decimal) == Some(0);
+        let swap = with_swap.map(|both| swap(usage, both, limit, limit_with_swap, never));
         Ok(Some(MemorySample { usage, limit, stat, swap }))
     }
+}
+
+/// v1 counts and limits memory and swap together; the limits are changed one after the other, so
+/// that for a moment both together can be below memory alone.
+fn swap(usage: u64, with_swap: u64, memory: Limit, both: Limit, never: bool) -> SwapSample {
+    let used = with_swap.saturating_sub(usage);
+    let limit = match (both, memory) {
+        (Limit::At(both), Limit::At(memory)) => Limit::At(both.saturating_sub(memory)),
+        (limit, _) => limit,
+    };
+    SwapSample { usage: used, limit: if never { limit.min(Limit::At(used)) } else { limit } }
 }
 
 /// The rows and both hierarchical limits. Only `total_*` rows include the children.
@@ -199,8 +203,39 @@ fn usage_sum(text: &[u8], busy: &mut Busy) {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn parse(text: &[u8]) {
+    let mut busy = Busy::default();
+    super::cpuacct::add(text, &mut busy);
+    usage_sum(text, &mut busy);
+    let _ = stat(text);
+}
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn sample_of(texts: &[&[u8]; 8]) -> Sample {
+    let (stat, limit, both) = stat(texts[2]);
+    let usage = scan::decimal(texts[0]);
+    let never = scan::decimal(texts[4]) == Some(0);
+    let mut sample = Sample {
+        memory: usage.map(|usage| MemorySample {
+            usage,
+            limit,
+            stat,
+            swap: scan::decimal(texts[3]).map(|with| swap(usage, with, limit, both, never)),
+        }),
+        ..Sample::default()
+    };
+    if let (Some(quota), Some(period)) = (scan::signed(texts[5]), scan::decimal(texts[1])) {
+        sample.quota = u64::try_from(quota).ok().and_then(|quota| Quota::new(quota, period));
+    }
+    super::cpuacct::add(texts[6], &mut sample.busy);
+    sample
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -211,5 +246,21 @@ mod tests {
         let (stat, limit, with_swap) = stat(text);
         assert_eq!((stat.file, stat.anon, stat.anon_thp, stat.file_mapped), (10, 20, 30, 40));
         assert_eq!((limit, with_swap), (Limit::At(268_435_456), Limit::Unlimited));
+    }
+
+    proptest! {
+        /// Whatever the order in which limits are changed: nothing wraps, and swappiness 0 shows no
+        /// swap beyond what is used.
+        #[test]
+        fn swap_never_wraps(usage: u64, with_swap: u64, memory: Option<u64>, both: Option<u64>) {
+            let limit = |limit: Option<u64>| limit.map_or(Limit::Unlimited, Limit::At);
+            let often = swap(usage, with_swap, limit(memory), limit(both), false);
+            let never = swap(usage, with_swap, limit(memory), limit(both), true);
+            prop_assert_eq!(often.usage, with_swap.saturating_sub(usage));
+            prop_assert!(never.limit.capped_at(u64::MAX) <= never.usage);
+            if let (Some(memory), Some(both)) = (memory, both) {
+                prop_assert_eq!(often.limit, Limit::At(both.saturating_sub(memory)));
+            }
+        }
     }
 }

@@ -8,7 +8,7 @@ use crate::hierarchy::{Controller, Hierarchies};
 use crate::limit::Limit;
 use crate::membership::Membership;
 use crate::policy::MemoryLimit;
-use crate::sample::{MemorySample, MemoryStat, Quota, Sample, SwapSample};
+use crate::sample::{Busy, MemorySample, MemoryStat, Quota, Sample, SwapSample};
 use crate::scan;
 
 /// The files of one container in the unified hierarchy.
@@ -93,17 +93,7 @@ impl Source for Unified {
             }
         }
         if let Some(text) = read(&mut self.cpu_stat, buffer)? {
-            for (key, microseconds) in scan::pairs(text) {
-                let time = microseconds.saturating_mul(1000);
-                match key {
-                    b"user_usec" => sample.busy.user = time,
-                    b"system_usec" => sample.busy.system = time,
-                    b"nice_usec" => sample.busy.nice = time,
-                    _ => {}
-                }
-            }
-            // user_usec includes niced time.
-            sample.busy.user = sample.busy.user.saturating_sub(sample.busy.nice);
+            cpu_stat(text, &mut sample.busy);
         }
         for level in &mut self.cpus {
             if let Some(cpus) = level.read(buffer)?.and_then(CpuSet::parse) {
@@ -165,6 +155,20 @@ fn read<'b>(
     file.as_mut().map_or(Ok(None), |file| file.read(buffer))
 }
 
+/// Processor time; `user_usec` includes niced time.
+fn cpu_stat(text: &[u8], busy: &mut Busy) {
+    for (key, microseconds) in scan::pairs(text) {
+        let time = microseconds.saturating_mul(1000);
+        match key {
+            b"user_usec" => busy.user = time,
+            b"system_usec" => busy.system = time,
+            b"nice_usec" => busy.nice = time,
+            _ => {}
+        }
+    }
+    busy.user = busy.user.saturating_sub(busy.nice);
+}
+
 /// `max 100000` or `50000 100000`
 fn quota(text: &[u8]) -> Option<Quota> {
     let mut words = scan::words(text);
@@ -204,6 +208,29 @@ fn stat(text: &[u8]) -> MemoryStat {
         *field = bytes;
     }
     stat
+}
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn parse(text: &[u8]) {
+    let _ = (quota(text), stat(text));
+}
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn sample_of(texts: &[&[u8]; 8]) -> Sample {
+    let limit = |text| scan::limit(text).unwrap_or_default();
+    let swap = scan::decimal(texts[3]).map(|usage| SwapSample { usage, limit: limit(texts[4]) });
+    let mut sample = Sample {
+        memory: scan::decimal(texts[0]).map(|usage| MemorySample {
+            usage,
+            limit: limit(texts[1]),
+            stat: stat(texts[2]),
+            swap,
+        }),
+        quota: quota(texts[5]),
+        ..Sample::default()
+    };
+    cpu_stat(texts[6], &mut sample.busy);
+    sample
 }
 
 #[cfg(test)]

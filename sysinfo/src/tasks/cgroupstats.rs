@@ -31,7 +31,9 @@ pub(super) struct Found {
 
 impl Found {
     pub(super) fn all(self) -> u64 {
-        self.sleeping + self.running + self.stopped + self.uninterruptible + self.io_wait
+        [self.running, self.stopped, self.uninterruptible, self.io_wait]
+            .into_iter()
+            .fold(self.sleeping, u64::saturating_add)
     }
 }
 
@@ -72,17 +74,7 @@ impl Cgroupstats {
             &fd,
             CGROUPSTATS_TYPE_CGROUP_STATS,
         )?;
-        let mut numbers = stats
-            .chunks_exact(8)
-            .map(|chunk| u64::from_ne_bytes(chunk.first_chunk().copied().unwrap_or_default()));
-        let mut next = || numbers.next().unwrap_or(0);
-        Ok(Found {
-            sleeping: next(),
-            running: next(),
-            stopped: next(),
-            uninterruptible: next(),
-            io_wait: next(),
-        })
+        Ok(found(stats))
     }
 
     /// Sends one command with one attribute and returns one attribute of the answer.
@@ -113,6 +105,21 @@ impl Cgroupstats {
     }
 }
 
+/// `struct cgroupstats`
+fn found(stats: &[u8]) -> Found {
+    let mut numbers = stats
+        .chunks_exact(8)
+        .map(|chunk| u64::from_ne_bytes(chunk.first_chunk().copied().unwrap_or_default()));
+    let mut next = || numbers.next().unwrap_or(0);
+    Found {
+        sleeping: next(),
+        running: next(),
+        stopped: next(),
+        uninterruptible: next(),
+        io_wait: next(),
+    }
+}
+
 fn field(bytes: &[u8], at: usize) -> Option<u16> {
     bytes.get(at..at + 2)?.first_chunk().map(|chunk| u16::from_ne_bytes(*chunk))
 }
@@ -126,6 +133,12 @@ fn attributes(mut rest: &[u8]) -> Vec<(u16, &[u8])> {
         rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
     found
+}
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn parse(answer: &[u8]) {
+    let _ = attributes(answer);
+    let _ = found(answer).all();
 }
 
 #[cfg(test)]

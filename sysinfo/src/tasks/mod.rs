@@ -85,9 +85,9 @@ impl Counter {
         };
         match by_kernel {
             Some(found) => {
-                counts.running += found.running;
-                counts.blocked += found.uninterruptible;
-                counts.threads += found.all();
+                counts.running = counts.running.saturating_add(found.running);
+                counts.blocked = counts.blocked.saturating_add(found.uninterruptible);
+                counts.threads = counts.threads.saturating_add(found.all());
             }
             None => self.read_states(dir, legacy, proc, counts),
         }
@@ -163,6 +163,12 @@ fn open_dir(parent: std::os::fd::BorrowedFd<'_>, path: &str) -> rustix::io::Resu
 fn state(stat: &[u8]) -> Option<u8> {
     let close = memchr::memrchr(b')', stat)?;
     stat.get(close + 2).copied()
+}
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn parse(text: &[u8]) {
+    let _ = state(text);
+    cgroupstats::parse(text);
 }
 
 #[cfg(test)]

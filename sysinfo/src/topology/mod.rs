@@ -12,6 +12,8 @@
 //! [`View`]: crate::View
 
 mod read;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use read::parse;
 mod shown;
 
 use std::sync::Arc;

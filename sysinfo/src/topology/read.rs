@@ -175,3 +175,8 @@ fn meminfo_line(line: &[u8]) -> Option<(NodeLine, u64)> {
     let line = NodeLine { label: label.into(), width: blanks + count.min(columns), kib };
     Some((line, scan::decimal(digits.as_bytes())?))
 }
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn parse(text: &[u8]) {
+    let _ = scan::lines(text).filter_map(meminfo_line).count();
+}

@@ -7,6 +7,7 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::claims::{Claim, MIB, Quantity, after, leading};
@@ -87,9 +88,15 @@ impl<'a> Survey<'a> {
         if let Some(above) = &above {
             command = above.around(&command);
         }
+        // One begins after the other; that sandboxes can start together is no matter of this test.
+        static STARTING: Mutex<()> = Mutex::new(());
+        let turn = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         let launched = now();
         let patience = machine::patience(60);
-        let text = command::start(&mut command).finish(patience).ok();
+        let mut running = command::start(&mut command);
+        running.wait_for("@@ 0", patience);
+        drop(turn);
+        let text = running.finish(patience).ok();
         assert!(text.contains("@@ end"), "the survey was cut short:\n{text}");
         let answers: Vec<_> = text
             .split("@@ ")

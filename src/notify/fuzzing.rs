@@ -1,0 +1,68 @@
+//! What hostile bytes reach first, as fuzz targets call it (`fuzz/`): packets of liblxc's
+//! protocol, messages of OCI runtimes, registers of trapped calls.
+//!
+//! Compiled with the feature `fuzzing` only.
+
+use libseccomp_sys::{seccomp_data, seccomp_notif_resp};
+
+use super::call::Call;
+use super::dispatch::Dispatch;
+use super::syscalls::HANDLERS;
+use super::{lxc_packet, oci};
+
+/// The table of trapped calls, which takes a while to build.
+#[derive(Debug)]
+pub struct Calls(Dispatch);
+
+impl Calls {
+    /// The table of this kernel.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Dispatch::new())
+    }
+
+    /// Looks at a packet of liblxc's protocol, and at the call in it.
+    pub fn lxc_packet(&self, bytes: &[u8]) {
+        let Ok(packet) = lxc_packet::decode(bytes) else { return };
+        let _ = (packet.cookie(), packet.monitor_pid);
+        self.screen(packet.tid, &packet.data);
+        let response = seccomp_notif_resp { id: packet.id, val: -1, error: -5, flags: 1 };
+        assert_eq!(
+            packet.reply(&response)[..112],
+            bytes[..112],
+            "the request goes back as it came"
+        );
+    }
+
+    /// Looks at the registers of a trapped call: architecture, number, arguments.
+    pub fn registers(&self, bytes: &[u8; 64]) {
+        let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|byte| bytes[at + byte]));
+        let data = seccomp_data {
+            nr: (word(0) as u32).cast_signed(),
+            arch: (word(0) >> 32) as u32,
+            instruction_pointer: word(8),
+            args: [16, 24, 32, 40, 48, 56].map(word),
+        };
+        self.screen(1, &data);
+    }
+
+    fn screen(&self, tid: u32, data: &seccomp_data) {
+        let Some(entry) = self.0.find(data.arch, data.nr) else { return };
+        let call = Call { tid, abi: entry.abi, args: data.args };
+        for index in 0..7 {
+            let _ = (call.long(index), call.uint(index), call.int(index));
+        }
+        let _ = HANDLERS[entry.handler].screen(&call);
+    }
+}
+
+impl Default for Calls {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Takes what a runtime sends with a listener.
+pub fn oci_message(bytes: &[u8]) {
+    oci::parse(bytes);
+}
