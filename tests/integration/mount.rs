@@ -219,7 +219,7 @@ fn what_is_not_granted_is_refused_with_the_kernels_words() {
     let stage = Stage::new(SHIFTED);
     let call = |words: &str| format!("/mnt/mount_call {words}\n");
     let script = [
-        call("/run/i/ext4 m xfs 0"),
+        call("/run/i/ext4 m ext3 0"),
         call("/run/i/ext4 m devtmpfs 0"),
         call("/run/i/ext4 m ext4 0 errors=panic"),
         call("/run/i/ext4 m ext4 0 journal_path=/dev/vda"),
@@ -251,6 +251,26 @@ fn what_is_not_granted_is_refused_with_the_kernels_words() {
     assert_eq!(text.lines().collect::<Vec<_>>(), expected);
     let said = stage.leaves_nothing().stderr;
     assert!(said.contains("errors=panic") && said.contains("squashfs image"), "{said}");
+}
+
+#[test]
+fn every_thread_and_every_word_size_is_served() {
+    let stage = Stage::new(SHIFTED);
+    let calls = machine::runnable(&["mount_call", "mount_call-32"]);
+    let script: String = calls
+        .iter()
+        .map(|call| format!("/mnt/{call} thread /run/i/ext4 /tmp/m ext4; touch m/x; umount m\n"))
+        .collect();
+    assert_eq!(stage.run(&[], &script).ok(), "ok\n".repeat(calls.len()));
+    stage.leaves_nothing();
+}
+
+#[test]
+fn the_new_mount_api_is_whole_or_absent() {
+    let stage = Stage::new(SHIFTED);
+    let script = "for t in ext4 squashfs tmpfs ext3; do /mnt/mount_call fsopen $t; done";
+    assert_eq!(stage.run(&[], script).ok(), "ENOSYS\nENOSYS\nok\nok\n");
+    stage.leaves_nothing();
 }
 
 #[test]
@@ -297,7 +317,7 @@ fn helpers_that_hang_or_fail_are_told_and_end() {
         fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     };
     program("hang", "setsid sleep 9876 & sleep 9876");
-    program("fail", "yes words | head -c 100000; echo my very own words; exit 3");
+    program("fail", "for i in $(seq 999); do echo words words; done 2>/dev/null; exit 3");
     let script =
         "for t in ext4 xfs btrfs; do /mnt/mount_call /run/i/ext4 m $t 0; done; pgrep sleep";
     let output = stage.run(&[], script);
@@ -311,7 +331,7 @@ fn helpers_that_hang_or_fail_are_told_and_end() {
 const INSIDE: &str = "mount -t tmpfs tmp /tmp; cd /tmp; mkdir m; truncate -s 16M image
     mke2fs -q -F -t ext4 image; mount -t ext4.image image m && echo deep >m/file
     stat -c '%u %U' m/file; umount m && e2fsck -fn image >/dev/null 2>&1 && echo clean
-    mount -t xfs image m 2>/dev/null || echo refused";
+    mount -t ext3 image m 2>/dev/null || echo refused";
 
 #[track_caller]
 fn engine(run: impl Fn(&Daemon) -> Output) {

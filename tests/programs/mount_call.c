@@ -3,6 +3,8 @@
  *
  *   mount_call SOURCE TARGET TYPE FLAGS [DATA]   one call; "-" is a null pointer
  *   mount_call edges SOURCE TARGET TYPE          strings at the end of memory, without an end, and nowhere
+ *   mount_call thread SOURCE TARGET TYPE         by a thread that does not lead its process
+ *   mount_call fsopen TYPE                       the first call of the new mount API
  *   mount_call flip SOURCE FOLDER TYPE OUTSIDE   a second thread makes FOLDER/t a folder and a link to OUTSIDE in turn
  */
 #define _GNU_SOURCE
@@ -100,8 +102,22 @@ static int flipping(const char *source, const char *where, const char *type, con
 	return 0;
 }
 
+static void *threaded(void *words)
+{
+	char **word = words;
+	call("", word[2], word[3], word[4], 0, NULL);
+	return NULL;
+}
+
 int main(int count, char **word)
 {
+	pthread_t thread;
+	if (count == 3 && !strcmp(word[1], "fsopen")) {
+		puts(syscall(SYS_fsopen, word[2], 0) >= 0 ? "ok" : strerrorname_np(errno));
+		return 0;
+	}
+	if (count == 5 && !strcmp(word[1], "thread"))
+		return pthread_create(&thread, NULL, threaded, word) || pthread_join(thread, NULL);
 	if (count == 5 && !strcmp(word[1], "edges"))
 		return edges(word[2], word[3], word[4]);
 	if (count == 6 && !strcmp(word[1], "flip"))
