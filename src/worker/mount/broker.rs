@@ -60,6 +60,9 @@ impl Broker {
             Fork::Parent(_) => Ok(Self(ours)),
             Fork::Child => {
                 let _ = rustix::thread::set_name(c"ambit-mounts");
+                // Nobody else may wait for what a mount leaves behind, and until somebody does, the
+                // container that it was for cannot end.
+                let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
                 let _ = close_all_but(theirs.as_raw_fd().unsigned_abs());
                 serve(&theirs);
                 leave(0)
@@ -109,18 +112,17 @@ impl Broker {
 /// Until the daemon is gone.
 fn serve(socket: &OwnedFd) {
     let mut bytes = vec![0; LONGEST];
-    let mut running = 0usize;
     loop {
-        while running > 0 {
+        let running = loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) => break,
-                Ok(_) => running -= 1,
-                Err(_) => running = 0,
+                Ok(WaitStatus::StillAlive) => break true,
+                Ok(_) => {}
+                Err(_) => break false,
             }
-        }
+        };
         // Whoever ended while nobody asks for anything is waited for a little later.
-        let soon = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
-        let patience = (running > 0).then_some(&soon);
+        let soon = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+        let patience = running.then_some(&soon);
         match poll(&mut [PollFd::new(socket, PollFlags::IN)], patience) {
             Ok(0) | Err(rustix::io::Errno::INTR) => continue,
             Ok(_) => {}
@@ -137,9 +139,8 @@ fn serve(socket: &OwnedFd) {
                 report.report(done.map(|()| Vec::new()));
                 leave(0)
             }
-            Ok(Fork::Parent(_)) => running += 1,
-            // Its line is closed, and the daemon says so.
-            Err(_) => {}
+            // Without a process its line is closed, and the daemon says so.
+            Ok(Fork::Parent(_)) | Err(_) => {}
         }
     }
 }

@@ -127,7 +127,8 @@ fn answered(mount: &OwnedFd, helper: &Line, until: Instant) -> Result<(), Failur
     let mut ends = [PollFd::new(&line, PollFlags::IN), PollFd::new(helper, PollFlags::IN)];
     wait(&mut ends, until)?;
     let (answer, end) = (!ends[0].revents().is_empty(), !ends[1].revents().is_empty());
-    if end && !answer {
+    let background = end && !answer;
+    if background {
         // It is in the background now, or it failed.
         helper.receive(until)?;
     }
@@ -138,7 +139,7 @@ fn answered(mount: &OwnedFd, helper: &Line, until: Instant) -> Result<(), Failur
         }
         Err(failure) => {
             // It closed the device: its exit status and words say why.
-            if !end {
+            if !background {
                 helper.receive(until.min(Instant::now() + LAST_WORDS))?;
             }
             Err(failure)

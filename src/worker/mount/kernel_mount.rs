@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use nix::errno::Errno;
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags};
 use rustix::mount::MoveMountFlags;
 
 use super::caller::Caller;
@@ -77,7 +77,16 @@ pub(super) fn find_target(order: &Order) -> Result<OwnedFd, Failure> {
 /// Attaches a mount to its target.
 pub(super) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Failure> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    rustix::mount::move_mount(mount, "", target, "", flags).or_fail("move_mount to the target")
+    let moved = rustix::mount::move_mount(mount, "", target, "", flags);
+    if moved == Err(rustix::io::Errno::INVAL) {
+        // What mount(2) says of a filesystem's folder over something that is none.
+        let status = rustix::fs::statx(target, "", AtFlags::EMPTY_PATH, StatxFlags::TYPE);
+        let kind = status.map(|status| FileType::from_raw_mode(status.stx_mode.into()));
+        if kind.is_ok_and(|kind| kind != FileType::Directory) {
+            return Err(Failure::new(Errno::ENOTDIR, "the target is no folder"));
+        }
+    }
+    moved.or_fail("move_mount to the target")
 }
 
 /// The block device or image, for what the mount will do with it.

@@ -39,6 +39,14 @@ impl Place {
         place
     }
 
+    /// One with these lines in `[intercept]` too.
+    pub(crate) fn intercepting(lines: &str) -> Self {
+        let place = Self::new();
+        let text = fs::read_to_string(place.config()).unwrap();
+        fs::write(place.config(), text + lines).unwrap();
+        place
+    }
+
     pub(crate) fn config(&self) -> PathBuf {
         self.dir.path().join("ambit.toml")
     }

@@ -24,6 +24,19 @@ pub(crate) const FILES: &[&str] = &[
     "sys/devices/system/cpu",
 ];
 
+const ROOTS: &[&str] = &[
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_CHROOT",
+];
+
 /// What a container of an engine is given.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Container<'a> {
@@ -123,10 +136,12 @@ fn config(daemon: &Daemon, container: Container<'_>, root: &TempDir, id: &str) -
             "listenerPath": daemon.socket("oci.sock"),
             "listenerMetadata": "test",
             "syscalls": [
-                { "names": ["sysinfo", "sched_getaffinity"], "action": "SCMP_ACT_NOTIFY" },
+                { "names": ["sysinfo", "sched_getaffinity", "mount", "fsopen"], "action": "SCMP_ACT_NOTIFY" },
             ],
         },
     });
+    // What root of a user namespace has anyway, if the engine does not take it away.
+    let capabilities = if container.userns { ROOTS } else { &[] };
     if container.userns {
         namespaces.push("user");
         let ids = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
@@ -143,6 +158,9 @@ fn config(daemon: &Daemon, container: Container<'_>, root: &TempDir, id: &str) -
             "user": { "uid": 0, "gid": 0 },
             "cwd": "/",
             "args": ["sh", "-c", container.script],
+            "capabilities": {
+                "bounding": capabilities, "effective": capabilities, "permitted": capabilities,
+            },
             "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"],
         },
         "mounts": mounts,

@@ -1,0 +1,117 @@
+/*
+ * mount(2) as no shell can call it. Prints "ok" or the errno's name, one line for each call.
+ *
+ *   mount_call SOURCE TARGET TYPE FLAGS [DATA]   one call; "-" is a null pointer
+ *   mount_call edges SOURCE TARGET TYPE          strings at the end of memory, without an end, and nowhere
+ *   mount_call flip SOURCE FOLDER TYPE OUTSIDE   a second thread makes FOLDER/t a folder and a link to OUTSIDE in turn
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static void call(const char *what, const char *source, const char *target, const char *type, unsigned long flags,
+		 const void *data)
+{
+	long result = syscall(SYS_mount, source, target, type, flags, data);
+	printf("%s%s\n", what, result == 0 ? "ok" : strerrorname_np(errno));
+	fflush(stdout);
+}
+
+/* LENGTH bytes right before a page that is not there. */
+static char *before_the_end(size_t length)
+{
+	char *pages = mmap(NULL, 4 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	munmap(pages + 3 * 4096, 4096);
+	return pages + 3 * 4096 - length;
+}
+
+static int edges(const char *source, const char *target, const char *type)
+{
+	char *text = before_the_end(strlen(target) + 1);
+	strcpy(text, target);
+	call("at the end: ", source, text, type, MS_RDONLY, NULL);
+	umount(target);
+
+	char *odd = before_the_end(64);
+	memcpy(odd, "\xff\xfe,\x01=\x02,", 7);
+	memset(odd + 7, ',', 57);
+	call("odd bytes: ", source, target, type, 0, odd);
+	char *commas = before_the_end(100);
+	memset(commas, ',', 100);
+	call("data that ends with memory: ", source, target, type, MS_RDONLY, commas);
+	umount(target);
+
+	char *endless = before_the_end(8192);
+	memset(endless, 'a', 8192);
+	call("endless target: ", source, endless, type, 0, NULL);
+	call("endless type: ", source, target, endless, 0, NULL);
+	call("endless source: ", endless, target, type, 0, NULL);
+	call("endless data: ", source, target, type, 0, endless);
+	void *nowhere = (void *)8;
+	call("no data: ", source, target, type, 0, nowhere);
+	call("no target: ", source, nowhere, type, 0, NULL);
+	call("no type: ", source, target, nowhere, 0, NULL);
+	call("no source: ", nowhere, target, type, 0, NULL);
+	return 0;
+}
+
+static volatile int stop;
+static char place[4096], folder[4096], linked[4096];
+
+static void *flip(void *unused)
+{
+	(void)unused;
+	while (!stop)
+		syscall(SYS_renameat2, AT_FDCWD, folder, AT_FDCWD, linked, RENAME_EXCHANGE);
+	return NULL;
+}
+
+static int flipping(const char *source, const char *where, const char *type, const char *outside)
+{
+	pthread_t thread;
+	int made = 0;
+	snprintf(folder, sizeof folder, "%s/t", where);
+	snprintf(linked, sizeof linked, "%s/l", where);
+	mkdir(folder, 0755);
+	if (symlink(outside, linked))
+		return 1;
+	if (pthread_create(&thread, NULL, flip, NULL))
+		return 1;
+	snprintf(place, sizeof place, "%s/t", where);
+	for (int i = 0; i < 20; i++)
+		made += syscall(SYS_mount, source, place, type, MS_RDONLY, NULL) == 0;
+	stop = 1;
+	pthread_join(thread, NULL);
+	/* Whichever way the names are now. */
+	for (int i = 0; i < 40; i++) {
+		umount2(folder, MNT_DETACH);
+		umount2(linked, MNT_DETACH);
+	}
+	printf("made %d\n", made > 0);
+	return 0;
+}
+
+int main(int count, char **word)
+{
+	if (count == 5 && !strcmp(word[1], "edges"))
+		return edges(word[2], word[3], word[4]);
+	if (count == 6 && !strcmp(word[1], "flip"))
+		return flipping(word[2], word[3], word[4], word[5]);
+	if (count != 5 && count != 6)
+		return 2;
+	const char *null[] = { word[1], word[2], word[3], count == 6 ? word[5] : "-" };
+	for (int i = 0; i < 4; i++)
+		if (!strcmp(null[i], "-"))
+			null[i] = NULL;
+	call("", null[0], null[1], null[2], strtoul(word[4], NULL, 0), null[3]);
+	return 0;
+}
