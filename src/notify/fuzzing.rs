@@ -48,7 +48,7 @@ impl Calls {
 
     fn screen(&self, tid: u32, data: &seccomp_data) {
         let Some(entry) = self.0.find(data.arch, data.nr) else { return };
-        let call = Call { tid, abi: entry.abi, args: data.args };
+        let call = Call { tid, abi: entry.abi, syscall: entry.syscall, args: data.args };
         for index in 0..7 {
             let _ = (call.long(index), call.uint(index), call.int(index));
         }

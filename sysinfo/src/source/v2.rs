@@ -276,4 +276,31 @@ mod tests {
         assert_eq!(limit(MemoryLimit::Max), Limit::At(4 << 20));
         assert_eq!(limit(MemoryLimit::High), Limit::At(1 << 20));
     }
+
+    #[test]
+    fn a_limit_at_any_of_64_levels_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut path = dir.path().join("c");
+        std::fs::create_dir_all(&path).unwrap();
+        std::fs::write(path.join("cgroup.controllers"), "memory cpu\n").unwrap();
+        let mut cgroup = String::from("0::");
+        for level in 0..64 {
+            path.push("x");
+            cgroup.push_str("/x");
+            std::fs::create_dir(&path).unwrap();
+            std::fs::write(path.join("memory.current"), "4096\n").unwrap();
+            let limit = if level == 31 { "1048576\n" } else { "max\n" };
+            std::fs::write(path.join("memory.max"), limit).unwrap();
+            let quota = if level == 7 { "50000 100000\n" } else { "max 100000\n" };
+            std::fs::write(path.join("cpu.max"), quota).unwrap();
+        }
+        let mounts = b"30 1 0:1 / /c rw - cgroup2 cgroup2 rw\n";
+        let hierarchies = Hierarchies::from_mountinfo(mounts, dir.path()).unwrap();
+        let membership = Membership::parse(cgroup.as_bytes());
+        let mut source = Unified::new(&hierarchies, &membership, MemoryLimit::Max).unwrap();
+        let mut sample = Sample::default();
+        source.sample(&mut sample, &mut Vec::new()).unwrap();
+        assert_eq!(sample.memory.unwrap().limit, Limit::At(1 << 20));
+        assert_eq!(sample.quota, Quota::new(50_000, 100_000));
+    }
 }
