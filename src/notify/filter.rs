@@ -7,7 +7,7 @@ use std::io::{Read, Seek};
 use std::os::fd::OwnedFd;
 
 use libseccomp::error::SeccompError;
-use libseccomp::{ScmpAction, ScmpFilterContext, ScmpSyscall};
+use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use nix::errno::Errno;
 use rustix::fs::MemfdFlags;
 
@@ -73,7 +73,16 @@ impl Filter {
             for name in handler.describe().syscalls {
                 // Calls that one of the architectures lacks are skipped there by libseccomp.
                 if arches.iter().any(|arch| arch.number(name).is_some()) {
-                    context.add_rule(ScmpAction::Notify, ScmpSyscall::from_name(name)?)?;
+                    let syscall = ScmpSyscall::from_name(name)?;
+                    let conditions = handler.reported(name);
+                    for &(argument, mask, value) in conditions {
+                        let masked = ScmpCompareOp::MaskedEqual(mask);
+                        let condition = ScmpArgCompare::new(argument, masked, value);
+                        context.add_rule_conditional(ScmpAction::Notify, syscall, &[condition])?;
+                    }
+                    if conditions.is_empty() {
+                        context.add_rule(ScmpAction::Notify, syscall)?;
+                    }
                     rules += 1;
                 }
             }

@@ -21,6 +21,12 @@ pub trait Handler: Sync {
         Screen::Inspect
     }
 
+    /// The arguments with which the filter reports a call: for one of these (argument, mask, value)
+    /// the masked argument has the value. Without any, all calls are reported.
+    fn reported(&self, _syscall: &str) -> &'static [(u32, u64, u64)] {
+        &[]
+    }
+
     /// Does it take long? Then it does not run on the listener's thread.
     fn cost(&self) -> Cost {
         Cost::Inline

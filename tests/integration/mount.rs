@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use crate::harness::command::{self, Output, quiet};
 use crate::harness::daemon::{Daemon, Place, mounts, readable_dir};
-use crate::harness::{lxc, machine, oci, sandbox};
+use crate::harness::{cgroup, lxc, machine, oci, sandbox};
 
 const MIB: u64 = 1 << 20;
 
@@ -266,11 +266,66 @@ fn every_thread_and_every_word_size_is_served() {
 }
 
 #[test]
+fn a_call_that_signals_interrupt_mounts_once() {
+    let stage = Stage::new(SHIFTED);
+    let script = format!(
+        "/mnt/mount_call signals /run/i/ext4 /tmp/m ext4 {}
+         grep -c ' /tmp/m ' /proc/self/mountinfo; umount m",
+        5 * machine::slowness()
+    );
+    assert_eq!(stage.run(&[], &script).ok(), "ok\n1\n");
+    stage.leaves_nothing();
+}
+
+#[test]
 fn the_new_mount_api_is_whole_or_absent() {
     let stage = Stage::new(SHIFTED);
     let script = "for t in ext4 squashfs tmpfs ext3; do /mnt/mount_call fsopen $t; done";
     assert_eq!(stage.run(&[], script).ok(), "ENOSYS\nENOSYS\nok\nok\n");
     stage.leaves_nothing();
+}
+
+#[test]
+fn the_device_policy_of_the_container_decides() {
+    let hierarchies = cgroup::hierarchies();
+    let Some(devices) = hierarchies.iter().find(|hierarchy| hierarchy.has("devices")) else {
+        return machine::not_on_this_kernel("a devices controller that is a file system");
+    };
+    let stage = Stage::new(SHIFTED);
+    let device = Loop::of(&stage.image());
+    let script = format!(
+        "cat /proc/self/cgroup; echo ready; while [ ! -e /run/i/go ]; do sleep .1; done
+         /mnt/mount_call {0} /tmp/m ext4 0; /mnt/mount_call {0} /tmp/m ext4 1",
+        device.0
+    );
+    let bind = format!("{}:/run/i", stage.folder.path().display());
+    let args = ["--intercept", "mount", "--bind", &bind, "--device", &device.0];
+    let script = format!("mkdir /tmp/m; {script}");
+    let mut running = command::start(&mut sandbox::command(&stage.daemon, &args, &script));
+    running.wait_for("ready", machine::patience(20));
+    let place = find(devices.root(), &format!("run-{}", running.pid()));
+    fs::write(place.join("devices.deny"), "b 7:* w").unwrap();
+    fs::write(stage.folder.path().join("go"), "").unwrap();
+    let text = running.finish(machine::patience(30)).ok();
+    assert!(text.ends_with("ready\nEPERM\nok\n"), "it may be read, not written: {text}");
+    drop(device);
+    stage.leaves_nothing();
+}
+
+/// The folder of this name below another one.
+fn find(top: &Path, name: &str) -> std::path::PathBuf {
+    let below = |folder: &Path| {
+        let entries = fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path());
+        entries.filter(|path| path.is_dir()).collect::<Vec<_>>()
+    };
+    let mut folders = vec![top.to_owned()];
+    while let Some(folder) = folders.pop() {
+        if folder.file_name().is_some_and(|this| this == name) {
+            return folder;
+        }
+        folders.extend(below(&folder));
+    }
+    panic!("no cgroup {name} below {}", top.display());
 }
 
 #[test]

@@ -4,6 +4,7 @@
  *   mount_call SOURCE TARGET TYPE FLAGS [DATA]   one call; "-" is a null pointer
  *   mount_call edges SOURCE TARGET TYPE          strings at the end of memory, without an end, and nowhere
  *   mount_call thread SOURCE TARGET TYPE         by a thread that does not lead its process
+ *   mount_call signals SOURCE TARGET TYPE MS     while a signal comes every few milliseconds
  *   mount_call fsopen TYPE                       the first call of the new mount API
  *   mount_call flip SOURCE FOLDER TYPE OUTSIDE   a second thread makes FOLDER/t a folder and a link to OUTSIDE in turn
  */
@@ -11,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +20,7 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 static void call(const char *what, const char *source, const char *target, const char *type, unsigned long flags,
@@ -102,6 +105,23 @@ static int flipping(const char *source, const char *where, const char *type, con
 	return 0;
 }
 
+static void nothing(int signal)
+{
+	(void)signal;
+}
+
+static int interrupted(char **word)
+{
+	struct sigaction action = { .sa_handler = nothing, .sa_flags = SA_RESTART };
+	long period = atol(word[5]) * 1000;
+	struct itimerval often = { { 0, period }, { 0, period } }, never = { { 0, 0 }, { 0, 0 } };
+	sigaction(SIGALRM, &action, NULL);
+	setitimer(ITIMER_REAL, &often, NULL);
+	call("", word[2], word[3], word[4], 0, NULL);
+	setitimer(ITIMER_REAL, &never, NULL);
+	return 0;
+}
+
 static void *threaded(void *words)
 {
 	char **word = words;
@@ -116,6 +136,8 @@ int main(int count, char **word)
 		puts(syscall(SYS_fsopen, word[2], 0) >= 0 ? "ok" : strerrorname_np(errno));
 		return 0;
 	}
+	if (count == 6 && !strcmp(word[1], "signals"))
+		return interrupted(word);
 	if (count == 5 && !strcmp(word[1], "thread"))
 		return pthread_create(&thread, NULL, threaded, word) || pthread_join(thread, NULL);
 	if (count == 5 && !strcmp(word[1], "edges"))

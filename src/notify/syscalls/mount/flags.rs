@@ -42,6 +42,11 @@ const OPTIONS: [(u64, &str); 7] = [
     (libc::MS_NOATIME, "noatime"),
 ];
 
+/// New mounts, for the filter: none of the flags of other calls, with and without the magic, whose
+/// bits are some of them.
+pub(super) const NEW_MOUNTS: [(u32, u64, u64); 2] =
+    [(3, OTHER_CALLS, 0), (3, 0xffff_0000 | OTHER_CALLS & 0xffff, libc::MS_MGC_VAL & 0xffff_0000)];
+
 /// The flags of a call that makes a new mount of a filesystem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Flags(u64);
@@ -140,6 +145,15 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_filter_reports_every_new_mount(bits in any::<u32>(), magic: bool) {
+            let bits = u64::from(if magic { bits & 0xffff | 0xc0ed_0000 } else { bits });
+            let reported = NEW_MOUNTS.iter().any(|(_, mask, value)| bits & mask == *value);
+            let new = Flags::of_new_mount(bits).is_some();
+            prop_assert!(reported || !new);
+            prop_assert!(new || bits & NOUSER != 0 || !reported);
+        }
+
         #[test]
         fn fsmount_accepts_whatever_comes_out(bits in any::<u64>()) {
             if let Some(flags) = Flags::of_new_mount(bits) {

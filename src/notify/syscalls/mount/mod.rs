@@ -9,6 +9,7 @@
 
 mod filesystem;
 mod flags;
+mod once;
 mod options;
 mod plan;
 
@@ -19,6 +20,7 @@ use nix::errno::Errno;
 use rustix::fs::{Mode, OFlags, fstat, openat};
 
 use self::flags::Flags;
+use self::once::Once;
 use self::plan::{Answer, Arguments, Rules, Users};
 use crate::notify::call::Call;
 use crate::notify::context::Context;
@@ -31,6 +33,8 @@ use crate::worker::mount::{Caller, Order};
 const PAGE: usize = 4096;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 
+static ONCE: Once = Once::new();
+
 /// Answers mount(2) and fsopen(2).
 pub(super) struct Mount;
 
@@ -42,6 +46,13 @@ impl Handler for Mount {
             default_on: false,
             privileged: true,
             summary: "Filesystems that the policy lists can be mounted in the container.",
+        }
+    }
+
+    fn reported(&self, syscall: &str) -> &'static [(u32, u64, u64)] {
+        match syscall {
+            "mount" => &flags::NEW_MOUNTS,
+            _ => &[],
         }
     }
 
@@ -94,11 +105,15 @@ impl Handler for Mount {
         };
         // Everything was read from the caller, and nothing has been done yet.
         cx.still_pending()?;
-        let result = broker.mount(&order, &caller);
-        audit(call, cx, &order, &result);
-        Ok(match result {
+        let act = || {
+            let result = broker.mount(&order, &caller);
+            audit(call, cx, &order, &result);
+            result.map_err(|failure| failure.errno)
+        };
+        let taken = || cx.still_pending().is_ok();
+        Ok(match ONCE.act((cx.container, call.tid), &order, act, taken) {
             Ok(()) => Verdict::Return(0),
-            Err(failure) => Verdict::Fail(failure.errno),
+            Err(errno) => Verdict::Fail(errno),
         })
     }
 }
