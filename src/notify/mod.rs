@@ -42,6 +42,11 @@ use std::sync::Arc;
 use ambit_sysinfo::Views;
 
 pub use arch::Abi;
+
+/// The architectures whose programs run on this kernel.
+pub(crate) fn arches() -> impl Iterator<Item = libseccomp::ScmpArch> {
+    arch::of_this_kernel().into_iter().map(|arch| arch.scmp)
+}
 pub use call::Call;
 pub use context::Context;
 pub use counters::{CallCount, Counts};

@@ -167,6 +167,7 @@ fn a_helper_serves_as_the_caller_and_ends_with_the_mount() {
     let script = "mount -t squashfs.image /run/i/squashfs m && cat m/hello
          grep -o 'nodev.*fuse.squashfs [^ ]*' /proc/self/mountinfo
          p=$(pgrep -x squashfuse); ps -o ppid=,uid= $p
+         grep -E '^(Seccomp|CapBnd):' /proc/$p/status | tr -d '\\t'; grep CapBnd /proc/self/status | tr -d '\\t'
          for n in mnt pid net ipc uts cgroup user; do cmp /proc/$p/ns/$n /proc/self/ns/$n 2>/dev/null
              [ $(readlink /proc/$p/ns/$n) = $(readlink /proc/self/ns/$n) ] || echo other $n; done
          [ \"$(cat /proc/$p/cgroup)\" = \"$(cat /proc/self/cgroup)\" ] && echo same groups
@@ -175,6 +176,12 @@ fn a_helper_serves_as_the_caller_and_ends_with_the_mount() {
     let text = stage.run(&[], script).ok();
     assert!(text.starts_with("hello\nnodev"), "{text}");
     assert!(text.contains("fuse.squashfs /run/i/squashfs"), "{text}");
+    assert!(text.contains("\nSeccomp:2\n"), "{text}");
+    let bounds: Vec<_> = text.lines().filter(|line| line.starts_with("CapBnd:")).collect();
+    assert!(
+        bounds.len() == 2 && bounds[0] == bounds[1],
+        "no capability beyond the caller's: {text}"
+    );
     let parent = text.lines().any(|line| line.split_whitespace().eq(["1", "0"]));
     assert!(parent, "a child of init, root: {text}");
     assert!(!text.contains("other") && text.contains("same groups\nended\n"), "{text}");

@@ -48,6 +48,8 @@ pub struct Facts {
     pub no_new_privs: bool,
     /// The mask for modes of new files.
     pub umask: u32,
+    /// The AppArmor profile that confines it.
+    pub label: Option<String>,
     /// Resource limits: number, soft, hard.
     pub limits: Vec<(i32, u64, u64)>,
 }

@@ -21,12 +21,13 @@ use rustix::event::{PollFd, PollFlags};
 
 use super::caller::Caller;
 use super::child::{Child, End};
+use super::confine;
 use super::failure::{Failure, OrFail};
 use super::fuse_mount;
 use super::kernel_mount::{attach, find_target};
 use super::line::{Line, wait};
 use super::order::{Handler, Order};
-use super::program::{self, Output, Program};
+use super::program::{self, Output, Program, Surroundings};
 
 /// How long a helper may take to explain a failure that is seen already.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -61,15 +62,17 @@ fn act(order: &Order, handler: &Handler, caller: &Caller, until: Instant) -> Res
     let null = OpenOptions::new().read(true).write(true).open("/dev/null").or_fail("/dev/null")?;
     // The container need not have this device: opened here, its filesystem is the container's.
     let device = OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    let proc = confine::host_proc()?;
     caller.enter()?;
     let target = find_target(order)?;
     let program = Program::find(&handler.program)?;
     let output = Output::new()?;
+    let surroundings = Surroundings { null: &null, output: &output, proc: &proc, caller };
     let result = if program.takes_device() {
         let device = device.or_fail("open of /dev/fuse")?;
         let mount = fuse_mount::make(order, caller, device.as_fd())?;
         let words = program.arguments_with_device(order, handler, device.as_fd())?;
-        let (starter, line) = start(&program, &words, Some(device), &null, &output, caller, until)?;
+        let (starter, line) = start(&program, &words, Some(device), &surroundings, until)?;
         answered(&mount, &line, until)
             .and_then(|()| attach(mount.as_fd(), target.as_fd()))
             .map(|()| starter)
@@ -77,7 +80,7 @@ fn act(order: &Order, handler: &Handler, caller: &Caller, until: Instant) -> Res
         drop(device);
         let before = fuse_mount::mount_id(order)?;
         let words = program.arguments(order, handler)?;
-        let (starter, line) = start(&program, &words, None, &null, &output, caller, until)?;
+        let (starter, line) = start(&program, &words, None, &surroundings, until)?;
         line.receive(until)
             .and_then(|_| match fuse_mount::mount_id(order)? {
                 id if id == before => {
@@ -101,14 +104,12 @@ fn start(
     program: &Program,
     words: &[std::ffi::CString],
     device: Option<File>,
-    null: &File,
-    output: &Output,
-    caller: &Caller,
+    surroundings: &Surroundings<'_>,
     until: Instant,
 ) -> Result<(Child, Line), Failure> {
     let (line, theirs) = Line::pair()?;
     let starter = Child::start(End::Left, move || {
-        let run = move || program::execute(program, words, device.as_ref(), null, output, caller);
+        let run = move || program::execute(program, words, device.as_ref(), surroundings);
         let ended = program::watch(run);
         // What it has put into the background must be found until the mount is made.
         theirs.report(ended.map(|()| Vec::new()));

@@ -11,6 +11,7 @@
 mod broker;
 mod caller;
 mod child;
+mod confine;
 mod failure;
 mod fuse_mount;
 mod helper;

@@ -70,6 +70,7 @@ impl Caller {
                 bounding: hexadecimal(&status, "CapBnd:"),
                 no_new_privs: numbers(&status, "NoNewPrivs:").next() == Some(1),
                 umask: octal(&status, "Umask:"),
+                label: text("attr/apparmor/current").ok().and_then(|text| profile(&text)),
                 limits: limits(&text("limits")?),
             },
         })
@@ -144,6 +145,13 @@ fn limits(text: &str) -> Vec<(i32, u64, u64)> {
         .collect()
 }
 
+/// The profile of `attr/apparmor/current`, such as `lxc-container-default-cgns (enforce)`.
+fn profile(text: &str) -> Option<String> {
+    let text = text.trim_end_matches(['\n', '\0']);
+    let name = text.rsplit_once(" (").map_or(text, |(name, _)| name);
+    (!name.is_empty() && name != "unconfined").then(|| name.to_owned())
+}
+
 /// `cgroup.procs` of each of its control groups, open for writing.
 fn control_groups(text: &str) -> Result<Vec<OwnedFd>, Failure> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").or_fail("mountinfo")?;
@@ -208,6 +216,13 @@ mod tests {
         let (soft, hard) =
             nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
         assert_eq!(all[libc::RLIMIT_NOFILE as usize], (7, soft, hard));
+    }
+
+    #[test]
+    fn profiles_are_named_without_their_mode() {
+        assert_eq!(profile("lxc-default (enforce)\n"), Some("lxc-default".into()));
+        assert_eq!(profile("a//&:b:c (mixed)"), Some("a//&:b:c".into()));
+        assert_eq!((profile("unconfined\n"), profile("")), (None, None));
     }
 
     #[test]

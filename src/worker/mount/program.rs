@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::io::Read;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,7 @@ use rustix::fs::{Access, MemfdFlags, SealFlags};
 
 use super::caller::Caller;
 use super::child::leave;
+use super::confine;
 use super::failure::{Failure, Number, OrFail};
 use super::order::{Handler, Order};
 use crate::sys::close_range::close_on_exec_from;
@@ -115,15 +116,34 @@ fn contains(bytes: &[u8], word: &[u8]) -> bool {
     bytes.windows(word.len()).any(|window| window == word)
 }
 
+/// What a helper gets from the process that starts it.
+#[derive(Debug)]
+pub(super) struct Surroundings<'a> {
+    /// The host's `/dev/null`.
+    pub(super) null: &'a std::fs::File,
+    pub(super) output: &'a Output,
+    /// The host's `/proc`.
+    pub(super) proc: &'a OwnedFd,
+    pub(super) caller: &'a Caller,
+}
+
 /// Becomes the helper.
 pub(super) fn execute(
     program: &Program,
     words: &[CString],
     device: Option<&std::fs::File>,
-    null: &std::fs::File,
-    output: &Output,
-    caller: &Caller,
+    surroundings: &Surroundings<'_>,
 ) -> Failure {
+    let Surroundings { null, output, proc, caller } = surroundings;
+    let confine = || {
+        if let Some(label) = &caller.facts.label {
+            confine::take_label(proc.as_fd(), label)?;
+        }
+        confine::filter()
+    };
+    if let Err(failure) = confine() {
+        return failure;
+    }
     let become_it = || -> Result<std::convert::Infallible, Errno> {
         let _ = rustix::process::setsid();
         let _ = restore_sigpipe();

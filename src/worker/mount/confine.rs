@@ -1,0 +1,103 @@
+//! What a helper must do without: it runs outside of the container's own seccomp filter, which
+//! cannot be copied, and the container chooses its program.
+//!
+//! A filter of ours takes its place. It forbids what engines' default filters forbid and no
+//! filesystem needs, in every ABI, and lets mount(2) and the new mount API through, by which helpers mount. An
+//! AppArmor profile is taken over from the caller.
+
+use std::io::Write;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
+use nix::errno::Errno;
+use rustix::fs::{Mode, OFlags};
+
+use super::failure::{Failure, OrFail};
+use crate::notify::arches;
+
+const FORBIDDEN: [&str; 39] = [
+    "acct",
+    "add_key",
+    "bpf",
+    "clock_adjtime",
+    "clock_settime",
+    "create_module",
+    "delete_module",
+    "finit_module",
+    "get_kernel_syms",
+    "init_module",
+    "io_uring_enter",
+    "io_uring_register",
+    "io_uring_setup",
+    "ioperm",
+    "iopl",
+    "kcmp",
+    "kexec_file_load",
+    "kexec_load",
+    "keyctl",
+    "lookup_dcookie",
+    "open_by_handle_at",
+    "perf_event_open",
+    "pidfd_getfd",
+    "pivot_root",
+    "process_vm_readv",
+    "process_vm_writev",
+    "ptrace",
+    "quotactl",
+    "quotactl_fd",
+    "reboot",
+    "request_key",
+    "setns",
+    "settimeofday",
+    "swapoff",
+    "swapon",
+    "syslog",
+    "unshare",
+    "userfaultfd",
+    "vhangup",
+];
+/// All flags of clone(2) that make namespaces.
+const NAMESPACES: u64 = 0x7e02_0000;
+
+/// Forbids it to this process and all that it starts.
+pub(super) fn filter() -> Result<(), Failure> {
+    let build = || -> Result<(), libseccomp::error::SeccompError> {
+        let mut context = ScmpFilterContext::new(ScmpAction::Allow)?;
+        context.set_act_badarch(ScmpAction::Errno(libc::ENOSYS))?;
+        for arch in arches() {
+            context.add_arch(arch)?;
+        }
+        let no = ScmpAction::Errno(libc::EPERM);
+        for name in FORBIDDEN {
+            // An older libseccomp knows fewer names, a newer kernel's calls among them.
+            if let Ok(syscall) = ScmpSyscall::from_name(name) {
+                context.add_rule(no, syscall)?;
+            }
+        }
+        for bit in (0..32).map(|bit| 1u64 << bit).filter(|bit| NAMESPACES & bit != 0) {
+            let made = ScmpArgCompare::new(0, ScmpCompareOp::MaskedEqual(bit), bit);
+            context.add_rule_conditional(no, ScmpSyscall::from_name("clone")?, &[made])?;
+        }
+        // Its flags are in memory; the C library falls back to clone(2).
+        context.add_rule(ScmpAction::Errno(libc::ENOSYS), ScmpSyscall::from_name("clone3")?)?;
+        // Set by the caller if it is to be: the helper may be set-user-ID like any other program.
+        context.set_ctl_nnp(false)?;
+        context.load()
+    };
+    build()
+        .map_err(|error| Failure::new(Errno::EPERM, format!("cannot confine the helper: {error}")))
+}
+
+/// The host's `/proc`, for [`take_label`].
+pub(super) fn host_proc() -> Result<OwnedFd, Failure> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open("/proc", flags, Mode::empty()).or_fail("open of /proc")
+}
+
+/// Has the program that is executed next run under this AppArmor profile.
+pub(super) fn take_label(proc: BorrowedFd<'_>, label: &str) -> Result<(), Failure> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(proc, "self/attr/apparmor/exec", flags, Mode::empty())
+        .or_fail("open of attr/apparmor/exec")?;
+    write!(std::fs::File::from(file), "exec {label}").or_fail(format!("the profile {label}"))
+}
