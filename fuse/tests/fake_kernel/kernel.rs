@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use ambit_fuse::{MountOptions, Overlay};
 use ambit_sysinfo::Views;
+use rustix::io::retry_on_intr;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 pub const LOOKUP: u32 = 1;
@@ -126,7 +127,7 @@ impl Kernel {
 
     /// Sends bytes that may be no request at all.
     pub fn send_raw(&self, bytes: &[u8]) {
-        rustix::net::send(&self.socket, bytes, SendFlags::empty()).unwrap();
+        retry_on_intr(|| rustix::net::send(&self.socket, bytes, SendFlags::empty())).unwrap();
     }
 
     /// Sends a request and returns its id.
@@ -149,7 +150,8 @@ impl Kernel {
         request[24..28].copy_from_slice(&self.user.to_ne_bytes());
         request[32..36].copy_from_slice(&self.thread.to_ne_bytes());
         request[IN_HEADER..].copy_from_slice(body);
-        rustix::net::send(&self.socket, request, SendFlags::empty()).unwrap();
+        let request = &*request;
+        retry_on_intr(|| rustix::net::send(&self.socket, request, SendFlags::empty())).unwrap();
     }
 
     /// Receives an answer: id, error (positive) or notification code, body.
@@ -159,8 +161,11 @@ impl Kernel {
     }
 
     fn receive_borrowed(&mut self) -> (u64, i32, &[u8]) {
-        let (length, _) =
-            rustix::net::recv(&self.socket, &mut self.answer[..], RecvFlags::empty()).unwrap();
+        // A fuzzer's timer interrupts.
+        let (length, _) = retry_on_intr(|| {
+            rustix::net::recv(&self.socket, &mut self.answer[..], RecvFlags::empty())
+        })
+        .unwrap();
         let answer = &self.answer[..length];
         assert!(length >= OUT_HEADER, "the server closed the connection");
         assert_eq!(u32_at(answer, 0) as usize, length);
