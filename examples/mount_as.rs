@@ -4,7 +4,8 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use ambit::worker::mount::{Caller, Handler, How, Order, Superblock, run};
+use ambit::worker::Caller;
+use ambit::worker::mount::{Handler, How, Order, Superblock, run};
 use rustix::fs::{CWD, Mode, OFlags};
 
 fn main() -> ExitCode {

@@ -6,7 +6,7 @@ use std::io::{Read, stdin};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ambit::notify::{HANDLERS, Notifier, Options, Policy};
+use ambit::notify::{HANDLERS, Notifier, Options, Policies, Policy};
 use ambit_sysinfo::view::{Clock, Cpu, Load, Memory, Origin, Swap, Tasks};
 use ambit_sysinfo::{CpuSet, Error, View, Views};
 
@@ -33,11 +33,12 @@ fn main() -> anyhow::Result<()> {
         clock: Clock { uptime: 90_000_000_000, ..Clock::default() },
         extra: ambit_sysinfo::extra::Extra::default(),
     };
+    let names = HANDLERS.iter().map(|handler| handler.describe().name);
     let options = Options {
         oci_socket: Some(folder.join("oci.sock")),
         lxc_socket: Some(folder.join("lxc.sock")),
-        policy: Policy::from_names(HANDLERS.iter().map(|handler| handler.describe().name))?,
-        mounts: None,
+        policies: Policies::for_all(Policy::from_names(names)?),
+        acts: None,
     };
     let notifier = Notifier::start(Arc::new(Fixed(Arc::new(view))), options)?;
     stdin().read_to_end(&mut Vec::new())?;

@@ -72,7 +72,7 @@ fn median(values: &mut [f64]) -> f64 {
 
 /// Microseconds per call of a child whose listener is given to `serve`.
 fn round(serve: impl FnOnce(OwnedFd)) -> f64 {
-    let filter = Filter::new(Policy::default()).expect("filter");
+    let filter = Filter::new(&Policy::default()).expect("filter");
     let mut pair = [0; 2];
     let mut pipe = [0; 2];
     // SAFETY: plain system calls on arrays of the right size.

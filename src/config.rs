@@ -11,8 +11,8 @@ use ambit_sysinfo::policy;
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::notify::Policy;
-use crate::notify::mounts::MountSettings;
+use crate::intercept::{self, Words};
+use crate::notify::{Matcher, Policies, Policy};
 
 /// Read when `--config` names no other; it need not exist.
 pub const DEFAULT_PATH: &str = "/etc/ambit/ambit.toml";
@@ -26,21 +26,31 @@ pub struct Config {
     /// `[overlay]`
     pub overlay: Overlay,
     /// `[intercept]`: names of system calls, each `true` or `false`, and what goes with them.
-    intercept: BTreeMap<Spanned<String>, Setting>,
+    intercept: Words,
+    /// `[[container]]`: what is different for some.
+    #[serde(rename = "container")]
+    containers: Vec<Spanned<ContainerSection>>,
 }
 
-/// A value in `[intercept]`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-enum Setting {
-    /// On or off.
-    Switch(bool),
-    /// Names.
-    List(Vec<String>),
-    /// Names and programs.
-    Map(BTreeMap<String, String>),
-    /// Seconds.
-    Number(u64),
+/// `[[container]]`: containers that are answered in another way. What is given fits, with `*` for
+/// any text; the first section that fits counts.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ContainerSection {
+    id: Option<String>,
+    metadata: Option<String>,
+    cookie: Option<String>,
+    cgroup: Option<String>,
+    annotations: BTreeMap<String, String>,
+    /// Changes what `[intercept]` says.
+    intercept: Words,
+}
+
+impl ContainerSection {
+    fn matcher(&self) -> Matcher {
+        let Self { id, metadata, cookie, cgroup, annotations, .. } = self.clone();
+        Matcher { id, metadata, cookie, cgroup, annotations }
+    }
 }
 
 /// `[daemon]`: the process itself.
@@ -206,25 +216,7 @@ impl Config {
         };
         let config: Self = toml::from_str(text)
             .map_err(|e| error(e.span().map_or(0, |span| span.start), e.message()))?;
-        for (name, value) in &config.intercept {
-            let known = name.get_ref().starts_with(MOUNT) || {
-                Policy::none()
-                    .set(name.get_ref(), true)
-                    .map_err(|unknown| error(name.span().start, &unknown.to_string()))?;
-                matches!(value, Setting::Switch(_))
-            };
-            if !known {
-                return Err(error(name.span().start, "use true or false"));
-            }
-        }
-        let mut mounts = MountSettings::default();
-        for (name, value) in &config.intercept {
-            let wrong = |reason: &str| error(name.span().start, reason);
-            if let Some(key) = name.get_ref().strip_prefix(MOUNT) {
-                value.apply(key, &mut mounts).map_err(wrong)?;
-                mounts.mistake().map_or(Ok(()), |mistake| Err(wrong(&mistake)))?;
-            }
-        }
+        config.build().map_err(|(at, reason)| error(at, &reason))?;
         for (key, path) in
             [("runtime_dir", &config.daemon.runtime_dir), ("mount", &config.overlay.mount)]
         {
@@ -240,63 +232,32 @@ impl Config {
         Ok(config)
     }
 
-    /// Which system calls are answered.
+    /// Which system calls are answered, for all containers and for some.
     #[must_use]
-    pub fn policy(&self) -> Policy {
-        let mut policy = Policy::default();
-        for (name, value) in &self.intercept {
-            if let Setting::Switch(on) = value {
-                // Unknown names were refused when the file was read.
-                let _ = policy.set(name.get_ref(), *on);
-            }
-        }
-        policy
+    pub fn policies(&self) -> Policies {
+        // Mistakes were refused when the file was read.
+        self.build().unwrap_or_default()
     }
 
-    /// What containers may mount.
-    #[must_use]
-    pub fn mounts(&self) -> MountSettings {
-        let mut mounts = MountSettings::default();
-        for (name, value) in &self.intercept {
-            if let Some(key) = name.get_ref().strip_prefix(MOUNT) {
-                // Mistakes were refused when the file was read.
-                let _ = value.apply(key, &mut mounts);
+    fn build(&self) -> Result<Policies, (usize, String)> {
+        let all = intercept::apply(&self.intercept, Policy::default())?;
+        let section = |section: &Spanned<ContainerSection>| {
+            let (at, section) = (section.span().start, section.get_ref());
+            let matcher = section.matcher();
+            if matcher.is_empty() {
+                let keys = "id, cgroup, cookie, metadata or annotations";
+                return Err((at, format!("say which containers these are: {keys}")));
             }
-        }
-        mounts
+            Ok((matcher, intercept::apply(&section.intercept, all.clone())?))
+        };
+        let sections = self.containers.iter().map(section).collect::<Result<_, _>>()?;
+        Ok(Policies { all, sections })
     }
 
     /// A socket of the daemon.
     #[must_use]
     pub fn socket(&self, name: &str) -> PathBuf {
         self.daemon.runtime_dir.join(name)
-    }
-}
-
-/// The keys of [`MountSettings`] begin with it.
-const MOUNT: &str = "mount.";
-
-impl Setting {
-    fn apply(&self, key: &str, mounts: &mut MountSettings) -> Result<(), &'static str> {
-        match (key, self) {
-            ("allowed", Self::List(names)) => mounts.allowed.clone_from(names),
-            ("fuse", Self::Map(helpers)) => mounts.fuse.clone_from(helpers),
-            ("shift", Self::Switch(on)) => mounts.shift = *on,
-            ("dev_and_suid", Self::Switch(on)) => mounts.dev_and_suid = *on,
-            ("nested", Self::Switch(on)) => mounts.nested = *on,
-            ("deadline", Self::Number(seconds)) => mounts.deadline = *seconds,
-            ("allowed", _) => return Err("use a list of filesystems, such as [\"ext4\"]"),
-            ("fuse", _) => {
-                return Err("use helpers of filesystems, such as { ext4 = \"fuse2fs\" }");
-            }
-            ("deadline", _) => return Err("use a number of seconds"),
-            ("shift" | "dev_and_suid" | "nested", _) => return Err("use true or false"),
-            _ => {
-                return Err("unknown; known are mount.allowed, mount.fuse, mount.shift, \
-                            mount.dev_and_suid, mount.nested, mount.deadline");
-            }
-        }
-        Ok(())
     }
 }
 
@@ -350,25 +311,26 @@ mod tests {
         let config = parse("").unwrap();
         assert_eq!(config.overlay.mount, Path::new("/var/lib/ambit"));
         assert_eq!(config.socket("oci.sock"), Path::new("/run/ambit/oci.sock"));
-        assert_eq!(config.policy().names().collect::<Vec<_>>(), ["sysinfo"]);
+        assert_eq!(config.policies().all.names().collect::<Vec<_>>(), ["sysinfo"]);
     }
 
     #[test]
     fn calls_are_switched_by_name() {
         let config = parse("[intercept]\nsysinfo = false\nsched_getaffinity = true\n").unwrap();
-        assert_eq!(config.policy().names().collect::<Vec<_>>(), ["sched_getaffinity"]);
+        assert_eq!(config.policies().all.names().collect::<Vec<_>>(), ["sched_getaffinity"]);
     }
 
     #[test]
     fn mounts_have_settings_of_their_own() {
         let text = "[intercept]\nmount = true\n\"mount.allowed\" = [\"xfs\"]\n\
                     \"mount.fuse\" = { ext4 = \"fuse2fs\" }\n\"mount.shift\" = true\n";
-        let mounts = parse(text).unwrap().mounts();
-        assert_eq!((mounts.allowed, mounts.shift, mounts.deadline), (vec!["xfs".into()], true, 20));
+        let all = parse(text).unwrap().policies().all;
+        let mounts = &all.settings().mount;
+        assert_eq!((&*mounts.allowed, mounts.shift), (&["xfs".to_owned()][..], true));
         assert_eq!(mounts.fuse["ext4"], "fuse2fs");
         for (wrong, line) in [
-            ("\"mount.allowd\" = [\"xfs\"]", "a.toml:2:1: unknown; known are mount.allowed"),
-            ("\"mount.allowed\" = true", "a.toml:2:1: use a list"),
+            ("\"mount.allowd\" = [\"xfs\"]", "a.toml:2:1: mount.allowd is unknown; known are"),
+            ("\"mount.allowed\" = true", "a.toml:2:1: mount.allowed: use a list"),
             ("\"mount.deadline\" = 100", "a.toml:2:1: mount.deadline must be"),
             ("mount = [\"ext4\"]", "a.toml:2:1: use true or false"),
             (
@@ -377,6 +339,29 @@ mod tests {
             ),
         ] {
             let error = parse(&format!("[intercept]\n{wrong}\n")).unwrap_err();
+            assert!(error.starts_with(line), "{error}");
+        }
+    }
+
+    #[test]
+    fn some_containers_get_more() {
+        let text = "[intercept]\nmknod = true\n\
+                    [[container]]\nid = \"ci-*\"\n[container.intercept]\nmount = true\n\
+                    \"mount.allowed\" = [\"ext4\"]\n\
+                    [[container]]\ncgroup = \"/lxc/*\"\nintercept = { sysinfo = false }\n";
+        let policies = parse(text).unwrap().policies();
+        let names = |policy: &Policy| policy.names().collect::<Vec<_>>().join(",");
+        assert_eq!(names(&policies.all), "sysinfo,mknod");
+        let [ci, lxc] = &*policies.sections else { panic!("two sections") };
+        assert_eq!((names(&ci.1), names(&lxc.1)), ("sysinfo,mknod,mount".into(), "mknod".into()));
+        assert_eq!(ci.1.settings().mount.allowed, ["ext4"]);
+        assert_eq!(lxc.0.cgroup.as_deref(), Some("/lxc/*"));
+        for (wrong, line) in [
+            ("intercept = { mknod = true }", "a.toml:1:1: say which"),
+            ("name = \"x\"", "a.toml:2:1: unknown field `name`"),
+            ("id = \"x\"\nintercept = { mknood = true }", "a.toml:3:15: no system call"),
+        ] {
+            let error = parse(&format!("[[container]]\n{wrong}\n")).unwrap_err();
             assert!(error.starts_with(line), "{error}");
         }
     }

@@ -10,10 +10,10 @@ use anyhow::Context;
 use rustix::process::Resource;
 
 use crate::config::Config;
-use crate::notify::mounts::{MountSettings, Mounts};
+use crate::notify::acts::Acts;
 use crate::notify::{self, Notifier};
 use crate::sys;
-use crate::worker::mount::Broker;
+use crate::worker::Broker;
 
 /// Accounting, overlay and notifications of one process.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ impl Server {
     ///
     /// # Errors
     /// Something essential is missing; the message says what to do.
-    pub fn start(config: &Config, reach: Reach, mounts: Option<Mounts>) -> anyhow::Result<Self> {
+    pub fn start(config: &Config, reach: Reach, acts: Option<Acts>) -> anyhow::Result<Self> {
         let accounting = start_accounting(Options {
             cpu_policy: config.overlay.cpu_view.into(),
             memory_limit: config.overlay.memory_limit.into(),
@@ -55,8 +55,8 @@ impl Server {
         let options = notify::Options {
             oci_socket: socket("oci.sock"),
             lxc_socket: socket("lxc.sock"),
-            policy: config.policy(),
-            mounts,
+            policies: config.policies(),
+            acts: acts.map(Arc::new),
         };
         match Notifier::start(accounting.clone(), options) {
             Ok(notifier) => Ok(Self { accounting, overlay, notifier }),
@@ -108,13 +108,13 @@ impl Server {
     }
 }
 
-/// The process that mounts for containers. Must be started before any thread.
+/// Those who act for containers. Must be started before any thread.
 ///
 /// # Errors
 /// There is no room for a process, or this one has threads already.
-pub fn start_mounts(settings: MountSettings) -> anyhow::Result<Mounts> {
-    let broker = Broker::start().context("cannot start the broker for mounts: fork")?;
-    Ok(Mounts { settings: Arc::new(settings), broker: Arc::new(broker) })
+pub fn start_acts() -> anyhow::Result<Acts> {
+    let broker = Broker::start().context("cannot start the broker of acts: fork")?;
+    Ok(Acts::new(broker))
 }
 
 /// Starts accounting with what only the program can do: ask the kernel for a namespace's init.

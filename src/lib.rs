@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod intercept;
 pub mod logging;
 pub mod lxcfs;
 pub mod notify;

@@ -26,6 +26,12 @@ pub fn run(args: RunArgs, config: &Config) -> ExitCode {
 
 fn service(config: &Config, intercept: &Intercept) -> anyhow::Result<Box<dyn Service>> {
     if let Ok(status) = control::ask_status(&config.socket("control.sock")) {
+        if let Some(setting) = &intercept.setting {
+            anyhow::bail!(
+                "--intercept {setting} is the running daemon's to decide: set it in its configuration, \
+                 in [intercept] or in a [[container]] section"
+            );
+        }
         let socket = config.socket("oci.sock");
         return Ok(Box::new(Daemon { mount: status.mount, socket }));
     }
@@ -62,22 +68,26 @@ impl Service for Daemon {
 /// A server in this process. Its mount is in this process's own mount namespace.
 struct Embedded {
     server: Server,
+    policy: Policy,
     folder: PathBuf,
 }
 
 impl Embedded {
     fn start(config: &Config, intercept: &Intercept) -> anyhow::Result<Self> {
-        let mounts = intercept.policy.names().any(|name| name == "mount");
-        let settings = intercept.mounts.clone().unwrap_or_else(|| config.mounts());
-        let mounts = mounts.then(|| daemon::start_mounts(settings)).transpose()?;
+        let policy = intercept.policy.clone();
+        let policy = match intercept.setting {
+            Some(_) => policy,
+            None => policy.with(config.policies().all.settings().clone()),
+        };
+        let acts = policy.acts().then(daemon::start_acts).transpose()?;
         logging::start(LogLevel::Warn);
         let folder = std::env::temp_dir().join(format!("ambit-{}", std::process::id()));
         std::fs::create_dir(&folder)
             .with_context(|| format!("cannot create {}", folder.display()))?;
         let mut config = config.clone();
         config.overlay.mount.clone_from(&folder);
-        match Server::start(&config, Reach::Process, mounts) {
-            Ok(server) => Ok(Self { server, folder }),
+        match Server::start(&config, Reach::Process, acts) {
+            Ok(server) => Ok(Self { server, policy, folder }),
             Err(error) => {
                 let _ = std::fs::remove_dir(&folder);
                 Err(error)
@@ -96,9 +106,9 @@ impl Service for Embedded {
         listener: OwnedFd,
         id: &str,
         _init_pid: i32,
-        intercept: Policy,
+        _intercept: Policy,
     ) -> anyhow::Result<()> {
-        self.server.notifier().adopt(listener, id, intercept)?;
+        self.server.notifier().adopt(listener, id, self.policy.clone())?;
         Ok(())
     }
 

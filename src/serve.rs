@@ -16,9 +16,7 @@ pub fn serve(config: &Config) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         anyhow::bail!("the daemon must run as root: it mounts files and reads every container");
     }
-    let policy = config.policy();
-    let mounts = policy.names().any(|name| name == "mount");
-    let mounts = mounts.then(|| daemon::start_mounts(config.mounts())).transpose()?;
+    let acts = daemon::start_acts()?;
     logging::start(config.daemon.log);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -29,7 +27,7 @@ pub fn serve(config: &Config) -> anyhow::Result<()> {
         let mut interrupted = signal(SignalKind::interrupt())?;
         let path = config.socket("control.sock");
         let control = control::bind(&path)?;
-        let server = Server::start(config, Reach::Host, mounts)
+        let server = Server::start(config, Reach::Host, Some(acts))
             .inspect_err(|_| drop(std::fs::remove_file(&path)))?;
         tracing::info!(
             mount = %server.mount().display(),

@@ -86,7 +86,7 @@ fn program(bits: u32) -> PathBuf {
 
 /// Starts the program under a filter for all calls and returns the listener.
 fn spawn(bits: u32, words: &[&str]) -> (Child, OwnedFd) {
-    let filter = Filter::new(policy(&ALL)).unwrap();
+    let filter = Filter::new(&policy(&ALL)).unwrap();
     let flags = SocketFlags::CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
     let mut command = Command::new(program(bits));

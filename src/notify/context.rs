@@ -16,10 +16,11 @@ use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
 
+use super::acts::Acts;
 use super::call::Call;
 use super::handler::{Cause, Refusal};
 use super::listener::id_valid;
-use super::mounts::Mounts;
+use super::settings::Settings;
 
 /// No page is smaller.
 const PAGE: usize = 4096;
@@ -48,8 +49,10 @@ impl Pending<'_> {
 pub struct Context<'a> {
     pub(super) views: &'a dyn Views,
     pub(super) pending: Pending<'a>,
-    /// What mounts need, when they are intercepted.
-    pub(super) mounts: Option<&'a Mounts>,
+    /// The settings of the container's policy.
+    pub(super) settings: &'a Settings,
+    /// Who acts, if anybody does.
+    pub(super) acts: Option<&'a Acts>,
     /// The container's name, for the log.
     pub(super) container: &'a str,
 }
@@ -110,6 +113,23 @@ impl Context<'_> {
                 "process_vm_readv from the caller (needs CAP_SYS_PTRACE)",
                 errno,
             ))),
+        }
+    }
+
+    /// A string argument; `None` when it does not end in a page's length or cannot be read: the
+    /// kernel knows the errno.
+    ///
+    /// # Errors
+    /// The target is gone.
+    pub fn string(&self, call: &Call, index: usize) -> Result<Option<Vec<u8>>, Refusal> {
+        let mut page = [0; PAGE];
+        match self.read(call, call.long(index), &mut page) {
+            Ok(length) => {
+                let text = &page[..length];
+                Ok(text.iter().position(|&byte| byte == 0).map(|end| text[..end].to_vec()))
+            }
+            Err(Refusal::Fail(_)) => Ok(None),
+            Err(other) => Err(other),
         }
     }
 

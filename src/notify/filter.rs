@@ -59,7 +59,7 @@ impl Filter {
     ///
     /// # Errors
     /// The policy is empty, or libseccomp fails.
-    pub fn new(policy: Policy) -> Result<Self, Error> {
+    pub fn new(policy: &Policy) -> Result<Self, Error> {
         let mut context = ScmpFilterContext::new(ScmpAction::Allow)?;
         // Programs of an ABI that is not listed are none of our business; the default is to
         // kill them.
@@ -112,7 +112,7 @@ impl Filter {
 ///
 /// # Errors
 /// It cannot be built, or the kernel refuses it.
-pub fn install(policy: Policy) -> Result<OwnedFd, Error> {
+pub fn install(policy: &Policy) -> Result<OwnedFd, Error> {
     Filter::new(policy)?.install()
 }
 
@@ -141,14 +141,14 @@ mod tests {
 
     #[test]
     fn a_policy_becomes_a_program() {
-        let one = Filter::new(Policy::default()).unwrap();
+        let one = Filter::new(&Policy::default()).unwrap();
         let all = HANDLERS.iter().map(|handler| handler.describe().name);
-        let all = Filter::new(Policy::from_names(all).unwrap()).unwrap();
+        let all = Filter::new(&Policy::from_names(all).unwrap()).unwrap();
         assert!(!one.program.is_empty() && one.program.len() < all.program.len());
     }
 
     #[test]
     fn an_empty_policy_is_no_filter() {
-        assert!(matches!(Filter::new(Policy::none()), Err(Error::Empty)));
+        assert!(matches!(Filter::new(&Policy::none()), Err(Error::Empty)));
     }
 }

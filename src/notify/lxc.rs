@@ -11,7 +11,7 @@ use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -28,6 +28,7 @@ use super::limiter::Limiter;
 use super::listener::{self, response};
 use super::lxc_packet::{self, LONGEST, Malformed, Packet};
 use super::pipeline::{Pipeline, Request};
+use super::policies::{Container, Member, cgroup_of};
 use super::policy::Policy;
 use super::socket::{Listening, Peer};
 
@@ -38,17 +39,16 @@ const DEADLINE: Duration = Duration::from_secs(25);
 #[derive(Debug)]
 pub(super) struct Socket {
     listening: Listening,
-    policy: Policy,
 }
 
 impl Socket {
-    pub(super) fn bind(path: &Path, policy: Policy) -> Result<Self, Error> {
-        Ok(Self { listening: Listening::bind(path, SocketType::SEQPACKET)?, policy })
+    pub(super) fn bind(path: &Path) -> Result<Self, Error> {
+        Ok(Self { listening: Listening::bind(path, SocketType::SEQPACKET)? })
     }
 
     pub(super) fn accept(&self) -> Option<Connection> {
         let Peer { fd, pid } = self.listening.accept()?;
-        Some(Connection { fd, monitor: pid, policy: self.policy, trouble: Limiter::new() })
+        Some(Connection { fd, monitor: pid, member: Mutex::default(), trouble: Limiter::new() })
     }
 }
 
@@ -64,7 +64,8 @@ pub(super) struct Connection {
     fd: OwnedFd,
     /// The process that connected, in our pid namespace.
     monitor: i32,
-    policy: Policy,
+    /// The container of the last packet; a monitor has only one.
+    member: Mutex<Option<Member>>,
     trouble: Limiter,
 }
 
@@ -99,7 +100,8 @@ impl Connection {
             (None, _) => Err(Malformed::Length),
         };
         match decoded {
-            Ok((packet, ..)) if pipeline.takes_long(&packet.data, self.policy) => {}
+            Ok((packet, ..))
+                if pipeline.takes_long(&packet.data, &self.policy(&packet, pipeline)) => {}
             Ok((packet, proc, listener)) => {
                 return self.answer(&packet, proc, listener.as_ref(), received, pipeline);
             }
@@ -110,7 +112,12 @@ impl Connection {
             }
         }
         let Ok(fd) = self.fd.try_clone() else { return Keep::No };
-        let own = Self { fd, monitor: self.monitor, policy: self.policy, trouble: Limiter::new() };
+        let own = Self {
+            fd,
+            monitor: self.monitor,
+            member: Mutex::new(self.member.lock().unwrap_or_else(PoisonError::into_inner).clone()),
+            trouble: Limiter::new(),
+        };
         let (pipeline, acting) = (Arc::clone(pipeline), pipeline.acting().clone());
         let handed = acting.hand_over(move || {
             let [Some(proc), _, listener] = &descriptors else { return };
@@ -167,11 +174,26 @@ impl Connection {
         }
         pipeline.decide(&Request {
             container: packet.cookie(),
-            policy: self.policy,
+            policy: &self.policy(packet, pipeline),
             tid: packet.tid,
             data: packet.data,
             pending,
         })
+    }
+
+    /// What is answered for the container of a packet.
+    fn policy(&self, packet: &Packet<'_>, pipeline: &Pipeline) -> Policy {
+        let mut member = self.member.lock().unwrap_or_else(PoisonError::into_inner);
+        if member.as_ref().is_none_or(|member| member.container.cookie != packet.cookie()) {
+            *member = Some(Member::configured(Container {
+                id: packet.cookie().to_owned(),
+                cookie: packet.cookie().to_owned(),
+                cgroup: cgroup_of(&format!("/proc/{}/cgroup", packet.init_pid)),
+                ..Container::default()
+            }));
+        }
+        let policy = member.as_mut().map(|member| member.policy(pipeline.policies()).clone());
+        policy.unwrap_or_else(Policy::none)
     }
 
     /// One packet: its length (`None` if it is too long or lost descriptors) and what came
@@ -234,8 +256,8 @@ mod tests {
             let (fd, server) =
                 socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
             let monitor = i32::try_from(std::process::id()).unwrap();
-            let policy = Policy::default();
-            let connection = Connection { fd: server, monitor, policy, trouble: Limiter::new() };
+            let member = Mutex::default();
+            let connection = Connection { fd: server, monitor, member, trouble: Limiter::new() };
             Self { fd, connection, pipeline: Arc::new(Pipeline::new(Arc::new(Fixed::new()))) }
         }
 

@@ -23,6 +23,7 @@ pub(super) const LONGEST: usize = FIXED + 256;
 #[derive(Debug)]
 pub(super) struct Packet<'a> {
     pub(super) monitor_pid: i32,
+    pub(super) init_pid: i32,
     pub(super) id: u64,
     pub(super) tid: u32,
     pub(super) data: seccomp_data,
@@ -63,6 +64,7 @@ pub(super) fn decode(packet: &[u8]) -> Result<Packet<'_>, Malformed> {
     };
     Ok(Packet {
         monitor_pid: u32_at(fixed, 8).cast_signed(),
+        init_pid: u32_at(fixed, 12).cast_signed(),
         id: u64_at(fixed, 32),
         tid: u32_at(fixed, 40),
         data,

@@ -10,6 +10,7 @@
 //! `crate::sys` contain unsafe code.
 
 mod acting;
+pub mod acts;
 mod arch;
 mod call;
 mod context;
@@ -28,8 +29,11 @@ mod lxc;
 mod lxc_packet;
 pub mod mounts;
 pub mod oci;
+mod once;
 mod pipeline;
+mod policies;
 mod policy;
+pub mod settings;
 mod socket;
 mod syscalls;
 mod thread;
@@ -52,11 +56,13 @@ pub use context::Context;
 pub use counters::{CallCount, Counts};
 pub use error::Error;
 pub use handler::{Cause, Cost, Description, Handler, Refusal, Screen, Verdict};
+pub use policies::{Container, Matcher, Policies};
 pub use policy::{Policy, UnknownCall};
 pub use syscalls::HANDLERS;
 
 use listener::Listener;
 use pipeline::Pipeline;
+use policies::Member;
 use thread::{Handle, Source, Threads};
 
 /// How notifications are taken.
@@ -67,9 +73,9 @@ pub struct Options {
     /// Where liblxc connects (`lxc.seccomp.notify.proxy`), usually `/run/ambit/lxc.sock`.
     pub lxc_socket: Option<PathBuf>,
     /// What is answered, unless a container has a policy of its own.
-    pub policy: Policy,
-    /// What mounts need, when they are to be intercepted.
-    pub mounts: Option<mounts::Mounts>,
+    pub policies: Policies,
+    /// Who acts, for handlers that need it.
+    pub acts: Option<Arc<acts::Acts>>,
 }
 
 /// A listener with what is known of it, for whoever serves it next.
@@ -89,7 +95,6 @@ pub struct Notifier {
     threads: Arc<Threads>,
     handles: Vec<Handle>,
     oci: Option<oci::Server>,
-    policy: Policy,
 }
 
 impl Notifier {
@@ -98,17 +103,18 @@ impl Notifier {
     /// # Errors
     /// The kernel lacks user notification, or a socket cannot be bound.
     pub fn start(views: Arc<dyn Views>, options: Options) -> Result<Self, Error> {
-        let Options { oci_socket, lxc_socket, policy, mounts } = options;
+        let Options { oci_socket, lxc_socket, policies, acts } = options;
         listener::check_sizes()?;
-        let (threads, handles) = Threads::start(Pipeline::new(views).with_mounts(mounts))?;
+        let (threads, handles) =
+            Threads::start(Pipeline::new(views).with_acts(acts).with_policies(policies))?;
         // From here on, dropping it stops what runs already.
-        let mut notifier = Self { threads, handles, oci: None, policy };
+        let mut notifier = Self { threads, handles, oci: None };
         if let Some(path) = lxc_socket {
-            notifier.threads.add(Source::LxcSocket(lxc::Socket::bind(&path, policy)?))?;
+            notifier.threads.add(Source::LxcSocket(lxc::Socket::bind(&path)?))?;
         }
         if let Some(path) = oci_socket {
             let threads = Arc::clone(&notifier.threads);
-            notifier.oci = Some(oci::Server::start(&path, policy, threads)?);
+            notifier.oci = Some(oci::Server::start(&path, threads)?);
         }
         Ok(notifier)
     }
@@ -119,13 +125,19 @@ impl Notifier {
     /// The descriptor is no listener.
     pub fn adopt(&self, listener: OwnedFd, container: &str, policy: Policy) -> Result<(), Error> {
         let listener = Listener::adopt(listener)?;
-        self.threads.add(Source::Listener { listener, container: container.into(), policy })
+        self.threads.add(Source::Listener { listener, member: Member::fixed(container, policy) })
     }
 
     /// What is answered for containers without a policy of their own.
     #[must_use]
-    pub fn policy(&self) -> Policy {
-        self.policy
+    pub fn policies(&self) -> Arc<Policies> {
+        self.threads.pipeline().policies().get()
+    }
+
+    /// Changes what is answered, from the next call on. Containers that were adopted with a policy
+    /// keep it.
+    pub fn reload(&self, policies: Policies) {
+        self.threads.pipeline().policies().replace(policies);
     }
 
     /// How often each handler answered.
@@ -217,7 +229,7 @@ mod tests {
     fn what_is_no_listener_is_refused() {
         let notifier = Notifier::start(Arc::new(Fixed::new()), Options::default()).unwrap();
         let file = std::fs::File::open("/dev/null").unwrap();
-        let error = notifier.adopt(file.into(), "c", notifier.policy()).unwrap_err();
+        let error = notifier.adopt(file.into(), "c", Policy::default()).unwrap_err();
         assert!(matches!(error, super::Error::NoListener { .. }), "{error}");
     }
 }

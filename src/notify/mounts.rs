@@ -1,15 +1,12 @@
-//! What mount interception needs at run time: the policy for it, and the broker that acts.
+//! What containers may mount.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::worker::mount::Broker;
-
 /// `[mount]` of the configuration: what containers may mount whose policy has `mount`.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MountSettings {
     /// Filesystems that the kernel mounts for a container with the host's rights. Its parsers then
@@ -57,15 +54,6 @@ impl MountSettings {
     pub fn patience(&self) -> Duration {
         Duration::from_secs(self.deadline)
     }
-}
-
-/// Both.
-#[derive(Debug, Clone)]
-pub struct Mounts {
-    /// The policy.
-    pub settings: Arc<MountSettings>,
-    /// Who acts.
-    pub broker: Arc<Broker>,
 }
 
 #[cfg(test)]

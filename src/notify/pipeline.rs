@@ -12,6 +12,7 @@ use libseccomp_sys::seccomp_data;
 use nix::errno::Errno;
 
 use super::acting::Acting;
+use super::acts::Acts;
 use super::call::Call;
 use super::context::{Context, Pending};
 use super::counters::{Counters, Outcome};
@@ -19,7 +20,7 @@ use super::dispatch::Dispatch;
 use super::handler::{Cost, Handler, Refusal, Screen, Verdict};
 use super::limiter::Limiter;
 use super::listener::Listener;
-use super::mounts::Mounts;
+use super::policies::{Current, Policies};
 use super::policy::Policy;
 use super::syscalls::HANDLERS;
 
@@ -29,7 +30,7 @@ pub(super) struct Request<'a> {
     /// The container's name, for the log.
     pub(super) container: &'a str,
     /// What is answered for this container.
-    pub(super) policy: Policy,
+    pub(super) policy: &'a Policy,
     /// The thread that waits.
     pub(super) tid: u32,
     /// Its registers.
@@ -44,24 +45,35 @@ pub(super) struct Pipeline {
     dispatch: Dispatch,
     counters: Counters,
     failures: Limiter,
-    mounts: Option<Mounts>,
+    acts: Option<Arc<Acts>>,
     acting: Acting,
+    policies: Current,
 }
 
 impl Pipeline {
     pub(super) fn new(views: Arc<dyn Views>) -> Self {
         let (counters, failures) = (Counters::new(), Limiter::new());
-        let (mounts, acting) = (None, Acting::default());
-        Self { views, dispatch: Dispatch::new(), counters, failures, mounts, acting }
+        let (acts, acting, policies) = (None, Acting::default(), Current::new(Policies::default()));
+        Self { views, dispatch: Dispatch::new(), counters, failures, acts, acting, policies }
     }
 
-    /// With mounts, when they are intercepted.
-    pub(super) fn with_mounts(self, mounts: Option<Mounts>) -> Self {
-        Self { mounts, ..self }
+    /// With these policies for containers that have none of their own.
+    pub(super) fn with_policies(self, policies: Policies) -> Self {
+        Self { policies: Current::new(policies), ..self }
+    }
+
+    /// The policies of the moment.
+    pub(super) fn policies(&self) -> &Current {
+        &self.policies
+    }
+
+    /// With somebody who acts.
+    pub(super) fn with_acts(self, acts: Option<Arc<Acts>>) -> Self {
+        Self { acts, ..self }
     }
 
     /// Does the answer to this call take long? Then it is to be decided in [`Self::acting`].
-    pub(super) fn takes_long(&self, data: &seccomp_data, policy: Policy) -> bool {
+    pub(super) fn takes_long(&self, data: &seccomp_data, policy: &Policy) -> bool {
         self.dispatch.find(data.arch, data.nr).is_some_and(|entry| {
             let handler = HANDLERS[entry.handler];
             let call = Call { tid: 0, abi: entry.abi, syscall: entry.syscall, args: data.args };
@@ -106,7 +118,8 @@ impl Pipeline {
         let cx = Context {
             views: &*self.views,
             pending: request.pending,
-            mounts: self.mounts.as_ref(),
+            settings: request.policy.settings(),
+            acts: self.acts.as_deref(),
             container: request.container,
         };
         // Nothing of ours is shared with the handler that a panic could leave half-done.
@@ -189,7 +202,7 @@ mod tests {
         }
     }
 
-    fn sysinfo(views: impl Views + 'static, policy: Policy) -> (Verdict, Pipeline) {
+    fn sysinfo(views: impl Views + 'static, policy: &Policy) -> (Verdict, Pipeline) {
         let pipeline = Pipeline::new(Arc::new(views));
         let native = arch::of_this_kernel()[0];
         let data = seccomp_data {
@@ -207,7 +220,7 @@ mod tests {
     #[test]
     fn what_fails_on_our_side_is_left_to_the_kernel() {
         for (verdict, pipeline) in
-            [sysinfo(Broken, Policy::default()), sysinfo(Panics, Policy::default())]
+            [sysinfo(Broken, &Policy::default()), sysinfo(Panics, &Policy::default())]
         {
             assert!(matches!(verdict, Verdict::Continue), "{verdict:?}");
             let count = pipeline.counters().read().calls[0];
@@ -217,7 +230,7 @@ mod tests {
 
     #[test]
     fn what_is_switched_off_is_left_to_the_kernel() {
-        let (verdict, pipeline) = sysinfo(Panics, Policy::none());
+        let (verdict, pipeline) = sysinfo(Panics, &Policy::none());
         assert!(matches!(verdict, Verdict::Continue), "{verdict:?}");
         assert_eq!(pipeline.counters().read().calls[0].continued, 1);
     }
@@ -229,7 +242,7 @@ mod tests {
         let proc = File::open("/proc/self").unwrap();
         let pending = Pending::Directory(proc.as_fd());
         let policy = Policy::default();
-        let request = Request { container: "c", policy, tid: 1, data, pending };
+        let request = Request { container: "c", policy: &policy, tid: 1, data, pending };
         assert!(matches!(pipeline.decide(&request), Verdict::Continue));
         assert_eq!(pipeline.counters().read().unknown, 1);
     }
@@ -242,7 +255,7 @@ mod tests {
                 Ok(Arc::new(super::super::tests::view()))
             }
         }
-        let (verdict, _) = sysinfo(Fixed, Policy::default());
+        let (verdict, _) = sysinfo(Fixed, &Policy::default());
         assert!(matches!(verdict, Verdict::Fail(Errno::EFAULT)), "{verdict:?}");
     }
 }

@@ -3,13 +3,17 @@
 //! The names, the defaults and the order all come from [`HANDLERS`]; there is no second list.
 
 use std::fmt;
+use std::sync::Arc;
 
+use super::handler::Cost;
+use super::settings::Settings;
 use super::syscalls::HANDLERS;
 
-/// A choice of handlers.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// A choice of handlers, with their settings. Cheap to clone.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Policy {
     on: u64,
+    settings: Arc<Settings>,
 }
 
 const _: () = assert!(HANDLERS.len() <= 64, "a policy has one bit per handler");
@@ -17,8 +21,26 @@ const _: () = assert!(HANDLERS.len() <= 64, "a policy has one bit per handler");
 impl Policy {
     /// Nothing is answered.
     #[must_use]
-    pub const fn none() -> Self {
-        Self { on: 0 }
+    pub fn none() -> Self {
+        Self { on: 0, settings: Arc::default() }
+    }
+
+    /// The same handlers with these settings.
+    #[must_use]
+    pub fn with(self, settings: Settings) -> Self {
+        Self { settings: Arc::new(settings), ..self }
+    }
+
+    /// What goes with the handlers.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Does one of the handlers act?
+    #[must_use]
+    pub fn acts(&self) -> bool {
+        HANDLERS.iter().enumerate().any(|(at, handler)| self.has(at) && handler.cost() == Cost::Act)
     }
 
     /// Exactly the handlers of these names. Blanks around names and empty names are ignored,
@@ -62,8 +84,8 @@ impl Policy {
     /// What a container may have that asks for these names, given the configured policy: a
     /// handler that grants something must be configured, any other may be asked for. Unknown
     /// names are returned for the log.
-    pub(super) fn requested(self, list: &str) -> (Self, Vec<&str>) {
-        let mut policy = Self::none();
+    pub(super) fn requested<'a>(&self, list: &'a str) -> (Self, Vec<&'a str>) {
+        let mut policy = Self { on: 0, settings: Arc::clone(&self.settings) };
         let names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
         let unknown = names.filter(|name| policy.set(name, true).is_err()).collect();
         let harmless = Self::all_where(|description| !description.privileged);
@@ -73,23 +95,23 @@ impl Policy {
 
     /// Is the handler with this index in [`HANDLERS`] on?
     #[must_use]
-    pub(super) fn has(self, index: usize) -> bool {
+    pub(super) fn has(&self, index: usize) -> bool {
         self.on >> index & 1 == 1
     }
 
     /// The names of the handlers that are on.
-    pub fn names(self) -> impl Iterator<Item = &'static str> {
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
         HANDLERS
             .iter()
             .enumerate()
-            .filter(move |(index, _)| self.has(*index))
+            .filter(|(index, _)| self.has(*index))
             .map(|(_, handler)| handler.describe().name)
     }
 
     fn all_where(which: impl Fn(super::Description) -> bool) -> Self {
         let bits = HANDLERS.iter().enumerate();
         let chosen = bits.filter(|(_, handler)| which(handler.describe()));
-        Self { on: chosen.fold(0, |on, (index, _)| on | 1 << index) }
+        Self { on: chosen.fold(0, |on, (index, _)| on | 1 << index), ..Self::none() }
     }
 }
 
@@ -132,7 +154,7 @@ mod tests {
     fn names_choose_handlers() {
         let policy = Policy::from_names(" sysinfo, sched_getaffinity ,".split(',')).unwrap();
         assert_eq!(policy.names().collect::<Vec<_>>(), ["sysinfo", "sched_getaffinity"]);
-        let mut less = policy;
+        let mut less = policy.clone();
         less.set("sysinfo", false).unwrap();
         assert_eq!(less.names().collect::<Vec<_>>(), ["sched_getaffinity"]);
         assert_eq!(Policy::from_names([""; 0]).unwrap(), Policy::none());

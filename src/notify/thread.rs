@@ -16,6 +16,7 @@ use super::handler::Verdict;
 use super::listener::Listener;
 use super::lxc;
 use super::pipeline::{Pipeline, Request};
+use super::policies::Member;
 use super::policy::Policy;
 use super::{Adopted, Error};
 use crate::notify::context::Pending;
@@ -24,7 +25,7 @@ use crate::notify::context::Pending;
 #[derive(Debug)]
 pub(super) enum Source {
     /// The listener of a container.
-    Listener { listener: Listener, container: Box<str>, policy: Policy },
+    Listener { listener: Listener, member: Member },
     /// The socket that liblxc connects to.
     LxcSocket(lxc::Socket),
     /// The connection of one liblxc monitor.
@@ -93,9 +94,11 @@ impl Threads {
     fn serve(&self, index: usize) -> Vec<Adopted> {
         let left = self.watches[index].run(|source, ready| self.ready(source, ready));
         let adopted = left.into_iter().filter_map(|source| match source {
-            Source::Listener { listener, container, policy } => {
-                Some(Adopted { listener: listener.into_fd(), container: container.into(), policy })
-            }
+            Source::Listener { listener, member } => Some(Adopted {
+                listener: listener.into_fd(),
+                container: member.container.id.clone(),
+                policy: member.last_policy().clone(),
+            }),
             Source::LxcSocket(_) | Source::LxcConnection(_) => None,
         });
         adopted.collect()
@@ -105,8 +108,9 @@ impl Threads {
         match source {
             // All tasks under the filter are gone: nobody will ever call again.
             Source::Listener { .. } if ready.hung_up => Keep::No,
-            Source::Listener { listener, container, policy } => {
-                self.answer(listener, container, *policy)
+            Source::Listener { listener, member } => {
+                let container = Arc::clone(&member.container);
+                self.answer(listener, &container.id, member.policy(self.pipeline.policies()))
             }
             Source::LxcSocket(socket) => {
                 if let Some(connection) = socket.accept()
@@ -123,7 +127,7 @@ impl Threads {
 
     /// Takes exactly one request and answers it. One, because a second RECV would sleep if there
     /// is none, and a readiness promises only one.
-    fn answer(&self, listener: &Listener, container: &str, policy: Policy) -> Keep {
+    fn answer(&self, listener: &Listener, container: &str, policy: &Policy) -> Keep {
         let notification = match listener.receive() {
             Ok(notification) => notification,
             // The target died or got a signal between readiness and RECV; we got a signal.
@@ -147,13 +151,14 @@ impl Threads {
         &self,
         listener: &Listener,
         container: &str,
-        policy: Policy,
+        policy: &Policy,
         notification: seccomp_notif,
     ) {
         let handed = listener.duplicate().is_ok_and(|own| {
             let (pipeline, container) = (Arc::clone(&self.pipeline), container.to_owned());
+            let policy = policy.clone();
             self.pipeline.acting().hand_over(move || {
-                decide(&pipeline, &own, &container, policy, &notification);
+                decide(&pipeline, &own, &container, &policy, &notification);
             })
         });
         if !handed {
@@ -167,7 +172,7 @@ fn decide(
     pipeline: &Pipeline,
     listener: &Listener,
     container: &str,
-    policy: Policy,
+    policy: &Policy,
     notification: &seccomp_notif,
 ) {
     let verdict = pipeline.decide(&Request {

@@ -53,6 +53,7 @@ mod tests {
 
     use super::super::arch::Abi;
     use super::super::context::Pending;
+    use super::super::settings::Settings;
     use super::*;
 
     #[test]
@@ -75,7 +76,8 @@ mod tests {
         let cx = Context {
             views: &Nobody,
             pending: Pending::Directory(proc.as_fd()),
-            mounts: None,
+            settings: &Settings::default(),
+            acts: None,
             container: "",
         };
         let call = Call { tid: std::process::id(), abi: Abi::Bits64, syscall: "", args: [0; 6] };

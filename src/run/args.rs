@@ -9,8 +9,8 @@ use std::path::{Component, Path, PathBuf};
 use ambit_sysinfo::CpuSet;
 use clap::Args;
 
+use crate::intercept;
 use crate::notify::Policy;
-use crate::notify::mounts::MountSettings;
 
 /// System calls that are answered when `--intercept` is not given.
 const DEFAULT_INTERCEPT: &str = "sysinfo,sched_getaffinity";
@@ -150,57 +150,18 @@ fn cpuset(text: &str) -> Result<CpuSet, String> {
 pub struct Intercept {
     /// Which calls are answered.
     pub policy: Policy,
-    /// What may be mounted; the configuration's when nothing is said.
-    pub mounts: Option<MountSettings>,
+    /// The first setting that is given, if one is; without any the configuration's hold.
+    pub setting: Option<String>,
 }
 
 fn intercept(text: &str) -> Result<Intercept, String> {
-    let none = Intercept { policy: Policy::none(), mounts: None };
     if text == "none" {
-        return Ok(none);
+        return Ok(Intercept { policy: Policy::none(), setting: None });
     }
-    let (words, names): (Vec<_>, Vec<_>) =
-        text.split(',').partition(|word| word.trim().starts_with("mount."));
-    let policy = Policy::from_names(names).map_err(|unknown| unknown.to_string())?;
-    let mut mounts = (!words.is_empty()).then(MountSettings::default);
-    for word in words {
-        mount_setting(word.trim(), mounts.get_or_insert_default())?;
-    }
-    match mounts.as_ref().and_then(MountSettings::mistake) {
-        Some(mistake) => Err(mistake),
-        None => Ok(Intercept { policy, mounts }),
-    }
-}
-
-/// One of `mount.allowed=ext4+xfs`, `mount.fuse=ext4=fuse2fs` and `mount.shift`.
-fn mount_setting(word: &str, mounts: &mut MountSettings) -> Result<(), String> {
-    match word.split_once('=').unwrap_or((word, "")) {
-        ("mount.shift", "") => mounts.shift = true,
-        ("mount.nested", "") => mounts.nested = true,
-        ("mount.dev_and_suid", "") => mounts.dev_and_suid = true,
-        ("mount.allowed", names) if !names.is_empty() => {
-            mounts.allowed.extend(names.split('+').map(str::to_owned));
-        }
-        ("mount.fuse", helpers) => {
-            for pair in helpers.split('+') {
-                let (name, program) = pair
-                    .split_once('=')
-                    .ok_or_else(|| format!("{word} is not mount.fuse=FILESYSTEM=PROGRAM"))?;
-                mounts.fuse.insert(name.to_owned(), program.to_owned());
-            }
-        }
-        ("mount.deadline", seconds) => {
-            mounts.deadline =
-                seconds.parse().map_err(|_| format!("{seconds} is no number of seconds"))?;
-        }
-        _ => {
-            return Err(format!(
-                "{word} is not known; known are mount.allowed=TYPE+TYPE, mount.fuse=TYPE=PROGRAM, \
-                 mount.shift, mount.dev_and_suid, mount.nested and mount.deadline=SECONDS"
-            ));
-        }
-    }
-    Ok(())
+    let words = text.split(',').map(str::trim);
+    let name = |word: &str| word.split('=').next().unwrap_or_default().to_owned();
+    let setting = words.map(name).find(|word| intercept::is_setting(word));
+    Ok(Intercept { policy: intercept::parse(text)?, setting })
 }
 
 fn folder(text: &str) -> Result<PathBuf, String> {
@@ -334,17 +295,11 @@ mod tests {
     }
 
     #[test]
-    fn mounts_are_granted_by_words() {
-        let text = "mount,mount.allowed=ext4+xfs,mount.shift,mount.fuse=squashfs=squashfuse";
-        let mounts = intercept(text).unwrap().mounts.unwrap();
-        assert_eq!((mounts.allowed, mounts.shift), (vec!["ext4".into(), "xfs".into()], true));
-        assert_eq!(mounts.fuse["squashfs"], "squashfuse");
-        assert!(intercept("mount").unwrap().mounts.is_none());
-        for wrong in ["mount.allowed", "mount.alowed=x", "mount.fuse=ext4", "mount.shift=1"] {
-            assert!(intercept(wrong).is_err(), "{wrong}");
-        }
-        let both = intercept("mount.allowed=ext4,mount.fuse=ext4=fuse2fs").unwrap_err();
-        assert!(both.contains("both"), "{both}");
+    fn settings_are_told_from_calls() {
+        let both = intercept("mount,mount.allowed=ext4,mknod").unwrap();
+        assert_eq!(both.setting.as_deref(), Some("mount.allowed"));
+        assert_eq!(both.policy.names().collect::<Vec<_>>(), ["mknod", "mount"]);
+        assert!(intercept("mount").unwrap().setting.is_none());
     }
 
     #[test]

@@ -69,7 +69,7 @@ fn get_ready(channel: &Channel, setup: &Setup) -> Result<Option<OwnedFd>> {
     let listener = if setup.intercept == Policy::none() {
         None
     } else {
-        Some(filter::install(setup.intercept).context("cannot intercept system calls")?)
+        Some(filter::install(&setup.intercept).context("cannot intercept system calls")?)
     };
     if !setup.own_users {
         capabilities::drop_most()?;

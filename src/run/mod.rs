@@ -190,7 +190,7 @@ impl Prepared {
         let (listener, master) = (next('l'), next('t'));
         if let Some(listener) = listener {
             let (id, init) = (self.group.id(), processes.init.as_raw());
-            service.deliver(listener, id, init, self.setup.intercept)?;
+            service.deliver(listener, id, init, self.setup.intercept.clone())?;
         }
         processes.to_init.send(Word::Go, "", &[])?;
         Ok(master)

@@ -1,3 +1,21 @@
 //! Work for containers that needs more rights than they have.
+//!
+//! [`Broker`] is forked before the daemon has threads and forks everything else: a process for each
+//! mount (`mount`), and a lasting one for the quick acts of a control group (`act`). What acts in
+//! the caller's place is told by descriptors and numbers that were taken while the caller was
+//! known to wait ([`Caller`], [`act::Actor`]).
 
+pub mod act;
+mod broker;
+mod caller;
+mod child;
+mod failure;
+mod find;
+mod line;
 pub mod mount;
+mod pin;
+
+pub use broker::Broker;
+pub use caller::{Caller, Facts};
+pub use failure::Failure;
+pub use find::Find;

@@ -51,6 +51,7 @@ impl Message {
     }
 
     /// An annotation of the container.
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn annotation(&self, key: &str) -> Option<&str> {
         self.state.annotations.as_ref()?.get(key).map(String::as_str)
     }

@@ -11,12 +11,11 @@ use std::thread::JoinHandle;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::net::SocketType;
 
-use super::ANNOTATION;
 use super::message::Message;
 use super::receive::receive;
 use crate::notify::Error;
 use crate::notify::listener::Listener;
-use crate::notify::policy::Policy;
+use crate::notify::policies::{Container, Member, cgroup_of};
 use crate::notify::socket::{Listening, Peer};
 use crate::notify::thread::{Source, Threads};
 
@@ -29,18 +28,14 @@ pub(in crate::notify) struct Server {
 
 impl Server {
     /// Binds the socket and starts the thread.
-    pub(in crate::notify) fn start(
-        path: &Path,
-        policy: Policy,
-        threads: Arc<Threads>,
-    ) -> Result<Self, Error> {
+    pub(in crate::notify) fn start(path: &Path, threads: Arc<Threads>) -> Result<Self, Error> {
         let listening = Listening::bind(path, SocketType::STREAM)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC).map_err(Error::system("eventfd"))?;
         let wake = Arc::new(wake);
         let stop = Arc::clone(&wake);
         let thread = std::thread::Builder::new()
             .name("notify-oci".into())
-            .spawn(move || serve(&listening, &stop, policy, &threads))
+            .spawn(move || serve(&listening, &stop, &threads))
             .map_err(|source| Error::System { what: "cannot start the OCI thread", source })?;
         Ok(Self { wake, thread })
     }
@@ -52,7 +47,7 @@ impl Server {
     }
 }
 
-fn serve(listening: &Listening, stop: &OwnedFd, policy: Policy, threads: &Arc<Threads>) {
+fn serve(listening: &Listening, stop: &OwnedFd, threads: &Arc<Threads>) {
     loop {
         let mut fds = [
             PollFd::from_borrowed_fd(listening.as_fd(), PollFlags::IN),
@@ -66,7 +61,7 @@ fn serve(listening: &Listening, stop: &OwnedFd, policy: Policy, threads: &Arc<Th
         if connection && let Some(peer) = listening.accept() {
             let threads = Arc::clone(threads);
             let reader = std::thread::Builder::new().name("notify-oci-read".into());
-            let spawned = reader.spawn(move || take(&peer, policy, &threads));
+            let spawned = reader.spawn(move || take(&peer, &threads));
             if let Err(error) = spawned {
                 tracing::error!("a listener of an OCI runtime is lost: no thread: {error}");
             }
@@ -75,7 +70,7 @@ fn serve(listening: &Listening, stop: &OwnedFd, policy: Policy, threads: &Arc<Th
 }
 
 /// Reads one connection and adopts its listener.
-fn take(peer: &Peer, configured: Policy, threads: &Threads) {
+fn take(peer: &Peer, threads: &Threads) {
     let (message, fd) = match receive(peer.fd.as_fd()) {
         Ok(received) => received,
         Err(error) => {
@@ -83,23 +78,27 @@ fn take(peer: &Peer, configured: Policy, threads: &Threads) {
             return;
         }
     };
-    let container = message.state.id.as_str();
-    let policy = policy(&message, configured);
-    let adopted = Listener::adopt(fd).and_then(|listener| {
-        threads.add(Source::Listener { listener, container: container.into(), policy })
-    });
+    let pid = message.pid;
+    let mut member = Member::configured(container(message));
+    let names = member.policy(threads.pipeline().policies()).names().collect::<Vec<_>>().join(",");
+    let named = Arc::clone(&member.container);
+    let container = &*named.id;
+    let adopted =
+        Listener::adopt(fd).and_then(|listener| threads.add(Source::Listener { listener, member }));
     match adopted {
-        Ok(()) => tracing::info!(container, pid = message.pid, ?policy, "listener adopted"),
+        Ok(()) => tracing::info!(container, pid, names, "listener adopted"),
         Err(error) => tracing::error!(container, "the listener is lost: {error}"),
     }
 }
 
-fn policy(message: &Message, configured: Policy) -> Policy {
-    let Some(list) = message.annotation(ANNOTATION) else { return configured };
-    let (policy, unknown) = configured.requested(list);
-    if !unknown.is_empty() {
-        let container = message.state.id.as_str();
-        tracing::warn!(container, ?unknown, "{ANNOTATION} names calls that nobody answers");
+/// What the runtime says of the container, and its control group.
+fn container(message: Message) -> Container {
+    let pid = if message.pid > 0 { message.pid } else { message.state.pid };
+    Container {
+        cgroup: cgroup_of(&format!("/proc/{pid}/cgroup")),
+        id: message.state.id,
+        metadata: message.metadata.unwrap_or_default(),
+        cookie: String::new(),
+        annotations: message.state.annotations.unwrap_or_default(),
     }
-    policy
 }

@@ -3,8 +3,10 @@
 //! To add one: write the file with a type that implements [`Handler`], add its line here.
 //! Dispatch, policy, configuration keys, filters and counters derive from the list.
 
+mod mknod;
 mod mount;
 mod sched_getaffinity;
+mod setxattr;
 mod sysinfo;
 
 use super::handler::Handler;
@@ -13,5 +15,7 @@ use super::handler::Handler;
 pub const HANDLERS: &[&dyn Handler] = &[
     &sysinfo::Sysinfo, //
     &sched_getaffinity::SchedGetaffinity,
+    &mknod::Mknod,
+    &setxattr::Setxattr,
     &mount::Mount,
 ];

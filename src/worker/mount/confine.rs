@@ -12,8 +12,8 @@ use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, S
 use nix::errno::Errno;
 use rustix::fs::{Mode, OFlags};
 
-use super::failure::{Failure, OrFail};
 use crate::notify::arches;
+use crate::worker::failure::{Failure, OrFail};
 
 const FORBIDDEN: [&str; 39] = [
     "acct",

@@ -9,9 +9,9 @@ use nix::errno::Errno;
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
-use super::caller::Caller;
-use super::failure::{Failure, OrFail};
 use super::order::Order;
+use crate::worker::caller::Caller;
+use crate::worker::failure::{Failure, OrFail};
 
 /// The longest string that fsconfig(2) takes.
 const LONGEST: usize = 255;

@@ -19,15 +19,15 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags};
 
-use super::caller::Caller;
-use super::child::{Child, End};
 use super::confine;
-use super::failure::{Failure, OrFail};
 use super::fuse_mount;
 use super::kernel_mount::{attach, find_target};
-use super::line::{Line, wait};
 use super::order::{Handler, Order};
 use super::program::{self, Output, Program, Surroundings};
+use crate::worker::caller::Caller;
+use crate::worker::child::{Child, End};
+use crate::worker::failure::{Failure, OrFail};
+use crate::worker::line::{Line, wait};
 
 /// How long a helper may take to explain a failure that is seen already.
 const LAST_WORDS: Duration = Duration::from_secs(1);

@@ -11,12 +11,12 @@ use nix::errno::Errno;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags};
 use rustix::mount::MoveMountFlags;
 
-use super::caller::Caller;
-use super::child::{Child, End};
-use super::failure::{Failure, OrFail};
-use super::line::Line;
 use super::order::{Order, Superblock};
 use super::superblock;
+use crate::worker::caller::Caller;
+use crate::worker::child::{Child, End};
+use crate::worker::failure::{Failure, OrFail};
+use crate::worker::line::Line;
 
 /// Mounts.
 pub(super) fn mount(

@@ -9,9 +9,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use nix::errno::Errno;
 use rustix::fs::FileType;
 
-use super::failure::{Failure, OrFail};
 use super::scene;
 use crate::sys::loop_device::{configure, free_number};
+use crate::worker::failure::{Failure, OrFail};
 
 /// Block devices of this major number are loop devices.
 const LOOP: u32 = 7;

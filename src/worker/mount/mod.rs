@@ -8,28 +8,21 @@
 //! When it fails nothing is left: processes are killed, mounts that are attached nowhere and loop
 //! devices go with their last descriptor.
 
-mod broker;
-mod caller;
-mod child;
 mod confine;
-mod failure;
 mod fuse_mount;
 mod helper;
 mod kernel_mount;
-mod line;
 mod loop_device;
 mod order;
-mod pin;
 mod program;
 mod scene;
 mod superblock;
 
 use std::time::Instant;
 
-pub use broker::Broker;
-pub use caller::{Caller, Facts};
-pub use failure::Failure;
 pub use order::{Handler, How, Order, Superblock};
+
+use super::{Caller, Failure};
 
 /// Mounts.
 ///

@@ -11,14 +11,14 @@ use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::wait::{WaitStatus, waitpid};
 use rustix::fs::{Access, MemfdFlags, SealFlags};
 
-use super::caller::Caller;
-use super::child::leave;
 use super::confine;
-use super::failure::{Failure, Number, OrFail};
 use super::order::{Handler, Order};
 use crate::sys::close_range::close_on_exec_from;
 use crate::sys::fork::{Fork, fork};
 use crate::sys::signal_defaults::restore_sigpipe;
+use crate::worker::caller::Caller;
+use crate::worker::child::leave;
+use crate::worker::failure::{Failure, Number, OrFail};
 
 /// Where programs are in the container.
 const PLACES: [&str; 6] =

@@ -15,7 +15,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
 };
 
-use super::failure::{Failure, OrFail};
+use crate::worker::failure::{Failure, OrFail};
 
 /// Where the new mount is attached for a moment.
 const PLACE: &str = "/.mount";

@@ -12,11 +12,11 @@ use nix::sched::{CloneFlags, setns};
 use rustix::fs::FileType;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
-use super::caller::Caller;
-use super::failure::{Failure, Number, OrFail};
 use super::order::{Order, Superblock};
 use super::{loop_device, scene};
 use crate::sys::mount_setattr::mount_setattr;
+use crate::worker::caller::Caller;
+use crate::worker::failure::{Failure, Number, OrFail};
 
 /// Makes the mount.
 pub(super) fn make(

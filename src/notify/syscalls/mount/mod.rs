@@ -9,7 +9,6 @@
 
 mod filesystem;
 mod flags;
-mod once;
 mod options;
 mod plan;
 
@@ -17,23 +16,24 @@ use std::io::Read;
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
-use rustix::fs::{Mode, OFlags, fstat, openat};
+use rustix::fs::{Mode, OFlags, openat};
 
 use self::flags::Flags;
-use self::once::Once;
 use self::plan::{Answer, Arguments, Rules, Users};
+use crate::notify::acts;
 use crate::notify::call::Call;
 use crate::notify::context::Context;
 use crate::notify::handler::{Cause, Cost, Description, Handler, Refusal, Screen, Verdict};
-use crate::notify::mounts::{MountSettings, Mounts};
-use crate::sys::user_namespace;
-use crate::worker::mount::{Caller, Order};
+use crate::notify::mounts::MountSettings;
+use crate::notify::once::Once;
+use crate::worker::mount::Order;
+use crate::worker::{Caller, Failure};
 
 /// The kernel reads strings and options of this length at most.
 const PAGE: usize = 4096;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 
-static ONCE: Once = Once::new();
+static ONCE: Once<Order> = Once::new();
 
 /// Answers mount(2) and fsopen(2).
 pub(super) struct Mount;
@@ -73,10 +73,11 @@ impl Handler for Mount {
     }
 
     fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
-        let Some(Mounts { settings, broker }) = cx.mounts else { return Ok(Verdict::Continue) };
+        let Some(acts) = cx.acts else { return Ok(Verdict::Continue) };
+        let settings = &cx.settings.mount;
         let rules = rules(settings);
         if call.syscall == "fsopen" {
-            let name = string(call, cx, 0)?.and_then(|name| String::from_utf8(name).ok());
+            let name = cx.string(call, 0)?.and_then(|name| String::from_utf8(name).ok());
             let answered = name.is_some_and(|name| rules.answer(&name) != Answer::Kernel);
             return Ok(if answered { Verdict::Fail(Errno::ENOSYS) } else { Verdict::Continue });
         }
@@ -84,7 +85,9 @@ impl Handler for Mount {
         if rules.answer(&arguments.filesystem) == Answer::Kernel {
             return Ok(Verdict::Continue);
         }
-        let Some(Pinned { caller, users, groups }) = pin(call, cx, settings.nested)? else {
+        let Some(Pinned { caller, users, groups }) =
+            pin(call, cx, settings.nested || cx.settings.nested)?
+        else {
             return Ok(Verdict::Continue);
         };
         let owner = |map: &str, id: u32| Caller::host_id(map, id);
@@ -105,15 +108,13 @@ impl Handler for Mount {
         };
         // Everything was read from the caller, and nothing has been done yet.
         cx.still_pending()?;
-        let act = || {
-            let result = broker.mount(&order, &caller);
+        ONCE.act((cx.container, call.tid), &order, order.deadline, cx, || {
+            let result = acts.broker.mount(&order, &caller);
             audit(call, cx, &order, &result);
-            result.map_err(|failure| failure.errno)
-        };
-        let taken = || cx.still_pending().is_ok();
-        Ok(match ONCE.act((cx.container, call.tid), &order, act, taken) {
-            Ok(()) => Verdict::Return(0),
-            Err(errno) => Verdict::Fail(errno),
+            match result {
+                Ok(()) => Ok(Verdict::Return(0)),
+                Err(failure) => acts::refusal(&failure),
+            }
         })
     }
 }
@@ -129,12 +130,7 @@ fn rules(settings: &MountSettings) -> Rules<'_> {
 }
 
 /// One line for each mount that policy granted, whether it worked or not.
-fn audit(
-    call: &Call,
-    cx: &Context<'_>,
-    order: &Order,
-    result: &Result<(), crate::worker::mount::Failure>,
-) {
+fn audit(call: &Call, cx: &Context<'_>, order: &Order, result: &Result<(), Failure>) {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let source = order.source.as_deref().map(text);
     let target = text(&order.target);
@@ -154,12 +150,12 @@ fn arguments(call: &Call, cx: &Context<'_>) -> Result<Option<Arguments>, Refusal
     let Some(flags) = Flags::of_new_mount(call.long(3)) else { return Ok(None) };
     let source = match call.long(0) {
         0 => None,
-        _ => match string(call, cx, 0)? {
+        _ => match cx.string(call, 0)? {
             None => return Ok(None),
             some => some,
         },
     };
-    let (Some(target), Some(filesystem)) = (string(call, cx, 1)?, string(call, cx, 2)?) else {
+    let (Some(target), Some(filesystem)) = (cx.string(call, 1)?, cx.string(call, 2)?) else {
         return Ok(None);
     };
     let Ok(filesystem) = String::from_utf8(filesystem) else { return Ok(None) };
@@ -175,18 +171,6 @@ fn arguments(call: &Call, cx: &Context<'_>) -> Result<Option<Arguments>, Refusal
         }
     };
     Ok(Some(Arguments { source, target, filesystem, flags, data }))
-}
-
-/// A string argument; `None` when it does not end in a page's length or cannot be read.
-fn string(call: &Call, cx: &Context<'_>, index: usize) -> Result<Option<Vec<u8>>, Refusal> {
-    let mut page = [0; PAGE];
-    let length = match cx.read(call, call.long(index), &mut page) {
-        Ok(length) => length,
-        Err(Refusal::Fail(_)) => return Ok(None),
-        Err(other) => return Err(other),
-    };
-    let (text, ends) = until_nul(&page[..length]);
-    Ok(ends.then(|| text.to_vec()))
 }
 
 fn until_nul(bytes: &[u8]) -> (&[u8], bool) {
@@ -223,17 +207,7 @@ fn pin(call: &Call, cx: &Context<'_>, nested: bool) -> Result<Option<Pinned>, Re
         Refusal::Continue(Cause::System("looking at the caller in /proc", failure.errno))
     })?;
     let Some((users, groups)) = maps else { return Err(Refusal::Gone) };
-    let may = caller.facts.effective & CAP_SYS_ADMIN != 0 && is_a_containers(&caller, nested);
+    let may =
+        caller.facts.effective & CAP_SYS_ADMIN != 0 && acts::is_a_containers(&caller.users, nested);
     Ok(may.then_some(Pinned { caller, users, groups }))
-}
-
-/// Is the caller's user namespace one that was made by the host, and not by a container?
-fn is_a_containers(caller: &Caller, nested: bool) -> bool {
-    let Ok(own) = std::fs::File::open("/proc/self/ns/user") else { return false };
-    let same = |one: &std::os::fd::OwnedFd| match (fstat(one), fstat(&own)) {
-        (Ok(one), Ok(own)) => (one.st_dev, one.st_ino) == (own.st_dev, own.st_ino),
-        _ => false,
-    };
-    !same(&caller.users)
-        && user_namespace::parent(caller.users.as_fd()).is_ok_and(|above| nested || same(&above))
 }

@@ -1,7 +1,7 @@
-//! The process that starts mounts: forked before the daemon has threads, single-threaded, with the
+//! The process that starts others: forked before the daemon has threads, single-threaded, with the
 //! host's rights.
 //!
-//! It forks one process for every mount and goes on listening, so a mount that hangs holds up
+//! It forks one process for every errand and goes on listening, so one that hangs holds up
 //! nobody. It keeps no descriptor but its own end of the connection, ends with the daemon, and
 //! lets the mounts that are under way come to their end.
 
@@ -21,9 +21,11 @@ use serde::{Deserialize, Serialize};
 
 use super::caller::{Caller, Facts};
 use super::child::leave;
-use super::failure::{Failure, OrFail};
+use super::failure::Failure;
+use super::find::Find;
 use super::line::Line;
-use super::order::Order;
+use super::mount::Order;
+use super::{act, mount};
 use crate::sys::close_range::close_all_but;
 use crate::sys::fork::{Fork, fork};
 
@@ -34,11 +36,21 @@ const DESCRIPTORS: usize = 48;
 /// How much longer than its deadline a mount may take to report.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// What is to be done, without the descriptors. Those are, in this order: where to report, users,
-/// mounts, root, folder, other namespaces, control groups.
+/// What is to be done, without the descriptors. Those are, in this order: where to report; of a
+/// caller users, mounts, root, folder and other namespaces; control groups.
 #[derive(Debug, Serialize, Deserialize)]
-struct Request {
-    order: Order,
+enum Errand {
+    /// A mount for a caller.
+    Mount(Order, Told),
+    /// A file that a caller may change, opened.
+    Find(Find, Told),
+    /// A lasting worker in the control groups.
+    Worker,
+}
+
+/// A caller, without its descriptors.
+#[derive(Debug, Serialize, Deserialize)]
+struct Told {
     facts: Facts,
     others: Vec<i32>,
 }
@@ -59,7 +71,7 @@ impl Broker {
         match fork()? {
             Fork::Parent(_) => Ok(Self(ours)),
             Fork::Child => {
-                let _ = rustix::thread::set_name(c"ambit-mounts");
+                let _ = rustix::thread::set_name(c"ambit-broker");
                 // Nobody else may wait for what a mount leaves behind, and until somebody does, the
                 // container that it was for cannot end.
                 let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
@@ -75,37 +87,61 @@ impl Broker {
     /// # Errors
     /// Nothing was mounted.
     pub fn mount(&self, order: &Order, caller: &Caller) -> Result<(), Failure> {
-        let (line, theirs) = Line::pair()?;
-        let request = Request {
-            order: order.clone(),
-            facts: caller.facts.clone(),
-            others: caller.others.iter().map(|(kind, _)| *kind).collect(),
-        };
-        let bytes = serde_json::to_vec(&request)
-            .map_err(|error| Failure::new(Errno::EINVAL, error.to_string()))?;
-        let mut fds = vec![
-            theirs.as_fd(),
-            caller.users.as_fd(),
-            caller.mounts.as_fd(),
-            caller.root.as_fd(),
-            caller.folder.as_fd(),
-        ];
-        fds.extend(caller.others.iter().map(|(_, namespace)| namespace.as_fd()));
-        fds.extend(caller.groups.iter().map(AsFd::as_fd));
-        self.send(&bytes, &fds)?;
-        drop(theirs);
-        line.receive(Instant::now() + order.deadline + GRACE).map(drop)
+        let until = Instant::now() + order.deadline + GRACE;
+        self.for_caller(&Errand::Mount(order.clone(), caller.into()), caller)?
+            .receive(until)
+            .map(drop)
     }
 
-    fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+    /// Has a file opened (`O_PATH`) that the caller may change.
+    ///
+    /// # Errors
+    /// It may not, or there is none.
+    pub fn find(&self, find: &Find, caller: &Caller, until: Instant) -> Result<OwnedFd, Failure> {
+        let line = self.for_caller(&Errand::Find(find.clone(), caller.into()), caller)?;
+        let file = line.receive(until)?.pop();
+        file.ok_or_else(|| Failure::new(Errno::EPROTO, "no file was passed on"))
+    }
+
+    /// Starts a worker in these control groups. What it says first is a descriptor of itself.
+    pub(super) fn worker(&self, groups: &[OwnedFd]) -> Result<Line, Failure> {
+        self.send(&Errand::Worker, groups.iter().map(AsFd::as_fd))
+    }
+
+    fn for_caller(&self, errand: &Errand, caller: &Caller) -> Result<Line, Failure> {
+        let fixed = [&caller.users, &caller.mounts, &caller.root, &caller.folder];
+        let others = caller.others.iter().map(|(_, namespace)| namespace);
+        self.send(errand, fixed.into_iter().chain(others).chain(&caller.groups).map(AsFd::as_fd))
+    }
+
+    /// Sends an errand; the answer comes by the line.
+    fn send<'a>(
+        &self,
+        errand: &Errand,
+        fds: impl Iterator<Item = BorrowedFd<'a>>,
+    ) -> Result<Line, Failure> {
+        let (line, theirs) = Line::pair()?;
+        let bytes = serde_json::to_vec(errand)
+            .map_err(|error| Failure::new(Errno::EINVAL, error.to_string()))?;
+        let mut all = vec![theirs.as_fd()];
+        for fd in fds {
+            all.push(fd);
+        }
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        if bytes.len() > LONGEST || !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        if bytes.len() > LONGEST || !control.push(SendAncillaryMessage::ScmRights(&all)) {
             return Err(Failure::new(Errno::E2BIG, "the request is too long for the broker"));
         }
-        rustix::net::sendmsg(&self.0, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)
-            .or_fail("the broker for mounts is gone: sendmsg")?;
-        Ok(())
+        rustix::net::sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)
+            .map_err(|errno| Failure::nobody_acts(format!("the broker is gone: {errno}")))?;
+        Ok(line)
+    }
+}
+
+impl From<&Caller> for Told {
+    fn from(caller: &Caller) -> Self {
+        let others = caller.others.iter().map(|(kind, _)| *kind).collect();
+        Self { facts: caller.facts.clone(), others }
     }
 }
 
@@ -129,14 +165,13 @@ fn serve(socket: &OwnedFd) {
             Err(_) => return,
         }
         let Some((request, mut fds)) = receive(socket, &mut bytes) else { return };
-        if fds.len() < 5 {
+        if fds.is_empty() {
             continue;
         }
         match fork() {
             Ok(Fork::Child) => {
-                let report = Line::from(fds.remove(0));
-                let done = act(&request, fds);
-                report.report(done.map(|()| Vec::new()));
+                let line = Line::from(fds.remove(0));
+                run(&request, fds, line);
                 leave(0)
             }
             // Without a process its line is closed, and the daemon says so.
@@ -160,17 +195,35 @@ fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> Option<(Vec<u8>, Vec<OwnedFd>)
     (received.bytes > 0).then(|| (bytes[..received.bytes].to_vec(), fds))
 }
 
-fn act(request: &[u8], fds: Vec<OwnedFd>) -> Result<(), Failure> {
-    let wrong = |what: &str| Failure::new(Errno::EPROTO, format!("a wrong request: {what}"));
-    let request: Request =
-        serde_json::from_slice(request).map_err(|error| wrong(&error.to_string()))?;
+/// Does an errand, in a process of its own.
+fn run(request: &[u8], fds: Vec<OwnedFd>, line: Line) {
+    let errand = match serde_json::from_slice(request) {
+        Ok(errand) => errand,
+        Err(error) => return line.report(Err(wrong(&error.to_string()))),
+    };
+    let done = match errand {
+        Errand::Worker => return act::serve(line, fds),
+        Errand::Mount(order, told) => {
+            caller(told, fds).and_then(|caller| mount::run(&order, &caller)).map(|()| Vec::new())
+        }
+        Errand::Find(find, told) => caller(told, fds)
+            .and_then(|caller| super::find::find(&find, &caller))
+            .map(|file| vec![file]),
+    };
+    line.report(done);
+}
+
+fn caller(told: Told, fds: Vec<OwnedFd>) -> Result<Caller, Failure> {
     let mut fds = fds.into_iter();
     let mut next = || fds.next().ok_or_else(|| wrong("a descriptor is missing"));
     let (users, mounts, root, folder) = (next()?, next()?, next()?, next()?);
     let others: Result<Vec<_>, Failure> =
-        request.others.iter().map(|&kind| Ok((kind, next()?))).collect();
-    let (others, facts) = (others?, request.facts);
+        told.others.iter().map(|&kind| Ok((kind, next()?))).collect();
+    let others = others?;
     let groups = fds.collect();
-    let caller = Caller { users, mounts, others, root, folder, groups, facts };
-    super::run(&request.order, &caller)
+    Ok(Caller { users, mounts, others, root, folder, groups, facts: told.facts })
+}
+
+fn wrong(what: &str) -> Failure {
+    Failure::new(Errno::EPROTO, format!("a wrong request: {what}"))
 }

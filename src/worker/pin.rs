@@ -153,7 +153,7 @@ fn profile(text: &str) -> Option<String> {
 }
 
 /// `cgroup.procs` of each of its control groups, open for writing.
-fn control_groups(text: &str) -> Result<Vec<OwnedFd>, Failure> {
+pub(super) fn control_groups(text: &str) -> Result<Vec<OwnedFd>, Failure> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").or_fail("mountinfo")?;
     let mut found = Vec::new();
     for line in text.lines() {

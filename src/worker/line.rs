@@ -1,4 +1,4 @@
-//! Messages between the processes that make a mount: a result, a text, descriptors.
+//! Messages between the processes that act: a result, a text, descriptors.
 //!
 //! SEQPACKET keeps messages whole, a peer that dies is an end of file, and every wait has an end.
 
@@ -55,7 +55,7 @@ impl Line {
             return Err(Failure::new(Errno::EMFILE, "too many descriptors for one message"));
         }
         rustix::net::sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)
-            .or_fail("sendmsg to another process of the mount")?;
+            .or_fail("sendmsg to another process")?;
         Ok(())
     }
 
@@ -67,7 +67,7 @@ impl Line {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let parts = &mut [IoSliceMut::new(&mut bytes)];
         let received = rustix::net::recvmsg(&self.0, parts, &mut control, RecvFlags::CMSG_CLOEXEC)
-            .or_fail("recvmsg from another process of the mount")?;
+            .or_fail("recvmsg from another process")?;
         let mut fds = Vec::new();
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
@@ -75,13 +75,20 @@ impl Line {
             }
         }
         match bytes[..received.bytes].split_first_chunk::<4>() {
-            None => Err(Failure::new(Errno::EIO, "a process of the mount ended unexpectedly")),
+            None => Err(Failure::new(Errno::EIO, "a process that acts ended unexpectedly")),
             Some(([0, 0, 0, 0], _)) => Ok(fds),
             Some((errno, text)) => Err(Failure::new(
                 Errno::from_raw(i32::from_ne_bytes(*errno)),
                 String::from_utf8_lossy(text),
             )),
         }
+    }
+}
+
+impl Line {
+    /// The bare connection.
+    pub(super) fn into_fd(self) -> OwnedFd {
+        self.0
     }
 }
 

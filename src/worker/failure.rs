@@ -1,21 +1,28 @@
-//! Why a mount was not made: the errno for the caller, and a sentence for the log.
+//! Why something was not done: the errno for the caller, and a sentence for the log.
 
 use nix::errno::Errno;
 
-/// A mount that was not made.
+/// Something that was not done.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
-    /// What mount(2) returns.
+    /// What the system call returns.
     pub errno: Errno,
     /// What the administrator reads: the object, the system call, the kernel's or the helper's
     /// own words.
     pub message: String,
+    /// Has nobody tried? Then the kernel can still answer.
+    pub untried: bool,
 }
 
 impl Failure {
     pub(super) fn new(errno: Errno, message: impl Into<String>) -> Self {
-        Self { errno, message: message.into() }
+        Self { errno, message: message.into(), untried: false }
+    }
+
+    /// There is nobody to do it.
+    pub(super) fn nobody_acts(message: impl Into<String>) -> Self {
+        Self { errno: Errno::ENOSYS, message: message.into(), untried: true }
     }
 }
 

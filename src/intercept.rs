@@ -1,0 +1,183 @@
+//! The words of interception: names of calls, and settings such as `mount.allowed`. The
+//! configuration and `ambit run --intercept` have the same.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::notify::Policy;
+use crate::notify::settings::{Device, Settings};
+
+/// Settings, and what they are, for messages.
+const SETTINGS: [(&str, &str); 9] = [
+    ("mknod.devices", "a list of character devices, such as [\"10:229\"]"),
+    ("mount.allowed", "a list of filesystems, such as [\"ext4\"]"),
+    ("mount.fuse", "helpers of filesystems, such as { ext4 = \"fuse2fs\" }"),
+    ("mount.shift", "true or false"),
+    ("mount.dev_and_suid", "true or false"),
+    ("mount.nested", "true or false"),
+    ("mount.deadline", "a number of seconds"),
+    ("nested", "true or false"),
+    ("limit.acts", "a number of calls at a time"),
+];
+
+/// What a word is set to.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum Value {
+    /// On or off.
+    Switch(bool),
+    /// Names.
+    List(Vec<String>),
+    /// Names and programs.
+    Map(BTreeMap<String, String>),
+    /// A number.
+    Number(u64),
+}
+
+/// Words and what they are set to, as they stand in a section of the configuration.
+pub type Words = BTreeMap<Spanned<String>, Value>;
+
+/// Is it a setting, and not the name of a call?
+#[must_use]
+pub fn is_setting(word: &str) -> bool {
+    word.contains('.') || SETTINGS.iter().any(|(name, _)| *name == word)
+}
+
+/// Changes a policy by the words of a section. An error comes with the place of its word.
+///
+/// # Errors
+/// A word is unknown, or set to something that it cannot be, or contradicts another one.
+pub fn apply(words: &Words, policy: Policy) -> Result<Policy, (usize, String)> {
+    let mut settings = policy.settings().clone();
+    let mut policy = policy;
+    for (word, value) in words {
+        let at = word.span().start;
+        let name = word.get_ref();
+        if is_setting(name) {
+            set(name, value, &mut settings).map_err(|reason| (at, reason))?;
+            if let Some(mistake) = settings.mount.mistake() {
+                return Err((at, mistake));
+            }
+        } else {
+            let known = policy.set(name, matches!(value, Value::Switch(true)));
+            known.map_err(|unknown| (at, unknown.to_string()))?;
+            if !matches!(value, Value::Switch(_)) {
+                return Err((at, "use true or false".to_owned()));
+            }
+        }
+    }
+    Ok(policy.with(settings))
+}
+
+/// The policy of a list of words: calls, and `SETTING` or `SETTING=VALUE`, whose parts are joined
+/// by `+`.
+///
+/// # Errors
+/// As [`apply`].
+pub fn parse(list: &str) -> Result<Policy, String> {
+    let mut policy = Policy::none();
+    let mut settings = Settings::default();
+    for word in list.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+        let (name, text) = word.split_once('=').map_or((word, None), |(n, t)| (n, Some(t)));
+        if is_setting(name) {
+            set(name, &value(name, text)?, &mut settings)?;
+        } else {
+            policy.set(word, true).map_err(|unknown| unknown.to_string())?;
+        }
+    }
+    settings.mount.mistake().map_or(Ok(()), Err)?;
+    Ok(policy.with(settings))
+}
+
+/// What a word of a list says, by the shape that its setting has.
+fn value(name: &str, text: Option<&str>) -> Result<Value, String> {
+    let Some(text) = text else { return Ok(Value::Switch(true)) };
+    let parts = text.split('+').filter(|part| !part.is_empty()).map(str::to_owned);
+    Ok(match name {
+        "mount.fuse" => {
+            let pairs = parts.map(|part| {
+                let pair =
+                    part.split_once('=').map(|(kind, program)| (kind.into(), program.into()));
+                pair.ok_or_else(|| format!("{part} is not FILESYSTEM=PROGRAM"))
+            });
+            Value::Map(pairs.collect::<Result<_, _>>()?)
+        }
+        "mount.deadline" | "limit.acts" => {
+            Value::Number(text.parse().map_err(|_| format!("{text} is no number"))?)
+        }
+        _ => Value::List(parts.collect()),
+    })
+}
+
+fn set(name: &str, value: &Value, settings: &mut Settings) -> Result<(), String> {
+    let mount = &mut settings.mount;
+    match (name, value) {
+        ("mknod.devices", Value::List(devices)) => {
+            for device in devices {
+                let device: Device = device.parse()?;
+                if !settings.devices.contains(&device) {
+                    settings.devices.push(device);
+                }
+            }
+        }
+        ("mount.allowed", Value::List(names)) => mount.allowed.clone_from(names),
+        ("mount.fuse", Value::Map(helpers)) => mount.fuse.clone_from(helpers),
+        ("mount.shift", Value::Switch(on)) => mount.shift = *on,
+        ("mount.dev_and_suid", Value::Switch(on)) => mount.dev_and_suid = *on,
+        ("mount.nested", Value::Switch(on)) => mount.nested = *on,
+        ("mount.deadline", Value::Number(seconds)) => mount.deadline = *seconds,
+        ("nested", Value::Switch(on)) => settings.nested = *on,
+        ("limit.acts", Value::Number(acts)) if *acts > 0 => {
+            settings.acts = usize::try_from(*acts).unwrap_or(usize::MAX);
+        }
+        _ => {
+            let known = SETTINGS.iter().find(|(known, _)| *known == name);
+            return Err(match known {
+                Some((name, what)) => format!("{name}: use {what}"),
+                None => {
+                    let known: Vec<_> = SETTINGS.iter().map(|(name, _)| *name).collect();
+                    format!("{name} is unknown; known are {}", known.join(", "))
+                }
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_calls_and_settings() {
+        let list = "mount, mknod,mount.allowed=ext4+xfs,mount.shift,mount.fuse=squashfs=squashfuse,\
+                    mknod.devices=10:229";
+        let policy = parse(list).unwrap();
+        assert_eq!(policy.names().collect::<Vec<_>>(), ["mknod", "mount"]);
+        let Settings { mount, devices, .. } = policy.settings();
+        assert_eq!((&*mount.allowed, mount.shift), (&["ext4".into(), "xfs".into()][..], true));
+        assert_eq!(mount.fuse["squashfs"], "squashfuse");
+        assert!(devices.contains(&Device(10, 229)) && devices.contains(&Device(1, 3)));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_what_is_right() {
+        for (list, right) in [
+            ("sysinf", "known are: sysinfo"),
+            ("mount.alowed=ext4", "known are mknod.devices"),
+            ("mount.shift=yes", "use true or false"),
+            ("mount.allowed", "a list of filesystems"),
+            ("mount.fuse=ext4", "FILESYSTEM=PROGRAM"),
+            ("mount.deadline=soon", "no number"),
+            ("mount.deadline=60", "between 1 and 24"),
+            ("mknod.devices=8", "MAJOR:MINOR"),
+            ("mount.allowed=ext4,mount.fuse=ext4=fuse2fs", "both"),
+            ("limit.acts=0", "a number of calls"),
+        ] {
+            let error = parse(list).unwrap_err();
+            assert!(error.contains(right), "{list}: {error}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Who acts for containers, for handlers that do more than read.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use rustix::fs::fstat;
+
+use super::call::Call;
+use super::context::Context;
+use super::handler::{Cause, Refusal, Verdict};
+use crate::sys::user_namespace;
+use crate::worker::act::{Actor, Base, Reply, Task, What, Workers};
+use crate::worker::{Broker, Caller, Failure, Find};
+
+/// How long a quick act may take. A filesystem that hangs is the container's own trouble; what it
+/// holds up is one of its calls.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// The processes that act.
+#[derive(Debug)]
+pub struct Acts {
+    /// Starts the others.
+    pub broker: Arc<Broker>,
+    workers: Workers,
+}
+
+impl Acts {
+    /// With this broker.
+    #[must_use]
+    pub fn new(broker: Broker) -> Self {
+        let broker = Arc::new(broker);
+        Self { workers: Workers::new(Arc::clone(&broker)), broker }
+    }
+}
+
+/// How long a quick act may take.
+pub(super) fn patience() -> Duration {
+    DEADLINE
+}
+
+/// Takes hold of a caller. `None`: its user namespace is not its container's, or it lacks the
+/// capability there; the kernel refuses it then.
+pub(super) fn pin(
+    call: &Call,
+    cx: &Context<'_>,
+    base: Base,
+    capability: u32,
+) -> Result<Option<Actor>, Refusal> {
+    let proc = cx.proc(call)?;
+    let actor = Actor::pin(proc.as_fd(), base);
+    // Only now it is known whose all this is.
+    cx.still_pending()?;
+    match actor {
+        Ok(actor) => {
+            let may = actor.can(capability) && is_a_containers(&actor.users, cx.settings.nested);
+            Ok(may.then_some(actor))
+        }
+        // No such descriptor, or none of ours to open: the kernel says so.
+        Err(_) => Ok(None),
+    }
+}
+
+/// Has a worker do this for the caller. `find` is what to find as the caller when permissions
+/// forbid the act, but the caller may pass over them.
+pub(super) fn act(
+    call: &Call,
+    cx: &Context<'_>,
+    actor: &Actor,
+    what: What,
+    find: Option<Find>,
+) -> Result<Verdict, Refusal> {
+    let Some(acts) = cx.acts else { return Ok(Verdict::Continue) };
+    let until = Instant::now() + DEADLINE;
+    let over = actor.passes_over_permissions();
+    let task = Task { who: actor.who.clone(), what };
+    let mut reply = acts.workers.act(&actor.groups, &task, &actor.fds(), until);
+    if let (Ok(Reply::Failed(Errno::EACCES)), true, Some(find)) = (&reply, over, find) {
+        reply = again(call, cx, acts, actor, &task, &find, until);
+    }
+    match reply {
+        Ok(Reply::Done) => Ok(Verdict::Return(0)),
+        Ok(Reply::Failed(errno)) => Ok(Verdict::Fail(errno)),
+        Ok(Reply::Kernel) => Ok(Verdict::Continue),
+        Err(failure) => {
+            tracing::warn!(container = cx.container, tid = call.tid, "nothing done: {failure}");
+            refusal(&failure)
+        }
+    }
+}
+
+/// As [`act`], with the file that was found as the caller.
+fn again(
+    call: &Call,
+    cx: &Context<'_>,
+    acts: &Acts,
+    actor: &Actor,
+    task: &Task,
+    find: &Find,
+    until: Instant,
+) -> Result<Reply, Failure> {
+    let gone = |refusal: Refusal| match refusal {
+        Refusal::Fail(errno) => Failure { errno, message: "gone".into(), untried: false },
+        _ => Failure { errno: Errno::EINTR, message: "the caller is gone".into(), untried: false },
+    };
+    let proc = cx.proc(call).map_err(gone)?;
+    let mut caller = Caller::pin(proc.as_fd())?;
+    caller.folder = actor.base.try_clone().map_err(|_| Failure {
+        errno: Errno::ENFILE,
+        message: "no descriptor is left".into(),
+        untried: true,
+    })?;
+    cx.still_pending().map_err(gone)?;
+    match acts.broker.find(find, &caller, until) {
+        Ok(found) => {
+            let [root, base] = actor.fds();
+            acts.workers.act(&actor.groups, task, &[root, base, found.as_fd()], until)
+        }
+        Err(failure) if failure.untried => Err(failure),
+        Err(failure) => Ok(Reply::Failed(failure.errno)),
+    }
+}
+
+/// What a failure on our side means for the call.
+pub(super) fn refusal(failure: &Failure) -> Result<Verdict, Refusal> {
+    if failure.untried {
+        return Err(Refusal::Continue(Cause::System("a process that acts", failure.errno)));
+    }
+    Ok(Verdict::Fail(failure.errno))
+}
+
+/// Is this user namespace one that was made by the host, and not by a container? With `nested`,
+/// one that a container made will do.
+pub(super) fn is_a_containers(users: &OwnedFd, nested: bool) -> bool {
+    /// Our own.
+    static OWN: OnceLock<Option<(u64, u64)>> = OnceLock::new();
+    let place = |fd: &OwnedFd| fstat(fd).ok().map(|stat| (stat.st_dev, stat.st_ino));
+    let own = *OWN.get_or_init(|| {
+        let file = std::fs::File::open("/proc/self/ns/user").ok()?;
+        place(&file.into())
+    });
+    own.is_some()
+        && place(users).is_some_and(|place| Some(place) != own)
+        && user_namespace::parent(users.as_fd()).is_ok_and(|above| nested || place(&above) == own)
+}

@@ -1,0 +1,190 @@
+//! One effect for a call that a signal ends and the kernel makes again.
+//!
+//! Without `WAIT_KILLABLE_RECV` any handled signal takes the target out of its wait; the call is
+//! then reported anew, from the same thread with the same arguments, while the first act is under
+//! way or done. It gets the first one's result. A program that is interrupted all the time would
+//! otherwise pile up mounts, or be told that its own node exists already, and never get an answer.
+
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use super::context::Context;
+use super::handler::{Refusal, Verdict};
+
+/// How long a result is good for that nobody has taken.
+const FRESH: Duration = Duration::from_secs(2);
+
+/// How often is looked whether a caller still waits.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// Who calls: its container and its thread.
+pub(super) type Who<'a> = (&'a str, u32);
+
+/// How a call ended that was acted on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Return(i64),
+    Fail(Errno),
+    Continue,
+}
+
+/// Acts that are under way, and results that nobody took. `A` is what tells calls of a thread
+/// apart.
+#[derive(Debug)]
+pub(super) struct Once<A> {
+    acts: Mutex<Vec<Act<A>>>,
+    ended: Condvar,
+}
+
+#[derive(Debug)]
+struct Act<A> {
+    container: String,
+    tid: u32,
+    what: A,
+    outcome: Option<(Outcome, Instant)>,
+}
+
+impl<A: Clone + PartialEq> Act<A> {
+    fn is(&self, who: Who<'_>, what: &A) -> bool {
+        (&*self.container, self.tid) == who && self.what == *what
+    }
+}
+
+impl<A: Clone + PartialEq> Once<A> {
+    pub(super) const fn new() -> Self {
+        Self { acts: Mutex::new(Vec::new()), ended: Condvar::new() }
+    }
+
+    /// Acts, unless that was done for this very call. An act takes no longer than `patience`.
+    pub(super) fn act(
+        &self,
+        who: Who<'_>,
+        what: &A,
+        patience: Duration,
+        cx: &Context<'_>,
+        act: impl FnOnce() -> Result<Verdict, Refusal>,
+    ) -> Result<Verdict, Refusal> {
+        let mut refusal = None;
+        let act = || match act() {
+            Ok(Verdict::Return(value)) => Outcome::Return(value),
+            Ok(Verdict::Fail(errno)) | Err(Refusal::Fail(errno)) => Outcome::Fail(errno),
+            Ok(_) => Outcome::Continue,
+            Err(other) => {
+                refusal = Some(other);
+                Outcome::Continue
+            }
+        };
+        let outcome = self.outcome(who, what, patience, act, || cx.still_pending().is_ok());
+        if let Some(refusal) = refusal {
+            return Err(refusal);
+        }
+        Ok(match outcome {
+            Outcome::Return(value) => Verdict::Return(value),
+            Outcome::Fail(errno) => Verdict::Fail(errno),
+            Outcome::Continue => Verdict::Continue,
+        })
+    }
+
+    /// `taken` tells whether the caller still waits for the result.
+    fn outcome(
+        &self,
+        who: Who<'_>,
+        what: &A,
+        patience: Duration,
+        act: impl FnOnce() -> Outcome,
+        taken: impl Fn() -> bool,
+    ) -> Outcome {
+        let interrupted = Outcome::Fail(Errno::EINTR);
+        let mut acts = self.acts.lock().unwrap_or_else(PoisonError::into_inner);
+        let stale = |act: &Act<A>| matches!(act.outcome, Some((_, at)) if at.elapsed() > FRESH);
+        acts.retain(|act| !stale(act));
+        if acts.iter().any(|act| act.is(who, what)) {
+            let under_way = |acts: &mut Vec<Act<A>>| {
+                acts.iter().any(|a| a.is(who, what) && a.outcome.is_none())
+            };
+            let until = Instant::now() + patience * 2;
+            while under_way(&mut acts) {
+                // Interrupted again: whoever comes next waits, not all of them.
+                if !taken() || Instant::now() > until {
+                    return interrupted;
+                }
+                let waited = self.ended.wait_timeout_while(acts, LOOK, under_way);
+                acts = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
+            let found = acts.iter().position(|act| act.is(who, what));
+            return match found.and_then(|at| acts[at].outcome.map(|(outcome, _)| (at, outcome))) {
+                Some((at, outcome)) => {
+                    // Taken, unless this one is interrupted too.
+                    if taken() {
+                        acts.swap_remove(at);
+                    }
+                    outcome
+                }
+                None => interrupted,
+            };
+        }
+        let (container, tid) = (who.0.to_owned(), who.1);
+        acts.push(Act { container, tid, what: what.clone(), outcome: None });
+        drop(acts);
+        let outcome = act();
+        let taken = taken();
+        let mut acts = self.acts.lock().unwrap_or_else(PoisonError::into_inner);
+        if taken {
+            acts.retain(|act| !act.is(who, what));
+        } else if let Some(act) = acts.iter_mut().find(|act| act.is(who, what)) {
+            act.outcome = Some((outcome, Instant::now()));
+        }
+        drop(acts);
+        self.ended.notify_all();
+        outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(5);
+    const DONE: Outcome = Outcome::Return(0);
+    const WRONG: Outcome = Outcome::Fail(Errno::ENOENT);
+
+    #[test]
+    fn a_call_that_is_made_again_gets_the_first_ones_result() {
+        let once = Once::new();
+        let who = ("c", 7);
+        assert_eq!(once.outcome(who, &"/a", LONG, || WRONG, || false), WRONG);
+        let again = || panic!("acted twice");
+        assert_eq!(once.outcome(who, &"/a", LONG, again, || false), WRONG);
+        assert_eq!(once.outcome(who, &"/a", LONG, again, || true), WRONG);
+        assert_eq!(once.outcome(who, &"/a", LONG, || DONE, || true), DONE, "another call");
+        assert!(once.acts.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn others_act_for_themselves() {
+        let once = Once::new();
+        once.outcome(("c", 7), &"/a", LONG, || DONE, || false);
+        for (who, what) in [(("c", 8), "/a"), (("d", 7), "/a"), (("c", 7), "/b")] {
+            assert_eq!(once.outcome(who, &what, LONG, || WRONG, || true), WRONG);
+        }
+    }
+
+    #[test]
+    fn it_waits_for_an_act_that_is_under_way() {
+        let once = Once::new();
+        let (begun, begin) = std::sync::mpsc::channel();
+        let slow = || {
+            begun.send(()).unwrap();
+            std::thread::sleep(Duration::from_millis(20));
+            DONE
+        };
+        std::thread::scope(|scope| {
+            let first = scope.spawn(|| once.outcome(("c", 7), &"/a", LONG, slow, || false));
+            begin.recv().unwrap();
+            let again = once.outcome(("c", 7), &"/a", LONG, || WRONG, || true);
+            assert_eq!((first.join().unwrap(), again), (DONE, DONE));
+        });
+    }
+}

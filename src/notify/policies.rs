@@ -1,0 +1,230 @@
+//! Which policy a container has: the configuration's for all, or that of the first section that
+//! fits it. Containers keep their listener while the configuration changes.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::policy::Policy;
+
+/// What is known of a container when its listener arrives.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Container {
+    /// Its id: that of an OCI runtime, or the cookie of liblxc.
+    pub id: String,
+    /// `listenerMetadata` of its seccomp profile.
+    pub metadata: String,
+    /// `lxc.seccomp.notify.cookie`.
+    pub cookie: String,
+    /// Its control group.
+    pub cgroup: String,
+    /// What its annotations say.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Which containers a section is for. What is given must fit; `*` stands for any text, `?` for a
+/// letter.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Matcher {
+    /// Fits the id.
+    pub id: Option<String>,
+    /// Fits `listenerMetadata`.
+    pub metadata: Option<String>,
+    /// Fits `lxc.seccomp.notify.cookie`.
+    pub cookie: Option<String>,
+    /// Fits the path of the control group.
+    pub cgroup: Option<String>,
+    /// Each fits the annotation of that name.
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Matcher {
+    /// Is the section for this container?
+    #[must_use]
+    pub fn fits(&self, container: &Container) -> bool {
+        let fits = |pattern: &str, text: &str| wildmatch::WildMatch::new(pattern).matches(text);
+        let field = |pattern: &Option<String>, text: &str| {
+            pattern.as_ref().is_none_or(|pattern| fits(pattern, text))
+        };
+        let annotation = |(name, pattern): (&String, &String)| {
+            container.annotations.get(name).is_some_and(|text| fits(pattern, text))
+        };
+        field(&self.id, &container.id)
+            && field(&self.metadata, &container.metadata)
+            && field(&self.cookie, &container.cookie)
+            && field(&self.cgroup, &container.cgroup)
+            && self.annotations.iter().all(annotation)
+    }
+
+    /// Does it say anything? A section for no container in particular is a mistake.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The policies of a configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Policies {
+    /// For containers that no section fits.
+    pub all: Policy,
+    /// The first one that fits counts.
+    pub sections: Vec<(Matcher, Policy)>,
+}
+
+impl Policies {
+    /// One for all containers.
+    #[must_use]
+    pub fn for_all(all: Policy) -> Self {
+        Self { all, sections: Vec::new() }
+    }
+
+    /// What is answered for this container.
+    #[must_use]
+    pub fn of(&self, container: &Container) -> Policy {
+        let own = self.sections.iter().find(|(matcher, _)| matcher.fits(container));
+        let policy = own.map_or(&self.all, |(_, policy)| policy);
+        let Some(list) = container.annotations.get(super::oci::ANNOTATION) else {
+            return policy.clone();
+        };
+        let (policy, unknown) = policy.requested(list);
+        if !unknown.is_empty() {
+            let (container, name) = (&container.id, super::oci::ANNOTATION);
+            tracing::warn!(container, ?unknown, "{name} names calls that nobody answers");
+        }
+        policy
+    }
+
+    /// Does any of them have calls that are acted on?
+    #[must_use]
+    pub fn act(&self) -> bool {
+        self.all.acts() || self.sections.iter().any(|(_, policy)| policy.acts())
+    }
+}
+
+/// The policies of the moment. Reading the number of their generation is all that a call costs.
+#[derive(Debug)]
+pub(super) struct Current {
+    generation: AtomicU64,
+    policies: Mutex<Arc<Policies>>,
+}
+
+impl Current {
+    /// Generations are counted from 1: what is of generation 0 has no policy yet.
+    pub(super) fn new(policies: Policies) -> Self {
+        Self { generation: AtomicU64::new(1), policies: Mutex::new(Arc::new(policies)) }
+    }
+
+    pub(super) fn get(&self) -> Arc<Policies> {
+        Arc::clone(&self.policies.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From the next call on these hold.
+    pub(super) fn replace(&self, policies: Policies) {
+        *self.policies.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(policies);
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// A container and its policy.
+#[derive(Debug, Clone)]
+pub(super) struct Member {
+    pub(super) container: Arc<Container>,
+    policy: Policy,
+    /// The generation that the policy is of; `None` when it was given together with the listener
+    /// and stays.
+    generation: Option<u64>,
+}
+
+impl Member {
+    /// With the policy that the configuration has for it.
+    pub(super) fn configured(container: Container) -> Self {
+        Self { container: Arc::new(container), policy: Policy::none(), generation: Some(0) }
+    }
+
+    /// With a policy of its own.
+    pub(super) fn fixed(id: &str, policy: Policy) -> Self {
+        let container = Container { id: id.to_owned(), ..Container::default() };
+        Self { container: Arc::new(container), policy, generation: None }
+    }
+
+    /// Its policy of now.
+    pub(super) fn policy(&mut self, current: &Current) -> &Policy {
+        if let Some(generation) = &mut self.generation {
+            let now = current.generation.load(Ordering::Acquire);
+            if *generation != now {
+                *generation = now;
+                self.policy = current.get().of(&self.container);
+            }
+        }
+        &self.policy
+    }
+
+    /// The policy as it was when it was last asked for.
+    pub(super) fn last_policy(&self) -> &Policy {
+        &self.policy
+    }
+}
+
+/// A control group, from a file `/proc/<pid>/cgroup`: that of cgroup v2 if it is in one, or that of
+/// the first controller that has one. Empty when there is no such process.
+pub(super) fn cgroup_of(file: &str) -> String {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let paths = || text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    let unified = text.lines().find_map(|line| line.strip_prefix("0::"));
+    let chosen = unified.filter(|path| *path != "/").or_else(|| paths().find(|path| *path != "/"));
+    chosen.or_else(|| paths().next()).unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn container(id: &str, cgroup: &str) -> Container {
+        Container { id: id.into(), cgroup: cgroup.into(), ..Container::default() }
+    }
+
+    fn names(policy: &Policy) -> String {
+        policy.names().collect::<Vec<_>>().join(",")
+    }
+
+    #[test]
+    fn the_first_section_that_fits_counts() {
+        let section = |matcher, list: [&str; 1]| (matcher, Policy::from_names(list).unwrap());
+        let by_id = Matcher { id: Some("web-?".into()), ..Matcher::default() };
+        let by_cgroup = Matcher { cgroup: Some("/lxc*/ci/*".into()), ..Matcher::default() };
+        let policies = Policies {
+            all: Policy::default(),
+            sections: vec![section(by_id, ["mknod"]), section(by_cgroup, ["mount"])],
+        };
+        let of = |container: &Container| names(&policies.of(container));
+        assert_eq!(of(&container("web-1", "/lxc/ci/a")), "mknod");
+        assert_eq!(of(&container("web-10", "/lxc.payload/ci/a")), "mount");
+        assert_eq!(of(&container("db", "/lxc/b")), "sysinfo");
+    }
+
+    #[test]
+    fn annotations_choose_a_section_and_ask_for_less() {
+        let annotated =
+            Matcher { annotations: [("team".into(), "ci".into())].into(), ..Matcher::default() };
+        let both = Policy::from_names(["sysinfo", "mknod"]).unwrap();
+        let policies =
+            Policies { all: Policy::default(), sections: vec![(annotated, both.clone())] };
+        let mut ci = container("x", "/");
+        ci.annotations.insert("team".into(), "ci".into());
+        assert_eq!(policies.of(&ci), both);
+        ci.annotations.insert(super::super::oci::ANNOTATION.into(), "mknod,mount".into());
+        assert_eq!(names(&policies.of(&ci)), "mknod", "mount is not configured for it");
+    }
+
+    #[test]
+    fn a_change_reaches_members() {
+        let current = Current::new(Policies::default());
+        let mut member = Member::configured(container("a", "/"));
+        let mut own = Member::fixed("b", Policy::none());
+        assert_eq!(names(member.policy(&current)), "sysinfo");
+        current.replace(Policies::for_all(Policy::from_names(["mknod"]).unwrap()));
+        assert_eq!(names(member.policy(&current)), "mknod");
+        assert_eq!(names(own.policy(&current)), "");
+    }
+}

@@ -1,0 +1,62 @@
+//! What goes with the names of a policy: what may be mounted, which devices may be made.
+
+use super::mounts::MountSettings;
+
+/// Character devices that every container may have: they give access to nothing.
+pub const DEVICES: [Device; 7] = [
+    Device(1, 3),
+    Device(1, 5),
+    Device(1, 7),
+    Device(1, 8),
+    Device(1, 9),
+    Device(5, 0),
+    Device(5, 1),
+];
+
+/// A device number: major, minor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Device(pub u32, pub u32);
+
+impl std::str::FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once(':').map(|(major, minor)| (major.parse(), minor.parse()));
+        match parts {
+            Some((Ok(major), Ok(minor))) if (major, minor) != (0, 0) => Ok(Self(major, minor)),
+            _ => Err(format!("{text:?} is no character device: use MAJOR:MINOR, such as 10:229")),
+        }
+    }
+}
+
+/// The settings of a policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// What may be mounted.
+    pub mount: MountSettings,
+    /// The character devices that may be made.
+    pub devices: Vec<Device>,
+    /// Are calls answered too from user namespaces that a container made itself?
+    pub nested: bool,
+    /// How many acts of one container may be under way or wait.
+    pub acts: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { mount: MountSettings::default(), devices: DEVICES.to_vec(), nested: false, acts: 64 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_two_numbers() {
+        assert_eq!("10:229".parse(), Ok(Device(10, 229)));
+        for text in ["10", "a:b", "1:3:5", "", "0:0", "-1:3", "b8:0"] {
+            assert!(text.parse::<Device>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! setxattr(2) and its kin: the mark that overlayfs puts on folders that hide the layers below.
+//!
+//! `trusted.overlay.opaque=y` and nothing else; all other attributes are the kernel's. Layers are
+//! unpacked with it by container engines that run in a container.
+
+use nix::errno::Errno;
+use std::io::Read;
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::notify::acts;
+use crate::notify::call::Call;
+use crate::notify::context::Context;
+use crate::notify::handler::{Cost, Description, Handler, Refusal, Screen, Verdict};
+use crate::worker::Find;
+use crate::worker::act::{Base, SetOpaque, What};
+
+const CAP_SYS_ADMIN: u32 = 21;
+const NAME: &[u8] = b"trusted.overlay.opaque";
+/// `XATTR_CREATE` and `XATTR_REPLACE`.
+const FLAGS: u32 = 3;
+
+/// Answers setxattr(2), lsetxattr(2) and fsetxattr(2).
+pub(super) struct Setxattr;
+
+impl Handler for Setxattr {
+    fn describe(&self) -> Description {
+        Description {
+            name: "setxattr",
+            syscalls: &["setxattr", "lsetxattr", "fsetxattr"],
+            default_on: false,
+            privileged: true,
+            summary: "Folders can be marked opaque for overlayfs.",
+        }
+    }
+
+    fn reported(&self, _syscall: &str) -> &'static [(u32, u64, u64)] {
+        // The value is one byte.
+        &[(3, u32::MAX as u64, 1)]
+    }
+
+    fn cost(&self) -> Cost {
+        Cost::Act
+    }
+
+    fn screen(&self, call: &Call) -> Screen {
+        let fits = call.long(3) == 1 && call.uint(4) & !FLAGS == 0;
+        if fits { Screen::Inspect } else { Screen::Continue }
+    }
+
+    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
+        let mut value = [0; 1];
+        match cx.read(call, call.long(2), &mut value) {
+            Ok(1) if value == *b"y" => {}
+            Ok(_) | Err(Refusal::Fail(Errno::EFAULT)) => return Ok(Verdict::Continue),
+            Err(refusal) => return Err(refusal),
+        }
+        if cx.string(call, 1)?.as_deref() != Some(NAME) {
+            return Ok(Verdict::Continue);
+        }
+        let (base, path) = match call.syscall {
+            "fsetxattr" if call.int(0) < 0 => return Ok(Verdict::Continue),
+            "fsetxattr" => (Base::Descriptor(call.int(0)), None),
+            _ => match cx.string(call, 0)? {
+                None => return Ok(Verdict::Continue),
+                // The kernel refuses an empty path.
+                Some(path) if path.is_empty() => return Ok(Verdict::Continue),
+                path => (Base::Folder, path),
+            },
+        };
+        let Some(actor) = acts::pin(call, cx, base, CAP_SYS_ADMIN)? else {
+            return Ok(Verdict::Continue);
+        };
+        let (users, groups) = (ranges(call, cx, "uid_map")?, ranges(call, cx, "gid_map")?);
+        let follow = call.syscall != "lsetxattr";
+        let find = path.clone().map(|path| Find { path, folder: false, follow });
+        let set = SetOpaque { path, follow, flags: call.uint(4), users, groups };
+        acts::act(call, cx, &actor, What::SetOpaque(set), find)
+    }
+}
+
+/// What a map of the caller's user namespace leads to on the host: first, count.
+fn ranges(call: &Call, cx: &Context<'_>, map: &'static str) -> Result<Vec<(u32, u32)>, Refusal> {
+    let proc = cx.proc(call)?;
+    let file = rustix::fs::openat(proc, map, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let mut text = String::new();
+    let read = file
+        .ok()
+        .and_then(|file| std::fs::File::from(file).take(1 << 16).read_to_string(&mut text).ok());
+    cx.still_pending()?;
+    if read.is_none() {
+        return Err(Refusal::Gone);
+    }
+    let range = |line: &str| {
+        let mut numbers = line.split_whitespace().skip(1).map(str::parse);
+        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+    };
+    Ok(text.lines().filter_map(range).collect())
+}

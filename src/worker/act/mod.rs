@@ -1,0 +1,23 @@
+//! Quick acts: calls that are a few system calls when made with the rights to make them.
+//!
+//! A worker is a small process in the control groups of those for whom it acts, so that what an act
+//! uses is theirs and their device policy decides. It takes one [`Task`] at a time over a socket,
+//! takes on root, users and mask of the caller, and never executes a program or forks. It ends
+//! when nobody has asked for a moment, because a control group with a process in it cannot be
+//! removed. Start reading at `process.rs`.
+
+mod actor;
+mod identity;
+mod mknod;
+mod pool;
+mod process;
+mod set_opaque;
+mod task;
+
+pub use actor::{Actor, Base};
+pub use identity::Identity;
+pub use mknod::Mknod;
+pub use pool::Workers;
+pub(super) use process::serve;
+pub use set_opaque::SetOpaque;
+pub use task::{Reply, Task, What};

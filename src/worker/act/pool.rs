@@ -1,0 +1,146 @@
+//! The workers that there are: one for each set of control groups that asked lately.
+
+use std::collections::HashMap;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use rustix::event::{PollFd, PollFlags};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::process::Signal;
+
+use super::process::{DESCRIPTORS, LONGEST};
+use super::task::{Reply, Task};
+use crate::worker::broker::Broker;
+use crate::worker::failure::{Failure, OrFail};
+use crate::worker::line::wait;
+use crate::worker::pin::control_groups;
+
+/// Starts workers and gives them tasks.
+#[derive(Debug)]
+pub struct Workers {
+    broker: Arc<Broker>,
+    /// By the text of `/proc/<tid>/cgroup`.
+    running: Mutex<HashMap<String, Arc<Mutex<Option<Worker>>>>>,
+}
+
+/// A running one. It ends when this is dropped.
+#[derive(Debug)]
+struct Worker {
+    line: OwnedFd,
+    process: OwnedFd,
+}
+
+impl Workers {
+    /// None is running yet.
+    #[must_use]
+    pub fn new(broker: Arc<Broker>) -> Self {
+        Self { broker, running: Mutex::default() }
+    }
+
+    /// Has a task done in these control groups.
+    ///
+    /// # Errors
+    /// It was not done in time, or there is nobody to do it.
+    pub fn act(
+        &self,
+        groups: &str,
+        task: &Task,
+        fds: &[BorrowedFd<'_>],
+        until: Instant,
+    ) -> Result<Reply, Failure> {
+        let bytes = serde_json::to_vec(task)
+            .map_err(|error| Failure::new(Errno::EINVAL, error.to_string()))?;
+        if bytes.len() > LONGEST {
+            return Err(Failure::nobody_acts("the task is too long"));
+        }
+        let place = self.place(groups);
+        let mut worker = place.lock().unwrap_or_else(PoisonError::into_inner);
+        // It has ended in the meantime, most likely; one that just started has not.
+        for _ in 0..2 {
+            let running = match worker.take() {
+                Some(running) => running,
+                None => self.start(groups, until)?,
+            };
+            match running.ask(&bytes, fds, until) {
+                Ok(Some(reply)) => {
+                    *worker = Some(running);
+                    return Ok(reply);
+                }
+                Ok(None) => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        Err(Failure::nobody_acts("workers end at once"))
+    }
+
+    fn place(&self, groups: &str) -> Arc<Mutex<Option<Worker>>> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = running.get(groups) {
+            return Arc::clone(place);
+        }
+        // Whoever is in use is kept, and so is a worker that has not ended yet.
+        running.retain(|_, place| {
+            Arc::strong_count(place) > 1
+                || place.try_lock().is_ok_and(|worker| worker.as_ref().is_some_and(Worker::runs))
+        });
+        Arc::clone(running.entry(groups.to_owned()).or_default())
+    }
+
+    fn start(&self, groups: &str, until: Instant) -> Result<Worker, Failure> {
+        let started = control_groups(groups).and_then(|groups| {
+            let line = self.broker.worker(&groups)?;
+            let process = line.receive(until)?.pop();
+            let process = process.ok_or_else(|| Failure::nobody_acts("a worker says nothing"))?;
+            Ok(Worker { line: line.into_fd(), process })
+        });
+        started.map_err(|failure| Failure::nobody_acts(format!("no worker: {failure}")))
+    }
+}
+
+impl Worker {
+    /// Its reply; `None` when it had ended before it was asked.
+    fn ask(
+        &self,
+        task: &[u8],
+        fds: &[BorrowedFd<'_>],
+        until: Instant,
+    ) -> Result<Option<Reply>, Failure> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !control.push(SendAncillaryMessage::ScmRights(fds)) {
+            return Err(Failure::nobody_acts("too many descriptors for a worker"));
+        }
+        let parts = [IoSlice::new(task)];
+        match rustix::net::sendmsg(&self.line, &parts, &mut control, SendFlags::NOSIGNAL) {
+            Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => return Ok(None),
+            other => other.or_fail("sendmsg to a worker")?,
+        };
+        wait(&mut [PollFd::new(&self.line, PollFlags::IN)], until)?;
+        let mut reply = [0; 4];
+        let length = rustix::net::recv(&self.line, &mut reply[..], rustix::net::RecvFlags::empty())
+            .map_or(0, |(length, _)| length);
+        if length < reply.len() {
+            return Err(Failure::new(
+                Errno::EINTR,
+                "a worker was killed in the middle of its task",
+            ));
+        }
+        Ok(Some(Reply::from_number(i32::from_ne_bytes(reply))))
+    }
+
+    fn runs(&self) -> bool {
+        let mut ended = [PollFd::new(&self.process, PollFlags::IN)];
+        rustix::event::poll(&mut ended, Some(&rustix::event::Timespec::default())) == Ok(0)
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // It may hang in a filesystem of the container.
+        let _ = rustix::process::pidfd_send_signal(self.process.as_fd(), Signal::KILL);
+    }
+}

@@ -1,0 +1,116 @@
+//! The process that acts: one task at a time, then it waits a moment for the next.
+
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::errno::Errno;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, Shutdown};
+
+use super::identity::lay_down;
+use super::mknod::Opens;
+use super::task::{Reply, Task, What};
+use crate::worker::child::die_with_parent;
+use crate::worker::failure::{Failure, OrFail};
+use crate::worker::line::Line;
+
+/// The longest task: a path of a page, written as numbers, and as many groups as there can be.
+pub(super) const LONGEST: usize = 1 << 20;
+/// Root, base, and what was found.
+pub(super) const DESCRIPTORS: usize = 3;
+/// How long it waits for the next task. A control group cannot be removed before.
+const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
+
+struct Worker {
+    line: OwnedFd,
+    /// `/proc/self/fd`, which the container's root does not show.
+    fds: OwnedFd,
+    opens: Opens,
+}
+
+/// Serves one control group until it is not needed any more.
+pub(in crate::worker) fn serve(line: Line, groups: Vec<OwnedFd>) {
+    match prepare(groups) {
+        Err(failure) => line.report(Err(failure)),
+        Ok((this, fds)) => {
+            if line.done(&[this.as_fd()]).is_ok() {
+                Worker { line: line.into_fd(), fds, opens: Vec::new() }.work();
+            }
+        }
+    }
+}
+
+/// Enters the control groups and lays down what is not needed. Returns a descriptor of this
+/// process, and its folder of descriptors.
+fn prepare(groups: Vec<OwnedFd>) -> Result<(OwnedFd, OwnedFd), Failure> {
+    let _ = rustix::thread::set_name(c"ambit-act");
+    // Without a controlling terminal, and out of reach of the signals of one.
+    rustix::process::setsid().or_fail("setsid")?;
+    for group in groups {
+        rustix::io::write(group, b"0").or_fail("write to the caller's cgroup.procs")?;
+    }
+    let this = rustix::process::pidfd_open(
+        rustix::process::getpid(),
+        rustix::process::PidfdFlags::empty(),
+    )
+    .or_fail("pidfd_open")?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fds = rustix::fs::openat(CWD, "/proc/self/fd", flags, Mode::empty())
+        .or_fail("open of /proc/self/fd")?;
+    lay_down().or_fail("capset")?;
+    die_with_parent();
+    Ok((this, fds))
+}
+
+impl Worker {
+    fn work(&mut self) {
+        let mut bytes = vec![0; LONGEST];
+        loop {
+            match poll(&mut [PollFd::new(&self.line, PollFlags::IN)], Some(&PATIENCE)) {
+                Err(rustix::io::Errno::INTR) => continue,
+                Ok(1..) => {}
+                // From here on nobody can ask; whoever just did is answered.
+                Ok(0) | Err(_) => {
+                    let _ = rustix::net::shutdown(&self.line, Shutdown::Read);
+                }
+            }
+            let Some((length, fds)) = self.receive(&mut bytes) else { return };
+            let reply = self.act(&bytes[..length], &fds);
+            let answer = reply.number().to_ne_bytes();
+            if rustix::net::send(&self.line, &answer, SendFlags::NOSIGNAL).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn receive(&self, bytes: &mut [u8]) -> Option<(usize, Vec<OwnedFd>)> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let parts = &mut [IoSliceMut::new(bytes)];
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let received = rustix::net::recvmsg(&self.line, parts, &mut control, flags).ok()?;
+        let fds = control.drain().filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+            _ => None,
+        });
+        let fds: Vec<_> = fds.flatten().collect();
+        (received.bytes > 0).then_some((received.bytes, fds))
+    }
+
+    fn act(&mut self, task: &[u8], fds: &[OwnedFd]) -> Reply {
+        let (Ok(task), [root, base, found @ ..]) = (serde_json::from_slice::<Task>(task), fds)
+        else {
+            return Reply::Failed(Errno::EPROTO);
+        };
+        if task.who.take_on(root.as_fd()).is_err() {
+            return Reply::Failed(Errno::EPERM);
+        }
+        let (base, found) = (base.as_fd(), found.first().map(AsFd::as_fd));
+        match &task.what {
+            What::Mknod(mknod) => mknod.act(base, found, &mut self.opens),
+            What::SetOpaque(set) => set.act(base, found, self.fds.as_fd()),
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! What a worker is asked, and what it answers.
+
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::identity::Identity;
+use super::mknod::Mknod;
+use super::set_opaque::SetOpaque;
+
+/// An act for a caller. Its root and the file that paths start from come as descriptors, then the
+/// file that was found for it, if one was ([`crate::worker::Find`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// For whom.
+    pub who: Identity,
+    /// What.
+    pub what: What,
+}
+
+/// The acts. To add one: a file with its arguments and what it does, and a line here and in
+/// `process.rs`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum What {
+    /// A device node.
+    Mknod(Mknod),
+    /// The mark of an opaque folder or file of overlayfs.
+    SetOpaque(SetOpaque),
+}
+
+/// How an act ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reply {
+    /// It was done.
+    Done,
+    /// It was not, and this is why.
+    Failed(Errno),
+    /// It is none of ours: the kernel answers the caller.
+    Kernel,
+}
+
+impl Reply {
+    pub(super) fn number(self) -> i32 {
+        match self {
+            Self::Done => 0,
+            Self::Failed(errno) => errno as i32,
+            Self::Kernel => -1,
+        }
+    }
+
+    pub(super) fn from_number(number: i32) -> Self {
+        match number {
+            0 => Self::Done,
+            -1 => Self::Kernel,
+            number => Self::Failed(Errno::from_raw(number)),
+        }
+    }
+}
+
+impl<T> From<Result<T, rustix::io::Errno>> for Reply {
+    fn from(result: Result<T, rustix::io::Errno>) -> Self {
+        match result {
+            Ok(_) => Self::Done,
+            Err(errno) => Self::Failed(Errno::from_raw(errno.raw_os_error())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_are_numbers() {
+        for reply in [Reply::Done, Reply::Failed(Errno::EEXIST), Reply::Kernel] {
+            assert_eq!(Reply::from_number(reply.number()), reply);
+        }
+    }
+}
