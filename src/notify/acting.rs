@@ -1,64 +1,193 @@
 //! Threads for calls that take long, so that the listener threads never block.
 //!
-//! A thread for each act, and few at a time: over the limit the kernel answers instead.
+//! Containers take turns: however many calls one of them makes, another one's next call waits for
+//! those under way at most. What one container may have under way and waiting is bounded; over the
+//! limit the kernel answers instead. Threads end when there is nothing to do.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Acts at a time.
-const LIMIT: usize = 16;
+const THREADS: usize = 64;
 
-/// Counts the acts that are under way.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Acting(Arc<AtomicUsize>);
+/// Acts of one container at a time: its filesystems may hang, and threads with them.
+const EACH: usize = 8;
 
-/// One of them.
-struct Place(Arc<AtomicUsize>);
+/// How long a thread waits for something to do.
+const IDLE: Duration = Duration::from_secs(10);
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
+type Act = Box<dyn FnOnce() + Send>;
+
+/// The acts that are under way and those that wait.
+#[derive(Clone, Default)]
+pub(super) struct Acting(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    work: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// In the order of their turns.
+    containers: VecDeque<Container>,
+    threads: usize,
+    idle: usize,
+}
+
+struct Container {
+    id: Arc<str>,
+    waiting: VecDeque<Act>,
+    under_way: usize,
 }
 
 impl Acting {
-    /// Runs this in a thread of its own. False when there are too many already; nothing ran then.
-    pub(super) fn hand_over(&self, act: impl FnOnce() + Send + 'static) -> bool {
-        let place = Place(Arc::clone(&self.0));
-        if self.0.fetch_add(1, Ordering::AcqRel) >= LIMIT {
+    /// Runs this in another thread, when it is the container's turn. False when `limit` acts of it
+    /// are under way or wait already; nothing will run then.
+    pub(super) fn hand_over(
+        &self,
+        container: &str,
+        limit: usize,
+        act: impl FnOnce() + Send + 'static,
+    ) -> bool {
+        let mut state = self.0.lock();
+        let at = state.containers.iter().position(|one| *one.id == *container);
+        let at = at.unwrap_or_else(|| {
+            let (waiting, under_way) = (VecDeque::new(), 0);
+            state.containers.push_back(Container { id: container.into(), waiting, under_way });
+            state.containers.len() - 1
+        });
+        let one = &mut state.containers[at];
+        if one.waiting.len() + one.under_way >= limit {
             return false;
         }
-        let run = move || {
-            let _place = place;
-            act();
+        one.waiting.push_back(Box::new(act));
+        if state.idle > 0 {
+            self.0.work.notify_one();
+        } else if state.threads < THREADS {
+            let shared = Arc::clone(&self.0);
+            let thread = std::thread::Builder::new().name("act".into());
+            match thread.spawn(move || shared.run()) {
+                Ok(_) => state.threads += 1,
+                // Whoever is at work takes it later.
+                Err(_) if state.threads > 0 => {}
+                Err(_) => {
+                    state.containers[at].waiting.pop_back();
+                    return false;
+                }
+            }
+        }
+        true
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a thread does.
+    fn run(&self) {
+        let mut state = self.lock();
+        loop {
+            if let Some((id, act)) = state.take() {
+                drop(state);
+                // A handler's panic is caught where it runs; this thread must go on in any case.
+                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
+                state = self.lock();
+                state.ended(&id);
+                continue;
+            }
+            state.idle += 1;
+            let waited = self.work.wait_timeout(state, IDLE);
+            let (again, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            state = again;
+            state.idle -= 1;
+            if timeout.timed_out() && !state.containers.iter().any(Container::ready) {
+                state.threads -= 1;
+                return;
+            }
+        }
+    }
+}
+
+impl State {
+    /// The next act: that of the container that has waited longest for its turn.
+    fn take(&mut self) -> Option<(Arc<str>, Act)> {
+        let at = self.containers.iter().position(Container::ready)?;
+        let mut one = self.containers.remove(at)?;
+        let act = one.waiting.pop_front()?;
+        one.under_way += 1;
+        let id = Arc::clone(&one.id);
+        self.containers.push_back(one);
+        Some((id, act))
+    }
+
+    fn ended(&mut self, id: &Arc<str>) {
+        let Some(at) = self.containers.iter().position(|one| Arc::ptr_eq(&one.id, id)) else {
+            return;
         };
-        std::thread::Builder::new().name("act".into()).spawn(run).is_ok()
+        let one = &mut self.containers[at];
+        one.under_way -= 1;
+        if one.under_way == 0 && one.waiting.is_empty() {
+            self.containers.remove(at);
+        }
+    }
+}
+
+impl Container {
+    fn ready(&self) -> bool {
+        !self.waiting.is_empty() && self.under_way < EACH
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Barrier;
+    use std::sync::mpsc::{Receiver, channel};
 
     use super::*;
 
-    #[test]
-    fn there_are_only_so_many() {
-        let (acting, barrier) = (Acting::default(), Arc::new(Barrier::new(LIMIT + 1)));
-        let wait = |barrier: &Arc<Barrier>| {
-            let barrier = Arc::clone(barrier);
-            move || {
-                barrier.wait();
-            }
-        };
-        for _ in 0..LIMIT {
-            assert!(acting.hand_over(wait(&barrier)));
+    /// Hands over so many acts that wait for the receiver's sender to be dropped.
+    fn blocked(acting: &Acting, container: &str, count: usize) -> std::sync::mpsc::Sender<()> {
+        let (sender, receiver) = channel::<()>();
+        let receiver: Arc<Mutex<Receiver<()>>> = Arc::new(Mutex::new(receiver));
+        for _ in 0..count {
+            let receiver = Arc::clone(&receiver);
+            assert!(acting.hand_over(container, count, move || {
+                let _ = receiver.lock().unwrap().recv();
+            }));
         }
-        assert!(!acting.hand_over(|| ()));
-        barrier.wait();
-        while acting.0.load(Ordering::Acquire) > 0 {
+        sender
+    }
+
+    #[test]
+    fn one_container_does_not_hold_up_another() {
+        let acting = Acting::default();
+        let hung = blocked(&acting, "hung", 200);
+        assert!(!acting.hand_over("hung", 200, || ()), "its limit");
+        let (sender, receiver) = channel();
+        for index in 0..50 {
+            let sender = sender.clone();
+            assert!(acting.hand_over("other", 64, move || sender.send(index).unwrap()));
+        }
+        let mut all: Vec<i32> =
+            (0..50).map(|_| receiver.recv_timeout(Duration::from_secs(20)).unwrap()).collect();
+        all.sort_unstable();
+        assert_eq!(all, (0..50).collect::<Vec<_>>());
+        drop(hung);
+        while !acting.0.lock().containers.is_empty() {
             std::thread::yield_now();
         }
-        assert!(acting.hand_over(|| ()));
+    }
+
+    #[test]
+    fn a_panic_is_the_end_of_one_act() {
+        let acting = Acting::default();
+        let (sender, receiver) = channel();
+        assert!(acting.hand_over("a", 9, || panic!("on purpose")));
+        assert!(acting.hand_over("a", 9, move || sender.send(()).unwrap()));
+        receiver.recv_timeout(Duration::from_secs(20)).unwrap();
     }
 }

@@ -114,8 +114,9 @@ fn again(
     cx.still_pending().map_err(gone)?;
     match acts.broker.find(find, &caller, until) {
         Ok(found) => {
-            let [root, base] = actor.fds();
-            acts.workers.act(&actor.groups, task, &[root, base, found.as_fd()], until)
+            let [process, root, base] = actor.fds();
+            let fds = [process, root, base, found.as_fd()];
+            acts.workers.act(&actor.groups, task, &fds, until)
         }
         Err(failure) if failure.untried => Err(failure),
         Err(failure) => Ok(Reply::Failed(failure.errno)),

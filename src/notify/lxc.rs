@@ -99,18 +99,20 @@ impl Connection {
             (Some(_), _) => Err(Malformed::Descriptors),
             (None, _) => Err(Malformed::Length),
         };
-        match decoded {
-            Ok((packet, ..))
-                if pipeline.takes_long(&packet.data, &self.policy(&packet, pipeline)) => {}
+        let (id, limit) = match decoded {
             Ok((packet, proc, listener)) => {
-                return self.answer(&packet, proc, listener.as_ref(), received, pipeline);
+                let policy = self.policy(&packet, pipeline);
+                if !pipeline.takes_long(&packet.data, &policy) {
+                    return self.answer(&packet, proc, listener.as_ref(), received, pipeline);
+                }
+                (packet.cookie().to_owned(), policy.settings().acts)
             }
             Err(error) => {
                 self.complain(&error);
                 // The monitor takes an empty packet for a refusal; silence would stall it.
                 return self.send(&[]);
             }
-        }
+        };
         let Ok(fd) = self.fd.try_clone() else { return Keep::No };
         let own = Self {
             fd,
@@ -119,7 +121,7 @@ impl Connection {
             trouble: Limiter::new(),
         };
         let (pipeline, acting) = (Arc::clone(pipeline), pipeline.acting().clone());
-        let handed = acting.hand_over(move || {
+        let handed = acting.hand_over(&id, limit, move || {
             let [Some(proc), _, listener] = &descriptors else { return };
             let Ok(packet) = lxc_packet::decode(&buffer[..length.unwrap_or(0)]) else { return };
             if own.answer(&packet, proc, listener.as_ref(), received, &pipeline) == Keep::No {

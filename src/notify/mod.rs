@@ -125,7 +125,10 @@ impl Notifier {
     /// The descriptor is no listener.
     pub fn adopt(&self, listener: OwnedFd, container: &str, policy: Policy) -> Result<(), Error> {
         let listener = Listener::adopt(listener)?;
-        self.threads.add(Source::Listener { listener, member: Member::fixed(container, policy) })
+        self.threads.add(Source::Listener {
+            listener: Arc::new(listener),
+            member: Member::fixed(container, policy),
+        })
     }
 
     /// What is answered for containers without a policy of their own.

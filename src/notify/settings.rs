@@ -44,7 +44,12 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { mount: MountSettings::default(), devices: DEVICES.to_vec(), nested: false, acts: 64 }
+        Self {
+            mount: MountSettings::default(),
+            devices: DEVICES.to_vec(),
+            nested: false,
+            acts: 512,
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use crate::notify::context::Pending;
 #[derive(Debug)]
 pub(super) enum Source {
     /// The listener of a container.
-    Listener { listener: Listener, member: Member },
+    Listener { listener: Arc<Listener>, member: Member },
     /// The socket that liblxc connects to.
     LxcSocket(lxc::Socket),
     /// The connection of one liblxc monitor.
@@ -94,11 +94,15 @@ impl Threads {
     fn serve(&self, index: usize) -> Vec<Adopted> {
         let left = self.watches[index].run(|source, ready| self.ready(source, ready));
         let adopted = left.into_iter().filter_map(|source| match source {
-            Source::Listener { listener, member } => Some(Adopted {
-                listener: listener.into_fd(),
-                container: member.container.id.clone(),
-                policy: member.last_policy().clone(),
-            }),
+            Source::Listener { listener, member } => {
+                let listener = match Arc::try_unwrap(listener) {
+                    Ok(listener) => listener.into_fd(),
+                    // An act is under way.
+                    Err(shared) => shared.duplicate().ok()?.into_fd(),
+                };
+                let container = member.container.id.clone();
+                Some(Adopted { listener, container, policy: member.last_policy().clone() })
+            }
             Source::LxcSocket(_) | Source::LxcConnection(_) => None,
         });
         adopted.collect()
@@ -127,7 +131,7 @@ impl Threads {
 
     /// Takes exactly one request and answers it. One, because a second RECV would sleep if there
     /// is none, and a readiness promises only one.
-    fn answer(&self, listener: &Listener, container: &str, policy: &Policy) -> Keep {
+    fn answer(&self, listener: &Arc<Listener>, container: &str, policy: &Policy) -> Keep {
         let notification = match listener.receive() {
             Ok(notification) => notification,
             // The target died or got a signal between readiness and RECV; we got a signal.
@@ -149,17 +153,15 @@ impl Threads {
     /// answers.
     fn hand_over(
         &self,
-        listener: &Listener,
+        listener: &Arc<Listener>,
         container: &str,
         policy: &Policy,
         notification: seccomp_notif,
     ) {
-        let handed = listener.duplicate().is_ok_and(|own| {
-            let (pipeline, container) = (Arc::clone(&self.pipeline), container.to_owned());
-            let policy = policy.clone();
-            self.pipeline.acting().hand_over(move || {
-                decide(&pipeline, &own, &container, &policy, &notification);
-            })
+        let (pipeline, own) = (Arc::clone(&self.pipeline), Arc::clone(listener));
+        let (id, policy, limit) = (container.to_owned(), policy.clone(), policy.settings().acts);
+        let handed = self.pipeline.acting().hand_over(container, limit, move || {
+            decide(&pipeline, &own, &id, &policy, &notification);
         });
         if !handed {
             tracing::warn!(container, "too many calls are acted on: the kernel answers one");

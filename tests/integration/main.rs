@@ -20,6 +20,7 @@ mod fallbacks;
 mod lifecycle;
 mod limited;
 mod lxcfs;
+mod mknod;
 mod mount;
 mod pressure;
 mod program;

@@ -310,29 +310,13 @@ fn the_device_policy_of_the_container_decides() {
     let script = format!("mkdir /tmp/m; {script}");
     let mut running = command::start(&mut sandbox::command(&stage.daemon, &args, &script));
     running.wait_for("ready", machine::patience(20));
-    let place = find(devices.root(), &format!("run-{}", running.pid()));
+    let place = cgroup::find(devices.root(), &format!("run-{}", running.pid()));
     fs::write(place.join("devices.deny"), "b 7:* w").unwrap();
     fs::write(stage.folder.path().join("go"), "").unwrap();
     let text = running.finish(machine::patience(30)).ok();
     assert!(text.ends_with("ready\nEPERM\nok\n"), "it may be read, not written: {text}");
     drop(device);
     stage.leaves_nothing();
-}
-
-/// The folder of this name below another one.
-fn find(top: &Path, name: &str) -> std::path::PathBuf {
-    let below = |folder: &Path| {
-        let entries = fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path());
-        entries.filter(|path| path.is_dir()).collect::<Vec<_>>()
-    };
-    let mut folders = vec![top.to_owned()];
-    while let Some(folder) = folders.pop() {
-        if folder.file_name().is_some_and(|this| this == name) {
-            return folder;
-        }
-        folders.extend(below(&folder));
-    }
-    panic!("no cgroup {name} below {}", top.display());
 }
 
 #[test]

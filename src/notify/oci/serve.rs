@@ -83,8 +83,9 @@ fn take(peer: &Peer, threads: &Threads) {
     let names = member.policy(threads.pipeline().policies()).names().collect::<Vec<_>>().join(",");
     let named = Arc::clone(&member.container);
     let container = &*named.id;
-    let adopted =
-        Listener::adopt(fd).and_then(|listener| threads.add(Source::Listener { listener, member }));
+    let adopted = Listener::adopt(fd).and_then(|listener| {
+        threads.add(Source::Listener { listener: Arc::new(listener), member })
+    });
     match adopted {
         Ok(()) => tracing::info!(container, pid, names, "listener adopted"),
         Err(error) => tracing::error!(container, "the listener is lost: {error}"),

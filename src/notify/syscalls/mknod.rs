@@ -64,8 +64,12 @@ impl Handler for Mknod {
         if !cx.settings.devices.contains(&device) {
             return Ok(Verdict::Continue);
         }
-        let base = if mode == 2 { Base::of(call.int(0)) } else { Base::Folder };
         let Some(path) = cx.string(call, mode - 1)? else { return Ok(Verdict::Continue) };
+        let base = match path.first() {
+            Some(b'/') => Base::Folder,
+            _ if mode == 2 => Base::of(call.int(0)),
+            _ => Base::Folder,
+        };
         let Some(actor) = acts::pin(call, cx, base, CAP_MKNOD)? else {
             return Ok(Verdict::Continue);
         };

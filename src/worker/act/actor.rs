@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::identity::Identity;
 
@@ -18,6 +19,8 @@ pub struct Actor {
     pub root: OwnedFd,
     /// Where relative paths start: its folder, or the file that it named by a descriptor.
     pub base: OwnedFd,
+    /// Its process. A worker ends with it: the control group of both may then be removed.
+    pub process: OwnedFd,
     /// Its user namespace.
     pub users: OwnedFd,
     /// The text of its `/proc/<tid>/cgroup`.
@@ -73,7 +76,9 @@ impl Actor {
             groups: numbers("Groups:").collect(),
             umask: value("Umask:", 8).and_then(|mask| u32::try_from(mask).ok()).unwrap_or(0o022),
         };
+        let process = numbers("Tgid:").next().and_then(|id| Pid::from_raw(id.cast_signed()));
         Ok(Self {
+            process: pidfd_open(process.ok_or(Errno::SRCH)?, PidfdFlags::empty())?,
             root: path("root")?,
             base: match base {
                 Base::Folder => path("cwd")?,
@@ -100,8 +105,8 @@ impl Actor {
 
     /// The descriptors that a task needs.
     #[must_use]
-    pub fn fds(&self) -> [BorrowedFd<'_>; 2] {
-        [self.root.as_fd(), self.base.as_fd()]
+    pub fn fds(&self) -> [BorrowedFd<'_>; 3] {
+        [self.process.as_fd(), self.root.as_fd(), self.base.as_fd()]
     }
 }
 

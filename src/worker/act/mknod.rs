@@ -60,8 +60,11 @@ impl Mknod {
         opens: &mut Opens,
     ) -> Reply {
         match self.make(base, found, opens) {
-            // A way through /proc/<pid>/fd and its like: what is there is not the worker's.
-            Err(rustix::io::Errno::LOOP) if found.is_none() => Reply::Kernel,
+            // The kernel says the same, unless the way leads through /proc/self or its like, which
+            // is not the worker's.
+            Err(rustix::io::Errno::LOOP | rustix::io::Errno::NOENT) if found.is_none() => {
+                Reply::Kernel
+            }
             other => other.into(),
         }
     }
@@ -87,8 +90,11 @@ impl Mknod {
                 opened.as_fd()
             }
         };
-        if rustix::fs::fstatvfs(folder)?.f_flag.contains(StatVfsMountFlags::NODEV) {
-            return Err(rustix::io::Errno::PERM);
+        let flags = rustix::fs::fstatvfs(folder)?.f_flag;
+        // On a read-only one nothing will be made, and the kernel knows the errno.
+        if flags.contains(StatVfsMountFlags::NODEV) && !flags.contains(StatVfsMountFlags::RDONLY) {
+            let there = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
+            return Err(if there { rustix::io::Errno::EXIST } else { rustix::io::Errno::PERM });
         }
         let mut rights = CapabilitySet::MKNOD;
         rights.set(CapabilitySet::DAC_OVERRIDE, found.is_some());

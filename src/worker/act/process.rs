@@ -1,4 +1,4 @@
-//! The process that acts: one task at a time, then it waits a moment for the next.
+//! The process that acts: one task at a time, then it waits for the next.
 
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
@@ -18,10 +18,10 @@ use crate::worker::line::Line;
 
 /// The longest task: a path of a page, written as numbers, and as many groups as there can be.
 pub(super) const LONGEST: usize = 1 << 20;
-/// Root, base, and what was found.
-pub(super) const DESCRIPTORS: usize = 3;
-/// How long it waits for the next task. A control group cannot be removed before.
-const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
+/// Process, root, base, and what was found.
+pub(super) const DESCRIPTORS: usize = 4;
+/// How long it waits for the next task.
+const PATIENCE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 
 struct Worker {
     line: OwnedFd,
@@ -67,20 +67,37 @@ fn prepare(groups: Vec<OwnedFd>) -> Result<(OwnedFd, OwnedFd), Failure> {
 impl Worker {
     fn work(&mut self) {
         let mut bytes = vec![0; LONGEST];
+        // The process that asked last.
+        let mut caller = None;
         loop {
-            match poll(&mut [PollFd::new(&self.line, PollFlags::IN)], Some(&PATIENCE)) {
-                Err(rustix::io::Errno::INTR) => continue,
-                Ok(1..) => {}
-                // From here on nobody can ask; whoever just did is answered.
-                Ok(0) | Err(_) => {
-                    let _ = rustix::net::shutdown(&self.line, Shutdown::Read);
-                }
-            }
-            let Some((length, fds)) = self.receive(&mut bytes) else { return };
+            self.wait(caller.as_ref());
+            let Some((length, mut fds)) = self.receive(&mut bytes) else { return };
             let reply = self.act(&bytes[..length], &fds);
             let answer = reply.number().to_ne_bytes();
             if rustix::net::send(&self.line, &answer, SendFlags::NOSIGNAL).is_err() {
                 return;
+            }
+            if !fds.is_empty() {
+                caller = Some(fds.swap_remove(0));
+            }
+        }
+    }
+
+    /// Waits for a task. When there is none, from here on nobody can ask any more; whoever just did
+    /// is answered.
+    fn wait(&self, caller: Option<&OwnedFd>) {
+        let line = PollFd::new(&self.line, PollFlags::IN);
+        let mut ends: Vec<_> =
+            caller.map(|fd| PollFd::new(fd, PollFlags::IN)).into_iter().collect();
+        ends.push(line);
+        loop {
+            match poll(&mut ends, Some(&PATIENCE)) {
+                Err(rustix::io::Errno::INTR) => {}
+                Ok(1..) if ends.last().is_some_and(|line| !line.revents().is_empty()) => return,
+                Ok(_) | Err(_) => {
+                    let _ = rustix::net::shutdown(&self.line, Shutdown::Read);
+                    return;
+                }
             }
         }
     }
@@ -100,7 +117,7 @@ impl Worker {
     }
 
     fn act(&mut self, task: &[u8], fds: &[OwnedFd]) -> Reply {
-        let (Ok(task), [root, base, found @ ..]) = (serde_json::from_slice::<Task>(task), fds)
+        let (Ok(task), [_, root, base, found @ ..]) = (serde_json::from_slice::<Task>(task), fds)
         else {
             return Reply::Failed(Errno::EPROTO);
         };

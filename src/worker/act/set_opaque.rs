@@ -46,7 +46,8 @@ impl SetOpaque {
         match self.set(base, found, fds) {
             Ok(true) => Reply::Done,
             Ok(false) => Reply::Kernel,
-            Err(Errno::LOOP) if found.is_none() => Reply::Kernel,
+            // As for device nodes.
+            Err(Errno::LOOP | Errno::NOENT) if found.is_none() => Reply::Kernel,
             Err(errno) => Reply::from(Err::<(), _>(errno)),
         }
     }

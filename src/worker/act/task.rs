@@ -7,8 +7,8 @@ use super::identity::Identity;
 use super::mknod::Mknod;
 use super::set_opaque::SetOpaque;
 
-/// An act for a caller. Its root and the file that paths start from come as descriptors, then the
-/// file that was found for it, if one was ([`crate::worker::Find`]).
+/// An act for a caller. Its process, its root and the file that paths start from come as
+/// descriptors, then the file that was found for it, if one was ([`crate::worker::Find`]).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Task {
     /// For whom.

@@ -185,3 +185,20 @@ fn write(file: &Path, value: &str) {
     fs::write(file, value)
         .unwrap_or_else(|e| panic!("cannot write {value:?} to {}: {e}", file.display()));
 }
+
+/// The cgroup of this name below another one.
+#[track_caller]
+pub(crate) fn find(top: &Path, name: &str) -> PathBuf {
+    let below = |folder: &Path| {
+        let entries = fs::read_dir(folder).unwrap().flatten().map(|entry| entry.path());
+        entries.filter(|path| path.is_dir()).collect::<Vec<_>>()
+    };
+    let mut folders = vec![top.to_owned()];
+    while let Some(folder) = folders.pop() {
+        if folder.file_name().is_some_and(|this| this == name) {
+            return folder;
+        }
+        folders.extend(below(&folder));
+    }
+    panic!("no cgroup {name} below {}", top.display());
+}

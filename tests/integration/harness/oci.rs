@@ -59,6 +59,8 @@ pub(crate) fn root() -> TempDir {
     for dir in ["usr", "proc", "sys", "dev", "tmp", "run", "etc", "mnt", "root", "var"] {
         fs::create_dir(root.path().join(dir)).unwrap();
     }
+    // The users of containers that have some of their own.
+    std::os::unix::fs::chown(root.path().join("root"), Some(100_000), Some(100_000)).unwrap();
     root
 }
 
@@ -136,7 +138,8 @@ fn config(daemon: &Daemon, container: Container<'_>, root: &TempDir, id: &str) -
             "listenerPath": daemon.socket("oci.sock"),
             "listenerMetadata": "test",
             "syscalls": [
-                { "names": ["sysinfo", "sched_getaffinity", "mount", "fsopen"], "action": "SCMP_ACT_NOTIFY" },
+                { "names": ["sysinfo", "sched_getaffinity", "mount", "fsopen", "mknod", "mknodat",
+                            "setxattr", "lsetxattr", "fsetxattr"], "action": "SCMP_ACT_NOTIFY" },
             ],
         },
     });

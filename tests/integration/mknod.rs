@@ -1,0 +1,271 @@
+//! Device nodes and opaque marks that containers make: which ones, where, as whom. What a container
+//! must not gain is asserted on the host.
+
+use std::fs;
+use std::time::Instant;
+
+use crate::harness::command::{self, Output};
+use crate::harness::daemon::{Daemon, Place, readable_dir};
+use crate::harness::{cgroup, lxc, machine, oci, sandbox};
+
+const MIB: u64 = 1 << 20;
+const ON: &str = "mknod = true\nsetxattr = true\n";
+
+fn daemon(lines: &str) -> Daemon {
+    Daemon::start_at(Place::intercepting(lines))
+}
+
+#[track_caller]
+fn run(daemon: &Daemon, script: &str) -> Output {
+    let script = format!("cd /tmp; {script}");
+    sandbox::run(daemon, &["--intercept", "mknod,setxattr"], &script)
+}
+
+/// Ends a daemon, and makes sure that nothing of it or for it is left.
+#[track_caller]
+fn leaves_nothing(daemon: Daemon) {
+    let fds = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();
+    assert!(fds < 100, "the daemon has {fds} descriptors");
+    let until = Instant::now() + machine::patience(10);
+    // A worker ends by itself, or its container's cgroup could not be removed.
+    while !workers().is_empty() {
+        assert!(Instant::now() < until, "left over: {:?}", workers());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    daemon.stop().0.ok();
+}
+
+fn workers() -> Vec<String> {
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    // One that nobody has waited for yet has no command line.
+    all.filter(|entry| {
+        let text = |file| fs::read_to_string(entry.path().join(file)).unwrap_or_default();
+        text("comm") == "ambit-act\n" && !text("cmdline").is_empty()
+    })
+    .map(|entry| entry.file_name().to_string_lossy().into_owned())
+    .collect()
+}
+
+#[test]
+fn harmless_devices_are_made_and_work() {
+    let daemon = daemon(ON);
+    let script = "for d in 'null 3' 'zero 5' 'full 7' 'random 8' 'urandom 9'; do set -- $d; mknod $1 c 1 $2; done
+        mknod -m 620 tty c 5 0; mknod console c 5 1; stat -c '%n %t:%T %a %u:%g' *
+        echo hidden >null; cat null; head -c3 zero | wc -c; head -c9 urandom | wc -c; cp /etc/passwd full; true";
+    let output = run(&daemon, script);
+    assert_eq!(
+        output.stdout,
+        "console 5:1 644 0:0\nfull 1:7 644 0:0\nnull 1:3 644 0:0\nrandom 1:8 644 0:0\n\
+         tty 5:0 620 0:0\nurandom 1:9 644 0:0\nzero 1:5 644 0:0\n3\n9\n"
+    );
+    assert!(output.stderr.contains("No space left"), "{}", output.stderr);
+    leaves_nothing(daemon);
+}
+
+#[test]
+fn all_else_is_the_kernels() {
+    let daemon = daemon(ON);
+    let script = "mkdir at; /mnt/node_call edges /tmp/at; ls at
+        unshare -Urm /mnt/node_call make at/nested 1 3
+        setpriv --bounding-set=-mknod /mnt/node_call make at/bounded 1 3
+        setpriv --reuid 1000 --clear-groups /mnt/node_call make at/user 1 3
+        /mnt/node_call make /usr/null 1 3; /mnt/node_call make /proc/null 1 3
+        /mnt/node_call make at/fuse 10 229";
+    let expected = "at the end: ok\nendless: ENAMETOOLONG\ncut off: EFAULT\nnowhere: EFAULT\n\
+        no path: EFAULT\nempty: ENOENT\nby a folder: ok\nby O_PATH: ok\nby the folder: ok\n\
+        closed: EBADF\nnegative: EBADF\nby a file: ENOTDIR\nabsolute: ok\nexists: EEXIST\n\
+        a dangling link: EEXIST\nby a link: ok\nby a loop: ELOOP\na slash: ENOENT\n\
+        a huge number: ok\na disk: EPERM\nmemory: EPERM\na whiteout: ok\na fifo: ok\n\
+        through /proc: EPERM\n\
+        absolute\naround\nby-cwd\nby-fd\nby-link\nby-path\ndangling\nfifo\nfile\nhuge\nloop\n\
+        the-end\nwhite\n\
+        EPERM\nEPERM\nEACCES\nEROFS\nEPERM\nEPERM\n";
+    assert_eq!(run(&daemon, script).ok(), expected);
+    leaves_nothing(daemon);
+}
+
+#[test]
+fn permissions_masks_and_owners_are_the_callers() {
+    let daemon = daemon(ON);
+    let script = "umask 077; mknod masked c 1 3; stat -c %a masked; umask 022
+        mkdir -m 2775 shared; chgrp 33 shared; mknod shared/n c 1 3; stat -c %u:%g shared/n
+        mkdir -m 555 closed; chown 7:8 closed; mknod closed/n c 1 3; stat -c %u:%g closed/n
+        as='setpriv --reuid 1000 --regid 1000 --groups 44 --inh-caps +mknod --ambient-caps +mknod'
+        mkdir -m 700 roots; mkdir -m 775 groups; chgrp 44 groups; mkdir -m 777 open
+        for d in roots groups open; do $as /mnt/node_call make $d/n 1 3; done; stat -c %u:%g groups/n open/n";
+    let expected = "600\n0:33\n0:0\nEACCES\nok\nok\n1000:1000\n1000:1000\n";
+    assert_eq!(run(&daemon, script).ok(), expected);
+    leaves_nothing(daemon);
+}
+
+#[test]
+fn more_devices_are_made_as_configured() {
+    let daemon = daemon("mknod = true\n\"mknod.devices\" = [\"10:229\", \"1:11\"]\n");
+    let script = "for d in '10 229' '1 11' '1 3' '1 1'; do /mnt/node_call make n $d; rm -f n; done";
+    assert_eq!(run(&daemon, script).ok(), "ok\nok\nok\nEPERM\n");
+    leaves_nothing(daemon);
+}
+
+#[test]
+fn nothing_is_made_while_it_is_off() {
+    let daemon = daemon("setxattr = false\n");
+    let script = "/mnt/node_call make n 1 3; mkdir d; /mnt/node_call opaque d";
+    assert_eq!(run(&daemon, script).ok(), "EPERM\nEPERM\n");
+    leaves_nothing(daemon);
+}
+
+#[test]
+fn filesystems_that_forbid_devices_get_none() {
+    let daemon = daemon(ON);
+    let script = "mkdir own nodev; mount -t tmpfs own own; mount -t tmpfs -o nodev nodev nodev
+        for d in own nodev own; do /mnt/node_call make $d/n 1 3; ls $d; done";
+    assert_eq!(run(&daemon, script).ok(), "EPERM\nEPERM\nEPERM\n");
+    leaves_nothing(daemon);
+}
+
+#[test]
+fn every_thread_word_size_and_root_is_served() {
+    let daemon = daemon(ON);
+    let calls = machine::runnable(&["node_call", "node_call-32"]);
+    let script: String = calls
+        .iter()
+        .map(|call| format!("/mnt/{call} thread n; rm n; mkdir d; /mnt/{call} opaque d; rmdir d\n"))
+        .collect();
+    let chroot = "mkdir -p r/usr r/mnt r/at; mount --bind /usr r/usr; mount --bind /mnt r/mnt
+        ln -s usr/lib r/lib; ln -s usr/lib64 r/lib64; ln -s /at r/link
+        chroot r /mnt/node_call make /link/n 1 3; ls r/at; chroot r /mnt/node_call make ../../x 1 3; ls r | grep x";
+    let text = run(&daemon, &format!("{script}{chroot}")).ok();
+    assert_eq!(text, format!("{}ok\nn\nok\nx\n", "ok\nok\n".repeat(calls.len())));
+    leaves_nothing(daemon);
+}
+
+#[test]
+fn layers_are_unpacked_with_their_devices_and_whiteouts() {
+    let daemon = daemon(ON);
+    let script =
+        "mkdir -p a/dev; mknod a/dev/null c 1 3; mknod -m 600 a/dev/zero c 1 5; mknod a/.wh c 0 0
+        chown 33:44 a/dev/zero; tar --xattrs -cf layer.tar -C a .; mkdir b; tar -xpf layer.tar -C b
+        stat -c '%n %t:%T %a %u:%g' b/dev/* b/.wh";
+    let text = run(&daemon, script).ok();
+    assert_eq!(text, "b/dev/null 1:3 644 0:0\nb/dev/zero 1:5 600 33:44\nb/.wh 0:0 644 0:0\n");
+    leaves_nothing(daemon);
+}
+
+#[test]
+fn opaque_marks_are_set_where_the_caller_may_write() {
+    let daemon = daemon(ON);
+    let script = r#"mkdir o p; touch f; mkfifo ff; ln -s p l; python3 - <<'P'
+import os, errno
+def t(path, name="trusted.overlay.opaque", value=b"y", **more):
+    try: os.setxattr(path, name, value, **more); print("ok")
+    except OSError as e: print(errno.errorcode[e.errno])
+t("o"); t("o", flags=os.XATTR_CREATE); t("o", flags=os.XATTR_REPLACE); t("f"); t("ff")
+t("p", "trusted.other"); t("p", value=b"x"); t("p", "user.x" * 50); t("missing"); t("/usr")
+t("l"); t("l", follow_symlinks=False); t(os.open("p", os.O_RDONLY)); t(999)
+os.chmod("f", 0); os.chown("f", 7, 7); t("f")
+os.setgroups([]); os.setgid(5); os.setuid(5); t("p")
+P"#;
+    let expected =
+        "ok EEXIST ok ok EPERM EPERM EPERM ERANGE ENOENT EROFS ok EPERM ok EBADF ok EPERM";
+    let text = run(&daemon, script).ok();
+    assert_eq!(text.split_whitespace().collect::<Vec<_>>().join(" "), expected);
+    leaves_nothing(daemon);
+}
+
+#[test]
+fn a_call_that_signals_interrupt_makes_one_node() {
+    let daemon = daemon(ON);
+    let script = format!("/mnt/node_call signals /tmp/n 200 {}", 2 * machine::slowness());
+    assert_eq!(run(&daemon, &script).ok(), "failed: 0\n");
+    leaves_nothing(daemon);
+}
+
+#[test]
+fn a_path_that_flips_never_leads_out_of_the_root() {
+    let daemon = daemon(ON);
+    let outside = readable_dir();
+    fs::set_permissions(outside.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))
+        .unwrap();
+    let script =
+        format!("/mnt/node_call flip /tmp ../../../../../../..{}", outside.path().display());
+    assert_eq!(run(&daemon, &script).ok(), "made some: 1\n");
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    leaves_nothing(daemon);
+}
+
+#[test]
+fn a_flood_of_one_container_leaves_others_served() {
+    let daemon = daemon(ON);
+    let flood = format!("/mnt/node_call flood /tmp 100 {}", 3000 * machine::slowness());
+    let args = ["--intercept", "mknod,sysinfo"];
+    let mut flooding =
+        command::start(&mut sandbox::command(&daemon, &args, &format!("echo begun; {flood}")));
+    flooding.wait_for("begun", machine::patience(10));
+    let script = "for i in 1 2 3 4 5 6 7 8 9; do busybox free >/dev/null && /mnt/node_call make /tmp/n$i 1 3; done";
+    let other = sandbox::run(&daemon, &args, script);
+    assert_eq!(other.ok(), "ok\n".repeat(9));
+    assert!(flooding.finish(machine::patience(30)).ok().ends_with("flooded\n"));
+    leaves_nothing(daemon);
+}
+
+#[test]
+fn killed_callers_leave_nothing() {
+    let daemon = daemon(ON);
+    let script = "for i in 1 2 3 4 5 6 7 8; do /mnt/node_call flood /tmp 8 5000 & p=$!; sleep .05; kill -9 $p; wait $p; done 2>/dev/null
+        sleep .3; rm -f node*; /mnt/node_call make n 1 3; ls";
+    assert_eq!(run(&daemon, script).ok(), "ok\nn\n");
+    leaves_nothing(daemon);
+}
+
+#[test]
+fn the_device_policy_of_the_container_decides() {
+    let hierarchies = cgroup::hierarchies();
+    let Some(devices) = hierarchies.iter().find(|hierarchy| hierarchy.has("devices")) else {
+        return machine::not_on_this_kernel("a devices controller that is a file system");
+    };
+    let daemon = daemon(ON);
+    let go = readable_dir();
+    let bind = format!("{}:/run/i", go.path().display());
+    let script =
+        "/mnt/node_call make /tmp/a 1 5; echo ready; while [ ! -e /run/i/go ]; do sleep .1; done
+        /mnt/node_call make /tmp/b 1 5; /mnt/node_call make /tmp/c 1 3";
+    let args = ["--intercept", "mknod", "--bind", &bind];
+    let mut running = command::start(&mut sandbox::command(&daemon, &args, script));
+    running.wait_for("ready", machine::patience(20));
+    let place = cgroup::find(devices.root(), &format!("run-{}", running.pid()));
+    fs::write(place.join("devices.deny"), "c 1:5 m").unwrap();
+    fs::write(go.path().join("go"), "").unwrap();
+    assert_eq!(running.finish(machine::patience(30)).ok(), "ok\nready\nEPERM\nok\n");
+    leaves_nothing(daemon);
+}
+
+/// In a container whose files are its own.
+const INSIDE: &str = "cd /root; mknod n c 1 3 && echo x >n && stat -c '%t:%T %u:%g' n; mkdir d
+    /mnt/node_call opaque d; mkdir -m 555 e; chown 5:5 e; mknod e/n c 1 5 && echo over
+    mknod sda b 8 0 2>/dev/null || echo refused; mknod w c 0 0 && echo white";
+
+#[track_caller]
+fn engine(run: impl Fn(&Daemon) -> Output) {
+    let daemon = daemon(ON);
+    assert_eq!(run(&daemon).ok(), "1:3 0:0\nok\nover\nrefused\nwhite\n");
+    leaves_nothing(daemon);
+}
+
+fn container() -> oci::Container<'static> {
+    oci::Container { memory: 160 * MIB, quota: 100_000, userns: true, script: INSIDE }
+}
+
+#[test]
+fn runc() {
+    engine(|daemon| oci::run("runc", daemon, container()));
+}
+
+#[test]
+fn crun() {
+    engine(|daemon| oci::run("crun", daemon, container()));
+}
+
+#[test]
+fn lxc_with_an_id_map() {
+    engine(|daemon| lxc::run(daemon, 144 * MIB, 100_000, INSIDE));
+}
