@@ -12,6 +12,7 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use crate::config::Config;
+use crate::keeper::process;
 use crate::{check, control, lxcfs, run, sandbox, serve};
 
 /// Makes every container see its own bounds.
@@ -31,6 +32,9 @@ enum Command {
     Serve {
         #[command(flatten)]
         config: ConfigFile,
+        /// Be the server that a keeper started
+        #[arg(long, hide = true)]
+        kept: bool,
     },
     /// Run a command in a fresh sandbox that sees its own bounds
     Run {
@@ -106,7 +110,10 @@ fn one_line(error: &str) -> String {
 impl Cli {
     fn execute(self) -> ExitCode {
         let done = match self.command {
-            Command::Serve { config } => config.load().and_then(|config| serve::serve(&config)),
+            Command::Serve { config, kept: true } => {
+                config.load().and_then(|loaded| serve::serve_kept(&loaded, config.path.as_deref()))
+            }
+            Command::Serve { config, kept: false } => return keep(&config),
             Command::Run { config, run } => return run_sandbox(&config, *run),
             Command::Status { json, config } => show_status(json, &config),
             Command::Lxcfs { args } => return lxcfs::main(args),
@@ -117,6 +124,15 @@ impl Cli {
             Err(error) => fail(&error, 2),
         }
     }
+}
+
+/// Becomes the keeper of a server with this configuration.
+fn keep(config: &ConfigFile) -> ExitCode {
+    let mut arguments: Vec<OsString> = vec!["serve".into()];
+    if let Some(path) = &config.path {
+        arguments.extend(["--config".into(), path.into()]);
+    }
+    process::keep(arguments).unwrap_or_else(|error| fail(&error, 2))
 }
 
 fn run_sandbox(config: &ConfigFile, args: run::RunArgs) -> ExitCode {

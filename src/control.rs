@@ -3,6 +3,7 @@
 //! Runs on the main thread's event loop; nothing a container does reaches it.
 
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::Path;
@@ -23,8 +24,30 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// # Errors
 /// Another daemon listens on it, or it cannot be bound.
 pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    check_free(path)?;
+    replace(path)
+}
+
+/// Goes on listening on a predecessor's socket, unless its file is gone.
+///
+/// # Errors
+/// As [`bind`].
+pub fn take_over(socket: Option<OwnedFd>, path: &Path) -> anyhow::Result<UnixListener> {
+    match socket {
+        Some(socket) if path.exists() => {
+            let socket = std::os::unix::net::UnixListener::from(socket);
+            socket.set_nonblocking(true)?;
+            Ok(UnixListener::from_std(socket)?)
+        }
+        _ => bind(path),
+    }
+}
+
+/// Makes sure that no daemon listens on the socket.
+///
+/// # Errors
+/// One does.
+pub fn check_free(path: &Path) -> anyhow::Result<()> {
     if BlockingStream::connect(path).is_ok() {
         anyhow::bail!(
             "an ambit daemon is already running (it listens on {}); \
@@ -32,6 +55,12 @@ pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
             path.display()
         );
     }
+    Ok(())
+}
+
+fn replace(path: &Path) -> anyhow::Result<UnixListener> {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(error).with_context(|| format!("cannot replace {}", path.display()));
@@ -65,8 +94,20 @@ async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> 
     tokio::io::BufReader::new(&mut stream).read_line(&mut line).await?;
     let mut text = match line.trim_end() {
         "status" => serde_json::to_vec(&Status::of(server))?,
+        "release" => {
+            server.link().say("release", None);
+            b"{}".to_vec()
+        }
+        "stop" => {
+            server.link().say("stop", None);
+            b"{}".to_vec()
+        }
+        order if order.starts_with("exec ") => {
+            server.link().say(order, None);
+            b"{}".to_vec()
+        }
         other => serde_json::to_vec(&serde_json::json!({
-            "error": format!("unknown question {other:?}; known: status"),
+            "error": format!("unknown question {other:?}; known: status, stop, release, exec PROGRAM"),
         }))?,
     };
     text.push(b'\n');

@@ -1,15 +1,18 @@
 //! What a serving process consists of, started and stopped in order: accounting first, because
 //! the others ask it; then the overlay; then the sockets through which containers arrive.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
 use ambit_fuse::{MountOptions, Overlay};
 use ambit_sysinfo::{Accounting, Options, Views};
 use anyhow::Context;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Resource;
 
 use crate::config::Config;
+use crate::keeper::link::{Held, Link};
 use crate::notify::acts::Acts;
 use crate::notify::{self, Notifier};
 use crate::sys;
@@ -21,6 +24,7 @@ pub struct Server {
     accounting: Arc<Accounting>,
     overlay: Overlay,
     notifier: Notifier,
+    link: Link,
 }
 
 /// Who can reach a server.
@@ -39,6 +43,20 @@ impl Server {
     /// # Errors
     /// Something essential is missing; the message says what to do.
     pub fn start(config: &Config, reach: Reach, acts: Option<Acts>) -> anyhow::Result<Self> {
+        Self::take_over(config, reach, acts, Link::default(), Held::default())
+    }
+
+    /// The same with what a predecessor left with the keeper.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn take_over(
+        config: &Config,
+        reach: Reach,
+        acts: Option<Acts>,
+        link: Link,
+        mut held: Held,
+    ) -> anyhow::Result<Self> {
         let accounting = start_accounting(Options {
             cpu_policy: config.overlay.cpu_view.into(),
             memory_limit: config.overlay.memory_limit.into(),
@@ -50,7 +68,7 @@ impl Server {
             threads: config.overlay.threads,
             ..MountOptions::new(&config.overlay.mount)
         };
-        let overlay = Overlay::mount(options, accounting.clone())?;
+        let overlay = overlay(options, &accounting, &link, &mut held)?;
         let socket = |name| (reach == Reach::Host).then(|| config.socket(name));
         let options = notify::Options {
             oci_socket: socket("oci.sock"),
@@ -58,8 +76,8 @@ impl Server {
             policies: config.policies(),
             acts: acts.map(Arc::new),
         };
-        match Notifier::start(accounting.clone(), options) {
-            Ok(notifier) => Ok(Self { accounting, overlay, notifier }),
+        match Notifier::take_over(accounting.clone(), options, &link, &mut held) {
+            Ok(notifier) => Ok(Self { accounting, overlay, notifier, link }),
             Err(error) => {
                 overlay.unmount()?;
                 Err(error).context("cannot take notifications")
@@ -85,6 +103,12 @@ impl Server {
         &self.notifier
     }
 
+    /// The connection to the keeper.
+    #[must_use]
+    pub fn link(&self) -> &Link {
+        &self.link
+    }
+
     /// The accounting that everything is rendered from.
     #[must_use]
     pub fn accounting(&self) -> &Arc<Accounting> {
@@ -106,6 +130,59 @@ impl Server {
         drop(self.notifier.stop());
         self.overlay.unmount().context("cannot unmount the overlay")
     }
+}
+
+/// Names of what the overlay leaves with the keeper: its device and the kernel's INIT request, and
+/// the same of the files with triggers.
+const OVERLAY: [&str; 2] = ["overlay", "overlay-init"];
+const PRESSURE: [&str; 2] = ["pressure", "pressure-init"];
+
+/// Takes the overlay over from a predecessor, or mounts it when there was none, or when its
+/// connection has been aborted.
+fn overlay(
+    options: MountOptions,
+    accounting: &Arc<Accounting>,
+    link: &Link,
+    held: &mut Held,
+) -> anyhow::Result<Overlay> {
+    let [device, init] = OVERLAY;
+    let overlay = match alive(held.take(device), held.take_bytes(init)) {
+        Some((device, init)) => {
+            let mut overlay = Overlay::takeover(device, &init, options, accounting.clone())?;
+            let [device, init] = PRESSURE;
+            match alive(held.take(device), held.take_bytes(init)) {
+                Some((device, init)) => overlay.takeover_pressure(device, &init)?,
+                None => overlay.mount_pressure(),
+            }
+            overlay
+        }
+        None => Overlay::mount(options, accounting.clone())?,
+    };
+    let connections = [
+        (OVERLAY, Some((overlay.device(), overlay.init_record()))),
+        (PRESSURE, overlay.pressure()),
+    ];
+    for ([device, init], connection) in connections {
+        if let Some((descriptor, record)) = connection {
+            link.store_bytes(init, record);
+            link.store(device, descriptor);
+        }
+    }
+    Ok(overlay)
+}
+
+/// A connection that was kept, unless it has been aborted: the device then has nothing but an
+/// error, for ever.
+fn alive(device: Option<OwnedFd>, init: Option<Vec<u8>>) -> Option<(OwnedFd, Vec<u8>)> {
+    let device = device?;
+    let mut poll = [PollFd::new(&device, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let _ = rustix::event::poll(&mut poll, Some(&now));
+    if poll[0].revents().contains(PollFlags::ERR) {
+        tracing::warn!("the overlay's FUSE connection was aborted; mounting anew");
+        return None;
+    }
+    Some((device, init?))
 }
 
 /// Those who act for containers. Must be started before any thread.

@@ -9,6 +9,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod intercept;
+pub mod keeper;
 pub mod logging;
 pub mod lxcfs;
 pub mod notify;

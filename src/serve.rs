@@ -1,21 +1,48 @@
-//! `ambit serve`: the daemon in the foreground.
+//! The server: what the keeper starts, and starts again (`ambit serve --kept`).
+//!
+//! It obeys the keeper alone: a signal that a terminal or a service manager sends to everybody
+//! reaches the keeper too, and that one decides what it means.
+
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context;
+use nix::sys::signal::SigSet;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
 use crate::control;
 use crate::daemon::{self, Reach, Server};
+use crate::keeper::link::Link;
 use crate::logging;
 
-/// Serves until SIGTERM or SIGINT.
+/// The name of the control socket with the keeper.
+const CONTROL: &str = "control";
+
+/// How often the keeper hears that all is well.
+const BEAT: Duration = Duration::from_secs(1);
+
+/// What the keeper wants.
+enum Word {
+    /// Leave everything as it is for a successor.
+    Leave,
+    /// Unmount and end.
+    Release,
+    /// Read the configuration again.
+    Reload,
+}
+
+/// Serves until the keeper says what else to do.
 ///
 /// # Errors
 /// Something essential is missing or busy.
-pub fn serve(config: &Config) -> anyhow::Result<()> {
+pub fn serve_kept(config: &Config, path: Option<&Path>) -> anyhow::Result<()> {
+    let link = Link::inherit()?;
     if !rustix::process::geteuid().is_root() {
         anyhow::bail!("the daemon must run as root: it mounts files and reads every container");
     }
+    // The keeper blocks what it waits for itself.
+    SigSet::empty().thread_set_mask().context("cannot unblock signals")?;
     let acts = daemon::start_acts()?;
     logging::start(config.daemon.log);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -23,27 +50,104 @@ pub fn serve(config: &Config) -> anyhow::Result<()> {
         .build()
         .context("cannot start the event loop")?;
     runtime.block_on(async {
-        let mut terminated = signal(SignalKind::terminate())?;
-        let mut interrupted = signal(SignalKind::interrupt())?;
-        let path = config.socket("control.sock");
-        let control = control::bind(&path)?;
-        let server = Server::start(config, Reach::Host, Some(acts))
-            .inspect_err(|_| drop(std::fs::remove_file(&path)))?;
+        // Held so that the signals do nothing.
+        let _signals = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()]
+            .map(|kind| signal(kind).ok());
+        let socket = config.socket("control.sock");
+        let mut held = link.take_over()?;
+        let kept = held.take(CONTROL);
+        if kept.is_none() {
+            control::check_free(&socket)?;
+        }
+        let server = Server::take_over(config, Reach::Host, Some(acts), link.clone(), held)?;
+        let control = match control::take_over(kept, &socket) {
+            Ok(control) => control,
+            Err(error) => {
+                server.stop()?;
+                return Err(error);
+            }
+        };
+        link.store(CONTROL, &control);
+        link.say("serving", None);
         tracing::info!(
             mount = %server.mount().display(),
             sockets = %config.daemon.runtime_dir.display(),
             cgroups = server.accounting().hierarchies().layout(),
+            restarts = link.restarts(),
             "serving"
         );
-        // Without systemd there is nobody to tell.
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         tokio::select! {
             () = control::serve(&control, &server) => {}
-            _ = terminated.recv() => tracing::info!("stopping on SIGTERM"),
-            _ = interrupted.recv() => tracing::info!("stopping on SIGINT"),
+            () = beat(&link) => {}
+            word = obey(&link, &server, path) => match word {
+                Word::Leave | Word::Reload => leave(),
+                Word::Release => tracing::info!("stopping; the files are unmounted"),
+            },
         }
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-        drop(std::fs::remove_file(&path));
+        drop(std::fs::remove_file(&socket));
         server.stop()
     })
+}
+
+/// Ends without unmounting, removing or closing anything in order: the successor has it all.
+#[allow(clippy::exit, reason = "nothing may be dropped")]
+fn leave() -> ! {
+    tracing::info!("leaving; the files stay mounted for the successor");
+    std::process::exit(0)
+}
+
+async fn beat(link: &Link) {
+    let mut interval = tokio::time::interval(BEAT);
+    loop {
+        interval.tick().await;
+        link.say("beat", None);
+    }
+}
+
+/// Waits for a word that ends this process.
+async fn obey(link: &Link, server: &Server, path: Option<&Path>) -> Word {
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let ears = link.clone();
+    let listening = std::thread::Builder::new().name("keeper".into()).spawn(move || {
+        while let Some(text) = ears.hear() {
+            let _ = tell.send(text);
+        }
+    });
+    if let Err(error) = listening {
+        tracing::error!("the keeper cannot be heard: no thread: {error}");
+        return std::future::pending().await;
+    }
+    while let Some(text) = told.recv().await {
+        match word(&text) {
+            Some(Word::Reload) => reload(server, path),
+            Some(word) => return word,
+            None => tracing::warn!("the keeper says: {text}"),
+        }
+    }
+    // With systemd, a new keeper has everything in a moment.
+    if std::env::var_os("FDSTORE").is_some() {
+        return Word::Leave;
+    }
+    tracing::error!("the keeper is gone: serving on, but nothing survives this server");
+    std::future::pending().await
+}
+
+fn word(text: &str) -> Option<Word> {
+    match text {
+        "leave" => Some(Word::Leave),
+        "release" => Some(Word::Release),
+        "reload" => Some(Word::Reload),
+        _ => None,
+    }
+}
+
+/// Reads the configuration again; what is wrong with it leaves everything as it was.
+fn reload(server: &Server, path: Option<&Path>) {
+    match Config::load(path) {
+        Ok(config) => {
+            server.notifier().reload(config.policies());
+            tracing::info!("the configuration was read again");
+        }
+        Err(error) => tracing::error!("the configuration stays as it was: {error}"),
+    }
 }

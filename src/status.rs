@@ -15,8 +15,12 @@ use crate::notify::CallCount;
 pub struct Status {
     /// Its version.
     pub version: String,
-    /// Its process id.
+    /// Its process id: the one that runs for as long as the service does.
     pub pid: u32,
+    /// The process that answers now.
+    pub server_pid: u32,
+    /// How often that was replaced because it had died.
+    pub restarts: u64,
     /// `v2`, `v1` or `hybrid`.
     pub cgroups: String,
     /// Where the overlay is mounted.
@@ -108,7 +112,9 @@ impl Status {
         let files = server.overlay().counters();
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
+            pid: server.link().service_pid(),
+            server_pid: std::process::id(),
+            restarts: server.link().restarts(),
             cgroups: accounting.hierarchies().layout().to_owned(),
             mount: server.mount().to_owned(),
             files: Files { opened: files.opens, failed: files.refused + files.panics },

@@ -15,6 +15,7 @@ use nix::errno::Errno;
 
 use super::Error;
 use super::handler::Verdict;
+use crate::keeper::link::Link;
 use crate::sys;
 
 mod ioctls {
@@ -34,7 +35,20 @@ const SYNC_WAKE_UP: u64 = 1;
 #[derive(Debug)]
 pub(super) struct Listener {
     fd: OwnedFd,
+    kept: Option<Kept>,
 }
+
+/// What the keeper has of a listener.
+#[derive(Debug)]
+struct Kept {
+    link: Link,
+    number: u64,
+}
+
+/// The name of a listener with the keeper, before its number.
+pub(super) const LISTENER: &str = "listener-";
+/// The name of what is known of its container, before the same number.
+pub(super) const ABOUT: &str = "about-";
 
 impl Listener {
     /// Takes a descriptor over after looking whether it is a listener at all.
@@ -49,7 +63,25 @@ impl Listener {
         // the flag (EINVAL before 6.6) everything works, only slower.
         // SAFETY: the argument is a plain number.
         let _ = unsafe { ioctls::set_flags(fd.as_raw_fd(), SYNC_WAKE_UP) };
-        Ok(Self { fd })
+        Ok(Self { fd, kept: None })
+    }
+
+    /// The keeper has it under this number.
+    pub(super) fn kept(self, link: Link, number: u64) -> Self {
+        Self { kept: Some(Kept { link, number }), ..self }
+    }
+
+    /// Its number with the keeper; 0 without one.
+    pub(super) fn number(&self) -> u64 {
+        self.kept.as_ref().map_or(0, |kept| kept.number)
+    }
+
+    /// Nobody will ever call through it again: the keeper lets go of it too.
+    pub(super) fn forget(&self) {
+        if let Some(Kept { link, number }) = &self.kept {
+            link.remove(&format!("{LISTENER}{number}"));
+            link.remove(&format!("{ABOUT}{number}"));
+        }
     }
 
     /// Takes one request. Call it once per readiness: it sleeps when there is none.
@@ -73,7 +105,7 @@ impl Listener {
 
     /// Another descriptor of the same listener, for a thread that answers later.
     pub(super) fn duplicate(&self) -> std::io::Result<Self> {
-        Ok(Self { fd: self.fd.try_clone()? })
+        Ok(Self { fd: self.fd.try_clone()?, kept: None })
     }
 
     /// Gives the descriptor back.

@@ -14,6 +14,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, SocketType,
@@ -31,6 +32,7 @@ use super::pipeline::{Pipeline, Request};
 use super::policies::{Container, Member, cgroup_of};
 use super::policy::Policy;
 use super::socket::{Listening, Peer};
+use crate::keeper::link::{Held, Link};
 
 /// Well below the 30 s after which liblxc stops waiting.
 const DEADLINE: Duration = Duration::from_secs(25);
@@ -39,16 +41,37 @@ const DEADLINE: Duration = Duration::from_secs(25);
 #[derive(Debug)]
 pub(super) struct Socket {
     listening: Listening,
+    link: Link,
 }
 
+/// The name of the socket with the keeper.
+const SOCKET: &str = "lxc";
+/// The name of a connection with the keeper, before its number.
+pub(super) const CONNECTION: &str = "lxc-";
+
 impl Socket {
-    pub(super) fn bind(path: &Path) -> Result<Self, Error> {
-        Ok(Self { listening: Listening::bind(path, SocketType::SEQPACKET)? })
+    pub(super) fn open(path: &Path, link: Link, held: &mut Held) -> Result<Self, Error> {
+        let listening = Listening::take_over(held.take(SOCKET), path, SocketType::SEQPACKET)?;
+        link.store(SOCKET, &listening);
+        Ok(Self { listening, link })
+    }
+
+    /// A connection that a predecessor accepted.
+    pub(super) fn take_over(&self, fd: OwnedFd, number: u64) -> Option<Connection> {
+        let monitor = getsockopt(&fd, PeerCredentials).ok()?.pid();
+        Some(self.connection(fd, monitor, number))
+    }
+
+    fn connection(&self, fd: OwnedFd, monitor: i32, number: u64) -> Connection {
+        let (link, member) = (self.link.clone(), Mutex::default());
+        Connection { fd, monitor, member, trouble: Limiter::new(), link, number }
     }
 
     pub(super) fn accept(&self) -> Option<Connection> {
         let Peer { fd, pid } = self.listening.accept()?;
-        Some(Connection { fd, monitor: pid, member: Mutex::default(), trouble: Limiter::new() })
+        let number = self.link.number();
+        self.link.store(&format!("{CONNECTION}{number}"), &fd);
+        Some(self.connection(fd, pid, number))
     }
 }
 
@@ -67,6 +90,9 @@ pub(super) struct Connection {
     /// The container of the last packet; a monitor has only one.
     member: Mutex<Option<Member>>,
     trouble: Limiter,
+    link: Link,
+    /// Its number with the keeper.
+    number: u64,
 }
 
 impl AsFd for Connection {
@@ -79,6 +105,11 @@ impl AsFd for Connection {
 type Descriptors = [Option<OwnedFd>; 3];
 
 impl Connection {
+    /// It has ended: the keeper lets go of it too.
+    pub(super) fn forget(&self) {
+        self.link.remove(&format!("{CONNECTION}{}", self.number));
+    }
+
     /// Takes one packet and answers it.
     pub(super) fn serve(&self, pipeline: &Arc<Pipeline>) -> Keep {
         let received = Instant::now();
@@ -119,6 +150,8 @@ impl Connection {
             monitor: self.monitor,
             member: Mutex::new(self.member.lock().unwrap_or_else(PoisonError::into_inner).clone()),
             trouble: Limiter::new(),
+            link: self.link.clone(),
+            number: self.number,
         };
         let (pipeline, acting) = (Arc::clone(pipeline), pipeline.acting().clone());
         let handed = acting.hand_over(&id, limit, move || {
@@ -259,7 +292,8 @@ mod tests {
                 socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
             let monitor = i32::try_from(std::process::id()).unwrap();
             let member = Mutex::default();
-            let connection = Connection { fd: server, monitor, member, trouble: Limiter::new() };
+            let (trouble, link) = (Limiter::new(), Link::default());
+            let connection = Connection { fd: server, monitor, member, trouble, link, number: 0 };
             Self { fd, connection, pipeline: Arc::new(Pipeline::new(Arc::new(Fixed::new()))) }
         }
 

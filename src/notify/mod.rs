@@ -45,6 +45,8 @@ use std::sync::Arc;
 
 use ambit_sysinfo::Views;
 
+use crate::keeper::link::{Held, Link};
+
 pub use arch::Abi;
 
 /// The architectures whose programs run on this kernel.
@@ -103,6 +105,19 @@ impl Notifier {
     /// # Errors
     /// The kernel lacks user notification, or a socket cannot be bound.
     pub fn start(views: Arc<dyn Views>, options: Options) -> Result<Self, Error> {
+        Self::take_over(views, options, &Link::default(), &mut Held::default())
+    }
+
+    /// Starts with what a predecessor left with the keeper: sockets, listeners and connections.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn take_over(
+        views: Arc<dyn Views>,
+        options: Options,
+        link: &Link,
+        held: &mut Held,
+    ) -> Result<Self, Error> {
         let Options { oci_socket, lxc_socket, policies, acts } = options;
         listener::check_sizes()?;
         let (threads, handles) =
@@ -110,13 +125,37 @@ impl Notifier {
         // From here on, dropping it stops what runs already.
         let mut notifier = Self { threads, handles, oci: None };
         if let Some(path) = lxc_socket {
-            notifier.threads.add(Source::LxcSocket(lxc::Socket::bind(&path)?))?;
+            let socket = lxc::Socket::open(&path, link.clone(), held)?;
+            for (number, fd) in held.take_numbered(lxc::CONNECTION) {
+                if let Some(connection) = socket.take_over(fd, number) {
+                    notifier.threads.add(Source::LxcConnection(connection))?;
+                }
+            }
+            notifier.threads.add(Source::LxcSocket(socket))?;
         }
+        notifier.take_listeners(link, held);
         if let Some(path) = oci_socket {
             let threads = Arc::clone(&notifier.threads);
-            notifier.oci = Some(oci::Server::start(&path, threads)?);
+            notifier.oci = Some(oci::Server::start(&path, threads, link, held)?);
         }
         Ok(notifier)
+    }
+
+    /// Goes on with the listeners of a predecessor.
+    fn take_listeners(&self, link: &Link, held: &mut Held) {
+        for (number, fd) in held.take_numbered(listener::LISTENER) {
+            let about = held.take_bytes(&format!("{}{number}", listener::ABOUT));
+            // Without it the container has what all have: it came the moment the server died.
+            let container = about.and_then(|about| serde_json::from_slice(&about).ok());
+            let member = Member::configured(container.unwrap_or_default());
+            let adopted = Listener::adopt(fd).and_then(|listener| {
+                let listener = Arc::new(listener.kept(link.clone(), number));
+                self.threads.add(Source::Listener { listener, member })
+            });
+            if let Err(error) = adopted {
+                tracing::error!(number, "a listener of a predecessor is lost: {error}");
+            }
+        }
     }
 
     /// Takes over the listener of one container. Nobody else may receive from it.

@@ -58,6 +58,22 @@ impl Listening {
         Ok(Self { fd, path: path.to_owned(), file: (file.dev(), file.ino()) })
     }
 
+    /// Listens on, where a predecessor listened on the same path and left the socket; binds a new
+    /// one otherwise.
+    pub(super) fn take_over(
+        kept: Option<OwnedFd>,
+        path: &Path,
+        kind: SocketType,
+    ) -> Result<Self, Error> {
+        let file = fs::symlink_metadata(path).ok().filter(|file| file.file_type().is_socket());
+        match (kept, file) {
+            (Some(fd), Some(file)) => {
+                Ok(Self { fd, path: path.to_owned(), file: (file.dev(), file.ino()) })
+            }
+            _ => Self::bind(path, kind),
+        }
+    }
+
     /// The next connection, non-blocking, if there is one and root made it.
     pub(super) fn accept(&self) -> Option<Peer> {
         let fd = match accept_with(&self.fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {

@@ -111,7 +111,10 @@ impl Threads {
     fn ready(&self, source: &mut Source, ready: Ready) -> Keep {
         match source {
             // All tasks under the filter are gone: nobody will ever call again.
-            Source::Listener { .. } if ready.hung_up => Keep::No,
+            Source::Listener { listener, .. } if ready.hung_up => {
+                listener.forget();
+                Keep::No
+            }
             Source::Listener { listener, member } => {
                 let container = Arc::clone(&member.container);
                 self.answer(listener, &container.id, member.policy(self.pipeline.policies()))
@@ -124,8 +127,13 @@ impl Threads {
                 }
                 Keep::Yes
             }
-            Source::LxcConnection(connection) if ready.readable => connection.serve(&self.pipeline),
-            Source::LxcConnection(_) => Keep::No,
+            Source::LxcConnection(connection) => {
+                let serves = ready.readable && connection.serve(&self.pipeline) == Keep::Yes;
+                if !serves {
+                    connection.forget();
+                }
+                if serves { Keep::Yes } else { Keep::No }
+            }
         }
     }
 
@@ -138,6 +146,7 @@ impl Threads {
             Err(Errno::ENOENT | Errno::EINTR) => return Keep::Yes,
             Err(errno) => {
                 tracing::error!(container, "SECCOMP_IOCTL_NOTIF_RECV: {errno}; listener dropped");
+                listener.forget();
                 return Keep::No;
             }
         };

@@ -3,6 +3,7 @@
 pub mod affinity;
 pub mod close_range;
 pub mod fork;
+pub mod inherited;
 pub mod loop_device;
 pub mod mount_setattr;
 pub mod pid_in_namespace;

@@ -116,7 +116,7 @@ fn polling_costs_the_daemon_nothing() {
     let mut polling = start(python.args(["-c", &poll]).stdin(ours));
     polling.wait_for("[(", machine::patience(10));
     let mut strace = quiet("strace");
-    strace.args(["-f", "-o"]).arg(&trace).args(["-p", &daemon.pid().to_string()]);
+    strace.args(["-f", "-o"]).arg(&trace).args(["-p", &daemon.server_pid().to_string()]);
     let mut tracing = start(&mut strace);
     tracing.wait_for("attached", machine::patience(10));
     std::io::Write::write_all(&mut &theirs, b"\n").unwrap();

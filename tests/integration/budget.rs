@@ -30,7 +30,7 @@ fn a_warm_read_takes_few_system_calls_and_no_fork() {
     let reading = start(&mut reader);
     std::thread::sleep(std::time::Duration::from_secs(4));
     let mut strace = quiet("strace");
-    strace.args(["-f", "-y", "-o"]).arg(&trace).args(["-p", &daemon.pid().to_string()]);
+    strace.args(["-f", "-y", "-o"]).arg(&trace).args(["-p", &daemon.server_pid().to_string()]);
     let tracing = start(&mut strace);
     std::thread::sleep(std::time::Duration::from_secs(2));
     tracing.signal(Signal::INT);

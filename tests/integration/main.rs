@@ -24,4 +24,5 @@ mod mknod;
 mod mount;
 mod pressure;
 mod program;
+mod survival;
 mod truth;

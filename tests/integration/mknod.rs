@@ -24,7 +24,7 @@ fn run(daemon: &Daemon, script: &str) -> Output {
 /// Ends a daemon, and makes sure that nothing of it or for it is left.
 #[track_caller]
 fn leaves_nothing(daemon: Daemon) {
-    let fds = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap().count();
+    let fds = fs::read_dir(format!("/proc/{}/fd", daemon.server_pid())).unwrap().count();
     assert!(fds < 100, "the daemon has {fds} descriptors");
     let until = Instant::now() + machine::patience(10);
     // A worker ends by itself, or its container's cgroup could not be removed.

@@ -60,7 +60,7 @@ impl Stage {
     #[track_caller]
     fn leaves_nothing(self) -> Output {
         assert_eq!(mounts().lines().count(), self.mounts, "{}", mounts());
-        let fds = fs::read_dir(format!("/proc/{}/fd", self.daemon.pid())).unwrap().count();
+        let fds = fs::read_dir(format!("/proc/{}/fd", self.daemon.server_pid())).unwrap().count();
         assert!(fds < 100, "the daemon has {fds} descriptors");
         let until = Instant::now() + machine::patience(10);
         loop {

@@ -13,11 +13,23 @@ use rustix::net::SocketType;
 
 use super::message::Message;
 use super::receive::receive;
+use crate::keeper::link::{Held, Link};
 use crate::notify::Error;
-use crate::notify::listener::Listener;
+use crate::notify::listener::{ABOUT, LISTENER, Listener};
 use crate::notify::policies::{Container, Member, cgroup_of};
 use crate::notify::socket::{Listening, Peer};
 use crate::notify::thread::{Source, Threads};
+
+/// The name of the socket with the keeper.
+const SOCKET: &str = "oci";
+/// The name of a connection that was not read yet, before its number.
+const CONNECTION: &str = "oci-";
+
+/// A connection that a runtime made, and its number with the keeper.
+struct Connection {
+    peer: Peer,
+    number: u64,
+}
 
 /// The running thread.
 #[derive(Debug)]
@@ -28,14 +40,24 @@ pub(in crate::notify) struct Server {
 
 impl Server {
     /// Binds the socket and starts the thread.
-    pub(in crate::notify) fn start(path: &Path, threads: Arc<Threads>) -> Result<Self, Error> {
-        let listening = Listening::bind(path, SocketType::STREAM)?;
+    pub(in crate::notify) fn start(
+        path: &Path,
+        threads: Arc<Threads>,
+        link: &Link,
+        held: &mut Held,
+    ) -> Result<Self, Error> {
+        let listening = Listening::take_over(held.take(SOCKET), path, SocketType::STREAM)?;
+        link.store(SOCKET, &listening);
+        for (number, fd) in held.take_numbered(CONNECTION) {
+            read(Connection { peer: Peer { fd, pid: 0 }, number }, &threads, link);
+        }
+        let link = link.clone();
         let wake = eventfd(0, EventfdFlags::CLOEXEC).map_err(Error::system("eventfd"))?;
         let wake = Arc::new(wake);
         let stop = Arc::clone(&wake);
         let thread = std::thread::Builder::new()
             .name("notify-oci".into())
-            .spawn(move || serve(&listening, &stop, &threads))
+            .spawn(move || serve(&listening, &stop, &threads, &link))
             .map_err(|source| Error::System { what: "cannot start the OCI thread", source })?;
         Ok(Self { wake, thread })
     }
@@ -47,7 +69,7 @@ impl Server {
     }
 }
 
-fn serve(listening: &Listening, stop: &OwnedFd, threads: &Arc<Threads>) {
+fn serve(listening: &Listening, stop: &OwnedFd, threads: &Arc<Threads>, link: &Link) {
     loop {
         let mut fds = [
             PollFd::from_borrowed_fd(listening.as_fd(), PollFlags::IN),
@@ -59,18 +81,28 @@ fn serve(listening: &Listening, stop: &OwnedFd, threads: &Arc<Threads>) {
             return;
         }
         if connection && let Some(peer) = listening.accept() {
-            let threads = Arc::clone(threads);
-            let reader = std::thread::Builder::new().name("notify-oci-read".into());
-            let spawned = reader.spawn(move || take(&peer, &threads));
-            if let Err(error) = spawned {
-                tracing::error!("a listener of an OCI runtime is lost: no thread: {error}");
-            }
+            let number = link.number();
+            link.store(&format!("{CONNECTION}{number}"), &peer.fd);
+            read(Connection { peer, number }, threads, link);
         }
     }
 }
 
+/// Reads a connection on a thread of its own.
+fn read(connection: Connection, threads: &Arc<Threads>, link: &Link) {
+    let (threads, link) = (Arc::clone(threads), link.clone());
+    let reader = std::thread::Builder::new().name("notify-oci-read".into());
+    let spawned = reader.spawn(move || {
+        take(&connection.peer, &threads, &link);
+        link.remove(&format!("{CONNECTION}{}", connection.number));
+    });
+    if let Err(error) = spawned {
+        tracing::error!("a listener of an OCI runtime is lost: no thread: {error}");
+    }
+}
+
 /// Reads one connection and adopts its listener.
-fn take(peer: &Peer, threads: &Threads) {
+fn take(peer: &Peer, threads: &Threads, link: &Link) {
     let (message, fd) = match receive(peer.fd.as_fd()) {
         Ok(received) => received,
         Err(error) => {
@@ -79,12 +111,20 @@ fn take(peer: &Peer, threads: &Threads) {
         }
     };
     let pid = message.pid;
-    let mut member = Member::configured(container(message));
+    // The keeper has it before anything else is done: nobody can ever send it again.
+    let number = link.number();
+    link.store(&format!("{LISTENER}{number}"), &fd);
+    let container = container(message);
+    if let Ok(about) = serde_json::to_vec(&container) {
+        link.store_bytes(&format!("{ABOUT}{number}"), &about);
+    }
+    let mut member = Member::configured(container);
     let names = member.policy(threads.pipeline().policies()).names().collect::<Vec<_>>().join(",");
     let named = Arc::clone(&member.container);
     let container = &*named.id;
     let adopted = Listener::adopt(fd).and_then(|listener| {
-        threads.add(Source::Listener { listener: Arc::new(listener), member })
+        let listener = Arc::new(listener.kept(link.clone(), number));
+        threads.add(Source::Listener { listener, member })
     });
     match adopted {
         Ok(()) => tracing::info!(container, pid, names, "listener adopted"),

@@ -84,6 +84,11 @@ impl Running {
         rustix::process::kill_process(self.process(), signal).unwrap();
     }
 
+    /// Sends a signal to everything that it started and that stayed in its group.
+    pub(crate) fn signal_group(&self, signal: Signal) {
+        rustix::process::kill_process_group(self.process(), signal).unwrap();
+    }
+
     /// Waits until it has printed this text.
     #[track_caller]
     pub(crate) fn wait_for(&mut self, text: &str, patience: Duration) {

@@ -150,9 +150,14 @@ impl Daemon {
         serde_json::from_str(&text.ok()).expect("status --json prints JSON")
     }
 
+    /// The process that serves now.
+    pub(crate) fn server_pid(&self) -> u32 {
+        u32::try_from(self.status()["server_pid"].as_u64().unwrap()).unwrap()
+    }
+
     /// Its resident memory in kB.
     pub(crate) fn resident_kb(&self) -> u64 {
-        let file = format!("/proc/{}/status", self.pid());
+        let file = format!("/proc/{}/status", self.server_pid());
         super::text::kb(&fs::read_to_string(file).unwrap(), "VmRSS")
     }
 
@@ -165,10 +170,10 @@ impl Daemon {
         (output, if self.place.is_mounted() { "mounted" } else { "unmounted" })
     }
 
-    /// Kills it; what it leaves stays.
+    /// Kills it, the keeper too; what it leaves stays.
     pub(crate) fn kill(mut self) -> Place {
         let running = self.running.take().unwrap();
-        running.signal(Signal::KILL);
+        running.signal_group(Signal::KILL);
         running.finish(machine::patience(10));
         std::mem::replace(&mut self.place, Place { dir: readable_dir() })
     }

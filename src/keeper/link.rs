@@ -1,0 +1,189 @@
+//! The server's side of the connection to its keeper.
+//!
+//! A server without a keeper (inside `ambit run`) has a link that goes nowhere: everything then
+//! lives and ends with the process.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::Context;
+use rustix::fs::MemfdFlags;
+use rustix::net::RecvFlags;
+
+use super::wire;
+
+/// A connection to the keeper, or none.
+#[derive(Debug, Clone, Default)]
+pub struct Link(Option<Arc<Shared>>);
+
+#[derive(Debug)]
+struct Shared {
+    socket: OwnedFd,
+    /// The next number of a name that is counted.
+    next: AtomicU64,
+    restarts: AtomicU64,
+}
+
+/// What a predecessor left with the keeper.
+#[derive(Debug, Default)]
+pub struct Held(BTreeMap<String, OwnedFd>);
+
+impl Held {
+    /// Takes what has this name.
+    pub fn take(&mut self, name: &str) -> Option<OwnedFd> {
+        self.0.remove(name)
+    }
+
+    /// Takes the bytes that were kept under this name.
+    pub fn take_bytes(&mut self, name: &str) -> Option<Vec<u8>> {
+        read(&self.take(name)?).ok()
+    }
+
+    /// Takes everything whose name is this and a number.
+    pub fn take_numbered(&mut self, prefix: &str) -> Vec<(u64, OwnedFd)> {
+        let number = |name: &String| name.strip_prefix(prefix)?.parse::<u64>().ok();
+        let names: Vec<_> =
+            self.0.keys().filter_map(|name| Some((name.clone(), number(name)?))).collect();
+        let taken =
+            names.into_iter().filter_map(|(name, number)| Some((number, self.take(&name)?)));
+        taken.collect()
+    }
+}
+
+impl Link {
+    /// The connection that the keeper started this process with, as its standard input.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn inherit() -> anyhow::Result<Self> {
+        let stdin = rustix::stdio::stdin();
+        let socket = rustix::io::fcntl_dupfd_cloexec(stdin, 3).context("no keeper: dup")?;
+        let nothing = std::fs::File::open("/dev/null").context("cannot open /dev/null")?;
+        // What is forked from here must not have a copy.
+        rustix::stdio::dup2_stdin(&nothing).context("dup2")?;
+        let (next, restarts) = (AtomicU64::new(1), AtomicU64::new(0));
+        Ok(Self(Some(Arc::new(Shared { socket, next, restarts }))))
+    }
+
+    /// Tells that everything is ready but for what the predecessor has, and waits until that has
+    /// come.
+    ///
+    /// # Errors
+    /// The keeper is gone.
+    pub fn take_over(&self) -> anyhow::Result<Held> {
+        let mut held = Held::default();
+        let Some(shared) = &self.0 else { return Ok(held) };
+        wire::send(shared.socket.as_fd(), "prepared", None).context("the keeper is gone")?;
+        loop {
+            let message = wire::receive(&shared.socket, RecvFlags::empty());
+            let message = message.context("the keeper does not answer")?;
+            let (text, fd) = message.context("the keeper is gone")?;
+            match (text.split_once(' '), fd) {
+                (Some(("held", name)), Some(fd)) => {
+                    drop(held.0.insert(name.to_owned(), fd));
+                }
+                (Some(("go", restarts)), _) => {
+                    shared.restarts.store(restarts.parse().unwrap_or(0), Ordering::Relaxed);
+                    let number = |name: &String| name.rsplit_once('-')?.1.parse::<u64>().ok();
+                    let last = held.0.keys().filter_map(number).max().unwrap_or(0);
+                    shared.next.store(last + 1, Ordering::Relaxed);
+                    return Ok(held);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Leaves a descriptor with the keeper.
+    pub fn store(&self, name: &str, fd: impl AsFd) {
+        self.say(&format!("store {name}"), Some(fd.as_fd()));
+    }
+
+    /// Leaves bytes with the keeper.
+    pub fn store_bytes(&self, name: &str, bytes: &[u8]) {
+        if self.0.is_none() {
+            return;
+        }
+        match memory(name, bytes) {
+            Ok(memory) => self.store(name, memory),
+            Err(error) => tracing::error!(name, %error, "not kept for a successor: memfd_create"),
+        }
+    }
+
+    /// A number for a name that was not used yet.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.0.as_ref().map_or(0, |shared| shared.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The keeper lets go of it.
+    pub fn remove(&self, name: &str) {
+        self.say(&format!("remove {name}"), None);
+    }
+
+    /// Says something to the keeper.
+    pub fn say(&self, text: &str, fd: Option<BorrowedFd<'_>>) {
+        let Some(shared) = &self.0 else { return };
+        if let Err(errno) = wire::send(shared.socket.as_fd(), text, fd) {
+            tracing::error!("the keeper does not hear {text:?}: {errno}");
+        }
+    }
+
+    /// How often a server was started again after one had died.
+    #[must_use]
+    pub fn restarts(&self) -> u64 {
+        self.0.as_ref().map_or(0, |shared| shared.restarts.load(Ordering::Relaxed))
+    }
+
+    /// The process that started all, which is the service as others see it.
+    #[must_use]
+    pub fn service_pid(&self) -> u32 {
+        match (&self.0, rustix::process::getppid()) {
+            (Some(_), Some(keeper)) => keeper.as_raw_nonzero().get().unsigned_abs(),
+            _ => std::process::id(),
+        }
+    }
+
+    /// Waits for what the keeper says next. `None`: it is gone.
+    #[must_use]
+    pub fn hear(&self) -> Option<String> {
+        let shared = self.0.as_ref()?;
+        wire::receive(&shared.socket, RecvFlags::empty()).ok()?.map(|(text, _)| text)
+    }
+}
+
+/// A file in memory with these bytes.
+fn memory(name: &str, bytes: &[u8]) -> std::io::Result<OwnedFd> {
+    let memory = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?;
+    let mut file = std::fs::File::from(memory);
+    file.write_all(bytes)?;
+    Ok(file.into())
+}
+
+fn read(memory: &OwnedFd) -> std::io::Result<Vec<u8>> {
+    let mut file = std::fs::File::from(memory.try_clone()?);
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_kept_is_found_by_name_and_number() {
+        let mut held = Held::default();
+        for name in ["listener-7", "listener-12", "about-7"] {
+            held.0.insert(name.to_owned(), memory(name, name.as_bytes()).unwrap());
+        }
+        assert_eq!(held.take_bytes("about-7").as_deref(), Some(&b"about-7"[..]));
+        let numbers: Vec<_> = held.take_numbered("listener-").iter().map(|(n, _)| *n).collect();
+        assert_eq!(numbers, [12, 7]);
+        assert!(held.take("listener-7").is_none());
+    }
+}
