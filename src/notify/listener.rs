@@ -71,11 +71,6 @@ impl Listener {
         Self { kept: Some(Kept { link, number }), ..self }
     }
 
-    /// Its number with the keeper; 0 without one.
-    pub(super) fn number(&self) -> u64 {
-        self.kept.as_ref().map_or(0, |kept| kept.number)
-    }
-
     /// Nobody will ever call through it again: the keeper lets go of it too.
     pub(super) fn forget(&self) {
         if let Some(Kept { link, number }) = &self.kept {
