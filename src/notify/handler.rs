@@ -32,6 +32,11 @@ pub trait Handler: Sync {
         Cost::Inline
     }
 
+    /// What a successor does with an act of which it knows only that it had begun.
+    fn repeat(&self) -> Repeat {
+        Repeat::Safe
+    }
+
     /// Answers the call.
     ///
     /// # Errors
@@ -53,6 +58,17 @@ pub struct Description {
     pub privileged: bool,
     /// What it is good for, in one sentence.
     pub summary: &'static str,
+}
+
+/// May an act be done twice?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Repeat {
+    /// The second time changes nothing.
+    Safe,
+    /// If the first was done, the second fails with EEXIST: that is success.
+    Exists,
+    /// It may not: the call fails with EINTR.
+    Never,
 }
 
 /// Where a handler runs.

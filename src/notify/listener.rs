@@ -83,11 +83,25 @@ impl Listener {
     ///
     /// ENOENT: the target died or got a signal meanwhile. EINTR: we got one.
     pub(super) fn receive(&self) -> Result<seccomp_notif, Errno> {
-        // The kernel refuses a buffer that is not zero.
         let mut request = EMPTY;
-        // SAFETY: the kernel writes one struct of this type; its size was compared at start.
-        unsafe { ioctls::recv(self.fd.as_raw_fd(), &raw mut request) }?;
+        self.receive_into(&mut request)?;
         Ok(request)
+    }
+
+    /// The same into a place that must be zero: the kernel refuses any other.
+    pub(super) fn receive_into(&self, request: &mut seccomp_notif) -> Result<(), Errno> {
+        // SAFETY: the kernel writes one struct of this type; its size was compared at start.
+        unsafe { ioctls::recv(self.fd.as_raw_fd(), request) }.map(drop)
+    }
+
+    /// Its number with the keeper; 0 without one.
+    pub(super) fn number(&self) -> u64 {
+        self.kept.as_ref().map_or(0, |kept| kept.number)
+    }
+
+    /// Sends an answer that was decided before.
+    pub(super) fn send(&self, answer: seccomp_notif_resp) -> Result<(), Errno> {
+        send(self.fd.as_fd(), answer)
     }
 
     /// Answers a request. ENOENT: nobody waits for the answer any more.

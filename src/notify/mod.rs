@@ -23,6 +23,7 @@ pub mod filter;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod handler;
+mod journal;
 mod limiter;
 mod listener;
 mod lxc;
@@ -57,11 +58,12 @@ pub use call::Call;
 pub use context::Context;
 pub use counters::{CallCount, Counts};
 pub use error::Error;
-pub use handler::{Cause, Cost, Description, Handler, Refusal, Screen, Verdict};
+pub use handler::{Cause, Cost, Description, Handler, Refusal, Repeat, Screen, Verdict};
 pub use policies::{Container, Matcher, Policies};
 pub use policy::{Policy, UnknownCall};
 pub use syscalls::HANDLERS;
 
+use journal::Journal;
 use listener::Listener;
 use pipeline::Pipeline;
 use policies::Member;
@@ -120,8 +122,9 @@ impl Notifier {
     ) -> Result<Self, Error> {
         let Options { oci_socket, lxc_socket, policies, acts } = options;
         listener::check_sizes()?;
+        let journal = Journal::open(link, held)?;
         let (threads, handles) =
-            Threads::start(Pipeline::new(views).with_acts(acts).with_policies(policies))?;
+            Threads::start(Pipeline::new(views).with_acts(acts).with_policies(policies), journal)?;
         // From here on, dropping it stops what runs already.
         let mut notifier = Self { threads, handles, oci: None };
         if let Some(path) = lxc_socket {
@@ -149,8 +152,7 @@ impl Notifier {
             let container = about.and_then(|about| serde_json::from_slice(&about).ok());
             let member = Member::configured(container.unwrap_or_default());
             let adopted = Listener::adopt(fd).and_then(|listener| {
-                let listener = Arc::new(listener.kept(link.clone(), number));
-                self.threads.add(Source::Listener { listener, member })
+                self.threads.take_over(listener.kept(link.clone(), number), member)
             });
             if let Err(error) = adopted {
                 tracing::error!(number, "a listener of a predecessor is lost: {error}");

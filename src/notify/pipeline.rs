@@ -17,7 +17,7 @@ use super::call::Call;
 use super::context::{Context, Pending};
 use super::counters::{Counters, Outcome};
 use super::dispatch::Dispatch;
-use super::handler::{Cost, Handler, Refusal, Screen, Verdict};
+use super::handler::{Cost, Handler, Refusal, Repeat, Screen, Verdict};
 use super::limiter::Limiter;
 use super::listener::Listener;
 use super::policies::{Current, Policies};
@@ -81,6 +81,12 @@ impl Pipeline {
                 && handler.cost() == Cost::Act
                 && handler.screen(&call) == Screen::Inspect
         })
+    }
+
+    /// What is to be done with a call whose act had begun when a predecessor died.
+    pub(super) fn repeat(&self, data: &seccomp_data) -> Repeat {
+        let entry = self.dispatch.find(data.arch, data.nr);
+        entry.map_or(Repeat::Safe, |entry| HANDLERS[entry.handler].repeat())
     }
 
     /// Where calls are decided that take long.

@@ -12,8 +12,9 @@ use libseccomp_sys::seccomp_notif;
 use nix::errno::Errno;
 
 use super::epoll::{Keep, Ready, Watch};
-use super::handler::Verdict;
-use super::listener::Listener;
+use super::handler::{Repeat, Verdict};
+use super::journal::{Entry, Journal, Phase};
+use super::listener::{Listener, response};
 use super::lxc;
 use super::pipeline::{Pipeline, Request};
 use super::policies::Member;
@@ -46,6 +47,7 @@ impl AsFd for Source {
 #[derive(Debug)]
 pub(super) struct Threads {
     pipeline: Arc<Pipeline>,
+    journal: Arc<Journal>,
     watches: Vec<Watch<Source>>,
     next: AtomicUsize,
 }
@@ -53,12 +55,19 @@ pub(super) struct Threads {
 impl Threads {
     /// One thread per four processors: a round trip is mostly two context switches, and the
     /// target sleeps meanwhile.
-    pub(super) fn start(pipeline: Pipeline) -> Result<(Arc<Self>, Vec<Handle>), Error> {
+    pub(super) fn start(
+        pipeline: Pipeline,
+        journal: Arc<Journal>,
+    ) -> Result<(Arc<Self>, Vec<Handle>), Error> {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let count = (processors / 4).max(1);
         let watches = (0..count).map(|_| Watch::new()).collect::<Result<_, _>>()?;
-        let threads =
-            Arc::new(Self { pipeline: Arc::new(pipeline), watches, next: AtomicUsize::new(0) });
+        let threads = Arc::new(Self {
+            pipeline: Arc::new(pipeline),
+            journal,
+            watches,
+            next: AtomicUsize::new(0),
+        });
         let mut handles = Vec::with_capacity(count);
         for index in 0..count {
             let own = Arc::clone(&threads);
@@ -80,6 +89,35 @@ impl Threads {
     pub(super) fn add(&self, source: Source) -> Result<(), Error> {
         let index = self.next.fetch_add(1, Ordering::Relaxed) % self.watches.len();
         self.watches[index].add(source)
+    }
+
+    /// Goes on with the listener of a predecessor: finishes what that one had received, then watches
+    /// it.
+    pub(super) fn take_over(&self, listener: Listener, mut member: Member) -> Result<(), Error> {
+        let listener = Arc::new(listener);
+        let container = Arc::clone(&member.container);
+        let policy = member.policy(self.pipeline.policies()).clone();
+        for (left, entry) in self.journal.left(listener.number()) {
+            let notification = left.notification;
+            let repeat = match left.phase {
+                Phase::Received => Repeat::Safe,
+                Phase::Acting => self.pipeline.repeat(&notification.data),
+                Phase::Done(answer) => {
+                    // ENOENT: it was sent, or nobody waits any more.
+                    let _ = listener.send(answer);
+                    continue;
+                }
+            };
+            if repeat == Repeat::Never {
+                let _ = listener.answer(notification.id, &Verdict::Fail(Errno::EINTR));
+            } else if self.pipeline.takes_long(&notification.data, &policy) {
+                self.hand_over(&listener, &container.id, &policy, notification, (entry, repeat));
+            } else {
+                let id = &container.id;
+                decide(&self.pipeline, &listener, id, &policy, &notification, &entry);
+            }
+        }
+        self.add(Source::Listener { listener, member })
     }
 
     pub(super) fn pipeline(&self) -> &Arc<Pipeline> {
@@ -140,7 +178,8 @@ impl Threads {
     /// Takes exactly one request and answers it. One, because a second RECV would sleep if there
     /// is none, and a readiness promises only one.
     fn answer(&self, listener: &Arc<Listener>, container: &str, policy: &Policy) -> Keep {
-        let notification = match listener.receive() {
+        let mut entry = self.journal.entry();
+        let notification = match entry.receive(listener) {
             Ok(notification) => notification,
             // The target died or got a signal between readiness and RECV; we got a signal.
             Err(Errno::ENOENT | Errno::EINTR) => return Keep::Yes,
@@ -151,9 +190,9 @@ impl Threads {
             }
         };
         if self.pipeline.takes_long(&notification.data, policy) {
-            self.hand_over(listener, container, policy, notification);
+            self.hand_over(listener, container, policy, notification, (entry, Repeat::Safe));
         } else {
-            decide(&self.pipeline, listener, container, policy, &notification);
+            decide(&self.pipeline, listener, container, policy, &notification, &entry);
         }
         Keep::Yes
     }
@@ -166,11 +205,13 @@ impl Threads {
         container: &str,
         policy: &Policy,
         notification: seccomp_notif,
+        (entry, repeat): (Entry, Repeat),
     ) {
         let (pipeline, own) = (Arc::clone(&self.pipeline), Arc::clone(listener));
         let (id, policy, limit) = (container.to_owned(), policy.clone(), policy.settings().acts);
         let handed = self.pipeline.acting().hand_over(container, limit, move || {
-            decide(&pipeline, &own, &id, &policy, &notification);
+            entry.acting();
+            decide_again(&pipeline, &own, &id, &policy, &notification, &entry, repeat);
         });
         if !handed {
             tracing::warn!(container, "too many calls are acted on: the kernel answers one");
@@ -185,6 +226,19 @@ fn decide(
     container: &str,
     policy: &Policy,
     notification: &seccomp_notif,
+    entry: &Entry,
+) {
+    decide_again(pipeline, listener, container, policy, notification, entry, Repeat::Safe);
+}
+
+fn decide_again(
+    pipeline: &Pipeline,
+    listener: &Listener,
+    container: &str,
+    policy: &Policy,
+    notification: &seccomp_notif,
+    entry: &Entry,
+    repeat: Repeat,
 ) {
     let verdict = pipeline.decide(&Request {
         container,
@@ -193,6 +247,14 @@ fn decide(
         data: notification.data,
         pending: Pending::Listener(listener.as_fd(), notification.id),
     });
+    let verdict = match (verdict, repeat) {
+        // The predecessor did it and could not tell any more.
+        (Verdict::Fail(Errno::EEXIST), Repeat::Exists) => Verdict::Return(0),
+        (verdict, _) => verdict,
+    };
+    if !matches!(verdict, Verdict::Install(_)) {
+        entry.done(&response(notification.id, &verdict));
+    }
     match listener.answer(notification.id, &verdict) {
         // ENOENT: a signal ended the call, or the target died. It asks again or never.
         Ok(()) | Err(Errno::ENOENT) => {}

@@ -7,7 +7,7 @@
 use crate::notify::acts;
 use crate::notify::call::Call;
 use crate::notify::context::Context;
-use crate::notify::handler::{Cost, Description, Handler, Refusal, Screen, Verdict};
+use crate::notify::handler::{Cost, Description, Handler, Refusal, Repeat, Screen, Verdict};
 use crate::notify::once::Once;
 use crate::notify::settings::Device;
 use crate::worker::Find;
@@ -44,6 +44,10 @@ impl Handler for Mknod {
             "mknodat" => &[(2, FORMAT, CHARACTER)],
             _ => &[(1, FORMAT, CHARACTER)],
         }
+    }
+
+    fn repeat(&self) -> Repeat {
+        Repeat::Exists
     }
 
     fn cost(&self) -> Cost {

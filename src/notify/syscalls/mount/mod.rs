@@ -23,7 +23,7 @@ use self::plan::{Answer, Arguments, Rules, Users};
 use crate::notify::acts;
 use crate::notify::call::Call;
 use crate::notify::context::Context;
-use crate::notify::handler::{Cause, Cost, Description, Handler, Refusal, Screen, Verdict};
+use crate::notify::handler::{Cause, Cost, Description, Handler, Refusal, Repeat, Screen, Verdict};
 use crate::notify::mounts::MountSettings;
 use crate::notify::once::Once;
 use crate::worker::mount::Order;
@@ -54,6 +54,10 @@ impl Handler for Mount {
             "mount" => &flags::NEW_MOUNTS,
             _ => &[],
         }
+    }
+
+    fn repeat(&self) -> Repeat {
+        Repeat::Never
     }
 
     fn cost(&self) -> Cost {

@@ -1,0 +1,265 @@
+#![allow(unsafe_code, reason = "memory that outlives the process: one mmap, and RECV into it")]
+//! The calls that were received and not answered yet, in memory that the keeper holds too.
+//!
+//! The kernel delivers a notification once. It is received straight into this memory, so there is
+//! no moment in which a server that is killed has one that its successor does not know. Before an
+//! act begins that is noted, and its outcome before it is sent. A successor sends the outcome, does
+//! again what was not begun or what can be repeated, and has an errno for what cannot.
+//!
+//! Nobody but us maps the memory; what is in it was written by us or by the kernel.
+
+use std::cell::UnsafeCell;
+use std::ffi::c_void;
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::{NonNull, null_mut};
+use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use libseccomp_sys::{seccomp_data, seccomp_notif, seccomp_notif_resp};
+use nix::errno::Errno;
+use rustix::fs::MemfdFlags;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use super::Error;
+use super::listener::Listener;
+use crate::keeper::link::{Held, Link};
+
+/// Its name with the keeper. Another layout gets another name.
+const NAME: &str = "journal-of-calls.1";
+/// Calls at a time that are noted. Those above are answered too, but not after a crash.
+const SLOTS: usize = 1024;
+
+const EMPTY: u32 = 0;
+const RECEIVED: u32 = 1;
+const ACTING: u32 = 2;
+const DONE: u32 = 3;
+
+#[repr(C)]
+struct Slot {
+    state: AtomicU32,
+    flags: AtomicU32,
+    /// The number of the listener with the keeper.
+    listener: AtomicU64,
+    value: AtomicI64,
+    error: AtomicI32,
+    spare: AtomicU32,
+    notification: UnsafeCell<seccomp_notif>,
+}
+
+/// All slots.
+pub(super) struct Journal {
+    slots: NonNull<Slot>,
+    free: Mutex<Vec<usize>>,
+    left: Mutex<Vec<Left>>,
+}
+
+// SAFETY: a slot is used by the one entry that has taken its index from `free`; what several
+// threads could touch is atomic.
+unsafe impl Send for Journal {}
+// SAFETY: as above.
+unsafe impl Sync for Journal {}
+
+/// How far a call of a predecessor had come.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Phase {
+    Received,
+    Acting,
+    Done(seccomp_notif_resp),
+}
+
+/// A call that a predecessor left.
+#[derive(Debug)]
+pub(super) struct Left {
+    pub(super) listener: u64,
+    pub(super) phase: Phase,
+    pub(super) notification: seccomp_notif,
+    index: usize,
+}
+
+impl Journal {
+    /// Takes over the journal of a predecessor, or begins one.
+    pub(super) fn open(link: &Link, held: &mut Held) -> Result<Arc<Self>, Error> {
+        let length = SLOTS * size_of::<Slot>();
+        let whole = |fd: &OwnedFd| {
+            rustix::fs::fstat(fd).is_ok_and(|stat| u64::try_from(stat.st_size) == Ok(length as u64))
+        };
+        let memory = match held.take(NAME).filter(whole) {
+            Some(memory) => memory,
+            None => {
+                let memory = rustix::fs::memfd_create(NAME, MemfdFlags::CLOEXEC)
+                    .map_err(Error::system("memfd_create"))?;
+                rustix::fs::ftruncate(&memory, length as u64)
+                    .map_err(Error::system("ftruncate of the journal"))?;
+                link.store(NAME, &memory);
+                memory
+            }
+        };
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping, wherever the kernel likes. The file has this length, is sealed
+        // from nobody but handed to nobody who would change it, and stays mapped for ever.
+        let mapped =
+            unsafe { mmap(null_mut(), length, protection, MapFlags::SHARED, memory.as_fd(), 0) };
+        let mapped = mapped.map_err(Error::system("mmap of the journal"))?;
+        let slots = NonNull::new(mapped.cast::<Slot>()).ok_or_else(|| Error::System {
+            what: "mmap of the journal",
+            source: std::io::ErrorKind::OutOfMemory.into(),
+        })?;
+        let mut journal = Self { slots, free: Mutex::default(), left: Mutex::default() };
+        let (mut free, mut left) = (Vec::new(), Vec::new());
+        for index in (0..SLOTS).rev() {
+            match journal.look(index) {
+                Some(call) => left.push(call),
+                None => {
+                    journal.clear(index);
+                    free.push(index);
+                }
+            }
+        }
+        (journal.free, journal.left) = (Mutex::new(free), Mutex::new(left));
+        Ok(Arc::new(journal))
+    }
+
+    fn slot(&self, index: usize) -> &Slot {
+        assert!(index < SLOTS);
+        // SAFETY: within the mapping, which is page-aligned, zeroed at first, and never unmapped
+        // while `self` lives; every bit pattern is a valid slot.
+        unsafe { self.slots.add(index).as_ref() }
+    }
+
+    /// What a predecessor left in a slot.
+    fn look(&self, index: usize) -> Option<Left> {
+        let slot = self.slot(index);
+        // SAFETY: plain numbers; nobody has the slot, and the predecessor is dead.
+        let notification = unsafe { *slot.notification.get() };
+        let phase = match slot.state.load(Ordering::Acquire) {
+            // Noted by the kernel alone: the server was killed inside of RECV.
+            RECEIVED if notification.id != 0 => Phase::Received,
+            ACTING => Phase::Acting,
+            DONE => Phase::Done(seccomp_notif_resp {
+                id: notification.id,
+                val: slot.value.load(Ordering::Relaxed),
+                error: slot.error.load(Ordering::Relaxed),
+                flags: slot.flags.load(Ordering::Relaxed),
+            }),
+            _ => return None,
+        };
+        let listener = slot.listener.load(Ordering::Relaxed);
+        Some(Left { listener, phase, notification, index })
+    }
+
+    fn clear(&self, index: usize) {
+        let slot = self.slot(index);
+        slot.state.store(EMPTY, Ordering::Release);
+        // SAFETY: nobody else has the slot.
+        unsafe { *slot.notification.get() = NOTHING };
+    }
+
+    /// The calls of one listener that a predecessor left, each with its slot.
+    pub(super) fn left(self: &Arc<Self>, listener: u64) -> Vec<(Left, Entry)> {
+        let mut all = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_it = all.extract_if(.., |left| left.listener == listener);
+        let entry = |index| Entry { journal: Arc::clone(self), index: Some(index) };
+        of_it.map(|left| (entry(left.index), left)).map(|(entry, left)| (left, entry)).collect()
+    }
+
+    /// A slot for the next call.
+    pub(super) fn entry(self: &Arc<Self>) -> Entry {
+        let index = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        Entry { journal: Arc::clone(self), index }
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        // SAFETY: mapped with this length, and no entry is left that could use it.
+        let _ = unsafe { munmap(self.slots.as_ptr().cast::<c_void>(), SLOTS * size_of::<Slot>()) };
+    }
+}
+
+const NOTHING: seccomp_notif = seccomp_notif {
+    id: 0,
+    pid: 0,
+    flags: 0,
+    data: seccomp_data { nr: 0, arch: 0, instruction_pointer: 0, args: [0; 6] },
+};
+
+/// A place in the journal, from the receipt of a call until it was answered.
+pub(super) struct Entry {
+    journal: Arc<Journal>,
+    index: Option<usize>,
+}
+
+impl Entry {
+    /// Takes one request, as [`Listener::receive`] does.
+    pub(super) fn receive(&mut self, listener: &Listener) -> Result<seccomp_notif, Errno> {
+        let Some(index) = self.index else { return listener.receive() };
+        let slot = self.journal.slot(index);
+        slot.listener.store(listener.number(), Ordering::Relaxed);
+        slot.state.store(RECEIVED, Ordering::Release);
+        // SAFETY: nobody else has the slot, and it is zero since it was cleared.
+        let received = listener.receive_into(unsafe { &mut *slot.notification.get() });
+        // SAFETY: as above.
+        received.map(|()| unsafe { *slot.notification.get() })
+    }
+
+    /// An act begins.
+    pub(super) fn acting(&self) {
+        if let Some(index) = self.index {
+            self.journal.slot(index).state.store(ACTING, Ordering::Release);
+        }
+    }
+
+    /// It is decided; what is sent next is this.
+    pub(super) fn done(&self, answer: &seccomp_notif_resp) {
+        let Some(index) = self.index else { return };
+        let slot = self.journal.slot(index);
+        slot.value.store(answer.val, Ordering::Relaxed);
+        slot.error.store(answer.error, Ordering::Relaxed);
+        slot.flags.store(answer.flags, Ordering::Relaxed);
+        slot.state.store(DONE, Ordering::Release);
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if let Some(index) = self.index {
+            self.journal.clear(index);
+            self.journal.free.lock().unwrap_or_else(PoisonError::into_inner).push(index);
+        }
+    }
+}
+
+impl std::fmt::Debug for Journal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Journal").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_taken_and_given_back() {
+        let journal = Journal::open(&Link::default(), &mut Held::default()).unwrap();
+        let (first, second) = (journal.entry(), journal.entry());
+        assert_ne!(first.index, second.index);
+        first.acting();
+        let index = first.index.unwrap();
+        assert!(matches!(journal.look(index).unwrap().phase, Phase::Acting));
+        second.done(&seccomp_notif_resp { id: 7, val: 8, error: 0, flags: 0 });
+        let left = journal.look(second.index.unwrap()).unwrap();
+        assert!(matches!(left.phase, Phase::Done(answer) if answer.val == 8), "{left:?}");
+        drop(first);
+        assert!(journal.look(index).is_none());
+        assert_eq!(journal.entry().index, Some(index));
+    }
+
+    #[test]
+    fn more_calls_than_slots_are_answered_too() {
+        let journal = Journal::open(&Link::default(), &mut Held::default()).unwrap();
+        let entries: Vec<_> = (0..SLOTS + 2).map(|_| journal.entry()).collect();
+        assert!(entries[SLOTS].index.is_none());
+        entries[SLOTS].acting();
+    }
+}
