@@ -5,9 +5,10 @@
 //! has its own, because it passes the command's status through.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
@@ -48,6 +49,22 @@ enum Command {
         /// Print JSON: memory in bytes, times in seconds
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// Stop the daemon; mounts and listeners stay when systemd holds them for the next start
+    Stop {
+        /// Unmount the files and let go of all containers
+        #[arg(long)]
+        release: bool,
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// Have the daemon read its configuration again, or go on with another program
+    Reload {
+        /// The program to go on with; if it fails its check, the old one stays
+        #[arg(long, value_name = "PROGRAM")]
+        exec: Option<PathBuf>,
         #[command(flatten)]
         config: ConfigFile,
     },
@@ -116,6 +133,11 @@ impl Cli {
             Command::Serve { config, kept: false } => return keep(&config),
             Command::Run { config, run } => return run_sandbox(&config, *run),
             Command::Status { json, config } => show_status(json, &config),
+            Command::Stop { release, config } => {
+                order(&config, if release { "release" } else { "stop" })
+            }
+            Command::Reload { exec: None, config } => order(&config, "reload"),
+            Command::Reload { exec: Some(program), config } => exec(&config, &program),
             Command::Lxcfs { args } => return lxcfs::main(args),
             Command::Check => return show_check(),
         };
@@ -124,6 +146,15 @@ impl Cli {
             Err(error) => fail(&error, 2),
         }
     }
+}
+
+fn order(config: &ConfigFile, text: &str) -> anyhow::Result<()> {
+    control::order(&config.load()?.socket("control.sock"), text)
+}
+
+fn exec(config: &ConfigFile, program: &Path) -> anyhow::Result<()> {
+    let program = program.canonicalize().with_context(|| program.display().to_string())?;
+    order(config, &format!("exec {}", program.display()))
 }
 
 /// Becomes the keeper of a server with this configuration.

@@ -81,7 +81,7 @@ pub async fn serve(listener: &UnixListener, server: &Server) {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        match tokio::time::timeout(PATIENCE, answer(stream, server)).await {
+        match tokio::time::timeout(PATIENCE * 7, answer(stream, server)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "a question was not answered"),
             Err(_) => tracing::debug!("a question took too long"),
@@ -102,9 +102,11 @@ async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> 
             server.link().say("stop", None);
             b"{}".to_vec()
         }
+        "reload" => crate::serve::reload(server),
         order if order.starts_with("exec ") => {
             server.link().say(order, None);
-            b"{}".to_vec()
+            // Whoever answers is the new program, or the keeper says why there is none.
+            refusal(server).await
         }
         other => serde_json::to_vec(&serde_json::json!({
             "error": format!("unknown question {other:?}; known: status, stop, release, exec PROGRAM"),
@@ -112,6 +114,40 @@ async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> 
     };
     text.push(b'\n');
     stream.write_all(&text).await
+}
+
+/// Waits until the keeper refuses a new program; when it takes it, this process ends before.
+async fn refusal(server: &Server) -> Vec<u8> {
+    let mut refusals = server.refusals();
+    let reason = tokio::time::timeout(Duration::from_secs(30), refusals.recv()).await;
+    let reason = reason.ok().and_then(Result::ok).unwrap_or_else(|| "no answer in time".to_owned());
+    serde_json::to_vec(&serde_json::json!({ "error": reason })).unwrap_or_default()
+}
+
+/// Gives the daemon an order; its answer is the reason why it does not obey. With `exec` the
+/// connection ends without an answer, because the process that has it does.
+///
+/// # Errors
+/// No daemon listens, or it refuses.
+pub fn order(path: &Path, order: &str) -> anyhow::Result<()> {
+    let mut stream = BlockingStream::connect(path).with_context(|| {
+        format!("no ambit daemon answers on {}; start one with `ambit serve`", path.display())
+    })?;
+    stream.set_read_timeout(Some(Duration::from_secs(40)))?;
+    writeln!(stream, "{order}")?;
+    let mut line = String::new();
+    let read = BufReader::new(&stream).read_line(&mut line);
+    if order.starts_with("exec ") && line.is_empty() {
+        // Gone: its successor answers in a moment, because the socket is the same.
+        return ask_status(path).map(drop);
+    }
+    read.context("the daemon does not answer")?;
+    let answer: serde_json::Value =
+        serde_json::from_str(&line).context("the daemon's answer is not understood")?;
+    match answer["error"].as_str() {
+        Some(reason) => anyhow::bail!("{reason}"),
+        None => Ok(()),
+    }
 }
 
 /// Asks the daemon for its status.

@@ -2,7 +2,7 @@
 //! the others ask it; then the overlay; then the sockets through which containers arrive.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ambit_fuse::{MountOptions, Overlay};
@@ -10,6 +10,7 @@ use ambit_sysinfo::{Accounting, Options, Views};
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Resource;
+use tokio::sync::broadcast;
 
 use crate::config::Config;
 use crate::keeper::link::{Held, Link};
@@ -25,6 +26,8 @@ pub struct Server {
     overlay: Overlay,
     notifier: Notifier,
     link: Link,
+    configuration: Option<PathBuf>,
+    refusals: broadcast::Sender<String>,
 }
 
 /// Who can reach a server.
@@ -77,7 +80,14 @@ impl Server {
             acts: acts.map(Arc::new),
         };
         match Notifier::take_over(accounting.clone(), options, &link, &mut held) {
-            Ok(notifier) => Ok(Self { accounting, overlay, notifier, link }),
+            Ok(notifier) => Ok(Self {
+                accounting,
+                overlay,
+                notifier,
+                link,
+                configuration: None,
+                refusals: broadcast::channel(4).0,
+            }),
             Err(error) => {
                 overlay.unmount()?;
                 Err(error).context("cannot take notifications")
@@ -107,6 +117,30 @@ impl Server {
     #[must_use]
     pub fn link(&self) -> &Link {
         &self.link
+    }
+
+    /// The same, with the file that its configuration is from.
+    #[must_use]
+    pub fn configured_by(self, path: Option<&Path>) -> Self {
+        Self { configuration: path.map(Path::to_owned), ..self }
+    }
+
+    /// The file that its configuration is from, unless it is the usual one.
+    #[must_use]
+    pub fn configuration(&self) -> Option<&Path> {
+        self.configuration.as_deref()
+    }
+
+    /// What the keeper says against new programs.
+    #[must_use]
+    pub fn refusals(&self) -> broadcast::Receiver<String> {
+        self.refusals.subscribe()
+    }
+
+    /// The keeper has refused a new program.
+    pub fn refused(&self, reason: &str) {
+        // Nobody may be waiting any more.
+        let _ = self.refusals.send(reason.to_owned());
     }
 
     /// The accounting that everything is rendered from.

@@ -60,6 +60,7 @@ pub fn serve_kept(config: &Config, path: Option<&Path>) -> anyhow::Result<()> {
             control::check_free(&socket)?;
         }
         let server = Server::take_over(config, Reach::Host, Some(acts), link.clone(), held)?;
+        let server = server.configured_by(path);
         let control = match control::take_over(kept, &socket) {
             Ok(control) => control,
             Err(error) => {
@@ -79,7 +80,7 @@ pub fn serve_kept(config: &Config, path: Option<&Path>) -> anyhow::Result<()> {
         tokio::select! {
             () = control::serve(&control, &server) => {}
             () = beat(&link) => {}
-            word = obey(&link, &server, path) => match word {
+            word = obey(&link, &server) => match word {
                 Word::Leave | Word::Reload => leave(),
                 Word::Release => tracing::info!("stopping; the files are unmounted"),
             },
@@ -105,7 +106,7 @@ async fn beat(link: &Link) {
 }
 
 /// Waits for a word that ends this process.
-async fn obey(link: &Link, server: &Server, path: Option<&Path>) -> Word {
+async fn obey(link: &Link, server: &Server) -> Word {
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
     let ears = link.clone();
     let listening = std::thread::Builder::new().name("keeper".into()).spawn(move || {
@@ -119,9 +120,13 @@ async fn obey(link: &Link, server: &Server, path: Option<&Path>) -> Word {
     }
     while let Some(text) = told.recv().await {
         match word(&text) {
-            Some(Word::Reload) => reload(server, path),
+            Some(Word::Reload) => drop(reload(server)),
             Some(word) => return word,
-            None => tracing::warn!("the keeper says: {text}"),
+            None => {
+                let reason = text.strip_prefix("refused ").unwrap_or(&text);
+                tracing::warn!("the keeper refuses: {reason}");
+                server.refused(reason);
+            }
         }
     }
     // With systemd, a new keeper has everything in a moment.
@@ -142,12 +147,18 @@ fn word(text: &str) -> Option<Word> {
 }
 
 /// Reads the configuration again; what is wrong with it leaves everything as it was.
-fn reload(server: &Server, path: Option<&Path>) {
-    match Config::load(path) {
+/// Returns what is answered to who asked for it.
+pub(crate) fn reload(server: &Server) -> Vec<u8> {
+    match Config::load(server.configuration()) {
         Ok(config) => {
             server.notifier().reload(config.policies());
             tracing::info!("the configuration was read again");
+            b"{}".to_vec()
         }
-        Err(error) => tracing::error!("the configuration stays as it was: {error}"),
+        Err(error) => {
+            tracing::error!("the configuration stays as it was: {error}");
+            let answer = serde_json::json!({ "error": error.to_string() });
+            serde_json::to_vec(&answer).unwrap_or_default()
+        }
     }
 }

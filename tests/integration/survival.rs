@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::harness::daemon::Daemon;
+use crate::harness::daemon::{Daemon, Place, readable_dir};
 use crate::harness::{command, machine, sandbox, text};
 
 /// Before Linux 6.9 the kernel does not send again what a dead server had read.
@@ -61,4 +61,85 @@ fn a_server_that_stops_answering_is_replaced() {
     assert!(text::kb(&meminfo, "MemTotal") > 0);
     assert!(began.elapsed() < machine::patience(20));
     assert_ne!(daemon.server_pid(), server);
+}
+
+/// A number from the environment, for the long form of a test.
+fn number(name: &str, usual: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
+#[test]
+fn nothing_fails_while_servers_are_killed_and_replaced() {
+    let containers = number("AMBIT_SURVIVAL_CONTAINERS", 6);
+    let kills = number("AMBIT_SURVIVAL_KILLS", 20);
+    let upgrades = number("AMBIT_SURVIVAL_UPGRADES", 4);
+    let daemon = Daemon::start_at(Place::intercepting("mknod = true\n"));
+    let stop = readable_dir();
+    let bind = format!("{}:/srv:ro", stop.path().display());
+    let script = "echo ready; exec /mnt/survivor /srv/stop 65536 /tmp/node";
+    let args = ["--memory", "64M", "--intercept", "sysinfo,mknod", "--bind", &bind];
+    let mut running: Vec<_> = (0..containers)
+        .map(|_| command::start(&mut sandbox::command(&daemon, &args, script)))
+        .collect();
+    running.iter_mut().for_each(|one| one.wait_for("ready", machine::patience(60)));
+    let mut random = std::process::id().wrapping_mul(2_654_435_761);
+    let mut pauses = Vec::new();
+    for turn in 0..kills + upgrades {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        std::thread::sleep(Duration::from_millis(u64::from(random >> 16) % 200));
+        if turn % (kills / upgrades.max(1) + 1) == 0
+            && turn / (kills / upgrades.max(1) + 1) < upgrades
+        {
+            upgrade(&daemon);
+            continue;
+        }
+        kill_server(&daemon);
+        let killed = Instant::now();
+        fs::read(daemon.file("proc/meminfo")).unwrap();
+        pauses.push(killed.elapsed());
+    }
+    fs::write(stop.path().join("stop"), "").unwrap();
+    let mut failed = Vec::new();
+    for one in running {
+        let output = one.finish(machine::patience(60)).ok();
+        if !output.contains(" failures=0 ") {
+            failed.push(output);
+        }
+    }
+    pauses.sort();
+    let median = pauses.get(pauses.len() / 2).copied().unwrap_or_default();
+    eprintln!(
+        "{} kills, {upgrades} upgrades; from SIGKILL to the next answered read: median {median:?}, longest {:?}",
+        pauses.len(),
+        pauses.last()
+    );
+    if resends() {
+        assert!(failed.is_empty(), "{} of {containers}: {}", failed.len(), failed.join("\n"));
+    } else {
+        eprintln!("unavoidable before Linux 6.9: {}", failed.join("\n"));
+        assert!(
+            failed.iter().all(|text| !text.contains("goes back") && !text.contains("wrong memory"))
+        );
+    }
+}
+
+/// The same program again, as a new one.
+fn upgrade(daemon: &Daemon) {
+    let server = daemon.server_pid();
+    let mut reload = command::quiet(machine::AMBIT);
+    reload.arg("reload").arg("--config").arg(daemon.place().config());
+    command::run(reload.arg("--exec").arg(machine::AMBIT)).ok();
+    assert_ne!(daemon.server_pid(), server);
+}
+
+#[test]
+fn a_program_that_fails_its_check_leaves_the_old_one() {
+    let daemon = Daemon::start();
+    let server = daemon.server_pid();
+    let mut reload = command::quiet(machine::AMBIT);
+    reload.arg("reload").arg("--config").arg(daemon.place().config());
+    let output = command::run(reload.args(["--exec", "/bin/false"]));
+    assert_eq!(output.status, 2, "{output:?}");
+    assert!(output.stderr.contains("failed before it served"), "{output:?}");
+    assert_eq!(daemon.server_pid(), server);
 }

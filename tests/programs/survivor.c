@@ -1,0 +1,110 @@
+/*
+ * Reads files and calls sysinfo(2) and mknod(2) until a file appears, and looks whether all of it succeeds, says the
+ * same, and never goes back.
+ *
+ *   survivor STOP KB [NODE]     memory must be KB kilobytes; with NODE it makes and removes that device node too
+ *
+ * Prints one line for each kind of failure, at most 20, and at last "rounds=N failures=N longest_ms=N".
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysinfo.h>
+#include <sys/sysmacros.h>
+#include <time.h>
+#include <unistd.h>
+
+static const char *FILES[] = {
+	"/proc/meminfo", "/proc/stat", "/proc/uptime", "/proc/loadavg", "/proc/cpuinfo", "/proc/swaps", "/proc/diskstats",
+	"/proc/vmstat", "/proc/pressure/cpu", "/sys/devices/system/cpu/online",
+};
+static long failures;
+static char text[1 << 20];
+
+static void fail(const char *what, const char *why)
+{
+	if (++failures <= 20)
+		printf("%s: %s\n", what, why);
+	fflush(stdout);
+}
+
+static int slurp(const char *path)
+{
+	size_t have = 0;
+	ssize_t got;
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0) {
+		fail(path, strerror(errno));
+		return -1;
+	}
+	while ((got = read(fd, text + have, sizeof text - 1 - have)) > 0)
+		have += got;
+	if (got < 0)
+		fail(path, strerror(errno));
+	close(fd);
+	text[have] = 0;
+	return got < 0 || !have ? -1 : 0;
+}
+
+static double now(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1e3 + t.tv_nsec / 1e6;
+}
+
+int main(int argc, char **argv)
+{
+	unsigned long kb = argc > 2 ? strtoul(argv[2], 0, 10) : 0;
+	unsigned long long before[4] = { 0 };
+	double uptime = 0, longest = 0;
+	long rounds = 0;
+
+	while (access(argv[1], F_OK)) {
+		for (size_t i = 0; i < sizeof FILES / sizeof *FILES; i++) {
+			double began = now();
+			if (slurp(FILES[i]))
+				continue;
+			double took = now() - began;
+			longest = took > longest ? took : longest;
+			unsigned long said;
+			unsigned long long cpu[4];
+			double up;
+			if (i == 0 && (sscanf(text, "MemTotal: %lu", &said) != 1 || said != kb))
+				fail("MemTotal", text);
+			if (i == 1 && sscanf(text, "cpu %llu %llu %llu %llu", cpu, cpu + 1, cpu + 2, cpu + 3) == 4) {
+				for (int j = 0; j < 4; j++)
+					if (cpu[j] < before[j]) {
+						char why[100];
+						sprintf(why, "column %d: %llu after %llu", j, cpu[j], before[j]);
+						fail("stat goes back", why);
+					}
+				memcpy(before, cpu, sizeof cpu);
+			}
+			if (i == 2 && sscanf(text, "%lf", &up) == 1) {
+				if (up < uptime)
+					fail("uptime goes back", text);
+				uptime = up;
+			}
+		}
+		struct sysinfo s;
+		if (sysinfo(&s))
+			fail("sysinfo", strerror(errno));
+		else if (s.totalram / 1024 * s.mem_unit != kb)
+			fail("sysinfo", "wrong memory");
+		if (argc > 3) {
+			if (mknod(argv[3], S_IFCHR | 0600, makedev(1, 3)))
+				fail("mknod", strerror(errno));
+			if (unlink(argv[3]))
+				fail("unlink", strerror(errno));
+		}
+		rounds++;
+	}
+	printf("rounds=%ld failures=%ld longest_ms=%.0f\n", rounds, failures, longest);
+	return 0;
+}
