@@ -67,6 +67,9 @@ impl Server {
             boot_time: config.overlay.btime.into(),
             ..Options::default()
         })?;
+        if let Some(file) = baselines(&link, &mut held) {
+            accounting.remember(file);
+        }
         let options = MountOptions {
             threads: config.overlay.threads,
             ..MountOptions::new(&config.overlay.mount)
@@ -164,6 +167,18 @@ impl Server {
         drop(self.notifier.stop());
         self.overlay.unmount().context("cannot unmount the overlay")
     }
+}
+
+/// The file in memory where counters are remembered: a predecessor's, or a new one. `None` without
+/// a keeper: nobody would read it.
+fn baselines(link: &Link, held: &mut Held) -> Option<OwnedFd> {
+    const NAME: &str = "baselines.1";
+    link.is_kept().then_some(())?;
+    held.take(NAME).or_else(|| {
+        let file = rustix::fs::memfd_create(NAME, rustix::fs::MemfdFlags::CLOEXEC).ok()?;
+        link.store(NAME, &file);
+        Some(file)
+    })
 }
 
 /// Names of what the overlay leaves with the keeper: its device and the kernel's INIT request, and

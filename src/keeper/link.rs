@@ -68,6 +68,12 @@ impl Link {
         Ok(Self(Some(Arc::new(Shared { socket, next, restarts }))))
     }
 
+    /// Is there a keeper?
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Tells that everything is ready but for what the predecessor has, and waits until that has
     /// come.
     ///

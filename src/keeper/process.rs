@@ -29,6 +29,8 @@ const START: Duration = Duration::from_secs(20);
 const LEAVE: Duration = Duration::from_secs(5);
 /// Who lives longer than this did not fail at once.
 const STABLE: Duration = Duration::from_secs(2);
+/// The longest pause after one that has served for a moment.
+const SHORT_PAUSE: Duration = Duration::from_millis(16);
 /// The longest pause between two starts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -264,7 +266,10 @@ impl Keeper {
         };
         // What it said last is heard first.
         self.listen();
-        let lived = self.server.take().map_or(Duration::ZERO, |server| server.started.elapsed());
+        let (lived, served) = self
+            .server
+            .take()
+            .map_or((Duration::ZERO, false), |one| (one.started.elapsed(), one.serving));
         match self.stopping {
             Some(Stop::Replace) => {
                 self.replace();
@@ -277,10 +282,12 @@ impl Keeper {
                 let how = ended.map_or("for no known reason".to_owned(), |end| end.to_string());
                 eprintln!("ambit: the server ended ({how}) and is started again");
                 self.restarts += 1;
+                // One that has served is not broken: containers wait for the next one.
+                let longest = if served { SHORT_PAUSE } else { LONGEST_PAUSE };
                 self.pause = if lived > STABLE {
                     Duration::ZERO
                 } else {
-                    (self.pause * 2).clamp(Duration::from_millis(1), LONGEST_PAUSE)
+                    (self.pause * 2).clamp(Duration::from_millis(1), longest)
                 };
                 self.start_at = Some(now + self.pause);
                 None

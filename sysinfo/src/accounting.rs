@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use crate::baselines::Baselines;
 use crate::callers::Callers;
 use crate::clock;
 use crate::container::Container;
@@ -71,6 +72,7 @@ impl Accounting {
             own_offset: offset.and_then(clock::boottime_offset).unwrap_or(0),
             own_namespace: proc.pid_namespace(own).map_err(read("/proc/self/ns/pid"))?,
             options,
+            baselines: std::sync::OnceLock::new(),
             proc,
             host,
             hierarchies,
@@ -84,6 +86,15 @@ impl Accounting {
             .spawn(move || sample_loads(&weak, &wake))
             .map_err(read("a new thread"))?;
         Ok(this)
+    }
+
+    /// Remembers counters in this file, which outlives the process, and goes on from those that a
+    /// predecessor remembered there. To be called before anybody asks.
+    pub fn remember(&self, file: std::os::fd::OwnedFd) {
+        let processors =
+            self.shared.host.snapshot().online.iter().last().map_or(1, |last| last + 1);
+        // A second call changes nothing.
+        let _ = self.shared.baselines.set(Baselines::open(file, processors as usize));
     }
 
     /// The container that a thread belongs to.
@@ -104,7 +115,7 @@ impl Accounting {
 
     /// All containers that asked and still exist.
     pub fn containers(&self) -> Vec<Arc<Container>> {
-        self.callers.sweep(self.shared.options.open_containers);
+        self.callers.sweep(&self.shared);
         self.callers.containers()
     }
 
@@ -120,7 +131,7 @@ impl Accounting {
 
     /// One round of the load sampler; is there anything left to sample?
     fn sample_loads(&self, counter: &mut Counter) -> bool {
-        self.callers.sweep(self.shared.options.open_containers);
+        self.callers.sweep(&self.shared);
         let now = clock::now();
         let mut any = false;
         for container in self.callers.containers() {

@@ -22,6 +22,21 @@ pub(crate) struct Activity {
 }
 
 impl Activity {
+    /// The averages, when they were taken, and the newest process, for a successor.
+    pub(crate) fn words(&self) -> [u64; 8] {
+        self.all().map(|word| word.load(Ordering::Relaxed))
+    }
+
+    /// Goes on from what a predecessor had.
+    pub(crate) fn restore(&self, words: [u64; 8]) {
+        self.all().iter().zip(words).for_each(|(own, word)| own.store(word, Ordering::Relaxed));
+    }
+
+    fn all(&self) -> [&AtomicU64; 8] {
+        let Self { one, five, fifteen, running, blocked, threads, newest_pid, counted } = self;
+        [one, five, fifteen, counted, newest_pid, running, blocked, threads]
+    }
+
     /// When threads were last counted.
     pub(crate) fn counted(&self) -> u64 {
         self.counted.load(Ordering::Relaxed)

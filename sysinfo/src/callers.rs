@@ -133,9 +133,18 @@ impl Callers {
         container
     }
 
+    /// What is in the first registry and not in the second needs no baseline any more.
+    fn give_back(&self, before: &Registry, after: &Registry, shared: &Shared) {
+        let Some(baselines) = shared.baselines.get() else { return };
+        let gone = before.iter().filter(|(key, _)| !after.contains_key(key));
+        gone.filter_map(|(_, container)| container.baseline())
+            .for_each(|at| baselines.give_back(at));
+    }
+
     /// Forgets containers that ended, and lets all but the most recently asked `open` ones
     /// close their files.
-    pub(crate) fn sweep(&self, open: usize) {
+    pub(crate) fn sweep(&self, shared: &Shared) {
+        let open = shared.options.open_containers;
         let _adding = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
         let now = clock::now();
         let forgotten = |container: &Container| {
@@ -146,6 +155,7 @@ impl Callers {
         if registry.values().any(|container| forgotten(container)) {
             let mut registry = Registry::clone(&registry);
             registry.retain(|_, container| !forgotten(container));
+            self.give_back(&self.registry.load(), &registry, shared);
             self.registry.store(Arc::new(registry));
         }
         for shard in &self.recent {

@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags};
 
 use crate::Error;
 use crate::activity::Activity;
+use crate::baselines;
 use crate::clock;
 use crate::cpu::{self, CpuClock};
 use crate::derive;
@@ -45,6 +46,8 @@ thread_local! {
 /// A container, or a cgroup of the host that a process asked from.
 pub struct Container {
     identity: Identity,
+    /// Where its counters are remembered, and under which key.
+    baseline: Option<(usize, baselines::Key)>,
     activity: Activity,
     view: ArcSwapOption<View>,
     /// When the view was taken.
@@ -96,9 +99,26 @@ impl Container {
         let start = identity.init.as_ref().map_or(0, |init| init.start.min(now));
         let source = source::open(&shared.hierarchies, &membership, shared.options.memory_limit);
         let extra = ExtraSampler::new(ExtraFiles::new(&shared.hierarchies, &membership));
+        let mut clock = CpuClock::starting_at(start);
+        let activity = Activity::default();
+        let remembered = shared.baselines.get().filter(|_| !identity.is_host);
+        let baseline = remembered.and_then(|baselines| {
+            let key = match &identity.init {
+                Some(init) => (identity.namespace, init.start),
+                None => (0, hash(&membership)),
+            };
+            let (place, words) = baselines.of(key);
+            if let Some(words) = words {
+                let mut words = words.into_iter();
+                activity.restore(std::array::from_fn(|_| words.next().unwrap_or(0)));
+                clock = CpuClock::restored(&mut words);
+            }
+            place.map(|place| (place, key))
+        });
         Self {
             identity,
-            activity: Activity::default(),
+            baseline,
+            activity,
             view: ArcSwapOption::empty(),
             taken: AtomicU64::new(0),
             asked: AtomicU64::new(now),
@@ -109,7 +129,7 @@ impl Container {
                 extra,
                 huge: HugeFiles::default(),
                 sample: Sample::default(),
-                clock: CpuClock::starting_at(start),
+                clock,
                 busy_at_count: 0,
                 skipped: 0,
             }),
@@ -152,6 +172,19 @@ impl Container {
         let mut poll = [PollFd::new(&init.pidfd, PollFlags::IN)];
         let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
         rustix::event::poll(&mut poll, Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Where its counters are remembered.
+    pub(crate) fn baseline(&self) -> Option<usize> {
+        self.baseline.map(|(place, _)| place)
+    }
+
+    /// Before they are shown: who reads them must never see less later.
+    fn remember(&self, sampler: &Sampler, shared: &Shared) {
+        if let (Some(baselines), Some((place, key))) = (shared.baselines.get(), self.baseline) {
+            let words = self.activity.words().into_iter().chain(sampler.clock.words());
+            baselines.write(place, key, words);
+        }
     }
 
     fn is_young(&self, now: u64) -> bool {
@@ -238,6 +271,7 @@ impl Container {
         let sample = &sampler.sample;
         let visible = cpu::visible(sample, &host.online, shared.options.cpu_policy);
         sampler.clock.advance(now, &sample.busy, &visible);
+        self.remember(sampler, shared);
         View {
             origin: if self.identity.is_host { Origin::Host } else { Origin::Container },
             memory: derive::memory(sample, &host),
@@ -357,6 +391,15 @@ impl Container {
     fn lock(&self) -> MutexGuard<'_, Sampler> {
         self.sampler.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The same for the same cgroups in a successor.
+fn hash(membership: &Membership) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+
+    let mut hasher = DefaultHasher::new();
+    membership.hash(&mut hasher);
+    hasher.finish()
 }
 
 impl std::fmt::Debug for Container {

@@ -75,6 +75,31 @@ impl CpuClock {
         Self { at: start, ..Self::default() }
     }
 
+    /// Everything there is to know of it, for a successor.
+    pub(crate) fn words(&self) -> impl Iterator<Item = u64> {
+        let spent = |spent: &Spent| [spent.user, spent.nice, spent.system, spent.idle];
+        let Busy { user, nice, system, per_cpu } = &self.last;
+        let first = [self.at, u64::from(self.started), *user, *nice, *system];
+        let counts = [self.spent.len() as u64, per_cpu.len() as u64];
+        let first = first.into_iter().chain(spent(&self.owed)).chain(counts);
+        let per_cpu = per_cpu.iter().flat_map(|&(user, system)| [user, system]);
+        first.chain(self.spent.iter().flat_map(spent)).chain(per_cpu)
+    }
+
+    /// The clock that a predecessor wrote down.
+    pub(crate) fn restored(words: &mut impl Iterator<Item = u64>) -> Self {
+        let mut next = || words.next().unwrap_or(0);
+        let (at, started) = (next(), next() != 0);
+        let (user, nice, system) = (next(), next(), next());
+        let owed = Spent { user: next(), nice: next(), system: next(), idle: next() };
+        let (spent, per_cpu) = (next().min(1 << 16), next().min(1 << 16));
+        let spent = (0..spent)
+            .map(|_| Spent { user: next(), nice: next(), system: next(), idle: next() })
+            .collect();
+        let per_cpu = (0..per_cpu).map(|_| (next(), next())).collect();
+        Self { at, last: Busy { user, nice, system, per_cpu }, owed, spent, started }
+    }
+
     /// Accounts for the interval up to `now`, in which `visible` processors were shown.
     pub fn advance(&mut self, now: u64, busy: &Busy, visible: &CpuSet) {
         let wall = now.saturating_sub(self.at);

@@ -9,6 +9,7 @@
 
 mod accounting;
 mod activity;
+mod baselines;
 mod callers;
 pub mod clock;
 mod container;

@@ -1,7 +1,8 @@
 //! What all containers share: options, the host, where the cgroups are.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use crate::baselines::Baselines;
 use crate::cpu::CpuPolicy;
 use crate::hierarchy::Hierarchies;
 use crate::host_files::HostFiles;
@@ -47,6 +48,8 @@ impl Default for Options {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) options: Options,
+    /// Where counters are remembered for a successor.
+    pub(crate) baselines: OnceLock<Baselines>,
     pub(crate) proc: Arc<Procfs>,
     pub(crate) host: HostFiles,
     pub(crate) hierarchies: Hierarchies,

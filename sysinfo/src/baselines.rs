@@ -1,0 +1,155 @@
+//! What the counters of each container have reached, in a file in memory that outlives the process:
+//! its successor counts on from there, so that no counter ever goes back.
+//!
+//! One record of fixed size for a container, written whole before its numbers are shown. A record
+//! up to a page long is written in one step even by a process that is being killed; a longer one
+//! that was cut off does not match its sum and is not used. Containers that are gone give their
+//! records back.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The first words of a record: what it is, of which layout; whose (two words); how many follow.
+const HEAD: usize = 4;
+/// "ambitBL" and the version of the layout.
+const MAGIC: u64 = 0x616d_6269_7442_4c01;
+/// Containers at most; one more is not remembered.
+const MOST: usize = 16 << 10;
+const PAGE: usize = 4096;
+const WORD: usize = 8;
+
+/// Who a record is of: the pid namespace's inode and the start of its first process.
+pub(crate) type Key = (u64, u64);
+
+/// All records.
+#[derive(Debug)]
+pub(crate) struct Baselines {
+    file: OwnedFd,
+    size: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Of a predecessor's, not yet asked for.
+    left: HashMap<Key, (usize, Vec<u64>)>,
+    free: Vec<usize>,
+    end: usize,
+}
+
+impl Baselines {
+    /// Reads what a predecessor wrote. Records have room for this many processors.
+    pub(crate) fn open(file: OwnedFd, processors: usize) -> Self {
+        let words = HEAD + 24 + 6 * processors.max(64) + 1;
+        let size = (words * WORD).next_multiple_of(PAGE);
+        let mut state = State::default();
+        let mut record = vec![0; size];
+        while state.end < MOST
+            && rustix::io::pread(&file, &mut record[..], (state.end * size) as u64) == Ok(size)
+        {
+            match parse(&record) {
+                Some((key, words)) => drop(state.left.insert(key, (state.end, words))),
+                None => state.free.push(state.end),
+            }
+            state.end += 1;
+        }
+        Self { file, size, state: Mutex::new(state) }
+    }
+
+    /// A place for a container, and what a predecessor wrote of it.
+    pub(crate) fn of(&self, key: Key) -> (Option<usize>, Option<Vec<u64>>) {
+        let mut state = self.lock();
+        if let Some((place, words)) = state.left.remove(&key) {
+            return (Some(place), Some(words));
+        }
+        let place = state.free.pop().or_else(|| {
+            let place = state.end;
+            (place < MOST).then(|| {
+                state.end += 1;
+                place
+            })
+        });
+        (place, None)
+    }
+
+    /// Writes a record. What does not fit is not written.
+    pub(crate) fn write(&self, place: usize, key: Key, words: impl Iterator<Item = u64>) {
+        let mut record = Vec::with_capacity(self.size);
+        let head = [MAGIC, key.0, key.1, 0];
+        for word in head.into_iter().chain(words) {
+            record.extend_from_slice(&word.to_ne_bytes());
+        }
+        if record.len() + WORD > self.size {
+            return;
+        }
+        let count = (record.len() / WORD - HEAD) as u64;
+        record[3 * WORD..HEAD * WORD].copy_from_slice(&count.to_ne_bytes());
+        record.extend_from_slice(&sum(&record).to_ne_bytes());
+        record.resize(self.size, 0);
+        // Memory is all that can be missing, and then the numbers of now are worth more.
+        let _ = rustix::io::pwrite(&self.file, &record, (place * self.size) as u64);
+    }
+
+    /// The container is gone.
+    pub(crate) fn give_back(&self, place: usize) {
+        let _ = rustix::io::pwrite(&self.file, &[0; WORD], (place * self.size) as u64);
+        self.lock().free.push(place);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn parse(record: &[u8]) -> Option<(Key, Vec<u64>)> {
+    let word = |index: usize| {
+        let bytes = record.get(index * WORD..(index + 1) * WORD)?;
+        Some(u64::from_ne_bytes(bytes.try_into().ok()?))
+    };
+    let count = usize::try_from(word(3)?).ok().filter(|count| *count < record.len() / WORD)?;
+    let text = record.get(..(HEAD + count) * WORD)?;
+    if word(0)? != MAGIC || word(HEAD + count)? != sum(text) {
+        return None;
+    }
+    let words = (HEAD..HEAD + count).map(word).collect::<Option<_>>()?;
+    Some(((word(1)?, word(2)?), words))
+}
+
+/// FNV-1a, by words.
+fn sum(text: &[u8]) -> u64 {
+    text.chunks_exact(WORD).fold(0xcbf2_9ce4_8422_2325, |sum, word| {
+        let word = word.try_into().map_or(0, u64::from_ne_bytes);
+        (sum ^ word).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::MemfdFlags;
+
+    use super::*;
+
+    #[test]
+    fn a_successor_finds_what_was_written_and_nothing_of_who_is_gone() {
+        let file = rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
+        let baselines = Baselines::open(file.try_clone().unwrap(), 4);
+        let (first, second) = (baselines.of((1, 2)).0.unwrap(), baselines.of((3, 4)).0.unwrap());
+        baselines.write(first, (1, 2), [7, 8, 9].into_iter());
+        baselines.write(second, (3, 4), [10].into_iter());
+        baselines.give_back(second);
+        let successor = Baselines::open(file, 4);
+        assert_eq!(successor.of((3, 4)), (Some(second), None));
+        assert_eq!(successor.of((1, 2)), (Some(first), Some(vec![7, 8, 9])));
+    }
+
+    #[test]
+    fn a_record_that_was_cut_off_is_not_used() {
+        let file = rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
+        let baselines = Baselines::open(file.try_clone().unwrap(), 4);
+        let place = baselines.of((1, 2)).0.unwrap();
+        baselines.write(place, (1, 2), 0..100);
+        rustix::io::pwrite(&file, &[1; 8], 400).unwrap();
+        assert_eq!(Baselines::open(file, 4).of((1, 2)).1, None);
+    }
+}
