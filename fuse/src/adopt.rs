@@ -1,4 +1,7 @@
-#![allow(unsafe_code, reason = "replacing the descriptor that a fuser session owns: one dup3")]
+#![allow(
+    unsafe_code,
+    reason = "replacing the descriptor that a fuser session owns: one dup3, one ioctl"
+)]
 //! Putting a live FUSE device under an unmodified fuser session.
 //!
 //! The kernel sends INIT once in the life of a connection, and fuser begins with INIT. So INIT
@@ -13,6 +16,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use fuser::{Config, Filesystem, Session, SessionACL};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::{DupFlags, Errno};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
@@ -57,6 +61,12 @@ impl InitRequest {
             return Err(Error::Init("the first request is not INIT"));
         }
         Ok(Self(record.to_vec()))
+    }
+
+    /// Can the kernel send again what was read and never answered (Linux 6.9)?
+    fn can_resend(&self) -> bool {
+        let minor = self.0.get(HEADER + 4..HEADER + 8).and_then(|bytes| bytes.try_into().ok());
+        minor.map(u32::from_ne_bytes).is_some_and(|minor| minor >= 40)
     }
 
     /// The bytes, to be kept beside the device.
@@ -106,6 +116,8 @@ pub fn adopt<F: Filesystem>(
     if error != Some(0) {
         return Err(Error::Init("fuser refused the protocol version of this kernel"));
     }
+    let own = if init.can_resend() { None } else { clone(device) };
+    let device = own.as_ref().map_or(device, AsFd::as_fd);
     replace(session.as_fd(), device).map_err(failed("dup3"))?;
     Ok((session, InitReply(reply)))
 }
@@ -119,6 +131,22 @@ pub fn resend(device: BorrowedFd<'_>) -> Result<(), Error> {
     notification[..4].copy_from_slice(&16u32.to_ne_bytes());
     notification[4..8].copy_from_slice(&NOTIFY_RESEND.to_ne_bytes());
     rustix::io::write(device, &notification).map(drop).map_err(failed("FUSE_NOTIFY_RESEND"))
+}
+
+#[allow(missing_docs, reason = "a private module that the macro makes a public function in")]
+mod ioctls {
+    nix::ioctl_read!(fuse_dev_ioc_clone, 229, 0, u32);
+}
+
+/// A device of its own for the same connection. What was read from it ends with an error when this
+/// process dies, instead of waiting for ever; what was not read yet waits for a successor.
+fn clone(device: BorrowedFd<'_>) -> Option<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let own = rustix::fs::open("/dev/fuse", flags, Mode::empty()).ok()?;
+    let mut number = device.as_raw_fd().unsigned_abs();
+    // SAFETY: the kernel reads one number from there.
+    let cloned = unsafe { ioctls::fuse_dev_ioc_clone(own.as_raw_fd(), &raw mut number) };
+    cloned.ok().map(|_| own)
 }
 
 /// Makes the number of `place` denote what `device` denotes.
