@@ -42,7 +42,7 @@ fn main() {
     one.set(0).unwrap();
     sched_setaffinity(Pid::from_raw(0), &one).unwrap();
 
-    let daemon = Daemon::start();
+    let daemon = Daemon::start_at(Place::intercepting("mknod = true\n"));
     files(&daemon);
     calls(&daemon);
 }
@@ -111,6 +111,14 @@ fn calls(daemon: &Daemon) {
         through / 1e3 / smallest
     );
     print!("{compared}");
+    let loops = format!("sleep 3; {}/node_call loop /tmp/node 20000", sandbox::PROGRAMS);
+    let made = run(&mut sandbox::command(daemon, &["--intercept", "mknod"], &loops)).ok();
+    let made: f64 = made.trim().parse().unwrap();
+    println!(
+        "\nmknod(2) from a sandbox {:.2} us, ratio to the smallest handler {:.2}",
+        made / 1e3,
+        made / 1e3 / smallest
+    );
 }
 
 /// Reads every path in turn, round after round, so that all meet the same disturbances, and

@@ -8,6 +8,7 @@
  *   node_call flip FOLDER OUTSIDE       a second thread makes FOLDER/t a folder and a link to OUTSIDE in turn
  *   node_call flood FOLDER THREADS MS   makes and removes nodes in many threads
  *   node_call opaque PATH               setxattr of trusted.overlay.opaque
+ *   node_call loop PATH COUNT           prints how many nanoseconds a mknod takes, its removal not counted
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -23,6 +24,7 @@
 #include <sys/sysmacros.h>
 #include <sys/time.h>
 #include <sys/xattr.h>
+#include <time.h>
 #include <unistd.h>
 
 #define NULL_DEVICE makedev(1, 3)
@@ -178,6 +180,23 @@ static int flooding(const char *where, long threads, long ms)
 	return 0;
 }
 
+static int looping(const char *path, long count)
+{
+	struct timespec from, to;
+	long long spent = 0;
+	for (long i = -100; i < count; i++) {
+		clock_gettime(CLOCK_MONOTONIC, &from);
+		if (make(path))
+			return 1;
+		clock_gettime(CLOCK_MONOTONIC, &to);
+		if (i >= 0)
+			spent += (to.tv_sec - from.tv_sec) * 1000000000LL + to.tv_nsec - from.tv_nsec;
+		unlink(path);
+	}
+	printf("%lld\n", spent / count);
+	return 0;
+}
+
 int main(int count, char **word)
 {
 	pthread_t thread;
@@ -194,6 +213,8 @@ int main(int count, char **word)
 		return flipping(word[2], word[3]);
 	else if (!strcmp(mode, "flood") && count == 5)
 		return flooding(word[2], atol(word[3]), atol(word[4]));
+	else if (!strcmp(mode, "loop") && count == 4)
+		return looping(word[2], atol(word[3]));
 	else if (!strcmp(mode, "opaque"))
 		say("", setxattr(word[2], "trusted.overlay.opaque", "y", 1, 0));
 	else
