@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use harness::cgroup::{Cgroup, Limits};
 use harness::command::{quiet, run};
-use harness::daemon::{Daemon, mounts, readable_dir};
+use harness::daemon::{Daemon, Place, mounts, readable_dir};
 use harness::{machine, sandbox};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
