@@ -121,6 +121,35 @@ pub fn resend(device: BorrowedFd<'_>) -> Result<(), Error> {
     rustix::io::write(device, &notification).map(drop).map_err(failed("FUSE_NOTIFY_RESEND"))
 }
 
+/// Another device of the same connection. What was read from it and not answered ends with
+/// ECONNABORTED when its last holder dies, while the connection lives on with the first device: before
+/// Linux 6.9 nothing else keeps the readers from waiting for ever.
+///
+/// # Errors
+/// The device is not one of a connection, or there is none to be had.
+pub fn clone_of(device: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
+    use rustix::fs::{Mode, OFlags};
+    use rustix::ioctl::{Setter, ioctl, opcode};
+
+    const CLONE: rustix::ioctl::Opcode = opcode::read::<u32>(229, 0);
+    let clone = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| Error::Device(errno.into()))?;
+    let number = device.as_raw_fd().unsigned_abs();
+    // SAFETY: FUSE_DEV_IOC_CLONE reads one u32, a descriptor that is open.
+    unsafe { ioctl(&clone, Setter::<CLONE, u32>::new(number)) }
+        .map_err(failed("FUSE_DEV_IOC_CLONE"))?;
+    Ok(clone)
+}
+
+/// Does the kernel send again what a dead server had read? (`FUSE_NOTIFY_RESEND`, Linux 6.9.)
+#[must_use]
+pub fn resends() -> bool {
+    let system = rustix::system::uname();
+    let release = system.release().to_string_lossy();
+    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 9)
+}
+
 /// Makes the number of `place` denote what `device` denotes.
 fn replace(place: BorrowedFd<'_>, device: BorrowedFd<'_>) -> rustix::io::Result<()> {
     // SAFETY: the number is open, as the borrow shows, and stays open: dup3 exchanges what it
