@@ -1,4 +1,7 @@
-#![allow(unsafe_code, reason = "replacing the descriptor that a fuser session owns: one dup3")]
+#![allow(
+    unsafe_code,
+    reason = "replacing the descriptor that a fuser session owns: one dup3, one ioctl"
+)]
 //! Putting a live FUSE device under an unmodified fuser session.
 //!
 //! The kernel sends INIT once in the life of a connection, and fuser begins with INIT. So INIT
@@ -13,6 +16,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use fuser::{Config, Filesystem, Session, SessionACL};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::{DupFlags, Errno};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
@@ -57,6 +61,12 @@ impl InitRequest {
             return Err(Error::Init("the first request is not INIT"));
         }
         Ok(Self(record.to_vec()))
+    }
+
+    /// Can the kernel send again what was read and never answered (Linux 6.9)?
+    fn can_resend(&self) -> bool {
+        let minor = self.0.get(HEADER + 4..HEADER + 8).and_then(|bytes| bytes.try_into().ok());
+        minor.map(u32::from_ne_bytes).is_some_and(|minor| minor >= 40)
     }
 
     /// The bytes, to be kept beside the device.
@@ -106,6 +116,8 @@ pub fn adopt<F: Filesystem>(
     if error != Some(0) {
         return Err(Error::Init("fuser refused the protocol version of this kernel"));
     }
+    let own = if init.can_resend() { None } else { clone(device) };
+    let device = own.as_ref().map_or(device, AsFd::as_fd);
     replace(session.as_fd(), device).map_err(failed("dup3"))?;
     Ok((session, InitReply(reply)))
 }
@@ -121,33 +133,20 @@ pub fn resend(device: BorrowedFd<'_>) -> Result<(), Error> {
     rustix::io::write(device, &notification).map(drop).map_err(failed("FUSE_NOTIFY_RESEND"))
 }
 
-/// Another device of the same connection. What was read from it and not answered ends with
-/// ECONNABORTED when its last holder dies, while the connection lives on with the first device: before
-/// Linux 6.9 nothing else keeps the readers from waiting for ever.
-///
-/// # Errors
-/// The device is not one of a connection, or there is none to be had.
-pub fn clone_of(device: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
-    use rustix::fs::{Mode, OFlags};
-    use rustix::ioctl::{Setter, ioctl, opcode};
-
-    const CLONE: rustix::ioctl::Opcode = opcode::read::<u32>(229, 0);
-    let clone = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|errno| Error::Device(errno.into()))?;
-    let number = device.as_raw_fd().unsigned_abs();
-    // SAFETY: FUSE_DEV_IOC_CLONE reads one u32, a descriptor that is open.
-    unsafe { ioctl(&clone, Setter::<CLONE, u32>::new(number)) }
-        .map_err(failed("FUSE_DEV_IOC_CLONE"))?;
-    Ok(clone)
+#[allow(missing_docs, reason = "a private module that the macro makes a public function in")]
+mod ioctls {
+    nix::ioctl_read!(fuse_dev_ioc_clone, 229, 0, u32);
 }
 
-/// Does the kernel send again what a dead server had read? (`FUSE_NOTIFY_RESEND`, Linux 6.9.)
-#[must_use]
-pub fn resends() -> bool {
-    let system = rustix::system::uname();
-    let release = system.release().to_string_lossy();
-    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 9)
+/// A device of its own for the same connection. What was read from it ends with an error when this
+/// process dies, instead of waiting for ever; what was not read yet waits for a successor.
+fn clone(device: BorrowedFd<'_>) -> Option<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let own = rustix::fs::open("/dev/fuse", flags, Mode::empty()).ok()?;
+    let mut number = device.as_raw_fd().unsigned_abs();
+    // SAFETY: the kernel reads one number from there.
+    let cloned = unsafe { ioctls::fuse_dev_ioc_clone(own.as_raw_fd(), &raw mut number) };
+    cloned.ok().map(|_| own)
 }
 
 /// Makes the number of `place` denote what `device` denotes.

@@ -78,13 +78,9 @@ impl Connection {
         let mut config = Config::default();
         config.acl = SessionACL::All;
         config.n_threads = Some(place.threads.max(1));
-        // A socket, in tests, has no clone.
-        let clone = if adopt::resends() { None } else { adopt::clone_of(device.as_fd()).ok() };
-        let served = clone.as_ref().map_or(device.as_fd(), AsFd::as_fd);
-        let (session, reply) = adopt::adopt(filesystem, served, &init, config)?;
+        let (session, reply) = adopt::adopt(filesystem, device.as_fd(), &init, config)?;
         match stage {
             Stage::Begun => reply.forward(device.as_fd())?,
-            Stage::Live if clone.is_some() => {}
             Stage::Live => {
                 // Before Linux 6.9 what was in flight is lost; new requests are served.
                 if let Err(error) = adopt::resend(device.as_fd()) {

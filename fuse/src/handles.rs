@@ -3,7 +3,8 @@
 //! Buffers are pooled, and the pool is divided so that threads rarely meet at a lock; no lock is
 //! held while numbers are asked for, except the lock of the one open file concerned. A handle
 //! carries a generation that starts at random in every process, so that a handle of a
-//! predecessor is never taken for one of ours. What open files may hold together is bounded:
+//! predecessor is not taken for one of ours, and the length of its text, so that a successor knows
+//! where that ended. What open files may hold together is bounded:
 //! a container that opens files without end must not fill the daemon's memory.
 
 use std::collections::HashMap;
@@ -27,7 +28,10 @@ const SPARE_AT_MOST: usize = 32;
 
 const SHARD_BITS: u32 = 4;
 const INDEX_BITS: u32 = 20;
+const LENGTH_BITS: u32 = 18;
 const SHARDS: usize = 1 << SHARD_BITS;
+/// Texts that are longer all count as so long.
+const LONGEST: u64 = (1 << LENGTH_BITS) - 1;
 
 /// All open files.
 #[derive(Debug)]
@@ -61,7 +65,7 @@ struct Content {
 
 impl Handles {
     pub(crate) fn new() -> Self {
-        let start = RandomState::new().hash_one(0u8) >> (SHARD_BITS + INDEX_BITS);
+        let start = RandomState::new().hash_one(0u8) >> (SHARD_BITS + INDEX_BITS + LENGTH_BITS);
         let shard = |_| {
             Mutex::new(Shard {
                 slots: Vec::new(),
@@ -87,6 +91,8 @@ impl Handles {
             let mut content = write(&vacant.file);
             content.text.clear();
             render(&mut content.text)?;
+            let length = (content.text.as_bytes().len() as u64).min(LONGEST);
+            vacant.handle |= length << (SHARD_BITS + INDEX_BITS);
             content.handle = vacant.handle;
             content.node = node;
             self.held.fetch_add(content.text.as_bytes().len(), Ordering::Relaxed);
@@ -110,10 +116,11 @@ impl Handles {
             }
             None => return None,
         };
-        // 40 bits, and never 0, which is the generation of UNKEPT.
-        shard.generation = (shard.generation + 1) & ((1 << (64 - SHARD_BITS - INDEX_BITS)) - 1);
+        // 22 bits, and never 0, which is the generation of UNKEPT.
+        let bits = 64 - SHARD_BITS - INDEX_BITS - LENGTH_BITS;
+        shard.generation = (shard.generation + 1) & ((1 << bits) - 1);
         shard.generation = shard.generation.max(1);
-        let handle = shard.generation << (SHARD_BITS + INDEX_BITS)
+        let handle = shard.generation << (SHARD_BITS + INDEX_BITS + LENGTH_BITS)
             | (index as u64) << SHARD_BITS
             | number as u64;
         let file = Arc::clone(&shard.slots[index]);
@@ -247,6 +254,13 @@ fn write(file: &OpenFile) -> std::sync::RwLockWriteGuard<'_, Content> {
     file.content.write().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Had a reader with this handle of a predecessor read everything, when it asks for what is at this
+/// offset? What a successor renders may be longer, and its end belongs to another text.
+pub(crate) fn was_read(handle: u64, offset: u64) -> bool {
+    let length = handle >> (SHARD_BITS + INDEX_BITS) & LONGEST;
+    handle != UNKEPT && offset > 0 && length < LONGEST && offset >= length
+}
+
 /// Shard and slot that a handle names.
 fn place(handle: u64) -> (usize, usize) {
     let number = handle & ((1 << SHARD_BITS) - 1);
@@ -273,6 +287,24 @@ mod tests {
         let take = |part: &[u8]| seen = String::from_utf8_lossy(part).into_owned();
         handles.read(&file, offset, 100, say(anew), take).unwrap();
         Some(seen)
+    }
+
+    #[test]
+    fn a_successor_knows_where_a_text_ended() {
+        let handles = Handles::new();
+        let render = |text: &mut Text| -> Result<(), ()> {
+            text.buffer().extend_from_slice(&[b'x'; 700]);
+            Ok(())
+        };
+        let handle = handles.open(1, 9, render).unwrap();
+        assert!(was_read(handle, 700) && was_read(handle, 701));
+        assert!(!was_read(handle, 699) && !was_read(handle, 0) && !was_read(UNKEPT, 5));
+        let long = |text: &mut Text| -> Result<(), ()> {
+            text.buffer().resize(1 << 19, b'x');
+            Ok(())
+        };
+        let handle = handles.open(1, 9, long).unwrap();
+        assert!(handles.find(handle, 9).is_some() && !was_read(handle, 1 << 20));
     }
 
     #[test]

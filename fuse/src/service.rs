@@ -12,7 +12,7 @@ use fuser::Errno;
 
 use crate::counters::Counters;
 use crate::families::{Member, Shape};
-use crate::handles::{Handles, window};
+use crate::handles::{Handles, was_read, window};
 use crate::overlay::{EVERYBODY, OverlayFile, PAGE};
 use crate::text::Text;
 use crate::tree::{Kind, Tree};
@@ -112,7 +112,12 @@ impl Service {
             Counters::add(&self.counters.adopted);
             Some(adopted)
         };
-        if let Some(open) = self.handles.find(handle, node).or_else(adopt) {
+        let known = self.handles.find(handle, node);
+        if known.is_none() && was_read(handle, offset) {
+            answer(&[]);
+            return Ok(());
+        }
+        if let Some(open) = known.or_else(adopt) {
             return self.handles.read(&open, offset, size, render, answer);
         }
         Counters::add(&self.counters.unkept);

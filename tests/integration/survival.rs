@@ -155,3 +155,72 @@ fn a_program_that_fails_its_check_leaves_the_old_one() {
     assert!(output.stderr.contains("failed before it served"), "{output:?}");
     assert_eq!(daemon.server_pid(), server);
 }
+
+/// Programs that look at everything until a file appears, one in each of some containers.
+fn survivors(daemon: &Daemon, count: usize) -> (tempfile::TempDir, Vec<command::Running>) {
+    let stop = readable_dir();
+    let bind = format!("{}:/srv:ro", stop.path().display());
+    let script = "echo ready; exec /mnt/survivor /srv/stop 65536 /tmp/node";
+    let args = ["--memory", "64M", "--intercept", "sysinfo,mknod", "--bind", &bind];
+    let mut running: Vec<_> =
+        (0..count).map(|_| command::start(&mut sandbox::command(daemon, &args, script))).collect();
+    running.iter_mut().for_each(|one| one.wait_for("ready", machine::patience(60)));
+    (stop, running)
+}
+
+#[test]
+fn a_service_manager_brings_a_killed_keeper_back() {
+    let place = Place::intercepting("mknod = true\n");
+    let store = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/fd_store.py");
+    let mut serve = command::quiet(store);
+    serve.arg(machine::AMBIT).arg("serve").arg("--config").arg(place.config());
+    let daemon = Daemon::start_below(place, &mut serve);
+    let (stop, running) = survivors(&daemon, 2);
+    for _ in 0..number("AMBIT_SURVIVAL_KEEPERS", 2) {
+        let keeper = i32::try_from(daemon.status()["pid"].as_i64().unwrap()).unwrap();
+        kill_process(Pid::from_raw(keeper).unwrap(), Signal::KILL).unwrap();
+        let until = Instant::now() + machine::patience(20);
+        while daemon.try_status().is_none_or(|status| status["pid"] == keeper) {
+            assert!(Instant::now() < until, "no keeper comes back");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        std::thread::sleep(Duration::from_millis(150));
+    }
+    fs::write(stop.path().join("stop"), "").unwrap();
+    for one in running {
+        let output = one.finish(machine::patience(60)).ok();
+        assert!(!resends() || output.contains(" failures=0 "), "{output}");
+    }
+    command::run(
+        command::quiet(machine::AMBIT)
+            .args(["stop", "--release", "--config"])
+            .arg(daemon.place().config()),
+    )
+    .ok();
+    assert_eq!(daemon.ended(), "unmounted");
+}
+
+#[test]
+fn a_changed_configuration_reaches_running_containers() {
+    let daemon = Daemon::start();
+    let folder = readable_dir();
+    let bind = format!("{}:/run/i", folder.path().display());
+    let script =
+        "/mnt/node_call make /tmp/a 1 3; echo ready; while [ ! -e /run/i/go ]; do sleep .1; done
+        /mnt/node_call make /tmp/b 1 3";
+    let args = ["--intercept", "mknod", "--bind", &bind];
+    let mut running = command::start(&mut sandbox::command(&daemon, &args, script));
+    running.wait_for("ready", machine::patience(20));
+    let reload = || {
+        let mut reload = command::quiet(machine::AMBIT);
+        command::run(reload.arg("reload").arg("--config").arg(daemon.place().config()))
+    };
+    let text = fs::read_to_string(daemon.place().config()).unwrap();
+    fs::write(daemon.place().config(), format!("{text}mknood = true\n")).unwrap();
+    let refused = reload();
+    assert!(refused.status == 2 && refused.stderr.contains("mknood"), "{refused:?}");
+    fs::write(daemon.place().config(), format!("{text}mknod = true\n")).unwrap();
+    reload().ok();
+    fs::write(folder.path().join("go"), "").unwrap();
+    assert_eq!(running.finish(machine::patience(20)).ok(), "EPERM\nready\nok\n");
+}

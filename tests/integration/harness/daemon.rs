@@ -108,12 +108,24 @@ impl Daemon {
     /// Starts one where another has been.
     #[track_caller]
     pub(crate) fn start_at(place: Place) -> Self {
+        let mut serve = place.serve();
+        Self::start_by(place, &mut serve, true)
+    }
+
+    /// Starts one with a command that is its parent.
+    #[track_caller]
+    pub(crate) fn start_below(place: Place, parent: &mut Command) -> Self {
+        Self::start_by(place, parent, false)
+    }
+
+    #[track_caller]
+    fn start_by(place: Place, serve: &mut Command, itself: bool) -> Self {
         machine::needs(&[]);
-        let mut running = command::start(&mut place.serve());
+        let mut running = command::start(serve);
         let deadline = Instant::now() + machine::patience(10);
         // What a killed predecessor left (sockets, a mount, attributes in the cache) looks like a
         // daemon: only its own answer tells.
-        while place.answers() != Some(running.pid()) {
+        while place.answers().is_none_or(|pid| itself && pid != running.pid()) {
             assert!(
                 !running.ended() && Instant::now() < deadline,
                 "the daemon does not serve: {:?}",
@@ -139,6 +151,21 @@ impl Daemon {
 
     pub(crate) fn socket(&self, name: &str) -> PathBuf {
         self.place.runtime().join(name)
+    }
+
+    /// Waits until it has ended, as it was told to.
+    #[track_caller]
+    pub(crate) fn ended(mut self) -> &'static str {
+        self.running.take().unwrap().finish(machine::patience(20)).ok();
+        if self.place.is_mounted() { "mounted" } else { "unmounted" }
+    }
+
+    /// `ambit status --json`, if it is answered.
+    pub(crate) fn try_status(&self) -> Option<serde_json::Value> {
+        let mut ask = quiet(AMBIT);
+        let said =
+            command::run(ask.args(["status", "--json", "--config"]).arg(self.place.config()));
+        serde_json::from_str(&said.stdout).ok()
     }
 
     /// `ambit status --json`.

@@ -1,0 +1,68 @@
+#!/usr/bin/python3
+"""A stand-in for a service manager with a descriptor store: runs a command, and starts it again with what it stored when a
+signal killed it, as systemd does with FileDescriptorStoreMax=. Ends with the command.
+
+    fd_store.py COMMAND...
+"""
+import array
+import os
+import select
+import socket
+import sys
+import tempfile
+
+folder = tempfile.mkdtemp(prefix="ambit-test-store-")
+path = os.path.join(folder, "notify")
+notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+notify.bind(path)
+stored = []  # name, descriptor
+
+
+def listen():
+    message, control, _, _ = notify.recvmsg(65536, socket.CMSG_LEN(64 * 4))
+    fds = array.array("i")
+    for level, kind, data in control:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data)
+    fields = dict(line.split("=", 1) for line in message.decode().splitlines() if "=" in line)
+    name = fields.get("FDNAME", "stored")
+    if fields.get("FDSTOREREMOVE") == "1":
+        for entry in [entry for entry in stored if entry[0] == name]:
+            os.close(entry[1])
+            stored.remove(entry)
+    if fields.get("FDSTORE") == "1":
+        stored.extend((name, fd) for fd in fds)
+
+
+def start():
+    child = os.fork()
+    if child:
+        return child
+    environment = dict(os.environ, NOTIFY_SOCKET=path, FDSTORE="4096", LISTEN_PID=str(os.getpid()))
+    environment["LISTEN_FDS"] = str(len(stored))
+    environment["LISTEN_FDNAMES"] = ":".join(name for name, _ in stored)
+    for index, (_, fd) in enumerate(stored):
+        os.dup2(fd, 500 + index)
+    for index in range(len(stored)):
+        os.dup2(500 + index, 3 + index)
+    os.closerange(3 + len(stored), 1024)
+    os.execvpe(sys.argv[1], sys.argv[1:], environment)
+
+
+child = start()
+ended = os.pidfd_open(child)
+while True:
+    ready, _, _ = select.select([notify, ended], [], [])
+    if notify in ready:
+        listen()
+        continue
+    os.close(ended)
+    _, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status):
+        break
+    print("fd_store: started again with", len(stored), "descriptors", file=sys.stderr, flush=True)
+    child = start()
+    ended = os.pidfd_open(child)
+os.unlink(path)
+os.rmdir(folder)
+sys.exit(os.WEXITSTATUS(status))
