@@ -10,7 +10,7 @@ use crate::notify::Policy;
 use crate::notify::settings::{Device, Settings};
 
 /// Settings, and what they are, for messages.
-const SETTINGS: [(&str, &str); 9] = [
+const SETTINGS: [(&str, &str); 11] = [
     ("mknod.devices", "a list of character devices, such as [\"10:229\"]"),
     ("mount.allowed", "a list of filesystems, such as [\"ext4\"]"),
     ("mount.fuse", "helpers of filesystems, such as { ext4 = \"fuse2fs\" }"),
@@ -19,6 +19,8 @@ const SETTINGS: [(&str, &str); 9] = [
     ("mount.nested", "true or false"),
     ("mount.deadline", "a number of seconds"),
     ("nested", "true or false"),
+    ("sched.priority", "the highest real-time priority, 0 to 99"),
+    ("sched.nice", "how far below 0 nice values may be, 0 to 20"),
     ("limit.acts", "a number of calls at a time"),
 ];
 
@@ -104,7 +106,7 @@ fn value(name: &str, text: Option<&str>) -> Result<Value, String> {
             });
             Value::Map(pairs.collect::<Result<_, _>>()?)
         }
-        "mount.deadline" | "limit.acts" => {
+        "mount.deadline" | "limit.acts" | "sched.priority" | "sched.nice" => {
             Value::Number(text.parse().map_err(|_| format!("{text} is no number"))?)
         }
         _ => Value::List(parts.collect()),
@@ -129,6 +131,12 @@ fn set(name: &str, value: &Value, settings: &mut Settings) -> Result<(), String>
         ("mount.nested", Value::Switch(on)) => mount.nested = *on,
         ("mount.deadline", Value::Number(seconds)) => mount.deadline = *seconds,
         ("nested", Value::Switch(on)) => settings.nested = *on,
+        ("sched.priority", Value::Number(highest @ 0..=99)) => {
+            settings.priority = u32::try_from(*highest).unwrap_or(0);
+        }
+        ("sched.nice", Value::Number(below @ 0..=20)) => {
+            settings.nice = -i32::try_from(*below).unwrap_or(0);
+        }
         ("limit.acts", Value::Number(acts)) if *acts > 0 => {
             settings.acts = usize::try_from(*acts).unwrap_or(usize::MAX);
         }
@@ -175,6 +183,7 @@ mod tests {
             ("mknod.devices=8", "MAJOR:MINOR"),
             ("mount.allowed=ext4,mount.fuse=ext4=fuse2fs", "both"),
             ("limit.acts=0", "a number of calls"),
+            ("sched.priority=100", "0 to 99"),
         ] {
             let error = parse(list).unwrap_err();
             assert!(error.contains(right), "{list}: {error}");

@@ -38,6 +38,10 @@ pub struct Settings {
     pub devices: Vec<Device>,
     /// Are calls answered too from user namespaces that a container made itself?
     pub nested: bool,
+    /// The highest real-time priority that a container may use; 0 for none.
+    pub priority: u32,
+    /// The lowest nice value that it may use.
+    pub nice: i32,
     /// How many acts of one container may be under way or wait.
     pub acts: usize,
 }
@@ -48,6 +52,8 @@ impl Default for Settings {
             mount: MountSettings::default(),
             devices: DEVICES.to_vec(),
             nested: false,
+            priority: 0,
+            nice: -20,
             acts: 512,
         }
     }

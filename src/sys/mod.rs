@@ -7,6 +7,7 @@ pub mod inherited;
 pub mod loop_device;
 pub mod mount_setattr;
 pub mod pid_in_namespace;
+pub mod scheduling;
 pub mod seccomp;
 pub mod signal_defaults;
 pub mod user_namespace;

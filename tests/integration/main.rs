@@ -24,5 +24,6 @@ mod mknod;
 mod mount;
 mod pressure;
 mod program;
+mod sched;
 mod survival;
 mod truth;

@@ -6,6 +6,7 @@
 mod mknod;
 mod mount;
 mod sched_getaffinity;
+mod sched_setscheduler;
 mod setxattr;
 mod sysinfo;
 
@@ -17,5 +18,6 @@ pub const HANDLERS: &[&dyn Handler] = &[
     &sched_getaffinity::SchedGetaffinity,
     &mknod::Mknod,
     &setxattr::Setxattr,
+    &sched_setscheduler::SchedSetscheduler,
     &mount::Mount,
 ];

@@ -35,6 +35,7 @@ const ROOTS: &[&str] = &[
     "CAP_SETUID",
     "CAP_SYS_ADMIN",
     "CAP_SYS_CHROOT",
+    "CAP_SYS_NICE",
 ];
 
 /// What a container of an engine is given.
@@ -139,7 +140,8 @@ fn config(daemon: &Daemon, container: Container<'_>, root: &TempDir, id: &str) -
             "listenerMetadata": "test",
             "syscalls": [
                 { "names": ["sysinfo", "sched_getaffinity", "mount", "fsopen", "mknod", "mknodat",
-                            "setxattr", "lsetxattr", "fsetxattr"], "action": "SCMP_ACT_NOTIFY" },
+                            "setxattr", "lsetxattr", "fsetxattr",
+                            "sched_setscheduler", "sched_setattr", "setpriority"], "action": "SCMP_ACT_NOTIFY" },
             ],
         },
     });
