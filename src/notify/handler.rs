@@ -37,6 +37,10 @@ pub trait Handler: Sync {
         Repeat::Safe
     }
 
+    /// The answer to a call of this thread of a container arrived, or a signal came first and the
+    /// kernel makes the call again.
+    fn settled(&self, _who: (&str, u32), _delivered: bool) {}
+
     /// Answers the call.
     ///
     /// # Errors

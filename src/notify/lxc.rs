@@ -179,7 +179,9 @@ impl Connection {
             None => Pending::Directory(proc.as_fd()),
         };
         let verdict = self.decide(packet, pending, pipeline);
+        let (data, who) = (&packet.data, (packet.cookie(), packet.tid));
         if received.elapsed() >= DEADLINE || pending.check().is_err() {
+            pipeline.settled(data, who, false);
             return Keep::No;
         }
         let verdict = match (verdict, listener) {
@@ -196,7 +198,9 @@ impl Connection {
             }
             (verdict, _) => verdict,
         };
-        self.send(&packet.reply(&response(packet.id, &verdict)))
+        let keep = self.send(&packet.reply(&response(packet.id, &verdict)));
+        pipeline.settled(data, who, keep == Keep::Yes);
+        keep
     }
 
     fn decide(&self, packet: &Packet<'_>, pending: Pending<'_>, pipeline: &Pipeline) -> Verdict {

@@ -44,6 +44,8 @@ struct Act<A> {
     tid: u32,
     what: A,
     outcome: Option<(Outcome, Instant)>,
+    /// The outcome is on its way; whether it arrives is not known yet.
+    answering: bool,
 }
 
 impl<A: Clone + PartialEq> Act<A> {
@@ -100,45 +102,48 @@ impl<A: Clone + PartialEq> Once<A> {
         let mut acts = self.acts.lock().unwrap_or_else(PoisonError::into_inner);
         let stale = |act: &Act<A>| matches!(act.outcome, Some((_, at)) if at.elapsed() > FRESH);
         acts.retain(|act| !stale(act));
-        if acts.iter().any(|act| act.is(who, what)) {
-            let under_way = |acts: &mut Vec<Act<A>>| {
-                acts.iter().any(|a| a.is(who, what) && a.outcome.is_none())
-            };
-            let until = Instant::now() + patience * 2;
-            while under_way(&mut acts) {
-                // Interrupted again: whoever comes next waits, not all of them.
-                if !taken() || Instant::now() > until {
-                    return interrupted;
-                }
-                let waited = self.ended.wait_timeout_while(acts, LOOK, under_way);
-                acts = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let under_way = |acts: &mut Vec<Act<A>>| {
+            acts.iter().any(|a| a.is(who, what) && (a.outcome.is_none() || a.answering))
+        };
+        let until = Instant::now() + patience * 2;
+        while under_way(&mut acts) {
+            // Interrupted again: whoever comes next waits, not all of them.
+            if !taken() || Instant::now() > until {
+                return interrupted;
             }
-            let found = acts.iter().position(|act| act.is(who, what));
-            return match found.and_then(|at| acts[at].outcome.map(|(outcome, _)| (at, outcome))) {
-                Some((at, outcome)) => {
-                    // Taken, unless this one is interrupted too.
-                    if taken() {
-                        acts.swap_remove(at);
-                    }
-                    outcome
-                }
-                None => interrupted,
-            };
+            let waited = self.ended.wait_timeout_while(acts, LOOK, under_way);
+            acts = waited.unwrap_or_else(PoisonError::into_inner).0;
+            acts.retain(|act| !stale(act));
+        }
+        if let Some(done) = acts.iter_mut().find(|act| act.is(who, what)) {
+            done.answering = true;
+            return done.outcome.map_or(interrupted, |(outcome, _)| outcome);
         }
         let (container, tid) = (who.0.to_owned(), who.1);
-        acts.push(Act { container, tid, what: what.clone(), outcome: None });
+        acts.push(Act { container, tid, what: what.clone(), outcome: None, answering: false });
         drop(acts);
         let outcome = act();
-        let taken = taken();
         let mut acts = self.acts.lock().unwrap_or_else(PoisonError::into_inner);
-        if taken {
-            acts.retain(|act| !act.is(who, what));
-        } else if let Some(act) = acts.iter_mut().find(|act| act.is(who, what)) {
+        if let Some(act) = acts.iter_mut().find(|act| act.is(who, what)) {
             act.outcome = Some((outcome, Instant::now()));
+            act.answering = true;
         }
         drop(acts);
         self.ended.notify_all();
         outcome
+    }
+
+    /// The caller got its result, or did not because a signal came first: then it is kept for the
+    /// call that the kernel makes again.
+    pub(super) fn settled(&self, who: Who<'_>, delivered: bool) {
+        let mut acts = self.acts.lock().unwrap_or_else(PoisonError::into_inner);
+        let answered = |act: &Act<A>| (&*act.container, act.tid) == who && act.answering;
+        if delivered {
+            acts.retain(|act| !answered(act));
+        }
+        acts.iter_mut().filter(|act| answered(act)).for_each(|act| act.answering = false);
+        drop(acts);
+        self.ended.notify_all();
     }
 }
 
@@ -154,18 +159,22 @@ mod tests {
     fn a_call_that_is_made_again_gets_the_first_ones_result() {
         let once = Once::new();
         let who = ("c", 7);
-        assert_eq!(once.outcome(who, &"/a", LONG, || WRONG, || false), WRONG);
         let again = || panic!("acted twice");
-        assert_eq!(once.outcome(who, &"/a", LONG, again, || false), WRONG);
-        assert_eq!(once.outcome(who, &"/a", LONG, again, || true), WRONG);
+        assert_eq!(once.outcome(who, &"/a", LONG, || WRONG, || true), WRONG);
+        for _ in 0..2 {
+            once.settled(who, false);
+            assert_eq!(once.outcome(who, &"/a", LONG, again, || true), WRONG);
+        }
+        once.settled(who, true);
         assert_eq!(once.outcome(who, &"/a", LONG, || DONE, || true), DONE, "another call");
+        once.settled(who, true);
         assert!(once.acts.lock().unwrap().is_empty());
     }
 
     #[test]
     fn others_act_for_themselves() {
         let once = Once::new();
-        once.outcome(("c", 7), &"/a", LONG, || DONE, || false);
+        once.outcome(("c", 7), &"/a", LONG, || DONE, || true);
         for (who, what) in [(("c", 8), "/a"), (("d", 7), "/a"), (("c", 7), "/b")] {
             assert_eq!(once.outcome(who, &what, LONG, || WRONG, || true), WRONG);
         }
@@ -181,7 +190,11 @@ mod tests {
             DONE
         };
         std::thread::scope(|scope| {
-            let first = scope.spawn(|| once.outcome(("c", 7), &"/a", LONG, slow, || false));
+            let first = scope.spawn(|| {
+                let outcome = once.outcome(("c", 7), &"/a", LONG, slow, || true);
+                once.settled(("c", 7), false);
+                outcome
+            });
             begin.recv().unwrap();
             let again = once.outcome(("c", 7), &"/a", LONG, || WRONG, || true);
             assert_eq!((first.join().unwrap(), again), (DONE, DONE));

@@ -89,6 +89,15 @@ impl Pipeline {
         entry.map_or(Repeat::Safe, |entry| HANDLERS[entry.handler].repeat())
     }
 
+    /// The answer to a call arrived, or nobody waited for it any more.
+    pub(super) fn settled(&self, data: &seccomp_data, who: (&str, u32), delivered: bool) {
+        if let Some(entry) = self.dispatch.find(data.arch, data.nr)
+            && HANDLERS[entry.handler].cost() == Cost::Act
+        {
+            HANDLERS[entry.handler].settled(who, delivered);
+        }
+    }
+
     /// Where calls are decided that take long.
     pub(super) fn acting(&self) -> &Acting {
         &self.acting

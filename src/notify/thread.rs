@@ -255,7 +255,9 @@ fn decide_again(
     if !matches!(verdict, Verdict::Install(_)) {
         entry.done(&response(notification.id, &verdict));
     }
-    match listener.answer(notification.id, &verdict) {
+    let answered = listener.answer(notification.id, &verdict);
+    pipeline.settled(&notification.data, (container, notification.pid), answered.is_ok());
+    match answered {
         // ENOENT: a signal ended the call, or the target died. It asks again or never.
         Ok(()) | Err(Errno::ENOENT) => {}
         Err(errno) => pipeline.refused(container, notification.id, listener, errno),

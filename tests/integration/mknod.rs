@@ -175,7 +175,7 @@ P"#;
 #[test]
 fn a_call_that_signals_interrupt_makes_one_node() {
     let daemon = daemon(ON);
-    let script = format!("/mnt/node_call signals /tmp/n 60 {}", 2 * machine::slowness());
+    let script = format!("/mnt/node_call signals /tmp/n 40 {}", 2 * machine::slowness());
     assert_eq!(run(&daemon, &script).ok(), "failed: 0\n");
     leaves_nothing(daemon);
 }

@@ -54,6 +54,10 @@ impl Handler for Mknod {
         Cost::Act
     }
 
+    fn settled(&self, who: (&str, u32), delivered: bool) {
+        ONCE.settled(who, delivered);
+    }
+
     fn screen(&self, call: &Call) -> Screen {
         let mode = mode_at(call.syscall);
         let character = call.uint(mode) & libc::S_IFMT == libc::S_IFCHR;

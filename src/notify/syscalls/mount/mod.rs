@@ -64,6 +64,10 @@ impl Handler for Mount {
         Cost::Act
     }
 
+    fn settled(&self, who: (&str, u32), delivered: bool) {
+        ONCE.settled(who, delivered);
+    }
+
     fn screen(&self, call: &Call) -> Screen {
         let new = match call.syscall {
             "fsopen" => call.long(0) != 0,
