@@ -94,22 +94,26 @@ async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> 
     tokio::io::BufReader::new(&mut stream).read_line(&mut line).await?;
     let mut text = match line.trim_end() {
         "status" => serde_json::to_vec(&Status::of(server))?,
-        "release" => {
-            server.link().say("release", None);
-            b"{}".to_vec()
-        }
-        "stop" => {
-            server.link().say("stop", None);
+        word @ ("release" | "stop") => {
+            if !server.link().say(word, None) {
+                // Nobody could keep anything: both are the same.
+                server.end();
+            }
             b"{}".to_vec()
         }
         "reload" => crate::serve::reload(server),
         order if order.starts_with("exec ") => {
-            server.link().say(order, None);
-            // Whoever answers is the new program, or the keeper says why there is none.
-            refusal(server).await
+            if server.link().say(order, None) {
+                // Whoever answers is the new program, or the keeper says why there is none.
+                refusal(server).await
+            } else {
+                let error = "the keeper is gone, and nobody can start a program in this one's place; \
+                             stop the daemon and start it again";
+                serde_json::to_vec(&serde_json::json!({ "error": error }))?
+            }
         }
         other => serde_json::to_vec(&serde_json::json!({
-            "error": format!("unknown question {other:?}; known: status, stop, release, exec PROGRAM"),
+            "error": format!("unknown question {other:?}; known: status, reload, stop, release, exec PROGRAM"),
         }))?,
     };
     text.push(b'\n');

@@ -10,7 +10,7 @@ use ambit_sysinfo::{Accounting, Options, Views};
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Resource;
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 
 use crate::config::Config;
 use crate::keeper::link::{Held, Link};
@@ -28,6 +28,7 @@ pub struct Server {
     link: Link,
     configuration: Option<PathBuf>,
     refusals: broadcast::Sender<String>,
+    ending: Notify,
 }
 
 /// Who can reach a server.
@@ -74,6 +75,7 @@ impl Server {
             threads: config.overlay.threads,
             ..MountOptions::new(&config.overlay.mount)
         };
+        let successor = !held.is_empty();
         let overlay = overlay(options, &accounting, &link, &mut held)?;
         let socket = |name| (reach == Reach::Host).then(|| config.socket(name));
         let options = notify::Options {
@@ -90,9 +92,13 @@ impl Server {
                 link,
                 configuration: None,
                 refusals: broadcast::channel(4).0,
+                ending: Notify::new(),
             }),
             Err(error) => {
-                overlay.unmount()?;
+                // What containers have already stays for the next attempt.
+                if !successor {
+                    overlay.unmount()?;
+                }
                 Err(error).context("cannot take notifications")
             }
         }
@@ -132,6 +138,16 @@ impl Server {
     #[must_use]
     pub fn configuration(&self) -> Option<&Path> {
         self.configuration.as_deref()
+    }
+
+    /// Has this process end without a keeper.
+    pub fn end(&self) {
+        self.ending.notify_one();
+    }
+
+    /// Waits until it is to end.
+    pub async fn told_to_end(&self) {
+        self.ending.notified().await;
     }
 
     /// What the keeper says against new programs.

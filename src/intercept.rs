@@ -26,7 +26,10 @@ const SETTINGS: [(&str, &str); 11] = [
 
 /// What a word is set to.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "use true or false, a list of texts, texts and programs in braces, or a number"
+)]
 pub enum Value {
     /// On or off.
     Switch(bool),

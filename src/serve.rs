@@ -55,6 +55,7 @@ pub fn serve_kept(config: &Config, path: Option<&Path>) -> anyhow::Result<()> {
             .map(|kind| signal(kind).ok());
         let socket = config.socket("control.sock");
         let mut held = link.take_over()?;
+        let successor = !held.is_empty();
         let kept = held.take(CONTROL);
         if kept.is_none() {
             control::check_free(&socket)?;
@@ -64,12 +65,15 @@ pub fn serve_kept(config: &Config, path: Option<&Path>) -> anyhow::Result<()> {
         let control = match control::take_over(kept, &socket) {
             Ok(control) => control,
             Err(error) => {
-                server.stop()?;
+                // What containers have already stays for the next attempt.
+                if !successor {
+                    server.stop()?;
+                }
                 return Err(error);
             }
         };
         link.store(CONTROL, &control);
-        link.say("serving", None);
+        let _ = link.say("serving", None);
         tracing::info!(
             mount = %server.mount().display(),
             sockets = %config.daemon.runtime_dir.display(),
@@ -101,7 +105,7 @@ async fn beat(link: &Link) {
     let mut interval = tokio::time::interval(BEAT);
     loop {
         interval.tick().await;
-        link.say("beat", None);
+        let _ = link.say("beat", None);
     }
 }
 
@@ -133,8 +137,29 @@ async fn obey(link: &Link, server: &Server) -> Word {
     if std::env::var_os("FDSTORE").is_some() {
         return Word::Leave;
     }
-    tracing::error!("the keeper is gone: serving on, but nothing survives this server");
-    std::future::pending().await
+    tracing::error!(
+        "the keeper is gone: serving on until stopped, but nothing survives this server"
+    );
+    alone(server).await
+}
+
+/// Without a keeper the signals and orders that it took are this process's own.
+async fn alone(server: &Server) -> Word {
+    let (Ok(mut terminated), Ok(mut interrupted), Ok(mut hung_up)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::hangup()),
+    ) else {
+        return std::future::pending().await;
+    };
+    loop {
+        tokio::select! {
+            _ = terminated.recv() => return Word::Release,
+            _ = interrupted.recv() => return Word::Release,
+            () = server.told_to_end() => return Word::Release,
+            _ = hung_up.recv() => drop(reload(server)),
+        }
+    }
 }
 
 fn word(text: &str) -> Option<Word> {

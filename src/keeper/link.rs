@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::Context;
 use rustix::fs::MemfdFlags;
@@ -25,6 +25,8 @@ struct Shared {
     /// The next number of a name that is counted.
     next: AtomicU64,
     restarts: AtomicU64,
+    /// It was there and is not any more.
+    lost: AtomicBool,
 }
 
 /// What a predecessor left with the keeper.
@@ -32,6 +34,12 @@ struct Shared {
 pub struct Held(BTreeMap<String, OwnedFd>);
 
 impl Held {
+    /// Was there no predecessor?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Takes what has this name.
     pub fn take(&mut self, name: &str) -> Option<OwnedFd> {
         self.0.remove(name)
@@ -65,7 +73,7 @@ impl Link {
         // What is forked from here must not have a copy.
         rustix::stdio::dup2_stdin(&nothing).context("dup2")?;
         let (next, restarts) = (AtomicU64::new(1), AtomicU64::new(0));
-        Ok(Self(Some(Arc::new(Shared { socket, next, restarts }))))
+        Ok(Self(Some(Arc::new(Shared { socket, next, restarts, lost: AtomicBool::new(false) }))))
     }
 
     /// Is there a keeper?
@@ -130,12 +138,22 @@ impl Link {
         self.say(&format!("remove {name}"), None);
     }
 
-    /// Says something to the keeper.
-    pub fn say(&self, text: &str, fd: Option<BorrowedFd<'_>>) {
-        let Some(shared) = &self.0 else { return };
-        if let Err(errno) = wire::send(shared.socket.as_fd(), text, fd) {
+    /// Says something to the keeper. False: there is nobody to hear it.
+    pub fn say(&self, text: &str, fd: Option<BorrowedFd<'_>>) -> bool {
+        let Some(shared) = self.0.as_ref().filter(|_| !self.is_lost()) else { return false };
+        let said = wire::send(shared.socket.as_fd(), text, fd);
+        if let Err(errno) = &said
+            && !shared.lost.swap(true, Ordering::Relaxed)
+        {
             tracing::error!("the keeper does not hear {text:?}: {errno}");
         }
+        said.is_ok()
+    }
+
+    /// Was there a keeper that is gone?
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.0.as_ref().is_some_and(|shared| shared.lost.load(Ordering::Relaxed))
     }
 
     /// How often a server was started again after one had died.
@@ -148,7 +166,9 @@ impl Link {
     #[must_use]
     pub fn service_pid(&self) -> u32 {
         match (&self.0, rustix::process::getppid()) {
-            (Some(_), Some(keeper)) => keeper.as_raw_nonzero().get().unsigned_abs(),
+            (Some(_), Some(keeper)) if !self.is_lost() => {
+                keeper.as_raw_nonzero().get().unsigned_abs()
+            }
             _ => std::process::id(),
         }
     }
@@ -157,7 +177,11 @@ impl Link {
     #[must_use]
     pub fn hear(&self) -> Option<String> {
         let shared = self.0.as_ref()?;
-        wire::receive(&shared.socket, RecvFlags::empty()).ok()?.map(|(text, _)| text)
+        let heard = wire::receive(&shared.socket, RecvFlags::empty()).ok().flatten();
+        if heard.is_none() {
+            shared.lost.store(true, Ordering::Relaxed);
+        }
+        heard.map(|(text, _)| text)
     }
 }
 

@@ -7,6 +7,7 @@
 //! prepared, and goes on when that fails.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -332,6 +333,8 @@ impl Server {
 fn start(program: &Path, arguments: &[std::ffi::OsString]) -> anyhow::Result<Server> {
     let (socket, theirs) = wire::pair().context("socketpair")?;
     let child = Command::new(program)
+        // What it is called in lists of processes.
+        .arg0("ambit")
         .args(arguments)
         .arg("--kept")
         .stdin(Stdio::from(theirs))

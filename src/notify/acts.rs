@@ -77,7 +77,11 @@ pub(super) fn act(
     let task = Task { who: actor.who.clone(), what };
     let mut reply = acts.workers.act(&actor.groups, &task, &actor.fds(), until);
     if let (Ok(Reply::Failed(Errno::EACCES)), true, Some(find)) = (&reply, over, find) {
-        reply = again(call, cx, acts, actor, &task, &find, until);
+        reply = find_as(call, cx, acts, actor, &find, until)?.and_then(|found| {
+            let [process, root, base] = actor.fds();
+            let fds = [process, root, base, found.as_fd()];
+            acts.workers.act(&actor.groups, &task, &fds, until)
+        });
     }
     match reply {
         Ok(Reply::Done) => Ok(Verdict::Return(0)),
@@ -90,37 +94,21 @@ pub(super) fn act(
     }
 }
 
-/// As [`act`], with the file that was found as the caller.
-fn again(
+/// Finds a file as the caller, with the capabilities that it has over files of its container.
+fn find_as(
     call: &Call,
     cx: &Context<'_>,
     acts: &Acts,
     actor: &Actor,
-    task: &Task,
     find: &Find,
     until: Instant,
-) -> Result<Reply, Failure> {
-    let gone = |refusal: Refusal| match refusal {
-        Refusal::Fail(errno) => Failure { errno, message: "gone".into(), untried: false },
-        _ => Failure { errno: Errno::EINTR, message: "the caller is gone".into(), untried: false },
-    };
-    let proc = cx.proc(call).map_err(gone)?;
-    let mut caller = Caller::pin(proc.as_fd())?;
-    caller.folder = actor.base.try_clone().map_err(|_| Failure {
-        errno: Errno::ENFILE,
-        message: "no descriptor is left".into(),
-        untried: true,
-    })?;
-    cx.still_pending().map_err(gone)?;
-    match acts.broker.find(find, &caller, until) {
-        Ok(found) => {
-            let [process, root, base] = actor.fds();
-            let fds = [process, root, base, found.as_fd()];
-            acts.workers.act(&actor.groups, task, &fds, until)
-        }
-        Err(failure) if failure.untried => Err(failure),
-        Err(failure) => Ok(Reply::Failed(failure.errno)),
-    }
+) -> Result<Result<OwnedFd, Failure>, Refusal> {
+    let proc = cx.proc(call)?;
+    let caller = Caller::pin(proc.as_fd());
+    let base = actor.base.try_clone();
+    cx.still_pending()?;
+    let base = base.map_err(|_| Refusal::Continue(Cause::System("dup", Errno::EMFILE)))?;
+    Ok(caller.and_then(|caller| acts.broker.find(find, &Caller { folder: base, ..caller }, until)))
 }
 
 /// What a failure on our side means for the call.

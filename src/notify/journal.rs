@@ -83,7 +83,9 @@ impl Journal {
         let whole = |fd: &OwnedFd| {
             rustix::fs::fstat(fd).is_ok_and(|stat| u64::try_from(stat.st_size) == Ok(length as u64))
         };
-        let memory = match held.take(NAME).filter(whole) {
+        let predecessors = held.take(NAME).filter(whole);
+        let fresh = predecessors.is_none();
+        let memory = match predecessors {
             Some(memory) => memory,
             None => {
                 let memory = rustix::fs::memfd_create(NAME, MemfdFlags::CLOEXEC)
@@ -106,8 +108,10 @@ impl Journal {
         })?;
         let mut journal = Self { slots, free: Mutex::default(), left: Mutex::default() };
         let (mut free, mut left) = (Vec::new(), Vec::new());
+        // Pages of a new one that nobody looks at do not exist.
         for index in (0..SLOTS).rev() {
-            match journal.look(index) {
+            match if fresh { None } else { journal.look(index) } {
+                None if fresh => free.push(index),
                 Some(call) => left.push(call),
                 None => {
                     journal.clear(index);

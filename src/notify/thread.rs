@@ -114,7 +114,8 @@ impl Threads {
                 self.hand_over(&listener, &container.id, &policy, notification, (entry, repeat));
             } else {
                 let id = &container.id;
-                decide(&self.pipeline, &listener, id, &policy, &notification, &entry);
+                let repeat = Repeat::Safe;
+                decide(&self.pipeline, &listener, id, &policy, &notification, &entry, repeat);
             }
         }
         self.add(Source::Listener { listener, member })
@@ -192,7 +193,8 @@ impl Threads {
         if self.pipeline.takes_long(&notification.data, policy) {
             self.hand_over(listener, container, policy, notification, (entry, Repeat::Safe));
         } else {
-            decide(&self.pipeline, listener, container, policy, &notification, &entry);
+            let repeat = Repeat::Safe;
+            decide(&self.pipeline, listener, container, policy, &notification, &entry, repeat);
         }
         Keep::Yes
     }
@@ -211,7 +213,7 @@ impl Threads {
         let (id, policy, limit) = (container.to_owned(), policy.clone(), policy.settings().acts);
         let handed = self.pipeline.acting().hand_over(container, limit, move || {
             entry.acting();
-            decide_again(&pipeline, &own, &id, &policy, &notification, &entry, repeat);
+            decide(&pipeline, &own, &id, &policy, &notification, &entry, repeat);
         });
         if !handed {
             tracing::warn!(container, "too many calls are acted on: the kernel answers one");
@@ -220,18 +222,8 @@ impl Threads {
     }
 }
 
+/// Has a call decided and answers it; a predecessor may have been at it.
 fn decide(
-    pipeline: &Pipeline,
-    listener: &Listener,
-    container: &str,
-    policy: &Policy,
-    notification: &seccomp_notif,
-    entry: &Entry,
-) {
-    decide_again(pipeline, listener, container, policy, notification, entry, Repeat::Safe);
-}
-
-fn decide_again(
     pipeline: &Pipeline,
     listener: &Listener,
     container: &str,

@@ -1,4 +1,4 @@
-//! Scheduling of another thread: `sched_setattr(2)` and `setpriority(2)` by its number.
+//! Scheduling of another thread by its number: `sched_setscheduler(2)` and `sched_setattr(2)`.
 #![allow(unsafe_code, reason = "neither nix nor rustix offers them")]
 
 use nix::errno::Errno;
@@ -17,8 +17,8 @@ pub struct Attributes {
     pub nice: i32,
     /// For `SCHED_FIFO` and `SCHED_RR`.
     pub priority: u32,
-    /// For `SCHED_DEADLINE`.
-    pub deadline: [u64; 3],
+    /// For `SCHED_DEADLINE`; the first one is a slice for `SCHED_OTHER` since Linux 6.12.
+    pub times: [u64; 3],
 }
 
 /// Sets how a thread is scheduled.
@@ -33,17 +33,15 @@ pub fn set_attributes(tid: i32, attributes: Attributes) -> Result<(), Errno> {
     Errno::result(result).map(drop)
 }
 
-/// How a thread is scheduled.
+/// Sets policy and priority of a thread; its nice value stays.
 ///
 /// # Errors
-/// There is no such thread.
-pub fn attributes(tid: i32) -> Result<Attributes, Errno> {
-    let mut attributes = Attributes::default();
-    let size = size_of::<Attributes>() as u32;
-    // SAFETY: the kernel writes as many bytes as it is told there are.
-    let result =
-        unsafe { libc::syscall(libc::SYS_sched_getattr, tid, &raw mut attributes, size, 0u32) };
-    Errno::result(result).map(|_| attributes)
+/// What the kernel says.
+pub fn set_policy(tid: i32, policy: i32, priority: i32) -> Result<(), Errno> {
+    let parameters = libc::sched_param { sched_priority: priority };
+    // SAFETY: the kernel reads one structure of this type.
+    let result = unsafe { libc::sched_setscheduler(tid, policy, &raw const parameters) };
+    Errno::result(result).map(drop)
 }
 
 #[cfg(test)]
@@ -51,10 +49,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn our_own_is_read_and_set_as_it_is() {
-        let own = attributes(0).unwrap();
+    fn what_a_thread_may_be_is_set_and_a_stranger_is_not_found() {
         assert_eq!(size_of::<Attributes>(), 48);
-        set_attributes(0, own).unwrap();
-        assert_eq!(attributes(i32::MAX).unwrap_err(), Errno::ESRCH);
+        // Of a thread that ends with it.
+        let set = || {
+            set_policy(0, libc::SCHED_BATCH, 0).and_then(|()| {
+                let policy = libc::SCHED_BATCH.unsigned_abs();
+                set_attributes(0, Attributes { policy, nice: 19, ..Attributes::default() })
+            })
+        };
+        std::thread::spawn(set).join().unwrap().unwrap();
+        assert_eq!(set_policy(i32::MAX, libc::SCHED_BATCH, 0), Err(Errno::ESRCH));
     }
 }

@@ -72,6 +72,7 @@ impl Broker {
             Fork::Parent(_) => Ok(Self(ours)),
             Fork::Child => {
                 let _ = rustix::thread::set_name(c"ambit-broker");
+                spare_nobody();
                 // Nobody else may wait for what a mount leaves behind, and until somebody does, the
                 // container that it was for cannot end.
                 let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
@@ -142,6 +143,16 @@ impl From<&Caller> for Told {
     fn from(caller: &Caller) -> Self {
         let others = caller.others.iter().map(|(kind, _)| *kind).collect();
         Self { facts: caller.facts.clone(), others }
+    }
+}
+
+/// A service manager may have the OOM killer spare the daemon; what acts for containers, in their
+/// control groups, is not spared.
+fn spare_nobody() {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let score = std::fs::read_to_string(FILE).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    if score.is_some_and(|score| score < 0) {
+        let _ = std::fs::write(FILE, "0");
     }
 }
 

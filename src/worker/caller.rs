@@ -52,6 +52,8 @@ pub struct Facts {
     pub label: Option<String>,
     /// Resource limits: number, soft, hard.
     pub limits: Vec<(i32, u64, u64)>,
+    /// How readily it is killed when memory is short, -1000 to 1000.
+    pub oom_score: i32,
 }
 
 impl Caller {
@@ -69,6 +71,9 @@ impl Caller {
 
     /// Enters the rest, its control groups among them.
     pub(super) fn enter(&self) -> Result<(), Failure> {
+        // What the daemon was spared must not spare what acts for a container. To lower it needs a
+        // capability that there may not be.
+        let _ = std::fs::write("/proc/self/oom_score_adj", self.facts.oom_score.to_string());
         for group in &self.groups {
             rustix::io::write(group, b"0").or_fail("write to the caller's cgroup.procs")?;
         }

@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 use super::caller::Caller;
 use super::failure::{Failure, OrFail};
 
+/// Seconds that it may take.
+const LONGEST: u32 = 6;
+
 /// A file that the caller wants to change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Find {
@@ -27,6 +30,9 @@ pub struct Find {
 
 /// Opens it, as a process that becomes the caller.
 pub(super) fn find(find: &Find, caller: &Caller) -> Result<OwnedFd, Failure> {
+    // Whoever asked has given up by then. A filesystem of the container may hang for ever, and its
+    // control group could not be removed.
+    nix::unistd::alarm::set(LONGEST);
     caller.enter_users()?;
     caller.enter()?;
     let mut flags = OFlags::PATH | OFlags::CLOEXEC;

@@ -72,6 +72,7 @@ impl Caller {
                 umask: octal(&status, "Umask:"),
                 label: text("attr/apparmor/current").ok().and_then(|text| profile(&text)),
                 limits: limits(&text("limits")?),
+                oom_score: text("oom_score_adj")?.trim().parse().unwrap_or(0),
             },
         })
     }

@@ -65,7 +65,10 @@ impl Baselines {
         }
         let place = state.free.pop().or_else(|| {
             let place = state.end;
-            (place < MOST).then(|| {
+            let size = ((place + 1) * self.size) as u64;
+            // A record is read whole, however much of it was written.
+            let room = place < MOST && rustix::fs::ftruncate(&self.file, size).is_ok();
+            room.then(|| {
                 state.end += 1;
                 place
             })
@@ -73,9 +76,15 @@ impl Baselines {
         (place, None)
     }
 
-    /// Writes a record. What does not fit is not written.
-    pub(crate) fn write(&self, place: usize, key: Key, words: impl Iterator<Item = u64>) {
-        let mut record = Vec::with_capacity(self.size);
+    /// Writes a record, by way of a buffer that the caller keeps. What does not fit is not written.
+    pub(crate) fn write(
+        &self,
+        place: usize,
+        key: Key,
+        words: impl Iterator<Item = u64>,
+        record: &mut Vec<u8>,
+    ) {
+        record.clear();
         let head = [MAGIC, key.0, key.1, 0];
         for word in head.into_iter().chain(words) {
             record.extend_from_slice(&word.to_ne_bytes());
@@ -85,10 +94,10 @@ impl Baselines {
         }
         let count = (record.len() / WORD - HEAD) as u64;
         record[3 * WORD..HEAD * WORD].copy_from_slice(&count.to_ne_bytes());
-        record.extend_from_slice(&sum(&record).to_ne_bytes());
-        record.resize(self.size, 0);
+        let sum = sum(record);
+        record.extend_from_slice(&sum.to_ne_bytes());
         // Memory is all that can be missing, and then the numbers of now are worth more.
-        let _ = rustix::io::pwrite(&self.file, &record, (place * self.size) as u64);
+        let _ = rustix::io::pwrite(&self.file, record, (place * self.size) as u64);
     }
 
     /// The container is gone.
@@ -135,8 +144,9 @@ mod tests {
         let file = rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
         let baselines = Baselines::open(file.try_clone().unwrap(), 4);
         let (first, second) = (baselines.of((1, 2)).0.unwrap(), baselines.of((3, 4)).0.unwrap());
-        baselines.write(first, (1, 2), [7, 8, 9].into_iter());
-        baselines.write(second, (3, 4), [10].into_iter());
+        let mut buffer = Vec::new();
+        baselines.write(first, (1, 2), [7, 8, 9].into_iter(), &mut buffer);
+        baselines.write(second, (3, 4), [10].into_iter(), &mut buffer);
         baselines.give_back(second);
         let successor = Baselines::open(file, 4);
         assert_eq!(successor.of((3, 4)), (Some(second), None));
@@ -148,7 +158,7 @@ mod tests {
         let file = rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
         let baselines = Baselines::open(file.try_clone().unwrap(), 4);
         let place = baselines.of((1, 2)).0.unwrap();
-        baselines.write(place, (1, 2), 0..100);
+        baselines.write(place, (1, 2), 0..100, &mut Vec::new());
         rustix::io::pwrite(&file, &[1; 8], 400).unwrap();
         assert_eq!(Baselines::open(file, 4).of((1, 2)).1, None);
     }

@@ -91,6 +91,8 @@ struct Sampler {
     /// Processor time at the last count of threads, and counts skipped since.
     busy_at_count: u64,
     skipped: u32,
+    /// For what is remembered.
+    record: Vec<u8>,
 }
 
 impl Container {
@@ -132,6 +134,7 @@ impl Container {
                 clock,
                 busy_at_count: 0,
                 skipped: 0,
+                record: Vec::new(),
             }),
         }
     }
@@ -180,10 +183,10 @@ impl Container {
     }
 
     /// Before they are shown: who reads them must never see less later.
-    fn remember(&self, sampler: &Sampler, shared: &Shared) {
+    fn remember(&self, sampler: &mut Sampler, shared: &Shared) {
         if let (Some(baselines), Some((place, key))) = (shared.baselines.get(), self.baseline) {
             let words = self.activity.words().into_iter().chain(sampler.clock.words());
-            baselines.write(place, key, words);
+            baselines.write(place, key, words, &mut sampler.record);
         }
     }
 
@@ -268,10 +271,10 @@ impl Container {
     }
 
     fn derive(&self, sampler: &mut Sampler, host: Arc<Host>, shared: &Shared, now: u64) -> View {
-        let sample = &sampler.sample;
-        let visible = cpu::visible(sample, &host.online, shared.options.cpu_policy);
-        sampler.clock.advance(now, &sample.busy, &visible);
+        let visible = cpu::visible(&sampler.sample, &host.online, shared.options.cpu_policy);
+        sampler.clock.advance(now, &sampler.sample.busy, &visible);
         self.remember(sampler, shared);
+        let sample = &sampler.sample;
         View {
             origin: if self.identity.is_host { Origin::Host } else { Origin::Container },
             memory: derive::memory(sample, &host),

@@ -43,8 +43,7 @@ fn two_hundred_containers_read_at_once() {
     }
     let late = daemon.resident_kb();
     assert!(late <= early + early / 10 + 3 * 1024, "grew from {early} to {late} kB");
-    // With what a successor goes on from, which is shared memory.
-    assert!(late <= 28 * 1024, "{late} kB for {CONTAINERS} small containers");
+    assert!(late <= 24 * 1024, "{late} kB for {CONTAINERS} small containers");
     assert!(reads >= CONTAINERS, "{reads}");
     eprintln!("{reads} reads by {CONTAINERS} containers, daemon {late} kB");
 }

@@ -175,7 +175,7 @@ P"#;
 #[test]
 fn a_call_that_signals_interrupt_makes_one_node() {
     let daemon = daemon(ON);
-    let script = format!("/mnt/node_call signals /tmp/n 40 {}", 2 * machine::slowness());
+    let script = format!("/mnt/node_call signals /tmp/n 200 {}", 2 * machine::slowness());
     assert_eq!(run(&daemon, &script).ok(), "failed: 0\n");
     leaves_nothing(daemon);
 }
@@ -251,18 +251,14 @@ fn engine(run: impl Fn(&Daemon) -> Output) {
     leaves_nothing(daemon);
 }
 
-fn container() -> oci::Container<'static> {
-    oci::Container { memory: 160 * MIB, quota: 100_000, userns: true, script: INSIDE }
-}
-
 #[test]
 fn runc() {
-    engine(|daemon| oci::run("runc", daemon, container()));
+    engine(|daemon| oci::run("runc", daemon, oci::Container::with_users(INSIDE)));
 }
 
 #[test]
 fn crun() {
-    engine(|daemon| oci::run("crun", daemon, container()));
+    engine(|daemon| oci::run("crun", daemon, oci::Container::with_users(INSIDE)));
 }
 
 #[test]

@@ -150,10 +150,10 @@ fn an_image_is_mounted_by_its_path() {
     let script = "mount -t ext4.image /run/i/ext4 m && echo deep >m/file && umount m || exit 1
          cd /run/i && /mnt/mount_call ./ext4 ../../tmp/m ext4 0x400 && cat /tmp/m/file
          grep -o 'noatime.*ext4 [^ ]*' /proc/self/mountinfo; umount /tmp/m
-         mkdir -p /tmp/root/m /tmp/root/usr; mount --bind /usr /tmp/root/usr
-         mount --bind /mnt /tmp/root/m; ln -s usr/lib /tmp/root/lib; ln -s usr/lib64 /tmp/root/lib64
-         cp ext4 /tmp/root/inside; mkdir /tmp/root/at
-         chroot /tmp/root /m/mount_call /inside /at ext4 0; cat /tmp/root/at/file; umount /tmp/root/at";
+         mkdir -p /tmp/inner/m /tmp/inner/usr; mount --bind /usr /tmp/inner/usr
+         mount --bind /mnt /tmp/inner/m; ln -s usr/lib /tmp/inner/lib; ln -s usr/lib64 /tmp/inner/lib64
+         cp ext4 /tmp/inner/inside; mkdir /tmp/inner/at
+         chroot /tmp/inner /m/mount_call /inside /at ext4 0; cat /tmp/inner/at/file; umount /tmp/inner/at";
     let text = stage.run(&[], script).ok();
     assert_eq!(text.matches("deep").count(), 2, "{text}");
     assert!(text.contains("idmapped - ext4 ./ext4"), "{text}");
@@ -387,18 +387,14 @@ fn engine(run: impl Fn(&Daemon) -> Output) {
     stage.leaves_nothing();
 }
 
-fn container() -> oci::Container<'static> {
-    oci::Container { memory: 160 * MIB, quota: 100_000, userns: true, script: INSIDE }
-}
-
 #[test]
 fn runc() {
-    engine(|daemon| oci::run("runc", daemon, container()));
+    engine(|daemon| oci::run("runc", daemon, oci::Container::with_users(INSIDE)));
 }
 
 #[test]
 fn crun() {
-    engine(|daemon| oci::run("crun", daemon, container()));
+    engine(|daemon| oci::run("crun", daemon, oci::Container::with_users(INSIDE)));
 }
 
 #[test]

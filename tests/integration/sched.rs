@@ -92,6 +92,19 @@ fn others_are_out_of_reach_and_only_root_may() {
 }
 
 #[test]
+fn what_the_kernel_grants_is_not_taken_away() {
+    let daemon =
+        Daemon::start_at(Place::intercepting("sched_setscheduler = true\n\"sched.nice\" = 5\n"));
+    // Below the limit already, and not as far afterwards.
+    let script =
+        "/usr/bin/python3 -c 'import os; os.setpriority(0, 0, -12); print(os.getpriority(0, 0))'";
+    let sandbox = sandbox::command(&daemon, &["--intercept", "sched_setscheduler"], script);
+    let mut lower = command::quiet("nice");
+    lower.args(["-n", "-15"]).arg(sandbox.get_program()).args(sandbox.get_args());
+    assert_eq!(command::run(&mut lower).ok(), "-12\n");
+}
+
+#[test]
 fn nothing_is_set_while_it_is_off() {
     assert_eq!(run("sched_setscheduler = false\n", LOWER), "refused\n");
 }
@@ -105,18 +118,14 @@ fn engine(run: impl Fn(&Daemon) -> Output) {
     assert_eq!(run(&daemon).ok(), "-7\n");
 }
 
-fn container() -> oci::Container<'static> {
-    oci::Container { memory: 160 * MIB, quota: 100_000, userns: true, script: INSIDE }
-}
-
 #[test]
 fn runc() {
-    engine(|daemon| oci::run("runc", daemon, container()));
+    engine(|daemon| oci::run("runc", daemon, oci::Container::with_users(INSIDE)));
 }
 
 #[test]
 fn crun() {
-    engine(|daemon| oci::run("crun", daemon, container()));
+    engine(|daemon| oci::run("crun", daemon, oci::Container::with_users(INSIDE)));
 }
 
 #[test]

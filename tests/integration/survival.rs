@@ -201,6 +201,44 @@ fn a_service_manager_brings_a_killed_keeper_back() {
 }
 
 #[test]
+fn a_server_that_lost_its_keeper_serves_until_it_is_stopped() {
+    for end in ["stop", "signal"] {
+        let daemon = Daemon::start();
+        let (server, place) = (daemon.server_pid(), daemon.lose_keeper());
+        let ambit = |words: &[&str]| {
+            let mut ambit = command::quiet(machine::AMBIT);
+            command::run(ambit.args(words).arg("--config").arg(place.config()))
+        };
+        let until = Instant::now() + machine::patience(10);
+        // It notices in a moment.
+        while !ambit(&["status", "--json"]).ok().contains(&format!("\"pid\": {server}")) {
+            assert!(Instant::now() < until, "it does not know that it is alone");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert!(
+            fs::read_to_string(place.mount().join("proc/meminfo")).unwrap().contains("MemTotal")
+        );
+        let refused = ambit(&["reload", "--exec", machine::AMBIT]);
+        assert!(
+            refused.status == 2 && refused.stderr.contains("the keeper is gone"),
+            "{refused:?}"
+        );
+        let pid = Pid::from_raw(server.cast_signed()).unwrap();
+        match end {
+            "stop" => drop(ambit(&["stop"]).ok()),
+            _ => kill_process(pid, Signal::TERM).unwrap(),
+        }
+        // One that nobody waits for has no command line.
+        let line = format!("/proc/{server}/cmdline");
+        while fs::read(&line).is_ok_and(|line| !line.is_empty()) {
+            assert!(Instant::now() < until, "it does not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert!(!place.is_mounted() && !place.runtime().join("control.sock").exists());
+    }
+}
+
+#[test]
 fn a_changed_configuration_reaches_running_containers() {
     let daemon = Daemon::start();
     let folder = readable_dir();

@@ -8,7 +8,7 @@
  *   mount_call fsopen TYPE                       the first call of the new mount API
  *   mount_call flip SOURCE FOLDER TYPE OUTSIDE   a second thread makes FOLDER/t a folder and a link to OUTSIDE in turn
  */
-#define _GNU_SOURCE
+#include "hostile.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -29,14 +29,6 @@ static void call(const char *what, const char *source, const char *target, const
 	long result = syscall(SYS_mount, source, target, type, flags, data);
 	printf("%s%s\n", what, result == 0 ? "ok" : strerrorname_np(errno));
 	fflush(stdout);
-}
-
-/* LENGTH bytes right before a page that is not there. */
-static char *before_the_end(size_t length)
-{
-	char *pages = mmap(NULL, 4 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	munmap(pages + 3 * 4096, 4096);
-	return pages + 3 * 4096 - length;
 }
 
 static int edges(const char *source, const char *target, const char *type)
@@ -69,16 +61,7 @@ static int edges(const char *source, const char *target, const char *type)
 	return 0;
 }
 
-static volatile int stop;
-static char place[4096], folder[4096], linked[4096];
-
-static void *flip(void *unused)
-{
-	(void)unused;
-	while (!stop)
-		syscall(SYS_renameat2, AT_FDCWD, folder, AT_FDCWD, linked, RENAME_EXCHANGE);
-	return NULL;
-}
+static char place[4096];
 
 static int flipping(const char *source, const char *where, const char *type, const char *outside)
 {

@@ -10,7 +10,7 @@
  *   node_call opaque PATH               setxattr of trusted.overlay.opaque
  *   node_call loop PATH COUNT           prints how many nanoseconds a mknod takes, its removal not counted
  */
-#define _GNU_SOURCE
+#include "hostile.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -43,14 +43,6 @@ static void say(const char *what, int result)
 {
 	printf("%s%s\n", what, result == 0 ? "ok" : strerrorname_np(errno));
 	fflush(stdout);
-}
-
-/* LENGTH bytes right before a page that is not there. */
-static char *before_the_end(size_t length)
-{
-	char *pages = mmap(NULL, 4 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	munmap(pages + 3 * 4096, 4096);
-	return pages + 3 * 4096 - length;
 }
 
 static int edges(const char *where)
@@ -93,16 +85,7 @@ static int edges(const char *where)
 	return 0;
 }
 
-static volatile int stop;
-static char folder[4000], linked[4000], node[4096];
-
-static void *flip(void *unused)
-{
-	(void)unused;
-	while (!stop)
-		syscall(SYS_renameat2, AT_FDCWD, folder, AT_FDCWD, linked, RENAME_EXCHANGE);
-	return NULL;
-}
+static char node[4096];
 
 static int flipping(const char *where, const char *outside)
 {

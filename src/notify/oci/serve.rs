@@ -128,7 +128,11 @@ fn take(peer: &Peer, threads: &Threads, link: &Link) {
     });
     match adopted {
         Ok(()) => tracing::info!(container, pid, names, "listener adopted"),
-        Err(error) => tracing::error!(container, "the listener is lost: {error}"),
+        Err(error) => {
+            link.remove(&format!("{LISTENER}{number}"));
+            link.remove(&format!("{ABOUT}{number}"));
+            tracing::error!(container, "the listener is lost: {error}");
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! sched_setscheduler(2), sched_setattr(2) and setpriority(2): priorities of a container's own threads.
 //!
-//! For the container's root with `CAP_SYS_NICE`, up to the limits of the policy. The thread is found
-//! in the caller's own pid namespace and must be in it, and in the caller's user namespace: numbers
-//! that are taken for the host's act on strangers. Everything else is the kernel's.
+//! For the container's root with `CAP_SYS_NICE`, up to the limits of the policy; what is beyond is the
+//! kernel's to grant or refuse, as is everything else. The thread is found in the caller's own pid
+//! namespace and must be in it, and in the caller's user namespace: numbers that are taken for the
+//! host's act on strangers. No call takes a pidfd, so between the last look at the thread and the
+//! act remain the microseconds in which it would have to end and its number come round again.
 
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,8 +21,8 @@ use crate::sys::scheduling::{self, Attributes};
 use crate::worker::act::{Actor, Base};
 
 const CAP_SYS_NICE: u32 = 23;
-/// `SCHED_RESET_ON_FORK` of sched_setscheduler(2), and the flag of sched_setattr(2).
-const RESET_ON_FORK: u32 = 0x4000_0000;
+/// The flag of sched_setscheduler(2), and that of sched_setattr(2).
+const RESET_ON_FORK: i32 = libc::SCHED_RESET_ON_FORK;
 const FLAG_RESET_ON_FORK: u64 = 1;
 const OTHER: u32 = libc::SCHED_OTHER.unsigned_abs();
 const FIFO: u32 = libc::SCHED_FIFO.unsigned_abs();
@@ -75,22 +77,17 @@ impl Handler for SchedSetscheduler {
         let Some(thread) = own_thread(call, cx, &actor, tid)? else {
             return Ok(Verdict::Continue);
         };
-        let Ok(attributes) = wish.attributes(tid) else { return Ok(Verdict::Continue) };
-        let limits = (cx.settings.priority, cx.settings.nice);
-        match judge(attributes, limits) {
-            Judgement::Kernel => return Ok(Verdict::Continue),
-            Judgement::Refused => return Ok(Verdict::Fail(Errno::EPERM)),
-            Judgement::Granted => {}
+        if !wish.is_within(cx.settings.priority, cx.settings.nice) {
+            return Ok(Verdict::Continue);
         }
         cx.still_pending()?;
         // Its number is its own as long as its folder in /proc is not empty.
         if statat(&thread, "stat", AtFlags::empty()).is_err() {
             return Ok(Verdict::Continue);
         }
-        match scheduling::set_attributes(tid, attributes) {
+        match wish.grant(tid) {
             Ok(()) => {
-                let container = cx.container;
-                tracing::info!(container, tid, ?attributes, "scheduling set");
+                tracing::info!(container = cx.container, tid, ?wish, "scheduling set");
                 Ok(Verdict::Return(0))
             }
             Err(errno) => Ok(Verdict::Fail(errno)),
@@ -103,25 +100,42 @@ impl Handler for SchedSetscheduler {
 enum Wish {
     /// Everything anew.
     All(Attributes),
-    /// This policy and priority; its nice value stays.
-    Policy { policy: u32, flags: u64, priority: u32 },
+    /// This policy, perhaps with its flag, and priority.
+    Policy(i32, i32),
     /// Another nice value.
     Nice(i32),
 }
 
 impl Wish {
-    fn attributes(self, tid: i32) -> Result<Attributes, Errno> {
-        if let Self::All(attributes) = self {
-            return Ok(attributes);
-        }
-        let now = scheduling::attributes(tid)?;
-        Ok(match self {
-            Self::All(attributes) => attributes,
-            Self::Policy { policy, flags, priority } => {
-                Attributes { policy, flags, priority, ..now }
+    /// Is it something that the policy grants, up to this priority and down to this nice value?
+    fn is_within(self, highest: u32, lowest: i32) -> bool {
+        let granted = |policy: u32, priority: u32| match policy {
+            OTHER | BATCH | IDLE => priority == 0,
+            FIFO | RR => (1..=highest).contains(&priority),
+            _ => false,
+        };
+        match self {
+            Self::All(Attributes { policy, priority, nice, .. }) => {
+                granted(policy, priority) && (lowest..=19).contains(&nice)
             }
-            Self::Nice(nice) => Attributes { nice, ..now },
-        })
+            Self::Policy(policy, priority) => {
+                let both = (u32::try_from(policy & !RESET_ON_FORK), u32::try_from(priority));
+                matches!(both, (Ok(policy), Ok(priority)) if granted(policy, priority))
+            }
+            Self::Nice(nice) => nice >= lowest,
+        }
+    }
+
+    fn grant(self, tid: i32) -> Result<(), Errno> {
+        match self {
+            Self::All(attributes) => scheduling::set_attributes(tid, attributes),
+            Self::Policy(policy, priority) => scheduling::set_policy(tid, policy, priority),
+            Self::Nice(nice) => {
+                let thread = rustix::process::Pid::from_raw(tid).ok_or(Errno::ESRCH)?;
+                rustix::process::setpriority_process(Some(thread), nice)
+                    .map_err(|errno| Errno::from_raw(errno.raw_os_error()))
+            }
+        }
     }
 }
 
@@ -131,11 +145,7 @@ fn by_policy(call: &Call, cx: &Context<'_>) -> Result<Option<Wish>, Refusal> {
     if !whole(cx.read(call, call.long(2), &mut priority), priority.len())? {
         return Ok(None);
     }
-    let policy = call.uint(1);
-    let flags = if policy & RESET_ON_FORK == 0 { 0 } else { FLAG_RESET_ON_FORK };
-    let priority = u32::try_from(i32::from_ne_bytes(priority));
-    let wish = |priority| Wish::Policy { policy: policy & !RESET_ON_FORK, flags, priority };
-    Ok(priority.ok().map(wish))
+    Ok(Some(Wish::Policy(call.int(1), i32::from_ne_bytes(priority))))
 }
 
 /// Arguments of sched_setattr(2).
@@ -156,10 +166,11 @@ fn parse(bytes: &[u8; size_of::<Attributes>()]) -> Option<Attributes> {
         flags: long(8),
         nice: word(16).cast_signed(),
         priority: word(20),
-        deadline: [long(24), long(32), long(40)],
+        times: [long(24), long(32), long(40)],
     };
-    // What comes after it, and other flags, are the kernel's.
-    let plain = matches!(attributes.size, 0 | 48) && attributes.flags & !FLAG_RESET_ON_FORK == 0;
+    // Other flags are the kernel's. Without them what Linux 5.3 appended means nothing.
+    let plain =
+        matches!(attributes.size, 0 | 48 | 56) && attributes.flags & !FLAG_RESET_ON_FORK == 0;
     plain.then_some(attributes)
 }
 
@@ -169,29 +180,6 @@ fn whole(read: Result<usize, Refusal>, length: usize) -> Result<bool, Refusal> {
         Ok(read) => Ok(read == length),
         Err(Refusal::Fail(_)) => Ok(false),
         Err(other) => Err(other),
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Judgement {
-    Granted,
-    /// More than the policy allows.
-    Refused,
-    /// It knows the errno.
-    Kernel,
-}
-
-/// `limits` are the highest priority and the lowest nice value.
-fn judge(wish: Attributes, limits: (u32, i32)) -> Judgement {
-    let (highest, lowest) = limits;
-    match wish.policy {
-        OTHER | BATCH | IDLE if wish.priority == 0 && (-20..=19).contains(&wish.nice) => {
-            if wish.nice >= lowest { Judgement::Granted } else { Judgement::Refused }
-        }
-        FIFO | RR if (1..=99).contains(&wish.priority) && highest > 0 => {
-            if wish.priority <= highest { Judgement::Granted } else { Judgement::Refused }
-        }
-        _ => Judgement::Kernel,
     }
 }
 
@@ -240,23 +228,19 @@ fn own_thread(
 mod tests {
     use super::*;
 
-    fn real_time(priority: u32) -> Attributes {
-        Attributes { policy: FIFO, priority, ..Attributes::default() }
-    }
-
     #[test]
-    fn priorities_have_a_limit() {
-        assert_eq!(judge(real_time(10), (10, -20)), Judgement::Granted);
-        assert_eq!(judge(real_time(11), (10, -20)), Judgement::Refused);
-        assert_eq!(judge(real_time(1), (0, -20)), Judgement::Kernel, "not configured");
-        assert_eq!(judge(real_time(0), (99, -20)), Judgement::Kernel);
-        assert_eq!(judge(real_time(100), (99, -20)), Judgement::Kernel);
-        let nice = |nice| Attributes { nice, ..Attributes::default() };
-        assert_eq!(judge(nice(-5), (0, -5)), Judgement::Granted);
-        assert_eq!(judge(nice(-6), (0, -5)), Judgement::Refused);
-        assert_eq!(judge(nice(-21), (0, -20)), Judgement::Kernel);
+    fn wishes_have_limits() {
+        let fifo = |priority| Wish::Policy(libc::SCHED_FIFO | RESET_ON_FORK, priority);
+        assert!(fifo(10).is_within(10, -20) && !fifo(11).is_within(10, -20));
+        assert!(!fifo(1).is_within(0, -20), "not configured");
+        assert!(!fifo(0).is_within(99, -20) && !fifo(-1).is_within(99, -20));
+        assert!(Wish::Policy(libc::SCHED_BATCH, 0).is_within(0, 0));
+        assert!(!Wish::Policy(libc::SCHED_OTHER, 1).is_within(99, -20));
         let deadline = Attributes { policy: 6, ..Attributes::default() };
-        assert_eq!(judge(deadline, (99, -20)), Judgement::Kernel);
+        assert!(!Wish::All(deadline).is_within(99, -20));
+        for wish in [|nice| Wish::All(Attributes { nice, ..Attributes::default() }), Wish::Nice] {
+            assert!(wish(-5).is_within(0, -5) && !wish(-6).is_within(0, -5));
+        }
     }
 
     #[test]
@@ -270,6 +254,8 @@ mod tests {
         let parsed = parse(&bytes).unwrap();
         assert_eq!((parsed.policy, parsed.flags, parsed.nice, parsed.priority), (FIFO, 1, -3, 7));
         bytes[0] = 56;
+        assert_eq!(parse(&bytes).unwrap().priority, 7);
+        bytes[0] = 64;
         assert_eq!(parse(&bytes), None, "a newer structure");
         bytes[0] = 48;
         bytes[8] = 0x20;

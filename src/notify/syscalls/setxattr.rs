@@ -3,9 +3,9 @@
 //! `trusted.overlay.opaque=y` and nothing else; all other attributes are the kernel's. Layers are
 //! unpacked with it by container engines that run in a container.
 
-use nix::errno::Errno;
 use std::io::Read;
 
+use nix::errno::Errno;
 use rustix::fs::{Mode, OFlags};
 
 use crate::notify::acts;

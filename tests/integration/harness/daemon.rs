@@ -197,6 +197,14 @@ impl Daemon {
         (output, if self.place.is_mounted() { "mounted" } else { "unmounted" })
     }
 
+    /// Kills the keeper alone: the server goes on.
+    pub(crate) fn lose_keeper(mut self) -> Place {
+        let running = self.running.take().unwrap();
+        running.signal(Signal::KILL);
+        running.finish(machine::patience(10));
+        std::mem::replace(&mut self.place, Place { dir: readable_dir() })
+    }
+
     /// Kills it, the keeper too; what it leaves stays.
     pub(crate) fn kill(mut self) -> Place {
         let running = self.running.take().unwrap();

@@ -51,6 +51,13 @@ pub(crate) struct Container<'a> {
     pub(crate) script: &'a str,
 }
 
+impl<'a> Container<'a> {
+    /// One with a user namespace and room for a shell script.
+    pub(crate) fn with_users(script: &'a str) -> Self {
+        Self { memory: 160 << 20, quota: 100_000, userns: true, script }
+    }
+}
+
 /// A root for containers: links into `/usr`, which is to be bound, and empty folders.
 pub(crate) fn root() -> TempDir {
     let root = readable_dir();
