@@ -1,8 +1,9 @@
 //! The command line: what there is, and which module does it.
 //!
 //! Exit status: 0 for success, 1 when `check` finds something essential missing, 2 for bad
-//! input (unknown flags, unusable configuration, a busy mount point, not being root). `run`
-//! has its own, because it passes the command's status through.
+//! input (unknown flags, unusable configuration, a busy mount point, not being root), and 78 when
+//! `serve` has a mistaken configuration, which no second attempt makes better. `run` has its own,
+//! because it passes the command's status through.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -79,6 +80,10 @@ enum Command {
     Check,
 }
 
+/// The exit status of `serve` for a mistaken configuration: `EX_CONFIG` of sysexits.h, for
+/// `RestartPreventExitStatus=`.
+const MISTAKEN: u8 = 78;
+
 /// Which configuration is read.
 #[derive(Debug, clap::Args)]
 pub struct ConfigFile {
@@ -127,9 +132,10 @@ fn one_line(error: &str) -> String {
 impl Cli {
     fn execute(self) -> ExitCode {
         let done = match self.command {
-            Command::Serve { config, kept: true } => {
-                config.load().and_then(|loaded| serve::serve_kept(&loaded, config.path.as_deref()))
-            }
+            Command::Serve { config, kept: true } => match config.load() {
+                Ok(loaded) => serve::serve_kept(&loaded, config.path.as_deref()),
+                Err(error) => return fail(&error, MISTAKEN),
+            },
             Command::Serve { config, kept: false } => return keep(&config),
             Command::Run { config, run } => return run_sandbox(&config, *run),
             Command::Status { json, config } => show_status(json, &config),

@@ -27,3 +27,4 @@ mod program;
 mod sched;
 mod survival;
 mod truth;
+mod under_systemd;

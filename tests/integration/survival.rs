@@ -9,7 +9,7 @@ use crate::harness::daemon::{Daemon, Place, readable_dir};
 use crate::harness::{command, machine, sandbox, text};
 
 /// Before Linux 6.9 the kernel does not send again what a dead server had read.
-fn resends() -> bool {
+pub(crate) fn resends() -> bool {
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
