@@ -17,7 +17,7 @@ const SHIFTED: &str = "mount = true\n\"mount.allowed\" = [\"ext4\"]\n\"mount.shi
                        \"mount.fuse\" = { squashfs = \"squashfuse\" }\n";
 
 /// A daemon with these lines, and a folder of images: `ext4`, `squashfs`, `junk`.
-struct Stage {
+pub(crate) struct Stage {
     daemon: Daemon,
     folder: tempfile::TempDir,
     mounts: usize,
@@ -25,7 +25,7 @@ struct Stage {
 
 impl Stage {
     #[track_caller]
-    fn new(lines: &str) -> Self {
+    pub(crate) fn new(lines: &str) -> Self {
         machine::needs(&["mke2fs", "e2fsck", "mksquashfs", "squashfuse", "fuse2fs"]);
         let folder = readable_dir();
         let path = |name: &str| folder.path().join(name);
@@ -44,6 +44,14 @@ impl Stage {
         Self { daemon, folder, mounts: mounts().lines().count() }
     }
 
+    pub(crate) fn daemon(&self) -> &Daemon {
+        &self.daemon
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     fn image(&self) -> std::path::PathBuf {
         self.folder.path().join("ext4")
     }
@@ -58,7 +66,7 @@ impl Stage {
 
     /// Ends the daemon, and makes sure that nothing of it or for it is left.
     #[track_caller]
-    fn leaves_nothing(self) -> Output {
+    pub(crate) fn leaves_nothing(self) -> Output {
         assert_eq!(mounts().lines().count(), self.mounts, "{}", mounts());
         let fds = fs::read_dir(format!("/proc/{}/fd", self.daemon.server_pid())).unwrap().count();
         assert!(fds < 100, "the daemon has {fds} descriptors");
@@ -336,19 +344,6 @@ fn odd_arguments_are_answered_as_by_the_kernel() {
                     endless data: EINVAL\nno data: EFAULT\nno target: EFAULT\nno type: EFAULT\n\
                     no source: EFAULT\n";
     assert_eq!(text, expected);
-    stage.leaves_nothing();
-}
-
-#[test]
-fn a_target_that_flips_never_leads_out_of_the_root() {
-    let stage = Stage::new(SHIFTED);
-    let outside = readable_dir();
-    let script = format!(
-        "/mnt/mount_call flip /run/i/ext4 /tmp ext4 ../../../../../../{}",
-        outside.path().display()
-    );
-    stage.run(&[], &script).ok();
-    assert!(!mounts().contains(outside.path().to_str().unwrap()));
     stage.leaves_nothing();
 }
 

@@ -6,7 +6,6 @@
  *   mount_call thread SOURCE TARGET TYPE         by a thread that does not lead its process
  *   mount_call signals SOURCE TARGET TYPE MS     while a signal comes every few milliseconds
  *   mount_call fsopen TYPE                       the first call of the new mount API
- *   mount_call flip SOURCE FOLDER TYPE OUTSIDE   a second thread makes FOLDER/t a folder and a link to OUTSIDE in turn
  */
 #include "hostile.h"
 #include <errno.h>
@@ -61,33 +60,6 @@ static int edges(const char *source, const char *target, const char *type)
 	return 0;
 }
 
-static char place[4096];
-
-static int flipping(const char *source, const char *where, const char *type, const char *outside)
-{
-	pthread_t thread;
-	int made = 0;
-	snprintf(folder, sizeof folder, "%s/t", where);
-	snprintf(linked, sizeof linked, "%s/l", where);
-	mkdir(folder, 0755);
-	if (symlink(outside, linked))
-		return 1;
-	if (pthread_create(&thread, NULL, flip, NULL))
-		return 1;
-	snprintf(place, sizeof place, "%s/t", where);
-	for (int i = 0; i < 20; i++)
-		made += syscall(SYS_mount, source, place, type, MS_RDONLY, NULL) == 0;
-	stop = 1;
-	pthread_join(thread, NULL);
-	/* Whichever way the names are now. */
-	for (int i = 0; i < 40; i++) {
-		umount2(folder, MNT_DETACH);
-		umount2(linked, MNT_DETACH);
-	}
-	printf("made %d\n", made > 0);
-	return 0;
-}
-
 static void nothing(int signal)
 {
 	(void)signal;
@@ -125,8 +97,6 @@ int main(int count, char **word)
 		return pthread_create(&thread, NULL, threaded, word) || pthread_join(thread, NULL);
 	if (count == 5 && !strcmp(word[1], "edges"))
 		return edges(word[2], word[3], word[4]);
-	if (count == 6 && !strcmp(word[1], "flip"))
-		return flipping(word[2], word[3], word[4], word[5]);
 	if (count != 5 && count != 6)
 		return 2;
 	const char *null[] = { word[1], word[2], word[3], count == 6 ? word[5] : "-" };
