@@ -6,6 +6,7 @@
  *   mount_call thread SOURCE TARGET TYPE         by a thread that does not lead its process
  *   mount_call signals SOURCE TARGET TYPE MS     while a signal comes every few milliseconds
  *   mount_call fsopen TYPE                       the first call of the new mount API
+ *   mount_call again PATH OTHER                  what the new mount API makes of a mount that is there
  */
 #include "hostile.h"
 #include <errno.h>
@@ -60,6 +61,36 @@ static int edges(const char *source, const char *target, const char *type)
 	return 0;
 }
 
+static void say(const char *what, long result)
+{
+	printf("%s: %s\n", what, result >= 0 ? "ok" : strerrorname_np(errno));
+}
+
+static int again(const char *path, const char *other)
+{
+	struct {
+		unsigned long long set, clear, propagation, users;
+	} devices = { .clear = 4 }, read_only = { .set = 1 }, writable = { .clear = 1 };
+	int tree, picked = syscall(SYS_fspick, AT_FDCWD, path, 0);
+	say("fspick", picked);
+	say("an option", syscall(SYS_fsconfig, picked, 0, "ro", NULL, 0));
+	say("reconfigure", syscall(SYS_fsconfig, picked, 7, NULL, NULL, 0));
+	close(picked);
+	say("remount", mount(NULL, path, NULL, MS_REMOUNT | MS_RDONLY, NULL));
+	say("devices", syscall(SYS_mount_setattr, AT_FDCWD, path, 0, &devices, sizeof devices));
+	say("devices by remount", mount(NULL, path, NULL, MS_REMOUNT | MS_BIND | MS_NOSUID, NULL));
+	say("read-only", syscall(SYS_mount_setattr, AT_FDCWD, path, 0, &read_only, sizeof read_only));
+	say("writable", syscall(SYS_mount_setattr, AT_FDCWD, path, 0, &writable, sizeof writable));
+	tree = syscall(SYS_open_tree, AT_FDCWD, path, 1);
+	say("open_tree", tree);
+	say("a copy", syscall(SYS_move_mount, tree, "", AT_FDCWD, other, 4));
+	close(tree);
+	say("its end", umount(other));
+	say("a move", syscall(SYS_move_mount, AT_FDCWD, path, AT_FDCWD, other, 0));
+	say("umount", umount(other));
+	return 0;
+}
+
 static void nothing(int signal)
 {
 	(void)signal;
@@ -91,6 +122,8 @@ int main(int count, char **word)
 		puts(syscall(SYS_fsopen, word[2], 0) >= 0 ? "ok" : strerrorname_np(errno));
 		return 0;
 	}
+	if (count == 4 && !strcmp(word[1], "again"))
+		return again(word[2], word[3]);
 	if (count == 6 && !strcmp(word[1], "signals"))
 		return interrupted(word);
 	if (count == 5 && !strcmp(word[1], "thread"))
