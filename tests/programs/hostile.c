@@ -87,7 +87,7 @@ static int flipping(const char *folder, const char *outside, const char *image, 
 		return 1;
 	/* The names are folder, link and device in turn, and then folder, link and image. */
 	for (int round = 0; round < 2; round++) {
-		for (long end = now() + ms / 2; now() < end;) {
+		for (long end = now() + ms / 2; now() < end || (round && now() < end + 20 * ms && !(made && marked && mounted));) {
 			made += make(node) == 0;
 			unlink(node);
 			marked += mark(name[0]) == 0;
@@ -152,7 +152,7 @@ static int changing(const char *folder, const char *image, long ms)
 	if (mkdir(name[0], 0755) || mkdir(target, 0755) || close(open(wrong, O_CREAT | O_RDWR, 0600)) ||
 	    pthread_create(&thread, NULL, change, NULL))
 		return 1;
-	for (long end = now() + ms; now() < end;) {
+	for (long end = now() + ms; now() < end || (now() < end + 20 * ms && !(made && marked));) {
 		made += syscall(SYS_mknod, path, S_IFCHR | 0666, makedev(1, 3)) == 0;
 		marked += syscall(SYS_setxattr, wrong, attribute, value, 1, 0) == 0;
 		if (syscall(SYS_mount, image, target, type, MS_RDONLY, options) == 0) {

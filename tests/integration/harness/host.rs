@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::daemon::{Daemon, mounts};
@@ -30,33 +30,34 @@ impl Host {
         let (processes, ours) = processes(daemon);
         things.extend(processes);
         things.extend(loop_devices());
-        for hierarchy in cgroup::hierarchies() {
-            let top = hierarchy.root().join(cgroup::base().trim_start_matches('/'));
-            things.extend(groups(&top));
-        }
+        things.extend(groups().iter().map(|group| format!("cgroup {}", group.display())));
         let descriptors = ours.iter().map(|pid| descriptors(pid)).collect();
         Self { things, descriptors }
     }
 
-    /// Waits until nothing is there that was not there at this moment.
+    /// Waits until nothing is there that was not there at this moment. `sandbox` runs one, because
+    /// the next sandbox is what removes control groups of one that was killed.
     #[track_caller]
-    pub(crate) fn is_as_it_was(&self, daemon: &Daemon) {
-        let until = Instant::now() + machine::patience(10);
+    pub(crate) fn is_as_it_was(&self, daemon: &Daemon, sandbox: impl Fn()) {
+        let until = Instant::now() + machine::patience(15);
         loop {
-            let now = Self::with(daemon);
-            let new: Vec<_> = now.things.difference(&self.things).collect();
-            let grown = now.descriptors.len() > self.descriptors.len()
-                || now.descriptors.iter().zip(&self.descriptors).any(|(n, b)| *n > b + KEPT);
-            if new.is_empty() && !grown {
-                return;
+            for _ in 0..20 {
+                let now = Self::with(daemon);
+                let new: Vec<_> = now.things.difference(&self.things).collect();
+                let grown = now.descriptors.len() > self.descriptors.len()
+                    || now.descriptors.iter().zip(&self.descriptors).any(|(n, b)| *n > b + KEPT);
+                if new.is_empty() && !grown {
+                    return;
+                }
+                assert!(
+                    Instant::now() < until,
+                    "left over: {new:#?}\ndescriptors: {:?}, before {:?}",
+                    now.descriptors,
+                    self.descriptors
+                );
+                std::thread::sleep(Duration::from_millis(20));
             }
-            assert!(
-                Instant::now() < until,
-                "left over: {new:#?}\ndescriptors: {:?}, before {:?}",
-                now.descriptors,
-                self.descriptors
-            );
-            std::thread::sleep(Duration::from_millis(20));
+            sandbox();
         }
     }
 }
@@ -113,13 +114,16 @@ fn loop_devices() -> Vec<String> {
     devices.filter_map(file).collect()
 }
 
-fn groups(top: &Path) -> Vec<String> {
+/// All control groups of this machine.
+fn groups() -> Vec<PathBuf> {
+    let base = cgroup::base();
+    let top = |hierarchy: &cgroup::Hierarchy| hierarchy.root().join(base.trim_start_matches('/'));
+    let mut folders: Vec<_> = cgroup::hierarchies().iter().map(top).collect();
     let mut found = Vec::new();
-    let mut folders = vec![top.to_owned()];
     while let Some(folder) = folders.pop() {
         let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
         folders.extend(entries.map(|entry| entry.path()).filter(|path| path.is_dir()));
-        found.push(format!("cgroup {}", folder.display()));
+        found.push(folder);
     }
     found
 }
