@@ -125,14 +125,20 @@ fn arguments_that_change_have_one_meaning() {
     let attack = Attack::on(ALL);
     fs::create_dir(attack.stage.folder().join("own")).unwrap();
     let own = attack.stage.folder().join("own");
-    // The container's root, as the host numbers it.
-    std::os::unix::fs::chown(&own, Some(100_000), Some(100_000)).unwrap();
+    fs::set_permissions(&own, fs::Permissions::from_mode(0o777)).unwrap();
     let script = format!(
-        "mkdir /tmp/c; /mnt/hostile change /tmp/c /run/i/ext4 {}; find / -xdev -name two 2>/dev/null",
+        "mkdir /tmp/c; /mnt/hostile change /tmp/c /run/i/own/file /run/i/ext4 {}",
         span(800)
     );
     let text = attack.run(&script).stdout;
     assert!(text.starts_with("made 1 marked 1 ") && text.contains("gained 0\n"), "{text}");
+    let (mut names, mut value) = ([0; 4096], [0; 16]);
+    let length = rustix::fs::listxattr(own.join("file"), &mut names).unwrap();
+    let names = String::from_utf8_lossy(&names[..length]);
+    let marks: Vec<_> = names.split('\0').filter(|name| name.starts_with("trusted")).collect();
+    assert_eq!(marks, ["trusted.overlay.opaque"]);
+    let length = rustix::fs::getxattr(own.join("file"), marks[0], &mut value).unwrap();
+    assert_eq!(&value[..length], b"y");
     let log = attack.ends();
     assert!(!log.contains("filesystem=\"debugfs\""), "{log}");
 }
@@ -157,7 +163,7 @@ fn odd_bytes_have_the_meaning_that_the_kernel_gives_them() {
 fn files_that_block_hold_nobody_up() {
     let lines = format!(
         "{ALL}\"mount.fuse\" = {{ squashfs = \"squashfuse\" }}\n\"mount.deadline\" = {}\n",
-        deadline()
+        deadline() - 1
     );
     let attack = Attack::on(&lines);
     let script = "mkfifo fifo; /mnt/node_call make fifo/n 1 3; /mnt/node_call make fifo 1 3

@@ -2,7 +2,7 @@
  * What a hostile container does to calls that are answered. Says what became of it, one line for each attempt.
  *
  *   hostile flip FOLDER OUTSIDE IMAGE MS   paths that change their meaning all the time: folder, link to OUTSIDE, device, image
- *   hostile change FOLDER IMAGE MS         arguments in memory that change while they are read
+ *   hostile change FOLDER FILE IMAGE MS    arguments in memory that change while they are read
  *   hostile out OUTSIDE IMAGE              every way that could lead out of the root
  *   hostile bytes FOLDER IMAGE             mount options of odd bytes
  *   hostile marks FOLDER                   setxattr with strings and addresses that are none
@@ -137,30 +137,29 @@ static void *change(void *unused)
 	return NULL;
 }
 
-static int changing(const char *folder, const char *image, long ms)
+static int changing(const char *folder, const char *file, const char *image, long ms)
 {
 	pthread_t thread;
 	struct statfs status;
-	char target[4096], wrong[4096];
+	char target[4096];
 	int made = 0, marked = 0, mounted = 0, gained = 0;
 	snprintf(path, sizeof path, "%s/ab/one", folder);
 	snprintf(target, sizeof target, "%s/ab/target", folder);
-	snprintf(wrong, sizeof wrong, "%s/file", folder);
 	strcpy(attribute, OPAQUE);
 	strcpy(options, "noload");
 	snprintf(name[0], sizeof name[0], "%s/ab", folder);
-	if (mkdir(name[0], 0755) || mkdir(target, 0755) || close(open(wrong, O_CREAT | O_RDWR, 0600)) ||
+	if (mkdir(name[0], 0755) || mkdir(target, 0755) || close(open(file, O_CREAT | O_RDWR, 0600)) ||
 	    pthread_create(&thread, NULL, change, NULL))
 		return 1;
 	for (long end = now() + ms; now() < end || (now() < end + 20 * ms && !(made && marked));) {
 		made += syscall(SYS_mknod, path, S_IFCHR | 0666, makedev(1, 3)) == 0;
-		marked += syscall(SYS_setxattr, wrong, attribute, value, 1, 0) == 0;
+		marked += syscall(SYS_setxattr, file, attribute, value, 1, 0) == 0;
 		if (syscall(SYS_mount, image, target, type, MS_RDONLY, options) == 0) {
 			mounted++;
 			gained += statfs(target, &status) || status.f_type != EXT4;
 			umount2(target, MNT_DETACH);
 		}
-		for (const char *const *p = (const char *[]){ "ab/one", "two", NULL }; *p; p++) {
+		for (const char *const *p = (const char *[]){ "ab/one", "../two", NULL }; *p; p++) {
 			char node[4200];
 			snprintf(node, sizeof node, "%s/%s", folder, *p);
 			unlink(node);
@@ -387,8 +386,8 @@ int main(int count, char **word)
 		return serve(base, word[2]);
 	if (!strcmp(mode, "flip") && count == 6)
 		return flipping(word[2], word[3], word[4], atol(word[5]));
-	if (!strcmp(mode, "change") && count == 5)
-		return changing(word[2], word[3], atol(word[4]));
+	if (!strcmp(mode, "change") && count == 6)
+		return changing(word[2], word[3], word[4], atol(word[5]));
 	if (!strcmp(mode, "out") && count == 4)
 		return ways_out(word[2], word[3]);
 	if (!strcmp(mode, "bytes") && count == 4)
