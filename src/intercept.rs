@@ -10,10 +10,11 @@ use crate::notify::Policy;
 use crate::notify::settings::{Device, Settings};
 
 /// Settings, and what they are, for messages.
-const SETTINGS: [(&str, &str); 11] = [
+const SETTINGS: [(&str, &str); 12] = [
     ("mknod.devices", "a list of character devices, such as [\"10:229\"]"),
     ("mount.allowed", "a list of filesystems, such as [\"ext4\"]"),
     ("mount.fuse", "helpers of filesystems, such as { ext4 = \"fuse2fs\" }"),
+    ("mount.sources", "a list of patterns, such as [\"nfs=filer:/export/*\"]"),
     ("mount.shift", "true or false"),
     ("mount.dev_and_suid", "true or false"),
     ("mount.nested", "true or false"),
@@ -129,6 +130,7 @@ fn set(name: &str, value: &Value, settings: &mut Settings) -> Result<(), String>
         }
         ("mount.allowed", Value::List(names)) => mount.allowed.clone_from(names),
         ("mount.fuse", Value::Map(helpers)) => mount.fuse.clone_from(helpers),
+        ("mount.sources", Value::List(patterns)) => mount.sources.clone_from(patterns),
         ("mount.shift", Value::Switch(on)) => mount.shift = *on,
         ("mount.dev_and_suid", Value::Switch(on)) => mount.dev_and_suid = *on,
         ("mount.nested", Value::Switch(on)) => mount.nested = *on,
@@ -180,6 +182,7 @@ mod tests {
             ("mount.alowed=ext4", "known are mknod.devices"),
             ("mount.shift=yes", "use true or false"),
             ("mount.allowed", "a list of filesystems"),
+            ("mount.sources", "a list of patterns"),
             ("mount.fuse=ext4", "FILESYSTEM=PROGRAM"),
             ("mount.deadline=soon", "no number"),
             ("mount.deadline=60", "between 1 and 24"),

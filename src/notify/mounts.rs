@@ -12,8 +12,12 @@ pub struct MountSettings {
     /// Filesystems that the kernel mounts for a container with the host's rights. Its parsers then
     /// read what the container wrote: for containers that are trusted.
     pub allowed: Vec<String>,
-    /// Filesystems that a program mounts as the caller, and which one.
+    /// Filesystems that a program mounts as the caller, and which one: one of the container, or
+    /// `host:` and a path.
     pub fuse: BTreeMap<String, String>,
+    /// Where filesystems of the network may be mounted from: patterns, for all of them or after
+    /// `TYPE=` for one.
+    pub sources: Vec<String>,
     /// Are the owners of what is mounted shifted to the container's users?
     pub shift: bool,
     /// May device nodes and set-user-ID programs of what is mounted have a meaning?
@@ -29,6 +33,7 @@ impl Default for MountSettings {
         Self {
             allowed: Vec::new(),
             fuse: BTreeMap::new(),
+            sources: Vec::new(),
             shift: false,
             dev_and_suid: false,
             nested: false,
@@ -38,12 +43,26 @@ impl Default for MountSettings {
     }
 }
 
+/// In front of the path of a helper that is a program of the host.
+const HOST: &str = "host:";
+
+/// The path of a helper that is a program of the host.
+#[must_use]
+pub fn on_the_host(helper: &str) -> Option<&str> {
+    helper.strip_prefix(HOST)
+}
+
 impl MountSettings {
     /// What is wrong with them, if anything.
     #[must_use]
     pub fn mistake(&self) -> Option<String> {
         if let Some(both) = self.allowed.iter().find(|name| self.fuse.contains_key(*name)) {
             return Some(format!("{both} is in both mount.allowed and mount.fuse: choose one"));
+        }
+        for path in self.fuse.values().filter_map(|helper| on_the_host(helper)) {
+            if !path.starts_with('/') || !std::path::Path::new(path).is_file() {
+                return Some(format!("mount.fuse: {HOST}{path} is no program of this host"));
+            }
         }
         (!(1..=24).contains(&self.deadline))
             .then(|| "mount.deadline must be between 1 and 24 seconds".to_owned())
@@ -66,6 +85,8 @@ mod tests {
         assert_eq!(settings.mistake(), None);
         settings.fuse.insert("ext4".into(), "fuse2fs".into());
         assert!(settings.mistake().unwrap().contains("both"));
+        settings.fuse = [("xfs".into(), "host:/no/such".into())].into();
+        assert!(settings.mistake().unwrap().contains("host:/no/such is no program"));
         settings = MountSettings { deadline: 60, ..Default::default() };
         assert!(settings.mistake().unwrap().contains("between 1 and 24"));
     }

@@ -11,6 +11,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use cgroups_rs::CgroupPid;
@@ -23,6 +24,9 @@ use super::limits;
 
 /// The folder that all sandboxes of this user share.
 const FAMILY: &str = "ambit";
+
+/// How long processes that act for a sandbox may outlive it.
+const LAST_ACTS: Duration = Duration::from_secs(3);
 
 /// The control groups of one sandbox. Dropping it removes them; their processes must have ended.
 #[derive(Debug)]
@@ -163,7 +167,12 @@ impl Drop for Group {
         if std::process::id() != self.owner {
             return;
         }
+        // What acted for the sandbox sees its end a moment later, and then ends too.
+        let until = Instant::now() + LAST_ACTS;
         for (_, place) in &self.places {
+            while place.exists() && !empty(place) && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(5));
+            }
             if let Err(error) = remove(place) {
                 eprintln!("ambit: cannot remove {}: {error}", place.display());
             }
@@ -235,7 +244,7 @@ fn remove(place: &Path) -> io::Result<()> {
                 if error.raw_os_error() == Some(libc::EBUSY) && tries > 0 && empty(place) =>
             {
                 tries -= 1;
-                std::thread::sleep(std::time::Duration::from_millis(10));
+                std::thread::sleep(Duration::from_millis(10));
             }
             other => return other,
         }

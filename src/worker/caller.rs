@@ -61,6 +61,10 @@ impl Caller {
     /// but over the container only, while it still sees the host's files. Its children are in the
     /// caller's pid namespace.
     pub(super) fn enter_users(&self) -> Result<(), Failure> {
+        // From its pid namespace the container sees what acts for it, and may not look inside: there
+        // are descriptors of the host. Executing a program ends this.
+        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+            .or_fail("prctl(PR_SET_DUMPABLE)")?;
         // With the host's rights: some may be the host's own, or those of a pod.
         for (kind, namespace) in &self.others {
             let kind = CloneFlags::from_bits_retain(*kind);

@@ -17,6 +17,7 @@ mod budget;
 mod crowd;
 mod engines;
 mod fallbacks;
+mod hostile;
 mod lifecycle;
 mod limited;
 mod lxcfs;

@@ -6,7 +6,7 @@
  *   mount_call thread SOURCE TARGET TYPE         by a thread that does not lead its process
  *   mount_call signals SOURCE TARGET TYPE MS     while a signal comes every few milliseconds
  *   mount_call fsopen TYPE                       the first call of the new mount API
- *   mount_call flip SOURCE FOLDER TYPE OUTSIDE   a second thread makes FOLDER/t a folder and a link to OUTSIDE in turn
+ *   mount_call again PATH OTHER                  what the new mount API makes of a mount that is there
  */
 #include "hostile.h"
 #include <errno.h>
@@ -61,30 +61,33 @@ static int edges(const char *source, const char *target, const char *type)
 	return 0;
 }
 
-static char place[4096];
-
-static int flipping(const char *source, const char *where, const char *type, const char *outside)
+static void say(const char *what, long result)
 {
-	pthread_t thread;
-	int made = 0;
-	snprintf(folder, sizeof folder, "%s/t", where);
-	snprintf(linked, sizeof linked, "%s/l", where);
-	mkdir(folder, 0755);
-	if (symlink(outside, linked))
-		return 1;
-	if (pthread_create(&thread, NULL, flip, NULL))
-		return 1;
-	snprintf(place, sizeof place, "%s/t", where);
-	for (int i = 0; i < 20; i++)
-		made += syscall(SYS_mount, source, place, type, MS_RDONLY, NULL) == 0;
-	stop = 1;
-	pthread_join(thread, NULL);
-	/* Whichever way the names are now. */
-	for (int i = 0; i < 40; i++) {
-		umount2(folder, MNT_DETACH);
-		umount2(linked, MNT_DETACH);
-	}
-	printf("made %d\n", made > 0);
+	printf("%s: %s\n", what, result >= 0 ? "ok" : strerrorname_np(errno));
+}
+
+static int again(const char *path, const char *other)
+{
+	struct {
+		unsigned long long set, clear, propagation, users;
+	} devices = { .clear = 4 }, read_only = { .set = 1 }, writable = { .clear = 1 };
+	int tree, picked = syscall(SYS_fspick, AT_FDCWD, path, 0);
+	say("fspick", picked);
+	say("an option", syscall(SYS_fsconfig, picked, 0, "ro", NULL, 0));
+	say("reconfigure", syscall(SYS_fsconfig, picked, 7, NULL, NULL, 0));
+	close(picked);
+	say("remount", mount(NULL, path, NULL, MS_REMOUNT | MS_RDONLY, NULL));
+	say("devices", syscall(SYS_mount_setattr, AT_FDCWD, path, 0, &devices, sizeof devices));
+	say("devices by remount", mount(NULL, path, NULL, MS_REMOUNT | MS_BIND | MS_NOSUID, NULL));
+	say("read-only", syscall(SYS_mount_setattr, AT_FDCWD, path, 0, &read_only, sizeof read_only));
+	say("writable", syscall(SYS_mount_setattr, AT_FDCWD, path, 0, &writable, sizeof writable));
+	tree = syscall(SYS_open_tree, AT_FDCWD, path, 1);
+	say("open_tree", tree);
+	say("a copy", syscall(SYS_move_mount, tree, "", AT_FDCWD, other, 4));
+	close(tree);
+	say("its end", umount(other));
+	say("a move", syscall(SYS_move_mount, AT_FDCWD, path, AT_FDCWD, other, 0));
+	say("umount", umount(other));
 	return 0;
 }
 
@@ -119,14 +122,14 @@ int main(int count, char **word)
 		puts(syscall(SYS_fsopen, word[2], 0) >= 0 ? "ok" : strerrorname_np(errno));
 		return 0;
 	}
+	if (count == 4 && !strcmp(word[1], "again"))
+		return again(word[2], word[3]);
 	if (count == 6 && !strcmp(word[1], "signals"))
 		return interrupted(word);
 	if (count == 5 && !strcmp(word[1], "thread"))
 		return pthread_create(&thread, NULL, threaded, word) || pthread_join(thread, NULL);
 	if (count == 5 && !strcmp(word[1], "edges"))
 		return edges(word[2], word[3], word[4]);
-	if (count == 6 && !strcmp(word[1], "flip"))
-		return flipping(word[2], word[3], word[4], word[5]);
 	if (count != 5 && count != 6)
 		return 2;
 	const char *null[] = { word[1], word[2], word[3], count == 6 ? word[5] : "-" };

@@ -5,7 +5,6 @@
  *   node_call edges FOLDER              strings at the end of memory, without an end, and nowhere; odd descriptors
  *   node_call thread PATH               by a thread that does not lead its process
  *   node_call signals PATH COUNT MS     makes and removes it while a signal comes every few milliseconds
- *   node_call flip FOLDER OUTSIDE       a second thread makes FOLDER/t a folder and a link to OUTSIDE in turn
  *   node_call flood FOLDER THREADS MS   makes and removes nodes in many threads
  *   node_call opaque PATH               setxattr of trusted.overlay.opaque
  *   node_call loop PATH COUNT           prints how many nanoseconds a mknod takes, its removal not counted
@@ -85,27 +84,8 @@ static int edges(const char *where)
 	return 0;
 }
 
-static char node[4096];
-
-static int flipping(const char *where, const char *outside)
-{
-	pthread_t thread;
-	int made = 0;
-	snprintf(folder, sizeof folder, "%s/t", where);
-	snprintf(linked, sizeof linked, "%s/l", where);
-	snprintf(node, sizeof node, "%s/t/node", where);
-	mkdir(folder, 0755);
-	if (symlink(outside, linked) || pthread_create(&thread, NULL, flip, NULL))
-		return 1;
-	for (int i = 0; i < 500; i++) {
-		made += make(node) == 0;
-		unlink(node);
-	}
-	stop = 1;
-	pthread_join(thread, NULL);
-	printf("made some: %d\n", made > 0);
-	return 0;
-}
+static volatile int stop;
+static char folder[4000];
 
 static void nothing(int signal)
 {
@@ -192,8 +172,6 @@ int main(int count, char **word)
 		return pthread_create(&thread, NULL, threaded, word[2]) || pthread_join(thread, NULL);
 	else if (!strcmp(mode, "signals") && count == 5)
 		return interrupted(word[2], atoi(word[3]), atol(word[4]));
-	else if (!strcmp(mode, "flip") && count == 4)
-		return flipping(word[2], word[3]);
 	else if (!strcmp(mode, "flood") && count == 5)
 		return flooding(word[2], atol(word[3]), atol(word[4]));
 	else if (!strcmp(mode, "loop") && count == 4)

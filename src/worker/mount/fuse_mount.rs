@@ -29,7 +29,9 @@ pub(super) fn make(
         if let Some(source) = order.source.as_deref().filter(|name| name.len() <= LONGEST) {
             rustix::mount::fsconfig_set_string(context, "source", source)?;
         }
-        set("subtype", &order.filesystem)?;
+        // The kernel shows `fuse.` in front of it.
+        let subtype = order.filesystem.strip_prefix("fuse.").unwrap_or(&order.filesystem);
+        set("subtype", subtype)?;
         set("fd", &device.as_raw_fd().to_string())?;
         set("rootmode", "40000")?;
         set("user_id", &caller.facts.ids.0.to_string())?;

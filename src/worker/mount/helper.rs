@@ -21,6 +21,7 @@ use rustix::event::{PollFd, PollFlags};
 
 use super::confine;
 use super::fuse_mount;
+use super::host_program::HostProgram;
 use super::kernel_mount::{attach, find_target};
 use super::order::{Handler, Order};
 use super::program::{self, Output, Program, Surroundings};
@@ -58,6 +59,7 @@ pub(super) fn mount(
 
 /// What is done as the caller.
 fn act(order: &Order, handler: &Handler, caller: &Caller, until: Instant) -> Result<(), Failure> {
+    let host = HostProgram::open(&handler.program)?;
     caller.enter_users()?;
     let null = OpenOptions::new().read(true).write(true).open("/dev/null").or_fail("/dev/null")?;
     // The container need not have this device: opened here, its filesystem is the container's.
@@ -65,7 +67,10 @@ fn act(order: &Order, handler: &Handler, caller: &Caller, until: Instant) -> Res
     let proc = confine::host_proc()?;
     caller.enter()?;
     let target = find_target(order)?;
-    let program = Program::find(&handler.program)?;
+    let program = match host {
+        Some(program) => Program::of_the_host(&program)?,
+        None => Program::find(&handler.program)?,
+    };
     let output = Output::new()?;
     let surroundings = Surroundings { null: &null, output: &output, proc: &proc, caller };
     let result = if program.takes_device() {

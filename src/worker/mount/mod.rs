@@ -11,6 +11,7 @@
 mod confine;
 mod fuse_mount;
 mod helper;
+mod host_program;
 mod kernel_mount;
 mod loop_device;
 mod order;

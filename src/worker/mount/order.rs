@@ -35,7 +35,7 @@ pub enum How {
 /// A program that serves a filesystem by FUSE.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Handler {
-    /// Its name, or its path in the container.
+    /// Its name, or its path in the container, or `host:` and its path on the host.
     pub program: String,
     /// Options of the filesystem.
     pub options: Vec<Vec<u8>>,

@@ -1,4 +1,4 @@
-//! The helper's program: where it is, how it is called, and what it says.
+//! The helper's program: where it is in the container, how it is called, and what it says.
 
 use std::ffi::CString;
 use std::io::Read;
@@ -12,6 +12,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use rustix::fs::{Access, MemfdFlags, SealFlags};
 
 use super::confine;
+use super::host_program::{HostProgram, Image, is_libfuse3s};
 use super::order::{Handler, Order};
 use crate::sys::close_range::close_on_exec_from;
 use crate::sys::fork::{Fork, fork};
@@ -33,6 +34,8 @@ const PROGRAM: u64 = 16 << 20;
 pub(super) struct Program {
     path: PathBuf,
     takes_device: bool,
+    /// A copy, of one that is not in the container.
+    image: Option<Image>,
 }
 
 impl Program {
@@ -50,7 +53,16 @@ impl Program {
             Failure::new(Errno::ENODEV, format!("the helper {name} is not in the container"))
         })?;
         let takes_device = is_on_libfuse3(&path);
-        Ok(Self { path, takes_device })
+        Ok(Self { path, takes_device, image: None })
+    }
+
+    /// A copy of one of the host.
+    pub(super) fn of_the_host(program: &HostProgram) -> Result<Self, Failure> {
+        Ok(Self {
+            path: program.path().to_owned(),
+            takes_device: program.takes_device(),
+            image: Some(program.copy()?),
+        })
     }
 
     /// Is it a helper that serves a `/dev/fuse` it is given?
@@ -95,8 +107,14 @@ impl Program {
         if !options.is_empty() {
             words.extend([b"-o".to_vec(), options.join(&b","[..])]);
         }
-        let words: Result<_, _> = words.into_iter().map(CString::new).collect();
-        words.map_err(|_| Failure::new(Errno::EINVAL, "a NUL in an argument of the helper"))
+        let words: Result<Vec<_>, _> = words.into_iter().map(CString::new).collect();
+        let mut words =
+            words.map_err(|_| Failure::new(Errno::EINVAL, "a NUL in an argument of the helper"))?;
+        if let Some(image) = self.image.as_ref().filter(|image| !image.words.is_empty()) {
+            // The loader's own words, which end with the program.
+            words.splice(..1, image.words.iter().cloned());
+        }
+        Ok(words)
     }
 }
 
@@ -109,11 +127,7 @@ fn is_on_libfuse3(path: &Path) -> bool {
     let Ok(file) = std::fs::File::open(path) else { return false };
     let mut bytes = Vec::new();
     let read = file.take(PROGRAM).read_to_end(&mut bytes).is_ok();
-    read && bytes.starts_with(b"\x7fELF") && contains(&bytes, b"libfuse3.so")
-}
-
-fn contains(bytes: &[u8], word: &[u8]) -> bool {
-    bytes.windows(word.len()).any(|window| window == word)
+    read && bytes.starts_with(b"\x7fELF") && is_libfuse3s(&bytes)
 }
 
 /// What a helper gets from the process that starts it.
@@ -152,13 +166,19 @@ pub(super) fn execute(
         nix::unistd::dup2_stdout(&output.0)?;
         nix::unistd::dup2_stderr(&output.0)?;
         close_on_exec_from(3).map_err(|error| error.number())?;
-        if let Some(device) = device {
+        let keep = |fd: BorrowedFd<'_>| {
             let kept = rustix::io::FdFlags::empty();
-            rustix::io::fcntl_setfd(device, kept).map_err(|errno| errno.number())?;
-        }
+            rustix::io::fcntl_setfd(fd, kept).map_err(|errno| errno.number())
+        };
+        let files = program.image.iter().flat_map(|image| &image.files).map(AsFd::as_fd);
+        files.chain(device.map(AsFd::as_fd)).try_for_each(keep)?;
         caller.take_limits();
         let path = c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-        nix::unistd::execve(&words[0], words, &[path, c"LC_ALL=C"])
+        let environment = [path, c"LC_ALL=C"];
+        match &program.image {
+            Some(image) => nix::unistd::fexecve(&image.start, words, &environment),
+            None => nix::unistd::execve(&words[0], words, &environment),
+        }
     };
     let Err(errno) = become_it();
     Failure::new(errno, format!("cannot execute {}: {errno}", program.path.display()))

@@ -6,6 +6,7 @@
 pub(crate) mod cgroup;
 pub(crate) mod command;
 pub(crate) mod daemon;
+pub(crate) mod host;
 pub(crate) mod lxc;
 pub(crate) mod machine;
 pub(crate) mod oci;

@@ -42,6 +42,8 @@ const NEVER: [&str; 34] = [
 /// Filesystems without a device: their source is a word or an address of the network.
 const NO_DEVICE: [&str; 10] =
     ["nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "hugetlbfs", "orangefs", "gfs2meta"];
+/// Of these, those whose source is no place.
+const NO_SOURCE: [&str; 1] = ["hugetlbfs"];
 /// Filesystems whose files have the owners that options say.
 const OWNERS: [&str; 9] =
     ["hugetlbfs", "vfat", "msdos", "exfat", "ntfs3", "ntfs", "hfs", "hfsplus", "hpfs"];
@@ -66,6 +68,12 @@ impl<'a> Filesystem<'a> {
         self.0
     }
 
+    /// Is it a filesystem of a program, `fuse` or `fuse.sshfs`? Such a program mounts with the same
+    /// type as whoever asks for it.
+    pub(super) fn is_fuse(self) -> bool {
+        self.0 == "fuse" || self.0.starts_with("fuse.")
+    }
+
     /// Is it an interface of the kernel that is never mounted for anybody?
     pub(super) fn is_forbidden(self) -> bool {
         NEVER.contains(&self.0) || self.0.starts_with("fuse.")
@@ -74,6 +82,11 @@ impl<'a> Filesystem<'a> {
     /// Is its source a block device or an image?
     pub(super) fn is_on_a_device(self) -> bool {
         !NO_DEVICE.contains(&self.0)
+    }
+
+    /// Is its source a server or a share that is reached with the host's rights?
+    pub(super) fn is_remote(self) -> bool {
+        !self.is_on_a_device() && !NO_SOURCE.contains(&self.0)
     }
 
     /// Do its options `uid` and `gid` say who owns the files?
@@ -113,5 +126,8 @@ mod tests {
             assert!(!Filesystem::new(name).is_forbidden(), "{name}");
         }
         assert!(Filesystem::new("unheard-of").is_on_a_device());
+        let remote =
+            ["nfs4", "9p", "hugetlbfs", "ext4"].map(|name| Filesystem::new(name).is_remote());
+        assert_eq!(remote, [true, true, false, false]);
     }
 }

@@ -11,6 +11,7 @@ mod filesystem;
 mod flags;
 mod options;
 mod plan;
+mod sources;
 
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -131,6 +132,7 @@ fn rules(settings: &MountSettings) -> Rules<'_> {
     Rules {
         allowed: &settings.allowed,
         helpers: &settings.fuse,
+        sources: &settings.sources,
         shift: settings.shift,
         dev_and_suid: settings.dev_and_suid,
         deadline: settings.patience(),

@@ -19,8 +19,8 @@ pub(super) struct Item {
 #[error("the option {0:?} is not for containers: it would act on the host")]
 pub(super) struct Refused(pub(super) String);
 
-/// Options whose value is a path or a device of whoever mounts.
-const PATHS: [&str; 14] = [
+/// Options whose value is a path, a device or a descriptor of whoever mounts.
+const PATHS: [&str; 17] = [
     "journal_dev",
     "journal_path",
     "logdev",
@@ -35,6 +35,9 @@ const PATHS: [&str; 14] = [
     "rdinit",
     "iocharset_path",
     "xip",
+    "fd",
+    "rfdno",
+    "wfdno",
 ];
 /// Beginnings of options that are for those who develop or attack the kernel.
 const HAZARDS: [&str; 4] = ["fault_", "test_", "fatal_errors", "debug_want"];
@@ -122,6 +125,11 @@ impl Item {
         Self { key: key.into(), value: Some(value.into()) }
     }
 
+    /// Does it name an open `/dev/fuse`?
+    pub(super) fn is_device(&self) -> bool {
+        self.key == b"fd"
+    }
+
     fn number(&self) -> Option<u32> {
         std::str::from_utf8(self.value.as_deref()?).ok()?.parse().ok()
     }
@@ -173,6 +181,7 @@ mod tests {
             "fatal_errors=panic",
             "fault_injection=1",
             "source=/dev/sda",
+            "trans=fd,rfdno=3,wfdno=3",
             "a,\u{0}=b,logdev=x",
         ] {
             assert!(screened("ext4", data).is_err(), "{data}");

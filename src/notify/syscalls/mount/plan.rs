@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use super::filesystem::Filesystem;
 use super::flags::Flags;
-use super::options::{self, Item, Owner, Refused};
+use super::options::{self, Item, Owner};
+use super::sources;
 use crate::worker::mount::{Handler, How, Order, Superblock};
 
 /// What a policy says of mounts.
@@ -18,6 +19,8 @@ pub(super) struct Rules<'a> {
     pub(super) allowed: &'a [String],
     /// The helpers of types.
     pub(super) helpers: &'a BTreeMap<String, String>,
+    /// Where filesystems of the network may come from.
+    pub(super) sources: &'a [String],
     /// Are owners shifted to the container's users?
     pub(super) shift: bool,
     /// Are device nodes and set-user-ID programs of what is mounted good for something?
@@ -44,6 +47,17 @@ pub(super) struct Users<'a> {
     pub(super) owners: [Owner<'a>; 2],
     /// The caller's own, as the host numbers them.
     pub(super) us: [u32; 2],
+}
+
+/// Why a mount of a type that is granted is not.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refused {
+    /// An option.
+    #[error(transparent)]
+    Option(#[from] options::Refused),
+    /// Where it is from.
+    #[error(transparent)]
+    Source(#[from] sources::Unlisted),
 }
 
 /// Who answers for mounts of this type.
@@ -81,6 +95,7 @@ impl<'a> Rules<'a> {
         let how = match self.answer(&name) {
             Answer::Kernel => return Ok(None),
             Answer::Host => {
+                sources::check(self.sources, filesystem, source.as_deref(), &items)?;
                 let shift = self.shift && filesystem.can_be_shifted();
                 let owners = (!shift).then_some(users.owners);
                 let items = options::screen(filesystem, items, owners, users.us)?;
@@ -91,6 +106,10 @@ impl<'a> Rules<'a> {
                     on_device: filesystem.is_on_a_device(),
                     shift,
                 })
+            }
+            // A program that serves already, and mounts what it serves.
+            Answer::Helper(_) if filesystem.is_fuse() && items.iter().any(Item::is_device) => {
+                return Ok(None);
             }
             Answer::Helper(program) => How::Helper(Handler {
                 program: program.to_owned(),
@@ -128,8 +147,14 @@ mod tests {
         let helpers = helper.iter().map(|&(key, program)| (key.to_owned(), program.to_owned()));
         let helpers = helpers.collect();
         let deadline = Duration::from_secs(20);
-        let rules =
-            Rules { allowed: &allowed, helpers: &helpers, shift, dev_and_suid: false, deadline };
+        let rules = Rules {
+            allowed: &allowed,
+            helpers: &helpers,
+            sources: &[],
+            shift,
+            dev_and_suid: false,
+            deadline,
+        };
         let owners: [Owner<'_>; 2] = [&|id| Some(id + 1000), &|id| Some(id + 2000)];
         rules.plan(call, Users { owners, us: [1000, 2000] }).unwrap()
     }
@@ -178,6 +203,15 @@ mod tests {
         assert!(!superblock.shift && !superblock.on_device);
         let shown: Vec<_> = superblock.parameters.iter().map(|(_, value)| value.clone()).collect();
         assert_eq!(shown, [Some(b"1005".to_vec()), Some(b"2000".to_vec())]);
+    }
+
+    #[test]
+    fn a_fuse_type_is_its_helpers_unless_it_serves_already() {
+        let helper = [("fuse.sshfs", "sshfs")];
+        let order = plan(&[], &helper, false, call("fuse.sshfs", 0, "reconnect")).unwrap();
+        assert_eq!(order.filesystem, "fuse.sshfs");
+        let own = call("fuse.sshfs", 0, "fd=3,rootmode=40000,user_id=0,group_id=0");
+        assert_eq!(plan(&[], &helper, false, own), None);
     }
 
     #[test]

@@ -1,0 +1,238 @@
+//! A helper that is a program of the host: the container need not have it.
+//!
+//! It runs as the caller in all of the caller's namespaces, where the host's files are not to be
+//! seen. So it is opened with the host's rights before anything is entered, and copied into sealed
+//! memory afterwards: on the container's account, and so that nobody who looks into the helper's
+//! `/proc` gets hold of a file of the host. A program that is linked dynamically is started by a
+//! copy of its loader, which is given copies of all its libraries; it looks for none by name.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::errno::Errno;
+use rustix::fs::{MemfdFlags, SealFlags};
+
+use crate::notify::mounts::on_the_host;
+use crate::worker::failure::{Failure, OrFail};
+
+/// The longest program or library; all of them count for the container.
+const LONGEST: u64 = 64 << 20;
+/// `MFD_EXEC` (Linux 6.3): memory that may be executed, where that has to be said.
+const EXEC: MemfdFlags = MemfdFlags::from_bits_retain(0x10);
+/// `PT_INTERP` of ELF.
+const INTERPRETER: u32 = 3;
+/// What a program has that is linked to libfuse 3, and what libfuse 3 itself has.
+const LIBFUSE3: [&[u8]; 2] = [b"libfuse3.so", b"/dev/fd/%u%n"];
+
+/// A program of the host, opened.
+#[derive(Debug)]
+pub(super) struct HostProgram {
+    path: PathBuf,
+    program: File,
+    /// Its loader and its libraries, when it is linked dynamically.
+    linked: Option<(File, Vec<File>)>,
+    takes_device: bool,
+}
+
+/// A copy that can be executed.
+#[derive(Debug)]
+pub(super) struct Image {
+    /// What the kernel executes.
+    pub(super) start: OwnedFd,
+    /// Words that come before the program's own: none for a static program.
+    pub(super) words: Vec<CString>,
+    /// What the loader opens; open while the helper starts.
+    pub(super) files: Vec<OwnedFd>,
+}
+
+impl HostProgram {
+    /// Opens the helper if it is one of the host. Needs the host's rights and its root.
+    pub(super) fn open(helper: &str) -> Result<Option<Self>, Failure> {
+        let Some(path) = on_the_host(helper) else { return Ok(None) };
+        let gone = |error: std::io::Error| {
+            Failure::new(Errno::ENODEV, format!("the host has no {path}: open: {error}"))
+        };
+        let program = File::open(path).map_err(gone)?;
+        let bytes = content(&program, path)?;
+        if !bytes.starts_with(b"\x7fELF") {
+            return Err(Failure::new(
+                Errno::ENOEXEC,
+                format!("{path} is a script: a helper of the host has to be a binary"),
+            ));
+        }
+        let path = PathBuf::from(path);
+        let Some(loader) = interpreter(&bytes) else {
+            let takes_device = is_libfuse3s(&bytes);
+            return Ok(Some(Self { path, program, linked: None, takes_device }));
+        };
+        let (loader, libraries) = libraries(&path, &loader)?;
+        let takes_device = libraries.iter().any(|library| {
+            library.file_name().is_some_and(|name| name.as_bytes().starts_with(b"libfuse3.so"))
+        });
+        let open = |path: &PathBuf| File::open(path).or_fail(format!("open of {}", path.display()));
+        let linked = (open(&loader)?, libraries.iter().map(open).collect::<Result<_, _>>()?);
+        Ok(Some(Self { path, program, linked: Some(linked), takes_device }))
+    }
+
+    /// Its path on the host.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Is it a helper that serves a `/dev/fuse` it is given?
+    pub(super) fn takes_device(&self) -> bool {
+        self.takes_device
+    }
+
+    /// Copies it, on the account of whoever this process has become.
+    pub(super) fn copy(&self) -> Result<Image, Failure> {
+        let program = sealed(&self.program)?;
+        let Some((loader, libraries)) = &self.linked else {
+            return Ok(Image { start: program, words: Vec::new(), files: Vec::new() });
+        };
+        let start = sealed(loader)?;
+        let mut files = libraries.iter().map(sealed).collect::<Result<Vec<_>, _>>()?;
+        let name = |file: &OwnedFd| format!("/proc/self/fd/{}", file.as_raw_fd());
+        let preload = files.iter().map(name).collect::<Vec<_>>().join(":");
+        let own = self.path.to_string_lossy().into_owned();
+        // The container's cache of libraries is for others.
+        let mut words = vec![own.clone(), "--inhibit-cache".into(), "--argv0".into(), own];
+        words.extend(["--preload".into(), preload, name(&program)]);
+        files.push(program);
+        let words: Result<_, _> = words.into_iter().map(CString::new).collect();
+        let words = words.map_err(|_| Failure::new(Errno::EINVAL, "a NUL in a path"))?;
+        Ok(Image { start, words, files })
+    }
+}
+
+fn content(file: &File, path: &str) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    file.take(LONGEST + 1).read_to_end(&mut bytes).or_fail(format!("read of {path}"))?;
+    if bytes.len() as u64 > LONGEST {
+        return Err(Failure::new(Errno::EFBIG, format!("{path} is longer than 64 MiB")));
+    }
+    Ok(bytes)
+}
+
+/// Is this a program on libfuse 3, linked to it or containing it?
+pub(super) fn is_libfuse3s(bytes: &[u8]) -> bool {
+    LIBFUSE3.iter().any(|word| bytes.windows(word.len()).any(|window| window == *word))
+}
+
+/// The loader that a program of this machine's word size names.
+fn interpreter(bytes: &[u8]) -> Option<String> {
+    let number = |at: usize, length: usize| -> Option<usize> {
+        let field = bytes.get(at..at.checked_add(length)?)?;
+        let mut number = [0; 8];
+        number[..length].copy_from_slice(field);
+        usize::try_from(u64::from_le_bytes(number)).ok()
+    };
+    // 64 bits, little endian; of other programs nothing is known, and the kernel refuses them.
+    if bytes.get(4..6) != Some(&[2, 1]) {
+        return None;
+    }
+    let (from, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
+    for index in 0..count {
+        let header = from.checked_add(index.checked_mul(size)?)?;
+        if number(header, 4)? == INTERPRETER as usize {
+            let (at, length) = (number(header.checked_add(8)?, 8)?, number(header + 32, 8)?);
+            let text = bytes.get(at..at.checked_add(length)?)?;
+            let text = text.split(|&byte| byte == 0).next()?;
+            return std::str::from_utf8(text).ok().map(str::to_owned);
+        }
+    }
+    None
+}
+
+/// Its loader says what it would load on the host. Nothing of the program itself runs.
+fn libraries(path: &Path, loader: &str) -> Result<(PathBuf, Vec<PathBuf>), Failure> {
+    let wrong = |what: String| {
+        let path = path.display();
+        Failure::new(
+            Errno::ENOEXEC,
+            format!("{path} is dynamically linked and {what}; give a static one"),
+        )
+    };
+    if !["ld-linux", "ld64.so"].iter().any(|name| loader.contains(name)) {
+        return Err(wrong(format!("its loader {loader} is not glibc's")));
+    }
+    let mut list = Command::new(loader);
+    list.arg("--list").arg(path).env_clear().stdin(Stdio::null());
+    let said = list.output().or_fail(format!("execution of {loader}"))?;
+    let text = String::from_utf8_lossy(&said.stdout);
+    if !said.status.success() {
+        return Err(wrong(format!("{loader} --list fails")));
+    }
+    if let Some(missing) = text.lines().find(|line| line.contains("not found")) {
+        return Err(wrong(format!("the host lacks a library: {}", missing.trim())));
+    }
+    Ok((PathBuf::from(loader), loaded(&text)))
+}
+
+/// The paths in what `ld.so --list` prints: `NAME => PATH (ADDRESS)`.
+fn loaded(text: &str) -> Vec<PathBuf> {
+    let path = |line: &str| {
+        let (path, _) = line.split_once(" => ")?.1.rsplit_once(" (")?;
+        path.starts_with('/').then(|| PathBuf::from(path))
+    };
+    text.lines().filter_map(path).collect()
+}
+
+/// A copy in memory that nobody can change any more.
+fn sealed(file: &File) -> Result<OwnedFd, Failure> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let memory = match rustix::fs::memfd_create("helper", flags | EXEC) {
+        Err(rustix::io::Errno::INVAL) => rustix::fs::memfd_create("helper", flags),
+        other => other,
+    };
+    let memory = File::from(memory.or_fail("memfd_create for a copy of the helper")?);
+    let (mut part, mut at) = (vec![0; 1 << 16], 0);
+    while let length @ 1.. = file.read_at(&mut part, at).or_fail("read of the helper")? {
+        memory.write_all_at(&part[..length], at).or_fail("write of a copy of the helper")?;
+        at += length as u64;
+        if at > LONGEST {
+            return Err(Failure::new(Errno::EFBIG, "a library is longer than 64 MiB"));
+        }
+    }
+    let seals = SealFlags::SEAL | SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK;
+    rustix::fs::fcntl_add_seals(&memory, seals).or_fail("fcntl(F_ADD_SEALS)")?;
+    Ok(memory.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loaders_and_libraries_are_found() {
+        let bytes = std::fs::read("/proc/self/exe").unwrap();
+        let loader = interpreter(&bytes).unwrap();
+        assert!(loader.contains("ld"), "{loader}");
+        assert_eq!(interpreter(b"\x7fELF\x02\x01"), None);
+        let mut wrong = bytes;
+        wrong[32..40].fill(0xff);
+        assert_eq!(interpreter(&wrong), None);
+        let text = "\tlinux-vdso.so.1 (0x7f)\n\tlibc.so.6 => /lib/libc.so.6 (0x7f01)\n\t/lib64/ld.so (0x7f)\n";
+        assert_eq!(loaded(text), [PathBuf::from("/lib/libc.so.6")]);
+    }
+
+    #[test]
+    fn what_cannot_be_a_helper_says_why() {
+        let failure = |helper: &str| HostProgram::open(helper).unwrap_err().message;
+        assert!(failure("host:/no/such").contains("the host has no /no/such"));
+        assert!(failure("host:/etc/passwd").contains("script"));
+        assert!(HostProgram::open("squashfuse").unwrap().is_none());
+    }
+
+    #[test]
+    fn copies_cannot_be_changed() {
+        let copy = File::from(sealed(&File::open("/etc/passwd").unwrap()).unwrap());
+        assert!(copy.write_at(b"x", 0).is_err() && copy.set_len(0).is_err());
+    }
+}
