@@ -38,7 +38,7 @@ const DONE: u32 = 3;
 struct Slot {
     state: AtomicU32,
     flags: AtomicU32,
-    /// The number of the listener with the keeper.
+    /// The number of the listener with the keeper, or that of a connection of liblxc.
     listener: AtomicU64,
     value: AtomicI64,
     error: AtomicI32,
@@ -206,6 +206,17 @@ impl Entry {
         received.map(|()| unsafe { *slot.notification.get() })
     }
 
+    /// Notes a request that came by a connection with this number, where it stays until it was
+    /// answered.
+    pub(super) fn note(&self, connection: u64, notification: seccomp_notif) {
+        let Some(index) = self.index else { return };
+        let slot = self.journal.slot(index);
+        slot.listener.store(connection, Ordering::Relaxed);
+        // SAFETY: nobody else has the slot.
+        unsafe { *slot.notification.get() = notification };
+        slot.state.store(RECEIVED, Ordering::Release);
+    }
+
     /// An act begins.
     pub(super) fn acting(&self) {
         if let Some(index) = self.index {
@@ -230,6 +241,12 @@ impl Drop for Entry {
             self.journal.clear(index);
             self.journal.free.lock().unwrap_or_else(PoisonError::into_inner).push(index);
         }
+    }
+}
+
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Entry").field("index", &self.index).finish_non_exhaustive()
     }
 }
 

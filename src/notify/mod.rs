@@ -130,7 +130,7 @@ impl Notifier {
         if let Some(path) = lxc_socket {
             let socket = lxc::Socket::open(&path, link.clone(), held)?;
             for (number, fd) in held.take_numbered(lxc::CONNECTION) {
-                if let Some(connection) = socket.take_over(fd, number) {
+                if let Some(connection) = socket.take_over(fd, number, notifier.threads.journal()) {
                     notifier.threads.add(Source::LxcConnection(connection))?;
                 }
             }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::daemon::{Daemon, Place, readable_dir};
-use crate::harness::{command, machine, sandbox, text};
+use crate::harness::{command, lxc, machine, sandbox, text};
 
 /// Before Linux 6.9 the kernel does not send again what a dead server had read.
 fn resends() -> bool {
@@ -261,4 +261,30 @@ fn a_changed_configuration_reaches_running_containers() {
     reload().ok();
     fs::write(folder.path().join("go"), "").unwrap();
     assert_eq!(running.finish(machine::patience(20)).ok(), "EPERM\nready\nok\n");
+}
+
+/// liblxc's monitor waits 30 s for each answer, and asks nothing twice.
+#[test]
+fn a_call_that_liblxc_passed_on_is_answered_by_the_successor() {
+    let daemon = Daemon::start_at(Place::intercepting("mknod = true\n"));
+    let stop = readable_dir();
+    let script = "mount -t tmpfs tmp /tmp; echo ready; /mnt/survivor /srv/stop 65536 /tmp/node";
+    let binds = [(stop.path(), "srv")];
+    let mut running = lxc::start(&daemon, 64 << 20, 100_000, &binds, script);
+    running.wait_for("ready");
+    for turn in 0..number("AMBIT_SURVIVAL_KILLS", 12) {
+        // At another moment of the loop each time.
+        std::thread::sleep(Duration::from_millis(60 + turn * 7 % 40));
+        if turn % 4 == 3 {
+            upgrade(&daemon);
+        } else {
+            kill_server(&daemon);
+        }
+        next_read(&daemon);
+    }
+    fs::write(stop.path().join("stop"), "").unwrap();
+    let output = running.finish(machine::patience(60)).ok();
+    let calls_failed = ["sysinfo:", "mknod:", "unlink:"].iter().any(|call| output.contains(call));
+    assert!(!calls_failed && output.contains(" failures="), "{output}");
+    assert!(!resends() || output.contains(" failures=0 "), "{output}");
 }
