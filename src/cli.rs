@@ -127,9 +127,7 @@ fn one_line(error: &str) -> String {
 impl Cli {
     fn execute(self) -> ExitCode {
         let done = match self.command {
-            Command::Serve { config, kept: true } => {
-                config.load().and_then(|loaded| serve::serve_kept(&loaded, config.path.as_deref()))
-            }
+            Command::Serve { config, kept: true } => serve::serve_kept(config.path.as_deref()),
             Command::Serve { config, kept: false } => return keep(&config),
             Command::Run { config, run } => return run_sandbox(&config, *run),
             Command::Status { json, config } => show_status(json, &config),

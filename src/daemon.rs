@@ -61,13 +61,7 @@ impl Server {
         link: Link,
         mut held: Held,
     ) -> anyhow::Result<Self> {
-        let accounting = start_accounting(Options {
-            cpu_policy: config.overlay.cpu_view.into(),
-            memory_limit: config.overlay.memory_limit.into(),
-            swap: config.overlay.swap.into(),
-            boot_time: config.overlay.btime.into(),
-            ..Options::default()
-        })?;
+        let accounting = start_accounting(accounting_options(config))?;
         if let Some(file) = baselines(&link, &mut held) {
             accounting.remember(file);
         }
@@ -190,7 +184,7 @@ impl Server {
 fn baselines(link: &Link, held: &mut Held) -> Option<OwnedFd> {
     const NAME: &str = "baselines.1";
     link.is_kept().then_some(())?;
-    held.take(NAME).or_else(|| {
+    held.take_version(NAME, link).or_else(|| {
         let file = rustix::fs::memfd_create(NAME, rustix::fs::MemfdFlags::CLOEXEC).ok()?;
         link.store(NAME, &file);
         Some(file)
@@ -257,6 +251,17 @@ fn alive(device: Option<OwnedFd>, init: Option<Vec<u8>>) -> Option<(OwnedFd, Vec
 pub fn start_acts() -> anyhow::Result<Acts> {
     let broker = Broker::start().context("cannot start the broker of acts: fork")?;
     Ok(Acts::new(broker))
+}
+
+/// How accounting is configured.
+pub(crate) fn accounting_options(config: &Config) -> Options {
+    Options {
+        cpu_policy: config.overlay.cpu_view.into(),
+        memory_limit: config.overlay.memory_limit.into(),
+        swap: config.overlay.swap.into(),
+        boot_time: config.overlay.btime.into(),
+        ..Options::default()
+    }
 }
 
 /// Starts accounting with what only the program can do: ask the kernel for a namespace's init.

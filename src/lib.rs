@@ -15,6 +15,7 @@ pub mod lxcfs;
 pub mod notify;
 pub mod run;
 pub mod sandbox;
+pub mod self_check;
 pub mod serve;
 pub mod status;
 pub mod sys;

@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::control;
 use crate::daemon::{self, Reach, Server};
 use crate::keeper::link::Link;
-use crate::logging;
+use crate::{logging, self_check};
 
 /// The name of the control socket with the keeper.
 const CONTROL: &str = "control";
@@ -36,8 +36,20 @@ enum Word {
 ///
 /// # Errors
 /// Something essential is missing or busy.
-pub fn serve_kept(config: &Config, path: Option<&Path>) -> anyhow::Result<()> {
+pub fn serve_kept(path: Option<&Path>) -> anyhow::Result<()> {
     let link = Link::inherit()?;
+    let candidate = link.is_candidate();
+    let served = Config::load(path)
+        .map_err(anyhow::Error::from)
+        .and_then(|config| serve(&config, path, &link, candidate));
+    if let Err(error) = &served {
+        // Whoever asked for this program is told.
+        let _ = link.say(&format!("failed {error:#}"), None);
+    }
+    served
+}
+
+fn serve(config: &Config, path: Option<&Path>, link: &Link, candidate: bool) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         anyhow::bail!("the daemon must run as root: it mounts files and reads every container");
     }
@@ -45,6 +57,9 @@ pub fn serve_kept(config: &Config, path: Option<&Path>) -> anyhow::Result<()> {
     SigSet::empty().thread_set_mask().context("cannot unblock signals")?;
     let acts = daemon::start_acts()?;
     logging::start(config.daemon.log);
+    if candidate {
+        self_check::run(config).context("it fails its check")?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -83,8 +98,8 @@ pub fn serve_kept(config: &Config, path: Option<&Path>) -> anyhow::Result<()> {
         );
         tokio::select! {
             () = control::serve(&control, &server) => {}
-            () = beat(&link) => {}
-            word = obey(&link, &server) => match word {
+            () = beat(link) => {}
+            word = obey(link, &server) => match word {
                 Word::Leave | Word::Reload => leave(),
                 Word::Release => tracing::info!("stopping; the files are unmounted"),
             },

@@ -83,7 +83,7 @@ impl Journal {
         let whole = |fd: &OwnedFd| {
             rustix::fs::fstat(fd).is_ok_and(|stat| u64::try_from(stat.st_size) == Ok(length as u64))
         };
-        let predecessors = held.take(NAME).filter(whole);
+        let predecessors = held.take_version(NAME, link).filter(whole);
         let fresh = predecessors.is_none();
         let memory = match predecessors {
             Some(memory) => memory,

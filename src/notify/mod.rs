@@ -69,6 +69,14 @@ use pipeline::Pipeline;
 use policies::Member;
 use thread::{Handle, Source, Threads};
 
+/// Can this kernel hand calls over, in the layout that this program knows?
+///
+/// # Errors
+/// It cannot.
+pub fn check_kernel() -> Result<(), Error> {
+    listener::check_sizes()
+}
+
 /// How notifications are taken.
 #[derive(Debug, Clone, Default)]
 pub struct Options {

@@ -1,11 +1,15 @@
 //! The server dies, is replaced, is stopped and started: nothing inside a container notices.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::daemon::{Daemon, Place, readable_dir};
+use crate::harness::command::Output;
 use crate::harness::{command, lxc, machine, sandbox, text};
 
 /// Before Linux 6.9 the kernel does not send again what a dead server had read.
@@ -137,23 +141,127 @@ fn nothing_fails_while_servers_are_killed_and_replaced() {
 
 /// The same program again, as a new one.
 fn upgrade(daemon: &Daemon) {
+    upgrade_to(daemon, Path::new(machine::AMBIT));
+}
+
+fn upgrade_to(daemon: &Daemon, program: &Path) {
     let server = daemon.server_pid();
+    reload_with(daemon, program).ok();
+    assert_ne!(daemon.server_pid(), server);
+}
+
+fn reload_with(daemon: &Daemon, program: &Path) -> Output {
     let mut reload = command::quiet(machine::AMBIT);
     reload.arg("reload").arg("--config").arg(daemon.place().config());
-    command::run(reload.arg("--exec").arg(machine::AMBIT)).ok();
-    assert_ne!(daemon.server_pid(), server);
+    command::run(reload.arg("--exec").arg(program))
+}
+
+/// A program in a folder.
+fn script(folder: &Path, name: &str, text: &str) -> PathBuf {
+    let path = folder.join(name);
+    fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
 }
 
 #[test]
 fn a_program_that_fails_its_check_leaves_the_old_one() {
     let daemon = Daemon::start();
     let server = daemon.server_pid();
-    let mut reload = command::quiet(machine::AMBIT);
-    reload.arg("reload").arg("--config").arg(daemon.place().config());
-    let output = command::run(reload.args(["--exec", "/bin/false"]));
-    assert_eq!(output.status, 2, "{output:?}");
-    assert!(output.stderr.contains("failed before it served"), "{output:?}");
+    let folder = readable_dir();
+    // An ambit that cannot see the control groups, and others that are none, crash or hang.
+    let blind = script(
+        folder.path(),
+        "blind",
+        &format!(
+            "exec unshare --mount sh -c 'mount -t tmpfs none /sys && exec {} \"$@\"' blind \"$@\"",
+            machine::AMBIT
+        ),
+    );
+    let crash = script(folder.path(), "crash", "kill -SEGV $$");
+    let hang = script(folder.path(), "hang", "exec sleep 1000");
+    for (program, why) in [
+        (Path::new("/bin/false"), "exit status: 1"),
+        (&blind, "it fails its check: "),
+        (&crash, "signal: 11"),
+        (&hang, "not ready after 10 s"),
+        (&folder.path().join("ambit.toml"), "ambit.toml"),
+    ] {
+        let output = reload_with(&daemon, program);
+        assert_eq!(output.status, 2, "{output:?}");
+        assert!(output.stderr.contains(why), "{output:?}");
+        assert_eq!(daemon.server_pid(), server);
+        assert!(text::kb(&next_read(&daemon), "MemTotal") > 0);
+    }
+    // What is wrong with the configuration is told too.
+    let config = daemon.place().config();
+    let right = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("{right}mknood = true\n")).unwrap();
+    let socket = daemon.socket("control.sock");
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    writeln!(stream, "exec {}", machine::AMBIT).unwrap();
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer).unwrap();
+    assert!(answer.contains("mknood"), "{answer}");
     assert_eq!(daemon.server_pid(), server);
+    fs::write(&config, right).unwrap();
+}
+
+#[test]
+fn a_program_that_dies_before_it_serves_is_followed_by_the_old_one() {
+    let daemon = Daemon::start();
+    let folder = readable_dir();
+    // It passes the check and says so, and then it is gone.
+    let text = "exec python3 -c 'import os, socket
+s = socket.socket(fileno=os.dup(0)); s.send(b\"prepared\"); s.recv(9)'";
+    let server = daemon.server_pid();
+    // Its end is the answer, or nobody listens for a moment.
+    reload_with(&daemon, &script(folder.path(), "short", text));
+    assert!(text::kb(&next_read(&daemon), "MemTotal") > 0);
+    assert_ne!(daemon.server_pid(), server);
+    let program = fs::read_link(format!("/proc/{}/exe", daemon.server_pid())).unwrap();
+    assert_eq!(program, Path::new(machine::AMBIT).canonicalize().unwrap());
+}
+
+/// The same program with other numbers at the end of the names of what it keeps in memory.
+fn another_version(folder: &Path) -> PathBuf {
+    let mut bytes = fs::read(machine::AMBIT).unwrap();
+    for name in [&b"journal-of-calls."[..], b"baselines."] {
+        let mut changed = 0;
+        for at in 0..bytes.len() - name.len() {
+            if bytes[at..].starts_with(name) && bytes[at + name.len()] == b'1' {
+                bytes[at + name.len()] = b'7';
+                changed += 1;
+            }
+        }
+        assert!(changed > 0, "the program has no {}", String::from_utf8_lossy(name));
+    }
+    let path = folder.join("ambit");
+    fs::write(&path, bytes).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+#[test]
+fn a_program_of_another_version_begins_anew_and_fails_nothing() {
+    let daemon = Daemon::start_at(Place::intercepting("mknod = true\n"));
+    let folder = readable_dir();
+    let other = another_version(folder.path());
+    let (stop, running) = survivors(&daemon, 2);
+    for _ in 0..2 {
+        upgrade_to(&daemon, &other);
+        upgrade_to(&daemon, Path::new(machine::AMBIT));
+    }
+    fs::write(stop.path().join("stop"), "").unwrap();
+    for one in running {
+        let output = one.finish(machine::patience(60)).ok();
+        // Calls that the journal of the other version has are lost to it, so they must not have
+        // been: they end before the programs change. Counters may begin anew.
+        let failed = output.lines().filter(|line| !line.contains(" goes back"));
+        let failed: Vec<_> = failed.filter(|line| line.contains(" (round ")).collect();
+        assert!(failed.is_empty() || !resends(), "{output}");
+        assert!(output.contains(" failures="), "{output}");
+    }
 }
 
 /// Programs that look at everything until a file appears, one in each of some containers.
@@ -268,8 +376,8 @@ fn a_changed_configuration_reaches_running_containers() {
 fn a_call_that_liblxc_passed_on_is_answered_by_the_successor() {
     let daemon = Daemon::start_at(Place::intercepting("mknod = true\n"));
     let stop = readable_dir();
-    let script = "mount -t tmpfs tmp /tmp; echo ready; /mnt/survivor /srv/stop 65536 /tmp/node";
-    let binds = [(stop.path(), "srv")];
+    let script = "echo ready; exec /mnt/survivor /var/stop 65536 /root/node";
+    let binds = [(stop.path(), "var")];
     let mut running = lxc::start(&daemon, 64 << 20, 100_000, &binds, script);
     running.wait_for("ready");
     for turn in 0..number("AMBIT_SURVIVAL_KILLS", 12) {

@@ -80,7 +80,7 @@ pub(crate) fn start(
     }
     for (host, inside) in binds {
         let host = host.display();
-        writeln!(config, "lxc.mount.entry = {host} {inside} none bind,ro,create=dir 0 0").unwrap();
+        writeln!(config, "lxc.mount.entry = {host} {inside} none bind,ro 0 0").unwrap();
     }
     config += &if cgroup::memory_is_v2() {
         format!("lxc.cgroup2.memory.max = {memory}\nlxc.cgroup2.cpu.max = {quota} 100000\n")
