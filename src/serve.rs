@@ -22,6 +22,9 @@ const CONTROL: &str = "control";
 /// How often the keeper hears that all is well.
 const BEAT: Duration = Duration::from_secs(1);
 
+/// How long the calls under way may take when this process leaves; the keeper waits longer.
+const SETTLE: Duration = Duration::from_secs(3);
+
 /// What the keeper wants.
 enum Word {
     /// Leave everything as it is for a successor.
@@ -100,7 +103,7 @@ fn serve(config: &Config, path: Option<&Path>, link: &Link, candidate: bool) -> 
             () = control::serve(&control, &server) => {}
             () = beat(link) => {}
             word = obey(link, &server) => match word {
-                Word::Leave | Word::Reload => leave(),
+                Word::Leave | Word::Reload => leave(&server),
                 Word::Release => tracing::info!("stopping; the files are unmounted"),
             },
         }
@@ -111,7 +114,8 @@ fn serve(config: &Config, path: Option<&Path>, link: &Link, candidate: bool) -> 
 
 /// Ends without unmounting, removing or closing anything in order: the successor has it all.
 #[allow(clippy::exit, reason = "nothing may be dropped")]
-fn leave() -> ! {
+fn leave(server: &Server) -> ! {
+    server.notifier().settle(SETTLE);
     tracing::info!("leaving; the files stay mounted for the successor");
     std::process::exit(0)
 }

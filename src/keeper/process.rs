@@ -345,7 +345,14 @@ impl Server {
     /// When it has been silent for too long.
     fn silent_at(&self) -> Instant {
         let checking = !self.prepared && self.is_candidate;
-        self.heard + if checking { CHECK } else if self.serving { SILENCE } else { START }
+        self.heard
+            + if checking {
+                CHECK
+            } else if self.serving {
+                SILENCE
+            } else {
+                START
+            }
     }
 }
 

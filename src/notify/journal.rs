@@ -166,6 +166,12 @@ impl Journal {
         of_it.map(|left| (entry(left.index), left)).map(|(entry, left)| (left, entry)).collect()
     }
 
+    /// Is no call under way?
+    pub(super) fn is_idle(&self) -> bool {
+        let waiting = self.left.lock().unwrap_or_else(PoisonError::into_inner).len();
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).len() + waiting == SLOTS
+    }
+
     /// A slot for the next call.
     pub(super) fn entry(self: &Arc<Self>) -> Entry {
         let index = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::harness::daemon::{Daemon, Place, readable_dir};
 use crate::harness::command::Output;
+use crate::harness::daemon::{Daemon, Place, mounts, readable_dir};
 use crate::harness::{command, lxc, machine, sandbox, text};
 
 /// Before Linux 6.9 the kernel does not send again what a dead server had read.
@@ -203,8 +203,8 @@ fn a_program_that_fails_its_check_leaves_the_old_one() {
     let mut answer = String::new();
     BufReader::new(stream).read_line(&mut answer).unwrap();
     assert!(answer.contains("mknood"), "{answer}");
-    assert_eq!(daemon.server_pid(), server);
     fs::write(&config, right).unwrap();
+    assert_eq!(daemon.server_pid(), server);
 }
 
 #[test]
@@ -225,19 +225,20 @@ s = socket.socket(fileno=os.dup(0)); s.send(b\"prepared\"); s.recv(9)'";
 
 /// The same program with other numbers at the end of the names of what it keeps in memory.
 fn another_version(folder: &Path) -> PathBuf {
-    let mut bytes = fs::read(machine::AMBIT).unwrap();
-    for name in [&b"journal-of-calls."[..], b"baselines."] {
-        let mut changed = 0;
-        for at in 0..bytes.len() - name.len() {
-            if bytes[at..].starts_with(name) && bytes[at + name.len()] == b'1' {
-                bytes[at + name.len()] = b'7';
-                changed += 1;
-            }
-        }
-        assert!(changed > 0, "the program has no {}", String::from_utf8_lossy(name));
-    }
     let path = folder.join("ambit");
-    fs::write(&path, bytes).unwrap();
+    fs::copy(machine::AMBIT, &path).unwrap();
+    for name in ["journal-of-calls", "baselines"] {
+        let other = |version| format!("{name}\\.{version}");
+        let has = |text: &str| {
+            let mut grep = command::quiet("grep");
+            command::run(grep.env("LC_ALL", "C").args(["-qa", text]).arg(&path)).status == 0
+        };
+        assert!(has(&other(1)) && !has(&other(7)));
+        let mut sed = command::quiet("sed");
+        let change = format!("s/{}/{name}.7/g", other(1));
+        command::run(sed.env("LC_ALL", "C").args(["-i", &change]).arg(&path)).ok();
+        assert!(!has(&other(1)) && has(&other(7)));
+    }
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     path
 }
@@ -255,8 +256,7 @@ fn a_program_of_another_version_begins_anew_and_fails_nothing() {
     fs::write(stop.path().join("stop"), "").unwrap();
     for one in running {
         let output = one.finish(machine::patience(60)).ok();
-        // Calls that the journal of the other version has are lost to it, so they must not have
-        // been: they end before the programs change. Counters may begin anew.
+        // The calls under way end before the programs change. Counters may begin anew.
         let failed = output.lines().filter(|line| !line.contains(" goes back"));
         let failed: Vec<_> = failed.filter(|line| line.contains(" (round ")).collect();
         assert!(failed.is_empty() || !resends(), "{output}");
@@ -369,6 +369,83 @@ fn a_changed_configuration_reaches_running_containers() {
     reload().ok();
     fs::write(folder.path().join("go"), "").unwrap();
     assert_eq!(running.finish(machine::patience(20)).ok(), "EPERM\nready\nok\n");
+}
+
+/// A container that mounts and unmounts until a file appears, and prints each call that failed.
+#[test]
+fn a_mount_that_is_under_way_ends_and_one_that_was_made_goes_on() {
+    machine::needs(&["mke2fs", "fuse2fs", "mksquashfs", "squashfuse"]);
+    let by_kernel = "mount = true\n\"mount.allowed\" = [\"ext4\"]\n\"mount.shift\" = true\n";
+    let by_helper =
+        "mount = true\n\"mount.fuse\" = { ext4 = \"fuse2fs\", squashfs = \"squashfuse\" }\n";
+    for (lines, kinds) in [(by_kernel, &["ext4"][..]), (by_helper, &["ext4", "squashfs"])] {
+        for kind in kinds {
+            mounts_while_killed(lines, kind);
+        }
+    }
+}
+
+fn mounts_while_killed(lines: &str, kind: &str) {
+    let folder = readable_dir();
+    let path = |name: &str| folder.path().join(name);
+    fs::create_dir(path("tree")).unwrap();
+    fs::write(path("tree/kept"), "kept").unwrap();
+    fs::File::create(path("ext4")).unwrap().set_len(8 << 20).unwrap();
+    let mut make = command::quiet(if kind == "ext4" { "mke2fs" } else { "mksquashfs" });
+    match kind {
+        "ext4" => make.args(["-q", "-F", "-t", "ext4"]).arg(path("ext4")),
+        _ => make.arg(path("tree")).arg(path("squashfs")),
+    };
+    command::run(&mut make).ok();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(path(kind), fs::Permissions::from_mode(0o666)).unwrap();
+    let daemon = Daemon::start_at(Place::intercepting(lines));
+    let before = mounts().lines().count();
+    // A mount whose call was ended with EINTR may come a moment later: it is waited for.
+    let write = if kind == "ext4" { "echo word >m/file && cat m/file" } else { "cat m/kept" };
+    let script = format!(
+        "mkdir /tmp/m; cd /tmp; echo ready; while [ ! -e /run/i/stop ]; do
+             said=$(/mnt/mount_call /run/i/{kind} /tmp/m {kind} 0); echo call $said
+             [ $said = ok ] || {{ sleep .3; grep -q ' /tmp/m ' /proc/self/mountinfo || continue; }}
+             for i in 1 2 3 4 5; do {write} >/dev/null || echo lost; sleep .02; done
+             umount m || echo stays
+         done; grep ' /tmp/m ' /proc/self/mountinfo"
+    );
+    let bind = format!("{}:/run/i", folder.path().display());
+    let args = ["--intercept", "mount", "--bind", &bind, "--device", "/dev/fuse"];
+    let mut running = command::start(&mut sandbox::command(&daemon, &args, &script));
+    running.wait_for("call ok", machine::patience(30));
+    for turn in 0..number("AMBIT_SURVIVAL_KILLS", 8) {
+        std::thread::sleep(Duration::from_millis(40 + turn * 37 % 150));
+        kill_server(&daemon);
+        next_read(&daemon);
+    }
+    fs::write(path("stop"), "").unwrap();
+    let output = running.finish(machine::patience(60));
+    let (text, said) = (output.stdout.clone(), output.stderr);
+    for line in text.lines().filter(|line| *line != "ready") {
+        assert!(["call ok", "call EINTR"].contains(&line), "{kind}: {text}{said}");
+    }
+    assert_eq!(mounts().lines().count(), before, "{}", mounts());
+    let until = Instant::now() + machine::patience(10);
+    let image = path(kind);
+    while !uses_of(&image).is_empty() {
+        assert!(Instant::now() < until, "left over: {:?}", uses_of(&image));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Loop devices of a file, and helpers that serve it.
+fn uses_of(image: &Path) -> Vec<String> {
+    let image = image.to_str().unwrap();
+    let devices = fs::read_dir("/sys/block").unwrap().flatten();
+    let files = devices
+        .filter_map(|device| fs::read_to_string(device.path().join("loop/backing_file")).ok());
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let lines = processes.filter_map(|one| fs::read_to_string(one.path().join("cmdline")).ok());
+    let helpers =
+        lines.filter(|line| ["fuse2fs", "squashfuse"].iter().any(|h| line.starts_with(h)));
+    files.filter(|file| file.starts_with(image)).chain(helpers).collect()
 }
 
 /// liblxc's monitor waits 30 s for each answer, and asks nothing twice.
