@@ -16,7 +16,9 @@ use crate::config::Config;
 use crate::keeper::link::{Held, Link};
 use crate::notify::acts::Acts;
 use crate::notify::{self, Notifier};
+use crate::status::{Calls, Files};
 use crate::sys;
+use crate::totals::{Noted, Totals};
 use crate::worker::Broker;
 
 /// Accounting, overlay and notifications of one process.
@@ -27,6 +29,7 @@ pub struct Server {
     notifier: Notifier,
     link: Link,
     configuration: Option<PathBuf>,
+    noted: Noted,
     refusals: broadcast::Sender<String>,
     ending: Notify,
 }
@@ -70,6 +73,7 @@ impl Server {
             ..MountOptions::new(&config.overlay.mount)
         };
         let successor = !held.is_empty();
+        let noted = Noted::take_over(&link, &mut held);
         let overlay = overlay(options, &accounting, &link, &mut held)?;
         let socket = |name| (reach == Reach::Host).then(|| config.socket(name));
         let options = notify::Options {
@@ -85,6 +89,7 @@ impl Server {
                 notifier,
                 link,
                 configuration: None,
+                noted,
                 refusals: broadcast::channel(4).0,
                 ending: Notify::new(),
             }),
@@ -154,6 +159,16 @@ impl Server {
     pub fn refused(&self, reason: &str) {
         // Nobody may be waiting any more.
         let _ = self.refusals.send(reason.to_owned());
+    }
+
+    /// What was counted, by predecessors too.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let files = self.overlay.counters();
+        self.noted.with(Totals {
+            files: Files { opened: files.opens, failed: files.refused + files.panics },
+            calls: self.notifier.counters().calls.iter().map(Calls::from).collect(),
+        })
     }
 
     /// The accounting that everything is rendered from.

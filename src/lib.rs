@@ -19,4 +19,5 @@ pub mod self_check;
 pub mod serve;
 pub mod status;
 pub mod sys;
+pub mod totals;
 pub mod worker;

@@ -101,7 +101,7 @@ fn serve(config: &Config, path: Option<&Path>, link: &Link, candidate: bool) -> 
         );
         tokio::select! {
             () = control::serve(&control, &server) => {}
-            () = beat(link) => {}
+            () = beat(link, &server) => {}
             word = obey(link, &server) => match word {
                 Word::Leave | Word::Reload => leave(&server),
                 Word::Release => tracing::info!("stopping; the files are unmounted"),
@@ -116,15 +116,17 @@ fn serve(config: &Config, path: Option<&Path>, link: &Link, candidate: bool) -> 
 #[allow(clippy::exit, reason = "nothing may be dropped")]
 fn leave(server: &Server) -> ! {
     server.notifier().settle(SETTLE);
+    drop(server.totals());
     tracing::info!("leaving; the files stay mounted for the successor");
     std::process::exit(0)
 }
 
-async fn beat(link: &Link) {
+async fn beat(link: &Link, server: &Server) {
     let mut interval = tokio::time::interval(BEAT);
     loop {
         interval.tick().await;
         let _ = link.say("beat", None);
+        drop(server.totals());
     }
 }
 
