@@ -73,7 +73,7 @@ impl Socket {
         journal: &Arc<Journal>,
     ) -> Option<Connection> {
         let monitor = getsockopt(&fd, PeerCredentials).ok()?.pid();
-        let left = Mutex::new(journal.left(number).pop());
+        let left = Mutex::new(journal.left(number).pop().map(Box::new));
         Some(Connection { left, ..self.connection(fd, monitor, number) })
     }
 
@@ -105,7 +105,7 @@ pub(super) struct Connection {
     /// The container of the last packet; a monitor has only one.
     member: Mutex<Option<Member>>,
     /// What a predecessor was at.
-    left: Mutex<Option<(Left, Entry)>>,
+    left: Mutex<Option<Box<(Left, Entry)>>>,
     trouble: Limiter,
     link: Link,
     /// Its number with the keeper.
@@ -224,7 +224,9 @@ impl Connection {
     fn begin(&self, packet: &Packet<'_>, journal: &Arc<Journal>, pipeline: &Pipeline) -> Begun {
         let left = self.left.lock().unwrap_or_else(PoisonError::into_inner).take();
         // What has another number was answered.
-        if let Some((left, entry)) = left.filter(|(left, _)| left.notification.id == packet.id) {
+        if let Some((left, entry)) =
+            left.map(|left| *left).filter(|(left, _)| left.notification.id == packet.id)
+        {
             let (repeat, answer) = match left.phase {
                 Phase::Received => (Repeat::Safe, None),
                 Phase::Acting => (pipeline.repeat(&packet.data), None),

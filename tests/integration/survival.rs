@@ -101,7 +101,7 @@ fn nothing_fails_while_servers_are_killed_and_replaced() {
     let kills = number("AMBIT_SURVIVAL_KILLS", 20);
     let upgrades = number("AMBIT_SURVIVAL_UPGRADES", 4);
     let mut daemon = Daemon::start_at(Place::intercepting("mknod = true\n"));
-    let (stop, running) = survivors(&daemon, containers as usize);
+    let (stop, running) = survivors(&daemon, usize::try_from(containers).unwrap());
     let mut random = std::process::id().wrapping_mul(2_654_435_761);
     let mut pauses = Vec::new();
     for turn in 0..kills + upgrades {
