@@ -13,7 +13,7 @@ use anyhow::Context;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::keeper::process;
 use crate::{check, control, lxcfs, run, sandbox, serve};
 
@@ -132,10 +132,12 @@ fn one_line(error: &str) -> String {
 impl Cli {
     fn execute(self) -> ExitCode {
         let done = match self.command {
-            Command::Serve { config, kept: true } => match config.load() {
-                Ok(loaded) => serve::serve_kept(&loaded, config.path.as_deref()),
-                Err(error) => return fail(&error, MISTAKEN),
-            },
+            Command::Serve { config, kept: true } => {
+                match serve::serve_kept(config.path.as_deref()) {
+                    Err(error) if error.is::<ConfigError>() => return fail(&error, MISTAKEN),
+                    done => done,
+                }
+            }
             Command::Serve { config, kept: false } => return keep(&config),
             Command::Run { config, run } => return run_sandbox(&config, *run),
             Command::Status { json, config } => show_status(json, &config),

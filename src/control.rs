@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
@@ -18,6 +18,9 @@ use crate::status::Status;
 
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a daemon that is about to end may still listen.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 /// Binds the socket. A socket file that nobody listens on is replaced.
 ///
@@ -43,17 +46,22 @@ pub fn take_over(socket: Option<OwnedFd>, path: &Path) -> anyhow::Result<UnixLis
     }
 }
 
-/// Makes sure that no daemon listens on the socket.
+/// Makes sure that no daemon listens on the socket. One that is about to end gets a moment for it:
+/// who has killed it may not have seen the last of its processes go.
 ///
 /// # Errors
-/// One does.
+/// One goes on listening.
 pub fn check_free(path: &Path) -> anyhow::Result<()> {
-    if BlockingStream::connect(path).is_ok() {
-        anyhow::bail!(
-            "an ambit daemon is already running (it listens on {}); \
-             stop it, or give this one another runtime_dir and mount",
-            path.display()
-        );
+    let until = Instant::now() + LAST_MOMENT;
+    while BlockingStream::connect(path).is_ok() {
+        if Instant::now() >= until {
+            anyhow::bail!(
+                "an ambit daemon is already running (it listens on {}); \
+                 stop it, or give this one another runtime_dir and mount",
+                path.display()
+            );
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
 }

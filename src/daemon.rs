@@ -16,7 +16,9 @@ use crate::config::Config;
 use crate::keeper::link::{Held, Link};
 use crate::notify::acts::Acts;
 use crate::notify::{self, Notifier};
+use crate::status::{Calls, Files};
 use crate::sys;
+use crate::totals::{Noted, Totals};
 use crate::worker::Broker;
 
 /// Accounting, overlay and notifications of one process.
@@ -27,6 +29,7 @@ pub struct Server {
     notifier: Notifier,
     link: Link,
     configuration: Option<PathBuf>,
+    noted: Noted,
     refusals: broadcast::Sender<String>,
     ending: Notify,
 }
@@ -61,13 +64,7 @@ impl Server {
         link: Link,
         mut held: Held,
     ) -> anyhow::Result<Self> {
-        let accounting = start_accounting(Options {
-            cpu_policy: config.overlay.cpu_view.into(),
-            memory_limit: config.overlay.memory_limit.into(),
-            swap: config.overlay.swap.into(),
-            boot_time: config.overlay.btime.into(),
-            ..Options::default()
-        })?;
+        let accounting = start_accounting(accounting_options(config))?;
         if let Some(file) = baselines(&link, &mut held) {
             accounting.remember(file);
         }
@@ -76,6 +73,7 @@ impl Server {
             ..MountOptions::new(&config.overlay.mount)
         };
         let successor = !held.is_empty();
+        let noted = Noted::take_over(&link, &mut held);
         let overlay = overlay(options, &accounting, &link, &mut held)?;
         let socket = |name| (reach == Reach::Host).then(|| config.socket(name));
         let options = notify::Options {
@@ -91,6 +89,7 @@ impl Server {
                 notifier,
                 link,
                 configuration: None,
+                noted,
                 refusals: broadcast::channel(4).0,
                 ending: Notify::new(),
             }),
@@ -162,6 +161,16 @@ impl Server {
         let _ = self.refusals.send(reason.to_owned());
     }
 
+    /// What was counted, by predecessors too.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        let files = self.overlay.counters();
+        self.noted.with(Totals {
+            files: Files { opened: files.opens, failed: files.refused + files.panics },
+            calls: self.notifier.counters().calls.iter().map(Calls::from).collect(),
+        })
+    }
+
     /// The accounting that everything is rendered from.
     #[must_use]
     pub fn accounting(&self) -> &Arc<Accounting> {
@@ -190,7 +199,7 @@ impl Server {
 fn baselines(link: &Link, held: &mut Held) -> Option<OwnedFd> {
     const NAME: &str = "baselines.1";
     link.is_kept().then_some(())?;
-    held.take(NAME).or_else(|| {
+    held.take_version(NAME, link).or_else(|| {
         let file = rustix::fs::memfd_create(NAME, rustix::fs::MemfdFlags::CLOEXEC).ok()?;
         link.store(NAME, &file);
         Some(file)
@@ -257,6 +266,17 @@ fn alive(device: Option<OwnedFd>, init: Option<Vec<u8>>) -> Option<(OwnedFd, Vec
 pub fn start_acts() -> anyhow::Result<Acts> {
     let broker = Broker::start().context("cannot start the broker of acts: fork")?;
     Ok(Acts::new(broker))
+}
+
+/// How accounting is configured.
+pub(crate) fn accounting_options(config: &Config) -> Options {
+    Options {
+        cpu_policy: config.overlay.cpu_view.into(),
+        memory_limit: config.overlay.memory_limit.into(),
+        swap: config.overlay.swap.into(),
+        boot_time: config.overlay.btime.into(),
+        ..Options::default()
+    }
 }
 
 /// Starts accounting with what only the program can do: ask the kernel for a namespace's init.

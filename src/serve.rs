@@ -14,13 +14,16 @@ use crate::config::Config;
 use crate::control;
 use crate::daemon::{self, Reach, Server};
 use crate::keeper::link::Link;
-use crate::logging;
+use crate::{logging, self_check};
 
 /// The name of the control socket with the keeper.
 const CONTROL: &str = "control";
 
 /// How often the keeper hears that all is well.
 const BEAT: Duration = Duration::from_secs(1);
+
+/// How long the calls under way may take when this process leaves; the keeper waits longer.
+const SETTLE: Duration = Duration::from_secs(3);
 
 /// What the keeper wants.
 enum Word {
@@ -36,8 +39,20 @@ enum Word {
 ///
 /// # Errors
 /// Something essential is missing or busy.
-pub fn serve_kept(config: &Config, path: Option<&Path>) -> anyhow::Result<()> {
+pub fn serve_kept(path: Option<&Path>) -> anyhow::Result<()> {
     let link = Link::inherit()?;
+    let candidate = link.is_candidate();
+    let served = Config::load(path)
+        .map_err(anyhow::Error::from)
+        .and_then(|config| serve(&config, path, &link, candidate));
+    if let Err(error) = &served {
+        // Whoever asked for this program is told.
+        let _ = link.say(&format!("failed {error:#}"), None);
+    }
+    served
+}
+
+fn serve(config: &Config, path: Option<&Path>, link: &Link, candidate: bool) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         anyhow::bail!("the daemon must run as root: it mounts files and reads every container");
     }
@@ -45,6 +60,9 @@ pub fn serve_kept(config: &Config, path: Option<&Path>) -> anyhow::Result<()> {
     SigSet::empty().thread_set_mask().context("cannot unblock signals")?;
     let acts = daemon::start_acts()?;
     logging::start(config.daemon.log);
+    if candidate {
+        self_check::run(config).context("it fails its check")?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -83,9 +101,9 @@ pub fn serve_kept(config: &Config, path: Option<&Path>) -> anyhow::Result<()> {
         );
         tokio::select! {
             () = control::serve(&control, &server) => {}
-            () = beat(&link) => {}
-            word = obey(&link, &server) => match word {
-                Word::Leave | Word::Reload => leave(),
+            () = beat(link, &server) => {}
+            word = obey(link, &server) => match word {
+                Word::Leave | Word::Reload => leave(&server),
                 Word::Release => tracing::info!("stopping; the files are unmounted"),
             },
         }
@@ -96,16 +114,19 @@ pub fn serve_kept(config: &Config, path: Option<&Path>) -> anyhow::Result<()> {
 
 /// Ends without unmounting, removing or closing anything in order: the successor has it all.
 #[allow(clippy::exit, reason = "nothing may be dropped")]
-fn leave() -> ! {
+fn leave(server: &Server) -> ! {
+    server.notifier().settle(SETTLE);
+    drop(server.totals());
     tracing::info!("leaving; the files stay mounted for the successor");
     std::process::exit(0)
 }
 
-async fn beat(link: &Link) {
+async fn beat(link: &Link, server: &Server) {
     let mut interval = tokio::time::interval(BEAT);
     loop {
         interval.tick().await;
         let _ = link.say("beat", None);
+        drop(server.totals());
     }
 }
 

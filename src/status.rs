@@ -34,7 +34,7 @@ pub struct Status {
 }
 
 /// Requests for files.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Files {
     /// Files opened.
     pub opened: u64,
@@ -43,7 +43,7 @@ pub struct Files {
 }
 
 /// One intercepted system call.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Calls {
     /// Its name.
     pub name: String,
@@ -109,7 +109,7 @@ impl Status {
             })
             .collect();
         containers.sort_by(|a, b| a.cgroup.cmp(&b.cgroup));
-        let files = server.overlay().counters();
+        let totals = server.totals();
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: server.link().service_pid(),
@@ -117,8 +117,8 @@ impl Status {
             restarts: server.link().restarts(),
             cgroups: accounting.hierarchies().layout().to_owned(),
             mount: server.mount().to_owned(),
-            files: Files { opened: files.opens, failed: files.refused + files.panics },
-            calls: server.notifier().counters().calls.iter().map(Calls::from).collect(),
+            files: totals.files,
+            calls: totals.calls,
             containers,
         }
     }

@@ -45,6 +45,23 @@ impl Held {
         self.0.remove(name)
     }
 
+    /// Takes what has this name, which ends with the version of its layout. What programs of other
+    /// versions left of it is let go of: it would be old when they come back.
+    pub fn take_version(&mut self, name: &str, link: &Link) -> Option<OwnedFd> {
+        let kind = name.rsplit_once('.').map_or(name, |(kind, _)| kind);
+        let other = |held: &str| {
+            let version = held.strip_prefix(kind).and_then(|rest| rest.strip_prefix('.'));
+            held != name && version.is_some_and(|version| version.parse::<u32>().is_ok())
+        };
+        let others: Vec<_> = self.0.keys().filter(|held| other(held)).cloned().collect();
+        for other in others {
+            tracing::info!(kept = other, wanted = name, "another version's is not used");
+            self.0.remove(&other);
+            link.remove(&other);
+        }
+        self.take(name)
+    }
+
     /// Takes the bytes that were kept under this name.
     pub fn take_bytes(&mut self, name: &str) -> Option<Vec<u8>> {
         read(&self.take(name)?).ok()
@@ -80,6 +97,16 @@ impl Link {
     #[must_use]
     pub fn is_kept(&self) -> bool {
         self.0.is_some()
+    }
+
+    /// Did the keeper start this program beside another one that serves? It is to check itself
+    /// then.
+    #[must_use]
+    pub fn is_candidate(&self) -> bool {
+        self.0.as_ref().is_some_and(|shared| {
+            let said = wire::receive(&shared.socket, RecvFlags::DONTWAIT);
+            matches!(said, Ok(Some((text, _))) if text == wire::CHECK)
+        })
     }
 
     /// Tells that everything is ready but for what the predecessor has, and waits until that has
@@ -215,5 +242,17 @@ mod tests {
         let numbers: Vec<_> = held.take_numbered("listener-").iter().map(|(n, _)| *n).collect();
         assert_eq!(numbers, [12, 7]);
         assert!(held.take("listener-7").is_none());
+    }
+
+    #[test]
+    fn another_versions_memory_is_not_used() {
+        let mut held = Held::default();
+        for name in ["journal.1", "journal.2", "journal.x", "journals.1"] {
+            held.0.insert(name.to_owned(), memory(name, name.as_bytes()).unwrap());
+        }
+        assert!(held.take_version("journal.3", &Link::default()).is_none());
+        let left: Vec<_> = held.0.keys().map(String::as_str).collect();
+        assert_eq!(left, ["journal.x", "journals.1"]);
+        assert!(held.take_version("journals.1", &Link::default()).is_some());
     }
 }

@@ -24,8 +24,10 @@ use super::wire;
 
 /// A server that says nothing for so long has stopped working.
 const SILENCE: Duration = Duration::from_secs(10);
-/// How long a server may take until it serves, or a new program until it is prepared.
+/// How long a server may take until it serves.
 const START: Duration = Duration::from_secs(20);
+/// How long a new program may take for its check.
+const CHECK: Duration = Duration::from_secs(10);
 /// How long a server may take to leave.
 const LEAVE: Duration = Duration::from_secs(5);
 /// Who lives longer than this did not fail at once.
@@ -42,13 +44,18 @@ struct Server {
     socket: OwnedFd,
     started: Instant,
     heard: Instant,
+    is_candidate: bool,
     prepared: bool,
     serving: bool,
+    /// Why it cannot serve, in its own words.
+    failure: Option<String>,
 }
 
 struct Keeper {
     arguments: Vec<std::ffi::OsString>,
     program: std::path::PathBuf,
+    /// The program before, until this one serves.
+    proven: Option<std::path::PathBuf>,
     store: Store,
     server: Option<Server>,
     /// A new program that is to take over.
@@ -92,6 +99,7 @@ pub fn keep(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<ExitCode> {
     let mut keeper = Keeper {
         arguments,
         program: "/proc/self/exe".into(),
+        proven: None,
         store,
         server: None,
         candidate: None,
@@ -110,7 +118,7 @@ impl Keeper {
         loop {
             if self.start_at.is_some_and(|at| at <= Instant::now()) {
                 self.start_at = None;
-                self.server = Some(start(&self.program, &self.arguments)?);
+                self.server = Some(start(&self.program, &self.arguments, false)?);
             }
             self.wait(signals);
             while let Ok(Some(signal)) = signals.read_signal() {
@@ -163,6 +171,7 @@ impl Keeper {
                 ("serving", _) => {
                     server.serving = true;
                     self.served_once = true;
+                    self.proven = None;
                     // Without systemd there is nobody to tell.
                     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
                 }
@@ -216,7 +225,7 @@ impl Keeper {
         if self.candidate.is_some() || self.stopping.is_some() {
             return self.say("refused another change is under way");
         }
-        match start(program, &self.arguments) {
+        match start(program, &self.arguments, true) {
             Ok(server) => self.candidate = Some((server, program.to_owned())),
             Err(error) => self.say(&format!("refused {error:#}")),
         }
@@ -228,23 +237,29 @@ impl Keeper {
         if candidate.prepared {
             return;
         }
-        if let Ok(Some((text, _))) = wire::receive(&candidate.socket, RecvFlags::DONTWAIT)
-            && text == "prepared"
-        {
-            candidate.prepared = true;
-            self.stop(Stop::Replace);
-            return;
-        }
+        // Seen before what it said last is heard.
         let ended = candidate.child.try_wait().ok().flatten();
-        let slow = candidate.started.elapsed() > START;
-        if ended.is_none() && !slow {
+        while let Ok(Some((text, _))) = wire::receive(&candidate.socket, RecvFlags::DONTWAIT) {
+            if text == "prepared" {
+                candidate.prepared = true;
+                self.stop(Stop::Replace);
+                return;
+            }
+            candidate.failure = text.strip_prefix("failed ").map(str::to_owned);
+        }
+        if ended.is_none() && candidate.started.elapsed() <= CHECK {
             return;
         }
+        let said = candidate.failure.take();
         let _ = candidate.child.kill();
         let _ = candidate.child.wait();
         self.candidate = None;
-        let why = ended.map_or("it did not get ready in time".to_owned(), |end| end.to_string());
-        self.say(&format!("refused the new program failed before it served: {why}; see the log"));
+        let how = ended.map_or_else(
+            || format!("it was not ready after {} s", CHECK.as_secs()),
+            |end| end.to_string(),
+        );
+        let why = said.unwrap_or(how);
+        self.say(&format!("refused the new program failed before it served: {why}"));
     }
 
     /// Has the server ended, or should it?
@@ -282,6 +297,10 @@ impl Keeper {
             None => {
                 let how = ended.map_or("for no known reason".to_owned(), |end| end.to_string());
                 eprintln!("ambit: the server ended ({how}) and is started again");
+                if let Some(proven) = self.proven.take() {
+                    eprintln!("ambit: the new program never served; the one before goes on");
+                    self.program = proven;
+                }
                 self.restarts += 1;
                 // One that has served is not broken: containers wait for the next one.
                 let longest = if served { SHORT_PAUSE } else { LONGEST_PAUSE };
@@ -306,7 +325,7 @@ impl Keeper {
         };
         candidate.heard = Instant::now();
         self.server = Some(candidate);
-        self.program = program;
+        self.proven = Some(std::mem::replace(&mut self.program, program));
         self.hand_over();
     }
 
@@ -325,13 +344,28 @@ impl Keeper {
 impl Server {
     /// When it has been silent for too long.
     fn silent_at(&self) -> Instant {
-        self.heard + if self.serving { SILENCE } else { START }
+        let checking = !self.prepared && self.is_candidate;
+        self.heard
+            + if checking {
+                CHECK
+            } else if self.serving {
+                SILENCE
+            } else {
+                START
+            }
     }
 }
 
-/// Starts a server.
-fn start(program: &Path, arguments: &[std::ffi::OsString]) -> anyhow::Result<Server> {
+/// Starts a server; one that is a candidate checks itself first.
+fn start(
+    program: &Path,
+    arguments: &[std::ffi::OsString],
+    is_candidate: bool,
+) -> anyhow::Result<Server> {
     let (socket, theirs) = wire::pair().context("socketpair")?;
+    if is_candidate {
+        wire::send(socket.as_fd(), wire::CHECK, None).context("sendmsg")?;
+    }
     let child = Command::new(program)
         // What it is called in lists of processes.
         .arg0("ambit")
@@ -343,8 +377,17 @@ fn start(program: &Path, arguments: &[std::ffi::OsString]) -> anyhow::Result<Ser
     let pidfd = pidfd_open(rustix::process::Pid::from_child(&child), PidfdFlags::empty())
         .context("pidfd_open (Linux 5.3)")?;
     let now = Instant::now();
-    let (prepared, serving) = (false, false);
-    Ok(Server { child, pidfd, socket, started: now, heard: now, prepared, serving })
+    Ok(Server {
+        child,
+        pidfd,
+        socket,
+        started: now,
+        heard: now,
+        is_candidate,
+        prepared: false,
+        serving: false,
+        failure: None,
+    })
 }
 
 fn code(status: Option<ExitStatus>) -> ExitCode {

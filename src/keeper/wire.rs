@@ -14,6 +14,10 @@ use rustix::net::{
 /// The longest message: a path and what goes before it.
 const LONGEST: usize = 8192;
 
+/// What a program hears first that is started beside one that serves. Programs that do not know it
+/// pass over it.
+pub const CHECK: &str = "check";
+
 /// The two ends of a connection.
 ///
 /// # Errors

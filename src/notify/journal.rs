@@ -38,7 +38,7 @@ const DONE: u32 = 3;
 struct Slot {
     state: AtomicU32,
     flags: AtomicU32,
-    /// The number of the listener with the keeper.
+    /// The number of the listener with the keeper, or that of a connection of liblxc.
     listener: AtomicU64,
     value: AtomicI64,
     error: AtomicI32,
@@ -83,7 +83,7 @@ impl Journal {
         let whole = |fd: &OwnedFd| {
             rustix::fs::fstat(fd).is_ok_and(|stat| u64::try_from(stat.st_size) == Ok(length as u64))
         };
-        let predecessors = held.take(NAME).filter(whole);
+        let predecessors = held.take_version(NAME, link).filter(whole);
         let fresh = predecessors.is_none();
         let memory = match predecessors {
             Some(memory) => memory,
@@ -166,6 +166,12 @@ impl Journal {
         of_it.map(|left| (entry(left.index), left)).map(|(entry, left)| (left, entry)).collect()
     }
 
+    /// Is no call under way?
+    pub(super) fn is_idle(&self) -> bool {
+        let waiting = self.left.lock().unwrap_or_else(PoisonError::into_inner).len();
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).len() + waiting == SLOTS
+    }
+
     /// A slot for the next call.
     pub(super) fn entry(self: &Arc<Self>) -> Entry {
         let index = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -206,6 +212,17 @@ impl Entry {
         received.map(|()| unsafe { *slot.notification.get() })
     }
 
+    /// Notes a request that came by a connection with this number, where it stays until it was
+    /// answered.
+    pub(super) fn note(&self, connection: u64, notification: seccomp_notif) {
+        let Some(index) = self.index else { return };
+        let slot = self.journal.slot(index);
+        slot.listener.store(connection, Ordering::Relaxed);
+        // SAFETY: nobody else has the slot.
+        unsafe { *slot.notification.get() = notification };
+        slot.state.store(RECEIVED, Ordering::Release);
+    }
+
     /// An act begins.
     pub(super) fn acting(&self) {
         if let Some(index) = self.index {
@@ -230,6 +247,12 @@ impl Drop for Entry {
             self.journal.clear(index);
             self.journal.free.lock().unwrap_or_else(PoisonError::into_inner).push(index);
         }
+    }
+}
+
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Entry").field("index", &self.index).finish_non_exhaustive()
     }
 }
 

@@ -5,6 +5,9 @@
 //! monitor's timeout of 30 s would be taken for the answer to the next call. So whatever is
 //! late or has become void closes the connection, and the monitor connects again.
 //!
+//! A packet stays in the socket, which the keeper holds too, until its answer was sent: a successor
+//! finds it there, with its descriptors, and in the journal how far it had come.
+//!
 //! `lxc_packet.rs` has the layout.
 
 use std::io::IoSliceMut;
@@ -14,6 +17,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use libseccomp_sys::{seccomp_notif, seccomp_notif_resp};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::io::Errno;
 use rustix::net::{
@@ -24,7 +28,8 @@ use rustix::net::{
 use super::Error;
 use super::context::Pending;
 use super::epoll::Keep;
-use super::handler::Verdict;
+use super::handler::{Repeat, Verdict};
+use super::journal::{Entry, Journal, Left, Phase};
 use super::limiter::Limiter;
 use super::listener::{self, response};
 use super::lxc_packet::{self, LONGEST, Malformed, Packet};
@@ -32,10 +37,14 @@ use super::pipeline::{Pipeline, Request};
 use super::policies::{Container, Member, cgroup_of};
 use super::policy::Policy;
 use super::socket::{Listening, Peer};
+use super::thread::repeated;
 use crate::keeper::link::{Held, Link};
 
 /// Well below the 30 s after which liblxc stops waiting.
 const DEADLINE: Duration = Duration::from_secs(25);
+
+/// How long a monitor may take to pass an answer on.
+const PASSING_ON: Duration = Duration::from_secs(2);
 
 /// The socket that monitors connect to.
 #[derive(Debug)]
@@ -57,14 +66,20 @@ impl Socket {
     }
 
     /// A connection that a predecessor accepted.
-    pub(super) fn take_over(&self, fd: OwnedFd, number: u64) -> Option<Connection> {
+    pub(super) fn take_over(
+        &self,
+        fd: OwnedFd,
+        number: u64,
+        journal: &Arc<Journal>,
+    ) -> Option<Connection> {
         let monitor = getsockopt(&fd, PeerCredentials).ok()?.pid();
-        Some(self.connection(fd, monitor, number))
+        let left = Mutex::new(journal.left(number).pop().map(Box::new));
+        Some(Connection { left, ..self.connection(fd, monitor, number) })
     }
 
     fn connection(&self, fd: OwnedFd, monitor: i32, number: u64) -> Connection {
-        let (link, member) = (self.link.clone(), Mutex::default());
-        Connection { fd, monitor, member, trouble: Limiter::new(), link, number }
+        let (link, member, left) = (self.link.clone(), Mutex::default(), Mutex::default());
+        Connection { fd, monitor, member, left, trouble: Limiter::new(), link, number }
     }
 
     pub(super) fn accept(&self) -> Option<Connection> {
@@ -89,6 +104,8 @@ pub(super) struct Connection {
     monitor: i32,
     /// The container of the last packet; a monitor has only one.
     member: Mutex<Option<Member>>,
+    /// What a predecessor was at.
+    left: Mutex<Option<Box<(Left, Entry)>>>,
     trouble: Limiter,
     link: Link,
     /// Its number with the keeper.
@@ -101,6 +118,16 @@ impl AsFd for Connection {
     }
 }
 
+/// A call that is being answered.
+#[derive(Debug)]
+struct Begun {
+    entry: Entry,
+    /// What a predecessor's act means for it.
+    repeat: Repeat,
+    /// What a predecessor has decided.
+    answer: Option<seccomp_notif_resp>,
+}
+
 /// `/proc/<tid>`, `/proc/<tid>/mem`, and since liblxc 4.0.5 the listener.
 type Descriptors = [Option<OwnedFd>; 3];
 
@@ -110,17 +137,23 @@ impl Connection {
         self.link.remove(&format!("{CONNECTION}{}", self.number));
     }
 
-    /// Takes one packet and answers it.
-    pub(super) fn serve(&self, pipeline: &Arc<Pipeline>) -> Keep {
+    /// Answers one packet. One that takes long is answered by another thread, which gives the
+    /// connection `back`: until then the packet makes it readable.
+    pub(super) fn serve(
+        &self,
+        pipeline: &Arc<Pipeline>,
+        journal: &Arc<Journal>,
+        back: impl FnOnce(Self) + Send + 'static,
+    ) -> Keep {
         let received = Instant::now();
         let mut buffer = [0; LONGEST];
-        let (length, descriptors) = match self.receive(&mut buffer) {
+        let (length, descriptors) = match self.look(&mut buffer) {
             Ok(Some(packet)) => packet,
-            Ok(None) | Err(Errno::CONNRESET) => return Keep::No,
+            Ok(None) | Err(Errno::CONNRESET) => return self.ended(),
             Err(Errno::AGAIN | Errno::INTR) => return Keep::Yes,
             Err(errno) => {
                 self.complain(&format_args!("recvmsg: {errno}"));
-                return Keep::No;
+                return self.ended();
             }
         };
         let decoded = match (length, &descriptors) {
@@ -130,25 +163,30 @@ impl Connection {
             (Some(_), _) => Err(Malformed::Descriptors),
             (None, _) => Err(Malformed::Length),
         };
-        let (id, limit) = match decoded {
+        let (id, limit, call) = match decoded {
             Ok((packet, proc, listener)) => {
                 let policy = self.policy(&packet, pipeline);
-                if !pipeline.takes_long(&packet.data, &policy) {
-                    return self.answer(&packet, proc, listener.as_ref(), received, pipeline);
+                let call = self.begin(&packet, journal, pipeline);
+                if call.answer.is_none() && !pipeline.takes_long(&packet.data, &policy) {
+                    let keep =
+                        self.answer(&packet, proc, listener.as_ref(), received, pipeline, &call);
+                    return if keep == Keep::Yes { Keep::Yes } else { self.ended() };
                 }
-                (packet.cookie().to_owned(), policy.settings().acts)
+                (packet.cookie().to_owned(), policy.settings().acts, call)
             }
             Err(error) => {
                 self.complain(&error);
+                self.consume();
                 // The monitor takes an empty packet for a refusal; silence would stall it.
-                return self.send(&[]);
+                return if self.send(&[]) == Keep::Yes { Keep::Yes } else { self.ended() };
             }
         };
-        let Ok(fd) = self.fd.try_clone() else { return Keep::No };
+        let Ok(fd) = self.fd.try_clone() else { return self.ended() };
         let own = Self {
             fd,
             monitor: self.monitor,
             member: Mutex::new(self.member.lock().unwrap_or_else(PoisonError::into_inner).clone()),
+            left: Mutex::default(),
             trouble: Limiter::new(),
             link: self.link.clone(),
             number: self.number,
@@ -157,12 +195,49 @@ impl Connection {
         let handed = acting.hand_over(&id, limit, move || {
             let [Some(proc), _, listener] = &descriptors else { return };
             let Ok(packet) = lxc_packet::decode(&buffer[..length.unwrap_or(0)]) else { return };
-            if own.answer(&packet, proc, listener.as_ref(), received, &pipeline) == Keep::No {
-                // The monitor connects again; the listener thread sees the end.
+            let listener = listener.as_ref();
+            let keep = if let Some(answer) = call.answer {
+                own.send_again(&packet, listener, &answer)
+            } else {
+                call.entry.acting();
+                own.answer(&packet, proc, listener, received, &pipeline, &call)
+            };
+            drop(call);
+            if keep == Keep::Yes {
+                back(own);
+            } else {
+                // The monitor connects again.
+                own.ended();
                 let _ = rustix::net::shutdown(&own.fd, rustix::net::Shutdown::Both);
             }
         });
-        if handed { Keep::Yes } else { Keep::No }
+        // Whoever answers has the connection now.
+        if handed { Keep::No } else { self.ended() }
+    }
+
+    fn ended(&self) -> Keep {
+        self.forget();
+        Keep::No
+    }
+
+    /// Notes a call, or finds how far a predecessor had come with it.
+    fn begin(&self, packet: &Packet<'_>, journal: &Arc<Journal>, pipeline: &Pipeline) -> Begun {
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // What has another number was answered.
+        if let Some((left, entry)) =
+            left.map(|left| *left).filter(|(left, _)| left.notification.id == packet.id)
+        {
+            let (repeat, answer) = match left.phase {
+                Phase::Received => (Repeat::Safe, None),
+                Phase::Acting => (pipeline.repeat(&packet.data), None),
+                Phase::Done(answer) => (Repeat::Safe, Some(answer)),
+            };
+            return Begun { entry, repeat, answer };
+        }
+        let entry = journal.entry();
+        let (id, pid, flags, data) = (packet.id, packet.tid, 0, packet.data);
+        entry.note(self.number, seccomp_notif { id, pid, flags, data });
+        Begun { entry, repeat: Repeat::Safe, answer: None }
     }
 
     /// Decides on a packet and answers it.
@@ -173,12 +248,16 @@ impl Connection {
         listener: Option<&OwnedFd>,
         received: Instant,
         pipeline: &Pipeline,
+        call: &Begun,
     ) -> Keep {
         let pending = match listener {
             Some(listener) => Pending::Listener(listener.as_fd(), packet.id),
             None => Pending::Directory(proc.as_fd()),
         };
-        let verdict = self.decide(packet, pending, pipeline);
+        let verdict = match call.repeat {
+            Repeat::Never => Verdict::Fail(nix::errno::Errno::EINTR),
+            repeat => repeated(self.decide(packet, pending, pipeline), repeat),
+        };
         let (data, who) = (&packet.data, (packet.cookie(), packet.tid));
         if received.elapsed() >= DEADLINE || pending.check().is_err() {
             pipeline.settled(data, who, false);
@@ -198,9 +277,36 @@ impl Connection {
             }
             (verdict, _) => verdict,
         };
-        let keep = self.send(&packet.reply(&response(packet.id, &verdict)));
+        let answer = response(packet.id, &verdict);
+        call.entry.done(&answer);
+        let keep = self.send(&packet.reply(&answer));
+        self.consume();
         pipeline.settled(data, who, keep == Keep::Yes);
         keep
+    }
+
+    /// Sends what a predecessor had decided, unless that one has sent it: the monitor then passes
+    /// it on in a moment, and the call is not pending any more. A second answer would be taken for
+    /// that to the next call.
+    fn send_again(
+        &self,
+        packet: &Packet<'_>,
+        listener: Option<&OwnedFd>,
+        answer: &seccomp_notif_resp,
+    ) -> Keep {
+        // Without the listener nobody can tell.
+        let Some(listener) = listener else { return Keep::No };
+        let until = Instant::now() + PASSING_ON;
+        while listener::id_valid(listener.as_fd(), packet.id).is_ok() {
+            if Instant::now() >= until {
+                let keep = self.send(&packet.reply(answer));
+                self.consume();
+                return keep;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.consume();
+        Keep::Yes
     }
 
     fn decide(&self, packet: &Packet<'_>, pending: Pending<'_>, pipeline: &Pipeline) -> Verdict {
@@ -235,12 +341,12 @@ impl Connection {
         policy.unwrap_or_else(Policy::none)
     }
 
-    /// One packet: its length (`None` if it is too long or lost descriptors) and what came
+    /// A look at the packet, which stays: its length (`None` if it is too long or lost descriptors) and what came
     /// with it. `None`: the monitor is gone.
-    fn receive(&self, buffer: &mut [u8]) -> Result<Option<(Option<usize>, Descriptors)>, Errno> {
+    fn look(&self, buffer: &mut [u8]) -> Result<Option<(Option<usize>, Descriptors)>, Errno> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+        let flags = RecvFlags::PEEK | RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
         let message = recvmsg(&self.fd, &mut [IoSliceMut::new(buffer)], &mut control, flags)?;
         if message.bytes == 0 {
             return Ok(None);
@@ -253,6 +359,11 @@ impl Connection {
         }
         let cut = message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
         Ok(Some(((!cut).then_some(message.bytes), descriptors)))
+    }
+
+    /// The packet was answered: takes it out of the socket.
+    fn consume(&self) {
+        let _ = rustix::net::recv(&self.fd, &mut [0; 1][..], RecvFlags::DONTWAIT);
     }
 
     fn send(&self, packet: &[u8]) -> Keep {
@@ -287,6 +398,7 @@ mod tests {
         fd: OwnedFd,
         connection: Connection,
         pipeline: Arc<Pipeline>,
+        journal: Arc<Journal>,
     }
 
     impl Monitor {
@@ -295,10 +407,13 @@ mod tests {
             let (fd, server) =
                 socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
             let monitor = i32::try_from(std::process::id()).unwrap();
-            let member = Mutex::default();
+            let (member, left) = (Mutex::default(), Mutex::default());
             let (trouble, link) = (Limiter::new(), Link::default());
-            let connection = Connection { fd: server, monitor, member, trouble, link, number: 0 };
-            Self { fd, connection, pipeline: Arc::new(Pipeline::new(Arc::new(Fixed::new()))) }
+            let connection =
+                Connection { fd: server, monitor, member, left, trouble, link, number: 0 };
+            let journal = Journal::open(&Link::default(), &mut Held::default()).unwrap();
+            let pipeline = Arc::new(Pipeline::new(Arc::new(Fixed::new())));
+            Self { fd, connection, pipeline, journal }
         }
 
         fn ask(&self, packet: &[u8], fds: &[BorrowedFd<'_>]) -> (Keep, Option<Vec<u8>>) {
@@ -308,7 +423,7 @@ mod tests {
                 assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
             }
             sendmsg(&self.fd, &[IoSlice::new(packet)], &mut control, SendFlags::empty()).unwrap();
-            let keep = self.connection.serve(&self.pipeline);
+            let keep = self.connection.serve(&self.pipeline, &self.journal, drop);
             let mut answer = vec![0; 4096];
             let read = rustix::net::recv(&self.fd, &mut *answer, RecvFlags::DONTWAIT);
             (keep, read.ok().map(|(read, _)| answer[..read].to_vec()))
@@ -335,6 +450,28 @@ mod tests {
         assert_eq!(answer[120..136], [0; 16], "success");
         let total = u64::from_ne_bytes(buffer[32..40].try_into().unwrap());
         assert_eq!(total, Fixed::TOTAL);
+    }
+
+    #[test]
+    fn a_packet_stays_until_it_is_answered() {
+        let monitor = Monitor::new();
+        let proc = File::open("/proc/self").unwrap();
+        let buffer = [0u8; 112];
+        let packet = packet("101", buffer.as_ptr() as u64);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fds = [proc.as_fd()];
+        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+        sendmsg(&monitor.fd, &[IoSlice::new(&packet)], &mut control, SendFlags::empty()).unwrap();
+        let mut seen = [0; LONGEST];
+        for _ in 0..2 {
+            let (length, descriptors) = monitor.connection.look(&mut seen).unwrap().unwrap();
+            assert_eq!(&seen[..length.unwrap()], packet);
+            assert!(descriptors[0].is_some(), "each look has the descriptors");
+        }
+        let keep = monitor.connection.serve(&monitor.pipeline, &monitor.journal, drop);
+        assert_eq!(keep, Keep::Yes);
+        assert_eq!(monitor.connection.look(&mut seen).unwrap_err(), Errno::AGAIN);
     }
 
     #[test]
@@ -375,6 +512,7 @@ mod tests {
     fn the_end_of_the_monitor_ends_the_connection() {
         let monitor = Monitor::new();
         drop(monitor.fd);
-        assert_eq!(monitor.connection.serve(&monitor.pipeline), Keep::No);
+        let keep = monitor.connection.serve(&monitor.pipeline, &monitor.journal, drop);
+        assert_eq!(keep, Keep::No);
     }
 }

@@ -43,6 +43,7 @@ mod thread_id;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use ambit_sysinfo::Views;
 
@@ -68,6 +69,14 @@ use listener::Listener;
 use pipeline::Pipeline;
 use policies::Member;
 use thread::{Handle, Source, Threads};
+
+/// Can this kernel hand calls over, in the layout that this program knows?
+///
+/// # Errors
+/// It cannot.
+pub fn check_kernel() -> Result<(), Error> {
+    listener::check_sizes()
+}
 
 /// How notifications are taken.
 #[derive(Debug, Clone, Default)]
@@ -130,7 +139,7 @@ impl Notifier {
         if let Some(path) = lxc_socket {
             let socket = lxc::Socket::open(&path, link.clone(), held)?;
             for (number, fd) in held.take_numbered(lxc::CONNECTION) {
-                if let Some(connection) = socket.take_over(fd, number) {
+                if let Some(connection) = socket.take_over(fd, number, notifier.threads.journal()) {
                     notifier.threads.add(Source::LxcConnection(connection))?;
                 }
             }
@@ -188,6 +197,18 @@ impl Notifier {
     #[must_use]
     pub fn counters(&self) -> Counts {
         self.threads.pipeline().counters().read()
+    }
+
+    /// Takes no more calls, and waits until those that were taken are answered: a successor of
+    /// another version does not know them. Those that take longer are in the journal.
+    pub fn settle(&self, patience: Duration) {
+        self.threads.stop();
+        let until = Instant::now() + patience;
+        let busy =
+            || !self.handles.iter().all(Handle::is_finished) || !self.threads.journal().is_idle();
+        while busy() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Ends the threads, after the answers they are at, and removes the sockets. The listeners

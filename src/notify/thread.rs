@@ -121,6 +121,10 @@ impl Threads {
         self.add(Source::Listener { listener, member })
     }
 
+    pub(super) fn journal(&self) -> &Arc<Journal> {
+        &self.journal
+    }
+
     pub(super) fn pipeline(&self) -> &Arc<Pipeline> {
         &self.pipeline
     }
@@ -130,7 +134,7 @@ impl Threads {
         self.watches.iter().for_each(Watch::stop);
     }
 
-    fn serve(&self, index: usize) -> Vec<Adopted> {
+    fn serve(self: &Arc<Self>, index: usize) -> Vec<Adopted> {
         let left = self.watches[index].run(|source, ready| self.ready(source, ready));
         let adopted = left.into_iter().filter_map(|source| match source {
             Source::Listener { listener, member } => {
@@ -147,7 +151,7 @@ impl Threads {
         adopted.collect()
     }
 
-    fn ready(&self, source: &mut Source, ready: Ready) -> Keep {
+    fn ready(self: &Arc<Self>, source: &mut Source, ready: Ready) -> Keep {
         match source {
             // All tasks under the filter are gone: nobody will ever call again.
             Source::Listener { listener, .. } if ready.hung_up => {
@@ -159,20 +163,26 @@ impl Threads {
                 self.answer(listener, &container.id, member.policy(self.pipeline.policies()))
             }
             Source::LxcSocket(socket) => {
-                if let Some(connection) = socket.accept()
-                    && let Err(error) = self.add(Source::LxcConnection(connection))
-                {
-                    tracing::error!("a connection of liblxc is lost: {error}");
+                if let Some(connection) = socket.accept() {
+                    self.watch(connection);
                 }
                 Keep::Yes
             }
-            Source::LxcConnection(connection) => {
-                let serves = ready.readable && connection.serve(&self.pipeline) == Keep::Yes;
-                if !serves {
-                    connection.forget();
-                }
-                if serves { Keep::Yes } else { Keep::No }
+            Source::LxcConnection(connection) if ready.readable => {
+                let threads = Arc::clone(self);
+                let back = move |connection| threads.watch(connection);
+                connection.serve(&self.pipeline, &self.journal, back)
             }
+            Source::LxcConnection(connection) => {
+                connection.forget();
+                Keep::No
+            }
+        }
+    }
+
+    fn watch(&self, connection: lxc::Connection) {
+        if let Err(error) = self.add(Source::LxcConnection(connection)) {
+            tracing::error!("a connection of liblxc is lost: {error}");
         }
     }
 
@@ -239,11 +249,7 @@ fn decide(
         data: notification.data,
         pending: Pending::Listener(listener.as_fd(), notification.id),
     });
-    let verdict = match (verdict, repeat) {
-        // The predecessor did it and could not tell any more.
-        (Verdict::Fail(Errno::EEXIST), Repeat::Exists) => Verdict::Return(0),
-        (verdict, _) => verdict,
-    };
+    let verdict = repeated(verdict, repeat);
     if !matches!(verdict, Verdict::Install(_)) {
         entry.done(&response(notification.id, &verdict));
     }
@@ -253,6 +259,15 @@ fn decide(
         // ENOENT: a signal ended the call, or the target died. It asks again or never.
         Ok(()) | Err(Errno::ENOENT) => {}
         Err(errno) => pipeline.refused(container, notification.id, listener, errno),
+    }
+}
+
+/// The verdict on a call that a predecessor may have been at.
+pub(super) fn repeated(verdict: Verdict, repeat: Repeat) -> Verdict {
+    match (verdict, repeat) {
+        // The predecessor did it and could not tell any more.
+        (Verdict::Fail(Errno::EEXIST), Repeat::Exists) => Verdict::Return(0),
+        (verdict, _) => verdict,
     }
 }
 

@@ -1,12 +1,16 @@
 //! The server dies, is replaced, is stopped and started: nothing inside a container notices.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::harness::daemon::{Daemon, Place, readable_dir};
-use crate::harness::{command, machine, sandbox, text};
+use crate::harness::command::Output;
+use crate::harness::daemon::{Daemon, Place, mounts, readable_dir};
+use crate::harness::{command, lxc, machine, sandbox, text};
 
 /// Before Linux 6.9 the kernel does not send again what a dead server had read.
 pub(crate) fn resends() -> bool {
@@ -45,14 +49,25 @@ fn a_killed_server_has_a_successor_that_knows_the_containers() {
                   head -1 /proc/meminfo; /mnt/sysinfo || echo failed; sleep 0.05; n=$((n+1)); done";
     let mut running = command::start(&mut sandbox::command(&daemon, &["--memory", "64M"], script));
     running.wait_for("ready", machine::patience(20));
+    let counted = || {
+        let status = daemon.status();
+        let sysinfo = status["calls"][0]["answered"].as_u64().unwrap();
+        (status["files"]["opened"].as_u64().unwrap(), sysinfo)
+    };
+    let mut before = (0, 0);
     for _ in 0..3 {
         std::thread::sleep(Duration::from_millis(300));
+        let now = counted();
+        assert!(now.0 > before.0 && now.1 >= before.1, "{now:?} after {before:?}");
+        before = now;
         let server = kill_server(&daemon);
         let meminfo = next_read(&daemon);
         assert!(text::kb(&meminfo, "MemTotal") > 0);
         assert_ne!(daemon.server_pid(), server);
     }
     let output = running.finish(machine::patience(60)).ok();
+    let now = counted();
+    assert!(now.0 > before.0 && now.1 >= before.1.max(1), "{now:?} after {before:?}");
     let totals: Vec<_> = output.lines().filter(|line| line.starts_with("MemTotal")).collect();
     if resends() {
         assert_eq!(totals.len(), 40, "{output}");
@@ -85,15 +100,8 @@ fn nothing_fails_while_servers_are_killed_and_replaced() {
     let containers = number("AMBIT_SURVIVAL_CONTAINERS", 6);
     let kills = number("AMBIT_SURVIVAL_KILLS", 20);
     let upgrades = number("AMBIT_SURVIVAL_UPGRADES", 4);
-    let daemon = Daemon::start_at(Place::intercepting("mknod = true\n"));
-    let stop = readable_dir();
-    let bind = format!("{}:/srv:ro", stop.path().display());
-    let script = "echo ready; exec /mnt/survivor /srv/stop 65536 /tmp/node";
-    let args = ["--memory", "64M", "--intercept", "sysinfo,mknod", "--bind", &bind];
-    let mut running: Vec<_> = (0..containers)
-        .map(|_| command::start(&mut sandbox::command(&daemon, &args, script)))
-        .collect();
-    running.iter_mut().for_each(|one| one.wait_for("ready", machine::patience(60)));
+    let mut daemon = Daemon::start_at(Place::intercepting("mknod = true\n"));
+    let (stop, running) = survivors(&daemon, usize::try_from(containers).unwrap());
     let mut random = std::process::id().wrapping_mul(2_654_435_761);
     let mut pauses = Vec::new();
     for turn in 0..kills + upgrades {
@@ -121,12 +129,14 @@ fn nothing_fails_while_servers_are_killed_and_replaced() {
     pauses.sort();
     let median = pauses.get(pauses.len() / 2).copied().unwrap_or_default();
     eprintln!(
-        "{} kills, {upgrades} upgrades; from SIGKILL to the next answered read: median {median:?}, longest {:?}",
+        "{} kills, {upgrades} upgrades, {} containers failed; from SIGKILL to the next answered read: median {median:?}, longest {:?}",
         pauses.len(),
+        failed.len(),
         pauses.last()
     );
     if resends() {
-        assert!(failed.is_empty(), "{} of {containers}: {}", failed.len(), failed.join("\n"));
+        let (count, texts) = (failed.len(), failed.join("\n"));
+        assert!(failed.is_empty(), "{count} of {containers}: {texts}\n{}", daemon.log());
     } else {
         eprintln!("unavoidable before Linux 6.9: {}", failed.join("\n"));
         assert!(
@@ -137,23 +147,127 @@ fn nothing_fails_while_servers_are_killed_and_replaced() {
 
 /// The same program again, as a new one.
 fn upgrade(daemon: &Daemon) {
+    upgrade_to(daemon, Path::new(machine::AMBIT));
+}
+
+fn upgrade_to(daemon: &Daemon, program: &Path) {
     let server = daemon.server_pid();
+    reload_with(daemon, program).ok();
+    assert_ne!(daemon.server_pid(), server);
+}
+
+fn reload_with(daemon: &Daemon, program: &Path) -> Output {
     let mut reload = command::quiet(machine::AMBIT);
     reload.arg("reload").arg("--config").arg(daemon.place().config());
-    command::run(reload.arg("--exec").arg(machine::AMBIT)).ok();
-    assert_ne!(daemon.server_pid(), server);
+    command::run(reload.arg("--exec").arg(program))
+}
+
+/// A program in a folder.
+fn script(folder: &Path, name: &str, text: &str) -> PathBuf {
+    let path = folder.join(name);
+    fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
 }
 
 #[test]
 fn a_program_that_fails_its_check_leaves_the_old_one() {
     let daemon = Daemon::start();
     let server = daemon.server_pid();
-    let mut reload = command::quiet(machine::AMBIT);
-    reload.arg("reload").arg("--config").arg(daemon.place().config());
-    let output = command::run(reload.args(["--exec", "/bin/false"]));
-    assert_eq!(output.status, 2, "{output:?}");
-    assert!(output.stderr.contains("failed before it served"), "{output:?}");
+    let folder = readable_dir();
+    // An ambit that cannot see the control groups, and others that are none, crash or hang.
+    let blind = script(
+        folder.path(),
+        "blind",
+        &format!(
+            "exec unshare --mount sh -c 'mount -t tmpfs none /sys && exec {} \"$@\"' blind \"$@\"",
+            machine::AMBIT
+        ),
+    );
+    let crash = script(folder.path(), "crash", "kill -SEGV $$");
+    let hang = script(folder.path(), "hang", "exec sleep 1000");
+    for (program, why) in [
+        (Path::new("/bin/false"), "exit status: 1"),
+        (&blind, "it fails its check: "),
+        (&crash, "signal: 11"),
+        (&hang, "not ready after 10 s"),
+        (&folder.path().join("ambit.toml"), "ambit.toml"),
+    ] {
+        let output = reload_with(&daemon, program);
+        assert_eq!(output.status, 2, "{output:?}");
+        assert!(output.stderr.contains(why), "{output:?}");
+        assert_eq!(daemon.server_pid(), server);
+        assert!(text::kb(&next_read(&daemon), "MemTotal") > 0);
+    }
+    // What is wrong with the configuration is told too.
+    let config = daemon.place().config();
+    let right = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("{right}mknood = true\n")).unwrap();
+    let socket = daemon.socket("control.sock");
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    writeln!(stream, "exec {}", machine::AMBIT).unwrap();
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer).unwrap();
+    assert!(answer.contains("mknood"), "{answer}");
+    fs::write(&config, right).unwrap();
     assert_eq!(daemon.server_pid(), server);
+}
+
+#[test]
+fn a_program_that_dies_before_it_serves_is_followed_by_the_old_one() {
+    let daemon = Daemon::start();
+    let folder = readable_dir();
+    // It passes the check and says so, and then it is gone.
+    let text = "exec python3 -c 'import os, socket
+s = socket.socket(fileno=os.dup(0)); s.send(b\"prepared\"); s.recv(9)'";
+    let server = daemon.server_pid();
+    // Its end is the answer, or nobody listens for a moment.
+    reload_with(&daemon, &script(folder.path(), "short", text));
+    assert!(text::kb(&next_read(&daemon), "MemTotal") > 0);
+    assert_ne!(daemon.server_pid(), server);
+    let program = fs::read_link(format!("/proc/{}/exe", daemon.server_pid())).unwrap();
+    assert_eq!(program, Path::new(machine::AMBIT).canonicalize().unwrap());
+}
+
+/// The same program with other numbers at the end of the names of what it keeps in memory.
+fn another_version(folder: &Path) -> PathBuf {
+    let path = folder.join("ambit");
+    fs::copy(machine::AMBIT, &path).unwrap();
+    for name in ["journal-of-calls", "baselines"] {
+        let other = |version| format!("{name}\\.{version}");
+        let has = |text: &str| {
+            let mut grep = command::quiet("grep");
+            command::run(grep.env("LC_ALL", "C").args(["-qa", text]).arg(&path)).status == 0
+        };
+        assert!(has(&other(1)) && !has(&other(7)));
+        let mut sed = command::quiet("sed");
+        let change = format!("s/{}/{name}.7/g", other(1));
+        command::run(sed.env("LC_ALL", "C").args(["-i", &change]).arg(&path)).ok();
+        assert!(!has(&other(1)) && has(&other(7)));
+    }
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+#[test]
+fn a_program_of_another_version_begins_anew_and_fails_nothing() {
+    let daemon = Daemon::start_at(Place::intercepting("mknod = true\n"));
+    let folder = readable_dir();
+    let other = another_version(folder.path());
+    let (stop, running) = survivors(&daemon, 2);
+    for _ in 0..2 {
+        upgrade_to(&daemon, &other);
+        upgrade_to(&daemon, Path::new(machine::AMBIT));
+    }
+    fs::write(stop.path().join("stop"), "").unwrap();
+    for one in running {
+        let output = one.finish(machine::patience(60)).ok();
+        // The calls under way end before the programs change. Counters may begin anew.
+        let failed = output.lines().filter(|line| !line.contains(" goes back"));
+        let failed: Vec<_> = failed.filter(|line| line.contains(" (round ")).collect();
+        assert!(failed.is_empty() || !resends(), "{output}");
+        assert!(output.contains(" failures="), "{output}");
+    }
 }
 
 /// Programs that look at everything until a file appears, one in each of some containers.
@@ -261,4 +375,107 @@ fn a_changed_configuration_reaches_running_containers() {
     reload().ok();
     fs::write(folder.path().join("go"), "").unwrap();
     assert_eq!(running.finish(machine::patience(20)).ok(), "EPERM\nready\nok\n");
+}
+
+/// A container that mounts and unmounts until a file appears, and prints each call that failed.
+#[test]
+fn a_mount_that_is_under_way_ends_and_one_that_was_made_goes_on() {
+    machine::needs(&["mke2fs", "fuse2fs", "mksquashfs", "squashfuse"]);
+    let by_kernel = "mount = true\n\"mount.allowed\" = [\"ext4\"]\n\"mount.shift\" = true\n";
+    let by_helper =
+        "mount = true\n\"mount.fuse\" = { ext4 = \"fuse2fs\", squashfs = \"squashfuse\" }\n";
+    for (lines, kinds) in [(by_kernel, &["ext4"][..]), (by_helper, &["ext4", "squashfs"])] {
+        for kind in kinds {
+            mounts_while_killed(lines, kind);
+        }
+    }
+}
+
+fn mounts_while_killed(lines: &str, kind: &str) {
+    let folder = readable_dir();
+    let path = |name: &str| folder.path().join(name);
+    fs::create_dir(path("tree")).unwrap();
+    fs::write(path("tree/kept"), "kept").unwrap();
+    fs::File::create(path("ext4")).unwrap().set_len(8 << 20).unwrap();
+    let mut make = command::quiet(if kind == "ext4" { "mke2fs" } else { "mksquashfs" });
+    match kind {
+        "ext4" => make.args(["-q", "-F", "-t", "ext4"]).arg(path("ext4")),
+        _ => make.arg(path("tree")).arg(path("squashfs")),
+    };
+    command::run(&mut make).ok();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(path(kind), fs::Permissions::from_mode(0o666)).unwrap();
+    let daemon = Daemon::start_at(Place::intercepting(lines));
+    let before = mounts().lines().count();
+    // A mount whose call was ended with EINTR may come a moment later: it is waited for.
+    let write = if kind == "ext4" { "echo word >m/file && cat m/file" } else { "cat m/kept" };
+    let script = format!(
+        "mkdir /tmp/m; cd /tmp; echo ready; while [ ! -e /run/i/stop ]; do
+             said=$(/mnt/mount_call /run/i/{kind} /tmp/m {kind} 0); echo call $said
+             [ $said = ok ] || {{ sleep .3; grep -q ' /tmp/m ' /proc/self/mountinfo || continue; }}
+             for i in 1 2 3 4 5; do {write} >/dev/null || echo lost; sleep .02; done
+             umount m || echo stays
+         done; grep ' /tmp/m ' /proc/self/mountinfo"
+    );
+    let bind = format!("{}:/run/i", folder.path().display());
+    let args = ["--intercept", "mount", "--bind", &bind, "--device", "/dev/fuse"];
+    let mut running = command::start(&mut sandbox::command(&daemon, &args, &script));
+    running.wait_for("call ok", machine::patience(30));
+    for turn in 0..number("AMBIT_SURVIVAL_KILLS", 8) {
+        std::thread::sleep(Duration::from_millis(40 + turn * 37 % 150));
+        kill_server(&daemon);
+        next_read(&daemon);
+    }
+    fs::write(path("stop"), "").unwrap();
+    let output = running.finish(machine::patience(60));
+    let (text, said) = (output.stdout.clone(), output.stderr);
+    for line in text.lines().filter(|line| *line != "ready") {
+        assert!(["call ok", "call EINTR"].contains(&line), "{kind}: {text}{said}");
+    }
+    assert_eq!(mounts().lines().count(), before, "{}", mounts());
+    let until = Instant::now() + machine::patience(10);
+    let image = path(kind);
+    while !uses_of(&image).is_empty() {
+        assert!(Instant::now() < until, "left over: {:?}", uses_of(&image));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Loop devices of a file, and helpers that serve it.
+fn uses_of(image: &Path) -> Vec<String> {
+    let image = image.to_str().unwrap();
+    let devices = fs::read_dir("/sys/block").unwrap().flatten();
+    let files = devices
+        .filter_map(|device| fs::read_to_string(device.path().join("loop/backing_file")).ok());
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let lines = processes.filter_map(|one| fs::read_to_string(one.path().join("cmdline")).ok());
+    let helpers =
+        lines.filter(|line| ["fuse2fs", "squashfuse"].iter().any(|h| line.starts_with(h)));
+    files.filter(|file| file.starts_with(image)).chain(helpers).collect()
+}
+
+/// liblxc's monitor waits 30 s for each answer, and asks nothing twice.
+#[test]
+fn a_call_that_liblxc_passed_on_is_answered_by_the_successor() {
+    let daemon = Daemon::start_at(Place::intercepting("mknod = true\n"));
+    let stop = readable_dir();
+    let script = "echo ready; exec /mnt/survivor /var/stop 65536 /root/node";
+    let binds = [(stop.path(), "var")];
+    let mut running = lxc::start(&daemon, 64 << 20, 100_000, &binds, script);
+    running.wait_for("ready");
+    for turn in 0..number("AMBIT_SURVIVAL_KILLS", 12) {
+        // At another moment of the loop each time.
+        std::thread::sleep(Duration::from_millis(60 + turn * 7 % 40));
+        if turn % 4 == 3 {
+            upgrade(&daemon);
+        } else {
+            kill_server(&daemon);
+        }
+        next_read(&daemon);
+    }
+    fs::write(stop.path().join("stop"), "").unwrap();
+    let output = running.finish(machine::patience(60)).ok();
+    let calls_failed = ["sysinfo:", "mknod:", "unlink:"].iter().any(|call| output.contains(call));
+    assert!(!calls_failed && output.contains(" failures="), "{output}");
+    assert!(!resends() || output.contains(" failures=0 "), "{output}");
 }

@@ -4,7 +4,8 @@
  *
  *   survivor STOP KB [NODE]     memory must be KB kilobytes; with NODE it makes and removes that device node too
  *
- * Prints one line for each kind of failure, at most 20, and at last "rounds=N failures=N longest_ms=N".
+ * Prints a line for each failure, at most 20, with its round and how long the step took, and at last
+ * "rounds=N failures=N longest_ms=N": the longest step and what it was.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -22,14 +23,33 @@ static const char *FILES[] = {
 	"/proc/meminfo", "/proc/stat", "/proc/uptime", "/proc/loadavg", "/proc/cpuinfo", "/proc/swaps", "/proc/diskstats",
 	"/proc/vmstat", "/proc/pressure/cpu", "/sys/devices/system/cpu/online",
 };
-static long failures;
+static long failures, rounds;
 static char text[1 << 20];
+static double began, longest;
+static const char *slowest = "";
+
+static double now(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec * 1e3 + t.tv_nsec / 1e6;
+}
 
 static void fail(const char *what, const char *why)
 {
 	if (++failures <= 20)
-		printf("%s: %s\n", what, why);
+		printf("%s: %s (round %ld, at %.3f s, after %.1f ms)\n", what, why, rounds, now() / 1e3, now() - began);
 	fflush(stdout);
+}
+
+static void ended(const char *what)
+{
+	double took = now() - began;
+	if (took > longest) {
+		longest = took;
+		slowest = what;
+	}
+	began = now();
 }
 
 static int slurp(const char *path)
@@ -51,27 +71,18 @@ static int slurp(const char *path)
 	return got < 0 || !have ? -1 : 0;
 }
 
-static double now(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return t.tv_sec * 1e3 + t.tv_nsec / 1e6;
-}
-
 int main(int argc, char **argv)
 {
 	unsigned long kb = argc > 2 ? strtoul(argv[2], 0, 10) : 0;
 	unsigned long long before[4] = { 0 };
-	double uptime = 0, longest = 0;
-	long rounds = 0;
+	double uptime = 0;
 
 	while (access(argv[1], F_OK)) {
 		for (size_t i = 0; i < sizeof FILES / sizeof *FILES; i++) {
-			double began = now();
+			began = now();
 			if (slurp(FILES[i]))
 				continue;
-			double took = now() - began;
-			longest = took > longest ? took : longest;
+			ended(FILES[i]);
 			unsigned long said;
 			unsigned long long cpu[4];
 			double up;
@@ -93,18 +104,21 @@ int main(int argc, char **argv)
 			}
 		}
 		struct sysinfo s;
+		began = now();
 		if (sysinfo(&s))
 			fail("sysinfo", strerror(errno));
 		else if (s.totalram / 1024 * s.mem_unit != kb)
 			fail("sysinfo", "wrong memory");
+		ended("sysinfo");
 		if (argc > 3) {
 			if (mknod(argv[3], S_IFCHR | 0600, makedev(1, 3)))
 				fail("mknod", strerror(errno));
+			ended("mknod");
 			if (unlink(argv[3]))
 				fail("unlink", strerror(errno));
 		}
 		rounds++;
 	}
-	printf("rounds=%ld failures=%ld longest_ms=%.0f\n", rounds, failures, longest);
+	printf("rounds=%ld failures=%ld longest_ms=%.0f in %s\n", rounds, failures, longest, slowest);
 	return 0;
 }

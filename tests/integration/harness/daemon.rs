@@ -177,6 +177,13 @@ impl Daemon {
         serde_json::from_str(&text.ok()).expect("status --json prints JSON")
     }
 
+    /// The last lines of its log.
+    pub(crate) fn log(&mut self) -> String {
+        let (_, log) = self.running.as_mut().unwrap().printed();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+
     /// The process that serves now.
     pub(crate) fn server_pid(&self) -> u32 {
         u32::try_from(self.status()["server_pid"].as_u64().unwrap()).unwrap()

@@ -4,14 +4,49 @@
 use std::fmt::Write;
 use std::fs;
 
-use super::command::{self, Output, quiet};
+use super::command::{self, Output, Running, quiet};
 use super::daemon::{Daemon, readable_dir};
 use super::oci::{FILES, root};
 use super::{cgroup, machine};
 
+/// A container that runs, and its folders.
+pub(crate) struct Started {
+    running: Running,
+    state: tempfile::TempDir,
+    _root: tempfile::TempDir,
+}
+
 /// Runs a script in a container of `lxc-execute`.
 #[track_caller]
 pub(crate) fn run(daemon: &Daemon, memory: u64, quota: u64, script: &str) -> Output {
+    start(daemon, memory, quota, &[], script).finish(machine::patience(60))
+}
+
+impl Started {
+    /// Waits until the script has printed this text.
+    #[track_caller]
+    pub(crate) fn wait_for(&mut self, text: &str) {
+        self.running.wait_for(text, machine::patience(30));
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub(crate) fn finish(self, patience: std::time::Duration) -> Output {
+        let output = self.running.finish(patience);
+        let log = fs::read_to_string(self.state.path().join("log")).unwrap_or_default();
+        Output { stderr: format!("{}\n{log}", output.stderr), ..output }
+    }
+}
+
+/// Starts a script in a container, with these folders (host, inside) bound in.
+#[track_caller]
+pub(crate) fn start(
+    daemon: &Daemon,
+    memory: u64,
+    quota: u64,
+    binds: &[(&std::path::Path, &str)],
+    script: &str,
+) -> Started {
     machine::needs(&["lxc-execute", "newuidmap"]);
     let (root, state) = (root(), readable_dir());
     let path = |name: &str| state.path().join(name);
@@ -43,6 +78,10 @@ pub(crate) fn run(daemon: &Daemon, memory: u64, quota: u64, script: &str) -> Out
             .unwrap();
         }
     }
+    for (host, inside) in binds {
+        let host = host.display();
+        writeln!(config, "lxc.mount.entry = {host} {inside} none bind,ro 0 0").unwrap();
+    }
     config += &if cgroup::memory_is_v2() {
         format!("lxc.cgroup2.memory.max = {memory}\nlxc.cgroup2.cpu.max = {quota} 100000\n")
     } else {
@@ -51,7 +90,7 @@ pub(crate) fn run(daemon: &Daemon, memory: u64, quota: u64, script: &str) -> Out
         )
     };
     fs::write(path("config"), config).unwrap();
-    let output = command::run(
+    let running = command::start(
         quiet("lxc-execute")
             .arg("-P")
             .arg(state.path())
@@ -61,6 +100,5 @@ pub(crate) fn run(daemon: &Daemon, memory: u64, quota: u64, script: &str) -> Out
             .arg(path("config"))
             .args(["--", "sh", "-c", script]),
     );
-    let log = fs::read_to_string(path("log")).unwrap_or_default();
-    Output { stderr: format!("{}\n{log}", output.stderr), ..output }
+    Started { running, state, _root: root }
 }
