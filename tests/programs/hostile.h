@@ -18,7 +18,7 @@ static volatile int stop;
 static char folder[4000], linked[4000];
 
 /* A thread that exchanges a folder and a link for ever. */
-static void *flip(void *unused)
+static __attribute__((unused)) void *flip(void *unused)
 {
 	(void)unused;
 	while (!stop)
