@@ -12,6 +12,7 @@ use crate::notify::settings::{Device, Settings};
 /// Settings, and what they are, for messages.
 const SETTINGS: [(&str, &str); 12] = [
     ("mknod.devices", "a list of character devices, such as [\"10:229\"]"),
+    ("bpf.devices", "true or false"),
     ("mount.allowed", "a list of filesystems, such as [\"ext4\"]"),
     ("mount.fuse", "helpers of filesystems, such as { ext4 = \"fuse2fs\" }"),
     ("mount.sources", "a list of patterns, such as [\"nfs=filer:/export/*\"]"),
@@ -128,6 +129,7 @@ fn set(name: &str, value: &Value, settings: &mut Settings) -> Result<(), String>
                 }
             }
         }
+        ("bpf.devices", Value::Switch(on)) => settings.bpf_devices = *on,
         ("mount.allowed", Value::List(names)) => mount.allowed.clone_from(names),
         ("mount.fuse", Value::Map(helpers)) => mount.fuse.clone_from(helpers),
         ("mount.sources", Value::List(patterns)) => mount.sources.clone_from(patterns),

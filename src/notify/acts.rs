@@ -1,6 +1,6 @@
 //! Who acts for containers, for handlers that do more than read.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use super::call::Call;
 use super::context::Context;
 use super::handler::{Cause, Refusal, Verdict};
 use crate::sys::user_namespace;
-use crate::worker::act::{Actor, Base, Reply, Task, What, Workers};
+use crate::worker::act::{Actor, Answer, Base, Reply, Task, What, Workers};
 use crate::worker::{Broker, Caller, Failure, Find};
 
 /// How long a quick act may take. A filesystem that hangs is the container's own trouble; what it
@@ -48,13 +48,23 @@ pub(super) fn pin(
     base: Base,
     capability: u32,
 ) -> Result<Option<Actor>, Refusal> {
+    pin_if(call, cx, base, |actor| actor.can(capability))
+}
+
+/// The same for a caller of which this is true.
+pub(super) fn pin_if(
+    call: &Call,
+    cx: &Context<'_>,
+    base: Base,
+    is: impl FnOnce(&Actor) -> bool,
+) -> Result<Option<Actor>, Refusal> {
     let proc = cx.proc(call)?;
     let actor = Actor::pin(proc.as_fd(), base);
     // Only now it is known whose all this is.
     cx.still_pending()?;
     match actor {
         Ok(actor) => {
-            let may = actor.can(capability) && is_a_containers(&actor.users, cx.settings.nested);
+            let may = is(&actor) && is_a_containers(&actor.users, cx.settings.nested);
             Ok(may.then_some(actor))
         }
         // No such descriptor, or none of ours to open: the kernel says so.
@@ -75,12 +85,14 @@ pub(super) fn act(
     let until = Instant::now() + DEADLINE;
     let over = actor.passes_over_permissions();
     let task = Task { who: actor.who.clone(), what };
-    let mut reply = acts.workers.act(&actor.groups, &task, &actor.fds(), until);
+    let ask = |fds: &[BorrowedFd<'_>]| {
+        acts.workers.act(&actor.groups, &task, fds, until).map(|answer| answer.reply)
+    };
+    let mut reply = ask(&actor.fds());
     if let (Ok(Reply::Failed(Errno::EACCES)), true, Some(find)) = (&reply, over, find) {
         reply = find_as(call, cx, acts, actor, &find, until)?.and_then(|found| {
             let [process, root, base] = actor.fds();
-            let fds = [process, root, base, found.as_fd()];
-            acts.workers.act(&actor.groups, &task, &fds, until)
+            ask(&[process, root, base, found.as_fd()])
         });
     }
     match reply {
@@ -92,6 +104,28 @@ pub(super) fn act(
             refusal(&failure)
         }
     }
+}
+
+/// Has a worker do something of which there is more to tell than whether it was done. `more` are
+/// descriptors that the task needs.
+pub(super) fn ask(
+    call: &Call,
+    cx: &Context<'_>,
+    actor: &Actor,
+    what: What,
+    more: &[BorrowedFd<'_>],
+) -> Result<Answer, Refusal> {
+    let Some(acts) = cx.acts else { return Ok(Reply::Kernel.into()) };
+    let task = Task { who: actor.who.clone(), what };
+    let fds = [&actor.fds(), more].concat();
+    let until = Instant::now() + DEADLINE;
+    acts.workers.act(&actor.groups, &task, &fds, until).or_else(|failure| {
+        tracing::warn!(container = cx.container, tid = call.tid, "nothing done: {failure}");
+        match refusal(&failure)? {
+            Verdict::Fail(errno) => Ok(Reply::Failed(errno).into()),
+            _ => Ok(Reply::Kernel.into()),
+        }
+    })
 }
 
 /// Finds a file as the caller, with the capabilities that it has over files of its container.
@@ -117,6 +151,11 @@ pub(super) fn refusal(failure: &Failure) -> Result<Verdict, Refusal> {
         return Err(Refusal::Continue(Cause::System("a process that acts", failure.errno)));
     }
     Ok(Verdict::Fail(failure.errno))
+}
+
+/// Does a namespace of another kind belong to users of a container, and not to the host's?
+pub(super) fn belongs_to_a_container(namespace: &OwnedFd) -> bool {
+    user_namespace::owner(namespace.as_fd()).is_ok_and(|users| is_a_containers(&users, true))
 }
 
 /// Is this user namespace one that was made by the host, and not by a container? With `nested`,

@@ -33,7 +33,7 @@ pub trait Handler: Sync {
     }
 
     /// What a successor does with an act of which it knows only that it had begun.
-    fn repeat(&self) -> Repeat {
+    fn repeat(&self, _call: &Call) -> Repeat {
         Repeat::Safe
     }
 

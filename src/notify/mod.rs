@@ -13,6 +13,7 @@ mod acting;
 pub mod acts;
 mod arch;
 mod call;
+mod caller_thread;
 mod context;
 mod counters;
 mod cpu_mask;

@@ -6,6 +6,7 @@
 //! otherwise pile up mounts, or be told that its own node exists already, and never get an answer.
 
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -28,6 +29,9 @@ enum Outcome {
     Return(i64),
     Fail(Errno),
     Continue,
+    /// Nothing was done, because the caller did not wait any more or something of ours failed: whoever
+    /// comes next acts.
+    Untried,
 }
 
 /// Acts that are under way, and results that nobody took. `A` is what tells calls of a thread
@@ -44,8 +48,8 @@ struct Act<A> {
     tid: u32,
     what: A,
     outcome: Option<(Outcome, Instant)>,
-    /// The outcome is on its way; whether it arrives is not known yet.
-    answering: bool,
+    /// The outcome is on its way, by this thread of ours; whether it arrives is not known yet.
+    answering: Option<ThreadId>,
 }
 
 impl<A: Clone + PartialEq> Act<A> {
@@ -75,7 +79,7 @@ impl<A: Clone + PartialEq> Once<A> {
             Ok(_) => Outcome::Continue,
             Err(other) => {
                 refusal = Some(other);
-                Outcome::Continue
+                Outcome::Untried
             }
         };
         let outcome = self.outcome(who, what, patience, act, || cx.still_pending().is_ok());
@@ -85,7 +89,7 @@ impl<A: Clone + PartialEq> Once<A> {
         Ok(match outcome {
             Outcome::Return(value) => Verdict::Return(value),
             Outcome::Fail(errno) => Verdict::Fail(errno),
-            Outcome::Continue => Verdict::Continue,
+            Outcome::Continue | Outcome::Untried => Verdict::Continue,
         })
     }
 
@@ -103,7 +107,7 @@ impl<A: Clone + PartialEq> Once<A> {
         let stale = |act: &Act<A>| matches!(act.outcome, Some((_, at)) if at.elapsed() > FRESH);
         acts.retain(|act| !stale(act));
         let under_way = |acts: &mut Vec<Act<A>>| {
-            acts.iter().any(|a| a.is(who, what) && (a.outcome.is_none() || a.answering))
+            acts.iter().any(|a| a.is(who, what) && (a.outcome.is_none() || a.answering.is_some()))
         };
         let until = Instant::now() + patience * 2;
         while under_way(&mut acts) {
@@ -116,32 +120,37 @@ impl<A: Clone + PartialEq> Once<A> {
             acts.retain(|act| !stale(act));
         }
         if let Some(done) = acts.iter_mut().find(|act| act.is(who, what)) {
-            done.answering = true;
+            done.answering = Some(std::thread::current().id());
             return done.outcome.map_or(interrupted, |(outcome, _)| outcome);
         }
         let (container, tid) = (who.0.to_owned(), who.1);
-        acts.push(Act { container, tid, what: what.clone(), outcome: None, answering: false });
+        acts.push(Act { container, tid, what: what.clone(), outcome: None, answering: None });
         drop(acts);
         let outcome = act();
         let mut acts = self.acts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(act) = acts.iter_mut().find(|act| act.is(who, what)) {
+        if outcome == Outcome::Untried {
+            acts.retain(|act| !act.is(who, what));
+        } else if let Some(act) = acts.iter_mut().find(|act| act.is(who, what)) {
             act.outcome = Some((outcome, Instant::now()));
-            act.answering = true;
+            act.answering = Some(std::thread::current().id());
         }
         drop(acts);
         self.ended.notify_all();
         outcome
     }
 
-    /// The caller got its result, or did not because a signal came first: then it is kept for the
-    /// call that the kernel makes again.
+    /// The caller got the result that this thread had for it, or did not because a signal came first:
+    /// then it is kept for the call that the kernel makes again. Called by the thread that asked for
+    /// the result; those that had none for this caller change nothing.
     pub(super) fn settled(&self, who: Who<'_>, delivered: bool) {
         let mut acts = self.acts.lock().unwrap_or_else(PoisonError::into_inner);
-        let answered = |act: &Act<A>| (&*act.container, act.tid) == who && act.answering;
+        let this = std::thread::current().id();
+        let answered =
+            |act: &Act<A>| (&*act.container, act.tid) == who && act.answering == Some(this);
         if delivered {
             acts.retain(|act| !answered(act));
         }
-        acts.iter_mut().filter(|act| answered(act)).for_each(|act| act.answering = false);
+        acts.iter_mut().filter(|act| answered(act)).for_each(|act| act.answering = None);
         drop(acts);
         self.ended.notify_all();
     }
@@ -172,12 +181,34 @@ mod tests {
     }
 
     #[test]
+    fn what_was_not_tried_is_tried_by_the_next() {
+        let once = Once::new();
+        let who = ("c", 7);
+        let untried = || Outcome::Untried;
+        assert_eq!(once.outcome(who, &"/a", LONG, untried, || true), Outcome::Untried);
+        assert_eq!(once.outcome(who, &"/a", LONG, || DONE, || true), DONE);
+    }
+
+    #[test]
     fn others_act_for_themselves() {
         let once = Once::new();
         once.outcome(("c", 7), &"/a", LONG, || DONE, || true);
         for (who, what) in [(("c", 8), "/a"), (("d", 7), "/a"), (("c", 7), "/b")] {
             assert_eq!(once.outcome(who, &what, LONG, || WRONG, || true), WRONG);
         }
+    }
+
+    #[test]
+    fn what_another_thread_had_no_result_for_is_not_settled_by_it() {
+        let once = Once::new();
+        let who = ("c", 7);
+        once.outcome(who, &"/a", LONG, || DONE, || true);
+        std::thread::scope(|scope| {
+            // It was interrupted while it waited, or it was about another call.
+            scope.spawn(|| once.settled(who, false));
+        });
+        once.settled(who, true);
+        assert!(once.acts.lock().unwrap().is_empty());
     }
 
     #[test]

@@ -86,7 +86,10 @@ impl Pipeline {
     /// What is to be done with a call whose act had begun when a predecessor died.
     pub(super) fn repeat(&self, data: &seccomp_data) -> Repeat {
         let entry = self.dispatch.find(data.arch, data.nr);
-        entry.map_or(Repeat::Safe, |entry| HANDLERS[entry.handler].repeat())
+        entry.map_or(Repeat::Safe, |entry| {
+            let call = Call { tid: 0, abi: entry.abi, syscall: entry.syscall, args: data.args };
+            HANDLERS[entry.handler].repeat(&call)
+        })
     }
 
     /// The answer to a call arrived, or nobody waited for it any more.

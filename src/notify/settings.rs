@@ -36,6 +36,8 @@ pub struct Settings {
     pub mount: MountSettings,
     /// The character devices that may be made.
     pub devices: Vec<Device>,
+    /// May device policies of control groups be set by programs?
+    pub bpf_devices: bool,
     /// Are calls answered too from user namespaces that a container made itself?
     pub nested: bool,
     /// The highest real-time priority that a container may use; 0 for none.
@@ -51,6 +53,7 @@ impl Default for Settings {
         Self {
             mount: MountSettings::default(),
             devices: DEVICES.to_vec(),
+            bpf_devices: false,
             nested: false,
             priority: 0,
             nice: -20,

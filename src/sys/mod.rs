@@ -1,7 +1,9 @@
 //! System calls that neither nix nor rustix offers, one file each. Nothing here decides anything.
 
 pub mod affinity;
+pub mod bpf;
 pub mod close_range;
+pub mod file_handle;
 pub mod fork;
 pub mod inherited;
 pub mod loop_device;
@@ -9,5 +11,6 @@ pub mod mount_setattr;
 pub mod pid_in_namespace;
 pub mod scheduling;
 pub mod seccomp;
+pub mod shared_descriptors;
 pub mod signal_defaults;
 pub mod user_namespace;

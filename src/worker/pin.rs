@@ -173,6 +173,11 @@ pub(super) fn control_groups(text: &str) -> Result<Vec<OwnedFd>, Failure> {
     Ok(found)
 }
 
+/// Where cgroup v2 is mounted, from its top on.
+pub(super) fn top_of_cgroup2() -> Option<PathBuf> {
+    folder(&std::fs::read_to_string("/proc/self/mountinfo").ok()?, "", "/")
+}
+
 /// Where a control group is in the host's files. A hierarchy that is not mounted has no limits
 /// that anybody could have set.
 fn folder(mounts: &str, controllers: &str, path: &str) -> Option<PathBuf> {

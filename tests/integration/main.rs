@@ -13,6 +13,7 @@ mod harness;
 
 mod behaviour;
 mod bounds;
+mod bpf;
 mod budget;
 mod crowd;
 mod engines;

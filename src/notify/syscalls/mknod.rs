@@ -46,7 +46,7 @@ impl Handler for Mknod {
         }
     }
 
-    fn repeat(&self) -> Repeat {
+    fn repeat(&self, _call: &Call) -> Repeat {
         Repeat::Exists
     }
 

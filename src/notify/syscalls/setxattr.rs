@@ -3,11 +3,9 @@
 //! `trusted.overlay.opaque=y` and nothing else; all other attributes are the kernel's. Layers are
 //! unpacked with it by container engines that run in a container.
 
-use std::io::Read;
-
 use nix::errno::Errno;
-use rustix::fs::{Mode, OFlags};
 
+use super::ranges;
 use crate::notify::acts;
 use crate::notify::call::Call;
 use crate::notify::context::Context;
@@ -77,23 +75,4 @@ impl Handler for Setxattr {
         let set = SetOpaque { path, follow, flags: call.uint(4), users, groups };
         acts::act(call, cx, &actor, What::SetOpaque(set), find)
     }
-}
-
-/// What a map of the caller's user namespace leads to on the host: first, count.
-fn ranges(call: &Call, cx: &Context<'_>, map: &'static str) -> Result<Vec<(u32, u32)>, Refusal> {
-    let proc = cx.proc(call)?;
-    let file = rustix::fs::openat(proc, map, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-    let mut text = String::new();
-    let read = file
-        .ok()
-        .and_then(|file| std::fs::File::from(file).take(1 << 16).read_to_string(&mut text).ok());
-    cx.still_pending()?;
-    if read.is_none() {
-        return Err(Refusal::Gone);
-    }
-    let range = |line: &str| {
-        let mut numbers = line.split_whitespace().skip(1).map(str::parse);
-        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-    };
-    Ok(text.lines().filter_map(range).collect())
 }

@@ -21,6 +21,8 @@ pub struct Actor {
     pub base: OwnedFd,
     /// Its process. A worker ends with it: the control group of both may then be removed.
     pub process: OwnedFd,
+    /// The number of its process.
+    pub leader: i32,
     /// Its user namespace.
     pub users: OwnedFd,
     /// The text of its `/proc/<tid>/cgroup`.
@@ -77,8 +79,10 @@ impl Actor {
             umask: value("Umask:", 8).and_then(|mask| u32::try_from(mask).ok()).unwrap_or(0o022),
         };
         let process = numbers("Tgid:").next().and_then(|id| Pid::from_raw(id.cast_signed()));
+        let process = process.ok_or(Errno::SRCH)?;
         Ok(Self {
-            process: pidfd_open(process.ok_or(Errno::SRCH)?, PidfdFlags::empty())?,
+            process: pidfd_open(process, PidfdFlags::empty())?,
+            leader: process.as_raw_nonzero().get(),
             root: path("root")?,
             base: match base {
                 Base::Folder => path("cwd")?,

@@ -4,6 +4,7 @@
 //! that passes over permissions is in force while a path of the container is walked.
 
 use std::os::fd::BorrowedFd;
+use std::sync::OnceLock;
 
 use rustix::io::Errno;
 use rustix::process::Gid;
@@ -33,7 +34,14 @@ const CHANGE: CapabilitySet = CapabilitySet::SETUID
 const ALL: CapabilitySet = CHANGE
     .union(CapabilitySet::MKNOD)
     .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::SYS_ADMIN);
+    .union(CapabilitySet::SYS_ADMIN)
+    .union(CapabilitySet::SYS_PTRACE)
+    .union(CapabilitySet::NET_ADMIN)
+    .union(CapabilitySet::BPF);
+
+/// Those of them that this process has: a service manager may withhold some, and Linux before 5.8 does
+/// not know all.
+static PERMITTED: OnceLock<CapabilitySet> = OnceLock::new();
 
 /// Gives up for good what no act needs.
 pub(super) fn lay_down() -> Result<(), Errno> {
@@ -45,15 +53,16 @@ pub(super) fn lay_down() -> Result<(), Errno> {
     }
     rustix::thread::clear_ambient_capability_set()?;
     rustix::thread::set_no_new_privs(true)?;
-    let inheritable = CapabilitySet::empty();
-    let sets = CapabilitySets { effective: CHANGE, permitted: ALL, inheritable };
-    rustix::thread::set_capabilities(None, sets)
+    let permitted = rustix::thread::capabilities(None)?.permitted & ALL;
+    let _ = PERMITTED.set(permitted);
+    use_only(CHANGE)
 }
 
 /// From here on these capabilities are in force, and no others.
 pub(super) fn use_only(effective: CapabilitySet) -> Result<(), Errno> {
     let inheritable = CapabilitySet::empty();
-    let sets = CapabilitySets { effective, permitted: ALL, inheritable };
+    let permitted = PERMITTED.get().copied().unwrap_or(ALL);
+    let sets = CapabilitySets { effective, permitted, inheritable };
     rustix::thread::set_capabilities(None, sets)
 }
 

@@ -7,6 +7,7 @@
 //! be removed, or when nobody has asked for a while. Start reading at `process.rs`.
 
 mod actor;
+pub mod bpf;
 mod identity;
 mod mknod;
 mod pool;
@@ -20,4 +21,4 @@ pub use mknod::Mknod;
 pub use pool::Workers;
 pub(super) use process::serve;
 pub use set_opaque::SetOpaque;
-pub use task::{Reply, Task, What};
+pub use task::{Answer, Reply, Task, What};

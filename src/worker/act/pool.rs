@@ -1,7 +1,7 @@
 //! The workers that there are: one for each set of control groups that asked lately.
 
 use std::collections::HashMap;
-use std::io::IoSlice;
+use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,11 +9,14 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
 use rustix::process::Signal;
 
 use super::process::{DESCRIPTORS, LONGEST};
-use super::task::{Reply, Task};
+use super::task::{Answer, Reply, Task};
 use crate::worker::broker::Broker;
 use crate::worker::failure::{Failure, OrFail};
 use crate::worker::line::wait;
@@ -51,7 +54,7 @@ impl Workers {
         task: &Task,
         fds: &[BorrowedFd<'_>],
         until: Instant,
-    ) -> Result<Reply, Failure> {
+    ) -> Result<Answer, Failure> {
         let bytes = serde_json::to_vec(task)
             .map_err(|error| Failure::new(Errno::EINVAL, error.to_string()))?;
         if bytes.len() > LONGEST {
@@ -65,10 +68,10 @@ impl Workers {
                 Some(running) => running,
                 None => self.start(groups, until)?,
             };
-            match running.ask(&bytes, fds, until) {
-                Ok(Some(reply)) => {
+            match running.ask(&bytes, fds, task.what.room(), until) {
+                Ok(Some(answer)) => {
                     *worker = Some(running);
-                    return Ok(reply);
+                    return Ok(answer);
                 }
                 Ok(None) => {}
                 Err(failure) => return Err(failure),
@@ -102,13 +105,14 @@ impl Workers {
 }
 
 impl Worker {
-    /// Its reply; `None` when it had ended before it was asked.
+    /// Its answer; `None` when it had ended before it was asked.
     fn ask(
         &self,
         task: &[u8],
         fds: &[BorrowedFd<'_>],
+        room: usize,
         until: Instant,
-    ) -> Result<Option<Reply>, Failure> {
+    ) -> Result<Option<Answer>, Failure> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !control.push(SendAncillaryMessage::ScmRights(fds)) {
@@ -120,16 +124,25 @@ impl Worker {
             other => other.or_fail("sendmsg to a worker")?,
         };
         wait(&mut [PollFd::new(&self.line, PollFlags::IN)], until)?;
-        let mut reply = [0; 4];
-        let length = rustix::net::recv(&self.line, &mut reply[..], rustix::net::RecvFlags::empty())
-            .map_or(0, |(length, _)| length);
-        if length < reply.len() {
+        let (mut number, mut bytes) = ([0; 4], vec![0; room]);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let parts = &mut [IoSliceMut::new(&mut number), IoSliceMut::new(&mut bytes)];
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let received = rustix::net::recvmsg(&self.line, parts, &mut control, flags);
+        let length = received.map_or(0, |received| received.bytes);
+        let Some(length) = length.checked_sub(number.len()) else {
             return Err(Failure::new(
                 Errno::EINTR,
                 "a worker was killed in the middle of its task",
             ));
-        }
-        Ok(Some(Reply::from_number(i32::from_ne_bytes(reply))))
+        };
+        bytes.truncate(length);
+        let fd = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        });
+        Ok(Some(Answer { reply: Reply::from_number(i32::from_ne_bytes(number)), bytes, fd }))
     }
 
     fn runs(&self) -> bool {

@@ -1,25 +1,29 @@
 //! The process that acts: one task at a time, then it waits for the next.
 
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, Shutdown};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, Shutdown,
+};
 
+use super::bpf;
 use super::identity::lay_down;
 use super::mknod::Opens;
-use super::task::{Reply, Task, What};
+use super::task::{Answer, Reply, Task, What};
 use crate::worker::child::die_with_parent;
 use crate::worker::failure::{Failure, OrFail};
 use crate::worker::line::Line;
 
 /// The longest task: a path of a page, written as numbers, and as many groups as there can be.
 pub(super) const LONGEST: usize = 1 << 20;
-/// Process, root, base, and what was found.
-pub(super) const DESCRIPTORS: usize = 4;
+/// Process, root, base, and what the task needs in addition.
+pub(super) const DESCRIPTORS: usize = 5;
 /// How long it waits for the next task.
 const PATIENCE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 
@@ -28,23 +32,24 @@ struct Worker {
     /// `/proc/self/fd`, which the container's root does not show.
     fds: OwnedFd,
     opens: Opens,
+    bpf: bpf::Surroundings,
 }
 
 /// Serves one control group until it is not needed any more.
 pub(in crate::worker) fn serve(line: Line, groups: Vec<OwnedFd>) {
     match prepare(groups) {
         Err(failure) => line.report(Err(failure)),
-        Ok((this, fds)) => {
+        Ok((this, fds, bpf)) => {
             if line.done(&[this.as_fd()]).is_ok() {
-                Worker { line: line.into_fd(), fds, opens: Vec::new() }.work();
+                Worker { line: line.into_fd(), fds, opens: Vec::new(), bpf }.work();
             }
         }
     }
 }
 
 /// Enters the control groups and lays down what is not needed. Returns a descriptor of this
-/// process, and its folder of descriptors.
-fn prepare(groups: Vec<OwnedFd>) -> Result<(OwnedFd, OwnedFd), Failure> {
+/// process, its folder of descriptors, and what programs need.
+fn prepare(groups: Vec<OwnedFd>) -> Result<(OwnedFd, OwnedFd, bpf::Surroundings), Failure> {
     let _ = rustix::thread::set_name(c"ambit-act");
     // Without a controlling terminal, and out of reach of the signals of one.
     rustix::process::setsid().or_fail("setsid")?;
@@ -59,9 +64,10 @@ fn prepare(groups: Vec<OwnedFd>) -> Result<(OwnedFd, OwnedFd), Failure> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fds = rustix::fs::openat(CWD, "/proc/self/fd", flags, Mode::empty())
         .or_fail("open of /proc/self/fd")?;
+    let bpf = bpf::Surroundings::open();
     lay_down().or_fail("capset")?;
     die_with_parent();
-    Ok((this, fds))
+    Ok((this, fds, bpf))
 }
 
 impl Worker {
@@ -72,9 +78,8 @@ impl Worker {
         loop {
             self.wait(caller.as_ref());
             let Some((length, mut fds)) = self.receive(&mut bytes) else { return };
-            let reply = self.act(&bytes[..length], &fds);
-            let answer = reply.number().to_ne_bytes();
-            if rustix::net::send(&self.line, &answer, SendFlags::NOSIGNAL).is_err() {
+            let answer = self.act(&bytes[..length], &fds);
+            if self.send(&answer).is_err() {
                 return;
             }
             if !fds.is_empty() {
@@ -116,18 +121,31 @@ impl Worker {
         (received.bytes > 0).then_some((received.bytes, fds))
     }
 
-    fn act(&mut self, task: &[u8], fds: &[OwnedFd]) -> Reply {
-        let (Ok(task), [_, root, base, found @ ..]) = (serde_json::from_slice::<Task>(task), fds)
+    fn send(&self, answer: &Answer) -> Result<(), rustix::io::Errno> {
+        let number = answer.reply.number().to_ne_bytes();
+        let fd: Vec<_> = answer.fd.as_ref().map(AsFd::as_fd).into_iter().collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fd.is_empty() {
+            control.push(SendAncillaryMessage::ScmRights(&fd));
+        }
+        let parts = [IoSlice::new(&number), IoSlice::new(&answer.bytes)];
+        rustix::net::sendmsg(&self.line, &parts, &mut control, SendFlags::NOSIGNAL).map(drop)
+    }
+
+    fn act(&mut self, task: &[u8], fds: &[OwnedFd]) -> Answer {
+        let (Ok(task), [_, root, base, more @ ..]) = (serde_json::from_slice::<Task>(task), fds)
         else {
-            return Reply::Failed(Errno::EPROTO);
+            return Reply::Failed(Errno::EPROTO).into();
         };
         if task.who.take_on(root.as_fd()).is_err() {
-            return Reply::Failed(Errno::EPERM);
+            return Reply::Failed(Errno::EPERM).into();
         }
-        let (base, found) = (base.as_fd(), found.first().map(AsFd::as_fd));
+        let (base, found) = (base.as_fd(), more.first().map(AsFd::as_fd));
         match &task.what {
-            What::Mknod(mknod) => mknod.act(base, found, &mut self.opens),
-            What::SetOpaque(set) => set.act(base, found, self.fds.as_fd()),
+            What::Mknod(mknod) => mknod.act(base, found, &mut self.opens).into(),
+            What::SetOpaque(set) => set.act(base, found, self.fds.as_fd()).into(),
+            What::Bpf(bpf) => bpf.act(more, &mut self.bpf),
         }
     }
 }

@@ -1,8 +1,11 @@
 //! What a worker is asked, and what it answers.
 
+use std::os::fd::OwnedFd;
+
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::bpf::Bpf;
 use super::identity::Identity;
 use super::mknod::Mknod;
 use super::set_opaque::SetOpaque;
@@ -25,6 +28,35 @@ pub enum What {
     Mknod(Mknod),
     /// The mark of an opaque folder or file of overlayfs.
     SetOpaque(SetOpaque),
+    /// Programs that decide on devices.
+    Bpf(Bpf),
+}
+
+impl What {
+    /// How many bytes it may have to tell, besides how it ended.
+    pub(super) fn room(&self) -> usize {
+        match self {
+            Self::Mknod(_) | Self::SetOpaque(_) => 0,
+            Self::Bpf(bpf) => bpf.room(),
+        }
+    }
+}
+
+/// What a worker answers.
+#[derive(Debug)]
+pub struct Answer {
+    /// How the act ended.
+    pub reply: Reply,
+    /// What else there is to tell; what it means depends on the act.
+    pub bytes: Vec<u8>,
+    /// What was opened, if anything was.
+    pub fd: Option<OwnedFd>,
+}
+
+impl From<Reply> for Answer {
+    fn from(reply: Reply) -> Self {
+        Self { reply, bytes: Vec::new(), fd: None }
+    }
 }
 
 /// How an act ended.

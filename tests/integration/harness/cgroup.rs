@@ -21,6 +21,10 @@ impl Hierarchy {
         &self.root
     }
 
+    pub(crate) fn is_v2(&self) -> bool {
+        self.v2
+    }
+
     pub(crate) fn has(&self, controller: &str) -> bool {
         self.controllers.iter().any(|name| name == controller)
     }

@@ -52,7 +52,7 @@ pub(crate) fn start(
     let path = |name: &str| state.path().join(name);
     fs::write(path("seccomp"), "2\ndenylist\n[all]\nsysinfo notify\nsched_getaffinity notify\nmount notify\nfsopen notify\n\
          mknod notify\nmknodat notify\nsetxattr notify\nlsetxattr notify\nfsetxattr notify\n\
-         sched_setscheduler notify\nsched_setattr notify\nsetpriority notify\n")
+         sched_setscheduler notify\nsched_setattr notify\nsetpriority notify\nbpf notify\n")
         .unwrap();
     let mut config = format!(
         "lxc.uts.name = test\nlxc.rootfs.path = dir:{root}\n\

@@ -148,14 +148,14 @@ fn config(daemon: &Daemon, container: Container<'_>, root: &TempDir, id: &str) -
             "syscalls": [
                 { "names": ["sysinfo", "sched_getaffinity", "mount", "fsopen", "mknod", "mknodat",
                             "setxattr", "lsetxattr", "fsetxattr",
-                            "sched_setscheduler", "sched_setattr", "setpriority"], "action": "SCMP_ACT_NOTIFY" },
+                            "sched_setscheduler", "sched_setattr", "setpriority", "bpf"], "action": "SCMP_ACT_NOTIFY" },
             ],
         },
     });
     // What root of a user namespace has anyway, if the engine does not take it away.
     let capabilities = if container.userns { ROOTS } else { &[] };
     if container.userns {
-        namespaces.push("user");
+        namespaces.extend(["user", "cgroup"]);
         let ids = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
         linux["uidMappings"] = ids.clone();
         linux["gidMappings"] = ids;

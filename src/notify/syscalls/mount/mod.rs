@@ -57,7 +57,7 @@ impl Handler for Mount {
         }
     }
 
-    fn repeat(&self) -> Repeat {
+    fn repeat(&self, _call: &Call) -> Repeat {
         Repeat::Never
     }
 

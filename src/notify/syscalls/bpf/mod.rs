@@ -1,0 +1,185 @@
+//! bpf(2): programs that decide which devices a control group may use.
+//!
+//! Container engines and service managers use them on cgroup v2 for the control groups that they make.
+//! Granted are loading such a program, attaching and detaching it below the container's own control
+//! group, and asking for those that are attached there: `crate::worker::act::bpf` does it, and what a
+//! container gets is a file that stands for a program, never a program. The caller's attribute is read
+//! once and only what is known of it is passed on (`request.rs`); programs are looked through
+//! before the verifier sees them. All else is the kernel's.
+
+mod request;
+
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+
+use self::request::{Parsed, Request};
+use super::ranges;
+use crate::notify::acts;
+use crate::notify::call::Call;
+use crate::notify::caller_thread;
+use crate::notify::context::Context;
+use crate::notify::handler::{Cost, Description, Handler, Refusal, Repeat, Screen, Verdict};
+use crate::notify::once::Once;
+use crate::worker::act::bpf::{Bpf, Target};
+use crate::worker::act::{Actor, Answer, Base, Reply, What};
+
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_BPF: u32 = 39;
+
+// include/uapi/linux/bpf.h
+const PROG_LOAD: u32 = 5;
+const PROG_ATTACH: u32 = 8;
+const PROG_DETACH: u32 = 9;
+const PROG_GET_FD_BY_ID: u32 = 13;
+const OBJ_GET_INFO_BY_FD: u32 = 15;
+const PROG_QUERY: u32 = 16;
+
+/// Changes for callers that signals interrupt.
+static ONCE: Once<Bpf> = Once::new();
+
+/// Answers bpf(2).
+pub(super) struct BpfPrograms;
+
+impl Handler for BpfPrograms {
+    fn describe(&self) -> Description {
+        Description {
+            name: "bpf",
+            syscalls: &["bpf"],
+            default_on: false,
+            privileged: true,
+            summary: "With bpf.devices, device policies of control groups inside can be set.",
+        }
+    }
+
+    fn reported(&self, _syscall: &str) -> &'static [(u32, u64, u64)] {
+        const COMMAND: u64 = u32::MAX as u64;
+        &[
+            (0, COMMAND, PROG_LOAD as u64),
+            (0, COMMAND, PROG_ATTACH as u64),
+            (0, COMMAND, PROG_DETACH as u64),
+            (0, COMMAND, PROG_GET_FD_BY_ID as u64),
+            (0, COMMAND, OBJ_GET_INFO_BY_FD as u64),
+            (0, COMMAND, PROG_QUERY as u64),
+        ]
+    }
+
+    fn cost(&self) -> Cost {
+        Cost::Act
+    }
+
+    fn repeat(&self, call: &Call) -> Repeat {
+        match call.uint(0) {
+            // Attached twice is EINVAL, detached twice ENOENT: neither tells whether it was done by us.
+            PROG_ATTACH | PROG_DETACH => Repeat::Never,
+            // What was made for nobody is gone again.
+            _ => Repeat::Safe,
+        }
+    }
+
+    fn settled(&self, who: (&str, u32), delivered: bool) {
+        ONCE.settled(who, delivered);
+    }
+
+    fn screen(&self, call: &Call) -> Screen {
+        match call.uint(0) {
+            PROG_LOAD | PROG_ATTACH | PROG_DETACH | PROG_GET_FD_BY_ID | OBJ_GET_INFO_BY_FD
+            | PROG_QUERY => Screen::Inspect,
+            _ => Screen::Continue,
+        }
+    }
+
+    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
+        if !cx.settings.bpf_devices {
+            return Ok(Verdict::Continue);
+        }
+        let request = match request::read(call, cx)? {
+            Parsed::Asked(request) => Ok(request),
+            Parsed::Wrong(errno) => Err(errno),
+            Parsed::Other => return Ok(Verdict::Continue),
+        };
+        let may = |actor: &Actor| {
+            actor.can(CAP_SYS_ADMIN) || actor.can(CAP_BPF) && actor.can(CAP_NET_ADMIN)
+        };
+        let Some(actor) = acts::pin_if(call, cx, Base::Folder, may)? else {
+            return Ok(Verdict::Continue);
+        };
+        // Only who may do it is told what is wrong with it.
+        let request = match request {
+            Ok(request) => request,
+            Err(errno) => return Ok(Verdict::Fail(errno)),
+        };
+        let users = ranges(call, cx, "uid_map")?;
+        let target = |fd| Target { fd, users };
+        match request {
+            Request::Load { program, log } => {
+                let answer = ask(call, cx, &actor, Bpf::Load(program))?;
+                if !answer.bytes.is_empty() {
+                    cx.write(call, log, &answer.bytes)?;
+                }
+                Ok(opened(answer))
+            }
+            Request::Open(id) => Ok(opened(ask(call, cx, &actor, Bpf::Open(id))?)),
+            Request::Info(info) => {
+                let answer = ask(call, cx, &actor, Bpf::Info(info.fd))?;
+                match answer.reply {
+                    Reply::Done => info.tell(call, cx, &answer.bytes),
+                    reply => Ok(ended(reply)),
+                }
+            }
+            Request::Query(query) => {
+                let answer = ask(call, cx, &actor, Bpf::Query(target(query.target)))?;
+                match answer.reply {
+                    Reply::Done => query.tell(call, cx, &answer.bytes),
+                    reply => Ok(ended(reply)),
+                }
+            }
+            Request::Attach { target: fd, program, flags, replaced } => {
+                let attach = Bpf::Attach { to: target(fd), program, flags, replaced };
+                change(call, cx, &actor, &attach)
+            }
+            Request::Detach { target: fd, program } => {
+                change(call, cx, &actor, &Bpf::Detach { from: target(fd), program })
+            }
+        }
+    }
+}
+
+/// Something that must not be done twice.
+fn change(call: &Call, cx: &Context<'_>, actor: &Actor, bpf: &Bpf) -> Result<Verdict, Refusal> {
+    ONCE.act((cx.container, call.tid), bpf, acts::patience(), cx, || {
+        let answer = ask(call, cx, actor, bpf.clone())?;
+        if answer.reply == Reply::Done {
+            let what = if matches!(bpf, Bpf::Attach { .. }) { "attached" } else { "detached" };
+            tracing::info!(container = cx.container, tid = call.tid, "device program {what}");
+        }
+        Ok(ended(answer.reply))
+    })
+}
+
+fn ask(call: &Call, cx: &Context<'_>, actor: &Actor, bpf: Bpf) -> Result<Answer, Refusal> {
+    let groups = cx.open(call, "ns/cgroup")?;
+    let thread = caller_thread::pidfd(call, cx, actor)?;
+    // A container without a cgroup namespace of its own sees the host's: nothing there is its own.
+    let (true, Some(thread)) = (acts::belongs_to_a_container(&groups), thread) else {
+        return Ok(Reply::Kernel.into());
+    };
+    acts::ask(call, cx, actor, What::Bpf(bpf), &[thread.as_fd(), groups.as_fd()])
+}
+
+fn ended(reply: Reply) -> Verdict {
+    match reply {
+        Reply::Done => Verdict::Return(0),
+        Reply::Failed(errno) => Verdict::Fail(errno),
+        Reply::Kernel => Verdict::Continue,
+    }
+}
+
+fn opened(answer: Answer) -> Verdict {
+    match (answer.reply, answer.fd) {
+        (Reply::Done, Some(fd)) => Verdict::Install(fd),
+        (Reply::Done, None) => Verdict::Fail(Errno::EMFILE),
+        (reply, _) => ended(reply),
+    }
+}

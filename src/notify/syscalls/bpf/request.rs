@@ -1,0 +1,345 @@
+//! What a caller wants, read out of its attribute (`union bpf_attr`).
+//!
+//! The attribute is copied once. A field that is not known here, or that would name something of ours, is
+//! never passed on: a call with one is left to the kernel. The layout is the same for programs of 32
+//! bits.
+
+use nix::errno::Errno;
+
+use super::{OBJ_GET_INFO_BY_FD, PROG_ATTACH, PROG_DETACH, PROG_GET_FD_BY_ID, PROG_LOAD};
+use crate::notify::call::Call;
+use crate::notify::context::Context;
+use crate::notify::handler::{Refusal, Verdict};
+use crate::sys::bpf::Kind;
+use crate::worker::act::bpf::{ALIGNMENT, LONGEST, LONGEST_LOG, Load, Log, is_plain};
+
+/// The kernel copies no more than a page.
+const PAGE: usize = 4096;
+/// What is known of the attribute; Linux 6.18 has 168 bytes.
+const KNOWN: usize = 168;
+/// What a license may measure, with its end.
+const LICENSE: usize = 128;
+
+// include/uapi/linux/bpf.h
+const CGROUP_DEVICE_PROGRAM: u32 = 15;
+/// Libraries try out with one of these whether programs can be attached at all.
+const CGROUP_PACKET_PROGRAM: u32 = 8;
+const CGROUP_DEVICE: u32 = 6;
+const ALLOW_OVERRIDE: u32 = 1;
+const ALLOW_MULTI: u32 = 2;
+const REPLACE: u32 = 4;
+/// Where `log_true_size` is, which the kernel only writes.
+const TRUE_SIZE: std::ops::Range<usize> = 140..144;
+
+/// What is to be done with an attribute.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Parsed {
+    /// This, if the caller may.
+    Asked(Request),
+    /// It is wrong.
+    Wrong(Errno),
+    /// It is nothing of ours.
+    Other,
+}
+
+/// What a caller wants. Descriptors and addresses are its own.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Request {
+    Load { program: Load, log: u64 },
+    Attach { target: i32, program: i32, flags: u32, replaced: Option<i32> },
+    Detach { target: i32, program: i32 },
+    Query(Query),
+    Info(Info),
+    Open(u32),
+}
+
+/// A question for programs, and where the answer is to be.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Query {
+    pub(super) target: i32,
+    attribute: u64,
+    ids: u64,
+    room: u32,
+}
+
+/// A question for what a program is.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Info {
+    pub(super) fd: i32,
+    attribute: u64,
+    place: u64,
+    room: u32,
+}
+
+/// Reads the attribute, and for a program what it points to.
+pub(super) fn read(call: &Call, cx: &Context<'_>) -> Result<Parsed, Refusal> {
+    let size = call.uint(2) as usize;
+    if size > PAGE {
+        return Ok(Parsed::Wrong(Errno::E2BIG));
+    }
+    let mut bytes = [0; PAGE];
+    if !whole(cx.read(call, call.long(1), &mut bytes[..size]), size)? {
+        return Ok(Parsed::Wrong(Errno::EFAULT));
+    }
+    let (known, beyond) = bytes.split_at(KNOWN);
+    if beyond.iter().any(|&byte| byte != 0) {
+        return Ok(Parsed::Wrong(Errno::E2BIG));
+    }
+    let attribute = Attribute(known);
+    match call.uint(0) {
+        PROG_LOAD => load(call, cx, attribute),
+        PROG_ATTACH => Ok(attach(attribute)),
+        PROG_DETACH => Ok(detach(attribute)),
+        PROG_GET_FD_BY_ID => Ok(open(attribute)),
+        OBJ_GET_INFO_BY_FD => Ok(info(attribute, call.long(1), size)),
+        _ => Ok(query(attribute, call.long(1), size)),
+    }
+}
+
+/// The known part of an attribute; what the caller left out is zero.
+#[derive(Clone, Copy)]
+struct Attribute<'a>(&'a [u8]);
+
+impl Attribute<'_> {
+    fn word(self, at: usize) -> u32 {
+        let bytes = self.0.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+        bytes.map_or(0, u32::from_ne_bytes)
+    }
+
+    fn long(self, at: usize) -> u64 {
+        let bytes = self.0.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
+        bytes.map_or(0, u64::from_ne_bytes)
+    }
+
+    fn fd(self, at: usize) -> i32 {
+        self.word(at).cast_signed()
+    }
+
+    /// Is there nothing from here on?
+    fn ends(self, at: usize) -> bool {
+        self.0.iter().skip(at).all(|&byte| byte == 0)
+    }
+}
+
+fn load(call: &Call, cx: &Context<'_>, attribute: Attribute<'_>) -> Result<Parsed, Refusal> {
+    let mut rest = attribute.0.to_vec();
+    rest[TRUE_SIZE].fill(0);
+    let flags = attribute.word(44);
+    let expected = attribute.word(68);
+    // Until byte 72: type, instructions, license, log, version, flags, name, interface, where it
+    // is to be attached. After that come references of all kinds.
+    let kind = match attribute.word(0) {
+        CGROUP_DEVICE_PROGRAM => Kind::Device,
+        CGROUP_PACKET_PROGRAM => Kind::Packet,
+        _ => return Ok(Parsed::Other),
+    };
+    if flags & !ALIGNMENT != 0
+        || attribute.word(64) != 0
+        || !matches!(expected, 0 | CGROUP_DEVICE)
+        || !Attribute(&rest).ends(72)
+    {
+        return Ok(Parsed::Other);
+    }
+    let count = attribute.word(4) as usize;
+    if count == 0 || count > LONGEST {
+        return Ok(Parsed::Wrong(Errno::E2BIG));
+    }
+    let mut bytes = vec![0; count * size_of::<u64>()];
+    let length = bytes.len();
+    if !whole(cx.read(call, attribute.long(8), &mut bytes), length)? {
+        return Ok(Parsed::Wrong(Errno::EFAULT));
+    }
+    let instructions: Vec<_> =
+        bytes.as_chunks().0.iter().map(|&bytes| u64::from_ne_bytes(bytes)).collect();
+    let mut license = [0; LICENSE];
+    let read = match cx.read(call, attribute.long(16), &mut license) {
+        Ok(read) => &license[..read],
+        Err(Refusal::Fail(_)) => &[],
+        Err(other) => return Err(other),
+    };
+    // As the kernel, which cuts off what is too long.
+    let end = match read.iter().position(|&byte| byte == 0) {
+        Some(end) => end,
+        None if read.len() == LICENSE => LICENSE - 1,
+        None => return Ok(Parsed::Wrong(Errno::EFAULT)),
+    };
+    if !is_plain(&instructions) {
+        return Ok(Parsed::Other);
+    }
+    let mut name = [0; 16];
+    name.copy_from_slice(&attribute.0[48..64]);
+    let log = attribute.long(32);
+    let program = Load {
+        kind,
+        instructions,
+        license: read[..end].to_vec(),
+        name,
+        flags,
+        log: Log {
+            level: attribute.word(24),
+            size: attribute.word(28).min(LONGEST_LOG as u32),
+            wanted: log != 0,
+        },
+    };
+    Ok(Parsed::Asked(Request::Load { program, log }))
+}
+
+fn attach(attribute: Attribute<'_>) -> Parsed {
+    let flags = attribute.word(12);
+    if attribute.fd(0) < 0 && flags & !REPLACE == 0 {
+        // Whatever it is: this is how libraries find out what there is.
+        return Parsed::Wrong(Errno::EBADF);
+    }
+    if attribute.word(8) != CGROUP_DEVICE
+        || flags & !(ALLOW_OVERRIDE | ALLOW_MULTI | REPLACE) != 0
+        || !attribute.ends(20)
+    {
+        return Parsed::Other;
+    }
+    Parsed::Asked(Request::Attach {
+        target: attribute.fd(0),
+        program: attribute.fd(4),
+        flags,
+        replaced: (flags & REPLACE != 0).then(|| attribute.fd(16)),
+    })
+}
+
+fn detach(attribute: Attribute<'_>) -> Parsed {
+    match (attribute.word(8), attribute.ends(12)) {
+        (CGROUP_DEVICE, true) => {
+            Parsed::Asked(Request::Detach { target: attribute.fd(0), program: attribute.fd(4) })
+        }
+        (CGROUP_DEVICE, false) => Parsed::Wrong(Errno::EINVAL),
+        _ => Parsed::Other,
+    }
+}
+
+fn open(attribute: Attribute<'_>) -> Parsed {
+    if attribute.ends(4) {
+        Parsed::Asked(Request::Open(attribute.word(0)))
+    } else {
+        Parsed::Wrong(Errno::EINVAL)
+    }
+}
+
+fn info(attribute: Attribute<'_>, address: u64, size: usize) -> Parsed {
+    if size < 16 || !attribute.ends(16) {
+        return Parsed::Other;
+    }
+    let (fd, room) = (attribute.fd(0), attribute.word(4));
+    Parsed::Asked(Request::Info(Info { fd, attribute: address, place: attribute.long(8), room }))
+}
+
+fn query(attribute: Attribute<'_>, address: u64, size: usize) -> Parsed {
+    // Not those that hold because of control groups above, whose numbers are the host's.
+    let plain = attribute.word(8) == 0 && attribute.ends(28);
+    if attribute.word(4) != CGROUP_DEVICE || !plain || size < 28 {
+        return Parsed::Other;
+    }
+    Parsed::Asked(Request::Query(Query {
+        target: attribute.fd(0),
+        attribute: address,
+        ids: attribute.long(16),
+        room: attribute.word(24),
+    }))
+}
+
+impl Info {
+    /// Writes the answer as the kernel does: as much as there is room for, and how much that is.
+    pub(super) fn tell(
+        &self,
+        call: &Call,
+        cx: &Context<'_>,
+        bytes: &[u8],
+    ) -> Result<Verdict, Refusal> {
+        let length = bytes.len().min(self.room as usize);
+        cx.write(call, self.place, &bytes[..length])?;
+        cx.write(call, self.attribute + 4, &(length as u32).to_ne_bytes())?;
+        Ok(Verdict::Return(0))
+    }
+}
+
+impl Query {
+    /// Writes the answer as the kernel does. `bytes` are flags and numbers.
+    pub(super) fn tell(
+        &self,
+        call: &Call,
+        cx: &Context<'_>,
+        bytes: &[u8],
+    ) -> Result<Verdict, Refusal> {
+        let Some((flags, ids)) = bytes.split_first_chunk::<4>() else {
+            return Ok(Verdict::Fail(Errno::EIO));
+        };
+        let count = ids.len() / size_of::<u32>();
+        cx.write(call, self.attribute + 12, flags)?;
+        cx.write(call, self.attribute + 24, &(count as u32).to_ne_bytes())?;
+        // Without room only their number was asked for.
+        let room = self.room as usize;
+        if room == 0 || self.ids == 0 || count == 0 {
+            return Ok(Verdict::Return(0));
+        }
+        cx.write(call, self.ids, &ids[..room.min(count) * size_of::<u32>()])?;
+        if room < count { Ok(Verdict::Fail(Errno::ENOSPC)) } else { Ok(Verdict::Return(0)) }
+    }
+}
+
+/// Was everything read? What cannot be read is EFAULT.
+fn whole(read: Result<usize, Refusal>, length: usize) -> Result<bool, Refusal> {
+    match read {
+        Ok(read) => Ok(read == length),
+        Err(Refusal::Fail(_)) => Ok(length == 0),
+        Err(other) => Err(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attribute(words: &[(usize, u32)]) -> [u8; KNOWN] {
+        let mut bytes = [0; KNOWN];
+        for &(at, word) in words {
+            bytes[at..at + 4].copy_from_slice(&word.to_ne_bytes());
+        }
+        bytes
+    }
+
+    #[test]
+    fn attaching_passes_on_what_is_known() {
+        let of = |words: &[(usize, u32)]| attach(Attribute(&attribute(words)));
+        let base = [(0, 7), (4, 8), (8, CGROUP_DEVICE)];
+        let with = |more: &[(usize, u32)]| of(&[&base, more].concat());
+        let asked = |flags, replaced| {
+            Parsed::Asked(Request::Attach { target: 7, program: 8, flags, replaced })
+        };
+        assert_eq!(with(&[]), asked(0, None));
+        assert_eq!(with(&[(12, 6), (16, 9)]), asked(6, Some(9)));
+        assert_eq!(with(&[(12, 2), (16, 9)]), asked(2, None), "nothing is to be replaced");
+        for odd in [(12, 8), (12, 1 << 31), (20, 1), (24, 1), (KNOWN - 4, 1)] {
+            assert_eq!(with(&[odd]), Parsed::Other, "{odd:?}");
+        }
+        assert_eq!(of(&[(0, 7), (4, 8), (8, 0)]), Parsed::Other, "another kind of hook");
+    }
+
+    #[test]
+    fn questions_are_for_one_control_group() {
+        let of = |words: &[(usize, u32)], size| query(Attribute(&attribute(words)), 100, size);
+        let asked = of(&[(0, 7), (4, CGROUP_DEVICE), (16, 5), (24, 3)], 32);
+        let query = Query { target: 7, attribute: 100, ids: 5, room: 3 };
+        assert_eq!(asked, Parsed::Asked(Request::Query(query)));
+        assert_eq!(of(&[(4, CGROUP_DEVICE)], 24), Parsed::Other, "no room for the count");
+        assert_eq!(of(&[(4, CGROUP_DEVICE), (8, 1)], 32), Parsed::Other, "those that hold");
+        assert_eq!(of(&[(4, CGROUP_DEVICE), (32, 1)], 64), Parsed::Other, "more lists");
+    }
+
+    #[test]
+    fn other_requests_have_no_more_than_their_fields() {
+        let bytes = attribute(&[(0, 7), (4, 8), (8, CGROUP_DEVICE)]);
+        let detached = Parsed::Asked(Request::Detach { target: 7, program: 8 });
+        assert_eq!(detach(Attribute(&bytes)), detached);
+        let bytes = attribute(&[(8, CGROUP_DEVICE), (12, 2)]);
+        assert_eq!(detach(Attribute(&bytes)), Parsed::Wrong(Errno::EINVAL));
+        assert_eq!(open(Attribute(&attribute(&[(0, 5)]))), Parsed::Asked(Request::Open(5)));
+        assert_eq!(open(Attribute(&attribute(&[(4, 5)]))), Parsed::Wrong(Errno::EINVAL));
+    }
+}

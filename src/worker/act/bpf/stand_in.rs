@@ -1,0 +1,124 @@
+//! What a container gets in the place of a program: a sealed file that says what the program is.
+//!
+//! Since Linux 5.8 whoever has a descriptor of such a program may attach it, without any capability, to
+//! every control group that it can open for reading: to its container's own, where the host's
+//! programs are, and to others'. So no container ever gets one. It gets a file of memory that cannot change, which the
+//! kernel takes for no program. When it is to be attached, it is read, looked through and loaded again.
+//!
+//! Nothing is believed because it stands in such a file. A container can make one itself; that gives
+//! it what asking for the same would.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use nix::errno::Errno;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, memfd_create};
+use serde::{Deserialize, Serialize};
+
+use super::program::{ALIGNMENT, LONGEST, is_plain};
+use super::{Load, Log};
+
+/// What a file says.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Content {
+    /// A program that the verifier accepted.
+    Program(Load),
+    /// One that is attached somewhere, by its number.
+    Attached(u32),
+}
+
+/// A file of a container, read.
+#[derive(Debug)]
+pub(super) struct StandIn {
+    pub(super) content: Content,
+    /// The name under which its program is loaded: it tells programs of the same content apart.
+    pub(super) name: [u8; 16],
+}
+
+/// The longest content: each instruction is a number of up to 20 digits.
+const SIZE: usize = 128 << 10;
+
+const SEALS: SealFlags =
+    SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
+
+/// A new file.
+pub(super) fn make(content: &Content) -> Result<OwnedFd, Errno> {
+    let number = |errno: rustix::io::Errno| Errno::from_raw(errno.raw_os_error());
+    let bytes = serde_json::to_vec(content).map_err(|_| Errno::EINVAL)?;
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut file = File::from(memfd_create("device-program", flags).map_err(number)?);
+    file.write_all(&bytes).map_err(|_| Errno::ENOMEM)?;
+    fcntl_add_seals(&file, SEALS).map_err(number)?;
+    Ok(file.into())
+}
+
+/// Reads a descriptor of a container. `None`: it is none of these.
+pub(super) fn read(fd: OwnedFd) -> Option<StandIn> {
+    // Only files of memory have seals; one that cannot change cannot make a reader wait either.
+    if !fcntl_get_seals(&fd).is_ok_and(|seals| seals.contains(SEALS)) {
+        return None;
+    }
+    let status = fstat(fd.as_fd()).ok()?;
+    let size = usize::try_from(status.st_size).ok().filter(|size| *size <= SIZE)?;
+    let mut bytes = vec![0; size];
+    File::from(fd).read_exact_at(&mut bytes, 0).ok()?;
+    let mut content: Content = serde_json::from_slice(&bytes).ok()?;
+    if let Content::Program(load) = &mut content {
+        load.log = Log::default();
+        let known = load.instructions.len() <= LONGEST && load.flags & !ALIGNMENT == 0;
+        if !known || !is_plain(&load.instructions) {
+            return None;
+        }
+    }
+    // Numbers of files of memory are not given out twice.
+    let mut name = [0; 16];
+    let text = format!("ambit_{:x}", status.st_ino & 0xf_ffff_ffff);
+    name[..text.len()].copy_from_slice(text.as_bytes());
+    Some(StandIn { content, name })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_and_cannot_be_changed() {
+        let (one, other) =
+            (make(&Content::Attached(7)).unwrap(), make(&Content::Attached(7)).unwrap());
+        assert!(File::from(one.try_clone().unwrap()).write_all(b"x").is_err());
+        let (one, other) = (read(one).unwrap(), read(other).unwrap());
+        assert_eq!((one.content, other.content), (Content::Attached(7), Content::Attached(7)));
+        assert!(one.name != other.name && one.name[15] == 0);
+    }
+
+    #[test]
+    fn programs_in_files_are_looked_through_again() {
+        let load = |instruction, flags| Load {
+            kind: crate::sys::bpf::Kind::Device,
+            instructions: vec![instruction],
+            license: Vec::new(),
+            name: [0; 16],
+            flags,
+            log: Log { level: 1, size: 9, wanted: true },
+        };
+        let read = |load| read(make(&Content::Program(load)).unwrap());
+        let exit = 0x95u64.to_le();
+        let plain = read(load(exit, 1)).unwrap();
+        let silent = Load { log: Log::default(), ..load(exit, 1) };
+        assert_eq!(plain.content, Content::Program(silent));
+        assert!(read(load(0x85u64.to_le(), 0)).is_none(), "a call");
+        assert!(read(load(exit, 1 << 16)).is_none(), "a flag");
+    }
+
+    #[test]
+    fn other_files_are_none() {
+        assert!(read(File::open("/dev/null").unwrap().into()).is_none());
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = memfd_create("x", flags).unwrap();
+        assert!(read(file.try_clone().unwrap()).is_none(), "it can change");
+        fcntl_add_seals(&file, SEALS).unwrap();
+        assert!(read(file).is_none(), "it says nothing");
+    }
+}
