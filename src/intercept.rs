@@ -10,7 +10,7 @@ use crate::notify::Policy;
 use crate::notify::settings::{Device, Settings};
 
 /// Settings, and what they are, for messages.
-const SETTINGS: [(&str, &str); 12] = [
+const SETTINGS: [(&str, &str); 13] = [
     ("mknod.devices", "a list of character devices, such as [\"10:229\"]"),
     ("bpf.devices", "true or false"),
     ("mount.allowed", "a list of filesystems, such as [\"ext4\"]"),
