@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ambit_sysinfo::Views;
+use rustix::fs::{Mode, OFlags};
 
 use crate::adopt::InitRequest;
 use crate::connection::{Connection, Place, Stage};
@@ -66,7 +67,22 @@ impl Overlay {
         let connection = Connection::mount(place, Writes::Refused, filesystem)?;
         let mut overlay = Self { connection, pressure: None, name, views, counters };
         overlay.mount_pressure();
+        overlay.look_up_all();
         Ok(overlay)
+    }
+
+    /// Looks every name up that is bound into containers, before anybody else can.
+    ///
+    /// Since Linux 6.16 a name that two look up for the first time at the same moment can be
+    /// thrown away under the one who found it: it is in the cache of names before it is marked as
+    /// valid (`fuse_lookup`, `d_time`). Whoever then binds it is told ENOENT (`move_mount`,
+    /// `mount`), and engines start containers at the same moment. A name that is known is safe.
+    fn look_up_all(&self) {
+        for point in crate::bind_points() {
+            let path = self.connection.path.join(point);
+            // Not known is all that may happen: whoever binds it looks it up then.
+            let _ = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        }
     }
 
     /// Mounts the files on which pressure triggers can be set over those of the overlay on which

@@ -174,7 +174,7 @@ impl Prepared {
         for file in files {
             let mount = match self.pressure.file(file) {
                 Some(own) => mounts::Detached::copy_of(&own)?,
-                None => mounts::Detached::copy_of(&service.overlay().join(file))?,
+                None => mounts::Detached::copy_of_shared(&service.overlay().join(file))?,
             };
             processes.to_builder.send(Word::File, file, &[mount.0.as_fd()])?;
         }

@@ -5,7 +5,7 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -16,6 +16,9 @@ use super::hostmounts::relative;
 use super::owners::{ActingAs, Owners};
 use crate::sys::mount_setattr::mount_setattr;
 
+/// How often a name is looked up again that was thrown away at once. Twice would be bad luck.
+const TRIES: usize = 100;
+
 /// A mount that is attached nowhere yet.
 #[derive(Debug)]
 pub(super) struct Detached(pub(super) OwnedFd);
@@ -25,6 +28,26 @@ impl Detached {
     /// below it.
     pub(super) fn copy_of(path: &Path) -> Result<Self> {
         copy_at(CWD, path).with_context(|| format!("cannot copy {}: open_tree", path.display()))
+    }
+
+    /// A copy of a file of the overlay, whose name others may look up at the same time. The
+    /// kernel can throw a name away meanwhile (`Overlay::mount` tells why), and what has no name
+    /// cannot be attached.
+    pub(super) fn copy_of_shared(path: &Path) -> Result<Self> {
+        for _ in 0..TRIES {
+            let copy = Self::copy_of(path)?;
+            if copy.has_name() {
+                return Ok(copy);
+            }
+        }
+        anyhow::bail!("cannot copy {}: it vanishes while it is looked up", path.display())
+    }
+
+    /// Is its root still to be found in its filesystem?
+    fn has_name(&self) -> bool {
+        let shown = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        rustix::fs::readlink(shown, Vec::new())
+            .is_ok_and(|place| !place.to_bytes().ends_with(b" (deleted)"))
     }
 
     /// A copy of what lies at this place of the sandbox.

@@ -232,6 +232,9 @@ fn sample_loads(accounting: &Weak<Accounting>, wake: &Wake) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
     use super::*;
 
     #[test]
@@ -265,6 +268,48 @@ mod tests {
         let identity = crate::container::Identity { namespace: 0, init: None, is_host: false };
         let membership = crate::membership::Membership::parse(b"0::/c\n");
         Container::new(identity, membership, &accounting.shared)
+    }
+
+    /// Whoever begins to read when another has finished sees no less than that one.
+    #[test]
+    fn concurrent_readers_never_see_less_than_was_seen() {
+        let root = tempfile::tempdir().unwrap();
+        let options = Options { age_bound: 0, ..Options::default() };
+        let accounting = Accounting::with(options, files(root.path())).unwrap();
+        let one = container(&accounting);
+        let stat = root.path().join("sys/fs/cgroup/c/cpu.stat");
+        let seen: [AtomicU64; 3] = Default::default();
+        let ended = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for reader in 0..4 {
+                let (one, accounting, seen, ended) = (&one, &accounting, &seen, &ended);
+                scope.spawn(move || {
+                    while !ended.load(Ordering::Relaxed) {
+                        let before: Vec<_> =
+                            seen.iter().map(|seen| seen.load(Ordering::SeqCst)).collect();
+                        // Some want what few files show, which makes a sample of its own.
+                        let wanted = if reader % 2 == 0 { Extras::NONE } else { Extras::EVENTS };
+                        let view = one.view(&accounting.shared, wanted).unwrap();
+                        let total = &view.cpu.total;
+                        let now = [total.user, total.idle, view.clock.idle];
+                        for ((now, before), seen) in now.iter().zip(before).zip(seen) {
+                            assert!(*now >= before, "{before} became {now}");
+                            seen.fetch_max(*now, Ordering::SeqCst);
+                        }
+                    }
+                });
+            }
+            // In place and in one piece, as the kernel changes its files.
+            let stat = std::fs::OpenOptions::new().write(true).open(stat).unwrap();
+            for step in 1..=300_u64 {
+                let text =
+                    format!("user_usec {:09}\nsystem_usec {:09}\n", step * 1000, step * 1000);
+                stat.write_all_at(text.as_bytes(), 0).unwrap();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            ended.store(true, Ordering::Relaxed);
+        });
+        assert!(seen.iter().all(|seen| seen.load(Ordering::SeqCst) > 0), "{seen:?}");
     }
 
     #[test]

@@ -13,16 +13,12 @@ use crate::view::{Memory, Swap};
 #[must_use]
 pub fn memory(sample: &Sample, host: &Host) -> Memory {
     let huge = huge(sample, host);
-    let Some(MemorySample { usage, limit, stat, .. }) = &sample.memory else {
+    let Some(sample) = &sample.memory else {
         let Memory { huge_total, huge_free, huge_reserved, huge_bytes, .. } = huge;
         return Memory { huge_total, huge_free, huge_reserved, huge_bytes, ..memory_of_host(host) };
     };
-    // A limit of zero admits no process, so nobody can be reading: it is a limit being set up.
-    let total = match limit.capped_at(host.memory_total) {
-        0 => host.memory_total,
-        total => total,
-    };
-    let used = (*usage).min(total);
+    let (total, used) = (total_memory(sample, host), used_memory(sample, host));
+    let stat = &sample.stat;
     let free = total - used;
     // The rows lag behind the usage by what each processor has in stock, so a row can exceed
     // it. Programs subtract these from each other: nothing may be larger than what it is in.
@@ -96,20 +92,36 @@ pub fn swap(sample: &Sample, host: &Host, policy: SwapPolicy) -> Swap {
         let (total, free) = (host.swap_total, meminfo_bytes(host, "SwapFree"));
         return Swap { total, free: free.min(total), ..Swap::default() };
     };
-    let cached = memory.stat.swapcached.min(memory.usage);
     let (total, used) = match (policy, &memory.swap) {
         (SwapPolicy::Host, swap) => (host.swap_total, swap.map_or(0, |swap| swap.usage)),
         (_, Some(swap)) => (swap.limit.capped_at(host.swap_total), swap.usage),
-        (_, None) => return Swap { cached, ..Swap::default() },
+        (_, None) => return Swap::default(),
     };
+    // The limit can be set below what is used already. Programs subtract what is cached from what
+    // is used, so neither part may be larger.
+    let used = used.min(total);
     Swap {
         total,
-        free: total.saturating_sub(used),
-        cached,
+        free: total - used,
+        cached: memory.stat.swapcached.min(memory.usage).min(used),
         // Compressed pages are charged as memory, and hold the places in swap that they had.
-        zswap: memory.stat.zswap.min(memory.usage),
+        zswap: memory.stat.zswap.min(used_memory(memory, host)),
         zswapped: memory.stat.zswapped.min(used),
     }
+}
+
+/// The memory a container is shown to have, in bytes.
+fn total_memory(memory: &MemorySample, host: &Host) -> u64 {
+    match memory.limit.capped_at(host.memory_total) {
+        // A limit of zero admits no process, so nobody can be reading: it is a limit being set up.
+        0 => host.memory_total,
+        total => total,
+    }
+}
+
+/// How much of it it is shown to use.
+fn used_memory(memory: &MemorySample, host: &Host) -> u64 {
+    memory.usage.min(total_memory(memory, host))
 }
 
 /// The machine's own numbers, for a container that no memory controller accounts for.
@@ -249,26 +261,52 @@ mod tests {
         assert_eq!(of(&Sample::default(), SwapPolicy::None), (0, 0));
     }
 
+    /// Rows of any size.
+    fn any_stat() -> impl Strategy<Value = MemoryStat> {
+        proptest::array::uniform23(any::<u64>()).prop_map(|rows| {
+            let mut rows = rows.into_iter();
+            let mut next = || rows.next().unwrap_or_default();
+            MemoryStat {
+                anon: next(),
+                file: next(),
+                shmem: next(),
+                file_mapped: next(),
+                file_dirty: next(),
+                file_writeback: next(),
+                swapcached: next(),
+                anon_thp: next(),
+                file_thp: next(),
+                shmem_thp: next(),
+                inactive_anon: next(),
+                active_anon: next(),
+                inactive_file: next(),
+                active_file: next(),
+                unevictable: next(),
+                slab_reclaimable: next(),
+                slab_unreclaimable: next(),
+                kernel_stack: next(),
+                pagetables: next(),
+                sec_pagetables: next(),
+                percpu: next(),
+                zswap: next(),
+                zswapped: next(),
+            }
+        })
+    }
+
     proptest! {
         #[test]
         fn invariants_hold_for_any_counters(
-            limit: Option<u64>, usage: u64, file: u64, shmem: u64, active: u64, inactive: u64,
-            slab: u64, unreclaimable: u64, swap_usage: u64, swap_limit: Option<u64>,
+            limit: Option<u64>, usage: u64, stat in any_stat(), scale in 0_u32..63,
+            swap_usage: Option<u64>, swap_limit: Option<u64>,
         ) {
-            let stat = MemoryStat {
-                file,
-                shmem,
-                active_file: active,
-                inactive_file: inactive,
-                slab_reclaimable: slab,
-                slab_unreclaimable: unreclaimable,
-                ..MemoryStat::default()
-            };
-            let limit = limit.map_or(Limit::Unlimited, Limit::At);
-            let mut sample = limited(limit, usage, stat);
+            // Small numbers as often as large ones.
+            let (usage, swap_usage) = (usage >> scale, swap_usage.map(|usage| usage >> scale));
+            let limit_of = |limit: Option<u64>| limit.map_or(Limit::Unlimited, Limit::At);
+            let mut sample = limited(limit_of(limit.map(|limit| limit >> scale)), usage, stat);
             if let Some(memory) = &mut sample.memory {
-                let limit = swap_limit.map_or(Limit::Unlimited, Limit::At);
-                memory.swap = Some(SwapSample { usage: swap_usage, limit });
+                let limit = limit_of(swap_limit.map(|limit| limit >> scale));
+                memory.swap = swap_usage.map(|usage| SwapSample { usage, limit });
             }
             let shown = memory(&sample, &host());
             prop_assert!(shown.total > 0 && shown.total <= host().memory_total);
@@ -276,9 +314,21 @@ mod tests {
             prop_assert_eq!(shown.free + shown.used, shown.total);
             prop_assert!(shown.cached + shown.slab_reclaimable + shown.slab_unreclaimable <= shown.used);
             prop_assert!(shown.shmem <= shown.cached);
+            for part in [
+                shown.active_anon, shown.inactive_anon, shown.active_file, shown.inactive_file,
+                shown.unevictable, shown.anon, shown.mapped, shown.dirty, shown.writeback,
+                shown.kernel_reclaimable, shown.kernel_stack, shown.page_tables,
+                shown.secondary_page_tables, shown.percpu, shown.anon_huge, shown.shmem_huge,
+                shown.file_huge,
+            ] {
+                prop_assert!(part <= shown.used);
+            }
             for policy in [SwapPolicy::Limit, SwapPolicy::Host, SwapPolicy::None] {
-                let shown = swap(&sample, &host(), policy);
-                prop_assert!(shown.free <= shown.total && shown.total <= host().swap_total);
+                let swap = swap(&sample, &host(), policy);
+                prop_assert!(swap.free <= swap.total && swap.total <= host().swap_total);
+                let used = swap.total - swap.free;
+                prop_assert!(swap.cached <= used && swap.zswapped <= used);
+                prop_assert!(swap.zswap <= shown.used);
             }
         }
     }

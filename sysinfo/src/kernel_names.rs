@@ -106,6 +106,28 @@ mod tests {
         assert_eq!(&*found[0].description, "   Non-maskable interrupts");
     }
 
+    /// 10,000 interrupts on 256 processors, 28 MB of text.
+    #[test]
+    fn of_ten_thousand_interrupts_the_architectures_remain() {
+        let counts = " 4294967295".repeat(256);
+        let mut text: String = (0..256).map(|cpu| format!("  CPU{cpu}")).collect();
+        text.push('\n');
+        for number in 0..10_000 {
+            text.push_str(&format!(
+                "{number:5}:{counts}  IR-PCI-MSIX-0000:01:00.0 {number}-edge x\n"
+            ));
+        }
+        for label in ["NMI", "LOC", "RES"] {
+            text.push_str(&format!("{label:>5}:{counts}   Of the architecture\n"));
+        }
+        let found = parse_interrupts(text.as_bytes());
+        let labels: Vec<_> = found.iter().map(|line| &*line.label).collect();
+        assert_eq!(labels, ["NMI", "LOC", "RES"]);
+        assert!(
+            found.iter().all(|line| line.per_cpu && &*line.description == "   Of the architecture")
+        );
+    }
+
     #[test]
     fn keys_of_vmstat_in_their_order() {
         let keys = parse_vmstat(b"nr_free_pages 1\nnr_zone_inactive_anon 2\nbroken\n");

@@ -6,10 +6,12 @@ use std::time::Duration;
 use crate::harness::cgroup::{Cgroup, Limits};
 use crate::harness::command::{quiet, start};
 use crate::harness::daemon::Daemon;
-use crate::harness::machine;
-use crate::harness::text::number;
+use crate::harness::text::{kb, number};
+use crate::harness::{machine, sandbox};
 
 const CONTAINERS: u64 = 200;
+/// As many sandboxes as are started at once.
+const STARTS: u64 = 8;
 
 #[test]
 fn two_hundred_containers_read_at_once() {
@@ -46,4 +48,23 @@ fn two_hundred_containers_read_at_once() {
     assert!(late <= 24 * 1024, "{late} kB for {CONTAINERS} small containers");
     assert!(reads >= CONTAINERS, "{reads}");
     eprintln!("{reads} reads by {CONTAINERS} containers, daemon {late} kB");
+}
+
+/// What one start looks up is shared with the others: the host's root, the overlay, the control
+/// groups. The first to use a daemon look every name up for the first time.
+#[test]
+fn sandboxes_that_start_at_once_do_not_hinder_each_other() {
+    for _ in 0..2 {
+        let daemon = Daemon::start();
+        let starts: Vec<_> = (0..STARTS)
+            .map(|n| {
+                let memory = format!("{}M", 64 + n);
+                start(&mut sandbox::command(&daemon, &["--memory", &memory], "cat /proc/meminfo"))
+            })
+            .collect();
+        for (n, sandbox) in (0..STARTS).zip(starts) {
+            let meminfo = sandbox.finish(machine::patience(60)).ok();
+            assert_eq!(kb(&meminfo, "MemTotal"), (64 + n) << 10);
+        }
+    }
 }

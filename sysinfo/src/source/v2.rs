@@ -16,6 +16,7 @@ pub(super) struct Unified {
     memory: Option<MemoryFiles>,
     cpu_max: Vec<CgroupFile>,
     cpu_stat: Option<CgroupFile>,
+    niced: Niced,
     cpus: Vec<CgroupFile>,
     threads: Option<CgroupFile>,
 }
@@ -60,6 +61,7 @@ impl Unified {
             }),
             cpu_max: if has(Controller::Cpu) { levels("cpu.max") } else { Vec::new() },
             cpu_stat: has(Controller::Cpuacct).then(|| file(cgroup, "cpu.stat")),
+            niced: Niced::default(),
             cpus: if has(Controller::Cpuset) {
                 levels("cpuset.cpus.effective")
             } else {
@@ -93,7 +95,7 @@ impl Source for Unified {
             }
         }
         if let Some(text) = read(&mut self.cpu_stat, buffer)? {
-            cpu_stat(text, &mut sample.busy);
+            cpu_stat(text, &mut self.niced, &mut sample.busy);
         }
         for level in &mut self.cpus {
             if let Some(cpus) = level.read(buffer)?.and_then(CpuSet::parse) {
@@ -155,18 +157,46 @@ fn read<'b>(
     file.as_mut().map_or(Ok(None), |file| file.read(buffer))
 }
 
-/// Processor time; `user_usec` includes niced time.
-fn cpu_stat(text: &[u8], busy: &mut Busy) {
+/// How user time is divided. `user_usec` is exact and includes niced time; `nice_usec` jumps at timer
+/// ticks, so that their difference goes back and forth. What a jump is ahead of the exact time is
+/// taken from the time that follows: nothing decreases, and nothing is counted twice.
+#[derive(Debug, Clone, Copy, Default)]
+struct Niced {
+    /// What the file said last.
+    all: u64,
+    ticks: u64,
+    /// Niced, but not taken yet.
+    ahead: u64,
+    nice: u64,
+    user: u64,
+}
+
+impl Niced {
+    fn advance(&mut self, all: u64, ticks: u64) {
+        let spent = all.saturating_sub(self.all);
+        self.ahead = self.ahead.saturating_add(ticks.saturating_sub(self.ticks));
+        let niced = self.ahead.min(spent);
+        self.ahead -= niced;
+        self.nice = self.nice.saturating_add(niced);
+        self.user = self.user.saturating_add(spent - niced);
+        (self.all, self.ticks) = (self.all.max(all), self.ticks.max(ticks));
+    }
+}
+
+/// Processor time.
+fn cpu_stat(text: &[u8], niced: &mut Niced, busy: &mut Busy) {
+    let (mut all, mut ticks) = (0, 0);
     for (key, microseconds) in scan::pairs(text) {
         let time = microseconds.saturating_mul(1000);
         match key {
-            b"user_usec" => busy.user = time,
+            b"user_usec" => all = time,
             b"system_usec" => busy.system = time,
-            b"nice_usec" => busy.nice = time,
+            b"nice_usec" => ticks = time,
             _ => {}
         }
     }
-    busy.user = busy.user.saturating_sub(busy.nice);
+    niced.advance(all, ticks);
+    (busy.user, busy.nice) = (niced.user, niced.nice);
 }
 
 /// `max 100000` or `50000 100000`
@@ -229,13 +259,40 @@ pub(super) fn sample_of(texts: &[&[u8]; 8]) -> Sample {
         quota: quota(texts[5]),
         ..Sample::default()
     };
-    cpu_stat(texts[6], &mut sample.busy);
+    cpu_stat(texts[6], &mut Niced::default(), &mut sample.busy);
     sample
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    #[test]
+    fn niced_time_that_jumps_at_ticks_is_not_counted_twice() {
+        let (mut niced, mut busy) = (Niced::default(), Busy::default());
+        // A niced loop for 100 ms, looked at each millisecond, with a tick every four.
+        for ms in 1..=100_u64 {
+            let text = format!("user_usec {}\nnice_usec {}\n", ms * 1000, ms / 4 * 4000);
+            cpu_stat(text.as_bytes(), &mut niced, &mut busy);
+        }
+        assert_eq!(busy.user + busy.nice, 100_000_000);
+        assert!(busy.user <= 4_000_000, "{busy:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn user_and_niced_time_never_decrease(steps: Vec<(u64, u64)>) {
+            let mut niced = Niced::default();
+            for (all, ticks) in steps {
+                let before = niced;
+                niced.advance(all, ticks);
+                prop_assert!(niced.user >= before.user && niced.nice >= before.nice);
+                prop_assert_eq!(niced.user + niced.nice, niced.all);
+            }
+        }
+    }
 
     #[test]
     fn quotas() {

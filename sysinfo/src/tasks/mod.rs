@@ -173,7 +173,43 @@ pub(crate) fn parse(text: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write;
+
     use super::*;
+
+    /// 50,000 threads in groups that lie 64 levels deep, none is lost; what is read of each is its
+    /// own state and nothing of the rest of the machine.
+    #[test]
+    fn fifty_thousand_threads_are_counted_sixty_four_levels_deep() {
+        const LEVELS: u32 = 64;
+        const THREADS: u32 = 50_000;
+        let root = tempfile::tempdir().unwrap();
+        let mut folder = root.path().join("sys/fs/cgroup/c");
+        for level in 0..LEVELS {
+            std::fs::create_dir_all(&folder).unwrap();
+            let mut list = String::new();
+            for tid in (1..=THREADS).filter(|tid| tid % LEVELS == level) {
+                writeln!(list, "{tid}").unwrap();
+            }
+            std::fs::write(folder.join("cgroup.threads"), &list).unwrap();
+            std::fs::write(folder.join("cgroup.procs"), &list).unwrap();
+            folder.push("deeper");
+        }
+        // The others ended meanwhile.
+        for (tid, state) in [(1, 'R'), (2, 'D'), (63, 'R'), (THREADS, 'S')] {
+            let folder = root.path().join(format!("proc/{tid}"));
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join("stat"), format!("{tid} (x) {state} 1 1\n")).unwrap();
+        }
+        let mounts = b"30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        let hierarchies = Hierarchies::from_mountinfo(mounts, root.path()).unwrap();
+        let proc = Procfs::at(&root.path().join("proc")).unwrap();
+        let mut counter = Counter { stats: None, text: Vec::new() };
+        let counts = counter.count(&hierarchies, &Membership::parse(b"0::/c\n"), &proc);
+        let wanted =
+            Counts { running: 2, blocked: 1, threads: u64::from(THREADS), newest: Some(THREADS) };
+        assert_eq!(counts, wanted);
+    }
 
     #[test]
     fn the_state_stands_after_any_command_name() {
