@@ -45,6 +45,7 @@ pub fn serve_kept(config: &Config, path: Option<&Path>) -> anyhow::Result<()> {
     SigSet::empty().thread_set_mask().context("cannot unblock signals")?;
     let acts = daemon::start_acts()?;
     logging::start(config.daemon.log);
+    keep_pages();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -92,6 +93,15 @@ pub fn serve_kept(config: &Config, path: Option<&Path>) -> anyhow::Result<()> {
         drop(std::fs::remove_file(&socket));
         server.stop()
     })
+}
+
+/// Has the kernel leave the pages of request buffers where they are: it takes them away for a moment
+/// when it makes a huge page of them (`ambit_fuse::Touched` tells why that matters). Helpers must not
+/// inherit this: to be called when the broker has been forked.
+fn keep_pages() {
+    if let Err(errno) = rustix::thread::disable_transparent_huge_pages(true) {
+        tracing::debug!("huge pages cannot be refused: prctl(PR_SET_THP_DISABLE): {errno}");
+    }
 }
 
 /// Ends without unmounting, removing or closing anything in order: the successor has it all.
