@@ -85,6 +85,7 @@ pub fn serve_kept(config: &Config, path: Option<&Path>) -> anyhow::Result<()> {
         tokio::select! {
             () = control::serve(&control, &server) => {}
             () = beat(&link) => {}
+            () = aborted(&server) => leave_dead(),
             word = obey(&link, &server) => match word {
                 Word::Leave | Word::Reload => leave(),
                 Word::Release => tracing::info!("stopping; the files are unmounted"),
@@ -109,6 +110,24 @@ fn keep_pages() {
 fn leave() -> ! {
     tracing::info!("leaving; the files stay mounted for the successor");
     std::process::exit(0)
+}
+
+/// Waits until somebody has ended the connection of the files.
+async fn aborted(server: &Server) {
+    let mut interval = tokio::time::interval(BEAT);
+    while !server.overlay().is_finished() {
+        interval.tick().await;
+    }
+}
+
+/// Ends because the files are dead: the successor mounts them anew, and has everything else.
+#[allow(clippy::exit, reason = "nothing may be dropped")]
+fn leave_dead() -> ! {
+    tracing::error!(
+        "the files are dead: their FUSE connection was aborted, or they were unmounted everywhere; \
+         they are mounted anew. `ambit status` tells which containers still have the dead ones"
+    );
+    std::process::exit(1)
 }
 
 async fn beat(link: &Link) {

@@ -19,7 +19,7 @@ pub mod files;
 pub mod filesystem;
 mod handles;
 pub mod mount;
-mod mountinfo;
+pub mod mountinfo;
 pub mod overlay;
 pub mod pressure;
 mod service;
