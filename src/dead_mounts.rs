@@ -81,12 +81,17 @@ pub fn find() -> Vec<DeadMounts> {
         let Ok(text) = fs::read(process.path().join("mountinfo")) else { continue };
         let mounts: Vec<_> = mountinfo::all(&text).collect();
         let ours = mounts.iter().filter(|mount| KINDS.contains(&mount.kind.as_str()));
+        // Many programs have a namespace of their own with a copy of the machine's mounts, which they
+        // never look into: what matters to others lies over their own files.
+        let is_own = own == Some(namespace);
+        let is_seen = |path: &Path| path.starts_with("/proc") || path.starts_with("/sys");
         let paths = ours
+            .filter(|mount| is_own || is_seen(&mount.path))
             .filter(|mount| !is_below_a_stranger(mount, &mounts))
             .filter(|mount| verdicts.is_dead(&process.path().join("root"), mount))
             .map(|mount| mount.path.clone())
             .collect();
-        let pid = (own != Some(namespace)).then_some(number);
+        let pid = (!is_own).then_some(number);
         seen.insert(namespace, DeadMounts { pid, name: cgroup_of(&process.path()), paths });
     }
     let mut found: Vec<_> = seen.into_values().filter(|one| !one.paths.is_empty()).collect();
