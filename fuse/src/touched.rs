@@ -69,7 +69,7 @@ mod tests {
         u64::from_ne_bytes(entry) >> 63 == 1
     }
 
-    fn present(allocator: impl GlobalAlloc) -> usize {
+    fn present(allocator: &impl GlobalAlloc) -> usize {
         // As large as fuser's buffers.
         let layout = Layout::from_size_align((16 << 20) + 4096, 1).unwrap();
         // SAFETY: the size is not 0.
@@ -84,6 +84,6 @@ mod tests {
 
     #[test]
     fn what_a_request_can_fill_is_present() {
-        assert_eq!(present(Touched), REACHED / PAGE);
+        assert_eq!(present(&Touched), REACHED / PAGE);
     }
 }
