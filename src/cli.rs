@@ -15,7 +15,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Config, ConfigError};
 use crate::keeper::process;
-use crate::{check, control, lxcfs, run, sandbox, serve};
+use crate::{check, control, dead_mounts, lxcfs, run, sandbox, serve};
 
 /// Makes every container see its own bounds.
 ///
@@ -184,7 +184,8 @@ fn run_sandbox(config: &ConfigFile, args: run::RunArgs) -> ExitCode {
 
 #[allow(clippy::print_stdout, reason = "this is the output")]
 fn show_status(json: bool, config: &ConfigFile) -> anyhow::Result<()> {
-    let status = control::ask_status(&config.load()?.socket("control.sock"))?;
+    let mut status = control::ask_status(&config.load()?.socket("control.sock"))?;
+    status.dead = dead_mounts::find();
     if json {
         println!("{}", serde_json::to_string_pretty(&status)?);
     } else {
@@ -196,6 +197,7 @@ fn show_status(json: bool, config: &ConfigFile) -> anyhow::Result<()> {
 fn show_check() -> ExitCode {
     let findings = check::all();
     findings.iter().for_each(|finding| println!("{finding}"));
+    dead_mounts::find().iter().for_each(|dead| println!("dead     {dead}"));
     let fatal = findings.iter().filter(|finding| finding.is_fatal()).count();
     if fatal == 0 {
         println!("\nambit can run here");

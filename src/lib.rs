@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod dead_mounts;
 pub mod intercept;
 pub mod keeper;
 pub mod logging;

@@ -2,6 +2,12 @@
 
 use std::process::ExitCode;
 
+use ambit_fuse::Touched;
+
+/// For the buffers that requests of containers are read into.
+#[global_allocator]
+static ALLOCATOR: Touched = Touched;
+
 fn main() -> ExitCode {
     ambit::cli::main(std::env::args_os())
 }

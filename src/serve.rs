@@ -60,6 +60,7 @@ fn serve(config: &Config, path: Option<&Path>, link: &Link, candidate: bool) -> 
     SigSet::empty().thread_set_mask().context("cannot unblock signals")?;
     let acts = daemon::start_acts()?;
     logging::start(config.daemon.log);
+    keep_pages();
     if candidate {
         self_check::run(config).context("it fails its check")?;
     }
@@ -102,6 +103,7 @@ fn serve(config: &Config, path: Option<&Path>, link: &Link, candidate: bool) -> 
         tokio::select! {
             () = control::serve(&control, &server) => {}
             () = beat(link, &server) => {}
+            () = aborted(&server) => leave_dead(),
             word = obey(link, &server) => match word {
                 Word::Leave | Word::Reload => leave(&server),
                 Word::Release => tracing::info!("stopping; the files are unmounted"),
@@ -112,6 +114,15 @@ fn serve(config: &Config, path: Option<&Path>, link: &Link, candidate: bool) -> 
     })
 }
 
+/// Has the kernel leave the pages of request buffers where they are: it takes them away for a moment
+/// when it makes a huge page of them (`ambit_fuse::Touched` tells why that matters). Helpers must not
+/// inherit this: to be called when the broker has been forked.
+fn keep_pages() {
+    if let Err(errno) = rustix::thread::disable_transparent_huge_pages(true) {
+        tracing::debug!("huge pages cannot be refused: prctl(PR_SET_THP_DISABLE): {errno}");
+    }
+}
+
 /// Ends without unmounting, removing or closing anything in order: the successor has it all.
 #[allow(clippy::exit, reason = "nothing may be dropped")]
 fn leave(server: &Server) -> ! {
@@ -119,6 +130,24 @@ fn leave(server: &Server) -> ! {
     drop(server.totals());
     tracing::info!("leaving; the files stay mounted for the successor");
     std::process::exit(0)
+}
+
+/// Waits until somebody has ended the connection of the files.
+async fn aborted(server: &Server) {
+    let mut interval = tokio::time::interval(BEAT);
+    while !server.overlay().is_finished() {
+        interval.tick().await;
+    }
+}
+
+/// Ends because the files are dead: the successor mounts them anew, and has everything else.
+#[allow(clippy::exit, reason = "nothing may be dropped")]
+fn leave_dead() -> ! {
+    tracing::error!(
+        "the files are dead: their FUSE connection was aborted, or they were unmounted everywhere; \
+         they are mounted anew. `ambit status` tells which containers still have the dead ones"
+    );
+    std::process::exit(1)
 }
 
 async fn beat(link: &Link, server: &Server) {

@@ -8,6 +8,7 @@ use ambit_sysinfo::{Container, View};
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::Server;
+use crate::dead_mounts::DeadMounts;
 use crate::notify::CallCount;
 
 /// The state of a daemon. Memory is in bytes, times in seconds.
@@ -31,6 +32,9 @@ pub struct Status {
     pub calls: Vec<Calls>,
     /// Containers that asked and still exist.
     pub containers: Vec<ContainerStatus>,
+    /// Files whose server is gone for good. The one who asks looks for them, not the daemon.
+    #[serde(default)]
+    pub dead: Vec<DeadMounts>,
 }
 
 /// Requests for files.
@@ -120,6 +124,7 @@ impl Status {
             files: totals.files,
             calls: totals.calls,
             containers,
+            dead: Vec::new(),
         }
     }
 }
@@ -183,7 +188,10 @@ impl fmt::Display for Status {
                 c.cpus
             )?;
         }
-        Ok(())
+        if !self.dead.is_empty() {
+            writeln!(f)?;
+        }
+        self.dead.iter().try_for_each(|dead| writeln!(f, "dead: {dead}"))
     }
 }
 

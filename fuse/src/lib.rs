@@ -19,12 +19,13 @@ pub mod files;
 pub mod filesystem;
 mod handles;
 pub mod mount;
-mod mountinfo;
+pub mod mountinfo;
 pub mod overlay;
 pub mod pressure;
 mod service;
 pub mod session;
 pub mod text;
+mod touched;
 pub mod tree;
 
 pub use counters::Counts;
@@ -35,6 +36,7 @@ pub use filesystem::OverlayFilesystem;
 pub use overlay::{Description, OverlayFile};
 pub use session::{MountOptions, Overlay};
 pub use text::Text;
+pub use touched::Touched;
 
 /// What is bound over the same path of a container, as paths below the root of the overlay: files
 /// such as `proc/meminfo`, and directories whole where their entries are the container's own,

@@ -3,44 +3,46 @@
 //! The list is read instead of asking the mount itself: a mount whose server is dead or stuck
 //! answers with an error, or never. Format: `proc_pid_mountinfo(5)`.
 
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 
 /// A mount, as far as it matters here.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Mounted {
+pub struct Mounted {
+    /// Where it is mounted.
+    pub path: PathBuf,
     /// Minor number of its device: for FUSE the number of the connection.
-    pub(crate) minor: u32,
+    pub minor: u32,
     /// Type, such as `fuse.ambit`.
-    pub(crate) kind: String,
+    pub kind: String,
     /// Source, such as `ambit` or a block device.
-    pub(crate) source: String,
+    pub source: String,
 }
 
 /// The topmost mount exactly at a path, which must be absolute and free of symbolic links.
 pub(crate) fn top(path: &Path) -> io::Result<Option<Mounted>> {
     let text = fs::read("/proc/self/mountinfo")?;
-    Ok(text
-        .split(|&byte| byte == b'\n')
-        .filter_map(|line| parse(line, path.as_os_str()))
-        .next_back())
+    Ok(all(&text).filter(|mount| mount.path == path).last())
 }
 
-fn parse(line: &[u8], wanted: &OsStr) -> Option<Mounted> {
+/// All mounts of a list, those further up later.
+pub fn all(text: &[u8]) -> impl Iterator<Item = Mounted> {
+    text.split(|&byte| byte == b'\n').filter_map(parse)
+}
+
+fn parse(line: &[u8]) -> Option<Mounted> {
     let mut fields = line.split(|&byte| byte == b' ');
     let device = std::str::from_utf8(fields.nth(2)?).ok()?;
     let (major, minor) = device.split_once(':')?;
-    if unescape(fields.nth(1)?) != wanted.as_bytes() {
-        return None;
-    }
+    let path = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
     fields.find(|field| *field == b"-")?;
     let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
     // Only filesystems without a block device can be connections of FUSE.
     let minor = if major == "0" { minor.parse().ok()? } else { 0 };
-    Some(Mounted { minor, kind: text(fields.next()?), source: text(fields.next()?) })
+    Some(Mounted { path, minor, kind: text(fields.next()?), source: text(fields.next()?) })
 }
 
 /// Blank, tab, newline and backslash are written as three octal digits.
@@ -65,10 +67,10 @@ mod tests {
     #[test]
     fn finds_type_source_and_connection() {
         let line = b"36 25 0:47 / /var/lib/a\\040b ro,nosuid shared:7 - fuse.ambit am\\134bit ro,user_id=0";
-        let found = parse(line, OsStr::new("/var/lib/a b")).unwrap();
+        let found = parse(line).unwrap();
+        assert_eq!(found.path, Path::new("/var/lib/a b"));
         assert_eq!((found.minor, &*found.kind, &*found.source), (47, "fuse.ambit", "am\\bit"));
-        assert_eq!(parse(line, OsStr::new("/var/lib/a")), None);
-        assert_eq!(parse(b"", OsStr::new("/")), None);
+        assert_eq!(parse(b""), None);
     }
 
     #[test]

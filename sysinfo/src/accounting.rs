@@ -341,4 +341,35 @@ mod tests {
         assert_eq!(accounting.view_of(&one).unwrap().memory, good);
         assert!(accounting.view_of(&container(&accounting)).is_err());
     }
+
+    #[test]
+    fn a_file_that_hangs_costs_one_thread_and_not_the_numbers() {
+        let root = tempfile::tempdir().unwrap();
+        let options = Options { age_bound: 0, patience: 50_000_000, ..Options::default() };
+        let accounting = Accounting::with(options, files(root.path())).unwrap();
+        let (known, unknown) = (container(&accounting), container(&accounting));
+        let good = accounting.view_of(&known).unwrap().memory;
+        let fifo = root.path().join("sys/fs/cgroup/c/memory.current");
+        std::fs::remove_file(&fifo).unwrap();
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, kind, mode, 0).unwrap();
+        known.close_files();
+        std::thread::scope(|scope| {
+            // Opening it waits for somebody who writes.
+            let stuck = [&known, &unknown].map(|one| scope.spawn(|| accounting.view_of(one)));
+            std::thread::sleep(Duration::from_millis(1500));
+            assert_eq!(accounting.view_of(&known).unwrap().memory, good);
+            assert!(matches!(accounting.view_of(&unknown), Err(Error::Read { .. })));
+            // Neither the sampler of loads nor who asks for cgroups is held up.
+            known.sample_load(&accounting.shared, &mut Counter::new());
+            assert_eq!(known.membership().path(), "/c");
+            // One open ends both waits; what they read is nothing, which is a failure.
+            while stuck.iter().any(|thread| !thread.is_finished()) {
+                let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
+                drop(rustix::fs::open(&fifo, flags, rustix::fs::Mode::empty()));
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+    }
 }

@@ -2,14 +2,16 @@
 //!
 //! A view that is younger than the age bound is served as it is. Otherwise one thread takes a
 //! new sample while the others go on with the last view; they wait only when that is older
-//! than a second.
+//! than a second. A kernel file that does not answer costs the thread that reads it and nobody
+//! else: the others wait for a bounded time, then go on with the last view however old it is.
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::Error;
@@ -35,6 +37,8 @@ const HARD_BOUND: u64 = 1_000_000_000;
 /// A container this young is still being set up: engines move it and set its limits while its
 /// files are looked at already. No number of it is kept.
 const YOUTH: u64 = 2_000_000_000;
+/// How often those who wait for a sample look for it.
+const LOOK: Duration = Duration::from_millis(1);
 /// How often the cgroup of the init is looked up again: runtimes move it while they start.
 const MEMBERSHIP_BOUND: u64 = 500_000_000;
 
@@ -54,6 +58,9 @@ pub struct Container {
     taken: AtomicU64,
     /// When somebody last asked.
     asked: AtomicU64,
+    membership: ArcSwap<Membership>,
+    /// When the sample began that is being taken; 0: none is.
+    began: AtomicU64,
     sampler: Mutex<Sampler>,
 }
 
@@ -81,7 +88,6 @@ pub(crate) struct Init {
 }
 
 struct Sampler {
-    membership: Arc<Membership>,
     checked: u64,
     source: Box<dyn Source>,
     extra: ExtraSampler,
@@ -124,8 +130,9 @@ impl Container {
             view: ArcSwapOption::empty(),
             taken: AtomicU64::new(0),
             asked: AtomicU64::new(now),
+            membership: ArcSwap::from_pointee(membership),
+            began: AtomicU64::new(0),
             sampler: Mutex::new(Sampler {
-                membership: Arc::new(membership),
                 checked: now,
                 source,
                 extra,
@@ -160,7 +167,7 @@ impl Container {
     /// Its cgroups.
     #[must_use]
     pub fn membership(&self) -> Arc<Membership> {
-        self.lock().membership.clone()
+        self.membership.load_full()
     }
 
     /// The last view, if there was any.
@@ -220,7 +227,9 @@ impl Container {
                 {
                     return Ok(view);
                 }
-                let sampler = self.lock();
+                let Some(sampler) = self.lock_within(shared.options.patience) else {
+                    return self.view.load_full().ok_or_else(|| self.hangs());
+                };
                 if let Some(view) = last()
                     && self.taken.load(Ordering::Acquire) >= now
                 {
@@ -244,6 +253,18 @@ impl Container {
         shared: &Shared,
         wanted: Extras,
     ) -> Result<Arc<View>, Error> {
+        self.began.store(clock::now(), Ordering::Relaxed);
+        let view = self.sample(sampler, shared, wanted);
+        self.began.store(0, Ordering::Relaxed);
+        view
+    }
+
+    fn sample(
+        &self,
+        sampler: &mut Sampler,
+        shared: &Shared,
+        wanted: Extras,
+    ) -> Result<Arc<View>, Error> {
         let now = clock::now();
         self.follow(sampler, shared, now);
         sampler.sample = Sample {
@@ -256,7 +277,8 @@ impl Container {
         }
         let host = shared.host.snapshot();
         if !host.huge_pools.is_empty() {
-            let Sampler { huge, membership, sample, .. } = &mut *sampler;
+            let Sampler { huge, sample, .. } = &mut *sampler;
+            let membership = &self.membership.load();
             let (pools, found) = (&host.huge_pools, &mut sample.huge);
             TEXT.with_borrow_mut(|text| {
                 huge.sample(pools, &shared.hierarchies, membership, found, text)
@@ -322,18 +344,16 @@ impl Container {
         let Some(init) = &self.identity.init else { return };
         TEXT.with_borrow_mut(|text| {
             if let Ok(text) = shared.proc.read_of(init.pid, "cgroup", text)
-                && !sampler.membership.is(text)
+                && !self.membership.load().is(text)
                 // The pid could be somebody else's by now.
                 && !self.is_gone()
             {
-                sampler.membership = Arc::new(Membership::parse(text));
-                sampler.source = source::open(
-                    &shared.hierarchies,
-                    &sampler.membership,
-                    shared.options.memory_limit,
-                );
+                let membership = Arc::new(Membership::parse(text));
+                let limit = shared.options.memory_limit;
+                sampler.source = source::open(&shared.hierarchies, &membership, limit);
                 sampler.huge.close();
-                sampler.extra.follow(ExtraFiles::new(&shared.hierarchies, &sampler.membership));
+                sampler.extra.follow(ExtraFiles::new(&shared.hierarchies, &membership));
+                self.membership.store(membership);
             }
         });
     }
@@ -341,7 +361,8 @@ impl Container {
     /// Counts threads and ages the load averages; called by the load sampler.
     pub(crate) fn sample_load(&self, shared: &Shared, counter: &mut Counter) {
         let now = clock::now();
-        let mut sampler = self.lock();
+        // Where a file hangs, the others are sampled all the same.
+        let Some(mut sampler) = self.lock_within(HARD_BOUND) else { return };
         if self.activity.counted() != 0 && self.refresh(&mut sampler, shared, Extras::NONE).is_err()
         {
             self.activity.record_idle(now);
@@ -365,14 +386,14 @@ impl Container {
         // for threads that block in the kernel without using processor time.
         if idle
             && sampler.skipped < 3
-            && !counter.is_cheap(&shared.hierarchies, &sampler.membership)
+            && !counter.is_cheap(&shared.hierarchies, &self.membership.load())
         {
             sampler.skipped += 1;
             self.activity.record_idle(now);
             return;
         }
         sampler.skipped = 0;
-        let counts = counter.count(&shared.hierarchies, &sampler.membership, &shared.proc);
+        let counts = counter.count(&shared.hierarchies, &self.membership.load(), &shared.proc);
         let newest = counts.newest.and_then(|pid| {
             TEXT.with_borrow_mut(|text| {
                 let status = shared.proc.read_of(pid, "status", text).ok()?;
@@ -391,8 +412,30 @@ impl Container {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Sampler> {
-        self.sampler.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The sampler, unless another thread has been at one sample for so long already. Who comes
+    /// late does not begin to wait anew.
+    fn lock_within(&self, patience: u64) -> Option<MutexGuard<'_, Sampler>> {
+        let until = clock::now().saturating_add(patience);
+        loop {
+            match self.sampler.try_lock() {
+                Ok(sampler) => return Some(sampler),
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) => {}
+            }
+            let (now, began) = (clock::now(), self.began.load(Ordering::Relaxed));
+            if now >= until || (began != 0 && now >= began.saturating_add(patience)) {
+                return None;
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// There never was a view, and a file of it does not answer.
+    fn hangs(&self) -> Error {
+        Error::Read {
+            file: self.membership.load().path().to_owned(),
+            source: std::io::ErrorKind::TimedOut.into(),
+        }
     }
 }
 

@@ -24,6 +24,9 @@ pub struct Options {
     pub boot_time: BootTime,
     /// How old a view may be, in nanoseconds.
     pub age_bound: u64,
+    /// How long a sample that another thread takes is waited for, in nanoseconds; then the last
+    /// view is shown, however old.
+    pub patience: u64,
     /// How many containers keep their files open; the least recently asked ones close theirs.
     pub open_containers: usize,
     /// Finds the init of a pid namespace (Linux 6.11).
@@ -38,6 +41,7 @@ impl Default for Options {
             swap: SwapPolicy::default(),
             boot_time: BootTime::default(),
             age_bound: 20_000_000,
+            patience: 7_000_000_000,
             open_containers: 256,
             ask_kernel: |_| Err(std::io::ErrorKind::Unsupported.into()),
         }
