@@ -31,6 +31,7 @@ const ROOTS: &[&str] = &[
     "CAP_FSETID",
     "CAP_KILL",
     "CAP_MKNOD",
+    "CAP_SETFCAP",
     "CAP_SETGID",
     "CAP_SETUID",
     "CAP_SYS_ADMIN",
