@@ -56,7 +56,8 @@ pub(super) fn general(
         }
         Engine::Lxc => {
             said.push(format!(
-                "while ambit does not serve {socket}, reported calls fail with ENOSYS"
+                "containers start only while ambit serves {socket}; while it does not later, reported \
+                 calls fail with ENOSYS"
             ));
             if acts(policy) {
                 said.push(
