@@ -135,7 +135,8 @@ mod tests {
         #[test]
         fn other_arguments_are_all_others(value: u64, narrow in 0..0x20_0000_u64, at in 0..64_u32) {
             for rule in all().iter().filter(|rule| !rule.conditions.is_empty()) {
-                let others = rule.otherwise().expect(rule.syscall);
+                // Too many: then all calls are reported.
+                let Some(others) = rule.otherwise() else { continue };
                 let near = rule.conditions.iter().map(|one| one.value ^ 1 << at);
                 let exact = rule.conditions.iter().map(|one| one.value | value & !one.mask);
                 for value in near.chain(exact).chain([value, narrow, 0xc0ed_0000 | narrow]) {
