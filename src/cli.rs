@@ -15,7 +15,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Config, ConfigError};
 use crate::keeper::process;
-use crate::{check, control, dead_mounts, lxcfs, run, sandbox, serve};
+use crate::{check, control, dead_mounts, lxcfs, profile, run, sandbox, serve};
 
 /// Makes every container see its own bounds.
 ///
@@ -44,6 +44,13 @@ enum Command {
         config: ConfigFile,
         #[command(flatten)]
         run: Box<run::RunArgs>,
+    },
+    /// Print the seccomp profile with which an engine's containers report system calls
+    Profile {
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(flatten)]
+        profile: profile::ProfileArgs,
     },
     /// Show what the daemon serves, for which containers, with their numbers
     Status {
@@ -140,6 +147,9 @@ impl Cli {
             }
             Command::Serve { config, kept: false } => return keep(&config),
             Command::Run { config, run } => return run_sandbox(&config, *run),
+            Command::Profile { config, profile } => {
+                config.load().and_then(|loaded| profile::run(&profile, &loaded))
+            }
             Command::Status { json, config } => show_status(json, &config),
             Command::Stop { release, config } => {
                 order(&config, if release { "release" } else { "stop" })

@@ -14,6 +14,7 @@ pub mod keeper;
 pub mod logging;
 pub mod lxcfs;
 pub mod notify;
+pub mod profile;
 pub mod run;
 pub mod sandbox;
 pub mod self_check;

@@ -20,7 +20,7 @@ fn each(commands: &[&str]) -> String {
 
 /// Can a thread in a control group have real-time priority at all? With `CONFIG_RT_GROUP_SCHED` a new
 /// one has no share of it.
-fn real_time() -> bool {
+pub(crate) fn real_time() -> bool {
     let group = cgroup::Cgroup::new(
         "real-time",
         cgroup::Limits { quota: Some(50_000), ..Default::default() },

@@ -8,6 +8,7 @@
  *   node_call flood FOLDER THREADS MS   makes and removes nodes in many threads
  *   node_call opaque PATH               setxattr of trusted.overlay.opaque
  *   node_call loop PATH COUNT           prints how many nanoseconds a mknod takes, its removal not counted
+ *   node_call table FOLDER WHO          all calls but mount in FOLDER; WHO is leader, thread, chroot, or nested (a user namespace of its own)
  */
 #include "hostile.h"
 #include <errno.h>
@@ -17,9 +18,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sched.h>
+#include <stdint.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysinfo.h>
 #include <sys/sysmacros.h>
 #include <sys/time.h>
 #include <sys/xattr.h>
@@ -160,6 +165,88 @@ static int looping(const char *path, long count)
 	return 0;
 }
 
+static int mark(const char *path, const char *name)
+{
+	return setxattr(path, name, "y", 1, 0);
+}
+
+/* Of the calling thread, by the newest of the calls. */
+static int nice_by_attributes(int nice)
+{
+	struct {
+		uint32_t size, policy;
+		uint64_t flags;
+		int32_t nice;
+		uint32_t priority;
+		uint64_t times[3];
+	} attributes = { .size = sizeof attributes, .nice = nice };
+	return syscall(SYS_sched_setattr, 0, &attributes, 0);
+}
+
+/* Every case once, in the folder that we are in, which has this name. Leaves nothing behind. */
+static void *table(void *where)
+{
+	char path[4096];
+	int sub = mkdir("sub", 0755) ? -1 : open("sub", O_RDONLY | O_DIRECTORY);
+	snprintf(path, sizeof path, "%s/node", (char *)where);
+	say("mknod: ", make("node"));
+	say("mknod of what is there: ", make("sub"));
+	unlink("node");
+	say("mknod by an absolute path: ", make(path));
+	unlink("node");
+	say("mknod in a folder: ", make_at(sub, "node", NULL_DEVICE));
+	unlink("sub/node");
+	say("mknod of memory: ", make_at(AT_FDCWD, "node", makedev(1, 1)));
+	say("mknod nowhere: ", make((char *)8));
+	say("mknod of a whiteout: ", make_at(AT_FDCWD, "node", 0));
+	unlink("node");
+	say("setxattr: ", mark("sub", "trusted.overlay.opaque"));
+	say("lsetxattr: ", lsetxattr("sub", "trusted.overlay.opaque", "y", 1, 0));
+	say("fsetxattr: ", fsetxattr(sub, "trusted.overlay.opaque", "y", 1, 0));
+	say("setxattr of another: ", mark("sub", "trusted.other"));
+	say("setxattr nowhere: ", mark("sub", (char *)8));
+	say("setpriority: ", setpriority(PRIO_PROCESS, 0, -5));
+	setpriority(PRIO_PROCESS, 0, 0);
+	say("setpriority beyond: ", setpriority(PRIO_PROCESS, 0, -15));
+	say("setpriority of nothing: ", setpriority(9, 0, -5));
+	say("sched_setattr: ", nice_by_attributes(-5));
+	setpriority(PRIO_PROCESS, 0, 0);
+	say("sched_setscheduler beyond: ", sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){ 99 }));
+	say("sched_setscheduler of nothing: ", sched_setscheduler(0, 77, &(struct sched_param){ 1 }));
+	close(sub);
+	rmdir("sub");
+
+	struct sysinfo info;
+	cpu_set_t set;
+	sysinfo(&info);
+	printf("sysinfo: %llu\n", (unsigned long long)info.totalram * info.mem_unit >> 20);
+	printf("processors: %d\n", sched_getaffinity(0, sizeof set, &set) ? -1 : CPU_COUNT(&set));
+	fflush(stdout);
+	return NULL;
+}
+
+static int put(const char *path, const char *text)
+{
+	int file = open(path, O_WRONLY), length = strlen(text);
+	return file < 0 || write(file, text, length) != length || close(file);
+}
+
+static int tabled(char *where, const char *who)
+{
+	pthread_t thread;
+	if (chdir(where))
+		return 1;
+	if (!strcmp(who, "thread"))
+		return pthread_create(&thread, NULL, table, where) || pthread_join(thread, NULL);
+	if (!strcmp(who, "chroot") && (chroot(where) || !(where = "")))
+		return 1;
+	if (!strcmp(who, "nested") && (unshare(CLONE_NEWUSER) || put("/proc/self/setgroups", "deny") ||
+				       put("/proc/self/uid_map", "0 0 1") || put("/proc/self/gid_map", "0 0 1")))
+		return 1;
+	table(where);
+	return 0;
+}
+
 int main(int count, char **word)
 {
 	pthread_t thread;
@@ -176,6 +263,8 @@ int main(int count, char **word)
 		return flooding(word[2], atol(word[3]), atol(word[4]));
 	else if (!strcmp(mode, "loop") && count == 4)
 		return looping(word[2], atol(word[3]));
+	else if (!strcmp(mode, "table") && count == 4)
+		return tabled(word[2], word[3]);
 	else if (!strcmp(mode, "opaque"))
 		say("", setxattr(word[2], "trusted.overlay.opaque", "y", 1, 0));
 	else

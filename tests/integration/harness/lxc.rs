@@ -7,7 +7,7 @@ use std::fs;
 use super::command::{self, Output, Running, quiet};
 use super::daemon::{Daemon, readable_dir};
 use super::oci::{FILES, root};
-use super::{cgroup, machine};
+use super::{cgroup, machine, profile};
 
 /// A container that runs, and its folders.
 pub(crate) struct Started {
@@ -16,10 +16,22 @@ pub(crate) struct Started {
     _root: tempfile::TempDir,
 }
 
-/// Runs a script in a container of `lxc-execute`.
+/// Runs a script in a container of `lxc-execute`, with all calls reported.
 #[track_caller]
 pub(crate) fn run(daemon: &Daemon, memory: u64, quota: u64, script: &str) -> Output {
     start(daemon, memory, quota, &[], script).finish(machine::patience(60))
+}
+
+/// The same with this seccomp profile.
+#[track_caller]
+pub(crate) fn run_with(
+    daemon: &Daemon,
+    memory: u64,
+    quota: u64,
+    seccomp: &str,
+    script: &str,
+) -> Output {
+    start_with(daemon, memory, quota, seccomp, &[], script).finish(machine::patience(60))
 }
 
 impl Started {
@@ -47,13 +59,23 @@ pub(crate) fn start(
     binds: &[(&std::path::Path, &str)],
     script: &str,
 ) -> Started {
+    start_with(daemon, memory, quota, &profile::of(daemon, "lxc", &[]), binds, script)
+}
+
+/// The same with this seccomp profile.
+#[track_caller]
+fn start_with(
+    daemon: &Daemon,
+    memory: u64,
+    quota: u64,
+    seccomp: &str,
+    binds: &[(&std::path::Path, &str)],
+    script: &str,
+) -> Started {
     machine::needs(&["lxc-execute", "newuidmap"]);
     let (root, state) = (root(), readable_dir());
     let path = |name: &str| state.path().join(name);
-    fs::write(path("seccomp"), "2\ndenylist\n[all]\nsysinfo notify\nsched_getaffinity notify\nmount notify\nfsopen notify\n\
-         mknod notify\nmknodat notify\nsetxattr notify\nlsetxattr notify\nfsetxattr notify\n\
-         sched_setscheduler notify\nsched_setattr notify\nsetpriority notify\nbpf notify\n")
-        .unwrap();
+    fs::write(path("seccomp"), seccomp).unwrap();
     let mut config = format!(
         "lxc.uts.name = test\nlxc.rootfs.path = dir:{root}\n\
          lxc.idmap = u 0 100000 65536\nlxc.idmap = g 0 100000 65536\n\

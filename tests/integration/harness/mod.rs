@@ -10,5 +10,6 @@ pub(crate) mod host;
 pub(crate) mod lxc;
 pub(crate) mod machine;
 pub(crate) mod oci;
+pub(crate) mod profile;
 pub(crate) mod sandbox;
 pub(crate) mod text;

@@ -1,5 +1,5 @@
 //! OCI bundles for runc and crun: the host's `/usr` on an otherwise empty root, the overlay's
-//! files bound over `/proc` and `/sys`, and our listener for the calls it answers.
+//! files bound over `/proc` and `/sys`, and the profile that `ambit profile` prints.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::command::{self, Output, quiet};
 use super::daemon::{Daemon, readable_dir};
-use super::{cgroup, machine};
+use super::{cgroup, machine, profile};
 
 /// The files of the overlay that engines accept binds for.
 pub(crate) const FILES: &[&str] = &[
@@ -31,6 +31,7 @@ const ROOTS: &[&str] = &[
     "CAP_FSETID",
     "CAP_KILL",
     "CAP_MKNOD",
+    "CAP_SETFCAP",
     "CAP_SETGID",
     "CAP_SETUID",
     "CAP_SYS_ADMIN",
@@ -72,14 +73,27 @@ pub(crate) fn root() -> TempDir {
     root
 }
 
-/// Runs a container to its end under `runc` or `crun`.
+/// Runs a container to its end under `runc` or `crun`, with all calls reported.
 #[track_caller]
 pub(crate) fn run(engine: &str, daemon: &Daemon, container: Container<'_>) -> Output {
+    let text = profile::of(daemon, "oci", &["--label", "test"]);
+    let seccomp = serde_json::from_str(&text).unwrap();
+    run_with(engine, daemon, container, &seccomp)
+}
+
+/// The same with this seccomp profile.
+#[track_caller]
+pub(crate) fn run_with(
+    engine: &str,
+    daemon: &Daemon,
+    container: Container<'_>,
+    seccomp: &Value,
+) -> Output {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     machine::needs(&[engine, "unshare"]);
     let id = format!("{engine}-{}", NEXT.fetch_add(1, Ordering::Relaxed));
     let (root, bundle) = (root(), readable_dir());
-    let config = config(daemon, container, &root, &id);
+    let config = config(daemon, container, seccomp, &root, &id);
     fs::write(bundle.path().join("config.json"), serde_json::to_vec(&config).unwrap()).unwrap();
     let output = command::run(
         with_cgroups(engine)
@@ -113,7 +127,13 @@ fn with_cgroups(engine: &str) -> Command {
     quiet(engine)
 }
 
-fn config(daemon: &Daemon, container: Container<'_>, root: &TempDir, id: &str) -> Value {
+fn config(
+    daemon: &Daemon,
+    container: Container<'_>,
+    seccomp: &Value,
+    root: &TempDir,
+    id: &str,
+) -> Value {
     let bind = |from: String, to: String, extra: &[&str]| {
         let options: Vec<_> = ["bind"].iter().chain(extra).collect();
         json!({ "destination": to, "type": "bind", "source": from, "options": options })
@@ -140,17 +160,7 @@ fn config(daemon: &Daemon, container: Container<'_>, root: &TempDir, id: &str) -
             "memory": { "limit": container.memory },
             "cpu": { "quota": container.quota, "period": 100_000 },
         },
-        "seccomp": {
-            "defaultAction": "SCMP_ACT_ALLOW",
-            "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
-            "listenerPath": daemon.socket("oci.sock"),
-            "listenerMetadata": "test",
-            "syscalls": [
-                { "names": ["sysinfo", "sched_getaffinity", "mount", "fsopen", "mknod", "mknodat",
-                            "setxattr", "lsetxattr", "fsetxattr",
-                            "sched_setscheduler", "sched_setattr", "setpriority", "bpf"], "action": "SCMP_ACT_NOTIFY" },
-            ],
-        },
+        "seccomp": seccomp,
     });
     // What root of a user namespace has anyway, if the engine does not take it away.
     let capabilities = if container.userns { ROOTS } else { &[] };

@@ -1,0 +1,105 @@
+//! What a profile cannot say: what an engine lacks, what the configuration does not grant, and what
+//! else a container needs.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use super::rules::Rule;
+use super::{Engine, Wish};
+use crate::notify::{HANDLERS, Policies, Policy};
+
+/// What to know before containers have the profile.
+pub(super) fn general(
+    engine: Engine,
+    rules: &[Rule],
+    policy: &Policy,
+    policies: &Policies,
+    socket: &Path,
+) -> Vec<String> {
+    let mut said = Vec::new();
+    let unknown: Vec<_> =
+        rules.iter().filter(|rule| !rule.known).map(|rule| rule.syscall).collect();
+    if !unknown.is_empty() {
+        said.push(format!(
+            "{} is unknown to the libseccomp of this machine; an engine with the same leaves the \
+             rule out, and the kernel runs the call",
+            unknown.join(", ")
+        ));
+    }
+    let grants = |name: &str| {
+        let mut all = policies.sections.iter().map(|(_, policy)| policy).chain([&policies.all]);
+        all.any(|policy| policy.names().any(|on| on == name))
+    };
+    let ungranted: Vec<_> = policy.names().filter(|name| !grants(name)).collect();
+    if !ungranted.is_empty() {
+        said.push(format!(
+            "the configuration has {} for no container: such calls are reported and left to the \
+             kernel until it has",
+            ungranted.join(", ")
+        ));
+    }
+    if policy.names().any(|name| name == "mount") && !policies.all.settings().mount.fuse.is_empty()
+    {
+        said.push(
+            "helpers of mount.fuse that are linked with libfuse 2, such as fuse2fs of Debian 12, need \
+             /dev/fuse in the container"
+                .to_owned(),
+        );
+    }
+    let socket = socket.display();
+    match engine {
+        Engine::Oci => {
+            said.push(format!(
+                "containers start only while ambit serves {socket}; the runtime must be runc 1.1, crun \
+                 0.19 or later, and Docker 23.0 or later: 20.10 drops listenerPath"
+            ));
+        }
+        Engine::Lxc => {
+            said.push(format!(
+                "containers start only while ambit serves {socket}; while it does not later, reported \
+                 calls fail with ENOSYS"
+            ));
+            if acts(policy) {
+                said.push(
+                    "liblxc passes on one call of a container at a time, and waits 30 s for its answer"
+                        .to_owned(),
+                );
+            }
+        }
+    }
+    said
+}
+
+fn acts(policy: &Policy) -> bool {
+    let privileged = HANDLERS.iter().map(|handler| handler.describe()).filter(|one| one.privileged);
+    policy.names().any(|name| privileged.clone().any(|one| one.name == name))
+}
+
+/// How a container gets the profile in this file.
+pub(super) fn usage(engine: Engine, file: &Path, wish: &Wish<'_>, overlay: &Path) -> String {
+    let file = file.display();
+    match engine {
+        Engine::Oci => format!(
+            "runc, crun:     \"seccomp\" of \"linux\" in config.json\n\
+             podman, docker: --security-opt seccomp={file}\n"
+        ),
+        Engine::Lxc => {
+            let mut text = format!(
+                "lxc.seccomp.profile = {file}\nlxc.seccomp.notify.proxy = unix:{}\n",
+                wish.socket.display()
+            );
+            if let Some(label) = wish.label {
+                let _ = writeln!(text, "lxc.seccomp.notify.cookie = {label}");
+            }
+            for point in ambit_fuse::bind_points() {
+                let from = overlay.join(point);
+                let _ = writeln!(
+                    text,
+                    "lxc.mount.entry = {} {point} none bind,optional 0 0",
+                    from.display()
+                );
+            }
+            text
+        }
+    }
+}

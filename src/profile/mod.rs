@@ -1,0 +1,160 @@
+//! `ambit profile`: the seccomp profile with which an engine's containers report calls.
+//!
+//! What is reported derives from the handlers alone (`rules.rs`); `oci.rs` and `lxc.rs` write it in
+//! the words of an engine and merge it into a profile that is already there. Nothing here decides
+//! what is answered: that is the configuration's. Start reading at `rules.rs`.
+
+mod advice;
+mod lxc;
+mod oci;
+mod rules;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+use crate::config::Config;
+use crate::intercept;
+use crate::notify::Policy;
+
+/// The arguments of `ambit profile`.
+#[derive(Debug, clap::Args)]
+pub struct ProfileArgs {
+    /// Whose profile
+    #[arg(long = "for", value_name = "ENGINE")]
+    engine: Engine,
+    /// Calls that are reported, joined by commas [default: those that the configuration has on]
+    #[arg(long, value_name = "LIST")]
+    intercept: Option<String>,
+    /// The profile that is merged with: of liblxc (version 2), of Docker and Podman, or of the OCI
+    /// runtime specification, alone or in a config.json
+    #[arg(long, value_name = "FILE")]
+    base: Option<PathBuf>,
+    /// What [[container]] sections match by `metadata` (OCI) or `cookie` (LXC)
+    #[arg(long, value_name = "TEXT")]
+    label: Option<String>,
+    /// Write the profile there, and print how a container gets it
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// Whose words a profile has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Engine {
+    /// liblxc, and what is built on it
+    Lxc,
+    /// runc, crun and the engines that start them
+    Oci,
+}
+
+/// A profile, and what its user should know.
+#[derive(Debug, Default)]
+struct Profile {
+    text: String,
+    warnings: Vec<String>,
+}
+
+/// A profile that rules are merged into.
+#[derive(Debug, Clone, Copy)]
+struct Base<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+/// What a profile is made of, apart from its base.
+#[derive(Debug)]
+struct Wish<'a> {
+    rules: &'a [rules::Rule],
+    socket: &'a Path,
+    label: Option<&'a str>,
+}
+
+/// Prints a profile, or writes it and prints how it is used.
+///
+/// # Errors
+/// The list or the base is wrong, or a file cannot be read or written.
+#[allow(clippy::print_stdout, reason = "this is the output")]
+pub fn run(args: &ProfileArgs, config: &Config) -> anyhow::Result<()> {
+    let policies = config.policies();
+    let policy = match &args.intercept {
+        Some(list) => parse(list)?,
+        None => policies.all.clone(),
+    };
+    let rules = rules::of(&policy);
+    if rules.is_empty() {
+        bail!("no call is to be reported: name some with --intercept, such as sysinfo,mknod");
+    }
+    if let Some(label) = args.label.as_deref().filter(|label| label.contains(char::is_control)) {
+        bail!("--label {label:?} has control characters");
+    }
+    let text = args.base.as_deref().map(read).transpose()?;
+    let base = args.base.as_deref().zip(text.as_deref()).map(|(path, text)| Base { path, text });
+    let socket = config.socket(args.engine.socket());
+    let wish = Wish { rules: &rules, socket: &socket, label: args.label.as_deref() };
+    let profile = match args.engine {
+        Engine::Lxc => lxc::profile(base, &wish)?,
+        Engine::Oci => oci::profile(base, &wish)?,
+    };
+    let general = advice::general(args.engine, &rules, &policy, &policies, &socket);
+    for warning in profile.warnings.iter().chain(&general) {
+        eprintln!("ambit: note: {warning}");
+    }
+    let use_it = |file: &Path| advice::usage(args.engine, file, &wish, &config.overlay.mount);
+    match &args.output {
+        Some(path) => {
+            std::fs::write(path, &profile.text)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+            print!("{}", use_it(&path.canonicalize()?));
+        }
+        None => print!("{}", profile.text),
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Names only: settings are the configuration's.
+fn parse(list: &str) -> anyhow::Result<Policy> {
+    for word in list.split(',').map(str::trim) {
+        let name = word.split('=').next().unwrap_or(word);
+        if intercept::is_setting(name) {
+            bail!(
+                "--intercept {name}: a profile only says which calls are reported; {name} belongs in \
+                 [intercept] or a [[container]] section of the configuration"
+            );
+        }
+    }
+    Ok(Policy::from_names(list.split(','))?)
+}
+
+impl Engine {
+    fn socket(self) -> &'static str {
+        match self {
+            Self::Lxc => "lxc.sock",
+            Self::Oci => "oci.sock",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_have_names_only() {
+        assert_eq!(
+            parse("sysinfo, mknod").unwrap().names().collect::<Vec<_>>(),
+            ["sysinfo", "mknod"]
+        );
+        for (list, said) in [
+            ("sysinf", "known are: sysinfo"),
+            ("mount,mount.allowed=ext4", "mount.allowed belongs in [intercept]"),
+            ("nested", "nested belongs in"),
+        ] {
+            let error = parse(list).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Which calls a policy has reported, and with which arguments: what the handlers say of themselves.
+//!
+//! Profiles of engines may refuse what they do not list. A call that is reported with some
+//! arguments only must then be allowed with all others, and no format has a "not": so the
+//! others are spelled out, as conditions of which one holds whenever none of the handler's does.
+
+use libseccomp::ScmpSyscall;
+
+use crate::notify::{HANDLERS, Policy};
+
+/// A call, as a filter reports it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Rule {
+    pub(super) syscall: &'static str,
+    /// One of these holds; none: all calls are reported.
+    pub(super) conditions: Vec<Condition>,
+    /// Whether libseccomp here has a number for it.
+    pub(super) known: bool,
+}
+
+/// The masked argument has the value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Condition {
+    pub(super) argument: u32,
+    pub(super) mask: u64,
+    pub(super) value: u64,
+}
+
+/// More conditions than this are worse than a few calls in vain.
+const MANY: usize = 64;
+
+/// What the handlers of a policy have reported.
+pub(super) fn of(policy: &Policy) -> Vec<Rule> {
+    let on: Vec<_> = policy.names().collect();
+    let handlers = HANDLERS.iter().filter(|handler| on.contains(&handler.describe().name));
+    let rules = handlers.flat_map(|handler| {
+        handler.describe().syscalls.iter().map(|syscall| Rule {
+            syscall,
+            conditions: handler
+                .reported(syscall)
+                .iter()
+                .map(|&(argument, mask, value)| Condition { argument, mask, value })
+                .collect(),
+            known: ScmpSyscall::from_name(syscall).is_ok(),
+        })
+    });
+    rules.collect()
+}
+
+impl Rule {
+    /// Conditions of which one holds exactly when none of the rule's does. `None` when they are too
+    /// many, or about several arguments.
+    pub(super) fn otherwise(&self) -> Option<Vec<Condition>> {
+        let argument = self.conditions.first()?.argument;
+        let mut others = vec![Condition { argument, mask: 0, value: 0 }];
+        for condition in &self.conditions {
+            if condition.argument != argument {
+                return None;
+            }
+            let each = others.iter().flat_map(|other| other.against(*condition));
+            others = fewest(each.collect());
+            if others.len() > MANY {
+                return None;
+            }
+        }
+        Some(others)
+    }
+}
+
+impl Condition {
+    /// What fits this one and not the other: in at least one bit it is different.
+    fn against(self, other: Self) -> impl Iterator<Item = Self> {
+        let bits = (0..u64::BITS).map(|at| 1 << at).filter(move |bit| other.mask & bit != 0);
+        bits.filter_map(move |bit| {
+            let different = !other.value & bit;
+            let fixed = self.mask & bit != 0;
+            (!fixed || self.value & bit == different).then_some(Self {
+                mask: self.mask | bit,
+                value: self.value | different,
+                ..self
+            })
+        })
+    }
+
+    fn covers(self, other: Self) -> bool {
+        self.mask & !other.mask == 0 && other.value & self.mask == self.value
+    }
+}
+
+/// Leaves out what another one covers.
+fn fewest(mut all: Vec<Condition>) -> Vec<Condition> {
+    all.sort_by_key(|condition| condition.mask.count_ones());
+    let mut kept: Vec<Condition> = Vec::new();
+    for condition in all {
+        if !kept.iter().any(|other| other.covers(condition)) {
+            kept.push(condition);
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn all() -> Vec<Rule> {
+        of(&Policy::from_names(HANDLERS.iter().map(|handler| handler.describe().name)).unwrap())
+    }
+
+    fn holds(conditions: &[Condition], value: u64) -> bool {
+        conditions.iter().any(|condition| value & condition.mask == condition.value)
+    }
+
+    #[test]
+    fn every_call_of_every_handler_is_there() {
+        let rules = all();
+        for handler in HANDLERS {
+            for syscall in handler.describe().syscalls {
+                assert!(rules.iter().any(|rule| rule.syscall == *syscall), "{syscall}");
+            }
+        }
+        assert!(of(&Policy::none()).is_empty());
+    }
+
+    #[test]
+    fn device_nodes_have_four_other_kinds() {
+        let mknod = all().into_iter().find(|rule| rule.syscall == "mknod").unwrap();
+        assert_eq!(mknod.otherwise().unwrap().len(), 4);
+    }
+
+    proptest! {
+        /// A call is reported, or goes on as before, and never both.
+        #[test]
+        fn other_arguments_are_all_others(value: u64, narrow in 0..0x20_0000_u64, at in 0..64_u32) {
+            for rule in all().iter().filter(|rule| !rule.conditions.is_empty()) {
+                // Too many: then all calls are reported.
+                let Some(others) = rule.otherwise() else { continue };
+                let near = rule.conditions.iter().map(|one| one.value ^ 1 << at);
+                let exact = rule.conditions.iter().map(|one| one.value | value & !one.mask);
+                for value in near.chain(exact).chain([value, narrow, 0xc0ed_0000 | narrow]) {
+                    let reported = holds(&rule.conditions, value);
+                    prop_assert!(reported != holds(&others, value), "{} {value:#x}", rule.syscall);
+                }
+            }
+        }
+    }
+}
