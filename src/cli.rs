@@ -14,7 +14,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::Config;
 use crate::keeper::process;
-use crate::{check, control, lxcfs, run, sandbox, serve};
+use crate::{check, control, logging, lxcfs, run, sandbox, serve};
 
 /// Makes every container see its own bounds.
 ///
@@ -199,7 +199,7 @@ fn show_check() -> ExitCode {
 }
 
 fn fail(error: &anyhow::Error, status: u8) -> ExitCode {
-    eprintln!("ambit: {error:#}");
+    eprintln!("ambit: {}", logging::say(error));
     ExitCode::from(status)
 }
 

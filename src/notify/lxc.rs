@@ -22,9 +22,10 @@ use rustix::net::{
 };
 
 use super::Error;
+use super::account::Account;
 use super::context::Pending;
 use super::epoll::Keep;
-use super::handler::Verdict;
+use super::handler::{Repeat, Verdict};
 use super::limiter::Limiter;
 use super::listener::{self, response};
 use super::lxc_packet::{self, LONGEST, Malformed, Packet};
@@ -101,6 +102,10 @@ impl AsFd for Connection {
     }
 }
 
+fn after(wait: Option<u64>) -> Keep {
+    wait.map_or(Keep::Yes, Keep::After)
+}
+
 /// `/proc/<tid>`, `/proc/<tid>/mem`, and since liblxc 4.0.5 the listener.
 type Descriptors = [Option<OwnedFd>; 3];
 
@@ -111,7 +116,7 @@ impl Connection {
     }
 
     /// Takes one packet and answers it.
-    pub(super) fn serve(&self, pipeline: &Arc<Pipeline>) -> Keep {
+    pub(super) fn serve(&self, pipeline: &Arc<Pipeline>, threads: usize) -> Keep {
         let received = Instant::now();
         let mut buffer = [0; LONGEST];
         let (length, descriptors) = match self.receive(&mut buffer) {
@@ -130,13 +135,17 @@ impl Connection {
             (Some(_), _) => Err(Malformed::Descriptors),
             (None, _) => Err(Malformed::Length),
         };
-        let (id, limit) = match decoded {
+        let (account, limit, wait) = match decoded {
             Ok((packet, proc, listener)) => {
-                let policy = self.policy(&packet, pipeline);
-                if !pipeline.takes_long(&packet.data, &policy) {
-                    return self.answer(&packet, proc, listener.as_ref(), received, pipeline);
+                let (account, policy) = self.account(&packet, pipeline);
+                let wait = account.spend(policy.settings().calls);
+                if !pipeline.takes_long(&packet.data, &policy)
+                    && let Some(_under_way) = account.inline(threads)
+                {
+                    let keep = self.answer(&packet, proc, listener.as_ref(), received, pipeline);
+                    return if keep == Keep::Yes { after(wait) } else { keep };
                 }
-                (packet.cookie().to_owned(), policy.settings().acts)
+                (account, policy.settings().acts, wait)
             }
             Err(error) => {
                 self.complain(&error);
@@ -154,7 +163,7 @@ impl Connection {
             number: self.number,
         };
         let (pipeline, acting) = (Arc::clone(pipeline), pipeline.acting().clone());
-        let handed = acting.hand_over(&id, limit, move || {
+        let handed = acting.hand_over(&account.id, limit, move || {
             let [Some(proc), _, listener] = &descriptors else { return };
             let Ok(packet) = lxc_packet::decode(&buffer[..length.unwrap_or(0)]) else { return };
             if own.answer(&packet, proc, listener.as_ref(), received, &pipeline) == Keep::No {
@@ -162,7 +171,7 @@ impl Connection {
                 let _ = rustix::net::shutdown(&own.fd, rustix::net::Shutdown::Both);
             }
         });
-        if handed { Keep::Yes } else { Keep::No }
+        if handed { after(wait) } else { Keep::No }
     }
 
     /// Decides on a packet and answers it.
@@ -179,7 +188,8 @@ impl Connection {
             None => Pending::Directory(proc.as_fd()),
         };
         let verdict = self.decide(packet, pending, pipeline);
-        let (data, who) = (&packet.data, (packet.cookie(), packet.tid));
+        let (account, _) = self.account(packet, pipeline);
+        let (data, who) = (&packet.data, (&*account, packet.tid));
         if received.elapsed() >= DEADLINE || pending.check().is_err() {
             pipeline.settled(data, who, false);
             return Keep::No;
@@ -211,28 +221,25 @@ impl Connection {
             self.complain(&format_args!("it calls itself process {theirs}: not our namespace"));
             return Verdict::Continue;
         }
-        pipeline.decide(&Request {
-            container: packet.cookie(),
-            policy: &self.policy(packet, pipeline),
-            tid: packet.tid,
-            data: packet.data,
-            pending,
-        })
+        let (account, policy) = &self.account(packet, pipeline);
+        let (tid, data, repeat) = (packet.tid, packet.data, Repeat::Safe);
+        pipeline.decide(&Request { account, policy, tid, data, pending, repeat })
     }
 
-    /// What is answered for the container of a packet.
-    fn policy(&self, packet: &Packet<'_>, pipeline: &Pipeline) -> Policy {
+    /// What the container of a packet has had, and what is answered for it.
+    fn account(&self, packet: &Packet<'_>, pipeline: &Pipeline) -> (Arc<Account>, Policy) {
         let mut member = self.member.lock().unwrap_or_else(PoisonError::into_inner);
-        if member.as_ref().is_none_or(|member| member.container.cookie != packet.cookie()) {
-            *member = Some(Member::configured(Container {
+        member.take_if(|member| member.container.cookie != packet.cookie());
+        let member = member.get_or_insert_with(|| {
+            Member::configured(Container {
                 id: packet.cookie().to_owned(),
                 cookie: packet.cookie().to_owned(),
                 cgroup: cgroup_of(&format!("/proc/{}/cgroup", packet.init_pid)),
                 ..Container::default()
-            }));
-        }
-        let policy = member.as_mut().map(|member| member.policy(pipeline.policies()).clone());
-        policy.unwrap_or_else(Policy::none)
+            })
+        });
+        let account = Arc::clone(member.account(pipeline.accounts()));
+        (account, member.policy(pipeline.policies()).clone())
     }
 
     /// One packet: its length (`None` if it is too long or lost descriptors) and what came
@@ -308,7 +315,7 @@ mod tests {
                 assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
             }
             sendmsg(&self.fd, &[IoSlice::new(packet)], &mut control, SendFlags::empty()).unwrap();
-            let keep = self.connection.serve(&self.pipeline);
+            let keep = self.connection.serve(&self.pipeline, 1);
             let mut answer = vec![0; 4096];
             let read = rustix::net::recv(&self.fd, &mut *answer, RecvFlags::DONTWAIT);
             (keep, read.ok().map(|(read, _)| answer[..read].to_vec()))
@@ -375,6 +382,6 @@ mod tests {
     fn the_end_of_the_monitor_ends_the_connection() {
         let monitor = Monitor::new();
         drop(monitor.fd);
-        assert_eq!(monitor.connection.serve(&monitor.pipeline), Keep::No);
+        assert_eq!(monitor.connection.serve(&monitor.pipeline, 1), Keep::No);
     }
 }

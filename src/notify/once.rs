@@ -68,17 +68,23 @@ impl<A: Clone + PartialEq> Once<A> {
         cx: &Context<'_>,
         act: impl FnOnce() -> Result<Verdict, Refusal>,
     ) -> Result<Verdict, Refusal> {
-        let mut refusal = None;
-        let act = || match act() {
-            Ok(Verdict::Return(value)) => Outcome::Return(value),
-            Ok(Verdict::Fail(errno)) | Err(Refusal::Fail(errno)) => Outcome::Fail(errno),
-            Ok(_) => Outcome::Continue,
-            Err(other) => {
-                refusal = Some(other);
-                Outcome::Continue
+        let (mut refusal, mut acted) = (None, false);
+        let act = || {
+            acted = true;
+            match act() {
+                Ok(Verdict::Return(value)) => Outcome::Return(value),
+                Ok(Verdict::Fail(errno)) | Err(Refusal::Fail(errno)) => Outcome::Fail(errno),
+                Ok(_) => Outcome::Continue,
+                Err(other) => {
+                    refusal = Some(other);
+                    Outcome::Continue
+                }
             }
         };
         let outcome = self.outcome(who, what, patience, act, || cx.still_pending().is_ok());
+        if !acted {
+            cx.notes.no_act();
+        }
         if let Some(refusal) = refusal {
             return Err(refusal);
         }
