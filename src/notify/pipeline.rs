@@ -185,6 +185,9 @@ impl Pipeline {
             container: request.container(),
             notes: Notes::new(audited),
         };
+        // Looked at before: a signal may take the caller away while the act is under way.
+        let looks = audited && handler.screen(call) == Screen::Inspect;
+        let status = if looks { cx.status(call) } else { Vec::new() };
         let began = audited.then(Instant::now);
         // Nothing of ours is shared with the handler that a panic could leave half-done.
         let result = catch_unwind(AssertUnwindSafe(|| match handler.screen(call) {
@@ -221,7 +224,6 @@ impl Pipeline {
             && outcome != Outcome::Continued
             && cx.notes.is_act()
         {
-            let status = cx.status(call);
             self.audit.log(
                 request.account,
                 &Record {
