@@ -6,6 +6,7 @@
 //! otherwise pile up mounts, or be told that its own node exists already, and never get an answer.
 
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -44,8 +45,8 @@ struct Act<A> {
     tid: u32,
     what: A,
     outcome: Option<(Outcome, Instant)>,
-    /// The outcome is on its way; whether it arrives is not known yet.
-    answering: bool,
+    /// The outcome is on its way, sent by this thread; whether it arrives is not known yet.
+    answering: Option<ThreadId>,
 }
 
 impl<A: Clone + PartialEq> Act<A> {
@@ -109,7 +110,7 @@ impl<A: Clone + PartialEq> Once<A> {
         let stale = |act: &Act<A>| matches!(act.outcome, Some((_, at)) if at.elapsed() > FRESH);
         acts.retain(|act| !stale(act));
         let under_way = |acts: &mut Vec<Act<A>>| {
-            acts.iter().any(|a| a.is(who, what) && (a.outcome.is_none() || a.answering))
+            acts.iter().any(|a| a.is(who, what) && (a.outcome.is_none() || a.answering.is_some()))
         };
         let until = Instant::now() + patience * 2;
         while under_way(&mut acts) {
@@ -122,17 +123,21 @@ impl<A: Clone + PartialEq> Once<A> {
             acts.retain(|act| !stale(act));
         }
         if let Some(done) = acts.iter_mut().find(|act| act.is(who, what)) {
-            done.answering = true;
+            done.answering = Some(thread::current().id());
             return done.outcome.map_or(interrupted, |(outcome, _)| outcome);
         }
+        // Whoever has waited may be of the past: its caller got the result through a later attempt.
+        if !taken() {
+            return interrupted;
+        }
         let (container, tid) = (who.0.to_owned(), who.1);
-        acts.push(Act { container, tid, what: what.clone(), outcome: None, answering: false });
+        acts.push(Act { container, tid, what: what.clone(), outcome: None, answering: None });
         drop(acts);
         let outcome = act();
         let mut acts = self.acts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(act) = acts.iter_mut().find(|act| act.is(who, what)) {
             act.outcome = Some((outcome, Instant::now()));
-            act.answering = true;
+            act.answering = Some(thread::current().id());
         }
         drop(acts);
         self.ended.notify_all();
@@ -140,14 +145,16 @@ impl<A: Clone + PartialEq> Once<A> {
     }
 
     /// The caller got its result, or did not because a signal came first: then it is kept for the
-    /// call that the kernel makes again.
+    /// call that the kernel makes again. To be told by the thread that answered: earlier attempts of
+    /// the same call may come to their end meanwhile, and know nothing of this answer.
     pub(super) fn settled(&self, who: Who<'_>, delivered: bool) {
+        let this = Some(thread::current().id());
         let mut acts = self.acts.lock().unwrap_or_else(PoisonError::into_inner);
-        let answered = |act: &Act<A>| (&*act.container, act.tid) == who && act.answering;
+        let answered = |act: &Act<A>| (&*act.container, act.tid) == who && act.answering == this;
         if delivered {
             acts.retain(|act| !answered(act));
         }
-        acts.iter_mut().filter(|act| answered(act)).for_each(|act| act.answering = false);
+        acts.iter_mut().filter(|act| answered(act)).for_each(|act| act.answering = None);
         drop(acts);
         self.ended.notify_all();
     }
@@ -175,6 +182,24 @@ mod tests {
         assert_eq!(once.outcome(who, &"/a", LONG, || DONE, || true), DONE, "another call");
         once.settled(who, true);
         assert!(once.acts.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_attempt_that_is_late_leaves_no_result_for_the_next_call() {
+        let once = Once::new();
+        let who = ("c", 7);
+        assert_eq!(once.outcome(who, &"/a", LONG, || DONE, || true), DONE);
+        once.settled(who, false);
+        let again = || panic!("acted twice");
+        assert_eq!(once.outcome(who, &"/a", LONG, again, || true), DONE);
+        // Another attempt, interrupted before, comes to its end only now.
+        std::thread::scope(|scope| drop(scope.spawn(|| once.settled(who, false)).join()));
+        assert!(once.acts.lock().unwrap().iter().all(|act| act.answering.is_some()));
+        once.settled(who, true);
+        assert_eq!(once.outcome(who, &"/a", LONG, || WRONG, || true), WRONG, "another call");
+        let late = || panic!("nobody waits for it");
+        let interrupted = Outcome::Fail(Errno::EINTR);
+        assert_eq!(once.outcome(("c", 8), &"/a", LONG, late, || false), interrupted);
     }
 
     #[test]

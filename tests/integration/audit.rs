@@ -39,7 +39,8 @@ fn wait(log: &Path, enough: impl Fn(&[Value]) -> bool) -> Vec<Value> {
         if enough(&lines) {
             return lines;
         }
-        assert!(Instant::now() < until, "the log stays {lines:#?}");
+        let all = lines.len();
+        assert!(Instant::now() < until, "the log stays at {all} lines: {lines:#?}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
