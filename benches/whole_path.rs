@@ -4,7 +4,7 @@
 //! Compared in one run, because only ratios travel between machines: the kernel's own files, a
 //! FUSE server that does nothing (`fuse/examples/null_server.rs`), ours, and lxcfs where it is
 //! installed; for calls the smallest possible handler (`examples/notify_min.rs`) and ours.
-//! Run it with `make bench`, as root. Start reading at [`files`].
+//! Run it with `make bench`, as root; with the argument `fairness` only that. Start reading at [`files`].
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on has failed")]
 
 #[path = "../tests/integration/harness/mod.rs"]
@@ -43,6 +43,9 @@ fn main() {
     sched_setaffinity(Pid::from_raw(0), &one).unwrap();
 
     let daemon = Daemon::start_at(Place::intercepting("mknod = true\n"));
+    if arguments.iter().any(|argument| argument == "fairness") {
+        return fairness(&daemon);
+    }
     files(&daemon);
     calls(&daemon);
     fairness(&daemon);
