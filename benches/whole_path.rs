@@ -4,7 +4,7 @@
 //! Compared in one run, because only ratios travel between machines: the kernel's own files, a
 //! FUSE server that does nothing (`fuse/examples/null_server.rs`), ours, and lxcfs where it is
 //! installed; for calls the smallest possible handler (`examples/notify_min.rs`) and ours.
-//! Run it with `make bench`, as root. Start reading at [`files`].
+//! Run it with `make bench`, as root; with the argument `fairness` only that. Start reading at [`files`].
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on has failed")]
 
 #[path = "../tests/integration/harness/mod.rs"]
@@ -43,8 +43,49 @@ fn main() {
     sched_setaffinity(Pid::from_raw(0), &one).unwrap();
 
     let daemon = Daemon::start_at(Place::intercepting("mknod = true\n"));
+    if arguments.iter().any(|argument| argument == "fairness") {
+        return fairness(&daemon);
+    }
     files(&daemon);
     calls(&daemon);
+    fairness(&daemon);
+}
+
+/// Prints how a flood of one container slows another one's sysinfo(2), on all processors.
+fn fairness(daemon: &Daemon) {
+    sched_setaffinity(Pid::from_raw(0), &every_processor()).unwrap();
+    // The daemon too: it inherited one.
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.server_pid())).unwrap();
+    for task in tasks.flatten() {
+        let tid = task.file_name().to_str().unwrap().parse().unwrap();
+        let _ = sched_setaffinity(Pid::from_raw(tid), &every_processor());
+    }
+    let victim = || {
+        let loops = format!("sleep 3; {}/sysinfo loop 50000", sandbox::PROGRAMS);
+        let said = run(&mut sandbox::command(daemon, &["--memory", "256M"], &loops)).ok();
+        said.trim().parse::<f64>().unwrap()
+    };
+    println!("\nsysinfo(2) of one container while another one floods, ratio to alone\n");
+    let programs = sandbox::PROGRAMS;
+    let many = format!("for i in $(seq 100); do {programs}/sysinfo loop 100000000 & done; wait");
+    let nodes = format!("{programs}/node_call flood /tmp 100 100000000");
+    for (what, script) in [("sysinfo", many), ("mknod", nodes)] {
+        let before = victim();
+        let args = ["--intercept", "sysinfo,mknod"];
+        let flood = harness::command::start(&mut sandbox::command(daemon, &args, &script));
+        let flooded = victim();
+        flood.signal_group(rustix::process::Signal::KILL);
+        drop(flood);
+        // Before and after, because a machine may have other work.
+        println!("100 of {what:8} {:.2}", flooded * 2.0 / (before + victim()));
+    }
+}
+
+fn every_processor() -> CpuSet {
+    let mut all = CpuSet::new();
+    let count = std::fs::read_to_string("/proc/cpuinfo").unwrap().matches("processor\t").count();
+    (0..count).for_each(|cpu| all.set(cpu).unwrap());
+    all
 }
 
 /// Prints the table of files: microseconds, and what is more telling, ratios.

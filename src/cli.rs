@@ -15,7 +15,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Config, ConfigError};
 use crate::keeper::process;
-use crate::{check, control, dead_mounts, lxcfs, profile, run, sandbox, serve};
+use crate::{check, control, dead_mounts, logging, lxcfs, profile, run, sandbox, serve};
 
 /// Makes every container see its own bounds.
 ///
@@ -219,7 +219,7 @@ fn show_check() -> ExitCode {
 }
 
 fn fail(error: &anyhow::Error, status: u8) -> ExitCode {
-    eprintln!("ambit: {error:#}");
+    eprintln!("ambit: {}", logging::say(error));
     ExitCode::from(status)
 }
 

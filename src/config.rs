@@ -25,6 +25,8 @@ pub struct Config {
     pub daemon: Daemon,
     /// `[overlay]`
     pub overlay: Overlay,
+    /// `[audit]`
+    pub audit: Audit,
     /// `[intercept]`: names of system calls, each `true` or `false`, and what goes with them.
     intercept: Words,
     /// `[[container]]`: what is different for some.
@@ -61,6 +63,14 @@ pub struct Daemon {
     pub runtime_dir: PathBuf,
     /// What is logged: `error`, `warn`, `info`, `debug` or `trace`.
     pub log: LogLevel,
+}
+
+/// `[audit]`: which acts of containers were granted and refused.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Audit {
+    /// The file that they are logged to, one line of JSON each; none by default.
+    pub file: Option<PathBuf>,
 }
 
 /// `[overlay]`: the virtual files.
@@ -225,6 +235,10 @@ impl Config {
                 return Err(error(at, &format!("{key} must be an absolute path")));
             }
         }
+        if config.audit.file.as_ref().is_some_and(|file| !file.is_absolute()) {
+            let at = text.find("file").unwrap_or(0);
+            return Err(error(at, "file must be an absolute path"));
+        }
         if !(1..=8).contains(&config.overlay.threads) {
             let at = text.find("threads").unwrap_or(0);
             return Err(error(at, "threads must be between 1 and 8"));
@@ -386,6 +400,8 @@ mod tests {
         let error = parse("[intercept]\nsysinfo = true\nsisinfo = true\n").unwrap_err();
         assert!(error.starts_with("a.toml:3:1: ") && error.contains("sysinfo"), "{error}");
         let error = parse("[daemon]\nruntime_dir = \"run\"\n").unwrap_err();
+        assert!(error.starts_with("a.toml:2:1: ") && error.contains("absolute"), "{error}");
+        let error = parse("[audit]\nfile = \"audit.log\"\n").unwrap_err();
         assert!(error.starts_with("a.toml:2:1: ") && error.contains("absolute"), "{error}");
         assert!(parse("[daemon\n").unwrap_err().starts_with("a.toml:1:"));
     }

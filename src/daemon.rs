@@ -83,16 +83,27 @@ impl Server {
             acts: acts.map(Arc::new),
         };
         match Notifier::take_over(accounting.clone(), options, &link, &mut held) {
-            Ok(notifier) => Ok(Self {
-                accounting,
-                overlay,
-                notifier,
-                link,
-                configuration: None,
-                noted,
-                refusals: broadcast::channel(4).0,
-                ending: Notify::new(),
-            }),
+            Ok(notifier) => {
+                if let Err(error) = audit(&notifier, config) {
+                    // Containers that run already are not left alone for want of a log.
+                    if !successor {
+                        drop(notifier);
+                        overlay.unmount()?;
+                        return Err(error);
+                    }
+                    tracing::error!("nothing is audited: {}", crate::logging::say(&error));
+                }
+                Ok(Self {
+                    accounting,
+                    overlay,
+                    notifier,
+                    link,
+                    configuration: None,
+                    noted,
+                    refusals: broadcast::channel(4).0,
+                    ending: Notify::new(),
+                })
+            }
             Err(error) => {
                 // What containers have already stays for the next attempt.
                 if !successor {
@@ -101,6 +112,16 @@ impl Server {
                 Err(error).context("cannot take notifications")
             }
         }
+    }
+
+    /// Takes from a configuration what can change while it runs.
+    ///
+    /// # Errors
+    /// The audit log cannot be opened; everything stays as it was.
+    pub fn reconfigure(&self, config: &Config) -> anyhow::Result<()> {
+        audit(&self.notifier, config)?;
+        self.notifier.reload(config.policies());
+        Ok(())
     }
 
     /// Where the overlay is mounted.
@@ -192,6 +213,15 @@ impl Server {
         drop(self.notifier.stop());
         self.overlay.unmount().context("cannot unmount the overlay")
     }
+}
+
+/// Opens the audit log, if the configuration has one.
+fn audit(notifier: &Notifier, config: &Config) -> anyhow::Result<()> {
+    let file = config.audit.file.as_deref();
+    notifier.audit(file).with_context(|| {
+        let file = file.unwrap_or(Path::new("")).display();
+        format!("cannot open the audit log {file}; its folder must exist, and it must be a file")
+    })
 }
 
 /// The file in memory where counters are remembered: a predecessor's, or a new one. `None` without

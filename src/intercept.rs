@@ -10,7 +10,7 @@ use crate::notify::Policy;
 use crate::notify::settings::{Device, Settings};
 
 /// Settings, and what they are, for messages.
-const SETTINGS: [(&str, &str); 13] = [
+const SETTINGS: [(&str, &str); 14] = [
     ("mknod.devices", "a list of character devices, such as [\"10:229\"]"),
     ("bpf.devices", "true or false"),
     ("mount.allowed", "a list of filesystems, such as [\"ext4\"]"),
@@ -24,6 +24,7 @@ const SETTINGS: [(&str, &str); 13] = [
     ("sched.priority", "the highest real-time priority, 0 to 99"),
     ("sched.nice", "how far below 0 nice values may be, 0 to 20"),
     ("limit.acts", "a number of calls at a time"),
+    ("limit.calls", "a number of calls a second"),
 ];
 
 /// What a word is set to.
@@ -111,7 +112,7 @@ fn value(name: &str, text: Option<&str>) -> Result<Value, String> {
             });
             Value::Map(pairs.collect::<Result<_, _>>()?)
         }
-        "mount.deadline" | "limit.acts" | "sched.priority" | "sched.nice" => {
+        "mount.deadline" | "limit.acts" | "limit.calls" | "sched.priority" | "sched.nice" => {
             Value::Number(text.parse().map_err(|_| format!("{text} is no number"))?)
         }
         _ => Value::List(parts.collect()),
@@ -147,6 +148,7 @@ fn set(name: &str, value: &Value, settings: &mut Settings) -> Result<(), String>
         ("limit.acts", Value::Number(acts)) if *acts > 0 => {
             settings.acts = usize::try_from(*acts).unwrap_or(usize::MAX);
         }
+        ("limit.calls", Value::Number(calls)) if *calls > 0 => settings.calls = *calls,
         _ => {
             let known = SETTINGS.iter().find(|(known, _)| *known == name);
             return Err(match known {
@@ -190,7 +192,8 @@ mod tests {
             ("mount.deadline=60", "between 1 and 24"),
             ("mknod.devices=8", "MAJOR:MINOR"),
             ("mount.allowed=ext4,mount.fuse=ext4=fuse2fs", "both"),
-            ("limit.acts=0", "a number of calls"),
+            ("limit.acts=0", "a number of calls at a time"),
+            ("limit.calls=0", "a number of calls a second"),
             ("sched.priority=100", "0 to 99"),
         ] {
             let error = parse(list).unwrap_err();

@@ -9,6 +9,21 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::LogLevel;
 
+/// An error and its causes in one line. A cause that the line has already is not said again: many
+/// errors name theirs.
+#[must_use]
+pub fn say(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.ends_with(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line
+}
+
 /// Starts logging, once per process.
 pub fn start(level: LogLevel) {
     let level = match level {
@@ -39,4 +54,23 @@ fn stderr_is_the_journal() -> bool {
     let Some(named) = std::env::var("JOURNAL_STREAM").ok() else { return false };
     let stderr = std::fs::metadata("/proc/self/fd/2");
     stderr.is_ok_and(|file| named == format!("{}:{}", file.dev(), file.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot read x: {source}")]
+        struct Names {
+            source: std::io::Error,
+        }
+        let error = anyhow::Error::from(Names { source: std::io::ErrorKind::NotFound.into() });
+        let error = error.context("cannot start");
+        assert_eq!(say(&error), "cannot start: cannot read x: entity not found");
+        let plain = anyhow::Error::msg("inner").context("outer");
+        assert_eq!(say(&plain), "outer: inner");
+    }
 }

@@ -114,7 +114,7 @@ impl Service for Embedded {
 
     fn stop(self: Box<Self>) {
         if let Err(error) = self.server.stop() {
-            tracing::warn!("{error:#}");
+            tracing::warn!("{}", crate::logging::say(&error));
         }
         let _ = std::fs::remove_dir(&self.folder);
     }

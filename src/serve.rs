@@ -224,15 +224,17 @@ fn word(text: &str) -> Option<Word> {
 /// Reads the configuration again; what is wrong with it leaves everything as it was.
 /// Returns what is answered to who asked for it.
 pub(crate) fn reload(server: &Server) -> Vec<u8> {
-    match Config::load(server.configuration()) {
-        Ok(config) => {
-            server.notifier().reload(config.policies());
+    let reconfigured = Config::load(server.configuration())
+        .map_err(Into::into)
+        .and_then(|config| server.reconfigure(&config));
+    match reconfigured {
+        Ok(()) => {
             tracing::info!("the configuration was read again");
             b"{}".to_vec()
         }
         Err(error) => {
-            tracing::error!("the configuration stays as it was: {error}");
-            let answer = serde_json::json!({ "error": error.to_string() });
+            tracing::error!("the configuration stays as it was: {}", logging::say(&error));
+            let answer = serde_json::json!({ "error": logging::say(&error) });
             serde_json::to_vec(&answer).unwrap_or_default()
         }
     }

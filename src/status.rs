@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::daemon::Server;
 use crate::dead_mounts::DeadMounts;
-use crate::notify::CallCount;
+use crate::notify::{CallCount, ContainerCounts};
 
 /// The state of a daemon. Memory is in bytes, times in seconds.
 #[derive(Debug, Serialize, Deserialize)]
@@ -32,6 +32,9 @@ pub struct Status {
     pub calls: Vec<Calls>,
     /// Containers that asked and still exist.
     pub containers: Vec<ContainerStatus>,
+    /// Calls of the containers whose filter reports them.
+    #[serde(default)]
+    pub intercepted: Vec<Intercepted>,
     /// Files whose server is gone for good. The one who asks looks for them, not the daemon.
     #[serde(default)]
     pub dead: Vec<DeadMounts>,
@@ -47,22 +50,52 @@ pub struct Files {
 }
 
 /// One intercepted system call.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Calls {
     /// Its name.
     pub name: String,
-    /// Answered by ambit.
+    /// Answered by ambit: granted and refused.
     pub answered: u64,
+    /// Answered with a result.
+    #[serde(default)]
+    pub granted: u64,
+    /// Answered with an error.
+    #[serde(default)]
+    pub refused: u64,
     /// Left to the kernel.
     pub continued: u64,
     /// Left to the kernel because something in ambit failed.
     pub failed: u64,
+    /// Answers that nobody waited for any more; they are counted above too.
+    #[serde(default)]
+    pub late: u64,
 }
 
 impl From<&CallCount> for Calls {
     fn from(count: &CallCount) -> Self {
-        let &CallCount { name, served, continued, failed } = count;
-        Self { name: name.to_owned(), answered: served, continued, failed }
+        let &CallCount { name, granted, refused, continued, failed, late } = count;
+        let (name, answered) = (name.to_owned(), count.served());
+        Self { name, answered, granted, refused, continued, failed, late }
+    }
+}
+
+/// The calls of one container.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Intercepted {
+    /// Its id: that of an OCI runtime, or the cookie of liblxc.
+    pub container: String,
+    /// How often it had used up its budget, and its next call had to wait.
+    pub delayed: u64,
+    /// Those that it has made.
+    pub calls: Vec<Calls>,
+}
+
+impl From<ContainerCounts> for Intercepted {
+    fn from(counts: ContainerCounts) -> Self {
+        let ContainerCounts { container, calls, delayed } = counts;
+        let calls = calls.iter().map(Calls::from);
+        let made = calls.filter(|call| call.answered + call.continued + call.failed > 0);
+        Self { container, delayed, calls: made.collect() }
     }
 }
 
@@ -124,6 +157,7 @@ impl Status {
             files: totals.files,
             calls: totals.calls,
             containers,
+            intercepted: server.notifier().containers().into_iter().map(Into::into).collect(),
             dead: Vec::new(),
         }
     }
@@ -187,6 +221,29 @@ impl fmt::Display for Status {
                 c.uptime,
                 c.cpus
             )?;
+        }
+        if self.intercepted.iter().any(|container| !container.calls.is_empty()) {
+            writeln!(
+                f,
+                "\n{:<28} {:<20} {:>9} {:>9} {:>9} {:>7} {:>7} {:>8}",
+                "CONTAINER", "CALL", "GRANTED", "REFUSED", "KERNEL", "FAILED", "LATE", "DELAYED"
+            )?;
+        }
+        for container in &self.intercepted {
+            for c in &container.calls {
+                writeln!(
+                    f,
+                    "{:<28} {:<20} {:>9} {:>9} {:>9} {:>7} {:>7} {:>8}",
+                    container.container.escape_debug().to_string(),
+                    c.name,
+                    c.granted,
+                    c.refused,
+                    c.continued,
+                    c.failed,
+                    c.late,
+                    container.delayed
+                )?;
+            }
         }
         if !self.dead.is_empty() {
             writeln!(f)?;

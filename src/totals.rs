@@ -34,6 +34,9 @@ impl Totals {
             match self.calls.iter_mut().find(|own| own.name == calls.name) {
                 Some(own) => {
                     own.answered += calls.answered;
+                    own.granted += calls.granted;
+                    own.refused += calls.refused;
+                    own.late += calls.late;
                     own.continued += calls.continued;
                     own.failed += calls.failed;
                 }
@@ -98,7 +101,7 @@ mod tests {
             name: name.to_owned(),
             answered,
             continued: 1,
-            failed: 0,
+            ..Calls::default()
         });
         Totals { files: Files { opened, failed: 0 }, calls: calls.collect() }
     }

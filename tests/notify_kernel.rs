@@ -137,7 +137,7 @@ fn own_processors() -> Vec<usize> {
 fn served(notifier: &Notifier, name: &str) -> [u64; 3] {
     let counts = notifier.counters();
     let call = counts.calls.iter().find(|call| call.name == name).unwrap();
-    [call.served, call.continued, call.failed]
+    [call.served(), call.continued, call.failed]
 }
 
 #[test]

@@ -227,7 +227,7 @@ impl Keeper {
         }
         match start(program, &self.arguments, true) {
             Ok(server) => self.candidate = Some((server, program.to_owned())),
-            Err(error) => self.say(&format!("refused {error:#}")),
+            Err(error) => self.say(&format!("refused {}", crate::logging::say(&error))),
         }
     }
 

@@ -70,7 +70,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     match serve(&serve_as) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("lxcfs: {error:#}");
+            eprintln!("lxcfs: {}", crate::logging::say(&error));
             ExitCode::FAILURE
         }
     }

@@ -6,13 +6,18 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Acts at a time.
 const THREADS: usize = 64;
 
 /// Acts of one container at a time: its filesystems may hang, and threads with them.
 const EACH: usize = 8;
+
+/// Threads at most, with those that hang: an act for so long is lost to its container alone, which
+/// has no more than its own eight.
+const MOST: usize = 1024;
+const LOST: Duration = Duration::from_secs(10);
 
 /// How long a thread waits for something to do.
 const IDLE: Duration = Duration::from_secs(10);
@@ -40,7 +45,7 @@ struct State {
 struct Container {
     id: Arc<str>,
     waiting: VecDeque<Act>,
-    under_way: usize,
+    under_way: Vec<Instant>,
 }
 
 impl Acting {
@@ -55,18 +60,18 @@ impl Acting {
         let mut state = self.0.lock();
         let at = state.containers.iter().position(|one| *one.id == *container);
         let at = at.unwrap_or_else(|| {
-            let (waiting, under_way) = (VecDeque::new(), 0);
+            let (waiting, under_way) = (VecDeque::new(), Vec::new());
             state.containers.push_back(Container { id: container.into(), waiting, under_way });
             state.containers.len() - 1
         });
         let one = &mut state.containers[at];
-        if one.waiting.len() + one.under_way >= limit {
+        if one.waiting.len() + one.under_way.len() >= limit {
             return false;
         }
         one.waiting.push_back(Box::new(act));
         if state.idle > 0 {
             self.0.work.notify_one();
-        } else if state.threads < THREADS {
+        } else if state.threads < THREADS || state.may_replace_lost() {
             let shared = Arc::clone(&self.0);
             let thread = std::thread::Builder::new().name("act".into());
             match thread.spawn(move || shared.run()) {
@@ -92,12 +97,12 @@ impl Shared {
     fn run(&self) {
         let mut state = self.lock();
         loop {
-            if let Some((id, act)) = state.take() {
+            if let Some((id, began, act)) = state.take() {
                 drop(state);
                 // A handler's panic is caught where it runs; this thread must go on in any case.
                 let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
                 state = self.lock();
-                state.ended(&id);
+                state.ended(&id, began);
                 continue;
             }
             state.idle += 1;
@@ -114,24 +119,34 @@ impl Shared {
 }
 
 impl State {
+    /// Do enough threads hang for another one?
+    fn may_replace_lost(&self) -> bool {
+        let under_way = self.containers.iter().flat_map(|one| &one.under_way);
+        let lost = under_way.filter(|began| began.elapsed() > LOST).count();
+        self.threads < (THREADS + lost).min(MOST)
+    }
+
     /// The next act: that of the container that has waited longest for its turn.
-    fn take(&mut self) -> Option<(Arc<str>, Act)> {
+    fn take(&mut self) -> Option<(Arc<str>, Instant, Act)> {
         let at = self.containers.iter().position(Container::ready)?;
         let mut one = self.containers.remove(at)?;
         let act = one.waiting.pop_front()?;
-        one.under_way += 1;
+        let began = Instant::now();
+        one.under_way.push(began);
         let id = Arc::clone(&one.id);
         self.containers.push_back(one);
-        Some((id, act))
+        Some((id, began, act))
     }
 
-    fn ended(&mut self, id: &Arc<str>) {
+    fn ended(&mut self, id: &Arc<str>, began: Instant) {
         let Some(at) = self.containers.iter().position(|one| Arc::ptr_eq(&one.id, id)) else {
             return;
         };
         let one = &mut self.containers[at];
-        one.under_way -= 1;
-        if one.under_way == 0 && one.waiting.is_empty() {
+        if let Some(at) = one.under_way.iter().position(|start| *start == began) {
+            one.under_way.swap_remove(at);
+        }
+        if one.under_way.is_empty() && one.waiting.is_empty() {
             self.containers.remove(at);
         }
     }
@@ -139,7 +154,7 @@ impl State {
 
 impl Container {
     fn ready(&self) -> bool {
-        !self.waiting.is_empty() && self.under_way < EACH
+        !self.waiting.is_empty() && self.under_way.len() < EACH
     }
 }
 

@@ -101,6 +101,7 @@ pub(super) fn act(
         Ok(Reply::Kernel) => Ok(Verdict::Continue),
         Err(failure) => {
             tracing::warn!(container = cx.container, tid = call.tid, "nothing done: {failure}");
+            cx.notes.broken(&failure);
             refusal(&failure)
         }
     }

@@ -6,7 +6,7 @@
 //! handed out again after a whole round through the pid space; the answer itself is checked by
 //! the kernel.
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{IoSlice, IoSliceMut, Read};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
 
 use super::acts::Acts;
+use super::audit::Notes;
 use super::call::Call;
 use super::handler::{Cause, Refusal};
 use super::listener::id_valid;
@@ -55,6 +56,8 @@ pub struct Context<'a> {
     pub(super) acts: Option<&'a Acts>,
     /// The container's name, for the log.
     pub(super) container: &'a str,
+    /// What the audit log is told.
+    pub(super) notes: Notes,
 }
 
 impl Context<'_> {
@@ -147,6 +150,23 @@ impl Context<'_> {
         };
         self.pending.check()?;
         opened.map_err(|_| Refusal::Gone)
+    }
+
+    /// Tells the audit log on what the decision depends. Asked for only when there is one.
+    pub fn note(&self, name: &str, value: impl FnOnce() -> String) {
+        self.notes.add(name, value);
+    }
+
+    /// The target's `/proc/<tid>/status` as far as it matters; nothing when the target is gone.
+    pub(super) fn status(&self, call: &Call) -> Vec<u8> {
+        let mut status = Vec::with_capacity(4096);
+        if let Ok(file) = self.open(call, "status") {
+            let read = std::fs::File::from(file).take(16_384).read_to_end(&mut status);
+            if read.is_err() || self.still_pending().is_err() {
+                status.clear();
+            }
+        }
+        status
     }
 
     /// Makes sure that the target still waits.

@@ -1,20 +1,33 @@
-//! How often each handler answered, for `ambit status` and the metrics.
+//! How often each handler answered, in all and for one container: `ambit status` and the metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::syscalls::HANDLERS;
 
 /// The counters of one handler.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CallCount {
     /// The handler's name.
     pub name: &'static str,
     /// Calls that returned a result of ours.
-    pub served: u64,
+    pub granted: u64,
+    /// Calls that returned an error of ours.
+    pub refused: u64,
     /// Calls that the kernel ran: switched off, or nothing to add.
     pub continued: u64,
     /// Calls that the kernel ran because something of ours failed.
     pub failed: u64,
+    /// Answers that nobody waited for any more: a signal came, or the caller died. They are
+    /// counted above too.
+    pub late: u64,
+}
+
+impl CallCount {
+    /// Calls that returned something of ours.
+    #[must_use]
+    pub fn served(&self) -> u64 {
+        self.granted + self.refused
+    }
 }
 
 /// All counters of a notifier.
@@ -29,14 +42,16 @@ pub struct Counts {
 /// What became of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
-    Served,
+    Granted,
+    Refused,
     Continued,
     Failed,
+    Late,
 }
 
 #[derive(Debug)]
 pub(super) struct Counters {
-    calls: Vec<[AtomicU64; 3]>,
+    calls: Vec<[AtomicU64; 5]>,
     unknown: AtomicU64,
 }
 
@@ -59,9 +74,10 @@ impl Counters {
 
     pub(super) fn read(&self) -> Counts {
         let calls = HANDLERS.iter().zip(&self.calls).map(|(handler, counters)| {
-            let [served, continued, failed] =
-                [0, 1, 2].map(|index: usize| counters[index].load(Ordering::Relaxed));
-            CallCount { name: handler.describe().name, served, continued, failed }
+            let [granted, refused, continued, failed, late] =
+                [0, 1, 2, 3, 4].map(|index: usize| counters[index].load(Ordering::Relaxed));
+            let name = handler.describe().name;
+            CallCount { name, granted, refused, continued, failed, late }
         });
         Counts { calls: calls.collect(), unknown: self.unknown.load(Ordering::Relaxed) }
     }
@@ -74,14 +90,17 @@ mod tests {
     #[test]
     fn each_outcome_has_its_counter() {
         let counters = Counters::new();
-        counters.count(0, Outcome::Served);
-        counters.count(0, Outcome::Served);
+        counters.count(0, Outcome::Granted);
+        counters.count(0, Outcome::Granted);
+        counters.count(0, Outcome::Refused);
         counters.count(0, Outcome::Continued);
         counters.count(0, Outcome::Failed);
+        counters.count(0, Outcome::Late);
         counters.count_unknown();
         let counts = counters.read();
         let first = counts.calls[0];
-        assert_eq!((first.served, first.continued, first.failed), (2, 1, 1));
+        assert_eq!((first.granted, first.refused, first.served()), (2, 1, 3));
+        assert_eq!((first.continued, first.failed, first.late), (1, 1, 1));
         assert_eq!(counts.unknown, 1);
     }
 }

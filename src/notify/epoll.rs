@@ -3,17 +3,22 @@
 //! A source is registered by whoever has it; the thread finds it in the inbox when its first
 //! event arrives. So registering never waits for the thread, and the thread takes the inbox's
 //! lock only for sources it has not seen.
+//!
+//! A source may hang the thread that is at it (`warden.rs`): another thread goes on with all
+//! sources then, and the old one ends when it comes back.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
-use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
 
 use super::Error;
+use super::bucket;
 
 /// What an epoll instance watches.
 #[derive(Debug)]
@@ -23,6 +28,21 @@ pub(super) struct Watch<S> {
     stopping: AtomicBool,
     next: AtomicU64,
     inbox: Mutex<Vec<(u64, S)>>,
+    /// Touched by the thread in charge alone, unless that hangs and another one takes its place.
+    sources: Mutex<Sources<S>>,
+    /// The number of the thread in charge.
+    charge: AtomicU64,
+    /// Since when it is at a source; 0 while it waits.
+    since: AtomicU64,
+    /// How often it has been at one.
+    turns: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Sources<S> {
+    all: HashMap<u64, Arc<S>>,
+    /// Those that have to wait, and until when.
+    paused: Vec<(u64, u64)>,
 }
 
 /// The event of the eventfd that ends the thread.
@@ -40,8 +60,17 @@ impl<S: AsFd> Watch<S> {
             .map_err(Error::system("eventfd"))?;
         epoll::add(&epoll, &wake, epoll::EventData::new_u64(WAKE), epoll::EventFlags::IN)
             .map_err(Error::system("epoll_ctl of an eventfd"))?;
-        let (stopping, next) = (AtomicBool::new(false), AtomicU64::new(WAKE + 1));
-        Ok(Self { epoll, wake, stopping, next, inbox: Mutex::default() })
+        Ok(Self {
+            epoll,
+            wake,
+            stopping: AtomicBool::new(false),
+            next: AtomicU64::new(WAKE + 1),
+            inbox: Mutex::default(),
+            sources: Mutex::new(Sources { all: HashMap::new(), paused: Vec::new() }),
+            charge: AtomicU64::new(0),
+            since: AtomicU64::new(0),
+            turns: AtomicU64::new(0),
+        })
     }
 
     /// Hands a source over to the thread.
@@ -63,13 +92,37 @@ impl<S: AsFd> Watch<S> {
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
-    /// Calls `ready` for every source that has something, until [`Self::stop`]. A source for
-    /// which it says [`Keep::No`] is dropped. Returns the sources that are left.
-    pub(super) fn run(&self, mut ready: impl FnMut(&mut S, Ready) -> Keep) -> Vec<S> {
-        let mut sources: HashMap<u64, S> = HashMap::new();
+    /// The number of the thread in charge, for [`Self::run`].
+    pub(super) fn charge(&self) -> u64 {
+        self.charge.load(Ordering::Acquire)
+    }
+
+    /// How often a thread has been at a source, and whether it is at one now.
+    pub(super) fn activity(&self) -> (u64, bool) {
+        (self.turns.load(Ordering::Relaxed), self.since.load(Ordering::SeqCst) != 0)
+    }
+
+    /// If the thread in charge is at one source for longer than this, puts another one in its place:
+    /// it is to call [`Self::run`] with the number that is returned.
+    pub(super) fn replace_if_hung(&self, nanoseconds: u64) -> Option<u64> {
+        let since = self.since.load(Ordering::SeqCst);
+        if since == 0 || bucket::now().saturating_sub(since) < nanoseconds {
+            return None;
+        }
+        let charge = self.charge();
+        self.since.store(0, Ordering::SeqCst);
+        self.charge.store(charge + 1, Ordering::Release);
+        Some(charge + 1)
+    }
+
+    /// Calls `ready` for every source that has something, until [`Self::stop`], or until another
+    /// thread has taken the place of this one. A source for which it says [`Keep::No`] is dropped.
+    /// Returns the sources that are left to whom is in charge.
+    pub(super) fn run(&self, charge: u64, mut ready: impl FnMut(&S, Ready) -> Keep) -> Vec<Arc<S>> {
         let mut events: Vec<epoll::Event> = Vec::with_capacity(BATCH);
         while !self.stopping.load(Ordering::Acquire) {
-            match epoll::wait(&self.epoll, spare_capacity(&mut events), None) {
+            let wait = self.resume();
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), wait.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => {
                     // EBADF and EINVAL: only a defect of this file can cause them.
@@ -82,27 +135,88 @@ impl<S: AsFd> Watch<S> {
                 if token == WAKE {
                     continue;
                 }
-                if !sources.contains_key(&token) {
-                    let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
-                    sources.extend(inbox.drain(..));
-                }
-                let Some(source) = sources.get_mut(&token) else { continue };
+                let Some(source) = self.source(token) else { continue };
                 let hung_up = flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR);
                 let readable = flags.contains(epoll::EventFlags::IN);
-                if ready(source, Ready { readable, hung_up }) == Keep::No {
-                    // Closing is not enough: a duplicate (the keeper's) keeps it watched.
-                    let _ = epoll::delete(&self.epoll, source.as_fd());
-                    sources.remove(&token);
+                self.turns.fetch_add(1, Ordering::Relaxed);
+                self.since.store(bucket::now().max(1), Ordering::SeqCst);
+                let keep = ready(&source, Ready { readable, hung_up });
+                if self.charge() == charge {
+                    self.since.store(0, Ordering::SeqCst);
+                }
+                match keep {
+                    Keep::Yes => {}
+                    Keep::No => {
+                        // Closing is not enough: a duplicate (the keeper's) keeps it watched.
+                        let _ = epoll::delete(&self.epoll, source.as_fd());
+                        self.lock().all.remove(&token);
+                    }
+                    Keep::After(nanoseconds) => self.pause(token, &source, nanoseconds),
+                }
+                if self.charge() != charge {
+                    return Vec::new();
                 }
             }
         }
-        let mut left: Vec<S> = sources.into_values().collect();
+        if self.charge() != charge {
+            return Vec::new();
+        }
+        let mut left: Vec<Arc<S>> = self.lock().all.drain().map(|(_, source)| source).collect();
         let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
-        left.extend(inbox.drain(..).map(|(_, source)| source));
+        left.extend(inbox.drain(..).map(|(_, source)| Arc::new(source)));
         for source in &left {
             let _ = epoll::delete(&self.epoll, source.as_fd());
         }
         left
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Sources<S>> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn source(&self, token: u64) -> Option<Arc<S>> {
+        let mut sources = self.lock();
+        if !sources.all.contains_key(&token) {
+            let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+            sources.all.extend(inbox.drain(..).map(|(token, source)| (token, Arc::new(source))));
+        }
+        sources.all.get(&token).map(Arc::clone)
+    }
+
+    /// Does not look at a source for some time. What it has waits in the kernel.
+    fn pause(&self, token: u64, source: &Arc<S>, nanoseconds: u64) {
+        let mut sources = self.lock();
+        if sources.paused.iter().any(|(_, paused)| *paused == token) {
+            return;
+        }
+        let data = epoll::EventData::new_u64(token);
+        let none = epoll::EventFlags::empty();
+        if epoll::modify(&self.epoll, source.as_fd(), data, none).is_ok() {
+            sources.paused.push((bucket::now().saturating_add(nanoseconds), token));
+        }
+    }
+
+    /// Looks at sources again that have waited long enough. How long until the next one has.
+    fn resume(&self) -> Option<Timespec> {
+        let mut sources = self.lock();
+        if sources.paused.is_empty() {
+            return None;
+        }
+        let now = bucket::now();
+        let Sources { all, paused } = &mut *sources;
+        paused.retain(|&(until, token)| {
+            let Some(source) = all.get(&token) else { return false };
+            if until > now {
+                return true;
+            }
+            let data = epoll::EventData::new_u64(token);
+            let _ = epoll::modify(&self.epoll, source.as_fd(), data, epoll::EventFlags::IN);
+            false
+        });
+        let next = paused.iter().map(|(until, _)| until - now).min()?;
+        // A kernel without epoll_pwait2 counts milliseconds.
+        let wait = Duration::from_nanos(next.max(1_000_000));
+        Timespec::try_from(wait).ok()
     }
 }
 
@@ -117,6 +231,8 @@ pub(super) struct Ready {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Keep {
     Yes,
+    /// Yes, but not before so many nanoseconds have passed.
+    After(u64),
     No,
 }
 
@@ -136,7 +252,7 @@ mod tests {
         let (send, receive) = mpsc::channel();
         std::thread::scope(|scope| {
             let serving = scope.spawn(|| {
-                watch.run(|source: &mut UnixStream, ready| {
+                watch.run(0, |mut source: &UnixStream, ready| {
                     let mut byte = [0];
                     let read = if ready.readable { source.read(&mut byte).unwrap() } else { 0 };
                     send.send(byte[..read].to_vec()).unwrap();
@@ -151,6 +267,68 @@ mod tests {
             assert_eq!(receive.recv().unwrap(), b"");
             watch.stop();
             assert_eq!(serving.join().unwrap().len(), 1, "the idle one");
+        });
+    }
+
+    #[test]
+    fn another_thread_goes_on_when_one_hangs() {
+        let watch = Watch::new().unwrap();
+        let (mut hangs, one) = UnixStream::pair().unwrap();
+        let (mut works, two) = UnixStream::pair().unwrap();
+        let (release, released) = mpsc::channel::<()>();
+        let (send, receive) = mpsc::channel();
+        let released = Mutex::new(released);
+        let (watch, send, released) = (&watch, &send, &released);
+        let serve = move |mut source: &UnixStream, _: Ready| {
+            let mut byte = [0];
+            source.read_exact(&mut byte).unwrap();
+            if byte == *b"h" {
+                let _ = released.lock().unwrap().recv();
+            }
+            send.send(byte[0]).unwrap();
+            Keep::Yes
+        };
+        watch.add(one).unwrap();
+        watch.add(two).unwrap();
+        std::thread::scope(|scope| {
+            let first = scope.spawn(move || watch.run(0, serve));
+            hangs.write_all(b"h").unwrap();
+            let charge = loop {
+                if let Some(charge) = watch.replace_if_hung(1_000_000) {
+                    break charge;
+                }
+                std::thread::yield_now();
+            };
+            let second = scope.spawn(move || watch.run(charge, serve));
+            works.write_all(b"w").unwrap();
+            assert_eq!(receive.recv().unwrap(), b'w');
+            release.send(()).unwrap();
+            assert_eq!(receive.recv().unwrap(), b'h');
+            assert!(first.join().unwrap().is_empty(), "it is not in charge any more");
+            watch.stop();
+            assert_eq!(second.join().unwrap().len(), 2);
+        });
+    }
+
+    #[test]
+    fn a_source_can_be_made_to_wait() {
+        let watch = Watch::new().unwrap();
+        let (mut near, far) = UnixStream::pair().unwrap();
+        let (send, receive) = mpsc::channel();
+        watch.add(far).unwrap();
+        near.write_all(b"ab").unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                watch.run(0, |mut source: &UnixStream, _| {
+                    let mut byte = [0];
+                    source.read_exact(&mut byte).unwrap();
+                    send.send(std::time::Instant::now()).unwrap();
+                    Keep::After(30_000_000)
+                })
+            });
+            let (first, second) = (receive.recv().unwrap(), receive.recv().unwrap());
+            assert!(second - first >= Duration::from_millis(29), "{:?}", second - first);
+            watch.stop();
         });
     }
 }

@@ -26,6 +26,7 @@ use rustix::net::{
 };
 
 use super::Error;
+use super::account::Account;
 use super::context::Pending;
 use super::epoll::Keep;
 use super::handler::{Repeat, Verdict};
@@ -37,7 +38,6 @@ use super::pipeline::{Pipeline, Request};
 use super::policies::{Container, Member, cgroup_of};
 use super::policy::Policy;
 use super::socket::{Listening, Peer};
-use super::thread::repeated;
 use crate::keeper::link::{Held, Link};
 
 /// Well below the 30 s after which liblxc stops waiting.
@@ -143,6 +143,7 @@ impl Connection {
         &self,
         pipeline: &Arc<Pipeline>,
         journal: &Arc<Journal>,
+        threads: usize,
         back: impl FnOnce(Self) + Send + 'static,
     ) -> Keep {
         let received = Instant::now();
@@ -163,16 +164,28 @@ impl Connection {
             (Some(_), _) => Err(Malformed::Descriptors),
             (None, _) => Err(Malformed::Length),
         };
-        let (id, limit, call) = match decoded {
+        let (account, limit, call) = match decoded {
             Ok((packet, proc, listener)) => {
-                let policy = self.policy(&packet, pipeline);
+                let (account, policy) = self.account(&packet, pipeline);
                 let call = self.begin(&packet, journal, pipeline);
-                if call.answer.is_none() && !pipeline.takes_long(&packet.data, &policy) {
-                    let keep =
-                        self.answer(&packet, proc, listener.as_ref(), received, pipeline, &call);
-                    return if keep == Keep::Yes { Keep::Yes } else { self.ended() };
+                let wait = account.spend(policy.settings().calls);
+                if call.answer.is_none()
+                    && !pipeline.takes_long(&packet.data, &policy)
+                    && let Some(_under_way) = account.inline(threads)
+                {
+                    return match self.answer(
+                        &packet,
+                        proc,
+                        listener.as_ref(),
+                        received,
+                        pipeline,
+                        &call,
+                    ) {
+                        Keep::No => self.ended(),
+                        _ => wait.map_or(Keep::Yes, Keep::After),
+                    };
                 }
-                (packet.cookie().to_owned(), policy.settings().acts, call)
+                (account, policy.settings().acts, call)
             }
             Err(error) => {
                 self.complain(&error);
@@ -192,7 +205,7 @@ impl Connection {
             number: self.number,
         };
         let (pipeline, acting) = (Arc::clone(pipeline), pipeline.acting().clone());
-        let handed = acting.hand_over(&id, limit, move || {
+        let handed = acting.hand_over(&account.id, limit, move || {
             let [Some(proc), _, listener] = &descriptors else { return };
             let Ok(packet) = lxc_packet::decode(&buffer[..length.unwrap_or(0)]) else { return };
             let listener = listener.as_ref();
@@ -256,9 +269,10 @@ impl Connection {
         };
         let verdict = match call.repeat {
             Repeat::Never => Verdict::Fail(nix::errno::Errno::EINTR),
-            repeat => repeated(self.decide(packet, pending, pipeline), repeat),
+            repeat => self.decide(packet, pending, pipeline, repeat),
         };
-        let (data, who) = (&packet.data, (packet.cookie(), packet.tid));
+        let (account, _) = self.account(packet, pipeline);
+        let (data, who) = (&packet.data, (&*account, packet.tid));
         if received.elapsed() >= DEADLINE || pending.check().is_err() {
             pipeline.settled(data, who, false);
             return Keep::No;
@@ -309,7 +323,13 @@ impl Connection {
         Keep::Yes
     }
 
-    fn decide(&self, packet: &Packet<'_>, pending: Pending<'_>, pipeline: &Pipeline) -> Verdict {
+    fn decide(
+        &self,
+        packet: &Packet<'_>,
+        pending: Pending<'_>,
+        pipeline: &Pipeline,
+        repeat: Repeat,
+    ) -> Verdict {
         // Thread ids are those of the monitor's pid namespace. That it is ours shows in the
         // monitor having the same id in both.
         if packet.monitor_pid != self.monitor {
@@ -317,28 +337,25 @@ impl Connection {
             self.complain(&format_args!("it calls itself process {theirs}: not our namespace"));
             return Verdict::Continue;
         }
-        pipeline.decide(&Request {
-            container: packet.cookie(),
-            policy: &self.policy(packet, pipeline),
-            tid: packet.tid,
-            data: packet.data,
-            pending,
-        })
+        let (account, policy) = &self.account(packet, pipeline);
+        let (tid, data) = (packet.tid, packet.data);
+        pipeline.decide(&Request { account, policy, tid, data, pending, repeat })
     }
 
-    /// What is answered for the container of a packet.
-    fn policy(&self, packet: &Packet<'_>, pipeline: &Pipeline) -> Policy {
+    /// What the container of a packet has had, and what is answered for it.
+    fn account(&self, packet: &Packet<'_>, pipeline: &Pipeline) -> (Arc<Account>, Policy) {
         let mut member = self.member.lock().unwrap_or_else(PoisonError::into_inner);
-        if member.as_ref().is_none_or(|member| member.container.cookie != packet.cookie()) {
-            *member = Some(Member::configured(Container {
+        member.take_if(|member| member.container.cookie != packet.cookie());
+        let member = member.get_or_insert_with(|| {
+            Member::configured(Container {
                 id: packet.cookie().to_owned(),
                 cookie: packet.cookie().to_owned(),
                 cgroup: cgroup_of(&format!("/proc/{}/cgroup", packet.init_pid)),
                 ..Container::default()
-            }));
-        }
-        let policy = member.as_mut().map(|member| member.policy(pipeline.policies()).clone());
-        policy.unwrap_or_else(Policy::none)
+            })
+        });
+        let account = Arc::clone(member.account(pipeline.accounts()));
+        (account, member.policy(pipeline.policies()).clone())
     }
 
     /// A look at the packet, which stays: its length (`None` if it is too long or lost descriptors) and what came
@@ -423,7 +440,7 @@ mod tests {
                 assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
             }
             sendmsg(&self.fd, &[IoSlice::new(packet)], &mut control, SendFlags::empty()).unwrap();
-            let keep = self.connection.serve(&self.pipeline, &self.journal, drop);
+            let keep = self.connection.serve(&self.pipeline, &self.journal, 1, drop);
             let mut answer = vec![0; 4096];
             let read = rustix::net::recv(&self.fd, &mut *answer, RecvFlags::DONTWAIT);
             (keep, read.ok().map(|(read, _)| answer[..read].to_vec()))
@@ -469,7 +486,7 @@ mod tests {
             assert_eq!(&seen[..length.unwrap()], packet);
             assert!(descriptors[0].is_some(), "each look has the descriptors");
         }
-        let keep = monitor.connection.serve(&monitor.pipeline, &monitor.journal, drop);
+        let keep = monitor.connection.serve(&monitor.pipeline, &monitor.journal, 1, drop);
         assert_eq!(keep, Keep::Yes);
         assert_eq!(monitor.connection.look(&mut seen).unwrap_err(), Errno::AGAIN);
     }
@@ -512,7 +529,7 @@ mod tests {
     fn the_end_of_the_monitor_ends_the_connection() {
         let monitor = Monitor::new();
         drop(monitor.fd);
-        let keep = monitor.connection.serve(&monitor.pipeline, &monitor.journal, drop);
+        let keep = monitor.connection.serve(&monitor.pipeline, &monitor.journal, 1, drop);
         assert_eq!(keep, Keep::No);
     }
 }

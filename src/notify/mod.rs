@@ -9,9 +9,12 @@
 //! one), then `thread.rs` and `pipeline.rs` (the way of a request). Only `listener.rs` and
 //! `crate::sys` contain unsafe code.
 
+mod account;
 mod acting;
 pub mod acts;
 mod arch;
+mod audit;
+mod bucket;
 mod call;
 mod caller_thread;
 mod context;
@@ -40,10 +43,11 @@ mod socket;
 mod syscalls;
 mod thread;
 mod thread_id;
+mod warden;
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ambit_sysinfo::Views;
@@ -56,6 +60,7 @@ pub use arch::Abi;
 pub(crate) fn arches() -> impl Iterator<Item = libseccomp::ScmpArch> {
     arch::of_this_kernel().into_iter().map(|arch| arch.scmp)
 }
+pub use account::ContainerCounts;
 pub use call::Call;
 pub use context::Context;
 pub use counters::{CallCount, Counts};
@@ -69,7 +74,7 @@ use journal::Journal;
 use listener::Listener;
 use pipeline::Pipeline;
 use policies::Member;
-use thread::{Handle, Source, Threads};
+use thread::{Source, Threads};
 
 /// Can this kernel hand calls over, in the layout that this program knows?
 ///
@@ -107,7 +112,6 @@ pub struct Adopted {
 #[derive(Debug)]
 pub struct Notifier {
     threads: Arc<Threads>,
-    handles: Vec<Handle>,
     oci: Option<oci::Server>,
 }
 
@@ -133,10 +137,9 @@ impl Notifier {
         let Options { oci_socket, lxc_socket, policies, acts } = options;
         listener::check_sizes()?;
         let journal = Journal::open(link, held)?;
-        let (threads, handles) =
-            Threads::start(Pipeline::new(views).with_acts(acts).with_policies(policies), journal)?;
+        let pipeline = Pipeline::new(views).with_acts(acts).with_policies(policies);
         // From here on, dropping it stops what runs already.
-        let mut notifier = Self { threads, handles, oci: None };
+        let mut notifier = Self { threads: Threads::start(pipeline, journal)?, oci: None };
         if let Some(path) = lxc_socket {
             let socket = lxc::Socket::open(&path, link.clone(), held)?;
             for (number, fd) in held.take_numbered(lxc::CONNECTION) {
@@ -178,7 +181,7 @@ impl Notifier {
         let listener = Listener::adopt(listener)?;
         self.threads.add(Source::Listener {
             listener: Arc::new(listener),
-            member: Member::fixed(container, policy),
+            member: Mutex::new(Member::fixed(container, policy)),
         })
     }
 
@@ -203,13 +206,32 @@ impl Notifier {
     /// Takes no more calls, and waits until those that were taken are answered: a successor of
     /// another version does not know them. Those that take longer are in the journal.
     pub fn settle(&self, patience: Duration) {
-        self.threads.stop();
+        // The keeper has copies of the listeners.
+        drop(self.threads.stop());
         let until = Instant::now() + patience;
-        let busy =
-            || !self.handles.iter().all(Handle::is_finished) || !self.threads.journal().is_idle();
-        while busy() && Instant::now() < until {
+        while !self.threads.journal().is_idle() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }
+        self.flush();
+    }
+
+    /// What each container has had that has a listener or a connection.
+    #[must_use]
+    pub fn containers(&self) -> Vec<ContainerCounts> {
+        self.threads.pipeline().accounts().read()
+    }
+
+    /// Logs what is granted and refused from now on to this file, which is opened anew, or to none.
+    ///
+    /// # Errors
+    /// The file cannot be opened; everything stays as it was.
+    pub fn audit(&self, file: Option<&Path>) -> std::io::Result<()> {
+        self.threads.pipeline().audit().open(file)
+    }
+
+    /// Waits, though not for long, until the audit log is written.
+    fn flush(&self) {
+        self.threads.pipeline().audit().flush();
     }
 
     /// Ends the threads, after the answers they are at, and removes the sockets. The listeners
@@ -223,9 +245,9 @@ impl Notifier {
         if let Some(server) = self.oci.take() {
             server.stop();
         }
-        self.threads.stop();
-        let ended = self.handles.drain(..).map(|handle| handle.join().unwrap_or_default());
-        ended.flatten().collect()
+        let left = self.threads.stop();
+        self.flush();
+        left
     }
 }
 

@@ -6,7 +6,7 @@
 //! otherwise pile up mounts, or be told that its own node exists already, and never get an answer.
 
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::thread::ThreadId;
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -72,17 +72,23 @@ impl<A: Clone + PartialEq> Once<A> {
         cx: &Context<'_>,
         act: impl FnOnce() -> Result<Verdict, Refusal>,
     ) -> Result<Verdict, Refusal> {
-        let mut refusal = None;
-        let act = || match act() {
-            Ok(Verdict::Return(value)) => Outcome::Return(value),
-            Ok(Verdict::Fail(errno)) | Err(Refusal::Fail(errno)) => Outcome::Fail(errno),
-            Ok(_) => Outcome::Continue,
-            Err(other) => {
-                refusal = Some(other);
-                Outcome::Untried
+        let (mut refusal, mut acted) = (None, false);
+        let act = || {
+            acted = true;
+            match act() {
+                Ok(Verdict::Return(value)) => Outcome::Return(value),
+                Ok(Verdict::Fail(errno)) | Err(Refusal::Fail(errno)) => Outcome::Fail(errno),
+                Ok(_) => Outcome::Continue,
+                Err(other) => {
+                    refusal = Some(other);
+                    Outcome::Untried
+                }
             }
         };
         let outcome = self.outcome(who, what, patience, act, || cx.still_pending().is_ok());
+        if !acted {
+            cx.notes.no_act();
+        }
         if let Some(refusal) = refusal {
             return Err(refusal);
         }
@@ -120,8 +126,12 @@ impl<A: Clone + PartialEq> Once<A> {
             acts.retain(|act| !stale(act));
         }
         if let Some(done) = acts.iter_mut().find(|act| act.is(who, what)) {
-            done.answering = Some(std::thread::current().id());
+            done.answering = Some(thread::current().id());
             return done.outcome.map_or(interrupted, |(outcome, _)| outcome);
+        }
+        // Whoever has waited may be of the past: its caller got the result through a later attempt.
+        if !taken() {
+            return interrupted;
         }
         let (container, tid) = (who.0.to_owned(), who.1);
         acts.push(Act { container, tid, what: what.clone(), outcome: None, answering: None });
@@ -132,7 +142,7 @@ impl<A: Clone + PartialEq> Once<A> {
             acts.retain(|act| !act.is(who, what));
         } else if let Some(act) = acts.iter_mut().find(|act| act.is(who, what)) {
             act.outcome = Some((outcome, Instant::now()));
-            act.answering = Some(std::thread::current().id());
+            act.answering = Some(thread::current().id());
         }
         drop(acts);
         self.ended.notify_all();
@@ -143,10 +153,9 @@ impl<A: Clone + PartialEq> Once<A> {
     /// then it is kept for the call that the kernel makes again. Called by the thread that asked for
     /// the result; those that had none for this caller change nothing.
     pub(super) fn settled(&self, who: Who<'_>, delivered: bool) {
+        let this = Some(thread::current().id());
         let mut acts = self.acts.lock().unwrap_or_else(PoisonError::into_inner);
-        let this = std::thread::current().id();
-        let answered =
-            |act: &Act<A>| (&*act.container, act.tid) == who && act.answering == Some(this);
+        let answered = |act: &Act<A>| (&*act.container, act.tid) == who && act.answering == this;
         if delivered {
             acts.retain(|act| !answered(act));
         }
@@ -187,6 +196,24 @@ mod tests {
         let untried = || Outcome::Untried;
         assert_eq!(once.outcome(who, &"/a", LONG, untried, || true), Outcome::Untried);
         assert_eq!(once.outcome(who, &"/a", LONG, || DONE, || true), DONE);
+    }
+
+    #[test]
+    fn an_attempt_that_is_late_leaves_no_result_for_the_next_call() {
+        let once = Once::new();
+        let who = ("c", 7);
+        assert_eq!(once.outcome(who, &"/a", LONG, || DONE, || true), DONE);
+        once.settled(who, false);
+        let again = || panic!("acted twice");
+        assert_eq!(once.outcome(who, &"/a", LONG, again, || true), DONE);
+        // Another attempt, interrupted before, comes to its end only now.
+        std::thread::scope(|scope| drop(scope.spawn(|| once.settled(who, false)).join()));
+        assert!(once.acts.lock().unwrap().iter().all(|act| act.answering.is_some()));
+        once.settled(who, true);
+        assert_eq!(once.outcome(who, &"/a", LONG, || WRONG, || true), WRONG, "another call");
+        let late = || panic!("nobody waits for it");
+        let interrupted = Outcome::Fail(Errno::EINTR);
+        assert_eq!(once.outcome(("c", 8), &"/a", LONG, late, || false), interrupted);
     }
 
     #[test]

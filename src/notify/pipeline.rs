@@ -6,13 +6,16 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use ambit_sysinfo::Views;
 use libseccomp_sys::seccomp_data;
 use nix::errno::Errno;
 
+use super::account::{Account, Accounts};
 use super::acting::Acting;
 use super::acts::Acts;
+use super::audit::{Audit, Caller, Notes, Record};
 use super::call::Call;
 use super::context::{Context, Pending};
 use super::counters::{Counters, Outcome};
@@ -27,8 +30,8 @@ use super::syscalls::HANDLERS;
 /// A trapped call and where it comes from.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Request<'a> {
-    /// The container's name, for the log.
-    pub(super) container: &'a str,
+    /// What its container has had.
+    pub(super) account: &'a Arc<Account>,
     /// What is answered for this container.
     pub(super) policy: &'a Policy,
     /// The thread that waits.
@@ -37,6 +40,15 @@ pub(super) struct Request<'a> {
     pub(super) data: seccomp_data,
     /// How to see that it still waits.
     pub(super) pending: Pending<'a>,
+    /// What it means that a predecessor may have been at it.
+    pub(super) repeat: Repeat,
+}
+
+impl<'a> Request<'a> {
+    /// The container's name, for the log.
+    fn container(&self) -> &'a str {
+        &self.account.id
+    }
 }
 
 /// Decides requests.
@@ -44,7 +56,10 @@ pub(super) struct Pipeline {
     views: Arc<dyn Views>,
     dispatch: Dispatch,
     counters: Counters,
+    accounts: Accounts,
+    audit: Audit,
     failures: Limiter,
+    crowds: Limiter,
     acts: Option<Arc<Acts>>,
     acting: Acting,
     policies: Current,
@@ -52,9 +67,21 @@ pub(super) struct Pipeline {
 
 impl Pipeline {
     pub(super) fn new(views: Arc<dyn Views>) -> Self {
-        let (counters, failures) = (Counters::new(), Limiter::new());
+        let (counters, failures, crowds) = (Counters::new(), Limiter::new(), Limiter::new());
         let (acts, acting, policies) = (None, Acting::default(), Current::new(Policies::default()));
-        Self { views, dispatch: Dispatch::new(), counters, failures, acts, acting, policies }
+        let (dispatch, accounts, audit) = (Dispatch::new(), Accounts::default(), Audit::default());
+        Self {
+            views,
+            dispatch,
+            counters,
+            accounts,
+            audit,
+            failures,
+            crowds,
+            acts,
+            acting,
+            policies,
+        }
     }
 
     /// With these policies for containers that have none of their own.
@@ -92,18 +119,36 @@ impl Pipeline {
         })
     }
 
-    /// The answer to a call arrived, or nobody waited for it any more.
-    pub(super) fn settled(&self, data: &seccomp_data, who: (&str, u32), delivered: bool) {
-        if let Some(entry) = self.dispatch.find(data.arch, data.nr)
-            && HANDLERS[entry.handler].cost() == Cost::Act
-        {
-            HANDLERS[entry.handler].settled(who, delivered);
+    /// The answer to a call of this thread arrived, or nobody waited for it any more.
+    pub(super) fn settled(
+        &self,
+        data: &seccomp_data,
+        (account, tid): (&Account, u32),
+        delivered: bool,
+    ) {
+        let Some(entry) = self.dispatch.find(data.arch, data.nr) else { return };
+        if !delivered {
+            self.counters.count(entry.handler, Outcome::Late);
+            account.counters.count(entry.handler, Outcome::Late);
+        }
+        if HANDLERS[entry.handler].cost() == Cost::Act {
+            HANDLERS[entry.handler].settled((&account.id, tid), delivered);
         }
     }
 
     /// Where calls are decided that take long.
     pub(super) fn acting(&self) -> &Acting {
         &self.acting
+    }
+
+    /// What each container has had.
+    pub(super) fn accounts(&self) -> &Accounts {
+        &self.accounts
+    }
+
+    /// Where acts are logged.
+    pub(super) fn audit(&self) -> &Audit {
+        &self.audit
     }
 
     pub(super) fn counters(&self) -> &Counters {
@@ -124,6 +169,7 @@ impl Pipeline {
             (Verdict::Continue, Outcome::Continued)
         };
         self.counters.count(entry.handler, outcome);
+        request.account.counters.count(entry.handler, outcome);
         verdict
     }
 
@@ -133,32 +179,87 @@ impl Pipeline {
         call: &Call,
         request: &Request<'_>,
     ) -> (Verdict, Outcome) {
+        let audited = handler.describe().privileged && self.audit.is_on();
         let cx = Context {
             views: &*self.views,
             pending: request.pending,
             settings: request.policy.settings(),
             acts: self.acts.as_deref(),
-            container: request.container,
+            container: request.container(),
+            notes: Notes::new(audited),
         };
+        // Looked at before: a signal may take the caller away while the act is under way.
+        let looks = audited && handler.screen(call) == Screen::Inspect;
+        let status = if looks { cx.status(call) } else { Vec::new() };
+        let began = audited.then(Instant::now);
         // Nothing of ours is shared with the handler that a panic could leave half-done.
         let result = catch_unwind(AssertUnwindSafe(|| match handler.screen(call) {
             Screen::Continue => Ok(Verdict::Continue),
             Screen::Inspect => handler.run(call, &cx),
         }));
-        match result {
+        let (verdict, outcome) = match result {
             Ok(Ok(Verdict::Continue) | Err(Refusal::Gone)) => {
                 (Verdict::Continue, Outcome::Continued)
             }
-            Ok(Ok(verdict)) => (verdict, Outcome::Served),
-            Ok(Err(Refusal::Fail(errno))) => (Verdict::Fail(errno), Outcome::Served),
+            // The predecessor did it and could not tell any more.
+            Ok(Ok(Verdict::Fail(Errno::EEXIST)) | Err(Refusal::Fail(Errno::EEXIST)))
+                if request.repeat == Repeat::Exists =>
+            {
+                (Verdict::Return(0), Outcome::Granted)
+            }
+            Ok(Ok(Verdict::Fail(errno)) | Err(Refusal::Fail(errno))) => {
+                (Verdict::Fail(errno), Outcome::Refused)
+            }
+            Ok(Ok(verdict)) => (verdict, Outcome::Granted),
             Ok(Err(Refusal::Continue(cause))) => {
                 self.report(handler, request, &cause);
+                cx.notes.broken(&cause);
                 (Verdict::Continue, Outcome::Failed)
             }
             Err(_) => {
-                self.report(handler, request, &"a defect: the handler panicked");
+                let defect = "a defect: the handler panicked";
+                self.report(handler, request, &defect);
+                cx.notes.broken(&defect);
                 (Verdict::Continue, Outcome::Failed)
             }
+        };
+        if let Some(began) = began
+            && outcome != Outcome::Continued
+            && cx.notes.is_act()
+        {
+            self.audit.log(
+                request.account,
+                &Record {
+                    container: request.container(),
+                    call: call.syscall,
+                    tid: call.tid,
+                    caller: Caller::parse(&status),
+                    notes: &cx.notes,
+                    outcome: match outcome {
+                        _ if cx.notes.is_broken() => "error",
+                        Outcome::Granted => "granted",
+                        _ => "refused",
+                    },
+                    errno: match verdict {
+                        Verdict::Fail(errno) => Some(errno),
+                        _ => None,
+                    },
+                    took: began.elapsed(),
+                },
+            );
+        }
+        (verdict, outcome)
+    }
+
+    /// A container has more calls under way than it may: the kernel answers one.
+    pub(super) fn too_many(&self, account: &Account) {
+        let container = &account.id;
+        if let Some(suppressed) = self.crowds.pass() {
+            tracing::warn!(
+                container,
+                suppressed,
+                "too many calls are acted on: the kernel answers one"
+            );
         }
     }
 
@@ -180,7 +281,7 @@ impl Pipeline {
         if let Some(suppressed) = self.failures.pass() {
             tracing::warn!(
                 call = handler.describe().name,
-                container = request.container,
+                container = request.container(),
                 tid = request.tid,
                 suppressed,
                 "the kernel answers a call instead of ambit: {cause}"
@@ -231,7 +332,9 @@ mod tests {
         };
         let proc = File::open("/proc/self").unwrap();
         let pending = Pending::Directory(proc.as_fd());
-        let request = Request { container: "c", policy, tid: std::process::id(), data, pending };
+        let (account, tid) = (&pipeline.accounts().of("c"), std::process::id());
+        let repeat = Repeat::Safe;
+        let request = Request { account, policy, tid, data, pending, repeat };
         (pipeline.decide(&request), pipeline)
     }
 
@@ -242,7 +345,7 @@ mod tests {
         {
             assert!(matches!(verdict, Verdict::Continue), "{verdict:?}");
             let count = pipeline.counters().read().calls[0];
-            assert_eq!((count.served, count.continued, count.failed), (0, 0, 1));
+            assert_eq!((count.served(), count.continued, count.failed), (0, 0, 1));
         }
     }
 
@@ -260,7 +363,8 @@ mod tests {
         let proc = File::open("/proc/self").unwrap();
         let pending = Pending::Directory(proc.as_fd());
         let policy = Policy::default();
-        let request = Request { container: "c", policy: &policy, tid: 1, data, pending };
+        let (account, repeat) = (&pipeline.accounts().of("c"), Repeat::Safe);
+        let request = Request { account, policy: &policy, tid: 1, data, pending, repeat };
         assert!(matches!(pipeline.decide(&request), Verdict::Continue));
         assert_eq!(pipeline.counters().read().unknown, 1);
     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::account::{Account, Accounts};
 use super::policy::Policy;
 
 /// What is known of a container when its listener arrives.
@@ -137,18 +138,29 @@ pub(super) struct Member {
     /// The generation that the policy is of; `None` when it was given together with the listener
     /// and stays.
     generation: Option<u64>,
+    account: Option<Arc<Account>>,
 }
 
 impl Member {
     /// With the policy that the configuration has for it.
     pub(super) fn configured(container: Container) -> Self {
-        Self { container: Arc::new(container), policy: Policy::none(), generation: Some(0) }
+        Self {
+            container: Arc::new(container),
+            policy: Policy::none(),
+            generation: Some(0),
+            account: None,
+        }
     }
 
     /// With a policy of its own.
     pub(super) fn fixed(id: &str, policy: Policy) -> Self {
         let container = Container { id: id.to_owned(), ..Container::default() };
-        Self { container: Arc::new(container), policy, generation: None }
+        Self { container: Arc::new(container), policy, generation: None, account: None }
+    }
+
+    /// What it has had.
+    pub(super) fn account(&mut self, accounts: &Accounts) -> &Arc<Account> {
+        self.account.get_or_insert_with(|| accounts.of(&self.container.id))
     }
 
     /// Its policy of now.

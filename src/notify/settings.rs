@@ -46,6 +46,8 @@ pub struct Settings {
     pub nice: i32,
     /// How many acts of one container may be under way or wait.
     pub acts: usize,
+    /// How many calls a second of one container are answered; what is beyond waits.
+    pub calls: u64,
 }
 
 impl Default for Settings {
@@ -58,6 +60,7 @@ impl Default for Settings {
             priority: 0,
             nice: -20,
             acts: 512,
+            calls: 100_000,
         }
     }
 }

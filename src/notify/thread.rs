@@ -1,16 +1,19 @@
 //! The listener threads: they take requests, have them decided and answer, all inline.
 //!
 //! A hand-over to another thread would cost more than the answer (17 against 8 us a round trip)
-//! and defeat SYNC_WAKE_UP. So a handler that runs here must not block.
+//! and defeat SYNC_WAKE_UP. So a handler that runs here must not block; one that does so
+//! nevertheless costs a thread (`warden.rs`).
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use libseccomp_sys::seccomp_notif;
 use nix::errno::Errno;
 
+use super::account::Account;
 use super::epoll::{Keep, Ready, Watch};
 use super::handler::{Repeat, Verdict};
 use super::journal::{Entry, Journal, Phase};
@@ -19,6 +22,7 @@ use super::lxc;
 use super::pipeline::{Pipeline, Request};
 use super::policies::Member;
 use super::policy::Policy;
+use super::warden::{self, Warden};
 use super::{Adopted, Error};
 use crate::notify::context::Pending;
 
@@ -26,7 +30,7 @@ use crate::notify::context::Pending;
 #[derive(Debug)]
 pub(super) enum Source {
     /// The listener of a container.
-    Listener { listener: Arc<Listener>, member: Member },
+    Listener { listener: Arc<Listener>, member: Mutex<Member> },
     /// The socket that liblxc connects to.
     LxcSocket(lxc::Socket),
     /// The connection of one liblxc monitor.
@@ -50,15 +54,15 @@ pub(super) struct Threads {
     journal: Arc<Journal>,
     watches: Vec<Watch<Source>>,
     next: AtomicUsize,
+    /// The thread in charge of each.
+    handles: Mutex<Vec<Option<Handle>>>,
+    warden: OnceLock<Warden>,
 }
 
 impl Threads {
     /// One thread per four processors: a round trip is mostly two context switches, and the
     /// target sleeps meanwhile.
-    pub(super) fn start(
-        pipeline: Pipeline,
-        journal: Arc<Journal>,
-    ) -> Result<(Arc<Self>, Vec<Handle>), Error> {
+    pub(super) fn start(pipeline: Pipeline, journal: Arc<Journal>) -> Result<Arc<Self>, Error> {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let count = (processors / 4).max(1);
         let watches = (0..count).map(|_| Watch::new()).collect::<Result<_, _>>()?;
@@ -67,22 +71,44 @@ impl Threads {
             journal,
             watches,
             next: AtomicUsize::new(0),
+            handles: Mutex::new((0..count).map(|_| None).collect()),
+            warden: OnceLock::new(),
         });
-        let mut handles = Vec::with_capacity(count);
+        let failed = |source| Error::System { what: "cannot start a listener thread", source };
+        let warden = Warden::start(&threads).map_err(failed)?;
+        let _ = threads.warden.set(warden);
         for index in 0..count {
-            let own = Arc::clone(&threads);
-            let spawned = std::thread::Builder::new()
-                .name(format!("notify-{index}"))
-                .spawn(move || own.serve(index));
-            match spawned {
-                Ok(handle) => handles.push(handle),
-                Err(source) => {
-                    threads.stop();
-                    return Err(Error::System { what: "cannot start a listener thread", source });
-                }
+            if let Err(source) = threads.put_in_charge(index, threads.watches[index].charge()) {
+                drop(threads.stop());
+                return Err(failed(source));
             }
         }
-        Ok((threads, handles))
+        Ok(threads)
+    }
+
+    fn put_in_charge(self: &Arc<Self>, index: usize, charge: u64) -> std::io::Result<()> {
+        let own = Arc::clone(self);
+        let thread = std::thread::Builder::new().name(format!("notify-{index}"));
+        let handle = thread.spawn(move || own.serve(index, charge))?;
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(handle);
+        Ok(())
+    }
+
+    /// Replaces threads that hang. How many calls there have been, and whether one is under way.
+    pub(super) fn look_after(self: &Arc<Self>) -> (u64, bool) {
+        let (mut turns, mut busy) = (0, false);
+        for (index, watch) in self.watches.iter().enumerate() {
+            if let Some(charge) = watch.replace_if_hung(warden::HUNG) {
+                tracing::warn!("a call hangs on a listener thread: another thread goes on");
+                if let Err(error) = self.put_in_charge(index, charge) {
+                    tracing::error!("no thread can take the place of one that hangs: {error}");
+                }
+            }
+            let (its_turns, its_busy) = watch.activity();
+            turns += its_turns;
+            busy |= its_busy;
+        }
+        (turns, busy)
     }
 
     /// Gives a source to one of the threads.
@@ -95,7 +121,7 @@ impl Threads {
     /// it.
     pub(super) fn take_over(&self, listener: Listener, mut member: Member) -> Result<(), Error> {
         let listener = Arc::new(listener);
-        let container = Arc::clone(&member.container);
+        let account = Arc::clone(member.account(self.pipeline.accounts()));
         let policy = member.policy(self.pipeline.policies()).clone();
         for (left, entry) in self.journal.left(listener.number()) {
             let notification = left.notification;
@@ -111,14 +137,13 @@ impl Threads {
             if repeat == Repeat::Never {
                 let _ = listener.answer(notification.id, &Verdict::Fail(Errno::EINTR));
             } else if self.pipeline.takes_long(&notification.data, &policy) {
-                self.hand_over(&listener, &container.id, &policy, notification, (entry, repeat));
+                self.hand_over(&listener, &account, policy.clone(), notification, (entry, repeat));
             } else {
-                let id = &container.id;
                 let repeat = Repeat::Safe;
-                decide(&self.pipeline, &listener, id, &policy, &notification, &entry, repeat);
+                decide(&self.pipeline, &listener, &account, &policy, &notification, &entry, repeat);
             }
         }
-        self.add(Source::Listener { listener, member })
+        self.add(Source::Listener { listener, member: Mutex::new(member) })
     }
 
     pub(super) fn journal(&self) -> &Arc<Journal> {
@@ -129,20 +154,39 @@ impl Threads {
         &self.pipeline
     }
 
-    /// Makes the threads end; each finishes what it is at.
-    pub(super) fn stop(&self) {
+    /// Ends the threads, each after what it is at, and returns the listeners that they had. One
+    /// that hangs is not waited for.
+    pub(super) fn stop(&self) -> Vec<Adopted> {
         self.watches.iter().for_each(Watch::stop);
+        let mut left = Vec::new();
+        for index in 0..self.watches.len() {
+            loop {
+                let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
+                // The warden may put another one in its place meanwhile.
+                match handles[index].take_if(|handle| handle.is_finished()) {
+                    Some(handle) => {
+                        left.extend(handle.join().unwrap_or_default());
+                        break;
+                    }
+                    None if handles[index].is_none() => break,
+                    None => {}
+                }
+                drop(handles);
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        }
+        if let Some(warden) = self.warden.get() {
+            warden.end();
+        }
+        left
     }
 
-    fn serve(self: &Arc<Self>, index: usize) -> Vec<Adopted> {
-        let left = self.watches[index].run(|source, ready| self.ready(source, ready));
-        let adopted = left.into_iter().filter_map(|source| match source {
+    fn serve(self: &Arc<Self>, index: usize, charge: u64) -> Vec<Adopted> {
+        let left = self.watches[index].run(charge, |source, ready| self.ready(source, ready));
+        let adopted = left.into_iter().filter_map(|source| match &*source {
             Source::Listener { listener, member } => {
-                let listener = match Arc::try_unwrap(listener) {
-                    Ok(listener) => listener.into_fd(),
-                    // An act is under way.
-                    Err(shared) => shared.duplicate().ok()?.into_fd(),
-                };
+                let listener = listener.duplicate().ok()?.into_fd();
+                let member = member.lock().unwrap_or_else(PoisonError::into_inner);
                 let container = member.container.id.clone();
                 Some(Adopted { listener, container, policy: member.last_policy().clone() })
             }
@@ -151,7 +195,15 @@ impl Threads {
         adopted.collect()
     }
 
-    fn ready(self: &Arc<Self>, source: &mut Source, ready: Ready) -> Keep {
+    /// How many threads there are for calls that do not block.
+    pub(super) fn count(&self) -> usize {
+        self.watches.len()
+    }
+
+    fn ready(self: &Arc<Self>, source: &Source, ready: Ready) -> Keep {
+        if let Some(warden) = self.warden.get() {
+            warden.wake();
+        }
         match source {
             // All tasks under the filter are gone: nobody will ever call again.
             Source::Listener { listener, .. } if ready.hung_up => {
@@ -159,8 +211,11 @@ impl Threads {
                 Keep::No
             }
             Source::Listener { listener, member } => {
-                let container = Arc::clone(&member.container);
-                self.answer(listener, &container.id, member.policy(self.pipeline.policies()))
+                let mut member = member.lock().unwrap_or_else(PoisonError::into_inner);
+                let account = Arc::clone(member.account(self.pipeline.accounts()));
+                let policy = member.policy(self.pipeline.policies()).clone();
+                drop(member);
+                self.answer(listener, &account, policy)
             }
             Source::LxcSocket(socket) => {
                 if let Some(connection) = socket.accept() {
@@ -171,7 +226,7 @@ impl Threads {
             Source::LxcConnection(connection) if ready.readable => {
                 let threads = Arc::clone(self);
                 let back = move |connection| threads.watch(connection);
-                connection.serve(&self.pipeline, &self.journal, back)
+                connection.serve(&self.pipeline, &self.journal, self.count(), back)
             }
             Source::LxcConnection(connection) => {
                 connection.forget();
@@ -188,25 +243,32 @@ impl Threads {
 
     /// Takes exactly one request and answers it. One, because a second RECV would sleep if there
     /// is none, and a readiness promises only one.
-    fn answer(&self, listener: &Arc<Listener>, container: &str, policy: &Policy) -> Keep {
+    fn answer(&self, listener: &Arc<Listener>, account: &Arc<Account>, policy: Policy) -> Keep {
         let mut entry = self.journal.entry();
         let notification = match entry.receive(listener) {
             Ok(notification) => notification,
             // The target died or got a signal between readiness and RECV; we got a signal.
             Err(Errno::ENOENT | Errno::EINTR) => return Keep::Yes,
             Err(errno) => {
+                let container = &account.id;
                 tracing::error!(container, "SECCOMP_IOCTL_NOTIF_RECV: {errno}; listener dropped");
                 listener.forget();
                 return Keep::No;
             }
         };
-        if self.pipeline.takes_long(&notification.data, policy) {
-            self.hand_over(listener, container, policy, notification, (entry, Repeat::Safe));
-        } else {
-            let repeat = Repeat::Safe;
-            decide(&self.pipeline, listener, container, policy, &notification, &entry, repeat);
+        let wait = account.spend(policy.settings().calls);
+        let inline = match self.pipeline.takes_long(&notification.data, &policy) {
+            true => None,
+            false => account.inline(self.count()),
+        };
+        let repeat = Repeat::Safe;
+        match inline {
+            Some(_under_way) => {
+                decide(&self.pipeline, listener, account, &policy, &notification, &entry, repeat);
+            }
+            None => self.hand_over(listener, account, policy, notification, (entry, repeat)),
         }
-        Keep::Yes
+        wait.map_or(Keep::Yes, Keep::After)
     }
 
     /// Has a request decided and answered by a thread of its own. If there is none, the kernel
@@ -214,19 +276,19 @@ impl Threads {
     fn hand_over(
         &self,
         listener: &Arc<Listener>,
-        container: &str,
-        policy: &Policy,
+        account: &Arc<Account>,
+        policy: Policy,
         notification: seccomp_notif,
         (entry, repeat): (Entry, Repeat),
     ) {
         let (pipeline, own) = (Arc::clone(&self.pipeline), Arc::clone(listener));
-        let (id, policy, limit) = (container.to_owned(), policy.clone(), policy.settings().acts);
-        let handed = self.pipeline.acting().hand_over(container, limit, move || {
+        let (container, limit) = (Arc::clone(account), policy.settings().acts);
+        let handed = self.pipeline.acting().hand_over(&account.id, limit, move || {
             entry.acting();
-            decide(&pipeline, &own, &id, &policy, &notification, &entry, repeat);
+            decide(&pipeline, &own, &container, &policy, &notification, &entry, repeat);
         });
         if !handed {
-            tracing::warn!(container, "too many calls are acted on: the kernel answers one");
+            self.pipeline.too_many(account);
             let _ = listener.answer(notification.id, &Verdict::Continue);
         }
     }
@@ -236,40 +298,31 @@ impl Threads {
 fn decide(
     pipeline: &Pipeline,
     listener: &Listener,
-    container: &str,
+    account: &Arc<Account>,
     policy: &Policy,
     notification: &seccomp_notif,
     entry: &Entry,
     repeat: Repeat,
 ) {
     let verdict = pipeline.decide(&Request {
-        container,
+        account,
         policy,
         tid: notification.pid,
         data: notification.data,
         pending: Pending::Listener(listener.as_fd(), notification.id),
+        repeat,
     });
-    let verdict = repeated(verdict, repeat);
     if !matches!(verdict, Verdict::Install(_)) {
         entry.done(&response(notification.id, &verdict));
     }
     let answered = listener.answer(notification.id, &verdict);
-    pipeline.settled(&notification.data, (container, notification.pid), answered.is_ok());
+    pipeline.settled(&notification.data, (account, notification.pid), answered.is_ok());
     match answered {
         // ENOENT: a signal ended the call, or the target died. It asks again or never.
         Ok(()) | Err(Errno::ENOENT) => {}
-        Err(errno) => pipeline.refused(container, notification.id, listener, errno),
-    }
-}
-
-/// The verdict on a call that a predecessor may have been at.
-pub(super) fn repeated(verdict: Verdict, repeat: Repeat) -> Verdict {
-    match (verdict, repeat) {
-        // The predecessor did it and could not tell any more.
-        (Verdict::Fail(Errno::EEXIST), Repeat::Exists) => Verdict::Return(0),
-        (verdict, _) => verdict,
+        Err(errno) => pipeline.refused(&account.id, notification.id, listener, errno),
     }
 }
 
 /// A running thread; it returns the listeners it still had.
-pub(super) type Handle = JoinHandle<Vec<Adopted>>;
+type Handle = JoinHandle<Vec<Adopted>>;

@@ -79,6 +79,7 @@ mod tests {
             settings: &Settings::default(),
             acts: None,
             container: "",
+            notes: super::super::audit::Notes::default(),
         };
         let call = Call { tid: std::process::id(), abi: Abi::Bits64, syscall: "", args: [0; 6] };
         let status = std::fs::read("/proc/self/status").unwrap();

@@ -84,7 +84,7 @@ pub fn run(
     match prepare(args).and_then(|prepared| prepared.run(files, start)) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            eprintln!("ambit: {error:#}");
+            eprintln!("ambit: {}", crate::logging::say(&error));
             ExitCode::from(FAILED)
         }
     }

@@ -11,6 +11,7 @@
 
 mod harness;
 
+mod audit;
 mod behaviour;
 mod bounds;
 mod bpf;

@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -124,7 +124,7 @@ fn take(peer: &Peer, threads: &Threads, link: &Link) {
     let container = &*named.id;
     let adopted = Listener::adopt(fd).and_then(|listener| {
         let listener = Arc::new(listener.kept(link.clone(), number));
-        threads.add(Source::Listener { listener, member })
+        threads.add(Source::Listener { listener, member: Mutex::new(member) })
     });
     match adopted {
         Ok(()) => tracing::info!(container, pid, names, "listener adopted"),

@@ -5,6 +5,7 @@
 //! overlayfs (device 0:0), which it allows everybody.
 
 use crate::notify::acts;
+use crate::notify::audit::text;
 use crate::notify::call::Call;
 use crate::notify::context::Context;
 use crate::notify::handler::{Cost, Description, Handler, Refusal, Repeat, Screen, Verdict};
@@ -78,6 +79,12 @@ impl Handler for Mknod {
             _ if mode == 2 => Base::of(call.int(0)),
             _ => Base::Folder,
         };
+        cx.note("path", || text(&path));
+        cx.note("device", || format!("c {}:{}", device.0, device.1));
+        cx.note("mode", || format!("{:04o}", call.uint(mode) & 0o7777));
+        if let Base::Descriptor(fd) = base {
+            cx.note("dirfd", || fd.to_string());
+        }
         let Some(actor) = acts::pin(call, cx, base, CAP_MKNOD)? else {
             return Ok(Verdict::Continue);
         };

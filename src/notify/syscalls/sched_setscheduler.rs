@@ -80,6 +80,8 @@ impl Handler for SchedSetscheduler {
         if !wish.is_within(cx.settings.priority, cx.settings.nice) {
             return Ok(Verdict::Continue);
         }
+        cx.note("thread", || pid.to_string());
+        cx.note("wish", || format!("{wish:?}"));
         cx.still_pending()?;
         // Its number is its own as long as its folder in /proc is not empty.
         if statat(&thread, "stat", AtFlags::empty()).is_err() {

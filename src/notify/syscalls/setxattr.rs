@@ -7,9 +7,11 @@ use nix::errno::Errno;
 
 use super::ranges;
 use crate::notify::acts;
+use crate::notify::audit::text;
 use crate::notify::call::Call;
 use crate::notify::context::Context;
 use crate::notify::handler::{Cost, Description, Handler, Refusal, Screen, Verdict};
+use crate::notify::once::Once;
 use crate::worker::Find;
 use crate::worker::act::{Base, SetOpaque, What};
 
@@ -17,6 +19,9 @@ const CAP_SYS_ADMIN: u32 = 21;
 const NAME: &[u8] = b"trusted.overlay.opaque";
 /// `XATTR_CREATE` and `XATTR_REPLACE`.
 const FLAGS: u32 = 3;
+
+/// Attempts of callers that signals interrupt: with `XATTR_CREATE` a second one fails.
+static ONCE: Once<(Base, SetOpaque)> = Once::new();
 
 /// Answers setxattr(2), lsetxattr(2) and fsetxattr(2).
 pub(super) struct Setxattr;
@@ -39,6 +44,10 @@ impl Handler for Setxattr {
 
     fn cost(&self) -> Cost {
         Cost::Act
+    }
+
+    fn settled(&self, who: (&str, u32), delivered: bool) {
+        ONCE.settled(who, delivered);
     }
 
     fn screen(&self, call: &Call) -> Screen {
@@ -66,6 +75,12 @@ impl Handler for Setxattr {
                 path => (Base::Folder, path),
             },
         };
+        cx.note("name", || text(NAME));
+        match (&path, base) {
+            (Some(path), _) => cx.note("path", || text(path)),
+            (None, Base::Descriptor(fd)) => cx.note("fd", || fd.to_string()),
+            (None, Base::Folder) => {}
+        }
         let Some(actor) = acts::pin(call, cx, base, CAP_SYS_ADMIN)? else {
             return Ok(Verdict::Continue);
         };
@@ -73,6 +88,9 @@ impl Handler for Setxattr {
         let follow = call.syscall != "lsetxattr";
         let find = path.clone().map(|path| Find { path, folder: false, follow });
         let set = SetOpaque { path, follow, flags: call.uint(4), users, groups };
-        acts::act(call, cx, &actor, What::SetOpaque(set), find)
+        let key = (base, set.clone());
+        ONCE.act((cx.container, call.tid), &key, acts::patience(), cx, || {
+            acts::act(call, cx, &actor, What::SetOpaque(set), find)
+        })
     }
 }

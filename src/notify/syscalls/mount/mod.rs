@@ -22,6 +22,7 @@ use rustix::fs::{Mode, OFlags, openat};
 use self::flags::Flags;
 use self::plan::{Answer, Arguments, Rules, Users};
 use crate::notify::acts;
+use crate::notify::audit::text;
 use crate::notify::call::Call;
 use crate::notify::context::Context;
 use crate::notify::handler::{Cause, Cost, Description, Handler, Refusal, Repeat, Screen, Verdict};
@@ -87,6 +88,8 @@ impl Handler for Mount {
         let rules = rules(settings);
         if call.syscall == "fsopen" {
             let name = cx.string(call, 0)?.and_then(|name| String::from_utf8(name).ok());
+            // Whatever follows is the act, if there is one.
+            cx.notes.no_act();
             let answered = name.is_some_and(|name| rules.answer(&name) != Answer::Kernel);
             return Ok(if answered { Verdict::Fail(Errno::ENOSYS) } else { Verdict::Continue });
         }
@@ -94,6 +97,11 @@ impl Handler for Mount {
         if rules.answer(&arguments.filesystem) == Answer::Kernel {
             return Ok(Verdict::Continue);
         }
+        cx.note("filesystem", || text(arguments.filesystem.as_bytes()));
+        if let Some(source) = &arguments.source {
+            cx.note("source", || text(source));
+        }
+        cx.note("target", || text(&arguments.target));
         let Some(Pinned { caller, users, groups }) =
             pin(call, cx, settings.nested || cx.settings.nested)?
         else {
@@ -112,6 +120,7 @@ impl Handler for Mount {
                     tid = call.tid,
                     "mount refused: {refused}"
                 );
+                cx.notes.because(&refused);
                 return Ok(Verdict::Fail(Errno::EPERM));
             }
         };
@@ -122,7 +131,10 @@ impl Handler for Mount {
             audit(call, cx, &order, &result);
             match result {
                 Ok(()) => Ok(Verdict::Return(0)),
-                Err(failure) => acts::refusal(&failure),
+                Err(failure) => {
+                    cx.notes.because(&failure);
+                    acts::refusal(&failure)
+                }
             }
         })
     }

@@ -1,0 +1,228 @@
+//! One act, as its line tells it.
+//!
+//! Everything that comes from a container is bounded, and JSON escapes it: a path with a line break
+//! makes no second line.
+
+use std::cell::{Cell, RefCell};
+use std::time::{Duration, SystemTime};
+
+use nix::errno::Errno;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::time::rfc3339;
+
+/// Of a text that a container chose, so many bytes.
+const LONGEST: usize = 1024;
+
+/// What a handler tells of the act that it decides on.
+#[derive(Debug, Default)]
+pub(in crate::notify) struct Notes {
+    wanted: bool,
+    arguments: RefCell<Map<String, Value>>,
+    no_act: Cell<bool>,
+    reason: RefCell<Option<String>>,
+    broken: Cell<bool>,
+}
+
+impl Notes {
+    /// They are kept only if somebody wants them.
+    pub(in crate::notify) fn new(wanted: bool) -> Self {
+        Self { wanted, ..Self::default() }
+    }
+
+    pub(in crate::notify) fn add(&self, name: &str, value: impl FnOnce() -> String) {
+        if self.wanted {
+            self.arguments.borrow_mut().insert(name.to_owned(), Value::String(value()));
+        }
+    }
+
+    /// Nothing was done or refused: the result is that of an earlier act, or none is begun here.
+    pub(in crate::notify) fn no_act(&self) {
+        self.no_act.set(true);
+    }
+
+    pub(in crate::notify) fn is_act(&self) -> bool {
+        self.wanted && !self.no_act.get()
+    }
+
+    /// Why it is refused.
+    pub(in crate::notify) fn because(&self, reason: &dyn std::fmt::Display) {
+        if self.wanted {
+            *self.reason.borrow_mut() = Some(reason.to_string());
+        }
+    }
+
+    /// What of ours failed.
+    pub(in crate::notify) fn broken(&self, reason: &dyn std::fmt::Display) {
+        self.broken.set(true);
+        self.because(reason);
+    }
+
+    pub(in crate::notify) fn is_broken(&self) -> bool {
+        self.broken.get()
+    }
+}
+
+/// What is known of whoever called.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(in crate::notify) struct Caller {
+    /// Its process in its own pid namespace.
+    pub(super) pid: Option<u32>,
+    /// Its process on the host.
+    pub(super) host_pid: Option<u32>,
+    pub(super) comm: Option<String>,
+}
+
+impl Caller {
+    /// From the text of `/proc/<tid>/status`. The name in it is escaped by the kernel; the fields
+    /// that follow are the kernel's own.
+    pub(in crate::notify) fn parse(status: &[u8]) -> Self {
+        let mut caller = Self::default();
+        for line in status.split(|&byte| byte == b'\n') {
+            let Some(colon) = line.iter().position(|&byte| byte == b':') else { continue };
+            let (label, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+            let last = || {
+                let word = value.rsplit(u8::is_ascii_whitespace).next()?;
+                std::str::from_utf8(word).ok()?.parse().ok()
+            };
+            match label {
+                b"Name" if caller.comm.is_none() => caller.comm = Some(text(value)),
+                b"Tgid" => caller.host_pid = last(),
+                b"NStgid" => caller.pid = last(),
+                _ => {}
+            }
+        }
+        caller
+    }
+}
+
+/// An act that was granted, refused, or failed.
+#[derive(Debug)]
+pub(in crate::notify) struct Record<'a> {
+    pub(in crate::notify) container: &'a str,
+    pub(in crate::notify) call: &'a str,
+    pub(in crate::notify) tid: u32,
+    pub(in crate::notify) caller: Caller,
+    pub(in crate::notify) notes: &'a Notes,
+    pub(in crate::notify) outcome: &'static str,
+    pub(in crate::notify) errno: Option<Errno>,
+    pub(in crate::notify) took: Duration,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    container: String,
+    call: &'a str,
+    pid: Option<u32>,
+    host_pid: Option<u32>,
+    host_tid: u32,
+    comm: Option<&'a str>,
+    arguments: &'a Map<String, Value>,
+    outcome: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    errno: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    duration_us: u64,
+}
+
+impl Record<'_> {
+    pub(super) fn line(&self) -> Vec<u8> {
+        let line = Line {
+            time: rfc3339(SystemTime::now()),
+            container: text(self.container.as_bytes()),
+            call: self.call,
+            pid: self.caller.pid,
+            host_pid: self.caller.host_pid,
+            host_tid: self.tid,
+            comm: self.caller.comm.as_deref(),
+            arguments: &self.notes.arguments.borrow(),
+            outcome: self.outcome,
+            errno: self.errno.map(|errno| format!("{errno:?}")),
+            reason: self.notes.reason.borrow().as_ref().map(|reason| text(reason.as_bytes())),
+            duration_us: u64::try_from(self.took.as_micros()).unwrap_or(u64::MAX),
+        };
+        written(&line)
+    }
+}
+
+/// Tells how many lines of a container were left out.
+pub(super) fn left_out(container: &str, lines: u64) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct LeftOut {
+        time: String,
+        container: String,
+        lines_left_out: u64,
+    }
+    let time = rfc3339(SystemTime::now());
+    written(&LeftOut { time, container: text(container.as_bytes()), lines_left_out: lines })
+}
+
+fn written(line: &impl Serialize) -> Vec<u8> {
+    // Texts and numbers cannot fail.
+    let mut bytes = serde_json::to_vec(line).unwrap_or_default();
+    bytes.push(b'\n');
+    bytes
+}
+
+/// Bytes of a container as text: not too many, and those that are no text as `\xNN`.
+pub(in crate::notify) fn text(bytes: &[u8]) -> String {
+    let cut = &bytes[..bytes.len().min(LONGEST)];
+    let mut text = String::with_capacity(cut.len());
+    for chunk in cut.utf8_chunks() {
+        text.push_str(chunk.valid());
+        chunk.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02x}")));
+    }
+    if cut.len() < bytes.len() {
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(record: &Record<'_>) -> Value {
+        let line = record.line();
+        assert_eq!(line.iter().filter(|&&byte| byte == b'\n').count(), 1, "one line");
+        serde_json::from_slice(&line).unwrap()
+    }
+
+    #[test]
+    fn what_a_container_chose_is_escaped_and_bounded() {
+        let notes = Notes::new(true);
+        notes.add("path", || text(b"/a\n{\"\xff"));
+        notes.add("long", || text(&[b'x'; 5000]));
+        let status = b"Name:\tx\\ny\nTgid:\t41\nPid:\t42\nNStgid:\t41\t3\nSeccomp:\t2\n";
+        let record = Record {
+            container: "c",
+            call: "mknod",
+            tid: 42,
+            caller: Caller::parse(status),
+            notes: &notes,
+            outcome: "refused",
+            errno: Some(Errno::EEXIST),
+            took: Duration::from_micros(7),
+        };
+        let line = parsed(&record);
+        assert_eq!(line["arguments"]["path"], "/a\n{\"\\xff");
+        assert_eq!(line["arguments"]["long"].as_str().unwrap().len(), LONGEST + "…".len());
+        assert_eq!(
+            (&line["pid"], &line["host_pid"], &line["host_tid"]),
+            (&3.into(), &41.into(), &42.into())
+        );
+        assert_eq!((&line["comm"], &line["errno"]), (&"x\\ny".into(), &"EEXIST".into()));
+        assert_eq!(line["duration_us"], 7);
+        assert!(line.get("reason").is_none());
+    }
+
+    #[test]
+    fn nothing_is_kept_that_nobody_wants() {
+        let notes = Notes::new(false);
+        notes.add("path", || panic!("not asked for"));
+        assert!(notes.arguments.borrow().is_empty());
+    }
+}
