@@ -84,10 +84,24 @@ fn a_server_that_stops_answering_is_replaced() {
     let pid = Pid::from_raw(i32::try_from(server).unwrap()).unwrap();
     kill_process(pid, Signal::STOP).unwrap();
     let began = Instant::now();
+    // Its threads stop one after the other, and might answer before.
+    while !all_stopped(server) {
+        assert!(began.elapsed() < machine::patience(20));
+        std::thread::sleep(Duration::from_millis(2));
+    }
     let meminfo = next_read(&daemon);
     assert!(text::kb(&meminfo, "MemTotal") > 0);
     assert!(began.elapsed() < machine::patience(20));
     assert_ne!(daemon.server_pid(), server);
+}
+
+/// Do all threads of a process stand still?
+fn all_stopped(pid: u32) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks.flatten().all(|task| {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+    })
 }
 
 /// A number from the environment, for the long form of a test.
