@@ -406,7 +406,7 @@ fn owners_are_shifted_or_the_mount_is_refused() {
     }
     let stage =
         Stage::new("mount = true\n\"mount.allowed\" = [\"squashfs\"]\n\"mount.shift\" = true\n");
-    let script = "/mnt/mount_call /run/i/squashfs m squashfs 0; stat -c %u:%g m/hello; umount m";
+    let script = "/mnt/mount_call /run/i/squashfs m squashfs 1; stat -c %u:%g m/hello; umount m";
     let text = stage.run(&[], script).stdout;
     let said = stage.leaves_nothing().stderr;
     // squashfs can be idmapped since Linux 6.2.
