@@ -173,6 +173,25 @@ P"#;
 }
 
 #[test]
+fn opaque_marks_are_set_by_setxattrat() {
+    let daemon = daemon(ON);
+    for call in machine::runnable(&["node_call", "node_call-32"]) {
+        let text = run(&daemon, &format!("mkdir at; /mnt/{call} opaque_at /tmp/at")).ok();
+        let verdicts: Vec<_> =
+            text.lines().filter_map(|line| Some(line.rsplit_once(": ")?.1)).collect();
+        if verdicts.iter().all(|verdict| *verdict == "ENOSYS") {
+            machine::not_on_this_kernel("setxattrat(2)");
+            continue;
+        }
+        // Some are the kernel's own to refuse; that of an unknown value is EPERM.
+        let expected =
+            "ok EEXIST ok EPERM ok ok ok ENOENT EBADF EPERM EPERM EFAULT EFAULT EINVAL EINVAL";
+        assert_eq!(verdicts.join(" "), expected, "{call}");
+    }
+    leaves_nothing(daemon);
+}
+
+#[test]
 fn a_call_that_signals_interrupt_makes_one_node() {
     let daemon = daemon(ON);
     let script = format!("/mnt/node_call signals /tmp/n 200 {}", 2 * machine::slowness());
