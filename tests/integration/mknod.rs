@@ -123,6 +123,31 @@ fn filesystems_that_forbid_devices_get_none() {
     leaves_nothing(daemon);
 }
 
+/// In a container whose `/dev` was mounted in its user namespace.
+const BOUND: &str = "cd /dev; mkdir sub; umask 027; /mnt/node_call make n 1 3; umask 022
+    /mnt/node_call make /dev/sub/z 1 5; /mnt/node_call make n 1 3
+    stat -c '%n %t:%T %a %u:%g' n sub/z; echo hidden >n && cat n; head -c3 sub/z | wc -c
+    rm n 2>/dev/null || echo busy; umount n && rm n && ls n 2>/dev/null || echo gone
+    mkdir other; mount -t tmpfs other other; /mnt/node_call make other/n 1 3; ls other
+    mkdir /root/own; mount -t tmpfs own /root/own; /mnt/node_call make /root/own/n 1 3; ls /root/own
+    /mnt/node_call make disk 8 0";
+const BOUND_SAYS: &str = "ok\nok\nEEXIST\nn 1:3 640 0:0\nsub/z 1:5 644 0:0\n3\nbusy\ngone\n\
+    EPERM\nEPERM\nEPERM\n";
+
+#[test]
+fn devices_are_mounted_below_dev_where_nodes_are_forbidden() {
+    let daemon = daemon("mknod = true\n\"mknod.bind\" = true\n");
+    // Whoever may not mount gets no node either, and no file is left.
+    let script = format!(
+        "mount -t tmpfs dev /dev; mkdir /tmp/r; mount --bind /tmp/r /root
+         setpriv --bounding-set=-sys_admin /mnt/node_call make /dev/few 1 3; ls /dev; {BOUND}"
+    );
+    assert_eq!(run(&daemon, &script).ok(), format!("EPERM\n{BOUND_SAYS}"));
+    let inside = oci::run("runc", &daemon, oci::Container::with_users(BOUND));
+    assert_eq!(inside.ok(), BOUND_SAYS);
+    leaves_nothing(daemon);
+}
+
 #[test]
 fn every_thread_word_size_and_root_is_served() {
     let daemon = daemon(ON);
