@@ -10,7 +10,8 @@ use crate::notify::Policy;
 use crate::notify::settings::{Device, Settings};
 
 /// Settings, and what they are, for messages.
-const SETTINGS: [(&str, &str); 14] = [
+const SETTINGS: [(&str, &str); 15] = [
+    ("mknod.bind", "true or false"),
     ("mknod.devices", "a list of character devices, such as [\"10:229\"]"),
     ("bpf.devices", "true or false"),
     ("mount.allowed", "a list of filesystems, such as [\"ext4\"]"),
@@ -130,6 +131,7 @@ fn set(name: &str, value: &Value, settings: &mut Settings) -> Result<(), String>
                 }
             }
         }
+        ("mknod.bind", Value::Switch(on)) => settings.bind = *on,
         ("bpf.devices", Value::Switch(on)) => settings.bpf_devices = *on,
         ("mount.allowed", Value::List(names)) => mount.allowed.clone_from(names),
         ("mount.fuse", Value::Map(helpers)) => mount.fuse.clone_from(helpers),
@@ -183,7 +185,7 @@ mod tests {
     fn what_is_wrong_is_said_with_what_is_right() {
         for (list, right) in [
             ("sysinf", "known are: sysinfo"),
-            ("mount.alowed=ext4", "known are mknod.devices"),
+            ("mount.alowed=ext4", "known are mknod.bind"),
             ("mount.shift=yes", "use true or false"),
             ("mount.allowed", "a list of filesystems"),
             ("mount.sources", "a list of patterns"),

@@ -12,7 +12,7 @@ use super::context::Context;
 use super::handler::{Cause, Refusal, Verdict};
 use crate::sys::user_namespace;
 use crate::worker::act::{Actor, Answer, Base, Reply, Task, What, Workers};
-use crate::worker::{Broker, Caller, Failure, Find};
+use crate::worker::{Bind, Broker, Caller, Failure, Find};
 
 /// How long a quick act may take. A filesystem that hangs is the container's own trouble; what it
 /// holds up is one of its calls.
@@ -84,6 +84,13 @@ pub(super) fn act(
     let Some(acts) = cx.acts else { return Ok(Verdict::Continue) };
     let until = Instant::now() + DEADLINE;
     let over = actor.passes_over_permissions();
+    let bind = match &what {
+        What::Mknod(node) if cx.settings.bind => {
+            let owner = (actor.who.uid, actor.who.gid);
+            Some(Bind { node: node.clone(), owner, umask: actor.who.umask })
+        }
+        _ => None,
+    };
     let task = Task { who: actor.who.clone(), what };
     let ask = |fds: &[BorrowedFd<'_>]| {
         acts.workers.act(&actor.groups, &task, fds, until).map(|answer| answer.reply)
@@ -95,10 +102,22 @@ pub(super) fn act(
             ask(&[process, root, base, found.as_fd()])
         });
     }
+    if let (Ok(Reply::NoDevices), Some(bind)) = (&reply, bind) {
+        let caller = as_whole(call, cx, actor)?;
+        reply = match caller.and_then(|caller| acts.broker.bind(&bind, &caller, until)) {
+            Ok(()) => Ok(Reply::Done),
+            Err(failure) if failure.untried => Err(failure),
+            Err(failure) => {
+                tracing::debug!(container = cx.container, "no node is mounted: {failure}");
+                Ok(Reply::Failed(failure.errno))
+            }
+        };
+    }
     match reply {
         Ok(Reply::Done) => Ok(Verdict::Return(0)),
         Ok(Reply::Failed(errno)) => Ok(Verdict::Fail(errno)),
         Ok(Reply::Kernel) => Ok(Verdict::Continue),
+        Ok(Reply::NoDevices) => Ok(Verdict::Fail(Errno::EPERM)),
         Err(failure) => {
             tracing::warn!(container = cx.container, tid = call.tid, "nothing done: {failure}");
             cx.notes.broken(&failure);
@@ -138,12 +157,22 @@ fn find_as(
     find: &Find,
     until: Instant,
 ) -> Result<Result<OwnedFd, Failure>, Refusal> {
+    let caller = as_whole(call, cx, actor)?;
+    Ok(caller.and_then(|caller| acts.broker.find(find, &caller, until)))
+}
+
+/// All of a caller, for a process that becomes it. Relative paths start where the actor's do.
+fn as_whole(
+    call: &Call,
+    cx: &Context<'_>,
+    actor: &Actor,
+) -> Result<Result<Caller, Failure>, Refusal> {
     let proc = cx.proc(call)?;
     let caller = Caller::pin(proc.as_fd());
     let base = actor.base.try_clone();
     cx.still_pending()?;
     let base = base.map_err(|_| Refusal::Continue(Cause::System("dup", Errno::EMFILE)))?;
-    Ok(caller.and_then(|caller| acts.broker.find(find, &Caller { folder: base, ..caller }, until)))
+    Ok(caller.map(|caller| Caller { folder: base, ..caller }))
 }
 
 /// What a failure on our side means for the call.

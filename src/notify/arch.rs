@@ -23,15 +23,41 @@ pub(super) struct Arch {
 impl Arch {
     /// The number of a system call, where the architecture has it.
     pub(super) fn number(&self, syscall: &str) -> Option<i32> {
-        let number = ScmpSyscall::from_name_by_arch(syscall, self.scmp).ok()?.as_raw_syscall();
+        let known = ScmpSyscall::from_name_by_arch(syscall, self.scmp);
+        let Ok(known) = known else { return self.newer(syscall).map(|it| it | self.offset) };
+        let number = known.as_raw_syscall();
         // libseccomp gives negative pseudo numbers to calls that exist elsewhere only.
         (number >= 0).then_some(number | self.offset)
     }
+
+    /// The number of a call that this libseccomp does not know. Since Linux 5.0 a new call has
+    /// the same one everywhere, counted from where an architecture's numbers begin.
+    fn newer(&self, syscall: &str) -> Option<i32> {
+        use ScmpArch as A;
+        let (_, number) = NEWER.iter().find(|(name, _)| *name == syscall)?;
+        Some(
+            number
+                + match self.scmp {
+                    A::Mips | A::Mipsel => 4000,
+                    A::Mips64 | A::Mipsel64 => 5000,
+                    A::Mips64N32 | A::Mipsel64N32 => 6000,
+                    _ => 0,
+                },
+        )
+    }
 }
+
+/// Calls that libseccomp 2.5 does not know.
+const NEWER: [(&str, i32); 1] = [("setxattrat", 463)];
 
 /// The native architecture and those compatible with it.
 pub(super) fn of_this_kernel() -> Vec<Arch> {
     family(ScmpArch::native())
+}
+
+/// The number of a call in this kernel's own architecture.
+pub(super) fn native(syscall: &str) -> Option<i32> {
+    arch(ScmpArch::native()).and_then(|arch| arch.number(syscall))
 }
 
 fn family(native: ScmpArch) -> Vec<Arch> {
@@ -178,8 +204,8 @@ mod tests {
                 #[allow(unsafe_code, reason = "the function itself is what is compared with")]
                 let known = unsafe { sys::seccomp_syscall_resolve_name_arch(token, text.as_ptr()) };
                 if known == sys::__NR_SCMP_ERROR {
-                    let plain = number.unwrap() & 0xfff;
-                    let plain = if plain >= 1000 { plain % 1000 } else { plain };
+                    // Without what an ABI counts from.
+                    let plain = (number.unwrap() & !X32_SYSCALL_BIT) % 1000;
                     assert_eq!(*newest.get_or_insert(plain), plain, "{name} on {:?}", arch.scmp);
                 } else {
                     let known = (known >= 0).then_some(known | arch.offset);
@@ -214,6 +240,17 @@ mod tests {
         ScmpArch::Sheb,
         ScmpArch::Sh,
     ];
+
+    #[test]
+    fn newer_calls_have_one_number_everywhere() {
+        let number = |scmp| arch(scmp).unwrap().number("setxattrat");
+        for scmp in [ScmpArch::X8664, ScmpArch::X86, ScmpArch::Aarch64, ScmpArch::S390] {
+            assert_eq!(number(scmp), Some(463), "{scmp:?}");
+        }
+        assert_eq!(number(ScmpArch::X32), Some(X32_SYSCALL_BIT | 463));
+        assert_eq!(number(ScmpArch::Mips64), Some(5463));
+        assert_eq!(arch(ScmpArch::X8664).unwrap().number("no_such_call"), None);
+    }
 
     #[test]
     fn compatible_architectures_come_along() {

@@ -68,13 +68,14 @@ impl Filter {
         for arch in &arches {
             context.add_arch(arch.scmp)?;
         }
-        let mut rules = 0;
+        let (mut rules, mut raw) = (0, Vec::new());
         for (_, handler) in HANDLERS.iter().enumerate().filter(|(index, _)| policy.has(*index)) {
             for name in handler.describe().syscalls {
                 // Calls that one of the architectures lacks are skipped there by libseccomp.
-                if arches.iter().any(|arch| arch.number(name).is_some()) {
-                    let syscall = ScmpSyscall::from_name(name)?;
-                    let conditions = handler.reported(name);
+                let conditions = handler.reported(name);
+                if let Ok(syscall) = ScmpSyscall::from_name(name)
+                    && arches.iter().any(|arch| arch.number(name).is_some())
+                {
                     for &(argument, mask, value) in conditions {
                         let masked = ScmpCompareOp::MaskedEqual(mask);
                         let condition = ScmpArgCompare::new(argument, masked, value);
@@ -84,13 +85,19 @@ impl Filter {
                         context.add_rule(ScmpAction::Notify, syscall)?;
                     }
                     rules += 1;
+                } else {
+                    for arch in &arches {
+                        let number = arch.number(name);
+                        raw.extend(number.map(|number| by_number(arch.audit, number, conditions)));
+                    }
                 }
             }
         }
         if rules == 0 {
             return Err(Error::Empty);
         }
-        Ok(Self { program: export(&context)? })
+        // Jumps are relative: what stands before the rest changes nothing in it.
+        Ok(Self { program: [raw.concat(), export(&context)?].concat() })
     }
 
     /// Installs the filter in the calling thread, for good, and returns its listener. Allocates
@@ -114,6 +121,44 @@ impl Filter {
 /// It cannot be built, or the kernel refuses it.
 pub fn install(policy: &Policy) -> Result<OwnedFd, Error> {
     Filter::new(policy)?.install()
+}
+
+/// Reports a call whose name libseccomp does not know, for one architecture, on these conditions,
+/// and leaves all else to what follows.
+fn by_number(audit: u32, number: i32, conditions: &[(u32, u64, u64)]) -> Vec<libc::sock_filter> {
+    const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    const AND: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
+    const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+    let step = |code: u32, k: u32, jf: usize| libc::sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf: u8::try_from(jf).unwrap_or(u8::MAX),
+        k,
+    };
+    let report = step(RETURN, libc::SECCOMP_RET_USER_NOTIF, 0);
+    let mut body = Vec::new();
+    for &(argument, mask, value) in conditions {
+        let mut one = vec![report];
+        // struct seccomp_data: number, architecture, an address, and six arguments.
+        for (high, shift) in [(true, 32), (false, 0)] {
+            let at = 16 + 8 * argument + if high == cfg!(target_endian = "little") { 4 } else { 0 };
+            let (mask, value) = ((mask >> shift) as u32, (value >> shift) as u32);
+            if mask != 0 {
+                let skip = one.len();
+                one.splice(0..0, [step(LOAD, at, 0), step(AND, mask, 0), step(EQUAL, value, skip)]);
+            }
+        }
+        body.extend(one);
+    }
+    if conditions.is_empty() {
+        body.push(report);
+    }
+    let skip = body.len();
+    let mut all = vec![step(LOAD, 4, 0), step(EQUAL, audit, skip + 2)];
+    all.extend([step(LOAD, 0, 0), step(EQUAL, number.cast_unsigned(), skip)]);
+    all.extend(body);
+    all
 }
 
 /// libseccomp 2.5 writes programs to a descriptor only.
@@ -145,6 +190,44 @@ mod tests {
         let all = HANDLERS.iter().map(|handler| handler.describe().name);
         let all = Filter::new(&Policy::from_names(all).unwrap()).unwrap();
         assert!(!one.program.is_empty() && one.program.len() < all.program.len());
+    }
+
+    #[test]
+    fn a_call_without_a_name_is_reported_by_its_number() {
+        const REPORT: i64 = libc::SECCOMP_RET_USER_NOTIF as i64;
+        let program = by_number(7, 463, &[(5, u32::MAX.into(), 16), (0, 1 << 40 | 1, 1 << 40)]);
+        let end = i64::try_from(program.len()).unwrap();
+        let low = |argument: u32| 16 + 8 * argument + u32::from(cfg!(target_endian = "big")) * 4;
+        // What it returns, or where it ends.
+        let run = |arch: u32, number: u32, first: u64, last: u64| {
+            let (mut at, mut value) = (0usize, 0u32);
+            while let Some(step) = program.get(at) {
+                let code = u32::from(step.code);
+                if code & 7 == libc::BPF_RET {
+                    return i64::from(step.k);
+                }
+                match code & 7 {
+                    libc::BPF_LD => {
+                        value = match step.k {
+                            0 => number,
+                            4 => arch,
+                            k if k == low(5) => last as u32,
+                            k if k == low(0) => first as u32,
+                            _ => (first >> 32) as u32,
+                        }
+                    }
+                    libc::BPF_ALU => value &= step.k,
+                    _ if value != step.k => at += usize::from(step.jf),
+                    _ => {}
+                }
+                at += 1;
+            }
+            i64::try_from(at).unwrap()
+        };
+        assert_eq!(run(7, 463, 0, 1 << 32 | 16), REPORT);
+        assert_eq!(run(7, 463, 1 << 40, 24), REPORT);
+        assert_eq!(run(7, 463, 1 << 40 | 1, 24), end);
+        assert_eq!((run(8, 463, 0, 16), run(7, 462, 0, 16)), (end, end));
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub struct Settings {
     pub mount: MountSettings,
     /// The character devices that may be made.
     pub devices: Vec<Device>,
+    /// Is a device mounted below `/dev` where the filesystem forbids nodes?
+    pub bind: bool,
     /// May device policies of control groups be set by programs?
     pub bpf_devices: bool,
     /// Are calls answered too from user namespaces that a container made itself?
@@ -55,6 +57,7 @@ impl Default for Settings {
         Self {
             mount: MountSettings::default(),
             devices: DEVICES.to_vec(),
+            bind: false,
             bpf_devices: false,
             nested: false,
             priority: 0,

@@ -11,6 +11,7 @@ pub mod mount_setattr;
 pub mod pid_in_namespace;
 pub mod scheduling;
 pub mod seccomp;
+pub mod setxattrat;
 pub mod shared_descriptors;
 pub mod signal_defaults;
 pub mod user_namespace;

@@ -19,6 +19,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::bind::Bind;
 use super::caller::{Caller, Facts};
 use super::child::leave;
 use super::failure::Failure;
@@ -44,6 +45,8 @@ enum Errand {
     Mount(Order, Told),
     /// A file that a caller may change, opened.
     Find(Find, Told),
+    /// A device node where the filesystem forbids them.
+    Bind(Bind, Told),
     /// A lasting worker in the control groups.
     Worker,
 }
@@ -102,6 +105,15 @@ impl Broker {
         let line = self.for_caller(&Errand::Find(find.clone(), caller.into()), caller)?;
         let file = line.receive(until)?.pop();
         file.ok_or_else(|| Failure::new(Errno::EPROTO, "no file was passed on"))
+    }
+
+    /// Has a device node appear below a caller's `/dev`.
+    ///
+    /// # Errors
+    /// It may not, or there was no room.
+    pub fn bind(&self, bind: &Bind, caller: &Caller, until: Instant) -> Result<(), Failure> {
+        let errand = Errand::Bind(bind.clone(), caller.into());
+        self.for_caller(&errand, caller)?.receive(until).map(drop)
     }
 
     /// Starts a worker in these control groups. What it says first is a descriptor of itself.
@@ -217,6 +229,9 @@ fn run(request: &[u8], fds: Vec<OwnedFd>, line: Line) {
         Errand::Mount(order, told) => {
             caller(told, fds).and_then(|caller| mount::run(&order, &caller)).map(|()| Vec::new())
         }
+        Errand::Bind(bind, told) => caller(told, fds)
+            .and_then(|caller| super::bind::bind(&bind, &caller))
+            .map(|()| Vec::new()),
         Errand::Find(find, told) => caller(told, fds)
             .and_then(|caller| super::find::find(&find, &caller))
             .map(|file| vec![file]),

@@ -57,6 +57,14 @@ pub struct Facts {
 }
 
 impl Caller {
+    /// Enters its control groups alone: what is used from here on is the container's.
+    pub(super) fn enter_groups(&self) -> Result<(), Failure> {
+        for group in &self.groups {
+            rustix::io::write(group, b"0").or_fail("write to the caller's cgroup.procs")?;
+        }
+        Ok(())
+    }
+
     /// Enters everything but the mount namespace: from here on this process has all capabilities,
     /// but over the container only, while it still sees the host's files. Its children are in the
     /// caller's pid namespace.
@@ -78,9 +86,7 @@ impl Caller {
         // What the daemon was spared must not spare what acts for a container. To lower it needs a
         // capability that there may not be.
         let _ = std::fs::write("/proc/self/oom_score_adj", self.facts.oom_score.to_string());
-        for group in &self.groups {
-            rustix::io::write(group, b"0").or_fail("write to the caller's cgroup.procs")?;
-        }
+        self.enter_groups()?;
         // Refused when the mount namespace is not one of this user namespace's: then the caller
         // may not mount either.
         setns(&self.mounts, CloneFlags::CLONE_NEWNS).or_fail("setns to the caller's mounts")?;

@@ -6,6 +6,7 @@
 //! known to wait ([`Caller`], [`act::Actor`]).
 
 pub mod act;
+mod bind;
 mod broker;
 mod caller;
 mod child;
@@ -15,6 +16,7 @@ mod line;
 pub mod mount;
 mod pin;
 
+pub use bind::Bind;
 pub use broker::Broker;
 pub use caller::{Caller, Facts};
 pub use failure::Failure;

@@ -123,6 +123,31 @@ fn filesystems_that_forbid_devices_get_none() {
     leaves_nothing(daemon);
 }
 
+/// In a container whose `/dev` was mounted in its user namespace.
+const BOUND: &str = "cd /dev; mkdir sub; umask 027; /mnt/node_call make n 1 3; umask 022
+    /mnt/node_call make /dev/sub/z 1 5; /mnt/node_call make n 1 3
+    stat -c '%n %t:%T %a %u:%g' n sub/z; echo hidden >n && cat n; head -c3 sub/z | wc -c
+    rm n 2>/dev/null || echo busy; umount n && rm n && ls n 2>/dev/null || echo gone
+    mkdir other; mount -t tmpfs other other; /mnt/node_call make other/n 1 3; ls other
+    mkdir /root/own; mount -t tmpfs own /root/own; /mnt/node_call make /root/own/n 1 3; ls /root/own
+    /mnt/node_call make disk 8 0";
+const BOUND_SAYS: &str = "ok\nok\nEEXIST\nn 1:3 640 0:0\nsub/z 1:5 644 0:0\n3\nbusy\ngone\n\
+    EPERM\nEPERM\nEPERM\n";
+
+#[test]
+fn devices_are_mounted_below_dev_where_nodes_are_forbidden() {
+    let daemon = daemon("mknod = true\n\"mknod.bind\" = true\n");
+    // Whoever may not mount gets no node either, and no file is left.
+    let script = format!(
+        "mount -t tmpfs dev /dev; mkdir /tmp/r; mount --bind /tmp/r /root
+         setpriv --bounding-set=-sys_admin /mnt/node_call make /dev/few 1 3; ls /dev; {BOUND}"
+    );
+    assert_eq!(run(&daemon, &script).ok(), format!("EPERM\n{BOUND_SAYS}"));
+    let inside = oci::run("runc", &daemon, oci::Container::with_users(BOUND));
+    assert_eq!(inside.ok(), BOUND_SAYS);
+    leaves_nothing(daemon);
+}
+
 #[test]
 fn every_thread_word_size_and_root_is_served() {
     let daemon = daemon(ON);
@@ -169,6 +194,25 @@ P"#;
         "ok EEXIST ok ok EPERM EPERM EPERM ERANGE ENOENT EROFS ok EPERM ok EBADF ok EPERM";
     let text = run(&daemon, script).ok();
     assert_eq!(text.split_whitespace().collect::<Vec<_>>().join(" "), expected);
+    leaves_nothing(daemon);
+}
+
+#[test]
+fn opaque_marks_are_set_by_setxattrat() {
+    let daemon = daemon(ON);
+    for call in machine::runnable(&["node_call", "node_call-32"]) {
+        let text = run(&daemon, &format!("mkdir at; /mnt/{call} opaque_at /tmp/at")).ok();
+        let verdicts: Vec<_> =
+            text.lines().filter_map(|line| Some(line.rsplit_once(": ")?.1)).collect();
+        if verdicts.iter().all(|verdict| *verdict == "ENOSYS") {
+            machine::not_on_this_kernel("setxattrat(2)");
+            continue;
+        }
+        // Some are the kernel's own to refuse; that of an unknown value is EPERM.
+        let expected =
+            "ok EEXIST ok EPERM ok ok ok ENOENT EBADF EPERM EPERM EFAULT EFAULT EINVAL EINVAL";
+        assert_eq!(verdicts.join(" "), expected, "{call}");
+    }
     leaves_nothing(daemon);
 }
 

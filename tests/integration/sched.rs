@@ -105,6 +105,13 @@ fn what_the_kernel_grants_is_not_taken_away() {
 }
 
 #[test]
+fn every_thread_and_word_size_is_served() {
+    for call in machine::runnable(&["sched_call", "sched_call-32"]) {
+        assert_eq!(run(ON, &format!("/mnt/{call}")), "-5\nok EPERM\nas before\n", "{call}");
+    }
+}
+
+#[test]
 fn nothing_is_set_while_it_is_off() {
     assert_eq!(run("sched_setscheduler = false\n", LOWER), "refused\n");
 }

@@ -7,6 +7,7 @@
  *   node_call signals PATH COUNT MS     makes and removes it while a signal comes every few milliseconds
  *   node_call flood FOLDER THREADS MS   makes and removes nodes in many threads
  *   node_call opaque PATH               setxattr of trusted.overlay.opaque
+ *   node_call opaque_at FOLDER          setxattrat of it: by folder and path, by a link, of a descriptor, with odd arguments
  *   node_call loop PATH COUNT           prints how many nanoseconds a mknod takes, its removal not counted
  *   node_call table FOLDER WHO          all calls but mount in FOLDER; WHO is leader, thread, chroot, or nested (a user namespace of its own)
  */
@@ -249,6 +250,43 @@ static int tabled(char *where, const char *who)
 	return 0;
 }
 
+struct xattr_at { /* struct xattr_args of Linux 6.13 */
+	unsigned long long value;
+	unsigned size, flags;
+};
+
+static int opaque_at(int folder, const char *path, unsigned flags, const char *name, struct xattr_at *args, size_t size)
+{
+	return syscall(463, folder, path, flags, name, args, size);
+}
+
+static int opaques_at(const char *where)
+{
+	const char *name = "trusted.overlay.opaque";
+	struct xattr_at args = { (unsigned long)"y", 1, 0 }, other = { (unsigned long)"x", 1, 0 };
+	struct xattr_at longer = { (unsigned long)"yy", 2, 0 }, nowhere = { 8, 1, 0 }, create = { (unsigned long)"y", 1, XATTR_CREATE };
+	int at = open(where, O_RDONLY | O_DIRECTORY), path = open(where, O_PATH), file;
+	if (mkdirat(at, "d", 0755) || mkdirat(at, "e", 0755) || symlinkat("e", at, "l") || chdir(where))
+		return 1;
+	file = openat(at, "f", O_CREAT | O_RDWR, 0644);
+	say("by a folder: ", opaque_at(at, "d", 0, name, &args, sizeof args));
+	say("again: ", opaque_at(path, "d", 0, name, &create, sizeof args));
+	say("by a link: ", opaque_at(AT_FDCWD, "l", 0, name, &args, sizeof args));
+	say("a link: ", opaque_at(AT_FDCWD, "l", AT_SYMLINK_NOFOLLOW, name, &args, sizeof args));
+	say("a descriptor: ", opaque_at(file, "", AT_EMPTY_PATH, name, &args, sizeof args));
+	say("no path: ", opaque_at(file, NULL, AT_EMPTY_PATH, name, &args, sizeof args));
+	say("the folder: ", opaque_at(AT_FDCWD, "", AT_EMPTY_PATH, name, &args, sizeof args));
+	say("empty: ", opaque_at(at, "", 0, name, &args, sizeof args));
+	say("closed: ", opaque_at(999, "d", 0, name, &args, sizeof args));
+	say("other: ", opaque_at(at, "d", 0, name, &other, sizeof args));
+	say("longer: ", opaque_at(at, "d", 0, name, &longer, sizeof args));
+	say("nowhere: ", opaque_at(at, "d", 0, name, &nowhere, sizeof args));
+	say("no structure: ", opaque_at(at, "d", 0, name, (void *)8, sizeof args));
+	say("a short one: ", opaque_at(at, "d", 0, name, &args, 8));
+	say("a flag: ", opaque_at(at, "d", 1, name, &args, sizeof args));
+	return 0;
+}
+
 int main(int count, char **word)
 {
 	pthread_t thread;
@@ -267,6 +305,8 @@ int main(int count, char **word)
 		return looping(word[2], atol(word[3]));
 	else if (!strcmp(mode, "table") && count == 4)
 		return tabled(word[2], word[3]);
+	else if (!strcmp(mode, "opaque_at"))
+		return opaques_at(word[2]);
 	else if (!strcmp(mode, "opaque"))
 		say("", setxattr(word[2], "trusted.overlay.opaque", "y", 1, 0));
 	else

@@ -7,11 +7,13 @@ use nix::errno::Errno;
 
 use super::ranges;
 use crate::notify::acts;
+use crate::notify::arch;
 use crate::notify::audit::text;
 use crate::notify::call::Call;
 use crate::notify::context::Context;
 use crate::notify::handler::{Cost, Description, Handler, Refusal, Screen, Verdict};
 use crate::notify::once::Once;
+use crate::sys::setxattrat::exists;
 use crate::worker::Find;
 use crate::worker::act::{Base, SetOpaque, What};
 
@@ -23,23 +25,103 @@ const FLAGS: u32 = 3;
 /// Attempts of callers that signals interrupt: with `XATTR_CREATE` a second one fails.
 static ONCE: Once<(Base, SetOpaque)> = Once::new();
 
-/// Answers setxattr(2), lsetxattr(2) and fsetxattr(2).
+/// `struct xattr_args` of Linux 6.13: an address of 64 bits, a size and flags, in any word size.
+const ARGS: usize = 16;
+const NOFOLLOW: u32 = libc::AT_SYMLINK_NOFOLLOW.unsigned_abs();
+const EMPTY_PATH: u32 = libc::AT_EMPTY_PATH.unsigned_abs();
+
+/// Answers setxattr(2), lsetxattr(2), fsetxattr(2) and setxattrat(2).
 pub(super) struct Setxattr;
+
+/// What is to be set, with the addresses as the caller gave them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Wish {
+    value: u64,
+    size: u64,
+    flags: u32,
+}
+
+impl Wish {
+    /// Could it be the one that is granted?
+    fn fits(self) -> bool {
+        self.size == 1 && self.flags & !FLAGS == 0
+    }
+
+    fn parse(args: [u8; ARGS]) -> Self {
+        let word = |at: usize| [args[at], args[at + 1], args[at + 2], args[at + 3]];
+        let [low, high, size, flags] = [0, 4, 8, 12].map(|at| u32::from_ne_bytes(word(at)));
+        let little = cfg!(target_endian = "little");
+        let (low, high) = if little { (low, high) } else { (high, low) };
+        Self { value: u64::from(high) << 32 | u64::from(low), size: size.into(), flags }
+    }
+
+    /// From the arguments. `None`: it is the kernel's.
+    fn of(call: &Call, cx: &Context<'_>) -> Result<Option<Self>, Refusal> {
+        if call.syscall != "setxattrat" {
+            let (value, size) = (call.long(2), call.long(3));
+            return Ok(Some(Self { value, size, flags: call.uint(4) }));
+        }
+        let mut args = [0; ARGS];
+        match cx.read(call, call.long(4), &mut args) {
+            Ok(ARGS) => Ok(Some(Self::parse(args))),
+            Ok(_) | Err(Refusal::Fail(_)) => Ok(None),
+            Err(refusal) => Err(refusal),
+        }
+    }
+}
+
+/// Which file: where its path starts, the path (`None` for the start itself), and whether a
+/// symbolic link at its end is followed. `None`: it is the kernel's to judge.
+type File = (Base, Option<Vec<u8>>, bool);
+
+fn file(call: &Call, cx: &Context<'_>) -> Result<Option<File>, Refusal> {
+    let (fd, at_flags) = match call.syscall {
+        "fsetxattr" => (call.int(0), EMPTY_PATH),
+        "setxattrat" => (call.int(0), call.uint(2)),
+        "lsetxattr" => (libc::AT_FDCWD, NOFOLLOW),
+        _ => (libc::AT_FDCWD, 0),
+    };
+    let path = match call.syscall {
+        "fsetxattr" => None,
+        "setxattrat" if call.long(1) == 0 && at_flags & EMPTY_PATH != 0 => None,
+        _ => {
+            let at = usize::from(call.syscall == "setxattrat");
+            let Some(path) = cx.string(call, at)? else { return Ok(None) };
+            Some(path)
+        }
+    };
+    let follow = at_flags & NOFOLLOW == 0;
+    Ok(match path.filter(|path| !path.is_empty()) {
+        Some(path) if path.first() == Some(&b'/') => Some((Base::Folder, Some(path), follow)),
+        Some(path) => Some((Base::of(fd), Some(path), follow)),
+        _ if at_flags & EMPTY_PATH == 0 => None,
+        _ if fd >= 0 => Some((Base::Descriptor(fd), None, follow)),
+        // fsetxattr knows no such number.
+        _ if fd == libc::AT_FDCWD && call.syscall == "setxattrat" => {
+            Some((Base::Folder, None, follow))
+        }
+        _ => None,
+    })
+}
 
 impl Handler for Setxattr {
     fn describe(&self) -> Description {
         Description {
             name: "setxattr",
-            syscalls: &["setxattr", "lsetxattr", "fsetxattr"],
+            syscalls: &["setxattr", "lsetxattr", "fsetxattr", "setxattrat"],
             default_on: false,
             privileged: true,
             summary: "Folders can be marked opaque for overlayfs.",
         }
     }
 
-    fn reported(&self, _syscall: &str) -> &'static [(u32, u64, u64)] {
-        // The value is one byte.
-        &[(3, u32::MAX as u64, 1)]
+    fn reported(&self, syscall: &str) -> &'static [(u32, u64, u64)] {
+        match syscall {
+            // The size of the structure, which holds the rest.
+            "setxattrat" => &[(5, u32::MAX as u64, ARGS as u64)],
+            // The value is one byte.
+            _ => &[(3, u32::MAX as u64, 1)],
+        }
     }
 
     fn cost(&self) -> Cost {
@@ -51,46 +133,69 @@ impl Handler for Setxattr {
     }
 
     fn screen(&self, call: &Call) -> Screen {
-        let fits = call.long(3) == 1 && call.uint(4) & !FLAGS == 0;
+        let fits = match call.syscall {
+            "setxattrat" => {
+                call.long(5) == ARGS as u64 && call.uint(2) & !(NOFOLLOW | EMPTY_PATH) == 0
+            }
+            _ => Wish { value: 0, size: call.long(3), flags: call.uint(4) }.fits(),
+        };
         if fits { Screen::Inspect } else { Screen::Continue }
     }
 
     fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
+        // A kernel without the call must not seem to have it.
+        if call.syscall == "setxattrat" && !arch::native("setxattrat").is_some_and(exists) {
+            return Ok(Verdict::Continue);
+        }
+        let Some(wish) = Wish::of(call, cx)?.filter(|wish| wish.fits()) else {
+            return Ok(Verdict::Continue);
+        };
         let mut value = [0; 1];
-        match cx.read(call, call.long(2), &mut value) {
+        match cx.read(call, wish.value, &mut value) {
             Ok(1) if value == *b"y" => {}
             Ok(_) | Err(Refusal::Fail(Errno::EFAULT)) => return Ok(Verdict::Continue),
             Err(refusal) => return Err(refusal),
         }
-        if cx.string(call, 1)?.as_deref() != Some(NAME) {
+        let name = if call.syscall == "setxattrat" { 3 } else { 1 };
+        if cx.string(call, name)?.as_deref() != Some(NAME) {
             return Ok(Verdict::Continue);
         }
-        let (base, path) = match call.syscall {
-            "fsetxattr" if call.int(0) < 0 => return Ok(Verdict::Continue),
-            "fsetxattr" => (Base::Descriptor(call.int(0)), None),
-            _ => match cx.string(call, 0)? {
-                None => return Ok(Verdict::Continue),
-                // The kernel refuses an empty path.
-                Some(path) if path.is_empty() => return Ok(Verdict::Continue),
-                path => (Base::Folder, path),
-            },
-        };
+        let Some((base, path, follow)) = file(call, cx)? else { return Ok(Verdict::Continue) };
         cx.note("name", || text(NAME));
-        match (&path, base) {
-            (Some(path), _) => cx.note("path", || text(path)),
-            (None, Base::Descriptor(fd)) => cx.note("fd", || fd.to_string()),
-            (None, Base::Folder) => {}
+        if let Some(path) = &path {
+            cx.note("path", || text(path));
+        }
+        if let Base::Descriptor(fd) = base {
+            let name = if path.is_some() { "dirfd" } else { "fd" };
+            cx.note(name, || fd.to_string());
         }
         let Some(actor) = acts::pin(call, cx, base, CAP_SYS_ADMIN)? else {
             return Ok(Verdict::Continue);
         };
         let (users, groups) = (ranges(call, cx, "uid_map")?, ranges(call, cx, "gid_map")?);
-        let follow = call.syscall != "lsetxattr";
         let find = path.clone().map(|path| Find { path, folder: false, follow });
-        let set = SetOpaque { path, follow, flags: call.uint(4), users, groups };
+        let set = SetOpaque { path, follow, flags: wish.flags, users, groups };
         let key = (base, set.clone());
         ONCE.act((cx.container, call.tid), &key, acts::patience(), cx, || {
             acts::act(call, cx, &actor, What::SetOpaque(set), find)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_structure_is_taken_apart_as_the_kernel_lays_it_out() {
+        let mut args = [0; ARGS];
+        args[..8].copy_from_slice(&(7u64 << 32 | 9).to_ne_bytes());
+        args[8..12].copy_from_slice(&1u32.to_ne_bytes());
+        args[12..].copy_from_slice(&2u32.to_ne_bytes());
+        let wish = Wish::parse(args);
+        assert_eq!(wish, Wish { value: 7 << 32 | 9, size: 1, flags: 2 });
+        assert!(
+            wish.fits() && !Wish { size: 2, ..wish }.fits() && !Wish { flags: 4, ..wish }.fits()
+        );
     }
 }

@@ -51,6 +51,11 @@ impl Mknod {
         split(&self.path).map_or(b"/", |(folder, _)| folder)
     }
 
+    /// That folder, and the node's name with the slashes after it.
+    pub(in crate::worker) fn place(&self) -> Option<(&[u8], &[u8])> {
+        split(&self.path)
+    }
+
     /// Makes the node. `found` is its folder, if the caller was found to have the right to write
     /// there in spite of the permissions.
     pub(super) fn act(
@@ -65,16 +70,18 @@ impl Mknod {
             Err(rustix::io::Errno::LOOP | rustix::io::Errno::NOENT) if found.is_none() => {
                 Reply::Kernel
             }
+            Ok(false) => Reply::NoDevices,
             other => other.into(),
         }
     }
 
+    /// False: nodes of the filesystem cannot be opened, and none was made.
     fn make(
         &self,
         base: BorrowedFd<'_>,
         found: Option<BorrowedFd<'_>>,
         opens: &mut Opens,
-    ) -> Result<(), rustix::io::Errno> {
+    ) -> Result<bool, rustix::io::Errno> {
         let Some((folder, name)) = split(&self.path) else {
             // Nothing but slashes, or nothing at all.
             let empty = self.path.is_empty();
@@ -94,7 +101,7 @@ impl Mknod {
         // On a read-only one nothing will be made, and the kernel knows the errno.
         if flags.contains(StatVfsMountFlags::NODEV) && !flags.contains(StatVfsMountFlags::RDONLY) {
             let there = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
-            return Err(if there { rustix::io::Errno::EXIST } else { rustix::io::Errno::PERM });
+            return if there { Err(rustix::io::Errno::EXIST) } else { Ok(false) };
         }
         let mut rights = CapabilitySet::MKNOD;
         rights.set(CapabilitySet::DAC_OVERRIDE, found.is_some());
@@ -102,10 +109,10 @@ impl Mknod {
         let mode = Mode::from_raw_mode(self.mode & 0o7777);
         rustix::fs::mknodat(folder, name, FileType::CharacterDevice, mode, self.device)?;
         if self.can_be_opened(folder, name, opens)? {
-            return Ok(());
+            return Ok(true);
         }
         let _ = rustix::fs::unlinkat(folder, name, AtFlags::empty());
-        Err(rustix::io::Errno::PERM)
+        Ok(false)
     }
 
     /// Can nodes of this filesystem be opened? Those of one that was mounted in a user namespace

@@ -68,6 +68,8 @@ pub enum Reply {
     Failed(Errno),
     /// It is none of ours: the kernel answers the caller.
     Kernel,
+    /// The filesystem is one whose device nodes cannot be opened.
+    NoDevices,
 }
 
 impl Reply {
@@ -76,6 +78,7 @@ impl Reply {
             Self::Done => 0,
             Self::Failed(errno) => errno as i32,
             Self::Kernel => -1,
+            Self::NoDevices => -2,
         }
     }
 
@@ -83,6 +86,7 @@ impl Reply {
         match number {
             0 => Self::Done,
             -1 => Self::Kernel,
+            -2 => Self::NoDevices,
             number => Self::Failed(Errno::from_raw(number)),
         }
     }
@@ -103,7 +107,7 @@ mod tests {
 
     #[test]
     fn replies_are_numbers() {
-        for reply in [Reply::Done, Reply::Failed(Errno::EEXIST), Reply::Kernel] {
+        for reply in [Reply::Done, Reply::Failed(Errno::EEXIST), Reply::Kernel, Reply::NoDevices] {
             assert_eq!(Reply::from_number(reply.number()), reply);
         }
     }

@@ -22,6 +22,7 @@ mod superblock;
 use std::time::Instant;
 
 pub use order::{Handler, How, Order, Superblock};
+pub(super) use scene::clean_node;
 
 use super::{Caller, Failure};
 

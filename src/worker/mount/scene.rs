@@ -90,6 +90,23 @@ pub(super) fn node(path: &str, kind: FileType, number: u64) -> Result<(), Failur
         .or_fail(format!("mknod of {path}"))
 }
 
+/// A character device, on a filesystem of its own in new surroundings, as a mount that is attached
+/// nowhere. This process stays in the surroundings.
+pub(in crate::worker) fn clean_node(
+    number: u64,
+    mode: u32,
+    (uid, gid): (u32, u32),
+) -> Result<OwnedFd, Failure> {
+    const NODE: &str = "/node";
+    enter()?;
+    node(NODE, FileType::CharacterDevice, number)?;
+    let owner = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+    rustix::fs::chown(NODE, Some(owner.0), Some(owner.1)).or_fail("chown of a new node")?;
+    rustix::fs::chmod(NODE, Mode::from_raw_mode(mode)).or_fail("chmod of a new node")?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    rustix::mount::open_tree(CWD, NODE, flags).or_fail("open_tree of a new node")
+}
+
 /// Gives a mount's attributes the lock that attributes have which come from a more privileged
 /// namespace: the container can then not take `nodev` off again, by a remount of a mount that is
 /// its own. The kernel sets it when it copies a mount namespace for other users, so that is what

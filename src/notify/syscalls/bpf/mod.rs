@@ -173,6 +173,8 @@ fn ended(reply: Reply) -> Verdict {
         Reply::Done => Verdict::Return(0),
         Reply::Failed(errno) => Verdict::Fail(errno),
         Reply::Kernel => Verdict::Continue,
+        // No program is a device node.
+        Reply::NoDevices => Verdict::Fail(Errno::EPERM),
     }
 }
 
