@@ -85,7 +85,7 @@ fn mounts(calls: &[&str]) -> String {
         .map(|call| {
             format!(
                 "/mnt/{call} image m ext4 0; umount m; /mnt/{call} thread image m ext4; umount m
-                 /mnt/{call} image m xfs 0; /mnt/{call} - m ext4 0; /mnt/{call} image missing ext4 0\n"
+                 /mnt/{call} image m ext3 0; /mnt/{call} - m ext4 0; /mnt/{call} image missing ext4 0\n"
             )
         })
         .collect();
