@@ -14,6 +14,7 @@ use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,9 @@ use crate::keeper::link::{Held, Link};
 
 /// Well below the 30 s after which liblxc stops waiting.
 const DEADLINE: Duration = Duration::from_secs(25);
+
+/// How long a packet is not looked at that another thread is answering, in nanoseconds.
+const BUSY: u64 = 5_000_000;
 
 /// How long a monitor may take to pass an answer on.
 const PASSING_ON: Duration = Duration::from_secs(2);
@@ -79,7 +83,8 @@ impl Socket {
 
     fn connection(&self, fd: OwnedFd, monitor: i32, number: u64) -> Connection {
         let (link, member, left) = (self.link.clone(), Mutex::default(), Mutex::default());
-        Connection { fd, monitor, member, left, trouble: Limiter::new(), link, number }
+        let (trouble, serving) = (Limiter::new(), AtomicBool::new(false));
+        Connection { fd, monitor, member, left, serving, trouble, link, number }
     }
 
     pub(super) fn accept(&self) -> Option<Connection> {
@@ -106,6 +111,8 @@ pub(super) struct Connection {
     member: Mutex<Option<Member>>,
     /// What a predecessor was at.
     left: Mutex<Option<Box<(Left, Entry)>>>,
+    /// Its packet, which stays until it is answered, is being looked at.
+    serving: AtomicBool,
     trouble: Limiter,
     link: Link,
     /// Its number with the keeper.
@@ -140,6 +147,22 @@ impl Connection {
     /// Answers one packet. One that takes long is answered by another thread, which gives the
     /// connection `back`: until then the packet makes it readable.
     pub(super) fn serve(
+        &self,
+        pipeline: &Arc<Pipeline>,
+        journal: &Arc<Journal>,
+        threads: usize,
+        back: impl FnOnce(Self) + Send + 'static,
+    ) -> Keep {
+        // A thread that hangs in an answer was replaced by this one, which sees the same packet.
+        if self.serving.swap(true, Ordering::Acquire) {
+            return Keep::After(BUSY);
+        }
+        let keep = self.serve_one(pipeline, journal, threads, back);
+        self.serving.store(false, Ordering::Release);
+        keep
+    }
+
+    fn serve_one(
         &self,
         pipeline: &Arc<Pipeline>,
         journal: &Arc<Journal>,
@@ -200,6 +223,7 @@ impl Connection {
             monitor: self.monitor,
             member: Mutex::new(self.member.lock().unwrap_or_else(PoisonError::into_inner).clone()),
             left: Mutex::default(),
+            serving: AtomicBool::new(false),
             trouble: Limiter::new(),
             link: self.link.clone(),
             number: self.number,
@@ -426,8 +450,9 @@ mod tests {
             let monitor = i32::try_from(std::process::id()).unwrap();
             let (member, left) = (Mutex::default(), Mutex::default());
             let (trouble, link) = (Limiter::new(), Link::default());
+            let serving = AtomicBool::new(false);
             let connection =
-                Connection { fd: server, monitor, member, left, trouble, link, number: 0 };
+                Connection { fd: server, monitor, member, left, serving, trouble, link, number: 0 };
             let journal = Journal::open(&Link::default(), &mut Held::default()).unwrap();
             let pipeline = Arc::new(Pipeline::new(Arc::new(Fixed::new())));
             Self { fd, connection, pipeline, journal }
@@ -489,6 +514,15 @@ mod tests {
         let keep = monitor.connection.serve(&monitor.pipeline, &monitor.journal, 1, drop);
         assert_eq!(keep, Keep::Yes);
         assert_eq!(monitor.connection.look(&mut seen).unwrap_err(), Errno::AGAIN);
+    }
+
+    #[test]
+    fn a_packet_that_another_thread_is_at_is_left_to_it() {
+        let monitor = Monitor::new();
+        monitor.connection.serving.store(true, Ordering::Relaxed);
+        let (keep, answer) = monitor.ask(b"whatever", &[]);
+        assert_eq!((keep, answer), (Keep::After(BUSY), None));
+        assert!(monitor.connection.look(&mut [0; LONGEST]).unwrap().is_some(), "it is there");
     }
 
     #[test]

@@ -316,7 +316,7 @@ mod tests {
     use crate::notify::Policy;
 
     /// Of the shape that Docker and Podman have.
-    const DOCKERS: &str = include_str!("../../tests/fixtures/profiles/docker.json");
+    const DOCKERS: &str = include_str!("../../tests/profiles/docker.json");
 
     fn made(base: Option<&str>, list: &str) -> anyhow::Result<(Value, String)> {
         let rules = rules::of(&Policy::from_names(list.split(',')).unwrap());

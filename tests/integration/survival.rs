@@ -490,6 +490,7 @@ fn a_call_that_liblxc_passed_on_is_answered_by_the_successor() {
     fs::write(stop.path().join("stop"), "").unwrap();
     let output = running.finish(machine::patience(60)).ok();
     let calls_failed = ["sysinfo:", "mknod:", "unlink:"].iter().any(|call| output.contains(call));
-    assert!(!calls_failed && output.contains(" failures="), "{output}");
+    let log = daemon.stop().0.stderr;
+    assert!(!calls_failed && output.contains(" failures="), "{output}\n{log}");
     assert!(!resends() || output.contains(" failures=0 "), "{output}");
 }
