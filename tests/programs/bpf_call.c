@@ -329,7 +329,7 @@ static int flipping(int major, int minor)
 	shown = dup(one);
 	if (program < 0 || pthread_create(&thread, NULL, exchange, NULL))
 		return 1;
-	for (int i = 0; i < 50; i++) {
+	for (int i = 0; i < 12; i++) {
 		attached += attach(shown, program, MULTI, 0) == 0;
 		detach(one, program);
 	}
