@@ -189,12 +189,6 @@ impl Daemon {
         u32::try_from(self.status()["server_pid"].as_u64().unwrap()).unwrap()
     }
 
-    /// Its resident memory in kB.
-    pub(crate) fn resident_kb(&self) -> u64 {
-        let file = format!("/proc/{}/status", self.server_pid());
-        super::text::kb(&fs::read_to_string(file).unwrap(), "VmRSS")
-    }
-
     /// Ends it as a service manager does.
     #[track_caller]
     pub(crate) fn stop(mut self) -> (Output, &'static str) {

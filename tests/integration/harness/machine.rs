@@ -60,6 +60,11 @@ pub(crate) fn patience(seconds: u64) -> Duration {
     Duration::from_secs(seconds) * slowness()
 }
 
+/// The resident memory of a process, in kB.
+pub(crate) fn resident_kb(pid: u32) -> u64 {
+    text::kb(&fs::read_to_string(format!("/proc/{pid}/status")).unwrap(), "VmRSS")
+}
+
 /// `MemTotal` of the machine, in kB.
 pub(crate) fn memory_kb() -> u64 {
     text::kb(&fs::read_to_string("/proc/meminfo").unwrap(), "MemTotal")
