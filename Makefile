@@ -29,7 +29,7 @@ build:
 	$(CARGO) build --release
 
 test:
-	@scripts/test lint unit fuzz native uml qemu
+	@scripts/test lint unit fuzz native guests
 
 lint:
 	@scripts/test lint
