@@ -10,7 +10,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use nix::errno::Errno;
 
 // include/uapi/linux/fs.h
-const FIFREEZE: libc::Ioctl = nix::request_code_readwrite!(b'X', 119, size_of::<libc::c_int>()) as _;
+const FIFREEZE: libc::Ioctl =
+    nix::request_code_readwrite!(b'X', 119, size_of::<libc::c_int>()) as _;
 const FITHAW: libc::Ioctl = nix::request_code_readwrite!(b'X', 120, size_of::<libc::c_int>()) as _;
 
 /// Does the filesystem of this file belong to users of the user namespace that this process is in? The

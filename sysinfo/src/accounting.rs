@@ -221,10 +221,11 @@ impl Wake {
     }
 }
 
-/// How many containers' files may be open: some forty each, out of what the process may have.
+/// How many containers keep their files open: some forty each, and twice as many in between, out of half of
+/// what the process may have.
 fn affordable() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    limit.and_then(|limit| usize::try_from(limit / 80).ok()).map_or(usize::MAX, |many| many.max(8))
+    limit.and_then(|limit| usize::try_from(limit / 160).ok()).map_or(usize::MAX, |many| many.max(8))
 }
 
 fn sample_loads(accounting: &Weak<Accounting>, wake: &Wake) {
