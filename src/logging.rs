@@ -1,6 +1,6 @@
 //! Where log lines go: the journal when standard error is the journal, else standard error.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
 
 use tracing_subscriber::filter::LevelFilter;
@@ -38,7 +38,7 @@ pub fn start(level: LogLevel) {
         Ok(journal) if stderr_is_the_journal() => registry.with(journal).try_init(),
         _ => {
             let lines = tracing_subscriber::fmt::layer()
-                .with_writer(std::io::stderr)
+                .with_writer(|| OneLine(std::io::stderr()))
                 .with_ansi(std::io::stderr().is_terminal())
                 .with_target(false)
                 .without_time();
@@ -47,6 +47,40 @@ pub fn start(level: LogLevel) {
     };
     // Only a second start fails, and then lines go where the first one said.
     drop(started);
+}
+
+/// Keeps each event on one line: what containers choose, such as a path, may have line breaks, and must
+/// not look like lines of ours. An event comes in one piece, with its own line break at the end.
+struct OneLine<W>(W);
+
+impl<W: Write> Write for OneLine<W> {
+    fn write(&mut self, event: &[u8]) -> std::io::Result<usize> {
+        let (text, end) = match event {
+            [text @ .., b'\n'] => (text, &event[text.len()..]),
+            text => (text, &[][..]),
+        };
+        // Escape is the colours' on a terminal; that of others was made visible before.
+        let breaks = |byte: u8| byte.is_ascii_control() && byte != b'\x1b';
+        if text.iter().any(|&byte| breaks(byte)) {
+            let mut line = Vec::with_capacity(event.len() + 16);
+            for &byte in text {
+                if breaks(byte) {
+                    line.extend(byte.escape_ascii());
+                } else {
+                    line.push(byte);
+                }
+            }
+            line.extend(end);
+            self.0.write_all(&line)?;
+        } else {
+            self.0.write_all(event)?;
+        }
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// systemd names the journal's stream as `device:inode` in the environment.
@@ -72,5 +106,15 @@ mod tests {
         assert_eq!(say(&error), "cannot start: cannot read x: entity not found");
         let plain = anyhow::Error::msg("inner").context("outer");
         assert_eq!(say(&plain), "outer: inner");
+    }
+
+    #[test]
+    fn what_a_container_chose_makes_no_line_of_its_own() {
+        let mut lines = OneLine(Vec::new());
+        for event in ["plain \u{e9}\n", "no such file a\nERROR b\r\x07\n", "cut"] {
+            lines.write_all(event.as_bytes()).unwrap();
+        }
+        let text = String::from_utf8(lines.0).unwrap();
+        assert_eq!(text, "plain \u{e9}\nno such file a\\nERROR b\\r\\x07\ncut");
     }
 }

@@ -22,6 +22,9 @@ const SHORTEST: u64 = 1_000_000;
 /// Lines per second that the audit log takes from one container.
 const LINES: u64 = 200;
 
+/// Lines per second that the daemon's own log takes of what one container does.
+const MESSAGES: u64 = 20;
+
 /// The account of one container.
 #[derive(Debug)]
 pub(super) struct Account {
@@ -32,6 +35,8 @@ pub(super) struct Account {
     delayed: AtomicU64,
     lines: Bucket,
     left_out: AtomicU64,
+    messages: Bucket,
+    unsaid: AtomicU64,
     /// Calls that are being answered on listener threads.
     inline: AtomicU32,
     /// Until when it is on probation.
@@ -58,6 +63,8 @@ impl Account {
             delayed: AtomicU64::new(0),
             lines: Bucket::default(),
             left_out: AtomicU64::new(0),
+            messages: Bucket::default(),
+            unsaid: AtomicU64::new(0),
             inline: AtomicU32::new(0),
             suspect: AtomicU64::new(0),
         }
@@ -79,6 +86,16 @@ impl Account {
             self.leave_out();
         }
         may
+    }
+
+    /// May the daemon's own log have another line about its calls? Then the number of those that
+    /// were suppressed before it.
+    pub(super) fn may_say(&self) -> Option<u64> {
+        if self.messages.take(bucket::now(), MESSAGES) {
+            return Some(self.unsaid.swap(0, Ordering::Relaxed));
+        }
+        self.unsaid.fetch_add(1, Ordering::Relaxed);
+        None
     }
 
     pub(super) fn leave_out(&self) {
@@ -168,6 +185,15 @@ mod tests {
         drop((first, second));
         let left = accounts.read();
         assert_eq!(left.iter().map(|one| &*one.container).collect::<Vec<_>>(), ["b"]);
+    }
+
+    #[test]
+    fn what_a_container_does_fills_no_log() {
+        let account = Account::new("a");
+        let said = (0..1000).filter(|_| account.may_say().is_some()).count();
+        // A second's worth at once, and what comes back meanwhile.
+        assert!((20..500).contains(&said), "{said}");
+        assert_eq!(account.unsaid.load(Ordering::Relaxed) as usize, 1000 - said);
     }
 
     #[test]

@@ -119,7 +119,7 @@ pub(super) fn act(
         Ok(Reply::Kernel) => Ok(Verdict::Continue),
         Ok(Reply::NoDevices) => Ok(Verdict::Fail(Errno::EPERM)),
         Err(failure) => {
-            tracing::warn!(container = cx.container, tid = call.tid, "nothing done: {failure}");
+            warn(call, cx, &failure);
             cx.notes.broken(&failure);
             refusal(&failure)
         }
@@ -140,12 +140,19 @@ pub(super) fn ask(
     let fds = [&actor.fds(), more].concat();
     let until = Instant::now() + DEADLINE;
     acts.workers.act(&actor.groups, &task, &fds, until).or_else(|failure| {
-        tracing::warn!(container = cx.container, tid = call.tid, "nothing done: {failure}");
+        warn(call, cx, &failure);
         match refusal(&failure)? {
             Verdict::Fail(errno) => Ok(Reply::Failed(errno).into()),
             _ => Ok(Reply::Kernel.into()),
         }
     })
+}
+
+fn warn(call: &Call, cx: &Context<'_>, failure: &Failure) {
+    if let Some(suppressed) = cx.may_say() {
+        let (container, tid) = (cx.container, call.tid);
+        tracing::warn!(container, tid, suppressed, "nothing done: {failure}");
+    }
 }
 
 /// Finds a file as the caller, with the capabilities that it has over files of its container.

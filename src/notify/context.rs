@@ -16,6 +16,7 @@ use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
 
+use super::account::Account;
 use super::acts::Acts;
 use super::audit::Notes;
 use super::call::Call;
@@ -56,6 +57,8 @@ pub struct Context<'a> {
     pub(super) acts: Option<&'a Acts>,
     /// The container's name, for the log.
     pub(super) container: &'a str,
+    /// What the container has had, if that is counted.
+    pub(super) account: Option<&'a Account>,
     /// What the audit log is told.
     pub(super) notes: Notes,
 }
@@ -150,6 +153,12 @@ impl Context<'_> {
         };
         self.pending.check()?;
         opened.map_err(|_| Refusal::Gone)
+    }
+
+    /// May a line about this call be logged? Then the number of those of its container that were
+    /// suppressed before it.
+    pub(super) fn may_say(&self) -> Option<u64> {
+        self.account.map_or(Some(0), Account::may_say)
     }
 
     /// Tells the audit log on what the decision depends. Asked for only when there is one.

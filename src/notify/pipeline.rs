@@ -186,6 +186,7 @@ impl Pipeline {
             settings: request.policy.settings(),
             acts: self.acts.as_deref(),
             container: request.container(),
+            account: Some(request.account),
             notes: Notes::new(audited),
         };
         // Looked at before: a signal may take the caller away while the act is under way.

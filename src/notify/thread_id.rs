@@ -79,6 +79,7 @@ mod tests {
             settings: &Settings::default(),
             acts: None,
             container: "",
+            account: None,
             notes: super::super::audit::Notes::default(),
         };
         let call = Call { tid: std::process::id(), abi: Abi::Bits64, syscall: "", args: [0; 6] };

@@ -14,4 +14,5 @@ pub mod seccomp;
 pub mod setxattrat;
 pub mod shared_descriptors;
 pub mod signal_defaults;
+pub mod superblock_owner;
 pub mod user_namespace;

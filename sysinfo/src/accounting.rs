@@ -66,6 +66,8 @@ impl Accounting {
         let host =
             HostFiles::open(proc.clone(), Path::new("/sys")).map_err(read("/proc/meminfo"))?;
         let own = std::process::id();
+        let open_containers = options.open_containers.min(affordable());
+        let options = Options { open_containers, ..options };
         let mut text = Vec::new();
         let offset = proc.read_of(own, "timens_offsets", &mut text).ok();
         let shared = Shared {
@@ -134,7 +136,11 @@ impl Accounting {
         self.callers.sweep(&self.shared);
         let now = clock::now();
         let mut any = false;
-        for container in self.callers.containers() {
+        for (index, container) in self.callers.containers().into_iter().enumerate() {
+            // Sampling opens files again; not those of all containers at once.
+            if index % self.shared.options.open_containers.max(1) == 1 {
+                self.callers.sweep(&self.shared);
+            }
             if now.saturating_sub(container.asked()) <= LOAD_BOUND && !container.is_host() {
                 container.sample_load(&self.shared, counter);
                 any = true;
@@ -213,6 +219,13 @@ impl Wake {
             .unwrap_or_else(PoisonError::into_inner);
         !state.ended
     }
+}
+
+/// How many containers keep their files open: some forty each, and twice as many in between, out of half of
+/// what the process may have.
+fn affordable() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.and_then(|limit| usize::try_from(limit / 160).ok()).map_or(usize::MAX, |many| many.max(8))
 }
 
 fn sample_loads(accounting: &Weak<Accounting>, wake: &Wake) {

@@ -39,7 +39,8 @@ type Registry = HashMap<Key, Arc<Container>>;
 #[derive(Debug)]
 pub(crate) struct Callers {
     registry: ArcSwap<Registry>,
-    adding: Mutex<()>,
+    /// Held while containers are added and forgotten: how many were added since it was last swept.
+    adding: Mutex<usize>,
     recent: [Mutex<Vec<Recent>>; SHARDS],
 }
 
@@ -97,7 +98,7 @@ impl Callers {
         {
             return Ok(container.clone());
         }
-        let _adding = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut adding = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(container) = self.registry.load().get(&key)
             && !container.is_gone()
         {
@@ -105,7 +106,7 @@ impl Callers {
         }
         let (identity, membership) =
             new_container(tid, namespace, shared).ok_or(Error::Gone(tid))?;
-        Ok(self.add(key, Container::new(identity, membership, shared)))
+        Ok(self.add(&mut adding, key, Container::new(identity, membership, shared), shared))
     }
 
     fn of_host_cgroup(&self, tid: u32, shared: &Shared) -> Result<Arc<Container>, Error> {
@@ -116,16 +117,29 @@ impl Callers {
         if let Some(container) = self.registry.load().get(&key) {
             return Ok(container.clone());
         }
-        let _adding = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut adding = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(container) = self.registry.load().get(&key) {
             return Ok(container.clone());
         }
         let is_host = membership.is_root(&shared.hierarchies);
         let identity = Identity { namespace: 0, init: None, is_host };
-        Ok(self.add(key, Container::new(identity, membership, shared)))
+        Ok(self.add(&mut adding, key, Container::new(identity, membership, shared), shared))
     }
 
-    fn add(&self, key: Key, container: Container) -> Arc<Container> {
+    fn add(
+        &self,
+        added: &mut usize,
+        key: Key,
+        container: Container,
+        shared: &Shared,
+    ) -> Arc<Container> {
+        // A container can make namespaces by the thousand, faster than the regular sweep comes round;
+        // the descriptors that they take would be missing for others.
+        *added += 1;
+        if *added > shared.options.open_containers / 2 {
+            *added = 0;
+            self.sweep_locked(shared);
+        }
         let container = Arc::new(container);
         let mut registry = Registry::clone(&self.registry.load());
         registry.insert(key, container.clone());
@@ -144,8 +158,13 @@ impl Callers {
     /// Forgets containers that ended, and lets all but the most recently asked `open` ones
     /// close their files.
     pub(crate) fn sweep(&self, shared: &Shared) {
+        let mut added = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
+        *added = 0;
+        self.sweep_locked(shared);
+    }
+
+    fn sweep_locked(&self, shared: &Shared) {
         let open = shared.options.open_containers;
-        let _adding = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
         let now = clock::now();
         let forgotten = |container: &Container| {
             let unused = now.saturating_sub(container.asked()) > HOST_CGROUP_BOUND;

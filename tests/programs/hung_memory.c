@@ -1,6 +1,6 @@
 /*
  * Memory that hangs: a file of a FUSE filesystem whose server never answers a read.
- *   hung_memory serve FOLDER            mounts it there (root), prints "mounted" and serves until it is killed
+ *   hung_memory serve FOLDER            mounts it there, prints "mounted" and serves until it is killed
  *   hung_memory call FILE THREADS       passes the file's memory to sysinfo(2) in so many threads, prints "hanging"
  */
 #define _GNU_SOURCE
@@ -65,6 +65,9 @@ static int serve(const char *folder)
 		} else if (head->opcode == FUSE_OPEN) {
 			struct fuse_open_out opened = { .fh = 1 };
 			answer(fuse, unique, 0, &opened, sizeof(opened));
+		} else if (head->opcode == FUSE_STATFS) {
+			struct fuse_statfs_out status = { .st = { .bsize = 4096, .frsize = 4096, .namelen = 255 } };
+			answer(fuse, unique, 0, &status, sizeof(status));
 		} else if (head->opcode == FUSE_RELEASE || head->opcode == FUSE_FLUSH) {
 			answer(fuse, unique, 0, NULL, 0);
 		} else if (head->opcode != FUSE_READ && head->opcode != FUSE_FORGET && head->opcode != FUSE_BATCH_FORGET && head->opcode != FUSE_INTERRUPT) {

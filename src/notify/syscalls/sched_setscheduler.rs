@@ -89,7 +89,10 @@ impl Handler for SchedSetscheduler {
         }
         match wish.grant(tid) {
             Ok(()) => {
-                tracing::info!(container = cx.container, tid, ?wish, "scheduling set");
+                if let Some(suppressed) = cx.may_say() {
+                    let container = cx.container;
+                    tracing::info!(container, tid, ?wish, suppressed, "scheduling set");
+                }
                 Ok(Verdict::Return(0))
             }
             Err(errno) => Ok(Verdict::Fail(errno)),

@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags};
 use rustix::mount::MoveMountFlags;
 
 use super::order::{Order, Superblock};
-use super::superblock;
+use super::{image, superblock};
 use crate::worker::caller::Caller;
 use crate::worker::child::{Child, End};
 use crate::worker::failure::{Failure, OrFail};
@@ -32,6 +32,9 @@ pub(super) fn mount(
     })?;
     drop(theirs);
     let source = line.receive(until)?.pop();
+    if let Some(source) = &source {
+        image::refuse_a_containers_own(source, caller, until)?;
+    }
 
     let (maker, theirs) = Line::pair()?;
     let making = Child::start(End::Alone, || {

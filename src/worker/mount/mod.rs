@@ -12,6 +12,7 @@ mod confine;
 mod fuse_mount;
 mod helper;
 mod host_program;
+mod image;
 mod kernel_mount;
 mod loop_device;
 mod order;

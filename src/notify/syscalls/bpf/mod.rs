@@ -150,9 +150,12 @@ impl Handler for BpfPrograms {
 fn change(call: &Call, cx: &Context<'_>, actor: &Actor, bpf: &Bpf) -> Result<Verdict, Refusal> {
     ONCE.act((cx.container, call.tid), bpf, acts::patience(), cx, || {
         let answer = ask(call, cx, actor, bpf.clone())?;
-        if answer.reply == Reply::Done {
+        if answer.reply == Reply::Done
+            && let Some(suppressed) = cx.may_say()
+        {
             let what = if matches!(bpf, Bpf::Attach { .. }) { "attached" } else { "detached" };
-            tracing::info!(container = cx.container, tid = call.tid, "device program {what}");
+            let (container, tid) = (cx.container, call.tid);
+            tracing::info!(container, tid, suppressed, "device program {what}");
         }
         Ok(ended(answer.reply))
     })

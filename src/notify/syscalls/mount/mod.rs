@@ -115,11 +115,10 @@ impl Handler for Mount {
             Ok(Some(order)) => order,
             Ok(None) => return Ok(Verdict::Continue),
             Err(refused) => {
-                tracing::warn!(
-                    container = cx.container,
-                    tid = call.tid,
-                    "mount refused: {refused}"
-                );
+                if let Some(suppressed) = cx.may_say() {
+                    let (container, tid) = (cx.container, call.tid);
+                    tracing::warn!(container, tid, suppressed, "mount refused: {refused}");
+                }
                 cx.notes.because(&refused);
                 return Ok(Verdict::Fail(Errno::EPERM));
             }
@@ -153,14 +152,15 @@ fn rules(settings: &MountSettings) -> Rules<'_> {
 
 /// One line for each mount that policy granted, whether it worked or not.
 fn audit(call: &Call, cx: &Context<'_>, order: &Order, result: &Result<(), Failure>) {
+    let Some(suppressed) = cx.may_say() else { return };
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let source = order.source.as_deref().map(text);
     let target = text(&order.target);
     let (container, tid, filesystem) = (cx.container, call.tid, &order.filesystem);
     match result {
-        Ok(()) => tracing::info!(container, tid, filesystem, source, target, "mounted"),
+        Ok(()) => tracing::info!(container, tid, filesystem, source, target, suppressed, "mounted"),
         Err(failure) => tracing::warn!(
-            container, tid, filesystem, source, target, errno = ?failure.errno,
+            container, tid, filesystem, source, target, errno = ?failure.errno, suppressed,
             "not mounted: {failure}"
         ),
     }
