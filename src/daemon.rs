@@ -50,10 +50,12 @@ impl Server {
     /// # Errors
     /// Something essential is missing; the message says what to do.
     pub fn start(config: &Config, reach: Reach, acts: Option<Acts>) -> anyhow::Result<Self> {
-        Self::take_over(config, reach, acts, Link::default(), Held::default())
+        let accounting = start_accounting(accounting_options(config))?;
+        Self::take_over(config, reach, acts, accounting, Link::default(), Held::default())
     }
 
-    /// The same with what a predecessor left with the keeper.
+    /// The same with accounting that was started before, and with what a predecessor left with
+    /// the keeper. Containers wait meanwhile.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -61,10 +63,10 @@ impl Server {
         config: &Config,
         reach: Reach,
         acts: Option<Acts>,
+        accounting: Arc<Accounting>,
         link: Link,
         mut held: Held,
     ) -> anyhow::Result<Self> {
-        let accounting = start_accounting(accounting_options(config))?;
         if let Some(file) = baselines(&link, &mut held) {
             accounting.remember(file);
         }

@@ -64,6 +64,9 @@ fn serve(config: &Config, path: Option<&Path>, link: &Link, candidate: bool) -> 
     if candidate {
         self_check::run(config).context("it fails its check")?;
     }
+    // Before the predecessor's part is asked for, because containers wait from then on: a standby
+    // has it behind it. Reading how the processors are arranged is most of it.
+    let accounting = daemon::start_accounting(daemon::accounting_options(config))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -79,7 +82,8 @@ fn serve(config: &Config, path: Option<&Path>, link: &Link, candidate: bool) -> 
         if kept.is_none() {
             control::check_free(&socket)?;
         }
-        let server = Server::take_over(config, Reach::Host, Some(acts), link.clone(), held)?;
+        let server =
+            Server::take_over(config, Reach::Host, Some(acts), accounting, link.clone(), held)?;
         let server = server.configured_by(path);
         let control = match control::take_over(kept, &socket) {
             Ok(control) => control,
@@ -229,6 +233,8 @@ pub(crate) fn reload(server: &Server) -> Vec<u8> {
         .and_then(|config| server.reconfigure(&config));
     match reconfigured {
         Ok(()) => {
+            // The standby has read the one before.
+            let _ = server.link().say("reloaded", None);
             tracing::info!("the configuration was read again");
             b"{}".to_vec()
         }

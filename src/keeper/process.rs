@@ -5,6 +5,9 @@
 //! replaced at once, later and later while its successors die too; one that is silent is killed.
 //! A new program is started beside the old server, which is asked to leave when the new one is
 //! prepared, and goes on when that fails.
+//!
+//! While a server serves, another one stands by: it has come so far that it only needs what the
+//! server has, and waits for that. What it said is left unread until it is its turn.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -30,6 +33,9 @@ const START: Duration = Duration::from_secs(20);
 const CHECK: Duration = Duration::from_secs(10);
 /// How long a server may take to leave.
 const LEAVE: Duration = Duration::from_secs(5);
+/// A keeper that wakes so much later than it wanted was frozen or stopped, and the server probably
+/// with it: nobody's silence is counted then.
+const OVERSLEPT: Duration = Duration::from_secs(2);
 /// Who lives longer than this did not fail at once.
 const STABLE: Duration = Duration::from_secs(2);
 /// The longest pause after one that has served for a moment.
@@ -58,6 +64,9 @@ struct Keeper {
     proven: Option<std::path::PathBuf>,
     store: Store,
     server: Option<Server>,
+    /// Who follows when the server dies. One that dies itself is missed until the next server
+    /// serves, so that a program that cannot start is not started in a loop.
+    standby: Option<Server>,
     /// A new program that is to take over.
     candidate: Option<(Server, std::path::PathBuf)>,
     served_once: bool,
@@ -102,6 +111,7 @@ pub fn keep(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<ExitCode> {
         proven: None,
         store,
         server: None,
+        standby: None,
         candidate: None,
         served_once: false,
         restarts: 0,
@@ -118,7 +128,11 @@ impl Keeper {
         loop {
             if self.start_at.is_some_and(|at| at <= Instant::now()) {
                 self.start_at = None;
-                self.server = Some(start(&self.program, &self.arguments, false)?);
+                self.look_at_standby();
+                self.server = Some(match self.standby.take() {
+                    Some(standby) => standby.begin(),
+                    None => start(&self.program, &self.arguments, false)?,
+                });
             }
             self.wait(signals);
             while let Ok(Some(signal)) = signals.read_signal() {
@@ -130,6 +144,7 @@ impl Keeper {
             }
             self.listen();
             self.look_at_candidate();
+            self.look_at_standby();
             if let Some(code) = self.look_at_server() {
                 return Ok(code);
             }
@@ -137,22 +152,31 @@ impl Keeper {
     }
 
     /// Sleeps until something happens or is due.
-    fn wait(&self, signals: &SignalFd) {
+    fn wait(&mut self, signals: &SignalFd) {
         let servers = || self.server.iter().chain(self.candidate.iter().map(|(one, _)| one));
         let mut fds = vec![PollFd::new(signals, PollFlags::IN)];
         for server in servers() {
             fds.push(PollFd::new(&server.pidfd, PollFlags::IN));
             fds.push(PollFd::new(&server.socket, PollFlags::IN));
         }
+        if let Some(standby) = &self.standby {
+            fds.push(PollFd::new(&standby.pidfd, PollFlags::IN));
+        }
         let due = [self.start_at, self.stop_by].into_iter().flatten();
         let due = due.chain(servers().map(Server::silent_at)).min();
         let left = due.map(|due| due.saturating_duration_since(Instant::now()));
-        let left = left.map(|left| Timespec {
+        let timeout = left.map(|left| Timespec {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(1),
             // One more millisecond, so that it is not too early.
             tv_nsec: i64::from(left.subsec_nanos()).saturating_add(1_000_000).min(999_999_999),
         });
-        let _ = poll(&mut fds, left.as_ref());
+        let asked = Instant::now();
+        let _ = poll(&mut fds, timeout.as_ref());
+        let now = Instant::now();
+        if left.is_some_and(|left| now.duration_since(asked) > left + OVERSLEPT) {
+            let candidate = self.candidate.as_mut().map(|(one, _)| one);
+            self.server.iter_mut().chain(candidate).for_each(|one| one.heard = now);
+        }
     }
 
     /// Takes what the server says.
@@ -174,6 +198,11 @@ impl Keeper {
                     self.proven = None;
                     // Without systemd there is nobody to tell.
                     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+                    self.have_standby();
+                }
+                ("reloaded", _) => {
+                    self.dismiss_standby();
+                    self.have_standby();
                 }
                 ("stop", _) if self.store.outlives_us() => self.stop(Stop::Keep),
                 ("stop" | "release", _) => self.stop(Stop::Release),
@@ -217,7 +246,37 @@ impl Keeper {
         self.stopping = Some(how);
         self.stop_by = Some(Instant::now() + LEAVE);
         self.start_at = None;
+        self.dismiss_standby();
         self.say(if how == Stop::Release { "release" } else { "leave" });
+    }
+
+    /// Starts a standby, if there is none and there will be a use for it.
+    fn have_standby(&mut self) {
+        if self.standby.is_some() || self.stopping.is_some() {
+            return;
+        }
+        match start(&self.program, &self.arguments, false) {
+            Ok(standby) => self.standby = Some(standby),
+            Err(error) => eprintln!("ambit: no standby: {}", crate::logging::say(&error)),
+        }
+    }
+
+    /// Ends the standby: it is of another program or configuration, or not needed any more.
+    fn dismiss_standby(&mut self) {
+        if let Some(mut standby) = self.standby.take() {
+            let _ = standby.child.kill();
+            let _ = standby.child.wait();
+        }
+    }
+
+    /// Has the standby ended?
+    fn look_at_standby(&mut self) {
+        let Some(standby) = &mut self.standby else { return };
+        if let Ok(None) = standby.child.try_wait() {
+            return;
+        }
+        eprintln!("ambit: the standby has ended; a server that dies takes longer to replace");
+        self.standby = None;
     }
 
     /// Starts a new program beside the server.
@@ -342,6 +401,12 @@ impl Keeper {
 }
 
 impl Server {
+    /// The same, whose turn it is from now on.
+    fn begin(self) -> Self {
+        let now = Instant::now();
+        Self { started: now, heard: now, ..self }
+    }
+
     /// When it has been silent for too long.
     fn silent_at(&self) -> Instant {
         let checking = !self.prepared && self.is_candidate;

@@ -9,7 +9,18 @@ pub const TICK: u64 = 10_000_000;
 /// Nanoseconds since the machine booted, suspend included (CLOCK_BOOTTIME). No system call.
 #[must_use]
 pub fn now() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    read(rustix::time::ClockId::Boottime)
+}
+
+/// Nanoseconds that the machine was awake (CLOCK_MONOTONIC), for deadlines: one that waits must
+/// not run out because the machine slept.
+#[must_use]
+pub fn awake() -> u64 {
+    read(rustix::time::ClockId::Monotonic)
+}
+
+fn read(clock: rustix::time::ClockId) -> u64 {
+    let time = rustix::time::clock_gettime(clock);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let nanoseconds = u64::try_from(time.tv_nsec).unwrap_or(0);
     seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)

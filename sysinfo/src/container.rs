@@ -253,7 +253,7 @@ impl Container {
         shared: &Shared,
         wanted: Extras,
     ) -> Result<Arc<View>, Error> {
-        self.began.store(clock::now(), Ordering::Relaxed);
+        self.began.store(clock::awake(), Ordering::Relaxed);
         let view = self.sample(sampler, shared, wanted);
         self.began.store(0, Ordering::Relaxed);
         view
@@ -415,14 +415,14 @@ impl Container {
     /// The sampler, unless another thread has been at one sample for so long already. Who comes
     /// late does not begin to wait anew.
     fn lock_within(&self, patience: u64) -> Option<MutexGuard<'_, Sampler>> {
-        let until = clock::now().saturating_add(patience);
+        let until = clock::awake().saturating_add(patience);
         loop {
             match self.sampler.try_lock() {
                 Ok(sampler) => return Some(sampler),
                 Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
                 Err(TryLockError::WouldBlock) => {}
             }
-            let (now, began) = (clock::now(), self.began.load(Ordering::Relaxed));
+            let (now, began) = (clock::awake(), self.began.load(Ordering::Relaxed));
             if now >= until || (began != 0 && now >= began.saturating_add(patience)) {
                 return None;
             }

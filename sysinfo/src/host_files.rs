@@ -55,7 +55,7 @@ impl HostFiles {
     pub fn open(proc: Arc<Procfs>, sys: &Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let sys = rustix::fs::open(sys, flags, Mode::empty())?;
-        let this = Self {
+        let mut this = Self {
             raw: Arc::new(Raw { proc, sys }),
             snapshot: ArcSwap::from_pointee(Host::default()),
             taken: AtomicU64::new(0),
@@ -64,6 +64,8 @@ impl HostFiles {
         let mut texts = Texts::default();
         this.raw.proc.read("meminfo", &mut texts.meminfo)?;
         this.refresh(&mut texts, clock::now());
+        // The next one finds nothing new, and does not read how the processors are arranged again.
+        this.reading = Mutex::new(texts);
         Ok(this)
     }
 

@@ -11,7 +11,7 @@ use crate::harness::daemon::Daemon;
 use crate::harness::{machine, text};
 
 /// What a process holds: resident memory in kB, and descriptors.
-fn held(pid: u32) -> (u64, usize) {
+pub(crate) fn held(pid: u32) -> (u64, usize) {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     (text::kb(&status, "VmRSS"), fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count())
 }

@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::harness::command::Output;
 use crate::harness::daemon::{Daemon, Place, mounts, readable_dir};
 use crate::harness::{command, lxc, machine, sandbox, text};
+use crate::steady::held;
 
 /// Before Linux 6.9 the kernel does not send again what a dead server had read.
 pub(crate) fn resends() -> bool {
@@ -28,6 +29,25 @@ fn kill_server(daemon: &Daemon) -> u32 {
     let pid = Pid::from_raw(i32::try_from(server).unwrap()).unwrap();
     kill_process(pid, Signal::KILL).unwrap();
     server
+}
+
+/// The server that follows when this one dies.
+fn standby(daemon: &Daemon) -> Pid {
+    let (keeper, server) = (daemon.pid(), daemon.server_pid());
+    let is_it = |pid: u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        pid != server && status.contains(&format!("\nPPid:\t{keeper}\n"))
+    };
+    let until = Instant::now() + machine::patience(10);
+    loop {
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        let mut pids = entries.filter_map(|one| one.file_name().to_str()?.parse::<u32>().ok());
+        if let Some(pid) = pids.find(|pid| is_it(*pid)) {
+            return Pid::from_raw(pid.cast_signed()).unwrap();
+        }
+        assert!(Instant::now() < until, "nobody stands by");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// The next read that is answered. Where the kernel can send again what the dead server had read,
@@ -55,11 +75,15 @@ fn a_killed_server_has_a_successor_that_knows_the_containers() {
         (status["files"]["opened"].as_u64().unwrap(), sysinfo)
     };
     let mut before = (0, 0);
-    for _ in 0..3 {
+    for turn in 0..3 {
         std::thread::sleep(Duration::from_millis(300));
         let now = counted();
         assert!(now.0 > before.0 && now.1 >= before.1, "{now:?} after {before:?}");
         before = now;
+        if turn == 1 {
+            // Then one is started from nothing.
+            kill_process(standby(&daemon), Signal::KILL).unwrap();
+        }
         let server = kill_server(&daemon);
         let meminfo = next_read(&daemon);
         assert!(text::kb(&meminfo, "MemTotal") > 0);
@@ -118,6 +142,7 @@ fn nothing_fails_while_servers_are_killed_and_replaced() {
     let (stop, running) = survivors(&daemon, usize::try_from(containers).unwrap());
     let mut random = std::process::id().wrapping_mul(2_654_435_761);
     let mut pauses = Vec::new();
+    let early = [daemon.pid(), daemon.server_pid()].map(held);
     for turn in 0..kills + upgrades {
         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         std::thread::sleep(Duration::from_millis(u64::from(random >> 16) % 200));
@@ -132,6 +157,7 @@ fn nothing_fails_while_servers_are_killed_and_replaced() {
         next_read(&daemon);
         pauses.push(killed.elapsed());
     }
+    let late = [daemon.pid(), daemon.server_pid()].map(held);
     fs::write(stop.path().join("stop"), "").unwrap();
     let mut failed = Vec::new();
     for one in running {
@@ -147,6 +173,13 @@ fn nothing_fails_while_servers_are_killed_and_replaced() {
         pauses.len(),
         failed.len(),
         pauses.last()
+    );
+    eprintln!("kB and descriptors of keeper and server: {early:?} before, {late:?} after");
+    // A standby or a new program that is just started has two.
+    let ([early, _], [late, _]) = (early, late);
+    assert!(
+        late.0 <= early.0 + early.0 / 8 + 2048 && late.1 <= early.1 + 8,
+        "the keeper went from {early:?} to {late:?}"
     );
     if resends() {
         let (count, texts) = (failed.len(), failed.join("\n"));
@@ -387,6 +420,9 @@ fn a_changed_configuration_reaches_running_containers() {
     assert!(refused.status == 2 && refused.stderr.contains("mknood"), "{refused:?}");
     fs::write(daemon.place().config(), format!("{text}mknod = true\n")).unwrap();
     reload().ok();
+    // Who stands by has read it too.
+    kill_server(&daemon);
+    next_read(&daemon);
     fs::write(folder.path().join("go"), "").unwrap();
     assert_eq!(running.finish(machine::patience(20)).ok(), "EPERM\nready\nok\n");
 }

@@ -24,8 +24,12 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Now.
+    /// Now, or when the daemon has come to rest: it is still starting a standby when it serves.
     pub(crate) fn with(daemon: &Daemon) -> Self {
+        let until = Instant::now() + machine::patience(10);
+        while !has_standby(daemon) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         let mut things: BTreeSet<_> = mounts().lines().map(str::to_owned).collect();
         let (processes, ours) = processes(daemon);
         things.extend(processes);
@@ -62,8 +66,16 @@ impl Host {
     }
 }
 
+/// Are there two servers with threads, one that serves and one that stands by?
+fn has_standby(daemon: &Daemon) -> bool {
+    let (_, ours) = processes(daemon);
+    let threads =
+        |pid: &String| fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    ours.iter().filter(|pid| threads(pid) > 1).count() == 2
+}
+
 /// All processes but the kernel's own, and which of them are the daemon's: a keeper, a server, a
-/// broker, in the order of their numbers.
+/// standby and the broker of each, in the order of their numbers.
 fn processes(daemon: &Daemon) -> (Vec<String>, Vec<String>) {
     let (mut all, mut ours) = (Vec::new(), Vec::new());
     let config = daemon.place().config().display().to_string();
