@@ -19,6 +19,16 @@ pub trait OverlayFile: Sync + Debug {
     /// Writes the file as the container of `view` sees it.
     fn render(&self, view: &View, out: &mut Text);
 
+    /// Does the machine show 32-bit programs another text?
+    fn differs_for_32_bit(&self, _host: &Host) -> bool {
+        false
+    }
+
+    /// Writes the file as a thread with the personality of a 32-bit program sees it.
+    fn render_32_bit(&self, view: &View, out: &mut Text) {
+        self.render(view, out);
+    }
+
     /// The numbers it shows that few other files show: they are sampled for its readers only.
     fn needs(&self) -> Extras {
         Extras::NONE

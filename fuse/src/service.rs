@@ -140,7 +140,16 @@ impl Service {
             Source::Member(_) => Extras::NONE,
         };
         let view = self.views.view_with(thread, needs).map_err(|error| errno(&error));
-        let rendered = view.and_then(|view| write(source, &view, self.passed, text));
+        let rendered = view.and_then(|view| match source {
+            Source::File(file)
+                if file.differs_for_32_bit(&view.host)
+                    && self.views.has_32_bit_personality(thread) =>
+            {
+                file.render_32_bit(&view, text);
+                Ok(())
+            }
+            _ => write(source, &view, self.passed, text),
+        });
         match rendered {
             Ok(()) => Counters::add(&self.counters.renders),
             Err(_) => Counters::add(&self.counters.refused),
@@ -191,7 +200,7 @@ pub(crate) fn errno(error: &Error) -> Errno {
 mod tests {
     use std::io;
 
-    use ambit_sysinfo::host::RawFiles;
+    use ambit_sysinfo::host::{CpuInfo, RawFiles};
     use ambit_sysinfo::{Host, View};
 
     use super::*;
@@ -217,10 +226,14 @@ mod tests {
     }
 
     fn text_of(service: &Service, path: &str) -> Result<String, Errno> {
-        let handle = service.open(node_id(path), 1)?;
+        text_of_thread(service, path, 1)
+    }
+
+    fn text_of_thread(service: &Service, path: &str, thread: u32) -> Result<String, Errno> {
+        let handle = service.open(node_id(path), thread)?;
         let mut seen = Vec::new();
         let all = (0, u32::MAX);
-        service.read(node_id(path), handle, 1, all, |part| seen.extend_from_slice(part))?;
+        service.read(node_id(path), handle, thread, all, |part| seen.extend_from_slice(part))?;
         service.release(handle);
         Ok(String::from_utf8(seen).unwrap())
     }
@@ -242,6 +255,29 @@ mod tests {
         service.passed = &["proc/loadavg"];
         assert_eq!(text_of(&service, "proc/loadavg").as_deref(), Ok("the kernel's proc/loadavg"));
         assert!(text_of(&service, "proc/uptime").unwrap().ends_with('\n'));
+    }
+
+    #[test]
+    fn a_32_bit_program_is_shown_the_kernels_text_for_it() {
+        struct Two(View);
+        impl Views for Two {
+            fn view(&self, _: u32) -> Result<Arc<View>, Error> {
+                Ok(Arc::new(self.0.clone()))
+            }
+            fn has_32_bit_personality(&self, tid: u32) -> bool {
+                tid == 32
+            }
+        }
+        let mut view = fixture::view();
+        let of = |text: &str| CpuInfo::parse(text.as_bytes().into());
+        let cpuinfo_32 = of("processor\t: 0\nFeatures\t: thumb\n\nprocessor\t: 9\n\n");
+        let cpuinfo = of("processor\t: 0\nFeatures\t: asimd\n\nprocessor\t: 9\n\n");
+        view.host = Arc::new(Host { cpuinfo, cpuinfo_32: Some(cpuinfo_32), ..Host::default() });
+        view.cpu.online = [0].into_iter().collect();
+        let service = Service::new(Arc::new(Two(view)));
+        let text_of = |thread| text_of_thread(&service, "proc/cpuinfo", thread).unwrap();
+        assert_eq!(text_of(64), "processor\t: 0\nFeatures\t: asimd\n\n");
+        assert_eq!(text_of(32), "processor\t: 0\nFeatures\t: thumb\n\n");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::hierarchy::Hierarchies;
 use crate::host::Host;
 use crate::host_files::HostFiles;
 use crate::kernel_names::KernelNames;
+use crate::personality;
 use crate::pressure::{self, Stall, TriggerFile};
 use crate::procfs::Procfs;
 use crate::shared::{Options, Shared};
@@ -174,6 +175,11 @@ impl Views for Accounting {
             container: container.pid_namespace(),
             privileged: pressure::is_privileged(tid, &self.shared),
         })
+    }
+
+    fn has_32_bit_personality(&self, tid: u32) -> bool {
+        let mut text = Vec::new();
+        self.shared.proc.read_of(tid, "personality", &mut text).is_ok_and(personality::is_32_bit)
     }
 
     fn host(&self) -> Option<Arc<Host>> {

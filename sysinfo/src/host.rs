@@ -27,6 +27,8 @@ pub struct Host {
     pub huge_pools: Vec<HugePool>,
     /// The kernel's `/proc/cpuinfo`, divided by processor.
     pub cpuinfo: CpuInfo,
+    /// The same as the kernel shows it to 32-bit programs, on architectures where that differs.
+    pub cpuinfo_32: Option<CpuInfo>,
     /// Processors that are online.
     pub online: CpuSet,
     /// `btime` of `/proc/stat`: seconds since the epoch.
@@ -92,6 +94,7 @@ impl Host {
             page_size: rustix::param::page_size() as u64,
             huge_pools: default_pool(&meminfo).into_iter().collect(),
             cpuinfo: CpuInfo::parse(texts.cpuinfo.into()),
+            cpuinfo_32: None,
             online,
             boot_time: scan::lines(texts.stat)
                 .find_map(|line| scan::decimal(line.strip_prefix(b"btime ")?))

@@ -13,8 +13,9 @@ use arc_swap::ArcSwap;
 use rustix::fs::{Mode, OFlags};
 
 use crate::clock;
-use crate::host::{Host, HostTexts, HugePool, RawFiles};
+use crate::host::{CpuInfo, Host, HostTexts, HugePool, RawFiles};
 use crate::kernel_file::read_to_end;
+use crate::personality;
 use crate::procfs::Procfs;
 use crate::scan;
 use crate::topology::Topology;
@@ -107,7 +108,9 @@ impl HostFiles {
             online: &texts.online,
         });
         if !long {
-            host.cpuinfo = last.cpuinfo.clone();
+            (host.cpuinfo, host.cpuinfo_32) = (last.cpuinfo.clone(), last.cpuinfo_32.clone());
+        } else if cfg!(target_arch = "aarch64") {
+            host.cpuinfo_32 = self.raw.cpuinfo_32();
         }
         if host.memory_total == 0 {
             host.meminfo.clone_from(&last.meminfo);
@@ -140,6 +143,12 @@ impl std::fmt::Debug for HostFiles {
 }
 
 impl Raw {
+    fn cpuinfo_32(&self) -> Option<CpuInfo> {
+        let mut text = Vec::new();
+        personality::as_32_bit(|| self.proc.read("cpuinfo", &mut text))?.ok()?;
+        Some(CpuInfo::parse(text.into()))
+    }
+
     /// Adds the pools of huge pages that are not there yet.
     fn other_pools(&self, pools: &mut Vec<HugePool>) {
         const POOLS: &str = "kernel/mm/hugepages";
@@ -195,5 +204,7 @@ mod tests {
         host.raw.as_ref().unwrap().read("proc/meminfo", &mut text).unwrap();
         assert!(text.starts_with(b"MemTotal:"));
         assert!(host.raw.as_ref().unwrap().read("etc/passwd", &mut text).is_err());
+        let of_32_bits = files.raw.cpuinfo_32().unwrap();
+        assert_eq!(of_32_bits.blocks().count(), host.online.len());
     }
 }

@@ -28,6 +28,7 @@ pub mod limit;
 mod load;
 pub mod membership;
 mod namespace_init;
+mod personality;
 pub mod policy;
 pub mod pressure;
 pub mod procfs;
@@ -81,6 +82,11 @@ pub trait Views: Send + Sync {
         let _ = tid;
         let source = rustix::io::Errno::OPNOTSUPP.into();
         Err(Error::Read { file: format!("/proc/pressure/{}", stall.name()), source })
+    }
+
+    /// Has the thread the personality of a 32-bit program (`PER_LINUX32`)?
+    fn has_32_bit_personality(&self, _tid: u32) -> bool {
+        false
     }
 
     /// The machine, where it is known. Asks nothing of any container and never waits for one.

@@ -9,6 +9,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use ambit_sysinfo::host::CpuInfo as Blocks;
 use ambit_sysinfo::{CpuSet, Host, View, scan};
 
 use crate::overlay::{Description, OverlayFile};
@@ -28,14 +29,26 @@ impl OverlayFile for CpuInfo {
     }
 
     fn render(&self, view: &View, out: &mut Text) {
-        SOCKETS.with_borrow_mut(|cores| render(view, cores, out));
+        SOCKETS.with_borrow_mut(|cores| render(&view.host.cpuinfo, view, cores, out));
+    }
+
+    fn differs_for_32_bit(&self, host: &Host) -> bool {
+        host.cpuinfo_32.is_some()
+    }
+
+    fn render_32_bit(&self, view: &View, out: &mut Text) {
+        let info = view.host.cpuinfo_32.as_ref().unwrap_or(&view.host.cpuinfo);
+        SOCKETS.with_borrow_mut(|cores| render(info, view, cores, out));
     }
 
     fn longest(&self, host: &Host) -> usize {
         // Two counts can get longer by a few digits.
-        host.cpuinfo.blocks().map(|(_, block)| block.len() + 16).sum::<usize>()
-            + host.cpuinfo.head().len()
-            + host.cpuinfo.tail().len()
+        let longest = |info: &Blocks| {
+            info.blocks().map(|(_, block)| block.len() + 16).sum::<usize>()
+                + info.head().len()
+                + info.tail().len()
+        };
+        longest(&host.cpuinfo).max(host.cpuinfo_32.as_ref().map_or(0, longest))
     }
 }
 
@@ -44,8 +57,8 @@ thread_local! {
     static SOCKETS: RefCell<Vec<(u64, u64)>> = const { RefCell::new(Vec::new()) };
 }
 
-fn render(view: &View, cores: &mut Vec<(u64, u64)>, out: &mut Text) {
-    let (info, online) = (&view.host.cpuinfo, &view.cpu.online);
+fn render(info: &Blocks, view: &View, cores: &mut Vec<(u64, u64)>, out: &mut Text) {
+    let online = &view.cpu.online;
     let visible = || info.blocks().filter(|(cpu, _)| online.contains(*cpu)).map(|(_, block)| block);
 
     head(info.head(), visible().count(), out);
