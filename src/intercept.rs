@@ -32,7 +32,7 @@ const SETTINGS: [(&str, &str); 15] = [
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(
     untagged,
-    expecting = "use true or false, a list of texts, texts and programs in braces, or a number"
+    expecting = "use true or false, a list of texts, texts and programs in braces, or a number; a name with a dot is quoted: \"mount.shift\" = true"
 )]
 pub enum Value {
     /// On or off.
