@@ -70,9 +70,9 @@ impl Account {
         }
     }
 
-    /// One call more. How long the next one has to wait, in nanoseconds.
-    pub(super) fn spend(&self, per_second: u64) -> Option<u64> {
-        let wait = self.calls.spend(bucket::now(), per_second);
+    /// One call more, `now`. How long the next one has to wait, in nanoseconds.
+    pub(super) fn spend(&self, now: u64, per_second: u64) -> Option<u64> {
+        let wait = self.calls.spend(now, per_second);
         (wait > 0).then(|| {
             self.delayed.fetch_add(1, Ordering::Relaxed);
             wait.max(SHORTEST)
@@ -107,10 +107,9 @@ impl Account {
         self.left_out.swap(0, Ordering::Relaxed)
     }
 
-    /// Begins to answer a call on one of so many listener threads. `None`: its calls hang, or have
+    /// Begins, `now`, to answer a call on one of so many listener threads. `None`: its calls hang, or have
     /// hung a while ago, and must not hold up those of others.
-    pub(super) fn inline(&self, threads: usize) -> Option<Inline<'_>> {
-        let now = bucket::now();
+    pub(super) fn inline(&self, now: u64, threads: usize) -> Option<Inline<'_>> {
         if self.suspect.load(Ordering::Relaxed) > now {
             return None;
         }
@@ -199,15 +198,15 @@ mod tests {
     #[test]
     fn a_container_whose_calls_hang_leaves_the_listener_threads() {
         let account = Account::new("a");
-        let hangs = account.inline(1).unwrap();
-        assert!(account.inline(1).is_none(), "one thread is lost to it already");
+        let hangs = account.inline(bucket::now(), 1).unwrap();
+        assert!(account.inline(bucket::now(), 1).is_none(), "one thread is lost to it already");
         drop(hangs);
-        let mut slow = account.inline(1).unwrap();
+        let mut slow = account.inline(bucket::now(), 1).unwrap();
         slow.began = 0;
         while bucket::now() <= SLOW {
             std::thread::yield_now();
         }
         drop(slow);
-        assert!(account.inline(8).is_none(), "on probation");
+        assert!(account.inline(bucket::now(), 8).is_none(), "on probation");
     }
 }

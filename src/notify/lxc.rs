@@ -28,6 +28,7 @@ use rustix::net::{
 
 use super::Error;
 use super::account::Account;
+use super::bucket;
 use super::context::Pending;
 use super::epoll::Keep;
 use super::handler::{Repeat, Verdict};
@@ -191,10 +192,11 @@ impl Connection {
             Ok((packet, proc, listener)) => {
                 let (account, policy) = self.account(&packet, pipeline);
                 let call = self.begin(&packet, journal, pipeline);
-                let wait = account.spend(policy.settings().calls);
+                let now = bucket::now();
+                let wait = account.spend(now, policy.settings().calls);
                 if call.answer.is_none()
                     && !pipeline.takes_long(&packet.data, &policy)
-                    && let Some(_under_way) = account.inline(threads)
+                    && let Some(_under_way) = account.inline(now, threads)
                 {
                     return match self.answer(
                         &packet,

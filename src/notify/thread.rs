@@ -14,6 +14,7 @@ use libseccomp_sys::seccomp_notif;
 use nix::errno::Errno;
 
 use super::account::Account;
+use super::bucket;
 use super::epoll::{Keep, Ready, Watch};
 use super::handler::{Repeat, Verdict};
 use super::journal::{Entry, Journal, Phase};
@@ -256,10 +257,11 @@ impl Threads {
                 return Keep::No;
             }
         };
-        let wait = account.spend(policy.settings().calls);
+        let now = bucket::now();
+        let wait = account.spend(now, policy.settings().calls);
         let inline = match self.pipeline.takes_long(&notification.data, &policy) {
             true => None,
-            false => account.inline(self.count()),
+            false => account.inline(now, self.count()),
         };
         let repeat = Repeat::Safe;
         match inline {

@@ -2,10 +2,15 @@
 //!
 //! The worker stays in the host's user namespace, so a capability here is one over the host. None
 //! that passes over permissions is in force while a path of the container is walked.
+//!
+//! Changing credentials is most of what a quick act costs. So a worker stays who it was when the next
+//! task is for the very same identity and root; the task tells both anew each time.
 
+use std::cell::{Cell, RefCell};
 use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
 
+use rustix::fs::{AtFlags, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::process::Gid;
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -43,6 +48,36 @@ const ALL: CapabilitySet = CHANGE
 /// not know all.
 static PERMITTED: OnceLock<CapabilitySet> = OnceLock::new();
 
+thread_local! {
+    /// The capabilities in force, if that is known. They are each thread's own, as this is.
+    static IN_FORCE: Cell<Option<CapabilitySet>> = const { Cell::new(None) };
+    /// Who this is and where its paths start, if that is known.
+    static STANDING: RefCell<Option<(Identity, Place)>> = const { RefCell::new(None) };
+}
+
+/// A folder on one mount. The worker's own root keeps both in use, so the numbers cannot become
+/// those of another one meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    device: (u32, u32),
+    inode: u64,
+    mount: u64,
+}
+
+impl Place {
+    /// `None` before Linux 5.8, which does not tell the mount.
+    fn of(folder: BorrowedFd<'_>) -> Option<Self> {
+        let wanted = StatxFlags::INO | StatxFlags::MNT_ID;
+        let stat =
+            statx(folder, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, wanted).ok()?;
+        (stat.stx_mask & wanted.bits() == wanted.bits()).then_some(Self {
+            device: (stat.stx_dev_major, stat.stx_dev_minor),
+            inode: stat.stx_ino,
+            mount: stat.stx_mnt_id,
+        })
+    }
+}
+
 /// Gives up for good what no act needs.
 pub(super) fn lay_down() -> Result<(), Errno> {
     for number in 0..64u32 {
@@ -60,21 +95,43 @@ pub(super) fn lay_down() -> Result<(), Errno> {
 
 /// From here on these capabilities are in force, and no others.
 pub(super) fn use_only(effective: CapabilitySet) -> Result<(), Errno> {
+    if IN_FORCE.get() == Some(effective) {
+        return Ok(());
+    }
+    IN_FORCE.set(None);
     let inheritable = CapabilitySet::empty();
     let permitted = PERMITTED.get().copied().unwrap_or(ALL);
     let sets = CapabilitySets { effective, permitted, inheritable };
-    rustix::thread::set_capabilities(None, sets)
+    rustix::thread::set_capabilities(None, sets)?;
+    IN_FORCE.set(Some(effective));
+    Ok(())
 }
 
 impl Identity {
-    /// Becomes it, without any capability: permissions are the caller's, and paths start at its
-    /// root.
-    pub(super) fn take_on(&self, root: BorrowedFd<'_>) -> Result<(), Errno> {
+    /// Becomes it, with no more capabilities than these: permissions are the caller's, and paths
+    /// start at its root.
+    pub(super) fn take_on(&self, root: BorrowedFd<'_>, rights: CapabilitySet) -> Result<(), Errno> {
+        let place = Place::of(root);
+        let stands = |(who, at): &(Self, Place)| who == self && Some(*at) == place;
+        if STANDING.with_borrow(|standing| standing.as_ref().is_some_and(stands)) {
+            return use_only(rights);
+        }
+        // Until all of it is done.
+        STANDING.set(None);
+        self.change_to(root)?;
+        use_only(rights)?;
+        STANDING.set(place.map(|place| (self.clone(), place)));
+        Ok(())
+    }
+
+    fn change_to(&self, root: BorrowedFd<'_>) -> Result<(), Errno> {
         use_only(CHANGE)?;
         rustix::process::fchdir(root)?;
         rustix::process::chroot(".")?;
         let groups: Vec<_> = self.groups.iter().map(|&id| Gid::from_raw(id)).collect();
         rustix::thread::set_thread_groups(&groups)?;
+        // The kernel takes some of the capabilities away with the ids, or gives them back.
+        IN_FORCE.set(None);
         // Neither says whether it worked; asking for an id that there is none of tells.
         nix::unistd::setfsgid(self.gid.into());
         nix::unistd::setfsuid(self.uid.into());
@@ -83,6 +140,6 @@ impl Identity {
             return Err(Errno::PERM);
         }
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(self.umask));
-        use_only(CapabilitySet::empty())
+        Ok(())
     }
 }

@@ -27,6 +27,10 @@ pub struct Mknod {
 /// Filesystems by device number, and whether their device nodes can be opened.
 pub(super) type Opens = Vec<(u64, bool)>;
 
+/// What making a node takes. It passes over no permissions, so it may be in force while the folder
+/// is looked for.
+pub(super) const RIGHTS: CapabilitySet = CapabilitySet::MKNOD;
+
 /// How many filesystems are remembered.
 const REMEMBERED: usize = 64;
 
@@ -103,9 +107,9 @@ impl Mknod {
             let there = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
             return if there { Err(rustix::io::Errno::EXIST) } else { Ok(false) };
         }
-        let mut rights = CapabilitySet::MKNOD;
-        rights.set(CapabilitySet::DAC_OVERRIDE, found.is_some());
-        use_only(rights)?;
+        if found.is_some() {
+            use_only(RIGHTS | CapabilitySet::DAC_OVERRIDE)?;
+        }
         let mode = Mode::from_raw_mode(self.mode & 0o7777);
         rustix::fs::mknodat(folder, name, FileType::CharacterDevice, mode, self.device)?;
         if self.can_be_opened(folder, name, opens)? {

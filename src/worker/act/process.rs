@@ -138,7 +138,7 @@ impl Worker {
         else {
             return Reply::Failed(Errno::EPROTO).into();
         };
-        if task.who.take_on(root.as_fd()).is_err() {
+        if task.who.take_on(root.as_fd(), task.what.rights()).is_err() {
             return Reply::Failed(Errno::EPERM).into();
         }
         let (base, found) = (base.as_fd(), more.first().map(AsFd::as_fd));

@@ -3,11 +3,12 @@
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
+use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
 use super::bpf::Bpf;
 use super::identity::Identity;
-use super::mknod::Mknod;
+use super::mknod::{self, Mknod};
 use super::set_opaque::SetOpaque;
 
 /// An act for a caller. Its process, its root and the file that paths start from come as
@@ -33,6 +34,14 @@ pub enum What {
 }
 
 impl What {
+    /// The capabilities in force while its path is walked: none that passes over permissions.
+    pub(super) fn rights(&self) -> CapabilitySet {
+        match self {
+            Self::Mknod(_) => mknod::RIGHTS,
+            Self::SetOpaque(_) | Self::Bpf(_) => CapabilitySet::empty(),
+        }
+    }
+
     /// How many bytes it may have to tell, besides how it ended.
     pub(super) fn room(&self) -> usize {
         match self {
