@@ -40,8 +40,10 @@ fn main() -> ExitCode {
         deadline: Duration::from_secs(5),
     };
     let caller = Caller::pin(std::os::fd::AsFd::as_fd(&proc)).expect("it can be pinned");
-    match run(&order, &caller) {
-        Ok(()) => ExitCode::SUCCESS,
+    let watches = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::CLOEXEC)
+        .expect("an inotify instance");
+    match run(&order, &caller, std::os::fd::AsFd::as_fd(&watches)) {
+        Ok(_) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("{:?}: {failure}", failure.errno);
             ExitCode::FAILURE

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::daemon::Server;
@@ -18,6 +18,12 @@ use crate::status::Status;
 
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a client may take to ask: others wait meanwhile.
+const FIRST_LINE: Duration = Duration::from_millis(500);
+
+/// The longest question: the path of a program.
+const LONGEST: u64 = 8192;
 
 /// How long a daemon that is about to end may still listen.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
@@ -99,7 +105,11 @@ pub async fn serve(listener: &UnixListener, server: &Server) {
 
 async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> {
     let mut line = String::new();
-    tokio::io::BufReader::new(&mut stream).read_line(&mut line).await?;
+    let mut question = tokio::io::BufReader::new((&mut stream).take(LONGEST));
+    match tokio::time::timeout(FIRST_LINE, question.read_line(&mut line)).await {
+        Ok(read) => drop(read?),
+        Err(_) => return Err(std::io::ErrorKind::TimedOut.into()),
+    }
     let mut text = match line.trim_end() {
         "status" => serde_json::to_vec(&Status::of(server))?,
         word @ ("release" | "stop") => {
@@ -125,7 +135,8 @@ async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> 
         }))?,
     };
     text.push(b'\n');
-    stream.write_all(&text).await
+    let written = tokio::time::timeout(PATIENCE, stream.write_all(&text)).await;
+    written.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }
 
 /// Waits until the keeper refuses a new program; when it takes it, this process ends before.

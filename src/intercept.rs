@@ -10,7 +10,7 @@ use crate::notify::Policy;
 use crate::notify::settings::{Device, Settings};
 
 /// Settings, and what they are, for messages.
-const SETTINGS: [(&str, &str); 15] = [
+const SETTINGS: [(&str, &str); 16] = [
     ("mknod.bind", "true or false"),
     ("mknod.devices", "a list of character devices, such as [\"10:229\"]"),
     ("bpf.devices", "true or false"),
@@ -26,6 +26,7 @@ const SETTINGS: [(&str, &str); 15] = [
     ("sched.nice", "how far below 0 nice values may be, 0 to 20"),
     ("limit.acts", "a number of calls at a time"),
     ("limit.calls", "a number of calls a second"),
+    ("limit.mounts", "a number of filesystems at a time"),
 ];
 
 /// What a word is set to.
@@ -113,9 +114,8 @@ fn value(name: &str, text: Option<&str>) -> Result<Value, String> {
             });
             Value::Map(pairs.collect::<Result<_, _>>()?)
         }
-        "mount.deadline" | "limit.acts" | "limit.calls" | "sched.priority" | "sched.nice" => {
-            Value::Number(text.parse().map_err(|_| format!("{text} is no number"))?)
-        }
+        "mount.deadline" | "limit.acts" | "limit.calls" | "limit.mounts" | "sched.priority"
+        | "sched.nice" => Value::Number(text.parse().map_err(|_| format!("{text} is no number"))?),
         _ => Value::List(parts.collect()),
     })
 }
@@ -151,6 +151,9 @@ fn set(name: &str, value: &Value, settings: &mut Settings) -> Result<(), String>
             settings.acts = usize::try_from(*acts).unwrap_or(usize::MAX);
         }
         ("limit.calls", Value::Number(calls)) if *calls > 0 => settings.calls = *calls,
+        ("limit.mounts", Value::Number(mounts)) if *mounts > 0 => {
+            settings.mounts = usize::try_from(*mounts).unwrap_or(usize::MAX);
+        }
         _ => {
             let known = SETTINGS.iter().find(|(known, _)| *known == name);
             return Err(match known {
@@ -196,6 +199,7 @@ mod tests {
             ("mount.allowed=ext4,mount.fuse=ext4=fuse2fs", "both"),
             ("limit.acts=0", "a number of calls at a time"),
             ("limit.calls=0", "a number of calls a second"),
+            ("limit.mounts=0", "a number of filesystems at a time"),
             ("sched.priority=100", "0 to 99"),
         ] {
             let error = parse(list).unwrap_err();

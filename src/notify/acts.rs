@@ -10,6 +10,7 @@ use rustix::fs::fstat;
 use super::call::Call;
 use super::context::Context;
 use super::handler::{Cause, Refusal, Verdict};
+use super::live_mounts::LiveMounts;
 use crate::sys::user_namespace;
 use crate::worker::act::{Actor, Answer, Base, Reply, Task, What, Workers};
 use crate::worker::{Bind, Broker, Caller, Failure, Find};
@@ -24,6 +25,8 @@ pub struct Acts {
     /// Starts the others.
     pub broker: Arc<Broker>,
     workers: Workers,
+    /// What was mounted.
+    pub(super) mounts: LiveMounts,
 }
 
 impl Acts {
@@ -31,7 +34,7 @@ impl Acts {
     #[must_use]
     pub fn new(broker: Broker) -> Self {
         let broker = Arc::new(broker);
-        Self { workers: Workers::new(Arc::clone(&broker)), broker }
+        Self { workers: Workers::new(Arc::clone(&broker)), broker, mounts: LiveMounts::default() }
     }
 }
 

@@ -30,6 +30,7 @@ mod handler;
 mod journal;
 mod limiter;
 mod listener;
+mod live_mounts;
 mod lxc;
 mod lxc_packet;
 pub mod mounts;

@@ -136,7 +136,9 @@ impl<A: Clone + PartialEq> Once<A> {
         let (container, tid) = (who.0.to_owned(), who.1);
         acts.push(Act { container, tid, what: what.clone(), outcome: None, answering: None });
         drop(acts);
+        let unwinding = Unwinding { once: self, who, what };
         let outcome = act();
+        std::mem::forget(unwinding);
         let mut acts = self.acts.lock().unwrap_or_else(PoisonError::into_inner);
         if outcome == Outcome::Untried {
             acts.retain(|act| !act.is(who, what));
@@ -162,6 +164,22 @@ impl<A: Clone + PartialEq> Once<A> {
         acts.iter_mut().filter(|act| answered(act)).for_each(|act| act.answering = None);
         drop(acts);
         self.ended.notify_all();
+    }
+}
+
+/// An act that panics was not done, and is not under way any more.
+struct Unwinding<'a, A: Clone + PartialEq> {
+    once: &'a Once<A>,
+    who: Who<'a>,
+    what: &'a A,
+}
+
+impl<A: Clone + PartialEq> Drop for Unwinding<'_, A> {
+    fn drop(&mut self) {
+        let mut acts = self.once.acts.lock().unwrap_or_else(PoisonError::into_inner);
+        acts.retain(|act| !act.is(self.who, self.what));
+        drop(acts);
+        self.once.ended.notify_all();
     }
 }
 
@@ -195,7 +213,12 @@ mod tests {
         let who = ("c", 7);
         let untried = || Outcome::Untried;
         assert_eq!(once.outcome(who, &"/a", LONG, untried, || true), Outcome::Untried);
-        assert_eq!(once.outcome(who, &"/a", LONG, || DONE, || true), DONE);
+        let panics = || once.outcome(who, &"/b", LONG, || panic!("an act that fails"), || true);
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics));
+        assert!(caught.is_err());
+        for what in ["/a", "/b"] {
+            assert_eq!(once.outcome(who, &what, LONG, || DONE, || true), DONE, "{what}");
+        }
     }
 
     #[test]

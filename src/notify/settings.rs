@@ -48,6 +48,8 @@ pub struct Settings {
     pub nice: i32,
     /// How many acts of one container may be under way or wait.
     pub acts: usize,
+    /// How many filesystems that the kernel mounted for one container may exist at a time.
+    pub mounts: usize,
     /// How many calls a second of one container are answered; what is beyond waits.
     pub calls: u64,
 }
@@ -63,6 +65,7 @@ impl Default for Settings {
             priority: 0,
             nice: -20,
             acts: 512,
+            mounts: 64,
             calls: 100_000,
         }
     }

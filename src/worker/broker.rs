@@ -37,8 +37,8 @@ const DESCRIPTORS: usize = 48;
 /// How much longer than its deadline a mount may take to report.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// What is to be done, without the descriptors. Those are, in this order: where to report; of a
-/// caller users, mounts, root, folder and other namespaces; control groups.
+/// What is to be done, without the descriptors. Those are, in this order: where to report; for
+/// a mount, the inotify instance that watches it; of a caller users, mounts, root, folder and other namespaces; control groups.
 #[derive(Debug, Serialize, Deserialize)]
 enum Errand {
     /// A mount for a caller.
@@ -86,15 +86,20 @@ impl Broker {
         }
     }
 
-    /// Has something mounted, and waits for it.
+    /// Has something mounted, and waits for it. What the kernel mounts is watched by this inotify
+    /// instance: the result is the watch's number.
     ///
     /// # Errors
     /// Nothing was mounted.
-    pub fn mount(&self, order: &Order, caller: &Caller) -> Result<(), Failure> {
+    pub fn mount(
+        &self,
+        order: &Order,
+        caller: &Caller,
+        watches: BorrowedFd<'_>,
+    ) -> Result<Option<i32>, Failure> {
         let until = Instant::now() + order.deadline + GRACE;
-        self.for_caller(&Errand::Mount(order.clone(), caller.into()), caller)?
-            .receive(until)
-            .map(drop)
+        let errand = Errand::Mount(order.clone(), caller.into());
+        self.for_caller(&errand, caller, Some(watches))?.receive_number(until)
     }
 
     /// Has a file opened (`O_PATH`) that the caller may change.
@@ -102,7 +107,7 @@ impl Broker {
     /// # Errors
     /// It may not, or there is none.
     pub fn find(&self, find: &Find, caller: &Caller, until: Instant) -> Result<OwnedFd, Failure> {
-        let line = self.for_caller(&Errand::Find(find.clone(), caller.into()), caller)?;
+        let line = self.for_caller(&Errand::Find(find.clone(), caller.into()), caller, None)?;
         let file = line.receive(until)?.pop();
         file.ok_or_else(|| Failure::new(Errno::EPROTO, "no file was passed on"))
     }
@@ -113,7 +118,7 @@ impl Broker {
     /// It may not, or there was no room.
     pub fn bind(&self, bind: &Bind, caller: &Caller, until: Instant) -> Result<(), Failure> {
         let errand = Errand::Bind(bind.clone(), caller.into());
-        self.for_caller(&errand, caller)?.receive(until).map(drop)
+        self.for_caller(&errand, caller, None)?.receive(until).map(drop)
     }
 
     /// Starts a worker in these control groups. What it says first is a descriptor of itself.
@@ -121,10 +126,16 @@ impl Broker {
         self.send(&Errand::Worker, groups.iter().map(AsFd::as_fd))
     }
 
-    fn for_caller(&self, errand: &Errand, caller: &Caller) -> Result<Line, Failure> {
+    fn for_caller(
+        &self,
+        errand: &Errand,
+        caller: &Caller,
+        first: Option<BorrowedFd<'_>>,
+    ) -> Result<Line, Failure> {
         let fixed = [&caller.users, &caller.mounts, &caller.root, &caller.folder];
         let others = caller.others.iter().map(|(_, namespace)| namespace);
-        self.send(errand, fixed.into_iter().chain(others).chain(&caller.groups).map(AsFd::as_fd))
+        let callers = fixed.into_iter().chain(others).chain(&caller.groups).map(AsFd::as_fd);
+        self.send(errand, first.into_iter().chain(callers))
     }
 
     /// Sends an errand; the answer comes by the line.
@@ -219,7 +230,7 @@ fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> Option<(Vec<u8>, Vec<OwnedFd>)
 }
 
 /// Does an errand, in a process of its own.
-fn run(request: &[u8], fds: Vec<OwnedFd>, line: Line) {
+fn run(request: &[u8], mut fds: Vec<OwnedFd>, line: Line) {
     let errand = match serde_json::from_slice(request) {
         Ok(errand) => errand,
         Err(error) => return line.report(Err(wrong(&error.to_string()))),
@@ -227,7 +238,13 @@ fn run(request: &[u8], fds: Vec<OwnedFd>, line: Line) {
     let done = match errand {
         Errand::Worker => return act::serve(line, fds),
         Errand::Mount(order, told) => {
-            caller(told, fds).and_then(|caller| mount::run(&order, &caller)).map(|()| Vec::new())
+            if fds.is_empty() {
+                return line.report(Err(wrong("a descriptor is missing")));
+            }
+            let watches = fds.remove(0);
+            let mounted =
+                caller(told, fds).and_then(|caller| mount::run(&order, &caller, watches.as_fd()));
+            return line.report_number(mounted);
         }
         Errand::Bind(bind, told) => caller(told, fds)
             .and_then(|caller| super::bind::bind(&bind, &caller))

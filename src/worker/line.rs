@@ -59,8 +59,25 @@ impl Line {
         Ok(())
     }
 
+    /// Reports a result that is a number.
+    pub(super) fn report_number(&self, result: Result<Option<i32>, Failure>) {
+        match result {
+            Ok(Some(number)) => drop(self.send(0, &number.to_string(), &[])),
+            other => self.report(other.map(|_| Vec::new())),
+        }
+    }
+
     /// Waits for the peer's report. Its failure, its end and the deadline are failures here.
     pub(super) fn receive(&self, until: Instant) -> Result<Vec<OwnedFd>, Failure> {
+        self.take(until).map(|(fds, _)| fds)
+    }
+
+    /// Waits for a report that may have a number.
+    pub(super) fn receive_number(&self, until: Instant) -> Result<Option<i32>, Failure> {
+        self.take(until).map(|(_, text)| text.parse().ok())
+    }
+
+    fn take(&self, until: Instant) -> Result<(Vec<OwnedFd>, String), Failure> {
         wait(&mut [PollFd::new(&self.0, PollFlags::IN)], until)?;
         let mut bytes = [0; TEXT + 4];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
@@ -76,7 +93,7 @@ impl Line {
         }
         match bytes[..received.bytes].split_first_chunk::<4>() {
             None => Err(Failure::new(Errno::EIO, "a process that acts ended unexpectedly")),
-            Some(([0, 0, 0, 0], _)) => Ok(fds),
+            Some(([0, 0, 0, 0], text)) => Ok((fds, String::from_utf8_lossy(text).into_owned())),
             Some((errno, text)) => Err(Failure::new(
                 Errno::from_raw(i32::from_ne_bytes(*errno)),
                 String::from_utf8_lossy(text),

@@ -170,6 +170,20 @@ fn an_image_is_mounted_by_its_path() {
 }
 
 #[test]
+fn as_many_filesystems_exist_as_the_policy_allows() {
+    let lines = "mount = true\n\"mount.allowed\" = [\"squashfs\"]\n\"limit.mounts\" = 2\n";
+    let stage = Stage::new(lines);
+    // What is unmounted may live a moment longer in the kernel.
+    let script = "mkdir a b c; try() { /mnt/mount_call /run/i/squashfs /tmp/$1 squashfs 1; }
+         soon() { for i in $(seq 100); do try $1 | grep ok && return; sleep 0.1; done; }
+         try a; try b; try c; umount a; soon c; umount b c; soon a; umount a";
+    let output = stage.run(&[], script);
+    assert_eq!(output.stdout.matches("ok\n").count(), 4, "{output:?}");
+    let said = stage.leaves_nothing().stderr;
+    assert!(said.contains("ENOSPC") && said.contains("limit.mounts"), "{said}");
+}
+
+#[test]
 fn a_helper_serves_as_the_caller_and_ends_with_the_mount() {
     let stage = Stage::new(SHIFTED);
     let script = "mount -t squashfs.image /run/i/squashfs m && cat m/hello

@@ -35,6 +35,8 @@ pub(super) enum Error {
     Long,
     #[error("it carries more than {DESCRIPTORS} descriptors")]
     ManyDescriptors,
+    #[error("not all of its descriptors arrived: this process may not open more (RLIMIT_NOFILE)")]
+    LostDescriptors,
     #[error("it is empty")]
     Empty,
     #[error("it is no ContainerProcessState: {0}")]
@@ -93,13 +95,23 @@ fn receive_part(
         Err(Errno::AGAIN | Errno::INTR) => return Ok(true),
         Err(errno) => return Err(io::Error::from(errno).into()),
     };
+    let before = descriptors.len();
     for part in control.drain() {
         if let RecvAncillaryMessage::ScmRights(fds) = part {
             descriptors.extend(fds);
         }
     }
-    if message.flags.contains(ReturnFlags::CTRUNC) || descriptors.len() > DESCRIPTORS {
+    let arrived = descriptors.len() - before;
+    if descriptors.len() > DESCRIPTORS {
         return Err(Error::ManyDescriptors);
+    }
+    if message.flags.contains(ReturnFlags::CTRUNC) {
+        // Where the room was used up, that is why; otherwise there was no number for the next one.
+        return Err(if arrived < DESCRIPTORS {
+            Error::LostDescriptors
+        } else {
+            Error::ManyDescriptors
+        });
     }
     text.extend_from_slice(&part[..message.bytes]);
     if text.len() > LONGEST {

@@ -4,10 +4,11 @@
 //! permissions and root decide what it can open and where it can mount; the other one has the
 //! host's rights and never looks anything up in the container.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use nix::errno::Errno;
+use rustix::fs::inotify::{self, WatchFlags};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags};
 use rustix::mount::MoveMountFlags;
 
@@ -23,8 +24,9 @@ pub(super) fn mount(
     order: &Order,
     superblock: &Superblock,
     caller: &Caller,
+    watches: BorrowedFd<'_>,
     until: Instant,
-) -> Result<(), Failure> {
+) -> Result<Option<i32>, Failure> {
     let (line, theirs) = Line::pair()?;
     let actor = Child::start(End::Alone, || {
         let result = act(&theirs, order, superblock, caller, until);
@@ -44,12 +46,26 @@ pub(super) fn mount(
     drop(theirs);
     let mount = maker.receive(until)?;
     making.finish();
+    let watch = match mount.first().map(|mount| watch(mount.as_fd(), watches)) {
+        Some(Ok(watch)) => Some(watch),
+        // A server in the network may forbid it; it is no image, and takes no device.
+        Some(Err(failure)) if superblock.on_device => return Err(failure),
+        _ => None,
+    };
 
     line.done(&mount.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
     drop(mount);
     line.receive(until)?;
     actor.finish();
-    Ok(())
+    Ok(watch)
+}
+
+/// Watches the root of a new filesystem: the watch ends with the filesystem, and keeps nothing.
+fn watch(mount: BorrowedFd<'_>, watches: BorrowedFd<'_>) -> Result<i32, Failure> {
+    let root = format!("/proc/self/fd/{}", mount.as_raw_fd());
+    inotify::add_watch(watches, root, WatchFlags::DELETE_SELF).or_fail(
+        "the filesystem cannot be counted: inotify_add_watch (is fs.inotify.max_user_watches used up?)",
+    )
 }
 
 /// What is done as the caller.

@@ -20,6 +20,7 @@ mod program;
 mod scene;
 mod superblock;
 
+use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 pub use order::{Handler, How, Order, Superblock};
@@ -27,14 +28,18 @@ pub(super) use scene::clean_node;
 
 use super::{Caller, Failure};
 
-/// Mounts.
+/// Mounts. The root of what the kernel mounts gets a watch, whose number is the result.
 ///
 /// # Errors
 /// Nothing was mounted; the failure has the errno for the caller and the reason for the log.
-pub fn run(order: &Order, caller: &Caller) -> Result<(), Failure> {
+pub fn run(
+    order: &Order,
+    caller: &Caller,
+    watches: BorrowedFd<'_>,
+) -> Result<Option<i32>, Failure> {
     let until = Instant::now() + order.deadline;
     match &order.how {
-        How::Kernel(superblock) => kernel_mount::mount(order, superblock, caller, until),
-        How::Helper(handler) => helper::mount(order, handler, caller, until),
+        How::Kernel(superblock) => kernel_mount::mount(order, superblock, caller, watches, until),
+        How::Helper(handler) => helper::mount(order, handler, caller, until).map(|()| None),
     }
 }

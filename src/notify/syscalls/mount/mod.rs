@@ -21,7 +21,7 @@ use rustix::fs::{Mode, OFlags, openat};
 
 use self::flags::Flags;
 use self::plan::{Answer, Arguments, Rules, Users};
-use crate::notify::acts;
+use crate::notify::acts::{self, Acts};
 use crate::notify::audit::text;
 use crate::notify::call::Call;
 use crate::notify::context::Context;
@@ -126,7 +126,7 @@ impl Handler for Mount {
         // Everything was read from the caller, and nothing has been done yet.
         cx.still_pending()?;
         ONCE.act((cx.container, call.tid), &order, order.deadline, cx, || {
-            let result = acts.broker.mount(&order, &caller);
+            let result = mount(acts, cx, &order, &caller);
             audit(call, cx, &order, &result);
             match result {
                 Ok(()) => Ok(Verdict::Return(0)),
@@ -137,6 +137,29 @@ impl Handler for Mount {
             }
         })
     }
+}
+
+/// Has it mounted, if there is room for another filesystem of this container.
+fn mount(acts: &Acts, cx: &Context<'_>, order: &Order, caller: &Caller) -> Result<(), Failure> {
+    let uncounted = |error: std::io::Error| Failure {
+        errno: Errno::EAGAIN,
+        message: format!("the container's mounts cannot be counted: {error}"),
+        untried: false,
+    };
+    let most = cx.settings.mounts;
+    let place = acts.mounts.place(cx.container, most).map_err(uncounted)?.ok_or_else(|| Failure {
+        errno: Errno::ENOSPC,
+        message: format!(
+            "the container has {most} filesystems mounted, as many as limit.mounts allows: unmount \
+             some, or set limit.mounts higher"
+        ),
+        untried: false,
+    })?;
+    let watch = acts.broker.mount(order, caller, place.watches().map_err(uncounted)?)?;
+    if let Some(watch) = watch {
+        place.taken(watch);
+    }
+    Ok(())
 }
 
 fn rules(settings: &MountSettings) -> Rules<'_> {
