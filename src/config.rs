@@ -346,7 +346,20 @@ mod tests {
             ("\"mount.allowd\" = [\"xfs\"]", "a.toml:2:1: mount.allowd is unknown; known are"),
             ("\"mount.allowed\" = true", "a.toml:2:1: mount.allowed: use a list"),
             ("\"mount.deadline\" = 100", "a.toml:2:1: mount.deadline must be"),
-            ("mount = [\"ext4\"]", "a.toml:2:1: use true or false"),
+            ("mount = [\"ext4\"]", "a.toml:2:1: mount: use true or false"),
+            ("mknod = \"yes\"", "a.toml:2:1: mknod: use true or false"),
+            (
+                "mount.shift = true",
+                "a.toml:2:1: mount: use true or false; a setting with a dot is quoted",
+            ),
+            ("\"mount.allowed\" = \"ext4\"", "a.toml:2:1: mount.allowed: use a list"),
+            (
+                "\"mount.allowed\" = [\"ext4\", \"proc\"]",
+                "a.toml:2:1: mount.allowed: proc is never",
+            ),
+            ("\"mount.fuse\" = { ext4 = \"\" }", "a.toml:2:1: mount.fuse: \"ext4\" needs"),
+            ("\"mknod.devices\" = [\"1:1\"]", "a.toml:2:1: mknod.devices: 1:1 is"),
+            ("\"sched.nice\" = -5", "a.toml:2:1: sched.nice: use how far"),
             (
                 "\"mount.allowed\" = [\"ext4\"]\n\"mount.fuse\" = { ext4 = \"fuse2fs\" }",
                 "a.toml:3:1: ext4 is in both",
