@@ -54,6 +54,18 @@ pub fn is_setting(word: &str) -> bool {
     word.contains('.') || SETTINGS.iter().any(|(name, _)| *name == word)
 }
 
+/// The call without which a setting has no effect.
+#[must_use]
+pub fn switch_of(setting: &str) -> Option<&'static str> {
+    match setting.split_once('.')?.0 {
+        "mknod" => Some("mknod"),
+        "bpf" => Some("bpf"),
+        "mount" => Some("mount"),
+        "sched" => Some("sched_setscheduler"),
+        _ => None,
+    }
+}
+
 /// Changes a policy by the words of a section. An error comes with the place of its word.
 ///
 /// # Errors
