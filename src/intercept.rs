@@ -41,7 +41,9 @@ pub enum Value {
     Map(BTreeMap<String, String>),
     /// A number.
     Number(u64),
-    /// What no word can be: told with what this one can be.
+    /// A text, which no word can be.
+    Text(String),
+    /// Anything else: told with what this one can be.
     Other(serde::de::IgnoredAny),
 }
 
