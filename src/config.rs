@@ -253,6 +253,29 @@ impl Config {
         self.build().unwrap_or_default()
     }
 
+    /// Settings without effect, because the call they belong to is off wherever they hold. A setting
+    /// of `[intercept]` may be there for a section that switches the call on.
+    #[must_use]
+    pub fn idle_settings(&self) -> Vec<String> {
+        let Policies { all, sections } = self.policies();
+        let sections: Vec<_> = sections.into_iter().map(|(_, policy)| policy).collect();
+        let idle = |words: &Words, policies: &[&Policy]| {
+            let settings = words.keys().filter_map(|word| {
+                let setting = word.get_ref();
+                let call = intercept::switch_of(setting)?;
+                let is_on = policies.iter().any(|policy| policy.names().any(|name| name == call));
+                (!is_on).then(|| format!("{setting} has no effect without {call} = true"))
+            });
+            settings.collect::<Vec<_>>()
+        };
+        let everywhere: Vec<_> = std::iter::once(&all).chain(&sections).collect();
+        let mut idle_ones = idle(&self.intercept, &everywhere);
+        for (section, policy) in self.containers.iter().zip(&sections) {
+            idle_ones.extend(idle(&section.get_ref().intercept, &[policy]));
+        }
+        idle_ones
+    }
+
     fn build(&self) -> Result<Policies, (usize, String)> {
         let all = intercept::apply(&self.intercept, Policy::default())?;
         let section = |section: &Spanned<ContainerSection>| {
@@ -346,7 +369,20 @@ mod tests {
             ("\"mount.allowd\" = [\"xfs\"]", "a.toml:2:1: mount.allowd is unknown; known are"),
             ("\"mount.allowed\" = true", "a.toml:2:1: mount.allowed: use a list"),
             ("\"mount.deadline\" = 100", "a.toml:2:1: mount.deadline must be"),
-            ("mount = [\"ext4\"]", "a.toml:2:1: use true or false"),
+            ("mount = [\"ext4\"]", "a.toml:2:1: mount: use true or false"),
+            ("mknod = \"yes\"", "a.toml:2:1: mknod: use true or false"),
+            (
+                "mount.shift = true",
+                "a.toml:2:1: mount: use true or false; a setting with a dot is quoted",
+            ),
+            ("\"mount.allowed\" = \"ext4\"", "a.toml:2:1: mount.allowed: use a list"),
+            (
+                "\"mount.allowed\" = [\"ext4\", \"proc\"]",
+                "a.toml:2:1: mount.allowed: proc is never",
+            ),
+            ("\"mount.fuse\" = { ext4 = \"\" }", "a.toml:2:1: mount.fuse: \"ext4\" needs"),
+            ("\"mknod.devices\" = [\"1:1\"]", "a.toml:2:1: mknod.devices: 1:1 is"),
+            ("\"sched.nice\" = -5", "a.toml:2:1: sched.nice: use how far"),
             (
                 "\"mount.allowed\" = [\"ext4\"]\n\"mount.fuse\" = { ext4 = \"fuse2fs\" }",
                 "a.toml:3:1: ext4 is in both",
@@ -378,6 +414,18 @@ mod tests {
             let error = parse(&format!("[[container]]\n{wrong}\n")).unwrap_err();
             assert!(error.starts_with(line), "{error}");
         }
+    }
+
+    #[test]
+    fn settings_without_their_call_are_told() {
+        let idle = |text: &str| parse(text).unwrap().idle_settings();
+        let shift = "[intercept]\n\"mount.shift\" = true\nnested = true\n";
+        assert_eq!(idle(shift), ["mount.shift has no effect without mount = true"]);
+        let section =
+            |words| format!("{shift}[[container]]\nid = \"a\"\nintercept = {{ {words} }}\n");
+        assert_eq!(idle(&section("mount = true")), [""; 0]);
+        let both = idle(&section("\"bpf.devices\" = true, mount = true"));
+        assert_eq!(both, ["bpf.devices has no effect without bpf = true"]);
     }
 
     #[test]

@@ -77,6 +77,7 @@ impl Server {
         let successor = !held.is_empty();
         let noted = Noted::take_over(&link, &mut held);
         let overlay = overlay(options, &accounting, &link, &mut held)?;
+        warn_of_idle_settings(config);
         let socket = |name| (reach == Reach::Host).then(|| config.socket(name));
         let options = notify::Options {
             oci_socket: socket("oci.sock"),
@@ -122,6 +123,7 @@ impl Server {
     /// The audit log cannot be opened; everything stays as it was.
     pub fn reconfigure(&self, config: &Config) -> anyhow::Result<()> {
         audit(&self.notifier, config)?;
+        warn_of_idle_settings(config);
         self.notifier.reload(config.policies());
         Ok(())
     }
@@ -214,6 +216,13 @@ impl Server {
         // Containers whose listeners are closed get ENOSYS for the calls their filter traps.
         drop(self.notifier.stop());
         self.overlay.unmount().context("cannot unmount the overlay")
+    }
+}
+
+/// A setting alone is no mistake, but hardly what was meant.
+fn warn_of_idle_settings(config: &Config) {
+    for idle in config.idle_settings() {
+        tracing::warn!("[intercept] {idle}");
     }
 }
 

@@ -30,11 +30,8 @@ const SETTINGS: [(&str, &str); 16] = [
 ];
 
 /// What a word is set to.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "use true or false, a list of texts, texts and programs in braces, or a number; a name with a dot is quoted: \"mount.shift\" = true"
-)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged)]
 pub enum Value {
     /// On or off.
     Switch(bool),
@@ -44,6 +41,10 @@ pub enum Value {
     Map(BTreeMap<String, String>),
     /// A number.
     Number(u64),
+    /// A text, which no word can be.
+    Text(String),
+    /// Anything else: told with what this one can be.
+    Other(serde::de::IgnoredAny),
 }
 
 /// Words and what they are set to, as they stand in a section of the configuration.
@@ -53,6 +54,18 @@ pub type Words = BTreeMap<Spanned<String>, Value>;
 #[must_use]
 pub fn is_setting(word: &str) -> bool {
     word.contains('.') || SETTINGS.iter().any(|(name, _)| *name == word)
+}
+
+/// The call without which a setting has no effect.
+#[must_use]
+pub fn switch_of(setting: &str) -> Option<&'static str> {
+    match setting.split_once('.')?.0 {
+        "mknod" => Some("mknod"),
+        "bpf" => Some("bpf"),
+        "mount" => Some("mount"),
+        "sched" => Some("sched_setscheduler"),
+        _ => None,
+    }
 }
 
 /// Changes a policy by the words of a section. An error comes with the place of its word.
@@ -74,11 +87,21 @@ pub fn apply(words: &Words, policy: Policy) -> Result<Policy, (usize, String)> {
             let known = policy.set(name, matches!(value, Value::Switch(true)));
             known.map_err(|unknown| (at, unknown.to_string()))?;
             if !matches!(value, Value::Switch(_)) {
-                return Err((at, "use true or false".to_owned()));
+                return Err((at, format!("{name}: use true or false{}", quoted(name, value))));
             }
         }
     }
     Ok(policy.with(settings))
+}
+
+/// A name with a dot that is not quoted is a table to TOML.
+fn quoted(name: &str, value: &Value) -> String {
+    match value {
+        Value::Map(_) | Value::Other(_) => {
+            format!("; a setting with a dot is quoted, such as \"{name}.SETTING\"")
+        }
+        _ => String::new(),
+    }
 }
 
 /// The policy of a list of words: calls, and `SETTING` or `SETTING=VALUE`, whose parts are joined
@@ -196,6 +219,9 @@ mod tests {
             ("mount.deadline=soon", "no number"),
             ("mount.deadline=60", "between 1 and 24"),
             ("mknod.devices=8", "MAJOR:MINOR"),
+            ("mknod.devices=10:229+1:1", "whole machine"),
+            ("mount.allowed=ext4+proc", "proc is never mounted"),
+            ("mount.fuse=ext4=", "\"ext4\" needs"),
             ("mount.allowed=ext4,mount.fuse=ext4=fuse2fs", "both"),
             ("limit.acts=0", "a number of calls at a time"),
             ("limit.calls=0", "a number of calls a second"),

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::syscalls::is_never_mounted;
+
 /// `[mount]` of the configuration: what containers may mount whose policy has `mount`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -59,6 +61,21 @@ impl MountSettings {
         if let Some(both) = self.allowed.iter().find(|name| self.fuse.contains_key(*name)) {
             return Some(format!("{both} is in both mount.allowed and mount.fuse: choose one"));
         }
+        if let Some(never) = self.allowed.iter().find(|name| is_never_mounted(name)) {
+            return Some(format!(
+                "mount.allowed: {never} is never mounted with the host's rights: leave it out"
+            ));
+        }
+        if self.allowed.iter().any(String::is_empty) {
+            return Some("mount.allowed: a filesystem has no name".to_owned());
+        }
+        if let Some((name, _)) =
+            self.fuse.iter().find(|(name, helper)| name.is_empty() || helper.is_empty())
+        {
+            return Some(format!(
+                "mount.fuse: {name:?} needs a filesystem and a program, such as ext4 and fuse2fs"
+            ));
+        }
         for path in self.fuse.values().filter_map(|helper| on_the_host(helper)) {
             if !path.starts_with('/') || !std::path::Path::new(path).is_file() {
                 return Some(format!("mount.fuse: {HOST}{path} is no program of this host"));
@@ -87,6 +104,12 @@ mod tests {
         assert!(settings.mistake().unwrap().contains("both"));
         settings.fuse = [("xfs".into(), "host:/no/such".into())].into();
         assert!(settings.mistake().unwrap().contains("host:/no/such is no program"));
+        settings.fuse = [("xfs".into(), String::new())].into();
+        assert!(settings.mistake().unwrap().contains("\"xfs\" needs"));
+        for never in ["proc", "tmpfs", "fuse.sshfs", "sysfs.image"] {
+            settings = MountSettings { allowed: vec![never.into()], ..Default::default() };
+            assert!(settings.mistake().unwrap().contains("never mounted"), "{never}");
+        }
         settings = MountSettings { deadline: 60, ..Default::default() };
         assert!(settings.mistake().unwrap().contains("between 1 and 24"));
     }

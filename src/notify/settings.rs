@@ -13,6 +13,9 @@ pub const DEVICES: [Device; 7] = [
     Device(5, 1),
 ];
 
+/// Character devices that no container may make: memory and ports of the machine.
+const NEVER: [Device; 3] = [Device(1, 1), Device(1, 2), Device(1, 4)];
+
 /// A device number: major, minor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Device(pub u32, pub u32);
@@ -23,6 +26,10 @@ impl std::str::FromStr for Device {
     fn from_str(text: &str) -> Result<Self, String> {
         let parts = text.split_once(':').map(|(major, minor)| (major.parse(), minor.parse()));
         match parts {
+            Some((Ok(major), Ok(minor))) if NEVER.contains(&Self(major, minor)) => Err(format!(
+                "mknod.devices: {text} is the machine's memory or its ports, and gives the whole \
+                 machine away: leave it out"
+            )),
             Some((Ok(major), Ok(minor))) if (major, minor) != (0, 0) => Ok(Self(major, minor)),
             _ => Err(format!("{text:?} is no character device: use MAJOR:MINOR, such as 10:229")),
         }
@@ -80,6 +87,10 @@ mod tests {
         assert_eq!("10:229".parse(), Ok(Device(10, 229)));
         for text in ["10", "a:b", "1:3:5", "", "0:0", "-1:3", "b8:0"] {
             assert!(text.parse::<Device>().is_err(), "{text}");
+        }
+        for text in ["1:1", "1:2", "1:4", "01:+1"] {
+            let error = text.parse::<Device>().unwrap_err();
+            assert!(error.contains("gives the whole machine away"), "{error}");
         }
     }
 }

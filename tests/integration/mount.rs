@@ -434,7 +434,7 @@ fn owners_are_shifted_or_the_mount_is_refused() {
 #[test]
 fn errors_mean_what_the_documentation_says() {
     let stage = Stage::new(
-        "mount = true\n\"mount.allowed\" = [\"ext4\", \"tmpfs\", \"overlay\", \"hugetlbfs\", \"nosuchfs\"]\n\
+        "mount = true\n\"mount.allowed\" = [\"ext4\", \"hugetlbfs\", \"nosuchfs\"]\n\
          \"mount.fuse\" = { xfs = \"nosuchhelper\" }\n",
     );
     let private = stage.folder().join("private");

@@ -11,6 +11,8 @@ mod sched_setscheduler;
 mod setxattr;
 mod sysinfo;
 
+pub(super) use self::mount::is_never_mounted;
+
 use std::io::Read;
 
 use rustix::fs::{Mode, OFlags, openat};

@@ -19,6 +19,7 @@ use std::os::fd::AsFd;
 use nix::errno::Errno;
 use rustix::fs::{Mode, OFlags, openat};
 
+use self::filesystem::Filesystem;
 use self::flags::Flags;
 use self::plan::{Answer, Arguments, Rules, Users};
 use crate::notify::acts::{self, Acts};
@@ -36,6 +37,11 @@ const PAGE: usize = 4096;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 
 static ONCE: Once<Order> = Once::new();
+
+/// Is it a type that is never mounted with the host's rights, whatever a policy says?
+pub(in crate::notify) fn is_never_mounted(name: &str) -> bool {
+    Filesystem::new(name).is_forbidden()
+}
 
 /// Answers mount(2) and fsopen(2).
 pub(super) struct Mount;
