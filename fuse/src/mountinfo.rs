@@ -78,4 +78,13 @@ mod tests {
         assert!(top(Path::new("/proc")).unwrap().is_some_and(|mount| mount.kind == "proc"));
         assert_eq!(top(Path::new("/proc/self")).unwrap(), None);
     }
+
+    proptest::proptest! {
+        /// Paths and sources are names that containers choose.
+        #[test]
+        fn whatever_the_list_says_nothing_panics(text in "([0-9]{1,3}|:|/|-|\\\\[0-7]{0,4}|[ \n]|fuse){0,60}") {
+            let mounts = all(text.as_bytes()).count();
+            proptest::prop_assert!(mounts <= text.lines().count());
+        }
+    }
 }

@@ -80,9 +80,7 @@ pub(super) fn build(plan: &Plan, owners: &Owners, files: &[(String, Detached)]) 
     for (target, mount) in files {
         root.attach_if_there(mount, Path::new(target))?;
     }
-    if owners.namespace.is_none() {
-        mask::cover(&root, owners)?;
-    }
+    mask::cover(&root, owners)?;
     root.enter()
 }
 
