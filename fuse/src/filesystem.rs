@@ -29,9 +29,11 @@ use fuser::{
 
 use rustix::fs::OFlags;
 
+use crate::connection::Manned;
 use crate::counters::{Counters, Counts};
 use crate::entries::{Entry, Listed};
 use crate::service::Service;
+use crate::warden::Crew;
 
 /// Names and attributes of the fixed tree never change, so the kernel need not ask again. What a
 /// name means that is each caller's own must not be remembered: the kernel has one cache of names
@@ -43,23 +45,25 @@ const VALID: Duration = Duration::from_secs(365 * 24 * 3600);
 const LARGEST_REQUEST: u32 = 1 << 20;
 
 /// The overlay as fuser serves it.
+#[derive(Clone)]
 pub struct OverlayFilesystem {
-    service: Service,
+    service: Arc<Service>,
 }
 
 impl OverlayFilesystem {
     /// The overlay over these numbers.
     #[must_use]
     pub fn new(views: Arc<dyn Views>) -> Self {
-        Self { service: Service::new(views) }
+        Self::passing(views, &[])
     }
 
     /// The same, with files that everybody sees as the machine has them, named by their paths
     /// below the root.
     #[must_use]
-    pub fn passing(mut self, paths: &'static [&'static str]) -> Self {
-        self.service.passed = paths;
-        self
+    pub fn passing(views: Arc<dyn Views>, paths: &'static [&'static str]) -> Self {
+        let mut service = Service::new(views);
+        service.passed = paths;
+        Self { service: Arc::new(service) }
     }
 
     /// What it did so far.
@@ -75,9 +79,11 @@ impl OverlayFilesystem {
     /// Runs the code of one request. When it panics, the reply it owned is dropped, which makes
     /// fuser answer EIO.
     fn guard(&self, request: impl FnOnce()) {
-        if catch_unwind(AssertUnwindSafe(request)).is_err() {
-            Counters::add(&self.service.counters.panics);
-        }
+        self.service.crew.at_work(|| {
+            if catch_unwind(AssertUnwindSafe(request)).is_err() {
+                Counters::add(&self.service.counters.panics);
+            }
+        });
     }
 
     /// The attributes of an entry, and how long its name and they hold: a member of a family is
@@ -106,6 +112,12 @@ pub(crate) fn past_the_cache(flags: OpenFlags) -> bool {
 impl fmt::Debug for OverlayFilesystem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OverlayFilesystem").field("counts", &self.counts()).finish_non_exhaustive()
+    }
+}
+
+impl Manned for OverlayFilesystem {
+    fn crew(&self) -> Arc<Crew> {
+        Arc::clone(&self.service.crew)
     }
 }
 

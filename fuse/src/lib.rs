@@ -27,6 +27,7 @@ pub mod session;
 pub mod text;
 mod touched;
 pub mod tree;
+mod warden;
 
 pub use counters::Counts;
 pub use error::Error;

@@ -61,7 +61,7 @@ impl Overlay {
     /// The mount point is in use, or a step failed; nothing stays mounted then.
     pub fn mount(options: MountOptions, views: Arc<dyn Views>) -> Result<Self, Error> {
         let MountOptions { path, threads, name, passed } = options;
-        let filesystem = OverlayFilesystem::new(views.clone()).passing(passed);
+        let filesystem = OverlayFilesystem::passing(views.clone(), passed);
         let counters = filesystem.counters();
         let place = Place { path: &path, name, threads };
         let connection = Connection::mount(place, Writes::Refused, filesystem)?;
@@ -156,7 +156,7 @@ impl Overlay {
         views: Arc<dyn Views>,
     ) -> Result<Self, Error> {
         let MountOptions { path, threads, name, passed } = options;
-        let filesystem = OverlayFilesystem::new(views.clone()).passing(passed);
+        let filesystem = OverlayFilesystem::passing(views.clone(), passed);
         let counters = filesystem.counters();
         let place = Place { path: &path, name, threads };
         let connection = Connection::start(device, init, stage, place, filesystem)?;

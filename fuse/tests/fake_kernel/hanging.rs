@@ -1,0 +1,95 @@
+//! Containers whose numbers are long in coming, as where a file of the kernel hangs.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use ambit_sysinfo::{Error, View, Views};
+
+use crate::container;
+use crate::kernel::{Kernel, OPEN};
+
+/// Threads below this one belong to containers of their own, which hang until they are told.
+const OTHERS: u32 = 1000;
+
+#[derive(Default)]
+struct Hanging {
+    is_over: Mutex<bool>,
+    told: Condvar,
+}
+
+impl Hanging {
+    fn end(&self) {
+        *self.is_over.lock().unwrap() = true;
+        self.told.notify_all();
+    }
+}
+
+impl Views for Hanging {
+    fn view(&self, tid: u32) -> Result<Arc<View>, Error> {
+        if tid < OTHERS {
+            let is_over = self.is_over.lock().unwrap();
+            drop(self.told.wait_while(is_over, |is_over| !*is_over).unwrap());
+        }
+        let mut view = container::view();
+        view.memory.total = u64::from(tid) << 20;
+        Ok(Arc::new(view))
+    }
+}
+
+/// Threads that were started because others hang, those of other tests included.
+fn relief() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
+    names.filter(|name| name == "ambit-relief\n").count()
+}
+
+#[test]
+fn containers_that_hang_hold_up_no_other_however_many_they_are() {
+    const HUNG: u32 = 22;
+    let views = Arc::new(Hanging::default());
+    let (mut kernel, overlay) = Kernel::start(views.clone(), 8);
+    let node = kernel.walk("proc/meminfo").unwrap().ino;
+    let asked: HashMap<u64, u32> = (1..=HUNG)
+        .map(|thread| {
+            kernel.thread = thread;
+            (kernel.send(OPEN, node, &[0; 8]), thread)
+        })
+        .collect();
+    // They come before in the queue.
+    kernel.thread = OTHERS + 7;
+    let text = kernel.cat("proc/meminfo").unwrap();
+    assert!(text.contains(&format!(" {} kB\n", 1007 << 10)), "{text}");
+    assert!((14..=16).contains(&relief()), "{}", relief());
+    views.end();
+    let handles: Vec<_> = (0..HUNG)
+        .map(|_| {
+            let (unique, error, answer) = kernel.receive();
+            assert_eq!(error, 0);
+            (asked[&unique], crate::u64_at(&answer, 0))
+        })
+        .collect();
+    for (thread, handle) in handles {
+        kernel.thread = thread;
+        let text = String::from_utf8(kernel.read(node, handle, 0, 4096).unwrap()).unwrap();
+        let total = text.split_whitespace().nth(1).unwrap();
+        assert_eq!(total.parse(), Ok(u64::from(thread) << 10));
+        kernel.release(node, handle);
+    }
+    overlay.unmount().unwrap();
+}
+
+#[test]
+fn a_server_ends_without_a_thread_that_hangs() {
+    let views = Arc::new(Hanging::default());
+    let (mut kernel, overlay) = Kernel::start(views.clone(), 1);
+    let node = kernel.walk("proc/meminfo").unwrap().ino;
+    kernel.thread = 1;
+    kernel.send(OPEN, node, &[0; 8]);
+    kernel.thread = OTHERS;
+    assert!(kernel.cat("proc/meminfo").is_ok());
+    let begun = Instant::now();
+    overlay.unmount().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(60));
+    views.end();
+}
