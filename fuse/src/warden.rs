@@ -109,7 +109,7 @@ impl Crew {
     ) -> io::Result<()> {
         let crew = Arc::clone(self);
         let warden = std::thread::Builder::new().name("fuse-warden".into()).spawn(move || {
-            Warden { crew, seen: Vec::with_capacity(64), is_full: false }.run(start)
+            Warden { crew, seen: Vec::with_capacity(64), is_full: false }.run(start);
         })?;
         // Asleep by then at the earliest after some looks, each of which is waited for.
         let _ = self.warden.set(warden.thread().clone());
