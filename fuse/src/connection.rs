@@ -101,8 +101,10 @@ impl Connection {
         }
         let crew = filesystem.crew();
         let (its_device, its_init) = (Arc::clone(&device), init.clone());
-        crew.look_after(move || one_more(filesystem.clone(), its_device.as_fd(), &its_init))
-            .map_err(no_thread)?;
+        let one_more = move || one_more(filesystem.clone(), its_device.as_fd(), &its_init);
+        if let Err(error) = crew.look_after(one_more) {
+            tracing::warn!(%error, "nobody looks after threads that hang");
+        }
         let its_crew = Arc::clone(&crew);
         let run = move || {
             let ended = session.run();
@@ -132,7 +134,6 @@ impl Connection {
     /// Removes the mount, ends the connection wherever it is bound, and waits for the threads.
     pub(crate) fn unmount(self) -> Result<(), Error> {
         let still = |reason| Error::StillServing { path: self.path.clone(), reason };
-        self.crew.end();
         let ended = match self.number {
             Some(number) => {
                 // Binds in containers keep the connection alive after the mount is gone.
@@ -154,18 +155,17 @@ impl Connection {
                 })
             }
         };
-        let held = self.crew.held();
-        let without_held = ended.is_ok() && held > 0;
-        let patience = if without_held { END_WITHOUT_HELD } else { END_WITHIN };
-        let until = Instant::now() + patience;
+        let begun = Instant::now();
         while !(self.thread.is_finished() && self.crew.have_all_ended()) {
-            if Instant::now() > until && without_held {
+            let held = self.crew.held();
+            if held > 0 && ended.is_ok() && begun.elapsed() > END_WITHOUT_HELD {
+                self.crew.end();
                 tracing::warn!(
                     "{held} threads are held by files that hang; they are not waited for"
                 );
                 return Ok(());
             }
-            if Instant::now() > until {
+            if begun.elapsed() > END_WITHIN {
                 return Err(still("it is bound elsewhere and cannot be aborted"));
             }
             thread::sleep(Duration::from_millis(1));
