@@ -48,6 +48,8 @@ pub(crate) struct Place<'a> {
     pub(crate) path: &'a Path,
     pub(crate) name: &'static str,
     pub(crate) threads: usize,
+    /// How long a request may hang before it is answered without.
+    pub(crate) patience: Duration,
 }
 
 /// What the device has seen so far.
@@ -102,7 +104,7 @@ impl Connection {
         let crew = filesystem.crew();
         let (its_device, its_init) = (Arc::clone(&device), init.clone());
         let one_more = move || one_more(filesystem.clone(), its_device.as_fd(), &its_init);
-        if let Err(error) = crew.look_after(one_more) {
+        if let Err(error) = crew.look_after(place.patience, one_more) {
             tracing::warn!(%error, "nobody looks after threads that hang");
         }
         let its_crew = Arc::clone(&crew);

@@ -56,6 +56,9 @@ pub(crate) struct OpenFile {
     unread: AtomicBool,
     handle: AtomicU64,
     node: AtomicU64,
+    /// The handle under which it was closed while somebody was at it: a reader that was answered in
+    /// place of a thread that hangs closes its file.
+    abandoned: AtomicU64,
     text: RwLock<Text>,
 }
 
@@ -165,10 +168,39 @@ impl Handles {
             return None;
         }
         file.handle.store(UNKEPT, Ordering::Release);
-        // The kernel closes a file when nobody is at it any more.
-        let text = write(file);
+        if let Some(text) = unless_busy(file.text.try_write()) {
+            return Some(self.forget(&text));
+        }
+        file.abandoned.store(handle, Ordering::SeqCst);
+        // Who was at it may have left in between, and not have seen this.
+        let text = unless_busy(file.text.try_write())?;
+        (file.abandoned.swap(UNKEPT, Ordering::SeqCst) == handle).then(|| self.forget(&text))
+    }
+
+    /// A text is held no longer; returns the size of its buffer.
+    fn forget(&self, text: &Text) -> usize {
         self.held.fetch_sub(text.as_bytes().len(), Ordering::Relaxed);
-        Some(text.capacity())
+        text.capacity()
+    }
+
+    /// Ends a file that was closed while this thread was at it. The last one to leave does.
+    fn settle(&self, file: &OpenFile) {
+        if file.abandoned.load(Ordering::SeqCst) == UNKEPT {
+            return;
+        }
+        let Some(mut text) = unless_busy(file.text.try_write()) else { return };
+        let handle = file.abandoned.swap(UNKEPT, Ordering::SeqCst);
+        if handle == UNKEPT {
+            return;
+        }
+        self.forget(&text);
+        *text = Text::new();
+        drop(text);
+        let (number, index) = place(handle);
+        let mut shard = self.shard(number);
+        if shard.slots.get(index).is_some_and(|slot| std::ptr::eq(&raw const **slot, file)) {
+            shard.free.push(index);
+        }
     }
 
     /// Answers a read. A read from the start renders anew, as a file of `/proc` does for programs
@@ -180,6 +212,18 @@ impl Handles {
         file: &OpenFile,
         offset: u64,
         size: u32,
+        render: impl FnOnce(&mut Text) -> Result<(), E>,
+        answer: impl FnOnce(&[u8]),
+    ) -> Result<(), E> {
+        let read = self.read_unsettled(file, (offset, size), render, answer);
+        self.settle(file);
+        read
+    }
+
+    fn read_unsettled<E>(
+        &self,
+        file: &OpenFile,
+        (offset, size): (u64, u32),
         render: impl FnOnce(&mut Text) -> Result<(), E>,
         answer: impl FnOnce(&[u8]),
     ) -> Result<(), E> {
@@ -376,6 +420,19 @@ mod tests {
         };
         handles.read(&file, 0, 100, hangs, |text| assert_eq!(text, b"late")).unwrap();
         assert_eq!(read(&handles, held, 1, "").as_deref(), Some("ate"));
+        // A file that is closed meanwhile is ended by whoever is still at it.
+        let file = handles.find(held, 7).unwrap();
+        let closed = |text: &mut Text| -> Result<(), ()> {
+            handles.release(held);
+            assert_eq!(read(&handles, held, 0, ""), None);
+            assert_ne!(place(handles.open(1, 7, say("other")).unwrap()), place(held));
+            text.put("late");
+            Ok(())
+        };
+        handles.read(&file, 0, 100, closed, |_| {}).unwrap();
+        let again = handles.open(1, 7, say("again")).unwrap();
+        assert_eq!(place(again), place(held));
+        assert_eq!(handles.held.load(Ordering::Relaxed), "otheragain".len());
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod handles;
 pub mod mount;
 pub mod mountinfo;
 pub mod overlay;
+mod owed;
 pub mod pressure;
 mod service;
 pub mod session;

@@ -5,17 +5,20 @@
 //! hung files as there are threads would stop the files for everybody. Whoever waits for what another
 //! thread samples is bounded elsewhere, and is relieved like one that hangs.
 //!
+//! Who waits for a thread that hangs is answered in its place at last (`owed.rs`).
+//!
 //! A thread that was started stays when the hang is over: a session cannot be told to end, and one
 //! that sleeps costs some pages. The warden sleeps while nobody asks.
 
 use std::cell::OnceCell;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::owed::Turn;
 
 /// How often is looked while there are requests.
 const LOOK: Duration = Duration::from_millis(200);
@@ -44,10 +47,6 @@ pub(crate) struct Crew {
     warden: OnceLock<Thread>,
 }
 
-/// How often a thread began or ended a request: odd while it is at one.
-#[derive(Debug, Default)]
-struct Turn(AtomicU64);
-
 thread_local! {
     /// This thread's. A thread serves one connection in its life.
     static TURN: OnceCell<Arc<Turn>> = const { OnceCell::new() };
@@ -55,16 +54,15 @@ thread_local! {
 
 impl Crew {
     /// Does the work of one request.
-    pub(crate) fn at_work<R>(&self, work: impl FnOnce() -> R) -> R {
+    pub(crate) fn at_work<R>(&self, work: impl FnOnce(&Turn) -> R) -> R {
         TURN.with(|turn| {
-            let turn = &turn.get_or_init(|| self.enlist()).0;
-            let begun = turn.load(Ordering::Relaxed).wrapping_add(1);
-            turn.store(begun, Ordering::Relaxed);
+            let turn = turn.get_or_init(|| self.enlist());
+            turn.begin();
             if self.asleep.load(Ordering::Relaxed) {
                 self.wake();
             }
-            let done = work();
-            turn.store(begun.wrapping_add(1), Ordering::Relaxed);
+            let done = work(turn);
+            turn.end();
             done
         })
     }
@@ -102,14 +100,17 @@ impl Crew {
         self.wake();
     }
 
-    /// Starts the warden; it calls `start` for each thread that is to be started.
+    /// Starts the warden; it calls `start` for each thread that is to be started, and answers what
+    /// is not answered for so long.
     pub(crate) fn look_after(
         self: &Arc<Self>,
+        patience: Duration,
         start: impl Fn() -> Result<Served, Error> + Send + 'static,
     ) -> io::Result<()> {
         let crew = Arc::clone(self);
         let warden = std::thread::Builder::new().name("fuse-warden".into()).spawn(move || {
-            Warden { crew, seen: Vec::with_capacity(64), is_full: false }.run(start);
+            let late = u32::try_from(patience.as_millis() / LOOK.as_millis()).unwrap_or(u32::MAX);
+            Warden { crew, late, seen: Vec::with_capacity(64), is_full: false }.run(start);
         })?;
         // Asleep by then at the earliest after some looks, each of which is waited for.
         let _ = self.warden.set(warden.thread().clone());
@@ -119,6 +120,8 @@ impl Crew {
 
 struct Warden {
     crew: Arc<Crew>,
+    /// So many looks find a thread at a request that is answered in its place.
+    late: u32,
     /// What each thread's turn was, and for how many looks.
     seen: Vec<(u64, u32)>,
     is_full: bool,
@@ -142,12 +145,15 @@ impl Warden {
         self.seen.resize(turns.len(), (0, 0));
         let (mut active, mut held) = (false, 0);
         for (turn, (seen, looks)) in turns.iter().zip(&mut self.seen) {
-            let now = turn.0.load(Ordering::Relaxed);
+            let now = turn.number();
             let is_at_work = now % 2 == 1;
             active |= is_at_work || now != *seen;
             *looks = if now == *seen && is_at_work { *looks + 1 } else { 0 };
             *seen = now;
             held += usize::from(*looks >= HUNG);
+            if *looks == self.late && turn.answer_late(now) {
+                tracing::debug!("a request is answered in place of a thread that hangs");
+            }
         }
         drop(turns);
         self.crew.held.store(held, Ordering::Relaxed);

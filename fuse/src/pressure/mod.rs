@@ -107,7 +107,7 @@ impl PressureFilesystem {
 
     /// Runs the code of one request. When it panics, the reply it owned is dropped: EIO.
     fn guard(&self, request: impl FnOnce()) {
-        self.service.crew.at_work(|| {
+        self.service.crew.at_work(|_| {
             if catch_unwind(AssertUnwindSafe(request)).is_err() {
                 Counters::add(&self.service.counters.panics);
             }
