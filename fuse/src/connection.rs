@@ -4,9 +4,10 @@
 //! neither unmounts nor stops it; [`Connection::unmount`] does both.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::thread::{self, JoinHandle};
+use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use fuser::{Config, Filesystem, SessionACL};
@@ -15,19 +16,30 @@ use rustix::net::Shutdown;
 use crate::adopt::{self, InitRequest};
 use crate::error::Error;
 use crate::mount::{self, AbortSwitch, Writes};
+use crate::warden::{Crew, Served};
 
 /// How long the threads may take to see that the connection has ended.
 const END_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long, when some of them are held by files that hang: those end when their file answers.
+const END_WITHOUT_HELD: Duration = Duration::from_secs(1);
+
+/// What a connection serves. Clones share everything.
+pub(crate) trait Manned: Filesystem + Clone + Send + 'static {
+    /// Those who serve it.
+    fn crew(&self) -> Arc<Crew>;
+}
 
 /// A connection that is being served.
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) path: PathBuf,
-    pub(crate) device: OwnedFd,
+    pub(crate) device: Arc<OwnedFd>,
     pub(crate) init: InitRequest,
     name: &'static str,
     number: Option<u32>,
-    thread: JoinHandle<io::Result<()>>,
+    thread: Served,
+    crew: Arc<Crew>,
 }
 
 /// Where a connection is mounted and by how many threads it is served.
@@ -36,6 +48,8 @@ pub(crate) struct Place<'a> {
     pub(crate) path: &'a Path,
     pub(crate) name: &'static str,
     pub(crate) threads: usize,
+    /// How long a request may hang before it is answered without.
+    pub(crate) patience: Duration,
 }
 
 /// What the device has seen so far.
@@ -50,7 +64,7 @@ pub(crate) enum Stage {
 impl Connection {
     /// Mounts a new connection and serves it. It answers when this returns; when it fails,
     /// nothing stays mounted.
-    pub(crate) fn mount<F: Filesystem + Send + 'static>(
+    pub(crate) fn mount<F: Manned>(
         place: Place<'_>,
         writes: Writes,
         filesystem: F,
@@ -68,17 +82,16 @@ impl Connection {
     }
 
     /// Serves a device.
-    pub(crate) fn start<F: Filesystem + Send + 'static>(
+    pub(crate) fn start<F: Manned>(
         device: OwnedFd,
         init: InitRequest,
         stage: Stage,
         place: Place<'_>,
         filesystem: F,
     ) -> Result<Self, Error> {
-        let mut config = Config::default();
-        config.acl = SessionACL::All;
-        config.n_threads = Some(place.threads.max(1));
-        let (session, reply) = adopt::adopt(filesystem, device.as_fd(), &init, config)?;
+        let device = Arc::new(device);
+        let config = config(place.threads.max(1));
+        let (session, reply) = adopt::adopt(filesystem.clone(), device.as_fd(), &init, config)?;
         match stage {
             Stage::Begun => reply.forward(device.as_fd())?,
             Stage::Live => {
@@ -88,17 +101,31 @@ impl Connection {
                 }
             }
         }
-        let thread = thread::Builder::new()
-            .name("ambit-fuse".into())
-            .spawn(move || session.run())
-            .map_err(|source| Error::Session { call: "start of a thread", source })?;
+        let crew = filesystem.crew();
+        let (its_device, its_init) = (Arc::clone(&device), init.clone());
+        let one_more = move || one_more(filesystem.clone(), its_device.as_fd(), &its_init);
+        if let Err(error) = crew.look_after(place.patience, one_more) {
+            tracing::warn!(%error, "nobody looks after threads that hang");
+        }
+        let its_crew = Arc::clone(&crew);
+        let run = move || {
+            let ended = session.run();
+            its_crew.end();
+            ended
+        };
+        let thread = thread::Builder::new().name("ambit-fuse".into()).spawn(run);
+        let thread = thread.map_err(|source| {
+            crew.end();
+            no_thread(source)
+        })?;
         let number = mount::connection(place.path, place.name);
-        Ok(Self { path: place.path.into(), device, init, name: place.name, number, thread })
+        Ok(Self { path: place.path.into(), device, init, name: place.name, number, thread, crew })
     }
 
     /// Has serving ended by itself?
     pub(crate) fn is_finished(&self) -> bool {
-        self.thread.is_finished()
+        // A thread that hangs keeps its session from ending, but not those of others.
+        self.thread.is_finished() || self.crew.has_ended()
     }
 
     /// Its number, where it is mounted in this namespace.
@@ -109,7 +136,7 @@ impl Connection {
     /// Removes the mount, ends the connection wherever it is bound, and waits for the threads.
     pub(crate) fn unmount(self) -> Result<(), Error> {
         let still = |reason| Error::StillServing { path: self.path.clone(), reason };
-        match self.number {
+        let ended = match self.number {
             Some(number) => {
                 // Binds in containers keep the connection alive after the mount is gone.
                 let switch = AbortSwitch::of(number);
@@ -117,20 +144,30 @@ impl Connection {
                 if mount::connection(&self.path, self.name) == Some(number) {
                     mount::detach(&self.path)?;
                 }
-                if let Err(error) = switch.and_then(|switch| switch.throw()) {
+                let thrown = switch.and_then(|switch| switch.throw());
+                thrown.inspect_err(|error| {
                     tracing::debug!(%error, "cannot abort the FUSE connection");
-                }
+                })
             }
             // No mount of this namespace: a socket, or mounted elsewhere.
             None => {
-                if let Err(error) = rustix::net::shutdown(&self.device, Shutdown::Both) {
+                let shut = rustix::net::shutdown(&self.device, Shutdown::Both);
+                shut.map_err(io::Error::from).inspect_err(|error| {
                     tracing::debug!(%error, "the device is no socket");
-                }
+                })
             }
-        }
-        let patience = Instant::now() + END_WITHIN;
-        while !self.thread.is_finished() {
-            if Instant::now() > patience {
+        };
+        let begun = Instant::now();
+        while !(self.thread.is_finished() && self.crew.have_all_ended()) {
+            let held = self.crew.held();
+            if held > 0 && ended.is_ok() && begun.elapsed() > END_WITHOUT_HELD {
+                self.crew.end();
+                tracing::warn!(
+                    "{held} threads are held by files that hang; they are not waited for"
+                );
+                return Ok(());
+            }
+            if begun.elapsed() > END_WITHIN {
                 return Err(still("it is bound elsewhere and cannot be aborted"));
             }
             thread::sleep(Duration::from_millis(1));
@@ -138,4 +175,27 @@ impl Connection {
         // A session that ends reports how; it ends because we ended it.
         self.thread.join().map(drop).map_err(|_| still("its thread panicked"))
     }
+}
+
+fn config(threads: usize) -> Config {
+    let mut config = Config::default();
+    config.acl = SessionACL::All;
+    config.n_threads = Some(threads);
+    config
+}
+
+/// Starts one more thread on a connection that is being served. Each session answers on the device
+/// that it reads from, and INIT was answered before.
+fn one_more<F: Manned>(
+    filesystem: F,
+    device: BorrowedFd<'_>,
+    init: &InitRequest,
+) -> Result<Served, Error> {
+    let (session, _) = adopt::adopt(filesystem, device, init, config(1))?;
+    let thread = thread::Builder::new().name("ambit-relief".into());
+    thread.spawn(move || session.run()).map_err(no_thread)
+}
+
+fn no_thread(source: io::Error) -> Error {
+    Error::Session { call: "start of a thread", source }
 }

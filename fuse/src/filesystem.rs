@@ -29,9 +29,12 @@ use fuser::{
 
 use rustix::fs::OFlags;
 
+use crate::connection::Manned;
 use crate::counters::{Counters, Counts};
 use crate::entries::{Entry, Listed};
+use crate::owed::{OPENED, Turn};
 use crate::service::Service;
+use crate::warden::Crew;
 
 /// Names and attributes of the fixed tree never change, so the kernel need not ask again. What a
 /// name means that is each caller's own must not be remembered: the kernel has one cache of names
@@ -43,23 +46,25 @@ const VALID: Duration = Duration::from_secs(365 * 24 * 3600);
 const LARGEST_REQUEST: u32 = 1 << 20;
 
 /// The overlay as fuser serves it.
+#[derive(Clone)]
 pub struct OverlayFilesystem {
-    service: Service,
+    service: Arc<Service>,
 }
 
 impl OverlayFilesystem {
     /// The overlay over these numbers.
     #[must_use]
     pub fn new(views: Arc<dyn Views>) -> Self {
-        Self { service: Service::new(views) }
+        Self::passing(views, &[])
     }
 
     /// The same, with files that everybody sees as the machine has them, named by their paths
     /// below the root.
     #[must_use]
-    pub fn passing(mut self, paths: &'static [&'static str]) -> Self {
-        self.service.passed = paths;
-        self
+    pub fn passing(views: Arc<dyn Views>, paths: &'static [&'static str]) -> Self {
+        let mut service = Service::new(views);
+        service.passed = paths;
+        Self { service: Arc::new(service) }
     }
 
     /// What it did so far.
@@ -74,10 +79,13 @@ impl OverlayFilesystem {
 
     /// Runs the code of one request. When it panics, the reply it owned is dropped, which makes
     /// fuser answer EIO.
-    fn guard(&self, request: impl FnOnce()) {
-        if catch_unwind(AssertUnwindSafe(request)).is_err() {
-            Counters::add(&self.service.counters.panics);
-        }
+    fn guard(&self, request: impl FnOnce(&Turn)) {
+        self.service.crew.at_work(|turn| {
+            if catch_unwind(AssertUnwindSafe(|| request(turn))).is_err() {
+                turn.give_up();
+                Counters::add(&self.service.counters.panics);
+            }
+        });
     }
 
     /// The attributes of an entry, and how long its name and they hold: a member of a family is
@@ -109,6 +117,12 @@ impl fmt::Debug for OverlayFilesystem {
     }
 }
 
+impl Manned for OverlayFilesystem {
+    fn crew(&self) -> Arc<Crew> {
+        Arc::clone(&self.service.crew)
+    }
+}
+
 impl Filesystem for OverlayFilesystem {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // What the kernel cannot do, it is not asked for.
@@ -127,29 +141,37 @@ impl Filesystem for OverlayFilesystem {
     fn destroy(&mut self) {}
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.guard(|| match self.service.child(parent.0, name.as_bytes(), req.pid()) {
-            Ok(entry) => {
-                let (attributes, name_holds, valid) = self.attributes(entry, req);
-                reply.entry_with_ttls(&valid, &name_holds, &attributes, Generation(0));
+        self.guard(|turn| {
+            turn.owe(reply);
+            let found = self.service.child(parent.0, name.as_bytes(), req.pid());
+            let found = found.map(|entry| self.attributes(entry, req));
+            let Some(reply) = turn.take::<ReplyEntry>() else { return };
+            match found {
+                Ok((attributes, name_holds, valid)) => {
+                    reply.entry_with_ttls(&valid, &name_holds, &attributes, Generation(0));
+                }
+                Err(errno) => reply.error(errno),
             }
-            Err(errno) => reply.error(errno),
         });
     }
 
     fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
 
     fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.guard(|| match self.service.entry(ino.0, req.pid()) {
-            Ok(entry) => {
-                let (attributes, _, valid) = self.attributes(entry, req);
-                reply.attr(&valid, &attributes);
+        self.guard(|turn| {
+            turn.owe(reply);
+            let found = self.service.entry(ino.0, req.pid());
+            let found = found.map(|entry| self.attributes(entry, req));
+            let Some(reply) = turn.take::<ReplyAttr>() else { return };
+            match found {
+                Ok((attributes, _, valid)) => reply.attr(&valid, &attributes),
+                Err(errno) => reply.error(errno),
             }
-            Err(errno) => reply.error(errno),
         });
     }
 
     fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        self.guard(|| {
+        self.guard(|_| {
             let refused = match self.service.entry(ino.0, req.pid()) {
                 Err(errno) => return reply.error(errno),
                 Ok(entry) if entry.file_type() == FileType::Directory => AccessFlags::W_OK,
@@ -161,7 +183,7 @@ impl Filesystem for OverlayFilesystem {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.guard(|| {
+        self.guard(|turn| {
             if flags.acc_mode() != OpenAccMode::O_RDONLY {
                 return reply.error(Errno::EACCES);
             }
@@ -171,12 +193,14 @@ impl Filesystem for OverlayFilesystem {
             if past_the_cache(flags) {
                 return reply.error(Errno::EINVAL);
             }
-            match self.service.open(ino.0, req.pid()) {
-                Ok(handle) => reply.opened(
-                    FileHandle(handle),
-                    FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH,
-                ),
-                Err(errno) => reply.error(errno),
+            turn.owe(reply);
+            let opened = self.service.open(ino.0, req.pid());
+            match (opened, turn.take::<ReplyOpen>()) {
+                (Ok(handle), Some(reply)) => reply.opened(FileHandle(handle), OPENED),
+                (Err(errno), Some(reply)) => reply.error(errno),
+                // The reader was answered, and has another handle.
+                (Ok(handle), None) => self.service.release(handle),
+                (Err(_), None) => {}
             }
         });
     }
@@ -192,20 +216,22 @@ impl Filesystem for OverlayFilesystem {
         reader: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.guard(|| {
+        self.guard(|turn| {
             // Only a direct read names its reader. Anything else (sendfile, splice, mmap) fills
             // the page cache, which all containers share: it is refused, and programs read.
             if reader.is_none() {
                 return reply.error(Errno::EINVAL);
             }
-            let mut reply = Some(reply);
+            turn.owe(reply);
             let answer = |text: &[u8]| {
-                if let Some(reply) = reply.take() {
+                if let Some(reply) = turn.take::<ReplyData>() {
                     reply.data(text);
                 }
             };
             let read = self.service.read(ino.0, handle.0, req.pid(), (offset, size), answer);
-            if let (Err(errno), Some(reply)) = (read, reply) {
+            if let Err(errno) = read
+                && let Some(reply) = turn.take::<ReplyData>()
+            {
                 reply.error(errno);
             }
         });
@@ -221,7 +247,7 @@ impl Filesystem for OverlayFilesystem {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.guard(|| {
+        self.guard(|_| {
             self.service.release(handle.0);
             reply.ok();
         });
@@ -229,7 +255,7 @@ impl Filesystem for OverlayFilesystem {
 
     fn opendir(&self, req: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let entry = || self.service.entry(ino.0, req.pid());
-        self.guard(|| match entry().map(|entry| entry.file_type()) {
+        self.guard(|_| match entry().map(|entry| entry.file_type()) {
             // Without FOPEN_CACHE_DIR the kernel remembers no listing.
             Ok(FileType::Directory) => reply.opened(FileHandle(0), FopenFlags::empty()),
             Ok(_) => reply.error(Errno::ENOTDIR),
@@ -245,7 +271,7 @@ impl Filesystem for OverlayFilesystem {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        self.guard(|| match self.service.list(ino.0, offset, req.pid()) {
+        self.guard(|_| match self.service.list(ino.0, offset, req.pid()) {
             Ok(entries) => {
                 for Listed { next, entry, name } in entries {
                     if reply.add(INodeNo(entry.id()), next, entry.file_type(), &*name) {
@@ -266,7 +292,7 @@ impl Filesystem for OverlayFilesystem {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        self.guard(|| match self.service.list(ino.0, offset, req.pid()) {
+        self.guard(|_| match self.service.list(ino.0, offset, req.pid()) {
             Ok(entries) => {
                 for Listed { next, entry, name } in entries {
                     let (attributes, name_holds, valid) = self.attributes(entry, req);
@@ -372,7 +398,7 @@ impl Filesystem for OverlayFilesystem {
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
-        self.guard(|| match self.service.target(ino.0, req.pid()) {
+        self.guard(|_| match self.service.target(ino.0, req.pid()) {
             Ok(target) => reply.data(target.as_bytes()),
             Err(errno) => reply.error(errno),
         });

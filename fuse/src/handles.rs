@@ -9,8 +9,8 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 
 use crate::text::Text;
 
@@ -48,19 +48,18 @@ struct Shard {
     adopted: HashMap<u64, Arc<OpenFile>>,
 }
 
-/// One open file.
+/// One open file. Which one it is can be told without the lock, which is held while numbers are
+/// asked for: that may hang.
 #[derive(Debug, Default)]
 pub(crate) struct OpenFile {
     /// Nobody has read since the text was rendered for OPEN.
     unread: AtomicBool,
-    content: RwLock<Content>,
-}
-
-#[derive(Debug, Default)]
-struct Content {
-    handle: u64,
-    node: u64,
-    text: Text,
+    handle: AtomicU64,
+    node: AtomicU64,
+    /// The handle under which it was closed while somebody was at it: a reader that was answered in
+    /// place of a thread that hangs closes its file.
+    abandoned: AtomicU64,
+    text: RwLock<Text>,
 }
 
 impl Handles {
@@ -88,15 +87,14 @@ impl Handles {
         let shard = thread as usize % SHARDS;
         let Some(mut vacant) = self.vacant(shard) else { return Ok(UNKEPT) };
         {
-            let mut content = write(&vacant.file);
-            content.text.clear();
-            render(&mut content.text)?;
-            let length = (content.text.as_bytes().len() as u64).min(LONGEST);
+            let mut text = write(&vacant.file);
+            text.clear();
+            render(&mut text)?;
+            let length = (text.as_bytes().len() as u64).min(LONGEST);
             vacant.handle |= length << (SHARD_BITS + INDEX_BITS);
-            content.handle = vacant.handle;
-            content.node = node;
-            self.held.fetch_add(content.text.as_bytes().len(), Ordering::Relaxed);
+            self.held.fetch_add(text.as_bytes().len(), Ordering::Relaxed);
         }
+        vacant.file.name(vacant.handle, node);
         vacant.file.unread.store(true, Ordering::Relaxed);
         vacant.taken = true;
         Ok(vacant.handle)
@@ -142,11 +140,7 @@ impl Handles {
             return None;
         }
         let file = Arc::new(OpenFile::default());
-        {
-            let mut content = write(&file);
-            content.handle = handle;
-            content.node = node;
-        }
+        file.name(handle, node);
         self.shard(place(handle).0).adopted.insert(handle, Arc::clone(&file));
         Some(file)
     }
@@ -160,7 +154,7 @@ impl Handles {
             && let Some(spare) = self.close(&file, handle)
         {
             if shard.free.len() >= SPARE_AT_MOST || spare > BUFFER_AT_MOST {
-                write(&file).text = Text::new();
+                *write(&file) = Text::new();
             }
             shard.free.push(index);
         } else if let Some(file) = shard.adopted.remove(&handle) {
@@ -170,17 +164,49 @@ impl Handles {
 
     /// Ends the file if it has this handle; returns the size of its buffer.
     fn close(&self, file: &OpenFile, handle: u64) -> Option<usize> {
-        let mut content = write(file);
-        if content.handle != handle || handle == UNKEPT {
+        if handle == UNKEPT || file.handle.load(Ordering::Acquire) != handle {
             return None;
         }
-        content.handle = UNKEPT;
-        self.held.fetch_sub(content.text.as_bytes().len(), Ordering::Relaxed);
-        Some(content.text.capacity())
+        file.handle.store(UNKEPT, Ordering::Release);
+        if let Some(text) = unless_busy(file.text.try_write()) {
+            return Some(self.forget(&text));
+        }
+        file.abandoned.store(handle, Ordering::SeqCst);
+        // Who was at it may have left in between, and not have seen this.
+        let text = unless_busy(file.text.try_write())?;
+        (file.abandoned.swap(UNKEPT, Ordering::SeqCst) == handle).then(|| self.forget(&text))
+    }
+
+    /// A text is held no longer; returns the size of its buffer.
+    fn forget(&self, text: &Text) -> usize {
+        self.held.fetch_sub(text.as_bytes().len(), Ordering::Relaxed);
+        text.capacity()
+    }
+
+    /// Ends a file that was closed while this thread was at it. The last one to leave does.
+    fn settle(&self, file: &OpenFile) {
+        if file.abandoned.load(Ordering::SeqCst) == UNKEPT {
+            return;
+        }
+        let Some(mut text) = unless_busy(file.text.try_write()) else { return };
+        let handle = file.abandoned.swap(UNKEPT, Ordering::SeqCst);
+        if handle == UNKEPT {
+            return;
+        }
+        self.forget(&text);
+        *text = Text::new();
+        drop(text);
+        let (number, index) = place(handle);
+        let mut shard = self.shard(number);
+        if shard.slots.get(index).is_some_and(|slot| std::ptr::eq(&raw const **slot, file)) {
+            shard.free.push(index);
+        }
     }
 
     /// Answers a read. A read from the start renders anew, as a file of `/proc` does for programs
-    /// that keep it open and go back to its start, unless OPEN rendered for this very read.
+    /// that keep it open and go back to its start, unless OPEN rendered for this very read. Nobody
+    /// waits for another reader of the same file, whose numbers may be a while in coming: who finds
+    /// one there is shown a text of its own.
     pub(crate) fn read<E>(
         &self,
         file: &OpenFile,
@@ -189,25 +215,41 @@ impl Handles {
         render: impl FnOnce(&mut Text) -> Result<(), E>,
         answer: impl FnOnce(&[u8]),
     ) -> Result<(), E> {
+        let read = self.read_unsettled(file, (offset, size), render, answer);
+        self.settle(file);
+        read
+    }
+
+    fn read_unsettled<E>(
+        &self,
+        file: &OpenFile,
+        (offset, size): (u64, u32),
+        render: impl FnOnce(&mut Text) -> Result<(), E>,
+        answer: impl FnOnce(&[u8]),
+    ) -> Result<(), E> {
         let first = file.unread.swap(false, Ordering::Relaxed);
+        if let Some(text) = unless_busy(file.text.try_read())
+            && (first || (offset > 0 && !text.as_bytes().is_empty()))
         {
-            let content = file.content.read().unwrap_or_else(PoisonError::into_inner);
-            if first || (offset > 0 && !content.text.as_bytes().is_empty()) {
-                answer(window(content.text.as_bytes(), offset, size));
-                return Ok(());
-            }
+            answer(window(text.as_bytes(), offset, size));
+            return Ok(());
         }
-        let mut content = write(file);
-        let before = content.text.as_bytes().len();
-        content.text.clear();
-        let rendered = render(&mut content.text);
+        let Some(mut text) = unless_busy(file.text.try_write()) else {
+            let mut own = Text::new();
+            render(&mut own)?;
+            answer(window(own.as_bytes(), offset, size));
+            return Ok(());
+        };
+        let before = text.as_bytes().len();
+        text.clear();
+        let rendered = render(&mut text);
         if rendered.is_err() {
-            content.text.clear();
+            text.clear();
         }
-        self.held.fetch_add(content.text.as_bytes().len(), Ordering::Relaxed);
+        self.held.fetch_add(text.as_bytes().len(), Ordering::Relaxed);
         self.held.fetch_sub(before, Ordering::Relaxed);
         rendered?;
-        answer(window(content.text.as_bytes(), offset, size));
+        answer(window(text.as_bytes(), offset, size));
         Ok(())
     }
 
@@ -225,8 +267,14 @@ pub(crate) fn window(text: &[u8], offset: u64, size: u32) -> &[u8] {
 
 impl OpenFile {
     fn is(&self, handle: u64, node: u64) -> bool {
-        let content = self.content.read().unwrap_or_else(PoisonError::into_inner);
-        content.handle == handle && content.node == node && handle != UNKEPT
+        handle != UNKEPT
+            && self.handle.load(Ordering::Acquire) == handle
+            && self.node.load(Ordering::Relaxed) == node
+    }
+
+    fn name(&self, handle: u64, node: u64) {
+        self.node.store(node, Ordering::Relaxed);
+        self.handle.store(handle, Ordering::Release);
     }
 }
 
@@ -250,8 +298,16 @@ impl Drop for Vacant<'_> {
 }
 
 /// A panic of a renderer leaves half a text, which is cleared before it is used again.
-fn write(file: &OpenFile) -> std::sync::RwLockWriteGuard<'_, Content> {
-    file.content.write().unwrap_or_else(PoisonError::into_inner)
+fn write(file: &OpenFile) -> std::sync::RwLockWriteGuard<'_, Text> {
+    file.text.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn unless_busy<G>(tried: Result<G, TryLockError<G>>) -> Option<G> {
+    match tried {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
 }
 
 /// Had a reader with this handle of a predecessor read everything, when it asks for what is at this
@@ -345,6 +401,38 @@ mod tests {
         assert_eq!(read(&ours, handle, 2, "anew").as_deref(), Some("ew"));
         ours.release(handle);
         assert!(ours.find(handle, 7).is_none());
+    }
+
+    #[test]
+    fn a_reader_that_hangs_holds_up_nobody() {
+        let handles = Handles::new();
+        let [held, other] = [1, 1].map(|thread| handles.open(thread, 7, say("first")).unwrap());
+        assert_eq!(place(held).0, place(other).0);
+        read(&handles, held, 0, "");
+        let file = handles.find(held, 7).unwrap();
+        let hangs = |text: &mut Text| -> Result<(), ()> {
+            assert_eq!(read(&handles, other, 0, "").as_deref(), Some("first"));
+            assert_eq!(read(&handles, held, 0, "own").as_deref(), Some("own"));
+            assert_eq!(read(&handles, held, 1, "own").as_deref(), Some("wn"));
+            handles.release(other);
+            text.put("late");
+            Ok(())
+        };
+        handles.read(&file, 0, 100, hangs, |text| assert_eq!(text, b"late")).unwrap();
+        assert_eq!(read(&handles, held, 1, "").as_deref(), Some("ate"));
+        // A file that is closed meanwhile is ended by whoever is still at it.
+        let file = handles.find(held, 7).unwrap();
+        let closed = |text: &mut Text| -> Result<(), ()> {
+            handles.release(held);
+            assert_eq!(read(&handles, held, 0, ""), None);
+            assert_ne!(place(handles.open(1, 7, say("other")).unwrap()), place(held));
+            text.put("late");
+            Ok(())
+        };
+        handles.read(&file, 0, 100, closed, |_| {}).unwrap();
+        let again = handles.open(1, 7, say("again")).unwrap();
+        assert_eq!(place(again), place(held));
+        assert_eq!(handles.held.load(Ordering::Relaxed), "otheragain".len());
     }
 
     #[test]

@@ -21,12 +21,14 @@ mod handles;
 pub mod mount;
 pub mod mountinfo;
 pub mod overlay;
+mod owed;
 pub mod pressure;
 mod service;
 pub mod session;
 pub mod text;
 mod touched;
 pub mod tree;
+mod warden;
 
 pub use counters::Counts;
 pub use error::Error;

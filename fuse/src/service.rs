@@ -16,6 +16,7 @@ use crate::handles::{Handles, was_read, window};
 use crate::overlay::{EVERYBODY, OverlayFile, PAGE};
 use crate::text::Text;
 use crate::tree::{Kind, Tree};
+use crate::warden::Crew;
 
 /// What a text is made by.
 #[derive(Clone, Copy)]
@@ -28,6 +29,7 @@ enum Source {
 pub(crate) struct Service {
     pub(crate) tree: Tree,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) crew: Arc<Crew>,
     /// Paths of files that everybody sees as the machine has them.
     pub(crate) passed: &'static [&'static str],
     views: Arc<dyn Views>,
@@ -44,6 +46,7 @@ impl Service {
         Self {
             tree: Tree::new(),
             counters: Arc::default(),
+            crew: Arc::default(),
             passed: &[],
             views,
             handles: Handles::new(),

@@ -10,6 +10,7 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ambit_sysinfo::Views;
 use rustix::fs::{Mode, OFlags};
@@ -30,6 +31,9 @@ pub struct MountOptions {
     /// Threads that answer requests. More than containers can keep busy at once only wake each
     /// other up.
     pub threads: usize,
+    /// How long a reader waits for a file of the kernel that does not answer. Longer than accounting
+    /// has others wait for it: these are shown the last good numbers then.
+    pub patience: Duration,
     /// The source of the mount, and what follows `fuse.` in its type.
     pub name: &'static str,
     /// Files that everybody sees as the machine has them, named by their paths below the root.
@@ -40,7 +44,13 @@ impl MountOptions {
     /// The default: two threads.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), threads: 2, name: mount::NAME, passed: &[] }
+        Self {
+            path: path.into(),
+            threads: 2,
+            patience: Duration::from_secs(8),
+            name: mount::NAME,
+            passed: &[],
+        }
     }
 }
 
@@ -50,6 +60,7 @@ pub struct Overlay {
     /// The files of `/proc/pressure` once more, with triggers.
     pressure: Option<Connection>,
     name: &'static str,
+    patience: Duration,
     views: Arc<dyn Views>,
     counters: Arc<Counters>,
 }
@@ -60,12 +71,12 @@ impl Overlay {
     /// # Errors
     /// The mount point is in use, or a step failed; nothing stays mounted then.
     pub fn mount(options: MountOptions, views: Arc<dyn Views>) -> Result<Self, Error> {
-        let MountOptions { path, threads, name, passed } = options;
-        let filesystem = OverlayFilesystem::new(views.clone()).passing(passed);
+        let MountOptions { path, threads, patience, name, passed } = options;
+        let filesystem = OverlayFilesystem::passing(views.clone(), passed);
         let counters = filesystem.counters();
-        let place = Place { path: &path, name, threads };
+        let place = Place { path: &path, name, threads, patience };
         let connection = Connection::mount(place, Writes::Refused, filesystem)?;
-        let mut overlay = Self { connection, pressure: None, name, views, counters };
+        let mut overlay = Self { connection, pressure: None, name, patience, views, counters };
         overlay.mount_pressure();
         overlay.look_up_all();
         Ok(overlay)
@@ -89,7 +100,7 @@ impl Overlay {
     /// they cannot. Without them, all but triggers is as before.
     pub fn mount_pressure(&mut self) {
         let path = self.connection.path.join(pressure::DIRECTORY);
-        let place = Place { path: &path, name: self.name, threads: 1 };
+        let place = Place { path: &path, name: self.name, threads: 1, patience: self.patience };
         let filesystem = PressureFilesystem::new(self.views.clone());
         match Connection::mount(place, Writes::Allowed, filesystem) {
             Ok(connection) => self.pressure = Some(connection),
@@ -105,7 +116,7 @@ impl Overlay {
     pub fn takeover_pressure(&mut self, device: OwnedFd, init_record: &[u8]) -> Result<(), Error> {
         let init = InitRequest::from_record(init_record)?;
         let path = self.connection.path.join(pressure::DIRECTORY);
-        let place = Place { path: &path, name: self.name, threads: 1 };
+        let place = Place { path: &path, name: self.name, threads: 1, patience: self.patience };
         let filesystem = PressureFilesystem::new(self.views.clone());
         let connection = Connection::start(device, init, Stage::Live, place, filesystem)?;
         self.pressure = Some(connection);
@@ -155,12 +166,12 @@ impl Overlay {
         options: MountOptions,
         views: Arc<dyn Views>,
     ) -> Result<Self, Error> {
-        let MountOptions { path, threads, name, passed } = options;
-        let filesystem = OverlayFilesystem::new(views.clone()).passing(passed);
+        let MountOptions { path, threads, patience, name, passed } = options;
+        let filesystem = OverlayFilesystem::passing(views.clone(), passed);
         let counters = filesystem.counters();
-        let place = Place { path: &path, name, threads };
+        let place = Place { path: &path, name, threads, patience };
         let connection = Connection::start(device, init, stage, place, filesystem)?;
-        Ok(Self { connection, pressure: None, name, views, counters })
+        Ok(Self { connection, pressure: None, name, patience, views, counters })
     }
 
     /// Where it is mounted.

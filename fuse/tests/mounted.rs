@@ -10,8 +10,8 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -61,6 +61,21 @@ impl Views for Stuck {
         while left.is_err() {
             thread::park();
         }
+        Ok(Arc::clone(&self.view))
+    }
+}
+
+/// Keeps these threads waiting until they are taken off the list.
+struct Hangs {
+    view: Arc<View>,
+    threads: Mutex<Vec<u32>>,
+    changed: Condvar,
+}
+
+impl Views for Hangs {
+    fn view(&self, tid: u32) -> Result<Arc<View>, ambit_sysinfo::Error> {
+        let threads = self.threads.lock().unwrap();
+        drop(self.changed.wait_while(threads, |threads| threads.contains(&tid)).unwrap());
         Ok(Arc::clone(&self.view))
     }
 }
@@ -266,4 +281,47 @@ fn the_files_with_triggers_are_taken_over_too() {
     let refused = fs::write(&memory, "some 150000 2000000").unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(rustix::io::Errno::OPNOTSUPP.raw_os_error()));
     successor.unmount().unwrap();
+}
+
+#[test]
+fn others_are_served_while_every_thread_hangs() {
+    // As a kernel of today is served, and as one before 6.9: on a device of its own for each session.
+    for minor in [None, Some(39u32)] {
+        let place = Place::new();
+        let path = place.overlay();
+        let (child, device, mut record) = start_predecessor(&path);
+        kill(child);
+        if let Some(minor) = minor {
+            record[44..48].copy_from_slice(&minor.to_ne_bytes());
+        }
+        let views = Arc::new(Hangs {
+            view: Arc::new(container::view()),
+            threads: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        let options = MountOptions::new(&path);
+        let overlay = Overlay::takeover(device, &record, options, views.clone()).unwrap();
+        let hung: Vec<_> = (0..3)
+            .map(|_| {
+                let (views, uptime) = (Arc::clone(&views), path.join("proc/uptime"));
+                thread::spawn(move || {
+                    let tid = rustix::thread::gettid().as_raw_pid().unsigned_abs();
+                    views.threads.lock().unwrap().push(tid);
+                    fs::read_to_string(uptime).unwrap()
+                })
+            })
+            .collect();
+        while views.threads.lock().unwrap().len() < hung.len() {
+            thread::yield_now();
+        }
+        let text = fs::read_to_string(path.join("proc/loadavg")).unwrap();
+        assert_eq!(text, "0.50 0.25 0.12 2/9 77\n");
+        assert!(hung.iter().all(|one| !one.is_finished()));
+        views.threads.lock().unwrap().clear();
+        views.changed.notify_all();
+        for one in hung {
+            assert_eq!(one.join().unwrap(), "61.23 9.00\n");
+        }
+        overlay.unmount().unwrap();
+    }
 }

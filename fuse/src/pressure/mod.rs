@@ -28,10 +28,12 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use crate::connection::Manned;
 use crate::counters::Counters;
 use crate::filesystem::past_the_cache;
 use crate::service::{Service, errno};
 use crate::tree::{Node, ROOT};
+use crate::warden::Crew;
 use refused::refuse_the_rest;
 use triggers::Triggers;
 
@@ -45,17 +47,19 @@ const VALID: Duration = Duration::from_secs(365 * 24 * 3600);
 const MODE: u16 = 0o666;
 
 /// The three files.
+#[derive(Clone)]
 pub struct PressureFilesystem {
-    service: Service,
+    service: Arc<Service>,
     views: Arc<dyn Views>,
-    triggers: Triggers,
+    triggers: Arc<Triggers>,
 }
 
 impl PressureFilesystem {
     /// The files over these numbers.
     #[must_use]
     pub fn new(views: Arc<dyn Views>) -> Self {
-        Self { service: Service::new(views.clone()), views, triggers: Triggers::new() }
+        let service = Arc::new(Service::new(views.clone()));
+        Self { service, views, triggers: Arc::new(Triggers::new()) }
     }
 
     /// The node of the overlay that a node of ours is: our root is its directory.
@@ -103,15 +107,23 @@ impl PressureFilesystem {
 
     /// Runs the code of one request. When it panics, the reply it owned is dropped: EIO.
     fn guard(&self, request: impl FnOnce()) {
-        if catch_unwind(AssertUnwindSafe(request)).is_err() {
-            Counters::add(&self.service.counters.panics);
-        }
+        self.service.crew.at_work(|_| {
+            if catch_unwind(AssertUnwindSafe(request)).is_err() {
+                Counters::add(&self.service.counters.panics);
+            }
+        });
     }
 }
 
 impl fmt::Debug for PressureFilesystem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PressureFilesystem").finish_non_exhaustive()
+    }
+}
+
+impl Manned for PressureFilesystem {
+    fn crew(&self) -> Arc<Crew> {
+        Arc::clone(&self.service.crew)
     }
 }
 

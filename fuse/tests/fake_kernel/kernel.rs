@@ -102,9 +102,13 @@ impl Kernel {
 
     /// A connection that is begun, and its server.
     pub fn start(views: Arc<dyn Views>, threads: usize) -> (Self, Overlay) {
+        Self::start_with(views, MountOptions { threads, ..MountOptions::new("/nowhere") })
+    }
+
+    /// The same with other options.
+    pub fn start_with(views: Arc<dyn Views>, options: MountOptions) -> (Self, Overlay) {
         let (ours, device) = pair();
         rustix::net::send(&ours, &init_record(), SendFlags::empty()).unwrap();
-        let options = MountOptions { threads, ..MountOptions::new("/nowhere") };
         let overlay = Overlay::serve(device, options, views).unwrap();
         let mut kernel = Self::over(ours);
         let (unique, error, body) = kernel.receive();

@@ -14,6 +14,7 @@ use kernel::{
 #[path = "../fixtures/container.rs"]
 mod container;
 mod families;
+mod hanging;
 mod kernel;
 
 /// A container of one MiB per thread id; every view is newer than the one before.

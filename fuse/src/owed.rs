@@ -1,0 +1,109 @@
+//! The reply that a request still owes, where the warden finds it when its thread hangs.
+//!
+//! Whoever takes it answers: there is one reply, so the kernel is answered once, on the device from
+//! which the request came.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use fuser::{Errno, FileHandle, FopenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen};
+
+use crate::handles::UNKEPT;
+
+/// What every file is opened with.
+pub(crate) const OPENED: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_NOFLUSH);
+
+/// A reply to one of the requests that ask for numbers.
+pub(crate) trait Reply: Sized {
+    fn wrap(self) -> AnyReply;
+    fn unwrap(any: AnyReply) -> Option<Self>;
+}
+
+macro_rules! replies {
+    ($($kind:ident($reply:ty)),*) => {
+        #[derive(Debug)]
+        pub(crate) enum AnyReply {
+            $($kind($reply)),*
+        }
+
+        $(impl Reply for $reply {
+            fn wrap(self) -> AnyReply {
+                AnyReply::$kind(self)
+            }
+
+            fn unwrap(any: AnyReply) -> Option<Self> {
+                match any {
+                    AnyReply::$kind(reply) => Some(reply),
+                    _ => None,
+                }
+            }
+        })*
+    };
+}
+
+replies!(Open(ReplyOpen), Data(ReplyData), Entry(ReplyEntry), Attr(ReplyAttr));
+
+/// What a thread is at.
+#[derive(Debug, Default)]
+pub(crate) struct Turn {
+    /// How often it began or ended a request: odd while it is at one.
+    number: AtomicU64,
+    owed: Mutex<Option<AnyReply>>,
+}
+
+impl Turn {
+    pub(crate) fn begin(&self) {
+        self.next();
+    }
+
+    pub(crate) fn end(&self) {
+        self.next();
+    }
+
+    /// Nobody else writes it.
+    fn next(&self) {
+        let number = self.number();
+        self.number.store(number.wrapping_add(1), Ordering::Relaxed);
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.number.load(Ordering::Relaxed)
+    }
+
+    /// From now on the warden may answer.
+    pub(crate) fn owe(&self, reply: impl Reply) {
+        *self.lock() = Some(reply.wrap());
+    }
+
+    /// The reply, unless the warden has answered.
+    pub(crate) fn take<R: Reply>(&self) -> Option<R> {
+        let owed = self.lock().take();
+        owed.and_then(R::unwrap)
+    }
+
+    /// Drops a reply that nobody will send: the kernel is told EIO.
+    pub(crate) fn give_up(&self) {
+        drop(self.lock().take());
+    }
+
+    /// Answers in place of the thread, if it is still at this request. A file is opened without a
+    /// text: who reads it asks again, and is shown the last good numbers at once where a sample hangs.
+    pub(crate) fn answer_late(&self, number: u64) -> bool {
+        let mut owed = self.lock();
+        // The number of a request is written before its reply is put here.
+        let reply = if self.number() == number { owed.take() } else { None };
+        drop(owed);
+        match reply {
+            None => return false,
+            Some(AnyReply::Open(reply)) => reply.opened(FileHandle(UNKEPT), OPENED),
+            Some(AnyReply::Data(reply)) => reply.error(Errno::EIO),
+            Some(AnyReply::Entry(reply)) => reply.error(Errno::EIO),
+            Some(AnyReply::Attr(reply)) => reply.error(Errno::EIO),
+        }
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<AnyReply>> {
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
