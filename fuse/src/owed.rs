@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use fuser::{Errno, FileHandle, FopenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen};
+use rustix::thread::{Pid, gettid};
 
 use crate::handles::UNKEPT;
 
@@ -44,14 +45,26 @@ macro_rules! replies {
 replies!(Open(ReplyOpen), Data(ReplyData), Entry(ReplyEntry), Attr(ReplyAttr));
 
 /// What a thread is at.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Turn {
+    thread: Pid,
     /// How often it began or ended a request: odd while it is at one.
     number: AtomicU64,
     owed: Mutex<Option<AnyReply>>,
 }
 
 impl Turn {
+    /// That of the calling thread.
+    pub(crate) fn own() -> Self {
+        Self { thread: gettid(), number: AtomicU64::new(0), owed: Mutex::default() }
+    }
+
+    /// Does the thread run, or wait for a processor only? It does not hang then, however long it takes.
+    pub(crate) fn is_running(&self) -> bool {
+        let stat = std::fs::read(format!("/proc/self/task/{}/stat", self.thread));
+        stat.is_ok_and(|stat| state(&stat) == Some(b'R'))
+    }
+
     pub(crate) fn begin(&self) {
         self.next();
     }
@@ -105,5 +118,25 @@ impl Turn {
 
     fn lock(&self) -> MutexGuard<'_, Option<AnyReply>> {
         self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The state of a task in its `stat`: what follows its name, which may have any bytes.
+fn state(stat: &[u8]) -> Option<u8> {
+    let name_ends = stat.iter().rposition(|&byte| byte == b')')?;
+    stat.get(name_ends + 2).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_runs_does_not_hang() {
+        let turn = Turn::own();
+        assert!(turn.is_running());
+        assert!(!Turn { thread: Pid::INIT, ..Turn::own() }.is_running(), "no thread of ours");
+        assert_eq!(state(b"7 (a) R b) D 1 7"), Some(b'D'));
+        assert_eq!(state(b"7 (a)"), None);
     }
 }

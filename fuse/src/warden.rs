@@ -22,8 +22,9 @@ use crate::owed::Turn;
 
 /// How often is looked while there are requests.
 const LOOK: Duration = Duration::from_millis(200);
-/// A thread that so many looks find at the same request hangs. Looks and not a clock, because
-/// this process may have been stopped meanwhile.
+/// A thread that so many looks find asleep at the same request hangs. Looks and not a clock, because
+/// this process may have been stopped meanwhile; asleep, because where processors are short a
+/// request may take long.
 const HUNG: u32 = 5;
 /// So many looks without a request, and it sleeps.
 const QUIET: u32 = 10;
@@ -68,7 +69,7 @@ impl Crew {
     }
 
     fn enlist(&self) -> Arc<Turn> {
-        let turn = Arc::<Turn>::default();
+        let turn = Arc::new(Turn::own());
         lock(&self.turns).push(turn.clone());
         turn
     }
@@ -148,7 +149,11 @@ impl Warden {
             let now = turn.number();
             let is_at_work = now % 2 == 1;
             active |= is_at_work || now != *seen;
-            *looks = if now == *seen && is_at_work { *looks + 1 } else { 0 };
+            if now != *seen || !is_at_work {
+                *looks = 0;
+            } else if !turn.is_running() {
+                *looks += 1;
+            }
             *seen = now;
             held += usize::from(*looks >= HUNG);
             if *looks == self.late && turn.answer_late(now) {
