@@ -9,7 +9,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 help:
 	@echo 'make demo         what a container sees with and without ambit, side by side (root)'
 	@echo 'make build        the program, target/release/ambit'
-	@echo 'make test         everything below, in order (root)'
+	@echo 'make test         everything below, the guests (uml, qemu) at once (root)'
 	@echo '  make lint         format and clippy'
 	@echo '  make test-unit    unit tests and documentation tests'
 	@echo '  make fuzz         each fuzz target for some seconds (FUZZ_SECONDS=)'
