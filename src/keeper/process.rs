@@ -368,7 +368,9 @@ impl Keeper {
                 } else {
                     (self.pause * 2).clamp(Duration::from_millis(1), longest)
                 };
-                self.start_at = Some(now + self.pause);
+                // One that stands by is there already, and took its time.
+                let pause = if served && self.standby.is_some() { Duration::ZERO } else { self.pause };
+                self.start_at = Some(now + pause);
                 None
             }
         }
