@@ -19,6 +19,8 @@ use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::kernel_text::control_groups;
+
 /// How long all mounts together may take to answer. Those that do not are taken for alive: their
 /// device may be kept for a successor.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -111,10 +113,8 @@ fn is_below_a_stranger(mount: &Mounted, mounts: &[Mounted]) -> bool {
 
 /// The last part of a process's cgroup. A container may have chosen it.
 fn cgroup_of(process: &Path) -> String {
-    let text = fs::read_to_string(process.join("cgroup")).unwrap_or_default();
-    let last =
-        |line: &str| line.rsplit('/').next().filter(|last| !last.is_empty()).map(str::to_owned);
-    let name = text.lines().find_map(last).unwrap_or_else(|| "without a cgroup".to_owned());
+    let text = fs::read(process.join("cgroup")).unwrap_or_default();
+    let name = control_groups::name(&text).unwrap_or_else(|| "without a cgroup".to_owned());
     name.escape_debug().to_string()
 }
 

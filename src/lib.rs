@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod dead_mounts;
 pub mod intercept;
 pub mod keeper;
+pub mod kernel_text;
 pub mod logging;
 pub mod lxcfs;
 pub mod notify;

@@ -17,6 +17,8 @@ pub mod error;
 pub mod families;
 pub mod files;
 pub mod filesystem;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod handles;
 pub mod mount;
 pub mod mountinfo;

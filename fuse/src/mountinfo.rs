@@ -1,4 +1,4 @@
-//! Which mount is on top at a path, from `/proc/self/mountinfo`.
+//! The list of mounts, `/proc/self/mountinfo`, and which one is on top at a path.
 //!
 //! The list is read instead of asking the mount itself: a mount whose server is dead or stuck
 //! answers with an error, or never. Format: `proc_pid_mountinfo(5)`.
@@ -10,8 +10,10 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 /// A mount, as far as it matters here.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mounted {
+    /// Where in the filesystem it begins.
+    pub root: PathBuf,
     /// Where it is mounted.
     pub path: PathBuf,
     /// Minor number of its device: for FUSE the number of the connection.
@@ -20,12 +22,21 @@ pub struct Mounted {
     pub kind: String,
     /// Source, such as `ambit` or a block device.
     pub source: String,
+    /// Options of the filesystem itself, separated by commas.
+    pub options: String,
 }
 
 /// The topmost mount exactly at a path, which must be absolute and free of symbolic links.
 pub(crate) fn top(path: &Path) -> io::Result<Option<Mounted>> {
-    let text = fs::read("/proc/self/mountinfo")?;
-    Ok(all(&text).filter(|mount| mount.path == path).last())
+    Ok(own()?.into_iter().rfind(|mount| mount.path == path))
+}
+
+/// All mounts that this process sees.
+///
+/// # Errors
+/// There is no `/proc`.
+pub fn own() -> io::Result<Vec<Mounted>> {
+    Ok(all(&fs::read("/proc/self/mountinfo")?).collect())
 }
 
 /// All mounts of a list, those further up later.
@@ -37,12 +48,15 @@ fn parse(line: &[u8]) -> Option<Mounted> {
     let mut fields = line.split(|&byte| byte == b' ');
     let device = std::str::from_utf8(fields.nth(2)?).ok()?;
     let (major, minor) = device.split_once(':')?;
-    let path = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
+    let name = |field: &[u8]| PathBuf::from(OsString::from_vec(unescape(field)));
+    let (root, path) = (name(fields.next()?), name(fields.next()?));
     fields.find(|field| *field == b"-")?;
     let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
     // Only filesystems without a block device can be connections of FUSE.
     let minor = if major == "0" { minor.parse().ok()? } else { 0 };
-    Some(Mounted { path, minor, kind: text(fields.next()?), source: text(fields.next()?) })
+    let (kind, source) = (text(fields.next()?), text(fields.next()?));
+    let options = text(fields.next().unwrap_or_default());
+    Some(Mounted { root, path, minor, kind, source, options })
 }
 
 /// Blank, tab, newline and backslash are written as three octal digits.
@@ -70,6 +84,7 @@ mod tests {
         let found = parse(line).unwrap();
         assert_eq!(found.path, Path::new("/var/lib/a b"));
         assert_eq!((found.minor, &*found.kind, &*found.source), (47, "fuse.ambit", "am\\bit"));
+        assert_eq!((&*found.root, &*found.options), (Path::new("/"), "ro,user_id=0"));
         assert_eq!(parse(b""), None);
     }
 

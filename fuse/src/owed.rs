@@ -122,7 +122,7 @@ impl Turn {
 }
 
 /// The state of a task in its `stat`: what follows its name, which may have any bytes.
-fn state(stat: &[u8]) -> Option<u8> {
+pub(crate) fn state(stat: &[u8]) -> Option<u8> {
     let name_ends = stat.iter().rposition(|&byte| byte == b')')?;
     stat.get(name_ends + 2).copied()
 }

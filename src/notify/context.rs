@@ -6,8 +6,8 @@
 //! handed out again after a whole round through the pid space; the answer itself is checked by
 //! the kernel.
 
-use std::io::{IoSlice, IoSliceMut, Read};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use ambit_sysinfo::{View, Views};
@@ -23,6 +23,7 @@ use super::call::Call;
 use super::handler::{Cause, Refusal};
 use super::listener::id_valid;
 use super::settings::Settings;
+use crate::kernel_text;
 
 /// No page is smaller.
 const PAGE: usize = 4096;
@@ -168,14 +169,9 @@ impl Context<'_> {
 
     /// The target's `/proc/<tid>/status` as far as it matters; nothing when the target is gone.
     pub(super) fn status(&self, call: &Call) -> Vec<u8> {
-        let mut status = Vec::with_capacity(4096);
-        if let Ok(file) = self.open(call, "status") {
-            let read = std::fs::File::from(file).take(16_384).read_to_end(&mut status);
-            if read.is_err() || self.still_pending().is_err() {
-                status.clear();
-            }
-        }
-        status
+        let read =
+            self.proc(call).ok().and_then(|proc| kernel_text::read(proc.as_fd(), "status").ok());
+        read.filter(|_| self.still_pending().is_ok()).unwrap_or_default()
     }
 
     /// Makes sure that the target still waits.

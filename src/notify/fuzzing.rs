@@ -8,7 +8,7 @@ use libseccomp_sys::{seccomp_data, seccomp_notif_resp};
 use super::call::Call;
 use super::dispatch::Dispatch;
 use super::syscalls::HANDLERS;
-use super::{lxc_packet, oci};
+use super::{audit, lxc_packet, oci, thread_id};
 
 /// The table of trapped calls, which takes a while to build.
 #[derive(Debug)]
@@ -60,6 +60,12 @@ impl Default for Calls {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Takes what is read of a target: the text of its `/proc/<tid>/status`.
+pub fn status(text: &[u8]) {
+    let _ = audit::Caller::parse(text);
+    let _ = thread_id::innermost(text);
 }
 
 /// Takes what a runtime sends with a listener.

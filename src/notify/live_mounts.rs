@@ -11,6 +11,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::fs::inotify::{self, CreateFlags};
 
+use crate::kernel_text;
+
 /// The filesystems of all containers.
 #[derive(Debug, Default)]
 pub(super) struct LiveMounts {
@@ -97,9 +99,8 @@ fn live(watches: &OwnedFd) -> std::io::Result<HashSet<i32>> {
     // What they have reported only takes room.
     let mut events = [0; 4096];
     while rustix::io::read(watches, &mut events).is_ok_and(|length| length > 0) {}
-    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", watches.as_raw_fd()))?;
-    let numbers = text.lines().filter_map(|line| line.strip_prefix("inotify wd:"));
-    Ok(numbers.filter_map(|line| i32::from_str_radix(line.split(' ').next()?, 16).ok()).collect())
+    let text = std::fs::read(format!("/proc/self/fdinfo/{}", watches.as_raw_fd()))?;
+    Ok(kernel_text::watches::parse(&text))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::account::{Account, Accounts};
 use super::policy::Policy;
+use crate::kernel_text::control_groups;
 
 /// What is known of a container when its listener arrives.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,11 +185,7 @@ impl Member {
 /// A control group, from a file `/proc/<pid>/cgroup`: that of cgroup v2 if it is in one, or that of
 /// the first controller that has one. Empty when there is no such process.
 pub(super) fn cgroup_of(file: &str) -> String {
-    let text = std::fs::read_to_string(file).unwrap_or_default();
-    let paths = || text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
-    let unified = text.lines().find_map(|line| line.strip_prefix("0::"));
-    let chosen = unified.filter(|path| *path != "/").or_else(|| paths().find(|path| *path != "/"));
-    chosen.or_else(|| paths().next()).unwrap_or_default().to_owned()
+    control_groups::path(&std::fs::read(file).unwrap_or_default())
 }
 
 #[cfg(test)]

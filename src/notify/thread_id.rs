@@ -2,15 +2,15 @@
 //!
 //! Interceptors that take them for ids of the host act on strangers.
 
-use std::io::Read;
 use std::os::fd::AsFd;
 
-use ambit_sysinfo::scan;
 use nix::errno::Errno;
 
 use super::call::Call;
 use super::context::Context;
 use super::handler::Refusal;
+use crate::kernel_text;
+use crate::kernel_text::status::Status;
 use crate::sys::pid_in_namespace::pid_from_namespace;
 
 /// The thread that the target calls `id`, as we call it. `None`: there is none, or this kernel
@@ -27,22 +27,16 @@ pub(super) fn translate(call: &Call, cx: &Context<'_>, id: i32) -> Result<Option
 }
 
 fn own(call: &Call, cx: &Context<'_>, id: i32) -> Result<Option<i32>, Refusal> {
-    let mut status = Vec::with_capacity(4096);
-    let mut file = std::fs::File::from(cx.open(call, "status")?);
-    // `NSpid:` stands in the first KiB; what is longer was not written by the kernel.
-    if file.by_ref().take(16_384).read_to_end(&mut status).is_err() {
-        return Err(Refusal::Gone);
-    }
+    // It may be long, with many groups: they stand before `NSpid:`.
+    let status = kernel_text::read(cx.proc(call)?.as_fd(), "status").map_err(|_| Refusal::Gone)?;
     let own = innermost(&status);
-    Ok((own.is_some() && own == u64::try_from(id).ok()).then(|| call.tid.cast_signed()))
+    Ok((own.is_some() && own == u32::try_from(id).ok()).then(|| call.tid.cast_signed()))
 }
 
 /// The last number of the line `NSpid:`, or `Pid:` where the kernel has no namespaces.
-fn innermost(status: &[u8]) -> Option<u64> {
-    let value = |label: &[u8]| scan::lines(status).find_map(|line| line.strip_prefix(label));
-    let ids = value(b"NSpid:").or_else(|| value(b"Pid:"))?;
-    let last = ids.rsplit(u8::is_ascii_whitespace).find(|word| !word.is_empty())?;
-    scan::decimal(last)
+pub(super) fn innermost(status: &[u8]) -> Option<u32> {
+    let last = |label| Status(status).numbers(label).last();
+    last("NSpid:").or_else(|| last("Pid:"))
 }
 
 #[cfg(test)]

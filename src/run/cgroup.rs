@@ -13,13 +13,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use ambit_fuse::mountinfo::Mounted;
 use anyhow::{Context, Result};
 use cgroups_rs::CgroupPid;
 use cgroups_rs::fs::Cgroup;
 use cgroups_rs::fs::hierarchies::{UNIFIED_MOUNTPOINT, V1, is_cgroup2_unified_mode};
 
 use super::args::RunArgs;
-use super::hostmounts::{self, Mount};
+use super::hostmounts;
 use super::limits;
 
 /// The folder that all sandboxes of this user share.
@@ -70,7 +71,7 @@ impl Group {
         anyhow::bail!("control groups named run-{owner} are in use: remove them below {FAMILY}")
     }
 
-    fn describe(id: String, owner: u32, own: &Own, mounts: &[Mount]) -> Self {
+    fn describe(id: String, owner: u32, own: &Own, mounts: &[Mounted]) -> Self {
         let name = format!("{FAMILY}/{id}");
         if is_cgroup2_unified_mode() {
             let groups = Cgroup::load(cgroups_rs::fs::hierarchies::auto(), &name);
@@ -93,7 +94,7 @@ impl Group {
         }
         let beside = own.unified.as_ref().and_then(|path| {
             let mount = mounts.iter().find(|mount| mount.kind == "cgroup2")?;
-            Some(mount.point.join(path.strip_prefix(&mount.root).ok()?).join(&name))
+            Some(mount.path.join(path.strip_prefix(&mount.root).ok()?).join(&name))
         });
         if let Some(place) = &beside {
             places.push((shelf_name(place, mounts), place.clone()));
@@ -212,11 +213,11 @@ fn below_mount(path: &str, controller: &str) -> String {
 }
 
 /// The name of the mount below `/sys/fs/cgroup` that a place is on.
-fn shelf_name(place: &Path, mounts: &[Mount]) -> String {
+fn shelf_name(place: &Path, mounts: &[Mounted]) -> String {
     mounts
         .iter()
-        .filter(|mount| mount.kind.starts_with("cgroup") && place.starts_with(&mount.point))
-        .filter_map(|mount| mount.point.file_name())
+        .filter(|mount| mount.kind.starts_with("cgroup") && place.starts_with(&mount.path))
+        .filter_map(|mount| mount.path.file_name())
         .next_back()
         .map_or_else(|| "cgroup".to_owned(), |name| name.to_string_lossy().into_owned())
 }
@@ -281,11 +282,11 @@ mod tests {
 
     #[test]
     fn a_group_is_shown_under_its_hierarchys_name() {
-        let mount = |point: &str, kind: &str| Mount {
+        let mount = |path: &str, kind: &str| Mounted {
             root: "/".into(),
-            point: point.into(),
+            path: path.into(),
             kind: kind.into(),
-            options: "rw".into(),
+            ..Mounted::default()
         };
         let mounts = [
             mount("/sys/fs/cgroup", "tmpfs"),

@@ -2,12 +2,12 @@
 //!
 //! A recursive clone would not do: it fails as a whole when one filesystem in it cannot be
 //! idmapped, and it would carry the kernel's own filesystems and other programs' FUSE mounts
-//! along. Pure parsing; the only file read is `/proc/self/mountinfo`.
+//! along.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use ambit_fuse::mountinfo::{self, Mounted};
 use anyhow::{Context, Result};
 
 /// Filesystems that show the kernel's state, or that only their owner may look into.
@@ -39,36 +39,22 @@ const KERNELS: [&str; 25] = [
     "tracefs",
 ];
 
-/// One line of mountinfo.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Mount {
-    /// Where in the filesystem the mount begins.
-    pub(super) root: PathBuf,
-    /// Where it is mounted.
-    pub(super) point: PathBuf,
-    /// The filesystem's name, such as `ext4`.
-    pub(super) kind: String,
-    /// Options of the filesystem itself, separated by commas.
-    pub(super) options: String,
-}
-
 /// All mounts this process sees.
-pub(super) fn all() -> Result<Vec<Mount>> {
-    let file = "/proc/self/mountinfo";
-    let text = std::fs::read(file).with_context(|| format!("cannot read {file}"))?;
-    Ok(text.split(|&byte| byte == b'\n').filter_map(parse).collect())
+pub(super) fn all() -> Result<Vec<Mounted>> {
+    mountinfo::own().context("cannot read /proc/self/mountinfo")
 }
 
 /// The places below `folder` where something worth showing is mounted, outer ones first. What
 /// lies below one of `hidden` or below a filesystem of the kernel's is left out.
-pub(super) fn below(mounts: &[Mount], folder: &Path, hidden: &[&str]) -> Vec<PathBuf> {
-    let kernels =
-        |mount: &&Mount| KERNELS.contains(&mount.kind.as_str()) || mount.kind.starts_with("fuse.");
+pub(super) fn below(mounts: &[Mounted], folder: &Path, hidden: &[&str]) -> Vec<PathBuf> {
+    let kernels = |mount: &&Mounted| {
+        KERNELS.contains(&mount.kind.as_str()) || mount.kind.starts_with("fuse.")
+    };
     let mut closed: Vec<&Path> = hidden.iter().map(Path::new).collect();
-    closed.extend(mounts.iter().filter(kernels).map(|mount| mount.point.as_path()));
+    closed.extend(mounts.iter().filter(kernels).map(|mount| mount.path.as_path()));
     let mut points: Vec<PathBuf> = mounts
         .iter()
-        .map(|mount| &mount.point)
+        .map(|mount| &mount.path)
         .filter(|point| point.as_path() != folder && point.starts_with(folder))
         .filter(|point| !closed.iter().any(|place| *place != folder && point.starts_with(place)))
         .cloned()
@@ -76,33 +62,6 @@ pub(super) fn below(mounts: &[Mount], folder: &Path, hidden: &[&str]) -> Vec<Pat
     points.sort();
     points.dedup();
     points
-}
-
-fn parse(line: &[u8]) -> Option<Mount> {
-    let mut fields = line.split(|&byte| byte == b' ');
-    let root = unescape(fields.nth(3)?);
-    let point = unescape(fields.next()?);
-    let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
-    let kind = String::from_utf8_lossy(fields.next()?).into_owned();
-    // After the source.
-    let options = String::from_utf8_lossy(fields.nth(1).unwrap_or_default()).into_owned();
-    Some(Mount { root, point, kind, options })
-}
-
-/// Undoes the kernel's `\040` for bytes that would break the line.
-fn unescape(field: &[u8]) -> PathBuf {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&first, tail)) = rest.split_first() {
-        let octal = tail
-            .get(..3)
-            .filter(|_| first == b'\\')
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        bytes.push(octal.unwrap_or(first));
-        rest = if octal.is_some() { &tail[3..] } else { tail };
-    }
-    PathBuf::from(OsString::from_vec(bytes))
 }
 
 /// A path relative to `/`, as calls below a root's descriptor want it.
@@ -128,17 +87,8 @@ mod tests {
 44 43 0:42 / /run/user/0 rw - tmpfs tmpfs rw
 ";
 
-    fn mounts() -> Vec<Mount> {
-        MOUNTS.as_bytes().split(|&byte| byte == b'\n').filter_map(parse).collect()
-    }
-
-    #[test]
-    fn lines_are_taken_apart() {
-        let mounts = mounts();
-        assert_eq!(mounts.len(), 9);
-        assert_eq!((mounts[1].kind.as_str(), mounts[1].options.as_str()), ("sysfs", "rw"));
-        assert_eq!(mounts[4].point, Path::new("/srv/my data"));
-        assert_eq!(mounts[4].root, Path::new("/sub"));
+    fn mounts() -> Vec<Mounted> {
+        mountinfo::all(MOUNTS.as_bytes()).collect()
     }
 
     #[test]

@@ -8,11 +8,12 @@
 
 use std::path::{Path, PathBuf};
 
+use ambit_fuse::mountinfo::Mounted;
 use anyhow::{Context, Result};
 use rustix::mount::MountAttrFlags;
 
 use super::args::Bind;
-use super::hostmounts::{self, Mount};
+use super::hostmounts;
 use super::mounts::{Detached, Kind, Root};
 use super::owners::Owners;
 use super::{cgroupview, dev, mask};
@@ -110,7 +111,7 @@ fn belongs(source: &Path, owners: &Owners) -> bool {
 /// Copies what is mounted below a folder of the host to the same places below the target.
 fn copy_below(
     root: &Root,
-    mounts: &[Mount],
+    mounts: &[Mounted],
     folder: &Path,
     target: &Path,
     set: MountAttrFlags,

@@ -19,6 +19,8 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::kernel_text;
+
 use super::bind::Bind;
 use super::caller::{Caller, Facts};
 use super::child::leave;
@@ -173,7 +175,7 @@ impl From<&Caller> for Told {
 /// control groups, is not spared.
 fn spare_nobody() {
     const FILE: &str = "/proc/self/oom_score_adj";
-    let score = std::fs::read_to_string(FILE).ok().and_then(|text| text.trim().parse::<i32>().ok());
+    let score = std::fs::read(FILE).ok().and_then(|text| kernel_text::numbers::<i32>(&text).next());
     if score.is_some_and(|score| score < 0) {
         let _ = std::fs::write(FILE, "0");
     }

@@ -12,6 +12,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::failure::{Failure, OrFail};
+use crate::kernel_text;
 use crate::sys::fork::{Fork, fork};
 
 /// How long a killed process may take to end: it may be held up in a filesystem that hangs.
@@ -119,10 +120,8 @@ fn descendants(pid: Pid) -> Vec<Pid> {
     let mut next = 0;
     while let Some(&pid) = found.get(next) {
         let file = format!("/proc/{pid}/task/{pid}/children");
-        let children = std::fs::read_to_string(file).unwrap_or_default();
-        found.extend(
-            children.split_whitespace().filter_map(|id| id.parse().ok()).map(Pid::from_raw),
-        );
+        let children = std::fs::read(file).unwrap_or_default();
+        found.extend(kernel_text::numbers(&children).map(Pid::from_raw));
         next += 1;
     }
     found.split_off(1)

@@ -1,5 +1,6 @@
 //! The accounting of one daemon: start it once, ask it from any thread.
 
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -59,13 +60,22 @@ impl Accounting {
     /// # Errors
     /// procfs or sysfs cannot be read.
     pub fn with(options: Options, hierarchies: Hierarchies) -> Result<Arc<Self>, Error> {
-        let read = |file: &str| {
-            let file = file.to_owned();
-            move |source| Error::Read { file, source }
-        };
-        let proc = Arc::new(Procfs::private().map_err(read("/proc"))?);
-        let host =
-            HostFiles::open(proc.clone(), Path::new("/sys")).map_err(read("/proc/meminfo"))?;
+        let proc = Procfs::private().map_err(read("/proc"))?;
+        Self::over(options, hierarchies, proc, Path::new("/sys"))
+    }
+
+    /// The same with a given procfs and sysfs.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn over(
+        options: Options,
+        hierarchies: Hierarchies,
+        proc: Procfs,
+        sys: &Path,
+    ) -> Result<Arc<Self>, Error> {
+        let proc = Arc::new(proc);
+        let host = HostFiles::open(proc.clone(), sys).map_err(read("/proc/meminfo"))?;
         let own = std::process::id();
         let open_containers = options.open_containers.min(affordable());
         let options = Options { open_containers, ..options };
@@ -225,6 +235,12 @@ impl Wake {
             .unwrap_or_else(PoisonError::into_inner);
         !state.ended
     }
+}
+
+/// What failed when a file was read.
+fn read(file: &str) -> impl FnOnce(io::Error) -> Error {
+    let file = file.to_owned();
+    move |source| Error::Read { file, source }
 }
 
 /// How many containers keep their files open: some forty each, and twice as many in between, out of half of

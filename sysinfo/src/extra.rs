@@ -312,6 +312,11 @@ fn name_and_size(
     Some((name, scan::decimal(text)?.saturating_mul(512)))
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn parse(kernel: &dyn RawFiles) {
+    let _ = name_and_size(kernel, 8, 0, &mut Vec::new());
+}
+
 #[cfg(test)]
 mod tests {
     use std::io;

@@ -4,19 +4,21 @@
 //! mean: whatever the bytes are, no parser may panic, and none may take longer than the text is
 //! long.
 
+use std::io;
 use std::sync::Arc;
 
 use crate::cpu::{self, CpuClock, CpuPolicy};
 use crate::cpuset::CpuSet;
 use crate::extra::{Events, Extra};
 use crate::hierarchy::Controller;
-use crate::host::{Host, HostTexts};
+use crate::host::{Host, HostTexts, RawFiles};
 use crate::membership::Membership;
 use crate::policy::SwapPolicy;
 use crate::sample::Sample;
 use crate::view::{Clock, Load, Origin, Tasks, View};
 use crate::{
-    clock, derive, hierarchy, kernel_names, namespace_init, scan, source, tasks, topology,
+    clock, derive, extra, hierarchy, kernel_names, namespace_init, personality, pressure, procfs,
+    scan, source, tasks, topology,
 };
 
 /// Every parser of text that comes from the kernel.
@@ -32,16 +34,28 @@ pub fn parse_all(text: &[u8]) {
     for controller in Controller::ALL {
         let _ = membership.legacy(controller);
     }
-    hierarchy::parse_mounts(text);
+    hierarchy::parse(text);
     let _ = (clock::start_of(text), clock::boottime_offset(text));
     let _ = (scan::signed(text), scan::limit(text), scan::words(text).count());
-    let _ = namespace_init::innermost_pid(text);
+    let _ = (namespace_init::innermost_pid(text), procfs::inode(text));
+    let _ = (personality::is_32_bit(text), pressure::has_resource_capability(text));
     tasks::parse(text);
     topology::parse(text);
     kernel_names::parse(text);
     source::parse(text);
     let mut io = Vec::new();
     source::extra::parse(text, &mut io, &mut [0; Events::NAMES.len()]);
+    extra::parse(&Same(text));
+}
+
+/// A machine all of whose files have one text.
+struct Same<'t>(&'t [u8]);
+
+impl RawFiles for Same<'_> {
+    fn read(&self, _path: &str, text: &mut Vec<u8>) -> io::Result<()> {
+        text.extend_from_slice(self.0);
+        Ok(())
+    }
 }
 
 /// The view of a container whose files have these texts, one after the other.

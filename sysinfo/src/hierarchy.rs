@@ -196,14 +196,18 @@ fn unified_controllers(mount: &Mount) -> Result<Vec<Controller>, Error> {
             return Err(Error::Read { file, source });
         }
     }
+    Ok(listed(&text))
+}
+
+fn listed(text: &[u8]) -> Vec<Controller> {
     let mut controllers: Vec<_> = Controller::ALL
         .into_iter()
-        .filter(|controller| scan::words(&text).any(|word| word == controller.name().as_bytes()))
+        .filter(|controller| scan::words(text).any(|word| word == controller.name().as_bytes()))
         .collect();
     if controllers.contains(&Controller::Cpu) {
         controllers.push(Controller::Cpuacct);
     }
-    Ok(controllers)
+    controllers
 }
 
 struct MountLine<'t> {
@@ -228,7 +232,8 @@ impl<'t> MountLine<'t> {
 }
 
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) fn parse_mounts(text: &[u8]) {
+pub(crate) fn parse(text: &[u8]) {
+    assert!(listed(text).len() <= Controller::ALL.len() + 1);
     for mount in scan::lines(text).filter_map(MountLine::parse) {
         let _ = (mount.root, mount.point, mount.fstype, mount.options);
     }

@@ -42,10 +42,31 @@ struct Raw {
 struct Texts {
     meminfo: Vec<u8>,
     online: Vec<u8>,
-    online_before: Vec<u8>,
     cpuinfo: Vec<u8>,
     stat: Vec<u8>,
     long_taken: Option<u64>,
+    fresh: Vec<u8>,
+}
+
+impl Texts {
+    /// Puts what is read in the place of what was read last, which stays when nothing is to be had.
+    /// Is it another text?
+    fn replace(
+        &mut self,
+        text: impl Fn(&mut Self) -> &mut Vec<u8>,
+        read: impl FnOnce(&mut Vec<u8>) -> io::Result<()>,
+    ) -> bool {
+        let mut fresh = std::mem::take(&mut self.fresh);
+        fresh.clear();
+        let is_read = read(&mut fresh).is_ok() && !fresh.is_empty();
+        let text = text(self);
+        let is_new = is_read && *text != fresh;
+        if is_new {
+            std::mem::swap(text, &mut fresh);
+        }
+        self.fresh = fresh;
+        is_new
+    }
 }
 
 impl HostFiles {
@@ -83,22 +104,18 @@ impl HostFiles {
     }
 
     fn refresh(&self, texts: &mut Texts, now: u64) {
-        let proc = &self.raw.proc;
-        let replace = |text: &mut Vec<u8>, path| {
-            text.clear();
-            // An unreadable file leaves its part of the last snapshot.
-            proc.read(path, text).is_ok()
-        };
-        replace(&mut texts.meminfo, "meminfo");
-        std::mem::swap(&mut texts.online, &mut texts.online_before);
-        texts.online.clear();
-        let _ = self.raw.read("sys/devices/system/cpu/online", &mut texts.online);
+        let raw = &self.raw;
+        texts.replace(|texts| &mut texts.meminfo, |text| raw.proc.read("meminfo", text));
+        let moved = texts.replace(
+            |texts| &mut texts.online,
+            |text| raw.read("sys/devices/system/cpu/online", text),
+        );
         let stale = texts.long_taken.is_none_or(|taken| now.saturating_sub(taken) > LONG);
         let last = self.snapshot.load();
-        let long = stale || texts.online != texts.online_before;
+        let (first, long) = (texts.long_taken.is_none(), stale || moved);
         if long {
-            replace(&mut texts.cpuinfo, "cpuinfo");
-            replace(&mut texts.stat, "stat");
+            texts.replace(|texts| &mut texts.cpuinfo, |text| raw.proc.read("cpuinfo", text));
+            texts.replace(|texts| &mut texts.stat, |text| raw.proc.read("stat", text));
             texts.long_taken = Some(now);
         }
         let mut host = Host::parse(HostTexts {
@@ -119,7 +136,7 @@ impl HostFiles {
         if host.online.is_empty() {
             host.online = host.cpuinfo.blocks().map(|(cpu, _)| cpu).collect();
         }
-        host.topology = if texts.online != texts.online_before {
+        host.topology = if first || moved {
             Arc::new(Topology::read(self.raw.sys.as_fd()))
         } else {
             last.topology.clone()

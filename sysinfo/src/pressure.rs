@@ -82,12 +82,15 @@ pub(crate) fn open(
 /// Has a thread the capability, in whichever user namespace? So the kernel asks as well.
 pub(crate) fn is_privileged(tid: u32, shared: &Shared) -> bool {
     let mut text = Vec::new();
-    shared.proc.read_of(tid, "status", &mut text).is_ok_and(|text| {
-        let effective = scan::lines(text).find_map(|line| line.strip_prefix(b"CapEff:\t"));
-        let set = effective.and_then(|digits| std::str::from_utf8(digits).ok());
-        set.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok())
-            .is_some_and(|set| set & SYS_RESOURCE != 0)
-    })
+    shared.proc.read_of(tid, "status", &mut text).is_ok_and(has_resource_capability)
+}
+
+/// The text is `/proc/<tid>/status`.
+pub(crate) fn has_resource_capability(status: &[u8]) -> bool {
+    let effective = scan::lines(status).find_map(|line| line.strip_prefix(b"CapEff:\t"));
+    let set = effective.and_then(|digits| std::str::from_utf8(digits).ok());
+    set.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok())
+        .is_some_and(|set| set & SYS_RESOURCE != 0)
 }
 
 fn failed(tid: u32, name: &str, source: io::Error) -> Error {

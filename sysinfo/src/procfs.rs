@@ -72,9 +72,7 @@ impl Procfs {
         let path = ShortPath::of_process(tid, "ns/pid");
         let mut target = [0u8; 48];
         let len = rustix::fs::readlinkat_raw(&self.root, path.as_c_str(), &mut target)?;
-        // "pid:[4026531836]"
-        let inode = target[..len].strip_prefix(b"pid:[").and_then(crate::scan::decimal);
-        inode.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+        inode(&target[..len]).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
     }
 
     /// Opens a task's pid namespace.
@@ -110,6 +108,11 @@ impl AsFd for Procfs {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
+}
+
+/// The number in a link such as `pid:[4026531836]`.
+pub(crate) fn inode(link: &[u8]) -> Option<u64> {
+    link.strip_prefix(b"pid:[").and_then(crate::scan::decimal)
 }
 
 #[cfg(test)]

@@ -162,7 +162,7 @@ impl Member {
 }
 
 /// The number of a name such as `cpu12`, written as the kernel writes it.
-fn numbered(name: &[u8], prefix: &str) -> Option<u32> {
+pub(crate) fn numbered(name: &[u8], prefix: &str) -> Option<u32> {
     let digits = std::str::from_utf8(name.strip_prefix(prefix.as_bytes())?).ok()?;
     let number: u32 = digits.parse().ok()?;
     let plain = digits.bytes().all(|byte| byte.is_ascii_digit());

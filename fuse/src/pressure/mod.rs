@@ -36,6 +36,8 @@ use crate::tree::{Node, ROOT};
 use crate::warden::Crew;
 use refused::refuse_the_rest;
 use triggers::Triggers;
+#[cfg(feature = "fuzzing")]
+pub(crate) use triggers::window;
 
 /// Where it is mounted, below the root of the overlay.
 pub const DIRECTORY: &str = "proc/pressure";

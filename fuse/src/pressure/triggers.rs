@@ -195,7 +195,7 @@ fn watch(shared: &Shared, files: &Mutex<HashMap<u64, Armed>>) {
 }
 
 /// The window of a trigger, `some|full THRESHOLD WINDOW`, in microseconds.
-fn window(text: &[u8]) -> Option<u64> {
+pub(crate) fn window(text: &[u8]) -> Option<u64> {
     let text = text.split(|&byte| byte == 0).next()?;
     let mut words = std::str::from_utf8(text).ok()?.split_ascii_whitespace();
     words.nth(2)?.parse().ok()

@@ -13,13 +13,13 @@ mod sysinfo;
 
 pub(super) use self::mount::is_never_mounted;
 
-use std::io::Read;
-
-use rustix::fs::{Mode, OFlags, openat};
+use std::os::fd::AsFd;
 
 use super::call::Call;
 use super::context::Context;
 use super::handler::{Handler, Refusal};
+use crate::kernel_text;
+use crate::kernel_text::id_map::IdMap;
 
 /// All handlers. The order is that of listings; a policy's bits follow it.
 pub const HANDLERS: &[&dyn Handler] = &[
@@ -34,19 +34,12 @@ pub const HANDLERS: &[&dyn Handler] = &[
 
 /// What a map of the caller's user namespace leads to on the host: first, count.
 fn ranges(call: &Call, cx: &Context<'_>, map: &'static str) -> Result<Vec<(u32, u32)>, Refusal> {
-    let proc = cx.proc(call)?;
-    let file = openat(proc, map, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-    let mut text = String::new();
-    let read = file
-        .ok()
-        .and_then(|file| std::fs::File::from(file).take(1 << 16).read_to_string(&mut text).ok());
+    Ok(id_map(call, cx, map)?.outsiders())
+}
+
+/// A map of the caller's user namespace.
+fn id_map(call: &Call, cx: &Context<'_>, map: &'static str) -> Result<IdMap, Refusal> {
+    let text = kernel_text::read(cx.proc(call)?.as_fd(), map);
     cx.still_pending()?;
-    if read.is_none() {
-        return Err(Refusal::Gone);
-    }
-    let range = |line: &str| {
-        let mut numbers = line.split_whitespace().skip(1).map(str::parse);
-        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-    };
-    Ok(text.lines().filter_map(range).collect())
+    Ok(IdMap::parse(&text.map_err(|_| Refusal::Gone)?))
 }

@@ -6,7 +6,6 @@
 //! host's act on strangers. No call takes a pidfd, so between the last look at the thread and the
 //! act remain the microseconds in which it would have to end and its number come round again.
 
-use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -190,19 +189,7 @@ fn whole(read: Result<usize, Refusal>, length: usize) -> Result<bool, Refusal> {
 
 /// Is the caller the root of its user namespace?
 fn is_root(call: &Call, cx: &Context<'_>, actor: &Actor) -> Result<bool, Refusal> {
-    let proc = cx.proc(call)?;
-    let mut text = String::new();
-    let map = openat(&proc, "uid_map", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-    let read = map
-        .ok()
-        .and_then(|map| std::fs::File::from(map).take(1 << 16).read_to_string(&mut text).ok());
-    cx.still_pending()?;
-    let root = text.lines().find_map(|line| {
-        let mut numbers = line.split_whitespace().map(str::parse::<u32>);
-        let (inside, outside) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
-        (inside == 0).then_some(outside)
-    });
-    Ok(read.is_some() && root == Some(actor.who.uid))
+    Ok(super::id_map(call, cx, "uid_map")?.outside(0) == Some(actor.who.uid))
 }
 
 /// The folder in /proc of a thread of the caller's own pid and user namespace.

@@ -1,7 +1,6 @@
 //! Taking hold of a caller for a quick act: less of it than for a mount, because it is done for
 //! every call.
 
-use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
@@ -9,6 +8,8 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::identity::Identity;
+use crate::kernel_text;
+use crate::kernel_text::status::Status;
 
 const CAP_DAC: u64 = 1 << 1 | 1 << 2;
 
@@ -26,7 +27,7 @@ pub struct Actor {
     /// Its user namespace.
     pub users: OwnedFd,
     /// The text of its `/proc/<tid>/cgroup`.
-    pub groups: String,
+    pub groups: Vec<u8>,
     /// Whom it acts as.
     pub who: Identity,
     /// The capabilities that it can use in its user namespace.
@@ -62,23 +63,18 @@ impl Actor {
         };
         let users =
             rustix::fs::openat(proc, "ns/user", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        let status = text(proc, "status")?;
-        let numbers = |label: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(label));
-            line.unwrap_or_default().split_whitespace().filter_map(|word| word.parse::<u32>().ok())
-        };
-        let value = |label: &str, radix: u32| {
-            let line = status.lines().find_map(|line| line.strip_prefix(label));
-            line.and_then(|line| u64::from_str_radix(line.trim(), radix).ok())
-        };
+        let text = |name: &str| kernel_text::read(proc, name).map_err(|_| Errno::SRCH);
+        let status = text("status")?;
+        let status = Status(&status);
+        let umask = status.radix("Umask:", 8).and_then(|mask| u32::try_from(mask).ok());
         let who = Identity {
             // Real, effective, saved, of the filesystem.
-            uid: numbers("Uid:").nth(3).ok_or(Errno::SRCH)?,
-            gid: numbers("Gid:").nth(3).ok_or(Errno::SRCH)?,
-            groups: numbers("Groups:").collect(),
-            umask: value("Umask:", 8).and_then(|mask| u32::try_from(mask).ok()).unwrap_or(0o022),
+            uid: status.numbers("Uid:").nth(3).ok_or(Errno::SRCH)?,
+            gid: status.numbers("Gid:").nth(3).ok_or(Errno::SRCH)?,
+            groups: status.numbers("Groups:").collect(),
+            umask: umask.unwrap_or(0o022),
         };
-        let process = numbers("Tgid:").next().and_then(|id| Pid::from_raw(id.cast_signed()));
+        let process = status.numbers("Tgid:").next().and_then(|id| Pid::from_raw(id.cast_signed()));
         let process = process.ok_or(Errno::SRCH)?;
         Ok(Self {
             process: pidfd_open(process, PidfdFlags::empty())?,
@@ -89,9 +85,9 @@ impl Actor {
                 Base::Descriptor(fd) => path(&format!("fd/{fd}")).map_err(|_| Errno::BADF)?,
             },
             users,
-            groups: text(proc, "cgroup")?,
+            groups: text("cgroup")?,
             who,
-            effective: value("CapEff:", 16).unwrap_or(0),
+            effective: status.radix("CapEff:", 16).unwrap_or(0),
         })
     }
 
@@ -112,13 +108,4 @@ impl Actor {
     pub fn fds(&self) -> [BorrowedFd<'_>; 3] {
         [self.process.as_fd(), self.root.as_fd(), self.base.as_fd()]
     }
-}
-
-fn text(proc: BorrowedFd<'_>, name: &str) -> Result<String, Errno> {
-    let file = rustix::fs::openat(proc, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    // Enough for 65536 groups.
-    let mut text = String::with_capacity(2048);
-    let read = std::fs::File::from(file).take(1 << 20).read_to_string(&mut text);
-    read.map_err(|_| Errno::SRCH)?;
-    Ok(text)
 }

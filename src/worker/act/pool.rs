@@ -27,8 +27,11 @@ use crate::worker::pin::control_groups;
 pub struct Workers {
     broker: Arc<Broker>,
     /// By the text of `/proc/<tid>/cgroup`.
-    running: Mutex<HashMap<String, Arc<Mutex<Option<Worker>>>>>,
+    running: Mutex<HashMap<Vec<u8>, Place>>,
 }
+
+/// For one set of control groups: its worker, when there is one.
+type Place = Arc<Mutex<Option<Worker>>>;
 
 /// A running one. It ends when this is dropped.
 #[derive(Debug)]
@@ -50,7 +53,7 @@ impl Workers {
     /// It was not done in time, or there is nobody to do it.
     pub fn act(
         &self,
-        groups: &str,
+        groups: &[u8],
         task: &Task,
         fds: &[BorrowedFd<'_>],
         until: Instant,
@@ -80,7 +83,7 @@ impl Workers {
         Err(Failure::nobody_acts("workers end at once"))
     }
 
-    fn place(&self, groups: &str) -> Arc<Mutex<Option<Worker>>> {
+    fn place(&self, groups: &[u8]) -> Place {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = running.get(groups) {
             return Arc::clone(place);
@@ -93,7 +96,7 @@ impl Workers {
         Arc::clone(running.entry(groups.to_owned()).or_default())
     }
 
-    fn start(&self, groups: &str, until: Instant) -> Result<Worker, Failure> {
+    fn start(&self, groups: &[u8], until: Instant) -> Result<Worker, Failure> {
         let started = control_groups(groups).and_then(|groups| {
             let line = self.broker.worker(&groups)?;
             let process = line.receive(until)?.pop();

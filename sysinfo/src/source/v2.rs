@@ -243,6 +243,7 @@ fn stat(text: &[u8]) -> MemoryStat {
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn parse(text: &[u8]) {
     let _ = (quota(text), stat(text));
+    cpu_stat(text, &mut Niced::default(), &mut Busy::default());
 }
 
 #[cfg(any(test, feature = "fuzzing"))]

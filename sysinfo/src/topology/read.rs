@@ -75,11 +75,7 @@ impl Reader<'_> {
     /// The numbers of the entries `<prefix>N`, in order.
     fn numbered(&self, path: &str, prefix: &str) -> BTreeSet<u32> {
         let names = self.names(path);
-        let number = |name: &String| {
-            let digits = name.strip_prefix(prefix)?;
-            digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
-        };
-        names.iter().filter_map(number).filter(|&number| number <= CpuSet::MAX).collect()
+        names.iter().filter_map(|name| number(name, prefix)).collect()
     }
 
     fn cpu(&mut self, number: u32, node: Option<u32>) -> CpuFacts {
@@ -126,7 +122,7 @@ impl Reader<'_> {
     fn mask_digits(&mut self, cpus: &[CpuFacts]) -> usize {
         let digits = cpus.iter().find_map(|cpu| {
             let mask = self.text(&format!("{CPU}/cpu{}/topology/thread_siblings", cpu.number))?;
-            Some(mask.iter().filter(|byte| byte.is_ascii_hexdigit()).count())
+            Some(digits(mask))
         });
         digits.unwrap_or(0)
     }
@@ -141,24 +137,52 @@ impl Reader<'_> {
             facts.cpus = set;
         }
         if let Some(row) = self.text(&format!("{path}/distance")) {
-            let row = row.split(u8::is_ascii_whitespace).filter_map(scan::decimal);
-            // The kernel prints a column for each node that is online.
-            facts.distances = online.iter().copied().zip(row).collect();
+            facts.distances = distances(row, online);
         }
         if let Some(text) = self.text(&format!("{path}/meminfo")) {
-            for (line, value) in scan::lines(text).filter_map(meminfo_line) {
-                if &*line.label == "MemTotal" {
-                    facts.memory = value;
-                }
-                facts.meminfo.push(line);
-            }
+            (facts.meminfo, facts.memory) = meminfo(text);
         }
         if let Some(text) = self.text(&format!("{path}/numastat")) {
-            let label = |line| std::str::from_utf8(line).ok()?.split(' ').next().map(Into::into);
-            facts.numastat = scan::lines(text).filter_map(label).collect();
+            facts.numastat = first_words(text);
         }
         facts
     }
+}
+
+/// The number of a name `<prefix>N`.
+fn number(name: &str, prefix: &str) -> Option<u32> {
+    let digits = name.strip_prefix(prefix)?;
+    let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+    digits.parse().ok().filter(|&number| plain && number <= CpuSet::MAX)
+}
+
+/// How many digits a mask has.
+fn digits(mask: &[u8]) -> usize {
+    mask.iter().filter(|byte| byte.is_ascii_hexdigit()).count()
+}
+
+/// The kernel prints a column for each node that is online.
+fn distances(row: &[u8], online: &[u32]) -> Vec<(u32, u64)> {
+    let row = row.split(u8::is_ascii_whitespace).filter_map(scan::decimal);
+    online.iter().copied().zip(row).collect()
+}
+
+/// The lines of a node's `meminfo`, and its memory.
+fn meminfo(text: &[u8]) -> (Vec<NodeLine>, u64) {
+    let (mut lines, mut memory) = (Vec::new(), 0);
+    for (line, value) in scan::lines(text).filter_map(meminfo_line) {
+        if &*line.label == "MemTotal" {
+            memory = value;
+        }
+        lines.push(line);
+    }
+    (lines, memory)
+}
+
+/// The labels of `numastat`.
+fn first_words(text: &[u8]) -> Vec<Box<str>> {
+    let label = |line| std::str::from_utf8(line).ok()?.split(' ').next().map(Into::into);
+    scan::lines(text).filter_map(label).collect()
 }
 
 /// The layout and the number of `Node 0 MemTotal:       17262796 kB` (`drivers/base/node.c`
@@ -178,5 +202,9 @@ fn meminfo_line(line: &[u8]) -> Option<(NodeLine, u64)> {
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn parse(text: &[u8]) {
-    let _ = scan::lines(text).filter_map(meminfo_line).count();
+    let _ = (meminfo(text), first_words(text), digits(text));
+    assert!(distances(text, &[0, 1, 7]).len() <= 3);
+    if let Ok(name) = std::str::from_utf8(text) {
+        let _ = number(name, "cpu");
+    }
 }

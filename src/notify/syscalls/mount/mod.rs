@@ -13,15 +13,15 @@ mod options;
 mod plan;
 mod sources;
 
-use std::io::Read;
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
-use rustix::fs::{Mode, OFlags, openat};
 
 use self::filesystem::Filesystem;
 use self::flags::Flags;
 use self::plan::{Answer, Arguments, Rules, Users};
+use super::id_map;
+use crate::kernel_text::id_map::IdMap;
 use crate::notify::acts::{self, Acts};
 use crate::notify::audit::text;
 use crate::notify::call::Call;
@@ -113,10 +113,9 @@ impl Handler for Mount {
         else {
             return Ok(Verdict::Continue);
         };
-        let owner = |map: &str, id: u32| Caller::host_id(map, id);
         let (uid, gid) = caller.facts.ids;
-        let us = [owner(&users, uid).unwrap_or(0), owner(&groups, gid).unwrap_or(0)];
-        let users = Users { owners: [&|id| owner(&users, id), &|id| owner(&groups, id)], us };
+        let us = [users.outside(uid).unwrap_or(0), groups.outside(gid).unwrap_or(0)];
+        let users = Users { owners: [&|id| users.outside(id), &|id| groups.outside(id)], us };
         let order = match rules.plan(arguments, users) {
             Ok(Some(order)) => order,
             Ok(None) => return Ok(Verdict::Continue),
@@ -234,8 +233,8 @@ fn until_nul(bytes: &[u8]) -> (&[u8], bool) {
 /// A caller for whom something may be mounted, and its maps of users and groups.
 struct Pinned {
     caller: Caller,
-    users: String,
-    groups: String,
+    users: IdMap,
+    groups: IdMap,
 }
 
 /// Takes hold of the caller. `None`: it has no right to mount anything, or its user namespace is
@@ -243,21 +242,13 @@ struct Pinned {
 fn pin(call: &Call, cx: &Context<'_>, nested: bool) -> Result<Option<Pinned>, Refusal> {
     let proc = cx.proc(call)?;
     let caller = Caller::pin(proc.as_fd());
-    let text = |name: &str| {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let file = openat(&proc, name, flags, Mode::empty()).ok()?;
-        let mut text = String::new();
-        std::fs::File::from(file).take(1 << 16).read_to_string(&mut text).ok()?;
-        Some(text)
-    };
-    let maps = text("uid_map").zip(text("gid_map"));
+    let (users, groups) = (id_map(call, cx, "uid_map")?, id_map(call, cx, "gid_map")?);
     // Only now it is known whose these are.
     cx.still_pending()?;
     let caller = caller.map_err(|failure| {
         tracing::debug!(container = cx.container, tid = call.tid, "cannot pin: {failure}");
         Refusal::Continue(Cause::System("looking at the caller in /proc", failure.errno))
     })?;
-    let Some((users, groups)) = maps else { return Err(Refusal::Gone) };
     let may =
         caller.facts.effective & CAP_SYS_ADMIN != 0 && acts::is_a_containers(&caller.users, nested);
     Ok(may.then_some(Pinned { caller, users, groups }))

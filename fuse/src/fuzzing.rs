@@ -1,0 +1,16 @@
+//! Parsers of this package, as fuzz targets call them (`fuzz/`): text of the kernel, and what
+//! containers name and write.
+//!
+//! Compiled with the feature `fuzzing` only.
+
+use crate::{families, mountinfo, owed, pressure};
+
+/// Every parser, on the same bytes.
+pub fn parse_all(text: &[u8]) {
+    // Paths and sources in it are names that containers choose.
+    assert!(mountinfo::all(text).count() <= text.len());
+    let _ = (owed::state(text), pressure::window(text));
+    if let Some(number) = families::numbered(text, "cpu") {
+        assert_eq!(format!("cpu{number}").as_bytes(), text);
+    }
+}

@@ -1,0 +1,94 @@
+//! `/proc/<tid>/cgroup`: a line `number:controllers:path` for each hierarchy.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use ambit_fuse::mountinfo::Mounted;
+use ambit_sysinfo::scan;
+
+/// Controllers and path of each line.
+fn lines(text: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    scan::lines(text).filter_map(|line| {
+        let mut fields = line.splitn(3, |&byte| byte == b':').skip(1);
+        Some((fields.next()?, fields.next()?))
+    })
+}
+
+/// The one that a container is known by: that of cgroup v2 if it is in one, or that of the first
+/// controller that has one. Empty when there is none.
+#[must_use]
+pub fn path(text: &[u8]) -> String {
+    let unified = lines(text).find(|(controllers, _)| controllers.is_empty());
+    let own = |(_, path): &(&[u8], &[u8])| *path != b"/";
+    let chosen =
+        unified.filter(own).or_else(|| lines(text).find(own)).or_else(|| lines(text).next());
+    chosen.map_or_else(String::new, |(_, path)| String::from_utf8_lossy(path).into_owned())
+}
+
+/// The last part of the first path that has one, for people.
+#[must_use]
+pub fn name(text: &[u8]) -> Option<String> {
+    let last = |(_, path): (&'_ [u8], &'_ [u8])| {
+        let last = path.rsplit(|&byte| byte == b'/').next().filter(|last| !last.is_empty())?;
+        Some(String::from_utf8_lossy(last).into_owned())
+    };
+    lines(text).find_map(last)
+}
+
+/// Where they are in the host's files. A hierarchy that is not
+/// mounted has no limits that anybody could have set.
+pub fn folders(mounts: &[Mounted], text: &[u8]) -> impl Iterator<Item = PathBuf> {
+    let place =
+        |(controllers, path)| folder(mounts, controllers, Path::new(OsStr::from_bytes(path)));
+    lines(text).filter_map(place)
+}
+
+fn folder(mounts: &[Mounted], controllers: &[u8], path: &Path) -> Option<PathBuf> {
+    let has = |mount: &Mounted, controller: &[u8]| {
+        mount.options.split(',').any(|option| option.as_bytes() == controller)
+    };
+    mounts.iter().find_map(|mount| {
+        let fits = match (mount.kind.as_str(), controllers) {
+            ("cgroup2", b"") => true,
+            ("cgroup", b"") => false,
+            ("cgroup", all) => all.split(|&byte| byte == b',').all(|one| has(mount, one)),
+            _ => false,
+        };
+        // Without the slash at its start, or what is joined would be the whole path.
+        let below = path.strip_prefix(&mount.root).ok().filter(|_| fits)?;
+        Some(mount.path.join(below))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use ambit_fuse::mountinfo;
+
+    use super::*;
+
+    #[test]
+    fn a_container_is_known_by_one_of_them() {
+        assert_eq!(path(b"4:memory:/lxc/a:b\n0::/\n"), "/lxc/a:b");
+        assert_eq!(path(b"4:memory:/lxc/a\n0::/user/x\n"), "/user/x");
+        assert_eq!((&*path(b"0::/\n"), &*path(b"")), ("/", ""));
+        assert_eq!(name(b"4:memory:/\n0::/lxc/w\xffb\n").as_deref(), Some("w\u{fffd}b"));
+        assert_eq!(name(b"0::/\n"), None);
+    }
+
+    #[test]
+    fn control_groups_are_found_below_their_mounts() {
+        let mounts = "1 2 0:3 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
+                      4 2 0:5 /a /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+                      6 2 0:7 / /sys/fs/cgroup/systemd rw - cgroup none rw,xattr,name=systemd\n";
+        let mounts: Vec<_> = mountinfo::all(mounts.as_bytes()).collect();
+        let place = |text: &[u8]| folders(&mounts, text).next();
+        assert_eq!(place(b"3:cpu,cpuacct:/x"), Some("/sys/fs/cgroup/cpu,cpuacct/x".into()));
+        assert_eq!(place(b"0::/a/b:c"), Some("/sys/fs/cgroup/unified/b:c".into()));
+        assert_eq!(place(b"0::/c"), None, "outside of what is mounted");
+        assert_eq!(place(b"1:name=systemd:/"), Some("/sys/fs/cgroup/systemd".into()));
+        assert_eq!(place(b"2:memory:/"), None);
+        let no_text = OsStr::from_bytes(b"/sys/fs/cgroup/systemd/\xff");
+        assert_eq!(place(b"1:name=systemd:/\xff"), Some(no_text.into()));
+    }
+}

@@ -1,0 +1,34 @@
+//! The parsers of kernel text of this package, as fuzz targets call them (`fuzz/`).
+//!
+//! Compiled with the feature `fuzzing` only.
+
+use ambit_fuse::mountinfo;
+
+use super::id_map::IdMap;
+use super::status::Status;
+use super::{control_groups, limits, numbers, profile, watches};
+use crate::notify;
+
+/// Every parser, on the same bytes: a list of mounts and whatever else it may be taken for.
+pub fn parse_all(text: &[u8]) {
+    let status = Status(text);
+    for label in ["Name:", "Umask:", "Tgid:", "Uid:", "Groups:", "NSpid:", "CapEff:", ""] {
+        assert!(status.numbers(label).count() <= text.len());
+        let _ = (status.radix(label, 8), status.radix(label, 16));
+    }
+    notify::fuzzing::status(text);
+    let map = IdMap::parse(text);
+    for (first, count) in map.outsiders() {
+        if count > 0
+            && let Some(inside) = map.inside(first)
+        {
+            assert!(map.outside(inside).is_some());
+        }
+    }
+    assert!(limits::parse(text).len() <= text.len() && watches::parse(text).len() <= text.len());
+    let _ = (profile::parse(text), numbers::<i32>(text).count());
+    let _ = (control_groups::path(text), control_groups::name(text));
+    let mounts: Vec<_> = mountinfo::all(text).collect();
+    let groups = control_groups::folders(&mounts, text);
+    assert!(groups.count() <= text.len());
+}

@@ -1,0 +1,40 @@
+//! What the kernel writes about processes, taken apart by pure functions on bytes.
+//!
+//! Names in it are whatever a container chose, so nothing here expects UTF-8. The mount list is
+//! `ambit_fuse::mountinfo`, what has numbers of whole machines and containers is `ambit_sysinfo`.
+
+pub mod control_groups;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
+pub mod id_map;
+pub mod limits;
+pub mod profile;
+pub mod status;
+pub mod watches;
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::BorrowedFd;
+use std::str::FromStr;
+
+use ambit_sysinfo::scan;
+use rustix::fs::{Mode, OFlags, openat};
+
+/// Enough for a status with 65536 groups.
+const LONGEST: u64 = 1 << 20;
+
+/// Reads a file below an open `/proc/<tid>`, and no more of it than the kernel ever writes.
+///
+/// # Errors
+/// The thread is gone, or the kernel has no such file.
+pub fn read(proc: BorrowedFd<'_>, file: &str) -> io::Result<Vec<u8>> {
+    let opened = openat(proc, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut text = Vec::with_capacity(2048);
+    File::from(opened).take(LONGEST).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+/// The numbers in a text; what is none of this kind is passed over.
+pub fn numbers<N: FromStr>(text: &[u8]) -> impl Iterator<Item = N> {
+    scan::words(text).filter_map(|word| std::str::from_utf8(word).ok()?.parse().ok())
+}
