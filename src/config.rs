@@ -273,6 +273,18 @@ impl Config {
         for (section, policy) in self.containers.iter().zip(&sections) {
             idle_ones.extend(idle(&section.get_ref().intercept, &[policy]));
         }
+        // Where one section has all that a call needs, it may be on elsewhere without it.
+        let nothing = everywhere.iter().flat_map(|policy| intercept::grant_nothing(policy));
+        let reasons: BTreeMap<_, _> = nothing.collect();
+        for (call, reason) in reasons {
+            let has_it = |policy: &&&Policy| policy.names().any(|name| name == call);
+            let grants_nothing = |policy: &&Policy| {
+                intercept::grant_nothing(policy).iter().any(|(idle, _)| *idle == call)
+            };
+            if everywhere.iter().filter(has_it).all(grants_nothing) {
+                idle_ones.push(reason.to_owned());
+            }
+        }
         idle_ones
     }
 
@@ -423,8 +435,16 @@ mod tests {
         assert_eq!(idle(shift), ["mount.shift has no effect without mount = true"]);
         let section =
             |words| format!("{shift}[[container]]\nid = \"a\"\nintercept = {{ {words} }}\n");
-        assert_eq!(idle(&section("mount = true")), [""; 0]);
-        let both = idle(&section("\"bpf.devices\" = true, mount = true"));
+        let nothing = ["mount grants nothing without mount.allowed or mount.fuse"];
+        assert_eq!(idle(&section("mount = true")), nothing);
+        assert_eq!(idle(&section("mount = true, \"mount.allowed\" = [\"ext4\"]")), [""; 0]);
+        let everywhere = "[intercept]\nbpf = true\n[[container]]\nid = \"a\"\n";
+        assert_eq!(idle(everywhere), ["bpf grants nothing without bpf.devices"]);
+        let some = format!("{everywhere}intercept = {{ \"bpf.devices\" = true }}\n");
+        assert_eq!(idle(&some), [""; 0]);
+        let both = idle(&section(
+            "\"bpf.devices\" = true, mount = true, \"mount.fuse\" = { ext4 = \"x\" }",
+        ));
         assert_eq!(both, ["bpf.devices has no effect without bpf = true"]);
     }
 

@@ -9,24 +9,32 @@ use toml::Spanned;
 use crate::notify::Policy;
 use crate::notify::settings::{Device, Settings};
 
-/// Settings, and what they are, for messages.
-const SETTINGS: [(&str, &str); 16] = [
-    ("mknod.bind", "true or false"),
-    ("mknod.devices", "a list of character devices, such as [\"10:229\"]"),
-    ("bpf.devices", "true or false"),
-    ("mount.allowed", "a list of filesystems, such as [\"ext4\"]"),
-    ("mount.fuse", "helpers of filesystems, such as { ext4 = \"fuse2fs\" }"),
-    ("mount.sources", "a list of patterns, such as [\"nfs=filer:/export/*\"]"),
-    ("mount.shift", "true or false"),
-    ("mount.dev_and_suid", "true or false"),
-    ("mount.nested", "true or false"),
-    ("mount.deadline", "a number of seconds"),
-    ("nested", "true or false"),
-    ("sched.priority", "the highest real-time priority, 0 to 99"),
-    ("sched.nice", "how far below 0 nice values may be, 0 to 20"),
-    ("limit.acts", "a number of calls at a time"),
-    ("limit.calls", "a number of calls a second"),
-    ("limit.mounts", "a number of filesystems at a time"),
+/// Settings, what they are, and how a list of words has them, for messages.
+const SETTINGS: [(&str, &str, &str); 16] = [
+    ("mknod.bind", "true or false", "mknod.bind"),
+    ("mknod.devices", "a list of character devices, such as [\"10:229\"]", "mknod.devices=10:229"),
+    ("bpf.devices", "true or false", "bpf.devices"),
+    ("mount.allowed", "a list of filesystems, such as [\"ext4\"]", "mount.allowed=ext4+xfs"),
+    (
+        "mount.fuse",
+        "helpers of filesystems, such as { ext4 = \"fuse2fs\" }",
+        "mount.fuse=ext4=fuse2fs",
+    ),
+    (
+        "mount.sources",
+        "a list of patterns, such as [\"nfs=filer:/export/*\"]",
+        "mount.sources=nfs=filer:/export/*",
+    ),
+    ("mount.shift", "true or false", "mount.shift"),
+    ("mount.dev_and_suid", "true or false", "mount.dev_and_suid"),
+    ("mount.nested", "true or false", "mount.nested"),
+    ("mount.deadline", "a number of seconds", "mount.deadline=20"),
+    ("nested", "true or false", "nested"),
+    ("sched.priority", "the highest real-time priority, 0 to 99", "sched.priority=10"),
+    ("sched.nice", "how far below 0 nice values may be, 0 to 20", "sched.nice=10"),
+    ("limit.acts", "a number of calls at a time", "limit.acts=512"),
+    ("limit.calls", "a number of calls a second", "limit.calls=1000"),
+    ("limit.mounts", "a number of filesystems at a time", "limit.mounts=64"),
 ];
 
 /// What a word is set to.
@@ -53,7 +61,7 @@ pub type Words = BTreeMap<Spanned<String>, Value>;
 /// Is it a setting, and not the name of a call?
 #[must_use]
 pub fn is_setting(word: &str) -> bool {
-    word.contains('.') || SETTINGS.iter().any(|(name, _)| *name == word)
+    word.contains('.') || SETTINGS.iter().any(|(name, ..)| *name == word)
 }
 
 /// The call without which a setting has no effect.
@@ -104,24 +112,60 @@ fn quoted(name: &str, value: &Value) -> String {
     }
 }
 
+/// The calls of a policy that are on and grant nothing, and why.
+#[must_use]
+pub fn grant_nothing(policy: &Policy) -> Vec<(&'static str, &'static str)> {
+    let Settings { mount, bpf_devices, .. } = policy.settings();
+    let reasons = policy.names().filter_map(|name| match name {
+        "bpf" if !bpf_devices => Some((name, "bpf grants nothing without bpf.devices")),
+        "mount" if mount.allowed.is_empty() && mount.fuse.is_empty() => {
+            Some((name, "mount grants nothing without mount.allowed or mount.fuse"))
+        }
+        _ => None,
+    });
+    reasons.collect()
+}
+
 /// The policy of a list of words: calls, and `SETTING` or `SETTING=VALUE`, whose parts are joined
 /// by `+`.
 ///
 /// # Errors
-/// As [`apply`].
+/// As [`apply`], or a setting's call is not in the list.
 pub fn parse(list: &str) -> Result<Policy, String> {
     let mut policy = Policy::none();
     let mut settings = Settings::default();
-    for word in list.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+    let words = || list.split(',').map(str::trim).filter(|word| !word.is_empty());
+    for word in words() {
         let (name, text) = word.split_once('=').map_or((word, None), |(n, t)| (n, Some(t)));
         if is_setting(name) {
-            set(name, &value(name, text)?, &mut settings)?;
+            let value = value(name, text)?;
+            set(name, &value, &mut settings).map_err(|error| as_in_a_list(name, error))?;
+        } else if text.is_some() && policy.clone().set(name, true).is_ok() {
+            return Err(format!("{word}: {name} has no value; {name} alone switches it on"));
         } else {
             policy.set(word, true).map_err(|unknown| unknown.to_string())?;
         }
     }
     settings.mount.mistake().map_or(Ok(()), Err)?;
+    for word in words() {
+        let name = word.split('=').next().unwrap_or_default();
+        let missing = switch_of(name).filter(|call| policy.names().all(|on| on != *call));
+        if let Some(call) = missing {
+            return Err(format!("{name} has no effect without {call}: use {call},{word}"));
+        }
+        if is_setting(name) && policy.names().next().is_none() {
+            return Err(format!("{name} belongs to calls that are answered: name some as well"));
+        }
+    }
     Ok(policy.with(settings))
+}
+
+/// What is wrong with a setting, and how a list has it.
+fn as_in_a_list(name: &str, error: String) -> String {
+    match SETTINGS.iter().find(|(known, ..)| *known == name) {
+        Some((.., example)) => format!("{error} (here {example})"),
+        None => error,
+    }
 }
 
 /// What a word of a list says, by the shape that its setting has.
@@ -139,6 +183,12 @@ fn value(name: &str, text: Option<&str>) -> Result<Value, String> {
         }
         "mount.deadline" | "limit.acts" | "limit.calls" | "limit.mounts" | "sched.priority"
         | "sched.nice" => Value::Number(text.parse().map_err(|_| format!("{text} is no number"))?),
+        "mknod.bind" | "bpf.devices" | "mount.shift" | "mount.dev_and_suid" | "mount.nested"
+        | "nested" => match text {
+            "true" => Value::Switch(true),
+            "false" => Value::Switch(false),
+            _ => Value::Text(text.to_owned()),
+        },
         _ => Value::List(parts.collect()),
     })
 }
@@ -178,11 +228,11 @@ fn set(name: &str, value: &Value, settings: &mut Settings) -> Result<(), String>
             settings.mounts = usize::try_from(*mounts).unwrap_or(usize::MAX);
         }
         _ => {
-            let known = SETTINGS.iter().find(|(known, _)| *known == name);
+            let known = SETTINGS.iter().find(|(known, ..)| *known == name);
             return Err(match known {
-                Some((name, what)) => format!("{name}: use {what}"),
+                Some((name, what, _)) => format!("{name}: use {what}"),
                 None => {
-                    let known: Vec<_> = SETTINGS.iter().map(|(name, _)| *name).collect();
+                    let known: Vec<_> = SETTINGS.iter().map(|(name, ..)| *name).collect();
                     format!("{name} is unknown; known are {}", known.join(", "))
                 }
             });
@@ -208,12 +258,31 @@ mod tests {
     }
 
     #[test]
+    fn a_switch_that_grants_nothing_is_told() {
+        for (list, told) in [
+            ("bpf,mount", 2),
+            ("bpf,bpf.devices=false,sysinfo", 1),
+            ("bpf,bpf.devices=true,mount,mount.allowed=ext4", 0),
+            ("mount,mount.fuse=ext4=fuse2fs,mknod", 0),
+        ] {
+            assert_eq!(grant_nothing(&parse(list).unwrap()).len(), told, "{list}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_said_with_what_is_right() {
         for (list, right) in [
             ("sysinf", "known are: sysinfo"),
             ("mount.alowed=ext4", "known are mknod.bind"),
-            ("mount.shift=yes", "use true or false"),
+            ("mount,mount.shift=yes", "use true or false"),
+            ("mount.shift", "mount.shift has no effect without mount: use mount,mount.shift"),
+            ("mknod,mount.fuse=ext4=fuse2fs", "use mount,mount.fuse=ext4=fuse2fs"),
+            ("sysinfo,bpf.devices", "bpf.devices has no effect without bpf"),
+            ("sched.priority=5", "use sched_setscheduler,sched.priority=5"),
+            ("nested", "name some as well"),
+            ("mount=ext4", "mount alone switches it on"),
             ("mount.allowed", "a list of filesystems"),
+            ("mount.fuse", "(here mount.fuse=ext4=fuse2fs)"),
             ("mount.sources", "a list of patterns"),
             ("mount.fuse=ext4", "FILESYSTEM=PROGRAM"),
             ("mount.deadline=soon", "no number"),

@@ -12,6 +12,7 @@ use anyhow::Context;
 use crate::config::{Config, LogLevel};
 use crate::control;
 use crate::daemon::{self, Reach, Server};
+use crate::intercept;
 use crate::logging;
 use crate::notify::{Policy, oci};
 use crate::run::{self, Intercept, RunArgs, Service};
@@ -79,6 +80,9 @@ impl Embedded {
             Some(_) => policy,
             None => policy.with(config.policies().all.settings().clone()),
         };
+        for (_, reason) in intercept::grant_nothing(&policy) {
+            eprintln!("ambit: note: {reason}");
+        }
         let acts = policy.acts().then(daemon::start_acts).transpose()?;
         logging::start(LogLevel::Warn);
         let folder = std::env::temp_dir().join(format!("ambit-{}", std::process::id()));

@@ -7,6 +7,8 @@ pub use ambit_sysinfo::sysinfo::Abi;
 use libseccomp::{ScmpArch, ScmpSyscall};
 use libseccomp_sys as sys;
 
+use crate::sys::x32;
+
 /// One architecture as seccomp sees it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Arch {
@@ -50,8 +52,15 @@ impl Arch {
 /// Calls that libseccomp 2.5 does not know.
 const NEWER: [(&str, i32); 1] = [("setxattrat", 463)];
 
-/// The native architecture and those compatible with it.
+/// The native architecture and those compatible with it that the kernel has. It would refuse the
+/// calls of any other one, and so nobody must answer them.
 pub(super) fn of_this_kernel() -> Vec<Arch> {
+    let all = family(ScmpArch::native()).into_iter();
+    all.filter(|arch| arch.scmp != ScmpArch::X32 || x32::is_there()).collect()
+}
+
+/// The native architecture and those compatible with it that some kernel may have.
+pub(super) fn of_such_kernels() -> Vec<Arch> {
     family(ScmpArch::native())
 }
 

@@ -67,7 +67,7 @@ mod tests {
     fn programs_of_all_three_abis_are_understood() {
         const X86_64: u32 = 0xc000_003e;
         const I386: u32 = 0x4000_0003;
-        let dispatch = Dispatch::new();
+        let dispatch = Dispatch::build(&arch::of_such_kernels());
         assert_eq!(name(dispatch.find(X86_64, 99)), Some(("sysinfo", Abi::Bits64)));
         assert_eq!(name(dispatch.find(X86_64, 0x4000_0000 | 99)), Some(("sysinfo", Abi::Bits64)));
         assert_eq!(name(dispatch.find(I386, 116)), Some(("sysinfo", Abi::Bits32)));
@@ -76,6 +76,13 @@ mod tests {
         assert_eq!(name(dispatch.find(X86_64, 116)), None, "syslog(2)");
         assert_eq!(name(dispatch.find(I386, 99)), None, "statfs(2)");
         assert_eq!(name(dispatch.find(0xc000_00b7, 179)), None, "an arm64 call on x86_64");
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn numbers_that_the_kernel_lacks_are_not_answered() {
+        let entry = Dispatch::new().find(0xc000_003e, 0x4000_0000 | 99);
+        assert_eq!(entry.is_some(), crate::sys::x32::is_there());
     }
 
     #[test]

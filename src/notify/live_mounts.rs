@@ -2,8 +2,9 @@
 //!
 //! Each superblock's root has a watch of one inotify instance. A watch keeps neither the mount nor
 //! the superblock, and the kernel removes it together with the superblock, wherever in the container
-//! that was mounted last. So the watches that there are, are the filesystems that there are. A daemon
-//! that starts anew counts from nothing: watches end with the process.
+//! that was mounted last. So the watches that there are, are the filesystems that there are. Those of
+//! helpers cannot be watched, because only their own users may look at them; the kernel lists them
+//! (`fuse_connections.rs`). A daemon that starts anew counts from nothing: watches end with the process.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -11,19 +12,23 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::fs::inotify::{self, CreateFlags};
 
+use super::fuse_connections::{Connection, Connections};
 use crate::kernel_text;
 
 /// The filesystems of all containers.
 #[derive(Debug, Default)]
 pub(super) struct LiveMounts {
     watches: OnceLock<OwnedFd>,
+    connections: OnceLock<Connections>,
     owners: Mutex<Owners>,
 }
 
 #[derive(Debug, Default)]
 struct Owners {
     /// Whose filesystem a watch is on.
-    of: HashMap<i32, String>,
+    of: HashMap<u64, String>,
+    /// Whose filesystem is served by a helper.
+    helpers: Vec<(Connection, String)>,
     /// Mounts under way.
     coming: HashMap<String, usize>,
 }
@@ -49,7 +54,12 @@ impl LiveMounts {
         let watches = self.watches()?;
         let live = live(watches)?;
         owners.of.retain(|watch, _| live.contains(watch));
-        let mounted = owners.of.values().filter(|owner| *owner == container).count();
+        if !owners.helpers.is_empty() {
+            let connections = self.connections()?;
+            owners.helpers.retain(|(connection, _)| connections.has(*connection));
+        }
+        let helpers = owners.helpers.iter().map(|(_, owner)| owner);
+        let mounted = owners.of.values().chain(helpers).filter(|one| *one == container).count();
         let coming = owners.coming.get(container).copied().unwrap_or(0);
         if mounted + coming >= most {
             return Ok(None);
@@ -65,6 +75,13 @@ impl LiveMounts {
         self.watches.get().ok_or_else(|| std::io::ErrorKind::NotFound.into())
     }
 
+    fn connections(&self) -> std::io::Result<&Connections> {
+        if self.connections.get().is_none() {
+            let _ = self.connections.set(Connections::open()?);
+        }
+        self.connections.get().ok_or_else(|| std::io::ErrorKind::NotFound.into())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Owners> {
         self.owners.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -77,8 +94,20 @@ impl Place<'_> {
     }
 
     /// The filesystem is there, and has this watch.
-    pub(super) fn taken(&self, watch: i32) {
+    pub(super) fn taken(&self, watch: u64) {
         self.all.lock().of.insert(watch, self.container.to_owned());
+    }
+
+    /// The filesystem is there, on this device, and a helper serves it.
+    ///
+    /// # Errors
+    /// It cannot be counted.
+    pub(super) fn served(&self, device: u64) -> std::io::Result<()> {
+        // What was unmounted already, or is none of FUSE, is not in the list.
+        if let Some(connection) = self.all.connections()?.of(device) {
+            self.all.lock().helpers.push((connection, self.container.to_owned()));
+        }
+        Ok(())
     }
 }
 
@@ -95,7 +124,7 @@ impl Drop for Place<'_> {
 }
 
 /// The watches that the kernel still has.
-fn live(watches: &OwnedFd) -> std::io::Result<HashSet<i32>> {
+fn live(watches: &OwnedFd) -> std::io::Result<HashSet<u64>> {
     // What they have reported only takes room.
     let mut events = [0; 4096];
     while rustix::io::read(watches, &mut events).is_ok_and(|length| length > 0) {}
@@ -116,7 +145,7 @@ mod tests {
         let one = all.place("a", 1).unwrap().unwrap();
         assert!(all.place("a", 1).unwrap().is_none(), "it is coming");
         let watch = add_watch(one.watches().unwrap(), &folder, WatchFlags::DELETE_SELF).unwrap();
-        one.taken(watch);
+        one.taken(u64::try_from(watch).unwrap());
         drop(one);
         assert!(all.place("a", 1).unwrap().is_none(), "it is there");
         assert!(all.place("a", 2).unwrap().is_some());

@@ -553,6 +553,38 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_is_late_is_not_given() {
+        let monitor = Monitor::new();
+        let proc = OwnedFd::from(File::open("/proc/self").unwrap());
+        let buffer = [0u8; 112];
+        let bytes = packet("101", buffer.as_ptr() as u64);
+        let packet = lxc_packet::decode(&bytes).unwrap();
+        for (age, keep) in [(DEADLINE, Keep::No), (DEADLINE - DEADLINE / 2, Keep::Yes)] {
+            let Some(received) = Instant::now().checked_sub(age) else {
+                panic!("this machine has just booted")
+            };
+            let Monitor { connection, pipeline, journal, .. } = &monitor;
+            let call = connection.begin(&packet, journal, pipeline);
+            let kept = connection.answer(&packet, &proc, None, received, pipeline, &call);
+            assert_eq!(kept, keep, "{age:?}");
+            let mut answer = [0; 256];
+            let read = rustix::net::recv(&monitor.fd, &mut answer, RecvFlags::DONTWAIT);
+            assert_eq!(read.is_ok(), keep == Keep::Yes, "{age:?}: {read:?}");
+        }
+    }
+
+    #[test]
+    fn with_a_listener_it_tells_whether_the_call_is_pending() {
+        let monitor = Monitor::new();
+        let proc = File::open("/proc/self").unwrap();
+        let buffer = [0u8; 112];
+        // It knows no such call, or is no listener at all.
+        let fds = [proc.as_fd(), proc.as_fd(), proc.as_fd()];
+        let (keep, answer) = monitor.ask(&packet("101", buffer.as_ptr() as u64), &fds);
+        assert_eq!((keep, answer, buffer), (Keep::No, None, [0; 112]), "nothing was written");
+    }
+
+    #[test]
     fn another_pid_namespace_is_left_to_the_kernel() {
         let mut monitor = Monitor::new();
         monitor.connection.monitor = 1;

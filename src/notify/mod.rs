@@ -24,6 +24,7 @@ mod dispatch;
 mod epoll;
 mod error;
 pub mod filter;
+mod fuse_connections;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod handler;
@@ -57,9 +58,9 @@ use crate::keeper::link::{Held, Link};
 
 pub use arch::Abi;
 
-/// The architectures whose programs run on this kernel.
+/// The architectures whose programs run on kernels of this one.
 pub(crate) fn arches() -> impl Iterator<Item = libseccomp::ScmpArch> {
-    arch::of_this_kernel().into_iter().map(|arch| arch.scmp)
+    arch::of_such_kernels().into_iter().map(|arch| arch.scmp)
 }
 pub use account::ContainerCounts;
 pub use call::Call;

@@ -4,6 +4,11 @@
 //! then reported anew, from the same thread with the same arguments, while the first act is under
 //! way or done. It gets the first one's result. A program that is interrupted all the time would
 //! otherwise pile up mounts, or be told that its own node exists already, and never get an answer.
+//!
+//! That the kernel took an answer does not mean that the caller has it: a signal that came in the
+//! same microsecond is told to nobody. So of a caller that signals interrupt a result is kept, too,
+//! that seems to have arrived. If the call comes again and fails now, the first one's success was the
+//! truth. A caller that no signal has interrupted lately is told what happens.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::{self, ThreadId};
@@ -14,8 +19,15 @@ use nix::errno::Errno;
 use super::context::Context;
 use super::handler::{Refusal, Verdict};
 
-/// How long a result is good for that nobody has taken.
+/// How long a result is good for that nobody has taken, and how long a thread counts as one that
+/// signals interrupt.
 const FRESH: Duration = Duration::from_secs(2);
+
+/// How long a result is kept that may have arrived or not: so long a machine may stand still.
+const DOUBTFUL: Duration = Duration::from_secs(10);
+
+/// How many results of one container are kept that nobody waits for.
+const KEPT: usize = 64;
 
 /// How often is looked whether a caller still waits.
 const LOOK: Duration = Duration::from_millis(2);
@@ -40,6 +52,10 @@ enum Outcome {
 pub(super) struct Once<A> {
     acts: Mutex<Vec<Act<A>>>,
     ended: Condvar,
+    /// Threads that signals have interrupted lately.
+    interrupted: Mutex<Vec<(String, u32, Instant)>>,
+    /// Does an act fail, or change nothing, that was done before?
+    repeatable: bool,
 }
 
 #[derive(Debug)]
@@ -50,17 +66,43 @@ struct Act<A> {
     outcome: Option<(Outcome, Instant)>,
     /// The outcome is on its way, by this thread of ours; whether it arrives is not known yet.
     answering: Option<ThreadId>,
+    /// The outcome seems to have arrived.
+    arrived: bool,
 }
 
 impl<A: Clone + PartialEq> Act<A> {
     fn is(&self, who: Who<'_>, what: &A) -> bool {
         (&*self.container, self.tid) == who && self.what == *what
     }
+
+    fn is_under_way(&self) -> bool {
+        self.outcome.is_none() || self.answering.is_some()
+    }
+
+    /// Is there an outcome that is older than this?
+    fn is_older(&self, age: Duration) -> bool {
+        self.outcome.is_some_and(|(_, at)| at.elapsed() > age)
+    }
 }
 
 impl<A: Clone + PartialEq> Once<A> {
+    /// For acts of which each one counts, such as mounts.
     pub(super) const fn new() -> Self {
-        Self { acts: Mutex::new(Vec::new()), ended: Condvar::new() }
+        Self::of(false)
+    }
+
+    /// For acts that fail, or change nothing, when they are done again.
+    pub(super) const fn repeatable() -> Self {
+        Self::of(true)
+    }
+
+    const fn of(repeatable: bool) -> Self {
+        Self {
+            acts: Mutex::new(Vec::new()),
+            ended: Condvar::new(),
+            interrupted: Mutex::new(Vec::new()),
+            repeatable,
+        }
     }
 
     /// Acts, unless that was done for this very call. An act takes no longer than `patience`.
@@ -72,10 +114,9 @@ impl<A: Clone + PartialEq> Once<A> {
         cx: &Context<'_>,
         act: impl FnOnce() -> Result<Verdict, Refusal>,
     ) -> Result<Verdict, Refusal> {
-        let (mut refusal, mut acted) = (None, false);
+        let (mut refusal, mut made) = (None, None);
         let act = || {
-            acted = true;
-            match act() {
+            let outcome = match act() {
                 Ok(Verdict::Return(value)) => Outcome::Return(value),
                 Ok(Verdict::Fail(errno)) | Err(Refusal::Fail(errno)) => Outcome::Fail(errno),
                 Ok(_) => Outcome::Continue,
@@ -83,10 +124,11 @@ impl<A: Clone + PartialEq> Once<A> {
                     refusal = Some(other);
                     Outcome::Untried
                 }
-            }
+            };
+            *made.insert(outcome)
         };
         let outcome = self.outcome(who, what, patience, act, || cx.still_pending().is_ok());
-        if !acted {
+        if made != Some(outcome) {
             cx.notes.no_act();
         }
         if let Some(refusal) = refusal {
@@ -110,11 +152,10 @@ impl<A: Clone + PartialEq> Once<A> {
     ) -> Outcome {
         let interrupted = Outcome::Fail(Errno::EINTR);
         let mut acts = self.acts.lock().unwrap_or_else(PoisonError::into_inner);
-        let stale = |act: &Act<A>| matches!(act.outcome, Some((_, at)) if at.elapsed() > FRESH);
-        acts.retain(|act| !stale(act));
-        let under_way = |acts: &mut Vec<Act<A>>| {
-            acts.iter().any(|a| a.is(who, what) && (a.outcome.is_none() || a.answering.is_some()))
-        };
+        let keep = if self.repeatable { DOUBTFUL } else { FRESH };
+        acts.retain(|act| act.answering.is_some() || !act.is_older(keep));
+        let under_way =
+            |acts: &mut Vec<Act<A>>| acts.iter().any(|act| act.is(who, what) && act.is_under_way());
         let until = Instant::now() + patience * 2;
         while under_way(&mut acts) {
             // Interrupted again: whoever comes next waits, not all of them.
@@ -123,27 +164,34 @@ impl<A: Clone + PartialEq> Once<A> {
             }
             let waited = self.ended.wait_timeout_while(acts, LOOK, under_way);
             acts = waited.unwrap_or_else(PoisonError::into_inner).0;
-            acts.retain(|act| !stale(act));
         }
-        if let Some(done) = acts.iter_mut().find(|act| act.is(who, what)) {
-            done.answering = Some(thread::current().id());
-            return done.outcome.map_or(interrupted, |(outcome, _)| outcome);
+        let done = acts.iter().position(|act| act.is(who, what));
+        let doubtful = |act: &Act<A>| act.arrived || act.is_older(FRESH);
+        if let Some(at) = done.filter(|&at| !doubtful(&acts[at])) {
+            acts[at].answering = Some(thread::current().id());
+            return acts[at].outcome.map_or(interrupted, |(outcome, _)| outcome);
         }
         // Whoever has waited may be of the past: its caller got the result through a later attempt.
         if !taken() {
             return interrupted;
         }
+        let before = done.and_then(|at| acts.remove(at).outcome);
         let (container, tid) = (who.0.to_owned(), who.1);
-        acts.push(Act { container, tid, what: what.clone(), outcome: None, answering: None });
+        let (outcome, answering) = (None, None);
+        acts.push(Act { container, tid, what: what.clone(), outcome, answering, arrived: false });
         drop(acts);
         let unwinding = Unwinding { once: self, who, what };
-        let outcome = act();
+        let now = act();
         std::mem::forget(unwinding);
+        let (outcome, at) = match (now, before) {
+            (Outcome::Fail(_), Some((Outcome::Return(value), at))) => (Outcome::Return(value), at),
+            _ => (now, Instant::now()),
+        };
         let mut acts = self.acts.lock().unwrap_or_else(PoisonError::into_inner);
         if outcome == Outcome::Untried {
             acts.retain(|act| !act.is(who, what));
         } else if let Some(act) = acts.iter_mut().find(|act| act.is(who, what)) {
-            act.outcome = Some((outcome, Instant::now()));
+            act.outcome = Some((outcome, at));
             act.answering = Some(thread::current().id());
         }
         drop(acts);
@@ -151,19 +199,43 @@ impl<A: Clone + PartialEq> Once<A> {
         outcome
     }
 
-    /// The caller got the result that this thread had for it, or did not because a signal came first:
-    /// then it is kept for the call that the kernel makes again. Called by the thread that asked for
-    /// the result; those that had none for this caller change nothing.
+    /// The caller got the result that this thread had for it, as far as the kernel tells, or did not
+    /// because a signal came first: then it is kept for the call that the kernel makes again. Called
+    /// by the thread that asked for the result; those that had none for this caller change nothing.
     pub(super) fn settled(&self, who: Who<'_>, delivered: bool) {
         let this = Some(thread::current().id());
+        let certain = delivered && !(self.repeatable && self.is_interrupted(who));
+        if !delivered && self.repeatable {
+            self.note_interrupted(who);
+        }
         let mut acts = self.acts.lock().unwrap_or_else(PoisonError::into_inner);
         let answered = |act: &Act<A>| (&*act.container, act.tid) == who && act.answering == this;
-        if delivered {
+        if certain {
             acts.retain(|act| !answered(act));
         }
-        acts.iter_mut().filter(|act| answered(act)).for_each(|act| act.answering = None);
+        for act in acts.iter_mut().filter(|act| answered(act)) {
+            act.answering = None;
+            act.arrived |= delivered;
+        }
+        let of_it = |act: &Act<A>| act.container == who.0 && !act.is_under_way();
+        if acts.iter().filter(|act| of_it(act)).count() > KEPT
+            && let Some(oldest) = acts.iter().position(of_it)
+        {
+            acts.remove(oldest);
+        }
         drop(acts);
         self.ended.notify_all();
+    }
+
+    fn note_interrupted(&self, who: Who<'_>) {
+        let mut all = self.interrupted.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|(id, tid, at)| (&**id, *tid) != who && at.elapsed() <= FRESH);
+        all.push((who.0.to_owned(), who.1, Instant::now()));
+    }
+
+    fn is_interrupted(&self, who: Who<'_>) -> bool {
+        let all = self.interrupted.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().any(|(id, tid, at)| (&**id, *tid) == who && at.elapsed() <= FRESH)
     }
 }
 
@@ -237,6 +309,31 @@ mod tests {
         let late = || panic!("nobody waits for it");
         let interrupted = Outcome::Fail(Errno::EINTR);
         assert_eq!(once.outcome(("c", 8), &"/a", LONG, late, || false), interrupted);
+    }
+
+    #[test]
+    fn an_answer_that_may_not_have_arrived_is_given_again() {
+        const EXISTS: Outcome = Outcome::Fail(Errno::EEXIST);
+        let once = Once::repeatable();
+        let who = ("c", 7);
+        let make = |what, outcome, arrives| {
+            let told = once.outcome(who, &what, LONG, || outcome, || true);
+            once.settled(who, arrives);
+            told
+        };
+        // As long as no signal came, what happens is what is told.
+        assert_eq!((make("/a", DONE, true), make("/a", EXISTS, true)), (DONE, EXISTS));
+        assert_eq!(make("/b", DONE, false), DONE);
+        assert_eq!(make("/b", EXISTS, true), DONE, "not even tried");
+        assert_eq!(make("/b", EXISTS, true), DONE, "a signal came at the last moment");
+        assert_eq!((make("/c", DONE, true), make("/c", EXISTS, true)), (DONE, DONE));
+        assert_eq!((make("/d", WRONG, true), make("/d", DONE, true)), (WRONG, DONE));
+        let other = once.outcome(("c", 8), &"/c", LONG, || EXISTS, || true);
+        assert_eq!(other, EXISTS, "another thread");
+        for number in 0..2 * KEPT {
+            assert_eq!(make(format!("/{number}").leak(), DONE, true), DONE);
+        }
+        assert!(once.acts.lock().unwrap().len() <= KEPT + 2);
     }
 
     #[test]

@@ -55,7 +55,7 @@ pub struct Settings {
     pub nice: i32,
     /// How many acts of one container may be under way or wait.
     pub acts: usize,
-    /// How many filesystems that the kernel mounted for one container may exist at a time.
+    /// How many filesystems that were mounted for one container may exist at a time.
     pub mounts: usize,
     /// How many calls a second of one container are answered; what is beyond waits.
     pub calls: u64,

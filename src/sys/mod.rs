@@ -16,3 +16,4 @@ pub mod shared_descriptors;
 pub mod signal_defaults;
 pub mod superblock_owner;
 pub mod user_namespace;
+pub mod x32;

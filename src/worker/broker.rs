@@ -89,7 +89,7 @@ impl Broker {
     }
 
     /// Has something mounted, and waits for it. What the kernel mounts is watched by this inotify
-    /// instance: the result is the watch's number.
+    /// instance: the result is the watch's number. For a helper it is the number of its device.
     ///
     /// # Errors
     /// Nothing was mounted.
@@ -98,7 +98,7 @@ impl Broker {
         order: &Order,
         caller: &Caller,
         watches: BorrowedFd<'_>,
-    ) -> Result<Option<i32>, Failure> {
+    ) -> Result<Option<u64>, Failure> {
         let until = Instant::now() + order.deadline + GRACE;
         let errand = Errand::Mount(order.clone(), caller.into());
         self.for_caller(&errand, caller, Some(watches))?.receive_number(until)

@@ -60,7 +60,7 @@ impl Line {
     }
 
     /// Reports a result that is a number.
-    pub(super) fn report_number(&self, result: Result<Option<i32>, Failure>) {
+    pub(super) fn report_number(&self, result: Result<Option<u64>, Failure>) {
         match result {
             Ok(Some(number)) => drop(self.send(0, &number.to_string(), &[])),
             other => self.report(other.map(|_| Vec::new())),
@@ -73,7 +73,7 @@ impl Line {
     }
 
     /// Waits for a report that may have a number.
-    pub(super) fn receive_number(&self, until: Instant) -> Result<Option<i32>, Failure> {
+    pub(super) fn receive_number(&self, until: Instant) -> Result<Option<u64>, Failure> {
         self.take(until).map(|(_, text)| text.parse().ok())
     }
 

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::harness::command::{self, quiet};
 use crate::harness::daemon::{Daemon, Place, readable_dir};
-use crate::harness::{machine, oci, sandbox};
+use crate::harness::{lxc, machine, oci, sandbox};
 
 const ALL: [&str; 2] = ["--intercept", "sysinfo,mknod,setxattr"];
 
@@ -154,14 +154,37 @@ fn a_log_that_was_moved_is_opened_anew_on_reload() {
     daemon.stop().0.ok();
 }
 
+/// Makes and removes a node so often while a signal comes every few microseconds.
+fn interrupted(path: &str, count: usize, often: u32) -> String {
+    format!("/mnt/node_call signals {path} {count} {}", often * machine::slowness())
+}
+
 #[test]
 fn a_call_that_signals_interrupt_is_one_act() {
     let (daemon, _folder, log) = audited("");
-    let script = format!("/mnt/node_call signals /tmp/n 50 {}", 2 * machine::slowness());
+    let script = interrupted("/tmp/n", 50, 2000);
     assert_eq!(sandbox::run(&daemon, &ALL, &script).ok(), "failed: 0\n");
     let logged = wait(&log, |lines| count(lines, "granted") >= 50);
     assert_eq!(count(&logged, "granted"), 50);
     assert_eq!(count(&logged, "refused") + count(&logged, "error"), 0, "{logged:#?}");
+    daemon.stop().0.ok();
+}
+
+/// So often that some answers meet a signal that comes in the same microsecond.
+#[test]
+fn a_call_whose_answer_meets_a_signal_is_one_act() {
+    let (daemon, _folder, _log) = audited("");
+    let script = interrupted("/tmp/n", 3000, 500);
+    assert_eq!(sandbox::run(&daemon, &ALL, &script).ok(), "failed: 0\n");
+    daemon.stop().0.ok();
+}
+
+#[test]
+fn under_lxc_a_call_that_signals_interrupt_is_one_act() {
+    let (daemon, _folder, _log) = audited("");
+    let script = interrupted("/root/n", 500, 2000);
+    let output = lxc::run(&daemon, 144 << 20, 100_000, &script);
+    assert_eq!(output.stdout, "failed: 0\n", "{output:?}");
     daemon.stop().0.ok();
 }
 

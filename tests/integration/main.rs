@@ -30,6 +30,7 @@ mod mount;
 mod pressure;
 mod profile;
 mod program;
+mod protocols;
 mod sched;
 mod steady;
 mod survival;

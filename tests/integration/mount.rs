@@ -184,6 +184,23 @@ fn as_many_filesystems_exist_as_the_policy_allows() {
 }
 
 #[test]
+fn helpers_count_as_filesystems() {
+    let lines = "mount = true\n\"mount.allowed\" = [\"ext4\"]\n\"limit.mounts\" = 2\n\
+                 \"mount.fuse\" = { squashfs = \"squashfuse\" }\n";
+    let stage = Stage::new(lines);
+    let script = "mkdir a b c; try() { /mnt/mount_call /run/i/$2 /tmp/$1 $2 ${3-1}; }
+         soon() { for i in $(seq 100); do try $1 squashfs | grep ok && return; sleep 0.1; done; }
+         try a squashfs; try b ext4 0; try c squashfs; pgrep -xc squashfuse
+         umount a; soon c; pkill -9 -x squashfuse; sleep 0.2; try a squashfs; umount c; soon a; umount a b";
+    let output = stage.run(&[], script);
+    let text = &output.stdout;
+    assert_eq!(text.matches("ok\n").count(), 4, "{output:?}");
+    assert!(text.contains("ok\nok\nENOSPC\n1\nok\nENOSPC\nok\n"), "{output:?}");
+    let said = stage.leaves_nothing().stderr;
+    assert!(said.contains("ENOSPC") && said.contains("limit.mounts"), "{said}");
+}
+
+#[test]
 fn a_helper_serves_as_the_caller_and_ends_with_the_mount() {
     let stage = Stage::new(SHIFTED);
     let script = "mount -t squashfs.image /run/i/squashfs m && cat m/hello
@@ -429,6 +446,53 @@ fn owners_are_shifted_or_the_mount_is_refused() {
     } else {
         assert_eq!(text, "ok\n0:0\n");
     }
+}
+
+/// What containers write with their users, the host finds with the same numbers on the image, and the
+/// other way round.
+#[test]
+fn filesystems_with_owners_are_shifted_both_ways() {
+    let makers: [(&str, &[&str]); 3] = [
+        ("ext4", &["mke2fs", "-qFt", "ext4"]),
+        ("xfs", &["mkfs.xfs", "-q"]),
+        ("btrfs", &["mkfs.btrfs", "-q"]),
+    ];
+    let names = makers.map(|(name, _)| format!("{name:?}")).join(", ");
+    let stage = Stage::new(&format!(
+        "mount = true\n\"mount.allowed\" = [{names}]\n\"mount.shift\" = true\n"
+    ));
+    for (name, maker) in makers {
+        let _ = Command::new("modprobe").arg("-q").arg(name).status();
+        if !fs::read_to_string("/proc/filesystems").unwrap().contains(name) {
+            machine::not_on_this_kernel(name);
+            continue;
+        }
+        machine::needs(&maker[..1]);
+        let (image, on_host) = (stage.folder().join("owned"), readable_dir());
+        let at = on_host.path().to_str().unwrap();
+        fs::File::create(&image).unwrap().set_len(320 * MIB).unwrap();
+        tool(maker[0], &maker[1..], &[&image]);
+        fs::set_permissions(&image, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+        // On the host, with the numbers that are on the image.
+        let look = |script: &str| {
+            let device = Loop::of(&image);
+            let script = format!(
+                "mount -t {name} {} {at} && cd {at} && {script}; cd /; umount {at}",
+                device.0
+            );
+            command::run(quiet("sh").args(["-c", &script])).ok()
+        };
+        assert_eq!(look("touch of_host; chown 5:6 of_host; stat -c %u:%g ."), "0:0\n", "{name}");
+        let script = format!(
+            "/mnt/mount_call /run/i/owned m {name} 0; stat -c %u:%g m m/of_host; cd m
+             touch of_root of_user; chown 7:8 of_user; stat -c %u:%g of_*; cd ..; umount m"
+        );
+        let text = stage.run(&[], &script).ok();
+        assert_eq!(text, "ok\n0:0\n5:6\n5:6\n0:0\n7:8\n", "{name}");
+        assert_eq!(look("stat -c %u:%g of_*"), "5:6\n0:0\n7:8\n", "{name}");
+        fs::remove_file(&image).unwrap();
+    }
+    stage.leaves_nothing();
 }
 
 #[test]

@@ -1,5 +1,9 @@
 //! Priorities that containers give their own threads, and what they must not reach.
 
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
 use crate::harness::command::{self, Output};
 use crate::harness::daemon::{Daemon, Place};
 use crate::harness::{cgroup, lxc, machine, oci, sandbox};
@@ -69,6 +73,43 @@ fn priorities_are_set_up_to_the_limit() {
     }
 }
 
+/// Gives this control group and those in it a share of real time. New ones in them have none.
+fn share_real_time(group: &Path, microseconds: u32) {
+    fs::write(group.join("cpu.rt_runtime_us"), microseconds.to_string()).unwrap();
+    let inner = fs::read_dir(group).unwrap().flatten().map(|entry| entry.path());
+    let inner: Vec<_> = inner.filter(|path| path.is_dir()).collect();
+    // Together no more than this one.
+    let each = microseconds / u32::try_from(inner.len() + 1).unwrap();
+    inner.iter().for_each(|path| share_real_time(path, each));
+}
+
+#[test]
+fn real_time_is_granted_as_far_as_the_control_group_has_it() {
+    let machine = std::env::var("AMBIT_TEST_CGROUP").expect("run by scripts/test");
+    let hierarchies = cgroup::hierarchies();
+    let group = hierarchies
+        .iter()
+        .find(|one| !one.is_v2() && one.has("cpu"))
+        .map(|one| one.root().join(machine.trim_start_matches('/')));
+    let Some(group) = group.filter(|group| group.join("cpu.rt_runtime_us").exists()) else {
+        return machine::not_on_this_kernel("a share of real time for each control group");
+    };
+    let daemon = Daemon::start_at(Place::intercepting(ON));
+    let try_both = "for p in 10 11; do chrt -f $p true 2>/dev/null && echo ok || echo no; done";
+    let script = format!("{try_both}; echo without; read line; {try_both}; chrt -f 10 chrt -p 0");
+    let mut run = sandbox::command(&daemon, &["--intercept", "sched_setscheduler"], &script);
+    let (input, mut writer) = std::io::pipe().unwrap();
+    let mut running = command::start(run.stdin(input));
+    drop(run);
+    running.wait_for("without", machine::patience(20));
+    share_real_time(&group, 400_000);
+    writer.write_all(b"\n").unwrap();
+    let text = running.finish(machine::patience(30)).stdout;
+    assert!(text.starts_with("no\nno\nwithout\nok\nno\n"), "{text}");
+    assert!(text.contains("SCHED_FIFO\n") && text.contains("priority: 10\n"), "{text}");
+    daemon.stop().0.ok();
+}
+
 /// Whoever runs this says whether it may lower its own nice value.
 const LOWER: &str = "/usr/bin/python3 -c '
 import os
@@ -100,7 +141,11 @@ fn what_the_kernel_grants_is_not_taken_away() {
         "/usr/bin/python3 -c 'import os; os.setpriority(0, 0, -12); print(os.getpriority(0, 0))'";
     let sandbox = sandbox::command(&daemon, &["--intercept", "sched_setscheduler"], script);
     let mut lower = command::quiet("nice");
-    lower.args(["-n", "-15"]).arg(sandbox.get_program()).args(sandbox.get_args());
+    let own = rustix::process::getpriority_process(None).unwrap();
+    lower
+        .args(["-n", &(-15 - own).to_string()])
+        .arg(sandbox.get_program())
+        .args(sandbox.get_args());
     assert_eq!(command::run(&mut lower).ok(), "-12\n");
 }
 

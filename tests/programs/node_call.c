@@ -4,7 +4,7 @@
  *   node_call make PATH MAJOR MINOR     mknod
  *   node_call edges FOLDER              strings at the end of memory, without an end, and nowhere; odd descriptors
  *   node_call thread PATH               by a thread that does not lead its process
- *   node_call signals PATH COUNT MS     makes and removes it while a signal comes every few milliseconds
+ *   node_call signals PATH COUNT US     makes and removes it while a signal comes every so many microseconds
  *   node_call flood FOLDER THREADS MS   makes and removes nodes in many threads
  *   node_call opaque PATH               setxattr of trusted.overlay.opaque
  *   node_call opaque_at FOLDER          setxattrat of it: by folder and path, by a link, of a descriptor, with odd arguments
@@ -98,10 +98,10 @@ static void nothing(int signal)
 	(void)signal;
 }
 
-static int interrupted(const char *path, int count, long ms)
+static int interrupted(const char *path, int count, long us)
 {
 	struct sigaction action = { .sa_handler = nothing, .sa_flags = SA_RESTART };
-	struct itimerval often = { { 0, ms * 1000 }, { 0, ms * 1000 } };
+	struct itimerval often = { { 0, us }, { 0, us } };
 	int failed = 0;
 	sigaction(SIGALRM, &action, NULL);
 	setitimer(ITIMER_REAL, &often, NULL);

@@ -17,7 +17,7 @@ use crate::worker::act::{Base, Mknod as Make, What};
 const CAP_MKNOD: u32 = 27;
 
 /// Attempts of callers that signals interrupt.
-static ONCE: Once<(Base, Make)> = Once::new();
+static ONCE: Once<(Base, Make)> = Once::repeatable();
 
 /// Answers mknod(2) and mknodat(2).
 pub(super) struct Mknod;

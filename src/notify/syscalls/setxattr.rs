@@ -23,7 +23,7 @@ const NAME: &[u8] = b"trusted.overlay.opaque";
 const FLAGS: u32 = 3;
 
 /// Attempts of callers that signals interrupt: with `XATTR_CREATE` a second one fails.
-static ONCE: Once<(Base, SetOpaque)> = Once::new();
+static ONCE: Once<(Base, SetOpaque)> = Once::repeatable();
 
 /// `struct xattr_args` of Linux 6.13: an address of 64 bits, a size and flags, in any word size.
 const ARGS: usize = 16;

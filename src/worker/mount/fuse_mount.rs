@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use rustix::fs::{AtFlags, CWD, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use super::order::Order;
@@ -56,6 +56,20 @@ pub(super) fn probe(mount: BorrowedFd<'_>) -> Result<(), Failure> {
     rustix::fs::statx(mount, "", flags, StatxFlags::BASIC_STATS)
         .map(drop)
         .or_fail("the filesystem does not answer: statx of its root")
+}
+
+/// The number of a filesystem's device, as the kernel names its connections. Asks no filesystem.
+pub(super) fn device(mount: BorrowedFd<'_>) -> Result<u64, Failure> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let status = rustix::fs::statx(mount, "", flags, StatxFlags::empty()).or_fail("statx")?;
+    Ok(u64::from(status.stx_dev_major) << 20 | u64::from(status.stx_dev_minor))
+}
+
+/// The same of what is mounted on the target now.
+pub(super) fn device_on(order: &Order) -> Result<u64, Failure> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let root = rustix::fs::openat(CWD, &*order.target, flags, Mode::empty());
+    device(root.or_fail("open of the target")?.as_fd())
 }
 
 /// The mount that the target is on. Asks no filesystem.

@@ -33,18 +33,18 @@ use crate::worker::line::{Line, wait};
 /// How long a helper may take to explain a failure that is seen already.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Mounts.
+/// Mounts. The result is the number of the filesystem's device.
 pub(super) fn mount(
     order: &Order,
     handler: &Handler,
     caller: &Caller,
     until: Instant,
-) -> Result<(), Failure> {
+) -> Result<Option<u64>, Failure> {
     let (line, theirs) = Line::pair()?;
     let actor = Child::start(End::Family, || {
         let result = act(order, handler, caller, until);
         let failed = result.is_err();
-        theirs.report(result.map(|()| Vec::new()));
+        theirs.report_number(result);
         if failed {
             // To be found and killed with all that was started.
             let _ = theirs.receive(until + LAST_WORDS * 2);
@@ -52,13 +52,18 @@ pub(super) fn mount(
     })?;
     drop(theirs);
     // A little more, so that who acts can tell the helper's own words.
-    line.receive(until + LAST_WORDS)?;
+    let device = line.receive_number(until + LAST_WORDS)?;
     actor.finish();
-    Ok(())
+    Ok(device)
 }
 
-/// What is done as the caller.
-fn act(order: &Order, handler: &Handler, caller: &Caller, until: Instant) -> Result<(), Failure> {
+/// What is done as the caller. The result is the number of the filesystem's device, if it has one.
+fn act(
+    order: &Order,
+    handler: &Handler,
+    caller: &Caller,
+    until: Instant,
+) -> Result<Option<u64>, Failure> {
     let host = HostProgram::open(&handler.program)?;
     caller.enter_users()?;
     let null = OpenOptions::new().read(true).write(true).open("/dev/null").or_fail("/dev/null")?;
@@ -80,7 +85,7 @@ fn act(order: &Order, handler: &Handler, caller: &Caller, until: Instant) -> Res
         let (starter, line) = start(&program, &words, Some(device), &surroundings, until)?;
         answered(&mount, &line, until)
             .and_then(|()| attach(mount.as_fd(), target.as_fd()))
-            .map(|()| starter)
+            .map(|()| (starter, fuse_mount::device(mount.as_fd()).ok()))
     } else {
         drop(device);
         let before = fuse_mount::mount_id(order)?;
@@ -93,12 +98,12 @@ fn act(order: &Order, handler: &Handler, caller: &Caller, until: Instant) -> Res
                 }
                 _ => Ok(()),
             })
-            .map(|()| starter)
+            .map(|()| (starter, fuse_mount::device_on(order).ok()))
     };
     match result {
-        Ok(starter) => {
+        Ok((starter, device)) => {
             starter.let_go();
-            Ok(())
+            Ok(device)
         }
         Err(failure) => Err(output.explain(&handler.program, &failure)),
     }

@@ -26,7 +26,7 @@ pub(super) fn mount(
     caller: &Caller,
     watches: BorrowedFd<'_>,
     until: Instant,
-) -> Result<Option<i32>, Failure> {
+) -> Result<Option<u64>, Failure> {
     let (line, theirs) = Line::pair()?;
     let actor = Child::start(End::Alone, || {
         let result = act(&theirs, order, superblock, caller, until);
@@ -61,11 +61,12 @@ pub(super) fn mount(
 }
 
 /// Watches the root of a new filesystem: the watch ends with the filesystem, and keeps nothing.
-fn watch(mount: BorrowedFd<'_>, watches: BorrowedFd<'_>) -> Result<i32, Failure> {
+fn watch(mount: BorrowedFd<'_>, watches: BorrowedFd<'_>) -> Result<u64, Failure> {
     let root = format!("/proc/self/fd/{}", mount.as_raw_fd());
-    inotify::add_watch(watches, root, WatchFlags::DELETE_SELF).or_fail(
+    let number = inotify::add_watch(watches, root, WatchFlags::DELETE_SELF).or_fail(
         "the filesystem cannot be counted: inotify_add_watch (is fs.inotify.max_user_watches used up?)",
-    )
+    )?;
+    Ok(number.unsigned_abs().into())
 }
 
 /// What is done as the caller.

@@ -28,7 +28,8 @@ pub(super) use scene::clean_node;
 
 use super::{Caller, Failure};
 
-/// Mounts. The root of what the kernel mounts gets a watch, whose number is the result.
+/// Mounts. The root of what the kernel mounts gets a watch, whose number is the result; for a helper
+/// it is the number of the filesystem's device.
 ///
 /// # Errors
 /// Nothing was mounted; the failure has the errno for the caller and the reason for the log.
@@ -36,10 +37,10 @@ pub fn run(
     order: &Order,
     caller: &Caller,
     watches: BorrowedFd<'_>,
-) -> Result<Option<i32>, Failure> {
+) -> Result<Option<u64>, Failure> {
     let until = Instant::now() + order.deadline;
     match &order.how {
         How::Kernel(superblock) => kernel_mount::mount(order, superblock, caller, watches, until),
-        How::Helper(handler) => helper::mount(order, handler, caller, until).map(|()| None),
+        How::Helper(handler) => helper::mount(order, handler, caller, until),
     }
 }

@@ -37,7 +37,7 @@ const OBJ_GET_INFO_BY_FD: u32 = 15;
 const PROG_QUERY: u32 = 16;
 
 /// Changes for callers that signals interrupt.
-static ONCE: Once<Bpf> = Once::new();
+static ONCE: Once<Bpf> = Once::repeatable();
 
 /// Answers bpf(2).
 pub(super) struct BpfPrograms;

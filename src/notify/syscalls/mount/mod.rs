@@ -29,7 +29,7 @@ use crate::notify::context::Context;
 use crate::notify::handler::{Cause, Cost, Description, Handler, Refusal, Repeat, Screen, Verdict};
 use crate::notify::mounts::MountSettings;
 use crate::notify::once::Once;
-use crate::worker::mount::Order;
+use crate::worker::mount::{How, Order};
 use crate::worker::{Caller, Failure};
 
 /// The kernel reads strings and options of this length at most.
@@ -160,9 +160,15 @@ fn mount(acts: &Acts, cx: &Context<'_>, order: &Order, caller: &Caller) -> Resul
         ),
         untried: false,
     })?;
-    let watch = acts.broker.mount(order, caller, place.watches().map_err(uncounted)?)?;
-    if let Some(watch) = watch {
-        place.taken(watch);
+    match (acts.broker.mount(order, caller, place.watches().map_err(uncounted)?)?, &order.how) {
+        (Some(watch), How::Kernel(_)) => place.taken(watch),
+        (Some(device), How::Helper(_)) => {
+            if let Err(error) = place.served(device) {
+                let container = cx.container;
+                tracing::warn!(container, "the mounts of helpers cannot be counted: {error}");
+            }
+        }
+        (None, _) => {}
     }
     Ok(())
 }

@@ -1,0 +1,150 @@
+//! Who may speak to the sockets, and what happens to those who speak wrongly: real sockets of a real
+//! daemon. What is said right is tested by the engines themselves.
+
+use std::fs::{self, File, Permissions};
+use std::io::{IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType,
+};
+
+use crate::harness::daemon::{Daemon, readable_dir};
+use crate::harness::{lxc, machine, sandbox};
+
+const MESSAGE: &str = r#"{"ociVersion":"1.0.2","fds":["x","seccompFd","y"],"pid":1,
+    "state":{"ociVersion":"1.0.2","id":"none","status":"creating","pid":1,"bundle":"/"}}"#;
+
+/// Descriptors of the server that are connections or files, which no call holds open.
+fn descriptors(daemon: &Daemon) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", daemon.server_pid())).unwrap().count()
+}
+
+fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(fds)));
+    let parts = [IoSlice::new(bytes)];
+    rustix::net::sendmsg(socket, &parts, &mut control, SendFlags::NOSIGNAL).unwrap();
+}
+
+/// The daemon ends the connection.
+#[track_caller]
+fn is_closed(mut connection: &UnixStream) {
+    connection.set_read_timeout(Some(machine::patience(20))).unwrap();
+    // A reset, when it did not read all of it.
+    let read = connection.read(&mut [0; 64]);
+    assert!(
+        matches!(&read, Ok(0))
+            || read.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset),
+        "{read:?}"
+    );
+}
+
+#[track_caller]
+fn is_served(daemon: &Daemon) {
+    let args = ["--memory", "96M", "--intercept", "sysinfo"];
+    let text = sandbox::run(daemon, &args, "/mnt/sysinfo | grep ^total_kb").ok();
+    assert_eq!(text, "total_kb=98304\n");
+}
+
+#[test]
+fn wrong_messages_of_runtimes_are_refused_and_leave_nothing() {
+    let mut daemon = Daemon::start();
+    let path = daemon.socket("oci.sock");
+    is_served(&daemon);
+    let before = descriptors(&daemon);
+    let file = File::open("/dev/null").unwrap();
+    let null = file.as_fd();
+    // What is no listener, among descriptors of other names; no JSON; nothing; without descriptors.
+    for (text, fds) in [(MESSAGE, 3), ("{\"fds\":", 2), ("", 0), (MESSAGE, 0), (MESSAGE, 16)] {
+        let connection = UnixStream::connect(&path).unwrap();
+        if !text.is_empty() {
+            send(&connection, text.as_bytes(), &vec![null; fds]);
+        }
+        connection.shutdown(std::net::Shutdown::Write).unwrap();
+        is_closed(&connection);
+    }
+    // More than any runtime says: the end comes before the end of the message.
+    let mut endless = UnixStream::connect(&path).unwrap();
+    endless.set_write_timeout(Some(machine::patience(20))).unwrap();
+    let spaces = vec![b' '; 64 << 10];
+    let sent = (0..1024).take_while(|_| endless.write_all(&spaces).is_ok()).count();
+    assert!((8..1024).contains(&sent), "{sent} times 64 KiB were taken");
+    is_closed(&endless);
+    // One that says nothing holds up nobody.
+    let silent = UnixStream::connect(&path).unwrap();
+    is_served(&daemon);
+    drop(silent);
+    let until = Instant::now() + machine::patience(20);
+    while descriptors(&daemon) > before {
+        assert!(Instant::now() < until, "{} descriptors, {before} before", descriptors(&daemon));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    is_served(&daemon);
+    let log = daemon.log();
+    for why in ["no ContainerProcessState", "it is empty", "fewer descriptors", "longer than"] {
+        assert!(log.contains(why), "{why}: {log}");
+    }
+    daemon.stop().0.ok();
+}
+
+/// What a process of this user can do with a socket: whether it may connect, and whether it is heard.
+fn as_user(uid: u32, path: &Path, kind: SocketType) -> std::io::Result<usize> {
+    let path = path.to_owned();
+    let thread = std::thread::spawn(move || {
+        // Credentials are each thread's own.
+        let uid = rustix::process::Uid::from_raw(uid);
+        rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+        let flags = SocketFlags::CLOEXEC;
+        let socket: OwnedFd = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(&*path)?)?;
+        let mut answer = [0; 64];
+        Ok(rustix::net::recv(&socket, &mut answer, rustix::net::RecvFlags::empty())?.0)
+    });
+    thread.join().unwrap()
+}
+
+#[test]
+fn only_root_is_heard() {
+    let mut daemon = Daemon::start();
+    for (name, kind) in [("oci.sock", SocketType::STREAM), ("lxc.sock", SocketType::SEQPACKET)] {
+        let path = daemon.socket(name);
+        let error = as_user(65_534, &path, kind).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{name}");
+        // Even where somebody opened it to all.
+        fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
+        assert_eq!(as_user(65_534, &path, kind).unwrap(), 0, "{name}: the end at once");
+    }
+    let log = daemon.log();
+    assert_eq!(log.matches("only root may").count(), 2, "{log}");
+    is_served(&daemon);
+    daemon.stop().0.ok();
+}
+
+/// A monitor connects again when the daemon was gone: nothing need be restarted.
+#[test]
+fn liblxc_comes_back_to_a_daemon_that_was_started_anew() {
+    let daemon = Daemon::start();
+    let go = readable_dir();
+    let script = "ask() { /mnt/sysinfo | grep ^total_kb || echo no answer; }
+        ask; echo first; until [ -e /var/again ]; do sleep .1; done
+        ask; echo second; until [ -e /var/back ]; do sleep .1; done; ask; ask";
+    let mut running = lxc::start(&daemon, 96 << 20, 100_000, &[(go.path(), "var")], script);
+    running.wait_for("first");
+    let place = daemon.kill();
+    fs::write(go.path().join("again"), "").unwrap();
+    running.wait_for("second");
+    let daemon = Daemon::start_at(place);
+    fs::write(go.path().join("back"), "").unwrap();
+    let text = running.finish(machine::patience(60)).stdout;
+    let right = "total_kb=98304\n";
+    assert_eq!(text, format!("{right}first\nno answer\nsecond\n{right}{right}"));
+    daemon.stop().0.ok();
+}
