@@ -14,6 +14,7 @@ pub mod keeper;
 pub mod logging;
 pub mod lxcfs;
 pub mod notify;
+pub mod poison;
 pub mod profile;
 pub mod run;
 pub mod sandbox;
