@@ -39,6 +39,7 @@ fn main() -> anyhow::Result<()> {
         lxc_socket: Some(folder.join("lxc.sock")),
         policies: Policies::for_all(Policy::from_names(names)?),
         acts: None,
+        poison: None,
     };
     let notifier = Notifier::start(Arc::new(Fixed(Arc::new(view))), options)?;
     stdin().read_to_end(&mut Vec::new())?;

@@ -1,11 +1,11 @@
 //! What a serving process consists of, started and stopped in order: accounting first, because
 //! the others ask it; then the overlay; then the sockets through which containers arrive.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ambit_fuse::{MountOptions, Overlay};
+use ambit_fuse::{MountOptions, Overlay, Witness};
 use ambit_sysinfo::{Accounting, Options, Views};
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::keeper::link::{Held, Link};
 use crate::notify::acts::Acts;
 use crate::notify::{self, Notifier};
+use crate::poison::Poison;
 use crate::status::{Calls, Files};
 use crate::sys;
 use crate::totals::{Noted, Totals};
@@ -30,6 +31,7 @@ pub struct Server {
     link: Link,
     configuration: Option<PathBuf>,
     noted: Noted,
+    poison: Option<Arc<Poison>>,
     refusals: broadcast::Sender<String>,
     ending: Notify,
 }
@@ -70,8 +72,13 @@ impl Server {
         if let Some(file) = baselines(&link, &mut held) {
             accounting.remember(file);
         }
+        let known = accounting.clone();
+        let parent = |of: BorrowedFd<'_>| Ok(sys::user_namespace::parent(of)?);
+        let whose = move |thread| known.container_number(thread, parent).unwrap_or(0);
+        let poison = Poison::take_over(&link, &mut held, whose);
         let options = MountOptions {
             threads: config.overlay.threads,
+            witness: poison.clone().map(|poison| poison as Arc<dyn Witness>),
             ..MountOptions::new(&config.overlay.mount)
         };
         let successor = !held.is_empty();
@@ -84,6 +91,7 @@ impl Server {
             lxc_socket: socket("lxc.sock"),
             policies: config.policies(),
             acts: acts.map(Arc::new),
+            poison: poison.clone(),
         };
         match Notifier::take_over(accounting.clone(), options, &link, &mut held) {
             Ok(notifier) => {
@@ -103,6 +111,7 @@ impl Server {
                     link,
                     configuration: None,
                     noted,
+                    poison,
                     refusals: broadcast::channel(4).0,
                     ending: Notify::new(),
                 })
@@ -162,6 +171,13 @@ impl Server {
     #[must_use]
     pub fn configuration(&self) -> Option<&Path> {
         self.configuration.as_deref()
+    }
+
+    /// This process ends in order, for a successor to go on.
+    pub fn leave(&self) {
+        if let Some(poison) = &self.poison {
+            poison.leave();
+        }
     }
 
     /// Has this process end without a keeper.

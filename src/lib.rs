@@ -15,6 +15,7 @@ pub mod kernel_text;
 pub mod logging;
 pub mod lxcfs;
 pub mod notify;
+pub mod poison;
 pub mod profile;
 pub mod run;
 pub mod sandbox;

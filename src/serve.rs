@@ -107,7 +107,7 @@ fn serve(config: &Config, path: Option<&Path>, link: &Link, candidate: bool) -> 
         tokio::select! {
             () = control::serve(&control, &server) => {}
             () = beat(link, &server) => {}
-            () = aborted(&server) => leave_dead(),
+            () = aborted(&server) => leave_dead(&server),
             word = obey(link, &server) => match word {
                 Word::Leave | Word::Reload => leave(&server),
                 Word::Release => tracing::info!("stopping; the files are unmounted"),
@@ -133,6 +133,7 @@ fn leave(server: &Server) -> ! {
     server.notifier().settle(SETTLE);
     drop(server.totals());
     tracing::info!("leaving; the files stay mounted for the successor");
+    server.leave();
     std::process::exit(0)
 }
 
@@ -146,11 +147,12 @@ async fn aborted(server: &Server) {
 
 /// Ends because the files are dead: the successor mounts them anew, and has everything else.
 #[allow(clippy::exit, reason = "nothing may be dropped")]
-fn leave_dead() -> ! {
+fn leave_dead(server: &Server) -> ! {
     tracing::error!(
         "the files are dead: their FUSE connection was aborted, or they were unmounted everywhere; \
          they are mounted anew. `ambit status` tells which containers still have the dead ones"
     );
+    server.leave();
     std::process::exit(1)
 }
 

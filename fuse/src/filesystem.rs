@@ -35,6 +35,7 @@ use crate::entries::{Entry, Listed};
 use crate::owed::{OPENED, Turn};
 use crate::service::Service;
 use crate::warden::Crew;
+use crate::witness::{Asked, Operation, Refuse, Witness};
 
 /// Names and attributes of the fixed tree never change, so the kernel need not ask again. What a
 /// name means that is each caller's own must not be remembered: the kernel has one cache of names
@@ -62,7 +63,16 @@ impl OverlayFilesystem {
     /// below the root.
     #[must_use]
     pub fn passing(views: Arc<dyn Views>, paths: &'static [&'static str]) -> Self {
-        let mut service = Service::new(views);
+        Self::watched_by(None, views, paths)
+    }
+
+    /// The same, and somebody notes what each thread is at.
+    pub(crate) fn watched_by(
+        witness: Option<Arc<dyn Witness>>,
+        views: Arc<dyn Views>,
+        paths: &'static [&'static str],
+    ) -> Self {
+        let mut service = Service::watched_by(witness, views);
         service.passed = paths;
         Self { service: Arc::new(service) }
     }
@@ -79,9 +89,9 @@ impl OverlayFilesystem {
 
     /// Runs the code of one request. When it panics, the reply it owned is dropped, which makes
     /// fuser answer EIO.
-    fn guard(&self, request: impl FnOnce(&Turn)) {
-        self.service.crew.at_work(|turn| {
-            if catch_unwind(AssertUnwindSafe(|| request(turn))).is_err() {
+    fn guard<R: Refuse>(&self, asked: Asked, reply: R, request: impl FnOnce(&Turn, R)) {
+        self.service.crew.at_work(asked, reply, |turn, reply| {
+            if catch_unwind(AssertUnwindSafe(|| request(turn, reply))).is_err() {
                 turn.give_up();
                 Counters::add(&self.service.counters.panics);
             }
@@ -141,7 +151,7 @@ impl Filesystem for OverlayFilesystem {
     fn destroy(&mut self) {}
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.guard(|turn| {
+        self.guard(Asked::of(Operation::Lookup, parent, req), reply, |turn, reply| {
             turn.owe(reply);
             let found = self.service.child(parent.0, name.as_bytes(), req.pid());
             let found = found.map(|entry| self.attributes(entry, req));
@@ -158,7 +168,7 @@ impl Filesystem for OverlayFilesystem {
     fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
 
     fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.guard(|turn| {
+        self.guard(Asked::of(Operation::Getattr, ino, req), reply, |turn, reply| {
             turn.owe(reply);
             let found = self.service.entry(ino.0, req.pid());
             let found = found.map(|entry| self.attributes(entry, req));
@@ -171,7 +181,7 @@ impl Filesystem for OverlayFilesystem {
     }
 
     fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        self.guard(|_| {
+        self.guard(Asked::of(Operation::Access, ino, req), reply, |_, reply| {
             let refused = match self.service.entry(ino.0, req.pid()) {
                 Err(errno) => return reply.error(errno),
                 Ok(entry) if entry.file_type() == FileType::Directory => AccessFlags::W_OK,
@@ -183,7 +193,7 @@ impl Filesystem for OverlayFilesystem {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.guard(|turn| {
+        self.guard(Asked::of(Operation::Open, ino, req), reply, |turn, reply| {
             if flags.acc_mode() != OpenAccMode::O_RDONLY {
                 return reply.error(Errno::EACCES);
             }
@@ -216,7 +226,7 @@ impl Filesystem for OverlayFilesystem {
         reader: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.guard(|turn| {
+        self.guard(Asked::of(Operation::Read, ino, req), reply, |turn, reply| {
             // Only a direct read names its reader. Anything else (sendfile, splice, mmap) fills
             // the page cache, which all containers share: it is refused, and programs read.
             if reader.is_none() {
@@ -239,15 +249,15 @@ impl Filesystem for OverlayFilesystem {
 
     fn release(
         &self,
-        _: &Request,
-        _: INodeNo,
+        req: &Request,
+        ino: INodeNo,
         handle: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.guard(|_| {
+        self.guard(Asked::of(Operation::Release, ino, req), reply, |_, reply| {
             self.service.release(handle.0);
             reply.ok();
         });
@@ -255,11 +265,13 @@ impl Filesystem for OverlayFilesystem {
 
     fn opendir(&self, req: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let entry = || self.service.entry(ino.0, req.pid());
-        self.guard(|_| match entry().map(|entry| entry.file_type()) {
-            // Without FOPEN_CACHE_DIR the kernel remembers no listing.
-            Ok(FileType::Directory) => reply.opened(FileHandle(0), FopenFlags::empty()),
-            Ok(_) => reply.error(Errno::ENOTDIR),
-            Err(errno) => reply.error(errno),
+        self.guard(Asked::of(Operation::Opendir, ino, req), reply, |_, reply| {
+            match entry().map(|entry| entry.file_type()) {
+                // Without FOPEN_CACHE_DIR the kernel remembers no listing.
+                Ok(FileType::Directory) => reply.opened(FileHandle(0), FopenFlags::empty()),
+                Ok(_) => reply.error(Errno::ENOTDIR),
+                Err(errno) => reply.error(errno),
+            }
         });
     }
 
@@ -269,18 +281,20 @@ impl Filesystem for OverlayFilesystem {
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
-        self.guard(|_| match self.service.list(ino.0, offset, req.pid()) {
-            Ok(entries) => {
-                for Listed { next, entry, name } in entries {
-                    if reply.add(INodeNo(entry.id()), next, entry.file_type(), &*name) {
-                        break;
+        self.guard(Asked::of(Operation::Readdir, ino, req), reply, |_, mut reply| {
+            match self.service.list(ino.0, offset, req.pid()) {
+                Ok(entries) => {
+                    for Listed { next, entry, name } in entries {
+                        if reply.add(INodeNo(entry.id()), next, entry.file_type(), &*name) {
+                            break;
+                        }
                     }
+                    reply.ok();
                 }
-                reply.ok();
+                Err(errno) => reply.error(errno),
             }
-            Err(errno) => reply.error(errno),
         });
     }
 
@@ -290,20 +304,22 @@ impl Filesystem for OverlayFilesystem {
         ino: INodeNo,
         _: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
-        self.guard(|_| match self.service.list(ino.0, offset, req.pid()) {
-            Ok(entries) => {
-                for Listed { next, entry, name } in entries {
-                    let (attributes, name_holds, valid) = self.attributes(entry, req);
-                    let (id, valid) = (INodeNo(entry.id()), valid.min(name_holds));
-                    if reply.add(id, next, &*name, &valid, &attributes, Generation(0)) {
-                        break;
+        self.guard(Asked::of(Operation::Readdirplus, ino, req), reply, |_, mut reply| {
+            match self.service.list(ino.0, offset, req.pid()) {
+                Ok(entries) => {
+                    for Listed { next, entry, name } in entries {
+                        let (attributes, name_holds, valid) = self.attributes(entry, req);
+                        let (id, valid) = (INodeNo(entry.id()), valid.min(name_holds));
+                        if reply.add(id, next, &*name, &valid, &attributes, Generation(0)) {
+                            break;
+                        }
                     }
+                    reply.ok();
                 }
-                reply.ok();
+                Err(errno) => reply.error(errno),
             }
-            Err(errno) => reply.error(errno),
         });
     }
 
@@ -398,9 +414,11 @@ impl Filesystem for OverlayFilesystem {
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
-        self.guard(|_| match self.service.target(ino.0, req.pid()) {
-            Ok(target) => reply.data(target.as_bytes()),
-            Err(errno) => reply.error(errno),
+        self.guard(Asked::of(Operation::Readlink, ino, req), reply, |_, reply| {
+            match self.service.target(ino.0, req.pid()) {
+                Ok(target) => reply.data(target.as_bytes()),
+                Err(errno) => reply.error(errno),
+            }
         });
     }
 

@@ -31,6 +31,7 @@ pub mod text;
 mod touched;
 pub mod tree;
 mod warden;
+mod witness;
 
 pub use counters::Counts;
 pub use error::Error;
@@ -41,6 +42,7 @@ pub use overlay::{Description, OverlayFile};
 pub use session::{MountOptions, Overlay};
 pub use text::Text;
 pub use touched::Touched;
+pub use witness::{Asked, Operation, Witness, describe};
 
 /// What is bound over the same path of a container, as paths below the root of the overlay: files
 /// such as `proc/meminfo`, and directories whole where their entries are the container's own,

@@ -17,6 +17,7 @@ use crate::overlay::{EVERYBODY, OverlayFile, PAGE};
 use crate::text::Text;
 use crate::tree::{Kind, Tree};
 use crate::warden::Crew;
+use crate::witness::Witness;
 
 /// What a text is made by.
 #[derive(Clone, Copy)]
@@ -42,11 +43,16 @@ thread_local! {
 }
 
 impl Service {
+    #[cfg(test)]
     pub(crate) fn new(views: Arc<dyn Views>) -> Self {
+        Self::watched_by(None, views)
+    }
+
+    pub(crate) fn watched_by(witness: Option<Arc<dyn Witness>>, views: Arc<dyn Views>) -> Self {
         Self {
             tree: Tree::new(),
             counters: Arc::default(),
-            crew: Arc::default(),
+            crew: Arc::new(Crew::watched_by(witness)),
             passed: &[],
             views,
             handles: Handles::new(),

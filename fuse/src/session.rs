@@ -22,6 +22,7 @@ use crate::error::Error;
 use crate::filesystem::OverlayFilesystem;
 use crate::mount::{self, Writes};
 use crate::pressure::{self, PressureFilesystem};
+use crate::witness::Witness;
 
 /// Where and how the overlay is served.
 #[derive(Debug, Clone)]
@@ -38,6 +39,8 @@ pub struct MountOptions {
     pub name: &'static str,
     /// Files that everybody sees as the machine has them, named by their paths below the root.
     pub passed: &'static [&'static str],
+    /// Who notes what each thread is at.
+    pub witness: Option<Arc<dyn Witness>>,
 }
 
 impl MountOptions {
@@ -50,6 +53,7 @@ impl MountOptions {
             patience: Duration::from_secs(8),
             name: mount::NAME,
             passed: &[],
+            witness: None,
         }
     }
 }
@@ -62,6 +66,7 @@ pub struct Overlay {
     name: &'static str,
     patience: Duration,
     views: Arc<dyn Views>,
+    witness: Option<Arc<dyn Witness>>,
     counters: Arc<Counters>,
 }
 
@@ -71,12 +76,13 @@ impl Overlay {
     /// # Errors
     /// The mount point is in use, or a step failed; nothing stays mounted then.
     pub fn mount(options: MountOptions, views: Arc<dyn Views>) -> Result<Self, Error> {
-        let MountOptions { path, threads, patience, name, passed } = options;
-        let filesystem = OverlayFilesystem::passing(views.clone(), passed);
+        let MountOptions { path, threads, patience, name, passed, witness } = options;
+        let filesystem = OverlayFilesystem::watched_by(witness.clone(), views.clone(), passed);
         let counters = filesystem.counters();
         let place = Place { path: &path, name, threads, patience };
         let connection = Connection::mount(place, Writes::Refused, filesystem)?;
-        let mut overlay = Self { connection, pressure: None, name, patience, views, counters };
+        let pressure = None;
+        let mut overlay = Self { connection, pressure, name, patience, views, witness, counters };
         overlay.mount_pressure();
         overlay.look_up_all();
         Ok(overlay)
@@ -101,7 +107,7 @@ impl Overlay {
     pub fn mount_pressure(&mut self) {
         let path = self.connection.path.join(pressure::DIRECTORY);
         let place = Place { path: &path, name: self.name, threads: 1, patience: self.patience };
-        let filesystem = PressureFilesystem::new(self.views.clone());
+        let filesystem = PressureFilesystem::watched_by(self.witness.clone(), self.views.clone());
         match Connection::mount(place, Writes::Allowed, filesystem) {
             Ok(connection) => self.pressure = Some(connection),
             Err(error) => tracing::warn!(%error, "no triggers can be set on /proc/pressure"),
@@ -117,7 +123,7 @@ impl Overlay {
         let init = InitRequest::from_record(init_record)?;
         let path = self.connection.path.join(pressure::DIRECTORY);
         let place = Place { path: &path, name: self.name, threads: 1, patience: self.patience };
-        let filesystem = PressureFilesystem::new(self.views.clone());
+        let filesystem = PressureFilesystem::watched_by(self.witness.clone(), self.views.clone());
         let connection = Connection::start(device, init, Stage::Live, place, filesystem)?;
         self.pressure = Some(connection);
         Ok(())
@@ -166,12 +172,12 @@ impl Overlay {
         options: MountOptions,
         views: Arc<dyn Views>,
     ) -> Result<Self, Error> {
-        let MountOptions { path, threads, patience, name, passed } = options;
-        let filesystem = OverlayFilesystem::passing(views.clone(), passed);
+        let MountOptions { path, threads, patience, name, passed, witness } = options;
+        let filesystem = OverlayFilesystem::watched_by(witness.clone(), views.clone(), passed);
         let counters = filesystem.counters();
         let place = Place { path: &path, name, threads, patience };
         let connection = Connection::start(device, init, stage, place, filesystem)?;
-        Ok(Self { connection, pressure: None, name, patience, views, counters })
+        Ok(Self { connection, pressure: None, name, patience, views, witness, counters })
     }
 
     /// Where it is mounted.

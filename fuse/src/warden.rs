@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::owed::Turn;
+use crate::witness::{Asked, Refuse, Witness};
 
 /// How often is looked while there are requests.
 const LOOK: Duration = Duration::from_millis(200);
@@ -46,32 +47,47 @@ pub(crate) struct Crew {
     asleep: AtomicBool,
     ended: AtomicBool,
     warden: OnceLock<Thread>,
+    witness: Option<Arc<dyn Witness>>,
 }
 
 thread_local! {
     /// This thread's. A thread serves one connection in its life.
-    static TURN: OnceCell<Arc<Turn>> = const { OnceCell::new() };
+    static TURN: OnceCell<(Arc<Turn>, usize)> = const { OnceCell::new() };
 }
 
 impl Crew {
-    /// Does the work of one request.
-    pub(crate) fn at_work<R>(&self, work: impl FnOnce(&Turn) -> R) -> R {
+    /// One of which somebody notes what it is at.
+    pub(crate) fn watched_by(witness: Option<Arc<dyn Witness>>) -> Self {
+        Self { witness, ..Self::default() }
+    }
+
+    /// Does the work of one request, unless that has killed others.
+    pub(crate) fn at_work<R: Refuse>(&self, asked: Asked, reply: R, work: impl FnOnce(&Turn, R)) {
         TURN.with(|turn| {
-            let turn = turn.get_or_init(|| self.enlist());
+            let (turn, place) = turn.get_or_init(|| self.enlist());
             turn.begin();
             if self.asleep.load(Ordering::Relaxed) {
                 self.wake();
             }
-            let done = work(turn);
+            match &self.witness {
+                None => work(turn, reply),
+                Some(witness) => {
+                    if witness.begin(*place, asked) {
+                        work(turn, reply);
+                    } else {
+                        reply.refuse();
+                    }
+                    witness.end(*place);
+                }
+            }
             turn.end();
-            done
-        })
+        });
     }
 
-    fn enlist(&self) -> Arc<Turn> {
+    fn enlist(&self) -> (Arc<Turn>, usize) {
         let turn = Arc::new(Turn::own());
         lock(&self.turns).push(turn.clone());
-        turn
+        (turn, self.witness.as_ref().map_or(0, |witness| witness.enlist()))
     }
 
     fn wake(&self) {

@@ -9,6 +9,7 @@
 //! Start reading at [`process`] (the keeper), then [`link`] (the server's side of it).
 
 pub mod link;
+pub(crate) mod memory;
 pub mod process;
 mod store;
 pub mod wire;

@@ -369,7 +369,8 @@ impl Keeper {
                     (self.pause * 2).clamp(Duration::from_millis(1), longest)
                 };
                 // One that stands by is there already, and took its time.
-                let pause = if served && self.standby.is_some() { Duration::ZERO } else { self.pause };
+                let pause =
+                    if served && self.standby.is_some() { Duration::ZERO } else { self.pause };
                 self.start_at = Some(now + pause);
                 None
             }

@@ -1,28 +1,22 @@
-#![allow(unsafe_code, reason = "memory that outlives the process: one mmap, and RECV into it")]
+#![allow(unsafe_code, reason = "the kernel writes into memory that outlives the process")]
 //! The calls that were received and not answered yet, in memory that the keeper holds too.
 //!
 //! The kernel delivers a notification once. It is received straight into this memory, so there is
 //! no moment in which a server that is killed has one that its successor does not know. Before an
 //! act begins that is noted, and its outcome before it is sent. A successor sends the outcome, does
 //! again what was not begun or what can be repeated, and has an errno for what cannot.
-//!
-//! Nobody but us maps the memory; what is in it was written by us or by the kernel.
 
 use std::cell::UnsafeCell;
-use std::ffi::c_void;
-use std::os::fd::{AsFd, OwnedFd};
-use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use libseccomp_sys::{seccomp_data, seccomp_notif, seccomp_notif_resp};
 use nix::errno::Errno;
-use rustix::fs::MemfdFlags;
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::Error;
 use super::listener::Listener;
 use crate::keeper::link::{Held, Link};
+use crate::keeper::memory::{Lasting, Memory};
 
 /// Its name with the keeper. Another layout gets another name.
 const NAME: &str = "journal-of-calls.1";
@@ -46,18 +40,18 @@ struct Slot {
     notification: UnsafeCell<seccomp_notif>,
 }
 
+// SAFETY: a slot is used by the one entry that has taken its index from `free`; what several
+// threads could touch is atomic.
+unsafe impl Sync for Slot {}
+// SAFETY: numbers only; zeroes are an empty slot.
+unsafe impl Lasting for Slot {}
+
 /// All slots.
 pub(super) struct Journal {
-    slots: NonNull<Slot>,
+    slots: Memory<Slot>,
     free: Mutex<Vec<usize>>,
     left: Mutex<Vec<Left>>,
 }
-
-// SAFETY: a slot is used by the one entry that has taken its index from `free`; what several
-// threads could touch is atomic.
-unsafe impl Send for Journal {}
-// SAFETY: as above.
-unsafe impl Sync for Journal {}
 
 /// How far a call of a predecessor had come.
 #[derive(Debug, Clone, Copy)]
@@ -79,33 +73,8 @@ pub(super) struct Left {
 impl Journal {
     /// Takes over the journal of a predecessor, or begins one.
     pub(super) fn open(link: &Link, held: &mut Held) -> Result<Arc<Self>, Error> {
-        let length = SLOTS * size_of::<Slot>();
-        let whole = |fd: &OwnedFd| {
-            rustix::fs::fstat(fd).is_ok_and(|stat| u64::try_from(stat.st_size) == Ok(length as u64))
-        };
-        let predecessors = held.take_version(NAME, link).filter(whole);
-        let fresh = predecessors.is_none();
-        let memory = match predecessors {
-            Some(memory) => memory,
-            None => {
-                let memory = rustix::fs::memfd_create(NAME, MemfdFlags::CLOEXEC)
-                    .map_err(Error::system("memfd_create"))?;
-                rustix::fs::ftruncate(&memory, length as u64)
-                    .map_err(Error::system("ftruncate of the journal"))?;
-                link.store(NAME, &memory);
-                memory
-            }
-        };
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new mapping, wherever the kernel likes. The file has this length, is sealed
-        // from nobody but handed to nobody who would change it, and stays mapped for ever.
-        let mapped =
-            unsafe { mmap(null_mut(), length, protection, MapFlags::SHARED, memory.as_fd(), 0) };
-        let mapped = mapped.map_err(Error::system("mmap of the journal"))?;
-        let slots = NonNull::new(mapped.cast::<Slot>()).ok_or_else(|| Error::System {
-            what: "mmap of the journal",
-            source: std::io::ErrorKind::OutOfMemory.into(),
-        })?;
+        let (slots, fresh) = Memory::open(NAME, SLOTS, link, held)
+            .map_err(|source| Error::System { what: "no memory for the journal", source })?;
         let mut journal = Self { slots, free: Mutex::default(), left: Mutex::default() };
         let (mut free, mut left) = (Vec::new(), Vec::new());
         // Pages of a new one that nobody looks at do not exist.
@@ -123,16 +92,9 @@ impl Journal {
         Ok(Arc::new(journal))
     }
 
-    fn slot(&self, index: usize) -> &Slot {
-        assert!(index < SLOTS);
-        // SAFETY: within the mapping, which is page-aligned, zeroed at first, and never unmapped
-        // while `self` lives; every bit pattern is a valid slot.
-        unsafe { self.slots.add(index).as_ref() }
-    }
-
     /// What a predecessor left in a slot.
     fn look(&self, index: usize) -> Option<Left> {
-        let slot = self.slot(index);
+        let slot = &self.slots[index];
         // SAFETY: plain numbers; nobody has the slot, and the predecessor is dead.
         let notification = unsafe { *slot.notification.get() };
         let phase = match slot.state.load(Ordering::Acquire) {
@@ -152,7 +114,7 @@ impl Journal {
     }
 
     fn clear(&self, index: usize) {
-        let slot = self.slot(index);
+        let slot = &self.slots[index];
         slot.state.store(EMPTY, Ordering::Release);
         // SAFETY: nobody else has the slot.
         unsafe { *slot.notification.get() = NOTHING };
@@ -179,13 +141,6 @@ impl Journal {
     }
 }
 
-impl Drop for Journal {
-    fn drop(&mut self) {
-        // SAFETY: mapped with this length, and no entry is left that could use it.
-        let _ = unsafe { munmap(self.slots.as_ptr().cast::<c_void>(), SLOTS * size_of::<Slot>()) };
-    }
-}
-
 const NOTHING: seccomp_notif = seccomp_notif {
     id: 0,
     pid: 0,
@@ -203,7 +158,7 @@ impl Entry {
     /// Takes one request, as [`Listener::receive`] does.
     pub(super) fn receive(&mut self, listener: &Listener) -> Result<seccomp_notif, Errno> {
         let Some(index) = self.index else { return listener.receive() };
-        let slot = self.journal.slot(index);
+        let slot = &self.journal.slots[index];
         slot.listener.store(listener.number(), Ordering::Relaxed);
         slot.state.store(RECEIVED, Ordering::Release);
         // SAFETY: nobody else has the slot, and it is zero since it was cleared.
@@ -216,7 +171,7 @@ impl Entry {
     /// answered.
     pub(super) fn note(&self, connection: u64, notification: seccomp_notif) {
         let Some(index) = self.index else { return };
-        let slot = self.journal.slot(index);
+        let slot = &self.journal.slots[index];
         slot.listener.store(connection, Ordering::Relaxed);
         // SAFETY: nobody else has the slot.
         unsafe { *slot.notification.get() = notification };
@@ -226,14 +181,14 @@ impl Entry {
     /// An act begins.
     pub(super) fn acting(&self) {
         if let Some(index) = self.index {
-            self.journal.slot(index).state.store(ACTING, Ordering::Release);
+            self.journal.slots[index].state.store(ACTING, Ordering::Release);
         }
     }
 
     /// It is decided; what is sent next is this.
     pub(super) fn done(&self, answer: &seccomp_notif_resp) {
         let Some(index) = self.index else { return };
-        let slot = self.journal.slot(index);
+        let slot = &self.journal.slots[index];
         slot.value.store(answer.val, Ordering::Relaxed);
         slot.error.store(answer.error, Ordering::Relaxed);
         slot.flags.store(answer.flags, Ordering::Relaxed);

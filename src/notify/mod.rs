@@ -55,6 +55,7 @@ use std::time::{Duration, Instant};
 use ambit_sysinfo::Views;
 
 use crate::keeper::link::{Held, Link};
+use crate::poison::Poison;
 
 pub use arch::Abi;
 
@@ -97,6 +98,8 @@ pub struct Options {
     pub policies: Policies,
     /// Who acts, for handlers that need it.
     pub acts: Option<Arc<acts::Acts>>,
+    /// Who knows which calls must not be handled.
+    pub poison: Option<Arc<Poison>>,
 }
 
 /// A listener with what is known of it, for whoever serves it next.
@@ -136,10 +139,11 @@ impl Notifier {
         link: &Link,
         held: &mut Held,
     ) -> Result<Self, Error> {
-        let Options { oci_socket, lxc_socket, policies, acts } = options;
+        let Options { oci_socket, lxc_socket, policies, acts, poison } = options;
         listener::check_sizes()?;
         let journal = Journal::open(link, held)?;
-        let pipeline = Pipeline::new(views).with_acts(acts).with_policies(policies);
+        let pipeline =
+            Pipeline::new(views).with_acts(acts).with_policies(policies).with_poison(poison);
         // From here on, dropping it stops what runs already.
         let mut notifier = Self { threads: Threads::start(pipeline, journal)?, oci: None };
         if let Some(path) = lxc_socket {

@@ -26,6 +26,7 @@ use super::listener::Listener;
 use super::policies::{Current, Policies};
 use super::policy::Policy;
 use super::syscalls::HANDLERS;
+use crate::poison::Poison;
 
 /// A trapped call and where it comes from.
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +64,7 @@ pub(super) struct Pipeline {
     acts: Option<Arc<Acts>>,
     acting: Acting,
     policies: Current,
+    poison: Option<Arc<Poison>>,
 }
 
 impl Pipeline {
@@ -81,6 +83,7 @@ impl Pipeline {
             acts,
             acting,
             policies,
+            poison: None,
         }
     }
 
@@ -97,6 +100,11 @@ impl Pipeline {
     /// With somebody who acts.
     pub(super) fn with_acts(self, acts: Option<Arc<Acts>>) -> Self {
         Self { acts, ..self }
+    }
+
+    /// With somebody who knows what each thread is at.
+    pub(super) fn with_poison(self, poison: Option<Arc<Poison>>) -> Self {
+        Self { poison, ..self }
     }
 
     /// Does the answer to this call take long? Then it is to be decided in [`Self::acting`].
@@ -164,7 +172,12 @@ impl Pipeline {
         let (verdict, outcome) = if request.policy.has(entry.handler) {
             let (tid, args) = (request.tid, request.data.args);
             let call = Call { tid, abi: entry.abi, syscall: entry.syscall, args };
-            self.answer(HANDLERS[entry.handler], &call, request)
+            // While it lives, the call is in hand.
+            let in_hand = self.poison.as_deref().map(|poison| poison.call(tid, &request.data));
+            match in_hand {
+                Some(None) => (Verdict::Continue, Outcome::Failed),
+                _ => self.answer(HANDLERS[entry.handler], &call, request),
+            }
         } else {
             (Verdict::Continue, Outcome::Continued)
         };

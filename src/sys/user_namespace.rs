@@ -1,4 +1,4 @@
-//! The parent of a user namespace, and the owner of another one (`NS_GET_PARENT`, `NS_GET_USERNS`, Linux 4.9).
+//! The parent of a user or pid namespace, and the owner of another one (`NS_GET_PARENT`, `NS_GET_USERNS`, Linux 4.9).
 #![allow(unsafe_code, reason = "two ioctls that no crate defines")]
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -9,7 +9,7 @@ use nix::errno::Errno;
 const NS_GET_USERNS: libc::Ioctl = nix::request_code_none!(0xb7, 0x1) as _;
 const NS_GET_PARENT: libc::Ioctl = nix::request_code_none!(0xb7, 0x2) as _;
 
-/// The user namespace in which this one was made.
+/// The namespace in which this one, of users or pids, was made.
 ///
 /// # Errors
 /// EPERM when it is the first one of all, or not one below ours.

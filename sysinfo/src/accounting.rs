@@ -1,6 +1,7 @@
 //! The accounting of one daemon: start it once, ask it from any thread.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use crate::hierarchy::Hierarchies;
 use crate::host::Host;
 use crate::host_files::HostFiles;
 use crate::kernel_names::KernelNames;
+use crate::namespace_init;
 use crate::personality;
 use crate::pressure::{self, Stall, TriggerFile};
 use crate::procfs::Procfs;
@@ -116,6 +118,27 @@ impl Accounting {
     /// The thread is gone or not visible.
     pub fn identify(&self, tid: u32) -> Result<Arc<Container>, Error> {
         self.callers.identify(tid, &self.shared)
+    }
+
+    /// A number of the container of a thread, the same for every process that asks, and whatever
+    /// namespaces the container makes: its pid namespace in the upper half, and in the lower half when
+    /// its first process started, because numbers of namespaces are handed out again. The machine is
+    /// one container here. Looks at nothing that the container uses.
+    ///
+    /// `parent` asks the kernel for the namespace around one (`NS_GET_PARENT`).
+    #[must_use]
+    pub fn container_number(&self, tid: u32, parent: namespace_init::AskParent) -> Option<u64> {
+        let Shared { proc, options, own_namespace, .. } = &self.shared;
+        let (outermost, number) =
+            namespace_init::outermost(proc, tid, *own_namespace, parent).ok()?;
+        let mut start = 0;
+        if number != *own_namespace {
+            let (outermost, ask) = (outermost.as_fd(), options.ask_kernel);
+            let init = namespace_init::find_in(proc, tid, outermost, number, ask).ok()?;
+            let stat = &mut Vec::new();
+            start = clock::start_of(proc.read_of(init, "stat", stat).ok()?)? / clock::TICK;
+        }
+        Some(number << 32 | start & u64::from(u32::MAX))
     }
 
     /// The current numbers of a container.

@@ -50,7 +50,7 @@ pub use cpuset::CpuSet;
 pub use extra::Extras;
 pub use host::{Host, HostTexts};
 pub use limit::Limit;
-pub use namespace_init::AskKernel;
+pub use namespace_init::{AskKernel, AskParent};
 pub use pressure::{Stall, TriggerFile};
 pub use shared::Options;
 pub use topology::Topology;

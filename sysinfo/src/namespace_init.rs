@@ -6,7 +6,7 @@
 //! looked at. That happens once per namespace; the result is kept.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::procfs::Procfs;
 use crate::scan;
@@ -17,7 +17,19 @@ pub type AskKernel = fn(BorrowedFd<'_>) -> io::Result<u32>;
 
 /// The process that is number one in the namespace of this thread.
 pub(crate) fn find(proc: &Procfs, tid: u32, namespace: u64, ask: AskKernel) -> io::Result<u32> {
-    if let Ok(pid) = proc.open_pid_namespace(tid).and_then(|ns| ask(ns.as_fd())) {
+    find_in(proc, tid, proc.open_pid_namespace(tid)?.as_fd(), namespace, ask)
+}
+
+/// The process that is number one in a namespace, given as its file and its number, which this thread
+/// is in or below.
+pub(crate) fn find_in(
+    proc: &Procfs,
+    tid: u32,
+    file: BorrowedFd<'_>,
+    namespace: u64,
+    ask: AskKernel,
+) -> io::Result<u32> {
+    if let Ok(pid) = ask(file) {
         return Ok(pid);
     }
     let mut text = Vec::new();
@@ -27,6 +39,30 @@ pub(crate) fn find(proc: &Procfs, tid: u32, namespace: u64, ask: AskKernel) -> i
             pids.into_iter().find(|&pid| is_init(proc, pid, namespace, &mut text))
         })
         .ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// Asks the kernel for the namespace that another one was made in.
+pub type AskParent = fn(BorrowedFd<'_>) -> io::Result<OwnedFd>;
+
+/// The outermost of the pid namespaces that a thread is in, below our own, or our own: its file and
+/// its number.
+pub(crate) fn outermost(
+    proc: &Procfs,
+    tid: u32,
+    own: u64,
+    parent: AskParent,
+) -> io::Result<(OwnedFd, u64)> {
+    let mut file = proc.open_pid_namespace(tid)?;
+    let mut number = rustix::fs::fstat(&file)?.st_ino;
+    while number != own {
+        let around = parent(file.as_fd())?;
+        let its_number = rustix::fs::fstat(&around)?.st_ino;
+        if its_number == own {
+            break;
+        }
+        (file, number) = (around, its_number);
+    }
+    Ok((file, number))
 }
 
 fn by_ancestors(proc: &Procfs, tid: u32, namespace: u64, text: &mut Vec<u8>) -> Option<u32> {

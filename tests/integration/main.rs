@@ -27,6 +27,7 @@ mod limited;
 mod lxcfs;
 mod mknod;
 mod mount;
+mod poison;
 mod pressure;
 mod profile;
 mod program;

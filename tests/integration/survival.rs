@@ -318,7 +318,10 @@ fn a_program_of_another_version_begins_anew_and_fails_nothing() {
 }
 
 /// Programs that look at everything until a file appears, one in each of some containers.
-fn survivors(daemon: &Daemon, count: usize) -> (tempfile::TempDir, Vec<command::Running>) {
+pub(crate) fn survivors(
+    daemon: &Daemon,
+    count: usize,
+) -> (tempfile::TempDir, Vec<command::Running>) {
     let stop = readable_dir();
     let bind = format!("{}:/srv:ro", stop.path().display());
     let script = "echo ready; exec /mnt/survivor /srv/stop 65536 /tmp/node";

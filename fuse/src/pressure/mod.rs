@@ -34,6 +34,7 @@ use crate::filesystem::past_the_cache;
 use crate::service::{Service, errno};
 use crate::tree::{Node, ROOT};
 use crate::warden::Crew;
+use crate::witness::{Asked, Operation, Refuse, Witness};
 use refused::refuse_the_rest;
 use triggers::Triggers;
 #[cfg(feature = "fuzzing")]
@@ -60,7 +61,12 @@ impl PressureFilesystem {
     /// The files over these numbers.
     #[must_use]
     pub fn new(views: Arc<dyn Views>) -> Self {
-        let service = Arc::new(Service::new(views.clone()));
+        Self::watched_by(None, views)
+    }
+
+    /// The same, and somebody notes what each thread is at.
+    pub(crate) fn watched_by(witness: Option<Arc<dyn Witness>>, views: Arc<dyn Views>) -> Self {
+        let service = Arc::new(Service::watched_by(witness, views.clone()));
         Self { service, views, triggers: Arc::new(Triggers::new()) }
     }
 
@@ -108,9 +114,9 @@ impl PressureFilesystem {
     }
 
     /// Runs the code of one request. When it panics, the reply it owned is dropped: EIO.
-    fn guard(&self, request: impl FnOnce()) {
-        self.service.crew.at_work(|_| {
-            if catch_unwind(AssertUnwindSafe(request)).is_err() {
+    fn guard<R: Refuse>(&self, asked: Asked, reply: R, request: impl FnOnce(R)) {
+        self.service.crew.at_work(asked, reply, |_, reply| {
+            if catch_unwind(AssertUnwindSafe(|| request(reply))).is_err() {
                 Counters::add(&self.service.counters.panics);
             }
         });
@@ -136,8 +142,8 @@ impl Filesystem for PressureFilesystem {
 
     fn destroy(&mut self) {}
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.guard(|| {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.guard(Asked::of(Operation::Lookup, parent, req), reply, |reply| {
             let directory = self.node(parent.0).map(|node| node.id);
             let found = directory.and_then(|directory| {
                 self.service.tree.child(directory, name.as_bytes()).ok_or(Errno::ENOENT)
@@ -151,17 +157,19 @@ impl Filesystem for PressureFilesystem {
 
     fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.guard(|| match self.node(ino.0) {
-            Ok(node) => reply.attr(&VALID, &self.attributes(node)),
-            Err(errno) => reply.error(errno),
+    fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.guard(Asked::of(Operation::Getattr, ino, req), reply, |reply| {
+            match self.node(ino.0) {
+                Ok(node) => reply.attr(&VALID, &self.attributes(node)),
+                Err(errno) => reply.error(errno),
+            }
         });
     }
 
     /// A shell's `>` truncates, which the kernel's files let pass.
     fn setattr(
         &self,
-        _: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -177,15 +185,17 @@ impl Filesystem for PressureFilesystem {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        self.guard(|| match self.node(ino.0) {
-            _ if mode.is_some() || uid.is_some() || gid.is_some() => reply.error(Errno::EPERM),
-            Ok(node) => reply.attr(&VALID, &self.attributes(node)),
-            Err(errno) => reply.error(errno),
+        self.guard(Asked::of(Operation::Setattr, ino, req), reply, |reply| {
+            match self.node(ino.0) {
+                _ if mode.is_some() || uid.is_some() || gid.is_some() => reply.error(Errno::EPERM),
+                Ok(node) => reply.attr(&VALID, &self.attributes(node)),
+                Err(errno) => reply.error(errno),
+            }
         });
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.guard(|| {
+        self.guard(Asked::of(Operation::Open, ino, req), reply, |reply| {
             let opened = self.node(ino.0).and_then(|node| {
                 if past_the_cache(flags) {
                     return Err(Errno::EINVAL);
@@ -228,7 +238,7 @@ impl Filesystem for PressureFilesystem {
         reader: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.guard(|| {
+        self.guard(Asked::of(Operation::Read, ino, req), reply, |reply| {
             // As in the overlay: what fills the page cache would be everybody's.
             if reader.is_none() {
                 return reply.error(Errno::EINVAL);
@@ -261,23 +271,25 @@ impl Filesystem for PressureFilesystem {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.guard(|| match self.write(ino.0, handle.0, req.pid(), text) {
-            Ok(written) => reply.written(written),
-            Err(errno) => reply.error(errno),
+        self.guard(Asked::of(Operation::Write, ino, req), reply, |reply| {
+            match self.write(ino.0, handle.0, req.pid(), text) {
+                Ok(written) => reply.written(written),
+                Err(errno) => reply.error(errno),
+            }
         });
     }
 
     fn poll(
         &self,
-        _: &Request,
-        _: INodeNo,
+        req: &Request,
+        ino: INodeNo,
         handle: FileHandle,
         notifier: PollNotifier,
         events: PollEvents,
         flags: PollFlags,
         reply: ReplyPoll,
     ) {
-        self.guard(|| {
+        self.guard(Asked::of(Operation::Poll, ino, req), reply, |reply| {
             let sleeps = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
             reply.poll(self.triggers.poll(handle.0, events, sleeps.then_some(notifier)));
         });
@@ -285,15 +297,15 @@ impl Filesystem for PressureFilesystem {
 
     fn release(
         &self,
-        _: &Request,
-        _: INodeNo,
+        req: &Request,
+        ino: INodeNo,
         handle: FileHandle,
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.guard(|| {
+        self.guard(Asked::of(Operation::Release, ino, req), reply, |reply| {
             self.triggers.release(handle.0);
             self.service.release(handle.0);
             reply.ok();
@@ -310,13 +322,13 @@ impl Filesystem for PressureFilesystem {
 
     fn readdir(
         &self,
-        _: &Request,
-        _: INodeNo,
+        req: &Request,
+        ino: INodeNo,
         _: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectory,
+        reply: ReplyDirectory,
     ) {
-        self.guard(|| {
+        self.guard(Asked::of(Operation::Readdir, ino, req), reply, |mut reply| {
             let tree = &self.service.tree;
             let files = self.node(ROOT).ok().and_then(|directory| tree.children(directory.id));
             let files = files.into_iter().flatten();

@@ -1,0 +1,126 @@
+//! Who notes what each thread is about to handle, where that outlives the process: a request that
+//! kills the server is sent to its successor again, and somebody must know it then.
+
+use std::fmt::Debug;
+
+use fuser::{
+    Errno, INodeNo, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyOpen, ReplyPoll, ReplyWrite, Request,
+};
+
+use crate::tree::Tree;
+
+/// A request that is about to be handled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    /// What is asked for.
+    pub operation: Operation,
+    /// Of which node.
+    pub node: u64,
+    /// By which thread; 0 if the kernel does not say.
+    pub thread: u32,
+}
+
+impl Asked {
+    pub(crate) fn of(operation: Operation, node: INodeNo, request: &Request) -> Self {
+        Self { operation, node: node.0, thread: request.pid() }
+    }
+}
+
+macro_rules! operations {
+    ($($name:ident = $number:literal),*) => {
+        /// What can be asked for, with the kernel's numbers.
+        #[allow(missing_docs, reason = "the names are the kernel's")]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum Operation {
+            $($name = $number),*
+        }
+
+        /// The kernel's name of an operation.
+        fn name(number: u32) -> Option<&'static str> {
+            match number {
+                $($number => Some(stringify!($name)),)*
+                _ => None,
+            }
+        }
+    };
+}
+
+operations!(
+    Lookup = 1,
+    Getattr = 3,
+    Setattr = 4,
+    Readlink = 5,
+    Open = 14,
+    Read = 15,
+    Write = 16,
+    Release = 18,
+    Opendir = 27,
+    Readdir = 28,
+    Access = 34,
+    Poll = 40,
+    Readdirplus = 44
+);
+
+/// A request in words, perhaps of another version of this program.
+#[must_use]
+pub fn describe(operation: u32, node: u64) -> String {
+    let asked = name(operation).map_or_else(|| operation.to_string(), str::to_uppercase);
+    match Tree::new().node(node) {
+        Some(node) => format!("{asked} of {}", node.path),
+        None => format!("{asked} of node {node}"),
+    }
+}
+
+/// Is told what each thread is about to handle.
+pub trait Witness: Send + Sync + Debug {
+    /// A place for a thread that serves, until the process ends.
+    fn enlist(&self) -> usize;
+
+    /// The thread at this place is about to handle a request. False: it must not, and answers EIO.
+    fn begin(&self, place: usize, asked: Asked) -> bool;
+
+    /// It has done so, or has answered EIO.
+    fn end(&self, place: usize);
+}
+
+/// A reply that can be an error.
+pub(crate) trait Refuse {
+    fn refuse(self);
+}
+
+macro_rules! refuse {
+    ($($reply:ty),*) => {
+        $(impl Refuse for $reply {
+            fn refuse(self) {
+                self.error(Errno::EIO);
+            }
+        })*
+    };
+}
+
+refuse!(
+    ReplyAttr,
+    ReplyData,
+    ReplyDirectory,
+    ReplyDirectoryPlus,
+    ReplyEmpty,
+    ReplyEntry,
+    ReplyOpen,
+    ReplyPoll,
+    ReplyWrite
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::node_id;
+
+    #[test]
+    fn a_request_is_told_in_words() {
+        let open = describe(Operation::Open as u32, node_id("proc/meminfo"));
+        assert_eq!(open, "OPEN of proc/meminfo");
+        assert_eq!(describe(99, 5), "99 of node 5");
+    }
+}
