@@ -13,6 +13,7 @@
 
 mod records;
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -32,6 +33,11 @@ const HANDS: usize = 1280;
 /// How long a suspect waits for another one: that one may hang.
 const TRIAL: Duration = Duration::from_secs(1);
 const NOBODY: usize = usize::MAX;
+
+thread_local! {
+    /// Where this thread noted its last call.
+    static BEFORE: Cell<usize> = const { Cell::new(0) };
+}
 
 /// What the keeper holds.
 #[repr(C)]
@@ -67,8 +73,8 @@ pub struct Poison {
     /// The place of the suspect that is being handled, [`NOBODY`] if none is.
     on_trial: Mutex<usize>,
     tried: Condvar,
-    /// Places that no thread has.
-    free: Mutex<Vec<usize>>,
+    /// The places that a thread has.
+    taken: Box<[AtomicBool]>,
 }
 
 impl Poison {
@@ -99,7 +105,7 @@ impl Poison {
             judging: Mutex::new(()),
             on_trial: Mutex::new(NOBODY),
             tried: Condvar::new(),
-            free: Mutex::new((0..HANDS).rev().collect()),
+            taken: (0..HANDS).map(|_| AtomicBool::new(false)).collect(),
         };
         // Pages of a new one that nobody looks at do not exist.
         if !fresh {
@@ -144,9 +150,18 @@ impl Poison {
     /// A call is about to be handled, as long as what is returned lives. `None`: it must not be.
     pub(crate) fn call(&self, thread: u32, data: &seccomp_data) -> Option<InHand<'_>> {
         let number = u64::from(data.arch) << 32 | u64::from(data.nr.cast_unsigned());
-        let place = lock(&self.free).pop().unwrap_or(NOBODY);
+        let place = self.a_place();
         let in_hand = InHand { poison: self, place };
         self.take(place, Deed { what: CALL, number, who: 0, thread }).then_some(in_hand)
+    }
+
+    /// A place for this thread: the one that it had before, if nobody took that.
+    fn a_place(&self) -> usize {
+        let mut places = (0..HANDS).map(|step| (BEFORE.get() + step) % HANDS);
+        let free = |place: &usize| !self.taken[*place].swap(true, Ordering::Acquire);
+        let place = places.find(free).unwrap_or(NOBODY);
+        BEFORE.set(if place == NOBODY { 0 } else { place });
+        place
     }
 
     /// False: it must not be handled.
@@ -222,15 +237,15 @@ pub(crate) struct InHand<'a> {
 impl Drop for InHand<'_> {
     fn drop(&mut self) {
         self.poison.lay_down(self.place);
-        if self.place != NOBODY {
-            lock(&self.poison.free).push(self.place);
+        if let Some(taken) = self.poison.taken.get(self.place) {
+            taken.store(false, Ordering::Release);
         }
     }
 }
 
 impl Witness for Poison {
     fn enlist(&self) -> usize {
-        lock(&self.free).pop().unwrap_or(NOBODY)
+        self.a_place()
     }
 
     fn begin(&self, place: usize, asked: Asked) -> bool {
@@ -363,7 +378,7 @@ mod tests {
         }
         assert!(poison.call(102, &sysinfo()).is_none());
         assert!(poison.call(301, &sysinfo()).is_some());
-        let free = lock(&poison.free).len();
-        assert_eq!(free, HANDS, "all places were given back");
+        let taken = poison.taken.iter().filter(|place| place.load(Ordering::Relaxed)).count();
+        assert_eq!(taken, 0, "all places were given back");
     }
 }
