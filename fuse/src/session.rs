@@ -38,6 +38,9 @@ pub struct MountOptions {
     pub name: &'static str,
     /// Files that everybody sees as the machine has them, named by their paths below the root.
     pub passed: &'static [&'static str],
+    /// Can triggers be set on `/proc/pressure`? They are a mount of its own upon the overlay, and where
+    /// that is in a container's view the overlay can be bound by its parts only.
+    pub triggers: bool,
 }
 
 impl MountOptions {
@@ -50,6 +53,7 @@ impl MountOptions {
             patience: Duration::from_secs(8),
             name: mount::NAME,
             passed: &[],
+            triggers: true,
         }
     }
 }
@@ -71,13 +75,15 @@ impl Overlay {
     /// # Errors
     /// The mount point is in use, or a step failed; nothing stays mounted then.
     pub fn mount(options: MountOptions, views: Arc<dyn Views>) -> Result<Self, Error> {
-        let MountOptions { path, threads, patience, name, passed } = options;
+        let MountOptions { path, threads, patience, name, passed, triggers } = options;
         let filesystem = OverlayFilesystem::passing(views.clone(), passed);
         let counters = filesystem.counters();
         let place = Place { path: &path, name, threads, patience };
         let connection = Connection::mount(place, Writes::Refused, filesystem)?;
         let mut overlay = Self { connection, pressure: None, name, patience, views, counters };
-        overlay.mount_pressure();
+        if triggers {
+            overlay.mount_pressure();
+        }
         overlay.look_up_all();
         Ok(overlay)
     }
@@ -166,7 +172,7 @@ impl Overlay {
         options: MountOptions,
         views: Arc<dyn Views>,
     ) -> Result<Self, Error> {
-        let MountOptions { path, threads, patience, name, passed } = options;
+        let MountOptions { path, threads, patience, name, passed, .. } = options;
         let filesystem = OverlayFilesystem::passing(views.clone(), passed);
         let counters = filesystem.counters();
         let place = Place { path: &path, name, threads, patience };
