@@ -41,6 +41,9 @@ pub struct MountOptions {
     pub passed: &'static [&'static str],
     /// Who notes what each thread is at.
     pub witness: Option<Arc<dyn Witness>>,
+    /// Can triggers be set on `/proc/pressure`? They are a mount of its own upon the overlay, and where
+    /// that is in a container's view the overlay can be bound by its parts only.
+    pub triggers: bool,
 }
 
 impl MountOptions {
@@ -54,6 +57,7 @@ impl MountOptions {
             name: mount::NAME,
             passed: &[],
             witness: None,
+            triggers: true,
         }
     }
 }
@@ -76,14 +80,16 @@ impl Overlay {
     /// # Errors
     /// The mount point is in use, or a step failed; nothing stays mounted then.
     pub fn mount(options: MountOptions, views: Arc<dyn Views>) -> Result<Self, Error> {
-        let MountOptions { path, threads, patience, name, passed, witness } = options;
+        let MountOptions { path, threads, patience, name, passed, witness, triggers } = options;
         let filesystem = OverlayFilesystem::watched_by(witness.clone(), views.clone(), passed);
         let counters = filesystem.counters();
         let place = Place { path: &path, name, threads, patience };
         let connection = Connection::mount(place, Writes::Refused, filesystem)?;
         let pressure = None;
         let mut overlay = Self { connection, pressure, name, patience, views, witness, counters };
-        overlay.mount_pressure();
+        if triggers {
+            overlay.mount_pressure();
+        }
         overlay.look_up_all();
         Ok(overlay)
     }
@@ -172,7 +178,7 @@ impl Overlay {
         options: MountOptions,
         views: Arc<dyn Views>,
     ) -> Result<Self, Error> {
-        let MountOptions { path, threads, patience, name, passed, witness } = options;
+        let MountOptions { path, threads, patience, name, passed, witness, .. } = options;
         let filesystem = OverlayFilesystem::watched_by(witness.clone(), views.clone(), passed);
         let counters = filesystem.counters();
         let place = Place { path: &path, name, threads, patience };

@@ -35,8 +35,12 @@ pub struct Serve {
     pub loadavg: bool,
     /// Show no swap.
     pub no_swap: bool,
+    /// Show nothing of compressed swap.
+    pub no_zswap: bool,
     /// Cap processors by the quota.
     pub cfs: bool,
+    /// Let triggers be set on pressure.
+    pub psi_poll: bool,
     /// What was ignored.
     pub notices: Vec<String>,
 }
@@ -61,7 +65,9 @@ struct Parser {
     foreground: bool,
     loadavg: bool,
     no_swap: bool,
+    no_zswap: bool,
     cfs: bool,
+    psi_poll: bool,
     notices: Vec<String>,
 }
 
@@ -90,9 +96,11 @@ impl Parser {
             "version" => return Err(Request::Version),
             "enable-loadavg" => self.loadavg = true,
             "disable-swap" => self.no_swap = true,
+            "disable-zswap" => self.no_zswap = true,
             "enable-cfs" => self.cfs = true,
             "pidfile" => self.pid_file = Some(self.value("--pidfile", value)?),
             "runtime-dir" => self.runtime_dir = Some(self.value("--runtime-dir", value)?),
+            "enable-psi-poll" => self.psi_poll = true,
             // Pids are always found without a race.
             "enable-pidfd" => {}
             "enable-cgroup" => {
@@ -148,7 +156,9 @@ impl Parser {
             debug: self.debug,
             loadavg: self.loadavg,
             no_swap: self.no_swap,
+            no_zswap: self.no_zswap,
             cfs: self.cfs,
+            psi_poll: self.psi_poll,
             notices: self.notices,
         })
     }
@@ -182,6 +192,8 @@ mod tests {
         }
         let all = serve("-flus --enable-cfs --enable-pidfd --runtime-dir /r /m");
         assert!(all.loadavg && all.no_swap && all.cfs && all.notices.is_empty());
+        let newer = serve("--enable-psi-poll --disable-zswap /m");
+        assert!(newer.no_zswap && newer.psi_poll && !newer.no_swap && newer.notices.is_empty());
         assert_eq!(all.pid_file, Path::new("/r/lxcfs.pid"));
     }
 

@@ -40,7 +40,9 @@ const USAGE: &str = "Usage: lxcfs <directory>
   -s                      accepted and ignored
   -u, --disable-swap      show no swap
   -v, --version           print the version
+      --disable-zswap     show nothing of compressed swap
       --enable-cfs        cap processors by the quota
+      --enable-psi-poll   let triggers be set on /proc/pressure
       --runtime-dir=DIR   where the pid file is [default: /run]";
 
 /// Is this the name of lxcfs, wherever it is installed?
@@ -115,11 +117,13 @@ fn start(options: &Serve) -> anyhow::Result<(Overlay, Arc<Switch>)> {
     let accounting = daemon::start_accounting(Options {
         cpu_policy: if options.cfs { CpuPolicy::Quota } else { CpuPolicy::Cpuset },
         swap: if options.no_swap { SwapPolicy::None } else { SwapPolicy::Limit },
+        zswap: !options.no_zswap,
         ..Options::default()
     })?;
     let switch = Arc::new(Switch::new(accounting));
     let mount = MountOptions {
         name: NAME,
+        triggers: options.psi_poll,
         passed: if options.loadavg { &[] } else { &["proc/loadavg"] },
         ..MountOptions::new(&options.mount)
     };

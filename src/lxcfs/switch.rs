@@ -42,6 +42,10 @@ impl Views for Switch {
         self.views.trigger_file(tid, stall)
     }
 
+    fn has_32_bit_personality(&self, tid: u32) -> bool {
+        self.views.has_32_bit_personality(tid)
+    }
+
     fn host(&self) -> Option<Arc<Host>> {
         self.views.host()
     }

@@ -401,6 +401,21 @@ mod tests {
     }
 
     #[test]
+    fn compressed_swap_is_shown_or_not() {
+        let root = tempfile::tempdir().unwrap();
+        let hierarchies = files(root.path());
+        let cgroup = root.path().join("sys/fs/cgroup/c");
+        std::fs::write(cgroup.join("memory.swap.current"), "0\n").unwrap();
+        std::fs::write(cgroup.join("memory.stat"), "anon 4194304\nzswap 4096\n").unwrap();
+        for (zswap, bytes) in [(true, 4096), (false, 0)] {
+            let options = Options { zswap, ..Options::default() };
+            let accounting = Accounting::with(options, hierarchies.clone()).unwrap();
+            let one = container(&accounting);
+            assert_eq!(accounting.view_of(&one).unwrap().swap.zswap, bytes);
+        }
+    }
+
+    #[test]
     fn a_file_that_hangs_costs_one_thread_and_not_the_numbers() {
         let root = tempfile::tempdir().unwrap();
         let options = Options { age_bound: 0, patience: 50_000_000, ..Options::default() };

@@ -297,10 +297,14 @@ impl Container {
         sampler.clock.advance(now, &sampler.sample.busy, &visible);
         self.remember(sampler, shared);
         let sample = &sampler.sample;
+        let mut swap = derive::swap(sample, &host, shared.options.swap);
+        if !shared.options.zswap {
+            (swap.zswap, swap.zswapped) = (0, 0);
+        }
         View {
             origin: if self.identity.is_host { Origin::Host } else { Origin::Container },
             memory: derive::memory(sample, &host),
-            swap: derive::swap(sample, &host, shared.options.swap),
+            swap,
             tasks: self.activity.tasks(sample.threads),
             load: self.activity.load(),
             clock: self.clock(&host, shared.options.boot_time, sampler.clock.idle(), now),

@@ -20,6 +20,8 @@ pub struct Options {
     pub memory_limit: MemoryLimit,
     /// How much swap a container is shown.
     pub swap: SwapPolicy,
+    /// Is a container shown how much of its swap is compressed in memory?
+    pub zswap: bool,
     /// Which boot time a container is shown.
     pub boot_time: BootTime,
     /// How old a view may be, in nanoseconds.
@@ -39,6 +41,7 @@ impl Default for Options {
             cpu_policy: CpuPolicy::default(),
             memory_limit: MemoryLimit::default(),
             swap: SwapPolicy::default(),
+            zswap: true,
             boot_time: BootTime::default(),
             age_bound: 20_000_000,
             patience: 7_000_000_000,

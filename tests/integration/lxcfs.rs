@@ -89,7 +89,18 @@ fn the_command_line_is_that_of_lxcfs() {
     }
     assert_eq!(lxcfs(&["-d", "-f", "/nowhere"]).status, 1);
     let help = lxcfs(&["-h"]).stderr;
-    for option in ["-p", "-l", "-u", "-o", "-s", "-f", "-d", "--enable-cfs", "--runtime-dir"] {
+    for option in [
+        "-p",
+        "-l",
+        "-u",
+        "-o",
+        "-s",
+        "-f",
+        "-d",
+        "--enable-cfs",
+        "--runtime-dir",
+        "--disable-zswap",
+    ] {
         assert!(help.contains(option), "{option} is not in {help}");
     }
 }
@@ -217,18 +228,19 @@ fn the_layout_is_that_of_debians_lxcfs() {
     drop(theirs.stop());
 }
 
-/// Debian's hook script and configuration, with our server where it looks for lxcfs.
-#[test]
-fn debians_hook_binds_our_files() {
+/// Runs a script in a container with Debian's hooks as LXC includes them, and our server where they look
+/// for lxcfs. Returns what it printed, and LXC's log.
+#[track_caller]
+fn hooked(args: &[&str], nested: bool, script: &str) -> (String, String) {
     machine::needs(&["lxc-execute", "newuidmap", "lxcfs"]);
-    let hook = Path::new("/usr/share/lxcfs/lxc.mount.hook");
-    assert!(hook.exists(), "lxcfs is not installed whole");
+    let hooks = Path::new("/usr/share/lxc/config/common.conf.d/00-lxcfs.conf");
+    assert!(hooks.exists(), "lxcfs is not installed whole");
     let dir = readable_dir();
     let link = dir.path().join("lxcfs");
     symlink(AMBIT, &link).unwrap();
     let at = PathBuf::from("/var/lib/lxcfs");
     assert!(!mounts().contains(" /var/lib/lxcfs fuse"), "something serves /var/lib/lxcfs already");
-    let server = Lxcfs::start(quiet(link.to_str().unwrap()), dir, at, &["--enable-cfs", "-l"]);
+    let server = Lxcfs::start(quiet(link.to_str().unwrap()), dir, at, args);
 
     let (root, state) = (root(), readable_dir());
     let config = state.path().join("config");
@@ -245,22 +257,34 @@ fn debians_hook_binds_our_files() {
          lxc.mount.entry = /usr usr none bind,ro 0 0\n\
          lxc.mount.entry = {programs} mnt none bind,ro 0 0\n\
          lxc.environment = PATH=/usr/sbin:/usr/bin:/sbin:/bin\n\
-         lxc.hook.mount = {hook}\nlxc.hook.post-stop = /usr/share/lxcfs/lxc.reboot.hook\n{limits}",
+         lxc.include = {hooks}\n{limits}",
         root = root.path().display(),
         programs = machine::programs().display(),
-        hook = hook.display(),
+        hooks = hooks.display(),
     );
     fs::write(&config, text).unwrap();
-    let script = "cat /proc/meminfo; echo @@; cat /proc/stat; echo @@; ls /sys/devices/system/cpu; \
-                  echo @@; /mnt/pressure_trigger /proc/pressure/memory 'some 150000 2000000' 1; \
-                  echo @@; grep -c ' fuse.lxcfs ' /proc/mounts";
+    if nested {
+        fs::create_dir_all(root.path().join("var/lib/lxcfs")).unwrap();
+    }
     let mut execute = quiet("lxc-execute");
     execute.arg("-P").arg(state.path()).args(["-n", "hooked", "-l", "INFO", "-o"]);
     execute.arg(state.path().join("log")).arg("-f").arg(&config);
     let output = run(execute.args(["--", "sh", "-c", script]));
     let log = fs::read_to_string(state.path().join("log")).unwrap_or_default();
     assert_eq!(output.status, 0, "{output:?}\n{log}");
-    let answers: Vec<_> = output.stdout.split("@@\n").collect();
+    assert_eq!(server.stop().status, 0);
+    (output.stdout, log)
+}
+
+/// The container has a place for lxcfs, for containers in it: the hook binds the whole overlay there, which
+/// the kernel refuses if anything is mounted upon that.
+#[test]
+fn debians_hook_binds_our_files() {
+    let script = "cat /proc/meminfo; echo @@; cat /proc/stat; echo @@; ls /sys/devices/system/cpu; \
+                  echo @@; cat /proc/pressure/memory; echo @@; grep -c ' fuse.lxcfs ' /proc/mounts; \
+                  echo @@; cat /var/lib/lxcfs/proc/meminfo; ls /var/lib/lxcfs/proc/pressure";
+    let (output, log) = hooked(&["--enable-cfs", "-l"], true, script);
+    let answers: Vec<_> = output.split("@@\n").collect();
     assert_eq!(kb(answers[0], "MemTotal"), 100 << 10);
     assert_eq!(cpu_lines(answers[1]).len(), 1);
     if Path::new("/sys/devices/system/cpu/online").exists() {
@@ -270,10 +294,23 @@ fn debians_hook_binds_our_files() {
         assert_eq!(cpus.count(), 1, "{}", answers[2]);
     }
     if Path::new("/proc/pressure").exists() {
-        assert_eq!(answers[3], "armed\nfired 0\n", "{log}");
+        assert!(answers[3].starts_with("some avg10="), "{output}");
     }
-    assert!(answers[4].trim().parse::<u32>().unwrap() >= 12, "{output:?}");
+    assert!(answers[4].trim().parse::<u32>().unwrap() >= 12, "{output}");
+    assert_eq!(kb(answers[5], "MemTotal"), 100 << 10);
+    assert!(answers[5].ends_with("cpu\nio\nmemory\n"), "{output}");
     let log = log.to_lowercase();
-    assert!(log.contains("lxc.mount.hook"), "{log}");
-    assert_eq!(server.stop().status, 0);
+    for hook in ["lxc.mount.hook", "lxc.reboot.hook"] {
+        assert!(log.contains(hook), "{hook} did not run: {log}");
+    }
+}
+
+#[test]
+fn triggers_are_set_in_debians_containers_where_they_are_asked_for() {
+    if !Path::new("/proc/pressure").exists() {
+        return machine::not_on_this_kernel("pressure");
+    }
+    let script = "/mnt/pressure_trigger /proc/pressure/memory 'some 150000 2000000' 1";
+    let (output, log) = hooked(&["--enable-psi-poll"], false, script);
+    assert_eq!(output, "armed\nfired 0\n", "{log}");
 }

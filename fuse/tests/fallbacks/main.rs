@@ -203,7 +203,7 @@ fn no_memory_controller() {
     world.is_in(OURS, "above/plain");
     has_memory(&mut world, 80 << 10);
     assert_eq!(world.kib("MemFree"), 79 << 10);
-    // Nor has anything above: it is the machine's, with nothing used.
+    // Nor has anything above: it is the machine's.
     fs::create_dir_all(world.path("cg/none/plain")).unwrap();
     world.is_in(OURS, "none/plain");
     std::thread::sleep(Duration::from_millis(30));

@@ -108,8 +108,8 @@ fn a_busy_loop_under_half_a_processor_is_half_a_processor() {
     let load = after(second, "load average:").expect(top);
     assert!((around[0].load..=around[1].load).contains(&load), "{load}:\n{top}");
     let (vmstat, around) = part(&output, "vmstat");
-    let rows = vmstat.lines().filter(|line| !line.starts_with("note "));
-    let idle = rows.skip(3).next().and_then(|line| line.split_whitespace().nth(14)?.parse().ok());
+    let mut rows = vmstat.lines().filter(|line| !line.starts_with("note "));
+    let idle = rows.nth(3).and_then(|line| line.split_whitespace().nth(14)?.parse().ok());
     let idle: f64 = idle.unwrap_or_else(|| panic!("{output}"));
     shows("vmstat", 100.0 - idle, busy(around));
 }

@@ -110,6 +110,11 @@ impl Column {
         self.swap.map_or(machine, |limit| limit.min(machine))
     }
 
+    /// Is some of its memory swapped out while programs are asked?
+    pub(super) fn swaps(&self) -> bool {
+        self.name == "memory+swap" && self.swap() > 0
+    }
+
     pub(super) fn processors(&self) -> usize {
         let machine = machine::processors();
         self.processors.map_or(machine, |limit| limit.min(machine))

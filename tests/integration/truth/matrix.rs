@@ -17,19 +17,40 @@ use crate::harness::command::{self, runs};
 use crate::harness::daemon::Daemon;
 use crate::harness::{machine, sandbox};
 
-/// Notes made without starting a program: time of day; bytes used; load; available memory.
+/// Notes made without starting a program: time of day; bytes used; bytes swapped; load; available
+/// memory.
 const NOTES: &str = r#"
+echo "@born $EPOCHREALTIME"
 for f in /sys/fs/cgroup/memory.current /sys/fs/cgroup/memory/memory.usage_in_bytes; do
     [ ! -e $f ] || usage=$f; done
+swap=/sys/fs/cgroup/memory.swap.current both=/sys/fs/cgroup/memory/memory.memsw.usage_in_bytes
 export LC_ALL=C TZ=UTC
 note() {
-    read -r used <$usage; read -r load rest </proc/loadavg; mapfile -t lines </proc/meminfo
-    echo "@note $EPOCHREALTIME $used $load ${lines[2]}"
+    read -r used <$usage; swapped=0
+    if [ -e $swap ]; then read -r swapped <$swap
+    elif [ -e $both ]; then read -r swapped <$both; swapped=$((swapped > used ? swapped - used : 0)); fi
+    read -r load rest </proc/loadavg; mapfile -t lines </proc/meminfo
+    echo "@note $EPOCHREALTIME $used $swapped $load ${lines[2]}"
 }
 "#;
 
-fn script(readers: &[&Reader]) -> String {
+/// Leaves 40 MiB that nobody looks at, pushed out to swap by what is given back at once.
+const SWAPPED_OUT: &str = "/usr/bin/python3 -c '
+import time
+kept = bytearray(b\"x\") * (40 << 20)
+more = bytearray(b\"x\") * (500 << 20)
+del more
+print(\"done\", flush=True)
+time.sleep(100000)' >/tmp/swapped & until [ -s /tmp/swapped ]; do sleep 0.1; done
+";
+/// Of them, so many must have been.
+const SWAPPED: f64 = 16.0 * MIB;
+
+fn script(column: &Column, readers: &[&Reader]) -> String {
     let mut script = NOTES.to_owned();
+    if column.swaps() {
+        script += SWAPPED_OUT;
+    }
     for (number, Reader { command, .. }) in readers.iter().enumerate() {
         // What the program before gave back shows after 20 ms, the age a view may have.
         let _ = writeln!(
@@ -45,6 +66,7 @@ fn script(readers: &[&Reader]) -> String {
 struct Note {
     time: f64,
     used: f64,
+    swapped: f64,
     load: f64,
     available: f64,
 }
@@ -53,8 +75,9 @@ impl Note {
     fn parse(line: &str) -> Option<Self> {
         let mut words = line.strip_prefix("@note ")?.split(' ');
         let mut next = || leading(words.next()?);
-        let (time, used, load) = (next()?, next()?, next()?);
-        Some(Self { time, used, load, available: after(line, "MemAvailable:")? * 1024.0 })
+        let (time, used, swapped, load) = (next()?, next()?, next()?, next()?);
+        let available = after(line, "MemAvailable:")? * 1024.0;
+        Some(Self { time, used, swapped, load, available })
     }
 }
 
@@ -83,7 +106,7 @@ impl<'a> Survey<'a> {
         // Not as an argument: lists of processes print those.
         let run = "exec bash -c 'eval \"$READERS\"'";
         let mut command = sandbox::command(daemon, column.args, run);
-        command.env("READERS", script(readers));
+        command.env("READERS", script(column, readers));
         let above = column.nested.then(Above::make);
         if let Some(above) = &above {
             command = above.around(&command);
@@ -111,7 +134,11 @@ impl<'a> Survey<'a> {
             })
             .collect();
         assert_eq!(answers.len(), readers.len());
-        let first = answers[0].begin.time;
+        if column.swaps() {
+            let out = answers.iter().map(|answer| answer.begin.swapped).fold(f64::MAX, f64::min);
+            assert!(out >= SWAPPED, "{}: only {out} bytes were swapped out", column.name);
+        }
+        let first = after(&text, "@born ").expect(&text);
         Self { column, born: (launched, first), answers }
     }
 
@@ -131,7 +158,12 @@ impl<'a> Survey<'a> {
                 (one.min(other) - slack, one.max(other) + slack)
             }
             Quantity::SwapTotal => same(self.column.swap() as f64),
-            Quantity::SwapFree => (self.column.swap() as f64 - slack, self.column.swap() as f64),
+            Quantity::SwapFree => {
+                let free = |swapped: f64| self.column.swap() as f64 - swapped;
+                let (one, other) = (free(begin.swapped), free(end.swapped));
+                let slack = if self.column.swap() == 0 { 0.0 } else { slack };
+                (one.min(other) - slack, (one.max(other) + slack).min(self.column.swap() as f64))
+            }
             Quantity::Online | Quantity::Configured | Quantity::Allowed => {
                 same(self.column.processors() as f64)
             }
@@ -185,6 +217,10 @@ fn no_two_programs_contradict_each_other() {
     machine::needs(&["node", "java", "script", "bash"]);
     let daemon = Daemon::start();
     let readers = readers();
+    if machine::swap_kb() == 0 {
+        assert_eq!(machine::slowness(), 1, "a guest without swap, see tests/guest/init");
+        machine::not_on_this_kernel("swap: limits of it are limits of nothing");
+    }
     if !machine::has_time_namespaces() {
         machine::not_on_this_kernel("time namespaces: boot time stays the machine's");
     }
@@ -225,6 +261,11 @@ fn table(readers: &[&Reader], surveys: &[Survey<'_>]) -> (String, Vec<String>) {
     row(&mut table, "expected: MiB", &|column| (column.memory() >> 20).to_string());
     row(&mut table, "  swap MiB", &|column| (column.swap() >> 20).to_string());
     row(&mut table, "  processors", &|column| column.processors().to_string());
+    let _ = write!(table, "\n{:18}", "swapped out: MiB");
+    for Survey { answers, .. } in surveys {
+        let swapped = answers.iter().map(|answer| answer.begin.swapped).fold(f64::MAX, f64::min);
+        let _ = write!(table, "{:>13.0}", swapped / MIB);
+    }
     let (mut contradictions, mut said) = (Vec::new(), 0);
     for (number, reader) in readers.iter().enumerate() {
         let _ = write!(table, "\n{:18}", reader.name);
