@@ -16,7 +16,7 @@ use rustix::net::Shutdown;
 use crate::adopt::{self, InitRequest};
 use crate::error::Error;
 use crate::mount::{self, AbortSwitch, Writes};
-use crate::warden::{Crew, Served};
+use crate::warden::{Crew, Relief, Served};
 
 /// How long the threads may take to see that the connection has ended.
 const END_WITHIN: Duration = Duration::from_secs(5);
@@ -28,6 +28,9 @@ const END_WITHOUT_HELD: Duration = Duration::from_secs(1);
 pub(crate) trait Manned: Filesystem + Clone + Send + 'static {
     /// Those who serve it.
     fn crew(&self) -> Arc<Crew>;
+
+    /// The same, for a session of threads that are for this.
+    fn served_by(self, kind: Relief) -> Self;
 }
 
 /// A connection that is being served.
@@ -103,8 +106,9 @@ impl Connection {
         }
         let crew = filesystem.crew();
         let (its_device, its_init) = (Arc::clone(&device), init.clone());
-        let one_more = move || one_more(filesystem.clone(), its_device.as_fd(), &its_init);
-        if let Err(error) = crew.look_after(place.patience, one_more) {
+        let one_more =
+            move |kind| one_more(filesystem.clone(), its_device.as_fd(), &its_init, kind);
+        if let Err(error) = crew.look_after(place.threads.max(1), place.patience, one_more) {
             tracing::warn!(%error, "nobody looks after threads that hang");
         }
         let its_crew = Arc::clone(&crew);
@@ -190,8 +194,9 @@ fn one_more<F: Manned>(
     filesystem: F,
     device: BorrowedFd<'_>,
     init: &InitRequest,
+    kind: Relief,
 ) -> Result<Served, Error> {
-    let (session, _) = adopt::adopt(filesystem, device, init, config(1))?;
+    let (session, _) = adopt::adopt(filesystem.served_by(kind), device, init, config(1))?;
     let thread = thread::Builder::new().name("ambit-relief".into());
     thread.spawn(move || session.run()).map_err(no_thread)
 }

@@ -34,7 +34,7 @@ use crate::counters::{Counters, Counts};
 use crate::entries::{Entry, Listed};
 use crate::owed::{OPENED, Turn};
 use crate::service::Service;
-use crate::warden::Crew;
+use crate::warden::{Crew, Relief};
 use crate::witness::{Asked, Operation, Refuse, Witness};
 
 /// Names and attributes of the fixed tree never change, so the kernel need not ask again. What a
@@ -50,6 +50,7 @@ const LARGEST_REQUEST: u32 = 1 << 20;
 #[derive(Clone)]
 pub struct OverlayFilesystem {
     service: Arc<Service>,
+    kind: Relief,
 }
 
 impl OverlayFilesystem {
@@ -74,7 +75,7 @@ impl OverlayFilesystem {
     ) -> Self {
         let mut service = Service::watched_by(witness, views);
         service.passed = paths;
-        Self { service: Arc::new(service) }
+        Self { service: Arc::new(service), kind: Relief::Usual }
     }
 
     /// What it did so far.
@@ -90,7 +91,7 @@ impl OverlayFilesystem {
     /// Runs the code of one request. When it panics, the reply it owned is dropped, which makes
     /// fuser answer EIO.
     fn guard<R: Refuse>(&self, asked: Asked, reply: R, request: impl FnOnce(&Turn, R)) {
-        self.service.crew.at_work(asked, reply, |turn, reply| {
+        self.service.crew.at_work(self.kind, asked, reply, |turn, reply| {
             if catch_unwind(AssertUnwindSafe(|| request(turn, reply))).is_err() {
                 turn.give_up();
                 Counters::add(&self.service.counters.panics);
@@ -130,6 +131,10 @@ impl fmt::Debug for OverlayFilesystem {
 impl Manned for OverlayFilesystem {
     fn crew(&self) -> Arc<Crew> {
         Arc::clone(&self.service.crew)
+    }
+
+    fn served_by(self, kind: Relief) -> Self {
+        Self { kind, ..self }
     }
 }
 

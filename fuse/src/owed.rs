@@ -48,6 +48,8 @@ replies!(Open(ReplyOpen), Data(ReplyData), Entry(ReplyEntry), Attr(ReplyAttr));
 #[derive(Debug)]
 pub(crate) struct Turn {
     thread: Pid,
+    /// It is one of last resort.
+    pub(crate) is_last: bool,
     /// How often it began or ended a request: odd while it is at one.
     number: AtomicU64,
     owed: Mutex<Option<AnyReply>>,
@@ -55,8 +57,8 @@ pub(crate) struct Turn {
 
 impl Turn {
     /// That of the calling thread.
-    pub(crate) fn own() -> Self {
-        Self { thread: gettid(), number: AtomicU64::new(0), owed: Mutex::default() }
+    pub(crate) fn own(is_last: bool) -> Self {
+        Self { thread: gettid(), is_last, number: AtomicU64::new(0), owed: Mutex::default() }
     }
 
     /// Does the thread run, or wait for a processor only? It does not hang then, however long it takes.
@@ -133,9 +135,9 @@ mod tests {
 
     #[test]
     fn who_runs_does_not_hang() {
-        let turn = Turn::own();
+        let turn = Turn::own(false);
         assert!(turn.is_running());
-        assert!(!Turn { thread: Pid::INIT, ..Turn::own() }.is_running(), "no thread of ours");
+        assert!(!Turn { thread: Pid::INIT, ..Turn::own(false) }.is_running(), "no thread of ours");
         assert_eq!(state(b"7 (a) R b) D 1 7"), Some(b'D'));
         assert_eq!(state(b"7 (a)"), None);
     }

@@ -16,7 +16,7 @@ use crate::handles::{Handles, was_read, window};
 use crate::overlay::{EVERYBODY, OverlayFile, PAGE};
 use crate::text::Text;
 use crate::tree::{Kind, Tree};
-use crate::warden::Crew;
+use crate::warden::{self, Crew};
 use crate::witness::Witness;
 
 /// What a text is made by.
@@ -61,7 +61,16 @@ impl Service {
 
     /// The numbers of a thread's container.
     pub(crate) fn view(&self, thread: u32) -> Result<Arc<View>, Errno> {
-        self.views.view(thread).map_err(|error| errno(&error))
+        self.numbers(thread, Extras::NONE)
+    }
+
+    /// The same, with what few files show.
+    fn numbers(&self, thread: u32, wanted: Extras) -> Result<Arc<View>, Errno> {
+        let view = match warden::must_not_wait() {
+            true => self.views.last_view(thread),
+            false => self.views.view_with(thread, wanted),
+        };
+        view.map_err(|error| errno(&error))
     }
 
     fn source(&self, node: u64) -> Result<Source, Errno> {
@@ -148,7 +157,7 @@ impl Service {
             Source::File(file) => file.needs(),
             Source::Member(_) => Extras::NONE,
         };
-        let view = self.views.view_with(thread, needs).map_err(|error| errno(&error));
+        let view = self.numbers(thread, needs);
         let rendered = view.and_then(|view| match source {
             Source::File(file)
                 if file.differs_for_32_bit(&view.host)

@@ -7,13 +7,16 @@
 //!
 //! Who waits for a thread that hangs is answered in its place at last (`owed.rs`).
 //!
+//! What is started so is bounded. When all of them hang, one more serves that must not wait: it shows
+//! the last good numbers of everybody, and rests as soon as others are free again.
+//!
 //! A thread that was started stays when the hang is over: a session cannot be told to end, and one
 //! that sleeps costs some pages. The warden sleeps while nobody asks.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 
@@ -33,6 +36,8 @@ const QUIET: u32 = 10;
 const ASLEEP: Duration = Duration::from_secs(30);
 /// So many threads are started for others at most.
 pub(crate) const RELIEF_AT_MOST: usize = 16;
+/// And so many of last resort: one is enough, unless a file of the machine hangs too.
+const LAST_AT_MOST: usize = 4;
 
 /// A thread that runs a session.
 pub(crate) type Served = JoinHandle<io::Result<()>>;
@@ -42,6 +47,10 @@ pub(crate) type Served = JoinHandle<io::Result<()>>;
 pub(crate) struct Crew {
     turns: Mutex<Vec<Arc<Turn>>>,
     relief: Mutex<Vec<Served>>,
+    last: Mutex<Vec<Served>>,
+    /// All threads hang but those of last resort.
+    is_full: Mutex<bool>,
+    changed: Condvar,
     /// Threads that hung at the last look.
     held: AtomicUsize,
     asleep: AtomicBool,
@@ -53,6 +62,21 @@ pub(crate) struct Crew {
 thread_local! {
     /// This thread's. A thread serves one connection in its life.
     static TURN: OnceCell<(Arc<Turn>, usize)> = const { OnceCell::new() };
+    static MUST_NOT_WAIT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// What a thread is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Relief {
+    /// To serve like any other.
+    Usual,
+    /// To serve when all others hang, and never to wait for a container's file.
+    Last,
+}
+
+/// Is the calling thread the last one that does not hang?
+pub(crate) fn must_not_wait() -> bool {
+    MUST_NOT_WAIT.get()
 }
 
 impl Crew {
@@ -62,10 +86,19 @@ impl Crew {
     }
 
     /// Does the work of one request, unless that has killed others.
-    pub(crate) fn at_work<R: Refuse>(&self, asked: Asked, reply: R, work: impl FnOnce(&Turn, R)) {
+    pub(crate) fn at_work<R: Refuse>(
+        &self,
+        kind: Relief,
+        asked: Asked,
+        reply: R,
+        work: impl FnOnce(&Turn, R),
+    ) {
         TURN.with(|turn| {
-            let (turn, place) = turn.get_or_init(|| self.enlist());
+            let (turn, place) = turn.get_or_init(|| self.enlist(kind));
             turn.begin();
+            if turn.is_last {
+                MUST_NOT_WAIT.set(*lock(&self.is_full));
+            }
             if self.asleep.load(Ordering::Relaxed) {
                 self.wake();
             }
@@ -81,11 +114,20 @@ impl Crew {
                 }
             }
             turn.end();
+            if turn.is_last {
+                self.rest();
+            }
         });
     }
 
-    fn enlist(&self) -> (Arc<Turn>, usize) {
-        let turn = Arc::new(Turn::own());
+    /// A thread of last resort waits until all others hang.
+    fn rest(&self) {
+        let unneeded = |is_full: &mut bool| !*is_full && !self.ended.load(Ordering::Acquire);
+        drop(self.changed.wait_while(lock(&self.is_full), unneeded));
+    }
+
+    fn enlist(&self, kind: Relief) -> (Arc<Turn>, usize) {
+        let turn = Arc::new(Turn::own(kind == Relief::Last));
         lock(&self.turns).push(turn.clone());
         (turn, self.witness.as_ref().map_or(0, |witness| witness.enlist()))
     }
@@ -103,31 +145,38 @@ impl Crew {
 
     /// Has one of those that were started for others ended? Only the end of the connection ends it.
     pub(crate) fn has_ended(&self) -> bool {
-        lock(&self.relief).iter().any(JoinHandle::is_finished)
+        let any = |threads: &Mutex<Vec<Served>>| lock(threads).iter().any(JoinHandle::is_finished);
+        any(&self.relief) || any(&self.last)
     }
 
     /// Have all of them?
     pub(crate) fn have_all_ended(&self) -> bool {
-        lock(&self.relief).iter().all(JoinHandle::is_finished)
+        let all = |threads: &Mutex<Vec<Served>>| lock(threads).iter().all(JoinHandle::is_finished);
+        all(&self.relief) && all(&self.last)
     }
 
     /// Nobody is started any more.
     pub(crate) fn end(&self) {
+        let is_full = lock(&self.is_full);
         self.ended.store(true, Ordering::Release);
+        self.changed.notify_all();
+        drop(is_full);
         self.wake();
     }
 
-    /// Starts the warden; it calls `start` for each thread that is to be started, and answers what
-    /// is not answered for so long.
+    /// Starts the warden of so many threads; it calls `start` for each one that is to be started,
+    /// and answers what is not answered for so long.
     pub(crate) fn look_after(
         self: &Arc<Self>,
+        threads: usize,
         patience: Duration,
-        start: impl Fn() -> Result<Served, Error> + Send + 'static,
+        start: impl Fn(Relief) -> Result<Served, Error> + Send + 'static,
     ) -> io::Result<()> {
         let crew = Arc::clone(self);
         let warden = std::thread::Builder::new().name("fuse-warden".into()).spawn(move || {
             let late = u32::try_from(patience.as_millis() / LOOK.as_millis()).unwrap_or(u32::MAX);
-            Warden { crew, late, seen: Vec::with_capacity(64), is_full: false }.run(start);
+            let seen = Vec::with_capacity(64);
+            Warden { crew, threads, late, seen, held_of_last: 0 }.run(start);
         })?;
         // Asleep by then at the earliest after some looks, each of which is waited for.
         let _ = self.warden.set(warden.thread().clone());
@@ -137,15 +186,18 @@ impl Crew {
 
 struct Warden {
     crew: Arc<Crew>,
+    /// Those that serve from the start.
+    threads: usize,
     /// So many looks find a thread at a request that is answered in its place.
     late: u32,
     /// What each thread's turn was, and for how many looks.
     seen: Vec<(u64, u32)>,
-    is_full: bool,
+    /// Threads of last resort that hang.
+    held_of_last: usize,
 }
 
 impl Warden {
-    fn run(mut self, start: impl Fn() -> Result<Served, Error>) {
+    fn run(mut self, start: impl Fn(Relief) -> Result<Served, Error>) {
         let mut quiet = 0;
         while !self.crew.ended.load(Ordering::Acquire) {
             quiet = if self.look() { 0 } else { quiet + 1 };
@@ -160,7 +212,7 @@ impl Warden {
     fn look(&mut self) -> bool {
         let turns = lock(&self.crew.turns);
         self.seen.resize(turns.len(), (0, 0));
-        let (mut active, mut held) = (false, 0);
+        let (mut active, mut held, mut held_of_last) = (false, 0, 0);
         for (turn, (seen, looks)) in turns.iter().zip(&mut self.seen) {
             let now = turn.number();
             let is_at_work = now % 2 == 1;
@@ -171,42 +223,55 @@ impl Warden {
                 *looks += 1;
             }
             *seen = now;
-            held += usize::from(*looks >= HUNG);
+            let count = if turn.is_last { &mut held_of_last } else { &mut held };
+            *count += usize::from(*looks >= HUNG);
             if *looks == self.late && turn.answer_late(now) {
                 tracing::debug!("a request is answered in place of a thread that hangs");
             }
         }
         drop(turns);
         self.crew.held.store(held, Ordering::Relaxed);
+        self.held_of_last = held_of_last;
         active
     }
 
     /// Has as many threads started as hang.
-    fn relieve(&mut self, start: impl Fn() -> Result<Served, Error>) {
+    fn relieve(&mut self, start: impl Fn(Relief) -> Result<Served, Error>) {
         let held = self.crew.held();
         let mut relief = lock(&self.crew.relief);
         while relief.len() < held.min(RELIEF_AT_MOST) {
-            match start() {
-                Ok(thread) => {
-                    relief.push(thread);
-                    tracing::warn!(
-                        "a file hangs and holds a thread that serves files: another one is started \
-                         ({} of at most {RELIEF_AT_MOST})",
-                        relief.len()
-                    );
-                }
-                Err(error) => {
-                    tracing::error!("no thread can be started for one that hangs: {error}");
-                    return;
-                }
+            let Some(thread) = begin(&start, Relief::Usual) else { return };
+            relief.push(thread);
+            tracing::warn!(
+                "a file hangs and holds a thread that serves files: another one is started ({} of \
+                 at most {RELIEF_AT_MOST})",
+                relief.len()
+            );
+        }
+        drop(relief);
+        let is_full = held >= self.threads + RELIEF_AT_MOST;
+        let mut was_full = lock(&self.crew.is_full);
+        if std::mem::replace(&mut *was_full, is_full) != is_full {
+            self.crew.changed.notify_all();
+            if is_full {
+                tracing::error!(
+                    "all {held} threads that serve files are held by files that hang: everybody is \
+                     shown the last good numbers"
+                );
             }
         }
-        let is_full = held > RELIEF_AT_MOST;
-        if is_full && !self.is_full {
-            tracing::error!("{held} threads that serve files are held by files that hang");
+        drop(was_full);
+        let mut last = lock(&self.crew.last);
+        if is_full && last.len() == self.held_of_last && last.len() < LAST_AT_MOST {
+            last.extend(begin(&start, Relief::Last));
         }
-        self.is_full = is_full;
     }
+}
+
+fn begin(start: impl Fn(Relief) -> Result<Served, Error>, kind: Relief) -> Option<Served> {
+    let failed =
+        |error: &Error| tracing::error!("no thread can be started for one that hangs: {error}");
+    start(kind).inspect_err(failed).ok()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -23,6 +23,14 @@ impl Switch {
     pub fn toggle(&self) -> bool {
         self.off.fetch_xor(true, Ordering::Relaxed)
     }
+
+    /// What is shown of a container: the machine, while it is off.
+    fn pass(&self, view: Arc<View>) -> Arc<View> {
+        if !self.off.load(Ordering::Relaxed) {
+            return view;
+        }
+        Arc::new(View { origin: Origin::Host, ..View::clone(&view) })
+    }
 }
 
 impl Views for Switch {
@@ -31,11 +39,11 @@ impl Views for Switch {
     }
 
     fn view_with(&self, tid: u32, wanted: Extras) -> Result<Arc<View>, Error> {
-        let view = self.views.view_with(tid, wanted)?;
-        if !self.off.load(Ordering::Relaxed) {
-            return Ok(view);
-        }
-        Ok(Arc::new(View { origin: Origin::Host, ..View::clone(&view) }))
+        self.views.view_with(tid, wanted).map(|view| self.pass(view))
+    }
+
+    fn last_view(&self, tid: u32) -> Result<Arc<View>, Error> {
+        self.views.last_view(tid).map(|view| self.pass(view))
     }
 
     fn trigger_file(&self, tid: u32, stall: Stall) -> Result<TriggerFile, Error> {

@@ -199,6 +199,11 @@ impl Views for Accounting {
         Ok(view)
     }
 
+    fn last_view(&self, tid: u32) -> Result<Arc<View>, Error> {
+        let container = self.identify(tid)?;
+        container.last_view().ok_or_else(|| container.hangs())
+    }
+
     fn trigger_file(&self, tid: u32, stall: Stall) -> Result<TriggerFile, Error> {
         let container = self.identify(tid)?;
         let membership = container.membership();

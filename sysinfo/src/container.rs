@@ -435,7 +435,7 @@ impl Container {
     }
 
     /// There never was a view, and a file of it does not answer.
-    fn hangs(&self) -> Error {
+    pub(crate) fn hangs(&self) -> Error {
         Error::Read {
             file: self.membership.load().path().to_owned(),
             source: std::io::ErrorKind::TimedOut.into(),

@@ -74,6 +74,15 @@ pub trait Views: Send + Sync {
         self.view(tid)
     }
 
+    /// The last numbers of a thread's container, whatever their age: nothing is read for them that
+    /// could hang.
+    ///
+    /// # Errors
+    /// The thread is gone, or there never were any.
+    fn last_view(&self, tid: u32) -> Result<Arc<View>, Error> {
+        self.view(tid)
+    }
+
     /// The kernel's pressure file of the container of a thread, for triggers.
     ///
     /// # Errors

@@ -33,7 +33,7 @@ use crate::counters::Counters;
 use crate::filesystem::past_the_cache;
 use crate::service::{Service, errno};
 use crate::tree::{Node, ROOT};
-use crate::warden::Crew;
+use crate::warden::{self, Crew, Relief};
 use crate::witness::{Asked, Operation, Refuse, Witness};
 use refused::refuse_the_rest;
 use triggers::Triggers;
@@ -55,6 +55,7 @@ pub struct PressureFilesystem {
     service: Arc<Service>,
     views: Arc<dyn Views>,
     triggers: Arc<Triggers>,
+    kind: Relief,
 }
 
 impl PressureFilesystem {
@@ -67,7 +68,7 @@ impl PressureFilesystem {
     /// The same, and somebody notes what each thread is at.
     pub(crate) fn watched_by(witness: Option<Arc<dyn Witness>>, views: Arc<dyn Views>) -> Self {
         let service = Arc::new(Service::watched_by(witness, views.clone()));
-        Self { service, views, triggers: Arc::new(Triggers::new()) }
+        Self { service, views, triggers: Arc::new(Triggers::new()), kind: Relief::Usual }
     }
 
     /// The node of the overlay that a node of ours is: our root is its directory.
@@ -94,6 +95,9 @@ impl PressureFilesystem {
             .into_iter()
             .find(|stall| stall.name() == node.name())
             .ok_or(Errno::EISDIR)?;
+        if warden::must_not_wait() {
+            return Err(Errno::EIO);
+        }
         let file = self.views.trigger_file(thread, stall).map_err(|error| match &error {
             ambit_sysinfo::Error::Read { source, .. } => {
                 source.raw_os_error().map_or(Errno::EIO, Errno::from_i32)
@@ -115,7 +119,7 @@ impl PressureFilesystem {
 
     /// Runs the code of one request. When it panics, the reply it owned is dropped: EIO.
     fn guard<R: Refuse>(&self, asked: Asked, reply: R, request: impl FnOnce(R)) {
-        self.service.crew.at_work(asked, reply, |_, reply| {
+        self.service.crew.at_work(self.kind, asked, reply, |_, reply| {
             if catch_unwind(AssertUnwindSafe(|| request(reply))).is_err() {
                 Counters::add(&self.service.counters.panics);
             }
@@ -132,6 +136,10 @@ impl fmt::Debug for PressureFilesystem {
 impl Manned for PressureFilesystem {
     fn crew(&self) -> Arc<Crew> {
         Arc::clone(&self.service.crew)
+    }
+
+    fn served_by(self, kind: Relief) -> Self {
+        Self { kind, ..self }
     }
 }
 
