@@ -125,6 +125,38 @@ fn acts_are_logged_and_what_is_not_listed_is_not() {
 }
 
 #[test]
+fn mounts_and_priorities_are_logged_with_the_reason() {
+    let (daemon, folder, log) =
+        audited("mount = true\n\"mount.allowed\" = [\"ext4\"]\nsched_setscheduler = true\n");
+    let image = folder.path().join("image");
+    fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
+    command::run(quiet("mke2fs").args(["-qFt", "ext4"]).arg(&image)).ok();
+    fs::set_permissions(&image, fs::Permissions::from_mode(0o666)).unwrap();
+    let bind = format!("{}:/run/i", folder.path().display());
+    let args = ["--intercept", "mount,sched_setscheduler", "--bind", &bind];
+    let script =
+        "cd /tmp; mkdir m; truncate -s 1M junk; /mnt/mount_call /run/i/image m ext4 0; umount m
+        /mnt/mount_call junk m ext4 0; /mnt/mount_call /run/i/image m ext3 0
+        python3 -c 'import os; os.setpriority(0, 0, -5)'";
+    let output = sandbox::run(&daemon, &args, script);
+    assert_eq!(output.ok(), "ok\nEINVAL\nEPERM\n");
+    let logged = wait(&log, |lines| lines.len() >= 3);
+    let told = logged.iter().map(|line| {
+        let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+        let [call, outcome, errno] = ["call", "outcome", "errno"].map(|name| text(&line[name]));
+        format!("{call} {} {outcome} {errno}", text(&line["arguments"]["source"]))
+    });
+    assert_eq!(
+        told.collect::<Vec<_>>(),
+        ["mount /run/i/image granted -", "mount junk refused EINVAL", "setpriority - granted -"]
+    );
+    assert_eq!(logged[0]["arguments"]["filesystem"], "ext4");
+    assert!(logged[1]["reason"].as_str().unwrap().contains("ext4"), "{}", logged[1]);
+    assert!(logged[2]["arguments"]["wish"].as_str().unwrap().contains("-5"), "{}", logged[2]);
+    daemon.stop().0.ok();
+}
+
+#[test]
 fn a_log_that_was_moved_is_opened_anew_on_reload() {
     let (daemon, folder, log) = audited("");
     let make = |name: &str| {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::harness::command::{self, Output};
-use crate::harness::daemon::{Daemon, Place};
+use crate::harness::daemon::{Daemon, Place, readable_dir};
 use crate::harness::{cgroup, lxc, machine, oci, sandbox};
 
 const MIB: u64 = 1 << 20;
@@ -114,6 +114,39 @@ const HELD: &str = "open\nload: ok\nattach: ok\nclosed\nopen\nopen\n\
 #[test]
 fn a_policy_holds_until_it_is_taken_away() {
     assert_eq!(run(ON, POLICY), HELD);
+}
+
+#[test]
+fn changes_are_logged_and_looking_is_not() {
+    let folder = readable_dir();
+    let log = folder.path().join("audit.log");
+    let lines = format!("{ON}\n[audit]\nfile = {log:?}\n");
+    let script = "$call deny $g/a 1 5; $call clear $g/a; $call deny $g 1 5";
+    let told = "load: ok\nattach: ok\nquery: ok\ndetach: ok\nload: ok\nattach: EPERM\n";
+    assert_eq!(run(&lines, script), told);
+    let text = fs::read_to_string(log).unwrap();
+    let lines = text.lines().map(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).expect("every line is JSON");
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or("-").to_owned();
+        let command = text(&line["arguments"]["command"]);
+        format!(
+            "{} {command} {} {}",
+            text(&line["call"]),
+            text(&line["outcome"]),
+            text(&line["errno"])
+        )
+    });
+    assert_eq!(
+        lines.collect::<Vec<_>>(),
+        [
+            "bpf PROG_LOAD granted -",
+            "bpf PROG_ATTACH granted -",
+            "bpf PROG_GET_FD_BY_ID granted -",
+            "bpf PROG_DETACH granted -",
+            "bpf PROG_LOAD granted -",
+            "bpf PROG_ATTACH refused EPERM"
+        ]
+    );
 }
 
 /// What a thread gets that does not lead its process.

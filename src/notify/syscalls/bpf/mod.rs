@@ -105,6 +105,11 @@ impl Handler for BpfPrograms {
         let Some(actor) = acts::pin_if(call, cx, Base::Folder, may)? else {
             return Ok(Verdict::Continue);
         };
+        cx.note("command", || name(call.uint(0)).to_owned());
+        if matches!(call.uint(0), OBJ_GET_INFO_BY_FD | PROG_QUERY) {
+            // Looking changes nothing.
+            cx.notes.no_act();
+        }
         // Only who may do it is told what is wrong with it.
         let request = match request {
             Ok(request) => request,
@@ -136,13 +141,29 @@ impl Handler for BpfPrograms {
                 }
             }
             Request::Attach { target: fd, program, flags, replaced } => {
+                cx.note("cgroup_fd", || fd.to_string());
+                cx.note("flags", || flags.to_string());
                 let attach = Bpf::Attach { to: target(fd), program, flags, replaced };
                 change(call, cx, &actor, &attach)
             }
             Request::Detach { target: fd, program } => {
+                cx.note("cgroup_fd", || fd.to_string());
                 change(call, cx, &actor, &Bpf::Detach { from: target(fd), program })
             }
         }
+    }
+}
+
+/// What a command is called.
+fn name(command: u32) -> &'static str {
+    match command {
+        PROG_LOAD => "PROG_LOAD",
+        PROG_ATTACH => "PROG_ATTACH",
+        PROG_DETACH => "PROG_DETACH",
+        PROG_GET_FD_BY_ID => "PROG_GET_FD_BY_ID",
+        OBJ_GET_INFO_BY_FD => "OBJ_GET_INFO_BY_FD",
+        PROG_QUERY => "PROG_QUERY",
+        _ => "another",
     }
 }
 
