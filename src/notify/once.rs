@@ -5,7 +5,8 @@
 //! way or done. It gets the first one's result. A program that is interrupted all the time would
 //! otherwise pile up mounts, or be told that its own node exists already, and never get an answer.
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,8 @@ enum Outcome {
 pub(super) struct Once<A> {
     acts: Mutex<Vec<Act<A>>>,
     ended: Condvar,
+    /// How many wait for that: nobody is woken for nothing. Changed and read under the lock.
+    waiting: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -60,7 +63,7 @@ impl<A: Clone + PartialEq> Act<A> {
 
 impl<A: Clone + PartialEq> Once<A> {
     pub(super) const fn new() -> Self {
-        Self { acts: Mutex::new(Vec::new()), ended: Condvar::new() }
+        Self { acts: Mutex::new(Vec::new()), ended: Condvar::new(), waiting: AtomicUsize::new(0) }
     }
 
     /// Acts, unless that was done for this very call. An act takes no longer than `patience`.
@@ -121,7 +124,9 @@ impl<A: Clone + PartialEq> Once<A> {
             if !taken() || Instant::now() > until {
                 return interrupted;
             }
+            self.waiting.fetch_add(1, Ordering::Relaxed);
             let waited = self.ended.wait_timeout_while(acts, LOOK, under_way);
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
             acts = waited.unwrap_or_else(PoisonError::into_inner).0;
             acts.retain(|act| !stale(act));
         }
@@ -146,9 +151,16 @@ impl<A: Clone + PartialEq> Once<A> {
             act.outcome = Some((outcome, Instant::now()));
             act.answering = Some(thread::current().id());
         }
-        drop(acts);
-        self.ended.notify_all();
+        self.wake(acts);
         outcome
+    }
+
+    fn wake(&self, acts: MutexGuard<'_, Vec<Act<A>>>) {
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        drop(acts);
+        if waiting > 0 {
+            self.ended.notify_all();
+        }
     }
 
     /// The caller got the result that this thread had for it, or did not because a signal came first:
@@ -162,8 +174,7 @@ impl<A: Clone + PartialEq> Once<A> {
             acts.retain(|act| !answered(act));
         }
         acts.iter_mut().filter(|act| answered(act)).for_each(|act| act.answering = None);
-        drop(acts);
-        self.ended.notify_all();
+        self.wake(acts);
     }
 }
 
@@ -178,8 +189,7 @@ impl<A: Clone + PartialEq> Drop for Unwinding<'_, A> {
     fn drop(&mut self) {
         let mut acts = self.once.acts.lock().unwrap_or_else(PoisonError::into_inner);
         acts.retain(|act| !act.is(self.who, self.what));
-        drop(acts);
-        self.once.ended.notify_all();
+        self.once.wake(acts);
     }
 }
 

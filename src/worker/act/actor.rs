@@ -1,30 +1,57 @@
 //! Taking hold of a caller for a quick act: less of it than for a mount, because it is done for
 //! every call.
+//!
+//! What lasts as long as a thread is opened once ([`Thread`]); what it can change by itself is read
+//! for each call. A file of a thread's `/proc` tells of that very thread or fails once it has ended,
+//! so a number that has come round again is noticed.
 
-use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags};
+use ambit_sysinfo::scan;
+use rustix::buffer::spare_capacity;
+use rustix::fs::{AtFlags, Mode, OFlags, openat, statat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::identity::Identity;
+use super::place::Place;
 
 const CAP_DAC: u64 = 1 << 1 | 1 << 2;
+
+/// Most files of `/proc` are shorter.
+const USUAL: usize = 4096;
+/// Enough for 65536 groups.
+const LONGEST: usize = 1 << 20;
+
+/// A thread that calls, with what need not be opened for each of its calls.
+#[derive(Debug)]
+pub struct Thread {
+    /// Its `/proc/<tid>`.
+    proc: OwnedFd,
+    status: OwnedFd,
+    groups: OwnedFd,
+    process: Option<Arc<OwnedFd>>,
+    /// Its user namespace at the last call, and which one that is: no other one has its number as
+    /// long as it is open.
+    users: Option<(Arc<OwnedFd>, (u64, u64))>,
+    /// Its root at the last call.
+    root: Option<(Arc<OwnedFd>, Place)>,
+}
 
 /// A caller, as descriptors and numbers of the host.
 #[derive(Debug)]
 pub struct Actor {
     /// Its root, `O_PATH`.
-    pub root: OwnedFd,
-    /// Where relative paths start: its folder, or the file that it named by a descriptor.
-    pub base: OwnedFd,
+    pub root: Arc<OwnedFd>,
+    /// Where paths start: its folder, or the file that it named by a descriptor. `None`: its root.
+    pub base: Option<OwnedFd>,
     /// Its process. A worker ends with it: the control group of both may then be removed.
-    pub process: OwnedFd,
+    pub process: Arc<OwnedFd>,
     /// The number of its process.
     pub leader: i32,
     /// Its user namespace.
-    pub users: OwnedFd,
+    pub users: Arc<OwnedFd>,
     /// The text of its `/proc/<tid>/cgroup`.
     pub groups: String,
     /// Whom it acts as.
@@ -33,9 +60,11 @@ pub struct Actor {
     pub effective: u64,
 }
 
-/// Where relative paths start.
+/// Where paths start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Base {
+    /// At the caller's root: the path is absolute, or there is none.
+    Root,
     /// The caller's folder.
     Folder,
     /// One of its descriptors.
@@ -43,58 +72,92 @@ pub enum Base {
 }
 
 impl Base {
-    /// What `dirfd` means.
+    /// What `dirfd` means for this path.
     #[must_use]
-    pub fn of(dirfd: i32) -> Self {
-        if dirfd == libc::AT_FDCWD { Self::Folder } else { Self::Descriptor(dirfd) }
+    pub fn of(dirfd: i32, path: &[u8]) -> Self {
+        match dirfd {
+            _ if path.first() == Some(&b'/') => Self::Root,
+            libc::AT_FDCWD => Self::Folder,
+            dirfd => Self::Descriptor(dirfd),
+        }
+    }
+}
+
+impl Thread {
+    /// Takes hold of it. `proc` is its `/proc/<tid>`.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn open(proc: OwnedFd) -> Result<Self, Errno> {
+        let (status, groups) = (file(&proc, "status")?, file(&proc, "cgroup")?);
+        Ok(Self { proc, status, groups, process: None, users: None, root: None })
+    }
+
+    /// Reads what it is now. Whoever calls this makes sure afterwards that it still waits.
+    ///
+    /// # Errors
+    /// It is gone, or there is no such descriptor (EBADF).
+    pub fn read(&mut self, base: Base) -> Result<Actor, Errno> {
+        let status = Status::parse(&text(&self.status)?).ok_or(Errno::SRCH)?;
+        let groups = String::from_utf8(text(&self.groups)?).map_err(|_| Errno::INVAL)?;
+        let base = match base {
+            Base::Root => None,
+            Base::Folder => Some(path(&self.proc, "cwd")?),
+            Base::Descriptor(fd) => {
+                Some(path(&self.proc, &format!("fd/{fd}")).map_err(|_| Errno::BADF)?)
+            }
+        };
+        Ok(Actor {
+            root: self.root()?,
+            base,
+            process: self.process(status.leader)?,
+            leader: status.leader,
+            users: self.users()?,
+            groups,
+            who: status.who,
+            effective: status.effective,
+        })
+    }
+
+    /// Threads never change their process.
+    fn process(&mut self, leader: i32) -> Result<Arc<OwnedFd>, Errno> {
+        if let Some(process) = &self.process {
+            return Ok(Arc::clone(process));
+        }
+        let number = Pid::from_raw(leader).ok_or(Errno::SRCH)?;
+        let process = Arc::new(pidfd_open(number, PidfdFlags::empty())?);
+        Ok(Arc::clone(self.process.insert(process)))
+    }
+
+    fn users(&mut self) -> Result<Arc<OwnedFd>, Errno> {
+        const NAME: &str = "ns/user";
+        if let Some((users, number)) = &self.users {
+            let now = statat(&self.proc, NAME, AtFlags::empty())?;
+            if (now.st_dev, now.st_ino) == *number {
+                return Ok(Arc::clone(users));
+            }
+        }
+        let users = Arc::new(file(&self.proc, NAME)?);
+        let stat = rustix::fs::fstat(&users)?;
+        self.users = Some((Arc::clone(&users), (stat.st_dev, stat.st_ino)));
+        Ok(users)
+    }
+
+    fn root(&mut self) -> Result<Arc<OwnedFd>, Errno> {
+        const NAME: &str = "root";
+        if let Some((root, place)) = &self.root
+            && Place::of(self.proc.as_fd(), NAME).as_ref() == Some(place)
+        {
+            return Ok(Arc::clone(root));
+        }
+        let root = Arc::new(path(&self.proc, NAME)?);
+        let place = Place::of(root.as_fd(), "");
+        self.root = place.map(|place| (Arc::clone(&root), place));
+        Ok(root)
     }
 }
 
 impl Actor {
-    /// Reads everything. `proc` is the caller's `/proc/<tid>`; whoever calls this makes sure
-    /// afterwards that the caller still waits.
-    ///
-    /// # Errors
-    /// The caller is gone, or there is no such descriptor (EBADF).
-    pub fn pin(proc: BorrowedFd<'_>, base: Base) -> Result<Self, Errno> {
-        let path = |name: &str| {
-            rustix::fs::openat(proc, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-        };
-        let users =
-            rustix::fs::openat(proc, "ns/user", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        let status = text(proc, "status")?;
-        let numbers = |label: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(label));
-            line.unwrap_or_default().split_whitespace().filter_map(|word| word.parse::<u32>().ok())
-        };
-        let value = |label: &str, radix: u32| {
-            let line = status.lines().find_map(|line| line.strip_prefix(label));
-            line.and_then(|line| u64::from_str_radix(line.trim(), radix).ok())
-        };
-        let who = Identity {
-            // Real, effective, saved, of the filesystem.
-            uid: numbers("Uid:").nth(3).ok_or(Errno::SRCH)?,
-            gid: numbers("Gid:").nth(3).ok_or(Errno::SRCH)?,
-            groups: numbers("Groups:").collect(),
-            umask: value("Umask:", 8).and_then(|mask| u32::try_from(mask).ok()).unwrap_or(0o022),
-        };
-        let process = numbers("Tgid:").next().and_then(|id| Pid::from_raw(id.cast_signed()));
-        let process = process.ok_or(Errno::SRCH)?;
-        Ok(Self {
-            process: pidfd_open(process, PidfdFlags::empty())?,
-            leader: process.as_raw_nonzero().get(),
-            root: path("root")?,
-            base: match base {
-                Base::Folder => path("cwd")?,
-                Base::Descriptor(fd) => path(&format!("fd/{fd}")).map_err(|_| Errno::BADF)?,
-            },
-            users,
-            groups: text(proc, "cgroup")?,
-            who,
-            effective: value("CapEff:", 16).unwrap_or(0),
-        })
-    }
-
     /// Can it use this capability?
     #[must_use]
     pub fn can(&self, capability: u32) -> bool {
@@ -106,19 +169,108 @@ impl Actor {
     pub fn passes_over_permissions(&self) -> bool {
         self.effective & CAP_DAC != 0
     }
+}
 
-    /// The descriptors that a task needs.
-    #[must_use]
-    pub fn fds(&self) -> [BorrowedFd<'_>; 3] {
-        [self.process.as_fd(), self.root.as_fd(), self.base.as_fd()]
+/// What is needed of a thread's `status`.
+#[derive(Debug, PartialEq, Eq)]
+struct Status {
+    leader: i32,
+    who: Identity,
+    effective: u64,
+}
+
+impl Status {
+    /// `None`: something is missing.
+    fn parse(text: &[u8]) -> Option<Self> {
+        let (mut leader, mut uid, mut gid, mut groups) = (None, None, None, None);
+        // A kernel may lack them.
+        let (mut umask, mut effective) = (0o022, 0);
+        for line in scan::lines(text) {
+            let Some(colon) = line.iter().position(|&byte| byte == b':') else { continue };
+            let (label, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+            let numbers = || scan::words(value).filter_map(scan::decimal);
+            let number = |at| numbers().nth(at).and_then(|number| u32::try_from(number).ok());
+            match label {
+                b"Tgid" => leader = number(0).and_then(|number| i32::try_from(number).ok()),
+                // Real, effective, saved, of the filesystem.
+                b"Uid" => uid = number(3),
+                b"Gid" => gid = number(3),
+                b"Groups" => {
+                    groups = Some(numbers().filter_map(|id| u32::try_from(id).ok()).collect());
+                }
+                b"Umask" => umask = radix(value, 8).and_then(|mask| u32::try_from(mask).ok())?,
+                b"CapEff" => {
+                    effective = radix(value, 16)?;
+                    // All else comes before.
+                    break;
+                }
+                _ => {}
+            }
+        }
+        let who = Identity { uid: uid?, gid: gid?, groups: groups?, umask };
+        Some(Self { leader: leader?, who, effective })
     }
 }
 
-fn text(proc: BorrowedFd<'_>, name: &str) -> Result<String, Errno> {
-    let file = rustix::fs::openat(proc, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    // Enough for 65536 groups.
-    let mut text = String::with_capacity(2048);
-    let read = std::fs::File::from(file).take(1 << 20).read_to_string(&mut text);
-    read.map_err(|_| Errno::SRCH)?;
-    Ok(text)
+fn radix(digits: &[u8], radix: u32) -> Option<u64> {
+    u64::from_str_radix(std::str::from_utf8(digits).ok()?, radix).ok()
+}
+
+fn file(proc: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
+    openat(proc, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn path(proc: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
+    openat(proc, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// A file of `/proc` as it is now.
+fn text(file: &OwnedFd) -> Result<Vec<u8>, Errno> {
+    let mut text = Vec::with_capacity(USUAL);
+    loop {
+        let (at, room) = (text.len(), text.capacity() - text.len());
+        let read = rustix::io::pread(file, spare_capacity(&mut text), at as u64)?;
+        // The kernel fills the room that there is, or it has no more.
+        if read < room {
+            return Ok(text);
+        }
+        if text.len() >= LONGEST {
+            return Err(Errno::TOOBIG);
+        }
+        text.reserve(text.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_is_that_of_the_filesystem() {
+        let text = b"Name:\t\xffUid: x\nUmask:\t0077\nTgid:\t7\nUid:\t1\t2\t3\t4\n\
+            Gid:\t5\t6\t7\t8\nGroups:\t9 10 \nCapEff:\t000001ffffffffff\nUid:\t0\t0\t0\t0\n";
+        let who = Identity { uid: 4, gid: 8, groups: vec![9, 10], umask: 0o077 };
+        let status = Status { leader: 7, who, effective: 0x1ff_ffff_ffff };
+        assert_eq!(Status::parse(text), Some(status));
+        assert_eq!(Status::parse(b"Tgid:\t7\nUid:\t1\t2\nGid:\t5\t6\t7\t8\nGroups:\t\n"), None);
+    }
+
+    #[test]
+    fn a_thread_is_read_anew_until_it_ends() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let proc = format!("/proc/{}", child.id());
+        let proc = openat(rustix::fs::CWD, proc, flags, Mode::empty()).unwrap();
+        let mut thread = Thread::open(proc).unwrap();
+        let first = thread.read(Base::Folder).unwrap();
+        let again = thread.read(Base::Root).unwrap();
+        assert!(first.base.is_some() && again.base.is_none());
+        assert_eq!((first.leader, &first.who), (again.leader, &again.who));
+        assert!(Arc::ptr_eq(&first.process, &again.process));
+        assert!(Arc::ptr_eq(&first.users, &again.users));
+        assert_eq!(thread.read(Base::Descriptor(99)).unwrap_err(), Errno::BADF);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(thread.read(Base::Root).is_err());
+    }
 }
