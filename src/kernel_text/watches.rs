@@ -7,10 +7,10 @@ use ambit_sysinfo::scan;
 /// The watches that the kernel still has: their numbers, in lines such as
 /// `inotify wd:1f ino:2 sdev:fd00001 mask:400 ...`.
 #[must_use]
-pub fn parse(text: &[u8]) -> HashSet<i32> {
+pub fn parse(text: &[u8]) -> HashSet<u64> {
     let number = |line: &[u8]| {
         let digits = scan::words(line.strip_prefix(b"inotify wd:")?).next()?;
-        i32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+        u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
     };
     scan::lines(text).filter_map(number).collect()
 }

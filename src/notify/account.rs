@@ -7,13 +7,17 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use nix::sys::resource::{UsageWho, getrusage};
+
 use super::bucket::{self, Bucket};
 use super::counters::{CallCount, Counters};
 
-/// A call that took longer on a listener thread shows that its container's memory or files hang.
+/// A call that took longer on a listener thread shows that its container's memory or files hang, or
+/// that the thread had to wait for a processor.
 const SLOW: u64 = 10_000_000;
 
-/// How long a container's calls are then answered by threads of their own.
+/// How long is looked then whether threads sleep in such calls; and how long a container in whose
+/// calls they did has them answered by threads of their own.
 const PROBATION: u64 = 30_000_000_000;
 
 /// The shortest delay: below it, waiting costs more than answering.
@@ -39,6 +43,8 @@ pub(super) struct Account {
     unsaid: AtomicU64,
     /// Calls that are being answered on listener threads.
     inline: AtomicU32,
+    /// Until when threads are watched that answer its calls.
+    watched: AtomicU64,
     /// Until when it is on probation.
     suspect: AtomicU64,
 }
@@ -66,6 +72,7 @@ impl Account {
             messages: Bucket::default(),
             unsaid: AtomicU64::new(0),
             inline: AtomicU32::new(0),
+            watched: AtomicU64::new(0),
             suspect: AtomicU64::new(0),
         }
     }
@@ -114,7 +121,8 @@ impl Account {
             return None;
         }
         let under_way = self.inline.fetch_add(1, Ordering::Relaxed) as usize;
-        let inline = Inline { account: self, began: now };
+        let slept = (self.watched.load(Ordering::Relaxed) > now).then(sleeps);
+        let inline = Inline { account: self, began: now, slept };
         (under_way < threads).then_some(inline)
     }
 }
@@ -124,6 +132,8 @@ impl Account {
 pub(super) struct Inline<'a> {
     account: &'a Account,
     began: u64,
+    /// How often this thread had slept before, if that is watched: asking costs.
+    slept: Option<i64>,
 }
 
 impl Drop for Inline<'_> {
@@ -131,9 +141,19 @@ impl Drop for Inline<'_> {
         self.account.inline.fetch_sub(1, Ordering::Relaxed);
         let now = bucket::now();
         if now - self.began > SLOW {
-            self.account.suspect.store(now.saturating_add(PROBATION), Ordering::Relaxed);
+            let until = match self.slept {
+                None => &self.account.watched,
+                Some(before) if sleeps() > before => &self.account.suspect,
+                Some(_) => return,
+            };
+            until.store(now.saturating_add(PROBATION), Ordering::Relaxed);
         }
     }
+}
+
+/// How often this thread has gone to sleep. Whoever is only kept from running does not.
+fn sleeps() -> i64 {
+    getrusage(UsageWho::RUSAGE_THREAD).map_or(0, |usage| usage.voluntary_context_switches())
 }
 
 /// The accounts of all containers that have a listener or a connection.
@@ -201,12 +221,20 @@ mod tests {
         let hangs = account.inline(bucket::now(), 1).unwrap();
         assert!(account.inline(bucket::now(), 1).is_none(), "one thread is lost to it already");
         drop(hangs);
-        let mut slow = account.inline(bucket::now(), 1).unwrap();
-        slow.began = 0;
-        while bucket::now() <= SLOW {
-            std::thread::yield_now();
-        }
-        drop(slow);
+        let slow = |sleeps: bool| {
+            let call = account.inline(bucket::now(), 1).unwrap();
+            let slow = std::time::Duration::from_nanos(SLOW + 1);
+            if sleeps {
+                std::thread::sleep(slow);
+            }
+            let began = std::time::Instant::now();
+            while began.elapsed() <= slow {}
+            drop(call);
+        };
+        slow(true);
+        slow(false);
+        assert!(account.inline(bucket::now(), 8).is_some(), "it may have waited for a processor");
+        slow(true);
         assert!(account.inline(bucket::now(), 8).is_none(), "on probation");
     }
 }

@@ -88,6 +88,14 @@ impl Acting {
     }
 }
 
+impl Acting {
+    /// Do acts wait for a thread? Then who has borrowed a listener gives it back.
+    pub(super) fn is_crowded(&self) -> bool {
+        let state = self.0.lock();
+        state.idle == 0 && state.containers.iter().any(Container::ready)
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,18 +1,19 @@
 //! Who acts for containers, for handlers that do more than read.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use rustix::fs::fstat;
 
 use super::call::Call;
 use super::context::Context;
 use super::handler::{Cause, Refusal, Verdict};
 use super::live_mounts::LiveMounts;
+use super::origin::Origin;
+use super::recent::Recent;
 use crate::sys::user_namespace;
-use crate::worker::act::{Actor, Answer, Base, Reply, Task, What, Workers};
+use crate::worker::act::{Actor, Answer, Base, Reply, What, Workers};
 use crate::worker::{Bind, Broker, Caller, Failure, Find};
 
 /// How long a quick act may take. A filesystem that hangs is the container's own trouble; what it
@@ -34,7 +35,8 @@ impl Acts {
     #[must_use]
     pub fn new(broker: Broker) -> Self {
         let broker = Arc::new(broker);
-        Self { workers: Workers::new(Arc::clone(&broker)), broker, mounts: LiveMounts::default() }
+        let workers = Workers::new(Arc::clone(&broker), DEADLINE);
+        Self { workers, broker, mounts: LiveMounts::default() }
     }
 }
 
@@ -61,15 +63,12 @@ pub(super) fn pin_if(
     base: Base,
     is: impl FnOnce(&Actor) -> bool,
 ) -> Result<Option<Actor>, Refusal> {
-    let proc = cx.proc(call)?;
-    let actor = Actor::pin(proc.as_fd(), base);
+    let alone = Recent::default();
+    let actor = cx.recent.unwrap_or(&alone).read(call.tid, base, || cx.proc(call));
     // Only now it is known whose all this is.
     cx.still_pending()?;
     match actor {
-        Ok(actor) => {
-            let may = is(&actor) && is_a_containers(&actor.users, cx.settings.nested);
-            Ok(may.then_some(actor))
-        }
+        Ok((actor, origin)) => Ok((is(&actor) && origin.fits(cx.settings.nested)).then_some(actor)),
         // No such descriptor, or none of ours to open: the kernel says so.
         Err(_) => Ok(None),
     }
@@ -81,32 +80,21 @@ pub(super) fn act(
     call: &Call,
     cx: &Context<'_>,
     actor: &Actor,
-    what: What,
+    what: &What,
     find: Option<Find>,
 ) -> Result<Verdict, Refusal> {
     let Some(acts) = cx.acts else { return Ok(Verdict::Continue) };
-    let until = Instant::now() + DEADLINE;
     let over = actor.passes_over_permissions();
-    let bind = match &what {
-        What::Mknod(node) if cx.settings.bind => {
-            let owner = (actor.who.uid, actor.who.gid);
-            Some(Bind { node: node.clone(), owner, umask: actor.who.umask })
-        }
-        _ => None,
-    };
-    let task = Task { who: actor.who.clone(), what };
-    let ask = |fds: &[BorrowedFd<'_>]| {
-        acts.workers.act(&actor.groups, &task, fds, until).map(|answer| answer.reply)
-    };
-    let mut reply = ask(&actor.fds());
+    let ask =
+        |more: &[BorrowedFd<'_>]| acts.workers.act(actor, what, more).map(|answer| answer.reply);
+    let mut reply = ask(&[]);
     if let (Ok(Reply::Failed(Errno::EACCES)), true, Some(find)) = (&reply, over, find) {
-        reply = find_as(call, cx, acts, actor, &find, until)?.and_then(|found| {
-            let [process, root, base] = actor.fds();
-            ask(&[process, root, base, found.as_fd()])
-        });
+        reply = find_as(call, cx, acts, actor, &find)?.and_then(|found| ask(&[found.as_fd()]));
     }
-    if let (Ok(Reply::NoDevices), Some(bind)) = (&reply, bind) {
-        let caller = as_whole(call, cx, actor)?;
+    if let (Ok(Reply::NoDevices), What::Mknod(node), true) = (&reply, what, cx.settings.bind) {
+        let owner = (actor.who.uid, actor.who.gid);
+        let bind = Bind { node: node.clone(), owner, umask: actor.who.umask };
+        let (until, caller) = (Instant::now() + DEADLINE, as_whole(call, cx, actor)?);
         reply = match caller.and_then(|caller| acts.broker.bind(&bind, &caller, until)) {
             Ok(()) => Ok(Reply::Done),
             Err(failure) if failure.untried => Err(failure),
@@ -135,14 +123,11 @@ pub(super) fn ask(
     call: &Call,
     cx: &Context<'_>,
     actor: &Actor,
-    what: What,
+    what: &What,
     more: &[BorrowedFd<'_>],
 ) -> Result<Answer, Refusal> {
     let Some(acts) = cx.acts else { return Ok(Reply::Kernel.into()) };
-    let task = Task { who: actor.who.clone(), what };
-    let fds = [&actor.fds(), more].concat();
-    let until = Instant::now() + DEADLINE;
-    acts.workers.act(&actor.groups, &task, &fds, until).or_else(|failure| {
+    acts.workers.act(actor, what, more).or_else(|failure| {
         warn(call, cx, &failure);
         match refusal(&failure)? {
             Verdict::Fail(errno) => Ok(Reply::Failed(errno).into()),
@@ -165,10 +150,9 @@ fn find_as(
     acts: &Acts,
     actor: &Actor,
     find: &Find,
-    until: Instant,
 ) -> Result<Result<OwnedFd, Failure>, Refusal> {
     let caller = as_whole(call, cx, actor)?;
-    Ok(caller.and_then(|caller| acts.broker.find(find, &caller, until)))
+    Ok(caller.and_then(|caller| acts.broker.find(find, &caller, Instant::now() + DEADLINE)))
 }
 
 /// All of a caller, for a process that becomes it. Relative paths start where the actor's do.
@@ -179,10 +163,13 @@ fn as_whole(
 ) -> Result<Result<Caller, Failure>, Refusal> {
     let proc = cx.proc(call)?;
     let caller = Caller::pin(proc.as_fd());
-    let base = actor.base.try_clone();
+    let base = actor.base.as_ref().map(OwnedFd::try_clone).transpose();
     cx.still_pending()?;
     let base = base.map_err(|_| Refusal::Continue(Cause::System("dup", Errno::EMFILE)))?;
-    Ok(caller.map(|caller| Caller { folder: base, ..caller }))
+    Ok(caller.map(|mut caller| {
+        caller.folder = base.unwrap_or(caller.folder);
+        caller
+    }))
 }
 
 /// What a failure on our side means for the call.
@@ -195,20 +182,5 @@ pub(super) fn refusal(failure: &Failure) -> Result<Verdict, Refusal> {
 
 /// Does a namespace of another kind belong to users of a container, and not to the host's?
 pub(super) fn belongs_to_a_container(namespace: &OwnedFd) -> bool {
-    user_namespace::owner(namespace.as_fd()).is_ok_and(|users| is_a_containers(&users, true))
-}
-
-/// Is this user namespace one that was made by the host, and not by a container? With `nested`,
-/// one that a container made will do.
-pub(super) fn is_a_containers(users: &OwnedFd, nested: bool) -> bool {
-    /// Our own.
-    static OWN: OnceLock<Option<(u64, u64)>> = OnceLock::new();
-    let place = |fd: &OwnedFd| fstat(fd).ok().map(|stat| (stat.st_dev, stat.st_ino));
-    let own = *OWN.get_or_init(|| {
-        let file = std::fs::File::open("/proc/self/ns/user").ok()?;
-        place(&file.into())
-    });
-    own.is_some()
-        && place(users).is_some_and(|place| Some(place) != own)
-        && user_namespace::parent(users.as_fd()).is_ok_and(|above| nested || place(&above) == own)
+    user_namespace::owner(namespace.as_fd()).is_ok_and(|users| Origin::of(users.as_fd()).fits(true))
 }

@@ -22,11 +22,14 @@ use super::audit::Notes;
 use super::call::Call;
 use super::handler::{Cause, Refusal};
 use super::listener::id_valid;
+use super::recent::Recent;
 use super::settings::Settings;
 use crate::kernel_text;
 
 /// No page is smaller.
 const PAGE: usize = 4096;
+/// Most strings are shorter.
+const USUAL: usize = 256;
 
 /// How to see that a request is still pending.
 #[derive(Debug, Clone, Copy)]
@@ -60,6 +63,8 @@ pub struct Context<'a> {
     pub(super) container: &'a str,
     /// What the container has had, if that is counted.
     pub(super) account: Option<&'a Account>,
+    /// Threads that called lately, if they are kept.
+    pub(super) recent: Option<&'a Recent>,
     /// What the audit log is told.
     pub(super) notes: Notes,
 }
@@ -130,14 +135,22 @@ impl Context<'_> {
     /// The target is gone.
     pub fn string(&self, call: &Call, index: usize) -> Result<Option<Vec<u8>>, Refusal> {
         let mut page = [0; PAGE];
-        match self.read(call, call.long(index), &mut page) {
-            Ok(length) => {
-                let text = &page[..length];
-                Ok(text.iter().position(|&byte| byte == 0).map(|end| text[..end].to_vec()))
+        // Most are short, and every page that a reading touches costs.
+        for room in [USUAL, PAGE] {
+            let length = match self.read(call, call.long(index), &mut page[..room]) {
+                Ok(length) => length,
+                Err(Refusal::Fail(_)) => return Ok(None),
+                Err(other) => return Err(other),
+            };
+            let text = &page[..length];
+            if let Some(end) = text.iter().position(|&byte| byte == 0) {
+                return Ok(Some(text[..end].to_vec()));
             }
-            Err(Refusal::Fail(_)) => Ok(None),
-            Err(other) => Err(other),
+            if length < room {
+                break;
+            }
         }
+        Ok(None)
     }
 
     /// The target's `/proc/<tid>`.

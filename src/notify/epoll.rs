@@ -7,7 +7,7 @@
 //! A source may hang the thread that is at it (`warden.rs`): another thread goes on with all
 //! sources then, and the old one ends when it comes back.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -40,7 +40,7 @@ pub(super) struct Watch<S> {
 
 #[derive(Debug)]
 struct Sources<S> {
-    all: HashMap<u64, Arc<S>>,
+    all: BTreeMap<u64, Arc<S>>,
     /// Those that have to wait, and until when.
     paused: Vec<(u64, u64)>,
 }
@@ -66,7 +66,7 @@ impl<S: AsFd> Watch<S> {
             stopping: AtomicBool::new(false),
             next: AtomicU64::new(WAKE + 1),
             inbox: Mutex::default(),
-            sources: Mutex::new(Sources { all: HashMap::new(), paused: Vec::new() }),
+            sources: Mutex::new(Sources { all: BTreeMap::new(), paused: Vec::new() }),
             charge: AtomicU64::new(0),
             since: AtomicU64::new(0),
             turns: AtomicU64::new(0),
@@ -140,7 +140,7 @@ impl<S: AsFd> Watch<S> {
                 let readable = flags.contains(epoll::EventFlags::IN);
                 self.turns.fetch_add(1, Ordering::Relaxed);
                 self.since.store(bucket::now().max(1), Ordering::SeqCst);
-                let keep = ready(&source, Ready { readable, hung_up });
+                let keep = ready(&source, Ready { token, readable, hung_up });
                 if self.charge() == charge {
                     self.since.store(0, Ordering::SeqCst);
                 }
@@ -161,13 +161,29 @@ impl<S: AsFd> Watch<S> {
         if self.charge() != charge {
             return Vec::new();
         }
-        let mut left: Vec<Arc<S>> = self.lock().all.drain().map(|(_, source)| source).collect();
+        let mut left: Vec<Arc<S>> = std::mem::take(&mut self.lock().all).into_values().collect();
         let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
         left.extend(inbox.drain(..).map(|(_, source)| Arc::new(source)));
         for source in &left {
             let _ = epoll::delete(&self.epoll, source.as_fd());
         }
         left
+    }
+
+    /// Does not look at a source until [`Self::return_source`]. Called by the thread in charge, while it
+    /// is at that source.
+    pub(super) fn lend(&self, token: u64, source: impl AsFd) {
+        self.set_events(token, source, epoll::EventFlags::empty());
+    }
+
+    /// Looks at a source again that was lent.
+    pub(super) fn return_source(&self, token: u64, source: impl AsFd) {
+        // One that was dropped meanwhile is not watched any more.
+        self.set_events(token, source, epoll::EventFlags::IN);
+    }
+
+    fn set_events(&self, token: u64, source: impl AsFd, events: epoll::EventFlags) -> bool {
+        epoll::modify(&self.epoll, source, epoll::EventData::new_u64(token), events).is_ok()
     }
 
     fn lock(&self) -> MutexGuard<'_, Sources<S>> {
@@ -189,9 +205,7 @@ impl<S: AsFd> Watch<S> {
         if sources.paused.iter().any(|(_, paused)| *paused == token) {
             return;
         }
-        let data = epoll::EventData::new_u64(token);
-        let none = epoll::EventFlags::empty();
-        if epoll::modify(&self.epoll, source.as_fd(), data, none).is_ok() {
+        if self.set_events(token, source.as_fd(), epoll::EventFlags::empty()) {
             sources.paused.push((bucket::now().saturating_add(nanoseconds), token));
         }
     }
@@ -209,8 +223,7 @@ impl<S: AsFd> Watch<S> {
             if until > now {
                 return true;
             }
-            let data = epoll::EventData::new_u64(token);
-            let _ = epoll::modify(&self.epoll, source.as_fd(), data, epoll::EventFlags::IN);
+            self.set_events(token, source.as_fd(), epoll::EventFlags::IN);
             false
         });
         let next = paused.iter().map(|(until, _)| until - now).min()?;
@@ -223,6 +236,8 @@ impl<S: AsFd> Watch<S> {
 /// What is known of a source that has something.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ready {
+    /// What the source is called here.
+    pub(super) token: u64,
     pub(super) readable: bool,
     pub(super) hung_up: bool,
 }

@@ -31,7 +31,7 @@ use super::account::Account;
 use super::bucket;
 use super::context::Pending;
 use super::epoll::Keep;
-use super::handler::{Repeat, Verdict};
+use super::handler::{Cost, Repeat, Verdict};
 use super::journal::{Entry, Journal, Left, Phase};
 use super::limiter::Limiter;
 use super::listener::{self, response};
@@ -195,7 +195,7 @@ impl Connection {
                 let now = bucket::now();
                 let wait = account.spend(now, policy.settings().calls);
                 if call.answer.is_none()
-                    && !pipeline.takes_long(&packet.data, &policy)
+                    && pipeline.cost(&packet.data, &policy) == Cost::Inline
                     && let Some(_under_way) = account.inline(now, threads)
                 {
                     return match self.answer(
@@ -365,7 +365,8 @@ impl Connection {
         }
         let (account, policy) = &self.account(packet, pipeline);
         let (tid, data) = (packet.tid, packet.data);
-        pipeline.decide(&Request { account, policy, tid, data, pending, repeat })
+        let recent = None;
+        pipeline.decide(&Request { account, policy, tid, data, pending, repeat, recent })
     }
 
     /// What the container of a packet has had, and what is answered for it.

@@ -14,6 +14,7 @@ mod acting;
 pub mod acts;
 mod arch;
 mod audit;
+mod borrower;
 mod bucket;
 mod call;
 mod caller_thread;
@@ -29,6 +30,7 @@ mod fuse_connections;
 pub mod fuzzing;
 mod handler;
 mod journal;
+mod lease;
 mod limiter;
 mod listener;
 mod live_mounts;
@@ -37,9 +39,11 @@ mod lxc_packet;
 pub mod mounts;
 pub mod oci;
 mod once;
+mod origin;
 mod pipeline;
 mod policies;
 mod policy;
+mod recent;
 pub mod settings;
 mod socket;
 mod syscalls;
@@ -187,7 +191,7 @@ impl Notifier {
         let listener = Listener::adopt(listener)?;
         self.threads.add(Source::Listener {
             listener: Arc::new(listener),
-            member: Mutex::new(Member::fixed(container, policy)),
+            member: Arc::new(Mutex::new(Member::fixed(container, policy))),
         })
     }
 

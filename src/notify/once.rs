@@ -10,7 +10,8 @@
 //! that seems to have arrived. If the call comes again and fails now, the first one's success was the
 //! truth. A caller that no signal has interrupted lately is told what happens.
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
@@ -56,6 +57,8 @@ pub(super) struct Once<A> {
     interrupted: Mutex<Vec<(String, u32, Instant)>>,
     /// Does an act fail, or change nothing, that was done before?
     repeatable: bool,
+    /// How many wait for that: nobody is woken for nothing. Changed and read under the lock.
+    waiting: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -100,6 +103,7 @@ impl<A: Clone + PartialEq> Once<A> {
         Self {
             acts: Mutex::new(Vec::new()),
             ended: Condvar::new(),
+            waiting: AtomicUsize::new(0),
             interrupted: Mutex::new(Vec::new()),
             repeatable,
         }
@@ -162,7 +166,9 @@ impl<A: Clone + PartialEq> Once<A> {
             if !taken() || Instant::now() > until {
                 return interrupted;
             }
+            self.waiting.fetch_add(1, Ordering::Relaxed);
             let waited = self.ended.wait_timeout_while(acts, LOOK, under_way);
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
             acts = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         let done = acts.iter().position(|act| act.is(who, what));
@@ -194,9 +200,16 @@ impl<A: Clone + PartialEq> Once<A> {
             act.outcome = Some((outcome, at));
             act.answering = Some(thread::current().id());
         }
-        drop(acts);
-        self.ended.notify_all();
+        self.wake(acts);
         outcome
+    }
+
+    fn wake(&self, acts: MutexGuard<'_, Vec<Act<A>>>) {
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        drop(acts);
+        if waiting > 0 {
+            self.ended.notify_all();
+        }
     }
 
     /// The caller got the result that this thread had for it, as far as the kernel tells, or did not
@@ -223,8 +236,7 @@ impl<A: Clone + PartialEq> Once<A> {
         {
             acts.remove(oldest);
         }
-        drop(acts);
-        self.ended.notify_all();
+        self.wake(acts);
     }
 
     fn note_interrupted(&self, who: Who<'_>) {
@@ -250,8 +262,7 @@ impl<A: Clone + PartialEq> Drop for Unwinding<'_, A> {
     fn drop(&mut self) {
         let mut acts = self.once.acts.lock().unwrap_or_else(PoisonError::into_inner);
         acts.retain(|act| !act.is(self.who, self.what));
-        drop(acts);
-        self.once.ended.notify_all();
+        self.once.wake(acts);
     }
 }
 

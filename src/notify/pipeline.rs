@@ -25,6 +25,7 @@ use super::limiter::Limiter;
 use super::listener::Listener;
 use super::policies::{Current, Policies};
 use super::policy::Policy;
+use super::recent::Recent;
 use super::syscalls::HANDLERS;
 use crate::poison::Poison;
 
@@ -43,6 +44,8 @@ pub(super) struct Request<'a> {
     pub(super) pending: Pending<'a>,
     /// What it means that a predecessor may have been at it.
     pub(super) repeat: Repeat,
+    /// Threads that called lately, if they are kept.
+    pub(super) recent: Option<&'a Recent>,
 }
 
 impl<'a> Request<'a> {
@@ -107,15 +110,16 @@ impl Pipeline {
         Self { poison, ..self }
     }
 
-    /// Does the answer to this call take long? Then it is to be decided in [`Self::acting`].
-    pub(super) fn takes_long(&self, data: &seccomp_data, policy: &Policy) -> bool {
-        self.dispatch.find(data.arch, data.nr).is_some_and(|entry| {
-            let handler = HANDLERS[entry.handler];
-            let call = Call { tid: 0, abi: entry.abi, syscall: entry.syscall, args: data.args };
-            policy.has(entry.handler)
-                && handler.cost() == Cost::Act
-                && handler.screen(&call) == Screen::Inspect
-        })
+    /// What the answer to this call takes. What is not inline is to be decided in [`Self::acting`].
+    pub(super) fn cost(&self, data: &seccomp_data, policy: &Policy) -> Cost {
+        let Some(entry) = self.dispatch.find(data.arch, data.nr) else { return Cost::Inline };
+        let handler = HANDLERS[entry.handler];
+        let call = Call { tid: 0, abi: entry.abi, syscall: entry.syscall, args: data.args };
+        let cost = handler.cost();
+        let acts = cost != Cost::Inline
+            && policy.has(entry.handler)
+            && handler.screen(&call) == Screen::Inspect;
+        if acts { cost } else { Cost::Inline }
     }
 
     /// What is to be done with a call whose act had begun when a predecessor died.
@@ -139,7 +143,7 @@ impl Pipeline {
             self.counters.count(entry.handler, Outcome::Late);
             account.counters.count(entry.handler, Outcome::Late);
         }
-        if HANDLERS[entry.handler].cost() == Cost::Act {
+        if HANDLERS[entry.handler].cost() != Cost::Inline {
             HANDLERS[entry.handler].settled((&account.id, tid), delivered);
         }
     }
@@ -200,6 +204,7 @@ impl Pipeline {
             acts: self.acts.as_deref(),
             container: request.container(),
             account: Some(request.account),
+            recent: request.recent,
             notes: Notes::new(audited),
         };
         // Looked at before: a signal may take the caller away while the act is under way.
@@ -348,7 +353,8 @@ mod tests {
         let pending = Pending::Directory(proc.as_fd());
         let (account, tid) = (&pipeline.accounts().of("c"), std::process::id());
         let repeat = Repeat::Safe;
-        let request = Request { account, policy, tid, data, pending, repeat };
+        let recent = None;
+        let request = Request { account, policy, tid, data, pending, repeat, recent };
         (pipeline.decide(&request), pipeline)
     }
 
@@ -378,7 +384,8 @@ mod tests {
         let pending = Pending::Directory(proc.as_fd());
         let policy = Policy::default();
         let (account, repeat) = (&pipeline.accounts().of("c"), Repeat::Safe);
-        let request = Request { account, policy: &policy, tid: 1, data, pending, repeat };
+        let (tid, policy, recent) = (1, &policy, None);
+        let request = Request { account, policy, tid, data, pending, repeat, recent };
         assert!(matches!(pipeline.decide(&request), Verdict::Continue));
         assert_eq!(pipeline.counters().read().unknown, 1);
     }

@@ -40,7 +40,8 @@ impl Policy {
     /// Does one of the handlers act?
     #[must_use]
     pub fn acts(&self) -> bool {
-        HANDLERS.iter().enumerate().any(|(at, handler)| self.has(at) && handler.cost() == Cost::Act)
+        let mut handlers = HANDLERS.iter().enumerate();
+        handlers.any(|(at, handler)| self.has(at) && handler.cost() != Cost::Inline)
     }
 
     /// Exactly the handlers of these names. Blanks around names and empty names are ignored,

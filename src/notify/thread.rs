@@ -2,7 +2,8 @@
 //!
 //! A hand-over to another thread would cost more than the answer (17 against 8 us a round trip)
 //! and defeat SYNC_WAKE_UP. So a handler that runs here must not block; one that does so
-//! nevertheless costs a thread (`warden.rs`).
+//! nevertheless costs a thread (`warden.rs`). Calls that are acted on are handed over; for brief ones
+//! the listener is lent along with the first (`borrower.rs`).
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,15 +15,17 @@ use libseccomp_sys::seccomp_notif;
 use nix::errno::Errno;
 
 use super::account::Account;
+use super::borrower::{Loans, Place};
 use super::bucket;
 use super::epoll::{Keep, Ready, Watch};
-use super::handler::{Repeat, Verdict};
+use super::handler::{Cost, Repeat, Verdict};
 use super::journal::{Entry, Journal, Phase};
 use super::listener::{Listener, response};
 use super::lxc;
 use super::pipeline::{Pipeline, Request};
 use super::policies::Member;
 use super::policy::Policy;
+use super::recent::Recent;
 use super::warden::{self, Warden};
 use super::{Adopted, Error};
 use crate::notify::context::Pending;
@@ -31,7 +34,7 @@ use crate::notify::context::Pending;
 #[derive(Debug)]
 pub(super) enum Source {
     /// The listener of a container.
-    Listener { listener: Arc<Listener>, member: Mutex<Member> },
+    Listener { listener: Arc<Listener>, member: Arc<Mutex<Member>> },
     /// The socket that liblxc connects to.
     LxcSocket(lxc::Socket),
     /// The connection of one liblxc monitor.
@@ -54,6 +57,7 @@ pub(super) struct Threads {
     pipeline: Arc<Pipeline>,
     journal: Arc<Journal>,
     watches: Vec<Watch<Source>>,
+    loans: Loans,
     next: AtomicUsize,
     /// The thread in charge of each.
     handles: Mutex<Vec<Option<Handle>>>,
@@ -71,6 +75,7 @@ impl Threads {
             pipeline: Arc::new(pipeline),
             journal,
             watches,
+            loans: Loans::default(),
             next: AtomicUsize::new(0),
             handles: Mutex::new((0..count).map(|_| None).collect()),
             warden: OnceLock::new(),
@@ -95,7 +100,7 @@ impl Threads {
         Ok(())
     }
 
-    /// Replaces threads that hang. How many calls there have been, and whether one is under way.
+    /// Replaces threads that hang, and takes listeners back from those that act for long. How many calls there have been, and whether one is under way.
     pub(super) fn look_after(self: &Arc<Self>) -> (u64, bool) {
         let (mut turns, mut busy) = (0, false);
         for (index, watch) in self.watches.iter().enumerate() {
@@ -109,6 +114,9 @@ impl Threads {
             turns += its_turns;
             busy |= its_busy;
         }
+        busy |= self.loans.look_after(|place| {
+            self.watch_of(place).return_source(place.token, &*place.listener);
+        });
         (turns, busy)
     }
 
@@ -137,18 +145,34 @@ impl Threads {
             };
             if repeat == Repeat::Never {
                 let _ = listener.answer(notification.id, &Verdict::Fail(Errno::EINTR));
-            } else if self.pipeline.takes_long(&notification.data, &policy) {
+            } else if self.pipeline.cost(&notification.data, &policy) != Cost::Inline {
                 self.hand_over(&listener, &account, policy.clone(), notification, (entry, repeat));
             } else {
                 let repeat = Repeat::Safe;
-                decide(&self.pipeline, &listener, &account, &policy, &notification, &entry, repeat);
+                let call = &notification;
+                decide(&self.pipeline, &listener, &account, &policy, call, &entry, repeat, None);
             }
         }
-        self.add(Source::Listener { listener, member: Mutex::new(member) })
+        self.add(Source::Listener { listener, member: Arc::new(Mutex::new(member)) })
     }
 
     pub(super) fn journal(&self) -> &Arc<Journal> {
         &self.journal
+    }
+
+    pub(super) fn loans(&self) -> &Loans {
+        &self.loans
+    }
+
+    /// Who watches a listener.
+    pub(super) fn watch_of(&self, place: &Place) -> &Watch<Source> {
+        &self.watches[place.index]
+    }
+
+    /// A container's policy of now.
+    pub(super) fn policy(&self, member: &Mutex<Member>) -> Policy {
+        let mut member = member.lock().unwrap_or_else(PoisonError::into_inner);
+        member.policy(self.pipeline.policies()).clone()
     }
 
     pub(super) fn pipeline(&self) -> &Arc<Pipeline> {
@@ -176,6 +200,7 @@ impl Threads {
                 std::thread::sleep(Duration::from_micros(200));
             }
         }
+        self.loans.end();
         if let Some(warden) = self.warden.get() {
             warden.end();
         }
@@ -183,7 +208,8 @@ impl Threads {
     }
 
     fn serve(self: &Arc<Self>, index: usize, charge: u64) -> Vec<Adopted> {
-        let left = self.watches[index].run(charge, |source, ready| self.ready(source, ready));
+        let ready = |source: &Source, ready| self.ready(source, ready, index);
+        let left = self.watches[index].run(charge, ready);
         let adopted = left.into_iter().filter_map(|source| match &*source {
             Source::Listener { listener, member } => {
                 let listener = listener.duplicate().ok()?.into_fd();
@@ -201,7 +227,7 @@ impl Threads {
         self.watches.len()
     }
 
-    fn ready(self: &Arc<Self>, source: &Source, ready: Ready) -> Keep {
+    fn ready(self: &Arc<Self>, source: &Source, ready: Ready, index: usize) -> Keep {
         if let Some(warden) = self.warden.get() {
             warden.wake();
         }
@@ -212,11 +238,17 @@ impl Threads {
                 Keep::No
             }
             Source::Listener { listener, member } => {
-                let mut member = member.lock().unwrap_or_else(PoisonError::into_inner);
-                let account = Arc::clone(member.account(self.pipeline.accounts()));
-                let policy = member.policy(self.pipeline.policies()).clone();
-                drop(member);
-                self.answer(listener, &account, policy)
+                let mut locked = member.lock().unwrap_or_else(PoisonError::into_inner);
+                let account = Arc::clone(locked.account(self.pipeline.accounts()));
+                let policy = locked.policy(self.pipeline.policies()).clone();
+                drop(locked);
+                let place = || Place {
+                    index,
+                    token: ready.token,
+                    listener: Arc::clone(listener),
+                    member: Arc::clone(member),
+                };
+                self.answer(listener, &account, policy, place)
             }
             Source::LxcSocket(socket) => {
                 if let Some(connection) = socket.accept() {
@@ -244,7 +276,13 @@ impl Threads {
 
     /// Takes exactly one request and answers it. One, because a second RECV would sleep if there
     /// is none, and a readiness promises only one.
-    fn answer(&self, listener: &Arc<Listener>, account: &Arc<Account>, policy: Policy) -> Keep {
+    fn answer(
+        self: &Arc<Self>,
+        listener: &Arc<Listener>,
+        account: &Arc<Account>,
+        policy: Policy,
+        place: impl FnOnce() -> Place,
+    ) -> Keep {
         let mut entry = self.journal.entry();
         let notification = match entry.receive(listener) {
             Ok(notification) => notification,
@@ -259,23 +297,28 @@ impl Threads {
         };
         let now = bucket::now();
         let wait = account.spend(now, policy.settings().calls);
-        let inline = match self.pipeline.takes_long(&notification.data, &policy) {
-            true => None,
-            false => account.inline(now, self.count()),
-        };
-        let repeat = Repeat::Safe;
-        match inline {
-            Some(_under_way) => {
-                decide(&self.pipeline, listener, account, &policy, &notification, &entry, repeat);
+        let (repeat, recent) = (Repeat::Safe, None);
+        let under_way = match self.pipeline.cost(&notification.data, &policy) {
+            Cost::Inline => account.inline(now, self.count()),
+            // A listener that has to wait is not lent.
+            Cost::Brief if wait.is_none() => {
+                self.lend(place(), account, policy, notification, entry);
+                return Keep::Yes;
             }
-            None => self.hand_over(listener, account, policy, notification, (entry, repeat)),
+            Cost::Brief | Cost::Act => None,
+        };
+        if under_way.is_some() {
+            let (pipeline, call) = (&self.pipeline, &notification);
+            decide(pipeline, listener, account, &policy, call, &entry, repeat, recent);
+        } else {
+            self.hand_over(listener, account, policy, notification, (entry, repeat));
         }
         wait.map_or(Keep::Yes, Keep::After)
     }
 
     /// Has a request decided and answered by a thread of its own. If there is none, the kernel
     /// answers.
-    fn hand_over(
+    pub(super) fn hand_over(
         &self,
         listener: &Arc<Listener>,
         account: &Arc<Account>,
@@ -287,7 +330,7 @@ impl Threads {
         let (container, limit) = (Arc::clone(account), policy.settings().acts);
         let handed = self.pipeline.acting().hand_over(&account.id, limit, move || {
             entry.acting();
-            decide(&pipeline, &own, &container, &policy, &notification, &entry, repeat);
+            decide(&pipeline, &own, &container, &policy, &notification, &entry, repeat, None);
         });
         if !handed {
             self.pipeline.too_many(account);
@@ -297,7 +340,8 @@ impl Threads {
 }
 
 /// Has a call decided and answers it; a predecessor may have been at it.
-fn decide(
+#[allow(clippy::too_many_arguments, reason = "what is known of one call")]
+pub(super) fn decide(
     pipeline: &Pipeline,
     listener: &Listener,
     account: &Arc<Account>,
@@ -305,6 +349,7 @@ fn decide(
     notification: &seccomp_notif,
     entry: &Entry,
     repeat: Repeat,
+    recent: Option<&Recent>,
 ) {
     let verdict = pipeline.decide(&Request {
         account,
@@ -313,6 +358,7 @@ fn decide(
         data: notification.data,
         pending: Pending::Listener(listener.as_fd(), notification.id),
         repeat,
+        recent,
     });
     if !matches!(verdict, Verdict::Install(_)) {
         entry.done(&response(notification.id, &verdict));

@@ -52,7 +52,7 @@ impl Handler for Mknod {
     }
 
     fn cost(&self) -> Cost {
-        Cost::Act
+        Cost::Brief
     }
 
     fn settled(&self, who: (&str, u32), delivered: bool) {
@@ -74,11 +74,7 @@ impl Handler for Mknod {
             return Ok(Verdict::Continue);
         }
         let Some(path) = cx.string(call, mode - 1)? else { return Ok(Verdict::Continue) };
-        let base = match path.first() {
-            Some(b'/') => Base::Folder,
-            _ if mode == 2 => Base::of(call.int(0)),
-            _ => Base::Folder,
-        };
+        let base = Base::of(if mode == 2 { call.int(0) } else { libc::AT_FDCWD }, &path);
         cx.note("path", || text(&path));
         cx.note("device", || format!("c {}:{}", device.0, device.1));
         cx.note("mode", || format!("{:04o}", call.uint(mode) & 0o7777));
@@ -93,7 +89,7 @@ impl Handler for Mknod {
         let find = Find { path: make.folder().to_vec(), folder: true, follow: true };
         let key = (base, make.clone());
         ONCE.act((cx.container, call.tid), &key, acts::patience(), cx, || {
-            acts::act(call, cx, &actor, What::Mknod(make), Some(find))
+            acts::act(call, cx, &actor, &What::Mknod(make), Some(find))
         })
     }
 }

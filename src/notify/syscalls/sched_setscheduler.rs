@@ -60,7 +60,7 @@ impl Handler for SchedSetscheduler {
             _ => (call.int(1), Some(Wish::Nice(call.int(2).clamp(-20, 19)))),
         };
         let Some(wish) = wish else { return Ok(Verdict::Continue) };
-        let Some(actor) = acts::pin(call, cx, Base::Folder, CAP_SYS_NICE)? else {
+        let Some(actor) = acts::pin(call, cx, Base::Root, CAP_SYS_NICE)? else {
             return Ok(Verdict::Continue);
         };
         if !is_root(call, cx, &actor)? {

@@ -92,8 +92,7 @@ fn file(call: &Call, cx: &Context<'_>) -> Result<Option<File>, Refusal> {
     };
     let follow = at_flags & NOFOLLOW == 0;
     Ok(match path.filter(|path| !path.is_empty()) {
-        Some(path) if path.first() == Some(&b'/') => Some((Base::Folder, Some(path), follow)),
-        Some(path) => Some((Base::of(fd), Some(path), follow)),
+        Some(path) => Some((Base::of(fd, &path), Some(path), follow)),
         _ if at_flags & EMPTY_PATH == 0 => None,
         _ if fd >= 0 => Some((Base::Descriptor(fd), None, follow)),
         // fsetxattr knows no such number.
@@ -125,7 +124,7 @@ impl Handler for Setxattr {
     }
 
     fn cost(&self) -> Cost {
-        Cost::Act
+        Cost::Brief
     }
 
     fn settled(&self, who: (&str, u32), delivered: bool) {
@@ -177,7 +176,7 @@ impl Handler for Setxattr {
         let set = SetOpaque { path, follow, flags: wish.flags, users, groups };
         let key = (base, set.clone());
         ONCE.act((cx.container, call.tid), &key, acts::patience(), cx, || {
-            acts::act(call, cx, &actor, What::SetOpaque(set), find)
+            acts::act(call, cx, &actor, &What::SetOpaque(set), find)
         })
     }
 }

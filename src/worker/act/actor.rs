@@ -1,31 +1,57 @@
 //! Taking hold of a caller for a quick act: less of it than for a mount, because it is done for
 //! every call.
+//!
+//! What lasts as long as a thread is opened once ([`Thread`]); what it can change by itself is read
+//! for each call. A file of a thread's `/proc` tells of that very thread or fails once it has ended,
+//! so a number that has come round again is noticed.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::buffer::spare_capacity;
+use rustix::fs::{AtFlags, Mode, OFlags, openat, statat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::identity::Identity;
-use crate::kernel_text;
+use super::place::Place;
 use crate::kernel_text::status::Status;
 
 const CAP_DAC: u64 = 1 << 1 | 1 << 2;
+
+/// Most files of `/proc` are shorter.
+const USUAL: usize = 4096;
+/// Enough for 65536 groups.
+const LONGEST: usize = 1 << 20;
+
+/// A thread that calls, with what need not be opened for each of its calls.
+#[derive(Debug)]
+pub struct Thread {
+    /// Its `/proc/<tid>`.
+    proc: OwnedFd,
+    status: OwnedFd,
+    groups: OwnedFd,
+    process: Option<Arc<OwnedFd>>,
+    /// Its user namespace at the last call, and which one that is: no other one has its number as
+    /// long as it is open.
+    users: Option<(Arc<OwnedFd>, (u64, u64))>,
+    /// Its root at the last call.
+    root: Option<(Arc<OwnedFd>, Place)>,
+}
 
 /// A caller, as descriptors and numbers of the host.
 #[derive(Debug)]
 pub struct Actor {
     /// Its root, `O_PATH`.
-    pub root: OwnedFd,
-    /// Where relative paths start: its folder, or the file that it named by a descriptor.
-    pub base: OwnedFd,
+    pub root: Arc<OwnedFd>,
+    /// Where paths start: its folder, or the file that it named by a descriptor. `None`: its root.
+    pub base: Option<OwnedFd>,
     /// Its process. A worker ends with it: the control group of both may then be removed.
-    pub process: OwnedFd,
+    pub process: Arc<OwnedFd>,
     /// The number of its process.
     pub leader: i32,
     /// Its user namespace.
-    pub users: OwnedFd,
+    pub users: Arc<OwnedFd>,
     /// The text of its `/proc/<tid>/cgroup`.
     pub groups: Vec<u8>,
     /// Whom it acts as.
@@ -34,9 +60,11 @@ pub struct Actor {
     pub effective: u64,
 }
 
-/// Where relative paths start.
+/// Where paths start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Base {
+    /// At the caller's root: the path is absolute, or there is none.
+    Root,
     /// The caller's folder.
     Folder,
     /// One of its descriptors.
@@ -44,28 +72,35 @@ pub enum Base {
 }
 
 impl Base {
-    /// What `dirfd` means.
+    /// What `dirfd` means for this path.
     #[must_use]
-    pub fn of(dirfd: i32) -> Self {
-        if dirfd == libc::AT_FDCWD { Self::Folder } else { Self::Descriptor(dirfd) }
+    pub fn of(dirfd: i32, path: &[u8]) -> Self {
+        match dirfd {
+            _ if path.first() == Some(&b'/') => Self::Root,
+            libc::AT_FDCWD => Self::Folder,
+            dirfd => Self::Descriptor(dirfd),
+        }
     }
 }
 
-impl Actor {
-    /// Reads everything. `proc` is the caller's `/proc/<tid>`; whoever calls this makes sure
-    /// afterwards that the caller still waits.
+impl Thread {
+    /// Takes hold of it. `proc` is its `/proc/<tid>`.
     ///
     /// # Errors
-    /// The caller is gone, or there is no such descriptor (EBADF).
-    pub fn pin(proc: BorrowedFd<'_>, base: Base) -> Result<Self, Errno> {
-        let path = |name: &str| {
-            rustix::fs::openat(proc, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-        };
-        let users =
-            rustix::fs::openat(proc, "ns/user", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        let text = |name: &str| kernel_text::read(proc, name).map_err(|_| Errno::SRCH);
-        let status = text("status")?;
+    /// It is gone.
+    pub fn open(proc: OwnedFd) -> Result<Self, Errno> {
+        let (status, groups) = (file(&proc, "status")?, file(&proc, "cgroup")?);
+        Ok(Self { proc, status, groups, process: None, users: None, root: None })
+    }
+
+    /// Reads what it is now. Whoever calls this makes sure afterwards that it still waits.
+    ///
+    /// # Errors
+    /// It is gone, or there is no such descriptor (EBADF).
+    pub fn read(&mut self, base: Base) -> Result<Actor, Errno> {
+        let status = text(&self.status)?;
         let status = Status(&status);
+        let leader = status.numbers("Tgid:").next().ok_or(Errno::SRCH)?.cast_signed();
         let umask = status.radix("Umask:", 8).and_then(|mask| u32::try_from(mask).ok());
         let who = Identity {
             // Real, effective, saved, of the filesystem.
@@ -74,23 +109,64 @@ impl Actor {
             groups: status.numbers("Groups:").collect(),
             umask: umask.unwrap_or(0o022),
         };
-        let process = status.numbers("Tgid:").next().and_then(|id| Pid::from_raw(id.cast_signed()));
-        let process = process.ok_or(Errno::SRCH)?;
-        Ok(Self {
-            process: pidfd_open(process, PidfdFlags::empty())?,
-            leader: process.as_raw_nonzero().get(),
-            root: path("root")?,
-            base: match base {
-                Base::Folder => path("cwd")?,
-                Base::Descriptor(fd) => path(&format!("fd/{fd}")).map_err(|_| Errno::BADF)?,
-            },
-            users,
-            groups: text("cgroup")?,
+        let base = match base {
+            Base::Root => None,
+            Base::Folder => Some(path(&self.proc, "cwd")?),
+            Base::Descriptor(fd) => {
+                Some(path(&self.proc, &format!("fd/{fd}")).map_err(|_| Errno::BADF)?)
+            }
+        };
+        Ok(Actor {
+            root: self.root()?,
+            base,
+            process: self.process(leader)?,
+            leader,
+            users: self.users()?,
+            groups: text(&self.groups)?,
             who,
             effective: status.radix("CapEff:", 16).unwrap_or(0),
         })
     }
 
+    /// Threads never change their process.
+    fn process(&mut self, leader: i32) -> Result<Arc<OwnedFd>, Errno> {
+        if let Some(process) = &self.process {
+            return Ok(Arc::clone(process));
+        }
+        let number = Pid::from_raw(leader).ok_or(Errno::SRCH)?;
+        let process = Arc::new(pidfd_open(number, PidfdFlags::empty())?);
+        Ok(Arc::clone(self.process.insert(process)))
+    }
+
+    fn users(&mut self) -> Result<Arc<OwnedFd>, Errno> {
+        const NAME: &str = "ns/user";
+        if let Some((users, number)) = &self.users {
+            let now = statat(&self.proc, NAME, AtFlags::empty())?;
+            if (now.st_dev, now.st_ino) == *number {
+                return Ok(Arc::clone(users));
+            }
+        }
+        let users = Arc::new(file(&self.proc, NAME)?);
+        let stat = rustix::fs::fstat(&users)?;
+        self.users = Some((Arc::clone(&users), (stat.st_dev, stat.st_ino)));
+        Ok(users)
+    }
+
+    fn root(&mut self) -> Result<Arc<OwnedFd>, Errno> {
+        const NAME: &str = "root";
+        if let Some((root, place)) = &self.root
+            && Place::of(self.proc.as_fd(), NAME).as_ref() == Some(place)
+        {
+            return Ok(Arc::clone(root));
+        }
+        let root = Arc::new(path(&self.proc, NAME)?);
+        let place = Place::of(root.as_fd(), "");
+        self.root = place.map(|place| (Arc::clone(&root), place));
+        Ok(root)
+    }
+}
+
+impl Actor {
     /// Can it use this capability?
     #[must_use]
     pub fn can(&self, capability: u32) -> bool {
@@ -102,10 +178,53 @@ impl Actor {
     pub fn passes_over_permissions(&self) -> bool {
         self.effective & CAP_DAC != 0
     }
+}
 
-    /// The descriptors that a task needs.
-    #[must_use]
-    pub fn fds(&self) -> [BorrowedFd<'_>; 3] {
-        [self.process.as_fd(), self.root.as_fd(), self.base.as_fd()]
+fn file(proc: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
+    openat(proc, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn path(proc: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
+    openat(proc, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// A file of `/proc` as it is now.
+fn text(file: &OwnedFd) -> Result<Vec<u8>, Errno> {
+    let mut text = Vec::with_capacity(USUAL);
+    loop {
+        let (at, room) = (text.len(), text.capacity() - text.len());
+        let read = rustix::io::pread(file, spare_capacity(&mut text), at as u64)?;
+        // The kernel fills the room that there is, or it has no more.
+        if read < room {
+            return Ok(text);
+        }
+        if text.len() >= LONGEST {
+            return Err(Errno::TOOBIG);
+        }
+        text.reserve(text.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_is_read_anew_until_it_ends() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let proc = format!("/proc/{}", child.id());
+        let proc = openat(rustix::fs::CWD, proc, flags, Mode::empty()).unwrap();
+        let mut thread = Thread::open(proc).unwrap();
+        let first = thread.read(Base::Folder).unwrap();
+        let again = thread.read(Base::Root).unwrap();
+        assert!(first.base.is_some() && again.base.is_none());
+        assert_eq!((first.leader, &first.who), (again.leader, &again.who));
+        assert!(Arc::ptr_eq(&first.process, &again.process));
+        assert!(Arc::ptr_eq(&first.users, &again.users));
+        assert_eq!(thread.read(Base::Descriptor(99)).unwrap_err(), Errno::BADF);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(thread.read(Base::Root).is_err());
     }
 }

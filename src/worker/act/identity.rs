@@ -4,17 +4,19 @@
 //! that passes over permissions is in force while a path of the container is walked.
 //!
 //! Changing credentials is most of what a quick act costs. So a worker stays who it was when the next
-//! task is for the very same identity and root; the task tells both anew each time.
+//! task is for the very same identity and root. The task tells the identity anew each time, and the
+//! root unless it is the one that was told with the task before.
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
 
-use rustix::fs::{AtFlags, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::process::Gid;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
+
+use super::place::Place;
 
 /// Whom the kernel takes the worker for, in the host's numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,31 +53,10 @@ static PERMITTED: OnceLock<CapabilitySet> = OnceLock::new();
 thread_local! {
     /// The capabilities in force, if that is known. They are each thread's own, as this is.
     static IN_FORCE: Cell<Option<CapabilitySet>> = const { Cell::new(None) };
-    /// Who this is and where its paths start, if that is known.
-    static STANDING: RefCell<Option<(Identity, Place)>> = const { RefCell::new(None) };
-}
-
-/// A folder on one mount. The worker's own root keeps both in use, so the numbers cannot become
-/// those of another one meanwhile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
-    device: (u32, u32),
-    inode: u64,
-    mount: u64,
-}
-
-impl Place {
-    /// `None` before Linux 5.8, which does not tell the mount.
-    fn of(folder: BorrowedFd<'_>) -> Option<Self> {
-        let wanted = StatxFlags::INO | StatxFlags::MNT_ID;
-        let stat =
-            statx(folder, "", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, wanted).ok()?;
-        (stat.stx_mask & wanted.bits() == wanted.bits()).then_some(Self {
-            device: (stat.stx_dev_major, stat.stx_dev_minor),
-            inode: stat.stx_ino,
-            mount: stat.stx_mnt_id,
-        })
-    }
+    /// Who this is, if that is known.
+    static STANDING: RefCell<Option<Identity>> = const { RefCell::new(None) };
+    /// Its root, if that is known. In use by this process, it cannot become another one.
+    static ROOT: Cell<Option<Place>> = const { Cell::new(None) };
 }
 
 /// Gives up for good what no act needs.
@@ -109,25 +90,34 @@ pub(super) fn use_only(effective: CapabilitySet) -> Result<(), Errno> {
 
 impl Identity {
     /// Becomes it, with no more capabilities than these: permissions are the caller's, and paths
-    /// start at its root.
-    pub(super) fn take_on(&self, root: BorrowedFd<'_>, rights: CapabilitySet) -> Result<(), Errno> {
-        let place = Place::of(root);
-        let stands = |(who, at): &(Self, Place)| who == self && Some(*at) == place;
-        if STANDING.with_borrow(|standing| standing.as_ref().is_some_and(stands)) {
+    /// start at its root, which is that of the last time if none is given. When this fails it is not
+    /// known who this process is.
+    pub(super) fn take_on(
+        &self,
+        root: Option<BorrowedFd<'_>>,
+        rights: CapabilitySet,
+    ) -> Result<(), Errno> {
+        let place = root.and_then(|root| Place::of(root, ""));
+        let moves = root.filter(|_| place.is_none() || place != ROOT.get());
+        if moves.is_none() && STANDING.with_borrow(|standing| standing.as_ref() == Some(self)) {
             return use_only(rights);
         }
         // Until all of it is done.
         STANDING.set(None);
-        self.change_to(root)?;
+        use_only(CHANGE)?;
+        if let Some(root) = moves {
+            ROOT.set(None);
+            rustix::process::fchdir(root)?;
+            rustix::process::chroot(".")?;
+            ROOT.set(place);
+        }
+        self.change_to()?;
         use_only(rights)?;
-        STANDING.set(place.map(|place| (self.clone(), place)));
+        STANDING.set(Some(self.clone()));
         Ok(())
     }
 
-    fn change_to(&self, root: BorrowedFd<'_>) -> Result<(), Errno> {
-        use_only(CHANGE)?;
-        rustix::process::fchdir(root)?;
-        rustix::process::chroot(".")?;
+    fn change_to(&self) -> Result<(), Errno> {
         let groups: Vec<_> = self.groups.iter().map(|&id| Gid::from_raw(id)).collect();
         rustix::thread::set_thread_groups(&groups)?;
         // The kernel takes some of the capabilities away with the ids, or gives them back.

@@ -10,15 +10,16 @@ mod actor;
 pub mod bpf;
 mod identity;
 mod mknod;
+mod place;
 mod pool;
 mod process;
 mod set_opaque;
 mod task;
 
-pub use actor::{Actor, Base};
+pub use actor::{Actor, Base, Thread};
 pub use identity::Identity;
 pub use mknod::Mknod;
 pub use pool::Workers;
 pub(super) use process::serve;
 pub use set_opaque::SetOpaque;
-pub use task::{Answer, Reply, Task, What};
+pub use task::{Answer, Reply, What};

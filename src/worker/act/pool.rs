@@ -1,25 +1,27 @@
 //! The workers that there are: one for each set of control groups that asked lately.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
 use rustix::process::Signal;
 
+use super::actor::Actor;
 use super::process::{DESCRIPTORS, LONGEST};
-use super::task::{Answer, Reply, Task};
+use super::task::{Answer, Reply, Task, What, With};
 use crate::worker::broker::Broker;
 use crate::worker::failure::{Failure, OrFail};
-use crate::worker::line::wait;
 use crate::worker::pin::control_groups;
 
 /// Starts workers and gives them tasks.
@@ -28,6 +30,8 @@ pub struct Workers {
     broker: Arc<Broker>,
     /// By the text of `/proc/<tid>/cgroup`.
     running: Mutex<HashMap<Vec<u8>, Place>>,
+    /// How long a task may take, or the start of a worker.
+    patience: Duration,
 }
 
 /// For one set of control groups: its worker, when there is one.
@@ -38,40 +42,38 @@ type Place = Arc<Mutex<Option<Worker>>>;
 struct Worker {
     line: OwnedFd,
     process: OwnedFd,
+    /// What it has of the caller of the last task: the process, and the root. They are not kept
+    /// open for that.
+    caller: (Weak<OwnedFd>, Weak<OwnedFd>),
 }
 
 impl Workers {
     /// None is running yet.
     #[must_use]
-    pub fn new(broker: Arc<Broker>) -> Self {
-        Self { broker, running: Mutex::default() }
+    pub fn new(broker: Arc<Broker>, patience: Duration) -> Self {
+        Self { broker, running: Mutex::default(), patience }
     }
 
-    /// Has a task done in these control groups.
+    /// Has something done for a caller, in its control groups. `more` are descriptors that the act
+    /// needs in addition.
     ///
     /// # Errors
     /// It was not done in time, or there is nobody to do it.
     pub fn act(
         &self,
-        groups: &[u8],
-        task: &Task,
-        fds: &[BorrowedFd<'_>],
-        until: Instant,
+        actor: &Actor,
+        what: &What,
+        more: &[BorrowedFd<'_>],
     ) -> Result<Answer, Failure> {
-        let bytes = serde_json::to_vec(task)
-            .map_err(|error| Failure::new(Errno::EINVAL, error.to_string()))?;
-        if bytes.len() > LONGEST {
-            return Err(Failure::nobody_acts("the task is too long"));
-        }
-        let place = self.place(groups);
+        let place = self.place(&actor.groups);
         let mut worker = place.lock().unwrap_or_else(PoisonError::into_inner);
         // It has ended in the meantime, most likely; one that just started has not.
         for _ in 0..2 {
-            let running = match worker.take() {
+            let mut running = match worker.take() {
                 Some(running) => running,
-                None => self.start(groups, until)?,
+                None => self.start(&actor.groups)?,
             };
-            match running.ask(&bytes, fds, task.what.room(), until) {
+            match running.ask(actor, what, more) {
                 Ok(Some(answer)) => {
                     *worker = Some(running);
                     return Ok(answer);
@@ -96,12 +98,14 @@ impl Workers {
         Arc::clone(running.entry(groups.to_owned()).or_default())
     }
 
-    fn start(&self, groups: &[u8], until: Instant) -> Result<Worker, Failure> {
+    fn start(&self, groups: &[u8]) -> Result<Worker, Failure> {
         let started = control_groups(groups).and_then(|groups| {
             let line = self.broker.worker(&groups)?;
-            let process = line.receive(until)?.pop();
+            let process = line.receive(Instant::now() + self.patience)?.pop();
             let process = process.ok_or_else(|| Failure::nobody_acts("a worker says nothing"))?;
-            Ok(Worker { line: line.into_fd(), process })
+            let line = line.into_fd();
+            set_socket_timeout(&line, Timeout::Recv, Some(self.patience)).or_fail("SO_RCVTIMEO")?;
+            Ok(Worker { line, process, caller: (Weak::new(), Weak::new()) })
         });
         started.map_err(|failure| Failure::nobody_acts(format!("no worker: {failure}")))
     }
@@ -110,29 +114,59 @@ impl Workers {
 impl Worker {
     /// Its answer; `None` when it had ended before it was asked.
     fn ask(
-        &self,
-        task: &[u8],
-        fds: &[BorrowedFd<'_>],
-        room: usize,
-        until: Instant,
+        &mut self,
+        actor: &Actor,
+        what: &What,
+        more: &[BorrowedFd<'_>],
     ) -> Result<Option<Answer>, Failure> {
+        let is_new = |known: &Weak<OwnedFd>, now: &Arc<OwnedFd>| known.as_ptr() != Arc::as_ptr(now);
+        let with = With {
+            process: is_new(&self.caller.0, &actor.process),
+            root: is_new(&self.caller.1, &actor.root),
+            base: actor.base.is_some(),
+        };
+        let (who, what) = (Cow::Borrowed(&actor.who), Cow::Borrowed(what));
+        let room = what.room();
+        let task = serde_json::to_vec(&Task { who, what, with })
+            .map_err(|error| Failure::new(Errno::EINVAL, error.to_string()))?;
+        if task.len() > LONGEST {
+            return Err(Failure::nobody_acts("the task is too long"));
+        }
+        let own = [
+            with.process.then(|| actor.process.as_fd()),
+            with.root.then(|| actor.root.as_fd()),
+            actor.base.as_ref().map(AsFd::as_fd),
+        ];
+        let fds: Vec<_> = own.into_iter().flatten().chain(more.iter().copied()).collect();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        if !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&fds)) {
             return Err(Failure::nobody_acts("too many descriptors for a worker"));
         }
-        let parts = [IoSlice::new(task)];
+        let parts = [IoSlice::new(&task)];
         match rustix::net::sendmsg(&self.line, &parts, &mut control, SendFlags::NOSIGNAL) {
             Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => return Ok(None),
             other => other.or_fail("sendmsg to a worker")?,
         };
-        wait(&mut [PollFd::new(&self.line, PollFlags::IN)], until)?;
+        self.caller = (Arc::downgrade(&actor.process), Arc::downgrade(&actor.root));
+        self.answer(room).map(Some)
+    }
+
+    fn answer(&self, room: usize) -> Result<Answer, Failure> {
         let (mut number, mut bytes) = ([0; 4], vec![0; room]);
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let parts = &mut [IoSliceMut::new(&mut number), IoSliceMut::new(&mut bytes)];
         let flags = RecvFlags::CMSG_CLOEXEC;
-        let received = rustix::net::recvmsg(&self.line, parts, &mut control, flags);
+        let received = loop {
+            match rustix::net::recvmsg(&self.line, parts, &mut control, flags) {
+                Err(rustix::io::Errno::INTR) => {}
+                received => break received,
+            }
+        };
+        if received.as_ref().err() == Some(&rustix::io::Errno::AGAIN) {
+            return Err(Failure::new(Errno::ETIMEDOUT, "it took too long"));
+        }
         let length = received.map_or(0, |received| received.bytes);
         let Some(length) = length.checked_sub(number.len()) else {
             return Err(Failure::new(
@@ -145,7 +179,7 @@ impl Worker {
             RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
             _ => None,
         });
-        Ok(Some(Answer { reply: Reply::from_number(i32::from_ne_bytes(number)), bytes, fd }))
+        Ok(Answer { reply: Reply::from_number(i32::from_ne_bytes(number)), bytes, fd })
     }
 
     fn runs(&self) -> bool {

@@ -5,7 +5,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -22,10 +23,14 @@ use crate::worker::line::Line;
 
 /// The longest task: a path of a page, written as numbers, and as many groups as there can be.
 pub(super) const LONGEST: usize = 1 << 20;
-/// Process, root, base, and what the task needs in addition.
+/// Process, root, base, and what the task needs in addition: a file that was found for the caller
+/// ([`crate::worker::Find`]), or two descriptors of it.
 pub(super) const DESCRIPTORS: usize = 5;
 /// How long it waits for the next task.
 const PATIENCE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
+/// What is watched.
+const LINE: u64 = 0;
+const CALLER: u64 = 1;
 
 struct Worker {
     line: OwnedFd,
@@ -33,23 +38,34 @@ struct Worker {
     fds: OwnedFd,
     opens: Opens,
     bpf: bpf::Surroundings,
+    /// Watches the line, and the process that asked last.
+    watch: OwnedFd,
+    caller: Option<OwnedFd>,
 }
 
 /// Serves one control group until it is not needed any more.
 pub(in crate::worker) fn serve(line: Line, groups: Vec<OwnedFd>) {
     match prepare(groups) {
         Err(failure) => line.report(Err(failure)),
-        Ok((this, fds, bpf)) => {
+        Ok(Prepared { this, fds, watch, bpf }) => {
             if line.done(&[this.as_fd()]).is_ok() {
-                Worker { line: line.into_fd(), fds, opens: Vec::new(), bpf }.work();
+                let (line, opens, caller) = (line.into_fd(), Vec::new(), None);
+                Worker { line, fds, opens, bpf, watch, caller }.work();
             }
         }
     }
 }
 
-/// Enters the control groups and lays down what is not needed. Returns a descriptor of this
-/// process, its folder of descriptors, and what programs need.
-fn prepare(groups: Vec<OwnedFd>) -> Result<(OwnedFd, OwnedFd, bpf::Surroundings), Failure> {
+struct Prepared {
+    /// This process.
+    this: OwnedFd,
+    fds: OwnedFd,
+    watch: OwnedFd,
+    bpf: bpf::Surroundings,
+}
+
+/// Enters the control groups and lays down what is not needed.
+fn prepare(groups: Vec<OwnedFd>) -> Result<Prepared, Failure> {
     let _ = rustix::thread::set_name(c"ambit-act");
     // Without a controlling terminal, and out of reach of the signals of one.
     rustix::process::setsid().or_fail("setsid")?;
@@ -64,47 +80,59 @@ fn prepare(groups: Vec<OwnedFd>) -> Result<(OwnedFd, OwnedFd, bpf::Surroundings)
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fds = rustix::fs::openat(CWD, "/proc/self/fd", flags, Mode::empty())
         .or_fail("open of /proc/self/fd")?;
+    let watch = epoll::create(epoll::CreateFlags::CLOEXEC).or_fail("epoll_create1")?;
     let bpf = bpf::Surroundings::open();
     lay_down().or_fail("capset")?;
     die_with_parent();
-    Ok((this, fds, bpf))
+    Ok(Prepared { this, fds, watch, bpf })
 }
 
 impl Worker {
     fn work(&mut self) {
+        if self.look_at(&self.line, LINE).is_err() {
+            return;
+        }
         let mut bytes = vec![0; LONGEST];
-        // The process that asked last.
-        let mut caller = None;
         loop {
-            self.wait(caller.as_ref());
-            let Some((length, mut fds)) = self.receive(&mut bytes) else { return };
-            let answer = self.act(&bytes[..length], &fds);
+            self.wait();
+            let Some((length, fds)) = self.receive(&mut bytes) else { return };
+            let Some(answer) = self.act(&bytes[..length], fds) else {
+                // Whoever asks next gets another worker.
+                let _ = rustix::net::shutdown(&self.line, Shutdown::Read);
+                let _ = self.send(&Reply::Failed(Errno::EPERM).into());
+                return;
+            };
             if self.send(&answer).is_err() {
                 return;
-            }
-            if !fds.is_empty() {
-                caller = Some(fds.swap_remove(0));
             }
         }
     }
 
     /// Waits for a task. When there is none, from here on nobody can ask any more; whoever just did
     /// is answered.
-    fn wait(&self, caller: Option<&OwnedFd>) {
-        let line = PollFd::new(&self.line, PollFlags::IN);
-        let mut ends: Vec<_> =
-            caller.map(|fd| PollFd::new(fd, PollFlags::IN)).into_iter().collect();
-        ends.push(line);
-        loop {
-            match poll(&mut ends, Some(&PATIENCE)) {
-                Err(rustix::io::Errno::INTR) => {}
-                Ok(1..) if ends.last().is_some_and(|line| !line.revents().is_empty()) => return,
-                Ok(_) | Err(_) => {
-                    let _ = rustix::net::shutdown(&self.line, Shutdown::Read);
-                    return;
-                }
-            }
+    fn wait(&self) {
+        let mut events = Vec::with_capacity(2);
+        while epoll::wait(&self.watch, spare_capacity(&mut events), Some(&PATIENCE))
+            == Err(rustix::io::Errno::INTR)
+        {}
+        if !events.iter().any(|event: &epoll::Event| event.data.u64() == LINE) {
+            let _ = rustix::net::shutdown(&self.line, Shutdown::Read);
         }
+    }
+
+    fn look_at(&self, fd: &OwnedFd, what: u64) -> Result<(), rustix::io::Errno> {
+        epoll::add(&self.watch, fd, epoll::EventData::new_u64(what), epoll::EventFlags::IN)
+    }
+
+    /// From here on it ends with this process.
+    fn follow(&mut self, caller: OwnedFd) -> Result<(), rustix::io::Errno> {
+        if let Some(before) = self.caller.take() {
+            // Closing is not enough: the daemon has it open too.
+            epoll::delete(&self.watch, before)?;
+        }
+        self.look_at(&caller, CALLER)?;
+        self.caller = Some(caller);
+        Ok(())
     }
 
     fn receive(&self, bytes: &mut [u8]) -> Option<(usize, Vec<OwnedFd>)> {
@@ -133,19 +161,26 @@ impl Worker {
         rustix::net::sendmsg(&self.line, &parts, &mut control, SendFlags::NOSIGNAL).map(drop)
     }
 
-    fn act(&mut self, task: &[u8], fds: &[OwnedFd]) -> Answer {
-        let (Ok(task), [_, root, base, more @ ..]) = (serde_json::from_slice::<Task>(task), fds)
-        else {
-            return Reply::Failed(Errno::EPROTO).into();
+    /// `None`: it could not become the caller, and is nobody in particular now.
+    fn act(&mut self, task: &[u8], fds: Vec<OwnedFd>) -> Option<Answer> {
+        let Ok(Task { who, what, with }) = serde_json::from_slice(task) else {
+            return Some(Reply::Failed(Errno::EPROTO).into());
         };
-        if task.who.take_on(root.as_fd(), task.what.rights()).is_err() {
-            return Reply::Failed(Errno::EPERM).into();
+        let mut fds = fds.into_iter();
+        let mut next = |comes: bool| if comes { fds.next() } else { None };
+        let (process, root, base) = (next(with.process), next(with.root), next(with.base));
+        if let Some(process) = process {
+            self.follow(process).ok()?;
         }
-        let (base, found) = (base.as_fd(), more.first().map(AsFd::as_fd));
-        match &task.what {
+        who.take_on(root.as_ref().map(AsFd::as_fd), what.rights()).ok()?;
+        // Its own root is the caller's now; an absolute path starts nowhere else.
+        let base = base.as_ref().map_or(CWD, AsFd::as_fd);
+        let more: Vec<_> = fds.collect();
+        let found = more.first().map(AsFd::as_fd);
+        Some(match &*what {
             What::Mknod(mknod) => mknod.act(base, found, &mut self.opens).into(),
             What::SetOpaque(set) => set.act(base, found, self.fds.as_fd()).into(),
-            What::Bpf(bpf) => bpf.act(more, &mut self.bpf),
-        }
+            What::Bpf(bpf) => bpf.act(&more, &mut self.bpf),
+        })
     }
 }

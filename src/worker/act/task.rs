@@ -1,5 +1,6 @@
 //! What a worker is asked, and what it answers.
 
+use std::borrow::Cow;
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
@@ -11,14 +12,26 @@ use super::identity::Identity;
 use super::mknod::{self, Mknod};
 use super::set_opaque::SetOpaque;
 
-/// An act for a caller. Its process, its root and the file that paths start from come as
-/// descriptors, then the file that was found for it, if one was ([`crate::worker::Find`]).
+/// An act for a caller.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Task {
+pub(super) struct Task<'a> {
     /// For whom.
-    pub who: Identity,
+    pub(super) who: Cow<'a, Identity>,
     /// What.
-    pub what: What,
+    pub(super) what: Cow<'a, What>,
+    /// Which descriptors come with it. Those that an act needs in addition follow.
+    pub(super) with: With,
+}
+
+/// The descriptors of a task, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct With {
+    /// The caller's process, unless it is the one of the task before.
+    pub(super) process: bool,
+    /// Its root, unless it is the one of the task before.
+    pub(super) root: bool,
+    /// The file that paths start from, unless it is the root.
+    pub(super) base: bool,
 }
 
 /// The acts. To add one: a file with its arguments and what it does, and a line here and in

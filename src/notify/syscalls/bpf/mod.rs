@@ -102,7 +102,7 @@ impl Handler for BpfPrograms {
         let may = |actor: &Actor| {
             actor.can(CAP_SYS_ADMIN) || actor.can(CAP_BPF) && actor.can(CAP_NET_ADMIN)
         };
-        let Some(actor) = acts::pin_if(call, cx, Base::Folder, may)? else {
+        let Some(actor) = acts::pin_if(call, cx, Base::Root, may)? else {
             return Ok(Verdict::Continue);
         };
         cx.note("command", || name(call.uint(0)).to_owned());
@@ -189,7 +189,7 @@ fn ask(call: &Call, cx: &Context<'_>, actor: &Actor, bpf: Bpf) -> Result<Answer,
     let (true, Some(thread)) = (acts::belongs_to_a_container(&groups), thread) else {
         return Ok(Reply::Kernel.into());
     };
-    acts::ask(call, cx, actor, What::Bpf(bpf), &[thread.as_fd(), groups.as_fd()])
+    acts::ask(call, cx, actor, &What::Bpf(bpf), &[thread.as_fd(), groups.as_fd()])
 }
 
 fn ended(reply: Reply) -> Verdict {

@@ -29,6 +29,7 @@ use crate::notify::context::Context;
 use crate::notify::handler::{Cause, Cost, Description, Handler, Refusal, Repeat, Screen, Verdict};
 use crate::notify::mounts::MountSettings;
 use crate::notify::once::Once;
+use crate::notify::origin::Origin;
 use crate::worker::mount::{How, Order};
 use crate::worker::{Caller, Failure};
 
@@ -255,7 +256,7 @@ fn pin(call: &Call, cx: &Context<'_>, nested: bool) -> Result<Option<Pinned>, Re
         tracing::debug!(container = cx.container, tid = call.tid, "cannot pin: {failure}");
         Refusal::Continue(Cause::System("looking at the caller in /proc", failure.errno))
     })?;
-    let may =
-        caller.facts.effective & CAP_SYS_ADMIN != 0 && acts::is_a_containers(&caller.users, nested);
+    let may = caller.facts.effective & CAP_SYS_ADMIN != 0
+        && Origin::of(caller.users.as_fd()).fits(nested);
     Ok(may.then_some(Pinned { caller, users, groups }))
 }

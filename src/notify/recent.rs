@@ -1,0 +1,73 @@
+//! Threads that were taken hold of lately, while a container makes one call after the other.
+//!
+//! Kept by whoever serves a container for a while, and gone with that: a user namespace, a root and
+//! a process are not kept open for longer than the container is busy.
+
+use std::cell::RefCell;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::handler::Refusal;
+use super::origin::Origin;
+use crate::worker::act::{Actor, Base, Thread};
+
+/// How many. Each has six descriptors.
+const MOST: usize = 4;
+
+/// Some threads, the one that called last at the end.
+#[derive(Debug, Default)]
+pub(super) struct Recent(RefCell<Vec<Known>>);
+
+#[derive(Debug)]
+struct Known {
+    tid: u32,
+    thread: Thread,
+    /// Its user namespace, and who made that.
+    origin: Option<(Arc<OwnedFd>, Origin)>,
+}
+
+impl Recent {
+    /// Reads what a thread is now, and who made its user namespace. `proc` opens its `/proc/<tid>`.
+    /// Whoever calls this makes sure afterwards that it still waits.
+    pub(super) fn read(
+        &self,
+        tid: u32,
+        base: Base,
+        proc: impl FnOnce() -> Result<OwnedFd, Refusal>,
+    ) -> Result<(Actor, Origin), Errno> {
+        let mut all = self.0.borrow_mut();
+        if let Some(at) = all.iter().position(|known| known.tid == tid) {
+            let mut known = all.remove(at);
+            match known.read(base) {
+                // Another thread had the number, and has ended.
+                Err(errno) if errno != Errno::BADF => {}
+                result => {
+                    all.push(known);
+                    return result;
+                }
+            }
+        }
+        let thread = Thread::open(proc().map_err(|_| Errno::SRCH)?)?;
+        let mut known = Known { tid, thread, origin: None };
+        let result = known.read(base);
+        if all.len() >= MOST {
+            all.remove(0);
+        }
+        all.push(known);
+        result
+    }
+}
+
+impl Known {
+    fn read(&mut self, base: Base) -> Result<(Actor, Origin), Errno> {
+        let actor = self.thread.read(base)?;
+        let origin = match &self.origin {
+            Some((users, origin)) if Arc::ptr_eq(users, &actor.users) => *origin,
+            _ => Origin::of(actor.users.as_fd()),
+        };
+        self.origin = Some((Arc::clone(&actor.users), origin));
+        Ok((actor, origin))
+    }
+}
