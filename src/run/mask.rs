@@ -4,7 +4,8 @@
 //! refuses these files, which belong to a root that the sandbox does not have. Without one, its
 //! root owns them, capabilities or not. Of `/sys` in either case, because everybody can read there.
 
-use std::path::Path;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use rustix::mount::MountAttrFlags;
@@ -26,9 +27,14 @@ const SECRETS: [&str; 8] = [
     "proc/scsi",
 ];
 /// Tables and counters of the whole machine that users of the host can read.
-const HOST_USE: [&str; 7] = [
+const HOST_USE: [&str; 12] = [
+    "sys/devices/system/memory",
     "sys/devices/virtual/powercap",
     "sys/firmware",
+    "sys/fs/btrfs",
+    "sys/fs/ext4",
+    "sys/fs/f2fs",
+    "sys/fs/xfs",
     "sys/kernel/debug",
     "sys/kernel/mm/ksm",
     "sys/kernel/slab",
@@ -36,9 +42,19 @@ const HOST_USE: [&str; 7] = [
     "sys/kernel/vmcoreinfo",
 ];
 
-/// Covers them.
-pub(super) fn cover(root: &Root, owners: &Owners) -> Result<()> {
+/// The machine's disks and how busy they are. Who has one of them needs to know it.
+const DISKS: [&str; 4] =
+    ["sys/block", "sys/class/block", "sys/dev/block", "sys/devices/virtual/block"];
+
+/// Covers them. `devices` are those that the sandbox was given.
+pub(super) fn cover(root: &Root, owners: &Owners, devices: &[PathBuf]) -> Result<()> {
     hide(root, owners, &HOST_USE)?;
+    let is_disk = |device: &PathBuf| {
+        std::fs::metadata(device).is_ok_and(|device| device.file_type().is_block_device())
+    };
+    if !devices.iter().any(is_disk) {
+        hide(root, owners, &DISKS)?;
+    }
     if owners.namespace.is_some() {
         return Ok(());
     }
