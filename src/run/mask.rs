@@ -1,8 +1,8 @@
 //! What must not be reached through `/proc` and `/sys`.
 //!
 //! Of `/proc` only when the host's users are kept: inside a user namespace the kernel itself
-//! refuses these files, which belong to a root that the sandbox does not have. Without one, its
-//! root owns them, capabilities or not. Of `/sys` in either case, because everybody can read there.
+//! refuses most files, which belong to a root that the sandbox does not have. Without one, its
+//! root owns them, capabilities or not. What everybody can read is covered in either case.
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,9 @@ const SECRETS: [&str; 8] = [
     "proc/scsi",
 ];
 /// Tables and counters of the whole machine that users of the host can read.
-const HOST_USE: [&str; 12] = [
+const HOST_USE: [&str; 14] = [
+    "proc/buddyinfo",
+    "proc/schedstat",
     "sys/devices/system/memory",
     "sys/devices/virtual/powercap",
     "sys/firmware",
