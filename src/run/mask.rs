@@ -1,10 +1,11 @@
 //! What must not be reached through `/proc` and `/sys`.
 //!
 //! Of `/proc` only when the host's users are kept: inside a user namespace the kernel itself
-//! refuses these files, which belong to a root that the sandbox does not have. Without one, its
-//! root owns them, capabilities or not. Of `/sys` in either case, because everybody can read there.
+//! refuses most files, which belong to a root that the sandbox does not have. Without one, its
+//! root owns them, capabilities or not. What everybody can read is covered in either case.
 
-use std::path::Path;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use rustix::mount::MountAttrFlags;
@@ -26,9 +27,16 @@ const SECRETS: [&str; 8] = [
     "proc/scsi",
 ];
 /// Tables and counters of the whole machine that users of the host can read.
-const HOST_USE: [&str; 7] = [
+const HOST_USE: [&str; 14] = [
+    "proc/buddyinfo",
+    "proc/schedstat",
+    "sys/devices/system/memory",
     "sys/devices/virtual/powercap",
     "sys/firmware",
+    "sys/fs/btrfs",
+    "sys/fs/ext4",
+    "sys/fs/f2fs",
+    "sys/fs/xfs",
     "sys/kernel/debug",
     "sys/kernel/mm/ksm",
     "sys/kernel/slab",
@@ -36,9 +44,19 @@ const HOST_USE: [&str; 7] = [
     "sys/kernel/vmcoreinfo",
 ];
 
-/// Covers them.
-pub(super) fn cover(root: &Root, owners: &Owners) -> Result<()> {
+/// The machine's disks and how busy they are. Who has one of them needs to know it.
+const DISKS: [&str; 4] =
+    ["sys/block", "sys/class/block", "sys/dev/block", "sys/devices/virtual/block"];
+
+/// Covers them. `devices` are those that the sandbox was given.
+pub(super) fn cover(root: &Root, owners: &Owners, devices: &[PathBuf]) -> Result<()> {
     hide(root, owners, &HOST_USE)?;
+    let is_disk = |device: &PathBuf| {
+        std::fs::metadata(device).is_ok_and(|device| device.file_type().is_block_device())
+    };
+    if !devices.iter().any(is_disk) {
+        hide(root, owners, &DISKS)?;
+    }
     if owners.namespace.is_some() {
         return Ok(());
     }

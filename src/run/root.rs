@@ -81,7 +81,7 @@ pub(super) fn build(plan: &Plan, owners: &Owners, files: &[(String, Detached)]) 
     for (target, mount) in files {
         root.attach_if_there(mount, Path::new(target))?;
     }
-    mask::cover(&root, owners)?;
+    mask::cover(&root, owners, &plan.devices)?;
     root.enter()
 }
 

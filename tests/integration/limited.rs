@@ -49,8 +49,9 @@ const QUESTIONS: Questions<'_> = &[
     (
         "hidden",
         // Which of them there are depends on the kernel.
-        "(cat /sys/kernel/vmcoreinfo; cd /sys; find firmware kernel/debug kernel/slab kernel/tracing \
-         kernel/mm/ksm devices/virtual/powercap -mindepth 1) 2>/dev/null | cat",
+        "(cat /proc/buddyinfo /proc/schedstat /sys/kernel/vmcoreinfo; cd /sys; find firmware kernel/debug kernel/slab kernel/tracing \
+         kernel/mm/ksm devices/virtual/powercap devices/system/memory block/ class/block/ dev/block/ \
+         devices/virtual/block fs/ext4 fs/xfs -mindepth 1) 2>/dev/null | cat",
     ),
 ];
 

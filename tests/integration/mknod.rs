@@ -106,6 +106,18 @@ fn more_devices_are_made_as_configured() {
     leaves_nothing(daemon);
 }
 
+/// A long name is cut off in the middle of a letter, and then is no text.
+#[test]
+fn a_callers_name_may_be_any_bytes() {
+    let daemon = daemon(ON);
+    let script = r#"python3 -c 'import ctypes, os
+ctypes.CDLL(None).prctl(15, b"Uid: \xc3", 0, 0, 0)
+os.mknod("n", 0o20644, os.makedev(1, 3))
+print(open("/proc/self/comm", "rb").read(), os.stat("n").st_rdev == os.makedev(1, 3))'"#;
+    assert_eq!(run(&daemon, script).ok(), "b'Uid: \\xc3\\n' True\n");
+    leaves_nothing(daemon);
+}
+
 #[test]
 fn nothing_is_made_while_it_is_off() {
     let daemon = daemon("setxattr = false\n");

@@ -112,7 +112,7 @@ impl Column {
 
     /// Is some of its memory swapped out while programs are asked?
     pub(super) fn swaps(&self) -> bool {
-        self.name == "memory+swap" && self.swap() > 0
+        self.name == "memory+swap" && machine::swaps_to_a_disk()
     }
 
     pub(super) fn processors(&self) -> usize {
