@@ -25,6 +25,8 @@ struct Shared {
     /// The next number of a name that is counted.
     next: AtomicU64,
     restarts: AtomicU64,
+    /// The server before this one ended itself.
+    crashed: AtomicBool,
     /// It was there and is not any more.
     lost: AtomicBool,
 }
@@ -90,7 +92,8 @@ impl Link {
         // What is forked from here must not have a copy.
         rustix::stdio::dup2_stdin(&nothing).context("dup2")?;
         let (next, restarts) = (AtomicU64::new(1), AtomicU64::new(0));
-        Ok(Self(Some(Arc::new(Shared { socket, next, restarts, lost: AtomicBool::new(false) }))))
+        let (crashed, lost) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Self(Some(Arc::new(Shared { socket, next, restarts, crashed, lost }))))
     }
 
     /// Is there a keeper?
@@ -126,6 +129,7 @@ impl Link {
                 (Some(("held", name)), Some(fd)) => {
                     drop(held.0.insert(name.to_owned(), fd));
                 }
+                (None, _) if text == wire::CRASHED => shared.crashed.store(true, Ordering::Relaxed),
                 (Some(("go", restarts)), _) => {
                     shared.restarts.store(restarts.parse().unwrap_or(0), Ordering::Relaxed);
                     let number = |name: &String| name.rsplit_once('-')?.1.parse::<u64>().ok();
@@ -187,6 +191,12 @@ impl Link {
     #[must_use]
     pub fn restarts(&self) -> u64 {
         self.0.as_ref().map_or(0, |shared| shared.restarts.load(Ordering::Relaxed))
+    }
+
+    /// Did the server before this one end itself? One that was killed did not.
+    #[must_use]
+    pub fn predecessor_crashed(&self) -> bool {
+        self.0.as_ref().is_some_and(|shared| shared.crashed.load(Ordering::Relaxed))
     }
 
     /// The process that started all, which is the service as others see it.

@@ -10,7 +10,7 @@
 //! server has, and waits for that. What it said is left unread until it is its turn.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -71,6 +71,8 @@ struct Keeper {
     candidate: Option<(Server, std::path::PathBuf)>,
     served_once: bool,
     restarts: u64,
+    /// The last server ended itself.
+    crashed: bool,
     pause: Duration,
     start_at: Option<Instant>,
     /// The end: what is left of it when the server is gone.
@@ -115,6 +117,7 @@ pub fn keep(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<ExitCode> {
         candidate: None,
         served_once: false,
         restarts: 0,
+        crashed: false,
         pause: Duration::ZERO,
         start_at: Some(Instant::now()),
         stopping: None,
@@ -221,6 +224,10 @@ impl Keeper {
             .store
             .iter()
             .try_for_each(|(name, fd)| wire::send(to, &format!("held {name}"), Some(fd)));
+        let sent = sent.and_then(|()| match self.crashed {
+            true => wire::send(to, wire::CRASHED, None),
+            false => Ok(()),
+        });
         if let Err(errno) =
             sent.and_then(|()| wire::send(to, &format!("go {}", self.restarts), None))
         {
@@ -361,6 +368,7 @@ impl Keeper {
                     self.program = proven;
                 }
                 self.restarts += 1;
+                self.crashed = ended.is_some_and(has_crashed);
                 // One that has served is not broken: containers wait for the next one.
                 let longest = if served { SHORT_PAUSE } else { LONGEST_PAUSE };
                 self.pause = if lived > STABLE {
@@ -387,6 +395,7 @@ impl Keeper {
         };
         candidate.heard = Instant::now();
         self.server = Some(candidate);
+        self.crashed = false;
         self.proven = Some(std::mem::replace(&mut self.program, program));
         self.hand_over();
     }
@@ -456,6 +465,12 @@ fn start(
         serving: false,
         failure: None,
     })
+}
+
+/// Did it end by itself, and not by what somebody else sent to it?
+fn has_crashed(status: ExitStatus) -> bool {
+    let from_outside = [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGINT].map(|one| one as i32);
+    status.signal().map_or(!status.success(), |signal| !from_outside.contains(&signal))
 }
 
 fn code(status: Option<ExitStatus>) -> ExitCode {

@@ -18,6 +18,10 @@ const LONGEST: usize = 8192;
 /// pass over it.
 pub const CHECK: &str = "check";
 
+/// What a server hears before it goes, if the one before it ended itself: by a fault or by giving up.
+/// One that was killed tells less of what it was at. Programs that do not know it pass over it.
+pub const CRASHED: &str = "crashed";
+
 /// The two ends of a connection.
 ///
 /// # Errors

@@ -8,6 +8,9 @@
 //! dead one finds what was in hand. After three deaths (`records.rs`) it is not handled any more: a
 //! file is EIO then, and a call is left to the kernel.
 //!
+//! What was in hand when somebody killed the server is suspected less: only of the same thread, which
+//! is to say that the same request was given to several servers and none of them answered.
+//!
 //! Several threads have something in hand when one of them kills all. So suspects are handled one
 //! at a time: who is in hand at the next death has done it alone, and the others are cleared.
 
@@ -24,7 +27,7 @@ use libseccomp_sys::seccomp_data;
 
 use crate::keeper::link::{Held, Link};
 use crate::keeper::memory::{Lasting, Memory};
-use records::{CALL, DEATHS, Deed, Noted, Records, Standing, TERM};
+use records::{CALL, DEATHS, Deed, End, Noted, Records, Standing, TERM};
 
 /// Its name with the keeper. Another layout gets another name.
 const NAME: &str = "in-hand.1";
@@ -90,12 +93,13 @@ impl Poison {
         let (memory, fresh) = opened
             .inspect_err(|error| tracing::warn!("what kills a server is not found out: {error}"))
             .ok()?;
-        Some(Arc::new(Self::over(memory, fresh, whose)))
+        let end = (!fresh).then(|| link.predecessor_crashed().into());
+        Some(Arc::new(Self::over(memory, end, whose)))
     }
 
     fn over(
         memory: Memory<Shared>,
-        fresh: bool,
+        predecessor: Option<End>,
         whose: impl Fn(u32) -> u64 + Send + Sync + 'static,
     ) -> Self {
         let this = Self {
@@ -108,8 +112,8 @@ impl Poison {
             taken: (0..HANDS).map(|_| AtomicBool::new(false)).collect(),
         };
         // Pages of a new one that nobody looks at do not exist.
-        if !fresh {
-            this.look_back();
+        if let Some(end) = predecessor {
+            this.look_back(end);
         }
         this
     }
@@ -119,12 +123,13 @@ impl Poison {
     }
 
     /// What had the predecessor in hand?
-    fn look_back(&self) {
+    fn look_back(&self, end: End) {
         let Shared { left, records, hands, .. } = self.shared();
         let died = left.swap(0, Ordering::Relaxed) == 0;
         let now = clock::awake();
         let mut seen: Vec<Deed> = Vec::new();
         for hand in hands {
+            hand.on_trial.store(0, Ordering::Relaxed);
             let Some(mut deed) = hand.deed.read() else { continue };
             if deed.who == 0 {
                 deed.who = (self.whose)(deed.thread);
@@ -133,7 +138,7 @@ impl Poison {
             let same = |other: &Deed| Deed { thread: 0, ..*other } == Deed { thread: 0, ..deed };
             if died && !seen.iter().any(same) {
                 seen.push(deed);
-                if records.blame(&deed, now) {
+                if records.blame(&deed, now, end) {
                     say(&deed);
                 }
             }
@@ -297,12 +302,13 @@ mod tests {
 
     fn first() -> Poison {
         let opened = Memory::open(NAME, 1, &Link::default(), &mut Held::default()).unwrap();
-        Poison::over(opened.0, opened.1, whose)
+        assert!(opened.1);
+        Poison::over(opened.0, None, whose)
     }
 
     /// Whoever takes over from this one.
     fn next(poison: Poison) -> Poison {
-        Poison::over(poison.memory, false, whose)
+        Poison::over(poison.memory, Some(End::Crash), whose)
     }
 
     fn open(node: u64, thread: u32) -> Asked {

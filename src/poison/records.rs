@@ -5,6 +5,10 @@
 //! handled once more, and one death is enough to refuse it again. A container that has poison
 //! already needs a death less for the next, and from [`WHOLE`] on all that it asks is refused: it is
 //! the container then, and not the file or the call.
+//!
+//! A server that was killed from outside died of none of them, most likely; or of want of memory.
+//! What takes long is in hand then again and again, by other threads each time. Only the same thread's
+//! is counted, and anybody's that is handled well ends the suspicion.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -84,7 +88,8 @@ struct Record {
     /// When the last one died, in nanoseconds of the machine.
     at: AtomicU64,
     deaths: AtomicU32,
-    spare: AtomicU32,
+    /// Those at which the server was not killed from outside.
+    crashes: AtomicU32,
 }
 
 impl Record {
@@ -102,6 +107,18 @@ impl Record {
         self.deaths.load(Ordering::Relaxed)
     }
 
+    fn crashes(&self) -> u32 {
+        self.crashes.load(Ordering::Relaxed)
+    }
+
+    /// A suspicion begins.
+    fn begin(&self, deed: &Deed) {
+        self.deed.clear();
+        self.deaths.store(0, Ordering::Relaxed);
+        self.crashes.store(0, Ordering::Relaxed);
+        self.deed.note(deed);
+    }
+
     fn is_poison(&self) -> bool {
         self.deaths() >= DEATHS
     }
@@ -115,6 +132,21 @@ impl Record {
 #[repr(C)]
 #[derive(Debug)]
 pub(super) struct Records([Record; RECORDS]);
+
+/// How a server ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// By itself.
+    Crash,
+    /// Somebody killed it, or nobody knows.
+    Killed,
+}
+
+impl From<bool> for End {
+    fn from(crashed: bool) -> Self {
+        if crashed { Self::Crash } else { Self::Killed }
+    }
+}
 
 /// What is known of a deed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,7 +186,7 @@ impl Records {
     }
 
     /// A server died with this in hand. Is it poison from now on?
-    pub(super) fn blame(&self, deed: &Deed, now: u64) -> bool {
+    pub(super) fn blame(&self, deed: &Deed, now: u64, end: End) -> bool {
         let whose = |who: u64| {
             let like = move |other: Deed| other.is_like(deed) && other.who == who;
             self.0.iter().find(|one| one.live(now).is_some_and(like))
@@ -168,9 +200,16 @@ impl Records {
         // At the first death whose it was may not have been known any more.
         let record = whose(deed.who).or_else(|| whose(0)).unwrap_or_else(|| {
             let free = self.place(now);
-            free.deaths.store(0, Ordering::Relaxed);
+            free.begin(deed);
             free
         });
+        if end == End::Killed && record.deed.read().is_some_and(|old| old.thread != deed.thread) {
+            if record.crashes() > 0 {
+                return false;
+            }
+            record.begin(deed);
+        }
+        record.crashes.fetch_add(u32::from(end == End::Crash), Ordering::Relaxed);
         let mut deaths = record.deaths().saturating_add(1);
         if deaths >= needed {
             deaths = deaths.max(DEATHS);
@@ -182,14 +221,14 @@ impl Records {
         deaths >= DEATHS
     }
 
-    /// This was handled, and the server lives. Another thread's may be poison although this is none;
-    /// what has served its term is tried by anybody.
+    /// This was handled, and the server lives. Another thread's may be poison although this is none,
+    /// where servers have crashed; what has served its term is tried by anybody.
     pub(super) fn acquit(&self, deed: &Deed) {
         for one in &self.0 {
             let is_it = |other: Deed| {
                 other.is_like(deed)
                     && other.who == deed.who
-                    && (other.thread == deed.thread || one.is_poison())
+                    && (other.thread == deed.thread || one.crashes() == 0 || one.is_poison())
             };
             if one.deed.read().is_some_and(is_it) {
                 one.deed.clear();
@@ -230,9 +269,9 @@ mod tests {
     fn three_deaths_make_poison_for_its_container_alone() {
         let records = empty();
         assert_eq!(judge(&records, OPEN, 1), Standing::Innocent);
-        assert!(!records.blame(&OPEN, 1));
+        assert!(!records.blame(&OPEN, 1, End::Crash));
         assert_eq!(judge(&records, OPEN, 2), Standing::Suspect);
-        assert!(!records.blame(&OPEN, 2) && records.blame(&OPEN, 3));
+        assert!(!records.blame(&OPEN, 2, End::Crash) && records.blame(&OPEN, 3, End::Crash));
         assert_eq!(judge(&records, OPEN, 4), Standing::Poison);
         let others = [
             Deed { who: 101, ..OPEN },
@@ -251,7 +290,7 @@ mod tests {
     fn who_is_handled_and_does_no_harm_is_innocent() {
         let records = empty();
         for now in 1..100 {
-            assert!(!records.blame(&OPEN, now));
+            assert!(!records.blame(&OPEN, now, End::Crash));
             records.acquit(&Deed { thread: 2, ..OPEN });
             assert_eq!(judge(&records, OPEN, now), Standing::Suspect, "another thread's");
             records.acquit(&OPEN);
@@ -263,10 +302,10 @@ mod tests {
     #[test]
     fn poison_is_tried_again_after_its_term() {
         let records = empty();
-        (1..=3).for_each(|now| assert_eq!(records.blame(&OPEN, now), now == 3));
+        (1..=3).for_each(|now| assert_eq!(records.blame(&OPEN, now, End::Crash), now == 3));
         assert_eq!(judge(&records, OPEN, 3 + TERM), Standing::Poison);
         assert_eq!(judge(&records, OPEN, 4 + TERM), Standing::Suspect);
-        assert!(records.blame(&OPEN, 5 + TERM), "one more is enough");
+        assert!(records.blame(&OPEN, 5 + TERM, End::Crash), "one more is enough");
         assert_eq!(judge(&records, OPEN, 6 + TERM), Standing::Poison);
         records.acquit(&Deed { thread: 5, ..OPEN });
         assert_eq!(judge(&records, OPEN, 6 + TERM), Standing::Innocent);
@@ -275,8 +314,8 @@ mod tests {
     #[test]
     fn suspicion_is_forgotten() {
         let records = empty();
-        assert!(!records.blame(&OPEN, 1) && !records.blame(&OPEN, 2));
-        assert!(!records.blame(&OPEN, 3 + TERM), "long after");
+        assert!(!records.blame(&OPEN, 1, End::Crash) && !records.blame(&OPEN, 2, End::Crash));
+        assert!(!records.blame(&OPEN, 3 + TERM, End::Crash), "long after");
         assert_eq!(judge(&records, OPEN, 4 + 2 * TERM), Standing::Innocent);
         assert!(records.is_empty(4 + 2 * TERM));
     }
@@ -284,11 +323,11 @@ mod tests {
     #[test]
     fn whose_it_was_is_known_from_the_second_death_on() {
         let records = empty();
-        assert!(!records.blame(&Deed { who: 0, ..OPEN }, 1));
+        assert!(!records.blame(&Deed { who: 0, ..OPEN }, 1, End::Crash));
         assert_eq!(judge(&records, OPEN, 2), Standing::Suspect);
-        assert!(!records.blame(&Deed { thread: 2, ..OPEN }, 2));
+        assert!(!records.blame(&Deed { thread: 2, ..OPEN }, 2, End::Crash));
         assert_eq!(judge(&records, Deed { who: 101, ..OPEN }, 3), Standing::Innocent);
-        assert!(records.blame(&Deed { thread: 3, ..OPEN }, 3));
+        assert!(records.blame(&Deed { thread: 3, ..OPEN }, 3, End::Crash));
     }
 
     #[test]
@@ -300,7 +339,7 @@ mod tests {
         for number in 0..WHOLE as u64 {
             loop {
                 (now, deaths) = (now + 1, deaths + 1);
-                if records.blame(&file(number), now) {
+                if records.blame(&file(number), now, End::Crash) {
                     break;
                 }
             }
@@ -313,11 +352,34 @@ mod tests {
     }
 
     #[test]
+    fn servers_that_are_killed_make_guilty_who_stops_each_of_them() {
+        let records = empty();
+        for now in 1..100 {
+            let another = Deed { thread: u32::try_from(now).unwrap(), ..OPEN };
+            assert!(!records.blame(&another, now, End::Killed));
+        }
+        records.acquit(&OPEN);
+        assert_eq!(judge(&records, OPEN, 100), Standing::Innocent, "anybody's counts");
+        let killed = |now| records.blame(&OPEN, now, End::Killed);
+        assert!(!killed(101) && !killed(102) && killed(103), "the same again and again");
+        assert_eq!(judge(&records, OPEN, 103), Standing::Poison);
+    }
+
+    #[test]
+    fn a_server_that_is_killed_tells_nothing_of_who_has_crashed_others() {
+        let records = empty();
+        let crashed = |now, thread| records.blame(&Deed { thread, ..OPEN }, now, End::Crash);
+        assert!(!crashed(1, 1) && !crashed(2, 2));
+        assert!(!records.blame(&Deed { thread: 3, ..OPEN }, 3, End::Killed));
+        assert!(crashed(4, 4));
+    }
+
+    #[test]
     fn more_suspects_than_records_push_out_the_least_suspicious() {
         let records = empty();
-        (1..=3).for_each(|now| assert_eq!(records.blame(&OPEN, now), now == 3));
+        (1..=3).for_each(|now| assert_eq!(records.blame(&OPEN, now, End::Crash), now == 3));
         for number in 100..100 + 2 * RECORDS as u64 {
-            records.blame(&Deed { number, who: number, ..OPEN }, number);
+            records.blame(&Deed { number, who: number, ..OPEN }, number, End::Crash);
         }
         assert_eq!(judge(&records, OPEN, 300), Standing::Poison);
         let last = 99 + 2 * RECORDS as u64;

@@ -185,7 +185,7 @@ fn nothing_fails_while_servers_are_killed_and_replaced() {
         let (count, texts) = (failed.len(), failed.join("\n"));
         assert!(failed.is_empty(), "{count} of {containers}: {texts}\n{}", daemon.log());
     } else {
-        eprintln!("unavoidable before Linux 6.9: {}", failed.join("\n"));
+        eprintln!("unavoidable before Linux 6.9: {}\n{}", failed.join("\n"), daemon.log());
         assert!(
             failed.iter().all(|text| !text.contains("goes back") && !text.contains("wrong memory"))
         );
