@@ -225,7 +225,7 @@ impl Config {
             }
         };
         let config: Self = toml::from_str(text)
-            .map_err(|e| error(e.span().map_or(0, |span| span.start), e.message()))?;
+            .map_err(|e| error(e.span().map_or(0, |span| span.start), &with_hint(e.message())))?;
         config.build().map_err(|(at, reason)| error(at, &reason))?;
         for (key, path) in
             [("runtime_dir", &config.daemon.runtime_dir), ("mount", &config.overlay.mount)]
@@ -347,6 +347,15 @@ impl From<BootTime> for policy::BootTime {
     }
 }
 
+/// What TOML says, and what is meant most likely.
+fn with_hint(message: &str) -> String {
+    let hint = match message.contains("dotted key") {
+        true => "; a setting with a dot is quoted, such as \"mount.allowed\"",
+        false => "",
+    };
+    format!("{message}{hint}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -465,6 +474,9 @@ mod tests {
         assert!(error.starts_with("a.toml:2:1: unknown field `muont`"), "{error}");
         let error = parse("[overlay]\ncpu_view = \"all\"\n").unwrap_err();
         assert!(error.starts_with("a.toml:2:12: ") && error.contains("`quota`"), "{error}");
+        let dotted = "[intercept]\nmount = true\nmount.allowed = [\"ext4\"]\n";
+        let error = parse(dotted).unwrap_err();
+        assert!(error.starts_with("a.toml:3:1: ") && error.contains("is quoted"), "{error}");
         let error = parse("[intercept]\nsysinfo = true\nsisinfo = true\n").unwrap_err();
         assert!(error.starts_with("a.toml:3:1: ") && error.contains("sysinfo"), "{error}");
         let error = parse("[daemon]\nruntime_dir = \"run\"\n").unwrap_err();

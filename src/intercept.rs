@@ -37,6 +37,9 @@ const SETTINGS: [(&str, &str, &str); 16] = [
     ("limit.mounts", "a number of filesystems at a time", "limit.mounts=64"),
 ];
 
+/// In front of the same words where LXD and Incus have them.
+const LXD: &str = "security.syscalls.intercept.";
+
 /// What a word is set to.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(untagged)]
@@ -231,6 +234,9 @@ fn set(name: &str, value: &Value, settings: &mut Settings) -> Result<(), String>
             let known = SETTINGS.iter().find(|(known, ..)| *known == name);
             return Err(match known {
                 Some((name, what, _)) => format!("{name}: use {what}"),
+                None if let Some(short) = name.strip_prefix(LXD) => {
+                    format!("{name} is called {short} here")
+                }
                 None => {
                     let known: Vec<_> = SETTINGS.iter().map(|(name, ..)| *name).collect();
                     format!("{name} is unknown; known are {}", known.join(", "))
@@ -274,6 +280,7 @@ mod tests {
         for (list, right) in [
             ("sysinf", "known are: sysinfo"),
             ("mount.alowed=ext4", "known are mknod.bind"),
+            ("security.syscalls.intercept.mknod", "is called mknod here"),
             ("mount,mount.shift=yes", "use true or false"),
             ("mount.shift", "mount.shift has no effect without mount: use mount,mount.shift"),
             ("mknod,mount.fuse=ext4=fuse2fs", "use mount,mount.fuse=ext4=fuse2fs"),

@@ -33,6 +33,13 @@ fn service(config: &Config, intercept: &Intercept) -> anyhow::Result<Box<dyn Ser
                  in [intercept] or in a [[container]] section"
             );
         }
+        // Harmless calls are answered because they are asked for.
+        let asked = config.policies().ungranted(&intercept.policy.privileged()).join(", ");
+        if !asked.is_empty() {
+            eprintln!(
+                "ambit: note: the configuration has {asked} for no container: the kernel answers"
+            );
+        }
         let socket = config.socket("oci.sock");
         return Ok(Box::new(Daemon { mount: status.mount, socket }));
     }

@@ -84,6 +84,14 @@ impl Policies {
         Self { all, sections: Vec::new() }
     }
 
+    /// The calls of a policy that no container has in these.
+    #[must_use]
+    pub fn ungranted(&self, policy: &Policy) -> Vec<&'static str> {
+        let all = || self.sections.iter().map(|(_, policy)| policy).chain([&self.all]);
+        let granted = |name: &str| all().any(|policy| policy.names().any(|on| on == name));
+        policy.names().filter(|name| !granted(name)).collect()
+    }
+
     /// What is answered for this container.
     #[must_use]
     pub fn of(&self, container: &Container) -> Policy {

@@ -94,6 +94,13 @@ impl Policy {
         (policy, unknown)
     }
 
+    /// Only those of its handlers that grant something.
+    #[must_use]
+    pub fn privileged(&self) -> Self {
+        let some = Self::all_where(|description| description.privileged);
+        Self { on: self.on & some.on, settings: Arc::clone(&self.settings) }
+    }
+
     /// Is the handler with this index in [`HANDLERS`] on?
     #[must_use]
     pub(super) fn has(&self, index: usize) -> bool {

@@ -26,11 +26,7 @@ pub(super) fn general(
             unknown.join(", ")
         ));
     }
-    let grants = |name: &str| {
-        let mut all = policies.sections.iter().map(|(_, policy)| policy).chain([&policies.all]);
-        all.any(|policy| policy.names().any(|on| on == name))
-    };
-    let ungranted: Vec<_> = policy.names().filter(|name| !grants(name)).collect();
+    let ungranted = policies.ungranted(policy);
     if !ungranted.is_empty() {
         said.push(format!(
             "the configuration has {} for no container: such calls are reported and left to the \

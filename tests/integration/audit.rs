@@ -187,7 +187,7 @@ fn a_log_that_was_moved_is_opened_anew_on_reload() {
 }
 
 /// Makes and removes a node so often while a signal comes every few microseconds.
-fn interrupted(path: &str, count: usize, often: u32) -> String {
+fn interrupted(path: &str, count: u32, often: u32) -> String {
     format!("/mnt/node_call signals {path} {count} {}", often * machine::slowness())
 }
 
@@ -206,7 +206,7 @@ fn a_call_that_signals_interrupt_is_one_act() {
 #[test]
 fn a_call_whose_answer_meets_a_signal_is_one_act() {
     let (daemon, _folder, _log) = audited("");
-    let script = interrupted("/tmp/n", 3000, 500);
+    let script = interrupted("/tmp/n", 3000 / machine::slowness(), 500);
     assert_eq!(sandbox::run(&daemon, &ALL, &script).ok(), "failed: 0\n");
     daemon.stop().0.ok();
 }
@@ -214,7 +214,7 @@ fn a_call_whose_answer_meets_a_signal_is_one_act() {
 #[test]
 fn under_lxc_a_call_that_signals_interrupt_is_one_act() {
     let (daemon, _folder, _log) = audited("");
-    let script = interrupted("/root/n", 500, 2000);
+    let script = interrupted("/root/n", 500 / machine::slowness(), 2000);
     let output = lxc::run(&daemon, 144 << 20, 100_000, &script);
     assert_eq!(output.stdout, "failed: 0\n", "{output:?}");
     daemon.stop().0.ok();
