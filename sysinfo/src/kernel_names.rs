@@ -85,6 +85,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn of_ten_thousand_interrupts_only_the_kernels_own_are_kept() {
+        let cpus: String = (0..64).map(|cpu| format!("CPU{cpu:<8}")).collect();
+        let counts = "          7 ".repeat(64);
+        let devices =
+            (0..10_000).map(|number| format!("{number:>5}:{counts}  PCI-MSIX 1-edge  nvme0q1\n"));
+        let text: String = std::iter::once(format!("           {cpus}\n"))
+            .chain(devices)
+            .chain([
+                format!("  LOC:{counts}  Local timer interrupts\n"),
+                "  ERR:          0\n".into(),
+            ])
+            .collect();
+        let found = parse_interrupts(text.as_bytes());
+        let labels: Vec<&str> = found.iter().map(|line| &*line.label).collect();
+        assert_eq!(labels, ["LOC", "ERR"]);
+        assert!(found[0].per_cpu && !found[1].per_cpu);
+    }
+
+    #[test]
     fn interrupts_of_devices_are_left_out() {
         let text = b"           CPU0       CPU1       \n\
                      24:          1          0  IO-APIC   5-edge      ACPI:Ged\n\
