@@ -133,6 +133,14 @@ impl Worker {
         rustix::net::sendmsg(&self.line, &parts, &mut control, SendFlags::NOSIGNAL).map(drop)
     }
 
+    /// Is whoever asked dead? What it asked last is still there, but its successor has another worker do
+    /// it, and done by both it would be done again after the caller has gone on.
+    fn is_abandoned(&self) -> bool {
+        let mut line = [PollFd::new(&self.line, PollFlags::empty())];
+        let _ = poll(&mut line, Some(&Timespec::default()));
+        line[0].revents().contains(PollFlags::HUP)
+    }
+
     fn act(&mut self, task: &[u8], fds: &[OwnedFd]) -> Answer {
         let (Ok(task), [_, root, base, more @ ..]) = (serde_json::from_slice::<Task>(task), fds)
         else {
@@ -140,6 +148,9 @@ impl Worker {
         };
         if task.who.take_on(root.as_fd(), task.what.rights()).is_err() {
             return Reply::Failed(Errno::EPERM).into();
+        }
+        if self.is_abandoned() {
+            return Reply::Kernel.into();
         }
         let (base, found) = (base.as_fd(), more.first().map(AsFd::as_fd));
         match &task.what {
