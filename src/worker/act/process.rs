@@ -161,6 +161,14 @@ impl Worker {
         rustix::net::sendmsg(&self.line, &parts, &mut control, SendFlags::NOSIGNAL).map(drop)
     }
 
+    /// Is whoever asked dead? What it asked last is still there, but its successor has another worker do
+    /// it, and done by both it would be done again after the caller has gone on.
+    fn is_abandoned(&self) -> bool {
+        let mut line = [PollFd::new(&self.line, PollFlags::empty())];
+        let _ = poll(&mut line, Some(&Timespec::default()));
+        line[0].revents().contains(PollFlags::HUP)
+    }
+
     /// `None`: it could not become the caller, and is nobody in particular now.
     fn act(&mut self, task: &[u8], fds: Vec<OwnedFd>) -> Option<Answer> {
         let Ok(Task { who, what, with }) = serde_json::from_slice(task) else {
@@ -173,6 +181,9 @@ impl Worker {
             self.follow(process).ok()?;
         }
         who.take_on(root.as_ref().map(AsFd::as_fd), what.rights()).ok()?;
+        if self.is_abandoned() {
+            return Some(Reply::Kernel.into());
+        }
         // Its own root is the caller's now; an absolute path starts nowhere else.
         let base = base.as_ref().map_or(CWD, AsFd::as_fd);
         let more: Vec<_> = fds.collect();
