@@ -28,6 +28,8 @@ pub(super) struct Watch<S> {
     stopping: AtomicBool,
     next: AtomicU64,
     inbox: Mutex<Vec<(u64, S)>>,
+    /// Does any source have to wait?
+    waiting: AtomicBool,
     /// Touched by the thread in charge alone, unless that hangs and another one takes its place.
     sources: Mutex<Sources<S>>,
     /// The number of the thread in charge.
@@ -64,6 +66,7 @@ impl<S: AsFd> Watch<S> {
             epoll,
             wake,
             stopping: AtomicBool::new(false),
+            waiting: AtomicBool::new(false),
             next: AtomicU64::new(WAKE + 1),
             inbox: Mutex::default(),
             sources: Mutex::new(Sources { all: BTreeMap::new(), paused: Vec::new() }),
@@ -139,8 +142,9 @@ impl<S: AsFd> Watch<S> {
                 let hung_up = flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR);
                 let readable = flags.contains(epoll::EventFlags::IN);
                 self.turns.fetch_add(1, Ordering::Relaxed);
-                self.since.store(bucket::now().max(1), Ordering::SeqCst);
-                let keep = ready(&source, Ready { token, readable, hung_up });
+                let at = bucket::now().max(1);
+                self.since.store(at, Ordering::SeqCst);
+                let keep = ready(&source, Ready { token, at, readable, hung_up });
                 if self.charge() == charge {
                     self.since.store(0, Ordering::SeqCst);
                 }
@@ -192,10 +196,11 @@ impl<S: AsFd> Watch<S> {
 
     fn source(&self, token: u64) -> Option<Arc<S>> {
         let mut sources = self.lock();
-        if !sources.all.contains_key(&token) {
-            let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
-            sources.all.extend(inbox.drain(..).map(|(token, source)| (token, Arc::new(source))));
+        if let Some(source) = sources.all.get(&token) {
+            return Some(Arc::clone(source));
         }
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        sources.all.extend(inbox.drain(..).map(|(token, source)| (token, Arc::new(source))));
         sources.all.get(&token).map(Arc::clone)
     }
 
@@ -207,15 +212,16 @@ impl<S: AsFd> Watch<S> {
         }
         if self.set_events(token, source.as_fd(), epoll::EventFlags::empty()) {
             sources.paused.push((bucket::now().saturating_add(nanoseconds), token));
+            self.waiting.store(true, Ordering::Relaxed);
         }
     }
 
     /// Looks at sources again that have waited long enough. How long until the next one has.
     fn resume(&self) -> Option<Timespec> {
-        let mut sources = self.lock();
-        if sources.paused.is_empty() {
+        if !self.waiting.load(Ordering::Relaxed) {
             return None;
         }
+        let mut sources = self.lock();
         let now = bucket::now();
         let Sources { all, paused } = &mut *sources;
         paused.retain(|&(until, token)| {
@@ -226,6 +232,7 @@ impl<S: AsFd> Watch<S> {
             self.set_events(token, source.as_fd(), epoll::EventFlags::IN);
             false
         });
+        self.waiting.store(!paused.is_empty(), Ordering::Relaxed);
         let next = paused.iter().map(|(until, _)| until - now).min()?;
         // A kernel without epoll_pwait2 counts milliseconds.
         let wait = Duration::from_nanos(next.max(1_000_000));
@@ -238,6 +245,8 @@ impl<S: AsFd> Watch<S> {
 pub(super) struct Ready {
     /// What the source is called here.
     pub(super) token: u64,
+    /// When it was found, as the bucket counts.
+    pub(super) at: u64,
     pub(super) readable: bool,
     pub(super) hung_up: bool,
 }

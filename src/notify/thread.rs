@@ -16,7 +16,6 @@ use nix::errno::Errno;
 
 use super::account::Account;
 use super::borrower::{Loans, Place};
-use super::bucket;
 use super::epoll::{Keep, Ready, Watch};
 use super::handler::{Cost, Repeat, Verdict};
 use super::journal::{Entry, Journal, Phase};
@@ -248,7 +247,7 @@ impl Threads {
                     listener: Arc::clone(listener),
                     member: Arc::clone(member),
                 };
-                self.answer(listener, &account, policy, place)
+                self.answer(listener, &account, policy, ready.at, place)
             }
             Source::LxcSocket(socket) => {
                 if let Some(connection) = socket.accept() {
@@ -281,6 +280,7 @@ impl Threads {
         listener: &Arc<Listener>,
         account: &Arc<Account>,
         policy: Policy,
+        now: u64,
         place: impl FnOnce() -> Place,
     ) -> Keep {
         let mut entry = self.journal.entry();
@@ -295,13 +295,12 @@ impl Threads {
                 return Keep::No;
             }
         };
-        let now = bucket::now();
         let wait = account.spend(now, policy.settings().calls);
         let (repeat, recent) = (Repeat::Safe, None);
         let under_way = match self.pipeline.cost(&notification.data, &policy) {
             Cost::Inline => account.inline(now, self.count()),
             // A listener that has to wait is not lent.
-            Cost::Brief if wait.is_none() => {
+            Cost::Brief if wait.is_none() && self.pipeline.acting().is_free(&account.id) => {
                 self.lend(place(), account, policy, notification, entry);
                 return Keep::Yes;
             }

@@ -117,7 +117,7 @@ impl Accounting {
     /// # Errors
     /// The thread is gone or not visible.
     pub fn identify(&self, tid: u32) -> Result<Arc<Container>, Error> {
-        self.callers.identify(tid, &self.shared)
+        self.callers.identify(tid, clock::now(), &self.shared)
     }
 
     /// A number of the container of a thread, the same for every process that asks, and whatever
@@ -146,7 +146,7 @@ impl Accounting {
     /// # Errors
     /// Nothing was ever read of it, and nothing can be read now.
     pub fn view_of(&self, container: &Container) -> Result<Arc<View>, Error> {
-        container.view(&self.shared, Extras::NONE)
+        container.view(clock::now(), &self.shared, Extras::NONE)
     }
 
     /// All containers that asked and still exist.
@@ -190,9 +190,10 @@ impl Views for Accounting {
     }
 
     fn view_with(&self, tid: u32, wanted: Extras) -> Result<Arc<View>, Error> {
-        let container = self.identify(tid)?;
+        let now = clock::now();
+        let container = self.callers.identify(tid, now, &self.shared)?;
         let first = container.last_view().is_none();
-        let view = container.view(&self.shared, wanted)?;
+        let view = container.view(now, &self.shared, wanted)?;
         if first {
             self.wake.want();
         }
@@ -352,7 +353,7 @@ mod tests {
                             seen.iter().map(|seen| seen.load(Ordering::SeqCst)).collect();
                         // Some want what few files show, which makes a sample of its own.
                         let wanted = if reader % 2 == 0 { Extras::NONE } else { Extras::EVENTS };
-                        let view = one.view(&accounting.shared, wanted).unwrap();
+                        let view = one.view(clock::now(), &accounting.shared, wanted).unwrap();
                         let total = &view.cpu.total;
                         let now = [total.user, total.idle, view.clock.idle];
                         for ((now, before), seen) in now.iter().zip(before).zip(seen) {

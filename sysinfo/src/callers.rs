@@ -65,9 +65,13 @@ impl Callers {
         self.registry.load().values().cloned().collect()
     }
 
-    /// The container of a thread.
-    pub(crate) fn identify(&self, tid: u32, shared: &Shared) -> Result<Arc<Container>, Error> {
-        let now = clock::now();
+    /// The container of a thread that asks `now`.
+    pub(crate) fn identify(
+        &self,
+        tid: u32,
+        now: u64,
+        shared: &Shared,
+    ) -> Result<Arc<Container>, Error> {
         let shard = &self.recent[tid as usize % SHARDS];
         let mut recent = shard.lock().unwrap_or_else(PoisonError::into_inner);
         recent.retain(|entry| now.saturating_sub(entry.at) <= TID_BOUND);

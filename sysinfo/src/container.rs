@@ -206,9 +206,13 @@ impl Container {
         self.asked.load(Ordering::Relaxed)
     }
 
-    /// Its current numbers, with what is wanted of those that few files show.
-    pub(crate) fn view(&self, shared: &Shared, wanted: Extras) -> Result<Arc<View>, Error> {
-        let now = clock::now();
+    /// Its numbers of `now`, with what is wanted of those that few files show.
+    pub(crate) fn view(
+        &self,
+        now: u64,
+        shared: &Shared,
+        wanted: Extras,
+    ) -> Result<Arc<View>, Error> {
         self.asked.store(now, Ordering::Relaxed);
         let age = now.saturating_sub(self.taken.load(Ordering::Acquire));
         let last = || self.view.load_full().filter(|view| view.extra.sampled.contains(wanted));

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::harness::command::{self, quiet};
+use crate::harness::command::{self, Running, quiet};
 use crate::harness::daemon::{Daemon, Place, readable_dir};
 use crate::harness::{lxc, machine, oci, sandbox};
 
@@ -264,14 +264,37 @@ fn whoever_uses_its_budget_up_waits_and_others_do_not() {
     daemon.stop().0.ok();
 }
 
-#[test]
-fn memory_that_hangs_holds_up_its_own_container_alone() {
-    let (daemon, folder, _log) = audited("");
-    let hung = folder.path().join("hung");
+/// A filesystem at `hung` in this folder that does not answer, and who serves it.
+fn hang(folder: &Path) -> (PathBuf, Running) {
+    let hung = folder.join("hung");
     fs::create_dir(&hung).unwrap();
     let programs = machine::programs().join("hung_memory");
     let mut server = command::start(quiet(programs.to_str().unwrap()).arg("serve").arg(&hung));
     server.wait_for("mounted", machine::patience(20));
+    (hung, server)
+}
+
+#[test]
+fn an_act_that_hangs_does_not_hold_up_other_calls_of_its_container() {
+    let (daemon, folder, _log) = audited("");
+    let (hung, server) = hang(folder.path());
+    let bind = format!("{}:/run/hung", hung.display());
+    let args = [&ALL[..], &["--memory", "96M", "--bind", &bind]].concat();
+    // The first node is made by whoever then takes the next calls too.
+    let script =
+        "cd /tmp; sh -c '/mnt/node_call make a 1 3; /mnt/node_call make /run/hung/hang/b 1 3' &
+        sleep 1; /mnt/sysinfo | grep ^total_kb; wait; /mnt/node_call make c 1 3";
+    let text = sandbox::run(&daemon, &args, script).ok();
+    assert_eq!(text, "ok\ntotal_kb=98304\nETIMEDOUT\nok\n");
+    drop(server);
+    rustix::mount::unmount(&hung, rustix::mount::UnmountFlags::DETACH).unwrap();
+    daemon.stop().0.ok();
+}
+
+#[test]
+fn memory_that_hangs_holds_up_its_own_container_alone() {
+    let (daemon, folder, _log) = audited("");
+    let (hung, server) = hang(folder.path());
     let bind = format!("{}:/run/hung", hung.display());
     let args = [&ALL[..], &["--bind", &bind]].concat();
     let script = "exec /mnt/hung_memory call /run/hung/file 12";

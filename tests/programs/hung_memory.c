@@ -1,6 +1,7 @@
 /*
  * Memory that hangs: a file of a FUSE filesystem whose server never answers a read.
- *   hung_memory serve FOLDER            mounts it there, prints "mounted" and serves until it is killed
+ *   hung_memory serve FOLDER            mounts it there, prints "mounted" and serves until it is killed; nobody is told either
+ *                                       what "hang" is
  *   hung_memory call FILE THREADS       passes the file's memory to sysinfo(2) in so many threads, prints "hanging"
  */
 #define _GNU_SOURCE
@@ -56,6 +57,8 @@ static int serve(const char *folder)
 			struct fuse_init_in *want = (void *)(head + 1);
 			struct fuse_init_out init = { .major = 7, .minor = want->minor < 31 ? want->minor : 31, .max_write = 4096 };
 			answer(fuse, unique, 0, &init, sizeof(init));
+		} else if (head->opcode == FUSE_LOOKUP && !strcmp((char *)(head + 1), "hang")) {
+			continue;
 		} else if (head->opcode == FUSE_LOOKUP) {
 			struct fuse_entry_out entry = { .nodeid = 2, .attr_valid = 1000, .entry_valid = 1000, .attr = attributes(2) };
 			answer(fuse, unique, 0, &entry, sizeof(entry));
