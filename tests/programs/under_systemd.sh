@@ -50,7 +50,7 @@ SuccessAction=exit-force
 FailureAction=exit-force
 [Service]
 Type=oneshot
-TimeoutStartSec=90
+TimeoutStartSec=$((60 + 30 * ${AMBIT_TEST_SLOW:-1}))
 Delegate=yes
 MemoryAccounting=yes
 CPUAccounting=yes
