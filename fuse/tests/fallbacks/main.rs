@@ -62,6 +62,10 @@ const ROWS: &[(&str, Proof)] = &[
         "the same, for the reader on whose behalf it is read",
         Proof::In("fuse/tests/fake_kernel/hanging.rs"),
     ),
+    (
+        "the same in more containers than there are threads for",
+        Proof::In("fuse/tests/fake_kernel/hanging.rs"),
+    ),
     ("the first process is gone, and with it the pid namespace", Proof::Here(a_reader_is_gone)),
     (
         "a file still open, in the hands of a process outside",
