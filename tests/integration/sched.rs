@@ -85,12 +85,11 @@ fn share_real_time(group: &Path, microseconds: u32) {
 
 #[test]
 fn real_time_is_granted_as_far_as_the_control_group_has_it() {
-    let machine = std::env::var("AMBIT_TEST_CGROUP").expect("run by scripts/test");
     let hierarchies = cgroup::hierarchies();
-    let group = hierarchies
-        .iter()
-        .find(|one| !one.is_v2() && one.has("cpu"))
-        .map(|one| one.root().join(machine.trim_start_matches('/')));
+    let group = hierarchies.iter().find(|one| !one.is_v2() && one.has("cpu")).map(|one| {
+        let machine = std::env::var("AMBIT_TEST_CGROUP").expect("run by scripts/test");
+        one.root().join(machine.trim_start_matches('/'))
+    });
     let Some(group) = group.filter(|group| group.join("cpu.rt_runtime_us").exists()) else {
         return machine::not_on_this_kernel("a share of real time for each control group");
     };
