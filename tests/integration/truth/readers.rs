@@ -77,7 +77,7 @@ const say = { online: os.cpus().length, allowed: os.availableParallelism(), tota
 for (const [key, value] of Object.entries(say)) process.stdout.write(`${key}=${value}\\n`)'";
 
 /// On a terminal of its own; it leaves after the first picture.
-const HTOP: &str = "echo q | TERM=vt100 timeout 20 script -qec 'stty cols 120 rows 30; htop -C -d 100' \
+const HTOP: &str = "echo q | TERM=vt100 timeout 120 script -qec 'stty cols 120 rows 30; htop -C -d 100' \
      /dev/null | sed 's/\\x1b[^A-Za-z]*[A-Za-z]/ /g' | tr -s ' \\r\\017' ' '";
 
 /// All of them.
