@@ -10,10 +10,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::Context;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
 use rustix::net::RecvFlags;
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use super::wire;
+
+/// The name of a server's own process with the keeper.
+const SERVER: &str = "server";
+/// A server that lost its keeper answers what it was at, and leaves sooner than this.
+const LEAVES: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
 /// A connection to the keeper, or none.
 #[derive(Debug, Clone, Default)]
@@ -113,11 +120,27 @@ impl Link {
     }
 
     /// Tells that everything is ready but for what the predecessor has, and waits until that has
-    /// come.
+    /// come and the predecessor is gone.
     ///
     /// # Errors
     /// The keeper is gone.
     pub fn take_over(&self) -> anyhow::Result<Held> {
+        let mut held = self.wait_for_held()?;
+        if let Some(predecessor) = held.take(SERVER) {
+            // The keeper may have died and not its server. A call that both act on has two effects.
+            let mut ended = [PollFd::new(&predecessor, PollFlags::IN)];
+            if poll(&mut ended, Some(&LEAVES)) == Ok(0) {
+                tracing::warn!("the server of a keeper that was killed does not leave");
+            }
+        }
+        if self.is_kept() {
+            let this = pidfd_open(getpid(), PidfdFlags::empty()).context("pidfd_open")?;
+            self.store(SERVER, this);
+        }
+        Ok(held)
+    }
+
+    fn wait_for_held(&self) -> anyhow::Result<Held> {
         let mut held = Held::default();
         let Some(shared) = &self.0 else { return Ok(held) };
         wire::send(shared.socket.as_fd(), "prepared", None).context("the keeper is gone")?;
