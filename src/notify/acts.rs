@@ -13,7 +13,7 @@ use super::live_mounts::LiveMounts;
 use super::origin::Origin;
 use super::recent::Recent;
 use crate::sys::user_namespace;
-use crate::worker::act::{Actor, Answer, Base, Reply, What, Workers};
+use crate::worker::act::{Actor, Answer, Base, Reply, TIMES, What, Workers};
 use crate::worker::{Bind, Broker, Caller, Failure, Find};
 
 /// How long a quick act may take. A filesystem that hangs is the container's own trouble; what it
@@ -40,9 +40,9 @@ impl Acts {
     }
 }
 
-/// How long a quick act may take.
+/// How long a quick act takes at most, on a machine whose processors are short.
 pub(super) fn patience() -> Duration {
-    DEADLINE
+    DEADLINE * TIMES
 }
 
 /// Takes hold of a caller. `None`: its user namespace is not its container's, or it lacks the

@@ -7,7 +7,7 @@ use crate::survival::resends;
 fn a_real_systemd_brings_it_back() {
     machine::needs(&["systemctl", "unshare"]);
     if !cgroup::memory_is_v2() || !resends() {
-        // survival.rs has a stand-in for its descriptor store.
+        // survival/keeper.rs has a stand-in for its descriptor store.
         return machine::not_on_this_kernel("a systemd of our own: cgroup v2 and Linux 6.9");
     }
     let here = env!("CARGO_MANIFEST_DIR");

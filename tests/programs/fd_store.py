@@ -1,12 +1,13 @@
 #!/usr/bin/python3
 """A stand-in for a service manager with a descriptor store: runs a command, and starts it again with what it stored when a
-signal killed it, as systemd does with FileDescriptorStoreMax=. Ends with the command.
+signal killed it, as systemd does with FileDescriptorStoreMax=. Ends with the command, which it passes SIGTERM on to.
 
     fd_store.py COMMAND...
 """
 import array
 import os
 import select
+import signal
 import socket
 import sys
 import tempfile
@@ -51,6 +52,7 @@ def start():
 
 child = start()
 ended = os.pidfd_open(child)
+signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
 while True:
     ready, _, _ = select.select([notify, ended], [], [])
     if notify in ready:

@@ -19,7 +19,7 @@ mod task;
 pub use actor::{Actor, Base, Thread};
 pub use identity::Identity;
 pub use mknod::Mknod;
-pub use pool::Workers;
+pub use pool::{TIMES, Workers};
 pub(super) use process::serve;
 pub use set_opaque::SetOpaque;
 pub use task::{Answer, Reply, What};

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -20,9 +20,14 @@ use rustix::process::Signal;
 use super::actor::Actor;
 use super::process::{DESCRIPTORS, LONGEST};
 use super::task::{Answer, Reply, Task, What, With};
+use crate::kernel_text::status::Status;
 use crate::worker::broker::Broker;
 use crate::worker::failure::{Failure, OrFail};
 use crate::worker::pin::control_groups;
+
+/// So many times the patience is had with a worker that is not hung but waits for a processor, and
+/// with one that starts, which touches nothing of the container's.
+pub const TIMES: u32 = 4;
 
 /// Starts workers and gives them tasks.
 #[derive(Debug)]
@@ -30,7 +35,7 @@ pub struct Workers {
     broker: Arc<Broker>,
     /// By the text of `/proc/<tid>/cgroup`.
     running: Mutex<HashMap<Vec<u8>, Place>>,
-    /// How long a task may take, or the start of a worker.
+    /// How long a task may take.
     patience: Duration,
 }
 
@@ -101,7 +106,7 @@ impl Workers {
     fn start(&self, groups: &[u8]) -> Result<Worker, Failure> {
         let started = control_groups(groups).and_then(|groups| {
             let line = self.broker.worker(&groups)?;
-            let process = line.receive(Instant::now() + self.patience)?.pop();
+            let process = line.receive(Instant::now() + self.patience * TIMES)?.pop();
             let process = process.ok_or_else(|| Failure::nobody_acts("a worker says nothing"))?;
             let line = line.into_fd();
             set_socket_timeout(&line, Timeout::Recv, Some(self.patience)).or_fail("SO_RCVTIMEO")?;
@@ -158,9 +163,11 @@ impl Worker {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let parts = &mut [IoSliceMut::new(&mut number), IoSliceMut::new(&mut bytes)];
         let flags = RecvFlags::CMSG_CLOEXEC;
+        let mut turns = 1;
         let received = loop {
             match rustix::net::recvmsg(&self.line, parts, &mut control, flags) {
                 Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) if turns < TIMES && self.is_runnable() => turns += 1,
                 received => break received,
             }
         };
@@ -180,6 +187,15 @@ impl Worker {
             _ => None,
         });
         Ok(Answer { reply: Reply::from_number(i32::from_ne_bytes(number)), bytes, fd })
+    }
+
+    /// Does it run, or wait for a processor?
+    fn is_runnable(&self) -> bool {
+        let about = format!("/proc/self/fdinfo/{}", self.process.as_raw_fd());
+        let about = std::fs::read(about).unwrap_or_default();
+        let pid = Status(&about).numbers("Pid:").next().unwrap_or(0);
+        let status = std::fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
+        Status(&status).value("State:").is_some_and(|state| state.starts_with(b"R"))
     }
 
     fn runs(&self) -> bool {

@@ -1,0 +1,124 @@
+//! Mounted by a helper.
+
+use std::fs;
+
+use super::{SHIFTED, Stage};
+use crate::harness::daemon::{Daemon, readable_dir};
+use crate::harness::{command, machine, sandbox};
+
+#[test]
+fn a_helper_serves_as_the_caller_and_ends_with_the_mount() {
+    let stage = Stage::new(SHIFTED);
+    let script = "mount -t squashfs.image /run/i/squashfs m && cat m/hello
+         grep -o 'nodev.*fuse.squashfs [^ ]*' /proc/self/mountinfo
+         p=$(pgrep -x squashfuse); ps -o ppid=,uid= $p
+         grep -E '^(Seccomp|CapBnd):' /proc/$p/status | tr -d '\\t'; grep CapBnd /proc/self/status | tr -d '\\t'
+         for n in mnt pid net ipc uts cgroup user; do cmp /proc/$p/ns/$n /proc/self/ns/$n 2>/dev/null
+             [ $(readlink /proc/$p/ns/$n) = $(readlink /proc/self/ns/$n) ] || echo other $n; done
+         [ \"$(cat /proc/$p/cgroup)\" = \"$(cat /proc/self/cgroup)\" ] && echo same groups
+         umount m; for i in 1 2 3 4 5 6 7 8 9; do pgrep -x squashfuse >/dev/null || break; sleep .2; done
+         pgrep -x squashfuse || echo ended";
+    let text = stage.run(&[], script).ok();
+    assert!(text.starts_with("hello\nnodev"), "{text}");
+    assert!(text.contains("fuse.squashfs /run/i/squashfs"), "{text}");
+    assert!(text.contains("\nSeccomp:2\n"), "{text}");
+    let bounds: Vec<_> = text.lines().filter(|line| line.starts_with("CapBnd:")).collect();
+    assert!(
+        bounds.len() == 2 && bounds[0] == bounds[1],
+        "no capability beyond the caller's: {text}"
+    );
+    let parent = text.lines().any(|line| line.split_whitespace().eq(["1", "0"]));
+    assert!(parent, "a child of init, root: {text}");
+    assert!(!text.contains("other") && text.contains("same groups\nended\n"), "{text}");
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_helper_that_mounts_by_itself_survives_the_daemon() {
+    let lines = "mount = true\n\"mount.fuse\" = { ext4 = \"fuse2fs\" }\n";
+    let stage = Stage::new(lines);
+    let script = "mount -t ext4.image /run/i/ext4 m || exit 1; echo first >m/file; echo mounted
+         while [ ! -e /run/i/go ]; do sleep .1; done
+         cat m/file; echo second >>m/file; grep -o 'fuse.ext4' /proc/self/mountinfo; umount m
+         for i in 1 2 3 4 5 6 7 8 9; do pgrep -x fuse2fs >/dev/null || break; sleep .2; done";
+    let bind = format!("{}:/run/i", stage.folder.path().display());
+    let args = ["--intercept", "mount", "--bind", &bind, "--device", "/dev/fuse"];
+    let script = format!("mkdir /tmp/m; cd /tmp; {script}");
+    let mut running = command::start(&mut sandbox::command(&stage.daemon, &args, &script));
+    running.wait_for("mounted", machine::patience(20));
+    let Stage { daemon, folder, mounts } = stage;
+    let daemon = Daemon::start_at(daemon.kill());
+    fs::write(folder.path().join("go"), "").unwrap();
+    let text = running.finish(machine::patience(30)).ok();
+    assert!(text.contains("first\nfuse.ext4\n"), "{text}");
+    Stage { daemon, folder, mounts }.leaves_nothing();
+}
+
+#[test]
+fn a_helper_of_the_host_serves_where_there_is_none() {
+    let lines = "mount = true\n\"mount.fuse\" = { squashfs = \"host:/usr/bin/squashfuse\", \
+                 ext4 = \"host:/usr/bin/fuse2fs\" }\n";
+    let stage = Stage::new(lines);
+    // A root without a single library.
+    let script = "mkdir -p r/proc r/m r/dev; cp /mnt/mount_call-static r/call; cp /run/i/squashfs r
+        mount --rbind /proc r/proc; touch r/dev/fuse; mount --bind /dev/fuse r/dev/fuse; ln r/squashfs r/-o
+        chroot r /call squashfs m squashfs 0; cat r/m/hello; grep -o 'fuse.squashfs [^ ]*' /proc/self/mountinfo
+        p=$(grep -l ^/usr/bin/squashfuse /proc/[0-9]*/cmdline | cut -d/ -f3 | head -1)
+        for n in mnt pid net ipc uts cgroup user; do
+            [ $(readlink /proc/$p/ns/$n) = $(readlink /proc/self/ns/$n) ] || echo other $n; done
+        [ \"$(cat /proc/$p/cgroup)\" = \"$(cat /proc/self/cgroup)\" ] && echo same groups
+        sh -c \"echo x >>/proc/$p/exe\" 2>/dev/null && echo written
+        readlink /proc/$p/exe /proc/$p/fd/* | sort -u | grep -v -e /dev/null -e /dev/fuse -e anon_inode -e memfd
+        umount r/m; chroot r /call -o m squashfs 1; cat r/m/hello; umount r/m
+        cp /run/i/ext4 r; chroot r /call ext4 m ext4 0; echo deep >r/m/file; umount r/m
+        for i in 1 2 3 4 5 6 7 8 9; do grep -q ^/usr/bin/fuse2fs /proc/[0-9]*/cmdline || break; sleep .2; done
+        e2fsck -fn r/ext4 >/dev/null 2>&1 && echo clean";
+    let text = stage.run(&["--device", "/dev/fuse"], script).ok();
+    let expected = "ok\nhello\nfuse.squashfs squashfs\nsame groups\n/tmp/r/squashfs\n\
+                    ok\nhello\nok\nclean\n";
+    assert_eq!(text, expected);
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_helper_of_the_host_is_static_or_glibcs() {
+    let folder = readable_dir();
+    for (name, program) in [("fuse-swarm", "hostile-static"), ("fuse-exit", "hostile")] {
+        std::os::unix::fs::symlink(machine::program(program), folder.path().join(name)).unwrap();
+    }
+    fs::write(folder.path().join("script"), "#!/bin/sh\n").unwrap();
+    let place = folder.path().display();
+    let stage = Stage::new(&format!(
+        "mount = true\n\"mount.fuse\" = {{ ext4 = \"host:{place}/fuse-swarm\", \
+         xfs = \"host:{place}/fuse-exit\", btrfs = \"host:{place}/script\", \
+         \"fuse.squashfuse\" = \"host:/usr/bin/squashfuse\" }}\n"
+    ));
+    let script = "for t in ext4 xfs btrfs; do /mnt/mount_call /run/i/ext4 m $t 0; done
+        /mnt/mount_call fsopen fuse.squashfuse; /mnt/mount_call /run/i/squashfs m fuse.squashfuse 0
+        cat m/hello; grep -o 'fuse.squashfuse .*squashfs ' /proc/self/mountinfo; umount m";
+    let expected = "EINVAL\nEIO\nENOEXEC\nENOSYS\nok\nhello\nfuse.squashfuse /run/i/squashfs \n";
+    assert_eq!(stage.run(&[], script).ok(), expected);
+    let said = stage.leaves_nothing().stderr;
+    assert!(said.contains("exit status 3") && said.contains("is a script"), "{said}");
+}
+
+#[test]
+fn helpers_that_hang_or_fail_are_told_and_end() {
+    let lines = "mount = true\n\"mount.deadline\" = 2\n\
+                 \"mount.fuse\" = { ext4 = \"/run/i/hang\", xfs = \"/run/i/fail\", btrfs = \"none\" }\n";
+    let stage = Stage::new(lines);
+    let program = |name: &str, text: &str| {
+        let path = stage.folder.path().join(name);
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    };
+    program("hang", "setsid sleep 9876 & sleep 9876");
+    program("fail", "for i in $(seq 999); do echo words words; done 2>/dev/null; exit 3");
+    let script =
+        "for t in ext4 xfs btrfs; do /mnt/mount_call /run/i/ext4 m $t 0; done; pgrep sleep";
+    let output = stage.run(&[], script);
+    assert_eq!(output.stdout, "ETIMEDOUT\nEINVAL\nENODEV\n");
+    let said = stage.leaves_nothing().stderr;
+    assert!(said.contains("exit status 3: words words") && said.len() < 20_000, "{said}");
+    assert!(said.contains("the helper none is not in the container"), "{said}");
+}

@@ -1,0 +1,95 @@
+//! The server is killed or stands still.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{kill_server, next_read, resends};
+use crate::harness::daemon::Daemon;
+use crate::harness::{command, machine, sandbox, text};
+
+#[test]
+fn a_killed_server_has_a_successor_that_knows_the_containers() {
+    let daemon = Daemon::start();
+    let script = "echo ready; n=0; while [ $n -lt 40 ]; do \
+                  head -1 /proc/meminfo; /mnt/sysinfo || echo failed; sleep 0.05; n=$((n+1)); done";
+    let mut running = command::start(&mut sandbox::command(&daemon, &["--memory", "64M"], script));
+    running.wait_for("ready", machine::patience(20));
+    let counted = || {
+        let status = daemon.status();
+        let sysinfo = status["calls"][0]["answered"].as_u64().unwrap();
+        (status["files"]["opened"].as_u64().unwrap(), sysinfo)
+    };
+    let mut before = (0, 0);
+    for turn in 0..3 {
+        std::thread::sleep(Duration::from_millis(300));
+        let now = counted();
+        assert!(now.0 > before.0 && now.1 >= before.1, "{now:?} after {before:?}");
+        before = now;
+        if turn == 1 {
+            // Then one is started from nothing.
+            kill_process(standby(&daemon), Signal::KILL).unwrap();
+        }
+        let server = kill_server(&daemon);
+        let meminfo = next_read(&daemon);
+        assert!(text::kb(&meminfo, "MemTotal") > 0);
+        assert_ne!(daemon.server_pid(), server);
+    }
+    let output = running.finish(machine::patience(60)).ok();
+    let now = counted();
+    assert!(now.0 > before.0 && now.1 >= before.1.max(1), "{now:?} after {before:?}");
+    let totals: Vec<_> = output.lines().filter(|line| line.starts_with("MemTotal")).collect();
+    if resends() {
+        assert_eq!(totals.len(), 40, "{output}");
+    }
+    assert!(totals.iter().all(|line| line.contains(" 65536 kB")), "{output}");
+    assert!(!output.contains("failed"), "{output}");
+    assert_eq!(daemon.status()["restarts"], 3);
+}
+
+/// The server that follows when this one dies.
+fn standby(daemon: &Daemon) -> Pid {
+    let (keeper, server) = (daemon.pid(), daemon.server_pid());
+    let is_it = |pid: u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        pid != server && status.contains(&format!("\nPPid:\t{keeper}\n"))
+    };
+    let until = Instant::now() + machine::patience(10);
+    loop {
+        let entries = fs::read_dir("/proc").unwrap().flatten();
+        let mut pids = entries.filter_map(|one| one.file_name().to_str()?.parse::<u32>().ok());
+        if let Some(pid) = pids.find(|pid| is_it(*pid)) {
+            return Pid::from_raw(pid.cast_signed()).unwrap();
+        }
+        assert!(Instant::now() < until, "nobody stands by");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_server_that_stops_answering_is_replaced() {
+    let daemon = Daemon::start();
+    let server = daemon.server_pid();
+    let pid = Pid::from_raw(i32::try_from(server).unwrap()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    let began = Instant::now();
+    // Its threads stop one after the other, and might answer before.
+    while !all_stopped(server) {
+        assert!(began.elapsed() < machine::patience(20));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let meminfo = next_read(&daemon);
+    assert!(text::kb(&meminfo, "MemTotal") > 0);
+    assert!(began.elapsed() < machine::patience(20));
+    assert_ne!(daemon.server_pid(), server);
+}
+
+/// Do all threads of a process stand still?
+fn all_stopped(pid: u32) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks.flatten().all(|task| {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+    })
+}
