@@ -20,8 +20,8 @@ use nix::errno::Errno;
 use super::context::Context;
 use super::handler::{Refusal, Verdict};
 
-/// How long a result is good for that nobody has taken, and how long a thread counts as one that
-/// signals interrupt.
+/// How long a result is good for after an attempt that did not get it, and how long a thread counts as
+/// one that signals interrupt.
 const FRESH: Duration = Duration::from_secs(2);
 
 /// How long a result is kept that may have arrived or not: so long a machine may stand still.
@@ -229,6 +229,10 @@ impl<A: Clone + PartialEq> Once<A> {
         for act in acts.iter_mut().filter(|act| answered(act)) {
             act.answering = None;
             act.arrived |= delivered;
+            // Where signals come all the time, many attempts may follow.
+            if let (false, Some((_, at))) = (delivered, &mut act.outcome) {
+                *at = Instant::now();
+            }
         }
         let of_it = |act: &Act<A>| act.container == who.0 && !act.is_under_way();
         if acts.iter().filter(|act| of_it(act)).count() > KEPT
@@ -345,6 +349,21 @@ mod tests {
             assert_eq!(make(format!("/{number}").leak(), DONE, true), DONE);
         }
         assert!(once.acts.lock().unwrap().len() <= KEPT + 2);
+    }
+
+    #[test]
+    fn a_result_is_kept_as_long_as_attempts_to_get_it_follow() {
+        let once = Once::repeatable();
+        let who = ("c", 7);
+        once.outcome(who, &"/a", LONG, || DONE, || true);
+        for _ in 0..3 {
+            once.settled(who, false);
+            for act in once.acts.lock().unwrap().iter_mut() {
+                let (_, at) = act.outcome.as_mut().unwrap();
+                *at = at.checked_sub(DOUBTFUL * 2 / 3).unwrap();
+            }
+            assert_eq!(once.outcome(who, &"/a", LONG, || WRONG, || true), DONE);
+        }
     }
 
     #[test]

@@ -126,14 +126,6 @@ impl Loop {
     }
 }
 
-impl Loop {
-    #[track_caller]
-    fn of(image: &Path) -> Self {
-        let output = command::run(quiet("losetup").args(["--find", "--show"]).arg(image)).ok();
-        Self(output.trim().to_owned())
-    }
-}
-
 impl Drop for Loop {
     fn drop(&mut self) {
         let _ = Command::new("losetup").args(["--detach", &self.0]).status();
