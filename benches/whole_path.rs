@@ -133,13 +133,15 @@ fn files(daemon: &Daemon) {
 }
 
 /// Prints what sysinfo(2) costs through the listener of a sandbox, and the same without the
-/// accounting behind it against the smallest handler.
+/// accounting behind it against the smallest handler, for a caller in control groups of its own.
 fn calls(daemon: &Daemon) {
     // The first seconds of a container are no warm path, as above.
     let loops = format!("sleep 3; {}/sysinfo loop 100000", sandbox::PROGRAMS);
     let through = run(&mut sandbox::command(daemon, &["--memory", "256M"], &loops)).ok();
     let through: f64 = through.trim().parse().unwrap();
-    let compared = run(&mut quiet(example("notify_min").to_str().unwrap())).ok();
+    let cgroup = Cgroup::new("bench", Limits { memory: Some(256 << 20), ..Limits::default() });
+    let mut compare = quiet(example("notify_min").to_str().unwrap());
+    let compared = run(compare.args(cgroup.dirs())).ok();
     let smallest = compared.strip_prefix("smallest handler ").and_then(|rest| {
         let (number, _) = rest.split_once(' ')?;
         number.parse::<f64>().ok()

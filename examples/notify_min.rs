@@ -2,9 +2,12 @@
 //!
 //! Measures sysinfo(2) of a child, in turn answered by the smallest possible handler (epoll,
 //! RECV, process_vm_writev, SEND, SYNC_WAKE_UP) and by a `Notifier`, everything pinned to one
-//! processor, and prints medians of several rounds and their ratio. Run it with --release.
+//! processor, and prints medians of several rounds and their ratio. Run it with --release. The child
+//! enters the control groups whose folders are given, as a container is in others than its daemon:
+//! the kernel takes longer from one to another.
 #![allow(unsafe_code, reason = "the smallest handler is nothing but system calls")]
 
+use std::fs::File;
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
@@ -50,14 +53,19 @@ fn main() {
     let mut mask = Mask::new();
     mask.set(0).expect("processor 0 fits the mask");
     sched_setaffinity(Pid::from_raw(0), &mask).expect("processor 0 exists");
+    let open = |folder| {
+        let file = std::path::Path::new(&folder).join("cgroup.procs");
+        File::options().write(true).open(file).expect("a control group")
+    };
+    let groups: Vec<File> = std::env::args_os().skip(1).map(open).collect();
     let view = Arc::new(view());
     let mut least = Vec::new();
     let mut ours = Vec::new();
     for _ in 0..ROUNDS {
-        least.push(round(|listener| minimal(&listener, &view)));
+        least.push(round(&groups, |listener| minimal(&listener, &view)));
         let views = Arc::new(Fixed(Arc::clone(&view)));
         let notifier = Notifier::start(views, Options::default()).expect("notifier");
-        ours.push(round(|listener| {
+        ours.push(round(&groups, |listener| {
             notifier.adopt(listener, "bench", Policy::default()).expect("a listener");
         }));
     }
@@ -70,8 +78,8 @@ fn median(values: &mut [f64]) -> f64 {
     values[values.len() / 2]
 }
 
-/// Microseconds per call of a child whose listener is given to `serve`.
-fn round(serve: impl FnOnce(OwnedFd)) -> f64 {
+/// Microseconds per call of a child in these control groups, whose listener is given to `serve`.
+fn round(groups: &[File], serve: impl FnOnce(OwnedFd)) -> f64 {
     let filter = Filter::new(&Policy::default()).expect("filter");
     let mut pair = [0; 2];
     let mut pipe = [0; 2];
@@ -84,6 +92,11 @@ fn round(serve: impl FnOnce(OwnedFd)) -> f64 {
     // SAFETY: the child makes system calls only and ends with _exit.
     let child = unsafe { libc::fork() };
     if child == 0 {
+        for group in groups {
+            // SAFETY: one byte of a live string.
+            let entered = unsafe { libc::write(group.as_raw_fd(), c"0".as_ptr().cast(), 1) };
+            assert_eq!(entered, 1, "the control group is not entered");
+        }
         target(&filter, pipe[1], pair[1]);
     }
     assert!(child > 0, "fork failed");
