@@ -75,7 +75,7 @@ impl Server {
         let known = accounting.clone();
         let parent = |of: BorrowedFd<'_>| Ok(sys::user_namespace::parent(of)?);
         let whose = move |thread| known.container_number(thread, parent).unwrap_or(0);
-        let poison = Poison::take_over(&link, &mut held, whose);
+        let poison = Poison::take_over(&link, &mut held, accounting.oom_kills(), whose);
         let options = MountOptions {
             threads: config.overlay.threads,
             witness: poison.clone().map(|poison| poison as Arc<dyn Witness>),

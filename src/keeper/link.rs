@@ -34,6 +34,8 @@ struct Shared {
     restarts: AtomicU64,
     /// The server before this one ended itself.
     crashed: AtomicBool,
+    /// The keeper killed it because it said nothing any more.
+    silent: AtomicBool,
     /// It was there and is not any more.
     lost: AtomicBool,
 }
@@ -99,8 +101,8 @@ impl Link {
         // What is forked from here must not have a copy.
         rustix::stdio::dup2_stdin(&nothing).context("dup2")?;
         let (next, restarts) = (AtomicU64::new(1), AtomicU64::new(0));
-        let (crashed, lost) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Self(Some(Arc::new(Shared { socket, next, restarts, crashed, lost }))))
+        let [crashed, silent, lost] = [const { AtomicBool::new(false) }; 3];
+        Ok(Self(Some(Arc::new(Shared { socket, next, restarts, crashed, silent, lost }))))
     }
 
     /// Is there a keeper?
@@ -153,6 +155,7 @@ impl Link {
                     drop(held.0.insert(name.to_owned(), fd));
                 }
                 (None, _) if text == wire::CRASHED => shared.crashed.store(true, Ordering::Relaxed),
+                (None, _) if text == wire::SILENT => shared.silent.store(true, Ordering::Relaxed),
                 (Some(("go", restarts)), _) => {
                     shared.restarts.store(restarts.parse().unwrap_or(0), Ordering::Relaxed);
                     let number = |name: &String| name.rsplit_once('-')?.1.parse::<u64>().ok();
@@ -220,6 +223,12 @@ impl Link {
     #[must_use]
     pub fn predecessor_crashed(&self) -> bool {
         self.0.as_ref().is_some_and(|shared| shared.crashed.load(Ordering::Relaxed))
+    }
+
+    /// Was the server before this one killed because it said nothing any more?
+    #[must_use]
+    pub fn predecessor_was_silent(&self) -> bool {
+        self.0.as_ref().is_some_and(|shared| shared.silent.load(Ordering::Relaxed))
     }
 
     /// The process that started all, which is the service as others see it.

@@ -71,8 +71,8 @@ struct Keeper {
     candidate: Option<(Server, std::path::PathBuf)>,
     served_once: bool,
     restarts: u64,
-    /// The last server ended itself.
-    crashed: bool,
+    /// What the next server hears of how the last one ended, if there is something to tell.
+    ended: Option<&'static str>,
     pause: Duration,
     start_at: Option<Instant>,
     /// The end: what is left of it when the server is gone.
@@ -117,7 +117,7 @@ pub fn keep(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<ExitCode> {
         candidate: None,
         served_once: false,
         restarts: 0,
-        crashed: false,
+        ended: None,
         pause: Duration::ZERO,
         start_at: Some(Instant::now()),
         stopping: None,
@@ -224,10 +224,7 @@ impl Keeper {
             .store
             .iter()
             .try_for_each(|(name, fd)| wire::send(to, &format!("held {name}"), Some(fd)));
-        let sent = sent.and_then(|()| match self.crashed {
-            true => wire::send(to, wire::CRASHED, None),
-            false => Ok(()),
-        });
+        let sent = sent.and_then(|()| self.ended.map_or(Ok(()), |how| wire::send(to, how, None)));
         if let Err(errno) =
             sent.and_then(|()| wire::send(to, &format!("go {}", self.restarts), None))
         {
@@ -368,7 +365,8 @@ impl Keeper {
                     self.program = proven;
                 }
                 self.restarts += 1;
-                self.crashed = ended.is_some_and(has_crashed);
+                let crashed = ended.is_some_and(has_crashed).then_some(wire::CRASHED);
+                self.ended = if late { Some(wire::SILENT) } else { crashed };
                 // One that has served is not broken: containers wait for the next one.
                 let longest = if served { SHORT_PAUSE } else { LONGEST_PAUSE };
                 self.pause = if lived > STABLE {
@@ -395,7 +393,7 @@ impl Keeper {
         };
         candidate.heard = Instant::now();
         self.server = Some(candidate);
-        self.crashed = false;
+        self.ended = None;
         self.proven = Some(std::mem::replace(&mut self.program, program));
         self.hand_over();
     }

@@ -22,6 +22,9 @@ pub const CHECK: &str = "check";
 /// One that was killed tells less of what it was at. Programs that do not know it pass over it.
 pub const CRASHED: &str = "crashed";
 
+/// The same if the keeper killed it because it said nothing any more.
+pub const SILENT: &str = "silent";
+
 /// The two ends of a connection.
 ///
 /// # Errors

@@ -8,8 +8,9 @@
 //! dead one finds what was in hand. After three deaths (`records.rs`) it is not handled any more: a
 //! file is EIO then, and a call is left to the kernel.
 //!
-//! What was in hand when somebody killed the server is suspected less: only of the same thread, which
-//! is to say that the same request was given to several servers and none of them answered.
+//! What was in hand when the server was killed for want of memory, or because it was silent, is suspected
+//! less: only of the same thread, which is to say that the same request was given to several servers and
+//! none of them answered. Who kills servers otherwise, an administrator or a test, makes nobody suspect.
 //!
 //! Several threads have something in hand when one of them kills all. So suspects are handled one
 //! at a time: who is in hand at the next death has done it alone, and the others are cleared.
@@ -47,7 +48,9 @@ thread_local! {
 struct Shared {
     /// The last server left in order: what it had in hand has not killed it.
     left: AtomicU32,
-    spare: AtomicU32,
+    /// How many processes the kernel had killed for want of memory when the last server began; the
+    /// number may have gone round.
+    oom_kills: AtomicU32,
     records: Records,
     hands: [Hand; HANDS],
 }
@@ -81,20 +84,29 @@ pub struct Poison {
 }
 
 impl Poison {
-    /// Finds out what a predecessor died of. `None` without a keeper, or without memory: there is
+    /// Finds out what a predecessor died of. `oom_kills` is how many processes the kernel has killed for
+    /// want of memory, if it counts them. `None` without a keeper, or without memory: there is
     /// no successor then, or it knows nothing.
     pub(crate) fn take_over(
         link: &Link,
         held: &mut Held,
+        oom_kills: Option<u64>,
         whose: impl Fn(u32) -> u64 + Send + Sync + 'static,
     ) -> Option<Arc<Self>> {
         link.is_kept().then_some(())?;
-        let opened = Memory::open(NAME, 1, link, held);
+        let opened = Memory::<Shared>::open(NAME, 1, link, held);
         let (memory, fresh) = opened
             .inspect_err(|error| tracing::warn!("what kills a server is not found out: {error}"))
             .ok()?;
-        let end = (!fresh).then(|| link.predecessor_crashed().into());
-        Some(Arc::new(Self::over(memory, end, whose)))
+        #[allow(clippy::cast_possible_truncation, reason = "compared with itself")]
+        let oom_kills = oom_kills.map(|count| count as u32);
+        let before = memory[0].oom_kills.swap(oom_kills.unwrap_or(0), Ordering::Relaxed);
+        let end = match oom_kills {
+            _ if link.predecessor_crashed() => End::Crash,
+            Some(now) if now == before && !link.predecessor_was_silent() => End::Outside,
+            _ => End::Killed,
+        };
+        Some(Arc::new(Self::over(memory, (!fresh).then_some(end), whose)))
     }
 
     fn over(
@@ -125,7 +137,7 @@ impl Poison {
     /// What had the predecessor in hand?
     fn look_back(&self, end: End) {
         let Shared { left, records, hands, .. } = self.shared();
-        let died = left.swap(0, Ordering::Relaxed) == 0;
+        let died = left.swap(0, Ordering::Relaxed) == 0 && end != End::Outside;
         let now = clock::awake();
         let mut seen: Vec<Deed> = Vec::new();
         for hand in hands {
@@ -371,6 +383,18 @@ mod tests {
             poison = next(poison);
         }
         assert!(!poison.wary.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn who_kills_servers_makes_nobody_suspect() {
+        let mut poison = first();
+        for _ in 0..3 {
+            let place = poison.enlist();
+            assert!(poison.begin(place, open(7, 101)));
+            poison = Poison::over(poison.memory, Some(End::Outside), whose);
+        }
+        assert!(!poison.wary.load(Ordering::Relaxed));
+        assert!(poison.shared().hands[0].deed.read().is_none());
     }
 
     #[test]

@@ -6,9 +6,9 @@
 //! already needs a death less for the next, and from [`WHOLE`] on all that it asks is refused: it is
 //! the container then, and not the file or the call.
 //!
-//! A server that was killed from outside died of none of them, most likely; or of want of memory.
-//! What takes long is in hand then again and again, by other threads each time. Only the same thread's
-//! is counted, and anybody's that is handled well ends the suspicion.
+//! A server that was killed because it did not answer any more, or for want of memory, may have died of
+//! none of them. What takes long is in hand then again and again, by other threads each time. Only the
+//! same thread's is counted, and anybody's that is handled well ends the suspicion.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -138,14 +138,10 @@ pub(super) struct Records([Record; RECORDS]);
 pub(super) enum End {
     /// By itself.
     Crash,
-    /// Somebody killed it, or nobody knows.
+    /// The kernel killed it for want of memory, maybe, or the keeper because it was silent.
     Killed,
-}
-
-impl From<bool> for End {
-    fn from(crashed: bool) -> Self {
-        if crashed { Self::Crash } else { Self::Killed }
-    }
+    /// Somebody killed it, whatever it was at.
+    Outside,
 }
 
 /// What is known of a deed.

@@ -19,6 +19,7 @@ use crate::namespace_init;
 use crate::personality;
 use crate::pressure::{self, Stall, TriggerFile};
 use crate::procfs::Procfs;
+use crate::scan;
 use crate::shared::{Options, Shared};
 use crate::tasks::Counter;
 use crate::view::View;
@@ -158,6 +159,13 @@ impl Accounting {
     /// The machine.
     pub fn host(&self) -> Arc<Host> {
         self.shared.host.snapshot()
+    }
+
+    /// How many processes the kernel has killed for want of memory (Linux 4.13).
+    pub fn oom_kills(&self) -> Option<u64> {
+        let mut text = Vec::new();
+        self.shared.proc.read("vmstat", &mut text).ok()?;
+        scan::pairs(&text).find(|(key, _)| *key == b"oom_kill").map(|(_, count)| count)
     }
 
     /// Where the cgroups are.
