@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use crate::harness::cgroup::{Cgroup, Limits};
 use crate::harness::daemon::{Daemon, Place};
 use crate::harness::{machine, sandbox, text};
 use crate::survival::{resends, survivors};
@@ -9,12 +10,30 @@ use crate::survival::{resends, survivors};
 /// What is logged of a request that is not handled any more.
 const LINE: &str = "servers died at the same request";
 
-/// A daemon with a defect: programs called `deadly-…` kill it by opening a file or calling sysinfo.
-fn defective() -> Daemon {
+/// A daemon with a defect: programs called `deadly-…` kill it by opening a file or calling sysinfo. What
+/// it may use of memory is limited: all of it is one of the ways.
+fn defective() -> (Daemon, Cgroup) {
     let place = Place::intercepting("mknod = true\n");
     let mut serve = place.serve();
     serve.env("LD_PRELOAD", machine::program("deadly.so"));
-    Daemon::start_below(place, &mut serve)
+    let daemon = Daemon::start_below(place, &mut serve);
+    let cgroup = Cgroup::new("daemon", Limits { memory: Some(128 << 20), ..Limits::default() });
+    let keeper = daemon.status()["pid"].as_u64().unwrap();
+    let is_of_it = |status: &str| {
+        status.contains(&format!("\nPid:\t{keeper}\n"))
+            || status.contains(&format!("\nPPid:\t{keeper}\n"))
+    };
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let of_it = all.filter(|entry| {
+        fs::read_to_string(entry.path().join("status")).is_ok_and(|status| is_of_it(&status))
+    });
+    for process in of_it {
+        for dir in cgroup.dirs() {
+            let pid = process.file_name().into_encoded_bytes();
+            fs::write(dir.join("cgroup.procs"), pid).unwrap();
+        }
+    }
+    (daemon, cgroup)
 }
 
 fn restarts(daemon: &Daemon) -> u64 {
@@ -23,7 +42,7 @@ fn restarts(daemon: &Daemon) -> u64 {
 
 #[test]
 fn what_kills_every_server_is_not_handled_for_ever() {
-    let daemon = defective();
+    let (daemon, _cgroup) = defective();
     let (stop, others) = survivors(&daemon, 2);
     for (how, call) in [("abort", "fault"), ("stack", "memory")] {
         let before = restarts(&daemon);
