@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
+use rustix::io::retry_on_intr;
 use rustix::net::RecvFlags;
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
@@ -131,7 +132,7 @@ impl Link {
         if let Some(predecessor) = held.take(SERVER) {
             // The keeper may have died and not its server. A call that both act on has two effects.
             let mut ended = [PollFd::new(&predecessor, PollFlags::IN)];
-            if poll(&mut ended, Some(&LEAVES)) == Ok(0) {
+            if retry_on_intr(|| poll(&mut ended, Some(&LEAVES))) == Ok(0) {
                 tracing::warn!("the server of a keeper that was killed does not leave");
             }
         }

@@ -366,7 +366,7 @@ impl Keeper {
                 }
                 self.restarts += 1;
                 let crashed = ended.is_some_and(has_crashed).then_some(wire::CRASHED);
-                self.ended = if late { Some(wire::SILENT) } else { crashed };
+                self.ended = crashed.or(late.then_some(wire::SILENT));
                 // One that has served is not broken: containers wait for the next one.
                 let longest = if served { SHORT_PAUSE } else { LONGEST_PAUSE };
                 self.pause = if lived > STABLE {
