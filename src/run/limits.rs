@@ -80,6 +80,11 @@ fn memory(group: &Cgroup, bytes: u64, swap: Option<u64>) -> Result<()> {
     // v1 counts memory and swap together.
     let value = if group.v2() { swap } else { bytes.saturating_add(swap) };
     MemController::set_memswap_limit(memory, signed(value))
+        .and_then(|()| match swap {
+            // Of the sum, what a tighter group above has no memory for would be swap.
+            0 if !group.v2() => memory.set_swappiness(0),
+            _ => Ok(()),
+        })
         .map_err(|error| explain(&error))
         .with_context(|| format!("cannot limit {} to --swap {swap}", shown(memory)))
 }

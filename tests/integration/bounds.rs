@@ -107,6 +107,37 @@ fn swap_is_what_the_machine_has_and_the_limit_leaves() {
 }
 
 #[test]
+fn what_was_swapped_out_is_swap_and_no_memory() {
+    if machine::swap_kb() == 0 {
+        return machine::not_on_this_kernel("swap");
+    }
+    // 21 is MADV_PAGEOUT. v1 counts what was swapped out as memory until others need its pages.
+    let script = "python3 -c '
+import mmap, subprocess
+kept = mmap.mmap(-1, 40 << 20, mmap.MAP_PRIVATE)
+kept.write(b\"x\" * len(kept))
+kept.madvise(21)
+mmap.mmap(-1, 120 << 20, mmap.MAP_PRIVATE | mmap.MAP_POPULATE).close()
+subprocess.run(\"cat /proc/meminfo; echo @@; free -k; echo @@; busybox free -k\", shell=True)'";
+    let daemon = Daemon::start();
+    let limits = ["--memory", "128M", "--swap", "64M"];
+    let output = crate::harness::sandbox::run(&daemon, &limits, script).ok();
+    let texts: Vec<_> = output.split("@@\n").collect();
+    let [meminfo, procps, busybox] = texts[..] else { panic!("{output}") };
+    let swapped = [
+        kb(meminfo, "SwapTotal") - kb(meminfo, "SwapFree"),
+        free(procps, "Swap", "used"),
+        free(busybox, "Swap", "used"),
+    ];
+    let used = kb(meminfo, "MemTotal") - kb(meminfo, "MemFree");
+    for swapped in swapped {
+        assert!((16 * 1024..=64 * 1024).contains(&swapped), "{swapped} kB of swap\n{output}");
+        assert!(kb(meminfo, "AnonPages") + swapped >= 40 * 1024, "{output}");
+    }
+    assert!(used + swapped[0] < (40 + 64) * 1024, "counted twice:\n{output}");
+}
+
+#[test]
 fn usage_is_charged_to_the_container() {
     let daemon = Daemon::start();
     let script = "cat /proc/meminfo; echo @@; \

@@ -75,12 +75,6 @@ pub(crate) fn swap_kb() -> u64 {
     text::kb(&fs::read_to_string("/proc/meminfo").unwrap(), "SwapTotal")
 }
 
-/// Does swapping out free memory? What goes through a loop device to tmpfs is charged again.
-pub(crate) fn swaps_to_a_disk() -> bool {
-    let areas = fs::read_to_string("/proc/swaps").unwrap();
-    areas.lines().skip(1).any(|area| !area.starts_with("/dev/loop"))
-}
-
 /// When the machine booted, in seconds since the epoch.
 pub(crate) fn boot_time() -> u64 {
     let stat = fs::read_to_string("/proc/stat").unwrap();

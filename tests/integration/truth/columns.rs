@@ -112,7 +112,7 @@ impl Column {
 
     /// Is some of its memory swapped out while programs are asked?
     pub(super) fn swaps(&self) -> bool {
-        self.name == "memory+swap" && machine::swaps_to_a_disk()
+        self.name == "memory+swap" && machine::swap_kb() > 0
     }
 
     pub(super) fn processors(&self) -> usize {
