@@ -36,35 +36,47 @@ fn main() {
         return read_all(&arguments[2..]);
     }
     machine::needs(&["unshare", "lxcfs"]);
+    let intercepting = || Daemon::start_at(Place::intercepting("mknod = true\n"));
+    if arguments.iter().any(|argument| argument == "fairness") {
+        return fairness(&intercepting());
+    }
     // Children inherit it: servers and readers share one processor, so that the numbers are
     // costs and not luck with wake-ups.
     let mut one = CpuSet::new();
     one.set(0).unwrap();
     sched_setaffinity(Pid::from_raw(0), &one).unwrap();
 
-    let daemon = Daemon::start_at(Place::intercepting("mknod = true\n"));
-    if arguments.iter().any(|argument| argument == "fairness") {
-        return fairness(&daemon);
-    }
+    let daemon = intercepting();
     files(&daemon);
-    calls(&daemon);
+    let on_one = calls(&daemon);
+    drop(daemon);
+    sched_setaffinity(Pid::from_raw(0), &every_processor()).unwrap();
+    let daemon = intercepting();
+    let anywhere = [sysinfo(&daemon), mknod(&daemon)];
+    println!("\nthe same where nobody is told on which processor to run, ratio to on one\n");
+    for (what, (one, any)) in ["sysinfo", "mknod"].iter().zip(on_one.iter().zip(anywhere)) {
+        println!("{what:8} {:.2} us, {:.2}", any / 1e3, any / one);
+    }
     fairness(&daemon);
+}
+
+/// Nanoseconds that a call takes in a sandbox, which is no longer new.
+fn in_a_sandbox(daemon: &Daemon, args: &[&str], program: &str) -> f64 {
+    let script = format!("sleep 3; {}/{program}", sandbox::PROGRAMS);
+    run(&mut sandbox::command(daemon, args, &script)).ok().trim().parse().unwrap()
+}
+
+fn sysinfo(daemon: &Daemon) -> f64 {
+    in_a_sandbox(daemon, &["--memory", "256M"], "sysinfo loop 100000")
+}
+
+fn mknod(daemon: &Daemon) -> f64 {
+    in_a_sandbox(daemon, &["--intercept", "mknod"], "node_call loop /tmp/node 20000")
 }
 
 /// Prints how a flood of one container slows another one's sysinfo(2), on all processors.
 fn fairness(daemon: &Daemon) {
-    sched_setaffinity(Pid::from_raw(0), &every_processor()).unwrap();
-    // The daemon too: it inherited one.
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.server_pid())).unwrap();
-    for task in tasks.flatten() {
-        let tid = task.file_name().to_str().unwrap().parse().unwrap();
-        let _ = sched_setaffinity(Pid::from_raw(tid), &every_processor());
-    }
-    let victim = || {
-        let loops = format!("sleep 3; {}/sysinfo loop 50000", sandbox::PROGRAMS);
-        let said = run(&mut sandbox::command(daemon, &["--memory", "256M"], &loops)).ok();
-        said.trim().parse::<f64>().unwrap()
-    };
+    let victim = || in_a_sandbox(daemon, &["--memory", "256M"], "sysinfo loop 50000");
     println!("\nsysinfo(2) of one container while another one floods, ratio to alone\n");
     let programs = sandbox::PROGRAMS;
     let many = format!("for i in $(seq 100); do {programs}/sysinfo loop 100000000 & done; wait");
@@ -134,11 +146,9 @@ fn files(daemon: &Daemon) {
 
 /// Prints what sysinfo(2) costs through the listener of a sandbox, and the same without the
 /// accounting behind it against the smallest handler, for a caller in control groups of its own.
-fn calls(daemon: &Daemon) {
-    // The first seconds of a container are no warm path, as above.
-    let loops = format!("sleep 3; {}/sysinfo loop 100000", sandbox::PROGRAMS);
-    let through = run(&mut sandbox::command(daemon, &["--memory", "256M"], &loops)).ok();
-    let through: f64 = through.trim().parse().unwrap();
+/// Returns the nanoseconds of sysinfo(2) and mknod(2).
+fn calls(daemon: &Daemon) -> [f64; 2] {
+    let through = sysinfo(daemon);
     let cgroup = Cgroup::new("bench", Limits { memory: Some(256 << 20), ..Limits::default() });
     let mut compare = quiet(example("notify_min").to_str().unwrap());
     let compared = run(compare.args(cgroup.dirs())).ok();
@@ -154,14 +164,13 @@ fn calls(daemon: &Daemon) {
         through / 1e3 / smallest
     );
     print!("{compared}");
-    let loops = format!("sleep 3; {}/node_call loop /tmp/node 20000", sandbox::PROGRAMS);
-    let made = run(&mut sandbox::command(daemon, &["--intercept", "mknod"], &loops)).ok();
-    let made: f64 = made.trim().parse().unwrap();
+    let made = mknod(daemon);
     println!(
         "\nmknod(2) from a sandbox {:.2} us, ratio to the smallest handler {:.2}",
         made / 1e3,
         made / 1e3 / smallest
     );
+    [through, made]
 }
 
 /// Reads every path in turn, round after round, so that all meet the same disturbances, and

@@ -170,7 +170,7 @@ mod ioctls {
 
     nix::ioctl_readwrite!(recv, b'!', 0, seccomp_notif);
     nix::ioctl_readwrite!(send, b'!', 1, seccomp_notif_resp);
-    nix::ioctl_write_int!(set_flags, b'!', 4);
+    nix::ioctl_write_int_bad!(set_flags, nix::request_code_write!(b'!', 4, size_of::<u64>()));
 }
 
 /// Answers until the target is gone, on this very thread.

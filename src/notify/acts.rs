@@ -85,8 +85,10 @@ pub(super) fn act(
 ) -> Result<Verdict, Refusal> {
     let Some(acts) = cx.acts else { return Ok(Verdict::Continue) };
     let over = actor.passes_over_permissions();
-    let ask =
-        |more: &[BorrowedFd<'_>]| acts.workers.act(actor, what, more).map(|answer| answer.reply);
+    let processor = cx.recent.and_then(|recent| recent.processor.get());
+    let ask = |more: &[BorrowedFd<'_>]| {
+        acts.workers.act(actor, what, more, processor).map(|answer| answer.reply)
+    };
     let mut reply = ask(&[]);
     if let (Ok(Reply::Failed(Errno::EACCES)), true, Some(find)) = (&reply, over, find) {
         reply = find_as(call, cx, acts, actor, &find)?.and_then(|found| ask(&[found.as_fd()]));
@@ -127,7 +129,7 @@ pub(super) fn ask(
     more: &[BorrowedFd<'_>],
 ) -> Result<Answer, Refusal> {
     let Some(acts) = cx.acts else { return Ok(Reply::Kernel.into()) };
-    acts.workers.act(actor, what, more).or_else(|failure| {
+    acts.workers.act(actor, what, more, None).or_else(|failure| {
         warn(call, cx, &failure);
         match refusal(&failure)? {
             Verdict::Fail(errno) => Ok(Reply::Failed(errno).into()),

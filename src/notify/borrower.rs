@@ -1,9 +1,11 @@
 //! Who has borrowed a listener, and what is lent.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use libseccomp_sys::seccomp_notif;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::thread::sched_getcpu;
 
 use super::account::Account;
 use super::bucket;
@@ -15,9 +17,13 @@ use super::policies::Member;
 use super::policy::Policy;
 use super::recent::Recent;
 use super::thread::{Threads, decide};
+use crate::sys::affinity::Stay;
 
 /// How long a borrower waits for the next call.
 const IDLE: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+
+/// Who takes longer shall not wait for one processor among many.
+const QUICK: Duration = Duration::from_millis(2);
 
 /// A listener, and where it is watched while it is not lent.
 #[derive(Debug, Clone)]
@@ -115,6 +121,9 @@ impl Threads {
             let (repeat, recent) = (Repeat::Safe, Some(&recent));
             decide(self.pipeline(), listener, account, policy, call, entry, repeat, recent);
         };
+        // The caller woke this thread on its own processor. As long as acts are quick, it stays there
+        // and so does the worker.
+        let (mut stay, mut quick) = (Stay::anywhere(), true);
         entry.acting();
         act(policy, first, &entry);
         drop(entry);
@@ -132,14 +141,19 @@ impl Threads {
             match self.pipeline().cost(&call.data, &policy) {
                 Cost::Act => {
                     lease.wait();
-                    drop(ends);
+                    drop((ends, stay));
                     entry.acting();
                     return act(&policy, &call, &entry);
                 }
                 Cost::Brief => entry.acting(),
                 Cost::Inline => {}
             }
+            let here = quick.then(|| recent.processor.get().unwrap_or_else(sched_getcpu));
+            stay.on(here);
+            recent.processor.set(here);
+            let began = Instant::now();
             act(&policy, &call, &entry);
+            quick = began.elapsed() < QUICK;
             // The listener's thread has it wait with the next one.
             if wait.is_some() {
                 lease.wait();

@@ -79,20 +79,14 @@ impl Socket {
     ) -> Option<Connection> {
         let monitor = getsockopt(&fd, PeerCredentials).ok()?.pid();
         let left = Mutex::new(journal.left(number).pop().map(Box::new));
-        Some(Connection { left, ..self.connection(fd, monitor, number) })
-    }
-
-    fn connection(&self, fd: OwnedFd, monitor: i32, number: u64) -> Connection {
-        let (link, member, left) = (self.link.clone(), Mutex::default(), Mutex::default());
-        let (trouble, serving) = (Limiter::new(), AtomicBool::new(false));
-        Connection { fd, monitor, member, left, serving, trouble, link, number }
+        Some(Connection { left, ..Connection::new(fd, monitor, number, self.link.clone()) })
     }
 
     pub(super) fn accept(&self) -> Option<Connection> {
         let Peer { fd, pid } = self.listening.accept()?;
         let number = self.link.number();
         self.link.store(&format!("{CONNECTION}{number}"), &fd);
-        Some(self.connection(fd, pid, number))
+        Some(Connection::new(fd, pid, number, self.link.clone()))
     }
 }
 
@@ -114,6 +108,8 @@ pub(super) struct Connection {
     left: Mutex<Option<Box<(Left, Entry)>>>,
     /// Its packet, which stays until it is answered, is being looked at.
     serving: AtomicBool,
+    /// Its listener has been told how to wake.
+    takes_turns: AtomicBool,
     trouble: Limiter,
     link: Link,
     /// Its number with the keeper.
@@ -140,6 +136,12 @@ struct Begun {
 type Descriptors = [Option<OwnedFd>; 3];
 
 impl Connection {
+    fn new(fd: OwnedFd, monitor: i32, number: u64, link: Link) -> Self {
+        let (member, left, trouble) = (Mutex::default(), Mutex::default(), Limiter::new());
+        let (serving, takes_turns) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { fd, monitor, member, left, serving, takes_turns, trouble, link, number }
+    }
+
     /// It has ended: the keeper lets go of it too.
     pub(super) fn forget(&self) {
         self.link.remove(&format!("{CONNECTION}{}", self.number));
@@ -220,16 +222,10 @@ impl Connection {
             }
         };
         let Ok(fd) = self.fd.try_clone() else { return self.ended() };
-        let own = Self {
-            fd,
-            monitor: self.monitor,
-            member: Mutex::new(self.member.lock().unwrap_or_else(PoisonError::into_inner).clone()),
-            left: Mutex::default(),
-            serving: AtomicBool::new(false),
-            trouble: Limiter::new(),
-            link: self.link.clone(),
-            number: self.number,
-        };
+        let member = self.member.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let takes_turns = AtomicBool::new(self.takes_turns.load(Ordering::Relaxed));
+        let (member, link) = (Mutex::new(member), self.link.clone());
+        let own = Self { member, takes_turns, ..Self::new(fd, self.monitor, self.number, link) };
         let (pipeline, acting) = (Arc::clone(pipeline), pipeline.acting().clone());
         let handed = acting.hand_over(&account.id, limit, move || {
             let [Some(proc), _, listener] = &descriptors else { return };
@@ -289,6 +285,11 @@ impl Connection {
         pipeline: &Pipeline,
         call: &Begun,
     ) -> Keep {
+        if let Some(listener) = listener
+            && !self.takes_turns.swap(true, Ordering::Relaxed)
+        {
+            listener::take_turns(listener.as_fd());
+        }
         let pending = match listener {
             Some(listener) => Pending::Listener(listener.as_fd(), packet.id),
             None => Pending::Directory(proc.as_fd()),
@@ -451,11 +452,7 @@ mod tests {
             let (fd, server) =
                 socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
             let monitor = i32::try_from(std::process::id()).unwrap();
-            let (member, left) = (Mutex::default(), Mutex::default());
-            let (trouble, link) = (Limiter::new(), Link::default());
-            let serving = AtomicBool::new(false);
-            let connection =
-                Connection { fd: server, monitor, member, left, serving, trouble, link, number: 0 };
+            let connection = Connection::new(server, monitor, 0, Link::default());
             let journal = Journal::open(&Link::default(), &mut Held::default()).unwrap();
             let pipeline = Arc::new(Pipeline::new(Arc::new(Fixed::new())));
             Self { fd, connection, pipeline, journal }

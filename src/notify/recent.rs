@@ -3,7 +3,7 @@
 //! Kept by whoever serves a container for a while, and gone with that: a user namespace, a root and
 //! a process are not kept open for longer than the container is busy.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -18,7 +18,11 @@ const MOST: usize = 4;
 
 /// Some threads, the one that called last at the end.
 #[derive(Debug, Default)]
-pub(super) struct Recent(RefCell<Vec<Known>>);
+pub(super) struct Recent {
+    threads: RefCell<Vec<Known>>,
+    /// The processor on which everybody stays who has a part in it.
+    pub(super) processor: Cell<Option<usize>>,
+}
 
 #[derive(Debug)]
 struct Known {
@@ -37,7 +41,7 @@ impl Recent {
         base: Base,
         proc: impl FnOnce() -> Result<OwnedFd, Refusal>,
     ) -> Result<(Actor, Origin), Errno> {
-        let mut all = self.0.borrow_mut();
+        let mut all = self.threads.borrow_mut();
         if let Some(at) = all.iter().position(|known| known.tid == tid) {
             let mut known = all.remove(at);
             match known.read(base) {

@@ -5,11 +5,13 @@
 //! for each call. A file of a thread's `/proc` tells of that very thread or fails once it has ended,
 //! so a number that has come round again is noticed.
 
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
-use rustix::fs::{AtFlags, Mode, OFlags, openat, statat};
+use rustix::fs::{Mode, OFlags, openat, readlinkat_raw};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -21,6 +23,8 @@ const CAP_DAC: u64 = 1 << 1 | 1 << 2;
 
 /// Most files of `/proc` are shorter.
 const USUAL: usize = 4096;
+/// For how long it may not be noticed that a thread was moved to other control groups.
+const MOVES: Duration = Duration::from_millis(20);
 /// Enough for 65536 groups.
 const LONGEST: usize = 1 << 20;
 
@@ -31,10 +35,12 @@ pub struct Thread {
     proc: OwnedFd,
     status: OwnedFd,
     groups: OwnedFd,
+    /// What was read from there, and when.
+    seen_groups: Option<(Arc<[u8]>, Instant)>,
     process: Option<Arc<OwnedFd>>,
-    /// Its user namespace at the last call, and which one that is: no other one has its number as
-    /// long as it is open.
-    users: Option<(Arc<OwnedFd>, (u64, u64))>,
+    /// Its user namespace at the last call, and what the link to it says: no other one has its number
+    /// as long as it is open.
+    users: Option<(Arc<OwnedFd>, String)>,
     /// Its root at the last call.
     root: Option<(Arc<OwnedFd>, Place)>,
 }
@@ -53,7 +59,7 @@ pub struct Actor {
     /// Its user namespace.
     pub users: Arc<OwnedFd>,
     /// The text of its `/proc/<tid>/cgroup`.
-    pub groups: Vec<u8>,
+    pub groups: Arc<[u8]>,
     /// Whom it acts as.
     pub who: Identity,
     /// The capabilities that it can use in its user namespace.
@@ -90,7 +96,7 @@ impl Thread {
     /// It is gone.
     pub fn open(proc: OwnedFd) -> Result<Self, Errno> {
         let (status, groups) = (file(&proc, "status")?, file(&proc, "cgroup")?);
-        Ok(Self { proc, status, groups, process: None, users: None, root: None })
+        Ok(Self { proc, status, groups, seen_groups: None, process: None, users: None, root: None })
     }
 
     /// Reads what it is now. Whoever calls this makes sure afterwards that it still waits.
@@ -122,10 +128,23 @@ impl Thread {
             process: self.process(leader)?,
             leader,
             users: self.users()?,
-            groups: text(&self.groups)?,
+            groups: self.groups()?,
             who,
             effective: status.radix("CapEff:", 16).unwrap_or(0),
         })
+    }
+
+    /// Somebody else may move a thread, at any time: it may be told of a little later, as with the
+    /// numbers of a view. With a dozen hierarchies of v1 nothing takes longer to read.
+    fn groups(&mut self) -> Result<Arc<[u8]>, Errno> {
+        if let Some((groups, read)) = &self.seen_groups
+            && read.elapsed() < MOVES
+        {
+            return Ok(Arc::clone(groups));
+        }
+        let groups: Arc<[u8]> = text(&self.groups)?.into();
+        self.seen_groups = Some((Arc::clone(&groups), Instant::now()));
+        Ok(groups)
     }
 
     /// Threads never change their process.
@@ -140,15 +159,16 @@ impl Thread {
 
     fn users(&mut self) -> Result<Arc<OwnedFd>, Errno> {
         const NAME: &str = "ns/user";
-        if let Some((users, number)) = &self.users {
-            let now = statat(&self.proc, NAME, AtFlags::empty())?;
-            if (now.st_dev, now.st_ino) == *number {
+        if let Some((users, name)) = &self.users {
+            let mut room = [MaybeUninit::uninit(); 64];
+            let (now, _) = readlinkat_raw(&self.proc, NAME, &mut room)?;
+            if *now == *name.as_bytes() {
                 return Ok(Arc::clone(users));
             }
         }
         let users = Arc::new(file(&self.proc, NAME)?);
-        let stat = rustix::fs::fstat(&users)?;
-        self.users = Some((Arc::clone(&users), (stat.st_dev, stat.st_ino)));
+        let number = rustix::fs::fstat(&users)?.st_ino;
+        self.users = Some((Arc::clone(&users), format!("user:[{number}]")));
         Ok(users)
     }
 

@@ -9,16 +9,17 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
+use rustix::pipe::PipeFlags;
 use rustix::process::Signal;
 
 use super::actor::Actor;
-use super::process::{DESCRIPTORS, LONGEST};
+use super::process::{DESCRIPTORS, LONGEST, QUICK};
 use super::task::{Answer, Reply, Task, What, With};
 use crate::kernel_text::status::Status;
 use crate::worker::broker::Broker;
@@ -46,10 +47,21 @@ type Place = Arc<Mutex<Option<Worker>>>;
 #[derive(Debug)]
 struct Worker {
     line: OwnedFd,
+    pipes: Pipes,
     process: OwnedFd,
+    patience: Duration,
     /// What it has of the caller of the last task: the process, and the root. They are not kept
     /// open for that.
     caller: (Weak<OwnedFd>, Weak<OwnedFd>),
+}
+
+/// A pipe is quicker than the line. Tasks without descriptors go by it, and their answers.
+#[derive(Debug)]
+struct Pipes {
+    tasks: OwnedFd,
+    /// The worker's end of the same: what is left in it was not begun.
+    untaken: OwnedFd,
+    answers: OwnedFd,
 }
 
 impl Workers {
@@ -60,7 +72,7 @@ impl Workers {
     }
 
     /// Has something done for a caller, in its control groups. `more` are descriptors that the act
-    /// needs in addition.
+    /// needs in addition. The worker stays on this processor.
     ///
     /// # Errors
     /// It was not done in time, or there is nobody to do it.
@@ -69,6 +81,7 @@ impl Workers {
         actor: &Actor,
         what: &What,
         more: &[BorrowedFd<'_>],
+        processor: Option<usize>,
     ) -> Result<Answer, Failure> {
         let place = self.place(&actor.groups);
         let mut worker = place.lock().unwrap_or_else(PoisonError::into_inner);
@@ -78,7 +91,7 @@ impl Workers {
                 Some(running) => running,
                 None => self.start(&actor.groups)?,
             };
-            match running.ask(actor, what, more) {
+            match running.ask(actor, what, more, processor) {
                 Ok(Some(answer)) => {
                     *worker = Some(running);
                     return Ok(answer);
@@ -105,12 +118,15 @@ impl Workers {
 
     fn start(&self, groups: &[u8]) -> Result<Worker, Failure> {
         let started = control_groups(groups).and_then(|groups| {
-            let line = self.broker.worker(&groups)?;
+            let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).or_fail("pipe");
+            let ((untaken, tasks), (answers, out)) = (pipe()?, pipe()?);
+            let line = self.broker.worker([untaken.as_fd(), out.as_fd()], &groups)?;
             let process = line.receive(Instant::now() + self.patience * TIMES)?.pop();
             let process = process.ok_or_else(|| Failure::nobody_acts("a worker says nothing"))?;
             let line = line.into_fd();
             set_socket_timeout(&line, Timeout::Recv, Some(self.patience)).or_fail("SO_RCVTIMEO")?;
-            Ok(Worker { line, process, caller: (Weak::new(), Weak::new()) })
+            let (pipes, caller) = (Pipes { tasks, untaken, answers }, (Weak::new(), Weak::new()));
+            Ok(Worker { line, pipes, process, patience: self.patience, caller })
         });
         started.map_err(|failure| Failure::nobody_acts(format!("no worker: {failure}")))
     }
@@ -123,6 +139,7 @@ impl Worker {
         actor: &Actor,
         what: &What,
         more: &[BorrowedFd<'_>],
+        processor: Option<usize>,
     ) -> Result<Option<Answer>, Failure> {
         let is_new = |known: &Weak<OwnedFd>, now: &Arc<OwnedFd>| known.as_ptr() != Arc::as_ptr(now);
         let with = With {
@@ -132,7 +149,16 @@ impl Worker {
         };
         let (who, what) = (Cow::Borrowed(&actor.who), Cow::Borrowed(what));
         let room = what.room();
-        let task = serde_json::to_vec(&Task { who, what, with })
+        let task = Task { who, what, with, processor };
+        let mut quick = [0; QUICK];
+        if room == 0
+            && more.is_empty()
+            && with == With::default()
+            && let Ok(task) = postcard::to_slice(&task, &mut quick)
+        {
+            return self.ask_quickly(task);
+        }
+        let task = postcard::to_allocvec(&task)
             .map_err(|error| Failure::new(Errno::EINVAL, error.to_string()))?;
         if task.len() > LONGEST {
             return Err(Failure::nobody_acts("the task is too long"));
@@ -157,6 +183,32 @@ impl Worker {
         self.answer(room).map(Some)
     }
 
+    /// The same for a task that is all bytes.
+    fn ask_quickly(&self, task: &[u8]) -> Result<Option<Answer>, Failure> {
+        // Whole, because it is no longer than what a pipe takes at once, and the pipe is empty.
+        rustix::io::write(&self.pipes.tasks, task).or_fail("write to a worker")?;
+        let mut number = [0; 4];
+        let mut turns = 1;
+        let patience = Timespec::try_from(self.patience).ok();
+        loop {
+            let mut ready = [PollFd::new(&self.pipes.answers, PollFlags::IN)];
+            match poll(&mut ready, patience.as_ref()) {
+                Err(rustix::io::Errno::INTR) => {}
+                Ok(0) if turns < TIMES && self.is_runnable() => turns += 1,
+                Ok(0) => return Err(Failure::new(Errno::ETIMEDOUT, "it took too long")),
+                Ok(_) => break,
+                Err(errno) => return Err(errno).or_fail("poll of a worker"),
+            }
+        }
+        match rustix::io::read(&self.pipes.answers, &mut number).or_fail("read from a worker")? {
+            4 => Ok(Some(Reply::from_number(i32::from_ne_bytes(number)).into())),
+            _ if rustix::io::ioctl_fionread(&self.pipes.untaken).is_ok_and(|left| left > 0) => {
+                Ok(None)
+            }
+            _ => Err(killed()),
+        }
+    }
+
     fn answer(&self, room: usize) -> Result<Answer, Failure> {
         let (mut number, mut bytes) = ([0; 4], vec![0; room]);
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -176,10 +228,7 @@ impl Worker {
         }
         let length = received.map_or(0, |received| received.bytes);
         let Some(length) = length.checked_sub(number.len()) else {
-            return Err(Failure::new(
-                Errno::EINTR,
-                "a worker was killed in the middle of its task",
-            ));
+            return Err(killed());
         };
         bytes.truncate(length);
         let fd = control.drain().find_map(|message| match message {
@@ -200,8 +249,12 @@ impl Worker {
 
     fn runs(&self) -> bool {
         let mut ended = [PollFd::new(&self.process, PollFlags::IN)];
-        rustix::event::poll(&mut ended, Some(&rustix::event::Timespec::default())) == Ok(0)
+        poll(&mut ended, Some(&Timespec::default())) == Ok(0)
     }
+}
+
+fn killed() -> Failure {
+    Failure::new(Errno::EINTR, "a worker was killed in the middle of its task")
 }
 
 impl Drop for Worker {

@@ -5,7 +5,6 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
-use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::net::{
@@ -17,12 +16,15 @@ use super::bpf;
 use super::identity::lay_down;
 use super::mknod::Opens;
 use super::task::{Answer, Reply, Task, What};
+use crate::sys::affinity::Stay;
 use crate::worker::child::die_with_parent;
 use crate::worker::failure::{Failure, OrFail};
 use crate::worker::line::Line;
 
-/// The longest task: a path of a page, written as numbers, and as many groups as there can be.
+/// The longest task: a path of a page, and as many groups as there can be.
 pub(super) const LONGEST: usize = 1 << 20;
+/// The longest that comes by the pipe: what a pipe takes at once (`PIPE_BUF`).
+pub(super) const QUICK: usize = 4096;
 /// Process, root, base, and what the task needs in addition: a file that was found for the caller
 /// ([`crate::worker::Find`]), or two descriptors of it.
 pub(super) const DESCRIPTORS: usize = 5;
@@ -31,9 +33,12 @@ const PATIENCE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 /// What is watched.
 const LINE: u64 = 0;
 const CALLER: u64 = 1;
+const PIPE: u64 = 2;
 
 struct Worker {
     line: OwnedFd,
+    tasks: OwnedFd,
+    answers: OwnedFd,
     /// `/proc/self/fd`, which the container's root does not show.
     fds: OwnedFd,
     opens: Opens,
@@ -41,19 +46,27 @@ struct Worker {
     /// Watches the line, and the process that asked last.
     watch: OwnedFd,
     caller: Option<OwnedFd>,
+    stay: Stay,
 }
 
 /// Serves one control group until it is not needed any more.
-pub(in crate::worker) fn serve(line: Line, groups: Vec<OwnedFd>) {
+pub(in crate::worker) fn serve(line: Line, tasks: OwnedFd, answers: OwnedFd, groups: Vec<OwnedFd>) {
     match prepare(groups) {
         Err(failure) => line.report(Err(failure)),
         Ok(Prepared { this, fds, watch, bpf }) => {
             if line.done(&[this.as_fd()]).is_ok() {
                 let (line, opens, caller) = (line.into_fd(), Vec::new(), None);
-                Worker { line, fds, opens, bpf, watch, caller }.work();
+                let stay = Stay::anywhere();
+                Worker { line, tasks, answers, fds, opens, bpf, watch, caller, stay }.work();
             }
         }
     }
+}
+
+/// Where the next task comes from.
+enum Next {
+    Line,
+    Pipe,
 }
 
 struct Prepared {
@@ -89,35 +102,54 @@ fn prepare(groups: Vec<OwnedFd>) -> Result<Prepared, Failure> {
 
 impl Worker {
     fn work(&mut self) {
-        if self.look_at(&self.line, LINE).is_err() {
+        let watched = [(&self.line, LINE), (&self.tasks, PIPE)];
+        if watched.iter().any(|(fd, what)| self.look_at(fd, *what).is_err()) {
             return;
         }
         let mut bytes = vec![0; LONGEST];
         loop {
-            self.wait();
-            let Some((length, fds)) = self.receive(&mut bytes) else { return };
-            let Some(answer) = self.act(&bytes[..length], fds) else {
+            let (length, fds) = match self.wait() {
+                Next::Line => match self.receive(&mut bytes) {
+                    Some((length, fds)) => (length, Some(fds)),
+                    None => return,
+                },
+                Next::Pipe => match rustix::io::read(&self.tasks, &mut bytes[..QUICK]) {
+                    Ok(length @ 1..) => (length, None),
+                    _ => return,
+                },
+            };
+            let by_line = fds.is_some();
+            let answer = self.act(&bytes[..length], fds.unwrap_or_default());
+            let goes_on = answer.is_some();
+            if !goes_on {
                 // Whoever asks next gets another worker.
                 let _ = rustix::net::shutdown(&self.line, Shutdown::Read);
-                let _ = self.send(&Reply::Failed(Errno::EPERM).into());
-                return;
-            };
-            if self.send(&answer).is_err() {
+            }
+            let answer = answer.unwrap_or_else(|| Reply::Failed(Errno::EPERM).into());
+            let sent = if by_line { self.send(&answer) } else { self.send_quickly(answer.reply) };
+            if sent.is_err() || !goes_on {
                 return;
             }
         }
     }
 
-    /// Waits for a task. When there is none, from here on nobody can ask any more; whoever just did
-    /// is answered.
-    fn wait(&self) {
-        let mut events = Vec::with_capacity(2);
-        while epoll::wait(&self.watch, spare_capacity(&mut events), Some(&PATIENCE))
-            == Err(rustix::io::Errno::INTR)
-        {}
-        if !events.iter().any(|event: &epoll::Event| event.data.u64() == LINE) {
-            let _ = rustix::net::shutdown(&self.line, Shutdown::Read);
+    /// Waits for a task. When there is none, from here on nobody can ask any more by the line; whoever
+    /// just did is answered. What is left in the pipe when this process has ended was not begun.
+    fn wait(&self) -> Next {
+        let mut room = [MaybeUninit::uninit(); 3];
+        let events = loop {
+            match epoll::wait(&self.watch, &mut room, Some(&PATIENCE)) {
+                Err(rustix::io::Errno::INTR) => {}
+                events => break events.map(|(events, _)| &*events).unwrap_or_default(),
+            }
+        };
+        let has = |what| events.iter().any(|event: &epoll::Event| event.data.u64() == what);
+        match (has(LINE), has(PIPE)) {
+            (false, true) => return Next::Pipe,
+            (false, false) => drop(rustix::net::shutdown(&self.line, Shutdown::Read)),
+            (true, _) => {}
         }
+        Next::Line
     }
 
     fn look_at(&self, fd: &OwnedFd, what: u64) -> Result<(), rustix::io::Errno> {
@@ -149,6 +181,10 @@ impl Worker {
         (received.bytes > 0).then_some((received.bytes, fds))
     }
 
+    fn send_quickly(&self, reply: Reply) -> Result<(), rustix::io::Errno> {
+        rustix::io::write(&self.answers, &reply.number().to_ne_bytes()).map(drop)
+    }
+
     fn send(&self, answer: &Answer) -> Result<(), rustix::io::Errno> {
         let number = answer.reply.number().to_ne_bytes();
         let fd: Vec<_> = answer.fd.as_ref().map(AsFd::as_fd).into_iter().collect();
@@ -171,9 +207,10 @@ impl Worker {
 
     /// `None`: it could not become the caller, and is nobody in particular now.
     fn act(&mut self, task: &[u8], fds: Vec<OwnedFd>) -> Option<Answer> {
-        let Ok(Task { who, what, with }) = serde_json::from_slice(task) else {
+        let Ok(Task { who, what, with, processor }) = postcard::from_bytes(task) else {
             return Some(Reply::Failed(Errno::EPROTO).into());
         };
+        self.stay.on(processor);
         let mut fds = fds.into_iter();
         let mut next = |comes: bool| if comes { fds.next() } else { None };
         let (process, root, base) = (next(with.process), next(with.root), next(with.base));

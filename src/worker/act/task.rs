@@ -21,10 +21,12 @@ pub(super) struct Task<'a> {
     pub(super) what: Cow<'a, What>,
     /// Which descriptors come with it. Those that an act needs in addition follow.
     pub(super) with: With,
+    /// On which processor to stay, for now.
+    pub(super) processor: Option<usize>,
 }
 
 /// The descriptors of a task, in this order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct With {
     /// The caller's process, unless it is the one of the task before.
     pub(super) process: bool,
