@@ -23,6 +23,9 @@ const PROBATION: u64 = 30_000_000_000;
 /// The shortest delay: below it, waiting costs more than answering.
 const SHORTEST: u64 = 1_000_000;
 
+/// Who calls again within this time makes one call after the other.
+const OFTEN: u64 = 1_000_000;
+
 /// Lines per second that the audit log takes from one container.
 const LINES: u64 = 200;
 
@@ -41,6 +44,8 @@ pub(super) struct Account {
     left_out: AtomicU64,
     messages: Bucket,
     unsaid: AtomicU64,
+    /// When it called last.
+    last: AtomicU64,
     /// Calls that are being answered on listener threads.
     inline: AtomicU32,
     /// Until when threads are watched that answer its calls.
@@ -71,6 +76,7 @@ impl Account {
             left_out: AtomicU64::new(0),
             messages: Bucket::default(),
             unsaid: AtomicU64::new(0),
+            last: AtomicU64::new(0),
             inline: AtomicU32::new(0),
             watched: AtomicU64::new(0),
             suspect: AtomicU64::new(0),
@@ -84,6 +90,11 @@ impl Account {
             self.delayed.fetch_add(1, Ordering::Relaxed);
             wait.max(SHORTEST)
         })
+    }
+
+    /// Makes it one call after the other? Called with each, `now`.
+    pub(super) fn calls_often(&self, now: u64) -> bool {
+        now.saturating_sub(self.last.swap(now, Ordering::Relaxed)) < OFTEN
     }
 
     /// May another line be logged? If not, it is counted.

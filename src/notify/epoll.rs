@@ -133,6 +133,7 @@ impl<S: AsFd> Watch<S> {
                     break;
                 }
             }
+            let crowded = events.len() > 1;
             for event in events.drain(..) {
                 let (token, flags) = (event.data.u64(), event.flags);
                 if token == WAKE {
@@ -144,7 +145,7 @@ impl<S: AsFd> Watch<S> {
                 self.turns.fetch_add(1, Ordering::Relaxed);
                 let at = bucket::now().max(1);
                 self.since.store(at, Ordering::SeqCst);
-                let keep = ready(&source, Ready { token, at, readable, hung_up });
+                let keep = ready(&source, Ready { token, at, crowded, readable, hung_up });
                 if self.charge() == charge {
                     self.since.store(0, Ordering::SeqCst);
                 }
@@ -247,6 +248,8 @@ pub(super) struct Ready {
     pub(super) token: u64,
     /// When it was found, as the bucket counts.
     pub(super) at: u64,
+    /// Others have something too: the thread goes on with those.
+    pub(super) crowded: bool,
     pub(super) readable: bool,
     pub(super) hung_up: bool,
 }

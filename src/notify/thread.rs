@@ -13,9 +13,11 @@ use std::time::Duration;
 
 use libseccomp_sys::seccomp_notif;
 use nix::errno::Errno;
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::account::Account;
 use super::borrower::{Loans, Place};
+use super::bucket;
 use super::epoll::{Keep, Ready, Watch};
 use super::handler::{Cost, Repeat, Verdict};
 use super::journal::{Entry, Journal, Phase};
@@ -28,6 +30,22 @@ use super::recent::Recent;
 use super::warden::{self, Warden};
 use super::{Adopted, Error};
 use crate::notify::context::Pending;
+
+/// How many calls of one container are answered before those of the next one: of one thread, and of
+/// several, which call faster than one can.
+const TURN: u32 = 16;
+const TURN_OF_SEVERAL: u32 = TURN / 4;
+
+/// How long its next call may take to come.
+const SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000 };
+
+/// What a listener thread does when it has answered a call.
+enum Next {
+    /// It may look for another one from there. This one was of that thread.
+    Look(u32),
+    /// It may not.
+    Leave(Keep),
+}
 
 /// What a listener thread watches.
 #[derive(Debug)]
@@ -237,17 +255,13 @@ impl Threads {
                 Keep::No
             }
             Source::Listener { listener, member } => {
-                let mut locked = member.lock().unwrap_or_else(PoisonError::into_inner);
-                let account = Arc::clone(locked.account(self.pipeline.accounts()));
-                let policy = locked.policy(self.pipeline.policies()).clone();
-                drop(locked);
                 let place = || Place {
                     index,
                     token: ready.token,
                     listener: Arc::clone(listener),
                     member: Arc::clone(member),
                 };
-                self.answer(listener, &account, policy, ready.at, place)
+                self.serve_listener(&place, ready)
             }
             Source::LxcSocket(socket) => {
                 if let Some(connection) = socket.accept() {
@@ -273,6 +287,37 @@ impl Threads {
         }
     }
 
+    /// Answers a container that has called: once, and more often when it makes one call after the
+    /// other and others do so too. Going from one to the next with each call, this thread would never
+    /// sleep, and whoever was answered would wait for its processor.
+    fn serve_listener(self: &Arc<Self>, place: &impl Fn() -> Place, ready: Ready) -> Keep {
+        let Place { listener, member, .. } = place();
+        let (mut now, mut first, mut turn) = (ready.at, None, TURN);
+        for call in 1.. {
+            let mut locked = member.lock().unwrap_or_else(PoisonError::into_inner);
+            let account = Arc::clone(locked.account(self.pipeline.accounts()));
+            let policy = locked.policy(self.pipeline.policies()).clone();
+            drop(locked);
+            let often = account.calls_often(now);
+            match self.answer(&listener, &account, policy, now, place) {
+                Next::Leave(keep) => return keep,
+                Next::Look(tid) if *first.get_or_insert(tid) != tid => turn = TURN_OF_SEVERAL,
+                Next::Look(_) => {}
+            }
+            if !ready.crowded || !often || call >= turn {
+                break;
+            }
+            let mut comes = [PollFd::new(&*listener, PollFlags::IN)];
+            if rustix::event::poll(&mut comes, Some(&SOON)) != Ok(1)
+                || comes[0].revents() != PollFlags::IN
+            {
+                break;
+            }
+            now = bucket::now();
+        }
+        Keep::Yes
+    }
+
     /// Takes exactly one request and answers it. One, because a second RECV would sleep if there
     /// is none, and a readiness promises only one.
     fn answer(
@@ -282,17 +327,17 @@ impl Threads {
         policy: Policy,
         now: u64,
         place: impl FnOnce() -> Place,
-    ) -> Keep {
+    ) -> Next {
         let mut entry = self.journal.entry();
         let notification = match entry.receive(listener) {
             Ok(notification) => notification,
             // The target died or got a signal between readiness and RECV; we got a signal.
-            Err(Errno::ENOENT | Errno::EINTR) => return Keep::Yes,
+            Err(Errno::ENOENT | Errno::EINTR) => return Next::Leave(Keep::Yes),
             Err(errno) => {
                 let container = &account.id;
                 tracing::error!(container, "SECCOMP_IOCTL_NOTIF_RECV: {errno}; listener dropped");
                 listener.forget();
-                return Keep::No;
+                return Next::Leave(Keep::No);
             }
         };
         let wait = account.spend(now, policy.settings().calls);
@@ -302,7 +347,7 @@ impl Threads {
             // A listener that has to wait is not lent.
             Cost::Brief if wait.is_none() && self.pipeline.acting().is_free(&account.id) => {
                 self.lend(place(), account, policy, notification, entry);
-                return Keep::Yes;
+                return Next::Leave(Keep::Yes);
             }
             Cost::Brief | Cost::Act => None,
         };
@@ -312,7 +357,8 @@ impl Threads {
         } else {
             self.hand_over(listener, account, policy, notification, (entry, repeat));
         }
-        wait.map_or(Keep::Yes, Keep::After)
+        let tid = notification.pid;
+        wait.map_or(Next::Look(tid), |nanoseconds| Next::Leave(Keep::After(nanoseconds)))
     }
 
     /// Has a request decided and answered by a thread of its own. If there is none, the kernel
