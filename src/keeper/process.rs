@@ -53,6 +53,8 @@ struct Server {
     is_candidate: bool,
     prepared: bool,
     serving: bool,
+    /// It will say nothing more, but has not ended yet.
+    is_mute: bool,
     /// Why it cannot serve, in its own words.
     failure: Option<String>,
 }
@@ -160,7 +162,9 @@ impl Keeper {
         let mut fds = vec![PollFd::new(signals, PollFlags::IN)];
         for server in servers() {
             fds.push(PollFd::new(&server.pidfd, PollFlags::IN));
-            fds.push(PollFd::new(&server.socket, PollFlags::IN));
+            if !server.is_mute {
+                fds.push(PollFd::new(&server.socket, PollFlags::IN));
+            }
         }
         if let Some(standby) = &self.standby {
             fds.push(PollFd::new(&standby.pidfd, PollFlags::IN));
@@ -186,8 +190,14 @@ impl Keeper {
     fn listen(&mut self) {
         loop {
             let Some(server) = &mut self.server else { return };
-            let Ok(Some((text, fd))) = wire::receive(&server.socket, RecvFlags::DONTWAIT) else {
-                return;
+            let (text, fd) = match wire::receive(&server.socket, RecvFlags::DONTWAIT) {
+                Ok(Some(message)) => message,
+                // A process that dies takes a while to lay down what it has, and needs processors for it.
+                Ok(None) => {
+                    server.is_mute = true;
+                    return;
+                }
+                Err(_) => return,
             };
             server.heard = Instant::now();
             let (verb, rest) = text.split_once(' ').unwrap_or((&text, ""));
@@ -302,7 +312,14 @@ impl Keeper {
         }
         // Seen before what it said last is heard.
         let ended = candidate.child.try_wait().ok().flatten();
-        while let Ok(Some((text, _))) = wire::receive(&candidate.socket, RecvFlags::DONTWAIT) {
+        loop {
+            let text = match wire::receive(&candidate.socket, RecvFlags::DONTWAIT) {
+                Ok(Some((text, _))) => text,
+                other => {
+                    candidate.is_mute |= other.is_ok();
+                    break;
+                }
+            };
             if text == "prepared" {
                 candidate.prepared = true;
                 self.stop(Stop::Replace);
@@ -461,6 +478,7 @@ fn start(
         is_candidate,
         prepared: false,
         serving: false,
+        is_mute: false,
         failure: None,
     })
 }
