@@ -325,6 +325,20 @@ pub fn start_acts() -> anyhow::Result<Acts> {
     Ok(Acts::new(broker))
 }
 
+/// Has the table of descriptors be as large as it will ever have to be on most hosts. In a process with
+/// threads the kernel lets everybody wait who opens a file while the table grows, for 10 ms at a time
+/// (an RCU grace period). To be called before there are threads.
+pub(crate) fn make_room_for_descriptors() {
+    const ENOUGH: u64 = 8192;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let last = limit.unwrap_or(ENOUGH).min(ENOUGH).saturating_sub(1);
+    if let Ok(last) = i32::try_from(last)
+        && let Err(errno) = rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), last)
+    {
+        tracing::debug!("the table of descriptors grows later: fcntl(F_DUPFD_CLOEXEC): {errno}");
+    }
+}
+
 /// How accounting is configured.
 pub(crate) fn accounting_options(config: &Config) -> Options {
     Options {

@@ -61,7 +61,7 @@ fn serve(config: &Config, path: Option<&Path>, link: &Link, candidate: bool) -> 
     let acts = daemon::start_acts()?;
     logging::start(config.daemon.log);
     keep_pages();
-    make_room_for_descriptors();
+    daemon::make_room_for_descriptors();
     if candidate {
         self_check::run(config).context("it fails its check")?;
     }
@@ -125,20 +125,6 @@ fn serve(config: &Config, path: Option<&Path>, link: &Link, candidate: bool) -> 
 fn keep_pages() {
     if let Err(errno) = rustix::thread::disable_transparent_huge_pages(true) {
         tracing::debug!("huge pages cannot be refused: prctl(PR_SET_THP_DISABLE): {errno}");
-    }
-}
-
-/// Has the table of descriptors be as large as it will ever have to be on most hosts. In a process with
-/// threads the kernel lets everybody wait who opens a file while the table grows, for 10 ms at a time
-/// (an RCU grace period).
-fn make_room_for_descriptors() {
-    const ENOUGH: u64 = 8192;
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let last = limit.unwrap_or(ENOUGH).min(ENOUGH).saturating_sub(1);
-    if let Ok(last) = i32::try_from(last)
-        && let Err(errno) = rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), last)
-    {
-        tracing::debug!("the table of descriptors grows later: fcntl(F_DUPFD_CLOEXEC): {errno}");
     }
 }
 

@@ -114,6 +114,7 @@ fn serve(options: &Serve) -> anyhow::Result<()> {
 }
 
 fn start(options: &Serve) -> anyhow::Result<(Overlay, Arc<Switch>)> {
+    daemon::make_room_for_descriptors();
     let accounting = daemon::start_accounting(Options {
         cpu_policy: if options.cfs { CpuPolicy::Quota } else { CpuPolicy::Cpuset },
         swap: if options.no_swap { SwapPolicy::None } else { SwapPolicy::Limit },
