@@ -36,6 +36,9 @@ use crate::notify::context::Pending;
 const TURN: u32 = 16;
 const TURN_OF_SEVERAL: u32 = TURN / 4;
 
+/// So long, in nanoseconds, a turn takes at most: who comes back later may have lost its place (`warden.rs`).
+const LONGEST_TURN: u64 = 10_000_000;
+
 /// How long its next call may take to come.
 const SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000 };
 
@@ -314,6 +317,9 @@ impl Threads {
                 break;
             }
             now = bucket::now();
+            if now - ready.at > LONGEST_TURN {
+                break;
+            }
         }
         Keep::Yes
     }

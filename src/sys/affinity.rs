@@ -25,7 +25,7 @@ pub fn sched_getaffinity(tid: i32, mask: &mut [u64]) -> Result<usize, Errno> {
     Errno::result(written).map(|written| usize::try_from(written).unwrap_or(0))
 }
 
-/// The same as the kernel has for 8192 processors.
+/// Room for 8192 processors.
 const WORDS: usize = 128;
 
 /// Where the calling thread runs: wherever it may, or on one processor for a while. Those who take

@@ -129,9 +129,19 @@ impl Hierarchies {
     /// # Errors
     /// No cgroup file system is mounted, or one cannot be opened.
     pub fn from_mountinfo(mountinfo: &[u8], root: &Path) -> Result<Self, Error> {
+        let mut mounts: Vec<MountLine<'_>> = Vec::new();
+        for mount in scan::lines(mountinfo).filter_map(MountLine::parse) {
+            // The last one covers those before it.
+            match mounts.iter_mut().find(|other| other.point == mount.point) {
+                Some(covered) => *covered = mount,
+                None => mounts.push(mount),
+            }
+        }
+        // A hierarchy may be mounted more than once: best is one that shows all of it. One from outside
+        // of this cgroup namespace (`/..`) has other paths than `/proc/<pid>/cgroup`.
+        mounts.sort_by_key(|mount| (mount.root != "/", mount.root.starts_with("/..")));
         let mut found = Self::default();
-        for line in scan::lines(mountinfo) {
-            let Some(mount) = MountLine::parse(line) else { continue };
+        for mount in mounts {
             let path = root.join(mount.point.trim_start_matches('/'));
             match mount.fstype {
                 "cgroup2" if found.unified.is_none() => {
@@ -288,6 +298,23 @@ mod tests {
         assert_eq!(mount.relative("/docker/abc"), None);
         assert_eq!(mount.relative("/elsewhere"), None);
         assert_eq!(mount.relative("/docker/ab/../x"), None);
+    }
+
+    #[test]
+    fn of_several_mounts_the_whole_hierarchy_counts() {
+        let dir = world(&[("pod", "memory\n"), ("outer", "memory\n"), ("c", "memory\n")]);
+        let lines = [
+            "28 1 0:1 / /covered rw - cgroup2 cgroup2 rw",
+            "29 1 0:5 / /covered rw - tmpfs tmpfs rw",
+            "30 1 0:1 /../.. /outer rw - cgroup2 cgroup2 rw",
+            "31 1 0:1 /pod /pod rw - cgroup2 cgroup2 rw",
+            "32 1 0:1 / /c rw - cgroup2 cgroup2 rw",
+        ];
+        for (shown, wanted) in [(5, "c"), (4, "pod"), (3, "outer")] {
+            let text = lines[..shown].join("\n");
+            let found = Hierarchies::from_mountinfo(text.as_bytes(), dir.path()).unwrap();
+            assert!(found.unified.unwrap().0.path().ends_with(wanted), "{text}");
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ fn a_real_systemd_brings_it_back() {
     for wanted in [
         "killed the keeper 6 times",
         "restarted 2 times",
+        "stopped",
         "reloaded",
         " failures=0 ",
         // Nobody starts it again and again.

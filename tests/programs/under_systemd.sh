@@ -1,6 +1,6 @@
 #!/bin/bash
 # Run ambit as a service of a real systemd, which is PID 1 of namespaces made for it, and do to it what happens to services:
-# kills of the keeper, restarts, a reload, a mistaken configuration. Meanwhile a sandbox looks at everything in a loop.
+# kills of the keeper, restarts, a stop, a reload, a mistaken configuration. Meanwhile a sandbox looks at everything in a loop.
 #   under_systemd.sh AMBIT UNIT PROGRAMS KILLS
 # Needs root and pure cgroup v2. Prints what happened; the last line is "ended".
 set -euo pipefail
@@ -46,6 +46,8 @@ UNIT
     cat >/run/systemd/system/scenario.service <<UNIT
 [Unit]
 DefaultDependencies=no
+# As multi-user.target does with a unit that is enabled: one that nobody wants is forgotten when it stops, with what it left.
+Wants=ambit.service
 SuccessAction=exit-force
 FailureAction=exit-force
 [Service]
@@ -92,6 +94,12 @@ scenario)
     echo "killed the keeper $kills times"
     for turn in 1 2; do pid=$(main_pid); systemctl restart ambit; another "$pid"; sleep 0.2; done
     echo "restarted 2 times"
+    if [ "$(systemctl --version | sed -n '1s/^systemd \([0-9]*\).*/\1/p')" -ge 254 ]; then
+        pid=$(main_pid); systemctl stop ambit; sleep 0.5; systemctl start ambit; another "$pid"; sleep 0.2
+        echo "stopped and started"
+    else
+        echo "not stopped: before systemd 254 that loses what was kept"
+    fi
     systemctl reload ambit && echo "reloaded"
     sleep 0.2; : >"$DIR/stop/stop"
     wait "$survivor" || echo "the sandbox ended with $?"
