@@ -33,8 +33,30 @@ use crate::worker::line::{Line, wait};
 /// How long a helper may take to explain a failure that is seen already.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// The helper of a mount that was just undone may be at the same device: umount(2) does not wait for it,
+/// as it does for the kernel's filesystems. Such a device is tried again, this often and for so long.
+const BUSY: Duration = Duration::from_millis(50);
+const BUSY_AT_MOST: Duration = Duration::from_secs(1);
+
 /// Mounts. The result is the number of the filesystem's device.
 pub(super) fn mount(
+    order: &Order,
+    handler: &Handler,
+    caller: &Caller,
+    until: Instant,
+) -> Result<Option<u64>, Failure> {
+    let began = Instant::now();
+    loop {
+        match mount_once(order, handler, caller, until) {
+            Err(failure) if failure.errno == Errno::EBUSY && began.elapsed() < BUSY_AT_MOST => {
+                std::thread::sleep(BUSY);
+            }
+            result => return result,
+        }
+    }
+}
+
+fn mount_once(
     order: &Order,
     handler: &Handler,
     caller: &Caller,

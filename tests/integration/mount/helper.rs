@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::{SHIFTED, Stage};
+use super::{Loop, SHIFTED, Stage, helpers};
 use crate::harness::daemon::{Daemon, readable_dir};
 use crate::harness::{command, machine, sandbox};
 
@@ -52,6 +52,26 @@ fn a_helper_that_mounts_by_itself_survives_the_daemon() {
     let text = running.finish(machine::patience(30)).ok();
     assert!(text.contains("first\nfuse.ext4\n"), "{text}");
     Stage { daemon, folder, mounts }.leaves_nothing();
+}
+
+#[test]
+fn a_device_is_mounted_again_as_soon_as_it_was_unmounted() {
+    let stage = Stage::new("mount = true\n\"mount.fuse\" = { ext4 = \"fuse2fs\" }\n");
+    let device = Loop::of(&stage.image());
+    let args = ["--device", "/dev/fuse", "--device", &device.0];
+    let script = format!(
+        "for i in $(seq 10); do mount -t ext4 {} m && echo $i >>m/file && umount m || exit; done
+         mount -t ext4 {0} m && cat m/file && umount m",
+        device.0
+    );
+    let text = stage.run(&args, &script).ok();
+    assert_eq!(text.split_whitespace().count(), 10, "{text}");
+    // The last helper may still be at it.
+    while !helpers().is_empty() {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    drop(device);
+    stage.leaves_nothing();
 }
 
 #[test]
