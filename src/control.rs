@@ -2,7 +2,7 @@
 //!
 //! Runs on the main thread's event loop; nothing a container does reaches it.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as BlockingStream;
@@ -165,6 +165,11 @@ pub fn order(path: &Path, order: &str) -> anyhow::Result<()> {
         return ask_status(path).map(drop);
     }
     read.context("the daemon does not answer")?;
+    if line.is_empty() {
+        anyhow::bail!(
+            "the daemon ended before it answered; `ambit status` tells whether it is back"
+        );
+    }
     let answer: serde_json::Value =
         serde_json::from_str(&line).context("the daemon's answer is not understood")?;
     match answer["error"].as_str() {
@@ -178,13 +183,32 @@ pub fn order(path: &Path, order: &str) -> anyhow::Result<()> {
 /// # Errors
 /// No daemon listens, or it does not answer.
 pub fn ask_status(path: &Path) -> anyhow::Result<Status> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let line = ask_once(path)?;
+        if !line.is_empty() || Instant::now() >= until {
+            return serde_json::from_str(&line).context("the daemon's answer is not understood");
+        }
+        // Killed or replaced while it answered: its successor has the same socket.
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The answer; empty if there was none.
+fn ask_once(path: &Path) -> anyhow::Result<String> {
     let mut stream = BlockingStream::connect(path).with_context(|| {
         format!("no ambit daemon answers on {}; start one with `ambit serve`", path.display())
     })?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(b"status\n")?;
     let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).context("the daemon does not answer")?;
-    serde_json::from_str(&line).context("the daemon's answer is not understood")
+    let asked = stream.write_all(b"status\n");
+    match asked.and_then(|()| BufReader::new(stream).read_line(&mut line)) {
+        Err(error)
+            if [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe].contains(&error.kind()) =>
+        {
+            Ok(String::new())
+        }
+        read => read.map(|_| line).context("the daemon does not answer"),
+    }
 }
