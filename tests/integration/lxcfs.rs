@@ -164,6 +164,7 @@ fn one_for_each_instance() {
     assert!(faults.contains("\npgfault ") && !faults.contains("\npgfault 0\n"), "{faults}");
     drop(second.stop());
     assert_eq!(kb(&ask(&first, "proc/meminfo"), "MemTotal"), 80 << 10);
+    drop(first.stop());
 }
 
 /// All names below a folder, with type and permissions; links are not followed.
@@ -225,7 +226,7 @@ fn the_layout_is_that_of_debians_lxcfs() {
     for file in ["proc/uptime", "proc/loadavg"] {
         assert_eq!(words(ask(&ours, file)), words(ask(&theirs, file)), "{file}");
     }
-    drop(theirs.stop());
+    drop((ours.stop(), theirs.stop()));
 }
 
 /// Runs a script in a container with Debian's hooks as LXC includes them, and our server where they look
