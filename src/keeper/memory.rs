@@ -1,6 +1,6 @@
 #![allow(unsafe_code, reason = "memory that outlives the process: one mmap")]
-//! Memory that the keeper holds too: what a server wrote there, up to the moment of its death, its
-//! successor finds.
+//! Memory that another process has too. Above all the keeper: what a server wrote there, up to the moment
+//! of its death, its successor finds.
 //!
 //! Nobody but us maps it; what is in it was written by us or by the kernel.
 
@@ -47,23 +47,31 @@ impl<T: Lasting> Memory<T> {
             rustix::fs::fstat(fd).is_ok_and(|stat| u64::try_from(stat.st_size) == Ok(length as u64))
         };
         let predecessors = held.take_version(name, link).filter(whole);
-        let fresh = predecessors.is_none();
-        let memory = match predecessors {
-            Some(memory) => memory,
-            None => {
-                let memory = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?;
-                rustix::fs::ftruncate(&memory, length as u64)?;
-                link.store(name, &memory);
-                memory
-            }
-        };
+        if let Some(memory) = predecessors {
+            return Ok((Self::of(&memory, count)?, false));
+        }
+        let (own, memory) = Self::new(name, count)?;
+        link.store(name, &memory);
+        Ok((own, true))
+    }
+
+    /// A new one, all zeroes, with the descriptor by which another process has it too.
+    pub(crate) fn new(name: &str, count: usize) -> io::Result<(Self, OwnedFd)> {
+        let memory = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?;
+        rustix::fs::ftruncate(&memory, (count * size_of::<T>()) as u64)?;
+        Ok((Self::of(&memory, count)?, memory))
+    }
+
+    /// That of another process, which has made it for so many.
+    pub(crate) fn of(memory: &OwnedFd, count: usize) -> io::Result<Self> {
+        let length = count * size_of::<T>();
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping, wherever the kernel likes. The file has this length, is handed to
         // nobody who would change that, and stays mapped while `Self` lives.
         let mapped =
             unsafe { mmap(null_mut(), length, protection, MapFlags::SHARED, memory.as_fd(), 0) }?;
         let start = NonNull::new(mapped.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok((Self { start, count }, fresh))
+        Ok(Self { start, count })
     }
 }
 

@@ -40,7 +40,7 @@ const DESCRIPTORS: usize = 48;
 const GRACE: Duration = Duration::from_secs(3);
 
 /// What is to be done, without the descriptors. Those are, in this order: where to report; for
-/// a mount, the inotify instance that watches it; for a worker, its ends of two pipes; of a caller users, mounts, root, folder and other namespaces; control groups.
+/// a mount, the inotify instance that watches it; for a worker, its mailbox; of a caller users, mounts, root, folder and other namespaces; control groups.
 #[derive(Debug, Serialize, Deserialize)]
 enum Errand {
     /// A mount for a caller.
@@ -123,14 +123,10 @@ impl Broker {
         self.for_caller(&errand, caller, None)?.receive(until).map(drop)
     }
 
-    /// Starts a worker in these control groups, which has its ends of these pipes. What it says first
-    /// is a descriptor of itself.
-    pub(super) fn worker(
-        &self,
-        pipes: [BorrowedFd<'_>; 2],
-        groups: &[OwnedFd],
-    ) -> Result<Line, Failure> {
-        self.send(&Errand::Worker, pipes.into_iter().chain(groups.iter().map(AsFd::as_fd)))
+    /// Starts a worker with this mailbox in these control groups. What it says first is a descriptor of
+    /// itself.
+    pub(super) fn worker(&self, mailbox: &OwnedFd, groups: &[OwnedFd]) -> Result<Line, Failure> {
+        self.send(&Errand::Worker, [mailbox].into_iter().chain(groups).map(AsFd::as_fd))
     }
 
     fn for_caller(
@@ -244,11 +240,11 @@ fn run(request: &[u8], mut fds: Vec<OwnedFd>, line: Line) {
     };
     let done = match errand {
         Errand::Worker => {
-            let mut fds = fds.into_iter();
-            let (Some(tasks), Some(answers)) = (fds.next(), fds.next()) else {
+            if fds.is_empty() {
                 return line.report(Err(wrong("a descriptor is missing")));
-            };
-            return act::serve(line, tasks, answers, fds.collect());
+            }
+            let mailbox = fds.remove(0);
+            return act::serve(line, &mailbox, fds);
         }
         Errand::Mount(order, told) => {
             if fds.is_empty() {

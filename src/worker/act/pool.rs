@@ -15,11 +15,11 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
-use rustix::pipe::PipeFlags;
 use rustix::process::Signal;
 
 use super::actor::Actor;
-use super::process::{DESCRIPTORS, LONGEST, QUICK};
+use super::mailbox::{Mailbox, Progress, ROOM};
+use super::process::{DESCRIPTORS, LONGEST};
 use super::task::{Answer, Reply, Task, What, With};
 use crate::kernel_text::status::Status;
 use crate::worker::broker::Broker;
@@ -29,6 +29,9 @@ use crate::worker::pin::control_groups;
 /// So many times the patience is had with a worker that is not hung but waits for a processor, and
 /// with one that starts, which touches nothing of the container's.
 pub const TIMES: u32 = 4;
+
+/// How often is looked whether a worker still runs that has a task.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Starts workers and gives them tasks.
 #[derive(Debug)]
@@ -47,21 +50,15 @@ type Place = Arc<Mutex<Option<Worker>>>;
 #[derive(Debug)]
 struct Worker {
     line: OwnedFd,
-    pipes: Pipes,
+    /// For tasks without descriptors.
+    mailbox: Mailbox,
     process: OwnedFd,
     patience: Duration,
     /// What it has of the caller of the last task: the process, and the root. They are not kept
     /// open for that.
     caller: (Weak<OwnedFd>, Weak<OwnedFd>),
-}
-
-/// A pipe is quicker than the line. Tasks without descriptors go by it, and their answers.
-#[derive(Debug)]
-struct Pipes {
-    tasks: OwnedFd,
-    /// The worker's end of the same: what is left in it was not begun.
-    untaken: OwnedFd,
-    answers: OwnedFd,
+    /// Room for a task.
+    task: Vec<u8>,
 }
 
 impl Workers {
@@ -118,15 +115,14 @@ impl Workers {
 
     fn start(&self, groups: &[u8]) -> Result<Worker, Failure> {
         let started = control_groups(groups).and_then(|groups| {
-            let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).or_fail("pipe");
-            let ((untaken, tasks), (answers, out)) = (pipe()?, pipe()?);
-            let line = self.broker.worker([untaken.as_fd(), out.as_fd()], &groups)?;
+            let (mailbox, workers) = Mailbox::new().or_fail("mmap of a mailbox")?;
+            let line = self.broker.worker(&workers, &groups)?;
             let process = line.receive(Instant::now() + self.patience * TIMES)?.pop();
             let process = process.ok_or_else(|| Failure::nobody_acts("a worker says nothing"))?;
             let line = line.into_fd();
             set_socket_timeout(&line, Timeout::Recv, Some(self.patience)).or_fail("SO_RCVTIMEO")?;
-            let (pipes, caller) = (Pipes { tasks, untaken, answers }, (Weak::new(), Weak::new()));
-            Ok(Worker { line, pipes, process, patience: self.patience, caller })
+            let (patience, caller, task) = (self.patience, (Weak::new(), Weak::new()), vec![0; ROOM]);
+            Ok(Worker { line, mailbox, process, patience, caller, task })
         });
         started.map_err(|failure| Failure::nobody_acts(format!("no worker: {failure}")))
     }
@@ -150,13 +146,13 @@ impl Worker {
         let (who, what) = (Cow::Borrowed(&actor.who), Cow::Borrowed(what));
         let room = what.room();
         let task = Task { who, what, with, processor };
-        let mut quick = [0; QUICK];
         if room == 0
             && more.is_empty()
             && with == With::default()
-            && let Ok(task) = postcard::to_slice(&task, &mut quick)
+            && let Ok(task) = postcard::to_slice(&task, &mut self.task)
+            && self.mailbox.put(task)
         {
-            return self.ask_quickly(task);
+            return self.wait();
         }
         let task = postcard::to_allocvec(&task)
             .map_err(|error| Failure::new(Errno::EINVAL, error.to_string()))?;
@@ -175,6 +171,7 @@ impl Worker {
             return Err(Failure::nobody_acts("too many descriptors for a worker"));
         }
         let parts = [IoSlice::new(&task)];
+        self.mailbox.close();
         match rustix::net::sendmsg(&self.line, &parts, &mut control, SendFlags::NOSIGNAL) {
             Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => return Ok(None),
             other => other.or_fail("sendmsg to a worker")?,
@@ -183,29 +180,24 @@ impl Worker {
         self.answer(room).map(Some)
     }
 
-    /// The same for a task that is all bytes.
-    fn ask_quickly(&self, task: &[u8]) -> Result<Option<Answer>, Failure> {
-        // Whole, because it is no longer than what a pipe takes at once, and the pipe is empty.
-        rustix::io::write(&self.pipes.tasks, task).or_fail("write to a worker")?;
-        let mut number = [0; 4];
-        let mut turns = 1;
-        let patience = Timespec::try_from(self.patience).ok();
+    /// The answer to a task that was put into the mailbox; as above.
+    fn wait(&self) -> Result<Option<Answer>, Failure> {
+        let (mut waited, mut turns) = (Duration::ZERO, 1);
         loop {
-            let mut ready = [PollFd::new(&self.pipes.answers, PollFlags::IN)];
-            match poll(&mut ready, patience.as_ref()) {
-                Err(rustix::io::Errno::INTR) => {}
-                Ok(0) if turns < TIMES && self.is_runnable() => turns += 1,
-                Ok(0) => return Err(Failure::new(Errno::ETIMEDOUT, "it took too long")),
-                Ok(_) => break,
-                Err(errno) => return Err(errno).or_fail("poll of a worker"),
+            // Who has ended has told before what there was to tell.
+            let runs = waited.is_zero() || self.runs();
+            match self.mailbox.progress(LOOK) {
+                Progress::Done(reply) => return Ok(Some(reply.into())),
+                Progress::Untaken if !runs => return Ok(None),
+                Progress::Taken if !runs => return Err(killed()),
+                Progress::Untaken | Progress::Taken => waited += LOOK,
             }
-        }
-        match rustix::io::read(&self.pipes.answers, &mut number).or_fail("read from a worker")? {
-            4 => Ok(Some(Reply::from_number(i32::from_ne_bytes(number)).into())),
-            _ if rustix::io::ioctl_fionread(&self.pipes.untaken).is_ok_and(|left| left > 0) => {
-                Ok(None)
+            if waited > self.patience * turns {
+                if turns >= TIMES || !self.is_runnable() {
+                    return Err(Failure::new(Errno::ETIMEDOUT, "it took too long"));
+                }
+                turns += 1;
             }
-            _ => Err(killed()),
         }
     }
 

@@ -14,6 +14,7 @@ use rustix::net::{
 
 use super::bpf;
 use super::identity::lay_down;
+use super::mailbox::Mailbox;
 use super::mknod::Opens;
 use super::task::{Answer, Reply, Task, What};
 use crate::sys::affinity::Stay;
@@ -23,8 +24,6 @@ use crate::worker::line::Line;
 
 /// The longest task: a path of a page, and as many groups as there can be.
 pub(super) const LONGEST: usize = 1 << 20;
-/// The longest that comes by the pipe: what a pipe takes at once (`PIPE_BUF`).
-pub(super) const QUICK: usize = 4096;
 /// Process, root, base, and what the task needs in addition: a file that was found for the caller
 /// ([`crate::worker::Find`]), or two descriptors of it.
 pub(super) const DESCRIPTORS: usize = 5;
@@ -33,12 +32,10 @@ const PATIENCE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 /// What is watched.
 const LINE: u64 = 0;
 const CALLER: u64 = 1;
-const PIPE: u64 = 2;
 
 struct Worker {
     line: OwnedFd,
-    tasks: OwnedFd,
-    answers: OwnedFd,
+    mailbox: Mailbox,
     /// `/proc/self/fd`, which the container's root does not show.
     fds: OwnedFd,
     opens: Opens,
@@ -50,35 +47,30 @@ struct Worker {
 }
 
 /// Serves one control group until it is not needed any more.
-pub(in crate::worker) fn serve(line: Line, tasks: OwnedFd, answers: OwnedFd, groups: Vec<OwnedFd>) {
-    match prepare(groups) {
+pub(in crate::worker) fn serve(line: Line, mailbox: &OwnedFd, groups: Vec<OwnedFd>) {
+    match prepare(mailbox, groups) {
         Err(failure) => line.report(Err(failure)),
-        Ok(Prepared { this, fds, watch, bpf }) => {
+        Ok(Prepared { this, mailbox, fds, watch, bpf }) => {
             if line.done(&[this.as_fd()]).is_ok() {
                 let (line, opens, caller) = (line.into_fd(), Vec::new(), None);
                 let stay = Stay::anywhere();
-                Worker { line, tasks, answers, fds, opens, bpf, watch, caller, stay }.work();
+                Worker { line, mailbox, fds, opens, bpf, watch, caller, stay }.work();
             }
         }
     }
 }
 
-/// Where the next task comes from.
-enum Next {
-    Line,
-    Pipe,
-}
-
 struct Prepared {
     /// This process.
     this: OwnedFd,
+    mailbox: Mailbox,
     fds: OwnedFd,
     watch: OwnedFd,
     bpf: bpf::Surroundings,
 }
 
 /// Enters the control groups and lays down what is not needed.
-fn prepare(groups: Vec<OwnedFd>) -> Result<Prepared, Failure> {
+fn prepare(mailbox: &OwnedFd, groups: Vec<OwnedFd>) -> Result<Prepared, Failure> {
     let _ = rustix::thread::set_name(c"ambit-act");
     // Without a controlling terminal, and out of reach of the signals of one.
     rustix::process::setsid().or_fail("setsid")?;
@@ -93,29 +85,26 @@ fn prepare(groups: Vec<OwnedFd>) -> Result<Prepared, Failure> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fds = rustix::fs::openat(CWD, "/proc/self/fd", flags, Mode::empty())
         .or_fail("open of /proc/self/fd")?;
+    let mailbox = Mailbox::of(mailbox).or_fail("mmap of a mailbox")?;
     let watch = epoll::create(epoll::CreateFlags::CLOEXEC).or_fail("epoll_create1")?;
     let bpf = bpf::Surroundings::open();
     lay_down().or_fail("capset")?;
     die_with_parent();
-    Ok(Prepared { this, fds, watch, bpf })
+    Ok(Prepared { this, mailbox, fds, watch, bpf })
 }
 
 impl Worker {
     fn work(&mut self) {
-        let watched = [(&self.line, LINE), (&self.tasks, PIPE)];
-        if watched.iter().any(|(fd, what)| self.look_at(fd, *what).is_err()) {
+        if self.look_at(&self.line, LINE).is_err() {
             return;
         }
         let mut bytes = vec![0; LONGEST];
         loop {
-            let (length, fds) = match self.wait() {
-                Next::Line => match self.receive(&mut bytes) {
+            let (length, fds) = match self.mailbox.take(&mut bytes) {
+                Some(length) => (length, None),
+                None => match self.wait_and_receive(&mut bytes) {
                     Some((length, fds)) => (length, Some(fds)),
                     None => return,
-                },
-                Next::Pipe => match rustix::io::read(&self.tasks, &mut bytes[..QUICK]) {
-                    Ok(length @ 1..) => (length, None),
-                    _ => return,
                 },
             };
             let by_line = fds.is_some();
@@ -126,30 +115,36 @@ impl Worker {
                 let _ = rustix::net::shutdown(&self.line, Shutdown::Read);
             }
             let answer = answer.unwrap_or_else(|| Reply::Failed(Errno::EPERM).into());
-            let sent = if by_line { self.send(&answer) } else { self.send_quickly(answer.reply) };
-            if sent.is_err() || !goes_on {
+            if !by_line {
+                self.mailbox.done(answer.reply, goes_on);
+            } else {
+                if goes_on {
+                    self.mailbox.open();
+                }
+                if self.send(&answer).is_err() {
+                    return;
+                }
+            }
+            if !goes_on {
                 return;
             }
         }
     }
 
-    /// Waits for a task. When there is none, from here on nobody can ask any more by the line; whoever
-    /// just did is answered. What is left in the pipe when this process has ended was not begun.
-    fn wait(&self) -> Next {
-        let mut room = [MaybeUninit::uninit(); 3];
+    /// Waits for a task, or for the end: of the caller, of whoever asks, or of patience.
+    fn wait_and_receive(&self, bytes: &mut [u8]) -> Option<(usize, Vec<OwnedFd>)> {
+        let mut room = [MaybeUninit::uninit(); 2];
         let events = loop {
             match epoll::wait(&self.watch, &mut room, Some(&PATIENCE)) {
                 Err(rustix::io::Errno::INTR) => {}
                 events => break events.map(|(events, _)| &*events).unwrap_or_default(),
             }
         };
-        let has = |what| events.iter().any(|event: &epoll::Event| event.data.u64() == what);
-        match (has(LINE), has(PIPE)) {
-            (false, true) => return Next::Pipe,
-            (false, false) => drop(rustix::net::shutdown(&self.line, Shutdown::Read)),
-            (true, _) => {}
+        // From here on nobody can ask any more. Whoever just did is answered.
+        if !events.iter().any(|event: &epoll::Event| event.data.u64() == LINE) {
+            let _ = rustix::net::shutdown(&self.line, Shutdown::Read);
         }
-        Next::Line
+        self.receive(bytes)
     }
 
     fn look_at(&self, fd: &OwnedFd, what: u64) -> Result<(), rustix::io::Errno> {
@@ -179,10 +174,6 @@ impl Worker {
         });
         let fds: Vec<_> = fds.flatten().collect();
         (received.bytes > 0).then_some((received.bytes, fds))
-    }
-
-    fn send_quickly(&self, reply: Reply) -> Result<(), rustix::io::Errno> {
-        rustix::io::write(&self.answers, &reply.number().to_ne_bytes()).map(drop)
     }
 
     fn send(&self, answer: &Answer) -> Result<(), rustix::io::Errno> {
