@@ -46,7 +46,9 @@ pub(super) fn patience() -> Duration {
 }
 
 /// Takes hold of a caller. `None`: its user namespace is not its container's, or it lacks the
-/// capability there; the kernel refuses it then.
+/// capability there; the kernel refuses it then. Whose all this is, is not known before it is seen that
+/// the call is still pending: [`Once::act`](super::once::Once::act) looks before it acts, and so does
+/// whoever acts without it.
 pub(super) fn pin(
     call: &Call,
     cx: &Context<'_>,
@@ -64,10 +66,7 @@ pub(super) fn pin_if(
     is: impl FnOnce(&Actor) -> bool,
 ) -> Result<Option<Actor>, Refusal> {
     let alone = Recent::default();
-    let actor = cx.recent.unwrap_or(&alone).read(call.tid, base, || cx.proc(call));
-    // Only now it is known whose all this is.
-    cx.still_pending()?;
-    match actor {
+    match cx.recent.unwrap_or(&alone).read(call.tid, base, || cx.proc(call)) {
         Ok((actor, origin)) => Ok((is(&actor) && origin.fits(cx.settings.nested)).then_some(actor)),
         // No such descriptor, or none of ours to open: the kernel says so.
         Err(_) => Ok(None),

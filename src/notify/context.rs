@@ -106,51 +106,24 @@ impl Context<'_> {
     /// # Errors
     /// The target is gone, or nothing can be read.
     pub fn read(&self, call: &Call, address: u64, buffer: &mut [u8]) -> Result<usize, Refusal> {
-        let base = usize::try_from(address).map_err(|_| Refusal::Fail(Errno::EFAULT))?;
-        // Parts that end at the end of a page: the next page may not be there.
-        let (mut parts, mut at) = (Vec::new(), 0);
-        while at < buffer.len() {
-            let from = base.checked_add(at).ok_or(Refusal::Fail(Errno::EFAULT))?;
-            let len = (PAGE - from % PAGE).min(buffer.len() - at);
-            parts.push(RemoteIoVec { base: from, len });
-            at += len;
-        }
-        let read = process_vm_readv(pid(call)?, &mut [IoSliceMut::new(buffer)], &parts);
+        let read = copy(call, address, buffer);
         self.pending.check()?;
-        match read {
-            Ok(length) => Ok(length),
-            Err(Errno::EFAULT) => Err(Refusal::Fail(Errno::EFAULT)),
-            Err(Errno::ESRCH) => Err(Refusal::Gone),
-            Err(errno) => Err(Refusal::Continue(Cause::System(
-                "process_vm_readv from the caller (needs CAP_SYS_PTRACE)",
-                errno,
-            ))),
-        }
+        read
     }
 
     /// A string argument; `None` when it does not end in a page's length or cannot be read: the
-    /// kernel knows the errno.
+    /// kernel knows the errno. Whose it is, is not known before it is seen that the request is still
+    /// pending, as with `acts::pin`.
     ///
     /// # Errors
     /// The target is gone.
     pub fn string(&self, call: &Call, index: usize) -> Result<Option<Vec<u8>>, Refusal> {
-        let mut page = [0; PAGE];
         // Most are short, and every page that a reading touches costs.
-        for room in [USUAL, PAGE] {
-            let length = match self.read(call, call.long(index), &mut page[..room]) {
-                Ok(length) => length,
-                Err(Refusal::Fail(_)) => return Ok(None),
-                Err(other) => return Err(other),
-            };
-            let text = &page[..length];
-            if let Some(end) = text.iter().position(|&byte| byte == 0) {
-                return Ok(Some(text[..end].to_vec()));
-            }
-            if length < room {
-                break;
-            }
+        let mut short = [0; USUAL];
+        match until_nul(call, index, &mut short)? {
+            Ok(string) => Ok(string),
+            Err(Longer) => Ok(until_nul(call, index, &mut [0; PAGE])?.unwrap_or(None)),
         }
-        Ok(None)
     }
 
     /// The target's `/proc/<tid>`.
@@ -218,6 +191,48 @@ impl Context<'_> {
 impl std::fmt::Debug for Context<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Context").field("pending", &self.pending).finish_non_exhaustive()
+    }
+}
+
+/// A string goes on where the buffer ends.
+struct Longer;
+
+fn until_nul(
+    call: &Call,
+    index: usize,
+    buffer: &mut [u8],
+) -> Result<Result<Option<Vec<u8>>, Longer>, Refusal> {
+    let length = match copy(call, call.long(index), buffer) {
+        Ok(length) => length,
+        Err(Refusal::Fail(_)) => return Ok(Ok(None)),
+        Err(other) => return Err(other),
+    };
+    let end = buffer[..length].iter().position(|&byte| byte == 0);
+    Ok(match end {
+        None if length == buffer.len() => Err(Longer),
+        end => Ok(end.map(|end| buffer[..end].to_vec())),
+    })
+}
+
+/// Reads from the memory of whoever has the target's number.
+fn copy(call: &Call, address: u64, buffer: &mut [u8]) -> Result<usize, Refusal> {
+    let base = usize::try_from(address).map_err(|_| Refusal::Fail(Errno::EFAULT))?;
+    // Parts that end at the end of a page: the next page may not be there.
+    let (mut parts, mut at) = (Vec::new(), 0);
+    while at < buffer.len() {
+        let from = base.checked_add(at).ok_or(Refusal::Fail(Errno::EFAULT))?;
+        let len = (PAGE - from % PAGE).min(buffer.len() - at);
+        parts.push(RemoteIoVec { base: from, len });
+        at += len;
+    }
+    match process_vm_readv(pid(call)?, &mut [IoSliceMut::new(buffer)], &parts) {
+        Ok(length) => Ok(length),
+        Err(Errno::EFAULT) => Err(Refusal::Fail(Errno::EFAULT)),
+        Err(Errno::ESRCH) => Err(Refusal::Gone),
+        Err(errno) => Err(Refusal::Continue(Cause::System(
+            "process_vm_readv from the caller (needs CAP_SYS_PTRACE)",
+            errno,
+        ))),
     }
 }
 

@@ -13,7 +13,7 @@ use super::handler::Refusal;
 use super::origin::Origin;
 use crate::worker::act::{Actor, Base, Thread};
 
-/// How many. Each has six descriptors.
+/// How many. Each has seven descriptors.
 const MOST: usize = 4;
 
 /// Some threads, the one that called last at the end.

@@ -19,6 +19,7 @@ use super::identity::Identity;
 use super::place::Place;
 use crate::kernel_text::status::Status;
 
+const USERS: &str = "ns/user";
 const CAP_DAC: u64 = 1 << 1 | 1 << 2;
 
 /// Most files of `/proc` are shorter.
@@ -38,6 +39,8 @@ pub struct Thread {
     /// What was read from there, and when.
     seen_groups: Option<(Arc<[u8]>, Instant)>,
     process: Option<Arc<OwnedFd>>,
+    /// The link to its user namespace, not what that leads to.
+    link: OwnedFd,
     /// Its user namespace at the last call, and what the link to it says: no other one has its number
     /// as long as it is open.
     users: Option<(Arc<OwnedFd>, String)>,
@@ -96,7 +99,10 @@ impl Thread {
     /// It is gone.
     pub fn open(proc: OwnedFd) -> Result<Self, Errno> {
         let (status, groups) = (file(&proc, "status")?, file(&proc, "cgroup")?);
-        Ok(Self { proc, status, groups, seen_groups: None, process: None, users: None, root: None })
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let link = openat(&proc, USERS, flags, Mode::empty())?;
+        let (seen_groups, process, users, root) = (None, None, None, None);
+        Ok(Self { proc, status, groups, seen_groups, process, link, users, root })
     }
 
     /// Reads what it is now. Whoever calls this makes sure afterwards that it still waits.
@@ -158,15 +164,14 @@ impl Thread {
     }
 
     fn users(&mut self) -> Result<Arc<OwnedFd>, Errno> {
-        const NAME: &str = "ns/user";
         if let Some((users, name)) = &self.users {
             let mut room = [MaybeUninit::uninit(); 64];
-            let (now, _) = readlinkat_raw(&self.proc, NAME, &mut room)?;
+            let (now, _) = readlinkat_raw(&self.link, "", &mut room)?;
             if *now == *name.as_bytes() {
                 return Ok(Arc::clone(users));
             }
         }
-        let users = Arc::new(file(&self.proc, NAME)?);
+        let users = Arc::new(file(&self.proc, USERS)?);
         let number = rustix::fs::fstat(&users)?.st_ino;
         self.users = Some((Arc::clone(&users), format!("user:[{number}]")));
         Ok(users)
