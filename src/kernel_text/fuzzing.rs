@@ -5,7 +5,7 @@
 use ambit_fuse::mountinfo;
 
 use super::id_map::IdMap;
-use super::status::Status;
+use super::status::{Credentials, Status};
 use super::{control_groups, limits, numbers, profile, watches};
 use crate::notify;
 
@@ -16,6 +16,7 @@ pub fn parse_all(text: &[u8]) {
         assert!(status.numbers(label).count() <= text.len());
         let _ = (status.radix(label, 8), status.radix(label, 16));
     }
+    assert!(Credentials::of(status).is_none_or(|all| all.groups.len() <= text.len()));
     notify::fuzzing::status(text);
     let map = IdMap::parse(text);
     for (first, count) in map.outsiders() {

@@ -23,8 +23,71 @@ impl<'a> Status<'a> {
     /// The one number that follows a label, written to another base than ten.
     #[must_use]
     pub fn radix(self, label: &str, radix: u32) -> Option<u64> {
-        u64::from_str_radix(std::str::from_utf8(self.value(label)?).ok()?, radix).ok()
+        number(self.value(label)?, radix)
     }
+}
+
+/// Who a thread is, for the files that it uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// Its process.
+    pub tgid: u32,
+    /// The mask for modes of new files; Linux before 4.7 does not tell it.
+    pub umask: Option<u32>,
+    /// The user whose permissions count.
+    pub fsuid: u32,
+    /// The group.
+    pub fsgid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// The capabilities in force.
+    pub effective: u64,
+}
+
+impl Credentials {
+    /// In one pass over the text, as far as needed. `None`: it is no status.
+    #[must_use]
+    pub fn of(status: Status<'_>) -> Option<Self> {
+        let (mut tgid, mut umask) = (None, None);
+        let (mut fsuid, mut fsgid, mut groups) = (None, None, None);
+        // Real, effective, saved, of the filesystem.
+        let last = |values| words(values).nth(3).and_then(decimal);
+        for line in scan::lines(status.0) {
+            let Some(colon) = line.iter().position(|&byte| byte == b':') else { continue };
+            let values = &line[colon + 1..];
+            match &line[..colon] {
+                b"Umask" => umask = number(values, 8).and_then(|mask| u32::try_from(mask).ok()),
+                b"Tgid" => tgid = decimal(values),
+                b"Uid" => fsuid = last(values),
+                b"Gid" => fsgid = last(values),
+                b"Groups" => groups = Some(words(values).filter_map(decimal).collect()),
+                b"CapEff" => {
+                    return Some(Self {
+                        tgid: tgid?,
+                        umask,
+                        fsuid: fsuid?,
+                        fsgid: fsgid?,
+                        groups: groups?,
+                        effective: number(values, 16)?,
+                    });
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+}
+
+fn words(values: &[u8]) -> impl Iterator<Item = &[u8]> {
+    values.split(|byte| matches!(byte, b'\t' | b' ')).filter(|word| !word.is_empty())
+}
+
+fn decimal(word: &[u8]) -> Option<u32> {
+    scan::decimal(word).and_then(|number| u32::try_from(number).ok())
+}
+
+fn number(value: &[u8], radix: u32) -> Option<u64> {
+    u64::from_str_radix(std::str::from_utf8(value.trim_ascii()).ok()?, radix).ok()
 }
 
 #[cfg(test)]
@@ -43,6 +106,38 @@ mod tests {
         assert_eq!(status.radix("Umask:", 8), Some(0o027));
         assert_eq!(status.radix("CapEff:", 16), Some((1 << 41) - 1));
         assert_eq!((status.radix("CapBnd:", 16), status.numbers("Gid:").next()), (None, None));
+    }
+
+    #[test]
+    fn credentials_are_all_there_or_none() {
+        let all = Credentials::of(Status(TEXT));
+        assert_eq!(all, None, "no Tgid, no Gid");
+        let whole = [TEXT, b"Tgid:\t31\nGid:\t5\t6\t7\t8\nCapEff:\t00000000000000ff\n"].concat();
+        assert_eq!(Credentials::of(Status(&whole)), None, "what follows CapEff is not read");
+        let before = [b"Tgid:\t31\nGid:\t5\t6\t7\t8\n", TEXT].concat();
+        let expected = Credentials {
+            tgid: 31,
+            umask: Some(0o027),
+            fsuid: 3,
+            fsgid: 8,
+            groups: vec![4, 5],
+            effective: (1 << 41) - 1,
+        };
+        assert_eq!(Credentials::of(Status(&before)), Some(expected));
+    }
+
+    #[test]
+    fn the_kernel_tells_ones_own_credentials() {
+        let text = std::fs::read("/proc/thread-self/status").unwrap();
+        let all = Credentials::of(Status(&text)).unwrap();
+        let effective = rustix::thread::capabilities(None).unwrap().effective;
+        let groups = rustix::process::getgroups().unwrap();
+        assert_eq!(all.tgid, std::process::id());
+        assert_eq!(all.fsuid, rustix::process::geteuid().as_raw());
+        assert_eq!(all.fsgid, rustix::process::getegid().as_raw());
+        assert_eq!(all.groups, groups.iter().map(|group| group.as_raw()).collect::<Vec<_>>());
+        assert_eq!(all.effective, effective.bits());
+        assert!(all.umask.is_some());
     }
 
     #[test]

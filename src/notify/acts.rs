@@ -80,7 +80,7 @@ pub(super) fn act(
     cx: &Context<'_>,
     actor: &Actor,
     what: &What,
-    find: Option<Find>,
+    find: impl FnOnce() -> Option<Find>,
 ) -> Result<Verdict, Refusal> {
     let Some(acts) = cx.acts else { return Ok(Verdict::Continue) };
     let over = actor.passes_over_permissions();
@@ -89,7 +89,9 @@ pub(super) fn act(
         acts.workers.act(actor, what, more, processor).map(|answer| answer.reply)
     };
     let mut reply = ask(&[]);
-    if let (Ok(Reply::Failed(Errno::EACCES)), true, Some(find)) = (&reply, over, find) {
+    if let (Ok(Reply::Failed(Errno::EACCES)), true) = (&reply, over)
+        && let Some(find) = find()
+    {
         reply = find_as(call, cx, acts, actor, &find)?.and_then(|found| ask(&[found.as_fd()]));
     }
     if let (Ok(Reply::NoDevices), What::Mknod(node), true) = (&reply, what, cx.settings.bind) {

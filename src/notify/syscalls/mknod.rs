@@ -17,7 +17,7 @@ use crate::worker::act::{Base, Mknod as Make, What};
 const CAP_MKNOD: u32 = 27;
 
 /// Attempts of callers that signals interrupt.
-static ONCE: Once<(Base, Make)> = Once::repeatable();
+static ONCE: Once<(Base, What)> = Once::repeatable();
 
 /// Answers mknod(2) and mknodat(2).
 pub(super) struct Mknod;
@@ -85,11 +85,15 @@ impl Handler for Mknod {
             return Ok(Verdict::Continue);
         };
         let device = rustix::fs::makedev(device.0, device.1);
-        let make = Make { path, mode: call.uint(mode) & 0o7777, device };
-        let find = Find { path: make.folder().to_vec(), folder: true, follow: true };
-        let key = (base, make.clone());
-        ONCE.act((cx.container, call.tid), &key, acts::patience(), cx, || {
-            acts::act(call, cx, &actor, &What::Mknod(make), Some(find))
+        let make = (base, What::Mknod(Make { path, mode: call.uint(mode) & 0o7777, device }));
+        let find = || match &make.1 {
+            What::Mknod(node) => {
+                Some(Find { path: node.folder().to_vec(), folder: true, follow: true })
+            }
+            _ => None,
+        };
+        ONCE.act((cx.container, call.tid), &make, acts::patience(), cx, || {
+            acts::act(call, cx, &actor, &make.1, find)
         })
     }
 }

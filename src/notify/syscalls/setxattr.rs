@@ -23,7 +23,7 @@ const NAME: &[u8] = b"trusted.overlay.opaque";
 const FLAGS: u32 = 3;
 
 /// Attempts of callers that signals interrupt: with `XATTR_CREATE` a second one fails.
-static ONCE: Once<(Base, SetOpaque)> = Once::repeatable();
+static ONCE: Once<(Base, What)> = Once::repeatable();
 
 /// `struct xattr_args` of Linux 6.13: an address of 64 bits, a size and flags, in any word size.
 const ARGS: usize = 16;
@@ -173,10 +173,10 @@ impl Handler for Setxattr {
         };
         let (users, groups) = (ranges(call, cx, "uid_map")?, ranges(call, cx, "gid_map")?);
         let find = path.clone().map(|path| Find { path, folder: false, follow });
-        let set = SetOpaque { path, follow, flags: wish.flags, users, groups };
-        let key = (base, set.clone());
-        ONCE.act((cx.container, call.tid), &key, acts::patience(), cx, || {
-            acts::act(call, cx, &actor, &What::SetOpaque(set), find)
+        let set = What::SetOpaque(SetOpaque { path, follow, flags: wish.flags, users, groups });
+        let set = (base, set);
+        ONCE.act((cx.container, call.tid), &set, acts::patience(), cx, || {
+            acts::act(call, cx, &actor, &set.1, || find)
         })
     }
 }

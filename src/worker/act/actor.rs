@@ -17,7 +17,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::identity::Identity;
 use super::place::Place;
-use crate::kernel_text::status::Status;
+use crate::kernel_text::status::{Credentials, Status};
 
 const USERS: &str = "ns/user";
 const CAP_DAC: u64 = 1 << 1 | 1 << 2;
@@ -111,15 +111,13 @@ impl Thread {
     /// It is gone, or there is no such descriptor (EBADF).
     pub fn read(&mut self, base: Base) -> Result<Actor, Errno> {
         let status = text(&self.status)?;
-        let status = Status(&status);
-        let leader = status.numbers("Tgid:").next().ok_or(Errno::SRCH)?.cast_signed();
-        let umask = status.radix("Umask:", 8).and_then(|mask| u32::try_from(mask).ok());
+        let credentials = Credentials::of(Status(&status)).ok_or(Errno::SRCH)?;
+        let leader = credentials.tgid.cast_signed();
         let who = Identity {
-            // Real, effective, saved, of the filesystem.
-            uid: status.numbers("Uid:").nth(3).ok_or(Errno::SRCH)?,
-            gid: status.numbers("Gid:").nth(3).ok_or(Errno::SRCH)?,
-            groups: status.numbers("Groups:").collect(),
-            umask: umask.unwrap_or(0o022),
+            uid: credentials.fsuid,
+            gid: credentials.fsgid,
+            groups: credentials.groups,
+            umask: credentials.umask.unwrap_or(0o022),
         };
         let base = match base {
             Base::Root => None,
@@ -136,7 +134,7 @@ impl Thread {
             users: self.users()?,
             groups: self.groups()?,
             who,
-            effective: status.radix("CapEff:", 16).unwrap_or(0),
+            effective: credentials.effective,
         })
     }
 
@@ -148,7 +146,11 @@ impl Thread {
         {
             return Ok(Arc::clone(groups));
         }
-        let groups: Arc<[u8]> = text(&self.groups)?.into();
+        let text = text(&self.groups)?;
+        let groups = match self.seen_groups.take() {
+            Some((same, _)) if *same == *text => same,
+            _ => text.into(),
+        };
         self.seen_groups = Some((Arc::clone(&groups), Instant::now()));
         Ok(groups)
     }

@@ -37,10 +37,17 @@ const LOOK: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub struct Workers {
     broker: Arc<Broker>,
-    /// By the text of `/proc/<tid>/cgroup`.
-    running: Mutex<HashMap<Vec<u8>, Place>>,
+    running: Mutex<Running>,
     /// How long a task may take.
     patience: Duration,
+}
+
+/// The workers by the text of `/proc/<tid>/cgroup`.
+#[derive(Debug, Default)]
+struct Running {
+    places: HashMap<Arc<[u8]>, Place>,
+    /// The one that was asked last.
+    last: Option<(Arc<[u8]>, Place)>,
 }
 
 /// For one set of control groups: its worker, when there is one.
@@ -100,17 +107,30 @@ impl Workers {
         Err(Failure::nobody_acts("workers end at once"))
     }
 
-    fn place(&self, groups: &[u8]) -> Place {
+    fn place(&self, groups: &Arc<[u8]>) -> Place {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = running.get(groups) {
+        let Running { places, last } = &mut *running;
+        if let Some((same, place)) = last
+            && Arc::ptr_eq(same, groups)
+        {
             return Arc::clone(place);
         }
-        // Whoever is in use is kept, and so is a worker that has not ended yet.
-        running.retain(|_, place| {
-            Arc::strong_count(place) > 1
-                || place.try_lock().is_ok_and(|worker| worker.as_ref().is_some_and(Worker::runs))
-        });
-        Arc::clone(running.entry(groups.to_owned()).or_default())
+        let place = match places.get(groups) {
+            Some(place) => Arc::clone(place),
+            None => {
+                *last = None;
+                // Whoever is in use is kept, and so is a worker that has not ended yet.
+                places.retain(|_, place| {
+                    Arc::strong_count(place) > 1
+                        || place
+                            .try_lock()
+                            .is_ok_and(|worker| worker.as_ref().is_some_and(Worker::runs))
+                });
+                Arc::clone(places.entry(Arc::clone(groups)).or_default())
+            }
+        };
+        *last = Some((Arc::clone(groups), Arc::clone(&place)));
+        place
     }
 
     fn start(&self, groups: &[u8]) -> Result<Worker, Failure> {
