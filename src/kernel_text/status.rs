@@ -1,6 +1,7 @@
 //! `/proc/<tid>/status`: one line for each fact, the values separated by tabs.
 
 use ambit_sysinfo::scan;
+use memchr::memmem;
 
 /// The text. The kernel escapes newlines in the name of the program that it begins with, so no
 /// name can bring a line of its own; other bytes of it are as the program chose them.
@@ -45,14 +46,15 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// In one pass over the text, as far as needed. `None`: it is no status.
+    /// In one pass over the lines that have it, and not over the many between. `None`: it is no status.
     #[must_use]
     pub fn of(status: Status<'_>) -> Option<Self> {
-        let (mut tgid, mut umask) = (None, None);
-        let (mut fsuid, mut fsgid, mut groups) = (None, None, None);
+        let (mut tgid, mut umask, mut fsuid, mut fsgid) = (None, None, None, None);
         // Real, effective, saved, of the filesystem.
         let last = |values| words(values).nth(3).and_then(decimal);
-        for line in scan::lines(status.0) {
+        let mut lines = scan::lines(status.0);
+        let groups = loop {
+            let line = lines.next()?;
             let Some(colon) = line.iter().position(|&byte| byte == b':') else { continue };
             let values = &line[colon + 1..];
             match &line[..colon] {
@@ -60,21 +62,14 @@ impl Credentials {
                 b"Tgid" => tgid = decimal(values),
                 b"Uid" => fsuid = last(values),
                 b"Gid" => fsgid = last(values),
-                b"Groups" => groups = Some(words(values).filter_map(decimal).collect()),
-                b"CapEff" => {
-                    return Some(Self {
-                        tgid: tgid?,
-                        umask,
-                        fsuid: fsuid?,
-                        fsgid: fsgid?,
-                        groups: groups?,
-                        effective: number(values, 16)?,
-                    });
-                }
+                b"Groups" => break words(values).filter_map(decimal).collect(),
                 _ => {}
             }
-        }
-        None
+        };
+        let effective = memmem::find(status.0, b"\nCapEff:").map(|at| &status.0[at + 1..])?;
+        let effective = number(Status(effective).value("CapEff:")?, 16)?;
+        let (tgid, fsuid, fsgid) = (tgid?, fsuid?, fsgid?);
+        Some(Self { tgid, umask, fsuid, fsgid, groups, effective })
     }
 }
 
@@ -112,8 +107,6 @@ mod tests {
     fn credentials_are_all_there_or_none() {
         let all = Credentials::of(Status(TEXT));
         assert_eq!(all, None, "no Tgid, no Gid");
-        let whole = [TEXT, b"Tgid:\t31\nGid:\t5\t6\t7\t8\nCapEff:\t00000000000000ff\n"].concat();
-        assert_eq!(Credentials::of(Status(&whole)), None, "what follows CapEff is not read");
         let before = [b"Tgid:\t31\nGid:\t5\t6\t7\t8\n", TEXT].concat();
         let expected = Credentials {
             tgid: 31,

@@ -46,6 +46,8 @@ pub struct Thread {
     users: Option<(Arc<OwnedFd>, String)>,
     /// Its root at the last call.
     root: Option<(Arc<OwnedFd>, Place)>,
+    /// Room for what is read.
+    text: Vec<u8>,
 }
 
 /// A caller, as descriptors and numbers of the host.
@@ -102,7 +104,8 @@ impl Thread {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let link = openat(&proc, USERS, flags, Mode::empty())?;
         let (seen_groups, process, users, root) = (None, None, None, None);
-        Ok(Self { proc, status, groups, seen_groups, process, link, users, root })
+        let text = Vec::with_capacity(USUAL);
+        Ok(Self { proc, status, groups, seen_groups, process, link, users, root, text })
     }
 
     /// Reads what it is now. Whoever calls this makes sure afterwards that it still waits.
@@ -110,8 +113,8 @@ impl Thread {
     /// # Errors
     /// It is gone, or there is no such descriptor (EBADF).
     pub fn read(&mut self, base: Base) -> Result<Actor, Errno> {
-        let status = text(&self.status)?;
-        let credentials = Credentials::of(Status(&status)).ok_or(Errno::SRCH)?;
+        read(&self.status, &mut self.text)?;
+        let credentials = Credentials::of(Status(&self.text)).ok_or(Errno::SRCH)?;
         let leader = credentials.tgid.cast_signed();
         let who = Identity {
             uid: credentials.fsuid,
@@ -146,10 +149,10 @@ impl Thread {
         {
             return Ok(Arc::clone(groups));
         }
-        let text = text(&self.groups)?;
+        read(&self.groups, &mut self.text)?;
         let groups = match self.seen_groups.take() {
-            Some((same, _)) if *same == *text => same,
-            _ => text.into(),
+            Some((same, _)) if *same == *self.text => same,
+            _ => (*self.text).into(),
         };
         self.seen_groups = Some((Arc::clone(&groups), Instant::now()));
         Ok(groups)
@@ -215,15 +218,15 @@ fn path(proc: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
     openat(proc, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// A file of `/proc` as it is now.
-fn text(file: &OwnedFd) -> Result<Vec<u8>, Errno> {
-    let mut text = Vec::with_capacity(USUAL);
+/// Reads a file of `/proc` as it is now.
+fn read(file: &OwnedFd, text: &mut Vec<u8>) -> Result<(), Errno> {
+    text.clear();
     loop {
         let (at, room) = (text.len(), text.capacity() - text.len());
-        let read = rustix::io::pread(file, spare_capacity(&mut text), at as u64)?;
+        let read = rustix::io::pread(file, spare_capacity(text), at as u64)?;
         // The kernel fills the room that there is, or it has no more.
         if read < room {
-            return Ok(text);
+            return Ok(());
         }
         if text.len() >= LONGEST {
             return Err(Errno::TOOBIG);

@@ -6,18 +6,21 @@
 //! processor only after that. Where nobody waits in front of it, tasks go by the line: a worker does
 //! so for a moment only, because here it sees neither its caller nor the daemon end.
 
+use std::cell::UnsafeCell;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::thread::futex::{self, Flags, Timespec};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::task::Reply;
 use crate::keeper::memory::{Lasting, Memory};
 
 /// The longest task.
-pub(super) const ROOM: usize = 4096 - 16;
+const ROOM: usize = 4096 - 16;
 
 /// For how long a worker waits here for the next task.
 const MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
@@ -38,9 +41,12 @@ struct Page {
     asked: AtomicU32,
     length: AtomicU32,
     reply: AtomicI32,
-    task: [AtomicU8; ROOM],
+    task: UnsafeCell<[u8; ROOM]>,
 }
 
+// SAFETY: the daemon writes the task while nobody has one, and the worker reads it while it has it; all
+// else is atomic.
+unsafe impl Sync for Page {}
 // SAFETY: numbers only; zeroes are a mailbox in front of which nobody waits.
 unsafe impl Lasting for Page {}
 
@@ -84,20 +90,22 @@ impl Mailbox {
     }
 
     /// Puts a task in. False: nobody waits for one, or it is too long.
-    pub(super) fn put(&self, task: &[u8]) -> bool {
+    pub(super) fn put(&mut self, task: &impl Serialize) -> bool {
         let page = self.page();
-        if task.len() > ROOM || page.state.load(Ordering::Acquire) != OPEN {
+        if page.state.load(Ordering::Acquire) != OPEN {
             return false;
         }
-        for (place, byte) in page.task.iter().zip(task) {
-            place.store(*byte, Ordering::Relaxed);
+        // SAFETY: the worker does not read while there is no task, and this is the only one who writes:
+        // the daemon has one `Mailbox` of this memory, which is borrowed mutably.
+        let room = unsafe { &mut *page.task.get() };
+        let Ok(used) = postcard::to_slice(task, room) else { return false };
+        let length = u32::try_from(used.len()).unwrap_or(0);
+        page.length.store(length, Ordering::Relaxed);
+        let put = self.turn(OPEN, TASK);
+        if put {
+            self.wake();
         }
-        page.length.store(u32::try_from(task.len()).unwrap_or(0), Ordering::Relaxed);
-        if !self.turn(OPEN, TASK) {
-            return false;
-        }
-        self.wake();
-        true
+        put
     }
 
     /// Has a worker that waits here look at its line.
@@ -137,8 +145,8 @@ impl Mailbox {
         self.page().state.store(OPEN, Ordering::SeqCst);
     }
 
-    /// Takes a task, and its length. `None`: from here on nobody puts one in.
-    pub(super) fn take(&self, task: &mut [u8]) -> Option<usize> {
+    /// Takes a task. `None`: from here on nobody puts one in.
+    pub(super) fn take<T: DeserializeOwned>(&mut self) -> Option<postcard::Result<T>> {
         let page = self.page();
         while page.state.load(Ordering::SeqCst) == OPEN {
             let waited = futex::wait(&page.state, Flags::empty(), OPEN, Some(&MOMENT));
@@ -149,15 +157,14 @@ impl Mailbox {
         if !self.turn(TASK, TAKEN) {
             return None;
         }
+        // SAFETY: the daemon writes no other task before this one is done.
+        let room = unsafe { &*page.task.get() };
         let length = page.length.load(Ordering::Relaxed) as usize;
-        for (byte, place) in task.iter_mut().zip(&page.task[..length.min(ROOM)]) {
-            *byte = place.load(Ordering::Relaxed);
-        }
-        Some(length.min(task.len()))
+        Some(postcard::from_bytes(room.get(..length).unwrap_or_default()))
     }
 
     /// Tells how the task ended, and whether the worker waits for more of them.
-    pub(super) fn done(&self, reply: Reply, goes_on: bool) {
+    pub(super) fn done(&mut self, reply: Reply, goes_on: bool) {
         let page = self.page();
         page.reply.store(reply.number(), Ordering::Relaxed);
         page.state.store(if goes_on { OPEN } else { CLOSED }, Ordering::SeqCst);
@@ -177,6 +184,7 @@ impl std::fmt::Debug for Mailbox {
 mod tests {
     use super::*;
 
+    const EXISTS: Reply = Reply::Failed(nix::errno::Errno::EEXIST);
     const SOON: Duration = Duration::from_millis(1);
 
     fn both() -> (Mailbox, Mailbox) {
@@ -186,35 +194,34 @@ mod tests {
 
     #[test]
     fn tasks_and_replies_go_through_it_until_nobody_puts_one_in() {
-        let (daemons, workers) = both();
-        assert!(!daemons.put(b"nobody waits yet"));
+        let (mut daemons, mut workers) = both();
+        assert!(!daemons.put(&"nobody waits yet"));
         workers.open();
         let worker = std::thread::spawn(move || {
-            let mut bytes = [0; ROOM];
             let mut seen = Vec::new();
-            while let Some(length) = workers.take(&mut bytes) {
-                seen.push(bytes[..length].to_vec());
-                workers.done(Reply::Failed(nix::errno::Errno::EEXIST), seen.len() < 3);
+            while let Some(task) = workers.take::<String>() {
+                seen.push(task.unwrap());
+                workers.done(EXISTS, seen.len() < 3);
             }
             seen
         });
-        for task in [&b"one"[..], &[7; ROOM], b""] {
+        let tasks = ["one".to_owned(), "7".repeat(ROOM - 2), String::new()];
+        for task in &tasks {
             assert!(daemons.put(task));
-            let exists = Progress::Done(Reply::Failed(nix::errno::Errno::EEXIST));
-            while daemons.progress(SOON) != exists {}
+            while daemons.progress(SOON) != Progress::Done(EXISTS) {}
         }
-        assert!(!daemons.put(b"it has gone"));
-        assert_eq!(worker.join().unwrap(), [b"one".to_vec(), vec![7; ROOM], vec![]]);
+        assert!(!daemons.put(&"it has gone"));
+        assert_eq!(worker.join().unwrap(), tasks);
     }
 
     #[test]
     fn it_is_known_how_far_a_task_has_come() {
-        let (daemons, workers) = both();
+        let (mut daemons, mut workers) = both();
         workers.open();
-        assert!(!daemons.put(&[0; ROOM + 1]));
-        assert!(daemons.put(b"x") && !daemons.put(b"another one"));
+        assert!(!daemons.put(&"7".repeat(ROOM)));
+        assert!(daemons.put(&7u8) && !daemons.put(&8u8));
         assert_eq!(daemons.progress(SOON), Progress::Untaken);
-        assert_eq!(workers.take(&mut [0; 8]), Some(1));
+        assert_eq!(workers.take::<u8>(), Some(Ok(7)));
         assert_eq!(daemons.progress(SOON), Progress::Taken);
         workers.done(Reply::Done, true);
         assert_eq!(daemons.progress(SOON), Progress::Done(Reply::Done));
@@ -222,12 +229,20 @@ mod tests {
 
     #[test]
     fn a_worker_goes_away_when_it_is_called_or_nothing_comes() {
-        let (daemons, workers) = both();
+        let (mut daemons, mut workers) = both();
         workers.open();
         daemons.close();
-        assert_eq!(workers.take(&mut [0; 8]), None);
+        assert_eq!(workers.take::<u8>(), None);
         workers.open();
-        assert_eq!(workers.take(&mut [0; 8]), None);
-        assert!(!daemons.put(b"x"));
+        assert_eq!(workers.take::<u8>(), None);
+        assert!(!daemons.put(&7u8));
+    }
+
+    #[test]
+    fn what_is_no_task_is_told_apart() {
+        let (mut daemons, mut workers) = both();
+        workers.open();
+        assert!(daemons.put(&()));
+        assert!(workers.take::<String>().is_some_and(|task| task.is_err()));
     }
 }

@@ -18,7 +18,7 @@ use rustix::net::{
 use rustix::process::Signal;
 
 use super::actor::Actor;
-use super::mailbox::{Mailbox, Progress, ROOM};
+use super::mailbox::{Mailbox, Progress};
 use super::process::{DESCRIPTORS, LONGEST};
 use super::task::{Answer, Reply, Task, What, With};
 use crate::kernel_text::status::Status;
@@ -64,8 +64,6 @@ struct Worker {
     /// What it has of the caller of the last task: the process, and the root. They are not kept
     /// open for that.
     caller: (Weak<OwnedFd>, Weak<OwnedFd>),
-    /// Room for a task.
-    task: Vec<u8>,
 }
 
 impl Workers {
@@ -141,8 +139,8 @@ impl Workers {
             let process = process.ok_or_else(|| Failure::nobody_acts("a worker says nothing"))?;
             let line = line.into_fd();
             set_socket_timeout(&line, Timeout::Recv, Some(self.patience)).or_fail("SO_RCVTIMEO")?;
-            let (patience, caller, task) = (self.patience, (Weak::new(), Weak::new()), vec![0; ROOM]);
-            Ok(Worker { line, mailbox, process, patience, caller, task })
+            let (patience, caller) = (self.patience, (Weak::new(), Weak::new()));
+            Ok(Worker { line, mailbox, process, patience, caller })
         });
         started.map_err(|failure| Failure::nobody_acts(format!("no worker: {failure}")))
     }
@@ -166,12 +164,8 @@ impl Worker {
         let (who, what) = (Cow::Borrowed(&actor.who), Cow::Borrowed(what));
         let room = what.room();
         let task = Task { who, what, with, processor };
-        if room == 0
-            && more.is_empty()
-            && with == With::default()
-            && let Ok(task) = postcard::to_slice(&task, &mut self.task)
-            && self.mailbox.put(task)
-        {
+        let bare = room == 0 && more.is_empty() && with == With::default();
+        if bare && self.mailbox.put(&task) {
             return self.wait();
         }
         let task = postcard::to_allocvec(&task)

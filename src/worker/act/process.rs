@@ -100,30 +100,30 @@ impl Worker {
         }
         let mut bytes = vec![0; LONGEST];
         loop {
-            let (length, fds) = match self.mailbox.take(&mut bytes) {
-                Some(length) => (length, None),
+            let (task, fds) = match self.mailbox.take() {
+                Some(task) => (task, None),
                 None => match self.wait_and_receive(&mut bytes) {
-                    Some((length, fds)) => (length, Some(fds)),
+                    Some((length, fds)) => (postcard::from_bytes(&bytes[..length]), Some(fds)),
                     None => return,
                 },
             };
             let by_line = fds.is_some();
-            let answer = self.act(&bytes[..length], fds.unwrap_or_default());
+            let answer = self.act(task, fds.unwrap_or_default());
             let goes_on = answer.is_some();
             if !goes_on {
                 // Whoever asks next gets another worker.
                 let _ = rustix::net::shutdown(&self.line, Shutdown::Read);
             }
             let answer = answer.unwrap_or_else(|| Reply::Failed(Errno::EPERM).into());
-            if !by_line {
-                self.mailbox.done(answer.reply, goes_on);
-            } else {
+            if by_line {
                 if goes_on {
                     self.mailbox.open();
                 }
                 if self.send(&answer).is_err() {
                     return;
                 }
+            } else {
+                self.mailbox.done(answer.reply, goes_on);
             }
             if !goes_on {
                 return;
@@ -197,8 +197,8 @@ impl Worker {
     }
 
     /// `None`: it could not become the caller, and is nobody in particular now.
-    fn act(&mut self, task: &[u8], fds: Vec<OwnedFd>) -> Option<Answer> {
-        let Ok(Task { who, what, with, processor }) = postcard::from_bytes(task) else {
+    fn act(&mut self, task: postcard::Result<Task<'_>>, fds: Vec<OwnedFd>) -> Option<Answer> {
+        let Ok(Task { who, what, with, processor }) = task else {
             return Some(Reply::Failed(Errno::EPROTO).into());
         };
         self.stay.on(processor);
