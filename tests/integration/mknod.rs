@@ -180,6 +180,46 @@ fn every_thread_word_size_and_root_is_served() {
 }
 
 #[test]
+fn a_thread_may_be_somebody_else_at_each_call() {
+    let daemon = daemon(ON);
+    let script =
+        "/mnt/node_call changes /tmp && find . -type c | sort | xargs stat -c '%n %a %u:%g'";
+    let says = "first: ok\nsame: ok\nmask: ok\nno mask: ok\nno capability: EPERM\ncapability: ok\n\
+        group: ok\nuser: EACCES\ngroups: ok\nrelative: ok\nanother folder: ok\nroot: ok\n\
+        the old root: ok\nby a folder: ok\nnested: EPERM\n";
+    let made = "./by-folder 644 0:0\n./capability 644 0:0\n./first 644 0:0\n./group 644 0:33\n\
+        ./groups/user 644 1000:0\n./mask 600 0:0\n./no-mask 644 0:0\n./old-root 644 0:0\n\
+        ./relative 644 0:0\n./same 644 0:0\n./sub/relative 644 0:0\n./sub/root 644 0:0\n";
+    assert_eq!(run(&daemon, script).ok(), format!("{says}{made}"));
+    leaves_nothing(daemon);
+}
+
+#[test]
+fn killed_workers_are_replaced() {
+    let daemon = daemon(ON);
+    let script = "echo begun; /mnt/node_call signals /tmp/n 3000 0; /mnt/node_call make /tmp/m 1 3";
+    let mut making =
+        command::start(&mut sandbox::command(&daemon, &["--intercept", "mknod"], script));
+    making.wait_for("begun", machine::patience(10));
+    for _ in 0..40 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        for worker in workers() {
+            let worker = rustix::process::Pid::from_raw(worker.parse().unwrap()).unwrap();
+            let _ = rustix::process::kill_process(worker, rustix::process::Signal::KILL);
+        }
+    }
+    let text = making.finish(machine::patience(60)).ok();
+    let (calls, last) = text.split_once("failed: ").unwrap();
+    // One that was killed in the middle of its task has made the node, or has not. If it was just about to
+    // start, the kernel answered.
+    for line in calls.lines().filter(|line| *line != "begun") {
+        assert!(["EINTR", "EPERM", "not there ENOENT"].contains(&line), "{text}");
+    }
+    assert!(last.ends_with("\nok\n"), "{text}");
+    leaves_nothing(daemon);
+}
+
+#[test]
 fn layers_are_unpacked_with_their_devices_and_whiteouts() {
     let daemon = daemon(ON);
     let script =

@@ -9,11 +9,14 @@
  *   node_call opaque PATH               setxattr of trusted.overlay.opaque
  *   node_call opaque_at FOLDER          setxattrat of it: by folder and path, by a link, of a descriptor, with odd arguments
  *   node_call loop PATH COUNT           prints how many nanoseconds a mknod takes, its removal not counted
+ *   node_call changes FOLDER            one thread that is somebody else, or somewhere else, at each of its calls
  *   node_call table FOLDER WHO          all calls but mount in FOLDER; WHO is leader, thread, chroot, or nested (a user namespace of its own)
  */
 #include "hostile.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
+#include <linux/capability.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -21,6 +24,7 @@
 #include <string.h>
 #include <sched.h>
 #include <stdint.h>
+#include <sys/fsuid.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -168,6 +172,62 @@ static int looping(const char *path, long count)
 	return 0;
 }
 
+static void may(int makes)
+{
+	struct __user_cap_header_struct who = { _LINUX_CAPABILITY_VERSION_3, 0 };
+	struct __user_cap_data_struct sets[2];
+	syscall(SYS_capget, &who, sets);
+	sets[0].effective &= ~(1u << CAP_MKNOD);
+	sets[0].effective |= (unsigned)makes << CAP_MKNOD;
+	syscall(SYS_capset, &who, sets);
+}
+
+static int changing(const char *where)
+{
+	char path[4200];
+	int top = open("/", O_PATH | O_DIRECTORY), here = open(where, O_PATH | O_DIRECTORY);
+	gid_t others[] = { 44 };
+#define HERE(name) (snprintf(path, sizeof path, "%s/" name, where), path)
+	if (chdir(where) || mkdir("sub", 0755) || mkdir("groups", 0) || chmod("groups", 0775) || chown("groups", 5, 44))
+		return 1;
+	umask(022);
+	say("first: ", make(HERE("first")));
+	say("same: ", make(HERE("same")));
+	umask(077);
+	say("mask: ", make(HERE("mask")));
+	umask(022);
+	say("no mask: ", make(HERE("no-mask")));
+	may(0);
+	say("no capability: ", make(HERE("never")));
+	may(1);
+	say("capability: ", make(HERE("capability")));
+	setfsgid(33);
+	say("group: ", make(HERE("group")));
+	setfsgid(0);
+	setfsuid(1000);
+	may(1);
+	say("user: ", make(HERE("groups/never")));
+	if (setgroups(1, others))
+		return 1;
+	say("groups: ", make(HERE("groups/user")));
+	setfsuid(0);
+	say("relative: ", make("relative"));
+	if (chdir("sub"))
+		return 1;
+	say("another folder: ", make("relative"));
+	if (chroot("."))
+		return 1;
+	say("root: ", make("/root"));
+	if (fchdir(top) || chroot("."))
+		return 1;
+	say("the old root: ", make(HERE("old-root")));
+	say("by a folder: ", make_at(here, "by-folder", NULL_DEVICE));
+	if (unshare(CLONE_NEWUSER))
+		return 1;
+	say("nested: ", make(HERE("never")));
+	return 0;
+}
+
 static int mark(const char *path, const char *name)
 {
 	return setxattr(path, name, "y", 1, 0);
@@ -303,6 +363,8 @@ int main(int count, char **word)
 		return flooding(word[2], atol(word[3]), atol(word[4]));
 	else if (!strcmp(mode, "loop") && count == 4)
 		return looping(word[2], atol(word[3]));
+	else if (!strcmp(mode, "changes"))
+		return changing(word[2]);
 	else if (!strcmp(mode, "table") && count == 4)
 		return tabled(word[2], word[3]);
 	else if (!strcmp(mode, "opaque_at"))
