@@ -13,7 +13,7 @@ use super::live_mounts::LiveMounts;
 use super::origin::Origin;
 use super::recent::Recent;
 use crate::sys::user_namespace;
-use crate::worker::act::{Actor, Answer, Base, Reply, TIMES, What, Workers};
+use crate::worker::act::{Actor, Answer, Base, Pace, Reply, TIMES, What, Workers};
 use crate::worker::{Bind, Broker, Caller, Failure, Find};
 
 /// How long a quick act may take. A filesystem that hangs is the container's own trouble; what it
@@ -37,6 +37,11 @@ impl Acts {
         let broker = Arc::new(broker);
         let workers = Workers::new(Arc::clone(&broker), DEADLINE);
         Self { workers, broker, mounts: LiveMounts::default() }
+    }
+
+    /// No act of callers in these control groups follows at once.
+    pub(super) fn rest(&self, groups: &Arc<[u8]>) {
+        self.workers.rest(groups);
     }
 }
 
@@ -84,9 +89,9 @@ pub(super) fn act(
 ) -> Result<Verdict, Refusal> {
     let Some(acts) = cx.acts else { return Ok(Verdict::Continue) };
     let over = actor.passes_over_permissions();
-    let processor = cx.recent.and_then(|recent| recent.processor.get());
+    let pace = cx.recent.map(Recent::pace).unwrap_or_default();
     let ask = |more: &[BorrowedFd<'_>]| {
-        acts.workers.act(actor, what, more, processor).map(|answer| answer.reply)
+        acts.workers.act(actor, what, more, pace).map(|answer| answer.reply)
     };
     let mut reply = ask(&[]);
     if let (Ok(Reply::Failed(Errno::EACCES)), true) = (&reply, over)
@@ -130,7 +135,7 @@ pub(super) fn ask(
     more: &[BorrowedFd<'_>],
 ) -> Result<Answer, Refusal> {
     let Some(acts) = cx.acts else { return Ok(Reply::Kernel.into()) };
-    acts.workers.act(actor, what, more, None).or_else(|failure| {
+    acts.workers.act(actor, what, more, Pace::default()).or_else(|failure| {
         warn(call, cx, &failure);
         match refusal(&failure)? {
             Verdict::Fail(errno) => Ok(Reply::Failed(errno).into()),

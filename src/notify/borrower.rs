@@ -1,5 +1,6 @@
 //! Who has borrowed a listener, and what is lent.
 
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -115,19 +116,21 @@ impl Threads {
         first: &seccomp_notif,
         entry: Entry,
     ) {
-        let ends = Ends { threads: self, place, lease };
-        let (recent, listener) = (Recent::default(), &place.listener);
-        let act = |policy: &Policy, call: &seccomp_notif, entry: &Entry| {
-            let (repeat, recent) = (Repeat::Safe, Some(&recent));
-            decide(self.pipeline(), listener, account, policy, call, entry, repeat, recent);
-        };
+        let ends = Ends { threads: self, place, lease, recent: Recent::default() };
+        let (recent, listener) = (&ends.recent, &place.listener);
+        let act =
+            |policy: &Policy, call: &seccomp_notif, entry: &Entry, recent: Option<&Recent>| {
+                let (pipeline, repeat) = (self.pipeline(), Repeat::Safe);
+                decide(pipeline, listener, account, policy, call, entry, repeat, recent);
+            };
         // The caller woke this thread on its own processor. As long as acts are quick, it stays there
         // and so does the worker.
         let (mut stay, mut quick) = (Stay::anywhere(), true);
         entry.acting();
-        act(policy, first, &entry);
+        act(policy, first, &entry, Some(recent));
         drop(entry);
-        while lease.wait() && !self.pipeline().acting().is_crowded() && is_readable(listener) {
+        while lease.wait() && !self.pipeline().acting().is_crowded() && self.comes(listener, recent)
+        {
             if !lease.receive() {
                 return;
             }
@@ -143,7 +146,7 @@ impl Threads {
                     lease.wait();
                     drop((ends, stay));
                     entry.acting();
-                    return act(&policy, &call, &entry);
+                    return act(&policy, &call, &entry, None);
                 }
                 Cost::Brief => entry.acting(),
                 Cost::Inline => {}
@@ -152,7 +155,7 @@ impl Threads {
             stay.on(here);
             recent.processor.set(here);
             let began = Instant::now();
-            act(&policy, &call, &entry);
+            act(&policy, &call, &entry, Some(recent));
             quick = began.elapsed() < QUICK;
             // The listener's thread has it wait with the next one.
             if wait.is_some() {
@@ -162,6 +165,25 @@ impl Threads {
         }
         drop(ends);
     }
+    /// Does a call wait, or come soon? Of a caller that ends meanwhile nothing is kept, and its worker ends
+    /// too: a control group with a process in it cannot be removed, nor a file system be unmounted.
+    fn comes(&self, listener: &Listener, recent: &Recent) -> bool {
+        loop {
+            let caller = recent.process();
+            let watched = caller.as_deref().map_or(listener.as_fd(), AsFd::as_fd);
+            let mut ready = [
+                PollFd::new(listener, PollFlags::IN),
+                PollFd::from_borrowed_fd(watched, PollFlags::IN),
+            ];
+            let count = if caller.is_some() { 2 } else { 1 };
+            let came = poll(&mut ready[..count], Some(&IDLE));
+            let calls = ready[0].revents();
+            if !matches!(came, Ok(1..)) || !calls.is_empty() {
+                return calls == PollFlags::IN;
+            }
+            self.pipeline().rest(recent);
+        }
+    }
 }
 
 /// Gives a listener back, if it was not taken back before; also when an act panics.
@@ -169,19 +191,16 @@ struct Ends<'a> {
     threads: &'a Threads,
     place: &'a Place,
     lease: &'a Lease,
+    /// Threads that called lately.
+    recent: Recent,
 }
 
 impl Drop for Ends<'_> {
     fn drop(&mut self) {
+        self.threads.pipeline().rest(&self.recent);
         if self.lease.give_back() {
             let Place { token, listener, .. } = self.place;
             self.threads.watch_of(self.place).return_source(*token, &**listener);
         }
     }
-}
-
-/// Does a call wait, or come soon?
-fn is_readable(listener: &Listener) -> bool {
-    let mut ready = [PollFd::new(listener, PollFlags::IN)];
-    poll(&mut ready, Some(&IDLE)) == Ok(1) && ready[0].revents() == PollFlags::IN
 }

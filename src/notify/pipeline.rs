@@ -148,6 +148,15 @@ impl Pipeline {
         }
     }
 
+    /// No calls of these callers follow at once.
+    pub(super) fn rest(&self, recent: &Recent) {
+        while let Some(groups) = recent.forget_last() {
+            if let Some(acts) = &self.acts {
+                acts.rest(&groups);
+            }
+        }
+    }
+
     /// Where calls are decided that take long.
     pub(super) fn acting(&self) -> &Acting {
         &self.acting

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::handler::Refusal;
 use super::origin::Origin;
-use crate::worker::act::{Actor, Base, Thread};
+use crate::worker::act::{Actor, Base, Pace, Thread};
 
 /// How many. Each has seven descriptors.
 const MOST: usize = 4;
@@ -61,6 +61,23 @@ impl Recent {
         }
         all.push(known);
         result
+    }
+
+    /// How quickly calls follow each other.
+    pub(super) fn pace(&self) -> Pace {
+        Pace { follows: true, processor: self.processor.get() }
+    }
+
+    /// The process of the thread that called last.
+    pub(super) fn process(&self) -> Option<Arc<OwnedFd>> {
+        let all = self.threads.borrow();
+        all.last().and_then(|known| known.thread.seen()).map(|(process, _)| Arc::clone(process))
+    }
+
+    /// Lets go of the thread that called last. Returns its control groups.
+    pub(super) fn forget_last(&self) -> Option<Arc<[u8]>> {
+        let known = self.threads.borrow_mut().pop()?;
+        known.thread.seen().map(|(_, groups)| Arc::clone(groups))
     }
 }
 

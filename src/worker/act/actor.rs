@@ -141,6 +141,12 @@ impl Thread {
         })
     }
 
+    /// Its process, and the text of its `/proc/<tid>/cgroup`, if it was read before.
+    #[must_use]
+    pub fn seen(&self) -> Option<(&Arc<OwnedFd>, &Arc<[u8]>)> {
+        Some((self.process.as_ref()?, &self.seen_groups.as_ref()?.0))
+    }
+
     /// Somebody else may move a thread, at any time: it may be told of a little later, as with the
     /// numbers of a view. With a dozen hierarchies of v1 nothing takes longer to read.
     fn groups(&mut self) -> Result<Arc<[u8]>, Errno> {

@@ -3,8 +3,9 @@
 //!
 //! Of all ways to hand something over to another process it takes the fewest system calls: one wakes the
 //! worker, in another one it sleeps. The daemon needs none to take the result, if it comes back to its
-//! processor only after that. Where nobody waits in front of it, tasks go by the line: a worker does
-//! so for a moment only, because here it sees neither its caller nor the daemon end.
+//! processor only after that. A worker waits in front of it while one call follows the other, and no
+//! longer, because here it sees neither its caller nor the daemon end. At other times, tasks and answers
+//! go by the line. What comes with descriptors lies there too, and the mailbox rings.
 
 use std::cell::UnsafeCell;
 use std::os::fd::OwnedFd;
@@ -22,17 +23,22 @@ use crate::keeper::memory::{Lasting, Memory};
 /// The longest task.
 const ROOM: usize = 4096 - 16;
 
-/// For how long a worker waits here for the next task.
+/// Instead of a length.
+const ON_LINE: u32 = u32::MAX;
+
+/// For how long at most a worker waits here for the next task.
 const MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// Nobody waits.
 const CLOSED: u32 = 0;
 /// The worker waits for a task.
 const OPEN: u32 = 1;
+/// It waits, and one is about to be put in.
+const CLAIMED: u32 = 2;
 /// There is one.
-const TASK: u32 = 2;
+const TASK: u32 = 3;
 /// The worker is at it.
-const TAKEN: u32 = 3;
+const TAKEN: u32 = 4;
 
 #[repr(C)]
 struct Page {
@@ -52,6 +58,17 @@ unsafe impl Lasting for Page {}
 
 /// One worker's. One task at a time.
 pub(super) struct Mailbox(Memory<Page>);
+
+/// What the worker finds.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found<T> {
+    /// A task.
+    Task(postcard::Result<T>),
+    /// A task lies on the line. How it ended is told here.
+    OnLine,
+    /// Nothing, and from here on nobody puts anything in.
+    Nothing,
+}
 
 /// What became of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,26 +106,35 @@ impl Mailbox {
         let _ = futex::wake(&self.page().state, Flags::empty(), 1);
     }
 
-    /// Puts a task in. False: nobody waits for one, or it is too long.
-    pub(super) fn put(&mut self, task: &impl Serialize) -> bool {
-        let page = self.page();
-        if page.state.load(Ordering::Acquire) != OPEN {
-            return false;
-        }
-        // SAFETY: the worker does not read while there is no task, and this is the only one who writes:
-        // the daemon has one `Mailbox` of this memory, which is borrowed mutably.
-        let room = unsafe { &mut *page.task.get() };
-        let Ok(used) = postcard::to_slice(task, room) else { return false };
-        let length = u32::try_from(used.len()).unwrap_or(0);
-        page.length.store(length, Ordering::Relaxed);
-        let put = self.turn(OPEN, TASK);
-        if put {
-            self.wake();
-        }
-        put
+    /// Does the worker wait for a task? Then it does so until there is one.
+    pub(super) fn claim(&mut self) -> bool {
+        self.turn(OPEN, CLAIMED)
     }
 
-    /// Has a worker that waits here look at its line.
+    /// Puts a task into a mailbox that was claimed. False: it is too long.
+    pub(super) fn put(&mut self, task: &impl Serialize) -> bool {
+        // SAFETY: the worker does not read while there is no task, and this is the only one who writes:
+        // the daemon has one `Mailbox` of this memory, which is borrowed mutably.
+        let room = unsafe { &mut *self.page().task.get() };
+        let Ok(used) = postcard::to_slice(task, room) else { return false };
+        let length = u32::try_from(used.len()).unwrap_or(0);
+        self.hand_over(length);
+        true
+    }
+
+    /// Has the worker of a mailbox that was claimed take a task from the line.
+    pub(super) fn ring(&mut self) {
+        self.hand_over(ON_LINE);
+    }
+
+    fn hand_over(&self, length: u32) {
+        self.page().length.store(length, Ordering::Relaxed);
+        if self.turn(CLAIMED, TASK) {
+            self.wake();
+        }
+    }
+
+    /// Has a worker that waits here watch its line instead.
     pub(super) fn close(&self) {
         if self.turn(OPEN, CLOSED) {
             self.wake();
@@ -145,22 +171,29 @@ impl Mailbox {
         self.page().state.store(OPEN, Ordering::SeqCst);
     }
 
-    /// Takes a task. `None`: from here on nobody puts one in.
-    pub(super) fn take<T: DeserializeOwned>(&mut self) -> Option<postcard::Result<T>> {
+    /// Waits for a task, if the mailbox is open.
+    pub(super) fn take<T: DeserializeOwned>(&mut self) -> Found<T> {
         let page = self.page();
-        while page.state.load(Ordering::SeqCst) == OPEN {
-            let waited = futex::wait(&page.state, Flags::empty(), OPEN, Some(&MOMENT));
+        loop {
+            let now = page.state.load(Ordering::SeqCst);
+            if !matches!(now, OPEN | CLAIMED) {
+                break;
+            }
+            let waited = futex::wait(&page.state, Flags::empty(), now, Some(&MOMENT));
             if waited == Err(Errno::TIMEDOUT) && self.turn(OPEN, CLOSED) {
-                return None;
+                return Found::Nothing;
             }
         }
         if !self.turn(TASK, TAKEN) {
-            return None;
+            return Found::Nothing;
+        }
+        let length = page.length.load(Ordering::Relaxed);
+        if length == ON_LINE {
+            return Found::OnLine;
         }
         // SAFETY: the daemon writes no other task before this one is done.
         let room = unsafe { &*page.task.get() };
-        let length = page.length.load(Ordering::Relaxed) as usize;
-        Some(postcard::from_bytes(room.get(..length).unwrap_or_default()))
+        Found::Task(postcard::from_bytes(room.get(..length as usize).unwrap_or_default()))
     }
 
     /// Tells how the task ended, and whether the worker waits for more of them.
@@ -192,14 +225,18 @@ mod tests {
         (daemons, Mailbox::of(&fd).unwrap())
     }
 
+    fn put(daemons: &mut Mailbox, task: &impl Serialize) -> bool {
+        daemons.claim() && daemons.put(task)
+    }
+
     #[test]
-    fn tasks_and_replies_go_through_it_until_nobody_puts_one_in() {
+    fn tasks_and_replies_go_through_it_until_nobody_takes_one() {
         let (mut daemons, mut workers) = both();
-        assert!(!daemons.put(&"nobody waits yet"));
+        assert!(!daemons.claim(), "nobody waits yet");
         workers.open();
         let worker = std::thread::spawn(move || {
             let mut seen = Vec::new();
-            while let Some(task) = workers.take::<String>() {
+            while let Found::Task(task) = workers.take::<String>() {
                 seen.push(task.unwrap());
                 workers.done(EXISTS, seen.len() < 3);
             }
@@ -207,10 +244,10 @@ mod tests {
         });
         let tasks = ["one".to_owned(), "7".repeat(ROOM - 2), String::new()];
         for task in &tasks {
-            assert!(daemons.put(task));
+            assert!(put(&mut daemons, task));
             while daemons.progress(SOON) != Progress::Done(EXISTS) {}
         }
-        assert!(!daemons.put(&"it has gone"));
+        assert!(!daemons.claim(), "it has gone");
         assert_eq!(worker.join().unwrap(), tasks);
     }
 
@@ -218,31 +255,39 @@ mod tests {
     fn it_is_known_how_far_a_task_has_come() {
         let (mut daemons, mut workers) = both();
         workers.open();
-        assert!(!daemons.put(&"7".repeat(ROOM)));
-        assert!(daemons.put(&7u8) && !daemons.put(&8u8));
+        assert!(put(&mut daemons, &7u8) && !daemons.claim());
         assert_eq!(daemons.progress(SOON), Progress::Untaken);
-        assert_eq!(workers.take::<u8>(), Some(Ok(7)));
+        assert_eq!(workers.take(), Found::Task(Ok(7u8)));
         assert_eq!(daemons.progress(SOON), Progress::Taken);
         workers.done(Reply::Done, true);
         assert_eq!(daemons.progress(SOON), Progress::Done(Reply::Done));
     }
 
     #[test]
-    fn a_worker_goes_away_when_it_is_called_or_nothing_comes() {
+    fn a_task_that_is_too_long_goes_by_the_line() {
+        let (mut daemons, mut workers) = both();
+        workers.open();
+        assert!(daemons.claim() && !daemons.put(&"7".repeat(ROOM)));
+        daemons.ring();
+        assert_eq!(workers.take::<String>(), Found::OnLine);
+    }
+
+    #[test]
+    fn a_worker_goes_away_when_it_is_told_or_nothing_comes() {
         let (mut daemons, mut workers) = both();
         workers.open();
         daemons.close();
-        assert_eq!(workers.take::<u8>(), None);
+        assert_eq!(workers.take::<u8>(), Found::Nothing);
         workers.open();
-        assert_eq!(workers.take::<u8>(), None);
-        assert!(!daemons.put(&7u8));
+        assert_eq!(workers.take::<u8>(), Found::Nothing);
+        assert!(!daemons.claim());
     }
 
     #[test]
     fn what_is_no_task_is_told_apart() {
         let (mut daemons, mut workers) = both();
         workers.open();
-        assert!(daemons.put(&()));
-        assert!(workers.take::<String>().is_some_and(|task| task.is_err()));
+        assert!(put(&mut daemons, &()));
+        assert!(matches!(workers.take::<String>(), Found::Task(Err(_))));
     }
 }

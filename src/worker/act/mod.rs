@@ -20,7 +20,7 @@ mod task;
 pub use actor::{Actor, Base, Thread};
 pub use identity::Identity;
 pub use mknod::Mknod;
-pub use pool::{TIMES, Workers};
+pub use pool::{Pace, TIMES, Workers};
 pub(super) use process::serve;
 pub use set_opaque::SetOpaque;
 pub use task::{Answer, Reply, What};

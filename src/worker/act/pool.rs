@@ -33,6 +33,15 @@ pub const TIMES: u32 = 4;
 /// How often is looked whether a worker still runs that has a task.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// How quickly acts follow each other.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Pace {
+    /// Is another one of the same caller likely to follow at once?
+    pub follows: bool,
+    /// On which processor all of them stay who have a part in it.
+    pub processor: Option<usize>,
+}
+
 /// Starts workers and gives them tasks.
 #[derive(Debug)]
 pub struct Workers {
@@ -74,7 +83,8 @@ impl Workers {
     }
 
     /// Has something done for a caller, in its control groups. `more` are descriptors that the act
-    /// needs in addition. The worker stays on this processor.
+    /// needs in addition. If others are likely to follow at once, the worker waits for them, and stays on
+    /// this processor.
     ///
     /// # Errors
     /// It was not done in time, or there is nobody to do it.
@@ -83,7 +93,7 @@ impl Workers {
         actor: &Actor,
         what: &What,
         more: &[BorrowedFd<'_>],
-        processor: Option<usize>,
+        pace: Pace,
     ) -> Result<Answer, Failure> {
         let place = self.place(&actor.groups);
         let mut worker = place.lock().unwrap_or_else(PoisonError::into_inner);
@@ -93,7 +103,7 @@ impl Workers {
                 Some(running) => running,
                 None => self.start(&actor.groups)?,
             };
-            match running.ask(actor, what, more, processor) {
+            match running.ask(actor, what, more, pace) {
                 Ok(Some(answer)) => {
                     *worker = Some(running);
                     return Ok(answer);
@@ -103,6 +113,17 @@ impl Workers {
             }
         }
         Err(Failure::nobody_acts("workers end at once"))
+    }
+
+    /// No act follows for a while: the worker of these control groups may look out for the end.
+    pub fn rest(&self, groups: &Arc<[u8]>) {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = running.places.get(groups)
+            && let Ok(worker) = place.try_lock()
+            && let Some(worker) = &*worker
+        {
+            worker.mailbox.close();
+        }
     }
 
     fn place(&self, groups: &Arc<[u8]>) -> Place {
@@ -153,7 +174,7 @@ impl Worker {
         actor: &Actor,
         what: &What,
         more: &[BorrowedFd<'_>],
-        processor: Option<usize>,
+        pace: Pace,
     ) -> Result<Option<Answer>, Failure> {
         let is_new = |known: &Weak<OwnedFd>, now: &Arc<OwnedFd>| known.as_ptr() != Arc::as_ptr(now);
         let with = With {
@@ -163,9 +184,12 @@ impl Worker {
         };
         let (who, what) = (Cow::Borrowed(&actor.who), Cow::Borrowed(what));
         let room = what.room();
-        let task = Task { who, what, with, processor };
-        let bare = room == 0 && more.is_empty() && with == With::default();
-        if bare && self.mailbox.put(&task) {
+        let Pace { follows, processor } = pace;
+        let task = Task { who, what, with, processor, follows };
+        let claimed = task.what.is_brief() && self.mailbox.claim();
+        if !claimed {
+            self.mailbox.close();
+        } else if more.is_empty() && with == With::default() && self.mailbox.put(&task) {
             return self.wait();
         }
         let task = postcard::to_allocvec(&task)
@@ -185,16 +209,19 @@ impl Worker {
             return Err(Failure::nobody_acts("too many descriptors for a worker"));
         }
         let parts = [IoSlice::new(&task)];
-        self.mailbox.close();
         match rustix::net::sendmsg(&self.line, &parts, &mut control, SendFlags::NOSIGNAL) {
             Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => return Ok(None),
             other => other.or_fail("sendmsg to a worker")?,
         };
         self.caller = (Arc::downgrade(&actor.process), Arc::downgrade(&actor.root));
+        if claimed {
+            self.mailbox.ring();
+            return self.wait();
+        }
         self.answer(room).map(Some)
     }
 
-    /// The answer to a task that was put into the mailbox; as above.
+    /// The answer to a task that was handed over by the mailbox; as above.
     fn wait(&self) -> Result<Option<Answer>, Failure> {
         let (mut waited, mut turns) = (Duration::ZERO, 1);
         loop {

@@ -14,7 +14,7 @@ use rustix::net::{
 
 use super::bpf;
 use super::identity::lay_down;
-use super::mailbox::Mailbox;
+use super::mailbox::{Found, Mailbox};
 use super::mknod::Opens;
 use super::task::{Answer, Reply, Task, What};
 use crate::sys::affinity::Stay;
@@ -100,30 +100,36 @@ impl Worker {
         }
         let mut bytes = vec![0; LONGEST];
         loop {
-            let (task, fds) = match self.mailbox.take() {
-                Some(task) => (task, None),
-                None => match self.wait_and_receive(&mut bytes) {
-                    Some((length, fds)) => (postcard::from_bytes(&bytes[..length]), Some(fds)),
-                    None => return,
-                },
+            let (mut by_line, mut fds) = (false, Vec::new());
+            let task = match self.mailbox.take() {
+                Found::Task(task) => task,
+                found => {
+                    by_line = found == Found::Nothing;
+                    if by_line {
+                        self.wait();
+                    }
+                    let Some((length, received)) = self.receive(&mut bytes) else { return };
+                    fds = received;
+                    postcard::from_bytes(&bytes[..length])
+                }
             };
-            let by_line = fds.is_some();
-            let answer = self.act(task, fds.unwrap_or_default());
+            let follows = task.as_ref().is_ok_and(|task: &Task<'_>| task.follows);
+            let answer = self.act(task, fds);
             let goes_on = answer.is_some();
             if !goes_on {
                 // Whoever asks next gets another worker.
                 let _ = rustix::net::shutdown(&self.line, Shutdown::Read);
             }
             let answer = answer.unwrap_or_else(|| Reply::Failed(Errno::EPERM).into());
-            if by_line {
-                if goes_on {
+            if !by_line {
+                self.mailbox.done(answer.reply, goes_on && follows);
+            } else {
+                if goes_on && follows {
                     self.mailbox.open();
                 }
                 if self.send(&answer).is_err() {
                     return;
                 }
-            } else {
-                self.mailbox.done(answer.reply, goes_on);
             }
             if !goes_on {
                 return;
@@ -131,8 +137,9 @@ impl Worker {
         }
     }
 
-    /// Waits for a task, or for the end: of the caller, of whoever asks, or of patience.
-    fn wait_and_receive(&self, bytes: &mut [u8]) -> Option<(usize, Vec<OwnedFd>)> {
+    /// Waits for a task on the line, or for the end: of the caller, of whoever asks, or of patience. Then
+    /// nobody can ask any more from here on; whoever just did is answered.
+    fn wait(&self) {
         let mut room = [MaybeUninit::uninit(); 2];
         let events = loop {
             match epoll::wait(&self.watch, &mut room, Some(&PATIENCE)) {
@@ -140,11 +147,9 @@ impl Worker {
                 events => break events.map(|(events, _)| &*events).unwrap_or_default(),
             }
         };
-        // From here on nobody can ask any more. Whoever just did is answered.
         if !events.iter().any(|event: &epoll::Event| event.data.u64() == LINE) {
             let _ = rustix::net::shutdown(&self.line, Shutdown::Read);
         }
-        self.receive(bytes)
     }
 
     fn look_at(&self, fd: &OwnedFd, what: u64) -> Result<(), rustix::io::Errno> {
@@ -198,7 +203,7 @@ impl Worker {
 
     /// `None`: it could not become the caller, and is nobody in particular now.
     fn act(&mut self, task: postcard::Result<Task<'_>>, fds: Vec<OwnedFd>) -> Option<Answer> {
-        let Ok(Task { who, what, with, processor }) = task else {
+        let Ok(Task { who, what, with, processor, .. }) = task else {
             return Some(Reply::Failed(Errno::EPROTO).into());
         };
         self.stay.on(processor);

@@ -23,6 +23,8 @@ pub(super) struct Task<'a> {
     pub(super) with: With,
     /// On which processor to stay, for now.
     pub(super) processor: Option<usize>,
+    /// Is another one likely to follow at once?
+    pub(super) follows: bool,
 }
 
 /// The descriptors of a task, in this order.
@@ -55,6 +57,11 @@ impl What {
             Self::Mknod(_) => mknod::RIGHTS,
             Self::SetOpaque(_) | Self::Bpf(_) => CapabilitySet::empty(),
         }
+    }
+
+    /// Is there nothing to tell but how it ended?
+    pub(super) fn is_brief(&self) -> bool {
+        matches!(self, Self::Mknod(_) | Self::SetOpaque(_))
     }
 
     /// How many bytes it may have to tell, besides how it ended.
