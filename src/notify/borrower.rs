@@ -165,6 +165,7 @@ impl Threads {
         }
         drop(ends);
     }
+
     /// Does a call wait, or come soon? Of a caller that ends meanwhile nothing is kept, and its worker ends
     /// too: a control group with a process in it cannot be removed, nor a file system be unmounted.
     fn comes(&self, listener: &Listener, recent: &Recent) -> bool {

@@ -106,32 +106,34 @@ impl Mailbox {
         let _ = futex::wake(&self.page().state, Flags::empty(), 1);
     }
 
-    /// Does the worker wait for a task? Then it does so until there is one.
+    /// Does the worker wait for a task? Then it does so for another moment.
     pub(super) fn claim(&mut self) -> bool {
         self.turn(OPEN, CLAIMED)
     }
 
-    /// Puts a task into a mailbox that was claimed. False: it is too long.
+    /// Puts a task into a mailbox that was claimed. False: it is too long, or the worker waits no more.
     pub(super) fn put(&mut self, task: &impl Serialize) -> bool {
         // SAFETY: the worker does not read while there is no task, and this is the only one who writes:
         // the daemon has one `Mailbox` of this memory, which is borrowed mutably.
         let room = unsafe { &mut *self.page().task.get() };
         let Ok(used) = postcard::to_slice(task, room) else { return false };
         let length = u32::try_from(used.len()).unwrap_or(0);
-        self.hand_over(length);
-        true
+        self.hand_over(length)
     }
 
-    /// Has the worker of a mailbox that was claimed take a task from the line.
-    pub(super) fn ring(&mut self) {
-        self.hand_over(ON_LINE);
+    /// Has the worker of a mailbox that was claimed take a task from the line. False: it waits no more, and
+    /// will find the task by itself.
+    pub(super) fn ring(&mut self) -> bool {
+        self.hand_over(ON_LINE)
     }
 
-    fn hand_over(&self, length: u32) {
+    fn hand_over(&self, length: u32) -> bool {
         self.page().length.store(length, Ordering::Relaxed);
-        if self.turn(CLAIMED, TASK) {
+        let waits = self.turn(CLAIMED, TASK);
+        if waits {
             self.wake();
         }
+        waits
     }
 
     /// Has a worker that waits here watch its line instead.
@@ -180,7 +182,8 @@ impl Mailbox {
                 break;
             }
             let waited = futex::wait(&page.state, Flags::empty(), now, Some(&MOMENT));
-            if waited == Err(Errno::TIMEDOUT) && self.turn(OPEN, CLOSED) {
+            // The same for a moment. Whoever claimed it may be dead.
+            if waited == Err(Errno::TIMEDOUT) && self.turn(now, CLOSED) {
                 return Found::Nothing;
             }
         }
@@ -268,8 +271,17 @@ mod tests {
         let (mut daemons, mut workers) = both();
         workers.open();
         assert!(daemons.claim() && !daemons.put(&"7".repeat(ROOM)));
-        daemons.ring();
+        assert!(daemons.ring());
         assert_eq!(workers.take::<String>(), Found::OnLine);
+    }
+
+    #[test]
+    fn a_worker_does_not_wait_for_whoever_died_before_putting_a_task_in() {
+        let (mut daemons, mut workers) = both();
+        workers.open();
+        assert!(daemons.claim());
+        assert_eq!(workers.take::<u8>(), Found::Nothing);
+        assert!(!daemons.put(&7u8) && !daemons.ring());
     }
 
     #[test]

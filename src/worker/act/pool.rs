@@ -66,7 +66,7 @@ type Place = Arc<Mutex<Option<Worker>>>;
 #[derive(Debug)]
 struct Worker {
     line: OwnedFd,
-    /// For tasks without descriptors.
+    /// For what needs no more than a number for an answer.
     mailbox: Mailbox,
     process: OwnedFd,
     patience: Duration,
@@ -187,10 +187,12 @@ impl Worker {
         let Pace { follows, processor } = pace;
         let task = Task { who, what, with, processor, follows };
         let claimed = task.what.is_brief() && self.mailbox.claim();
+        let bare = more.is_empty() && with == With::default();
+        if claimed && bare && self.mailbox.put(&task) {
+            return self.wait();
+        }
         if !claimed {
             self.mailbox.close();
-        } else if more.is_empty() && with == With::default() && self.mailbox.put(&task) {
-            return self.wait();
         }
         let task = postcard::to_allocvec(&task)
             .map_err(|error| Failure::new(Errno::EINVAL, error.to_string()))?;
@@ -214,8 +216,7 @@ impl Worker {
             other => other.or_fail("sendmsg to a worker")?,
         };
         self.caller = (Arc::downgrade(&actor.process), Arc::downgrade(&actor.root));
-        if claimed {
-            self.mailbox.ring();
+        if claimed && self.mailbox.ring() {
             return self.wait();
         }
         self.answer(room).map(Some)
