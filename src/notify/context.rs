@@ -119,11 +119,22 @@ impl Context<'_> {
     /// The target is gone.
     pub fn string(&self, call: &Call, index: usize) -> Result<Option<Vec<u8>>, Refusal> {
         // Most are short, and every page that a reading touches costs.
-        let mut short = [0; USUAL];
-        match until_nul(call, index, &mut short)? {
-            Ok(string) => Ok(string),
-            Err(Longer) => Ok(until_nul(call, index, &mut [0; PAGE])?.unwrap_or(None)),
+        for room in [USUAL, PAGE] {
+            let mut text = vec![0; room];
+            let length = match copy(call, call.long(index), &mut text) {
+                Ok(length) => length,
+                Err(Refusal::Fail(_)) => return Ok(None),
+                Err(other) => return Err(other),
+            };
+            if let Some(end) = text[..length].iter().position(|&byte| byte == 0) {
+                text.truncate(end);
+                return Ok(Some(text));
+            }
+            if length < room {
+                break;
+            }
         }
+        Ok(None)
     }
 
     /// The target's `/proc/<tid>`.
@@ -192,26 +203,6 @@ impl std::fmt::Debug for Context<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Context").field("pending", &self.pending).finish_non_exhaustive()
     }
-}
-
-/// A string goes on where the buffer ends.
-struct Longer;
-
-fn until_nul(
-    call: &Call,
-    index: usize,
-    buffer: &mut [u8],
-) -> Result<Result<Option<Vec<u8>>, Longer>, Refusal> {
-    let length = match copy(call, call.long(index), buffer) {
-        Ok(length) => length,
-        Err(Refusal::Fail(_)) => return Ok(Ok(None)),
-        Err(other) => return Err(other),
-    };
-    let end = buffer[..length].iter().position(|&byte| byte == 0);
-    Ok(match end {
-        None if length == buffer.len() => Err(Longer),
-        end => Ok(end.map(|end| buffer[..end].to_vec())),
-    })
 }
 
 /// Reads from the memory of whoever has the target's number.

@@ -40,7 +40,7 @@ pub struct Thread {
     seen_groups: Option<(Arc<[u8]>, Instant)>,
     process: Option<Arc<OwnedFd>>,
     /// The link to its user namespace, not what that leads to.
-    link: OwnedFd,
+    users_link: OwnedFd,
     /// Its user namespace at the last call, and what the link to it says: no other one has its number
     /// as long as it is open.
     users: Option<(Arc<OwnedFd>, String)>,
@@ -102,10 +102,10 @@ impl Thread {
     pub fn open(proc: OwnedFd) -> Result<Self, Errno> {
         let (status, groups) = (file(&proc, "status")?, file(&proc, "cgroup")?);
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let link = openat(&proc, USERS, flags, Mode::empty())?;
+        let users_link = openat(&proc, USERS, flags, Mode::empty())?;
         let (seen_groups, process, users, root) = (None, None, None, None);
         let text = Vec::with_capacity(USUAL);
-        Ok(Self { proc, status, groups, seen_groups, process, link, users, root, text })
+        Ok(Self { proc, status, groups, seen_groups, process, users_link, users, root, text })
     }
 
     /// Reads what it is now. Whoever calls this makes sure afterwards that it still waits.
@@ -177,7 +177,7 @@ impl Thread {
     fn users(&mut self) -> Result<Arc<OwnedFd>, Errno> {
         if let Some((users, name)) = &self.users {
             let mut room = [MaybeUninit::uninit(); 64];
-            let (now, _) = readlinkat_raw(&self.link, "", &mut room)?;
+            let (now, _) = readlinkat_raw(&self.users_link, "", &mut room)?;
             if *now == *name.as_bytes() {
                 return Ok(Arc::clone(users));
             }

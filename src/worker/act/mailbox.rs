@@ -26,7 +26,8 @@ const ROOM: usize = 4096 - 16;
 /// Instead of a length.
 const ON_LINE: u32 = u32::MAX;
 
-/// For how long at most a worker waits here for the next task.
+/// For how long at most a worker waits here for the next task. Longer than a tick: to set the processor's
+/// timer for an earlier moment takes longer than all the rest of a hand-over.
 const MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// Nobody waits.
