@@ -1,26 +1,27 @@
 //! How far the notification threads are from the least that can be done.
 //!
 //! Measures sysinfo(2) of a child, in turn answered by the smallest possible handler (epoll,
-//! RECV, process_vm_writev, SEND, SYNC_WAKE_UP) and by a `Notifier`, everything pinned to one
+//! RECV, a write into the caller's memory as `notify/memory.rs` does it, SEND, SYNC_WAKE_UP) and by a `Notifier`, everything pinned to one
 //! processor, and prints medians of several rounds and their ratio. Run it with --release. The child
 //! enters the control groups whose folders are given, as a container is in others than its daemon:
 //! the kernel takes longer from one to another.
 #![allow(unsafe_code, reason = "the smallest handler is nothing but system calls")]
 
 use std::fs::File;
-use std::io::IoSlice;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Instant;
 
 use ambit::notify::filter::Filter;
 use ambit::notify::{Notifier, Options, Policy};
+use ambit::sys::procmap_query::{WRITABLE, end_of_mapping};
 use ambit_sysinfo::sysinfo::{Abi, encode};
 use ambit_sysinfo::view::{Clock, Cpu, Load, Memory, Origin, Swap, Tasks};
 use ambit_sysinfo::{CpuSet, Error, View, Views};
 use libseccomp_sys::{seccomp_notif, seccomp_notif_resp};
 use nix::sched::{CpuSet as Mask, sched_setaffinity};
-use nix::sys::uio::{RemoteIoVec, process_vm_writev};
 use nix::unistd::Pid;
 use rustix::event::epoll;
 
@@ -170,7 +171,20 @@ mod ioctls {
 
     nix::ioctl_readwrite!(recv, b'!', 0, seccomp_notif);
     nix::ioctl_readwrite!(send, b'!', 1, seccomp_notif_resp);
+    nix::ioctl_write_ptr!(id_valid, b'!', 2, u64);
     nix::ioctl_write_int_bad!(set_flags, nix::request_code_write!(b'!', 4, size_of::<u64>()));
+}
+
+/// Opens a file of a thread, without an allocation.
+fn open(tid: u32, file: &str, flags: i32) -> File {
+    let mut path = [0u8; 32];
+    write!(&mut path[..], "/proc/{tid}/{file}").expect("room");
+    // SAFETY: the path ends with a zero byte, and the descriptor is new.
+    unsafe {
+        let fd = libc::open(path.as_ptr().cast(), flags | libc::O_CLOEXEC);
+        assert!(fd >= 0, "cannot open /proc/{tid}/{file}");
+        File::from_raw_fd(fd)
+    }
 }
 
 /// Answers until the target is gone, on this very thread.
@@ -193,10 +207,15 @@ fn minimal(listener: &OwnedFd, view: &View) {
             }
             let mut request: seccomp_notif = std::mem::zeroed();
             ioctls::recv(fd, &raw mut request).expect("RECV");
-            let base = usize::try_from(request.data.args[0]).expect("64 bits");
-            let remote = [RemoteIoVec { base, len: 112 }];
-            let pid = Pid::from_raw(request.pid.cast_signed());
-            process_vm_writev(pid, &[IoSlice::new(encoded.bytes())], &remote).expect("write");
+            let address = request.data.args[0];
+            let mem = open(request.pid, "mem", libc::O_RDWR);
+            let maps = open(request.pid, "maps", libc::O_RDONLY);
+            match end_of_mapping(maps.as_fd(), address, WRITABLE) {
+                Ok(end) => assert!(end.is_some_and(|end| address + 112 <= end), "not writable"),
+                Err(errno) => panic!("PROCMAP_QUERY, of Linux 6.11: {errno}"),
+            }
+            ioctls::id_valid(fd, &raw const request.id).expect("ID_VALID");
+            mem.write_all_at(encoded.bytes(), address).expect("write");
             let mut answer = seccomp_notif_resp { id: request.id, val: 0, error: 0, flags: 0 };
             ioctls::send(fd, &raw mut answer).expect("SEND");
         }

@@ -169,6 +169,13 @@ fn bad_pointers_are_bad_addresses() {
 }
 
 #[test]
+fn a_page_that_userfaultfd_delivers_is_waited_for() {
+    let notifier = notifier(Fixed::new());
+    let seen = run(&notifier, &ALL, 64, &["delivered"]);
+    assert!(seen == ["0 0 77"] || seen == ["none"], "{seen:?}");
+}
+
+#[test]
 fn affinity_has_as_many_processors_as_are_shown() {
     let notifier = notifier(Fixed::new());
     let first = own_processors()[0];

@@ -5,6 +5,7 @@
 use ambit_fuse::mountinfo;
 
 use super::id_map::IdMap;
+use super::maps::{Access, Coverage};
 use super::status::{Credentials, Status};
 use super::{control_groups, limits, numbers, profile, watches};
 use crate::notify;
@@ -29,6 +30,9 @@ pub fn parse_all(text: &[u8]) {
     assert!(limits::parse(text).len() <= text.len() && watches::parse(text).len() <= text.len());
     let _ = (profile::parse(text), numbers::<i32>(text).count());
     let _ = (control_groups::path(text), control_groups::name(text));
+    let mut coverage = Coverage::new(1 << 12, 1 << 20, Access::Write);
+    coverage.feed(text);
+    assert!((1 << 12..=1 << 20).contains(&coverage.covered()));
     let mounts: Vec<_> = mountinfo::all(text).collect();
     let groups = control_groups::folders(&mounts, text);
     assert!(groups.count() <= text.len());

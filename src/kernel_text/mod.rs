@@ -8,6 +8,7 @@ pub mod control_groups;
 pub mod fuzzing;
 pub mod id_map;
 pub mod limits;
+pub mod maps;
 pub mod profile;
 pub mod status;
 pub mod watches;

@@ -1,19 +1,16 @@
 //! What a handler may do with its target: ask for numbers, write a result, look at `/proc`.
 //!
-//! Every act first makes sure that the request is still pending: as long as it is, the target
-//! sits in its system call and its thread id cannot have passed to somebody else. Between that
-//! look and the act remain the microseconds in which a killed target's id would have to be
-//! handed out again after a whole round through the pid space; the answer itself is checked by
-//! the kernel.
+//! What is opened by the target's thread id is the target's if the request is still pending
+//! afterwards: as long as it is, the target sits in its system call and its thread id cannot have
+//! passed to another thread. So everything is opened first, then the request is checked, and then
+//! the descriptor is used. `memory.rs` says why that matters most for the target's memory. The
+//! answer itself is checked by the kernel.
 
-use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use ambit_sysinfo::{View, Views};
 use nix::errno::Errno;
-use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
-use nix::unistd::Pid;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
 
 use super::account::Account;
@@ -22,11 +19,12 @@ use super::audit::Notes;
 use super::call::Call;
 use super::handler::{Cause, Refusal};
 use super::listener::id_valid;
+use super::memory::Memory;
 use super::recent::Recent;
 use super::settings::Settings;
 use crate::kernel_text;
 
-/// No page is smaller.
+/// The kernel takes no longer strings as arguments.
 const PAGE: usize = 4096;
 /// Most strings are shorter.
 const USUAL: usize = 256;
@@ -55,6 +53,8 @@ impl Pending<'_> {
 pub struct Context<'a> {
     pub(super) views: &'a dyn Views,
     pub(super) pending: Pending<'a>,
+    /// The target's memory.
+    pub(super) memory: Memory<'a>,
     /// The settings of the container's policy.
     pub(super) settings: &'a Settings,
     /// Who acts, if anybody does.
@@ -79,41 +79,24 @@ impl Context<'_> {
     }
 
     /// Writes a result into the target's memory, as the kernel would: a page that the target
-    /// may not write is EFAULT (`/proc/<pid>/mem` would write it nevertheless).
+    /// cannot write is EFAULT, and stays as it is.
     ///
     /// # Errors
     /// EFAULT for the target, or the target is gone.
     pub fn write(&self, call: &Call, address: u64, bytes: &[u8]) -> Result<(), Refusal> {
-        let base = usize::try_from(address).map_err(|_| Refusal::Fail(Errno::EFAULT))?;
-        let pid = pid(call)?;
-        self.pending.check()?;
-        let remote = [RemoteIoVec { base, len: bytes.len() }];
-        match process_vm_writev(pid, &[IoSlice::new(bytes)], &remote) {
-            Ok(written) if written == bytes.len() => Ok(()),
-            // A part of it reaches into a page that cannot be written.
-            Ok(_) | Err(Errno::EFAULT) => Err(Refusal::Fail(Errno::EFAULT)),
-            Err(Errno::ESRCH) => Err(Refusal::Gone),
-            Err(errno) => Err(Refusal::Continue(Cause::System(
-                "process_vm_writev into the caller (needs CAP_SYS_PTRACE)",
-                errno,
-            ))),
-        }
+        self.memory.write(call.tid, &self.pending, address, bytes)
     }
 
-    /// Reads from the target's memory as far as it can be read; fewer bytes are no error. What was
-    /// read is the target's: the request is still pending afterwards.
+    /// Reads from the target's memory as far as the target can; fewer bytes are no error.
     ///
     /// # Errors
-    /// The target is gone, or nothing can be read.
+    /// The target is gone, or can read nothing there.
     pub fn read(&self, call: &Call, address: u64, buffer: &mut [u8]) -> Result<usize, Refusal> {
-        let read = copy(call, address, buffer);
-        self.pending.check()?;
-        read
+        self.memory.read(call.tid, &self.pending, address, buffer)
     }
 
     /// A string argument; `None` when it does not end in a page's length or cannot be read: the
-    /// kernel knows the errno. Whose it is, is not known before it is seen that the request is still
-    /// pending, as with `acts::pin`.
+    /// kernel knows the errno.
     ///
     /// # Errors
     /// The target is gone.
@@ -121,7 +104,7 @@ impl Context<'_> {
         // Most are short, and every page that a reading touches costs.
         for room in [USUAL, PAGE] {
             let mut text = vec![0; room];
-            let length = match copy(call, call.long(index), &mut text) {
+            let length = match self.read(call, call.long(index), &mut text) {
                 Ok(length) => length,
                 Err(Refusal::Fail(_)) => return Ok(None),
                 Err(other) => return Err(other),
@@ -202,35 +185,5 @@ impl Context<'_> {
 impl std::fmt::Debug for Context<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Context").field("pending", &self.pending).finish_non_exhaustive()
-    }
-}
-
-/// Reads from the memory of whoever has the target's number.
-fn copy(call: &Call, address: u64, buffer: &mut [u8]) -> Result<usize, Refusal> {
-    let base = usize::try_from(address).map_err(|_| Refusal::Fail(Errno::EFAULT))?;
-    // Parts that end at the end of a page: the next page may not be there.
-    let (mut parts, mut at) = (Vec::new(), 0);
-    while at < buffer.len() {
-        let from = base.checked_add(at).ok_or(Refusal::Fail(Errno::EFAULT))?;
-        let len = (PAGE - from % PAGE).min(buffer.len() - at);
-        parts.push(RemoteIoVec { base: from, len });
-        at += len;
-    }
-    match process_vm_readv(pid(call)?, &mut [IoSliceMut::new(buffer)], &parts) {
-        Ok(length) => Ok(length),
-        Err(Errno::EFAULT) => Err(Refusal::Fail(Errno::EFAULT)),
-        Err(Errno::ESRCH) => Err(Refusal::Gone),
-        Err(errno) => Err(Refusal::Continue(Cause::System(
-            "process_vm_readv from the caller (needs CAP_SYS_PTRACE)",
-            errno,
-        ))),
-    }
-}
-
-fn pid(call: &Call) -> Result<Pid, Refusal> {
-    // 0 is what the kernel reports for a thread outside of our pid namespace.
-    match i32::try_from(call.tid) {
-        Ok(tid) if tid > 0 => Ok(Pid::from_raw(tid)),
-        _ => Err(Refusal::Continue(Cause::View(ambit_sysinfo::Error::Gone(call.tid)))),
     }
 }

@@ -132,6 +132,14 @@ struct Begun {
     answer: Option<seccomp_notif_resp>,
 }
 
+/// What a packet tells of the thread that waits.
+#[derive(Debug, Clone, Copy)]
+struct Target<'a> {
+    proc: &'a OwnedFd,
+    memory: &'a OwnedFd,
+    listener: Option<&'a OwnedFd>,
+}
+
 /// `/proc/<tid>`, `/proc/<tid>/mem`, and since liblxc 4.0.5 the listener.
 type Descriptors = [Option<OwnedFd>; 3];
 
@@ -184,14 +192,15 @@ impl Connection {
             }
         };
         let decoded = match (length, &descriptors) {
-            (Some(length), [Some(proc), _, listener]) => {
-                lxc_packet::decode(&buffer[..length]).map(|packet| (packet, proc, listener))
+            (Some(length), [Some(proc), Some(memory), listener]) => {
+                let target = Target { proc, memory, listener: listener.as_ref() };
+                lxc_packet::decode(&buffer[..length]).map(|packet| (packet, target))
             }
             (Some(_), _) => Err(Malformed::Descriptors),
             (None, _) => Err(Malformed::Length),
         };
         let (account, limit, call) = match decoded {
-            Ok((packet, proc, listener)) => {
+            Ok((packet, target)) => {
                 let (account, policy) = self.account(&packet, pipeline);
                 let call = self.begin(&packet, journal, pipeline);
                 let now = bucket::now();
@@ -200,14 +209,7 @@ impl Connection {
                     && pipeline.cost(&packet.data, &policy) == Cost::Inline
                     && let Some(_under_way) = account.inline(now, threads)
                 {
-                    return match self.answer(
-                        &packet,
-                        proc,
-                        listener.as_ref(),
-                        received,
-                        pipeline,
-                        &call,
-                    ) {
+                    return match self.answer(&packet, target, received, pipeline, &call) {
                         Keep::No => self.ended(),
                         _ => wait.map_or(Keep::Yes, Keep::After),
                     };
@@ -228,14 +230,14 @@ impl Connection {
         let own = Self { member, takes_turns, ..Self::new(fd, self.monitor, self.number, link) };
         let (pipeline, acting) = (Arc::clone(pipeline), pipeline.acting().clone());
         let handed = acting.hand_over(&account.id, limit, move || {
-            let [Some(proc), _, listener] = &descriptors else { return };
+            let [Some(proc), Some(memory), listener] = &descriptors else { return };
             let Ok(packet) = lxc_packet::decode(&buffer[..length.unwrap_or(0)]) else { return };
-            let listener = listener.as_ref();
+            let target = Target { proc, memory, listener: listener.as_ref() };
             let keep = if let Some(answer) = call.answer {
-                own.send_again(&packet, listener, &answer)
+                own.send_again(&packet, target.listener, &answer)
             } else {
                 call.entry.acting();
-                own.answer(&packet, proc, listener, received, &pipeline, &call)
+                own.answer(&packet, target, received, &pipeline, &call)
             };
             drop(call);
             if keep == Keep::Yes {
@@ -279,12 +281,12 @@ impl Connection {
     fn answer(
         &self,
         packet: &Packet<'_>,
-        proc: &OwnedFd,
-        listener: Option<&OwnedFd>,
+        target: Target<'_>,
         received: Instant,
         pipeline: &Pipeline,
         call: &Begun,
     ) -> Keep {
+        let Target { proc, memory, listener } = target;
         if let Some(listener) = listener
             && !self.takes_turns.swap(true, Ordering::Relaxed)
         {
@@ -296,7 +298,7 @@ impl Connection {
         };
         let verdict = match call.repeat {
             Repeat::Never => Verdict::Fail(nix::errno::Errno::EINTR),
-            repeat => self.decide(packet, pending, pipeline, repeat),
+            repeat => self.decide(packet, pending, memory, pipeline, repeat),
         };
         let (account, _) = self.account(packet, pipeline);
         let (data, who) = (&packet.data, (&*account, packet.tid));
@@ -354,6 +356,7 @@ impl Connection {
         &self,
         packet: &Packet<'_>,
         pending: Pending<'_>,
+        memory: &OwnedFd,
         pipeline: &Pipeline,
         repeat: Repeat,
     ) -> Verdict {
@@ -366,8 +369,8 @@ impl Connection {
         }
         let (account, policy) = &self.account(packet, pipeline);
         let (tid, data) = (packet.tid, packet.data);
-        let recent = None;
-        pipeline.decide(&Request { account, policy, tid, data, pending, repeat, recent })
+        let (memory, recent) = (Some(memory.as_fd()), None);
+        pipeline.decide(&Request { account, policy, tid, data, pending, memory, repeat, recent })
     }
 
     /// What the container of a packet has had, and what is answered for it.
@@ -472,6 +475,11 @@ mod tests {
         }
     }
 
+    /// The memory of this very process.
+    fn memory() -> File {
+        File::options().read(true).write(true).open("/proc/self/mem").unwrap()
+    }
+
     /// A packet for sysinfo of this very process, with a buffer of its own.
     fn packet(cookie: &str, address: u64) -> Vec<u8> {
         let me = i32::try_from(std::process::id()).unwrap();
@@ -484,7 +492,7 @@ mod tests {
         let proc = File::open("/proc/self").unwrap();
         let buffer = [0u8; 112];
         let packet = packet("101", buffer.as_ptr() as u64);
-        let (keep, answer) = monitor.ask(&packet, &[proc.as_fd(), proc.as_fd()]);
+        let (keep, answer) = monitor.ask(&packet, &[proc.as_fd(), memory().as_fd()]);
         assert_eq!(keep, Keep::Yes);
         let answer = answer.unwrap();
         assert_eq!(answer.len(), 136, "without the cookie");
@@ -500,9 +508,10 @@ mod tests {
         let proc = File::open("/proc/self").unwrap();
         let buffer = [0u8; 112];
         let packet = packet("101", buffer.as_ptr() as u64);
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut control = SendAncillaryBuffer::new(&mut space);
-        let fds = [proc.as_fd()];
+        let memory = memory();
+        let fds = [proc.as_fd(), memory.as_fd()];
         assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
         sendmsg(&monitor.fd, &[IoSlice::new(&packet)], &mut control, SendFlags::empty()).unwrap();
         let mut seen = [0; LONGEST];
@@ -531,11 +540,13 @@ mod tests {
         let proc = File::open("/proc/self").unwrap();
         let good = packet("x", 0);
         for bad in [&good[..136], &good[..40], &[0; LONGEST + 1][..]] {
-            let (keep, answer) = monitor.ask(bad, &[proc.as_fd()]);
+            let (keep, answer) = monitor.ask(bad, &[proc.as_fd(), proc.as_fd()]);
             assert_eq!((keep, answer), (Keep::Yes, Some(Vec::new())), "{} bytes", bad.len());
         }
-        let (keep, answer) = monitor.ask(&good, &[]);
-        assert_eq!((keep, answer), (Keep::Yes, Some(Vec::new())), "no descriptors");
+        for few in [&[][..], &[proc.as_fd()]] {
+            let (keep, answer) = monitor.ask(&good, few);
+            assert_eq!((keep, answer), (Keep::Yes, Some(Vec::new())), "{} descriptors", few.len());
+        }
         let (keep, answer) = monitor.ask(&good, &[proc.as_fd(); 9]);
         assert_eq!((keep, answer), (Keep::Yes, Some(Vec::new())), "too many descriptors");
     }
@@ -546,7 +557,7 @@ mod tests {
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let proc = File::open(format!("/proc/{}", child.id())).unwrap();
         child.wait().unwrap();
-        let (keep, answer) = monitor.ask(&packet("x", 0), &[proc.as_fd()]);
+        let (keep, answer) = monitor.ask(&packet("x", 0), &[proc.as_fd(), memory().as_fd()]);
         assert_eq!((keep, answer), (Keep::No, None));
     }
 
@@ -554,6 +565,7 @@ mod tests {
     fn an_answer_that_is_late_is_not_given() {
         let monitor = Monitor::new();
         let proc = OwnedFd::from(File::open("/proc/self").unwrap());
+        let memory = OwnedFd::from(memory());
         let buffer = [0u8; 112];
         let bytes = packet("101", buffer.as_ptr() as u64);
         let packet = lxc_packet::decode(&bytes).unwrap();
@@ -563,7 +575,8 @@ mod tests {
             };
             let Monitor { connection, pipeline, journal, .. } = &monitor;
             let call = connection.begin(&packet, journal, pipeline);
-            let kept = connection.answer(&packet, &proc, None, received, pipeline, &call);
+            let target = Target { proc: &proc, memory: &memory, listener: None };
+            let kept = connection.answer(&packet, target, received, pipeline, &call);
             assert_eq!(kept, keep, "{age:?}");
             let mut answer = [0; 256];
             let read = rustix::net::recv(&monitor.fd, &mut answer, RecvFlags::DONTWAIT);
@@ -577,7 +590,8 @@ mod tests {
         let proc = File::open("/proc/self").unwrap();
         let buffer = [0u8; 112];
         // It knows no such call, or is no listener at all.
-        let fds = [proc.as_fd(), proc.as_fd(), proc.as_fd()];
+        let memory = memory();
+        let fds = [proc.as_fd(), memory.as_fd(), proc.as_fd()];
         let (keep, answer) = monitor.ask(&packet("101", buffer.as_ptr() as u64), &fds);
         assert_eq!((keep, answer, buffer), (Keep::No, None, [0; 112]), "nothing was written");
     }
@@ -587,7 +601,7 @@ mod tests {
         let mut monitor = Monitor::new();
         monitor.connection.monitor = 1;
         let proc = File::open("/proc/self").unwrap();
-        let (_, answer) = monitor.ask(&packet("x", 0), &[proc.as_fd()]);
+        let (_, answer) = monitor.ask(&packet("x", 0), &[proc.as_fd(), memory().as_fd()]);
         assert_eq!(answer.unwrap()[132..136], 1u32.to_ne_bytes(), "CONTINUE");
     }
 

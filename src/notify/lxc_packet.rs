@@ -40,7 +40,7 @@ pub(super) enum Malformed {
     Reserved,
     #[error("its structures have other sizes than 80, 24 and 64: is this liblxc's protocol?")]
     Sizes,
-    #[error("it lacks the descriptor of /proc/<tid>")]
+    #[error("it lacks the descriptors of /proc/<tid> and /proc/<tid>/mem")]
     Descriptors,
 }
 

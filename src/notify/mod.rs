@@ -36,6 +36,7 @@ mod listener;
 mod live_mounts;
 mod lxc;
 mod lxc_packet;
+mod memory;
 pub mod mounts;
 pub mod oci;
 mod once;

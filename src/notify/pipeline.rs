@@ -4,6 +4,7 @@
 //! is CONTINUE: the kernel then runs the call with the target's own rights, so that nothing
 //! hangs and nothing is granted by mistake. Nothing here allocates, locks or forks.
 
+use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,6 +24,7 @@ use super::dispatch::Dispatch;
 use super::handler::{Cost, Handler, Refusal, Repeat, Screen, Verdict};
 use super::limiter::Limiter;
 use super::listener::Listener;
+use super::memory::Memory;
 use super::policies::{Current, Policies};
 use super::policy::Policy;
 use super::recent::Recent;
@@ -42,6 +44,8 @@ pub(super) struct Request<'a> {
     pub(super) data: seccomp_data,
     /// How to see that it still waits.
     pub(super) pending: Pending<'a>,
+    /// Its `/proc/<tid>/mem`, if that came with the request.
+    pub(super) memory: Option<BorrowedFd<'a>>,
     /// What it means that a predecessor may have been at it.
     pub(super) repeat: Repeat,
     /// Threads that called lately, if they are kept.
@@ -209,6 +213,7 @@ impl Pipeline {
         let cx = Context {
             views: &*self.views,
             pending: request.pending,
+            memory: Memory::new(request.memory),
             settings: request.policy.settings(),
             acts: self.acts.as_deref(),
             container: request.container(),
@@ -362,8 +367,8 @@ mod tests {
         let pending = Pending::Directory(proc.as_fd());
         let (account, tid) = (&pipeline.accounts().of("c"), std::process::id());
         let repeat = Repeat::Safe;
-        let recent = None;
-        let request = Request { account, policy, tid, data, pending, repeat, recent };
+        let (memory, recent) = (None, None);
+        let request = Request { account, policy, tid, data, pending, memory, repeat, recent };
         (pipeline.decide(&request), pipeline)
     }
 
@@ -393,8 +398,8 @@ mod tests {
         let pending = Pending::Directory(proc.as_fd());
         let policy = Policy::default();
         let (account, repeat) = (&pipeline.accounts().of("c"), Repeat::Safe);
-        let (tid, policy, recent) = (1, &policy, None);
-        let request = Request { account, policy, tid, data, pending, repeat, recent };
+        let (tid, policy, memory, recent) = (1, &policy, None, None);
+        let request = Request { account, policy, tid, data, pending, memory, repeat, recent };
         assert!(matches!(pipeline.decide(&request), Verdict::Continue));
         assert_eq!(pipeline.counters().read().unknown, 1);
     }

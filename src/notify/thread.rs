@@ -408,6 +408,7 @@ pub(super) fn decide(
         tid: notification.pid,
         data: notification.data,
         pending: Pending::Listener(listener.as_fd(), notification.id),
+        memory: None,
         repeat,
         recent,
     });

@@ -47,6 +47,7 @@ mod tests {
 
     use super::super::arch::Abi;
     use super::super::context::Pending;
+    use super::super::memory::Memory;
     use super::super::settings::Settings;
     use super::*;
 
@@ -70,6 +71,7 @@ mod tests {
         let cx = Context {
             views: &Nobody,
             pending: Pending::Directory(proc.as_fd()),
+            memory: Memory::default(),
             settings: &Settings::default(),
             acts: None,
             container: "",

@@ -9,6 +9,7 @@ pub mod inherited;
 pub mod loop_device;
 pub mod mount_setattr;
 pub mod pid_in_namespace;
+pub mod procmap_query;
 pub mod scheduling;
 pub mod seccomp;
 pub mod setxattrat;

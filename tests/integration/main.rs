@@ -25,6 +25,7 @@ mod hostile;
 mod lifecycle;
 mod limited;
 mod lxcfs;
+mod memory;
 mod mknod;
 mod mount;
 mod poison;

@@ -2,12 +2,14 @@
  * per call. Built by the tests for 64 and 32 bits. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/sysinfo.h>
@@ -104,6 +106,33 @@ static void print_in_namespace(void)
     waitpid(init, NULL, 0);
 }
 
+static void *deliver(void *descriptor)
+{
+    struct uffd_msg message;
+    if (read((int)(long)descriptor, &message, sizeof message) != sizeof message)
+        exit(1);
+    struct uffdio_zeropage page = { .range = { message.arg.pagefault.address & -4096, 4096 } };
+    ioctl((int)(long)descriptor, UFFDIO_ZEROPAGE, &page);
+    return NULL;
+}
+
+/* A page that another thread delivers when it is touched. */
+static void print_delivered(void)
+{
+    char *at = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    long descriptor = syscall(SYS_userfaultfd, 0);
+    struct uffdio_api api = { .api = UFFD_API };
+    struct uffdio_register all = { .range = { (long)at, 4096 }, .mode = UFFDIO_REGISTER_MODE_MISSING };
+    pthread_t thread;
+    if (descriptor < 0 || ioctl(descriptor, UFFDIO_API, &api) || ioctl(descriptor, UFFDIO_REGISTER, &all)) {
+        printf("none\n");
+        return;
+    }
+    pthread_create(&thread, NULL, deliver, (void *)descriptor);
+    long result = syscall(SYS_sysinfo, at);
+    printf("%ld %d %d\n", result, result < 0 ? errno : 0, ((struct sysinfo *)at)->procs);
+}
+
 static volatile int alarms;
 
 static void on_alarm(int signal)
@@ -149,6 +178,8 @@ int main(int count, char **words)
         print_affinity(strcmp(words[2], "self") ? atoi(words[2]) : getpid(), atoi(words[3]));
     else if (!strcmp(command, "namespace"))
         print_in_namespace();
+    else if (!strcmp(command, "delivered"))
+        print_delivered();
     else if (!strcmp(command, "signals"))
         print_under_signals();
     else if (!strcmp(command, "until-end-of-input")) {

@@ -1,0 +1,335 @@
+//! The memory of a caller, read and written as its own system call would.
+//!
+//! While the caller waits, another thread of its process may execute a program, even a
+//! set-user-ID one; the same thread id then has the memory of that program. So the memory is never
+//! addressed by the thread id. A descriptor of `/proc/<tid>/mem` belongs to one memory for good.
+//! If it was opened before the notification's id was found valid, that memory is the caller's:
+//! execve(2) ends all other threads, and their notifications, before it changes the memory.
+//!
+//! `/proc/<tid>/mem` also reads and writes pages that the caller itself cannot access
+//! (`FOLL_FORCE`). So the mappings are looked at first, through a descriptor of `/proc/<tid>/maps`
+//! that was opened before the id was checked too. If another thread of the caller changes them
+//! between that look and the access, the caller's own memory is accessed nevertheless. The kernel
+//! never forces a write to a shared mapping: what changes is a private copy of the page, for this
+//! caller alone. A shadow stack passes for writable memory here, because the kernel lists it so.
+
+use std::cell::OnceCell;
+use std::ffi::CStr;
+use std::io::{IoSliceMut, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::errno::Errno;
+use nix::sys::uio::{RemoteIoVec, pread, process_vm_readv, pwrite};
+use nix::unistd::Pid;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+
+use super::context::Pending;
+use super::handler::{Cause, Refusal};
+use crate::kernel_text::maps::{Access, Coverage};
+use crate::sys::procmap_query::{READABLE, WRITABLE, end_of_mapping};
+
+/// So much of the text of `/proc/<tid>/maps` is read where the kernel has no `PROCMAP_QUERY`: a
+/// caller can have a million mappings.
+const LONGEST_MAPS: usize = 256 << 10;
+/// The kernel returns no more than a page of that text at a time.
+const PIECE: usize = 4096;
+
+const BAD_ADDRESS: Refusal = Refusal::Fail(Errno::EFAULT);
+
+/// A caller's memory, opened when it is used for the first time.
+#[derive(Debug, Default)]
+pub(super) struct Memory<'a> {
+    /// `/proc/<tid>/mem`, if liblxc sent it. After liblxc had opened it, it checked the id.
+    sent: Option<BorrowedFd<'a>>,
+    opened: OnceCell<Opened>,
+}
+
+#[derive(Debug)]
+struct Opened {
+    /// `None` where one was sent.
+    mem: Option<OwnedFd>,
+    maps: OwnedFd,
+}
+
+impl<'a> Memory<'a> {
+    /// With the descriptor that liblxc sent, if it did.
+    pub(super) fn new(sent: Option<BorrowedFd<'a>>) -> Self {
+        Self { sent, opened: OnceCell::new() }
+    }
+
+    /// Writes all of these bytes.
+    ///
+    /// # Errors
+    /// EFAULT for the caller if it could not write all of them itself; a part may be written then,
+    /// as by the kernel. The caller may be gone.
+    pub(super) fn write(
+        &self,
+        tid: u32,
+        pending: &Pending<'_>,
+        address: u64,
+        bytes: &[u8],
+    ) -> Result<(), Refusal> {
+        let (mem, allowed) = self.prepare(tid, pending, address, bytes.len(), Access::Write)?;
+        if allowed < bytes.len() {
+            return Err(BAD_ADDRESS);
+        }
+        let written = transferred(pwrite(mem, bytes, offset(address)?))?;
+        if written == bytes.len() { Ok(()) } else { Err(BAD_ADDRESS) }
+    }
+
+    /// Reads as far as the caller could; fewer bytes are no error.
+    ///
+    /// # Errors
+    /// EFAULT if the caller could read nothing there. The caller may be gone.
+    pub(super) fn read(
+        &self,
+        tid: u32,
+        pending: &Pending<'_>,
+        address: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, Refusal> {
+        let (mem, allowed) = self.prepare(tid, pending, address, buffer.len(), Access::Read)?;
+        if allowed == 0 {
+            return Err(BAD_ADDRESS);
+        }
+        let length = transferred(pread(mem, &mut buffer[..allowed], offset(address)?))?;
+        if length == 0 { Err(BAD_ADDRESS) } else { Ok(length) }
+    }
+
+    /// Opens the memory unless it is open, finds out how many of these bytes the caller itself can
+    /// access, and makes sure that the caller waits. An id that is not valid any more never is
+    /// again, so it does no harm to keep what was opened for it.
+    fn prepare(
+        &self,
+        tid: u32,
+        pending: &Pending<'_>,
+        address: u64,
+        length: usize,
+        access: Access,
+    ) -> Result<(BorrowedFd<'_>, usize), Refusal> {
+        if self.opened.get().is_none() {
+            let _ = self.opened.set(self.open(tid, pending)?);
+        }
+        let Opened { mem, maps } = self.opened.get().ok_or(Refusal::Gone)?;
+        let allowed = allowed(maps.as_fd(), untagged(address), length, access)?;
+        touch(tid, address, allowed);
+        // As late as possible: a caller that a signal took out of its call uses its memory again.
+        pending.check()?;
+        let mem = mem.as_ref().map(AsFd::as_fd).or(self.sent).ok_or(Refusal::Gone)?;
+        Ok((mem, allowed))
+    }
+
+    fn open(&self, tid: u32, pending: &Pending<'_>) -> Result<Opened, Refusal> {
+        let mem = match self.sent {
+            Some(_) => None,
+            None => Some(open(tid, pending, c"mem", OFlags::RDWR)?),
+        };
+        Ok(Opened { mem, maps: open(tid, pending, c"maps", OFlags::RDONLY)? })
+    }
+}
+
+/// Opens a file of the thread that has this number.
+fn open(
+    tid: u32,
+    pending: &Pending<'_>,
+    file: &'static CStr,
+    flags: OFlags,
+) -> Result<OwnedFd, Refusal> {
+    let flags = flags | OFlags::CLOEXEC;
+    let opened = match pending {
+        Pending::Directory(proc) => openat(proc, file, flags, Mode::empty()),
+        // Number 0 is a thread outside of our pid namespace.
+        Pending::Listener(..) if tid == 0 => {
+            return Err(Refusal::Continue(Cause::View(ambit_sysinfo::Error::Gone(tid))));
+        }
+        Pending::Listener(..) => {
+            // Without an allocation: sysinfo(2) takes this way.
+            let mut path = [0; 32];
+            let _ = write!(&mut path[..], "/proc/{tid}/{}\0", file.to_str().unwrap_or_default());
+            let path = CStr::from_bytes_until_nul(&path).unwrap_or_default();
+            openat(CWD, path, flags, Mode::empty())
+        }
+    };
+    opened.map_err(|errno| match errno {
+        rustix::io::Errno::SRCH | rustix::io::Errno::NOENT => Refusal::Gone,
+        errno => Refusal::Continue(Cause::System(
+            "open of the caller's /proc/<tid>/mem and maps (needs CAP_SYS_PTRACE)",
+            Errno::from_raw(errno.raw_os_error()),
+        )),
+    })
+}
+
+/// How many bytes from this address on the caller can access itself.
+fn allowed(
+    maps: BorrowedFd<'_>,
+    address: u64,
+    length: usize,
+    access: Access,
+) -> Result<usize, Refusal> {
+    /// The kernel is older than Linux 6.11.
+    static NO_QUERY: AtomicBool = AtomicBool::new(false);
+    let end = address.saturating_add(length as u64);
+    let covered = if NO_QUERY.load(Ordering::Relaxed) {
+        by_text(maps, address, end, access)
+    } else {
+        match by_query(maps, address, end, access) {
+            Err(Errno::ENOTTY | Errno::EINVAL) => {
+                NO_QUERY.store(true, Ordering::Relaxed);
+                by_text(maps, address, end, access)
+            }
+            covered => covered,
+        }
+    };
+    match covered {
+        Ok(covered) => Ok(usize::try_from(covered.min(end) - address).unwrap_or(length)),
+        Err(Errno::ESRCH) => Err(Refusal::Gone),
+        Err(errno) => {
+            Err(Refusal::Continue(Cause::System("looking at the caller's mappings", errno)))
+        }
+    }
+}
+
+/// The first address of a range that the caller cannot access, or one that is not below its end.
+fn by_query(maps: BorrowedFd<'_>, start: u64, end: u64, access: Access) -> Result<u64, Errno> {
+    let flags = match access {
+        Access::Read => READABLE,
+        Access::Write => WRITABLE,
+    };
+    let mut covered = start;
+    while covered < end {
+        match end_of_mapping(maps, covered, flags)?.filter(|end| *end > covered) {
+            Some(end) => covered = end,
+            None => break,
+        }
+    }
+    Ok(covered)
+}
+
+/// The same from the text.
+fn by_text(maps: BorrowedFd<'_>, start: u64, end: u64, access: Access) -> Result<u64, Errno> {
+    let mut coverage = Coverage::new(start, end, access);
+    let (mut piece, mut read) = ([0; PIECE], 0);
+    while read < LONGEST_MAPS {
+        let length = pread(maps, &mut piece, read as libc::off_t)?;
+        if length == 0 || !coverage.feed(&piece[..length]) {
+            break;
+        }
+        read += length;
+    }
+    Ok(coverage.covered())
+}
+
+/// The number of bytes that were read or written.
+fn transferred(result: Result<usize, Errno>) -> Result<usize, Refusal> {
+    match result {
+        // The memory has ended: no process uses it any more.
+        Ok(0) => Err(Refusal::Gone),
+        Ok(length) => Ok(length),
+        // A page that cannot be brought in, or one that only force could write, on a kernel that
+        // refuses force (`CONFIG_PROC_MEM_NO_FORCE`, `proc_mem.force_override`).
+        Err(Errno::EIO | Errno::EFAULT) => Ok(0),
+        Err(errno) => Err(Refusal::Continue(Cause::System("the caller's /proc/<tid>/mem", errno))),
+    }
+}
+
+/// Has the pages of a range brought in, as a system call of the caller would. `/proc/<tid>/mem`
+/// fails at a page that userfaultfd(2) has to deliver. While it waits for a page of a file, it
+/// holds the lock of all mappings, and other threads of the caller would wait for that. This reads
+/// the memory that the thread id has now, even if it is another program's, and drops what it read.
+fn touch(tid: u32, address: u64, length: usize) {
+    let (Ok(base), Ok(tid)) = (usize::try_from(address), i32::try_from(tid)) else { return };
+    let remote = [RemoteIoVec { base, len: length }];
+    let (mut few, mut many) = ([0; 256], Vec::new());
+    let forgotten = if length > few.len() {
+        many.resize(length, 0);
+        &mut many[..]
+    } else {
+        &mut few[..length]
+    };
+    let _ = process_vm_readv(Pid::from_raw(tid), &mut [IoSliceMut::new(forgotten)], &remote);
+}
+
+/// An address as a position in `/proc/<tid>/mem`. The upper half belongs to the kernel.
+fn offset(address: u64) -> Result<libc::off_t, Refusal> {
+    libc::off_t::try_from(untagged(address)).map_err(|_| BAD_ADDRESS)
+}
+
+/// Without the tag that a 64-bit ARM program may have in the first byte of an address.
+fn untagged(address: u64) -> u64 {
+    let is_users = address & 1 << 55 == 0;
+    if cfg!(target_arch = "aarch64") && is_users { address & (u64::MAX >> 8) } else { address }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    const CONSTANT: [u8; 16] = *b"a constant text.";
+
+    /// Memory of this process, as a thread of it that waits.
+    fn own(test: impl FnOnce(u32, &Pending<'_>, &Memory<'_>)) {
+        let proc = File::open("/proc/self").unwrap();
+        test(std::process::id(), &Pending::Directory(proc.as_fd()), &Memory::default());
+    }
+
+    fn is_bad_address<T>(result: &Result<T, Refusal>) -> bool {
+        matches!(result, Err(Refusal::Fail(Errno::EFAULT)))
+    }
+
+    #[test]
+    fn memory_is_read_and_written_where_its_owner_can() {
+        static FIXED: [u8; 16] = CONSTANT;
+        own(|tid, pending, memory| {
+            let variable = Box::new(CONSTANT);
+            let (at, mut text) = (variable.as_ptr() as u64, [0; 16]);
+            memory.write(tid, pending, at, b"another").unwrap();
+            assert_eq!(memory.read(tid, pending, at, &mut text).unwrap(), 16);
+            assert_eq!(&text, b"anotherant text.");
+            let fixed = FIXED.as_ptr() as u64;
+            assert!(is_bad_address(&memory.write(tid, pending, fixed, b"another")));
+            assert_eq!(memory.read(tid, pending, fixed, &mut text).unwrap(), 16);
+            assert_eq!(text, CONSTANT, "it is as it was");
+        });
+    }
+
+    #[test]
+    fn addresses_of_no_memory_are_bad_ones() {
+        own(|tid, pending, memory| {
+            for address in [0, 8, 1 << 63, u64::MAX - 4, u64::MAX] {
+                let read = memory.read(tid, pending, address, &mut [0; 16]);
+                assert!(is_bad_address(&read), "{address:x}");
+                let written = memory.write(tid, pending, address, &[0; 16]);
+                assert!(is_bad_address(&written), "{address:x}");
+            }
+        });
+    }
+
+    #[test]
+    fn both_ways_to_look_at_mappings_agree() {
+        let maps = File::open("/proc/self/maps").unwrap();
+        let variable = Box::new([0u8; 64]);
+        let stack = [0u8; 64];
+        for at in [variable.as_ptr() as u64, stack.as_ptr() as u64, CONSTANT.as_ptr() as u64, 0] {
+            for access in [Access::Read, Access::Write] {
+                let by_text = by_text(maps.as_fd(), at, at + 64, access).unwrap();
+                match by_query(maps.as_fd(), at, at + 64, access) {
+                    Ok(covered) => assert_eq!(covered.min(at + 64), by_text, "{at:x} {access:?}"),
+                    Err(errno) => assert_eq!(errno, Errno::ENOTTY, "before Linux 6.11"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_thread_that_has_ended_is_gone() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let proc = File::open(format!("/proc/{}", child.id())).unwrap();
+        child.wait().unwrap();
+        let pending = Pending::Directory(proc.as_fd());
+        let read = Memory::default().read(child.id(), &pending, 4096, &mut [0; 8]);
+        assert!(matches!(read, Err(Refusal::Gone)), "{read:?}");
+    }
+}

@@ -1,0 +1,95 @@
+//! Results are written into the memory of the caller, as far as it could write there itself, and
+//! into no other.
+
+use std::fs;
+use std::process::Command;
+
+use crate::harness::daemon::{Daemon, Place, readable_dir};
+use crate::harness::{command, machine, sandbox};
+
+const ALL: [&str; 2] = ["--intercept", "sysinfo,mknod"];
+
+fn daemon() -> Daemon {
+    Daemon::start_at(Place::intercepting("mknod = true\n"))
+}
+
+/// What a program says that is not intercepted.
+#[track_caller]
+fn by_the_kernel(words: &[&str]) -> String {
+    command::run(Command::new(machine::program(words[0])).args(&words[1..])).ok()
+}
+
+#[test]
+fn pages_are_written_as_by_the_kernel() {
+    let (daemon, folder) = (daemon(), readable_dir());
+    let file = folder.path().join("file");
+    for program in machine::runnable(&["memory", "memory-32"]) {
+        let kernels = by_the_kernel(&[program, "pages", file.to_str().unwrap()]);
+        let script = format!("/mnt/{program} pages /tmp/file");
+        assert_eq!(sandbox::run(&daemon, &ALL, &script).ok(), kernels, "{program}");
+    }
+    daemon.stop().0.ok();
+}
+
+#[test]
+fn strings_are_read_as_by_the_kernel() {
+    let (daemon, folder) = (daemon(), readable_dir());
+    for program in machine::runnable(&["memory", "memory-32"]) {
+        let nodes = folder.path().join(program);
+        fs::create_dir(&nodes).unwrap();
+        let kernels = by_the_kernel(&[program, "strings", nodes.to_str().unwrap()]);
+        assert!(kernels.starts_with("read-only: ok\n"), "{kernels}");
+        if !kernels.contains("no access: EFAULT\n") {
+            machine::not_on_this_kernel("memory that system calls cannot access (User-Mode Linux)");
+            continue;
+        }
+        let script = format!("mkdir /tmp/nodes; /mnt/{program} strings /tmp/nodes");
+        assert_eq!(sandbox::run(&daemon, &ALL, &script).ok(), kernels, "{program}");
+    }
+    daemon.stop().0.ok();
+}
+
+/// A mapping that is found late in the list: an older kernel is asked for a part of the list only.
+#[test]
+fn the_list_of_mappings_is_read_up_to_a_length() {
+    let daemon = daemon();
+    let has_query = kernel() >= (6, 11);
+    if !has_query {
+        machine::not_on_this_kernel("asking for one mapping (PROCMAP_QUERY)");
+    }
+    for (count, short) in [(300, true), (9000, false)] {
+        let said = sandbox::run(&daemon, &ALL, &format!("/mnt/memory many {count}")).ok();
+        let expected = if has_query || short { "ok\n" } else { "EFAULT\n" };
+        assert_eq!(said, expected, "{count} gaps");
+    }
+    daemon.stop().0.ok();
+}
+
+/// Another thread executes a program while a call is answered: the same thread id then has the
+/// memory of that program.
+#[test]
+fn a_result_is_not_written_into_another_program() {
+    let daemon = daemon();
+    let script = format!("/mnt/memory race /mnt/memory {} 1000", 2000 / machine::slowness());
+    assert_eq!(sandbox::run(&daemon, &ALL, &script).ok(), "hits=0 failed=0\n");
+    daemon.stop().0.ok();
+}
+
+#[test]
+fn a_result_that_is_written_late_is_not_written_into_another_program() {
+    let place = Place::intercepting("mknod = true\n");
+    let mut serve = place.serve();
+    serve.env("LD_PRELOAD", machine::program("slow.so"));
+    let daemon = Daemon::start_below(place, &mut serve);
+    let script = format!("/mnt/memory race /mnt/memory {} 3000", 1000 / machine::slowness());
+    assert_eq!(sandbox::run(&daemon, &ALL, &script).ok(), "hits=0 failed=0\n");
+    daemon.stop().0.ok();
+}
+
+/// The version of the kernel.
+fn kernel() -> (u32, u32) {
+    let name = rustix::system::uname();
+    let release = name.release().to_string_lossy();
+    let mut numbers = release.split(['.', '-']).filter_map(|number| number.parse().ok());
+    (numbers.next().unwrap(), numbers.next().unwrap())
+}
