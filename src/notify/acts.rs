@@ -94,10 +94,12 @@ pub(super) fn act(
         acts.workers.act(actor, what, more, pace).map(|answer| answer.reply)
     };
     let mut reply = ask(&[]);
+    let mut found = None;
     if let (Ok(Reply::Failed(Errno::EACCES)), true) = (&reply, over)
         && let Some(find) = find()
     {
-        reply = find_as(call, cx, acts, actor, &find)?.and_then(|found| ask(&[found.as_fd()]));
+        reply = find_as(call, cx, acts, actor, &find)?
+            .and_then(|file| ask(&[found.insert(file).as_fd()]));
     }
     if let (Ok(Reply::NoDevices), What::Mknod(node), true) = (&reply, what, cx.settings.bind) {
         let owner = (actor.who.uid, actor.who.gid);
@@ -114,6 +116,10 @@ pub(super) fn act(
     }
     match reply {
         Ok(Reply::Done) => Ok(Verdict::Return(0)),
+        // A FUSE filesystem of another user or user namespace has nothing to do with the worker,
+        // whatever its rights and the ids that it took on. The caller may have found the file.
+        Ok(Reply::Failed(Errno::EOVERFLOW)) => Ok(Verdict::Continue),
+        Ok(Reply::Failed(Errno::EACCES)) if found.is_some() => Ok(Verdict::Continue),
         Ok(Reply::Failed(errno)) => Ok(Verdict::Fail(errno)),
         Ok(Reply::Kernel) => Ok(Verdict::Continue),
         Ok(Reply::NoDevices) => Ok(Verdict::Fail(Errno::EPERM)),

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::act::Mknod;
 use super::caller::Caller;
-use super::failure::{Failure, OrFail};
+use super::failure::{Failure, OnOurSide, OrFail};
 use super::mount::clean_node;
 
 /// Seconds that it may take.
@@ -38,7 +38,8 @@ pub(super) fn bind(bind: &Bind, caller: &Caller) -> Result<(), Failure> {
     nix::unistd::alarm::set(LONGEST);
     // What the node's filesystem takes is the container's to pay for.
     caller.enter_groups()?;
-    let node = clean_node(bind.node.device, bind.node.mode & 0o777 & !bind.umask, bind.owner)?;
+    let mode = bind.node.mode & 0o777 & !bind.umask;
+    let node = clean_node(bind.node.device, mode, bind.owner).on_our_side()?;
     caller.enter_users()?;
     caller.enter()?;
     let (folder, name) = bind.node.place().ok_or_else(|| refused("the path has no name"))?;

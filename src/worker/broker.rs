@@ -111,7 +111,7 @@ impl Broker {
     pub fn find(&self, find: &Find, caller: &Caller, until: Instant) -> Result<OwnedFd, Failure> {
         let line = self.for_caller(&Errand::Find(find.clone(), caller.into()), caller, None)?;
         let file = line.receive(until)?.pop();
-        file.ok_or_else(|| Failure::new(Errno::EPROTO, "no file was passed on"))
+        file.ok_or_else(|| wrong("no file was passed on"))
     }
 
     /// Has a device node appear below a caller's `/dev`.
@@ -149,7 +149,7 @@ impl Broker {
     ) -> Result<Line, Failure> {
         let (line, theirs) = Line::pair()?;
         let bytes = serde_json::to_vec(errand)
-            .map_err(|error| Failure::new(Errno::EINVAL, error.to_string()))?;
+            .map_err(|error| Failure::new(Errno::EINVAL, error.to_string()).on_our_side())?;
         let mut all = vec![theirs.as_fd()];
         for fd in fds {
             all.push(fd);
@@ -157,7 +157,8 @@ impl Broker {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if bytes.len() > LONGEST || !control.push(SendAncillaryMessage::ScmRights(&all)) {
-            return Err(Failure::new(Errno::E2BIG, "the request is too long for the broker"));
+            let message = "the request is too long for the broker";
+            return Err(Failure::new(Errno::E2BIG, message).on_our_side());
         }
         rustix::net::sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)
             .map_err(|errno| Failure::nobody_acts(format!("the broker is gone: {errno}")))?;
@@ -277,5 +278,5 @@ fn caller(told: Told, fds: Vec<OwnedFd>) -> Result<Caller, Failure> {
 }
 
 fn wrong(what: &str) -> Failure {
-    Failure::new(Errno::EPROTO, format!("a wrong request: {what}"))
+    Failure::new(Errno::EPROTO, format!("a wrong request: {what}")).on_our_side()
 }

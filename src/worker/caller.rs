@@ -2,6 +2,7 @@
 //!
 //! Everything is entered by descriptors that were opened while the caller was known to wait, never
 //! by a number or a path. What acts afterwards can do nothing that the caller could not do itself.
+//! Where any of it fails, the kernel answers the call.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -12,7 +13,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
 
 use super::child::die_with_parent;
-use super::failure::{Failure, OrFail};
+use super::failure::{Failure, OnOurSide, OrFail};
 
 /// The thread that called mount(2), as descriptors and numbers of its own user namespace.
 #[derive(Debug)]
@@ -60,7 +61,8 @@ impl Caller {
     /// Enters its control groups alone: what is used from here on is the container's.
     pub(super) fn enter_groups(&self) -> Result<(), Failure> {
         for group in &self.groups {
-            rustix::io::write(group, b"0").or_fail("write to the caller's cgroup.procs")?;
+            let entered = rustix::io::write(group, b"0");
+            entered.or_fail("write to the caller's cgroup.procs").on_our_side()?;
         }
         Ok(())
     }
@@ -69,6 +71,10 @@ impl Caller {
     /// but over the container only, while it still sees the host's files. Its children are in the
     /// caller's pid namespace.
     pub(super) fn enter_users(&self) -> Result<(), Failure> {
+        self.enter_namespaces().on_our_side()
+    }
+
+    fn enter_namespaces(&self) -> Result<(), Failure> {
         // From its pid namespace the container sees what acts for it, and may not look inside: there
         // are descriptors of the host. Executing a program ends this.
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
@@ -89,16 +95,40 @@ impl Caller {
         self.enter_groups()?;
         // Refused when the mount namespace is not one of this user namespace's: then the caller
         // may not mount either.
-        setns(&self.mounts, CloneFlags::CLONE_NEWNS).or_fail("setns to the caller's mounts")?;
+        setns(&self.mounts, CloneFlags::CLONE_NEWNS)
+            .or_fail("setns to the caller's mounts")
+            .on_our_side()?;
+        self.take_ids().and_then(|()| self.enter_folders()).on_our_side()?;
+        self.lay_down_rights().on_our_side()
+    }
+
+    /// Its root and folder. A FUSE filesystem asks for the ids of a process that enters one, and
+    /// refuses those that its user namespace does not map (EOVERFLOW), so they are the caller's
+    /// already.
+    fn enter_folders(&self) -> Result<(), Failure> {
         rustix::process::fchdir(&self.root).or_fail("fchdir to the caller's root")?;
         rustix::process::chroot(".").or_fail("chroot to the caller's root")?;
         rustix::process::fchdir(&self.folder).or_fail("fchdir to the caller's folder")?;
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(self.facts.umask));
-        self.become_it()
+        Ok(())
     }
 
-    /// Its ids, and no capability that it does not use.
-    fn become_it(&self) -> Result<(), Failure> {
+    /// Its ids; all capabilities over the container are kept.
+    fn take_ids(&self) -> Result<(), Failure> {
+        let groups: Vec<_> = self.facts.supplementary.iter().map(|&id| Gid::from_raw(id)).collect();
+        rustix::thread::set_thread_groups(&groups).or_fail("setgroups")?;
+        let (uid, gid) = (Uid::from_raw(self.facts.ids.0), Gid::from_raw(self.facts.ids.1));
+        rustix::thread::set_keep_capabilities(true).or_fail("prctl(PR_SET_KEEPCAPS)")?;
+        rustix::thread::set_thread_res_gid(gid, gid, gid).or_fail("setresgid")?;
+        rustix::thread::set_thread_res_uid(uid, uid, uid).or_fail("setresuid")?;
+        // Those in force may have gone with the ids.
+        let all = rustix::thread::capabilities(None).or_fail("capget")?;
+        let all = CapabilitySets { effective: all.permitted, ..all };
+        rustix::thread::set_capabilities(None, all).or_fail("capset")
+    }
+
+    /// No capability that it does not use.
+    fn lay_down_rights(&self) -> Result<(), Failure> {
         let effective = CapabilitySet::from_bits_retain(self.facts.effective);
         for number in 0..64u64 {
             if self.facts.bounding >> number & 1 == 0 {
@@ -108,12 +138,6 @@ impl Caller {
                 }
             }
         }
-        let groups: Vec<_> = self.facts.supplementary.iter().map(|&id| Gid::from_raw(id)).collect();
-        rustix::thread::set_thread_groups(&groups).or_fail("setgroups")?;
-        let (uid, gid) = (Uid::from_raw(self.facts.ids.0), Gid::from_raw(self.facts.ids.1));
-        rustix::thread::set_keep_capabilities(true).or_fail("prctl(PR_SET_KEEPCAPS)")?;
-        rustix::thread::set_thread_res_gid(gid, gid, gid).or_fail("setresgid")?;
-        rustix::thread::set_thread_res_uid(uid, uid, uid).or_fail("setresuid")?;
         let permitted = rustix::thread::capabilities(None).or_fail("capget")?.permitted & effective;
         let inheritable = CapabilitySet::empty();
         let sets = CapabilitySets { effective: permitted, permitted, inheritable };

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::failure::{Failure, OrFail};
+use super::failure::{Failure, OnOurSide, OrFail};
 use crate::kernel_text;
 use crate::sys::fork::{Fork, fork};
 
@@ -40,7 +40,7 @@ pub(super) enum End {
 impl Child {
     /// Starts one that does this and ends. It dies with the process that started it.
     pub(super) fn start(end: End, main: impl FnOnce()) -> Result<Self, Failure> {
-        match fork().or_fail("fork")? {
+        match fork().or_fail("fork").on_our_side()? {
             Fork::Parent(pid) => Ok(Self { pid, running: true, end }),
             Fork::Child => {
                 die_with_parent();

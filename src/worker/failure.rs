@@ -1,4 +1,9 @@
 //! Why something was not done: the errno for the caller, and a sentence for the log.
+//!
+//! Only the act itself has an errno that the caller is told. What fails before it, on our side
+//! (taking on the caller's identity, entering its control groups and namespaces, a process or a
+//! descriptor that there is no room for), is marked by [`OnOurSide`]: the kernel then answers the
+//! call, as if it were not intercepted.
 
 use nix::errno::Errno;
 
@@ -11,7 +16,7 @@ pub struct Failure {
     /// What the administrator reads: the object, the system call, the kernel's or the helper's
     /// own words.
     pub message: String,
-    /// Has nobody tried? Then the kernel can still answer.
+    /// The act was not tried: the kernel answers the call.
     pub untried: bool,
 }
 
@@ -22,7 +27,23 @@ impl Failure {
 
     /// There is nobody to do it.
     pub(super) fn nobody_acts(message: impl Into<String>) -> Self {
-        Self { errno: Errno::ENOSYS, message: message.into(), untried: true }
+        Self::new(Errno::ENOSYS, message).on_our_side()
+    }
+
+    /// It failed before the act was tried.
+    pub(crate) fn on_our_side(self) -> Self {
+        Self { untried: true, ..self }
+    }
+}
+
+/// Marks failures of what comes before an act.
+pub(super) trait OnOurSide {
+    fn on_our_side(self) -> Self;
+}
+
+impl<T> OnOurSide for Result<T, Failure> {
+    fn on_our_side(self) -> Self {
+        self.map_err(Failure::on_our_side)
     }
 }
 

@@ -14,7 +14,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 
-use super::failure::{Failure, OrFail};
+use super::failure::{Failure, OnOurSide, OrFail};
 
 /// The longest text that is passed on.
 const TEXT: usize = 4096;
@@ -28,7 +28,8 @@ impl Line {
         let flags = SocketFlags::CLOEXEC;
         let (one, other) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
-                .or_fail("socketpair")?;
+                .or_fail("socketpair")
+                .on_our_side()?;
         Ok((Self(one), Self(other)))
     }
 
@@ -42,7 +43,7 @@ impl Line {
         // Whoever does not listen any more does not need it.
         let _ = match result {
             Ok(fds) => self.done(&fds.iter().map(AsFd::as_fd).collect::<Vec<_>>()),
-            Err(failure) => self.send(failure.errno as i32, &failure.message, &[]),
+            Err(failure) => self.send(number(&failure), &failure.message, &[]),
         };
     }
 
@@ -52,10 +53,12 @@ impl Line {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-            return Err(Failure::new(Errno::EMFILE, "too many descriptors for one message"));
+            let message = "too many descriptors for one message";
+            return Err(Failure::new(Errno::EMFILE, message).on_our_side());
         }
         rustix::net::sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)
-            .or_fail("sendmsg to another process")?;
+            .or_fail("sendmsg to another process")
+            .on_our_side()?;
         Ok(())
     }
 
@@ -84,7 +87,8 @@ impl Line {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let parts = &mut [IoSliceMut::new(&mut bytes)];
         let received = rustix::net::recvmsg(&self.0, parts, &mut control, RecvFlags::CMSG_CLOEXEC)
-            .or_fail("recvmsg from another process")?;
+            .or_fail("recvmsg from another process")
+            .on_our_side()?;
         let mut fds = Vec::new();
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
@@ -92,12 +96,14 @@ impl Line {
             }
         }
         match bytes[..received.bytes].split_first_chunk::<4>() {
-            None => Err(Failure::new(Errno::EIO, "a process that acts ended unexpectedly")),
+            None => {
+                let message = "a process that acts ended unexpectedly";
+                Err(Failure::new(Errno::EIO, message).on_our_side())
+            }
             Some(([0, 0, 0, 0], text)) => Ok((fds, String::from_utf8_lossy(text).into_owned())),
-            Some((errno, text)) => Err(Failure::new(
-                Errno::from_raw(i32::from_ne_bytes(*errno)),
-                String::from_utf8_lossy(text),
-            )),
+            Some((number, text)) => {
+                Err(failure(i32::from_ne_bytes(*number), String::from_utf8_lossy(text)))
+            }
         }
     }
 }
@@ -121,6 +127,17 @@ impl AsFd for Line {
     }
 }
 
+/// A failure as a number: its errno, negative if the act was not tried.
+fn number(failure: &Failure) -> i32 {
+    let errno = failure.errno as i32;
+    if failure.untried { -errno } else { errno }
+}
+
+fn failure(number: i32, message: impl Into<String>) -> Failure {
+    let failure = Failure::new(Errno::from_raw(number.wrapping_abs()), message);
+    if number < 0 { failure.on_our_side() } else { failure }
+}
+
 /// Waits for one of these, at most until then.
 pub(super) fn wait(fds: &mut [PollFd<'_>], until: Instant) -> Result<(), Failure> {
     loop {
@@ -132,7 +149,7 @@ pub(super) fn wait(fds: &mut [PollFd<'_>], until: Instant) -> Result<(), Failure
         match poll(fds, Some(&left)) {
             Ok(0) => return Err(Failure::new(Errno::ETIMEDOUT, "it took too long")),
             Err(rustix::io::Errno::INTR) => {}
-            other => return other.map(|_| ()).or_fail("poll"),
+            other => return other.map(|_| ()).or_fail("poll").on_our_side(),
         }
     }
 }
@@ -155,6 +172,9 @@ mod tests {
         one.report(Err(Failure::new(Errno::ENOENT, "no such thing")));
         let failure = other.receive(soon()).unwrap_err();
         assert_eq!(failure, Failure::new(Errno::ENOENT, "no such thing"));
+        let ours = Failure::new(Errno::EOVERFLOW, "fchdir").on_our_side();
+        one.report(Err(ours.clone()));
+        assert_eq!(other.receive(soon()).unwrap_err(), ours);
     }
 
     #[test]

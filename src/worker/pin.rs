@@ -13,7 +13,7 @@ use nix::sched::CloneFlags;
 use rustix::fs::{CWD, Mode, OFlags};
 
 use super::caller::{Caller, Facts};
-use super::failure::{Failure, OrFail};
+use super::failure::{Failure, OnOurSide, OrFail};
 use crate::kernel_text::id_map::IdMap;
 use crate::kernel_text::status::Status;
 use crate::kernel_text::{self, control_groups, limits, profile};
@@ -35,6 +35,10 @@ impl Caller {
     /// # Errors
     /// The caller is gone, or it has something that cannot be entered.
     pub fn pin(proc: BorrowedFd<'_>) -> Result<Self, Failure> {
+        Self::read(proc).on_our_side()
+    }
+
+    fn read(proc: BorrowedFd<'_>) -> Result<Self, Failure> {
         let open = |name: &str, flags: OFlags| {
             rustix::fs::openat(proc, name, flags | OFlags::CLOEXEC, Mode::empty())
         };

@@ -105,13 +105,15 @@ impl Identity {
         // Until all of it is done.
         STANDING.set(None);
         use_only(CHANGE)?;
+        // First: a FUSE filesystem refuses ids that its user namespace does not map (EOVERFLOW).
+        self.change_to()?;
         if let Some(root) = moves {
             ROOT.set(None);
+            use_only(CHANGE)?;
             rustix::process::fchdir(root)?;
             rustix::process::chroot(".")?;
             ROOT.set(place);
         }
-        self.change_to()?;
         use_only(rights)?;
         STANDING.set(Some(self.clone()));
         Ok(())

@@ -23,7 +23,7 @@ use super::process::{DESCRIPTORS, LONGEST};
 use super::task::{Answer, Reply, Task, What, With};
 use crate::kernel_text::status::Status;
 use crate::worker::broker::Broker;
-use crate::worker::failure::{Failure, OrFail};
+use crate::worker::failure::{Failure, OnOurSide, OrFail};
 use crate::worker::pin::control_groups;
 
 /// So many times the patience is had with a worker that is not hung but waits for a processor, and
@@ -195,7 +195,7 @@ impl Worker {
             self.mailbox.close();
         }
         let task = postcard::to_allocvec(&task)
-            .map_err(|error| Failure::new(Errno::EINVAL, error.to_string()))?;
+            .map_err(|error| Failure::new(Errno::EINVAL, error.to_string()).on_our_side())?;
         if task.len() > LONGEST {
             return Err(Failure::nobody_acts("the task is too long"));
         }
@@ -213,7 +213,7 @@ impl Worker {
         let parts = [IoSlice::new(&task)];
         match rustix::net::sendmsg(&self.line, &parts, &mut control, SendFlags::NOSIGNAL) {
             Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => return Ok(None),
-            other => other.or_fail("sendmsg to a worker")?,
+            other => other.or_fail("sendmsg to a worker").on_our_side()?,
         };
         self.caller = (Arc::downgrade(&actor.process), Arc::downgrade(&actor.root));
         if claimed && self.mailbox.ring() {

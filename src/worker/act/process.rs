@@ -4,7 +4,6 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 
-use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::net::{
@@ -120,7 +119,8 @@ impl Worker {
                 // Whoever asks next gets another worker.
                 let _ = rustix::net::shutdown(&self.line, Shutdown::Read);
             }
-            let answer = answer.unwrap_or_else(|| Reply::Failed(Errno::EPERM).into());
+            // It was not tried: the kernel answers.
+            let answer = answer.unwrap_or_else(|| Reply::Kernel.into());
             if !by_line {
                 self.mailbox.done(answer.reply, goes_on && follows);
             } else {
@@ -204,7 +204,7 @@ impl Worker {
     /// `None`: it could not become the caller, and is nobody in particular now.
     fn act(&mut self, task: postcard::Result<Task<'_>>, fds: Vec<OwnedFd>) -> Option<Answer> {
         let Ok(Task { who, what, with, processor, .. }) = task else {
-            return Some(Reply::Failed(Errno::EPROTO).into());
+            return Some(Reply::Kernel.into());
         };
         self.stay.on(processor);
         let mut fds = fds.into_iter();

@@ -27,7 +27,7 @@ use super::order::{Handler, Order};
 use super::program::{self, Output, Program, Surroundings};
 use crate::worker::caller::Caller;
 use crate::worker::child::{Child, End};
-use crate::worker::failure::{Failure, OrFail};
+use crate::worker::failure::{Failure, OnOurSide, OrFail};
 use crate::worker::line::{Line, wait};
 
 /// How long a helper may take to explain a failure that is seen already.
@@ -48,7 +48,11 @@ pub(super) fn mount(
     let began = Instant::now();
     loop {
         match mount_once(order, handler, caller, until) {
-            Err(failure) if failure.errno == Errno::EBUSY && began.elapsed() < BUSY_AT_MOST => {
+            Err(failure)
+                if failure.errno == Errno::EBUSY
+                    && !failure.untried
+                    && began.elapsed() < BUSY_AT_MOST =>
+            {
                 std::thread::sleep(BUSY);
             }
             result => return result,
@@ -88,20 +92,21 @@ fn act(
 ) -> Result<Option<u64>, Failure> {
     let host = HostProgram::open(&handler.program)?;
     caller.enter_users()?;
-    let null = OpenOptions::new().read(true).write(true).open("/dev/null").or_fail("/dev/null")?;
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null");
+    let null = null.or_fail("open of /dev/null").on_our_side()?;
     // The container need not have this device: opened here, its filesystem is the container's.
     let device = OpenOptions::new().read(true).write(true).open("/dev/fuse");
-    let proc = confine::host_proc()?;
+    let proc = confine::host_proc().on_our_side()?;
     caller.enter()?;
     let target = find_target(order)?;
     let program = match host {
         Some(program) => Program::of_the_host(&program)?,
         None => Program::find(&handler.program)?,
     };
-    let output = Output::new()?;
+    let output = Output::new().on_our_side()?;
     let surroundings = Surroundings { null: &null, output: &output, proc: &proc, caller };
     let result = if program.takes_device() {
-        let device = device.or_fail("open of /dev/fuse")?;
+        let device = device.or_fail("open of /dev/fuse").on_our_side()?;
         let mount = fuse_mount::make(order, caller, device.as_fd())?;
         let words = program.arguments_with_device(order, handler, device.as_fd())?;
         let (starter, line) = start(&program, &words, Some(device), &surroundings, until)?;
@@ -127,6 +132,7 @@ fn act(
             starter.let_go();
             Ok(device)
         }
+        Err(failure) if failure.untried => Err(failure),
         Err(failure) => Err(output.explain(&handler.program, &failure)),
     }
 }

@@ -16,7 +16,7 @@ use crate::sys::superblock_owner::is_within_our_users;
 use crate::sys::user_namespace;
 use crate::worker::caller::Caller;
 use crate::worker::child::{Child, End};
-use crate::worker::failure::{Failure, OrFail};
+use crate::worker::failure::{Failure, OnOurSide, OrFail};
 use crate::worker::line::Line;
 
 /// `TMPFS_MAGIC` and `RAMFS_MAGIC`
@@ -42,13 +42,15 @@ pub(super) fn refuse_a_containers_own(
 fn look(source: &OwnedFd, caller: &Caller) -> Result<(), Failure> {
     // Should it have to wait after all, then on the container's account.
     caller.enter_groups()?;
-    let filesystem = fstatfs(source).or_fail("fstatfs of the source")?;
+    let filesystem = fstatfs(source).or_fail("fstatfs of the source").on_our_side()?;
     if MEMORY.contains(&filesystem.f_type.cast_unsigned()) {
         return Ok(());
     }
     // It may be that of another one of the container's user namespaces.
-    let users = outermost(caller.users.try_clone().or_fail("dup")?);
-    setns(users, CloneFlags::CLONE_NEWUSER).or_fail("setns to the container's users")?;
+    let users = outermost(caller.users.try_clone().or_fail("dup").on_our_side()?);
+    setns(users, CloneFlags::CLONE_NEWUSER)
+        .or_fail("setns to the container's users")
+        .on_our_side()?;
     if !is_within_our_users(source.as_fd()) {
         return Ok(());
     }

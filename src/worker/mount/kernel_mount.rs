@@ -16,7 +16,7 @@ use super::order::{Order, Superblock};
 use super::{image, superblock};
 use crate::worker::caller::Caller;
 use crate::worker::child::{Child, End};
-use crate::worker::failure::{Failure, OrFail};
+use crate::worker::failure::{Failure, OnOurSide, OrFail};
 use crate::worker::line::Line;
 
 /// Mounts.
@@ -65,7 +65,8 @@ fn watch(mount: BorrowedFd<'_>, watches: BorrowedFd<'_>) -> Result<u64, Failure>
     let root = format!("/proc/self/fd/{}", mount.as_raw_fd());
     let number = inotify::add_watch(watches, root, WatchFlags::DELETE_SELF).or_fail(
         "the filesystem cannot be counted: inotify_add_watch (is fs.inotify.max_user_watches used up?)",
-    )?;
+    );
+    let number = number.on_our_side()?;
     Ok(number.unsigned_abs().into())
 }
 
@@ -84,7 +85,7 @@ fn act(
     line.done(&source.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
     drop(source);
     let mount = line.receive(until)?.pop();
-    let mount = mount.ok_or_else(|| Failure::new(Errno::EIO, "no mount came"))?;
+    let mount = mount.ok_or_else(|| Failure::new(Errno::EIO, "no mount came").on_our_side())?;
     attach(mount.as_fd(), target.as_fd())
 }
 

@@ -19,7 +19,7 @@ use crate::sys::fork::{Fork, fork};
 use crate::sys::signal_defaults::restore_sigpipe;
 use crate::worker::caller::Caller;
 use crate::worker::child::leave;
-use crate::worker::failure::{Failure, Number, OrFail};
+use crate::worker::failure::{Failure, Number, OnOurSide, OrFail};
 
 /// Where programs are in the container.
 const PLACES: [&str; 6] =
@@ -156,7 +156,7 @@ pub(super) fn execute(
         confine::filter()
     };
     if let Err(failure) = confine() {
-        return failure;
+        return failure.on_our_side();
     }
     let become_it = || -> Result<std::convert::Infallible, Errno> {
         let _ = rustix::process::setsid();
@@ -188,13 +188,14 @@ pub(super) fn execute(
 /// this process, and when this one ends, of the container's init.
 pub(super) fn watch(run: impl FnOnce() -> Failure) -> Result<(), Failure> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
-        .or_fail("prctl(PR_SET_CHILD_SUBREAPER)")?;
+        .or_fail("prctl(PR_SET_CHILD_SUBREAPER)")
+        .on_our_side()?;
     // Not a `Child`: it must not end with us.
-    let helper = match fork().or_fail("fork")? {
+    let helper = match fork().or_fail("fork").on_our_side()? {
         Fork::Child => {
             let failure = run();
             eprintln!("{failure}");
-            leave(NOT_EXECUTED)
+            leave(if failure.untried { NOT_CONFINED } else { NOT_EXECUTED })
         }
         Fork::Parent(helper) => helper,
     };
@@ -203,6 +204,10 @@ pub(super) fn watch(run: impl FnOnce() -> Failure) -> Result<(), Failure> {
     loop {
         match waitpid(helper, None) {
             Ok(WaitStatus::Exited(_, 0)) => return Ok(()),
+            Ok(WaitStatus::Exited(_, NOT_CONFINED)) => {
+                let message = "the helper could not be confined";
+                return Err(Failure::new(Errno::EPERM, message).on_our_side());
+            }
             Ok(WaitStatus::Exited(_, status)) => {
                 return Err(Failure::new(Errno::EINVAL, format!("exit status {status}")));
             }
@@ -217,6 +222,8 @@ pub(super) fn watch(run: impl FnOnce() -> Failure) -> Result<(), Failure> {
 
 /// The exit status of shells for a program that cannot be executed.
 const NOT_EXECUTED: i32 = 126;
+/// That of a program that was not started because it would not have been confined.
+const NOT_CONFINED: i32 = 125;
 
 /// What a helper says on its standard output and error: a file of fixed size, so that it can
 /// neither fill anything nor be held up, whoever reads it and however long it lives.

@@ -16,7 +16,7 @@ use super::order::{Order, Superblock};
 use super::{loop_device, scene};
 use crate::sys::mount_setattr::mount_setattr;
 use crate::worker::caller::Caller;
-use crate::worker::failure::{Failure, Number, OrFail};
+use crate::worker::failure::{Failure, Number, OnOurSide, OrFail};
 
 /// Makes the mount.
 pub(super) fn make(
@@ -29,7 +29,9 @@ pub(super) fn make(
     if let Some((_, network)) =
         caller.others.iter().find(|(kind, _)| *kind == CloneFlags::CLONE_NEWNET.bits())
     {
-        setns(network, CloneFlags::CLONE_NEWNET).or_fail("setns to the caller's network")?;
+        setns(network, CloneFlags::CLONE_NEWNET)
+            .or_fail("setns to the caller's network")
+            .on_our_side()?;
     }
     let control = match source {
         Some(source) if is_file(source.as_fd())? => Some(
@@ -37,12 +39,13 @@ pub(super) fn make(
                 .read(true)
                 .write(true)
                 .open("/dev/loop-control")
-                .or_fail("open of /dev/loop-control: image files need loop devices")?,
+                .or_fail("open of /dev/loop-control: image files need loop devices")
+                .on_our_side()?,
         ),
         _ => None,
     };
     let loader = Loader::open(&order.filesystem)?;
-    scene::enter()?;
+    scene::enter().on_our_side()?;
     let device = match (source, &control) {
         (Some(image), Some(control)) => {
             Some(loop_device::attach(control, image.as_fd(), order.read_only)?)
@@ -53,7 +56,7 @@ pub(super) fn make(
     if superblock.shift {
         shift(&mount, caller, &order.filesystem)?;
     }
-    scene::lock(&mount, caller.users())
+    scene::lock(&mount, caller.users()).on_our_side()
 }
 
 fn is_file(source: BorrowedFd<'_>) -> Result<bool, Failure> {

@@ -5,6 +5,7 @@ mod engines;
 mod helper;
 mod kernel;
 mod limit;
+mod on_fuse;
 mod refused;
 mod shifted;
 

@@ -205,7 +205,8 @@ fn ended(reply: Reply) -> Verdict {
 fn opened(answer: Answer) -> Verdict {
     match (answer.reply, answer.fd) {
         (Reply::Done, Some(fd)) => Verdict::Install(fd),
-        (Reply::Done, None) => Verdict::Fail(Errno::EMFILE),
+        // The descriptor was lost on its way to us.
+        (Reply::Done, None) => Verdict::Continue,
         (reply, _) => ended(reply),
     }
 }

@@ -268,7 +268,7 @@ impl Query {
         bytes: &[u8],
     ) -> Result<Verdict, Refusal> {
         let Some((flags, ids)) = bytes.split_first_chunk::<4>() else {
-            return Ok(Verdict::Fail(Errno::EIO));
+            return Ok(Verdict::Continue);
         };
         let count = ids.len() / size_of::<u32>();
         cx.write(call, self.attribute + 12, flags)?;

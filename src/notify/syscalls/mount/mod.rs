@@ -150,7 +150,7 @@ fn mount(acts: &Acts, cx: &Context<'_>, order: &Order, caller: &Caller) -> Resul
     let uncounted = |error: std::io::Error| Failure {
         errno: Errno::EAGAIN,
         message: format!("the container's mounts cannot be counted: {error}"),
-        untried: false,
+        untried: true,
     };
     let most = cx.settings.mounts;
     let place = acts.mounts.place(cx.container, most).map_err(uncounted)?.ok_or_else(|| Failure {

@@ -118,7 +118,7 @@ impl Bpf {
 
     /// `more` is the thread and its cgroup namespace.
     pub(super) fn act(&self, more: &[OwnedFd], surroundings: &mut Surroundings) -> Answer {
-        let [thread, groups, ..] = more else { return Reply::Failed(Errno::EPROTO).into() };
+        let [thread, groups, ..] = more else { return Reply::Kernel.into() };
         let caller = Caller { thread: thread.as_fd(), groups: groups.as_fd() };
         let opened = |fd| Answer { fd: Some(fd), ..Reply::Done.into() };
         let told = |bytes| Answer { bytes, ..Reply::Done.into() };
@@ -161,8 +161,8 @@ impl Load {
         let end = log.iter().position(|&byte| byte == 0).map_or(log.len(), |end| end + 1);
         log.truncate(if end > 1 { end } else { 0 });
         let silent = Self { log: Log::default(), ..self.clone() };
-        let made =
-            loaded.and_then(|_| stand_in::make(&Content::Program(silent)).map_err(Reply::Failed));
+        let made = loaded
+            .and_then(|_| stand_in::make(&Content::Program(silent)).map_err(|_| Reply::Kernel));
         match made {
             Ok(file) => Answer { reply: Reply::Done, bytes: log, fd: Some(file) },
             Err(reply) => Answer { bytes: log, ..reply.into() },
@@ -178,7 +178,7 @@ fn open(id: u32, surroundings: &Surroundings) -> Result<OwnedFd, Reply> {
     }
     // Is it there?
     with(OPENING, || bpf::by_id(id))?;
-    stand_in::make(&Content::Attached(id)).map_err(Reply::Failed)
+    stand_in::make(&Content::Attached(id)).map_err(|_| Reply::Kernel)
 }
 
 /// Whose descriptors and control groups are meant.
@@ -309,9 +309,8 @@ fn find(place: &OwnedFd, wanted: &StandIn) -> Result<Option<Found>, Reply> {
 
 /// Does something with these capabilities, and without any afterwards.
 fn with<T>(rights: CapabilitySet, act: impl FnOnce() -> Result<T, Errno>) -> Result<T, Reply> {
-    let failed = |errno: rustix::io::Errno| Reply::Failed(Errno::from_raw(errno.raw_os_error()));
-    use_only(rights).map_err(failed)?;
+    use_only(rights).map_err(|_| Reply::Kernel)?;
     let done = act();
-    use_only(CapabilitySet::empty()).map_err(failed)?;
+    use_only(CapabilitySet::empty()).map_err(|_| Reply::Kernel)?;
     done.map_err(Reply::Failed)
 }
