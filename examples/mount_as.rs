@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use ambit::worker::Caller;
-use ambit::worker::mount::{Handler, How, Order, Superblock, run};
+use ambit::worker::mount::{Handler, How, Order, Superblock, Turns, run};
 use rustix::fs::{CWD, Mode, OFlags};
 
 fn main() -> ExitCode {
@@ -42,7 +42,8 @@ fn main() -> ExitCode {
     let caller = Caller::pin(std::os::fd::AsFd::as_fd(&proc)).expect("it can be pinned");
     let watches = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::CLOEXEC)
         .expect("an inotify instance");
-    match run(&order, &caller, std::os::fd::AsFd::as_fd(&watches)) {
+    let turns = Turns::new().expect("memory for turns");
+    match run(&order, &caller, std::os::fd::AsFd::as_fd(&watches), &turns) {
         Ok(_) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("{:?}: {failure}", failure.errno);

@@ -4,16 +4,16 @@
 //! the superblock, and the kernel removes it together with the superblock, wherever in the container
 //! that was mounted last. So the watches that there are, are the filesystems that there are. Those of
 //! helpers cannot be watched, because only their own users may look at them; the kernel lists them
-//! (`fuse_connections.rs`). A daemon that starts anew counts from nothing: watches end with the process.
+//! (`crate::sys::fuse_connections`). A daemon that starts anew counts from nothing: watches end with the process.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::fs::inotify::{self, CreateFlags};
 
-use super::fuse_connections::{Connection, Connections};
 use crate::kernel_text;
+use crate::sys::fuse_connections::{Connection, Connections};
 
 /// The filesystems of all containers.
 #[derive(Debug, Default)]
@@ -25,8 +25,8 @@ pub(super) struct LiveMounts {
 
 #[derive(Debug, Default)]
 struct Owners {
-    /// Whose filesystem a watch is on.
-    of: HashMap<u64, String>,
+    /// Whose filesystem a watch is on. Containers that mount the same image have the same one.
+    of: BTreeSet<(u64, String)>,
     /// Whose filesystem is served by a helper.
     helpers: Vec<(Connection, String)>,
     /// Mounts under way.
@@ -53,13 +53,14 @@ impl LiveMounts {
         let mut owners = self.lock();
         let watches = self.watches()?;
         let live = live(watches)?;
-        owners.of.retain(|watch, _| live.contains(watch));
+        owners.of.retain(|(watch, _)| live.contains(watch));
         if !owners.helpers.is_empty() {
             let connections = self.connections()?;
             owners.helpers.retain(|(connection, _)| connections.has(*connection));
         }
         let helpers = owners.helpers.iter().map(|(_, owner)| owner);
-        let mounted = owners.of.values().chain(helpers).filter(|one| *one == container).count();
+        let watched = owners.of.iter().map(|(_, owner)| owner);
+        let mounted = watched.chain(helpers).filter(|one| *one == container).count();
         let coming = owners.coming.get(container).copied().unwrap_or(0);
         if mounted + coming >= most {
             return Ok(None);
@@ -95,7 +96,7 @@ impl Place<'_> {
 
     /// The filesystem is there, and has this watch.
     pub(super) fn taken(&self, watch: u64) {
-        self.all.lock().of.insert(watch, self.container.to_owned());
+        self.all.lock().of.insert((watch, self.container.to_owned()));
     }
 
     /// The filesystem is there, on this device, and a helper serves it.
@@ -150,6 +151,12 @@ mod tests {
         assert!(all.place("a", 1).unwrap().is_none(), "it is there");
         assert!(all.place("a", 2).unwrap().is_some());
         assert!(all.place("b", 1).unwrap().is_some(), "another container");
+        let other = all.place("b", 1).unwrap().unwrap();
+        other.taken(u64::try_from(watch).unwrap());
+        drop(other);
+        for container in ["a", "b"] {
+            assert!(all.place(container, 1).unwrap().is_none(), "{container} has it too");
+        }
         remove_watch(all.watches().unwrap(), watch).unwrap();
         assert!(all.place("a", 1).unwrap().is_some(), "it is gone");
     }

@@ -25,7 +25,6 @@ mod dispatch;
 mod epoll;
 mod error;
 pub mod filter;
-mod fuse_connections;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod handler;

@@ -5,6 +5,7 @@ pub mod bpf;
 pub mod close_range;
 pub mod file_handle;
 pub mod fork;
+pub mod fuse_connections;
 pub mod inherited;
 pub mod loop_device;
 pub mod mount_setattr;

@@ -27,7 +27,7 @@ use super::child::leave;
 use super::failure::Failure;
 use super::find::Find;
 use super::line::Line;
-use super::mount::Order;
+use super::mount::{Order, Turns};
 use super::{act, mount};
 use crate::sys::close_range::close_all_but;
 use crate::sys::fork::{Fork, fork};
@@ -82,7 +82,10 @@ impl Broker {
                 // container that it was for cannot end.
                 let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
                 let _ = close_all_but(theirs.as_raw_fd().unsigned_abs());
-                serve(&theirs);
+                match Turns::new() {
+                    Ok(turns) => serve(&theirs, &turns),
+                    Err(error) => eprintln!("ambit: the broker has no memory: {error}"),
+                }
                 leave(0)
             }
         }
@@ -184,7 +187,7 @@ fn spare_nobody() {
 }
 
 /// Until the daemon is gone.
-fn serve(socket: &OwnedFd) {
+fn serve(socket: &OwnedFd, turns: &Turns) {
     let mut bytes = vec![0; LONGEST];
     loop {
         let running = loop {
@@ -209,7 +212,7 @@ fn serve(socket: &OwnedFd) {
         match fork() {
             Ok(Fork::Child) => {
                 let line = Line::from(fds.remove(0));
-                run(&request, fds, line);
+                run(&request, fds, line, turns);
                 leave(0)
             }
             // Without a process its line is closed, and the daemon says so.
@@ -234,7 +237,7 @@ fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> Option<(Vec<u8>, Vec<OwnedFd>)
 }
 
 /// Does an errand, in a process of its own.
-fn run(request: &[u8], mut fds: Vec<OwnedFd>, line: Line) {
+fn run(request: &[u8], mut fds: Vec<OwnedFd>, line: Line, turns: &Turns) {
     let errand = match serde_json::from_slice(request) {
         Ok(errand) => errand,
         Err(error) => return line.report(Err(wrong(&error.to_string()))),
@@ -252,8 +255,8 @@ fn run(request: &[u8], mut fds: Vec<OwnedFd>, line: Line) {
                 return line.report(Err(wrong("a descriptor is missing")));
             }
             let watches = fds.remove(0);
-            let mounted =
-                caller(told, fds).and_then(|caller| mount::run(&order, &caller, watches.as_fd()));
+            let mounted = caller(told, fds)
+                .and_then(|caller| mount::run(&order, &caller, watches.as_fd(), turns));
             return line.report_number(mounted);
         }
         Errand::Bind(bind, told) => caller(told, fds)

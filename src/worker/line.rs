@@ -14,6 +14,9 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use super::failure::{Failure, OnOurSide, OrFail};
 
 /// The longest text that is passed on.
@@ -68,6 +71,19 @@ impl Line {
             Ok(Some(number)) => drop(self.send(0, &number.to_string(), &[])),
             other => self.report(other.map(|_| Vec::new())),
         }
+    }
+
+    /// Reports success, with a value.
+    pub(super) fn done_with(&self, value: &impl Serialize) -> Result<(), Failure> {
+        let text = serde_json::to_string(value)
+            .map_err(|error| Failure::new(Errno::EINVAL, error.to_string()))?;
+        self.send(0, &text, &[])
+    }
+
+    /// Waits for a report that has a value.
+    pub(super) fn receive_value<T: DeserializeOwned>(&self, until: Instant) -> Result<T, Failure> {
+        let (_, text) = self.take(until)?;
+        serde_json::from_str(&text).map_err(|error| Failure::new(Errno::EPROTO, error.to_string()))
     }
 
     /// Waits for the peer's report. Its failure, its end and the deadline are failures here.

@@ -323,9 +323,9 @@ fn helpers_that_misbehave_leave_nothing_and_show_nothing() {
         std::os::unix::fs::symlink("/mnt/hostile", name).unwrap();
     }
     let script = format!(
-        "/mnt/hostile peek {} >peeked & for t in {}; do
-            mkdir $t; (echo $t $(/mnt/mount_call /run/i/ext4 $t $t 0)) & done; wait
-         sort -u peeked; grep -c /run/i/ext4 /proc/self/mountinfo; pgrep fuse- || echo all ended",
+        "/mnt/hostile peek {} >peeked & for t in {}; do cp /run/i/ext4 $t.image
+            mkdir $t; (echo $t $(/mnt/mount_call $t.image $t $t 0)) & done; wait
+         sort -u peeked; grep -c [.]image /proc/self/mountinfo; pgrep fuse- || echo all ended",
         span(1500),
         kinds.join(" "),
     );
@@ -345,7 +345,7 @@ fn helpers_that_misbehave_leave_nothing_and_show_nothing() {
     // Processes of ours are seen, and that is all. What the helper is given is its own already, just
     // before it has a name of its own.
     assert!(text.contains("ambit-broker stat \n"), "{text}");
-    let given = ["/dev/fuse", "/dev/null", "/memfd:output (deleted)"];
+    let given = ["/dev/fuse", "/dev/null", "/memfd:output (deleted)", ".image"];
     let shown = |line: &&str| {
         line.starts_with("ambit-broker fd/") && !given.iter().any(|given| line.ends_with(given))
     };

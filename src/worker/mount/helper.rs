@@ -13,18 +13,22 @@
 //! child of the container's init, as if the caller had started it, and ends with the mount.
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 
+use super::claim::{self, Source};
 use super::confine;
 use super::fuse_mount;
 use super::host_program::HostProgram;
 use super::kernel_mount::{attach, find_target};
 use super::order::{Handler, Order};
 use super::program::{self, Output, Program, Surroundings};
+use super::turn::Turns;
+use crate::sys::fuse_connections::Connections;
 use crate::worker::caller::Caller;
 use crate::worker::child::{Child, End};
 use crate::worker::failure::{Failure, OnOurSide, OrFail};
@@ -33,42 +37,17 @@ use crate::worker::line::{Line, wait};
 /// How long a helper may take to explain a failure that is seen already.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// The helper of a mount that was just undone may be at the same device: umount(2) does not wait for it,
-/// as it does for the kernel's filesystems. Such a device is tried again, this often and for so long.
-const BUSY: Duration = Duration::from_millis(50);
-const BUSY_AT_MOST: Duration = Duration::from_secs(1);
-
 /// Mounts. The result is the number of the filesystem's device.
 pub(super) fn mount(
     order: &Order,
     handler: &Handler,
     caller: &Caller,
-    until: Instant,
-) -> Result<Option<u64>, Failure> {
-    let began = Instant::now();
-    loop {
-        match mount_once(order, handler, caller, until) {
-            Err(failure)
-                if failure.errno == Errno::EBUSY
-                    && !failure.untried
-                    && began.elapsed() < BUSY_AT_MOST =>
-            {
-                std::thread::sleep(BUSY);
-            }
-            result => return result,
-        }
-    }
-}
-
-fn mount_once(
-    order: &Order,
-    handler: &Handler,
-    caller: &Caller,
+    turns: &Turns,
     until: Instant,
 ) -> Result<Option<u64>, Failure> {
     let (line, theirs) = Line::pair()?;
     let actor = Child::start(End::Family, || {
-        let result = act(order, handler, caller, until);
+        let result = act(&theirs, order, handler, caller, until);
         let failed = result.is_err();
         theirs.report_number(result);
         if failed {
@@ -77,6 +56,10 @@ fn mount_once(
         }
     })?;
     drop(theirs);
+    let source: Option<Source> = line.receive_value(until)?;
+    let _turn = source.map(|source| source.turn(turns, until)).transpose()?;
+    source.map(|source| source.wait_for_helper(until)).transpose()?;
+    line.done(&[])?;
     // A little more, so that who acts can tell the helper's own words.
     let device = line.receive_number(until + LAST_WORDS)?;
     actor.finish();
@@ -85,12 +68,14 @@ fn mount_once(
 
 /// What is done as the caller. The result is the number of the filesystem's device, if it has one.
 fn act(
+    main: &Line,
     order: &Order,
     handler: &Handler,
     caller: &Caller,
     until: Instant,
 ) -> Result<Option<u64>, Failure> {
     let host = HostProgram::open(&handler.program)?;
+    let connections = Connections::open().ok();
     caller.enter_users()?;
     let null = OpenOptions::new().read(true).write(true).open("/dev/null");
     let null = null.or_fail("open of /dev/null").on_our_side()?;
@@ -103,16 +88,29 @@ fn act(
         Some(program) => Program::of_the_host(&program)?,
         None => Program::find(&handler.program)?,
     };
+    let source = open_source(order);
+    let source = source.as_ref().map(AsFd::as_fd);
+    let what = source.map_or(Ok(None), Source::new)?;
+    main.done_with(&what)?;
+    main.receive(until)?;
+    if let Some(source) = source {
+        let is_mounted = |device| connections.as_ref().is_none_or(|all| all.of(device).is_some());
+        claim::wait_for_locks(source, is_mounted, until)?;
+    }
     let output = Output::new().on_our_side()?;
-    let surroundings = Surroundings { null: &null, output: &output, proc: &proc, caller };
+    let surroundings = Surroundings { null: &null, output: &output, proc: &proc, source, caller };
     let result = if program.takes_device() {
         let device = device.or_fail("open of /dev/fuse").on_our_side()?;
         let mount = fuse_mount::make(order, caller, device.as_fd())?;
         let words = program.arguments_with_device(order, handler, device.as_fd())?;
         let (starter, line) = start(&program, &words, Some(device), &surroundings, until)?;
+        let device = fuse_mount::device(mount.as_fd()).ok();
         answered(&mount, &line, until)
-            .and_then(|()| attach(mount.as_fd(), target.as_fd()))
-            .map(|()| (starter, fuse_mount::device(mount.as_fd()).ok()))
+            .and_then(|()| {
+                mark(source, device);
+                attach(mount.as_fd(), target.as_fd())
+            })
+            .map(|()| (starter, device))
     } else {
         drop(device);
         let before = fuse_mount::mount_id(order)?;
@@ -125,7 +123,11 @@ fn act(
                 }
                 _ => Ok(()),
             })
-            .map(|()| (starter, fuse_mount::device_on(order).ok()))
+            .map(|()| {
+                let device = fuse_mount::device_on(order).ok();
+                mark(source, device);
+                (starter, device)
+            })
     };
     match result {
         Ok((starter, device)) => {
@@ -134,6 +136,29 @@ fn act(
         }
         Err(failure) if failure.untried => Err(failure),
         Err(failure) => Err(output.explain(&handler.program, &failure)),
+    }
+}
+
+/// The file or block device that the helper is going to open, for what it may do with it. Without
+/// one it serves something else, or says itself what is wrong.
+fn open_source(order: &Order) -> Option<OwnedFd> {
+    let path = order.source.as_deref()?;
+    let kind = rustix::fs::stat(path).map(|status| FileType::from_raw_mode(status.st_mode));
+    if !matches!(kind, Ok(FileType::RegularFile | FileType::BlockDevice)) {
+        return None;
+    }
+    let open = |access| {
+        let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        rustix::fs::openat(CWD, path, flags, Mode::empty())
+    };
+    let write = if order.read_only { Err(rustix::io::Errno::ROFS) } else { open(OFlags::RDWR) };
+    write.or_else(|_| open(OFlags::RDONLY)).ok()
+}
+
+/// Marks the source as used by the filesystem on this device.
+fn mark(source: Option<BorrowedFd<'_>>, device: Option<u64>) {
+    if let Some(source) = source {
+        claim::mark(source, device.unwrap_or_default());
     }
 }
 

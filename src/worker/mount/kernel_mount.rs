@@ -12,7 +12,9 @@ use rustix::fs::inotify::{self, WatchFlags};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags};
 use rustix::mount::MoveMountFlags;
 
+use super::claim::Source;
 use super::order::{Order, Superblock};
+use super::turn::Turns;
 use super::{image, superblock};
 use crate::worker::caller::Caller;
 use crate::worker::child::{Child, End};
@@ -24,7 +26,7 @@ pub(super) fn mount(
     order: &Order,
     superblock: &Superblock,
     caller: &Caller,
-    watches: BorrowedFd<'_>,
+    (watches, turns): (BorrowedFd<'_>, &Turns),
     until: Instant,
 ) -> Result<Option<u64>, Failure> {
     let (line, theirs) = Line::pair()?;
@@ -34,18 +36,23 @@ pub(super) fn mount(
     })?;
     drop(theirs);
     let source = line.receive(until)?.pop();
-    if let Some(source) = &source {
-        image::refuse_a_containers_own(source, caller, until)?;
-    }
+    let turn = match &source {
+        Some(source) => {
+            image::refuse_a_containers_own(source, caller, until)?;
+            Source::new(source.as_fd())?.map(|source| source.turn(turns, until)).transpose()?
+        }
+        None => None,
+    };
 
     let (maker, theirs) = Line::pair()?;
     let making = Child::start(End::Alone, || {
-        let made = superblock::make(order, superblock, source.as_ref(), caller);
+        let made = superblock::make(order, superblock, source.as_ref(), caller, until);
         theirs.report(made.map(|mount| vec![mount]));
     })?;
     drop(theirs);
     let mount = maker.receive(until)?;
     making.finish();
+    drop(turn);
     let watch = match mount.first().map(|mount| watch(mount.as_fd(), watches)) {
         Some(Ok(watch)) => Some(watch),
         // A server in the network may forbid it; it is no image, and takes no device.

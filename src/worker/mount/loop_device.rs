@@ -2,6 +2,7 @@
 //!
 //! The device is made for the open file, not for its path, is read-only if the mount is, and
 //! frees itself when its last user is gone (`LO_FLAGS_AUTOCLEAR`): the mount.
+
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -10,6 +11,7 @@ use nix::errno::Errno;
 use rustix::fs::FileType;
 
 use super::scene;
+use crate::kernel_text;
 use crate::sys::loop_device::{configure, free_number};
 use crate::worker::failure::{Failure, OrFail};
 
@@ -28,11 +30,7 @@ pub(super) fn attach(
     for _ in 0..TRIES {
         let number = free_number(control.as_fd())
             .or_fail("no loop device is free: ioctl(LOOP_CTL_GET_FREE)")?;
-        let path = format!("/dev/loop{number}");
-        // Another try may find the same number.
-        if !std::path::Path::new(&path).exists() {
-            scene::node(&path, FileType::BlockDevice, rustix::fs::makedev(LOOP, number))?;
-        }
+        let path = node(number)?;
         let device = OpenOptions::new()
             .read(true)
             .write(!read_only)
@@ -51,4 +49,40 @@ pub(super) fn attach(
         }
     }
     Err(Failure::new(Errno::EBUSY, "others took every loop device that was free"))
+}
+
+/// Opens every loop device that has a file, and returns it with its name. Needs the surroundings
+/// of [`scene`]; only reads, so that nothing that uses one is held up by it.
+pub(super) fn all() -> Result<Vec<(String, File)>, Failure> {
+    // Lists what has a size, with the minor number, which is not always the number in the name.
+    let text = std::fs::read("/proc/partitions").or_fail("read of /proc/partitions")?;
+    let mut all = Vec::new();
+    for minor in minors(&text) {
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
+            .open(node(minor)?);
+        // It may be gone by now.
+        all.extend(file.map(|file| (format!("/dev/loop{minor}"), file)));
+    }
+    Ok(all)
+}
+
+/// The minor numbers of loop devices, without those of their partitions.
+fn minors(partitions: &[u8]) -> impl Iterator<Item = u32> {
+    partitions.split(|&byte| byte == b'\n').filter_map(|line| {
+        let name = line.rsplit(|&byte| byte == b' ').next()?.strip_prefix(b"loop")?;
+        let mut numbers = kernel_text::numbers::<u32>(line);
+        let (major, minor) = (numbers.next()?, numbers.next()?);
+        (major == LOOP && name.iter().all(u8::is_ascii_digit)).then_some(minor)
+    })
+}
+
+/// The path of a device's node in the surroundings.
+fn node(minor: u32) -> Result<String, Failure> {
+    let path = format!("/dev/loop{minor}");
+    if !std::path::Path::new(&path).exists() {
+        scene::node(&path, FileType::BlockDevice, rustix::fs::makedev(LOOP, minor))?;
+    }
+    Ok(path)
 }

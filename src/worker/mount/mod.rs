@@ -8,6 +8,7 @@
 //! When it fails nothing is left: processes are killed, mounts that are attached nowhere and loop
 //! devices go with their last descriptor.
 
+mod claim;
 mod confine;
 mod fuse_mount;
 mod helper;
@@ -19,12 +20,14 @@ mod order;
 mod program;
 mod scene;
 mod superblock;
+mod turn;
 
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 pub use order::{Handler, How, Order, Superblock};
 pub(super) use scene::clean_node;
+pub use turn::Turns;
 
 use super::{Caller, Failure};
 
@@ -37,10 +40,13 @@ pub fn run(
     order: &Order,
     caller: &Caller,
     watches: BorrowedFd<'_>,
+    turns: &Turns,
 ) -> Result<Option<u64>, Failure> {
     let until = Instant::now() + order.deadline;
     match &order.how {
-        How::Kernel(superblock) => kernel_mount::mount(order, superblock, caller, watches, until),
-        How::Helper(handler) => helper::mount(order, handler, caller, until),
+        How::Kernel(superblock) => {
+            kernel_mount::mount(order, superblock, caller, (watches, turns), until)
+        }
+        How::Helper(handler) => helper::mount(order, handler, caller, turns, until),
     }
 }

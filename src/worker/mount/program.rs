@@ -138,6 +138,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) output: &'a Output,
     /// The host's `/proc`.
     pub(super) proc: &'a OwnedFd,
+    /// What the helper serves, opened as the caller: it stays open as long as the helper lives.
+    pub(super) source: Option<BorrowedFd<'a>>,
     pub(super) caller: &'a Caller,
 }
 
@@ -148,7 +150,7 @@ pub(super) fn execute(
     device: Option<&std::fs::File>,
     surroundings: &Surroundings<'_>,
 ) -> Failure {
-    let Surroundings { null, output, proc, caller } = surroundings;
+    let Surroundings { null, output, proc, source, caller } = surroundings;
     let confine = || {
         if let Some(label) = &caller.facts.label {
             confine::take_label(proc.as_fd(), label)?;
@@ -171,7 +173,7 @@ pub(super) fn execute(
             rustix::io::fcntl_setfd(fd, kept).map_err(|errno| errno.number())
         };
         let files = program.image.iter().flat_map(|image| &image.files).map(AsFd::as_fd);
-        files.chain(device.map(AsFd::as_fd)).try_for_each(keep)?;
+        files.chain(device.map(AsFd::as_fd)).chain(*source).try_for_each(keep)?;
         caller.take_limits();
         let path = c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
         let environment = [path, c"LC_ALL=C"];

@@ -6,12 +6,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use rustix::fs::FileType;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
+use super::claim::{self, Source};
 use super::order::{Order, Superblock};
 use super::{loop_device, scene};
 use crate::sys::mount_setattr::mount_setattr;
@@ -24,6 +26,7 @@ pub(super) fn make(
     superblock: &Superblock,
     source: Option<&OwnedFd>,
     caller: &Caller,
+    until: Instant,
 ) -> Result<OwnedFd, Failure> {
     // A filesystem of the network talks through the caller's interfaces.
     if let Some((_, network)) =
@@ -46,8 +49,10 @@ pub(super) fn make(
     };
     let loader = Loader::open(&order.filesystem)?;
     scene::enter().on_our_side()?;
-    let device = match (source, &control) {
-        (Some(image), Some(control)) => {
+    let made = source.map_or(Ok(None), |source| made_already(source.as_fd(), until))?;
+    let device = match (source, &control, made) {
+        (.., Some(made)) => Some(made),
+        (Some(image), Some(control), None) => {
             Some(loop_device::attach(control, image.as_fd(), order.read_only)?)
         }
         _ => None,
@@ -57,6 +62,15 @@ pub(super) fn make(
         shift(&mount, caller, &order.filesystem)?;
     }
     scene::lock(&mount, caller.users()).on_our_side()
+}
+
+/// Waits until the source may be mounted; the result is the loop device that it is behind already.
+fn made_already(source: BorrowedFd<'_>, until: Instant) -> Result<Option<File>, Failure> {
+    claim::wait_for_locks(source, claim::is_mounted, until)?;
+    match Source::new(source)? {
+        Some(source) => source.wait_for_kernel(until),
+        None => Ok(None),
+    }
 }
 
 fn is_file(source: BorrowedFd<'_>) -> Result<bool, Failure> {

@@ -6,8 +6,10 @@ use super::Stage;
 fn as_many_filesystems_exist_as_the_policy_allows() {
     let lines = "mount = true\n\"mount.allowed\" = [\"squashfs\"]\n\"limit.mounts\" = 2\n";
     let stage = Stage::new(lines);
-    // What is unmounted may live a moment longer in the kernel.
-    let script = "mkdir a b c; try() { /mnt/mount_call /run/i/squashfs /tmp/$1 squashfs 1; }
+    // An image is one filesystem, however often it is mounted. What is unmounted may live a moment
+    // longer in the kernel.
+    let script = "mkdir a b c; for i in a b c; do cp /run/i/squashfs $i.image; done
+         try() { /mnt/mount_call $1.image /tmp/$1 squashfs 1; }
          soon() { for i in $(seq 100); do try $1 | grep ok && return; sleep 0.1; done; }
          try a; try b; try c; umount a; soon c; umount b c; soon a; umount a";
     let output = stage.run(&[], script);

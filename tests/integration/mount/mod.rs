@@ -3,6 +3,7 @@
 
 mod engines;
 mod helper;
+mod image;
 mod kernel;
 mod limit;
 mod on_fuse;

@@ -47,6 +47,18 @@ const NO_SOURCE: [&str; 1] = ["hugetlbfs"];
 /// Filesystems whose files have the owners that options say.
 const OWNERS: [&str; 9] =
     ["hugetlbfs", "vfat", "msdos", "exfat", "ntfs3", "ntfs", "hfs", "hfsplus", "hpfs"];
+/// Filesystems that are never written, those of helpers that go by their own name among them.
+const READ_ONLY: [&str; 9] = [
+    "squashfs",
+    "erofs",
+    "iso9660",
+    "cramfs",
+    "romfs",
+    "squashfuse",
+    "erofsfuse",
+    "fuseiso",
+    "dwarfs",
+];
 /// Filesystems whose superblock can say that errors are to end the host.
 const PANIC: [&str; 3] = ["ext2", "ext3", "ext4"];
 /// The end of a type's name that means: the source is an image file.
@@ -98,6 +110,11 @@ impl<'a> Filesystem<'a> {
     /// options say who they are.
     pub(super) fn can_be_shifted(self) -> bool {
         self.0 != "hugetlbfs"
+    }
+
+    /// True for a filesystem that is never written. So many can be mounted from one image.
+    pub(super) fn is_read_only(self) -> bool {
+        READ_ONLY.contains(&self.0.strip_prefix("fuse.").unwrap_or(self.0))
     }
 
     /// Can an image order a panic?

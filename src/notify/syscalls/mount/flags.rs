@@ -71,6 +71,11 @@ impl Flags {
         Self(self.0 | libc::MS_NOSUID | libc::MS_NODEV)
     }
 
+    /// The same, without writing.
+    pub(super) fn and_read_only(self) -> Self {
+        Self(self.0 | libc::MS_RDONLY)
+    }
+
     /// `MOUNT_ATTR_*`, for fsmount(2).
     pub(super) fn attributes(self) -> u64 {
         let attributes = chosen(&ATTRIBUTES, self.0).fold(0, |all, one| all | one);

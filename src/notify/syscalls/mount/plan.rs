@@ -91,6 +91,7 @@ impl<'a> Rules<'a> {
         let Arguments { source, target, filesystem: name, flags, data } = arguments;
         let filesystem = Filesystem::new(&name);
         let flags = if self.dev_and_suid { flags } else { flags.and_no_devices_nor_suid() };
+        let flags = if filesystem.is_read_only() { flags.and_read_only() } else { flags };
         let items = options::split(&data);
         let how = match self.answer(&name) {
             Answer::Kernel => return Ok(None),
@@ -194,6 +195,17 @@ mod tests {
                 (b"errors".to_vec(), value("remount-ro"))
             ]
         );
+    }
+
+    #[test]
+    fn what_is_never_written_is_read_only() {
+        for (kind, helper) in [("squashfs", "squashfuse"), ("fuse.fuseiso", "fuseiso")] {
+            let order = plan(&[], &[(kind, helper)], true, call(kind, 0, "")).unwrap();
+            assert!(order.read_only && order.attributes & 1 == 1, "{kind}");
+        }
+        let order = plan(&["erofs"], &[], true, call("erofs", 0, "")).unwrap();
+        let How::Kernel(superblock) = order.how else { panic!("{:?}", order.how) };
+        assert_eq!(superblock.parameters, [(b"ro".to_vec(), None)]);
     }
 
     #[test]

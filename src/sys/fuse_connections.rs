@@ -12,17 +12,21 @@ use rustix::mount::{fsconfig_create, fsmount, fsopen};
 
 /// The list.
 #[derive(Debug)]
-pub(super) struct Connections(OwnedFd);
+pub struct Connections(OwnedFd);
 
 /// One that is in the list. A later one on the same device is another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Connection {
+pub struct Connection {
     device: u64,
     entry: u64,
 }
 
 impl Connections {
-    pub(super) fn open() -> io::Result<Self> {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// The kernel has no FUSE, or this process not the host's rights.
+    pub fn open() -> io::Result<Self> {
         let context = fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_create(context.as_fd())?;
         let flags = FsMountFlags::FSMOUNT_CLOEXEC;
@@ -30,12 +34,15 @@ impl Connections {
     }
 
     /// The connection of the filesystem on this device.
-    pub(super) fn of(&self, device: u64) -> Option<Connection> {
+    #[must_use]
+    pub fn of(&self, device: u64) -> Option<Connection> {
         let entry = statat(&self.0, device.to_string(), AtFlags::SYMLINK_NOFOLLOW).ok()?;
         Some(Connection { device, entry: entry.st_ino })
     }
 
-    pub(super) fn has(&self, connection: Connection) -> bool {
+    /// True while this connection is in the list.
+    #[must_use]
+    pub fn has(&self, connection: Connection) -> bool {
         self.of(connection.device) == Some(connection)
     }
 }

@@ -1,0 +1,337 @@
+//! Claims: a file or block device that a filesystem writes is used by this filesystem alone.
+//!
+//! There is no table: the kernel has every use, and each ends with its last descriptor.
+//!
+//! - A loop device says which file it is on. One that was made here has a mark, and is used again for
+//!   a mount that reads or writes as it does: the kernel then gives the superblock that exists.
+//! - A helper has a descriptor of its source, opened as the caller, with a lock (`F_OFD_SETLK`) of one
+//!   byte far behind the end, for reading or writing. Which byte says which filesystem it serves. The
+//!   lock is taken once the helper has opened its source: ntfs-3g locks the whole file itself, and
+//!   then is the one that is seen. flock(2) is left to helpers; fuse2fs needs it from 1.48 on.
+//! - A block device that is mounted, or a helper has opened with `O_EXCL`, cannot be opened so again.
+//!
+//! All looks happen while the mount has the turn of its source (`turn.rs`). What may ask the filesystem
+//! of the source, and so wait for a container, is done by a process that is on the container's account.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
+use serde::{Deserialize, Serialize};
+
+use super::turn::{Turn, Turns};
+use super::{loop_device, scene};
+use crate::sys::fuse_connections::Connections;
+use crate::sys::loop_device::{Status, is_read_only, status as status_of};
+use crate::worker::child::{Child, End};
+use crate::worker::failure::{Failure, OnOurSide, OrFail};
+use crate::worker::line::Line;
+
+/// The first of the bytes that helpers lock; the number of a filesystem's device is added. No file is
+/// that long, and qemu, which locks single bytes too, has the first few hundred.
+const FIRST: i64 = 1 << 62;
+const BYTES: i64 = 1 << 32;
+
+/// A use may end a moment after the mount: udev looks into new loop devices, for one.
+const SETTLED: Duration = Duration::from_secs(1);
+/// What is left of the deadline to say that a use did not end.
+const REPORT: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A file or block device that is going to be mounted, as its caller has opened it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Source {
+    place: Place,
+    writes: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Place {
+    /// A file: `st_dev` and `st_ino`.
+    File(u64, u64),
+    /// A block device, whatever its node: `st_rdev`.
+    Device(u64),
+}
+
+/// The result of a look at a source.
+#[derive(Debug)]
+enum Found {
+    /// Nothing conflicts with a new mount.
+    Free,
+    /// A loop device that was made here for the same file and access.
+    Ours(File),
+    /// A use that conflicts with a new mount.
+    Used { by: String, stays: Stays },
+}
+
+/// How long a use is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stays {
+    /// Not at all: it ends when it is unmounted.
+    Mounted,
+    /// A moment.
+    Settling,
+    /// As long as the mount may take: it is ending.
+    Ending,
+}
+
+/// A lock for `fcntl(2)`.
+pub(super) fn range(kind: i32, start: i64, length: i64) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: start,
+        l_len: length,
+        l_pid: 0,
+    }
+}
+
+/// True while the filesystem on this device is mounted, which a helper serves. Needs the host's rights.
+pub(super) fn is_mounted(device: u64) -> bool {
+    Connections::open().map_or(true, |all| all.of(device).is_some())
+}
+
+/// Waits until no lock conflicts with a new mount of this source.
+pub(super) fn wait_for_locks(
+    source: BorrowedFd<'_>,
+    is_mounted: impl Fn(u64) -> bool,
+    until: Instant,
+) -> Result<(), Failure> {
+    let writes = writes(source);
+    wait(|| Ok(look_at_locks(source, writes, &is_mounted)), until).map(drop)
+}
+
+/// Has the helper's descriptor of its source say which filesystem uses it. The filesystem is mounted.
+pub(super) fn mark(source: BorrowedFd<'_>, device: u64) {
+    let kind = if writes(source) { libc::F_WRLCK } else { libc::F_RDLCK };
+    let byte = range(kind, FIRST + i64::try_from(device).unwrap_or(0) % BYTES, 1);
+    // Refused where the helper has a lock itself, which then says so, and where there are none.
+    let _ = fcntl(source, FcntlArg::F_OFD_SETLK(&byte));
+}
+
+impl Source {
+    /// What this is. `None`: neither a file nor a block device.
+    pub(super) fn new(source: BorrowedFd<'_>) -> Result<Option<Self>, Failure> {
+        let status = fstat(source).or_fail("fstat of the source")?;
+        let place = match FileType::from_raw_mode(status.st_mode) {
+            FileType::RegularFile => Place::File(status.st_dev, status.st_ino),
+            FileType::BlockDevice => Place::Device(status.st_rdev),
+            _ => return Ok(None),
+        };
+        Ok(Some(Self { place, writes: writes(source) }))
+    }
+
+    /// Waits for its turn.
+    pub(super) fn turn(&self, turns: &Turns, until: Instant) -> Result<Turn, Failure> {
+        let number = match self.place {
+            Place::File(device, inode) => (device, inode),
+            Place::Device(device) => (u64::MAX, device),
+        };
+        turns.wait(number, until)
+    }
+
+    /// Waits until no device conflicts with a helper. A process of its own looks.
+    pub(super) fn wait_for_helper(&self, until: Instant) -> Result<(), Failure> {
+        let (line, theirs) = Line::pair()?;
+        let looking = Child::start(End::Alone, || {
+            let free = scene::enter()
+                .on_our_side()
+                .and_then(|()| wait(|| self.look_at_devices(false), until));
+            theirs.report(free.map(|_| Vec::new()));
+        })?;
+        drop(theirs);
+        line.receive(until)?;
+        looking.finish();
+        Ok(())
+    }
+
+    /// Waits until no device conflicts with a mount by the kernel. The result is the loop device that is
+    /// made for it already, if there is one. Needs the surroundings of [`scene`].
+    pub(super) fn wait_for_kernel(&self, until: Instant) -> Result<Option<File>, Failure> {
+        wait(|| self.look_at_devices(true), until)
+    }
+
+    fn look_at_devices(&self, kernel: bool) -> Result<Found, Failure> {
+        match self.place {
+            Place::File(device, inode) => self.look_at_loops((device, inode), kernel),
+            // The kernel itself refuses to mount what is in use.
+            Place::Device(_) if kernel => Ok(Found::Free),
+            Place::Device(device) => self.look_at_device(device),
+        }
+    }
+
+    /// The loop devices of the host and of ours.
+    fn look_at_loops(&self, file: (u64, u64), kernel: bool) -> Result<Found, Failure> {
+        let mut found = Found::Free;
+        for (name, device) in loop_device::all()? {
+            // What is free by now is none.
+            let Ok(status) = status_of(device.as_fd()) else { continue };
+            if (status.device, status.inode) != file {
+                continue;
+            }
+            let Status { read_only, whole, ours, .. } = status;
+            if ours && whole && kernel && read_only != self.writes {
+                found = Found::Ours(device);
+            } else if self.writes || !read_only {
+                let by = if ours {
+                    format!("ambit mounted it with {name}: unmount that")
+                } else {
+                    format!("the host has it behind {name}: see losetup(8)")
+                };
+                return Ok(Found::Used { by, stays: Stays::Settling });
+            }
+        }
+        Ok(found)
+    }
+
+    /// A block device that a helper is to serve.
+    fn look_at_device(&self, device: u64) -> Result<Found, Failure> {
+        const NODE: &str = "/dev/source";
+        if !std::path::Path::new(NODE).exists() {
+            scene::node(NODE, FileType::BlockDevice, device)?;
+        }
+        let open = |flags| {
+            let flags = flags | libc::O_NONBLOCK | libc::O_CLOEXEC;
+            OpenOptions::new().read(true).custom_flags(flags).open(NODE)
+        };
+        let alone = open(libc::O_EXCL);
+        let used = alone.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY));
+        // A device that is read-only itself is only read, whatever has opened it.
+        if !used || !self.writes && open(0).is_ok_and(|device| is_read_only(device.as_fd())) {
+            return Ok(Found::Free);
+        }
+        let by = "the device is mounted, or opened by a program with O_EXCL".to_owned();
+        Ok(Found::Used { by, stays: Stays::Settling })
+    }
+}
+
+fn writes(source: BorrowedFd<'_>) -> bool {
+    fcntl_getfl(source).is_ok_and(|flags| flags & OFlags::ACCMODE != OFlags::RDONLY)
+}
+
+/// Looks until nothing conflicts, or a conflict has lasted too long: EBUSY.
+fn wait(
+    look: impl Fn() -> Result<Found, Failure>,
+    until: Instant,
+) -> Result<Option<File>, Failure> {
+    let began = Instant::now();
+    let until = until.checked_sub(REPORT).unwrap_or(began);
+    loop {
+        let (by, stays) = match look()? {
+            Found::Free => return Ok(None),
+            Found::Ours(device) => return Ok(Some(device)),
+            Found::Used { by, stays } => (by, stays),
+        };
+        let patience = match stays {
+            Stays::Mounted => began,
+            Stays::Settling => until.min(began + SETTLED),
+            Stays::Ending => until,
+        };
+        if Instant::now() >= patience {
+            return Err(Failure::new(Errno::EBUSY, format!("the source is in use: {by}")));
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Helpers, of ours and others: ntfs-3g locks all of a file, whoever started it.
+fn look_at_locks(source: BorrowedFd<'_>, writes: bool, is_mounted: impl Fn(u64) -> bool) -> Found {
+    let kind = if writes { libc::F_WRLCK } else { libc::F_RDLCK };
+    let mut lock = range(kind, FIRST, BYTES);
+    // A filesystem without locks has none that exclude anything.
+    let asked = fcntl(source, FcntlArg::F_OFD_GETLK(&mut lock));
+    if asked.is_err() || i32::from(lock.l_type) == libc::F_UNLCK {
+        return Found::Free;
+    }
+    let Ok(device) = u64::try_from(lock.l_start - FIRST) else {
+        let by = match lock.l_pid {
+            1.. => format!("the process {} has locked it: fcntl(F_OFD_GETLK)", lock.l_pid),
+            _ => "a program has locked it: fcntl(F_OFD_GETLK)".to_owned(),
+        };
+        return Found::Used { by, stays: Stays::Mounted };
+    };
+    let (by, stays) = if is_mounted(device) {
+        (format!("a helper serves it as the filesystem 0:{device}: unmount that"), Stays::Mounted)
+    } else {
+        ("the helper of a filesystem that was unmounted has not ended yet".into(), Stays::Ending)
+    };
+    Found::Used { by, stays }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(path: &std::path::Path, writes: bool) -> File {
+        OpenOptions::new().read(true).write(writes).open(path).unwrap()
+    }
+
+    fn is_free(file: &File) -> bool {
+        matches!(look_at_locks(file.as_fd(), writes(file.as_fd()), |_| true), Found::Free)
+    }
+
+    /// A process that another test starts keeps the lock too, until it executes its program.
+    fn is_freed(file: &File) -> bool {
+        let soon = Instant::now() + Duration::from_secs(20);
+        wait_for_locks(file.as_fd(), |_| false, soon).is_ok()
+    }
+
+    #[test]
+    fn a_helper_that_writes_excludes_all_and_one_that_reads_excludes_writers() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let [reader, writer] = [false, true].map(|writes| open(file.path(), writes));
+        assert!(is_free(&reader) && is_free(&writer));
+        let helper = open(file.path(), true);
+        mark(helper.as_fd(), 57);
+        for (mounted, expected) in [(true, Stays::Mounted), (false, Stays::Ending)] {
+            let found = look_at_locks(reader.as_fd(), false, |device| device == 57 && mounted);
+            let Found::Used { by, stays } = found else { panic!("{found:?}") };
+            assert!(stays == expected && by.contains("0:57") == mounted, "{by}");
+        }
+        assert!(!is_free(&reader) && !is_free(&writer));
+        drop(helper);
+        assert!(is_freed(&reader));
+        let helper = open(file.path(), false);
+        mark(helper.as_fd(), 57);
+        assert!(is_free(&reader) && !is_free(&writer));
+        drop(helper);
+        assert!(is_freed(&writer));
+    }
+
+    #[test]
+    fn a_lock_of_the_whole_file_is_seen_and_other_locks_are_not() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let [reader, other] = [false, true].map(|writes| open(file.path(), writes));
+        let lock = |kind, length| {
+            let lock = range(kind, 0, length);
+            fcntl(&other, FcntlArg::F_OFD_SETLK(&lock)).unwrap();
+        };
+        lock(libc::F_WRLCK, 1 << 40);
+        rustix::fs::flock(&other, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        assert!(is_free(&reader));
+        lock(libc::F_WRLCK, 0);
+        assert!(!is_free(&reader));
+    }
+
+    #[test]
+    fn what_ends_is_waited_for_and_what_stays_is_not() {
+        let looks = std::cell::Cell::new(0);
+        let ends = |stays| {
+            looks.set(0);
+            let look = || {
+                looks.set(looks.get() + 1);
+                let used = Found::Used { by: "x".into(), stays };
+                Ok(if looks.get() < 3 { used } else { Found::Free })
+            };
+            wait(look, Instant::now() + Duration::from_secs(60)).map_err(|failure| failure.errno)
+        };
+        assert!(ends(Stays::Ending).is_ok() && ends(Stays::Settling).is_ok());
+        assert_eq!((ends(Stays::Mounted).unwrap_err(), looks.get()), (Errno::EBUSY, 1));
+        let for_ever = || Ok(Found::Used { by: "x".into(), stays: Stays::Ending });
+        assert_eq!(wait(for_ever, Instant::now()).unwrap_err().errno, Errno::EBUSY);
+    }
+}
