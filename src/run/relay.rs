@@ -1,19 +1,26 @@
 //! While the command runs: signals go in, terminal bytes go both ways, its end is waited for.
 //!
-//! One thread, one poll. Nothing here blocks on the sandbox: bytes that its terminal does not
-//! take yet wait in a small buffer, and meanwhile no more are read from the caller.
+//! One thread, one poll, and nothing in it blocks: bytes that a terminal does not take yet wait in
+//! a small buffer, and meanwhile no more are read from the other one. So signals pass while the
+//! caller's terminal is stopped.
 
-use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill, raise};
 use nix::unistd::Pid;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use super::channel::{Channel, Word};
-use super::signals::Signals;
+use super::signals::{Signals, is_for_end};
 use super::terminal::{self, Raw};
+
+/// How long the last output of a command may wait for the caller's terminal, if the command was told
+/// to end.
+const LAST_OUTPUT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Relays until init has ended. It is left to be waited for.
 pub(super) fn until_end(
@@ -24,53 +31,43 @@ pub(super) fn until_end(
     master: Option<OwnedFd>,
 ) -> Result<()> {
     let mut window = master.map(Window::open).transpose()?;
-    let mut listening = true;
+    let (mut listening, mut told_to_end) = (true, false);
     loop {
         let mut fds = vec![PollFd::new(ended, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
-        let stdin = io::stdin();
-        // Descriptors that are not asked for are replaced by one that is in the list anyway.
-        let (read, write, typed) = window.as_ref().map_or((false, false, false), Window::wants);
-        let pick = |wanted: bool, flag: PollFlags| if wanted { flag } else { PollFlags::empty() };
-        fds.push(PollFd::new(channel, pick(listening, PollFlags::IN)));
+        let said = if listening { PollFlags::IN } else { PollFlags::empty() };
+        fds.push(PollFd::new(channel, said));
+        let wanted = window.as_ref().map_or_else(Vec::new, Window::wanted);
         if let Some(window) = &window {
-            let flags = pick(read, PollFlags::IN) | pick(write, PollFlags::OUT);
-            if read || write {
-                fds.push(PollFd::new(&window.master, flags));
-            }
-            if typed {
-                fds.push(PollFd::new(&stdin, PollFlags::IN));
-            }
+            let of = |&(end, flags)| PollFd::from_borrowed_fd(window.fd(end), flags);
+            fds.extend(wanted.iter().map(of));
         }
-        match poll(&mut fds, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error).context("cannot wait for the sandbox: poll"),
-        }
-        let ready: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
+        wait(&mut fds, None)?;
+        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         drop(fds);
 
         while let Some(signal) = signals.next() {
+            told_to_end |= is_for_end(signal);
             pass_on(init, signal, window.as_ref());
         }
-        if !ready[2].is_empty() && listening {
+        if ready[2] && listening {
             listening = stopped_or_said(channel, window.is_some());
         }
         if let Some(window) = &mut window {
-            let mut rest = ready[3..].iter();
-            if (read || write) && rest.next().is_some_and(|flags| !flags.is_empty()) {
-                window.show_output();
-                window.write_typed();
-            }
-            if typed && rest.next().is_some_and(|flags| !flags.is_empty()) {
-                window.read_typed();
-                window.write_typed();
-            }
+            let ends = wanted.iter().zip(&ready[3..]).filter(|(_, ready)| **ready);
+            ends.for_each(|((end, _), _)| window.relay(*end));
         }
-        if !ready[0].is_empty() {
-            if let Some(window) = &mut window {
-                while window.show_output() {}
-            }
-            return Ok(());
+        if ready[0] {
+            return window.map_or(Ok(()), |window| window.finish(signals, told_to_end));
         }
+    }
+}
+
+/// False if nothing happens in time.
+fn wait(fds: &mut [PollFd<'_>], timeout: Option<&Timespec>) -> Result<bool> {
+    match poll(fds, timeout) {
+        Ok(count) => Ok(count > 0),
+        Err(Errno::INTR) => Ok(true),
+        Err(error) => Err(error).context("cannot wait for the sandbox: poll"),
     }
 }
 
@@ -98,66 +95,163 @@ fn stopped_or_said(channel: &Channel, has_window: bool) -> bool {
     }
 }
 
+/// The files of a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The sandbox's terminal.
+    Sandbox,
+    /// The caller's terminal, for what is typed.
+    Input,
+    /// The caller's terminal, for what is shown.
+    Output,
+}
+
 /// The caller's terminal and the sandbox's.
 struct Window {
     master: OwnedFd,
-    /// Typed, and not taken yet.
-    pending: Vec<u8>,
-    caller_open: bool,
+    input: OwnedFd,
+    output: OwnedFd,
+    /// Typed, and not taken by the sandbox yet.
+    typed: Vec<u8>,
+    /// Printed, and not taken by the caller's terminal yet.
+    printed: Vec<u8>,
+    input_open: bool,
+    output_open: bool,
     sandbox_open: bool,
     _raw: Raw,
 }
 
 impl Window {
     fn open(master: OwnedFd) -> Result<Self> {
+        let input = terminal::reopen(io::stdin().as_fd(), OFlags::RDONLY)?;
+        let output = terminal::reopen(io::stdout().as_fd(), OFlags::WRONLY)?;
         let raw = Raw::enter()?;
         terminal::copy_size(&master);
         rustix::io::ioctl_fionbio(&master, true).context("cannot change the terminal: FIONBIO")?;
-        Ok(Self { master, pending: Vec::new(), caller_open: true, sandbox_open: true, _raw: raw })
+        Ok(Self {
+            master,
+            input,
+            output,
+            typed: Vec::new(),
+            printed: Vec::new(),
+            input_open: true,
+            output_open: true,
+            sandbox_open: true,
+            _raw: raw,
+        })
     }
 
-    /// Is there to be read from the sandbox, written to it, read from the caller?
-    fn wants(&self) -> (bool, bool, bool) {
-        let waiting = !self.pending.is_empty();
+    fn fd(&self, end: End) -> BorrowedFd<'_> {
+        match end {
+            End::Sandbox => self.master.as_fd(),
+            End::Input => self.input.as_fd(),
+            End::Output => self.output.as_fd(),
+        }
+    }
+
+    /// What is waited for. A file of which nothing is wanted is left out: its end would be reported
+    /// again and again.
+    fn wanted(&self) -> Vec<(End, PollFlags)> {
+        let (typed, printed) = (!self.typed.is_empty(), !self.printed.is_empty());
+        let pick = |wanted: bool, flag: PollFlags| if wanted { flag } else { PollFlags::empty() };
         let open = self.sandbox_open;
-        (open, open && waiting, open && self.caller_open && !waiting)
+        let sandbox = pick(open && !printed, PollFlags::IN) | pick(open && typed, PollFlags::OUT);
+        let input = pick(open && self.input_open && !typed, PollFlags::IN);
+        let output = pick(printed, PollFlags::OUT);
+        let all = [(End::Sandbox, sandbox), (End::Input, input), (End::Output, output)];
+        all.into_iter().filter(|(_, flags)| !flags.is_empty()).collect()
     }
 
-    /// True when there may be more.
-    fn show_output(&mut self) -> bool {
+    /// Passes on what an end has or takes.
+    fn relay(&mut self, end: End) {
+        match end {
+            End::Sandbox => {
+                self.read_printed();
+                self.write_typed();
+            }
+            End::Input => {
+                self.read_typed();
+                self.write_typed();
+            }
+            End::Output => self.write_printed(),
+        }
+    }
+
+    /// Shows what the command printed last. A terminal that is stopped is waited for until a signal
+    /// tells this process to end.
+    fn finish(mut self, signals: &Signals, mut told_to_end: bool) -> Result<()> {
+        loop {
+            while self.read_printed() {}
+            if self.printed.is_empty() {
+                return Ok(());
+            }
+            let mut fds =
+                [PollFd::new(&self.output, PollFlags::OUT), PollFd::new(signals, PollFlags::IN)];
+            if !wait(&mut fds, told_to_end.then_some(&LAST_OUTPUT))? {
+                return Ok(());
+            }
+            while let Some(signal) = signals.next() {
+                told_to_end |= is_for_end(signal);
+            }
+            self.write_printed();
+        }
+    }
+
+    /// Reads what the sandbox has, unless the caller's terminal has to take something first. True
+    /// when there may be more.
+    fn read_printed(&mut self) -> bool {
+        if !self.printed.is_empty() {
+            return false;
+        }
         let mut bytes = [0; 4096];
         match rustix::io::read(&self.master, &mut bytes) {
             Ok(0) => self.sandbox_open = false,
             Ok(count) => {
-                let mut out = io::stdout().lock();
-                // A caller that has hung up gets nothing more; the command goes on.
-                let _ = out.write_all(&bytes[..count]).and_then(|()| out.flush());
+                self.printed.extend_from_slice(&bytes[..count]);
+                self.write_printed();
                 return true;
             }
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            Err(Errno::AGAIN | Errno::INTR) => {}
             // EIO: nobody has the other side open.
             Err(_) => self.sandbox_open = false,
         }
         false
     }
 
+    fn write_printed(&mut self) {
+        // A caller that has hung up gets nothing more; the command goes on.
+        self.output_open = self.output_open && write_some(&self.output, &mut self.printed);
+        if !self.output_open {
+            self.printed.clear();
+        }
+    }
+
     fn read_typed(&mut self) {
         let mut bytes = [0; 4096];
-        match rustix::io::read(io::stdin(), &mut bytes) {
-            Ok(0) => self.caller_open = false,
-            Ok(count) => self.pending.extend_from_slice(&bytes[..count]),
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
-            Err(_) => self.caller_open = false,
+        match rustix::io::read(&self.input, &mut bytes) {
+            Ok(0) => self.input_open = false,
+            Ok(count) => self.typed.extend_from_slice(&bytes[..count]),
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(_) => self.input_open = false,
         }
     }
 
     fn write_typed(&mut self) {
-        while !self.pending.is_empty() {
-            match rustix::io::write(&self.master, &self.pending) {
-                Ok(count) => drop(self.pending.drain(..count)),
-                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return,
-                Err(_) => self.pending.clear(),
-            }
+        if !write_some(&self.master, &mut self.typed) {
+            self.typed.clear();
         }
     }
+}
+
+/// Writes what is taken without waiting, and keeps the rest. False when nothing will be taken any
+/// more.
+fn write_some(to: &OwnedFd, bytes: &mut Vec<u8>) -> bool {
+    while !bytes.is_empty() {
+        match rustix::io::write(to, bytes) {
+            Ok(count) => drop(bytes.drain(..count)),
+            Err(Errno::AGAIN | Errno::INTR) => return true,
+            Err(_) => return false,
+        }
+    }
+    true
 }

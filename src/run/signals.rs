@@ -65,6 +65,11 @@ impl std::os::fd::AsFd for Signals {
     }
 }
 
+/// Does it tell a process to end?
+pub(super) fn is_for_end(signal: Signal) -> bool {
+    [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM].contains(&signal)
+}
+
 /// Does it go to the command's whole process group?
 pub(super) fn is_for_group(signal: Signal) -> bool {
     FROM_TERMINAL.contains(&signal)

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -69,6 +69,22 @@ fn standard(fd: BorrowedFd<'_>) -> nix::Result<()> {
     nix::unistd::dup2_stderr(fd)
 }
 
+/// Opens a terminal once more, for reads or writes that do not wait. The caller's shell has the file
+/// of this process too, and would find it changed.
+pub(super) fn reopen(terminal: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd> {
+    let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let name = format!("/proc/self/fd/{}", terminal.as_raw_fd());
+    // The master side of a pseudo terminal would be another terminal.
+    let opened = match rustix::pty::ptsname(terminal, Vec::new()) {
+        Ok(_) => Err(rustix::io::Errno::NXIO),
+        Err(_) => rustix::fs::openat(CWD, name, flags, Mode::empty()),
+    };
+    match opened {
+        Ok(terminal) => Ok(terminal),
+        Err(_) => terminal.try_clone_to_owned().context("cannot use the terminal: dup"),
+    }
+}
+
 /// The caller's terminal in raw mode. Dropping it restores its settings.
 #[derive(Debug)]
 pub(super) struct Raw(Termios);
@@ -88,7 +104,8 @@ impl Raw {
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        let _ = rustix::termios::tcsetattr(io::stdin(), OptionalActions::Drain, &self.0);
+        // Not when everything is shown: a terminal that is stopped may never show it.
+        let _ = rustix::termios::tcsetattr(io::stdin(), OptionalActions::Now, &self.0);
     }
 }
 

@@ -36,5 +36,6 @@ mod protocols;
 mod sched;
 mod steady;
 mod survival;
+mod terminal;
 mod truth;
 mod under_systemd;
