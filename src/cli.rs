@@ -1,9 +1,9 @@
 //! The command line: what there is, and which module does it.
 //!
-//! Exit status: 0 for success, 1 when `check` finds something essential missing, 2 for bad
-//! input (unknown flags, unusable configuration, a busy mount point, not being root), and 78 when
-//! `serve` has a mistaken configuration, which no second attempt makes better. `run` has its own,
-//! because it passes the command's status through.
+//! Exit status: 0 for success, 1 when `check` finds something essential missing or standard output
+//! cannot be written, 2 for bad input (unknown flags, unusable configuration, a busy mount point, not
+//! being root), and 78 when `serve` has a mistaken configuration, which no second attempt makes
+//! better. `run` has its own, because it passes the command's status through.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Config, ConfigError};
 use crate::keeper::process;
+use crate::output::{self, Unwritable, complain, print};
 use crate::{check, control, dead_mounts, logging, lxcfs, profile, run, sandbox, serve};
 
 /// Makes every container see its own bounds.
@@ -118,13 +119,13 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             if error.use_stderr()
                 && error.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
         {
-            eprintln!("ambit: {}", one_line(&error.to_string()));
+            complain(format_args!("ambit: {}", one_line(&error.to_string())));
             ExitCode::from(2)
         }
-        Err(help) => {
-            let _ = help.print();
-            ExitCode::from(u8::from(help.use_stderr()) * 2)
-        }
+        Err(help) => match output::unless_closed(help.print()) {
+            Err(error) if !help.use_stderr() => fail(&error.into(), 2),
+            _ => ExitCode::from(u8::from(help.use_stderr()) * 2),
+        },
     }
 }
 
@@ -157,7 +158,10 @@ impl Cli {
             Command::Reload { exec: None, config } => order(&config, "reload"),
             Command::Reload { exec: Some(program), config } => exec(&config, &program),
             Command::Lxcfs { args } => return lxcfs::main(args),
-            Command::Check => return show_check(),
+            Command::Check => match show_check() {
+                Ok(code) => return code,
+                Err(error) => Err(error.into()),
+            },
         };
         match done {
             Ok(()) => ExitCode::SUCCESS,
@@ -192,35 +196,34 @@ fn run_sandbox(config: &ConfigFile, args: run::RunArgs) -> ExitCode {
     sandbox::run(args, &config)
 }
 
-#[allow(clippy::print_stdout, reason = "this is the output")]
 fn show_status(json: bool, config: &ConfigFile) -> anyhow::Result<()> {
     let mut status = control::ask_status(&config.load()?.socket("control.sock"))?;
     status.dead = dead_mounts::find();
     if json {
-        println!("{}", serde_json::to_string_pretty(&status)?);
+        print(format_args!("{}\n", serde_json::to_string_pretty(&status)?))?;
     } else {
-        print!("{status}");
+        print(status)?;
     }
     Ok(())
 }
 
-fn show_check() -> ExitCode {
+fn show_check() -> Result<ExitCode, Unwritable> {
     let findings = check::all();
-    findings.iter().for_each(|finding| println!("{finding}"));
-    dead_mounts::find().iter().for_each(|dead| println!("dead     {dead}"));
+    findings.iter().try_for_each(|finding| print(format_args!("{finding}\n")))?;
+    dead_mounts::find().iter().try_for_each(|dead| print(format_args!("dead     {dead}\n")))?;
     let fatal = findings.iter().filter(|finding| finding.is_fatal()).count();
     if fatal == 0 {
-        println!("\nambit can run here");
-        ExitCode::SUCCESS
+        print("\nambit can run here\n")?;
+        Ok(ExitCode::SUCCESS)
     } else {
-        println!("\nambit cannot run here: {fatal} essential facilities are missing");
-        ExitCode::FAILURE
+        print(format_args!("\nambit cannot run here: {fatal} essential facilities are missing\n"))?;
+        Ok(ExitCode::FAILURE)
     }
 }
 
 fn fail(error: &anyhow::Error, status: u8) -> ExitCode {
-    eprintln!("ambit: {}", logging::say(error));
-    ExitCode::from(status)
+    complain(format_args!("ambit: {}", logging::say(error)));
+    ExitCode::from(if error.is::<Unwritable>() { 1 } else { status })
 }
 
 #[cfg(test)]

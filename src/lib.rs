@@ -2,6 +2,7 @@
 //!
 //! Start reading at `daemon` (what is started, in which order), then `notify` (how a system
 //! call is answered). The overlay is the package `ambit-fuse`, accounting is `ambit-sysinfo`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod check;
 pub mod cli;
@@ -15,6 +16,7 @@ pub mod kernel_text;
 pub mod logging;
 pub mod lxcfs;
 pub mod notify;
+pub mod output;
 pub mod poison;
 pub mod profile;
 pub mod run;

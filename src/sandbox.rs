@@ -15,6 +15,7 @@ use crate::daemon::{self, Reach, Server};
 use crate::intercept;
 use crate::logging;
 use crate::notify::{Policy, oci};
+use crate::output;
 use crate::run::{self, Intercept, RunArgs, Service};
 
 /// Runs a command in a sandbox, to its exit status.
@@ -36,9 +37,9 @@ fn service(config: &Config, intercept: &Intercept) -> anyhow::Result<Box<dyn Ser
         // Harmless calls are answered because they are asked for.
         let asked = config.policies().ungranted(&intercept.policy.privileged()).join(", ");
         if !asked.is_empty() {
-            eprintln!(
+            output::complain(format_args!(
                 "ambit: note: the configuration has {asked} for no container: the kernel answers"
-            );
+            ));
         }
         let socket = config.socket("oci.sock");
         return Ok(Box::new(Daemon { mount: status.mount, socket }));
@@ -88,7 +89,7 @@ impl Embedded {
             None => policy.with(config.policies().all.settings().clone()),
         };
         for (_, reason) in intercept::grant_nothing(&policy) {
-            eprintln!("ambit: note: {reason}");
+            output::complain(format_args!("ambit: note: {reason}"));
         }
         let acts = policy.acts().then(daemon::start_acts).transpose()?;
         logging::start(LogLevel::Warn);

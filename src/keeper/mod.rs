@@ -7,6 +7,7 @@
 //! holds.
 //!
 //! Start reading at [`process`] (the keeper), then [`link`] (the server's side of it).
+#![allow(clippy::print_stderr, reason = "the keeper reports in its own way")]
 
 pub mod link;
 pub(crate) mod memory;

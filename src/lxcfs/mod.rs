@@ -21,7 +21,7 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::LogLevel;
-use crate::{daemon, logging};
+use crate::{daemon, logging, output};
 use args::{Request, Serve};
 use pid_file::PidFile;
 use switch::Switch;
@@ -57,22 +57,22 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     let serve_as = match args::parse(args) {
         Request::Serve(serve_as) => serve_as,
         Request::Version => {
-            eprintln!("\"{}\"", env!("CARGO_PKG_VERSION"));
+            output::complain(format_args!("\"{}\"", env!("CARGO_PKG_VERSION")));
             return ExitCode::SUCCESS;
         }
         Request::Usage => {
-            eprintln!("{USAGE}");
+            output::complain(USAGE);
             return ExitCode::FAILURE;
         }
         Request::Wrong(reason) => {
-            eprintln!("lxcfs: {reason}");
+            output::complain(format_args!("lxcfs: {reason}"));
             return ExitCode::FAILURE;
         }
     };
     match serve(&serve_as) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("lxcfs: {}", crate::logging::say(&error));
+            output::complain(format_args!("lxcfs: {}", logging::say(&error)));
             ExitCode::FAILURE
         }
     }

@@ -16,6 +16,7 @@ use anyhow::{Context, bail};
 use crate::config::Config;
 use crate::intercept;
 use crate::notify::Policy;
+use crate::output;
 
 /// The arguments of `ambit profile`.
 #[derive(Debug, clap::Args)]
@@ -73,7 +74,6 @@ struct Wish<'a> {
 ///
 /// # Errors
 /// The list or the base is wrong, or a file cannot be read or written.
-#[allow(clippy::print_stdout, reason = "this is the output")]
 pub fn run(args: &ProfileArgs, config: &Config) -> anyhow::Result<()> {
     let policies = config.policies();
     let policy = match &args.intercept {
@@ -97,16 +97,16 @@ pub fn run(args: &ProfileArgs, config: &Config) -> anyhow::Result<()> {
     };
     let general = advice::general(args.engine, &rules, &policy, &policies, &socket);
     for warning in profile.warnings.iter().chain(&general) {
-        eprintln!("ambit: note: {warning}");
+        output::complain(format_args!("ambit: note: {warning}"));
     }
     let use_it = |file: &Path| advice::usage(args.engine, file, &wish, &config.overlay.mount);
     match &args.output {
         Some(path) => {
             std::fs::write(path, &profile.text)
                 .with_context(|| format!("cannot write {}", path.display()))?;
-            print!("{}", use_it(&path.canonicalize()?));
+            output::print(use_it(&path.canonicalize()?))?;
         }
-        None => print!("{}", profile.text),
+        None => output::print(&profile.text)?,
     }
     Ok(())
 }

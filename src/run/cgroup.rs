@@ -22,6 +22,7 @@ use cgroups_rs::fs::hierarchies::{UNIFIED_MOUNTPOINT, V1, is_cgroup2_unified_mod
 use super::args::RunArgs;
 use super::hostmounts;
 use super::limits;
+use crate::output;
 
 /// The folder that all sandboxes of this user share.
 const FAMILY: &str = "ambit";
@@ -175,7 +176,8 @@ impl Drop for Group {
                 std::thread::sleep(Duration::from_millis(5));
             }
             if let Err(error) = remove(place) {
-                eprintln!("ambit: cannot remove {}: {error}", place.display());
+                let place = place.display();
+                output::complain(format_args!("ambit: cannot remove {place}: {error}"));
             }
             // The shared folder goes with the last of them.
             if let Some(family) = place.parent() {

@@ -20,6 +20,7 @@ use super::channel::{Channel, Word};
 use super::signals::{Signals, is_for_group};
 use super::{capabilities, command, terminal};
 use crate::notify::{Policy, filter};
+use crate::output;
 use crate::sys::fork::{Fork, fork};
 
 /// What init has to know.
@@ -112,7 +113,7 @@ fn start(setup: &Setup, terminal: Option<OwnedFd>) -> Result<(Pid, Option<OwnedF
     match fork().context("cannot start the command: fork")? {
         Fork::Child => {
             let error = command::become_it(setup, folder, terminal.as_ref());
-            eprintln!("ambit: {}", error.reason);
+            output::complain(format_args!("ambit: {}", error.reason));
             std::process::exit(error.status);
         }
         Fork::Parent(child) => {

@@ -44,6 +44,7 @@ use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 pub use args::{Bind, Intercept, RunArgs};
 
 use crate::notify::Policy;
+use crate::{logging, output};
 
 use cgroup::Group;
 use channel::Word;
@@ -78,13 +79,13 @@ pub fn run(
     start: impl FnOnce(&Prepared) -> Result<Box<dyn Service>>,
 ) -> ExitCode {
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("ambit: run needs root: it makes control groups and mounts");
+        output::complain("ambit: run needs root: it makes control groups and mounts");
         return ExitCode::from(USAGE);
     }
     match prepare(args).and_then(|prepared| prepared.run(files, start)) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            eprintln!("ambit: {}", crate::logging::say(&error));
+            output::complain(format_args!("ambit: {}", logging::say(&error)));
             ExitCode::from(FAILED)
         }
     }

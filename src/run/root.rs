@@ -17,6 +17,7 @@ use super::hostmounts;
 use super::mounts::{Detached, Kind, Root};
 use super::owners::Owners;
 use super::{cgroupview, dev, mask};
+use crate::output;
 
 /// Places of the host that a sandbox without its own root filesystem has for itself.
 const PRIVATE: [(&str, &str); 3] = [("tmp", "1777"), ("run", "755"), ("var/tmp", "1777")];
@@ -91,10 +92,10 @@ fn copy(source: &Path, set: MountAttrFlags, owners: &Owners, warn: bool) -> Resu
     let mount = Detached::copy_of(source)?;
     mount.set(set).with_context(|| source.display().to_string())?;
     if !belongs(source, owners) && !mount.map_owners(owners) && warn {
-        eprintln!(
+        output::complain(format_args!(
             "ambit: the filesystem of {} cannot map owners: its files belong to nobody inside",
             source.display()
-        );
+        ));
     }
     Ok(mount)
 }

@@ -28,6 +28,7 @@ mod lxcfs;
 mod memory;
 mod mknod;
 mod mount;
+mod output;
 mod poison;
 mod pressure;
 mod profile;

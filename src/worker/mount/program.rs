@@ -14,6 +14,7 @@ use rustix::fs::{Access, MemfdFlags, SealFlags};
 use super::confine;
 use super::host_program::{HostProgram, Image, is_libfuse3s};
 use super::order::{Handler, Order};
+use crate::output;
 use crate::sys::close_range::close_on_exec_from;
 use crate::sys::fork::{Fork, fork};
 use crate::sys::signal_defaults::restore_sigpipe;
@@ -196,7 +197,7 @@ pub(super) fn watch(run: impl FnOnce() -> Failure) -> Result<(), Failure> {
     let helper = match fork().or_fail("fork").on_our_side()? {
         Fork::Child => {
             let failure = run();
-            eprintln!("{failure}");
+            output::complain(&failure);
             leave(if failure.untried { NOT_CONFINED } else { NOT_EXECUTED })
         }
         Fork::Parent(helper) => helper,

@@ -1,0 +1,51 @@
+//! What the program prints: the one way for its commands to write to standard output and error.
+//!
+//! A reader that closes its end of a pipe has what it wanted, so the rest is dropped. Any other
+//! failure to write standard output is an error of the command. A message that standard error does
+//! not take is dropped. `print!` and its kin panic in all of these cases and are not used.
+
+use std::fmt;
+use std::io::{self, ErrorKind, Write};
+
+/// Standard output cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write standard output: {0}")]
+pub struct Unwritable(#[from] io::Error);
+
+/// Writes a text to standard output.
+///
+/// # Errors
+/// The file or its device takes no more. A closed pipe is none.
+pub fn print(text: impl fmt::Display) -> Result<(), Unwritable> {
+    let mut stdout = io::stdout().lock();
+    unless_closed(write!(stdout, "{text}").and_then(|()| stdout.flush()))
+}
+
+/// Takes a closed pipe for success.
+///
+/// # Errors
+/// Every other failure.
+pub fn unless_closed(written: io::Result<()>) -> Result<(), Unwritable> {
+    match written {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
+}
+
+/// Writes a line to standard error.
+pub fn complain(line: impl fmt::Display) {
+    // In one piece: several processes may share the file.
+    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_closed_pipe_is_no_failure_and_a_full_device_is() {
+        assert!(unless_closed(Err(ErrorKind::BrokenPipe.into())).is_ok());
+        let full = unless_closed(Err(ErrorKind::StorageFull.into())).unwrap_err();
+        assert!(full.to_string().starts_with("cannot write standard output: "), "{full}");
+    }
+}

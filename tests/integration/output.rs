@@ -1,0 +1,88 @@
+//! Commands whose output is not taken: a reader that has gone, a device that is full.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::process::{Command, Output, Stdio};
+
+use crate::harness::command::quiet;
+use crate::harness::daemon::Daemon;
+use crate::harness::machine::AMBIT;
+
+/// All commands that print, with the status that they have otherwise.
+const COMMANDS: [&[&str]; 10] = [
+    &["status"],
+    &["status", "--json"],
+    &["check"],
+    &["profile", "--for", "lxc"],
+    &["profile", "--for", "oci"],
+    &["--help"],
+    &["help"],
+    &["run", "--help"],
+    &["profile", "-h"],
+    &["--version"],
+];
+
+fn command(daemon: &Daemon, words: &[&str]) -> Command {
+    let mut command = quiet(AMBIT);
+    command.args(words);
+    if ["status", "profile"].contains(&words[0]) {
+        command.arg("--config").arg(daemon.place().config());
+    }
+    command
+}
+
+fn run(command: &mut Command) -> (i32, String) {
+    let Output { status, stderr, .. } = command.output().unwrap();
+    (status.code().unwrap_or(-1), String::from_utf8(stderr).unwrap())
+}
+
+/// A daemon that lists a container when it is told to stop.
+fn stage() -> (Daemon, crate::harness::command::Running) {
+    use crate::harness::{command::start, machine, sandbox};
+
+    let daemon = Daemon::start();
+    let script = "echo ready; while :; do sleep 0.1; done";
+    let mut running = start(&mut sandbox::command(&daemon, &[], script));
+    running.wait_for("ready", machine::patience(20));
+    (daemon, running)
+}
+
+#[test]
+fn a_reader_that_has_gone_is_no_failure() {
+    let (daemon, container) = stage();
+    for words in COMMANDS {
+        let (reads, writes) = rustix::pipe::pipe().unwrap();
+        drop(reads);
+        let (status, stderr) = run(command(&daemon, words).stdout(Stdio::from(writes)));
+        assert_eq!(status, 0, "{words:?}: {stderr}");
+        assert!(!stderr.contains("panicked") && !stderr.contains("pipe"), "{words:?}: {stderr}");
+    }
+    drop(container);
+}
+
+#[test]
+fn a_full_device_is_told_in_one_line() {
+    let (daemon, container) = stage();
+    let full = || OwnedFd::from(File::options().write(true).open("/dev/full").unwrap());
+    for words in COMMANDS {
+        let (status, stderr) = run(command(&daemon, words).stdout(Stdio::from(full())));
+        assert_eq!(status, 1, "{words:?}: {stderr}");
+        let last = stderr.lines().last().unwrap_or_default();
+        assert!(
+            last.contains("cannot write standard output: No space left"),
+            "{words:?}: {stderr}"
+        );
+        assert!(stderr.lines().all(|line| line.starts_with("ambit: ")), "{words:?}: {stderr}");
+    }
+    // A message that is not taken changes nothing.
+    for (words, status) in [(&["launch"][..], 2), (&[], 2), (&["lxcfs", "-h"], 1)] {
+        let ended = quiet(AMBIT)
+            .args(words)
+            .stdout(Stdio::null())
+            .stderr(Stdio::from(full()))
+            .status()
+            .unwrap();
+        assert_eq!(ended.code(), Some(status), "{words:?}");
+    }
+    drop(container);
+}
