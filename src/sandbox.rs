@@ -74,11 +74,15 @@ impl Service for Daemon {
     fn stop(self: Box<Self>) {}
 }
 
-/// A server in this process. Its mount is in this process's own mount namespace.
+/// Where a server in this process mounts its overlay: in this process's own mount namespace, over a
+/// folder that every procfs has and that nothing here looks into. So no folder is made that another
+/// user could make first, and none is left behind.
+const PLACE: &str = "/proc/driver";
+
+/// A server in this process.
 struct Embedded {
     server: Server,
     policy: Policy,
-    folder: PathBuf,
 }
 
 impl Embedded {
@@ -93,18 +97,10 @@ impl Embedded {
         }
         let acts = policy.acts().then(daemon::start_acts).transpose()?;
         logging::start(LogLevel::Warn);
-        let folder = std::env::temp_dir().join(format!("ambit-{}", std::process::id()));
-        std::fs::create_dir(&folder)
-            .with_context(|| format!("cannot create {}", folder.display()))?;
         let mut config = config.clone();
-        config.overlay.mount.clone_from(&folder);
-        match Server::start(&config, Reach::Process, acts) {
-            Ok(server) => Ok(Self { server, policy, folder }),
-            Err(error) => {
-                let _ = std::fs::remove_dir(&folder);
-                Err(error)
-            }
-        }
+        config.overlay.mount = PLACE.into();
+        let server = Server::start(&config, Reach::Process, acts)?;
+        Ok(Self { server, policy })
     }
 }
 
@@ -128,7 +124,6 @@ impl Service for Embedded {
         if let Err(error) = self.server.stop() {
             tracing::warn!("{}", crate::logging::say(&error));
         }
-        let _ = std::fs::remove_dir(&self.folder);
     }
 }
 

@@ -96,6 +96,41 @@ fn without_a_daemon_it_serves_itself() {
 }
 
 #[test]
+fn another_user_cannot_keep_a_sandbox_from_its_own_server() {
+    let place = Place::new();
+    // A shared folder, with every name that a process number could give.
+    let shared = readable_dir();
+    fs::set_permissions(shared.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+    let own = std::process::id();
+    for pid in own..own + 3000 {
+        let path = shared.path().join(format!("ambit-{pid}"));
+        match pid % 2 {
+            0 => fs::create_dir(&path).unwrap(),
+            _ => std::os::unix::fs::symlink("/nowhere", &path).unwrap(),
+        }
+        std::os::unix::fs::lchown(&path, Some(65534), Some(65534)).unwrap();
+    }
+    let names = || fs::read_dir(shared.path()).unwrap().count();
+    let before = names();
+    let mounts = crate::harness::daemon::mounts();
+    let sandbox = |script: &str| {
+        let mut command = quiet(AMBIT);
+        command.env("TMPDIR", shared.path()).arg("run").arg("--config").arg(place.config());
+        command.args(["--memory", "100M", "--", "sh", "-c", script]);
+        command
+    };
+    let text = run(&mut sandbox("grep MemTotal /proc/meminfo")).ok();
+    assert!(text.contains(" 102400 kB"), "{text}");
+    // One that is killed leaves nothing either.
+    let mut killed = start(&mut sandbox("echo ready; while :; do sleep 0.1; done"));
+    killed.wait_for("ready", machine::patience(20));
+    killed.signal(Signal::KILL);
+    killed.finish(machine::patience(20));
+    assert_eq!(names(), before);
+    assert_eq!(crate::harness::daemon::mounts(), mounts);
+}
+
+#[test]
 fn binds_are_writable_or_not_as_asked() {
     let daemon = Daemon::start();
     let (open, closed) = (readable_dir(), readable_dir());
