@@ -40,6 +40,7 @@ fn main() -> anyhow::Result<()> {
         policies: Policies::for_all(Policy::from_names(names)?),
         acts: None,
         poison: None,
+        is_successor: false,
     };
     let notifier = Notifier::start(Arc::new(Fixed(Arc::new(view))), options)?;
     stdin().read_to_end(&mut Vec::new())?;

@@ -3,17 +3,22 @@
 //! Runs on the main thread's event loop; nothing a container does reaches it.
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as BlockingStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use rustix::net::SocketType;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::daemon::Server;
+use crate::keeper;
+use crate::keeper::link::Link;
+use crate::notify::socket::Entrance;
 use crate::status::Status;
 
 /// How long either side waits for the other.
@@ -28,27 +33,88 @@ const LONGEST: u64 = 8192;
 /// How long a daemon that is about to end may still listen.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
-/// Binds the socket. A socket file that nobody listens on is replaced.
-///
-/// # Errors
-/// Another daemon listens on it, or it cannot be bound.
-pub fn bind(path: &Path) -> anyhow::Result<UnixListener> {
-    check_free(path)?;
-    replace(path)
+/// The name of the socket with the keeper.
+pub const SOCKET: &str = "control";
+
+/// How often is looked whether the socket's file is there.
+const BEAT: Duration = Duration::from_secs(1);
+
+/// The socket of a daemon.
+#[derive(Debug)]
+pub struct Control {
+    entrance: Entrance,
+    /// `None` while it cannot be bound.
+    listener: Option<UnixListener>,
 }
 
-/// Goes on listening on a predecessor's socket, unless its file is gone.
-///
-/// # Errors
-/// As [`bind`].
-pub fn take_over(socket: Option<OwnedFd>, path: &Path) -> anyhow::Result<UnixListener> {
-    match socket {
-        Some(socket) if path.exists() => {
-            let socket = std::os::unix::net::UnixListener::from(socket);
-            socket.set_nonblocking(true)?;
-            Ok(UnixListener::from_std(socket)?)
+impl Control {
+    /// Goes on listening on a predecessor's socket, or binds one. A socket file that no daemon
+    /// listens on is replaced.
+    ///
+    /// # Errors
+    /// There is no predecessor, and another daemon listens on it or it cannot be bound.
+    pub fn open(
+        path: PathBuf,
+        kept: Option<OwnedFd>,
+        is_successor: bool,
+        link: &Link,
+    ) -> anyhow::Result<Self> {
+        let mut entrance = Entrance::new(SOCKET, path, SocketType::STREAM);
+        entrance.open(kept, is_successor, link)?;
+        let mut control = Self { entrance, listener: None };
+        control.listen()?;
+        Ok(control)
+    }
+
+    /// Answers questions for ever.
+    pub async fn serve(&mut self, server: &Server) {
+        let mut beat = tokio::time::interval(BEAT);
+        loop {
+            let stream = tokio::select! {
+                _ = beat.tick() => {
+                    self.look(server);
+                    continue;
+                }
+                stream = accept(self.listener.as_ref()) => stream,
+            };
+            match tokio::time::timeout(PATIENCE * 7, answer(stream, server)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "a question was not answered"),
+                Err(_) => tracing::debug!("a question took too long"),
+            }
         }
-        _ => bind(path),
+    }
+
+    /// Binds the sockets anew whose files were removed, this one and those of runtimes.
+    fn look(&mut self, server: &Server) {
+        if self.entrance.look(server.link()).is_some()
+            && let Err(error) = self.listen()
+        {
+            tracing::error!("the control socket is not watched: {error}");
+        }
+        server.notifier().look_at_sockets();
+    }
+
+    fn listen(&mut self) -> std::io::Result<()> {
+        // Those who still wait on the one before ask again.
+        self.listener = None;
+        if let Some(socket) = self.entrance.listening() {
+            let socket =
+                std::os::unix::net::UnixListener::from(socket.as_fd().try_clone_to_owned()?);
+            self.listener = Some(UnixListener::from_std(socket)?);
+        }
+        Ok(())
+    }
+}
+
+async fn accept(listener: Option<&UnixListener>) -> UnixStream {
+    let Some(listener) = listener else { return std::future::pending().await };
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            // Out of descriptors: wait for some to come back.
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
     }
 }
 
@@ -72,37 +138,6 @@ pub fn check_free(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn replace(path: &Path) -> anyhow::Result<UnixListener> {
-    let dir = path.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("cannot replace {}", path.display()));
-        }
-        _ => {}
-    }
-    let listener =
-        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
-}
-
-/// Answers questions for ever.
-pub async fn serve(listener: &UnixListener, server: &Server) {
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            // Out of descriptors: wait for some to come back.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        match tokio::time::timeout(PATIENCE * 7, answer(stream, server)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "a question was not answered"),
-            Err(_) => tracing::debug!("a question took too long"),
-        }
-    }
-}
-
 async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> {
     let mut line = String::new();
     let mut question = tokio::io::BufReader::new((&mut stream).take(LONGEST));
@@ -112,6 +147,7 @@ async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> 
     }
     let mut text = match line.trim_end() {
         "status" => serde_json::to_vec(&Status::of(server))?,
+        "parts" => serde_json::to_vec(&Parts::of(server))?,
         word @ ("release" | "stop") => {
             if !server.link().say(word, None) {
                 // Nobody could keep anything: both are the same.
@@ -131,7 +167,7 @@ async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> 
             }
         }
         other => serde_json::to_vec(&serde_json::json!({
-            "error": format!("unknown question {other:?}; known: status, reload, stop, release, exec PROGRAM"),
+            "error": format!("unknown question {other:?}; known: status, parts, reload, stop, release, exec PROGRAM"),
         }))?,
     };
     text.push(b'\n');
@@ -147,15 +183,45 @@ async fn refusal(server: &Server) -> Vec<u8> {
     serde_json::to_vec(&serde_json::json!({ "error": reason })).unwrap_or_default()
 }
 
+/// What a daemon consists of, for the command that ends it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Parts {
+    /// Its processes: the keeper, where there is one, and the server.
+    pub processes: Vec<u32>,
+    /// Where the overlay is mounted.
+    pub mount: PathBuf,
+    /// A service manager holds mounts and listeners when the processes have ended.
+    pub is_kept: bool,
+    /// The containers whose calls are reported to it.
+    pub listeners: Vec<String>,
+}
+
+impl Parts {
+    fn of(server: &Server) -> Self {
+        let link = server.link();
+        let mut processes = vec![link.service_pid(), std::process::id()];
+        processes.dedup();
+        Self {
+            processes,
+            mount: server.mount().to_owned(),
+            is_kept: link.is_kept() && !link.is_lost() && keeper::has_manager(),
+            listeners: server.notifier().listeners(),
+        }
+    }
+}
+
+/// No daemon listens.
+#[derive(Debug, thiserror::Error)]
+#[error("no ambit daemon answers on {}; start one with `ambit serve`", .0.display())]
+pub struct NoDaemon(PathBuf);
+
 /// Gives the daemon an order; its answer is the reason why it does not obey. With `exec` the
 /// connection ends without an answer, because the process that has it does.
 ///
 /// # Errors
 /// No daemon listens, or it refuses.
 pub fn order(path: &Path, order: &str) -> anyhow::Result<()> {
-    let mut stream = BlockingStream::connect(path).with_context(|| {
-        format!("no ambit daemon answers on {}; start one with `ambit serve`", path.display())
-    })?;
+    let mut stream = connect(path)?;
     stream.set_read_timeout(Some(Duration::from_secs(40)))?;
     writeln!(stream, "{order}")?;
     let mut line = String::new();
@@ -163,6 +229,10 @@ pub fn order(path: &Path, order: &str) -> anyhow::Result<()> {
     if order.starts_with("exec ") && line.is_empty() {
         // Gone: its successor answers in a moment, because the socket is the same.
         return ask_status(path).map(drop);
+    }
+    if matches!(order, "stop" | "release") && line.is_empty() {
+        // It may obey before it answers.
+        return Ok(());
     }
     read.context("the daemon does not answer")?;
     if line.is_empty() {
@@ -183,9 +253,21 @@ pub fn order(path: &Path, order: &str) -> anyhow::Result<()> {
 /// # Errors
 /// No daemon listens, or it does not answer.
 pub fn ask_status(path: &Path) -> anyhow::Result<Status> {
+    ask(path, "status")
+}
+
+/// Asks the daemon what it consists of.
+///
+/// # Errors
+/// As [`ask_status`].
+pub fn ask_parts(path: &Path) -> anyhow::Result<Parts> {
+    ask(path, "parts")
+}
+
+fn ask<T: DeserializeOwned>(path: &Path, question: &str) -> anyhow::Result<T> {
     let until = Instant::now() + PATIENCE;
     loop {
-        let line = ask_once(path)?;
+        let line = ask_once(path, question)?;
         if !line.is_empty() || Instant::now() >= until {
             return serde_json::from_str(&line).context("the daemon's answer is not understood");
         }
@@ -195,14 +277,12 @@ pub fn ask_status(path: &Path) -> anyhow::Result<Status> {
 }
 
 /// The answer; empty if there was none.
-fn ask_once(path: &Path) -> anyhow::Result<String> {
-    let mut stream = BlockingStream::connect(path).with_context(|| {
-        format!("no ambit daemon answers on {}; start one with `ambit serve`", path.display())
-    })?;
+fn ask_once(path: &Path, question: &str) -> anyhow::Result<String> {
+    let mut stream = connect(path)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = String::new();
-    let asked = stream.write_all(b"status\n");
+    let asked = stream.write_all(format!("{question}\n").as_bytes());
     match asked.and_then(|()| BufReader::new(stream).read_line(&mut line)) {
         Err(error)
             if [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe].contains(&error.kind()) =>
@@ -210,5 +290,16 @@ fn ask_once(path: &Path) -> anyhow::Result<String> {
             Ok(String::new())
         }
         read => read.map(|_| line).context("the daemon does not answer"),
+    }
+}
+
+fn connect(path: &Path) -> anyhow::Result<BlockingStream> {
+    match BlockingStream::connect(path) {
+        Err(error)
+            if [ErrorKind::NotFound, ErrorKind::ConnectionRefused].contains(&error.kind()) =>
+        {
+            Err(NoDaemon(path.to_owned()).into())
+        }
+        stream => stream.with_context(|| format!("cannot connect to {}", path.display())),
     }
 }

@@ -92,6 +92,7 @@ impl Server {
             policies: config.policies(),
             acts: acts.map(Arc::new),
             poison: poison.clone(),
+            is_successor: successor,
         };
         match Notifier::take_over(accounting.clone(), options, &link, &mut held) {
             Ok(notifier) => {

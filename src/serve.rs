@@ -11,13 +11,10 @@ use nix::sys::signal::SigSet;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::Config;
-use crate::control;
+use crate::control::{self, Control};
 use crate::daemon::{self, Reach, Server};
 use crate::keeper::link::Link;
 use crate::{logging, self_check};
-
-/// The name of the control socket with the keeper.
-const CONTROL: &str = "control";
 
 /// How often the keeper hears that all is well.
 const BEAT: Duration = Duration::from_secs(1);
@@ -78,25 +75,22 @@ fn serve(config: &Config, path: Option<&Path>, link: &Link, candidate: bool) -> 
             .map(|kind| signal(kind).ok());
         let socket = config.socket("control.sock");
         let mut held = link.take_over()?;
-        let successor = !held.is_empty();
-        let kept = held.take(CONTROL);
-        if kept.is_none() {
+        let is_successor = !held.is_empty();
+        let kept = held.take(control::SOCKET);
+        if !is_successor {
             control::check_free(&socket)?;
         }
         let server =
             Server::take_over(config, Reach::Host, Some(acts), accounting, link.clone(), held)?;
         let server = server.configured_by(path);
-        let control = match control::take_over(kept, &socket) {
+        let mut control = match Control::open(socket, kept, is_successor, link) {
             Ok(control) => control,
             Err(error) => {
-                // What containers have already stays for the next attempt.
-                if !successor {
-                    server.stop()?;
-                }
+                // Nothing is there yet that a container has.
+                server.stop()?;
                 return Err(error);
             }
         };
-        link.store(CONTROL, &control);
         let _ = link.say("serving", None);
         tracing::info!(
             mount = %server.mount().display(),
@@ -106,7 +100,7 @@ fn serve(config: &Config, path: Option<&Path>, link: &Link, candidate: bool) -> 
             "serving"
         );
         tokio::select! {
-            () = control::serve(&control, &server) => {}
+            () = control.serve(&server) => {}
             () = beat(link, &server) => {}
             () = aborted(&server) => leave_dead(&server),
             word = obey(link, &server) => match word {
@@ -114,7 +108,7 @@ fn serve(config: &Config, path: Option<&Path>, link: &Link, candidate: bool) -> 
                 Word::Release => tracing::info!("stopping; the files are unmounted"),
             },
         }
-        drop(std::fs::remove_file(&socket));
+        drop(control);
         server.stop()
     })
 }

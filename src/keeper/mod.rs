@@ -14,3 +14,5 @@ pub(crate) mod memory;
 pub mod process;
 mod store;
 pub mod wire;
+
+pub use store::has_manager;

@@ -79,6 +79,12 @@ fn inherited() -> Vec<(String, OwnedFd)> {
     names.zip(fds).filter_map(|(name, fd)| Some((name, crate::sys::inherited::take(fd)?))).collect()
 }
 
+/// True if a service manager keeps for the next start what the keeper holds.
+#[must_use]
+pub fn has_manager() -> bool {
+    Manager::find().is_some()
+}
+
 /// systemd, or who stands in for it.
 #[derive(Debug)]
 struct Manager {

@@ -88,6 +88,14 @@ impl<S: AsFd> Watch<S> {
         Ok(())
     }
 
+    /// Calls `look` for every source.
+    pub(super) fn for_each(&self, mut look: impl FnMut(&S)) {
+        let sources = self.lock();
+        sources.all.values().for_each(|source| look(source));
+        let inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        inbox.iter().for_each(|(_, source)| look(source));
+    }
+
     /// Makes [`Self::run`] return.
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);

@@ -13,7 +13,7 @@
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,7 +26,6 @@ use rustix::net::{
     recvmsg, send,
 };
 
-use super::Error;
 use super::account::Account;
 use super::bucket;
 use super::context::Pending;
@@ -39,8 +38,8 @@ use super::lxc_packet::{self, LONGEST, Malformed, Packet};
 use super::pipeline::{Pipeline, Request};
 use super::policies::{Container, Member, cgroup_of};
 use super::policy::Policy;
-use super::socket::{Listening, Peer};
-use crate::keeper::link::{Held, Link};
+use super::socket::{Entrance, Peer};
+use crate::keeper::link::Link;
 
 /// Well below the 30 s after which liblxc stops waiting.
 const DEADLINE: Duration = Duration::from_secs(25);
@@ -51,49 +50,14 @@ const BUSY: u64 = 5_000_000;
 /// How long a monitor may take to pass an answer on.
 const PASSING_ON: Duration = Duration::from_secs(2);
 
-/// The socket that monitors connect to.
-#[derive(Debug)]
-pub(super) struct Socket {
-    listening: Listening,
-    link: Link,
-}
-
 /// The name of the socket with the keeper.
 const SOCKET: &str = "lxc";
 /// The name of a connection with the keeper, before its number.
 pub(super) const CONNECTION: &str = "lxc-";
 
-impl Socket {
-    pub(super) fn open(path: &Path, link: Link, held: &mut Held) -> Result<Self, Error> {
-        let listening = Listening::take_over(held.take(SOCKET), path, SocketType::SEQPACKET)?;
-        link.store(SOCKET, &listening);
-        Ok(Self { listening, link })
-    }
-
-    /// A connection that a predecessor accepted.
-    pub(super) fn take_over(
-        &self,
-        fd: OwnedFd,
-        number: u64,
-        journal: &Arc<Journal>,
-    ) -> Option<Connection> {
-        let monitor = getsockopt(&fd, PeerCredentials).ok()?.pid();
-        let left = Mutex::new(journal.left(number).pop().map(Box::new));
-        Some(Connection { left, ..Connection::new(fd, monitor, number, self.link.clone()) })
-    }
-
-    pub(super) fn accept(&self) -> Option<Connection> {
-        let Peer { fd, pid } = self.listening.accept()?;
-        let number = self.link.number();
-        self.link.store(&format!("{CONNECTION}{number}"), &fd);
-        Some(Connection::new(fd, pid, number, self.link.clone()))
-    }
-}
-
-impl AsFd for Socket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.listening.as_fd()
-    }
+/// The socket that monitors connect to.
+pub(super) fn entrance(path: PathBuf) -> Entrance {
+    Entrance::new(SOCKET, path, SocketType::SEQPACKET)
 }
 
 /// The connection of one monitor.
@@ -144,6 +108,26 @@ struct Target<'a> {
 type Descriptors = [Option<OwnedFd>; 3];
 
 impl Connection {
+    /// A connection that a monitor has just made.
+    pub(super) fn accepted(peer: Peer, link: Link) -> Self {
+        let Peer { fd, pid } = peer;
+        let number = link.number();
+        link.store(&format!("{CONNECTION}{number}"), &fd);
+        Self::new(fd, pid, number, link)
+    }
+
+    /// A connection that a predecessor accepted.
+    pub(super) fn take_over(
+        fd: OwnedFd,
+        number: u64,
+        link: Link,
+        journal: &Arc<Journal>,
+    ) -> Option<Self> {
+        let monitor = getsockopt(&fd, PeerCredentials).ok()?.pid();
+        let left = Mutex::new(journal.left(number).pop().map(Box::new));
+        Some(Self { left, ..Self::new(fd, monitor, number, link) })
+    }
+
     fn new(fd: OwnedFd, monitor: i32, number: u64, link: Link) -> Self {
         let (member, left, trouble) = (Mutex::default(), Mutex::default(), Limiter::new());
         let (serving, takes_turns) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -153,6 +137,14 @@ impl Connection {
     /// It has ended: the keeper lets go of it too.
     pub(super) fn forget(&self) {
         self.link.remove(&format!("{CONNECTION}{}", self.number));
+    }
+
+    /// The name of its container: that of the monitor's cgroup, `lxc.monitor.NAME`, because the
+    /// monitor says nothing before the first call.
+    pub(super) fn container(&self) -> String {
+        let group = cgroup_of(&format!("/proc/{}/cgroup", self.monitor));
+        let name = group.rsplit('/').next().and_then(|last| last.strip_prefix("lxc.monitor."));
+        name.map_or_else(|| format!("monitor {} of liblxc", self.monitor), str::to_owned)
     }
 
     /// Answers one packet. One that takes long is answered by another thread, which gives the
@@ -441,6 +433,7 @@ mod tests {
 
     use super::super::tests::Fixed;
     use super::*;
+    use crate::keeper::link::Held;
 
     struct Monitor {
         fd: OwnedFd,

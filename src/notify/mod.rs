@@ -9,6 +9,7 @@
 //! one), then `thread.rs` and `pipeline.rs` (the way of a request). Only `listener.rs` and
 //! `crate::sys` contain unsafe code.
 
+mod accept;
 mod account;
 mod acting;
 pub mod acts;
@@ -45,7 +46,7 @@ mod policies;
 mod policy;
 mod recent;
 pub mod settings;
-mod socket;
+pub(crate) mod socket;
 mod syscalls;
 mod thread;
 mod thread_id;
@@ -77,6 +78,7 @@ pub use policies::{Container, Matcher, Policies};
 pub use policy::{Policy, UnknownCall};
 pub use syscalls::HANDLERS;
 
+use accept::{Acceptor, Runtime};
 use journal::Journal;
 use listener::Listener;
 use pipeline::Pipeline;
@@ -104,6 +106,8 @@ pub struct Options {
     pub acts: Option<Arc<acts::Acts>>,
     /// Who knows which calls must not be handled.
     pub poison: Option<Arc<Poison>>,
+    /// Containers have what a predecessor left: a socket that cannot be bound is no reason to end.
+    pub is_successor: bool,
 }
 
 /// A listener with what is known of it, for whoever serves it next.
@@ -121,7 +125,7 @@ pub struct Adopted {
 #[derive(Debug)]
 pub struct Notifier {
     threads: Arc<Threads>,
-    oci: Option<oci::Server>,
+    acceptor: Option<Acceptor>,
 }
 
 impl Notifier {
@@ -143,28 +147,37 @@ impl Notifier {
         link: &Link,
         held: &mut Held,
     ) -> Result<Self, Error> {
-        let Options { oci_socket, lxc_socket, policies, acts, poison } = options;
+        let Options { oci_socket, lxc_socket, policies, acts, poison, is_successor } = options;
         listener::check_sizes()?;
         let journal = Journal::open(link, held)?;
         let pipeline =
             Pipeline::new(views).with_acts(acts).with_policies(policies).with_poison(poison);
         // From here on, dropping it stops what runs already.
-        let mut notifier = Self { threads: Threads::start(pipeline, journal)?, oci: None };
-        if let Some(path) = lxc_socket {
-            let socket = lxc::Socket::open(&path, link.clone(), held)?;
-            for (number, fd) in held.take_numbered(lxc::CONNECTION) {
-                if let Some(connection) = socket.take_over(fd, number, notifier.threads.journal()) {
-                    notifier.threads.add(Source::LxcConnection(connection))?;
-                }
+        let mut notifier = Self { threads: Threads::start(pipeline, journal)?, acceptor: None };
+        let threads = Arc::clone(&notifier.threads);
+        for (number, fd) in held.take_numbered(lxc::CONNECTION) {
+            let (link, journal) = (link.clone(), threads.journal());
+            if let Some(connection) = lxc::Connection::take_over(fd, number, link, journal) {
+                threads.add(Source::LxcConnection(connection))?;
             }
-            notifier.threads.add(Source::LxcSocket(socket))?;
         }
         notifier.take_listeners(link, held);
-        if let Some(path) = oci_socket {
-            let threads = Arc::clone(&notifier.threads);
-            notifier.oci = Some(oci::Server::start(&path, threads, link, held)?);
+        oci::take_over(&threads, link, held);
+        let sockets = [(Runtime::Oci, oci_socket), (Runtime::Lxc, lxc_socket)];
+        let sockets = sockets.into_iter().filter_map(|(whose, path)| Some((whose, path?)));
+        let sockets: Vec<_> = sockets.collect();
+        if !sockets.is_empty() {
+            let acceptor = Acceptor::start(sockets, is_successor, threads, link, held)?;
+            notifier.acceptor = Some(acceptor);
         }
         Ok(notifier)
+    }
+
+    /// Binds sockets anew whose files were removed.
+    pub fn look_at_sockets(&self) {
+        if let Some(acceptor) = &self.acceptor {
+            acceptor.look();
+        }
     }
 
     /// Goes on with the listeners of a predecessor.
@@ -199,6 +212,12 @@ impl Notifier {
     #[must_use]
     pub fn policies(&self) -> Arc<Policies> {
         self.threads.pipeline().policies().get()
+    }
+
+    /// The containers whose calls are reported here, also those that have made none.
+    #[must_use]
+    pub fn listeners(&self) -> Vec<String> {
+        self.threads.containers().into_iter().collect()
     }
 
     /// Changes what is answered, from the next call on. Containers that were adopted with a policy
@@ -252,8 +271,8 @@ impl Notifier {
     }
 
     fn end(&mut self) -> Vec<Adopted> {
-        if let Some(server) = self.oci.take() {
-            server.stop();
+        if let Some(acceptor) = self.acceptor.take() {
+            acceptor.stop();
         }
         let left = self.threads.stop();
         self.flush();

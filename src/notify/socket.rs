@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::io::Errno;
@@ -17,6 +18,7 @@ use rustix::net::{
 };
 
 use super::Error;
+use crate::keeper::link::Link;
 
 /// Connections that may wait while we are busy; runtimes of many containers start at once
 /// after a boot.
@@ -24,7 +26,7 @@ const BACKLOG: i32 = 128;
 
 /// A socket that listens; its file goes away with it.
 #[derive(Debug)]
-pub(super) struct Listening {
+pub(crate) struct Listening {
     fd: OwnedFd,
     path: PathBuf,
     /// Device and inode of the file, to tell it from a successor's.
@@ -58,20 +60,16 @@ impl Listening {
         Ok(Self { fd, path: path.to_owned(), file: (file.dev(), file.ino()) })
     }
 
-    /// Listens on, where a predecessor listened on the same path and left the socket; binds a new
-    /// one otherwise.
-    pub(super) fn take_over(
-        kept: Option<OwnedFd>,
-        path: &Path,
-        kind: SocketType,
-    ) -> Result<Self, Error> {
+    /// Listens on with a predecessor's socket. The file at the path is taken for its file.
+    fn kept(fd: OwnedFd, path: &Path) -> Self {
         let file = fs::symlink_metadata(path).ok().filter(|file| file.file_type().is_socket());
-        match (kept, file) {
-            (Some(fd), Some(file)) => {
-                Ok(Self { fd, path: path.to_owned(), file: (file.dev(), file.ino()) })
-            }
-            _ => Self::bind(path, kind),
-        }
+        let file = file.map_or((0, 0), |file| (file.dev(), file.ino()));
+        Self { fd, path: path.to_owned(), file }
+    }
+
+    /// True while its file is at its path, so that it can be connected to.
+    fn is_in_place(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.file)
     }
 
     /// The next connection, non-blocking, if there is one and root made it.
@@ -110,10 +108,86 @@ impl AsFd for Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|file| (file.dev(), file.ino()) == self.file);
-        if ours {
+        if self.is_in_place() {
             let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// A socket that is wanted at a path: it is bound anew when its file was removed.
+#[derive(Debug)]
+pub(crate) struct Entrance {
+    /// The name under which the keeper holds it.
+    pub(crate) name: &'static str,
+    path: PathBuf,
+    kind: SocketType,
+    listening: Option<Arc<Listening>>,
+    /// It could not be bound the last time, and the log says why.
+    failed: bool,
+}
+
+impl Entrance {
+    pub(crate) fn new(name: &'static str, path: PathBuf, kind: SocketType) -> Self {
+        Self { name, path, kind, listening: None, failed: false }
+    }
+
+    /// Goes on with the socket that a predecessor left, or binds the socket. A successor starts without a
+    /// socket that cannot be bound, because containers have everything else already.
+    ///
+    /// # Errors
+    /// The socket cannot be bound.
+    pub(crate) fn open(
+        &mut self,
+        kept: Option<OwnedFd>,
+        is_successor: bool,
+        link: &Link,
+    ) -> Result<(), Error> {
+        let opened = match kept {
+            // If its file is gone, the first look finds that.
+            Some(fd) => Ok(Listening::kept(fd, &self.path)),
+            None => Listening::bind(&self.path, self.kind),
+        };
+        match opened {
+            Ok(socket) => drop(self.replace(socket, link)),
+            Err(error) if is_successor => self.report(&error),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// The socket; `None` while it cannot be bound.
+    pub(crate) fn listening(&self) -> Option<Arc<Listening>> {
+        self.listening.clone()
+    }
+
+    /// Binds the socket anew if its file is gone. Returns what it replaces then, which may have
+    /// connections that nothing has accepted.
+    pub(crate) fn look(&mut self, link: &Link) -> Option<Option<Arc<Listening>>> {
+        if self.listening.as_ref().is_some_and(|socket| socket.is_in_place()) {
+            return None;
+        }
+        match Listening::bind(&self.path, self.kind) {
+            Ok(socket) => {
+                tracing::warn!("{} was gone and is bound anew", self.path.display());
+                Some(self.replace(socket, link))
+            }
+            Err(error) => {
+                self.report(&error);
+                None
+            }
+        }
+    }
+
+    fn replace(&mut self, socket: Listening, link: &Link) -> Option<Arc<Listening>> {
+        self.failed = false;
+        link.store(self.name, &socket);
+        self.listening.replace(Arc::new(socket))
+    }
+
+    /// Says it once, however often it is tried.
+    fn report(&mut self, error: &Error) {
+        if !std::mem::replace(&mut self.failed, true) {
+            tracing::error!("{error}; containers are served without it, and it is tried again");
         }
     }
 }
@@ -191,6 +265,40 @@ mod tests {
         let error = Listening::bind(&path, SocketType::STREAM).unwrap_err();
         assert!(matches!(error, Error::NoSocket { .. }), "{error}");
         assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_socket_whose_file_is_gone_is_bound_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/s");
+        let link = Link::default();
+        let mut entrance = Entrance::new("s", path.clone(), SocketType::STREAM);
+        entrance.open(None, false, &link).unwrap();
+        assert!(entrance.look(&link).is_none(), "it is in place");
+        let early = UnixStream::connect(&path).unwrap();
+        fs::remove_dir_all(folder.path().join("run")).unwrap();
+        let before = entrance.look(&link).unwrap().unwrap();
+        assert!(before.accept().is_some(), "a connection that was made before is not lost");
+        drop((early, before));
+        UnixStream::connect(&path).unwrap();
+        assert!(entrance.listening().unwrap().accept().is_some());
+        assert!(entrance.look(&link).is_none());
+    }
+
+    #[test]
+    fn only_a_successor_goes_on_without_a_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        // A file where the folder should be, so that root cannot make it either.
+        let blocker = folder.path().join("run");
+        fs::write(&blocker, "").unwrap();
+        let link = Link::default();
+        let mut entrance = Entrance::new("s", blocker.join("s"), SocketType::STREAM);
+        assert!(entrance.open(None, false, &link).is_err());
+        entrance.open(None, true, &link).unwrap();
+        assert!(entrance.listening().is_none() && entrance.look(&link).is_none());
+        fs::remove_file(&blocker).unwrap();
+        assert!(entrance.look(&link).is_some_and(|before| before.is_none()));
+        UnixStream::connect(blocker.join("s")).unwrap();
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! nevertheless costs a thread (`warden.rs`). Calls that are acted on are handed over; for brief ones
 //! the listener is lent along with the first (`borrower.rs`).
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -55,8 +56,6 @@ enum Next {
 pub(super) enum Source {
     /// The listener of a container.
     Listener { listener: Arc<Listener>, member: Arc<Mutex<Member>> },
-    /// The socket that liblxc connects to.
-    LxcSocket(lxc::Socket),
     /// The connection of one liblxc monitor.
     LxcConnection(lxc::Connection),
 }
@@ -65,7 +64,6 @@ impl AsFd for Source {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Listener { listener, .. } => listener.as_fd(),
-            Self::LxcSocket(socket) => socket.as_fd(),
             Self::LxcConnection(connection) => connection.as_fd(),
         }
     }
@@ -176,6 +174,23 @@ impl Threads {
         self.add(Source::Listener { listener, member: Arc::new(Mutex::new(member)) })
     }
 
+    /// The containers whose calls come here, also those that have made none.
+    pub(super) fn containers(&self) -> BTreeSet<String> {
+        let mut containers = BTreeSet::new();
+        for watch in &self.watches {
+            watch.for_each(|source| {
+                containers.insert(match source {
+                    Source::Listener { member, .. } => {
+                        let member = member.lock().unwrap_or_else(PoisonError::into_inner);
+                        member.container.id.clone()
+                    }
+                    Source::LxcConnection(connection) => connection.container(),
+                });
+            });
+        }
+        containers
+    }
+
     pub(super) fn journal(&self) -> &Arc<Journal> {
         &self.journal
     }
@@ -237,7 +252,7 @@ impl Threads {
                 let container = member.container.id.clone();
                 Some(Adopted { listener, container, policy: member.last_policy().clone() })
             }
-            Source::LxcSocket(_) | Source::LxcConnection(_) => None,
+            Source::LxcConnection(_) => None,
         });
         adopted.collect()
     }
@@ -266,12 +281,6 @@ impl Threads {
                 };
                 self.serve_listener(&place, ready)
             }
-            Source::LxcSocket(socket) => {
-                if let Some(connection) = socket.accept() {
-                    self.watch(connection);
-                }
-                Keep::Yes
-            }
             Source::LxcConnection(connection) if ready.readable => {
                 let threads = Arc::clone(self);
                 let back = move |connection| threads.watch(connection);
@@ -284,7 +293,7 @@ impl Threads {
         }
     }
 
-    fn watch(&self, connection: lxc::Connection) {
+    pub(super) fn watch(&self, connection: lxc::Connection) {
         if let Err(error) = self.add(Source::LxcConnection(connection)) {
             tracing::error!("a connection of liblxc is lost: {error}");
         }

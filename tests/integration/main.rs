@@ -35,6 +35,7 @@ mod profile;
 mod program;
 mod protocols;
 mod sched;
+mod sockets;
 mod steady;
 mod survival;
 mod terminal;

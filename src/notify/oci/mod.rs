@@ -6,7 +6,7 @@
 //! ever. So a message is read generously, and what is wrong with its annotations never costs
 //! the listener.
 //!
-//! `message.rs` is the JSON, `receive.rs` reads a connection, `serve.rs` is the thread,
+//! `message.rs` is the JSON, `receive.rs` reads a connection, `serve.rs` adopts the listener,
 //! `deliver.rs` the other side, for our own sandboxes.
 
 mod deliver;
@@ -17,7 +17,7 @@ mod receive;
 mod serve;
 
 pub use deliver::deliver;
-pub(super) use serve::Server;
+pub(super) use serve::{accepted, entrance, take_over};
 
 /// The annotation that chooses the calls to be answered for a container: a comma list of names.
 pub const ANNOTATION: &str = "ambit.intercept";

@@ -1,23 +1,20 @@
-//! The thread that accepts connections of OCI runtimes.
+//! Connections of OCI runtimes.
 //!
-//! Each connection is read on a short-lived thread of its own: a runtime that hangs must not
+//! Each one is read on a short-lived thread of its own: a runtime that hangs must not
 //! keep the listener of another container waiting.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::net::SocketType;
 
 use super::message::Message;
 use super::receive::receive;
 use crate::keeper::link::{Held, Link};
-use crate::notify::Error;
 use crate::notify::listener::{ABOUT, LISTENER, Listener};
 use crate::notify::policies::{Container, Member, cgroup_of};
-use crate::notify::socket::{Listening, Peer};
+use crate::notify::socket::{Entrance, Peer};
 use crate::notify::thread::{Source, Threads};
 
 /// The name of the socket with the keeper.
@@ -31,60 +28,22 @@ struct Connection {
     number: u64,
 }
 
-/// The running thread.
-#[derive(Debug)]
-pub(in crate::notify) struct Server {
-    wake: Arc<OwnedFd>,
-    thread: JoinHandle<()>,
+/// The socket that runtimes connect to.
+pub(in crate::notify) fn entrance(path: PathBuf) -> Entrance {
+    Entrance::new(SOCKET, path, SocketType::STREAM)
 }
 
-impl Server {
-    /// Binds the socket and starts the thread.
-    pub(in crate::notify) fn start(
-        path: &Path,
-        threads: Arc<Threads>,
-        link: &Link,
-        held: &mut Held,
-    ) -> Result<Self, Error> {
-        let listening = Listening::take_over(held.take(SOCKET), path, SocketType::STREAM)?;
-        link.store(SOCKET, &listening);
-        for (number, fd) in held.take_numbered(CONNECTION) {
-            read(Connection { peer: Peer { fd, pid: 0 }, number }, &threads, link);
-        }
-        let link = link.clone();
-        let wake = eventfd(0, EventfdFlags::CLOEXEC).map_err(Error::system("eventfd"))?;
-        let wake = Arc::new(wake);
-        let stop = Arc::clone(&wake);
-        let thread = std::thread::Builder::new()
-            .name("notify-oci".into())
-            .spawn(move || serve(&listening, &stop, &threads, &link))
-            .map_err(|source| Error::System { what: "cannot start the OCI thread", source })?;
-        Ok(Self { wake, thread })
-    }
-
-    /// Ends the thread and removes the socket.
-    pub(in crate::notify) fn stop(self) {
-        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
-        let _ = self.thread.join();
-    }
+/// Reads a new connection.
+pub(in crate::notify) fn accepted(peer: Peer, threads: &Arc<Threads>, link: &Link) {
+    let number = link.number();
+    link.store(&format!("{CONNECTION}{number}"), &peer.fd);
+    read(Connection { peer, number }, threads, link);
 }
 
-fn serve(listening: &Listening, stop: &OwnedFd, threads: &Arc<Threads>, link: &Link) {
-    loop {
-        let mut fds = [
-            PollFd::from_borrowed_fd(listening.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
-        ];
-        let _ = poll(&mut fds, None);
-        let [connection, stop] = fds.map(|fd| !fd.revents().is_empty());
-        if stop {
-            return;
-        }
-        if connection && let Some(peer) = listening.accept() {
-            let number = link.number();
-            link.store(&format!("{CONNECTION}{number}"), &peer.fd);
-            read(Connection { peer, number }, threads, link);
-        }
+/// Reads the connections that a predecessor had not read.
+pub(in crate::notify) fn take_over(threads: &Arc<Threads>, link: &Link, held: &mut Held) {
+    for (number, fd) in held.take_numbered(CONNECTION) {
+        read(Connection { peer: Peer { fd, pid: 0 }, number }, threads, link);
     }
 }
 

@@ -65,6 +65,12 @@ impl Place {
         serve
     }
 
+    /// `ambit WORDS… --config` with its configuration.
+    #[track_caller]
+    pub(crate) fn ambit(&self, words: &[&str]) -> Output {
+        command::run(quiet(AMBIT).args(words).arg("--config").arg(self.config()))
+    }
+
     /// The pid of the daemon that answers here.
     fn answers(&self) -> Option<u32> {
         let mut ask = quiet(AMBIT);
@@ -160,6 +166,13 @@ impl Daemon {
         if self.place.is_mounted() { "mounted" } else { "unmounted" }
     }
 
+    /// Its place, when its process has ended as it was told to.
+    #[track_caller]
+    pub(crate) fn ended_at(mut self) -> Place {
+        self.running.take().unwrap().finish(machine::patience(20)).ok();
+        std::mem::replace(&mut self.place, Place { dir: readable_dir() })
+    }
+
     /// `ambit status --json`, if it is answered.
     pub(crate) fn try_status(&self) -> Option<serde_json::Value> {
         let mut ask = quiet(AMBIT);
@@ -181,6 +194,11 @@ impl Daemon {
                 return serde_json::from_str(&said.ok()).expect("status --json prints JSON");
             }
         }
+    }
+
+    /// Sends a signal to its first process.
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.running.as_ref().unwrap().signal(signal);
     }
 
     /// The last lines of its log.

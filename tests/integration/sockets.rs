@@ -1,0 +1,153 @@
+//! The runtime folder while the daemon runs: removed, full, read-only.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::harness::daemon::{Daemon, Place};
+use crate::harness::{machine, sandbox, text};
+
+const SOCKETS: [&str; 3] = ["control.sock", "oci.sock", "lxc.sock"];
+
+#[track_caller]
+fn sockets_come_back(daemon: &mut Daemon) {
+    let until = Instant::now() + machine::patience(20);
+    while !SOCKETS.iter().all(|socket| daemon.socket(socket).exists()) {
+        assert!(Instant::now() < until, "no sockets: {}", daemon.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A sandbox gives its listener to the daemon through `oci.sock`.
+#[track_caller]
+fn takes_containers(daemon: &Daemon) {
+    let args = ["--memory", "64M", "--intercept", "sysinfo"];
+    let said = sandbox::run(daemon, &args, "/mnt/sysinfo | grep ^total_kb").ok();
+    assert_eq!(text::number(&said, "total_kb"), 65536, "{said}");
+}
+
+#[test]
+fn removed_sockets_come_back() {
+    let mut daemon = Daemon::start();
+    fs::remove_dir_all(daemon.place().runtime()).unwrap();
+    sockets_come_back(&mut daemon);
+    takes_containers(&daemon);
+    for socket in SOCKETS {
+        fs::remove_file(daemon.socket(socket)).unwrap();
+        sockets_come_back(&mut daemon);
+    }
+    takes_containers(&daemon);
+    // The successor has them too.
+    let server = daemon.server_pid();
+    signal(server, Signal::KILL);
+    assert!(text::kb(&read(&daemon), "MemTotal") > 0);
+    assert_ne!(daemon.server_pid(), server);
+    takes_containers(&daemon);
+    let runtime = daemon.place().runtime();
+    daemon.signal(Signal::TERM);
+    let place = daemon.ended_at();
+    assert_eq!(fs::read_dir(runtime).unwrap().count(), 0);
+    drop(place);
+}
+
+/// A small filesystem that is unmounted when dropped.
+struct Small(PathBuf);
+
+impl Small {
+    fn at(path: PathBuf) -> Self {
+        fs::create_dir(&path).unwrap();
+        mount("small", &path, "tmpfs", MountFlags::empty(), Some(c"mode=755,nr_inodes=16"))
+            .unwrap();
+        Self(path)
+    }
+
+    fn read_only(&self, is: bool) {
+        let flags = if is { MountFlags::RDONLY } else { MountFlags::empty() };
+        // The mount alone: files that are removed and still open keep the filesystem writable.
+        mount_remount(&self.0, MountFlags::BIND | flags, "").unwrap();
+    }
+
+    /// Fills it: no file can be made any more.
+    fn fill(&self) {
+        while fs::write(self.filler(self.fillers()), "").is_ok() {}
+    }
+
+    fn empty(&self) {
+        for number in 0..self.fillers() {
+            fs::remove_file(self.filler(number)).unwrap();
+        }
+    }
+
+    fn fillers(&self) -> usize {
+        let entries = fs::read_dir(&self.0).unwrap().flatten();
+        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("filler")).count()
+    }
+
+    fn filler(&self, number: usize) -> PathBuf {
+        self.0.join(format!("filler{number}"))
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn a_successor_serves_files_without_sockets() {
+    let place = Place::new();
+    let small = Small::at(place.runtime());
+    let mut daemon = Daemon::start_at(place);
+    for obstacle in ["full", "read-only"] {
+        let server = daemon.server_pid();
+        let before = daemon.log();
+        // It must not bind them anew before that is impossible.
+        signal(server, Signal::STOP);
+        for socket in SOCKETS {
+            fs::remove_file(daemon.socket(socket)).unwrap();
+        }
+        match obstacle {
+            "full" => small.fill(),
+            _ => small.read_only(true),
+        }
+        signal(server, Signal::KILL);
+        assert!(text::kb(&read(&daemon), "MemTotal") > 0, "{obstacle}");
+        let until = Instant::now() + machine::patience(20);
+        let said = |log: &str| log.matches("it is tried again").count();
+        while said(&daemon.log()) < said(&before) + SOCKETS.len() {
+            assert!(Instant::now() < until, "{obstacle}: {}", daemon.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert!(Path::new(&format!("/proc/{}", daemon.pid())).exists(), "{obstacle}");
+        assert!(text::kb(&read(&daemon), "MemTotal") > 0, "{obstacle}");
+        match obstacle {
+            "full" => small.empty(),
+            _ => small.read_only(false),
+        }
+        sockets_come_back(&mut daemon);
+        assert_ne!(daemon.server_pid(), server, "{obstacle}");
+        takes_containers(&daemon);
+    }
+    let (output, _) = daemon.stop();
+    output.ok();
+    drop(small);
+}
+
+fn signal(server: u32, signal: Signal) {
+    kill_process(Pid::from_raw(server.cast_signed()).unwrap(), signal).unwrap();
+}
+
+/// The next read that is answered. Before Linux 6.9 one that the dead server had read fails.
+fn read(daemon: &Daemon) -> String {
+    let until = Instant::now() + machine::patience(20);
+    loop {
+        match fs::read_to_string(daemon.file("proc/meminfo")) {
+            Ok(text) => return text,
+            Err(error) => assert!(Instant::now() < until, "{error}"),
+        }
+    }
+}
