@@ -1,9 +1,10 @@
 //! The command line: what there is, and which module does it.
 //!
-//! Exit status: 0 for success, 1 when `check` finds something essential missing or standard output
-//! cannot be written, 2 for bad input (unknown flags, unusable configuration, a busy mount point, not
-//! being root), and 78 when `serve` has a mistaken configuration, which no second attempt makes
-//! better. `run` has its own, because it passes the command's status through.
+//! Exit status: 0 for success, 1 when `check` finds something essential missing, when `stop` has
+//! stopped nothing, or when standard output cannot be written, 2 for bad input (unknown flags,
+//! unusable configuration, a busy mount point, not being root), and 78 when `serve` has a mistaken
+//! configuration, which no second attempt makes better. `run` has its own, because it passes the
+//! command's status through.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,8 @@ use clap::{Parser, Subcommand};
 use crate::config::{Config, ConfigError};
 use crate::keeper::process;
 use crate::output::{self, Unwritable, complain, print};
-use crate::{check, control, dead_mounts, logging, lxcfs, profile, run, sandbox, serve};
+use crate::stop::{self, StopArgs};
+use crate::{absence, check, control, dead_mounts, logging, lxcfs, profile, run, sandbox, serve};
 
 /// Makes every container see its own bounds.
 ///
@@ -62,10 +64,13 @@ enum Command {
         config: ConfigFile,
     },
     /// Stop the daemon; mounts and listeners stay when systemd holds them for the next start
+    ///
+    /// Returns when the daemon has ended. Where nothing holds mounts and listeners, a daemon that
+    /// containers use is not stopped without --force or --release; the containers are listed. Exit
+    /// status: 0 if it has ended, 1 if it was not stopped or there was none.
     Stop {
-        /// Unmount the files and let go of all containers
-        #[arg(long)]
-        release: bool,
+        #[command(flatten)]
+        stop: StopArgs,
         #[command(flatten)]
         config: ConfigFile,
     },
@@ -152,8 +157,11 @@ impl Cli {
                 config.load().and_then(|loaded| profile::run(&profile, &loaded))
             }
             Command::Status { json, config } => show_status(json, &config),
-            Command::Stop { release, config } => {
-                order(&config, if release { "release" } else { "stop" })
+            Command::Stop { stop, config } => {
+                match config.load().and_then(|config| stop::run(stop, &config)) {
+                    Ok(code) => return code,
+                    Err(error) => Err(error),
+                }
             }
             Command::Reload { exec: None, config } => order(&config, "reload"),
             Command::Reload { exec: Some(program), config } => exec(&config, &program),
@@ -171,7 +179,7 @@ impl Cli {
 }
 
 fn order(config: &ConfigFile, text: &str) -> anyhow::Result<()> {
-    control::order(&config.load()?.socket("control.sock"), text)
+    absence::ask_daemon(&config.load()?, |socket| control::order(socket, text))
 }
 
 fn exec(config: &ConfigFile, program: &Path) -> anyhow::Result<()> {
@@ -197,7 +205,7 @@ fn run_sandbox(config: &ConfigFile, args: run::RunArgs) -> ExitCode {
 }
 
 fn show_status(json: bool, config: &ConfigFile) -> anyhow::Result<()> {
-    let mut status = control::ask_status(&config.load()?.socket("control.sock"))?;
+    let mut status = absence::ask_daemon(&config.load()?, control::ask_status)?;
     status.dead = dead_mounts::find();
     if json {
         print(format_args!("{}\n", serde_json::to_string_pretty(&status)?))?;

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread;
@@ -17,13 +17,17 @@ use std::time::{Duration, Instant};
 use ambit_fuse::mountinfo::{self, Mounted};
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::kernel_text::control_groups;
+use crate::mount_namespaces::{self, Namespace};
 
 /// How long all mounts together may take to answer. Those that do not are taken for alive: their
 /// device may be kept for a successor.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long one mount may take.
+const ONE_PATIENCE: Duration = Duration::from_secs(1);
 /// The types of our mounts, with and without the name of lxcfs.
 const KINDS: [&str; 2] = ["fuse.ambit", "fuse.lxcfs"];
 
@@ -65,40 +69,83 @@ impl fmt::Display for DeadMounts {
 /// Looks for all. Takes a moment for each mount namespace.
 #[must_use]
 pub fn find() -> Vec<DeadMounts> {
-    let namespace = |pid: &str| fs::metadata(format!("/proc/{pid}/ns/mnt")).map(|ns| ns.ino());
-    let own = namespace("self").ok();
-    let mut seen: HashMap<u64, DeadMounts> = HashMap::new();
+    let own = mount_namespaces::of("self");
     let mut verdicts = Verdicts { known: HashMap::new(), until: Instant::now() + PATIENCE };
-    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
-    for process in processes.flatten() {
-        let name = process.file_name();
-        let Some((pid, number)) = name.to_str().and_then(|pid| Some((pid, pid.parse().ok()?)))
-        else {
-            continue;
-        };
-        let Ok(namespace) = namespace(pid) else { continue };
-        if seen.contains_key(&namespace) {
-            continue;
-        }
-        let Ok(text) = fs::read(process.path().join("mountinfo")) else { continue };
-        let mounts: Vec<_> = mountinfo::all(&text).collect();
-        let ours = mounts.iter().filter(|mount| KINDS.contains(&mount.kind.as_str()));
-        // Many programs have a namespace of their own with a copy of the machine's mounts, which they
-        // never look into: what matters to others lies over their own files.
-        let is_own = own == Some(namespace);
-        let is_seen = |path: &Path| path.starts_with("/proc") || path.starts_with("/sys");
-        let paths = ours
-            .filter(|mount| is_own || is_seen(&mount.path))
-            .filter(|mount| !is_below_a_stranger(mount, &mounts))
-            .filter(|mount| verdicts.is_dead(&process.path().join("root"), mount))
-            .map(|mount| mount.path.clone())
-            .collect();
-        let pid = (!is_own).then_some(number);
-        seen.insert(namespace, DeadMounts { pid, name: cgroup_of(&process.path()), paths });
-    }
-    let mut found: Vec<_> = seen.into_values().filter(|one| !one.paths.is_empty()).collect();
+    let mut found: Vec<_> = mount_namespaces::all()
+        .map(|namespace| {
+            let Namespace { id, pid, process, mounts } = namespace;
+            let ours = mounts.iter().filter(|mount| is_ours(mount));
+            // Many programs have a namespace of their own with a copy of the machine's mounts, which
+            // they never look into: what matters to others lies over their own files.
+            let is_own = own == Some(id);
+            let is_seen = |path: &Path| path.starts_with("/proc") || path.starts_with("/sys");
+            let paths = ours
+                .filter(|mount| is_own || is_seen(&mount.path))
+                .filter(|mount| !is_below_a_stranger(mount, &mounts))
+                .filter(|mount| verdicts.is_dead(&process.join("root"), mount))
+                .map(|mount| mount.path.clone())
+                .collect();
+            DeadMounts { pid: (!is_own).then_some(pid), name: cgroup_of(&process), paths }
+        })
+        .filter(|one| !one.paths.is_empty())
+        .collect();
     found.sort_by_key(|one| one.pid);
     found
+}
+
+/// True for a mount of this program.
+#[must_use]
+pub fn is_ours(mount: &Mounted) -> bool {
+    KINDS.contains(&mount.kind.as_str())
+}
+
+/// What is mounted at a mount point of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Nothing of ours.
+    Absent,
+    /// The files of a server that is gone for good.
+    Dead,
+    /// Files that no server answers for now: reads wait.
+    Waiting,
+    /// Files that a server answers for.
+    Served,
+}
+
+/// Asks the topmost mount at a mount point.
+#[must_use]
+pub fn state(point: &Path) -> State {
+    let Some(mount) = top(point) else { return State::Absent };
+    match probe(Path::new("/"), &mount, ONE_PATIENCE) {
+        Verdict::Dead => State::Dead,
+        Verdict::Alive => State::Served,
+        Verdict::Silent => State::Waiting,
+        Verdict::Hidden => State::Absent,
+    }
+}
+
+/// Unmounts what dead servers left at a mount point. Returns how many mounts that were.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn clear(point: &Path) -> io::Result<usize> {
+    let mut count = 0;
+    while state(point) == State::Dead {
+        let Some(mount) = top(point) else { break };
+        // What lies upon it goes with it.
+        let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+        rustix::mount::unmount(&mount.path, flags)?;
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// The topmost mount at a mount point, if it is ours. The point itself is not looked at, because
+/// its server may be dead.
+fn top(point: &Path) -> Option<Mounted> {
+    let point = point.parent()?.canonicalize().ok()?.join(point.file_name()?);
+    let top = mountinfo::own().ok()?.into_iter().rfind(|mount| mount.path == point)?;
+    is_ours(&top).then_some(top)
 }
 
 /// Does the way to it lead through a filesystem that another program serves? That one may never
@@ -118,50 +165,71 @@ fn cgroup_of(process: &Path) -> String {
     name.escape_debug().to_string()
 }
 
+/// What a mount answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Alive,
+    Dead,
+    /// Nothing in time.
+    Silent,
+    /// It is covered by another mount, and cannot be asked.
+    Hidden,
+}
+
 /// What is known of connections, by their numbers.
 struct Verdicts {
-    known: HashMap<u32, bool>,
+    known: HashMap<u32, Verdict>,
     until: Instant,
 }
 
 impl Verdicts {
     /// Is the connection of this mount dead? `root` is the root of a process that sees it.
     fn is_dead(&mut self, root: &Path, mount: &Mounted) -> bool {
-        if let Some(known) = self.known.get(&mount.minor) {
-            return *known;
+        let left = || self.until.saturating_duration_since(Instant::now());
+        let known = self.known.get(&mount.minor).copied();
+        let verdict = known.unwrap_or_else(|| probe(root, mount, left()));
+        // A second place of one that is hidden may be visible.
+        if verdict != Verdict::Hidden {
+            self.known.insert(mount.minor, verdict);
         }
-        let (tell, told) = mpsc::channel();
-        let (root, wanted) = (root.to_owned(), mount.clone());
-        let ask = move || {
-            // Nobody listens any more when it took too long.
-            let _ = tell.send(ask(&root, &wanted));
-        };
-        if thread::Builder::new().name("mount-probe".into()).spawn(ask).is_err() {
-            return false;
-        }
-        match told.recv_timeout(self.until.saturating_duration_since(Instant::now())) {
-            // Covered by another mount: a second place of it may be visible.
-            Ok(None) => false,
-            Ok(Some(dead)) => *self.known.entry(mount.minor).or_insert(dead),
-            Err(_) => *self.known.entry(mount.minor).or_insert(false),
-        }
+        verdict == Verdict::Dead
     }
 }
 
-/// Asks the mount for what is never answered from a cache. `None`: it cannot be reached.
-fn ask(root: &Path, mount: &Mounted) -> Option<bool> {
-    let root = rustix::fs::open(root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
-    let there = rustix::fs::openat2(&root, &mount.path, flags, Mode::empty(), within).ok()?;
-    // The device's number is known without asking the server.
-    let known = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let stat = rustix::fs::statx(&there, "", known, StatxFlags::empty()).ok()?;
-    if (stat.stx_dev_major, stat.stx_dev_minor) != (0, mount.minor) {
-        return None;
+/// Asks a mount, as a process with this root sees it, on a thread that is left behind if there is
+/// no answer.
+fn probe(root: &Path, mount: &Mounted, patience: Duration) -> Verdict {
+    let (tell, told) = mpsc::channel();
+    let (root, wanted) = (root.to_owned(), mount.clone());
+    let ask = move || {
+        // The receiver is gone when the answer took too long.
+        let _ = tell.send(ask(&root, &wanted));
+    };
+    if thread::Builder::new().name("mount-probe".into()).spawn(ask).is_err() {
+        return Verdict::Silent;
     }
-    let answer = rustix::fs::fstatfs(&there);
-    Some(matches!(answer, Err(Errno::NOTCONN | Errno::CONNABORTED | Errno::CONNREFUSED)))
+    told.recv_timeout(patience).unwrap_or(Verdict::Silent)
+}
+
+/// Asks the mount for what is never answered from a cache.
+fn ask(root: &Path, mount: &Mounted) -> Verdict {
+    let look = || {
+        let root = rustix::fs::open(root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+        let there = rustix::fs::openat2(&root, &mount.path, flags, Mode::empty(), within)?;
+        // The device's number is known without asking the server.
+        let known = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let stat = rustix::fs::statx(&there, "", known, StatxFlags::empty())?;
+        Ok::<_, Errno>(((stat.stx_dev_major, stat.stx_dev_minor), there))
+    };
+    match look() {
+        Ok((device, there)) if device == (0, mount.minor) => match rustix::fs::fstatfs(&there) {
+            Err(Errno::NOTCONN | Errno::CONNABORTED | Errno::CONNREFUSED) => Verdict::Dead,
+            _ => Verdict::Alive,
+        },
+        _ => Verdict::Hidden,
+    }
 }
 
 #[cfg(test)]

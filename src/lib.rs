@@ -4,17 +4,20 @@
 //! call is answered). The overlay is the package `ambit-fuse`, accounting is `ambit-sysinfo`.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod absence;
 pub mod check;
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod dead_mounts;
+pub mod dependents;
 pub mod intercept;
 pub mod keeper;
 pub mod kernel_text;
 pub mod logging;
 pub mod lxcfs;
+pub mod mount_namespaces;
 pub mod notify;
 pub mod output;
 pub mod poison;
@@ -24,6 +27,7 @@ pub mod sandbox;
 pub mod self_check;
 pub mod serve;
 pub mod status;
+pub mod stop;
 pub mod sys;
 pub mod totals;
 pub mod worker;

@@ -24,6 +24,7 @@ use rustix::process::{PidfdFlags, pidfd_open};
 
 use super::store::Store;
 use super::wire;
+use crate::control;
 
 /// A server that says nothing for so long has stopped working.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -256,6 +257,8 @@ impl Keeper {
         }
         if how != Stop::Replace {
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+            // A command that asks while the service is stopped is refused at once, and does not wait.
+            self.store.remove(control::SOCKET);
         }
         self.stopping = Some(how);
         self.stop_by = Some(Instant::now() + LEAVE);
@@ -420,6 +423,8 @@ impl Keeper {
             let _ = candidate.child.kill();
             let _ = candidate.child.wait();
         }
+        // The same if it ends because it cannot serve.
+        self.store.remove(control::SOCKET);
         if self.stopping == Some(Stop::Release) {
             self.store.clear();
         }

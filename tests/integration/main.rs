@@ -37,6 +37,7 @@ mod protocols;
 mod sched;
 mod sockets;
 mod steady;
+mod stop;
 mod survival;
 mod terminal;
 mod truth;

@@ -9,12 +9,13 @@ use crate::harness::daemon::Daemon;
 use crate::harness::machine::AMBIT;
 
 /// All commands that print, with the status that they have otherwise.
-const COMMANDS: [&[&str]; 10] = [
+const COMMANDS: [&[&str]; 11] = [
     &["status"],
     &["status", "--json"],
     &["check"],
     &["profile", "--for", "lxc"],
     &["profile", "--for", "oci"],
+    &["stop"],
     &["--help"],
     &["help"],
     &["run", "--help"],
@@ -25,7 +26,7 @@ const COMMANDS: [&[&str]; 10] = [
 fn command(daemon: &Daemon, words: &[&str]) -> Command {
     let mut command = quiet(AMBIT);
     command.args(words);
-    if ["status", "profile"].contains(&words[0]) {
+    if ["status", "profile", "stop"].contains(&words[0]) {
         command.arg("--config").arg(daemon.place().config());
     }
     command
@@ -54,7 +55,8 @@ fn a_reader_that_has_gone_is_no_failure() {
         let (reads, writes) = rustix::pipe::pipe().unwrap();
         drop(reads);
         let (status, stderr) = run(command(&daemon, words).stdout(Stdio::from(writes)));
-        assert_eq!(status, 0, "{words:?}: {stderr}");
+        let expected = i32::from(words == ["stop"]);
+        assert_eq!(status, expected, "{words:?}: {stderr}");
         assert!(!stderr.contains("panicked") && !stderr.contains("pipe"), "{words:?}: {stderr}");
     }
     drop(container);
@@ -75,13 +77,12 @@ fn a_full_device_is_told_in_one_line() {
         assert!(stderr.lines().all(|line| line.starts_with("ambit: ")), "{words:?}: {stderr}");
     }
     // A message that is not taken changes nothing.
-    for (words, status) in [(&["launch"][..], 2), (&[], 2), (&["lxcfs", "-h"], 1)] {
-        let ended = quiet(AMBIT)
-            .args(words)
-            .stdout(Stdio::null())
-            .stderr(Stdio::from(full()))
-            .status()
-            .unwrap();
+    for (words, status) in [(&["launch"][..], 2), (&[], 2), (&["stop"], 1), (&["lxcfs", "-h"], 1)] {
+        let mut command = if words == ["stop"] { command(&daemon, words) } else { quiet(AMBIT) };
+        if words != ["stop"] {
+            command.args(words);
+        }
+        let ended = command.stdout(Stdio::null()).stderr(Stdio::from(full())).status().unwrap();
         assert_eq!(ended.code(), Some(status), "{words:?}");
     }
     drop(container);

@@ -33,6 +33,8 @@ fn takes_containers(daemon: &Daemon) {
 fn removed_sockets_come_back() {
     let mut daemon = Daemon::start();
     fs::remove_dir_all(daemon.place().runtime()).unwrap();
+    // The command waits for that.
+    daemon.place().ambit(&["status"]).ok();
     sockets_come_back(&mut daemon);
     takes_containers(&daemon);
     for socket in SOCKETS {

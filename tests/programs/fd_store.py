@@ -1,8 +1,10 @@
 #!/usr/bin/python3
 """A stand-in for a service manager with a descriptor store: runs a command, and starts it again with what it stored when a
-signal killed it, as systemd does with FileDescriptorStoreMax=. Ends with the command, which it passes SIGTERM on to.
+signal killed it, as systemd does with FileDescriptorStoreMax=. Ends with the command, which it passes SIGTERM on to. With
+--preserve it holds the descriptors when the command has ended, as systemd does with FileDescriptorStorePreserve=yes: SIGUSR1
+starts the command again, SIGTERM ends this program.
 
-    fd_store.py COMMAND...
+    fd_store.py [--preserve] COMMAND...
 """
 import array
 import os
@@ -12,6 +14,10 @@ import socket
 import sys
 import tempfile
 
+arguments = sys.argv[1:]
+preserve = arguments[0] == "--preserve"
+if preserve:
+    del arguments[0]
 folder = tempfile.mkdtemp(prefix="ambit-test-store-")
 path = os.path.join(folder, "notify")
 notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -47,9 +53,11 @@ def start():
     for index in range(len(stored)):
         os.dup2(500 + index, 3 + index)
     os.closerange(3 + len(stored), 1024)
-    os.execvpe(sys.argv[1], sys.argv[1:], environment)
+    os.execvpe(arguments[0], arguments, environment)
 
 
+# Only waited for, below.
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 child = start()
 ended = os.pidfd_open(child)
 signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
@@ -61,7 +69,13 @@ while True:
     os.close(ended)
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status):
-        break
+        if not preserve:
+            break
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        print("fd_store: stopped with", len(stored), "descriptors", file=sys.stderr, flush=True)
+        if signal.sigwait([signal.SIGUSR1, signal.SIGTERM]) == signal.SIGTERM:
+            break
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     print("fd_store: started again with", len(stored), "descriptors", file=sys.stderr, flush=True)
     child = start()
     ended = os.pidfd_open(child)

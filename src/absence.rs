@@ -1,0 +1,55 @@
+//! Why no daemon answers, for the commands that need one.
+//!
+//! A service that is stopped while its service manager holds its descriptors has no process, but its
+//! files are mounted and their readers wait. A daemon whose sockets were removed serves files, and
+//! binds the sockets anew in a moment.
+
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::config::Config;
+use crate::control::NoDaemon;
+use crate::dead_mounts::{self, State};
+
+/// How long a daemon that serves files may take to bind its socket anew.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Asks the daemon of a configuration something through its control socket.
+///
+/// # Errors
+/// What the question fails with. If no daemon answers, the error says why and what to do.
+pub fn ask_daemon<T>(
+    config: &Config,
+    ask: impl Fn(&Path) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let socket = config.socket("control.sock");
+    let mount = &config.overlay.mount;
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let error = match ask(&socket) {
+            Err(error) if error.is::<NoDaemon>() => error,
+            answer => return answer,
+        };
+        match dead_mounts::state(mount) {
+            State::Served if Instant::now() < until => thread::sleep(Duration::from_millis(100)),
+            State::Served | State::Absent => return Err(error),
+            State::Dead => anyhow::bail!(
+                "the daemon is dead and its files are still mounted at {}: start one with \
+                 `ambit serve`, or remove them with `ambit stop --release`",
+                mount.display()
+            ),
+            State::Waiting => anyhow::bail!(stopped(mount)),
+        }
+    }
+}
+
+/// Says that the service is stopped.
+#[must_use]
+pub fn stopped(mount: &Path) -> String {
+    format!(
+        "ambit is stopped, and its service manager holds the files at {} and the listeners: reads \
+         and calls of containers wait until it starts (`systemctl start ambit`)",
+        mount.display()
+    )
+}

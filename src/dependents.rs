@@ -1,0 +1,135 @@
+//! The containers that a daemon serves: those that have its files bound, and those whose calls are
+//! reported to it.
+//!
+//! The command that asks finds the first in the mount namespaces of all processes, by the numbers of
+//! the daemon's connections, and never looks into a mount. The daemon names the others.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use ambit_fuse::mountinfo::{self, Mounted};
+
+use crate::control::Parts;
+use crate::dead_mounts::is_ours;
+use crate::kernel_text::control_groups;
+use crate::mount_namespaces;
+
+/// A container of a daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dependent {
+    /// The last part of its cgroup, or its id.
+    name: String,
+    /// A process in it.
+    pid: Option<u32>,
+    /// How many files and folders are bound in it.
+    files: usize,
+    /// Its calls are reported.
+    calls: bool,
+}
+
+/// Finds all of them.
+#[must_use]
+pub fn find(daemon: &Parts) -> Vec<Dependent> {
+    let Some(server) = daemon.processes.last() else { return Vec::new() };
+    let own = mount_namespaces::of(&server.to_string());
+    let text = fs::read(format!("/proc/{server}/mountinfo")).unwrap_or_default();
+    let whole = |mount: &Mounted| is_ours(mount) && mount.path.starts_with(&daemon.mount);
+    let connections: Vec<u32> =
+        mountinfo::all(&text).filter(whole).map(|mount| mount.minor).collect();
+    let mut dependents = Vec::new();
+    for namespace in mount_namespaces::all() {
+        let is_own = own == Some(namespace.id);
+        let ours = |mount: &&Mounted| is_ours(mount) && connections.contains(&mount.minor);
+        let bound = namespace.mounts.iter().filter(ours);
+        let files = bound.filter(|mount| is_bound(mount, is_own)).count();
+        if files > 0 {
+            let (name, cgroup) = match is_own {
+                true => ("files bound on this machine".to_owned(), String::new()),
+                false => cgroup_of(&namespace.process),
+            };
+            let pid = (!is_own).then_some(namespace.pid);
+            dependents.push((cgroup, Dependent { name, pid, files, calls: false }));
+        }
+    }
+    for id in &daemon.listeners {
+        match dependents.iter_mut().find(|(cgroup, _)| is_of(cgroup, id)) {
+            Some((_, dependent)) => dependent.calls = true,
+            None => {
+                let name = id.escape_debug().to_string();
+                let dependent = Dependent { name, pid: None, files: 0, calls: true };
+                dependents.push((String::new(), dependent));
+            }
+        }
+    }
+    let mut dependents: Vec<_> = dependents.into_iter().map(|(_, one)| one).collect();
+    dependents.sort_by(|a, b| (&a.name, a.pid).cmp(&(&b.name, b.pid)));
+    dependents
+}
+
+/// Is it a bind of a part? Programs with a copy of the machine's mounts have the whole overlay at its
+/// mount point, and do not look into it.
+fn is_bound(mount: &Mounted, is_machine: bool) -> bool {
+    let is_over_own = mount.path.starts_with("/proc") || mount.path.starts_with("/sys");
+    mount.root != Path::new("/") || (!is_machine && is_over_own)
+}
+
+/// The name of a process's cgroup and its whole path.
+fn cgroup_of(process: &Path) -> (String, String) {
+    let path = control_groups::path(&fs::read(process.join("cgroup")).unwrap_or_default());
+    let group = path.strip_suffix("/init.scope").unwrap_or(&path);
+    let name = group.rsplit('/').next().filter(|name| !name.is_empty());
+    (name.unwrap_or("without a cgroup").escape_debug().to_string(), path)
+}
+
+/// Is it the cgroup of the container with this id, as engines name it: `ID`, `docker-ID.scope`,
+/// `lxc.payload.ID`?
+fn is_of(cgroup: &str, id: &str) -> bool {
+    cgroup.split('/').any(|part| {
+        let rest = part.strip_suffix(".scope").unwrap_or(part).strip_suffix(id);
+        rest.is_some_and(|rest| rest.is_empty() || rest.ends_with(['-', '.', ':']))
+    })
+}
+
+/// A table with one line for each.
+#[derive(Debug)]
+pub struct Table<'a>(pub &'a [Dependent]);
+
+impl fmt::Display for Table<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const LONGEST: usize = 52;
+        writeln!(f, "{:<LONGEST$} {:>10} {:>6}  CALLS", "CONTAINER", "PROCESS", "FILES")?;
+        for Dependent { name, pid, files, calls } in self.0 {
+            let pid = pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+            let calls = if *calls { "yes" } else { "-" };
+            writeln!(f, "{name:<LONGEST$.LONGEST$} {pid:>10} {files:>6}  {calls}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cgroups_of_engines_have_the_id_of_their_container() {
+        for cgroup in
+            ["/web", "/a/docker-web.scope", "/lxc.payload.web/init.scope", "/k/cri-containerd:web"]
+        {
+            assert!(is_of(cgroup, "web"), "{cgroup}");
+        }
+        assert!(!is_of("/myweb", "web") && !is_of("/web1", "web") && !is_of("", "web"));
+    }
+
+    #[test]
+    fn the_table_fits_a_terminal() {
+        let name = format!("docker-{}.scope", "f".repeat(64));
+        let one = |name: &str, pid| Dependent { name: name.into(), pid, files: 14, calls: true };
+        let all = [one(&name, Some(4_194_304)), one("web", None)];
+        let text = Table(&all).to_string();
+        assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+        assert_eq!(text.lines().count(), 3);
+        assert!(text.ends_with("          -     14  yes\n"), "{text}");
+    }
+}

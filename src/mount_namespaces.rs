@@ -1,0 +1,43 @@
+//! The mount namespaces that processes are in, with their mounts: `/proc/<pid>/mountinfo`.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use ambit_fuse::mountinfo::{self, Mounted};
+
+/// A mount namespace.
+#[derive(Debug)]
+pub struct Namespace {
+    /// Its inode.
+    pub id: u64,
+    /// A process that is in it.
+    pub pid: u32,
+    /// That process's folder in `/proc`.
+    pub process: PathBuf,
+    /// The mounts that it sees, those further up later.
+    pub mounts: Vec<Mounted>,
+}
+
+/// The inode of a process's mount namespace. The process is a number or `self`.
+#[must_use]
+pub fn of(process: &str) -> Option<u64> {
+    fs::metadata(format!("/proc/{process}/ns/mnt")).map(|namespace| namespace.ino()).ok()
+}
+
+/// All of them, each with the first process that is found in it.
+pub fn all() -> impl Iterator<Item = Namespace> {
+    let mut seen = HashSet::new();
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes.filter_map(move |process| {
+        let name = process.file_name();
+        let pid = name.to_str()?.parse().ok()?;
+        let id = of(name.to_str()?).filter(|id| !seen.contains(id))?;
+        // A process that ends meanwhile may not have been the only one.
+        let text = fs::read(process.path().join("mountinfo")).ok()?;
+        seen.insert(id);
+        let mounts = mountinfo::all(&text).collect();
+        Some(Namespace { id, pid, process: process.path(), mounts })
+    })
+}
