@@ -1,12 +1,12 @@
 //! What a serving process consists of, started and stopped in order: accounting first, because
 //! the others ask it; then the overlay; then the sockets through which containers arrive.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ambit_fuse::{MountOptions, Overlay, Witness};
-use ambit_sysinfo::{Accounting, Options, Views};
+use ambit_sysinfo::{Accounting, AskKernel, Options, Views};
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Resource;
@@ -73,8 +73,7 @@ impl Server {
             accounting.remember(file);
         }
         let known = accounting.clone();
-        let parent = |of: BorrowedFd<'_>| Ok(sys::user_namespace::parent(of)?);
-        let whose = move |thread| known.container_number(thread, parent).unwrap_or(0);
+        let whose = move |thread| known.owner_number(thread).unwrap_or(0);
         let poison = Poison::take_over(&link, &mut held, accounting.oom_kills(), whose);
         let options = MountOptions {
             threads: config.overlay.threads,
@@ -351,12 +350,17 @@ pub(crate) fn accounting_options(config: &Config) -> Options {
     }
 }
 
-/// Starts accounting with what only the program can do: ask the kernel for a namespace's init.
+/// Starts accounting with what only the program can do: ask the kernel about namespaces.
 pub(crate) fn start_accounting(options: Options) -> anyhow::Result<Arc<Accounting>> {
     raise_descriptor_limit();
-    let ask_kernel = |namespace: std::os::fd::BorrowedFd<'_>| {
-        let pid = sys::pid_in_namespace::pid_from_namespace(namespace, 1)?;
-        u32::try_from(pid).map_err(std::io::Error::other)
+    let ask_kernel = AskKernel {
+        init: |namespace| {
+            let pid = sys::pid_in_namespace::pid_from_namespace(namespace, 1)?;
+            u32::try_from(pid).map_err(std::io::Error::other)
+        },
+        parent: |namespace| Ok(sys::user_namespace::parent(namespace)?),
+        users: |namespace| Ok(sys::user_namespace::owner(namespace)?),
+        owner: |namespace| Ok(sys::user_namespace::maker(namespace)?),
     };
     Accounting::start(Options { ask_kernel, ..options })
         .context("cannot account for containers; `ambit check` tells what is missing")

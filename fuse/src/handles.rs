@@ -4,21 +4,30 @@
 //! held while numbers are asked for, except the lock of the one open file concerned. A handle
 //! carries a generation that starts at random in every process, so that a handle of a
 //! predecessor is not taken for one of ours, and the length of its text, so that a successor knows
-//! where that ended. What open files may hold together is bounded:
-//! a container that opens files without end must not fill the daemon's memory.
+//! where that ended. What open files may hold together is bounded, and each account pays for its
+//! own ([`Budget`]): a container that opens files without end must not fill the daemon's memory, and
+//! only its own texts are no longer kept.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 
+use ambit_sysinfo::{Account, Budget, Charge, What};
+
 use crate::text::Text;
+
+/// Who pays for a text that is held; `None` where there are no accounts.
+pub(crate) type Payer = Option<Arc<Account>>;
 
 /// The handle of a file whose text is not kept: every read renders anew.
 pub(crate) const UNKEPT: u64 = 0;
 
-/// What open files may hold together, in bytes of text.
+/// What open files may hold together, in bytes.
 const HELD_AT_MOST: usize = 64 << 20;
+
+/// What an open file takes beside its text, in bytes: many texts are shorter.
+const BESIDE: usize = 256;
 
 /// Larger buffers are given back when a file is closed.
 const BUFFER_AT_MOST: usize = 64 << 10;
@@ -37,7 +46,7 @@ const LONGEST: u64 = (1 << LENGTH_BITS) - 1;
 #[derive(Debug)]
 pub(crate) struct Handles {
     shards: [Mutex<Shard>; SHARDS],
-    held: AtomicUsize,
+    held: Arc<Budget>,
 }
 
 #[derive(Debug)]
@@ -59,7 +68,30 @@ pub(crate) struct OpenFile {
     /// The handle under which it was closed while somebody was at it: a reader that was answered in
     /// place of a thread that hangs closes its file.
     abandoned: AtomicU64,
-    text: RwLock<Text>,
+    kept: RwLock<Kept>,
+}
+
+/// What an open file holds.
+#[derive(Debug, Default)]
+struct Kept {
+    text: Text,
+    /// What holding it costs; `None` while nothing is kept.
+    charge: Option<Charge>,
+}
+
+impl Kept {
+    /// Pays for the text as it is now: at first who opened the file, from then on the same. A text
+    /// that is not paid for is to be cleared.
+    fn pay(&mut self, held: &Arc<Budget>, payer: &Payer) -> bool {
+        let cost = self.text.as_bytes().len() + BESIDE;
+        match &mut self.charge {
+            Some(charge) => charge.resize(cost),
+            None => {
+                self.charge = held.charge(payer.as_ref(), cost);
+                self.charge.is_some()
+            }
+        }
+    }
 }
 
 impl Handles {
@@ -73,7 +105,7 @@ impl Handles {
                 adopted: HashMap::new(),
             })
         };
-        Self { shards: std::array::from_fn(shard), held: AtomicUsize::new(0) }
+        Self { shards: std::array::from_fn(shard), held: Budget::new(What::Texts, HELD_AT_MOST) }
     }
 
     /// Opens a file: renders its text into a pooled buffer and returns the handle of it. Threads
@@ -82,17 +114,19 @@ impl Handles {
         &self,
         thread: u32,
         node: u64,
-        render: impl FnOnce(&mut Text) -> Result<(), E>,
+        render: impl FnOnce(&mut Text) -> Result<Payer, E>,
     ) -> Result<u64, E> {
         let shard = thread as usize % SHARDS;
         let Some(mut vacant) = self.vacant(shard) else { return Ok(UNKEPT) };
         {
-            let mut text = write(&vacant.file);
-            text.clear();
-            render(&mut text)?;
-            let length = (text.as_bytes().len() as u64).min(LONGEST);
+            let mut kept = write(&vacant.file);
+            kept.text.clear();
+            let payer = render(&mut kept.text)?;
+            if !kept.pay(&self.held, &payer) {
+                return Ok(UNKEPT);
+            }
+            let length = (kept.text.as_bytes().len() as u64).min(LONGEST);
             vacant.handle |= length << (SHARD_BITS + INDEX_BITS);
-            self.held.fetch_add(text.as_bytes().len(), Ordering::Relaxed);
         }
         vacant.file.name(vacant.handle, node);
         vacant.file.unread.store(true, Ordering::Relaxed);
@@ -100,11 +134,8 @@ impl Handles {
         Ok(vacant.handle)
     }
 
-    /// A slot for a file to be opened; `None` when open files hold too much already.
+    /// A slot for a file to be opened; `None` when there is none.
     fn vacant(&self, number: usize) -> Option<Vacant<'_>> {
-        if self.held.load(Ordering::Relaxed) >= HELD_AT_MOST {
-            return None;
-        }
         let mut shard = self.shard(number);
         let index = match shard.free.pop() {
             Some(index) => index,
@@ -136,7 +167,7 @@ impl Handles {
     /// Takes over a handle that a predecessor gave out, as a file still to be rendered. `None`
     /// when open files hold too much already.
     pub(crate) fn adopt(&self, handle: u64, node: u64) -> Option<Arc<OpenFile>> {
-        if handle == UNKEPT || self.held.load(Ordering::Relaxed) >= HELD_AT_MOST {
+        if handle == UNKEPT || self.held.taken() >= HELD_AT_MOST {
             return None;
         }
         let file = Arc::new(OpenFile::default());
@@ -154,7 +185,7 @@ impl Handles {
             && let Some(spare) = self.close(&file, handle)
         {
             if shard.free.len() >= SPARE_AT_MOST || spare > BUFFER_AT_MOST {
-                *write(&file) = Text::new();
+                write(&file).text = Text::new();
             }
             shard.free.push(index);
         } else if let Some(file) = shard.adopted.remove(&handle) {
@@ -168,19 +199,13 @@ impl Handles {
             return None;
         }
         file.handle.store(UNKEPT, Ordering::Release);
-        if let Some(text) = unless_busy(file.text.try_write()) {
-            return Some(self.forget(&text));
+        if let Some(mut kept) = unless_busy(file.kept.try_write()) {
+            return Some(forget(&mut kept));
         }
         file.abandoned.store(handle, Ordering::SeqCst);
         // Who was at it may have left in between, and not have seen this.
-        let text = unless_busy(file.text.try_write())?;
-        (file.abandoned.swap(UNKEPT, Ordering::SeqCst) == handle).then(|| self.forget(&text))
-    }
-
-    /// A text is held no longer; returns the size of its buffer.
-    fn forget(&self, text: &Text) -> usize {
-        self.held.fetch_sub(text.as_bytes().len(), Ordering::Relaxed);
-        text.capacity()
+        let mut kept = unless_busy(file.kept.try_write())?;
+        (file.abandoned.swap(UNKEPT, Ordering::SeqCst) == handle).then(|| forget(&mut kept))
     }
 
     /// Ends a file that was closed while this thread was at it. The last one to leave does.
@@ -188,14 +213,13 @@ impl Handles {
         if file.abandoned.load(Ordering::SeqCst) == UNKEPT {
             return;
         }
-        let Some(mut text) = unless_busy(file.text.try_write()) else { return };
+        let Some(mut kept) = unless_busy(file.kept.try_write()) else { return };
         let handle = file.abandoned.swap(UNKEPT, Ordering::SeqCst);
         if handle == UNKEPT {
             return;
         }
-        self.forget(&text);
-        *text = Text::new();
-        drop(text);
+        *kept = Kept::default();
+        drop(kept);
         let (number, index) = place(handle);
         let mut shard = self.shard(number);
         if shard.slots.get(index).is_some_and(|slot| std::ptr::eq(&raw const **slot, file)) {
@@ -212,7 +236,7 @@ impl Handles {
         file: &OpenFile,
         offset: u64,
         size: u32,
-        render: impl FnOnce(&mut Text) -> Result<(), E>,
+        render: impl FnOnce(&mut Text) -> Result<Payer, E>,
         answer: impl FnOnce(&[u8]),
     ) -> Result<(), E> {
         let read = self.read_unsettled(file, (offset, size), render, answer);
@@ -224,38 +248,45 @@ impl Handles {
         &self,
         file: &OpenFile,
         (offset, size): (u64, u32),
-        render: impl FnOnce(&mut Text) -> Result<(), E>,
+        render: impl FnOnce(&mut Text) -> Result<Payer, E>,
         answer: impl FnOnce(&[u8]),
     ) -> Result<(), E> {
         let first = file.unread.swap(false, Ordering::Relaxed);
-        if let Some(text) = unless_busy(file.text.try_read())
-            && (first || (offset > 0 && !text.as_bytes().is_empty()))
+        if let Some(kept) = unless_busy(file.kept.try_read())
+            && (first || (offset > 0 && !kept.text.as_bytes().is_empty()))
         {
-            answer(window(text.as_bytes(), offset, size));
+            answer(window(kept.text.as_bytes(), offset, size));
             return Ok(());
         }
-        let Some(mut text) = unless_busy(file.text.try_write()) else {
+        let Some(mut kept) = unless_busy(file.kept.try_write()) else {
             let mut own = Text::new();
-            render(&mut own)?;
+            let _ = render(&mut own)?;
             answer(window(own.as_bytes(), offset, size));
             return Ok(());
         };
-        let before = text.as_bytes().len();
-        text.clear();
-        let rendered = render(&mut text);
+        kept.text.clear();
+        let rendered = render(&mut kept.text);
         if rendered.is_err() {
-            text.clear();
+            kept.text.clear();
         }
-        self.held.fetch_add(text.as_bytes().len(), Ordering::Relaxed);
-        self.held.fetch_sub(before, Ordering::Relaxed);
-        rendered?;
-        answer(window(text.as_bytes(), offset, size));
+        let payer = rendered?;
+        let paid = kept.pay(&self.held, &payer);
+        answer(window(kept.text.as_bytes(), offset, size));
+        if !paid {
+            kept.text.clear();
+        }
         Ok(())
     }
 
     fn shard(&self, number: usize) -> MutexGuard<'_, Shard> {
         self.shards[number % SHARDS].lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Nothing is held any longer; returns the size of the buffer.
+fn forget(kept: &mut Kept) -> usize {
+    kept.charge = None;
+    kept.text.capacity()
 }
 
 /// The part of a text that a read asks for; nothing behind its end.
@@ -298,8 +329,8 @@ impl Drop for Vacant<'_> {
 }
 
 /// A panic of a renderer leaves half a text, which is cleared before it is used again.
-fn write(file: &OpenFile) -> std::sync::RwLockWriteGuard<'_, Text> {
-    file.text.write().unwrap_or_else(PoisonError::into_inner)
+fn write(file: &OpenFile) -> std::sync::RwLockWriteGuard<'_, Kept> {
+    file.kept.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn unless_busy<G>(tried: Result<G, TryLockError<G>>) -> Option<G> {
@@ -326,14 +357,15 @@ fn place(handle: u64) -> (usize, usize) {
 
 #[cfg(test)]
 mod tests {
+    use ambit_sysinfo::Owner;
     use proptest::prelude::*;
 
     use super::*;
 
-    fn say(words: &str) -> impl FnOnce(&mut Text) -> Result<(), ()> + '_ {
+    fn say(words: &str) -> impl FnOnce(&mut Text) -> Result<Payer, ()> + '_ {
         move |text| {
             text.put(words);
-            Ok(())
+            Ok(None)
         }
     }
 
@@ -348,16 +380,16 @@ mod tests {
     #[test]
     fn a_successor_knows_where_a_text_ended() {
         let handles = Handles::new();
-        let render = |text: &mut Text| -> Result<(), ()> {
+        let render = |text: &mut Text| -> Result<Payer, ()> {
             text.buffer().extend_from_slice(&[b'x'; 700]);
-            Ok(())
+            Ok(None)
         };
         let handle = handles.open(1, 9, render).unwrap();
         assert!(was_read(handle, 700) && was_read(handle, 701));
         assert!(!was_read(handle, 699) && !was_read(handle, 0) && !was_read(UNKEPT, 5));
-        let long = |text: &mut Text| -> Result<(), ()> {
+        let long = |text: &mut Text| -> Result<Payer, ()> {
             text.buffer().resize(1 << 19, b'x');
-            Ok(())
+            Ok(None)
         };
         let handle = handles.open(1, 9, long).unwrap();
         assert!(handles.find(handle, 9).is_some() && !was_read(handle, 1 << 20));
@@ -374,7 +406,7 @@ mod tests {
         assert_eq!(read(&handles, handle, u64::MAX, "third").as_deref(), Some(""));
         handles.release(handle);
         assert_eq!(read(&handles, handle, 0, "x"), None);
-        assert_eq!(handles.held.load(Ordering::Relaxed), 0);
+        assert_eq!(handles.held.taken(), 0);
     }
 
     #[test]
@@ -410,36 +442,36 @@ mod tests {
         assert_eq!(place(held).0, place(other).0);
         read(&handles, held, 0, "");
         let file = handles.find(held, 7).unwrap();
-        let hangs = |text: &mut Text| -> Result<(), ()> {
+        let hangs = |text: &mut Text| -> Result<Payer, ()> {
             assert_eq!(read(&handles, other, 0, "").as_deref(), Some("first"));
             assert_eq!(read(&handles, held, 0, "own").as_deref(), Some("own"));
             assert_eq!(read(&handles, held, 1, "own").as_deref(), Some("wn"));
             handles.release(other);
             text.put("late");
-            Ok(())
+            Ok(None)
         };
         handles.read(&file, 0, 100, hangs, |text| assert_eq!(text, b"late")).unwrap();
         assert_eq!(read(&handles, held, 1, "").as_deref(), Some("ate"));
         // A file that is closed meanwhile is ended by whoever is still at it.
         let file = handles.find(held, 7).unwrap();
-        let closed = |text: &mut Text| -> Result<(), ()> {
+        let closed = |text: &mut Text| -> Result<Payer, ()> {
             handles.release(held);
             assert_eq!(read(&handles, held, 0, ""), None);
             assert_ne!(place(handles.open(1, 7, say("other")).unwrap()), place(held));
             text.put("late");
-            Ok(())
+            Ok(None)
         };
         handles.read(&file, 0, 100, closed, |_| {}).unwrap();
         let again = handles.open(1, 7, say("again")).unwrap();
         assert_eq!(place(again), place(held));
-        assert_eq!(handles.held.load(Ordering::Relaxed), "otheragain".len());
+        assert_eq!(handles.held.taken(), "otheragain".len() + 2 * BESIDE);
     }
 
     #[test]
     fn a_failure_or_a_panic_gives_the_slot_back() {
         let handles = Handles::new();
         assert_eq!(handles.open(1, 7, |_| Err("no")), Err("no"));
-        let broken = |text: &mut Text| -> Result<(), ()> {
+        let broken = |text: &mut Text| -> Result<Payer, ()> {
             text.put("half");
             panic!("expected by the test")
         };
@@ -455,11 +487,42 @@ mod tests {
         let handles = Handles::new();
         let large = "x".repeat(HELD_AT_MOST / 4);
         let open: Vec<_> = (0..6).map(|n| handles.open(n, 7, say(&large)).unwrap()).collect();
-        assert_eq!(open.iter().filter(|&&handle| handle == UNKEPT).count(), 2);
-        assert!(handles.adopt(99, 7).is_none());
+        assert_eq!(open.iter().filter(|&&handle| handle == UNKEPT).count(), 3);
         open.iter().for_each(|&handle| handles.release(handle));
-        assert_eq!(handles.held.load(Ordering::Relaxed), 0);
+        assert_eq!(handles.held.taken(), 0);
         assert_ne!(handles.open(1, 7, say("small")).unwrap(), UNKEPT);
+    }
+
+    #[test]
+    fn an_account_that_opens_files_without_end_fills_no_other_ones_part() {
+        let handles = Handles::new();
+        let [one, other] = [1, 2].map(|user| Account::new(Owner::User(user)));
+        let large = "x".repeat(HELD_AT_MOST / 100);
+        let open = |account: &Arc<Account>| {
+            let render = |text: &mut Text| -> Result<Payer, ()> {
+                text.put(&large);
+                Ok(Some(account.clone()))
+            };
+            handles.open(1, 7, render).unwrap()
+        };
+        let mut kept: Vec<_> = (0..200).map(|_| open(&one)).filter(|&one| one != UNKEPT).collect();
+        assert!((45..=50).contains(&kept.len()), "{}", kept.len());
+        kept.extend((0..10).map(|_| open(&other)));
+        assert!(!kept.contains(&UNKEPT), "the other account's are kept");
+        // What grows when it is read again is paid for by the account, or not kept.
+        let file = handles.find(kept[0], 7).unwrap();
+        for length in [HELD_AT_MOST, 5] {
+            let grown = |text: &mut Text| -> Result<Payer, ()> {
+                text.buffer().resize(length, b'y');
+                Ok(None)
+            };
+            let mut seen = 0;
+            handles.read(&file, 1, 100, grown, |part| seen = part.len()).unwrap();
+            handles.read(&file, 0, 9, grown, |part| seen = part.len()).unwrap();
+            assert_eq!(seen, length.min(9));
+        }
+        kept.into_iter().for_each(|handle| handles.release(handle));
+        assert_eq!(handles.held.taken(), 0);
     }
 
     proptest! {

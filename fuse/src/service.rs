@@ -7,12 +7,12 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use ambit_sysinfo::view::Origin;
-use ambit_sysinfo::{Error, Extras, View, Views};
+use ambit_sysinfo::{Error, Extras, Numbers, View, Views};
 use fuser::Errno;
 
 use crate::counters::Counters;
 use crate::families::{Member, Shape};
-use crate::handles::{Handles, was_read, window};
+use crate::handles::{Handles, Payer, was_read, window};
 use crate::overlay::{EVERYBODY, OverlayFile, PAGE};
 use crate::text::Text;
 use crate::tree::{Kind, Tree};
@@ -61,16 +61,16 @@ impl Service {
 
     /// The numbers of a thread's container.
     pub(crate) fn view(&self, thread: u32) -> Result<Arc<View>, Errno> {
-        self.numbers(thread, Extras::NONE)
+        self.numbers(thread, Extras::NONE).map(|numbers| numbers.view)
     }
 
-    /// The same, with what few files show.
-    fn numbers(&self, thread: u32, wanted: Extras) -> Result<Arc<View>, Errno> {
-        let view = match warden::must_not_wait() {
-            true => self.views.last_view(thread),
-            false => self.views.view_with(thread, wanted),
+    /// The same, with what few files show, and with who pays for what is held of it.
+    fn numbers(&self, thread: u32, wanted: Extras) -> Result<Numbers, Errno> {
+        let numbers = match warden::must_not_wait() {
+            true => self.views.last_view(thread).map(|view| Numbers { view, account: None }),
+            false => self.views.numbers(thread, wanted),
         };
-        view.map_err(|error| errno(&error))
+        numbers.map_err(|error| errno(&error))
     }
 
     fn source(&self, node: u64) -> Result<Source, Errno> {
@@ -91,7 +91,7 @@ impl Service {
         }
         UNKEPT.with_borrow_mut(|text| {
             text.clear();
-            self.render(Source::File(file), thread, text).ok()?;
+            let _ = self.render(Source::File(file), thread, text).ok()?;
             Some(text.as_bytes().len() as u64)
         })
     }
@@ -141,7 +141,7 @@ impl Service {
         Counters::add(&self.counters.unkept);
         UNKEPT.with_borrow_mut(|text| {
             text.clear();
-            render(text)?;
+            let _ = render(text)?;
             answer(window(text.as_bytes(), offset, size));
             Ok(())
         })
@@ -152,24 +152,25 @@ impl Service {
         self.handles.release(handle);
     }
 
-    fn render(&self, source: Source, thread: u32, text: &mut Text) -> Result<(), Errno> {
+    /// Renders a text; returns who pays for holding it.
+    fn render(&self, source: Source, thread: u32, text: &mut Text) -> Result<Payer, Errno> {
         let needs = match source {
             Source::File(file) => file.needs(),
             Source::Member(_) => Extras::NONE,
         };
-        let view = self.numbers(thread, needs);
-        let rendered = view.and_then(|view| match source {
+        let numbers = self.numbers(thread, needs);
+        let rendered = numbers.and_then(|Numbers { view, account }| match source {
             Source::File(file)
                 if file.differs_for_32_bit(&view.host)
                     && self.views.has_32_bit_personality(thread) =>
             {
                 file.render_32_bit(&view, text);
-                Ok(())
+                Ok(account)
             }
-            _ => write(source, &view, self.passed, text),
+            _ => write(source, &view, self.passed, text).map(|()| account),
         });
         match rendered {
-            Ok(()) => Counters::add(&self.counters.renders),
+            Ok(_) => Counters::add(&self.counters.renders),
             Err(_) => Counters::add(&self.counters.refused),
         }
         rendered
@@ -210,6 +211,7 @@ fn write(source: Source, view: &View, passed: &[&str], text: &mut Text) -> Resul
 pub(crate) fn errno(error: &Error) -> Errno {
     match error {
         Error::Gone(_) => Errno::ESRCH,
+        Error::UsedUp(_) => Errno::EMFILE,
         Error::Read { .. } | Error::Parse { .. } => Errno::EIO,
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ambit_sysinfo::view::Origin;
-use ambit_sysinfo::{Error, Extras, Host, Stall, TriggerFile, View, Views};
+use ambit_sysinfo::{Error, Extras, Host, Numbers, Stall, TriggerFile, View, Views};
 
 /// Numbers that can be switched off.
 pub struct Switch {
@@ -40,6 +40,11 @@ impl Views for Switch {
 
     fn view_with(&self, tid: u32, wanted: Extras) -> Result<Arc<View>, Error> {
         self.views.view_with(tid, wanted).map(|view| self.pass(view))
+    }
+
+    fn numbers(&self, tid: u32, wanted: Extras) -> Result<Numbers, Error> {
+        let Numbers { view, account } = self.views.numbers(tid, wanted)?;
+        Ok(Numbers { view: self.pass(view), account })
     }
 
     fn last_view(&self, tid: u32) -> Result<Arc<View>, Error> {

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ambit_sysinfo::Limiter;
 use libseccomp_sys::{seccomp_notif, seccomp_notif_resp};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::io::Errno;
@@ -32,7 +33,6 @@ use super::context::Pending;
 use super::epoll::Keep;
 use super::handler::{Cost, Repeat, Verdict};
 use super::journal::{Entry, Journal, Left, Phase};
-use super::limiter::Limiter;
 use super::listener::{self, response};
 use super::lxc_packet::{self, LONGEST, Malformed, Packet};
 use super::pipeline::{Pipeline, Request};

@@ -31,7 +31,6 @@ pub mod fuzzing;
 mod handler;
 mod journal;
 mod lease;
-mod limiter;
 mod listener;
 mod live_mounts;
 mod lxc;

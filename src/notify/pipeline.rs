@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use ambit_sysinfo::Views;
+use ambit_sysinfo::{Limiter, Views};
 use libseccomp_sys::seccomp_data;
 use nix::errno::Errno;
 
@@ -22,7 +22,6 @@ use super::context::{Context, Pending};
 use super::counters::{Counters, Outcome};
 use super::dispatch::Dispatch;
 use super::handler::{Cost, Handler, Refusal, Repeat, Screen, Verdict};
-use super::limiter::Limiter;
 use super::listener::Listener;
 use super::memory::Memory;
 use super::policies::{Current, Policies};

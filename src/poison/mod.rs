@@ -70,7 +70,7 @@ unsafe impl Lasting for Shared {}
 /// Knows what each thread is at, and what has killed servers.
 pub struct Poison {
     memory: Memory<Shared>,
-    /// The number of a thread's container, 0 if that is not known.
+    /// The number of a thread's account, 0 if that is not known.
     whose: Box<dyn Fn(u32) -> u64 + Send + Sync>,
     /// Is there any record?
     wary: AtomicBool,

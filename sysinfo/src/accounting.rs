@@ -1,13 +1,14 @@
 //! The accounting of one daemon: start it once, ask it from any thread.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use crate::account::Owner;
 use crate::baselines::Baselines;
-use crate::callers::Callers;
+use crate::budget::{self, What};
+use crate::callers::{Caller, Callers};
 use crate::clock;
 use crate::container::Container;
 use crate::extra::Extras;
@@ -15,15 +16,14 @@ use crate::hierarchy::Hierarchies;
 use crate::host::Host;
 use crate::host_files::HostFiles;
 use crate::kernel_names::KernelNames;
-use crate::namespace_init;
 use crate::personality;
 use crate::pressure::{self, Stall, TriggerFile};
 use crate::procfs::Procfs;
 use crate::scan;
-use crate::shared::{Options, Shared};
+use crate::shared::{self, Open, Options, Shared};
 use crate::tasks::Counter;
 use crate::view::View;
-use crate::{Error, Views, load};
+use crate::{Error, Numbers, Views, load};
 
 /// Load averages of a container that nobody looked at for this long are no longer kept up.
 const LOAD_BOUND: u64 = 3600 * 1_000_000_000;
@@ -84,9 +84,16 @@ impl Accounting {
         let options = Options { open_containers, ..options };
         let mut text = Vec::new();
         let offset = proc.read_of(own, "timens_offsets", &mut text).ok();
+        let [namespaces, cgroups, pressure_files] = shared::budgets();
         let shared = Shared {
             own_offset: offset.and_then(clock::boottime_offset).unwrap_or(0),
             own_namespace: proc.pid_namespace(own).map_err(read("/proc/self/ns/pid"))?,
+            // A kernel without user namespaces has no such file, for no task.
+            own_users: proc.namespace(own, "user").unwrap_or(0),
+            namespaces,
+            cgroups,
+            pressure_files,
+            open: Open::default(),
             options,
             baselines: std::sync::OnceLock::new(),
             proc,
@@ -118,28 +125,18 @@ impl Accounting {
     /// # Errors
     /// The thread is gone or not visible.
     pub fn identify(&self, tid: u32) -> Result<Arc<Container>, Error> {
+        self.caller(tid).map(|caller| caller.container)
+    }
+
+    fn caller(&self, tid: u32) -> Result<Caller, Error> {
         self.callers.identify(tid, clock::now(), &self.shared)
     }
 
-    /// A number of the container of a thread, the same for every process that asks, and whatever
-    /// namespaces the container makes: its pid namespace in the upper half, and in the lower half when
-    /// its first process started, because numbers of namespaces are handed out again. The machine is
-    /// one container here. Looks at nothing that the container uses.
-    ///
-    /// `parent` asks the kernel for the namespace around one (`NS_GET_PARENT`).
+    /// A number of the account of a thread, the same for every process that asks, and whatever
+    /// namespaces the thread's container makes.
     #[must_use]
-    pub fn container_number(&self, tid: u32, parent: namespace_init::AskParent) -> Option<u64> {
-        let Shared { proc, options, own_namespace, .. } = &self.shared;
-        let (outermost, number) =
-            namespace_init::outermost(proc, tid, *own_namespace, parent).ok()?;
-        let mut start = 0;
-        if number != *own_namespace {
-            let (outermost, ask) = (outermost.as_fd(), options.ask_kernel);
-            let init = namespace_init::find_in(proc, tid, outermost, number, ask).ok()?;
-            let stat = &mut Vec::new();
-            start = clock::start_of(proc.read_of(init, "stat", stat).ok()?)? / clock::TICK;
-        }
-        Some(number << 32 | start & u64::from(u32::MAX))
+    pub fn owner_number(&self, tid: u32) -> Option<u64> {
+        Owner::of(tid, &self.shared).ok().map(|owner| owner.number())
     }
 
     /// The current numbers of a container.
@@ -198,14 +195,19 @@ impl Views for Accounting {
     }
 
     fn view_with(&self, tid: u32, wanted: Extras) -> Result<Arc<View>, Error> {
+        self.numbers(tid, wanted).map(|numbers| numbers.view)
+    }
+
+    fn numbers(&self, tid: u32, wanted: Extras) -> Result<Numbers, Error> {
         let now = clock::now();
-        let container = self.callers.identify(tid, now, &self.shared)?;
+        let Caller { container, account } = self.callers.identify(tid, now, &self.shared)?;
         let first = container.last_view().is_none();
         let view = container.view(now, &self.shared, wanted)?;
         if first {
             self.wake.want();
         }
-        Ok(view)
+        self.callers.sweep_if_crowded(&self.shared);
+        Ok(Numbers { view, account: Some(account) })
     }
 
     fn last_view(&self, tid: u32) -> Result<Arc<View>, Error> {
@@ -214,14 +216,13 @@ impl Views for Accounting {
     }
 
     fn trigger_file(&self, tid: u32, stall: Stall) -> Result<TriggerFile, Error> {
-        let container = self.identify(tid)?;
+        let Caller { container, account } = self.caller(tid)?;
+        let charge = self.shared.pressure_files.charge(Some(&account), 1);
+        let charge = charge.ok_or(Error::UsedUp(What::PressureFiles))?;
         let membership = container.membership();
         let file = pressure::open(tid, container.is_host(), &membership, stall, &self.shared)?;
-        Ok(TriggerFile {
-            file,
-            container: container.pid_namespace(),
-            privileged: pressure::is_privileged(tid, &self.shared),
-        })
+        let privileged = pressure::is_privileged(tid, &self.shared);
+        Ok(TriggerFile { file, charge, privileged })
     }
 
     fn has_32_bit_personality(&self, tid: u32) -> bool {
@@ -280,11 +281,9 @@ fn read(file: &str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Read { file, source }
 }
 
-/// How many containers keep their files open: some forty each, and twice as many in between, out of half of
-/// what the process may have.
+/// How many containers keep their files open: some forty each, and twice as many in between.
 fn affordable() -> usize {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    limit.and_then(|limit| usize::try_from(limit / 160).ok()).map_or(usize::MAX, |many| many.max(8))
+    (budget::descriptors().files / 80).max(8)
 }
 
 fn sample_loads(accounting: &Weak<Accounting>, wake: &Wake) {
@@ -308,6 +307,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
     use super::*;
+    use crate::account::Account;
 
     #[test]
     fn this_thread_has_numbers_that_hold_together() {
@@ -339,7 +339,9 @@ mod tests {
     fn container(accounting: &Accounting) -> Container {
         let identity = crate::container::Identity { namespace: 0, init: None, is_host: false };
         let membership = crate::membership::Membership::parse(b"0::/c\n");
-        Container::new(identity, membership, &accounting.shared)
+        let account = Account::new(Owner::User(0));
+        let charge = accounting.shared.cgroups.charge(Some(&account), 1).unwrap();
+        Container::new(identity, membership, (account, charge), &accounting.shared)
     }
 
     /// Whoever begins to read when another has finished sees no less than that one.

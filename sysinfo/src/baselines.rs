@@ -15,7 +15,7 @@ const HEAD: usize = 4;
 /// "ambitBL" and the version of the layout.
 const MAGIC: u64 = 0x616d_6269_7442_4c01;
 /// Containers at most; one more is not remembered.
-const MOST: usize = 16 << 10;
+pub(crate) const MOST: usize = 16 << 10;
 const PAGE: usize = 4096;
 const WORD: usize = 8;
 

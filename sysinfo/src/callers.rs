@@ -1,31 +1,44 @@
-//! Which container a thread belongs to.
+//! Which container a thread belongs to, and which account pays for what it uses up.
 //!
 //! A thread in a pid namespace of its own belongs to the container whose first process is that
 //! namespace's number one, and is judged by that process's cgroup: a container is one machine,
 //! however it divides itself. A thread in the daemon's own pid namespace is judged by its own
-//! cgroup. Never forks; nothing is believed of a pid number alone for longer than the age of a
-//! view, since numbers are handed out again.
+//! cgroup. Never forks.
+//!
+//! **A number is believed only while something holds it.** A thread id is looked up anew for every
+//! request: a thread that ends gives its number to a thread of any container at once. The number of
+//! a pid namespace is that of one namespace for as long as its container is known, because the
+//! pidfd of its first process keeps the namespace (`alloc_pid`, `put_pid` in kernel/pid.c). A
+//! thread of the host is known by its folder in `/proc`, which is empty once that thread has ended.
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::Error;
+use crate::account::{Account, Accounts, Owner};
+use crate::budget::{Charge, What};
 use crate::clock;
 use crate::container::{Container, Identity, Init};
 use crate::membership::Membership;
 use crate::namespace_init;
+use crate::procfs::Task;
 use crate::shared::Shared;
 
-/// How long a thread id is taken for the same thread. Numbers are handed out in a circle of at
-/// least 32768, which nothing can go round in this time.
-const TID_BOUND: u64 = 20_000_000;
+/// How old the cgroup and the uid of a thread of the host may be: those can change.
+const HOST_THREAD_BOUND: u64 = 20_000_000;
 const SHARDS: usize = 32;
+/// How many threads of the host each shard remembers: one descriptor each.
+const SHARD_SIZE: usize = 4;
 /// A cgroup of the host that nobody asked from for so long is forgotten.
 const HOST_CGROUP_BOUND: u64 = 600_000_000_000;
+/// How often ended containers are looked for because an account has used up its part.
+const REFUSAL_SWEEP: u64 = 200_000_000;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Key {
@@ -35,28 +48,47 @@ enum Key {
 
 type Registry = HashMap<Key, Arc<Container>>;
 
-/// All known containers, and the threads that asked a moment ago.
+/// A thread's container, and who pays for what the thread uses up.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    pub(crate) container: Arc<Container>,
+    pub(crate) account: Arc<Account>,
+}
+
+/// All known containers, and the threads of the host that asked a moment ago.
 #[derive(Debug)]
 pub(crate) struct Callers {
     registry: ArcSwap<Registry>,
+    accounts: Accounts,
     /// Held while containers are added and forgotten: how many were added since it was last swept.
     adding: Mutex<usize>,
-    recent: [Mutex<Vec<Recent>>; SHARDS],
+    /// When it was last swept because of a refusal.
+    swept: AtomicU64,
+    host_threads: [Mutex<Vec<HostThread>>; SHARDS],
 }
 
 #[derive(Debug)]
-struct Recent {
+struct HostThread {
     tid: u32,
     at: u64,
-    container: Arc<Container>,
+    task: Task,
+    caller: Caller,
+}
+
+impl HostThread {
+    fn is_fresh(&self, now: u64) -> bool {
+        now.saturating_sub(self.at) <= HOST_THREAD_BOUND
+    }
 }
 
 impl Callers {
     pub(crate) fn new() -> Self {
         Self {
             registry: ArcSwap::default(),
+            accounts: Accounts::default(),
             adding: Mutex::default(),
-            recent: std::array::from_fn(|_| Mutex::default()),
+            swept: AtomicU64::new(0),
+            host_threads: std::array::from_fn(|_| Mutex::default()),
         }
     }
 
@@ -65,69 +97,104 @@ impl Callers {
         self.registry.load().values().cloned().collect()
     }
 
-    /// The container of a thread that asks `now`.
-    pub(crate) fn identify(
-        &self,
-        tid: u32,
-        now: u64,
-        shared: &Shared,
-    ) -> Result<Arc<Container>, Error> {
-        let shard = &self.recent[tid as usize % SHARDS];
-        let mut recent = shard.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.retain(|entry| now.saturating_sub(entry.at) <= TID_BOUND);
-        if let Some(entry) = recent.iter().find(|entry| entry.tid == tid) {
-            return Ok(entry.container.clone());
-        }
-        drop(recent);
-        let container = self.identify_anew(tid, shared)?;
-        let mut recent = shard.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.push(Recent { tid, at: now, container: container.clone() });
-        Ok(container)
-    }
-
-    fn identify_anew(&self, tid: u32, shared: &Shared) -> Result<Arc<Container>, Error> {
+    /// The container and the account of a thread that asks `now`.
+    pub(crate) fn identify(&self, tid: u32, now: u64, shared: &Shared) -> Result<Caller, Error> {
         let namespace = match shared.proc.pid_namespace(tid) {
             Ok(namespace) => namespace,
             // Not to be inspected (a security module, or the machine's own PID 1): no
             // container's process can arrange that against root, so it is the host's.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => shared.own_namespace,
-            Err(_) => return Err(Error::Gone(tid)),
+            Err(error) => return Err(unknown(tid)(error)),
         };
         if namespace == shared.own_namespace {
-            return self.of_host_cgroup(tid, shared);
+            return self.identify_host(tid, now, shared);
         }
         let key = Key::Namespace(namespace);
-        if let Some(container) = self.registry.load().get(&key)
-            && !container.is_gone()
-        {
-            return Ok(container.clone());
+        if let Some(container) = self.registry.load().get(&key) {
+            return Ok(Caller::of(container));
         }
-        let mut adding = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(container) = self.registry.load().get(&key)
-            && !container.is_gone()
-        {
-            return Ok(container.clone());
+        let mut adding = self.lock_adding();
+        if let Some(container) = self.registry.load().get(&key) {
+            return Ok(Caller::of(container));
         }
-        let (identity, membership) =
-            new_container(tid, namespace, shared).ok_or(Error::Gone(tid))?;
-        Ok(self.add(&mut adding, key, Container::new(identity, membership, shared), shared))
+        let (identity, membership) = new_container(tid, namespace, shared)?;
+        let account = self.accounts.get(Owner::of(tid, shared).map_err(unknown(tid))?);
+        let charge = self.charge(&mut adding, What::Namespaces, &account, shared)?;
+        let payer = (account.clone(), charge);
+        let container = Container::new(identity, membership, payer, shared);
+        Ok(Caller { container: self.add(&mut adding, key, container, shared), account })
     }
 
-    fn of_host_cgroup(&self, tid: u32, shared: &Shared) -> Result<Arc<Container>, Error> {
+    /// The same for a thread in the daemon's own pid namespace.
+    fn identify_host(&self, tid: u32, now: u64, shared: &Shared) -> Result<Caller, Error> {
+        let shard = &self.host_threads[tid as usize % SHARDS];
+        let known = lock(shard);
+        if let Some(thread) = known.iter().find(|thread| thread.tid == tid && thread.is_fresh(now))
+            && thread.task.is_alive()
+        {
+            return Ok(thread.caller.clone());
+        }
+        drop(known);
+        let task = shared.proc.open_task(tid).map_err(unknown(tid))?;
         let mut text = Vec::new();
-        let text = shared.proc.read_of(tid, "cgroup", &mut text).map_err(|_| Error::Gone(tid))?;
+        let text = shared.proc.read_of(tid, "cgroup", &mut text).map_err(unknown(tid))?;
         let membership = Membership::parse(text);
+        let owner = Owner::of_host(tid, shared).map_err(unknown(tid))?;
+        let account = self.accounts.get(owner);
+        let container = self.of_host_cgroup(membership, &account, shared)?;
+        let caller = Caller { container, account };
+        let mut known = lock(shard);
+        known.retain(|thread| thread.tid != tid && thread.is_fresh(now));
+        if known.len() < SHARD_SIZE {
+            known.push(HostThread { tid, at: now, task, caller: caller.clone() });
+        }
+        Ok(caller)
+    }
+
+    fn of_host_cgroup(
+        &self,
+        membership: Membership,
+        account: &Arc<Account>,
+        shared: &Shared,
+    ) -> Result<Arc<Container>, Error> {
         let key = Key::Cgroup(Arc::new(membership.clone()));
         if let Some(container) = self.registry.load().get(&key) {
             return Ok(container.clone());
         }
-        let mut adding = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut adding = self.lock_adding();
         if let Some(container) = self.registry.load().get(&key) {
             return Ok(container.clone());
         }
+        let charge = self.charge(&mut adding, What::Cgroups, account, shared)?;
         let is_host = membership.is_root(&shared.hierarchies);
         let identity = Identity { namespace: 0, init: None, is_host };
-        Ok(self.add(&mut adding, key, Container::new(identity, membership, shared), shared))
+        let payer = (account.clone(), charge);
+        let container = Container::new(identity, membership, payer, shared);
+        Ok(self.add(&mut adding, key, container, shared))
+    }
+
+    /// Charges an account for one more container, if need be after those that ended are forgotten.
+    fn charge(
+        &self,
+        added: &mut usize,
+        what: What,
+        account: &Arc<Account>,
+        shared: &Shared,
+    ) -> Result<Charge, Error> {
+        let budget = match what {
+            What::Cgroups => &shared.cgroups,
+            _ => &shared.namespaces,
+        };
+        if let Some(charge) = budget.try_charge(Some(account), 1) {
+            return Ok(charge);
+        }
+        let now = clock::now();
+        if now.saturating_sub(self.swept.load(Ordering::Relaxed)) > REFUSAL_SWEEP {
+            self.swept.store(now, Ordering::Relaxed);
+            *added = 0;
+            self.sweep_locked(shared);
+        }
+        budget.charge(Some(account), 1).ok_or(Error::UsedUp(what))
     }
 
     fn add(
@@ -159,12 +226,24 @@ impl Callers {
             .for_each(|at| baselines.give_back(at));
     }
 
-    /// Forgets containers that ended, and lets all but the most recently asked `open` ones
-    /// close their files.
+    /// Forgets containers that ended, and lets all but [`open_containers`] close their files.
+    ///
+    /// [`open_containers`]: crate::Options::open_containers
     pub(crate) fn sweep(&self, shared: &Shared) {
-        let mut added = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut added = self.lock_adding();
         *added = 0;
         self.sweep_locked(shared);
+    }
+
+    /// The same when too many containers have opened their files again since the last time, unless
+    /// another thread is at it.
+    pub(crate) fn sweep_if_crowded(&self, shared: &Shared) {
+        if shared.open.count() > shared.options.open_containers.saturating_mul(2)
+            && let Ok(mut added) = self.adding.try_lock()
+        {
+            *added = 0;
+            self.sweep_locked(shared);
+        }
     }
 
     fn sweep_locked(&self, shared: &Shared) {
@@ -181,35 +260,84 @@ impl Callers {
             self.give_back(&self.registry.load(), &registry, shared);
             self.registry.store(Arc::new(registry));
         }
-        for shard in &self.recent {
-            let mut recent = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            recent.retain(|entry| now.saturating_sub(entry.at) <= TID_BOUND);
+        for shard in &self.host_threads {
+            lock(shard).retain(|thread| thread.is_fresh(now));
         }
         let registry = self.registry.load();
         if registry.len() > open {
-            let mut by_use: Vec<_> = registry.values().collect();
-            by_use.sort_by_key(|container| std::cmp::Reverse(container.asked()));
-            by_use[open..].iter().for_each(|container| container.close_files());
+            in_order_of_use(&registry)[open..].iter().for_each(|container| container.close_files());
+        }
+    }
+
+    fn lock_adding(&self) -> MutexGuard<'_, usize> {
+        lock(&self.adding)
+    }
+}
+
+impl Caller {
+    fn of(container: &Arc<Container>) -> Self {
+        Self { container: container.clone(), account: container.account().clone() }
+    }
+}
+
+/// First the container of each account that was asked for last, then the second of each, and so on:
+/// an account with many containers does not close the files of one that has few.
+fn in_order_of_use(registry: &Registry) -> Vec<&Arc<Container>> {
+    let mut all: Vec<_> = registry.values().collect();
+    all.sort_by_cached_key(|container| std::cmp::Reverse(container.asked()));
+    let mut before: HashMap<&Owner, usize> = HashMap::new();
+    let mut ranked: Vec<_> = all
+        .into_iter()
+        .map(|container| {
+            let rank = before.entry(container.account().owner()).or_default();
+            *rank += 1;
+            (*rank, container)
+        })
+        .collect();
+    ranked.sort_by_key(|(rank, _)| *rank);
+    ranked.into_iter().map(|(_, container)| container).collect()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Why a thread is not known: it has ended, or a system call of ours failed, which is not the
+/// thread's end.
+fn unknown(tid: u32) -> impl Fn(io::Error) -> Error {
+    move |source| {
+        let has_ended = source.kind() == io::ErrorKind::NotFound
+            || source.raw_os_error() == Some(Errno::SRCH.raw_os_error());
+        match has_ended {
+            true => Error::Gone(tid),
+            false => Error::Read { file: format!("/proc/{tid}"), source },
         }
     }
 }
 
 /// Pins the init of a namespace and learns what never changes about it.
-fn new_container(tid: u32, namespace: u64, shared: &Shared) -> Option<(Identity, Membership)> {
-    let proc = &shared.proc;
-    let pid = namespace_init::find(proc, tid, namespace, shared.options.ask_kernel).ok()?;
-    let process = Pid::from_raw(i32::try_from(pid).ok()?)?;
-    let pidfd = rustix::process::pidfd_open(process, PidfdFlags::empty()).ok()?;
+fn new_container(
+    tid: u32,
+    namespace: u64,
+    shared: &Shared,
+) -> Result<(Identity, Membership), Error> {
+    let (proc, ask, unknown) = (&shared.proc, shared.options.ask_kernel, unknown(tid));
+    let pid = namespace_init::find(proc, tid, namespace, ask).map_err(&unknown)?;
+    let process = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Error::Gone(tid))?;
+    let pidfd = rustix::process::pidfd_open(process, PidfdFlags::empty());
+    let pidfd = pidfd.map_err(|errno| unknown(errno.into()))?;
     // From here on the number is pinned, if it still names the same process.
-    if proc.pid_namespace(pid).ok()? != namespace {
-        return None;
+    if proc.pid_namespace(pid).map_err(&unknown)? != namespace {
+        return Err(Error::Gone(tid));
     }
     let mut text = Vec::new();
-    let start = clock::start_of(proc.read_of(pid, "stat", &mut text).ok()?)?;
+    let stat = proc.read_of(pid, "stat", &mut text).map_err(&unknown)?;
+    let start = clock::start_of(stat).ok_or(Error::Gone(tid))?;
     let offset = proc.read_of(pid, "timens_offsets", &mut text).ok();
     let offset = offset.and_then(clock::boottime_offset);
     let offset = offset.map(|offset| offset.saturating_sub(shared.own_offset));
-    let membership = Membership::parse(proc.read_of(pid, "cgroup", &mut text).ok()?);
+    let membership = proc.read_of(pid, "cgroup", &mut text).map_err(&unknown)?;
+    let membership = Membership::parse(membership);
     let init = Init { pid, pidfd, start, offset: offset.filter(|&offset| offset != 0) };
-    Some((Identity { namespace, init: Some(init), is_host: false }, membership))
+    Ok((Identity { namespace, init: Some(init), is_host: false }, membership))
 }

@@ -15,8 +15,10 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use rustix::event::{PollFd, PollFlags};
 
 use crate::Error;
+use crate::account::Account;
 use crate::activity::Activity;
 use crate::baselines;
+use crate::budget::Charge;
 use crate::clock;
 use crate::cpu::{self, CpuClock};
 use crate::derive;
@@ -25,7 +27,7 @@ use crate::host::Host;
 use crate::membership::Membership;
 use crate::policy::BootTime;
 use crate::sample::Sample;
-use crate::shared::Shared;
+use crate::shared::{OneOpen, Shared};
 use crate::source::extra::ExtraFiles;
 use crate::source::huge::HugeFiles;
 use crate::source::{self, Source};
@@ -50,6 +52,10 @@ thread_local! {
 /// A container, or a cgroup of the host that a process asked from.
 pub struct Container {
     identity: Identity,
+    /// Who pays for what it makes the daemon hold; of a cgroup of the host, who asked from it first.
+    account: Arc<Account>,
+    /// What it costs to know it.
+    _charge: Charge,
     /// Where its counters are remembered, and under which key.
     baseline: Option<(usize, baselines::Key)>,
     activity: Activity,
@@ -89,6 +95,8 @@ pub(crate) struct Init {
 
 struct Sampler {
     checked: u64,
+    /// Set while files may be open.
+    open: Option<OneOpen>,
     source: Box<dyn Source>,
     extra: ExtraSampler,
     huge: HugeFiles,
@@ -102,7 +110,12 @@ struct Sampler {
 }
 
 impl Container {
-    pub(crate) fn new(identity: Identity, membership: Membership, shared: &Shared) -> Self {
+    pub(crate) fn new(
+        identity: Identity,
+        membership: Membership,
+        (account, charge): (Arc<Account>, Charge),
+        shared: &Shared,
+    ) -> Self {
         let now = clock::now();
         let start = identity.init.as_ref().map_or(0, |init| init.start.min(now));
         let source = source::open(&shared.hierarchies, &membership, shared.options.memory_limit);
@@ -125,6 +138,8 @@ impl Container {
         });
         Self {
             identity,
+            account,
+            _charge: charge,
             baseline,
             activity,
             view: ArcSwapOption::empty(),
@@ -134,6 +149,7 @@ impl Container {
             began: AtomicU64::new(0),
             sampler: Mutex::new(Sampler {
                 checked: now,
+                open: None,
                 source,
                 extra,
                 huge: HugeFiles::default(),
@@ -144,6 +160,11 @@ impl Container {
                 record: Vec::new(),
             }),
         }
+    }
+
+    /// Who pays for what it makes the daemon hold.
+    pub(crate) fn account(&self) -> &Arc<Account> {
+        &self.account
     }
 
     /// The pid of its first process in the daemon's numbering.
@@ -270,6 +291,7 @@ impl Container {
         wanted: Extras,
     ) -> Result<Arc<View>, Error> {
         let now = clock::now();
+        sampler.open.get_or_insert_with(|| shared.open.one_more());
         self.follow(sampler, shared, now);
         sampler.sample = Sample {
             busy: std::mem::take(&mut sampler.sample.busy).emptied(),
@@ -417,6 +439,7 @@ impl Container {
             sampler.source.close();
             sampler.huge.close();
             sampler.extra.close();
+            sampler.open = None;
         }
     }
 

@@ -74,7 +74,7 @@ pub(crate) struct ShortPath {
 
 impl ShortPath {
     /// `<pid>/<name>`.
-    pub(crate) fn of_process(pid: u32, name: &str) -> Self {
+    pub(crate) fn of_process(pid: u32, name: &impl std::fmt::Display) -> Self {
         let mut bytes = [0; 64];
         // 10 digits, a slash and names of at most 20 letters: it always fits, with its NUL.
         let _ = write!(&mut bytes[..63], "{pid}/{name}");
@@ -117,7 +117,7 @@ mod tests {
     #[test]
     fn paths_of_processes() {
         assert_eq!(
-            ShortPath::of_process(u32::MAX, "timens_offsets").as_str(),
+            ShortPath::of_process(u32::MAX, &"timens_offsets").as_str(),
             "4294967295/timens_offsets"
         );
     }

@@ -7,9 +7,11 @@
 //! Start reading at [`Views`], the one question front ends ask, then [`View`].
 #![forbid(unsafe_code)]
 
+mod account;
 mod accounting;
 mod activity;
 mod baselines;
+mod budget;
 mod callers;
 pub mod clock;
 mod container;
@@ -25,6 +27,7 @@ pub mod host_files;
 mod kernel_file;
 mod kernel_names;
 pub mod limit;
+mod limiter;
 mod load;
 pub mod membership;
 mod namespace_init;
@@ -44,13 +47,16 @@ pub mod view;
 
 use std::sync::Arc;
 
+pub use account::{Account, Owner};
 pub use accounting::Accounting;
+pub use budget::{Budget, Charge, What};
 pub use container::Container;
 pub use cpuset::CpuSet;
 pub use extra::Extras;
 pub use host::{Host, HostTexts};
 pub use limit::Limit;
-pub use namespace_init::{AskKernel, AskParent};
+pub use limiter::Limiter;
+pub use namespace_init::AskKernel;
 pub use pressure::{Stall, TriggerFile};
 pub use shared::Options;
 pub use topology::Topology;
@@ -72,6 +78,14 @@ pub trait Views: Send + Sync {
     /// As [`Self::view`].
     fn view_with(&self, tid: u32, _wanted: Extras) -> Result<Arc<View>, Error> {
         self.view(tid)
+    }
+
+    /// The same, and who pays for what is held of them.
+    ///
+    /// # Errors
+    /// As [`Self::view`].
+    fn numbers(&self, tid: u32, wanted: Extras) -> Result<Numbers, Error> {
+        Ok(Numbers { view: self.view_with(tid, wanted)?, account: None })
     }
 
     /// The last numbers of a thread's container, whatever their age: nothing is read for them that
@@ -104,12 +118,24 @@ pub trait Views: Send + Sync {
     }
 }
 
+/// The numbers that a thread sees, and the account of the thread, where there are accounts.
+#[derive(Debug, Clone)]
+pub struct Numbers {
+    /// The numbers.
+    pub view: Arc<View>,
+    /// Who pays for what an open file holds of them.
+    pub account: Option<Arc<Account>>,
+}
+
 /// Why there are no numbers.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The thread that asked does not exist any more, or is outside the daemon's pid namespace.
     #[error("thread {0} is gone or not visible from the daemon's pid namespace")]
     Gone(u32),
+    /// The account of the thread holds all that it may of something.
+    #[error("the caller has used up its part of all {0}; what it closes it can open again")]
+    UsedUp(What),
     /// A kernel file could not be opened or read.
     #[error("cannot read {file}: {source}")]
     Read {

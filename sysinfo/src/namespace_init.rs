@@ -1,9 +1,8 @@
 //! The first process of a pid namespace, found without forking.
 //!
-//! Linux 6.11 answers by an ioctl, which the daemon supplies ([`AskKernel`], because it is an
-//! unsafe call). On older kernels the ancestors of the task that asked are walked, and as a
-//! last resort (a task that joined the namespace from outside has none in it) every process is
-//! looked at. That happens once per namespace; the result is kept.
+//! Linux 6.11 answers by an ioctl ([`AskKernel`]). On older kernels the ancestors of the task that
+//! asked are walked, and as a last resort (a task that joined the namespace from outside has none
+//! in it) every process is looked at. That happens once per namespace; the result is kept.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,13 +10,34 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use crate::procfs::Procfs;
 use crate::scan;
 
-/// Asks the kernel for the process that is number one in a pid namespace (given as an open
-/// namespace file), in the daemon's numbering: `NS_GET_PID_FROM_PIDNS`.
-pub type AskKernel = fn(BorrowedFd<'_>) -> io::Result<u32>;
+/// What the kernel tells of an open namespace file by ioctl(2) (ioctl_nsfs(2)). The daemon supplies
+/// the calls, because they are unsafe.
+#[derive(Debug, Clone, Copy)]
+pub struct AskKernel {
+    /// The process that is number one in a pid namespace, in the daemon's numbering
+    /// (`NS_GET_PID_FROM_PIDNS`, Linux 6.11).
+    pub init: fn(BorrowedFd<'_>) -> io::Result<u32>,
+    /// The pid or user namespace that this one was made in (`NS_GET_PARENT`).
+    pub parent: fn(BorrowedFd<'_>) -> io::Result<OwnedFd>,
+    /// The user namespace that a namespace of another kind belongs to (`NS_GET_USERNS`).
+    pub users: fn(BorrowedFd<'_>) -> io::Result<OwnedFd>,
+    /// The user that made a user namespace (`NS_GET_OWNER_UID`).
+    pub owner: fn(BorrowedFd<'_>) -> io::Result<u32>,
+}
+
+impl AskKernel {
+    /// Asks nothing.
+    pub const NOTHING: Self = Self {
+        init: |_| Err(io::ErrorKind::Unsupported.into()),
+        parent: |_| Err(io::ErrorKind::Unsupported.into()),
+        users: |_| Err(io::ErrorKind::Unsupported.into()),
+        owner: |_| Err(io::ErrorKind::Unsupported.into()),
+    };
+}
 
 /// The process that is number one in the namespace of this thread.
 pub(crate) fn find(proc: &Procfs, tid: u32, namespace: u64, ask: AskKernel) -> io::Result<u32> {
-    find_in(proc, tid, proc.open_pid_namespace(tid)?.as_fd(), namespace, ask)
+    find_in(proc, tid, proc.open_namespace(tid, "pid")?.as_fd(), namespace, ask)
 }
 
 /// The process that is number one in a namespace, given as its file and its number, which this thread
@@ -29,7 +49,7 @@ pub(crate) fn find_in(
     namespace: u64,
     ask: AskKernel,
 ) -> io::Result<u32> {
-    if let Ok(pid) = ask(file) {
+    if let Ok(pid) = (ask.init)(file) {
         return Ok(pid);
     }
     let mut text = Vec::new();
@@ -39,30 +59,6 @@ pub(crate) fn find_in(
             pids.into_iter().find(|&pid| is_init(proc, pid, namespace, &mut text))
         })
         .ok_or_else(|| io::ErrorKind::NotFound.into())
-}
-
-/// Asks the kernel for the namespace that another one was made in.
-pub type AskParent = fn(BorrowedFd<'_>) -> io::Result<OwnedFd>;
-
-/// The outermost of the pid namespaces that a thread is in, below our own, or our own: its file and
-/// its number.
-pub(crate) fn outermost(
-    proc: &Procfs,
-    tid: u32,
-    own: u64,
-    parent: AskParent,
-) -> io::Result<(OwnedFd, u64)> {
-    let mut file = proc.open_pid_namespace(tid)?;
-    let mut number = rustix::fs::fstat(&file)?.st_ino;
-    while number != own {
-        let around = parent(file.as_fd())?;
-        let its_number = rustix::fs::fstat(&around)?.st_ino;
-        if its_number == own {
-            break;
-        }
-        (file, number) = (around, its_number);
-    }
-    Ok((file, number))
 }
 
 fn by_ancestors(proc: &Procfs, tid: u32, namespace: u64, text: &mut Vec<u8>) -> Option<u32> {
@@ -134,8 +130,7 @@ mod tests {
             .unwrap();
         let namespace = namespaces(inside);
         assert_ne!(namespace, namespaces(this));
-        let refuse: AskKernel = |_| Err(io::ErrorKind::Unsupported.into());
-        assert_eq!(find(&proc, inside, namespace, refuse).unwrap(), inside);
+        assert_eq!(find(&proc, inside, namespace, AskKernel::NOTHING).unwrap(), inside);
         child.kill().unwrap();
         child.wait().unwrap();
     }

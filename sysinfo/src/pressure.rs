@@ -12,6 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::Error;
+use crate::budget::Charge;
 use crate::membership::Membership;
 use crate::scan;
 use crate::shared::Shared;
@@ -42,8 +43,8 @@ impl Stall {
 pub struct TriggerFile {
     /// The kernel's file.
     pub file: OwnedFd,
-    /// Tells containers apart, for limits.
-    pub container: u64,
+    /// What its account pays for it.
+    pub charge: Charge,
     /// May the opener choose any window? Others may have windows of whole two seconds, which
     /// need no real-time thread of the kernel's.
     pub privileged: bool,

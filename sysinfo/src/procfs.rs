@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use crate::kernel_file::{ShortPath, read_to_end};
@@ -63,23 +63,35 @@ impl Procfs {
         text: &'t mut Vec<u8>,
     ) -> io::Result<&'t [u8]> {
         text.clear();
-        self.read(ShortPath::of_process(pid, name).as_str(), text)?;
+        self.read(ShortPath::of_process(pid, &name).as_str(), text)?;
         Ok(text)
     }
 
-    /// The inode number of a task's pid namespace, in one system call.
-    pub(crate) fn pid_namespace(&self, tid: u32) -> io::Result<u64> {
-        let path = ShortPath::of_process(tid, "ns/pid");
+    /// The inode number of a task's namespace of this kind, in one system call.
+    pub(crate) fn namespace(&self, tid: u32, kind: &str) -> io::Result<u64> {
+        let path = ShortPath::of_process(tid, &format_args!("ns/{kind}"));
         let mut target = [0u8; 48];
         let len = rustix::fs::readlinkat_raw(&self.root, path.as_c_str(), &mut target)?;
         inode(&target[..len]).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
     }
 
-    /// Opens a task's pid namespace.
-    pub(crate) fn open_pid_namespace(&self, tid: u32) -> io::Result<OwnedFd> {
-        let path = ShortPath::of_process(tid, "ns/pid");
+    /// The inode number of a task's pid namespace, in one system call.
+    pub(crate) fn pid_namespace(&self, tid: u32) -> io::Result<u64> {
+        self.namespace(tid, "pid")
+    }
+
+    /// Opens a task's namespace of this kind.
+    pub(crate) fn open_namespace(&self, tid: u32, kind: &str) -> io::Result<OwnedFd> {
+        let path = ShortPath::of_process(tid, &format_args!("ns/{kind}"));
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(&self.root, path.as_c_str(), flags, Mode::empty())?)
+    }
+
+    /// Opens the folder of a task. It stays that of the same task, whichever gets its number later.
+    pub(crate) fn open_task(&self, tid: u32) -> io::Result<Task> {
+        let path = ShortPath::of_process(tid, &"");
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Task(rustix::fs::openat(&self.root, path.as_c_str(), flags, Mode::empty())?))
     }
 
     /// The process ids that exist now.
@@ -104,6 +116,18 @@ impl Procfs {
     }
 }
 
+/// The folder of a task.
+#[derive(Debug)]
+pub(crate) struct Task(OwnedFd);
+
+impl Task {
+    /// True while the task has not ended, in one system call: nothing is found in the folder after
+    /// that.
+    pub(crate) fn is_alive(&self) -> bool {
+        rustix::fs::accessat(&self.0, c"ns", rustix::fs::Access::EXISTS, AtFlags::empty()).is_ok()
+    }
+}
+
 impl AsFd for Procfs {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
@@ -112,7 +136,8 @@ impl AsFd for Procfs {
 
 /// The number in a link such as `pid:[4026531836]`.
 pub(crate) fn inode(link: &[u8]) -> Option<u64> {
-    link.strip_prefix(b"pid:[").and_then(crate::scan::decimal)
+    let colon = memchr::memchr(b':', link)?;
+    link[colon + 1..].strip_prefix(b"[").and_then(crate::scan::decimal)
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! What all containers share: options, the host, where the cgroups are.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use crate::baselines::Baselines;
+use crate::baselines::{self, Baselines};
+use crate::budget::{self, Budget, What};
 use crate::cpu::CpuPolicy;
 use crate::hierarchy::Hierarchies;
 use crate::host_files::HostFiles;
@@ -29,9 +31,10 @@ pub struct Options {
     /// How long a sample that another thread takes is waited for, in nanoseconds; then the last
     /// view is shown, however old.
     pub patience: u64,
-    /// How many containers keep their files open; the least recently asked ones close theirs.
+    /// How many containers keep their files open. The others close theirs: of each account those that
+    /// were asked for least recently.
     pub open_containers: usize,
-    /// Finds the init of a pid namespace (Linux 6.11).
+    /// Asks the kernel about namespaces.
     pub ask_kernel: AskKernel,
 }
 
@@ -46,8 +49,48 @@ impl Default for Options {
             age_bound: 20_000_000,
             patience: 7_000_000_000,
             open_containers: 256,
-            ask_kernel: |_| Err(std::io::ErrorKind::Unsupported.into()),
+            ask_kernel: AskKernel::NOTHING,
         }
+    }
+}
+
+/// Pressure files that one account may hold: the kernel runs a timer for each trigger.
+const PRESSURE_FILES: usize = 128;
+
+/// The budgets of a process: of pid namespaces, of cgroups and of pressure files.
+pub(crate) fn budgets() -> [Arc<Budget>; 3] {
+    let descriptors = budget::descriptors();
+    // Each has a place in the counter store, one half of which is for either.
+    let known = baselines::MOST / 2;
+    [
+        Budget::new(What::Namespaces, descriptors.namespaces.min(known)),
+        Budget::new(What::Cgroups, known),
+        Budget::with_most(What::PressureFiles, descriptors.pressure, PRESSURE_FILES),
+    ]
+}
+
+/// How many containers have files open.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Open(Arc<AtomicUsize>);
+
+/// One of them, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct OneOpen(Open);
+
+impl Open {
+    pub(crate) fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn one_more(&self) -> OneOpen {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        OneOpen(self.clone())
+    }
+}
+
+impl Drop for OneOpen {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -63,6 +106,16 @@ pub(crate) struct Shared {
     pub(crate) names: KernelNames,
     /// The daemon's own pid namespace.
     pub(crate) own_namespace: u64,
+    /// The daemon's own user namespace.
+    pub(crate) own_users: u64,
+    /// Pid namespaces that may be known.
+    pub(crate) namespaces: Arc<Budget>,
+    /// Cgroups of the daemon's own pid namespace that may be known.
+    pub(crate) cgroups: Arc<Budget>,
+    /// Pressure files that may be open.
+    pub(crate) pressure_files: Arc<Budget>,
+    /// Containers that have files open.
+    pub(crate) open: Open,
     /// The boot time offset of the daemon's own time namespace.
     pub(crate) own_offset: i64,
 }

@@ -104,7 +104,8 @@ impl PressureFilesystem {
             }
             _ => errno(&error),
         })?;
-        self.triggers.open(handle, file)
+        self.triggers.open(handle, file);
+        Ok(())
     }
 
     fn write(&self, id: u64, handle: u64, thread: u32, text: &[u8]) -> Result<u32, Errno> {

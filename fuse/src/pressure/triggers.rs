@@ -3,8 +3,8 @@
 //!
 //! A trigger belongs to one open file of a container. Its event is taken out of the kernel by
 //! whoever polls first, so nobody but the one thread here may poll the kernel's file: it keeps
-//! the event for the container's next poll, and wakes the container when it sleeps in one. How
-//! many triggers a container may have is bounded; they cost the kernel timers.
+//! the event for the container's next poll, and wakes the container when it sleeps in one. How many
+//! files an account may hold is decided before one is opened ([`TriggerFile::charge`]).
 
 use std::collections::HashMap;
 use std::io;
@@ -16,9 +16,6 @@ use ambit_sysinfo::TriggerFile;
 use fuser::{Errno, PollEvents, PollNotifier};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
-
-/// Files that one container may hold open for triggers.
-const EACH_AT_MOST: usize = 128;
 
 /// Unprivileged windows are multiples of this many microseconds, as the kernel has it.
 const UNPRIVILEGED_WINDOW: u64 = 2_000_000;
@@ -60,16 +57,9 @@ impl Triggers {
     }
 
     /// Keeps the kernel's file beside an open file of a container.
-    pub(super) fn open(&self, handle: u64, kernels: TriggerFile) -> Result<(), Errno> {
-        let mut files = lock(&self.files);
-        let container = kernels.container;
-        let others = files.values().filter(|armed| armed.kernels.container == container);
-        if others.count() >= EACH_AT_MOST {
-            return Err(Errno::EMFILE);
-        }
+    pub(super) fn open(&self, handle: u64, kernels: TriggerFile) {
         let armed = Armed { kernels, set: false, fired: false, gone: false, waiter: None };
-        files.insert(handle, armed);
-        Ok(())
+        lock(&self.files).insert(handle, armed);
     }
 
     /// Is there a kernel's file beside this open file?
@@ -209,11 +199,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use std::os::fd::OwnedFd;
 
+    use ambit_sysinfo::{Budget, What};
+
     use super::*;
 
-    fn file(container: u64, privileged: bool) -> TriggerFile {
+    fn file(privileged: bool) -> TriggerFile {
+        charged_to(&Budget::new(What::PressureFiles, 1), privileged)
+    }
+
+    fn charged_to(budget: &Arc<Budget>, privileged: bool) -> TriggerFile {
         let file: OwnedFd = tempfile::tempfile().unwrap().into();
-        TriggerFile { file, container, privileged }
+        TriggerFile { file, charge: budget.charge(None, 1).unwrap(), privileged }
     }
 
     #[test]
@@ -230,27 +226,28 @@ mod tests {
         let triggers = Triggers::new();
         let error = PollEvents::POLLERR | PollEvents::POLLPRI;
         assert!(triggers.poll(1, PollEvents::POLLPRI, None).contains(error));
-        triggers.open(1, file(1, true)).unwrap();
+        triggers.open(1, file(true));
         assert!(triggers.has(1) && triggers.poll(1, PollEvents::POLLPRI, None).contains(error));
     }
 
     #[test]
     fn only_the_privileged_choose_any_window() {
         let triggers = Triggers::new();
-        triggers.open(1, file(1, false)).unwrap();
+        triggers.open(1, file(false));
         assert_eq!(triggers.set(1, b"some 150000 1000000\0"), Err(Errno::EINVAL));
         assert_eq!(triggers.set(2, b"some 150000 2000000\0"), Err(Errno::EBADF));
     }
 
     #[test]
-    fn a_container_cannot_hold_any_number_of_files() {
-        let triggers = Triggers::new();
-        for handle in 0..EACH_AT_MOST as u64 {
-            triggers.open(handle, file(7, false)).unwrap();
-        }
-        assert_eq!(triggers.open(1000, file(7, false)), Err(Errno::EMFILE));
-        triggers.open(1001, file(8, false)).unwrap();
-        triggers.release(0);
-        triggers.open(1000, file(7, false)).unwrap();
+    fn a_file_that_is_closed_gives_back_what_it_cost() {
+        let (triggers, budget) = (Triggers::new(), Budget::new(What::PressureFiles, 9));
+        (1..=9).for_each(|handle| triggers.open(handle, charged_to(&budget, false)));
+        assert_eq!(budget.taken(), 9);
+        // The kernel reuses no handle before its file was released, but a defect must cost nothing.
+        triggers.release(1);
+        triggers.open(2, charged_to(&budget, false));
+        assert_eq!(budget.taken(), 8);
+        (1..=9).for_each(|handle| triggers.release(handle));
+        assert_eq!(budget.taken(), 0);
     }
 }

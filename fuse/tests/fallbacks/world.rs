@@ -191,7 +191,7 @@ fn build_proc(proc: &Path) {
         fs::create_dir_all(proc.join(format!("{pid}/ns"))).unwrap();
         symlink("pid:[4026531836]", proc.join(format!("{pid}/ns/pid"))).unwrap();
         put(&proc.join(format!("{pid}/stat")), &format!("{pid} (x) S 1\n"));
-        put(&proc.join(format!("{pid}/status")), &format!("NSpid:\t{pid}\n"));
+        put(&proc.join(format!("{pid}/status")), &format!("Uid:\t0\t0\t0\t0\nNSpid:\t{pid}\n"));
     }
 }
 

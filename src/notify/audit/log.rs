@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::record;
 use crate::notify::account::Account;
-use crate::notify::limiter::Limiter;
+use ambit_sysinfo::Limiter;
 
 /// Lines that wait for the disk at most.
 const WAITING: usize = 4096;

@@ -5,20 +5,28 @@ use std::time::Instant;
 
 /// Lets one message pass per second.
 #[derive(Debug)]
-pub(super) struct Limiter {
+pub struct Limiter {
     start: Instant,
     /// Seconds since `start`, plus one, of the last message that passed.
     last: AtomicU64,
     suppressed: AtomicU64,
 }
 
+impl Default for Limiter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Limiter {
-    pub(super) fn new() -> Self {
+    /// Lets the first message pass.
+    #[must_use]
+    pub fn new() -> Self {
         Self { start: Instant::now(), last: AtomicU64::new(0), suppressed: AtomicU64::new(0) }
     }
 
     /// May a message pass now? Then the number of those that were suppressed before it.
-    pub(super) fn pass(&self) -> Option<u64> {
+    pub fn pass(&self) -> Option<u64> {
         self.pass_at(self.start.elapsed().as_secs())
     }
 

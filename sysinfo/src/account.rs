@@ -1,0 +1,228 @@
+//! Who pays for what a caller uses up.
+//!
+//! The name that an account has must be one that a container, or a user of the host, cannot make
+//! more of. A pid namespace is none: a container nests them, and a user of the host makes them in a
+//! user namespace of its own. So an [`Owner`] is, in this order:
+//!
+//! 1. the **user** who made the outermost user namespace that the caller's outermost pid namespace
+//!    belongs to, unless that is root: all rootless containers of a user are one account;
+//! 2. else the **outermost pid namespace** below the daemon's: a container of root, whatever it
+//!    nests;
+//! 3. in the daemon's own pid namespace the user who made the caller's outermost user namespace, or
+//!    that namespace if root made it, or else the caller's **real uid**, which a set-user-ID program
+//!    does not change.
+//!
+//! The user of a user namespace is the one who made it (`NS_GET_OWNER_UID`) and not the uid that the
+//! caller has there: a range of subordinate ids gives a user 65536 of these. A program of such an id
+//! that runs outside of the user's namespaces is an account of its own; [`Budget`](crate::Budget)
+//! leaves something free for others all the same.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use rustix::fs::fstat;
+
+use crate::budget::What;
+use crate::clock;
+use crate::namespace_init;
+use crate::scan;
+use crate::shared::Shared;
+
+/// What an account is named by.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Owner {
+    /// A user of the host.
+    User(u32),
+    /// A container: its outermost pid namespace, and when the first process of that started, in
+    /// ticks after boot, because numbers of namespaces are handed out again.
+    Container {
+        /// The inode of the pid namespace.
+        namespace: u64,
+        /// The start of its first process.
+        start: u64,
+    },
+    /// A container of root that shares the daemon's pid namespace: its outermost user namespace.
+    Users(u64),
+    /// A container by the name that its runtime has given to root's sockets.
+    Named(Box<str>),
+}
+
+impl Owner {
+    /// Who pays for a thread. Looks at nothing that the container uses.
+    pub(crate) fn of(tid: u32, shared: &Shared) -> io::Result<Self> {
+        let Shared { proc, options, own_namespace, .. } = shared;
+        let ask = options.ask_kernel;
+        let (mut file, mut number) = (proc.open_namespace(tid, "pid")?, None);
+        loop {
+            let found = inode(file.as_fd())?;
+            if found == *own_namespace {
+                break;
+            }
+            number = Some(found);
+            match (ask.parent)(file.as_fd()) {
+                Ok(around) if inode(around.as_fd())? != *own_namespace => file = around,
+                // The last one below ours, or nothing above it is seen.
+                _ => break,
+            }
+        }
+        let Some(namespace) = number else { return Self::of_host(tid, shared) };
+        let users = (ask.users)(file.as_fd());
+        if let Some((user, _)) = users.ok().and_then(|users| outermost_users(users, shared))
+            && user != 0
+        {
+            return Ok(Self::User(user));
+        }
+        let init = namespace_init::find_in(proc, tid, file.as_fd(), namespace, ask)?;
+        let stat = &mut Vec::new();
+        let start = clock::start_of(proc.read_of(init, "stat", stat)?).unwrap_or(0) / clock::TICK;
+        Ok(Self::Container { namespace, start })
+    }
+
+    /// The same for a thread in the daemon's own pid namespace.
+    pub(crate) fn of_host(tid: u32, shared: &Shared) -> io::Result<Self> {
+        let proc = &shared.proc;
+        // What may not be looked at is no container's (`Callers::identify`).
+        let users = proc.namespace(tid, "user").unwrap_or(shared.own_users);
+        if users != shared.own_users
+            && let Ok(users) = proc.open_namespace(tid, "user")
+            && let Some((user, number)) = outermost_users(users, shared)
+        {
+            return Ok(if user == 0 { Self::Users(number) } else { Self::User(user) });
+        }
+        let status = &mut Vec::new();
+        let user = real_user(proc.read_of(tid, "status", status)?);
+        user.map(Self::User).ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// A number of it, the same for every process that asks, and never 0.
+    pub(crate) fn number(&self) -> u64 {
+        match self {
+            // Numbers of namespaces are larger than 2^31.
+            Self::User(user) => u64::from(*user) + 1,
+            Self::Container { namespace, start } => namespace << 32 | start & u64::from(u32::MAX),
+            Self::Users(namespace) => namespace << 32,
+            Self::Named(_) => u64::MAX,
+        }
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(user) => write!(f, "user {user}"),
+            Self::Container { namespace, .. } => {
+                write!(f, "the container of pid namespace {namespace}")
+            }
+            Self::Users(namespace) => write!(f, "the container of user namespace {namespace}"),
+            Self::Named(name) => write!(f, "container {name}"),
+        }
+    }
+}
+
+/// The outermost user namespace below the daemon's that this one is in: who made it, and its
+/// number. `None`: it is the daemon's own, or the kernel does not tell.
+fn outermost_users(mut users: OwnedFd, shared: &Shared) -> Option<(u32, u64)> {
+    let ask = shared.options.ask_kernel;
+    let mut number = inode(users.as_fd()).ok()?;
+    if number == shared.own_users {
+        return None;
+    }
+    while let Ok(around) = (ask.parent)(users.as_fd()) {
+        let its_number = inode(around.as_fd()).ok()?;
+        if its_number == shared.own_users {
+            break;
+        }
+        (users, number) = (around, its_number);
+    }
+    Some(((ask.owner)(users.as_fd()).ok()?, number))
+}
+
+fn inode(file: BorrowedFd<'_>) -> io::Result<u64> {
+    Ok(fstat(file)?.st_ino)
+}
+
+/// The real uid in the text of `/proc/<pid>/status`.
+pub(crate) fn real_user(status: &[u8]) -> Option<u32> {
+    let line = scan::lines(status).find_map(|line| line.strip_prefix(b"Uid:"))?;
+    u32::try_from(scan::decimal(scan::words(line).next()?)?).ok()
+}
+
+/// What one owner holds of everything that can be used up.
+#[derive(Debug)]
+pub struct Account {
+    owner: Owner,
+    held: [AtomicUsize; What::COUNT],
+    reported: [AtomicBool; What::COUNT],
+}
+
+impl Account {
+    /// An account that holds nothing.
+    #[must_use]
+    pub fn new(owner: Owner) -> Arc<Self> {
+        Arc::new(Self { owner, held: Default::default(), reported: Default::default() })
+    }
+
+    /// Who pays.
+    #[must_use]
+    pub fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    /// How much it holds.
+    pub(crate) fn held(&self, what: What) -> &AtomicUsize {
+        &self.held[what as usize]
+    }
+
+    /// True when the log has said that it used up its part, until it holds nothing again.
+    pub(crate) fn is_reported(&self, what: What) -> bool {
+        self.reported[what as usize].load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_reported(&self, what: What, reported: bool) {
+        self.reported[what as usize].store(reported, Ordering::Relaxed);
+    }
+}
+
+/// The accounts that hold something or are known by a container.
+#[derive(Debug, Default)]
+pub(crate) struct Accounts(Mutex<HashMap<Owner, Weak<Account>>>);
+
+impl Accounts {
+    /// The account of an owner.
+    pub(crate) fn get(&self, owner: Owner) -> Arc<Account> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(account) = all.get(&owner).and_then(Weak::upgrade) {
+            return account;
+        }
+        all.retain(|_, account| account.strong_count() > 0);
+        let account = Account::new(owner.clone());
+        all.insert(owner, Arc::downgrade(&account));
+        account
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_lives_as_long_as_it_is_used() {
+        let accounts = Accounts::default();
+        let first = accounts.get(Owner::User(1000));
+        assert!(Arc::ptr_eq(&first, &accounts.get(Owner::User(1000))));
+        assert!(!Arc::ptr_eq(&first, &accounts.get(Owner::Users(1000))));
+        drop(first);
+        let _other = accounts.get(Owner::User(7));
+        assert_eq!(accounts.0.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn the_real_uid_is_the_first_of_four() {
+        assert_eq!(real_user(b"Name:\tx\nUid:\t1000\t0\t0\t0\nGid:\t5\t5\t5\t5\n"), Some(1000));
+        assert_eq!(real_user(b"Name:\tx\n"), None);
+    }
+}

@@ -1,0 +1,335 @@
+//! What callers can use up, and how much of it one account may hold.
+//!
+//! One rule for every resource, without a setting: **an account may hold as much as is still free**.
+//! Alone it gets half, and each of `n` accounts that take what they can gets one part of `n + 1`;
+//! one part is always left for the next (dynamic thresholds: Choudhury and Hahne, 1998). What an
+//! account holds first is always granted, so that a container that comes when all is taken is
+//! served too: that is what [`descriptors`] keeps a reserve for.
+//!
+//! A [`Charge`] gives back what it took when it is dropped. No lock is taken.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::process::{Resource, getrlimit};
+
+use crate::account::Account;
+use crate::limiter::Limiter;
+
+/// What can be used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// Pressure files that are open for triggers: a descriptor each, and timers of the kernel.
+    PressureFiles,
+    /// Bytes of text that open files hold.
+    Texts,
+    /// Pid namespaces that are known: a descriptor each.
+    Namespaces,
+    /// Cgroups of the daemon's own pid namespace that are known.
+    Cgroups,
+    /// Places in the journal of calls.
+    Calls,
+}
+
+impl What {
+    pub(crate) const COUNT: usize = 5;
+
+    fn describe(self) -> &'static str {
+        match self {
+            Self::PressureFiles => "pressure files open for writing",
+            Self::Texts => "bytes of text in open files",
+            Self::Namespaces => "pid namespaces",
+            Self::Cgroups => "control groups",
+            Self::Calls => "calls in hand",
+        }
+    }
+}
+
+impl std::fmt::Display for What {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.describe())
+    }
+}
+
+/// How much there is of one resource, and how much of it is taken.
+#[derive(Debug)]
+pub struct Budget {
+    what: What,
+    size: usize,
+    /// What one account may hold, however much is free.
+    each: usize,
+    taken: AtomicUsize,
+    lines: Limiter,
+}
+
+impl Budget {
+    /// So much of a resource, of which nothing is taken.
+    #[must_use]
+    pub fn new(what: What, size: usize) -> Arc<Self> {
+        Self::with_most(what, size, usize::MAX)
+    }
+
+    /// The same, of which one account may hold at most `each`.
+    #[must_use]
+    pub fn with_most(what: What, size: usize, each: usize) -> Arc<Self> {
+        Arc::new(Self { what, size, each, taken: AtomicUsize::new(0), lines: Limiter::new() })
+    }
+
+    /// Charges an account. `None`: it has used up what it may hold, which the log says once.
+    /// Without an account only the whole is bounded.
+    pub fn charge(
+        self: &Arc<Self>,
+        account: Option<&Arc<Account>>,
+        amount: usize,
+    ) -> Option<Charge> {
+        let charge = self.try_charge(account, amount);
+        if charge.is_none()
+            && let Some(account) = account
+        {
+            self.log_refusal(account);
+        }
+        charge
+    }
+
+    /// The same without a line in the log.
+    pub fn try_charge(
+        self: &Arc<Self>,
+        account: Option<&Arc<Account>>,
+        amount: usize,
+    ) -> Option<Charge> {
+        let mut charge = Charge { budget: Arc::clone(self), account: account.cloned(), amount: 0 };
+        charge.grow(amount).then_some(charge)
+    }
+
+    /// How much is taken.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    fn log_refusal(&self, account: &Account) {
+        if !account.is_reported(self.what)
+            && let Some(suppressed) = self.lines.pass()
+        {
+            account.set_reported(self.what, true);
+            let held = account.held(self.what).load(Ordering::Relaxed);
+            let (who, what, all) = (account.owner(), self.what, self.size);
+            tracing::warn!(suppressed, "{who} has used up its part: it has {held} of {all} {what}");
+        }
+    }
+}
+
+/// What was taken from a budget; given back when it is dropped.
+#[derive(Debug)]
+pub struct Charge {
+    budget: Arc<Budget>,
+    account: Option<Arc<Account>>,
+    amount: usize,
+}
+
+impl Charge {
+    /// The account that pays.
+    #[must_use]
+    pub fn account(&self) -> Option<&Arc<Account>> {
+        self.account.as_ref()
+    }
+
+    /// Makes it a charge of another amount. `false`: the account may not hold that much more, and
+    /// the amount is what it was.
+    pub fn resize(&mut self, amount: usize) -> bool {
+        match amount.checked_sub(self.amount) {
+            Some(more) => self.grow(more),
+            None => {
+                self.shrink(self.amount - amount);
+                true
+            }
+        }
+    }
+
+    fn grow(&mut self, more: usize) -> bool {
+        let Budget { what, size, each, taken, .. } = &*self.budget;
+        let before = taken.fetch_add(more, Ordering::Relaxed);
+        let free = size.saturating_sub(before);
+        let granted = match &self.account {
+            None => more <= free,
+            Some(account) => {
+                let own = account.held(*what).fetch_add(more, Ordering::Relaxed);
+                own == 0 || own.saturating_add(more) <= free.min(*each)
+            }
+        };
+        self.amount += more;
+        if !granted {
+            self.shrink(more);
+        }
+        granted
+    }
+
+    fn shrink(&mut self, less: usize) {
+        let Budget { what, taken, .. } = &*self.budget;
+        self.amount -= less;
+        taken.fetch_sub(less, Ordering::Relaxed);
+        if let Some(account) = &self.account
+            && account.held(*what).fetch_sub(less, Ordering::Relaxed) == less
+            && account.is_reported(*what)
+        {
+            account.set_reported(*what, false);
+        }
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.shrink(self.amount);
+    }
+}
+
+/// How the descriptors of this process are divided (`RLIMIT_NOFILE`). What is left, a quarter, is kept
+/// for listeners, for what acts take for a moment, and for first visits of new containers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Descriptors {
+    /// Kept files of containers: half.
+    pub(crate) files: usize,
+    /// Pressure files that containers hold open: an eighth.
+    pub(crate) pressure: usize,
+    /// First processes of pid namespaces: an eighth.
+    pub(crate) namespaces: usize,
+}
+
+pub(crate) fn descriptors() -> Descriptors {
+    let limit = getrlimit(Resource::Nofile).current;
+    divide(limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX))
+}
+
+fn divide(limit: usize) -> Descriptors {
+    Descriptors { files: limit / 2, pressure: limit / 8, namespaces: limit / 8 }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::account::Owner;
+
+    fn account(user: u32) -> Arc<Account> {
+        Account::new(Owner::User(user))
+    }
+
+    fn take(budget: &Arc<Budget>, account: &Arc<Account>) -> Vec<Charge> {
+        std::iter::from_fn(|| budget.charge(Some(account), 1)).collect()
+    }
+
+    #[test]
+    fn an_account_holds_as_much_as_is_free() {
+        let budget = Budget::new(What::Namespaces, 1200);
+        let accounts = [1, 2, 3].map(account);
+        let first = take(&budget, &accounts[0]);
+        assert_eq!(first.len(), 600);
+        let second = take(&budget, &accounts[1]);
+        assert_eq!(second.len(), 300);
+        assert_eq!(take(&budget, &accounts[2]).len(), 150, "something is left for the next");
+        drop(first);
+        assert!(budget.charge(Some(&accounts[0]), 400).is_some());
+    }
+
+    #[test]
+    fn what_an_account_holds_first_is_granted_when_all_is_taken() {
+        let budget = Budget::new(What::Namespaces, 4);
+        let _all = [1, 2, 3, 4, 5, 6].map(|user| budget.charge(Some(&account(user)), 1).unwrap());
+        let (late, none) = (account(9), None);
+        let _first = budget.charge(Some(&late), 1).unwrap();
+        assert!(budget.charge(Some(&late), 1).is_none());
+        assert!(budget.charge(none, 1).is_none());
+    }
+
+    #[test]
+    fn an_account_holds_no_more_than_each_may() {
+        let budget = Budget::with_most(What::PressureFiles, 5000, 128);
+        let (one, other) = (account(1), account(2));
+        let mut held = take(&budget, &one);
+        assert_eq!(held.len(), 128);
+        assert_eq!(take(&budget, &other).len(), 128);
+        held.pop();
+        assert!(budget.charge(Some(&one), 1).is_some());
+    }
+
+    #[test]
+    fn accounts_of_different_resources_do_not_meet() {
+        let account = account(1);
+        let namespaces = Budget::with_most(What::Namespaces, 100, 1);
+        let texts = Budget::with_most(What::Texts, 100, 1);
+        let _held = [&namespaces, &texts].map(|budget| budget.charge(Some(&account), 1).unwrap());
+        assert!(namespaces.charge(Some(&account), 1).is_none());
+    }
+
+    #[test]
+    fn a_quarter_of_the_descriptors_is_kept() {
+        for limit in [256, 1024, 20_000, 1 << 20, usize::MAX] {
+            let Descriptors { files, pressure, namespaces } = divide(limit);
+            assert!(limit - (files + pressure + namespaces) >= limit / 4, "{limit}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_taken_is_what_charges_hold(
+            steps: Vec<(u8, bool, u16)>, size in 1..5000_usize, each in 1..5000_usize,
+        ) {
+            let budget = Budget::with_most(What::Texts, size, each);
+            let accounts = [1, 2, 3].map(account);
+            let mut held: Vec<Charge> = Vec::new();
+            for (who, gives_back, amount) in steps {
+                let amount = usize::from(amount % 2000);
+                match held.len() {
+                    0 => {}
+                    many if gives_back => drop(held.swap_remove(usize::from(who) % many)),
+                    many if who % 5 == 0 => {
+                        let one = &mut held[amount % many];
+                        let before = one.amount;
+                        let resized = one.resize(amount);
+                        prop_assert_eq!(one.amount, if resized { amount } else { before });
+                    }
+                    _ => {}
+                }
+                let account = accounts.get(usize::from(who) % 4);
+                held.extend(budget.try_charge(account, amount));
+                let sum = |of: Option<&Arc<Account>>| -> usize {
+                    let same = |charge: &&Charge| match of {
+                        Some(of) => charge.account().is_some_and(|its| Arc::ptr_eq(its, of)),
+                        None => true,
+                    };
+                    held.iter().filter(same).map(|charge| charge.amount).sum()
+                };
+                prop_assert_eq!(budget.taken(), sum(None));
+                for account in &accounts {
+                    let held = account.held(What::Texts).load(Ordering::Relaxed);
+                    prop_assert_eq!(held, sum(Some(account)));
+                }
+            }
+            drop(held);
+            prop_assert_eq!(budget.taken(), 0);
+            for account in &accounts {
+                prop_assert_eq!(account.held(What::Texts).load(Ordering::Relaxed), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn threads_that_charge_at_once_leave_nothing_taken() {
+        let budget = Budget::new(What::Texts, 1000);
+        let account = account(1);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for amount in 0..2000 {
+                        if let Some(mut charge) = budget.try_charge(Some(&account), amount % 700) {
+                            charge.resize(amount % 300);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(budget.taken(), 0);
+        assert_eq!(account.held(What::Texts).load(Ordering::Relaxed), 0);
+    }
+}
