@@ -144,7 +144,9 @@ impl Accounting {
     /// # Errors
     /// Nothing was ever read of it, and nothing can be read now.
     pub fn view_of(&self, container: &Container) -> Result<Arc<View>, Error> {
-        container.view(clock::now(), &self.shared, Extras::NONE)
+        let view = container.view(clock::now(), &self.shared, Extras::NONE);
+        self.callers.sweep_if_crowded(&self.shared);
+        view
     }
 
     /// All containers that asked and still exist.
@@ -175,11 +177,9 @@ impl Accounting {
         self.callers.sweep(&self.shared);
         let now = clock::now();
         let mut any = false;
-        for (index, container) in self.callers.containers().into_iter().enumerate() {
+        for container in self.callers.containers() {
             // Sampling opens files again; not those of all containers at once.
-            if index % self.shared.options.open_containers.max(1) == 1 {
-                self.callers.sweep(&self.shared);
-            }
+            self.callers.sweep_if_crowded(&self.shared);
             if now.saturating_sub(container.asked()) <= LOAD_BOUND && !container.is_host() {
                 container.sample_load(&self.shared, counter);
                 any = true;
