@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use ambit_sysinfo::Owner;
 use nix::sys::resource::{UsageWho, getrusage};
 
 use super::bucket::{self, Bucket};
@@ -37,6 +38,8 @@ const MESSAGES: u64 = 20;
 pub(super) struct Account {
     /// The container's id.
     pub(super) id: String,
+    /// Who pays for what its calls use up. Only root names containers here.
+    pub(super) payer: Arc<ambit_sysinfo::Account>,
     pub(super) counters: Counters,
     calls: Bucket,
     delayed: AtomicU64,
@@ -69,6 +72,7 @@ impl Account {
     pub(super) fn new(id: &str) -> Self {
         Self {
             id: id.to_owned(),
+            payer: ambit_sysinfo::Account::new(Owner::Named(id.into())),
             counters: Counters::new(),
             calls: Bucket::default(),
             delayed: AtomicU64::new(0),

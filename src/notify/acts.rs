@@ -90,8 +90,9 @@ pub(super) fn act(
     let Some(acts) = cx.acts else { return Ok(Verdict::Continue) };
     let over = actor.passes_over_permissions();
     let pace = cx.recent.map(Recent::pace).unwrap_or_default();
+    let payer = cx.account.map(|account| &account.payer);
     let ask = |more: &[BorrowedFd<'_>]| {
-        acts.workers.act(actor, what, more, pace).map(|answer| answer.reply)
+        acts.workers.act(actor, what, more, pace, payer).map(|answer| answer.reply)
     };
     let mut reply = ask(&[]);
     let mut found = None;
@@ -141,7 +142,8 @@ pub(super) fn ask(
     more: &[BorrowedFd<'_>],
 ) -> Result<Answer, Refusal> {
     let Some(acts) = cx.acts else { return Ok(Reply::Kernel.into()) };
-    acts.workers.act(actor, what, more, Pace::default()).or_else(|failure| {
+    let payer = cx.account.map(|account| &account.payer);
+    acts.workers.act(actor, what, more, Pace::default(), payer).or_else(|failure| {
         warn(call, cx, &failure);
         match refusal(&failure)? {
             Verdict::Fail(errno) => Ok(Reply::Failed(errno).into()),

@@ -134,7 +134,7 @@ impl Threads {
             if !lease.receive() {
                 return;
             }
-            let mut entry = self.journal().entry();
+            let mut entry = self.journal().entry(&account.payer);
             let received = entry.receive(listener);
             lease.received();
             // Whatever is wrong with the listener, its own thread finds out.

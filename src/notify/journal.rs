@@ -10,6 +10,7 @@ use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ambit_sysinfo::{Account, Budget, Charge, What};
 use libseccomp_sys::{seccomp_data, seccomp_notif, seccomp_notif_resp};
 use nix::errno::Errno;
 
@@ -51,6 +52,8 @@ pub(super) struct Journal {
     slots: Memory<Slot>,
     free: Mutex<Vec<usize>>,
     left: Mutex<Vec<Left>>,
+    /// The slots, of which no container may have all.
+    places: Arc<Budget>,
 }
 
 /// How far a call of a predecessor had come.
@@ -75,7 +78,8 @@ impl Journal {
     pub(super) fn open(link: &Link, held: &mut Held) -> Result<Arc<Self>, Error> {
         let (slots, fresh) = Memory::open(NAME, SLOTS, link, held)
             .map_err(|source| Error::System { what: "no memory for the journal", source })?;
-        let mut journal = Self { slots, free: Mutex::default(), left: Mutex::default() };
+        let places = Budget::new(What::Calls, SLOTS);
+        let mut journal = Self { slots, free: Mutex::default(), left: Mutex::default(), places };
         let (mut free, mut left) = (Vec::new(), Vec::new());
         // Pages of a new one that nobody looks at do not exist.
         for index in (0..SLOTS).rev() {
@@ -124,7 +128,10 @@ impl Journal {
     pub(super) fn left(self: &Arc<Self>, listener: u64) -> Vec<(Left, Entry)> {
         let mut all = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         let of_it = all.extract_if(.., |left| left.listener == listener);
-        let entry = |index| Entry { journal: Arc::clone(self), index: Some(index) };
+        let entry = |index| {
+            let _charge = self.places.try_charge(None, 1);
+            Entry { journal: Arc::clone(self), index: Some(index), _charge }
+        };
         of_it.map(|left| (entry(left.index), left)).map(|(entry, left)| (left, entry)).collect()
     }
 
@@ -134,10 +141,12 @@ impl Journal {
         self.free.lock().unwrap_or_else(PoisonError::into_inner).len() + waiting == SLOTS
     }
 
-    /// A slot for the next call.
-    pub(super) fn entry(self: &Arc<Self>) -> Entry {
-        let index = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        Entry { journal: Arc::clone(self), index }
+    /// A slot for the next call of a container. One that has used up its part gets none.
+    pub(super) fn entry(self: &Arc<Self>, payer: &Arc<Account>) -> Entry {
+        let charge = self.places.try_charge(Some(payer), 1);
+        let take = || self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let index = charge.as_ref().and_then(|_| take());
+        Entry { journal: Arc::clone(self), index, _charge: charge }
     }
 }
 
@@ -152,6 +161,7 @@ const NOTHING: seccomp_notif = seccomp_notif {
 pub(super) struct Entry {
     journal: Arc<Journal>,
     index: Option<usize>,
+    _charge: Option<Charge>,
 }
 
 impl Entry {
@@ -219,12 +229,19 @@ impl std::fmt::Debug for Journal {
 
 #[cfg(test)]
 mod tests {
+    use ambit_sysinfo::Owner;
+
     use super::*;
+
+    fn payer(name: &str) -> Arc<Account> {
+        Account::new(Owner::Named(name.into()))
+    }
 
     #[test]
     fn a_slot_is_taken_and_given_back() {
         let journal = Journal::open(&Link::default(), &mut Held::default()).unwrap();
-        let (first, second) = (journal.entry(), journal.entry());
+        let payer = payer("a");
+        let (first, second) = (journal.entry(&payer), journal.entry(&payer));
         assert_ne!(first.index, second.index);
         first.acting();
         let index = first.index.unwrap();
@@ -234,14 +251,28 @@ mod tests {
         assert!(matches!(left.phase, Phase::Done(answer) if answer.val == 8), "{left:?}");
         drop(first);
         assert!(journal.look(index).is_none());
-        assert_eq!(journal.entry().index, Some(index));
+        assert_eq!(journal.entry(&payer).index, Some(index));
     }
 
     #[test]
     fn more_calls_than_slots_are_answered_too() {
         let journal = Journal::open(&Link::default(), &mut Held::default()).unwrap();
-        let entries: Vec<_> = (0..SLOTS + 2).map(|_| journal.entry()).collect();
+        let payer = payer("a");
+        let entries: Vec<_> = (0..SLOTS + 2).map(|_| journal.entry(&payer)).collect();
         assert!(entries[SLOTS].index.is_none());
         entries[SLOTS].acting();
+    }
+
+    #[test]
+    fn a_container_with_many_calls_leaves_slots_for_others() {
+        let journal = Journal::open(&Link::default(), &mut Held::default()).unwrap();
+        let (one, other) = (payer("a"), payer("b"));
+        let entries: Vec<_> = (0..SLOTS).map(|_| journal.entry(&one)).collect();
+        let has_slot = |entry: &&Entry| entry.index.is_some();
+        assert_eq!(entries.iter().filter(has_slot).count(), SLOTS / 2);
+        assert!(journal.entry(&other).index.is_some());
+        drop(entries);
+        assert!(journal.is_idle());
+        assert_eq!(journal.places.taken(), 0);
     }
 }

@@ -194,7 +194,7 @@ impl Connection {
         let (account, limit, call) = match decoded {
             Ok((packet, target)) => {
                 let (account, policy) = self.account(&packet, pipeline);
-                let call = self.begin(&packet, journal, pipeline);
+                let call = self.begin(&packet, &account.payer, journal, pipeline);
                 let now = bucket::now();
                 let wait = account.spend(now, policy.settings().calls);
                 if call.answer.is_none()
@@ -250,7 +250,13 @@ impl Connection {
     }
 
     /// Notes a call, or finds how far a predecessor had come with it.
-    fn begin(&self, packet: &Packet<'_>, journal: &Arc<Journal>, pipeline: &Pipeline) -> Begun {
+    fn begin(
+        &self,
+        packet: &Packet<'_>,
+        payer: &Arc<ambit_sysinfo::Account>,
+        journal: &Arc<Journal>,
+        pipeline: &Pipeline,
+    ) -> Begun {
         let left = self.left.lock().unwrap_or_else(PoisonError::into_inner).take();
         // What has another number was answered.
         if let Some((left, entry)) =
@@ -263,7 +269,7 @@ impl Connection {
             };
             return Begun { entry, repeat, answer };
         }
-        let entry = journal.entry();
+        let entry = journal.entry(payer);
         let (id, pid, flags, data) = (packet.id, packet.tid, 0, packet.data);
         entry.note(self.number, seccomp_notif { id, pid, flags, data });
         Begun { entry, repeat: Repeat::Safe, answer: None }
@@ -567,7 +573,8 @@ mod tests {
                 panic!("this machine has just booted")
             };
             let Monitor { connection, pipeline, journal, .. } = &monitor;
-            let call = connection.begin(&packet, journal, pipeline);
+            let payer = ambit_sysinfo::Account::new(ambit_sysinfo::Owner::Named("a".into()));
+            let call = connection.begin(&packet, &payer, journal, pipeline);
             let target = Target { proc: &proc, memory: &memory, listener: None };
             let kept = connection.answer(&packet, target, received, pipeline, &call);
             assert_eq!(kept, keep, "{age:?}");

@@ -343,7 +343,7 @@ impl Threads {
         now: u64,
         place: impl FnOnce() -> Place,
     ) -> Next {
-        let mut entry = self.journal.entry();
+        let mut entry = self.journal.entry(&account.payer);
         let notification = match entry.receive(listener) {
             Ok(notification) => notification,
             // The target died or got a signal between readiness and RECV; we got a signal.

@@ -23,7 +23,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ambit_fuse::{Asked, Witness};
-use ambit_sysinfo::clock;
+use ambit_sysinfo::{Owner, clock};
 use libseccomp_sys::seccomp_data;
 
 use crate::keeper::link::{Held, Link};
@@ -285,13 +285,14 @@ impl std::fmt::Debug for Poison {
 fn say(deed: &Deed) {
     let Deed { what, number, who, thread } = *deed;
     let (term, is_call) = (TERM / 1_000_000_000, what == CALL);
+    let account = Owner::describe_number(who);
     let asked = match is_call {
         true => format!("system call {}", number & 0xFFFF_FFFF),
         false => ambit_fuse::describe(what, number),
     };
     let answer = if is_call { "the kernel answers it" } else { "it is answered with EIO" };
     tracing::error!(
-        pid_namespace = who >> 32,
+        account = %account,
         thread,
         "a defect: {DEATHS} servers died at the same request, {asked}; {answer} for {term} s"
     );

@@ -108,6 +108,16 @@ impl Owner {
             Self::Named(_) => u64::MAX,
         }
     }
+
+    /// What a number tells of an account, for the log.
+    #[must_use]
+    pub fn describe_number(number: u64) -> String {
+        match (number, number >> 32) {
+            (0, _) => "unknown".to_owned(),
+            (_, 0) => format!("user {}", number - 1),
+            (_, namespace) => format!("the container of namespace {namespace}"),
+        }
+    }
 }
 
 impl fmt::Display for Owner {
@@ -218,6 +228,18 @@ mod tests {
         drop(first);
         let _other = accounts.get(Owner::User(7));
         assert_eq!(accounts.0.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_number_tells_which_account_it_is() {
+        let container = Owner::Container { namespace: 4_026_532_190, start: 7 };
+        let owners = [Owner::User(0), Owner::User(1000), container, Owner::Users(4_026_532_191)];
+        let described = owners.map(|owner| Owner::describe_number(owner.number()));
+        let namespace = |number| format!("the container of namespace {number}");
+        let users = ["user 0", "user 1000"].map(str::to_owned);
+        assert_eq!(described[..2], users);
+        assert_eq!(described[2..], [namespace(4_026_532_190u64), namespace(4_026_532_191)]);
+        assert_eq!(Owner::describe_number(0), "unknown");
     }
 
     #[test]

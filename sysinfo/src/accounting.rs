@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::account::Owner;
 use crate::baselines::Baselines;
-use crate::budget::{self, What};
+use crate::budget::{Descriptors, What};
 use crate::callers::{Caller, Callers};
 use crate::clock;
 use crate::container::Container;
@@ -283,7 +283,7 @@ fn read(file: &str) -> impl FnOnce(io::Error) -> Error {
 
 /// How many containers keep their files open: some forty each, and twice as many in between.
 fn affordable() -> usize {
-    (budget::descriptors().files / 80).max(8)
+    (Descriptors::of_this_process().files / 80).max(8)
 }
 
 fn sample_loads(accounting: &Weak<Accounting>, wake: &Wake) {

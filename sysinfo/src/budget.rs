@@ -4,7 +4,7 @@
 //! Alone it gets half, and each of `n` accounts that take what they can gets one part of `n + 1`;
 //! one part is always left for the next (dynamic thresholds: Choudhury and Hahne, 1998). What an
 //! account holds first is always granted, so that a container that comes when all is taken is
-//! served too: that is what [`descriptors`] keeps a reserve for.
+//! served too: that is what [`Descriptors`] keep a reserve for.
 //!
 //! A [`Charge`] gives back what it took when it is dropped. No lock is taken.
 
@@ -29,10 +29,13 @@ pub enum What {
     Cgroups,
     /// Places in the journal of calls.
     Calls,
+    /// Processes that act for one set of control groups and wait for the next act: some descriptors
+    /// each.
+    Workers,
 }
 
 impl What {
-    pub(crate) const COUNT: usize = 5;
+    pub(crate) const COUNT: usize = 6;
 
     fn describe(self) -> &'static str {
         match self {
@@ -41,6 +44,7 @@ impl What {
             Self::Namespaces => "pid namespaces",
             Self::Cgroups => "control groups",
             Self::Calls => "calls in hand",
+            Self::Workers => "workers that wait",
         }
     }
 }
@@ -186,22 +190,33 @@ impl Drop for Charge {
 /// How the descriptors of this process are divided (`RLIMIT_NOFILE`). What is left, a quarter, is kept
 /// for listeners, for what acts take for a moment, and for first visits of new containers.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Descriptors {
-    /// Kept files of containers: half.
-    pub(crate) files: usize,
-    /// Pressure files that containers hold open: an eighth.
-    pub(crate) pressure: usize,
-    /// First processes of pid namespaces: an eighth.
-    pub(crate) namespaces: usize,
+pub struct Descriptors {
+    /// Kept files of containers.
+    pub files: usize,
+    /// Pressure files that containers hold open.
+    pub pressure_files: usize,
+    /// First processes of pid namespaces.
+    pub namespaces: usize,
+    /// Workers that wait, and have four each.
+    pub workers: usize,
 }
 
-pub(crate) fn descriptors() -> Descriptors {
-    let limit = getrlimit(Resource::Nofile).current;
-    divide(limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX))
-}
+impl Descriptors {
+    /// Divides what this process may have open.
+    #[must_use]
+    pub fn of_this_process() -> Self {
+        let limit = getrlimit(Resource::Nofile).current;
+        Self::divide(limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX))
+    }
 
-fn divide(limit: usize) -> Descriptors {
-    Descriptors { files: limit / 2, pressure: limit / 8, namespaces: limit / 8 }
+    fn divide(limit: usize) -> Self {
+        Self {
+            files: limit / 2,
+            pressure_files: limit / 10,
+            namespaces: limit / 10,
+            workers: limit / 20,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -265,8 +280,10 @@ mod tests {
     #[test]
     fn a_quarter_of_the_descriptors_is_kept() {
         for limit in [256, 1024, 20_000, 1 << 20, usize::MAX] {
-            let Descriptors { files, pressure, namespaces } = divide(limit);
-            assert!(limit - (files + pressure + namespaces) >= limit / 4, "{limit}");
+            let Descriptors { files, pressure_files, namespaces, workers } =
+                Descriptors::divide(limit);
+            let taken = files + pressure_files + namespaces + workers;
+            assert!(limit - taken >= limit / 4, "{limit}");
         }
     }
 

@@ -341,3 +341,18 @@ fn new_container(
     let init = Init { pid, pidfd, start, offset: offset.filter(|&offset| offset != 0) };
     Ok((Identity { namespace, init: Some(init), is_host: false }, membership))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_of_ours_is_not_the_end_of_the_reader() {
+        for errno in [Errno::NOENT, Errno::SRCH] {
+            assert!(matches!(unknown(7)(errno.into()), Error::Gone(7)), "{errno}");
+        }
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM] {
+            assert!(matches!(unknown(7)(errno.into()), Error::Read { .. }), "{errno}");
+        }
+    }
+}

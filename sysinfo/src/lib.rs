@@ -49,7 +49,7 @@ use std::sync::Arc;
 
 pub use account::{Account, Owner};
 pub use accounting::Accounting;
-pub use budget::{Budget, Charge, What};
+pub use budget::{Budget, Charge, Descriptors, What};
 pub use container::Container;
 pub use cpuset::CpuSet;
 pub use extra::Extras;

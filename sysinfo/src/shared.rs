@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::baselines::{self, Baselines};
-use crate::budget::{self, Budget, What};
+use crate::budget::{Budget, Descriptors, What};
 use crate::cpu::CpuPolicy;
 use crate::hierarchy::Hierarchies;
 use crate::host_files::HostFiles;
@@ -59,13 +59,13 @@ const PRESSURE_FILES: usize = 128;
 
 /// The budgets of a process: of pid namespaces, of cgroups and of pressure files.
 pub(crate) fn budgets() -> [Arc<Budget>; 3] {
-    let descriptors = budget::descriptors();
+    let descriptors = Descriptors::of_this_process();
     // Each has a place in the counter store, one half of which is for either.
     let known = baselines::MOST / 2;
     [
         Budget::new(What::Namespaces, descriptors.namespaces.min(known)),
         Budget::new(What::Cgroups, known),
-        Budget::with_most(What::PressureFiles, descriptors.pressure, PRESSURE_FILES),
+        Budget::with_most(What::PressureFiles, descriptors.pressure_files, PRESSURE_FILES),
     ]
 }
 

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use ambit_sysinfo::{Account, Budget, Charge, Descriptors, What as Spent};
 use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -33,6 +34,9 @@ pub const TIMES: u32 = 4;
 /// How often is looked whether a worker still runs that has a task.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// Descriptors of a worker that waits: its socket, its process, and some to spare.
+const DESCRIPTORS_EACH: usize = 4;
+
 /// How quickly acts follow each other.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Pace {
@@ -47,6 +51,8 @@ pub struct Pace {
 pub struct Workers {
     broker: Arc<Broker>,
     running: Mutex<Running>,
+    /// Workers that wait for the next act.
+    waiting: Arc<Budget>,
     /// How long a task may take.
     patience: Duration,
 }
@@ -73,18 +79,23 @@ struct Worker {
     /// What it has of the caller of the last task: the process, and the root. They are not kept
     /// open for that.
     caller: (Weak<OwnedFd>, Weak<OwnedFd>),
+    /// What its waiting costs.
+    charge: Option<Charge>,
 }
 
 impl Workers {
     /// None is running yet.
     #[must_use]
     pub fn new(broker: Arc<Broker>, patience: Duration) -> Self {
-        Self { broker, running: Mutex::default(), patience }
+        let waiting = Descriptors::of_this_process().workers / DESCRIPTORS_EACH;
+        let waiting = Budget::new(Spent::Workers, waiting);
+        Self { broker, running: Mutex::default(), waiting, patience }
     }
 
     /// Has something done for a caller, in its control groups. `more` are descriptors that the act
     /// needs in addition. If others are likely to follow at once, the worker waits for them, and stays on
-    /// this processor.
+    /// this processor. A worker waits for as long as `payer` pays for it: a container can have
+    /// control groups without end.
     ///
     /// # Errors
     /// It was not done in time, or there is nobody to do it.
@@ -94,6 +105,7 @@ impl Workers {
         what: &What,
         more: &[BorrowedFd<'_>],
         pace: Pace,
+        payer: Option<&Arc<Account>>,
     ) -> Result<Answer, Failure> {
         let place = self.place(&actor.groups);
         let mut worker = place.lock().unwrap_or_else(PoisonError::into_inner);
@@ -105,7 +117,10 @@ impl Workers {
             };
             match running.ask(actor, what, more, pace) {
                 Ok(Some(answer)) => {
-                    *worker = Some(running);
+                    if running.charge.is_none() {
+                        running.charge = self.waiting.charge(payer, 1);
+                    }
+                    *worker = Some(running).filter(|running| running.charge.is_some());
                     return Ok(answer);
                 }
                 Ok(None) => {}
@@ -161,7 +176,7 @@ impl Workers {
             let line = line.into_fd();
             set_socket_timeout(&line, Timeout::Recv, Some(self.patience)).or_fail("SO_RCVTIMEO")?;
             let (patience, caller) = (self.patience, (Weak::new(), Weak::new()));
-            Ok(Worker { line, mailbox, process, patience, caller })
+            Ok(Worker { line, mailbox, process, patience, caller, charge: None })
         });
         started.map_err(|failure| Failure::nobody_acts(format!("no worker: {failure}")))
     }
