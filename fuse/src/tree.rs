@@ -9,6 +9,7 @@
 
 use std::time::SystemTime;
 
+use ambit_sysinfo::hash::fnv1a;
 use fuser::{FileAttr, FileType, INodeNo};
 
 use crate::entries::Entry;
@@ -26,9 +27,7 @@ pub fn node_id(path: &str) -> u64 {
         return ROOT;
     }
     // FNV-1a, folded to 32 bits.
-    let hash = path.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3)
-    });
+    let hash = fnv1a(path.as_bytes());
     (hash >> 32) ^ (hash & 0xFFFF_FFFF)
 }
 

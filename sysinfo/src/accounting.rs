@@ -118,6 +118,8 @@ impl Accounting {
             self.shared.host.snapshot().online.iter().last().map_or(1, |last| last + 1);
         // A second call changes nothing.
         let _ = self.shared.baselines.set(Baselines::open(file, processors as usize));
+        // Their loads go on, whether they ask again or not.
+        self.wake.want();
     }
 
     /// The container that a thread belongs to.
@@ -149,8 +151,9 @@ impl Accounting {
         view
     }
 
-    /// All containers that asked and still exist.
+    /// All containers that asked, this process or a predecessor, and still exist.
     pub fn containers(&self) -> Vec<Arc<Container>> {
+        self.callers.adopt_recorded(&self.shared);
         self.callers.sweep(&self.shared);
         self.callers.containers()
     }
@@ -289,6 +292,9 @@ fn affordable() -> usize {
 fn sample_loads(accounting: &Weak<Accounting>, wake: &Wake) {
     let mut counter = Counter::new();
     while wake.until_wanted() {
+        if let Some(accounting) = accounting.upgrade() {
+            accounting.callers.adopt_recorded(&accounting.shared);
+        }
         loop {
             if !wake.pause() {
                 return;

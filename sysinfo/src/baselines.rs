@@ -8,7 +8,9 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+
+use crate::hash::fnv1a_words;
 
 /// The first words of a record: what it is, of which layout; whose (two words); how many follow.
 const HEAD: usize = 4;
@@ -28,6 +30,8 @@ pub(crate) struct Baselines {
     file: OwnedFd,
     size: usize,
     state: Mutex<State>,
+    /// Done when the containers that a predecessor recorded have been searched for.
+    pub(crate) adopted: Once,
 }
 
 #[derive(Debug, Default)]
@@ -54,7 +58,7 @@ impl Baselines {
             }
             state.end += 1;
         }
-        Self { file, size, state: Mutex::new(state) }
+        Self { file, size, state: Mutex::new(state), adopted: Once::new() }
     }
 
     /// A place for a container, and what a predecessor wrote of it.
@@ -74,6 +78,19 @@ impl Baselines {
             })
         });
         (place, None)
+    }
+
+    /// Returns the keys of the records of a predecessor that no container has claimed.
+    pub(crate) fn unclaimed(&self) -> Vec<Key> {
+        self.lock().left.keys().copied().collect()
+    }
+
+    /// Frees an unclaimed record whose container is gone.
+    pub(crate) fn discard_unclaimed(&self, key: Key) {
+        let left = self.lock().left.remove(&key);
+        if let Some((place, _)) = left {
+            self.give_back(place);
+        }
     }
 
     /// Writes a record, by way of a buffer that the caller keeps. What does not fit is not written.
@@ -125,12 +142,9 @@ fn parse(record: &[u8]) -> Option<(Key, Vec<u64>)> {
     Some(((word(1)?, word(2)?), words))
 }
 
-/// FNV-1a, by words.
 fn sum(text: &[u8]) -> u64 {
-    text.chunks_exact(WORD).fold(0xcbf2_9ce4_8422_2325, |sum, word| {
-        let word = word.try_into().map_or(0, u64::from_ne_bytes);
-        (sum ^ word).wrapping_mul(0x0100_0000_01b3)
-    })
+    let words = text.chunks_exact(WORD);
+    fnv1a_words(words.map(|word| word.try_into().map_or(0, u64::from_ne_bytes)))
 }
 
 #[cfg(test)]
@@ -150,7 +164,21 @@ mod tests {
         baselines.give_back(second);
         let successor = Baselines::open(file, 4);
         assert_eq!(successor.of((3, 4)), (Some(second), None));
+        assert_eq!(successor.unclaimed(), [(1, 2)]);
         assert_eq!(successor.of((1, 2)), (Some(first), Some(vec![7, 8, 9])));
+        assert_eq!(successor.unclaimed(), []);
+    }
+
+    #[test]
+    fn a_record_whose_container_is_gone_is_free_again() {
+        let file = rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
+        let baselines = Baselines::open(file.try_clone().unwrap(), 4);
+        let place = baselines.of((1, 2)).0.unwrap();
+        baselines.write(place, (1, 2), [7].into_iter(), &mut Vec::new());
+        let successor = Baselines::open(file.try_clone().unwrap(), 4);
+        successor.discard_unclaimed((1, 2));
+        assert_eq!(successor.of((5, 6)), (Some(place), None));
+        assert_eq!(Baselines::open(file, 4).unclaimed(), []);
     }
 
     #[test]

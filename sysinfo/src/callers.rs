@@ -11,7 +11,7 @@
 //! pidfd of its first process keeps the namespace (`alloc_pid`, `put_pid` in kernel/pid.c). A
 //! thread of the host is known by its folder in `/proc`, which is empty once that thread has ended.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,6 +22,7 @@ use rustix::process::{Pid, PidfdFlags};
 
 use crate::Error;
 use crate::account::{Account, Accounts, Owner};
+use crate::baselines::Baselines;
 use crate::budget::{Charge, What};
 use crate::clock;
 use crate::container::{Container, Identity, Init};
@@ -195,6 +196,54 @@ impl Callers {
             self.sweep_locked(shared);
         }
         budget.charge(Some(account), 1).ok_or(Error::UsedUp(what))
+    }
+
+    /// Registers the containers that a predecessor recorded, so that they are listed and their
+    /// load averages go on before they ask again. The first call looks at each process of the
+    /// machine; concurrent callers wait for it, later calls do nothing.
+    pub(crate) fn adopt_recorded(&self, shared: &Shared) {
+        if let Some(baselines) = shared.baselines.get() {
+            baselines.adopted.call_once_force(|_| self.search_processes(baselines, shared));
+        }
+    }
+
+    fn search_processes(&self, baselines: &Baselines, shared: &Shared) {
+        let left = baselines.unclaimed();
+        let cgroups = left.iter().filter(|(namespace, _)| *namespace == 0);
+        let mut cgroups: HashSet<u64> = cgroups.map(|&(_, key)| key).collect();
+        let namespaces = left.iter().map(|&(namespace, _)| namespace);
+        let mut namespaces: HashSet<u64> = namespaces.filter(|&number| number != 0).collect();
+        let (mut alive, mut all_seen) = (HashSet::new(), true);
+        let Ok(processes) = shared.proc.processes() else { return };
+        let mut text = Vec::new();
+        for pid in processes {
+            if namespaces.is_empty() && cgroups.is_empty() {
+                break;
+            }
+            match shared.proc.pid_namespace(pid) {
+                Ok(namespace) if namespaces.contains(&namespace) => {
+                    alive.insert(namespace);
+                    if self.identify(pid, clock::now(), shared).is_ok() {
+                        namespaces.remove(&namespace);
+                    }
+                }
+                Ok(namespace) if namespace == shared.own_namespace && !cgroups.is_empty() => {
+                    let text = shared.proc.read_of(pid, "cgroup", &mut text);
+                    let key = text.ok().map(|text| Membership::parse(text).key());
+                    if key.is_some_and(|key| cgroups.contains(&key))
+                        && self.identify_host(pid, clock::now(), shared).is_ok()
+                    {
+                        cgroups.retain(|other| Some(*other) != key);
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => all_seen &= error.kind() != io::ErrorKind::PermissionDenied,
+            }
+        }
+        // A cgroup without a process can have one again; a namespace cannot.
+        let gone = left.into_iter().filter(|(namespace, _)| namespaces.contains(namespace));
+        gone.filter(|(namespace, _)| all_seen && !alive.contains(namespace))
+            .for_each(|key| baselines.discard_unclaimed(key));
     }
 
     fn add(

@@ -126,7 +126,7 @@ impl Container {
         let baseline = remembered.and_then(|baselines| {
             let key = match &identity.init {
                 Some(init) => (identity.namespace, init.start),
-                None => (0, hash(&membership)),
+                None => (0, membership.key()),
             };
             let (place, words) = baselines.of(key);
             if let Some(words) = words {
@@ -468,15 +468,6 @@ impl Container {
             source: std::io::ErrorKind::TimedOut.into(),
         }
     }
-}
-
-/// The same for the same cgroups in a successor.
-fn hash(membership: &Membership) -> u64 {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-
-    let mut hasher = DefaultHasher::new();
-    membership.hash(&mut hasher);
-    hasher.finish()
 }
 
 impl std::fmt::Debug for Container {

@@ -21,6 +21,7 @@ pub mod derive;
 pub mod extra;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+pub mod hash;
 pub mod hierarchy;
 pub mod host;
 pub mod host_files;

@@ -1,5 +1,6 @@
 //! Which cgroup a process is in, per hierarchy: the text of `/proc/<pid>/cgroup`.
 
+use crate::hash::fnv1a;
 use crate::hierarchy::{Controller, Hierarchies};
 use crate::scan;
 
@@ -23,6 +24,12 @@ impl Membership {
     #[must_use]
     pub fn is(&self, text: &[u8]) -> bool {
         self.text.as_bytes() == text
+    }
+
+    /// A number for these cgroups, the same in every process and release.
+    #[must_use]
+    pub fn key(&self) -> u64 {
+        fnv1a(self.text.as_bytes())
     }
 
     /// The cgroup in the unified hierarchy, `/init.scope` cut.
@@ -97,5 +104,11 @@ mod tests {
         assert_eq!(membership.legacy(Controller::Pids), None);
         assert_eq!(membership.unified(), Some("/"));
         assert_eq!(membership.name(), "a:b");
+    }
+
+    #[test]
+    fn the_key_of_a_record_never_changes() {
+        let key = Membership::parse(b"0::/system.slice/a.service\n").key();
+        assert_eq!(key, 17_227_843_585_455_975_194);
     }
 }

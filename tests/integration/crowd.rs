@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::harness::cgroup::{Cgroup, Limits};
 use crate::harness::command::{quiet, start};
-use crate::harness::daemon::Daemon;
+use crate::harness::daemon::{Daemon, Place};
 use crate::harness::text::{kb, number};
 use crate::harness::{machine, sandbox};
 
@@ -50,6 +52,31 @@ fn two_hundred_containers_read_at_once() {
     assert!(late <= 24 * 1024, "{late} kB for {CONTAINERS} small containers");
     assert!(reads >= CONTAINERS, "{reads}");
     eprintln!("{reads} reads by {CONTAINERS} containers, daemon {late} kB");
+}
+
+/// A new server knows no numbers of them yet: each has its files opened for the status.
+#[test]
+fn the_status_of_a_new_server_lists_more_containers_than_it_may_open_files_for() {
+    const LISTED: usize = 150;
+    let place = Place::new();
+    let config = place.config().display().to_string();
+    let mut few = quiet("sh");
+    few.args(["-c", "ulimit -n 1000; exec \"$@\"", "sh", machine::AMBIT]);
+    let daemon = Daemon::start_below(place, few.args(["serve", "--config", &config]));
+    let cgroup = Cgroup::new("listed", Limits { memory: Some(256 << 20), ..Limits::default() });
+    let loadavg = daemon.file("proc/loadavg");
+    let script = format!("read load <{}; echo ready; exec sleep 1000", loadavg.display());
+    let mut running: Vec<_> = (0..LISTED).map(|_| start(&mut cgroup.script(&script))).collect();
+    running.iter_mut().for_each(|one| one.wait_for("ready", machine::patience(60)));
+    let listed = || {
+        let status = daemon.status();
+        let containers = status["containers"].as_array().unwrap().iter();
+        containers.filter(|one| one["pid_namespace"] != 0).count()
+    };
+    assert_eq!(listed(), LISTED);
+    let server = Pid::from_raw(daemon.server_pid().cast_signed()).unwrap();
+    kill_process(server, Signal::KILL).unwrap();
+    assert_eq!(listed(), LISTED);
 }
 
 /// What one start looks up is shared with the others: the host's root, the overlay, the control

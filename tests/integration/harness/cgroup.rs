@@ -136,12 +136,21 @@ impl Cgroup {
 
     /// A shell script that runs in this cgroup, as the first process of a pid namespace.
     pub(crate) fn script(&self, script: &str) -> Command {
+        self.joined(script, "unshare --pid --fork --kill-child")
+    }
+
+    /// One that runs in this cgroup and the pid namespace of the tests.
+    pub(crate) fn script_of_host(&self, script: &str) -> Command {
+        self.joined(script, "")
+    }
+
+    fn joined(&self, script: &str, by: &str) -> Command {
         let mut shell = command::quiet("sh");
         let dirs: Vec<_> = self.dirs().map(|dir| dir.to_str().unwrap()).collect();
-        shell.env("DIRS", dirs.join(" ")).env("SCRIPT", script).args([
+        shell.env("DIRS", dirs.join(" ")).env("SCRIPT", script).env("BY", by).args([
             "-c",
             "for d in $DIRS; do echo 0 >$d/cgroup.procs || exit 99; done
-             exec unshare --pid --fork --kill-child sh -c \"$SCRIPT\"",
+             exec $BY sh -c \"$SCRIPT\"",
         ]);
         shell
     }

@@ -1,11 +1,13 @@
 //! The server is killed or stands still.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{kill_server, next_read, resends};
+use crate::harness::cgroup::{Cgroup, Limits};
 use crate::harness::daemon::Daemon;
 use crate::harness::{command, machine, sandbox, text};
 
@@ -46,6 +48,42 @@ fn a_killed_server_has_a_successor_that_knows_the_containers() {
     assert!(totals.iter().all(|line| line.contains(" 65536 kB")), "{output}");
     assert!(!output.contains("failed"), "{output}");
     assert_eq!(daemon.status()["restarts"], 3);
+}
+
+#[test]
+fn the_status_after_a_crash_lists_containers_that_have_not_read_since() {
+    let daemon = Daemon::start();
+    let script = "cat /proc/loadavg; echo ready; exec sleep 1000";
+    let mut running: Vec<_> = (0..3)
+        .map(|_| command::start(&mut sandbox::command(&daemon, &["--memory", "64M"], script)))
+        .collect();
+    running.iter_mut().for_each(|one| one.wait_for("ready", machine::patience(20)));
+    // And a service of the host, in a control group but no namespace of its own.
+    let service = Cgroup::new("service", Limits { memory: Some(64 << 20), ..Limits::default() });
+    let script =
+        format!("cat {}; echo ready; exec sleep 1000", daemon.file("proc/loadavg").display());
+    let mut reading = command::start(&mut service.script_of_host(&script));
+    reading.wait_for("ready", machine::patience(20));
+    let listed = || {
+        let status = daemon.status();
+        let containers = status["containers"].as_array().unwrap().iter();
+        let key = |one: &serde_json::Value| {
+            let (cgroup, namespace) = (&one["cgroup"], &one["pid_namespace"]);
+            (cgroup.to_string(), namespace.to_string(), one["memory_total"].to_string())
+        };
+        // The machine is no container.
+        containers.filter(|one| one["cgroup"] != "/").map(key).collect::<BTreeSet<_>>()
+    };
+    let before = listed();
+    assert!(before.iter().filter(|one| one.2 == (64 << 20).to_string()).count() >= 4, "{before:?}");
+    let server = kill_server(&daemon);
+    assert_eq!(listed(), before);
+    assert_ne!(daemon.server_pid(), server);
+    // One that ended meanwhile is not found again.
+    drop(running.pop());
+    kill_server(&daemon);
+    let after = listed();
+    assert!(after.is_subset(&before) && after.len() + 1 == before.len(), "{after:?}, {before:?}");
 }
 
 /// The server that follows when this one dies.

@@ -1,0 +1,45 @@
+//! The hash of everything that a successor, another process or a later release computes again:
+//! keys of records, node ids, which processors a quota leaves. FNV-1a and the finalizer of
+//! SplitMix64 are fixed here; the standard library's hashers may change with the compiler.
+//!
+//! Neither resists a caller that looks for collisions: what is kept under these hashes must stay
+//! correct when two things share one.
+
+/// FNV-1a of 64 bits.
+#[must_use]
+pub fn fnv1a(bytes: &[u8]) -> u64 {
+    fnv1a_words(bytes.iter().map(|&byte| u64::from(byte)))
+}
+
+/// The same in steps of a whole word instead of a byte.
+#[must_use]
+pub fn fnv1a_words(words: impl Iterator<Item = u64>) -> u64 {
+    words.fold(0xcbf2_9ce4_8422_2325, |hash, word| (hash ^ word).wrapping_mul(0x100_0000_01b3))
+}
+
+/// The `index`-th number of the SplitMix64 sequence that a seed begins. All bits of it depend on
+/// all bits of the seed, which the low bits of FNV-1a do not; different indices give different
+/// numbers.
+#[must_use]
+pub fn splitmix64(seed: u64, index: u64) -> u64 {
+    let mut z = seed.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The published test vectors: these numbers must be the same in every release.
+    #[test]
+    fn hashes_never_change() {
+        assert_eq!(fnv1a(b""), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(fnv1a(b"a"), 0xaf63_dc4c_8601_ec8c);
+        assert_eq!(fnv1a(b"foobar"), 0x8594_4171_f739_67e8);
+        assert_eq!(splitmix64(0, 0), 0xe220_a839_7b1d_cdaf);
+        assert_eq!(splitmix64(0, 1), 0x6e78_9e6a_a1b9_65f4);
+        assert_eq!(fnv1a_words([1, 2].into_iter()), fnv1a(&[1, 2]));
+    }
+}
