@@ -81,6 +81,8 @@ pub struct Overlay {
     pub mount: PathBuf,
     /// How many processors a container sees.
     pub cpu_view: CpuView,
+    /// Which processors and memory nodes a container is told that there could be.
+    pub possible: Possible,
     /// Which limit is a container's memory.
     pub memory_limit: MemoryLimit,
     /// How much swap a container sees.
@@ -100,6 +102,17 @@ pub enum CpuView {
     Quota,
     /// Its cpuset.
     Cpuset,
+}
+
+/// Which processors and memory nodes a container is told that there could be.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Possible {
+    /// The machine's: what programs with an entry for each processor need.
+    #[default]
+    Machine,
+    /// Those it sees.
+    View,
 }
 
 /// Which limit is a container's memory.
@@ -161,6 +174,7 @@ impl Default for Overlay {
         Self {
             mount: "/var/lib/ambit".into(),
             cpu_view: CpuView::default(),
+            possible: Possible::default(),
             memory_limit: MemoryLimit::default(),
             swap: Swap::default(),
             btime: BootTime::default(),
@@ -319,6 +333,15 @@ impl From<CpuView> for CpuPolicy {
     }
 }
 
+impl From<Possible> for policy::Possible {
+    fn from(possible: Possible) -> Self {
+        match possible {
+            Possible::Machine => Self::Machine,
+            Possible::View => Self::View,
+        }
+    }
+}
+
 impl From<MemoryLimit> for policy::MemoryLimit {
     fn from(limit: MemoryLimit) -> Self {
         match limit {
@@ -459,10 +482,13 @@ mod tests {
 
     #[test]
     fn policies_are_chosen_by_name() {
-        let text = "[overlay]\nmemory_limit = \"high\"\nswap = \"none\"\nbtime = \"container\"\n";
+        let text = "[overlay]\npossible = \"view\"\nmemory_limit = \"high\"\nswap = \"none\"\nbtime = \"container\"\n";
         let overlay = parse(text).unwrap().overlay;
         assert_eq!(policy::MemoryLimit::from(overlay.memory_limit), policy::MemoryLimit::High);
         assert_eq!(policy::SwapPolicy::from(overlay.swap), policy::SwapPolicy::None);
+        assert_eq!(policy::Possible::from(overlay.possible), policy::Possible::View);
+        let error = parse("[overlay]\npossible = \"all\"\n").unwrap_err();
+        assert!(error.starts_with("a.toml:2:12: ") && error.contains("`machine`"), "{error}");
         assert_eq!(policy::BootTime::from(overlay.btime), policy::BootTime::Container);
         let error = parse("[overlay]\nswap = \"some\"\n").unwrap_err();
         assert!(error.starts_with("a.toml:2:8: ") && error.contains("`limit`"), "{error}");

@@ -343,6 +343,7 @@ pub(crate) fn make_room_for_descriptors() {
 pub(crate) fn accounting_options(config: &Config) -> Options {
     Options {
         cpu_policy: config.overlay.cpu_view.into(),
+        possible: config.overlay.possible.into(),
         memory_limit: config.overlay.memory_limit.into(),
         swap: config.overlay.swap.into(),
         boot_time: config.overlay.btime.into(),

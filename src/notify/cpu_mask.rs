@@ -17,6 +17,17 @@ pub(super) fn cpus(mask: &[u64; WORDS]) -> impl Iterator<Item = u32> + '_ {
     })
 }
 
+/// The mask of these processors; those that the kernel cannot have are left out.
+pub(super) fn mask_of(cpus: &CpuSet) -> [u64; WORDS] {
+    let mut mask = [0; WORDS];
+    for cpu in cpus.iter() {
+        if let Some(word) = mask.get_mut(cpu as usize / 64) {
+            *word |= 1 << (cpu % 64);
+        }
+    }
+    mask
+}
+
 /// The bytes that the target finds in its buffer.
 pub(super) fn encode(mask: &[u64; WORDS], abi: Abi) -> [u8; WORDS * 8] {
     let mut bytes = [0; WORDS * 8];
@@ -64,6 +75,8 @@ mod tests {
         mask[0] = 0b101;
         mask[2] = 1 << 63;
         assert_eq!(cpus(&mask).collect::<Vec<_>>(), [0, 2, 191]);
+        assert_eq!(mask_of(&cpus(&mask).collect()), mask);
+        assert_eq!(mask_of(&[WORDS as u32 * 64].into_iter().collect()), [0; WORDS]);
     }
 
     #[test]

@@ -32,7 +32,7 @@ use crate::source::extra::ExtraFiles;
 use crate::source::huge::HugeFiles;
 use crate::source::{self, Source};
 use crate::tasks::Counter;
-use crate::view::{Clock, Origin, View};
+use crate::view::{Clock, Cpu, Origin, View};
 
 /// Older views are waited for.
 const HARD_BOUND: u64 = 1_000_000_000;
@@ -319,7 +319,7 @@ impl Container {
     }
 
     fn derive(&self, sampler: &mut Sampler, host: Arc<Host>, shared: &Shared, now: u64) -> View {
-        let visible = cpu::visible(&sampler.sample, &host.online, shared.options.cpu_policy);
+        let visible = cpu::visible(&sampler.sample, &host, shared.options.cpu_policy);
         sampler.clock.advance(now, &sampler.sample.busy, &visible);
         self.remember(sampler, shared);
         let sample = &sampler.sample;
@@ -334,7 +334,11 @@ impl Container {
             tasks: self.activity.tasks(sample.threads),
             load: self.activity.load(),
             clock: self.clock(&host, shared.options.boot_time, sampler.clock.idle(), now),
-            cpu: sampler.clock.view(visible),
+            cpu: Cpu {
+                seed: sample.quota_of,
+                possible: shared.options.possible,
+                ..sampler.clock.view(visible)
+            },
             extra: Extra::default(),
             host,
         }

@@ -8,6 +8,7 @@
 
 use crate::clock::TICK;
 use crate::cpuset::CpuSet;
+use crate::host::Host;
 use crate::sample::{Busy, Quota, Sample};
 use crate::view::{Cpu, Times};
 
@@ -23,14 +24,15 @@ pub enum CpuPolicy {
 
 /// The processors a container is shown: never none, never one that is offline.
 #[must_use]
-pub fn visible(sample: &Sample, online: &CpuSet, policy: CpuPolicy) -> CpuSet {
+pub fn visible(sample: &Sample, host: &Host, policy: CpuPolicy) -> CpuSet {
+    let online = &host.online;
     let allowed = sample.cpus.as_ref().map(|cpus| cpus.intersection(online));
     let allowed = allowed.filter(|cpus| !cpus.is_empty()).unwrap_or_else(|| online.clone());
     let count = match policy {
         CpuPolicy::Quota => sample.quota.map_or(usize::MAX, Quota::processors),
         CpuPolicy::Cpuset => usize::MAX,
     };
-    if count >= allowed.len() { allowed } else { allowed.lowest(count) }
+    host.topology.choose(&allowed, count, sample.quota_of)
 }
 
 /// Time of one processor in nanoseconds.
@@ -166,7 +168,7 @@ impl CpuClock {
         }
         let spent = |cpu: u32| self.spent.get(cpu as usize).copied().unwrap_or_default();
         let times = visible.iter().map(|cpu| (cpu, spent(cpu).times())).collect();
-        Cpu { online: visible, times, total }
+        Cpu { online: visible, times, total, ..Cpu::default() }
     }
 
     /// Idle nanoseconds, summed over all processors ever visible.
@@ -219,14 +221,15 @@ mod tests {
 
     #[test]
     fn the_quota_caps_the_cpuset_and_is_never_empty() {
-        let online = CpuSet::first(8);
+        let host = Host { online: CpuSet::first(8), ..Host::default() };
         let mut sample = Sample { quota: Quota::new(150, 100), ..Sample::default() };
-        assert_eq!(visible(&sample, &online, CpuPolicy::Quota).to_string(), "0-1");
+        assert_eq!(visible(&sample, &host, CpuPolicy::Quota).len(), 2);
         sample.cpus = CpuSet::parse(b"4-7");
-        assert_eq!(visible(&sample, &online, CpuPolicy::Quota).to_string(), "4-5");
-        assert_eq!(visible(&sample, &online, CpuPolicy::Cpuset).to_string(), "4-7");
+        let two = visible(&sample, &host, CpuPolicy::Quota);
+        assert_eq!((two.len(), two.intersection(&CpuSet::parse(b"4-7").unwrap())), (2, two));
+        assert_eq!(visible(&sample, &host, CpuPolicy::Cpuset).to_string(), "4-7");
         sample.cpus = CpuSet::parse(b"64");
-        assert_eq!(visible(&sample, &online, CpuPolicy::Cpuset), online);
+        assert_eq!(visible(&sample, &host, CpuPolicy::Cpuset), host.online);
     }
 
     proptest! {
@@ -234,15 +237,15 @@ mod tests {
         /// and the lines of processors that stay visible add up to the aggregate.
         #[test]
         fn counters_never_decrease(steps in proptest::collection::vec(
-            (0u64..3 * SECOND, 0u64..4 * SECOND, 0u64..4 * SECOND, 1u32..5), 1..40)) {
+            (0u64..3 * SECOND, 0u64..4 * SECOND, 0u64..4 * SECOND, 1u32..32), 1..40)) {
             let mut clock = CpuClock::starting_at(0);
             let (mut now, mut busy) = (0, Busy::default());
             let mut before: Option<Cpu> = None;
-            for (wall, user, system, cpus) in steps {
+            for (wall, user, system, mask) in steps {
                 now += wall;
                 busy.user += user;
                 busy.system += system;
-                let visible = CpuSet::first(cpus);
+                let visible: CpuSet = (0..5).filter(|cpu| mask >> cpu & 1 == 1).collect();
                 clock.advance(now, &busy, &visible);
                 let cpu = clock.view(visible);
                 if let Some(before) = &before {

@@ -110,26 +110,15 @@ impl CpuSet {
         Self { words }.trimmed()
     }
 
-    /// The `count` lowest processors.
-    #[must_use]
-    pub fn lowest(&self, count: usize) -> Self {
-        let mut set = Self::new();
-        self.iter().take(count).for_each(|cpu| set.insert(cpu));
-        set
+    /// The processors that are not in the other set, in ascending order.
+    pub fn without<'s>(&'s self, other: &'s Self) -> impl Iterator<Item = u32> + 's {
+        self.iter().filter(|&cpu| !other.contains(cpu))
     }
 
     /// The first and last number of each run of consecutive processors, in order: what the
     /// list format prints.
     pub fn ranges(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
-        let mut cpus = self.iter().peekable();
-        std::iter::from_fn(move || {
-            let first = cpus.next()?;
-            let mut last = first;
-            while cpus.next_if(|&next| next == last + 1).is_some() {
-                last += 1;
-            }
-            Some((first, last))
-        })
+        ranges(self.iter())
     }
 
     /// The set in the kernel's mask format: hexadecimal, a comma after every 32 bits, and as
@@ -148,6 +137,35 @@ impl CpuSet {
     }
 }
 
+/// The first and last number of each run of consecutive numbers, of ascending ones.
+pub fn ranges(cpus: impl Iterator<Item = u32>) -> impl Iterator<Item = (u32, u32)> {
+    let mut cpus = cpus.peekable();
+    std::iter::from_fn(move || {
+        let first = cpus.next()?;
+        let mut last = first;
+        while cpus.next_if(|&next| next == last + 1).is_some() {
+            last += 1;
+        }
+        Some((first, last))
+    })
+}
+
+/// Writes a list such as `0-3,8` of ascending numbers.
+///
+/// # Errors
+/// Those of the writer.
+pub fn write_list(out: &mut impl fmt::Write, cpus: impl Iterator<Item = u32>) -> fmt::Result {
+    for (index, (first, last)) in ranges(cpus).enumerate() {
+        let comma = if index == 0 { "" } else { "," };
+        if first == last {
+            write!(out, "{comma}{first}")?;
+        } else {
+            write!(out, "{comma}{first}-{last}")?;
+        }
+    }
+    Ok(())
+}
+
 impl FromIterator<u32> for CpuSet {
     fn from_iter<I: IntoIterator<Item = u32>>(cpus: I) -> Self {
         let mut set = Self::new();
@@ -158,15 +176,7 @@ impl FromIterator<u32> for CpuSet {
 
 impl fmt::Display for CpuSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, (first, last)) in self.ranges().enumerate() {
-            let comma = if index == 0 { "" } else { "," };
-            if first == last {
-                write!(f, "{comma}{first}")?;
-            } else {
-                write!(f, "{comma}{first}-{last}")?;
-            }
-        }
-        Ok(())
+        write_list(f, self.iter())
     }
 }
 

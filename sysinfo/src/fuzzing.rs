@@ -77,7 +77,7 @@ pub fn view(texts: &[&[u8]]) -> View {
 /// The view of one sample.
 #[must_use]
 pub fn view_of(sample: &Sample, host: Host, policy: SwapPolicy) -> View {
-    let visible = cpu::visible(sample, &host.online, CpuPolicy::Quota);
+    let visible = cpu::visible(sample, &host, CpuPolicy::Quota);
     let mut clock = CpuClock::starting_at(0);
     let busy = &sample.busy;
     let step = busy.user.saturating_add(busy.system);

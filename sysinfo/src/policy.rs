@@ -3,6 +3,17 @@
 //! A policy says which numbers are shown, never whose. `source` reads what a policy needs,
 //! `derive` and `container` apply it; nothing else asks.
 
+/// Which processors and memory nodes a container is told that there could be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Possible {
+    /// The machine's. A thread can run on every one that its cpuset has, whatever the quota, and
+    /// programs with an entry for each processor write behind a table that is smaller.
+    #[default]
+    Machine,
+    /// Those it is shown.
+    View,
+}
+
 /// Which limit is the container's memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum MemoryLimit {

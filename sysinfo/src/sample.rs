@@ -2,6 +2,7 @@
 //! kernel does not tell stays `None` or zero, and `derive.rs` decides what that means.
 
 use crate::cpuset::CpuSet;
+use crate::hash::fnv1a;
 use crate::limit::Limit;
 
 /// What one pass over a container's cgroup files gave.
@@ -13,6 +14,10 @@ pub struct Sample {
     pub cpus: Option<CpuSet>,
     /// The tightest quota of the cgroup and its ancestors.
     pub quota: Option<Quota>,
+    /// A number for the nearest cgroup that has a quota, 0 without one: those that share a quota
+    /// are shown the same processors. It stays the same while quotas change, and when the
+    /// container's processes are divided among cgroups below that one.
+    pub quota_of: u64,
     /// Processor time used since the cgroup was made.
     pub busy: Busy,
     /// Threads, by the pids controller.
@@ -84,6 +89,19 @@ pub struct MemoryStat {
     pub percpu: u64,
     pub zswap: u64,
     pub zswapped: u64,
+}
+
+impl Sample {
+    /// Adds the quota of a cgroup; the nearest first.
+    pub(crate) fn add_quota(&mut self, quota: Quota, cgroup: &str) {
+        self.quota = Some(match self.quota {
+            Some(nearer) => nearer.tighter(quota),
+            None => {
+                self.quota_of = fnv1a(cgroup.as_bytes());
+                quota
+            }
+        });
+    }
 }
 
 /// A CPU bandwidth limit.

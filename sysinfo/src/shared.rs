@@ -10,7 +10,7 @@ use crate::hierarchy::Hierarchies;
 use crate::host_files::HostFiles;
 use crate::kernel_names::KernelNames;
 use crate::namespace_init::AskKernel;
-use crate::policy::{BootTime, MemoryLimit, SwapPolicy};
+use crate::policy::{BootTime, MemoryLimit, Possible, SwapPolicy};
 use crate::procfs::Procfs;
 
 /// How accounting works.
@@ -18,6 +18,8 @@ use crate::procfs::Procfs;
 pub struct Options {
     /// How many processors a container is shown.
     pub cpu_policy: CpuPolicy,
+    /// Which processors and nodes a container is told that there could be.
+    pub possible: Possible,
     /// Which limit is the container's memory.
     pub memory_limit: MemoryLimit,
     /// How much swap a container is shown.
@@ -42,6 +44,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             cpu_policy: CpuPolicy::default(),
+            possible: Possible::default(),
             memory_limit: MemoryLimit::default(),
             swap: SwapPolicy::default(),
             zswap: true,

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::cpuset::CpuSet;
 use crate::extra::Extra;
 use crate::host::Host;
+use crate::policy::Possible;
 
 /// All numbers one container is shown at one instant.
 #[derive(Debug, Clone)]
@@ -118,6 +119,12 @@ pub struct Cpu {
     /// The aggregate line: the sum of `times`, plus what was spent on processors that were
     /// visible once and are no longer, so that it never decreases.
     pub total: Times,
+    /// What is chosen by, where not all processors can be shown: see [`Topology::choose`].
+    ///
+    /// [`Topology::choose`]: crate::Topology::choose
+    pub seed: u64,
+    /// Which processors there could be.
+    pub possible: Possible,
 }
 
 /// The ten columns of a `cpu` line, in USER_HZ ticks.

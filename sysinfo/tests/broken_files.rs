@@ -63,7 +63,7 @@ fn holds_together(sample: &Sample, host: &Host, what: &str) {
     let swap = derive::swap(sample, host, SwapPolicy::Limit);
     assert!(swap.free <= swap.total && swap.total <= host.swap_total, "{what}");
     for policy in [CpuPolicy::Quota, CpuPolicy::Cpuset] {
-        let cpus = cpu::visible(sample, &host.online, policy);
+        let cpus = cpu::visible(sample, host, policy);
         assert!(!cpus.is_empty(), "{what}: no processor");
         assert!(cpus.iter().all(|cpu| host.online.contains(cpu)), "{what}: {cpus} are not there");
     }

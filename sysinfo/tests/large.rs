@@ -70,7 +70,7 @@ fn limits_of_sixty_four_levels_count() {
     assert_eq!((memory.total, memory.free, memory.available), (4 << 40, 2 << 40, 5 << 39));
     let swap = derive::swap(&sample, &host, SwapPolicy::Limit);
     assert_eq!((swap.total, swap.free), (4 << 40, 3 << 40));
-    assert_eq!(cpu::visible(&sample, &host.online, CpuPolicy::Quota).len(), 1024);
+    assert_eq!(cpu::visible(&sample, &host, CpuPolicy::Quota).len(), 1024);
     assert_eq!(sample.threads, Some(50_000));
 
     // Wherever the tightest one is set.
@@ -86,7 +86,7 @@ fn limits_of_sixty_four_levels_count() {
         assert_eq!((memory.total, memory.free), (3 << 40, 1 << 40), "level {level}");
         let swap = derive::swap(&sample, &host, SwapPolicy::Limit);
         assert_eq!((swap.total, swap.free), (2 << 40, 1 << 40), "level {level}");
-        let cpus = cpu::visible(&sample, &host.online, CpuPolicy::Quota);
+        let cpus = cpu::visible(&sample, &host, CpuPolicy::Quota);
         assert_eq!(cpus.len(), 700, "level {level}");
         put("memory.max", "max\n");
         put("memory.swap.max", "max\n");

@@ -32,6 +32,7 @@ mod mount;
 mod output;
 mod poison;
 mod pressure;
+mod processors;
 mod profile;
 mod program;
 mod protocols;

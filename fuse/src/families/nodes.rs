@@ -130,8 +130,9 @@ impl Family for Nodes {
             Some(Part::List(at)) => {
                 let nodes: CpuSet = view.shown_nodes().map(|node| node.number).collect();
                 match view.topology().node_lists.iter().find(|list| list.0 == at) {
-                    // What is possible is what is online, as with processors.
-                    Some((0 | 1, _)) => list(&nodes, out),
+                    Some(_) if NODE_LISTS.get(at) == Some(&"possible") => {
+                        list(&view.possible_nodes(), out);
+                    }
                     Some((_, set)) => list(&set.intersection(&nodes), out),
                     None => {}
                 }

@@ -1,12 +1,16 @@
 //! The files of `/sys/devices/system/cpu` itself: which processors there are, in the kernel's
 //! list format and with the kernel's numbers.
 //!
-//! What is online, present and possible is the same: glibc counts `possible` since 2.36 and the
-//! directories `cpuN` before, and no processor of a container waits to be plugged in.
+//! `online` and `present` are the container's. `possible` and `kernel_max` are the machine's, as on
+//! a machine with slots for more processors than it has: tcmalloc, LTTng-UST and libbpf have a table
+//! with an entry for each possible processor and index it by the number of the one that a thread
+//! runs on, and under a quota that is any of the cpuset's. `offline` is what the kernel says of such
+//! a machine: the possible ones that are not online.
 
 use std::fmt::Write;
 
 use ambit_sysinfo::View;
+use ambit_sysinfo::cpuset::write_list;
 
 use crate::overlay::{Description, OverlayFile};
 use crate::text::Text;
@@ -21,6 +25,8 @@ pub struct CpuList {
 #[derive(Debug)]
 enum Shows {
     Visible,
+    Possible,
+    Offline,
     None,
     LargestNumber,
 }
@@ -50,9 +56,10 @@ pub static POSSIBLE: CpuList = CpuList {
     about: Description {
         path: "sys/devices/system/cpu/possible",
         key: "cpu_possible",
-        summary: "The same processors as in online.",
+        summary: "The machine's processors, whatever the container may use of them, or, by \
+                  overlay.possible, the same as in online.",
     },
-    shows: Shows::Visible,
+    shows: Shows::Possible,
 };
 
 /// `/sys/devices/system/cpu/offline`.
@@ -60,9 +67,9 @@ pub static OFFLINE: CpuList = CpuList {
     about: Description {
         path: "sys/devices/system/cpu/offline",
         key: "cpu_offline",
-        summary: "No processor: those of others do not exist in the container.",
+        summary: "The possible processors that are not online.",
     },
-    shows: Shows::None,
+    shows: Shows::Offline,
 };
 
 /// `/sys/devices/system/cpu/isolated`.
@@ -94,6 +101,11 @@ impl OverlayFile for CpuList {
         match self.shows {
             // Writing to a `Text` cannot fail.
             Shows::Visible => drop(write!(out, "{}", view.cpu.online)),
+            Shows::Possible => drop(write!(out, "{}", view.possible_cpus())),
+            Shows::Offline => {
+                let offline = view.possible_cpus().without(&view.cpu.online);
+                let _ = write_list(out, offline);
+            }
             Shows::None => {}
             Shows::LargestNumber => {
                 let largest = || view.host.online.iter().last().unwrap_or(0);
@@ -107,6 +119,7 @@ impl OverlayFile for CpuList {
 #[cfg(test)]
 mod tests {
     use ambit_sysinfo::CpuSet;
+    use ambit_sysinfo::policy::Possible;
 
     use super::*;
     use crate::fixture;
@@ -115,12 +128,31 @@ mod tests {
     fn lists_the_visible_processors() {
         let mut view = fixture::view();
         view.cpu.online = CpuSet::parse(b"0-1,8,10-11").unwrap();
-        for file in [&ONLINE, &PRESENT, &POSSIBLE] {
+        for file in [&ONLINE, &PRESENT] {
             assert_eq!(fixture::render(file, &view), "0-1,8,10-11\n");
         }
-        for file in [&OFFLINE, &ISOLATED] {
-            assert_eq!(fixture::render(file, &view), "\n");
-        }
+        assert_eq!(fixture::render(&ISOLATED, &view), "\n");
+    }
+
+    #[test]
+    fn possible_processors_are_the_machines_unless_the_view_is_asked_for() {
+        let mut view = fixture::view();
+        let mut host = (*view.host).clone();
+        std::sync::Arc::make_mut(&mut host.topology).possible = CpuSet::first(8);
+        view.host = host.into();
+        view.cpu.online = CpuSet::parse(b"5").unwrap();
+        assert_eq!(fixture::render(&POSSIBLE, &view), "0-7\n");
+        assert_eq!(fixture::render(&OFFLINE, &view), "0-4,6-7\n");
+        view.cpu.possible = Possible::View;
+        assert_eq!(fixture::render(&POSSIBLE, &view), "5\n");
+        assert_eq!(fixture::render(&OFFLINE, &view), "\n");
+    }
+
+    #[test]
+    fn where_the_kernel_tells_nothing_possible_reaches_to_the_last_that_is_online() {
+        let view = fixture::view();
+        assert!(view.topology().possible.is_empty());
+        assert_eq!(fixture::render(&POSSIBLE, &view), "0-1\n");
     }
 
     #[test]

@@ -196,9 +196,10 @@ fn names_of_other_processors_are_cut_to_the_callers() {
     let cat = |kernel: &mut Kernel, path: &str| kernel.cat(&format!("sys/devices/system/{path}"));
     for (thread, path, text) in [
         (1, "cpu/online", "1-2\n"),
-        (1, "cpu/possible", "1-2\n"),
+        (1, "cpu/possible", "0-15\n"),
         (1, "cpu/present", "1-2\n"),
-        (1, "cpu/offline", "\n"),
+        (1, "cpu/offline", "0,3-15\n"),
+        (1, "node/possible", "0-1\n"),
         (1, "cpu/kernel_max", "8191\n"),
         (1, "cpu/cpu1/online", "1\n"),
         (1, "cpu/cpu1/topology/core_id", "1\n"),

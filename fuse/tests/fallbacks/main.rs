@@ -7,6 +7,7 @@ use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use ambit_sysinfo::CpuSet;
 use kernel::{EIO, ESRCH};
 use world::{MACHINE, OURS, SECRETS, THEIRS, World};
 
@@ -43,6 +44,7 @@ const ROWS: &[(&str, Proof)] = &[
     ("no hugetlb controller, or nothing it accounts for", Proof::Here(no_hugetlb)),
     ("no pids controller", Proof::Here(no_pids)),
     ("no memory nodes in the machine's kernel", Proof::Here(no_nodes)),
+    ("no list of possible processors in the machine's `/sys`", Proof::Here(no_possible)),
     ("no arrangement of a processor in the machine's `/sys`", Proof::Here(no_arrangement)),
     ("a file that is empty or has nonsense", Proof::Here(nonsense)),
     (
@@ -161,15 +163,18 @@ fn has_memory(world: &mut World, kib: u64) {
     shows_nobody_else(world);
 }
 
+/// So many of these processors, the same in all files.
 #[track_caller]
-fn has_processors(world: &mut World, list: &str) {
-    let count = list.split(',').fold(0, |count, part| {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        count + last.parse::<usize>().unwrap() + 1 - first.parse::<usize>().unwrap()
-    });
-    for file in ["online", "present", "possible"] {
-        assert_eq!(world.cat(&format!("sys/devices/system/cpu/{file}")), format!("{list}\n"));
-    }
+fn has_processors(world: &mut World, count: usize, of: &str) {
+    let list = world.cat("sys/devices/system/cpu/online");
+    let shown = CpuSet::parse(list.as_bytes()).unwrap();
+    let allowed = CpuSet::parse(of.as_bytes()).unwrap();
+    assert!(
+        shown.len() == count && shown.intersection(&allowed) == shown,
+        "{count} of {of}: {list}"
+    );
+    assert_eq!(world.cat("sys/devices/system/cpu/present"), list);
+    assert_eq!(world.cat("sys/devices/system/cpu/possible"), "0-15\n");
     assert_eq!(world.cat("proc/cpuinfo").matches("processor\t:").count(), count);
     assert_eq!(world.cat("proc/stat").matches("cpu").count(), count + 1);
     for file in ["proc/softirqs", "proc/interrupts"] {
@@ -183,7 +188,7 @@ fn has_processors(world: &mut World, list: &str) {
 fn with_everything_there_the_numbers_are_the_containers_own() {
     for mut world in [World::v2(), World::v1()] {
         has_memory(&mut world, 64 << 10);
-        has_processors(&mut world, "1-2");
+        has_processors(&mut world, 2, "1-3");
         assert_eq!(swap_of(&mut world), [16 << 10; 2]);
         assert!(world.cat("proc/loadavg").contains("/3 "));
     }
@@ -249,7 +254,7 @@ fn no_cpuset() {
             if file == "cpuset.effective_cpus" {
                 world.remove("cpuset.cpus");
             }
-            has_processors(&mut world, "0-1");
+            has_processors(&mut world, 2, "0-15");
         }
     }
 }
@@ -257,11 +262,11 @@ fn no_cpuset() {
 fn no_cpu_controller() {
     let mut world = World::v2();
     world.remove("cpu.max");
-    has_processors(&mut world, "1-3");
+    has_processors(&mut world, 3, "1-3");
     let mut world = World::v1();
     world.remove("cpu.cfs_quota_us");
     world.remove("cpu.cfs_period_us");
-    has_processors(&mut world, "1-3");
+    has_processors(&mut world, 3, "1-3");
 }
 
 fn no_processor_accounting() {
@@ -353,12 +358,22 @@ fn no_nodes() {
     shows_nobody_else(&mut world);
 }
 
+fn no_possible() {
+    let mut world = World::with_own_sys();
+    fs::remove_file(world.path("sys/devices/system/cpu/possible")).unwrap();
+    world.write("sys/devices/system/cpu/online", "0-14\n");
+    std::thread::sleep(Duration::from_millis(250));
+    assert_eq!(world.cat("sys/devices/system/cpu/possible"), "0-14\n");
+    shows_nobody_else(&mut world);
+}
+
 fn no_arrangement() {
     let mut world = World::with_own_sys();
     fs::remove_dir_all(world.path("sys/devices/system/cpu/cpu1")).unwrap();
     world.write("sys/devices/system/cpu/online", "0-14\n");
     std::thread::sleep(Duration::from_millis(250));
-    has_processors(&mut world, "1-2");
+    world.write("cpu.max", "max 100000\n");
+    has_processors(&mut world, 3, "1-3");
     assert!(world.try_cat(OURS, "sys/devices/system/cpu/cpu1/topology/core_id").is_err());
     assert!(world.try_cat(OURS, "sys/devices/system/cpu/cpu2/topology/core_id").is_ok());
 }
@@ -371,7 +386,7 @@ fn nonsense() {
         }
         world.write("io.stat", text);
         has_memory(&mut world, MACHINE);
-        has_processors(&mut world, "0-15");
+        has_processors(&mut world, 16, "0-15");
         assert_eq!(swap_of(&mut world), [0, 0]);
         assert_eq!(world.cat("proc/diskstats"), "");
     }

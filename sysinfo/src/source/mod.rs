@@ -118,10 +118,18 @@ impl CgroupFile {
         }
     }
 
+    /// Its cgroup, relative to the root of the mount.
+    fn cgroup(&self) -> &str {
+        self.path.rsplit_once('/').map_or("", |(cgroup, _)| cgroup)
+    }
+
     /// A file that is missing together with its cgroup is an error: what an ancestor says
     /// would be somebody else's.
     fn check_cgroup(&self) -> Result<(), Error> {
-        let cgroup = self.path.rsplit_once('/').map_or(".", |(cgroup, _)| cgroup);
+        let cgroup = match self.cgroup() {
+            "" => ".",
+            below => below,
+        };
         rustix::fs::accessat(self.root.root(), cgroup, Access::EXISTS, AtFlags::empty())
             .map_err(|errno| self.error(errno.into()))
     }

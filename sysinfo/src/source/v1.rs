@@ -76,13 +76,13 @@ impl Source for Legacy {
         if let Some(files) = &mut self.memory {
             sample.memory = files.sample(buffer)?;
         }
-        for (quota, period) in &mut self.quotas {
-            let Some(quota) = quota.read(buffer)?.and_then(scan::signed) else { continue };
+        for (file, period) in &mut self.quotas {
+            let Some(quota) = file.read(buffer)?.and_then(scan::signed) else { continue };
             // -1 is no quota
             let Ok(quota) = u64::try_from(quota) else { continue };
             let Some(period) = period.read(buffer)?.and_then(scan::decimal) else { continue };
             if let Some(quota) = Quota::new(quota, period) {
-                sample.quota = Some(sample.quota.map_or(quota, |tightest| tightest.tighter(quota)));
+                sample.add_quota(quota, file.cgroup());
             }
         }
         let exact = match &mut self.usage {

@@ -91,7 +91,7 @@ impl Source for Unified {
         }
         for level in &mut self.cpu_max {
             if let Some(quota) = level.read(buffer)?.and_then(quota) {
-                sample.quota = Some(sample.quota.map_or(quota, |tightest| tightest.tighter(quota)));
+                sample.add_quota(quota, level.cgroup());
             }
         }
         if let Some(text) = read(&mut self.cpu_stat, buffer)? {
@@ -360,5 +360,7 @@ mod tests {
         source.sample(&mut sample, &mut Vec::new()).unwrap();
         assert_eq!(sample.memory.unwrap().limit, Limit::At(1 << 20));
         assert_eq!(sample.quota, Quota::new(50_000, 100_000));
+        let eighth = "x/x/x/x/x/x/x/x";
+        assert_eq!(sample.quota_of, crate::hash::fnv1a(eighth.as_bytes()));
     }
 }

@@ -4,13 +4,14 @@
 //! A [`Topology`] holds facts of the machine, read once and again when processors come or go
 //! (`read.rs`). Which processors a container is shown is the [`View`]'s business: everything that
 //! names other processors or nodes is kept as a set, to be cut to the view (`shown.rs`), never as
-//! the kernel's text. Files that this kernel lacks are absent here.
+//! the kernel's text. Which processors a quota leaves follows the arrangement (`placement.rs`). Files that this kernel lacks are absent here.
 //!
 //! The positions of names in [`TOPOLOGY_FILES`], [`CACHE_FILES`], [`NODE_LISTS`] and [`NODE_FILES`]
 //! are part of node ids that the kernel remembers: new names go to the end.
 //!
 //! [`View`]: crate::View
 
+mod placement;
 mod read;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use read::parse;
@@ -88,6 +89,8 @@ pub const NODE_FILES: &[&str] = &["cpulist", "cpumap", "distance", "meminfo", "n
 pub struct Topology {
     /// The largest number that a processor can have under this kernel.
     pub kernel_max: Option<u32>,
+    /// Processors that the kernel can have: no thread ever runs on another one.
+    pub possible: CpuSet,
     /// Hexadecimal digits of a mask of processors.
     pub mask_digits: usize,
     /// Processors that are present, by number.
@@ -111,6 +114,8 @@ pub struct CpuFacts {
     pub topology: Vec<(usize, Fact)>,
     /// Its caches, by index.
     pub caches: Vec<CacheFacts>,
+    /// What it shares with others, from the largest group to the core.
+    groups: placement::Groups,
 }
 
 /// One cache of a processor.

@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::{
     CACHE_FILES, CacheFacts, CpuFacts, Fact, Form, NODE_FILES, NODE_LISTS, NodeFacts, NodeLine,
-    TOPOLOGY_FILES, Topology,
+    TOPOLOGY_FILES, Topology, placement,
 };
 use crate::cpuset::CpuSet;
 use crate::kernel_file::read_to_end;
@@ -47,7 +47,9 @@ impl Topology {
         let mask_digits = reader.mask_digits(&cpus);
         let kernel_max = reader.text(&format!("{CPU}/kernel_max")).and_then(scan::decimal);
         let kernel_max = kernel_max.and_then(|max| u32::try_from(max).ok());
-        Self { kernel_max, mask_digits, cpus, nodes, node_lists }
+        let possible = reader.text(&format!("{CPU}/possible")).and_then(CpuSet::parse);
+        let possible = possible.unwrap_or_default();
+        Self { kernel_max, possible, mask_digits, cpus, nodes, node_lists }
     }
 }
 
@@ -81,7 +83,7 @@ impl Reader<'_> {
     fn cpu(&mut self, number: u32, node: Option<u32>) -> CpuFacts {
         let path = format!("{CPU}/cpu{number}");
         let indexes = self.numbered(&format!("{path}/cache"), "index");
-        CpuFacts {
+        let mut facts = CpuFacts {
             number,
             node,
             has_online: self.names(&path).contains("online"),
@@ -93,7 +95,10 @@ impl Reader<'_> {
                     files: self.facts(&format!("{path}/cache/index{index}"), CACHE_FILES),
                 })
                 .collect(),
-        }
+            ..CpuFacts::default()
+        };
+        facts.groups = placement::groups(&facts);
+        facts
     }
 
     fn facts(&mut self, path: &str, files: &[(&str, Form)]) -> Vec<(usize, Fact)> {

@@ -4,8 +4,9 @@
 //! shown nodes by their share of the machine's memory, without a remainder: the nodes add up to
 //! what `/proc/meminfo` shows.
 
-use super::{CpuFacts, NodeFacts, Topology};
+use super::{CpuFacts, NODE_LISTS, NodeFacts, Topology};
 use crate::cpuset::CpuSet;
+use crate::policy::Possible;
 use crate::view::{Origin, View};
 
 impl View {
@@ -20,6 +21,43 @@ impl View {
     pub fn shows_cpu(&self, cpu: u32) -> bool {
         let is_host = self.origin == Origin::Host;
         self.cpu.online.contains(cpu) || (is_host && self.topology().cpu(cpu).is_some())
+    }
+
+    /// The processors that a thread of the container can find itself on. A quota limits time and
+    /// no scheduler: the kernel runs the container on all that its cpuset has, and programs with
+    /// an entry for each processor index by these numbers.
+    #[must_use]
+    pub fn possible_cpus(&self) -> &CpuSet {
+        match self.cpu.possible {
+            Possible::View => &self.cpu.online,
+            // Where the kernel does not tell.
+            Possible::Machine if self.topology().possible.is_empty() => &self.host.online,
+            Possible::Machine => &self.topology().possible,
+        }
+    }
+
+    /// The nodes that a thread of the container can find itself on.
+    #[must_use]
+    pub fn possible_nodes(&self) -> CpuSet {
+        let is_it = |list: &&(usize, CpuSet)| NODE_LISTS.get(list.0) == Some(&"possible");
+        match (self.cpu.possible, self.topology().node_lists.iter().find(is_it)) {
+            (Possible::Machine, Some((_, nodes))) => nodes.clone(),
+            _ => self.shown_nodes().map(|node| node.number).collect(),
+        }
+    }
+
+    /// What an affinity mask of these processors is shown as: as many as the container is shown,
+    /// those first, then others in the container's own order. Never empty unless the mask is.
+    #[must_use]
+    pub fn affinity_of(&self, mask: &CpuSet) -> CpuSet {
+        let shown = self.shown_of(mask);
+        let missing = self.cpu.online.len().max(1).saturating_sub(shown.len());
+        if missing == 0 {
+            return shown;
+        }
+        let others = mask.without(&shown).collect();
+        let others = self.topology().choose(&others, missing, self.cpu.seed);
+        shown.iter().chain(others.iter()).collect()
     }
 
     /// The processors that have a directory.

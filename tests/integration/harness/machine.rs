@@ -93,6 +93,12 @@ pub(crate) fn processors() -> usize {
     text::cpu_lines(&fs::read_to_string("/proc/stat").unwrap()).len()
 }
 
+/// Processors that the machine could have.
+pub(crate) fn possible_processors() -> usize {
+    let list = fs::read_to_string("/sys/devices/system/cpu/possible");
+    list.map_or_else(|_| processors(), |list| text::list_length(&list))
+}
+
 /// Whether the kernel has this cgroup controller mounted, in whichever version.
 pub(crate) fn has_controller(name: &str) -> bool {
     super::cgroup::hierarchies().iter().any(|h| h.has(name))

@@ -11,7 +11,7 @@ pub(super) enum Quantity {
     SwapFree,
     /// Processors that are online.
     Online,
-    /// Processors that there could be.
+    /// Processors that there could be: always the machine's.
     Configured,
     /// Processors that a thread may run on.
     Allowed,

@@ -166,9 +166,8 @@ impl<'a> Survey<'a> {
                 let slack = if self.column.swap() == 0 { 0.0 } else { slack };
                 (one.min(other) - slack, (one.max(other) + slack).min(self.column.swap() as f64))
             }
-            Quantity::Online | Quantity::Configured | Quantity::Allowed => {
-                same(self.column.processors() as f64)
-            }
+            Quantity::Online | Quantity::Allowed => same(self.column.processors() as f64),
+            Quantity::Configured => same(machine::possible_processors() as f64),
             // Without time namespaces these stay the machine's.
             Quantity::Clock if !machine::has_time_namespaces() => (0.0, f64::MAX),
             Quantity::BootTime if !machine::has_time_namespaces() => {

@@ -105,7 +105,12 @@ pub(super) const READERS: &[Reader] = &[
     reader("htop", HTOP, htop),
     reader("busybox free", "busybox free -k", |text| free(text, KIB)),
     reader("busybox uptime", "busybox uptime", uptime),
-    reader("busybox nproc", "busybox nproc; busybox nproc --all", processors),
+    reader("busybox nproc", "busybox nproc; busybox nproc --all", |text| {
+        // It counts directories for --all.
+        let mut lines = text.lines();
+        let claims = Claims::default().count(Allowed, leading(lines.next()?)?);
+        claims.count(Online, leading(lines.next()?)?).done()
+    }),
     reader("busybox top", "busybox top -b -n 1", busybox_top),
     reader("nproc", "nproc; nproc --all", processors),
     reader("lscpu", "lscpu", lscpu),
@@ -130,7 +135,10 @@ pub(super) const READERS: &[Reader] = &[
     reader("sysinfo(2) musl", "/mnt/sysinfo-musl", sysinfo),
     reader("sysinfo(2) 32 bit", "/mnt/sysinfo-32", sysinfo).needs(Needs::Bits32),
     reader("sysconf glibc", "/mnt/sysconf", sysconf),
-    reader("sysconf musl", "/mnt/sysconf-musl", sysconf),
+    // musl takes both from the affinity mask.
+    reader("sysconf musl", "/mnt/sysconf-musl", |text| {
+        sysconf(&text.replace("configured=", "mask="))
+    }),
     reader("affinity musl", "/mnt/affinity-musl", affinity),
     reader("affinity 32 bit", "/mnt/affinity-32", affinity).needs(Needs::Bits32),
 ];
@@ -243,7 +251,7 @@ fn busybox_top(text: &str) -> Option<Vec<Claim>> {
 fn lscpu(text: &str) -> Option<Vec<Claim>> {
     let list = |label| line(text, label).map(|list| crate::harness::text::list_length(list) as f64);
     let claims = Claims::default()
-        .count(Configured, leading(line(text, "CPU(s):")?)?)
+        .count(Online, leading(line(text, "CPU(s):")?)?)
         .count(Online, list("On-line CPU(s) list:")?);
     match list("NUMA node0 CPU(s):") {
         Some(processors) => claims.count(Online, processors).done(),
@@ -316,9 +324,12 @@ fn sysinfo(text: &str) -> Option<Vec<Claim>> {
 }
 
 fn sysconf(text: &str) -> Option<Vec<Claim>> {
-    Claims::default()
-        .count(Configured, value(text, "configured")?)
-        .count(Online, value(text, "online")?)
+    let claims = Claims::default().count(Online, value(text, "online")?);
+    let claims = match (value(text, "configured"), value(text, "mask")) {
+        (Some(configured), _) => claims.count(Configured, configured),
+        (None, mask) => claims.count(Allowed, mask?),
+    };
+    claims
         .size(MemoryTotal, value(text, "total_kb")?, KIB)
         .size(MemoryFree, value(text, "free_kb")?, KIB)
         .load(value(text, "load")?)

@@ -1,0 +1,121 @@
+//! Which of the allowed processors a quota leaves.
+//!
+//! Each container orders the machine's processors in its own way, and a quota leaves the first of
+//! the allowed ones. So a larger quota adds processors to those of a smaller one, and a processor
+//! that is allowed or forbidden moves no other. The order is by random numbers (rendezvous
+//! hashing), drawn from the container's seed for each processor: the first is any of the allowed
+//! ones with the same chance. Those that follow are its siblings, then the rest of its cluster,
+//! cache, die, node and package: a group has the rank of its best member, so that groups stay
+//! whole.
+//!
+//! The order is the same in every process and release: a change here moves running containers.
+
+use std::cmp::Reverse;
+
+use super::{CACHE_FILES, CpuFacts, Fact, Form, TOPOLOGY_FILES, Topology, fact};
+use crate::cpuset::CpuSet;
+use crate::hash::splitmix64;
+
+/// Groups that a processor is in, the largest first and itself last, each by a number of its own.
+pub(super) type Groups = [u32; 9];
+
+impl Topology {
+    /// As many of these processors, in the order of the container with this seed.
+    #[must_use]
+    pub fn choose(&self, allowed: &CpuSet, count: usize, seed: u64) -> CpuSet {
+        if count >= allowed.len() {
+            return allowed.clone();
+        }
+        let candidate = |cpu| Candidate {
+            // A processor of which nothing is known is a core of its own.
+            groups: self.cpu(cpu).map_or([0, 0, 0, 0, 0, 0, 0, cpu, cpu], |facts| facts.groups),
+            weight: splitmix64(seed, cpu.into()),
+        };
+        let mut candidates: Vec<_> = allowed.iter().map(candidate).collect();
+        let mut chosen = CpuSet::new();
+        choose_from(&mut candidates, 0, count, &mut chosen);
+        chosen
+    }
+}
+
+struct Candidate {
+    groups: Groups,
+    weight: u64,
+}
+
+impl Candidate {
+    fn cpu(&self) -> u32 {
+        self.groups[CPU]
+    }
+}
+
+/// The place of the processor itself among its groups.
+const CPU: usize = size_of::<Groups>() / size_of::<u32>() - 1;
+
+/// Takes the first `count` of candidates that are in the same groups above this level.
+fn choose_from(candidates: &mut [Candidate], level: usize, count: usize, chosen: &mut CpuSet) {
+    if count >= candidates.len() {
+        candidates.iter().for_each(|candidate| chosen.insert(candidate.cpu()));
+        return;
+    }
+    if level == CPU {
+        candidates.sort_unstable_by_key(|candidate| Reverse(candidate.weight));
+        candidates[..count].iter().for_each(|candidate| chosen.insert(candidate.cpu()));
+        return;
+    }
+    candidates.sort_unstable_by_key(|candidate| candidate.groups[level]);
+    let together = |a: &Candidate, b: &Candidate| a.groups[level] == b.groups[level];
+    let mut groups: Vec<_> = candidates.chunk_by_mut(together).collect();
+    groups.sort_unstable_by_key(|group| Reverse(group.iter().map(|member| member.weight).max()));
+    let mut left = count;
+    for group in groups {
+        let from_here = left.min(group.len());
+        choose_from(group, level + 1, from_here, chosen);
+        left -= from_here;
+        if left == 0 {
+            break;
+        }
+    }
+}
+
+/// The groups of a processor, which are known by their lowest member. Of several names of one
+/// kind of group, the kernel has at least one.
+pub(super) fn groups(facts: &CpuFacts) -> Groups {
+    let lowest = |names: &[&str]| {
+        let set = names.iter().find_map(|name| set(&facts.topology, TOPOLOGY_FILES, name))?;
+        set.iter().next()
+    };
+    let group = |names: &[&str]| lowest(names).unwrap_or(0);
+    [
+        group(&["drawer_siblings_list"]),
+        group(&["book_siblings_list"]),
+        group(&["package_cpus_list", "core_siblings_list"]),
+        facts.node.unwrap_or(0),
+        group(&["die_cpus_list"]),
+        last_cache(facts).and_then(|set| set.iter().next()).unwrap_or(0),
+        group(&["cluster_cpus_list"]),
+        lowest(&["core_cpus_list", "thread_siblings_list"]).unwrap_or(facts.number),
+        facts.number,
+    ]
+}
+
+/// The processors that share the largest cache.
+fn last_cache(facts: &CpuFacts) -> Option<&CpuSet> {
+    let level = |files: &[(usize, Fact)]| match fact(files, at(CACHE_FILES, "level")?)? {
+        Fact::Value(level) => level.parse::<u32>().ok(),
+        _ => None,
+    };
+    let last = facts.caches.iter().max_by_key(|cache| level(&cache.files))?;
+    set(&last.files, CACHE_FILES, "shared_cpu_list")
+}
+
+fn set<'f>(files: &'f [(usize, Fact)], names: &[(&str, Form)], name: &str) -> Option<&'f CpuSet> {
+    match fact(files, at(names, name)?)? {
+        Fact::List(set) => Some(set),
+        _ => None,
+    }
+}
+
+fn at(names: &[(&str, Form)], name: &str) -> Option<usize> {
+    names.iter().position(|file| file.0 == name)
+}
