@@ -27,6 +27,7 @@ fn main() -> anyhow::Result<()> {
         host: Arc::default(),
         memory: Memory { total: 256 << 20, free: 100 << 20, ..Memory::default() },
         swap: Swap::default(),
+        nodes: None,
         cpu: Cpu { online: CpuSet::first(1), ..Cpu::default() },
         tasks: Tasks { total: 5, ..Tasks::default() },
         load: Load { one: 1 << Load::SHIFT, ..Load::default() },

@@ -42,6 +42,7 @@ fn view() -> View {
         host: Arc::default(),
         memory: Memory { total: 256 << 20, free: 128 << 20, ..Memory::default() },
         swap: Swap::default(),
+        nodes: None,
         cpu: Cpu { online: CpuSet::first(1), ..Cpu::default() },
         tasks: Tasks { total: 1, ..Tasks::default() },
         load: Load::default(),

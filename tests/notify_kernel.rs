@@ -35,6 +35,7 @@ impl Fixed {
             host: Arc::default(),
             memory: Memory { total: TOTAL, free: TOTAL / 2, ..Memory::default() },
             swap: Swap::default(),
+            nodes: None,
             cpu,
             tasks: Tasks { total: 77, ..Tasks::default() },
             load: Load::default(),

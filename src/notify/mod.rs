@@ -298,6 +298,7 @@ mod tests {
             host: Arc::default(),
             memory: Memory { total: Fixed::TOTAL, free: 1 << 20, ..Memory::default() },
             swap: Swap::default(),
+            nodes: None,
             cpu: Cpu { online: CpuSet::first(1), ..Cpu::default() },
             tasks: Tasks { total: 3, ..Tasks::default() },
             load: Load::default(),

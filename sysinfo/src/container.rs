@@ -30,6 +30,7 @@ use crate::sample::Sample;
 use crate::shared::{OneOpen, Shared};
 use crate::source::extra::ExtraFiles;
 use crate::source::huge::HugeFiles;
+use crate::source::nodes::NodeFiles;
 use crate::source::{self, Source};
 use crate::tasks::Counter;
 use crate::view::{Clock, Cpu, Origin, View};
@@ -100,6 +101,7 @@ struct Sampler {
     source: Box<dyn Source>,
     extra: ExtraSampler,
     huge: HugeFiles,
+    nodes: NodeFiles,
     sample: Sample,
     clock: CpuClock,
     /// Processor time at the last count of threads, and counts skipped since.
@@ -153,6 +155,7 @@ impl Container {
                 source,
                 extra,
                 huge: HugeFiles::default(),
+                nodes: NodeFiles::default(),
                 sample: Sample::default(),
                 clock,
                 busy_at_count: 0,
@@ -310,6 +313,13 @@ impl Container {
                 huge.sample(pools, &shared.hierarchies, membership, found, text)
             })?;
         }
+        {
+            let Sampler { nodes, sample, .. } = &mut *sampler;
+            let membership = &self.membership.load();
+            sample.nodes = TEXT.with_borrow_mut(|text| {
+                nodes.sample(&host, &shared.hierarchies, membership, text)
+            })?;
+        }
         let mut view = self.derive(sampler, host, shared, now);
         view.extra = sampler.extra.sample(wanted, shared);
         let view = Arc::new(view);
@@ -334,6 +344,7 @@ impl Container {
             tasks: self.activity.tasks(sample.threads),
             load: self.activity.load(),
             clock: self.clock(&host, shared.options.boot_time, sampler.clock.idle(), now),
+            nodes: sample.nodes.as_ref().map(|nodes| nodes.allowed.clone()),
             cpu: Cpu {
                 seed: sample.quota_of,
                 possible: shared.options.possible,
@@ -386,6 +397,7 @@ impl Container {
                 let limit = shared.options.memory_limit;
                 sampler.source = source::open(&shared.hierarchies, &membership, limit);
                 sampler.huge.close();
+                sampler.nodes.close();
                 sampler.extra.follow(ExtraFiles::new(&shared.hierarchies, &membership));
                 self.membership.store(membership);
             }
@@ -442,6 +454,7 @@ impl Container {
         if let Ok(mut sampler) = self.sampler.try_lock() {
             sampler.source.close();
             sampler.huge.close();
+            sampler.nodes.close();
             sampler.extra.close();
             sampler.open = None;
         }

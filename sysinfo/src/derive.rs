@@ -1,10 +1,14 @@
 //! From raw values to the numbers that are shown: the one place where limits, fallbacks and
 //! invariants are applied.
 //!
-//! Always true of the result: free ≤ available ≤ total, parts of memory ≤ used memory, swap
-//! free ≤ total ≤ the machine's, nothing wraps.
+//! Always true of the result: free ≤ available ≤ total, free + used ≤ total, parts of memory ≤ used
+//! memory, swap free ≤ total ≤ the machine's, nothing wraps.
+//!
+//! Sizes and usage are the container's own. What is free or available is less where others use
+//! memory under the same limit, or the machine's.
 
 use crate::host::Host;
+use crate::limit::Limit;
 use crate::policy::SwapPolicy;
 use crate::sample::{HugeSample, MemorySample, Sample};
 use crate::view::{Memory, Swap};
@@ -13,28 +17,35 @@ use crate::view::{Memory, Swap};
 #[must_use]
 pub fn memory(sample: &Sample, host: &Host) -> Memory {
     let huge = huge(sample, host);
+    let machine = machine_memory(sample, host);
+    let left_on_nodes = sample.nodes.as_ref().map_or(Limit::Unlimited, |nodes| nodes.left);
     let Some(sample) = &sample.memory else {
         let Memory { huge_total, huge_free, huge_reserved, huge_bytes, .. } = huge;
-        return Memory { huge_total, huge_free, huge_reserved, huge_bytes, ..memory_of_host(host) };
+        let host = memory_of_host(host, machine);
+        return Memory { huge_total, huge_free, huge_reserved, huge_bytes, ..host };
     };
-    let (total, used) = (total_memory(sample, host), used_memory(sample, host));
+    let total = total_memory(sample, machine);
+    let used = sample.usage.min(total);
     let stat = &sample.stat;
-    let free = total - used;
+    // The machine's huge pages are part of its memory, and nothing else can have them.
+    let huge_only = total.saturating_sub(host.memory_total.saturating_sub(host.huge_bytes()));
+    let unused = (total - huge_only).saturating_sub(used);
     // The rows lag behind the usage by what each processor has in stock, so a row can exceed
     // it. Programs subtract these from each other: nothing may be larger than what it is in.
     let cached = stat.file.min(used);
     let shmem = stat.shmem.min(cached);
     let slab_reclaimable = stat.slab_reclaimable.min(used - cached);
-    let reclaimable_file = stat.active_file.saturating_add(stat.inactive_file).min(cached);
+    let available = unused.saturating_add(stat.reclaimable(used)).min(total);
+    let left = sample.left.min(left_by_host(host, "MemAvailable")).min(left_on_nodes);
+    let available = left.capped_at(available);
     let part = |bytes: u64| bytes.min(used);
     Memory {
         total,
-        free,
-        available: free
-            .saturating_add(reclaimable_file)
-            .saturating_add(slab_reclaimable)
-            .min(total),
+        // The size less the own usage, unless others leave less than that.
+        free: unused.min(available),
+        available,
         used,
+        huge_only,
         cached,
         active_anon: part(stat.active_anon),
         inactive_anon: part(stat.inactive_anon),
@@ -90,7 +101,8 @@ pub fn swap(sample: &Sample, host: &Host, policy: SwapPolicy) -> Swap {
     }
     let Some(memory) = &sample.memory else {
         let (total, free) = (host.swap_total, meminfo_bytes(host, "SwapFree"));
-        return Swap { total, free: free.min(total), ..Swap::default() };
+        let free = free.min(total);
+        return Swap { total, free, used: total - free, ..Swap::default() };
     };
     let (total, used) = match (policy, &memory.swap) {
         (SwapPolicy::Host, swap) => (host.swap_total, swap.map_or(0, |swap| swap.usage)),
@@ -100,40 +112,51 @@ pub fn swap(sample: &Sample, host: &Host, policy: SwapPolicy) -> Swap {
     // The limit can be set below what is used already. Programs subtract what is cached from what
     // is used, so neither part may be larger.
     let used = used.min(total);
+    let left = memory.swap.map_or(Limit::Unlimited, |swap| swap.left);
     Swap {
         total,
-        free: total - used,
+        // The size less the own usage, unless others leave less than that.
+        free: left.min(left_by_host(host, "SwapFree")).capped_at(total - used),
+        used,
         cached: memory.stat.swapcached.min(memory.usage).min(used),
         // Compressed pages are charged as memory, and hold the places in swap that they had.
-        zswap: memory.stat.zswap.min(used_memory(memory, host)),
+        zswap: memory
+            .stat
+            .zswap
+            .min(memory.usage)
+            .min(total_memory(memory, machine_memory(sample, host))),
         zswapped: memory.stat.zswapped.min(used),
     }
 }
 
+/// The memory that a container could have without a limit: the machine's, or that of the nodes that
+/// it is bound to.
+fn machine_memory(sample: &Sample, host: &Host) -> u64 {
+    let Some(nodes) = &sample.nodes else { return host.memory_total };
+    let allowed = host.topology.nodes.iter().filter(|node| nodes.allowed.contains(node.number));
+    let kib: u64 = allowed.map(|node| node.memory).fold(0, u64::saturating_add);
+    kib.saturating_mul(1024).min(host.memory_total)
+}
+
 /// The memory a container is shown to have, in bytes.
-fn total_memory(memory: &MemorySample, host: &Host) -> u64 {
-    match memory.limit.capped_at(host.memory_total) {
+fn total_memory(memory: &MemorySample, machine: u64) -> u64 {
+    match memory.limit.capped_at(machine) {
         // A limit of zero admits no process, so nobody can be reading: it is a limit being set up.
-        0 => host.memory_total,
+        0 => machine,
         total => total,
     }
 }
 
-/// How much of it it is shown to use.
-fn used_memory(memory: &MemorySample, host: &Host) -> u64 {
-    memory.usage.min(total_memory(memory, host))
-}
-
 /// The machine's own numbers, for a container that no memory controller accounts for.
-fn memory_of_host(host: &Host) -> Memory {
+fn memory_of_host(host: &Host, total: u64) -> Memory {
     let bytes = |label| meminfo_bytes(host, label);
-    let total = host.memory_total;
     let free = bytes("MemFree").min(total);
     Memory {
         total,
         free,
         available: bytes("MemAvailable").clamp(free, total),
         used: total - free,
+        huge_only: host.huge_bytes().min(total - free),
         cached: bytes("Cached").min(total - free),
         active_anon: bytes("Active(anon)"),
         inactive_anon: bytes("Inactive(anon)"),
@@ -161,19 +184,30 @@ fn memory_of_host(host: &Host) -> Memory {
     }
 }
 
+/// What the machine leaves; no bound where its kernel does not tell.
+fn left_by_host(host: &Host, label: &str) -> Limit {
+    meminfo_line(host, label).map_or(Limit::Unlimited, Limit::At)
+}
+
 fn meminfo_bytes(host: &Host, label: &str) -> u64 {
-    let line = host.meminfo.iter().find(|line| &*line.label == label);
-    line.map_or(0, |line| line.value.saturating_mul(1024))
+    meminfo_line(host, label).unwrap_or(0)
+}
+
+fn meminfo_line(host: &Host, label: &str) -> Option<u64> {
+    let line = host.meminfo.iter().find(|line| &*line.label == label)?;
+    Some(line.value.saturating_mul(1024))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
 
     use super::*;
     use crate::host::{HostTexts, HugePool};
-    use crate::limit::Limit;
-    use crate::sample::{MemoryStat, SwapSample};
+    use crate::sample::{MemoryStat, NodeSample, SwapSample};
+    use crate::topology::{NodeFacts, Topology};
 
     fn host() -> Host {
         Host::parse(HostTexts {
@@ -184,7 +218,7 @@ mod tests {
     }
 
     fn limited(limit: Limit, usage: u64, stat: MemoryStat) -> Sample {
-        let memory = MemorySample { usage, limit, stat, swap: None };
+        let memory = MemorySample { usage, limit, stat, ..MemorySample::default() };
         Sample { memory: Some(memory), ..Sample::default() }
     }
 
@@ -204,6 +238,54 @@ mod tests {
     }
 
     #[test]
+    fn what_others_use_under_a_limit_above_or_on_the_machine_is_not_available() {
+        let stat = MemoryStat { file: 8 << 20, inactive_file: 8 << 20, ..MemoryStat::default() };
+        let mut sample = limited(Limit::At(300 << 20), 10 << 20, stat);
+        let mut shown = |left| {
+            sample.memory.as_mut().unwrap().left = left;
+            let shown = memory(&sample, &host());
+            (shown.total >> 20, shown.free >> 20, shown.available >> 20)
+        };
+        assert_eq!(shown(Limit::Unlimited), (300, 290, 298));
+        assert_eq!(shown(Limit::At(295 << 20)), (300, 290, 295));
+        assert_eq!(shown(Limit::At(90 << 20)), (300, 90, 90));
+        assert_eq!(shown(Limit::At(0)), (300, 0, 0));
+        let unlimited = limited(Limit::Unlimited, 10 << 20, stat);
+        let shown = memory(&unlimited, &host());
+        assert_eq!((shown.total, shown.available), (1 << 30, 600_000 << 10));
+    }
+
+    #[test]
+    fn a_container_has_no_more_than_the_nodes_it_is_bound_to() {
+        let mut host = host();
+        let node = |number, memory| NodeFacts { number, memory, ..NodeFacts::default() };
+        let nodes = vec![node(0, 262_144), node(1, 786_432)];
+        host.topology = Arc::new(Topology { nodes, ..Topology::default() });
+        let mut sample = limited(Limit::Unlimited, 10 << 20, MemoryStat::default());
+        let allowed = [0].into_iter().collect();
+        sample.nodes = Some(NodeSample { allowed, left: Limit::At(90 << 20) });
+        let shown = memory(&sample, &host);
+        assert_eq!((shown.total >> 20, shown.free >> 20, shown.available >> 20), (256, 90, 90));
+        sample.memory = None;
+        assert_eq!(memory(&sample, &host).total, 256 << 20);
+    }
+
+    #[test]
+    fn huge_pages_of_the_machine_are_in_the_total_and_never_free() {
+        let host = Host::parse(HostTexts {
+            meminfo: b"MemTotal: 1048576 kB\nMemAvailable: 1000000 kB\nHugetlb: 262144 kB\n",
+            ..HostTexts::default()
+        });
+        let shown = |limit| {
+            let shown = memory(&limited(limit, 1 << 20, MemoryStat::default()), &host);
+            (shown.total >> 20, shown.free >> 20, shown.huge_only >> 20)
+        };
+        assert_eq!(shown(Limit::Unlimited), (1024, 767, 256));
+        assert_eq!(shown(Limit::At(800 << 20)), (800, 767, 32));
+        assert_eq!(shown(Limit::At(512 << 20)), (512, 511, 0));
+    }
+
+    #[test]
     fn without_a_limit_the_total_is_the_machines() {
         let memory = memory(&limited(Limit::Unlimited, 1 << 20, MemoryStat::default()), &host());
         assert_eq!((memory.total, memory.used), (1 << 30, 1 << 20));
@@ -220,7 +302,7 @@ mod tests {
     fn swap_is_capped_by_the_machine_and_never_negative() {
         let mut sample = limited(Limit::At(1 << 28), 0, MemoryStat::default());
         let memory = sample.memory.as_mut().unwrap();
-        memory.swap = Some(SwapSample { usage: 2 << 20, limit: Limit::Unlimited });
+        memory.swap = Some(SwapSample { usage: 2 << 20, ..SwapSample::default() });
         let shown = swap(&sample, &host(), SwapPolicy::Limit);
         assert_eq!((shown.total, shown.free), (1 << 20, 0));
     }
@@ -252,11 +334,21 @@ mod tests {
             (shown.total, shown.free)
         };
         assert_eq!(of(&sample, SwapPolicy::Limit), (0, 0), "swap is not accounted");
-        assert_eq!(of(&sample, SwapPolicy::Host), (1 << 20, 1 << 20));
+        assert_eq!(of(&sample, SwapPolicy::Host), (1 << 20, 512 << 10), "others use the rest");
         let memory = sample.memory.as_mut().unwrap();
-        memory.swap = Some(SwapSample { usage: 64 << 10, limit: Limit::At(256 << 10) });
+        memory.swap = Some(SwapSample {
+            usage: 64 << 10,
+            limit: Limit::At(256 << 10),
+            left: Limit::Unlimited,
+        });
         assert_eq!(of(&sample, SwapPolicy::Limit), (256 << 10, 192 << 10));
-        assert_eq!(of(&sample, SwapPolicy::Host), (1 << 20, 960 << 10));
+        assert_eq!(of(&sample, SwapPolicy::Host), (1 << 20, 512 << 10));
+        let left = |sample: &mut Sample, left| {
+            sample.memory.as_mut().unwrap().swap.as_mut().unwrap().left = left;
+        };
+        left(&mut sample, Limit::At(8 << 10));
+        assert_eq!(of(&sample, SwapPolicy::Limit), (256 << 10, 8 << 10), "a limit above is near");
+        left(&mut sample, Limit::Unlimited);
         assert_eq!(of(&sample, SwapPolicy::None), (0, 0));
         assert_eq!(of(&Sample::default(), SwapPolicy::None), (0, 0));
     }
@@ -298,7 +390,7 @@ mod tests {
         #[test]
         fn invariants_hold_for_any_counters(
             limit: Option<u64>, usage: u64, stat in any_stat(), scale in 0_u32..63,
-            swap_usage: Option<u64>, swap_limit: Option<u64>,
+            swap_usage: Option<u64>, swap_limit: Option<u64>, left: Option<u64>,
         ) {
             // Small numbers as often as large ones.
             let (usage, swap_usage) = (usage >> scale, swap_usage.map(|usage| usage >> scale));
@@ -306,12 +398,15 @@ mod tests {
             let mut sample = limited(limit_of(limit.map(|limit| limit >> scale)), usage, stat);
             if let Some(memory) = &mut sample.memory {
                 let limit = limit_of(swap_limit.map(|limit| limit >> scale));
-                memory.swap = swap_usage.map(|usage| SwapSample { usage, limit });
+                let left = limit_of(left.map(|left| left >> scale));
+                memory.left = left;
+                memory.swap = swap_usage.map(|usage| SwapSample { usage, limit, left });
             }
             let shown = memory(&sample, &host());
             prop_assert!(shown.total > 0 && shown.total <= host().memory_total);
             prop_assert!(shown.free <= shown.available && shown.available <= shown.total);
-            prop_assert_eq!(shown.free + shown.used, shown.total);
+            prop_assert!(shown.free + shown.used <= shown.total);
+            prop_assert!(shown.available <= 600_000 << 10, "the machine's");
             prop_assert!(shown.cached + shown.slab_reclaimable + shown.slab_unreclaimable <= shown.used);
             prop_assert!(shown.shmem <= shown.cached);
             for part in [

@@ -20,6 +20,15 @@ impl Limit {
         }
     }
 
+    /// What is left below the limit when this much is used.
+    #[must_use]
+    pub fn less(self, usage: u64) -> Self {
+        match self {
+            Self::Unlimited => Self::Unlimited,
+            Self::At(limit) => Self::At(limit.saturating_sub(usage)),
+        }
+    }
+
     /// The limit where it is below what the machine has, else what the machine has.
     #[must_use]
     pub fn capped_at(self, machine: u64) -> u64 {

@@ -24,6 +24,17 @@ pub struct Sample {
     pub threads: Option<u64>,
     /// Huge pages of each size that the machine has a pool of and a controller accounts for.
     pub huge: Vec<HugeSample>,
+    /// The memory nodes that the cpuset allows; `None` where it allows all that have memory.
+    pub nodes: Option<NodeSample>,
+}
+
+/// Memory nodes that a container is bound to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NodeSample {
+    /// Their numbers; each has memory.
+    pub allowed: CpuSet,
+    /// What they could give without swapping, in bytes.
+    pub left: Limit,
 }
 
 /// Huge pages of one size, in bytes.
@@ -46,6 +57,9 @@ pub struct MemorySample {
     pub usage: u64,
     /// The tightest limit of the cgroup and its ancestors.
     pub limit: Limit,
+    /// The least that any limit of the cgroup and its ancestors leaves: the limit, less what is
+    /// charged where it is set, siblings included, and cannot be reclaimed.
+    pub left: Limit,
     /// What the charged bytes are.
     pub stat: MemoryStat,
     /// Swap; `None` when swap is not accounted.
@@ -59,6 +73,8 @@ pub struct SwapSample {
     pub usage: u64,
     /// The tightest limit of the cgroup and its ancestors.
     pub limit: Limit,
+    /// The least that the limit of an ancestor leaves, siblings included.
+    pub left: Limit,
 }
 
 /// The rows of `memory.stat` that are used, in bytes, children included, under the names of
@@ -101,6 +117,16 @@ impl Sample {
                 quota
             }
         });
+    }
+}
+
+impl MemoryStat {
+    /// Bytes that the kernel gives back without swapping: page cache that is no shared memory, and
+    /// reclaimable slab. Rows lag behind the usage and never make up more than it.
+    #[must_use]
+    pub fn reclaimable(&self, usage: u64) -> u64 {
+        let file = self.active_file.saturating_add(self.inactive_file).min(self.file);
+        file.saturating_add(self.slab_reclaimable).min(usage)
     }
 }
 

@@ -118,6 +118,7 @@ mod tests {
             host: Arc::default(),
             memory: Memory { total, free: total / 2 + 5, shmem: 4096, ..Memory::default() },
             swap: Swap { total: 2048, free: 1024, ..Swap::default() },
+            nodes: None,
             cpu: Cpu::default(),
             tasks: Tasks { total: 70_000, ..Tasks::default() },
             load: Load { one: 1 << Load::SHIFT, five: 0, fifteen: 0 },

@@ -23,6 +23,8 @@ pub struct View {
     pub memory: Memory,
     /// Swap, in bytes.
     pub swap: Swap,
+    /// The memory nodes that the container is bound to; `None` where it may use all.
+    pub nodes: Option<CpuSet>,
     /// Visible processors and the time spent on them.
     pub cpu: Cpu,
     /// Tasks by state.
@@ -51,12 +53,16 @@ pub enum Origin {
 pub struct Memory {
     /// The tightest limit over the cgroup and its ancestors, at most the machine's memory.
     pub total: u64,
-    /// `total` less everything that is charged.
+    /// `total` less everything that is charged and less `huge_only`; less where others, under a
+    /// limit above or on the machine, leave less available.
     pub free: u64,
-    /// What could be had without swapping: free, page cache and reclaimable slab.
+    /// What could be had without swapping: free, page cache and reclaimable slab, as far as every
+    /// limit above and the machine leave it.
     pub available: u64,
     /// Charged bytes, page cache included.
     pub used: u64,
+    /// The part of `total` that only huge pages of the machine's pools can be.
+    pub huge_only: u64,
     /// Page cache including shmem, as `Cached:` counts it.
     pub cached: u64,
     pub active_anon: u64,
@@ -98,8 +104,10 @@ pub struct Memory {
 pub struct Swap {
     /// What the container may swap out, at most the machine's swap.
     pub total: u64,
-    /// What is left of it.
+    /// What is left of it, as far as limits above and the machine leave it.
     pub free: u64,
+    /// What the container has swapped out.
+    pub used: u64,
     /// Pages that are both in memory and in swap.
     pub cached: u64,
     /// Memory taken by compressed pages.

@@ -43,6 +43,7 @@ fn shown(sample: &Sample) -> (Memory, Swap) {
     let host = host();
     let memory = derive::memory(sample, &host);
     assert!(memory.free <= memory.available && memory.available <= memory.total);
+    assert!(memory.free + memory.used <= memory.total);
     assert!(memory.total > 0 && memory.total <= host.memory_total);
     for policy in [SwapPolicy::None, SwapPolicy::Host, SwapPolicy::Limit] {
         let swap = derive::swap(sample, &host, policy);
@@ -111,7 +112,61 @@ proptest! {
         prop_assert_eq!(high.total, total(both.into_iter().flatten().min()));
         let wanted = swapped.map_or(0, |_| tightest(2).unwrap_or(u64::MAX).min(host().swap_total));
         prop_assert_eq!(swap.total, wanted);
-        prop_assert_eq!(swap.free, wanted.saturating_sub(swapped.unwrap_or(0)));
+        let machine = 500_000 << 10;
+        prop_assert_eq!(swap.free, wanted.saturating_sub(swapped.unwrap_or(0)).min(machine));
+    }
+
+    /// What is available is the least of what any level leaves: its limit, less what is charged
+    /// there and cannot be reclaimed.
+    #[test]
+    fn available_is_what_the_tightest_level_leaves(
+        mut levels in prop::collection::vec(
+            (prop::option::of(1..=2048_u64), 0..=700_u64, 0..=700_u64), 1..5),
+        v1: bool,
+    ) {
+        // Each level is charged for those below it as well.
+        for at in (1..levels.len()).rev() {
+            let (_, hard, cache) = levels[at];
+            levels[at - 1].1 += hard;
+            levels[at - 1].2 += cache;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let base = if v1 { "sys/fs/cgroup/memory" } else { "sys/fs/cgroup" };
+        let tightest = levels.iter().filter_map(|level| level.0).min();
+        put(dir.path(), "sys/fs/cgroup/cgroup.controllers", "memory\n");
+        let (mut cgroup, mut least) = (String::new(), u64::MAX);
+        for &(limit, hard, cache) in &levels {
+            cgroup += "/c";
+            let file = |name: &str, text: String| {
+                put(dir.path(), &format!("{base}{cgroup}/{name}"), &text);
+            };
+            let (limit, hard, cache) = (limit.map(|mib| mib << 20), hard << 20, cache << 20);
+            let used = hard + cache;
+            if v1 {
+                let shown = |limit: Option<u64>| limit.unwrap_or(9_223_372_036_854_771_712);
+                file("memory.limit_in_bytes", format!("{}\n", shown(limit)));
+                file("memory.usage_in_bytes", format!("{used}\n"));
+                let tightest = shown(tightest.map(|mib| mib << 20));
+                file("memory.stat", format!(
+                    "hierarchical_memory_limit {tightest}\ntotal_cache {cache}\n\
+                     total_inactive_file {cache}\n"));
+            } else {
+                file("memory.max", word(limit));
+                file("memory.current", format!("{used}\n"));
+                file("memory.stat", format!("file {cache}\ninactive_file {cache}\n"));
+            }
+            if let Some(limit) = limit {
+                least = least.min(limit.saturating_sub(hard));
+            }
+        }
+        let (_, hard, cache) = *levels.last().unwrap();
+        let (mounts, path) = if v1 { (V1, format!("4:memory:{cgroup}\n")) }
+            else { (V2, format!("0::{cgroup}\n")) };
+        let (memory, _) = shown(&sample(mounts, path.as_bytes(), dir.path(), MemoryLimit::Max));
+        let used = ((hard + cache) << 20).min(memory.total);
+        let own = memory.total - used + (cache << 20).min(used);
+        prop_assert_eq!(memory.available, own.min(least), "{:?}", levels);
+        prop_assert_eq!(memory.free, (memory.total - used).min(memory.available));
     }
 
     #[test]

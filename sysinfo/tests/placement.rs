@@ -114,6 +114,7 @@ fn containers_of_one_quota_each_do_not_share_the_lowest_processor() {
 fn view(online: CpuSet, seed: u64) -> View {
     let topology = MACHINE.with(Arc::clone);
     View {
+        nodes: None,
         extra: Default::default(),
         origin: Origin::Container,
         host: Arc::new(Host { topology, ..Host::default() }),

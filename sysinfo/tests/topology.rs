@@ -22,6 +22,7 @@ fn view(topology: &Arc<Topology>, online: CpuSet) -> View {
         host: Arc::new(Host { topology: Arc::clone(topology), ..Host::default() }),
         memory: Memory::default(),
         swap: Swap::default(),
+        nodes: None,
         cpu: Cpu { online, ..Cpu::default() },
         tasks: Tasks::default(),
         load: Load::default(),
@@ -63,6 +64,17 @@ fn a_machine_without_any_of_it_has_none() {
     assert_eq!(topology, Topology::default());
 }
 
+#[test]
+fn memory_is_on_the_nodes_that_the_container_is_bound_to() {
+    let topology = Arc::new(machine::topology());
+    let mut view = view(&topology, [0, 1].into_iter().collect());
+    view.memory.total = 1 << 30;
+    view.nodes = Some([1].into_iter().collect());
+    let nodes: Vec<_> = view.shown_nodes().map(|node| node.number).collect();
+    assert_eq!(nodes, [0, 1], "that of the processors, and that of the memory");
+    assert_eq!([0, 1].map(|node| view.part_of(node, 1 << 20)), [0, 1 << 20]);
+}
+
 proptest! {
     #[test]
     fn every_view_shows_a_part_that_fits_together(
@@ -89,6 +101,12 @@ proptest! {
         }
         let parts = view.shown_nodes().map(|node| view.part_of(node.number, number));
         prop_assert_eq!(parts.sum::<u64>(), number);
+        // A node has no more than it has, however much the container may have in all.
+        let mut large = view.clone();
+        large.memory.total = number << 10;
+        for node in large.shown_nodes() {
+            prop_assert!(large.part_of(node.number, number) <= node.memory.min(number));
+        }
         let nodes: Vec<_> = view.shown_nodes().map(|node| node.number).collect();
         let hidden = (0..2).filter(|node| !nodes.contains(node));
         prop_assert!(hidden.into_iter().all(|node| view.part_of(node, number) == 0));

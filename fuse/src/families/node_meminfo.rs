@@ -1,6 +1,6 @@
 //! `nodeN/meminfo`: the part of the container's memory that belongs to one node, in the lines and
 //! columns of the running kernel (`drivers/base/node.c`). All shown nodes together are what
-//! `/proc/meminfo` shows.
+//! `/proc/meminfo` shows, unless that is more than they have.
 
 use ambit_sysinfo::View;
 use ambit_sysinfo::topology::NodeFacts;
@@ -12,14 +12,13 @@ use crate::text::Text;
 pub(super) fn render(view: &View, node: &NodeFacts, out: &mut Text) {
     let part = |number: u64| view.part_of(node.number, number);
     let kib = |label| number(label, view).unwrap_or(0);
-    // Free and used are divided, so that their parts make up the total's.
-    let free = part(kib("MemFree"));
-    let used = part(kib("MemTotal").saturating_sub(kib("MemFree")));
+    let total = part(kib("MemTotal"));
+    let free = part(kib("MemFree")).min(total);
     for line in &node.meminfo {
         let value = match &*line.label {
-            "MemTotal" => free.saturating_add(used),
+            "MemTotal" => total,
             "MemFree" => free,
-            "MemUsed" => used,
+            "MemUsed" => total - free,
             // Nodes do not tell block device pages and swapped ones from other cached pages.
             "FilePages" => part(kib("Cached").saturating_add(kib("SwapCached"))),
             label => part(kib(label)),

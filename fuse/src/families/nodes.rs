@@ -1,5 +1,5 @@
-//! `/sys/devices/system/node`: the memory nodes of the processors the container is shown. On a
-//! machine whose kernel knows no nodes the directory is empty.
+//! `/sys/devices/system/node`: the memory nodes of the processors the container is shown, and those
+//! that its memory is bound to. On a machine whose kernel knows no nodes the directory is empty.
 //!
 //! Members: 0..16 are the lists of the directory itself; from `NODES` on 10 bits of node number
 //! and 5 bits of [`Part`]; from `LINKS` on the links to processors, by 13 bits of their number.
@@ -133,7 +133,13 @@ impl Family for Nodes {
                     Some(_) if NODE_LISTS.get(at) == Some(&"possible") => {
                         list(&view.possible_nodes(), out);
                     }
-                    Some((_, set)) => list(&set.intersection(&nodes), out),
+                    Some((at, set)) => {
+                        let mut shown = set.intersection(&nodes);
+                        if let (Some(bound), true) = (&view.nodes, is_of_memory(*at)) {
+                            shown = shown.intersection(bound);
+                        }
+                        list(&shown, out);
+                    }
                     None => {}
                 }
                 out.newline();
@@ -167,6 +173,11 @@ impl Family for Nodes {
         let found = part.number();
         (Part::of(found) == Some(part) && self.shape(view, found).is_some()).then_some(found)
     }
+}
+
+/// Does this list of [`NODE_LISTS`] name nodes with memory?
+fn is_of_memory(list: usize) -> bool {
+    NODE_LISTS.get(list).is_some_and(|name| name.ends_with("_memory"))
 }
 
 fn file(view: &View, node: &NodeFacts, name: &str, out: &mut Text) {

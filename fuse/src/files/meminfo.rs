@@ -136,16 +136,15 @@ fn kib(bytes: u64) -> u64 {
 }
 
 /// What the kernel's formula gives for a machine of the container's size with the default
-/// `vm.overcommit_ratio` of 50.
+/// `vm.overcommit_ratio` of 50: huge pages cannot be promised to anything else.
 fn commit_limit(view: &View) -> u64 {
-    kib(view.memory.total) / 2 + kib(view.swap.total)
+    kib(view.memory.total.saturating_sub(view.memory.huge_only)) / 2 + kib(view.swap.total)
 }
 
 /// Cgroups do not account promised memory. The least it can be is what was promised and is in
 /// use: anonymous and shared memory, and what of it was swapped out.
 fn committed(view: &View) -> u64 {
-    let swapped = kib(view.swap.total).saturating_sub(kib(view.swap.free));
-    kib(view.memory.anon) + kib(view.memory.shmem) + swapped
+    kib(view.memory.anon) + kib(view.memory.shmem) + kib(view.swap.used)
 }
 
 #[cfg(test)]
@@ -192,6 +191,14 @@ mod tests {
         assert_eq!(parsed.hugepagesize, Some(2 << 20));
         assert_eq!((parsed.vmalloc_used, parsed.direct_map_2M), (0, Some(0)));
         assert_eq!(parsed.commit_limit, Some(memory.total / 2 + swap.total));
+    }
+
+    #[test]
+    fn what_only_huge_pages_can_be_cannot_be_promised() {
+        let mut view = fixture::view();
+        (view.memory.total, view.memory.huge_only, view.swap.total) = (1 << 30, 256 << 20, 0);
+        let text = fixture::render(&Meminfo, &view);
+        assert!(text.contains("\nCommitLimit:      393216 kB\n"), "{text}");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod cpuacct;
 pub(crate) mod extra;
 pub(crate) mod huge;
+pub(crate) mod nodes;
 mod v1;
 mod v2;
 

@@ -27,8 +27,17 @@ pub(super) struct Legacy {
 struct MemoryFiles {
     usage: CgroupFile,
     stat: CgroupFile,
+    kernel: CgroupFile,
+    /// Nearest first, without the root.
+    ancestors: Vec<Ancestor>,
     with_swap: CgroupFile,
     swappiness: CgroupFile,
+}
+
+struct Ancestor {
+    limit: CgroupFile,
+    usage: CgroupFile,
+    stat: CgroupFile,
 }
 
 impl Legacy {
@@ -48,6 +57,16 @@ impl Legacy {
             memory: limited.map(|(mount, cgroup)| MemoryFiles {
                 usage: CgroupFile::new(mount, cgroup, "memory.usage_in_bytes"),
                 stat: CgroupFile::new(mount, cgroup, "memory.stat"),
+                kernel: CgroupFile::new(mount, cgroup, "memory.kmem.usage_in_bytes"),
+                ancestors: lineage(cgroup)
+                    .skip(1)
+                    .filter(|level| !level.is_empty())
+                    .map(|level| Ancestor {
+                        limit: CgroupFile::new(mount, level, "memory.limit_in_bytes"),
+                        usage: CgroupFile::new(mount, level, "memory.usage_in_bytes"),
+                        stat: CgroupFile::new(mount, level, "memory.stat"),
+                    })
+                    .collect(),
                 with_swap: CgroupFile::new(mount, cgroup, "memory.memsw.usage_in_bytes"),
                 swappiness: CgroupFile::new(mount, cgroup, "memory.swappiness"),
             }),
@@ -111,8 +130,12 @@ impl Source for Legacy {
     }
 
     fn close(&mut self) {
-        if let Some(MemoryFiles { usage, stat, with_swap, swappiness }) = &mut self.memory {
-            [usage, stat, with_swap, swappiness].into_iter().for_each(CgroupFile::close);
+        if let Some(files) = &mut self.memory {
+            let MemoryFiles { usage, stat, kernel, ancestors, with_swap, swappiness } = files;
+            [usage, stat, kernel, with_swap, swappiness].into_iter().for_each(CgroupFile::close);
+            for Ancestor { limit, usage, stat } in ancestors {
+                [limit, usage, stat].into_iter().for_each(CgroupFile::close);
+            }
         }
         for (quota, period) in &mut self.quotas {
             quota.close();
@@ -136,13 +159,47 @@ impl MemoryFiles {
             return Ok(None);
         };
         let Some(text) = self.stat.read(buffer)? else { return Ok(None) };
-        let (stat, limit, limit_with_swap) = stat(text);
+        let (mut stat, limit, limit_with_swap) = stat(text);
+        // No row tells slab from stacks and page tables, or what of it can be reclaimed.
+        stat.slab_unreclaimable = self.kernel.read(buffer)?.and_then(scan::decimal).unwrap_or(0);
         let with_swap = self.with_swap.read(buffer)?.and_then(scan::decimal);
         // A cgroup that never swaps has no swap beyond what it swapped before.
         let never =
             with_swap.is_some() && self.swappiness.read(buffer)?.and_then(scan::decimal) == Some(0);
         let swap = with_swap.map(|both| swap(usage, both, limit, limit_with_swap, never));
-        Ok(Some(MemorySample { usage, limit, stat, swap }))
+        let reclaimable = stat.reclaimable(usage);
+        let both = with_swap.unwrap_or(usage).saturating_sub(reclaimable);
+        let mut left = limit.less(usage - reclaimable).min(limit_with_swap.less(both));
+        for level in &mut self.ancestors {
+            left = left.min(level.left(limit, left, buffer)?);
+        }
+        Ok(Some(MemorySample { usage, limit, left, stat, swap }))
+    }
+}
+
+impl Ancestor {
+    /// What its limit leaves to the cgroups below; only exact where it is less than `bound`.
+    /// `tightest` is the limit that the kernel found over all ancestors: one below that is not
+    /// enforced here (`memory.use_hierarchy` is 0, before Linux 5.11).
+    fn left(
+        &mut self,
+        tightest: Limit,
+        bound: Limit,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Limit, Error> {
+        let limit = self.limit.read(buffer)?.and_then(scan::decimal).map(Limit::from_v1);
+        let limit = limit.unwrap_or_default();
+        if limit == Limit::Unlimited || limit.min(tightest) != tightest {
+            return Ok(Limit::Unlimited);
+        }
+        let Some(usage) = self.usage.read(buffer)?.and_then(scan::decimal) else {
+            return Ok(Limit::Unlimited);
+        };
+        if limit.less(usage).min(bound) == bound {
+            return Ok(bound);
+        }
+        let stat = self.stat.read(buffer)?.map(stat).unwrap_or_default().0;
+        Ok(limit.less(usage - stat.reclaimable(usage)))
     }
 }
 
@@ -154,7 +211,9 @@ fn swap(usage: u64, with_swap: u64, memory: Limit, both: Limit, never: bool) -> 
         (Limit::At(both), Limit::At(memory)) => Limit::At(both.saturating_sub(memory)),
         (limit, _) => limit,
     };
-    SwapSample { usage: used, limit: if never { limit.min(Limit::At(used)) } else { limit } }
+    // An ancestor limits both together: swapping memory out changes nothing of what it leaves.
+    let limit = if never { limit.min(Limit::At(used)) } else { limit };
+    SwapSample { usage: used, limit, left: Limit::Unlimited }
 }
 
 /// The rows and both hierarchical limits. Only `total_*` rows include the children.
@@ -220,6 +279,7 @@ pub(super) fn sample_of(texts: &[&[u8]; 8]) -> Sample {
         memory: usage.map(|usage| MemorySample {
             usage,
             limit,
+            left: both,
             stat,
             swap: scan::decimal(texts[3]).map(|with| swap(usage, with, limit, both, never)),
         }),

@@ -22,14 +22,21 @@ pub(super) struct Unified {
 }
 
 struct MemoryFiles {
-    /// One per level: an ancestor accounts for a cgroup that has no memory controller.
-    usage: Vec<CgroupFile>,
-    stat: Vec<CgroupFile>,
-    max: Vec<CgroupFile>,
-    /// Empty unless `memory.high` counts as a limit.
-    high: Vec<CgroupFile>,
-    swap_usage: Vec<CgroupFile>,
-    swap_max: Vec<CgroupFile>,
+    /// Nearest first, without the root, which has no such files.
+    levels: Vec<Level>,
+}
+
+/// The files of a cgroup or of one of its ancestors.
+struct Level {
+    usage: CgroupFile,
+    stat: CgroupFile,
+    max: CgroupFile,
+    /// `None` unless `memory.high` counts as a limit.
+    high: Option<CgroupFile>,
+    swap_usage: CgroupFile,
+    swap_max: CgroupFile,
+    /// What the files said last.
+    limit: Limit,
 }
 
 impl Unified {
@@ -45,25 +52,34 @@ impl Unified {
         }
         let cgroup = mount.relative(membership.unified()?)?;
         let file = |cgroup: &str, name: &str| CgroupFile::new(mount, cgroup, name);
-        let levels = |name: &str| lineage(cgroup).map(|level| file(level, name)).collect();
+        let below_root = || lineage(cgroup).filter(|level| !level.is_empty());
         let has = |controller| controllers.contains(&controller);
         Some(Self {
             memory: has(Controller::Memory).then(|| MemoryFiles {
-                usage: levels("memory.current"),
-                stat: levels("memory.stat"),
-                max: levels("memory.max"),
-                high: match memory_limit {
-                    MemoryLimit::Max => Vec::new(),
-                    MemoryLimit::High => levels("memory.high"),
-                },
-                swap_usage: levels("memory.swap.current"),
-                swap_max: levels("memory.swap.max"),
+                levels: below_root()
+                    .map(|level| Level {
+                        usage: file(level, "memory.current"),
+                        stat: file(level, "memory.stat"),
+                        max: file(level, "memory.max"),
+                        high: match memory_limit {
+                            MemoryLimit::Max => None,
+                            MemoryLimit::High => Some(file(level, "memory.high")),
+                        },
+                        swap_usage: file(level, "memory.swap.current"),
+                        swap_max: file(level, "memory.swap.max"),
+                        limit: Limit::Unlimited,
+                    })
+                    .collect(),
             }),
-            cpu_max: if has(Controller::Cpu) { levels("cpu.max") } else { Vec::new() },
+            cpu_max: if has(Controller::Cpu) {
+                below_root().map(|level| file(level, "cpu.max")).collect()
+            } else {
+                Vec::new()
+            },
             cpu_stat: has(Controller::Cpuacct).then(|| file(cgroup, "cpu.stat")),
             niced: Niced::default(),
             cpus: if has(Controller::Cpuset) {
-                levels("cpuset.cpus.effective")
+                lineage(cgroup).map(|level| file(level, "cpuset.cpus.effective")).collect()
             } else {
                 Vec::new()
             },
@@ -72,9 +88,10 @@ impl Unified {
     }
 
     fn files(&mut self) -> impl Iterator<Item = &mut CgroupFile> {
-        let memory = self.memory.iter_mut().flat_map(|memory| {
-            let MemoryFiles { usage, stat, max, high, swap_usage, swap_max } = memory;
-            usage.iter_mut().chain(stat).chain(max).chain(high).chain(swap_usage).chain(swap_max)
+        let levels = self.memory.iter_mut().flat_map(|memory| &mut memory.levels);
+        let memory = levels.flat_map(|level| {
+            let Level { usage, stat, max, high, swap_usage, swap_max, limit: _ } = level;
+            [usage, stat, max, swap_usage, swap_max].into_iter().chain(high)
         });
         memory
             .chain(&mut self.cpu_max)
@@ -116,38 +133,82 @@ impl Source for Unified {
 
 impl MemoryFiles {
     fn sample(&mut self, buffer: &mut Vec<u8>) -> Result<Option<MemorySample>, Error> {
-        let Some((level, usage)) = nearest(&mut self.usage, buffer, scan::decimal)? else {
+        // An ancestor accounts for a cgroup that has no memory controller.
+        let Some((own, usage)) = self.nearest(|level| &mut level.usage, buffer)? else {
             return Ok(None);
         };
-        let stat = self.stat[level].read(buffer)?.map_or_else(MemoryStat::default, stat);
+        let stat = self.levels[own].stat.read(buffer)?.map_or_else(MemoryStat::default, stat);
         let mut limit = Limit::Unlimited;
-        for level in self.max.iter_mut().chain(&mut self.high) {
-            limit = limit.min(level.read(buffer)?.and_then(scan::limit).unwrap_or_default());
+        for level in &mut self.levels {
+            level.limit = level.limit(buffer)?;
+            limit = limit.min(level.limit);
         }
-        let mut swap = None;
-        if let Some((_, usage)) = nearest(&mut self.swap_usage, buffer, scan::decimal)? {
-            let mut limit = Limit::Unlimited;
-            for level in &mut self.swap_max {
-                limit = limit.min(level.read(buffer)?.and_then(scan::limit).unwrap_or_default());
+        // Ancestors are charged for what siblings use as well, so they can only leave less.
+        let mut left = limit.less(usage - stat.reclaimable(usage));
+        for level in &mut self.levels[own + 1..] {
+            left = left.min(level.left(left, buffer)?);
+        }
+        let swap = self.swap(buffer)?;
+        Ok(Some(MemorySample { usage, limit, left, stat, swap }))
+    }
+
+    fn swap(&mut self, buffer: &mut Vec<u8>) -> Result<Option<SwapSample>, Error> {
+        let Some((own, usage)) = self.nearest(|level| &mut level.swap_usage, buffer)? else {
+            return Ok(None);
+        };
+        let mut swap = SwapSample { usage, ..SwapSample::default() };
+        for (index, level) in self.levels.iter_mut().enumerate() {
+            let limit = level.swap_max.read(buffer)?.and_then(scan::limit).unwrap_or_default();
+            swap.limit = swap.limit.min(limit);
+            if index > own
+                && limit != Limit::Unlimited
+                && let Some(usage) = level.swap_usage.read(buffer)?.and_then(scan::decimal)
+            {
+                swap.left = swap.left.min(limit.less(usage));
             }
-            swap = Some(SwapSample { usage, limit });
         }
-        Ok(Some(MemorySample { usage, limit, stat, swap }))
+        Ok(Some(swap))
+    }
+
+    /// The number at the nearest level that has the file, and which level that is.
+    fn nearest(
+        &mut self,
+        file: impl Fn(&mut Level) -> &mut CgroupFile,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Option<(usize, u64)>, Error> {
+        for (index, level) in self.levels.iter_mut().enumerate() {
+            if let Some(value) = file(level).read(buffer)?.and_then(scan::decimal) {
+                return Ok(Some((index, value)));
+            }
+        }
+        Ok(None)
     }
 }
 
-/// The value at the nearest level that has the file, and which level that is.
-fn nearest<T>(
-    levels: &mut [CgroupFile],
-    buffer: &mut Vec<u8>,
-    parse: impl Fn(&[u8]) -> Option<T>,
-) -> Result<Option<(usize, T)>, Error> {
-    for (index, level) in levels.iter_mut().enumerate() {
-        if let Some(value) = level.read(buffer)?.and_then(&parse) {
-            return Ok(Some((index, value)));
+impl Level {
+    fn limit(&mut self, buffer: &mut Vec<u8>) -> Result<Limit, Error> {
+        let mut limit = self.max.read(buffer)?.and_then(scan::limit).unwrap_or_default();
+        if let Some(high) = &mut self.high {
+            limit = limit.min(high.read(buffer)?.and_then(scan::limit).unwrap_or_default());
         }
+        Ok(limit)
     }
-    Ok(None)
+
+    /// What the limit leaves to the cgroups below; only exact where it is less than `bound`, so
+    /// that `memory.stat`, the dear file, is read where the limit is near alone.
+    fn left(&mut self, bound: Limit, buffer: &mut Vec<u8>) -> Result<Limit, Error> {
+        if self.limit == Limit::Unlimited {
+            return Ok(Limit::Unlimited);
+        }
+        let Some(usage) = self.usage.read(buffer)?.and_then(scan::decimal) else {
+            return Ok(Limit::Unlimited);
+        };
+        if self.limit.less(usage).min(bound) == bound {
+            return Ok(bound);
+        }
+        let stat = self.stat.read(buffer)?.map_or_else(MemoryStat::default, stat);
+        Ok(self.limit.less(usage - stat.reclaimable(usage)))
+    }
 }
 
 fn read<'b>(
@@ -249,11 +310,16 @@ pub(super) fn parse(text: &[u8]) {
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn sample_of(texts: &[&[u8]; 8]) -> Sample {
     let limit = |text| scan::limit(text).unwrap_or_default();
-    let swap = scan::decimal(texts[3]).map(|usage| SwapSample { usage, limit: limit(texts[4]) });
+    let swap = scan::decimal(texts[3]).map(|usage| SwapSample {
+        usage,
+        limit: limit(texts[4]),
+        left: limit(texts[1]),
+    });
     let mut sample = Sample {
         memory: scan::decimal(texts[0]).map(|usage| MemorySample {
             usage,
             limit: limit(texts[1]),
+            left: limit(texts[3]),
             stat: stat(texts[2]),
             swap,
         }),

@@ -1,8 +1,9 @@
 //! What of the machine's arrangement one view shows.
 //!
-//! A node is shown when one of its processors is. The memory of a container is divided among the
-//! shown nodes by their share of the machine's memory, without a remainder: the nodes add up to
-//! what `/proc/meminfo` shows.
+//! A node is shown when one of its processors is, or when the container is bound to its memory. The
+//! memory of a container is divided among the shown nodes that it may use by their share of the
+//! machine's memory, without a remainder: the nodes add up to what `/proc/meminfo` shows, unless
+//! that is more than the shown nodes have.
 
 use super::{CpuFacts, NODE_LISTS, NodeFacts, Topology};
 use crate::cpuset::CpuSet;
@@ -87,7 +88,9 @@ impl View {
     /// The nodes that are shown, by number.
     pub fn shown_nodes(&self) -> impl Iterator<Item = &NodeFacts> {
         self.topology().nodes.iter().filter(|node| {
-            self.origin == Origin::Host || node.cpus.iter().any(|cpu| self.cpu.online.contains(cpu))
+            self.origin == Origin::Host
+                || node.cpus.iter().any(|cpu| self.cpu.online.contains(cpu))
+                || self.nodes.as_ref().is_some_and(|nodes| nodes.contains(node.number))
         })
     }
 
@@ -97,15 +100,15 @@ impl View {
         self.shown_nodes().find(|facts| facts.number == node)
     }
 
-    /// The part of a number of the container that belongs to a node. The parts of all shown nodes
-    /// add up to the number.
+    /// The part of a number of the container, in KiB, that belongs to a node. A node has no larger
+    /// part of the container's memory than it has memory.
     #[must_use]
     pub fn part_of(&self, node: u32, number: u64) -> u64 {
-        let weights = || self.shown_nodes().map(|facts| (facts.number, u128::from(facts.memory)));
-        // Nodes without any memory share alike.
-        let blank = weights().all(|(_, weight)| weight == 0);
-        let weights = || weights().map(|(number, weight)| (number, weight + u128::from(blank)));
+        let allowed = |node| self.nodes.as_ref().is_none_or(|nodes| nodes.contains(node));
+        let usable = || self.shown_nodes().filter(|facts| allowed(facts.number));
+        let weights = || usable().map(|facts| (facts.number, u128::from(facts.memory)));
         let all: u128 = weights().map(|(_, weight)| weight).sum();
+        let all = all.max(u128::from(self.memory.total >> 10));
         if all == 0 || !weights().any(|(number, _)| number == node) {
             return 0;
         }
