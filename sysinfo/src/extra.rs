@@ -76,6 +76,9 @@ pub struct Device {
     pub size: u64,
     /// What was read and written.
     pub io: Io,
+    /// True for a device that is made of others (LVM, dm-crypt, md), which count the same bytes.
+    /// Known when [`Extras::EVENTS`] were sampled.
+    pub has_slaves: bool,
 }
 
 /// Input and output since the container started. Times and merged requests are not accounted
@@ -91,18 +94,20 @@ pub struct Io {
     pub discards: u64,
 }
 
-/// Events that `memory.stat` and `/proc/vmstat` count under the same name.
+/// Events that `/proc/vmstat` counts under the same name as `memory.stat` or, the kills,
+/// `memory.events` (`memory.oom_control` on cgroup v1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Events([u64; Events::NAMES.len()]);
 
 impl Events {
     /// Their names, sorted.
-    pub const NAMES: [&'static str; 46] = [
+    pub const NAMES: [&'static str; 47] = [
         "numa_hint_faults",
         "numa_pages_migrated",
         "numa_pte_updates",
         "numa_task_migrated",
         "numa_task_swapped",
+        "oom_kill",
         "pgactivate",
         "pgdeactivate",
         "pgdemote_direct",
@@ -241,7 +246,7 @@ impl ExtraSampler {
         let kernel = host.raw.as_deref();
         if wanted.contains(Extras::IO) && self.files.io(&mut self.raw).is_ok() {
             self.count_io();
-            self.last.devices = self.devices(kernel);
+            self.last.devices = self.devices(kernel, wanted.contains(Extras::EVENTS));
         }
         if wanted.contains(Extras::EVENTS) {
             if self.files.events(&mut self.raw).is_ok() {
@@ -281,7 +286,7 @@ impl ExtraSampler {
     }
 
     /// Devices with their names; one that is gone has none and is not shown.
-    fn devices(&mut self, kernel: Option<&dyn RawFiles>) -> Arc<[Device]> {
+    fn devices(&mut self, kernel: Option<&dyn RawFiles>, slaves: bool) -> Arc<[Device]> {
         let text = &mut self.text;
         let device = |counted: &Counted| {
             let (major, minor) = counted.number;
@@ -289,7 +294,8 @@ impl ExtraSampler {
             let [read_bytes, written_bytes, discarded_bytes, reads, writes, discards] =
                 counted.counts.map(Steady::total);
             let io = Io { read_bytes, written_bytes, discarded_bytes, reads, writes, discards };
-            Some(Device { major, minor, name, size, io })
+            let has_slaves = slaves && has_slaves(kernel?, major, minor);
+            Some(Device { major, minor, name, size, io, has_slaves })
         };
         self.devices.iter().filter_map(device).collect()
     }
@@ -312,6 +318,11 @@ fn name_and_size(
     Some((name, scan::decimal(text)?.saturating_mul(512)))
 }
 
+/// Partitions and devices of their own have an empty folder `slaves`, or none.
+fn has_slaves(kernel: &dyn RawFiles, major: u32, minor: u32) -> bool {
+    kernel.is_populated(&format!("sys/dev/block/{major}:{minor}/slaves")).unwrap_or(false)
+}
+
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn parse(kernel: &dyn RawFiles) {
     let _ = name_and_size(kernel, 8, 0, &mut Vec::new());
@@ -330,12 +341,28 @@ mod tests {
         fn read(&self, path: &str, text: &mut Vec<u8>) -> io::Result<()> {
             let content: &[u8] = match path {
                 "sys/dev/block/254:0/uevent" => b"MAJOR=254\nMINOR=0\nDEVNAME=vda\nDEVTYPE=disk\n",
-                "sys/dev/block/254:0/size" => b"2048\n",
+                "sys/dev/block/254:0/size" | "sys/dev/block/253:0/size" => b"2048\n",
+                "sys/dev/block/253:0/uevent" => b"DEVNAME=dm-0\n",
                 _ => return Err(io::ErrorKind::NotFound.into()),
             };
             text.extend_from_slice(content);
             Ok(())
         }
+
+        fn is_populated(&self, path: &str) -> io::Result<bool> {
+            Ok(path == "sys/dev/block/253:0/slaves")
+        }
+    }
+
+    #[test]
+    fn a_device_that_is_made_of_others_is_told_from_them() {
+        let mut sampler = ExtraSampler::new(ExtraFiles::default());
+        let io = Io { read_bytes: 1, ..Io::default() };
+        sampler.raw.io = vec![((254, 0), io), ((253, 0), io)];
+        sampler.count_io();
+        let devices = sampler.devices(Some(&Sysfs), true);
+        let found: Vec<_> = devices.iter().map(|dev| (&*dev.name, dev.has_slaves)).collect();
+        assert_eq!(found, [("vda", false), ("dm-0", true)]);
     }
 
     #[test]
@@ -347,7 +374,7 @@ mod tests {
         // It left for a cgroup that has read less.
         sampler.raw.io = vec![((254, 0), io(512))];
         sampler.count_io();
-        let devices = sampler.devices(Some(&Sysfs));
+        let devices = sampler.devices(Some(&Sysfs), false);
         assert_eq!(devices.len(), 1, "a device that is gone has no name");
         let vda = &devices[0];
         assert_eq!((vda.major, vda.minor, &*vda.name, vda.size), (254, 0, "vda", 1 << 20));

@@ -23,6 +23,8 @@ pub struct Host {
     pub swap_total: u64,
     /// Size of a page in bytes: 4 KiB to 64 KiB.
     pub page_size: u64,
+    /// Size of a transparent huge page in bytes; 0 where the kernel has none.
+    pub transparent_page: u64,
     /// Pools of huge pages, those of no page left out.
     pub huge_pools: Vec<HugePool>,
     /// The kernel's `/proc/cpuinfo`, divided by processor.
@@ -57,6 +59,15 @@ pub trait RawFiles: Send + Sync {
     /// # Errors
     /// What the kernel says when the file is opened or read.
     fn read(&self, path: &str, text: &mut Vec<u8>) -> io::Result<()>;
+
+    /// True for a folder such as `sys/dev/block/8:0/slaves` that has entries.
+    ///
+    /// # Errors
+    /// What the kernel says when the folder is opened or read.
+    fn is_populated(&self, path: &str) -> io::Result<bool> {
+        let _ = path;
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// The texts that a [`Host`] is parsed from.
@@ -92,6 +103,7 @@ impl Host {
             memory_total: bytes_of("MemTotal"),
             swap_total: bytes_of("SwapTotal"),
             page_size: rustix::param::page_size() as u64,
+            transparent_page: 0,
             huge_pools: default_pool(&meminfo).into_iter().collect(),
             cpuinfo: CpuInfo::parse(texts.cpuinfo.into()),
             cpuinfo_32: None,

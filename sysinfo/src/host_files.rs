@@ -141,6 +141,10 @@ impl HostFiles {
         } else {
             last.topology.clone()
         };
+        host.transparent_page = match first {
+            true => self.raw.transparent_page().unwrap_or(0),
+            false => last.transparent_page,
+        };
         // Pools of other sizes show in one line alone, their sum with the first.
         let counted: u64 =
             host.huge_pools.iter().map(|pool| pool.size.saturating_mul(pool.pages)).sum();
@@ -164,6 +168,12 @@ impl Raw {
         let mut text = Vec::new();
         personality::as_32_bit(|| self.proc.read("cpuinfo", &mut text))?.ok()?;
         Some(CpuInfo::parse(text.into()))
+    }
+
+    fn transparent_page(&self) -> Option<u64> {
+        let mut text = Vec::new();
+        self.read("sys/kernel/mm/transparent_hugepage/hpage_pmd_size", &mut text).ok()?;
+        scan::decimal(&text)
     }
 
     /// Adds the pools of huge pages that are not there yet.
@@ -201,6 +211,14 @@ impl RawFiles for Raw {
             Some(("sys", file)) => read_to_end(self.sys.as_fd(), file, text),
             _ => Err(io::ErrorKind::NotFound.into()),
         }
+    }
+
+    fn is_populated(&self, path: &str) -> io::Result<bool> {
+        let folder = path.strip_prefix("sys/").ok_or(io::ErrorKind::NotFound)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::openat(&self.sys, folder, flags, Mode::empty())?;
+        let mut entries = rustix::fs::Dir::new(folder)?.flatten();
+        Ok(entries.any(|entry| !matches!(entry.file_name().to_bytes(), b"." | b"..")))
     }
 }
 

@@ -82,7 +82,7 @@ use Value::{Fact, Kib};
 /// The lines that show something, in the order of `fs/proc/meminfo.c` (6.18). Not here, so 0:
 ///
 /// - `Buffers`: a cgroup counts block device pages as page cache.
-/// - `Mlocked`: cgroups do not account locked pages apart from other unevictable ones.
+/// - `ShmemPmdMapped`, `FilePmdMapped` are 0 below: cgroups do not count how huge pages are mapped.
 /// - `HugePages_Surp`: which pages of a pool are surplus, only the machine knows.
 /// - `NFS_Unstable`, `Bounce`, `WritebackTmp`, `VmallocUsed`, `VmallocChunk`, `Balloon`,
 ///   `HardwareCorrupted`, `Cma*`, `Unaccepted`, `DirectMap*`: the machine's business.
@@ -99,6 +99,8 @@ const LINES: &[(&str, Value)] = &[
     ("Active(file)", Kib(|view| kib(view.memory.active_file))),
     ("Inactive(file)", Kib(|view| kib(view.memory.inactive_file))),
     ("Unevictable", Kib(|view| kib(view.memory.unevictable))),
+    // Cgroups account what cannot be reclaimed, which is locked but for rare cases.
+    ("Mlocked", Kib(|view| kib(view.memory.unevictable))),
     ("SwapTotal", Kib(|view| kib(view.swap.total))),
     ("SwapFree", Kib(|view| kib(view.swap.free))),
     ("Zswap", Kib(|view| kib(view.swap.zswap))),

@@ -57,18 +57,30 @@ pub(super) fn pages(key: &str, view: &View) -> Option<u64> {
         "nr_dirty" => memory.dirty,
         "nr_writeback" => memory.writeback,
         "nr_shmem" => memory.shmem,
+        // Cgroups account what cannot be reclaimed, which is locked but for rare cases.
+        "nr_mlock" => memory.unevictable,
+        "nr_zone_write_pending" => memory.dirty.saturating_add(memory.writeback),
         "nr_page_table_pages" => memory.page_tables,
         "nr_sec_page_table_pages" => memory.secondary_page_tables,
         "nr_swapcached" => view.swap.cached,
         "nr_kernel_stack" => return Some(memory.kernel_stack >> 10),
+        "nr_anon_transparent_hugepages" => return Some(huge_pages(memory.anon_huge, view)),
+        "nr_shmem_hugepages" => return Some(huge_pages(memory.shmem_huge, view)),
+        "nr_file_hugepages" => return Some(huge_pages(memory.file_huge, view)),
         _ => return None,
     };
     bytes.checked_div(view.host.page_size)
 }
 
+/// The kernel counts transparent huge pages as such, not in small pages.
+fn huge_pages(bytes: u64, view: &View) -> u64 {
+    bytes.checked_div(view.host.transparent_page).unwrap_or(0)
+}
+
 /// How often something happened. `pgpgin` and `pgpgout` count KiB, whatever their names say.
 fn events(key: &str, view: &View) -> Option<u64> {
-    let devices = view.extra.devices.iter();
+    // What a device is made of counts the same bytes; the kernel counts what was asked for once.
+    let devices = view.extra.devices.iter().filter(|device| !device.has_slaves);
     match key {
         "pgpgin" => Some(devices.fold(0, |kib, d| d.io.read_bytes.saturating_add(kib)) >> 10),
         "pgpgout" => Some(devices.fold(0, |kib, d| d.io.written_bytes.saturating_add(kib)) >> 10),
@@ -84,7 +96,11 @@ mod tests {
     use crate::fixture;
 
     fn shown() -> HashMap<String, u64> {
-        let text = fixture::render(&Vmstat, &fixture::view());
+        shown_of(&fixture::view())
+    }
+
+    fn shown_of(view: &View) -> HashMap<String, u64> {
+        let text = fixture::render(&Vmstat, view);
         let pair = |line: &str| {
             let (key, value) = line.split_once(' ').unwrap();
             (key.to_owned(), value.parse().unwrap())
@@ -111,6 +127,31 @@ mod tests {
     }
 
     #[test]
+    fn what_alerts_watch_agrees_with_meminfo() {
+        let mut view = fixture::view();
+        std::sync::Arc::make_mut(&mut view.host).transparent_page = 2 << 20;
+        view.memory.anon_huge = 6 << 20;
+        view.memory.file_huge = 4 << 20;
+        view.memory.unevictable = 8192;
+        view.extra.events = view.extra.events.with("oom_kill", 3);
+        let shown = shown_of(&view);
+        assert_eq!(shown["oom_kill"], 3);
+        assert_eq!((shown["nr_mlock"], shown["nr_unevictable"]), (2, 2));
+        assert_eq!((shown["nr_anon_transparent_hugepages"], shown["nr_file_hugepages"]), (3, 2));
+        let meminfo = fixture::render(&crate::files::meminfo::Meminfo, &view);
+        assert!(meminfo.contains("\nMlocked:               8 kB\n"), "{meminfo}");
+    }
+
+    #[test]
+    fn a_device_and_what_it_is_made_of_count_once() {
+        let mut view = fixture::view();
+        let mut mapped = view.extra.devices[0].clone();
+        (mapped.name, mapped.has_slaves) = ("dm-0".into(), true);
+        view.extra.devices = [view.extra.devices[0].clone(), mapped].into();
+        assert_eq!(shown_of(&view)["pgpgin"], shown()["pgpgin"]);
+    }
+
+    #[test]
     fn pages_have_the_size_of_the_machines() {
         for size in [4096, 16_384, 65_536] {
             let mut view = fixture::view();
@@ -124,7 +165,7 @@ mod tests {
     #[test]
     fn nothing_of_the_machine_is_shown() {
         let shown = shown();
-        for key in ["numa_hit", "pgalloc_normal", "pgfree", "nr_dirtied", "nr_zone_write_pending"] {
+        for key in ["numa_hit", "pgalloc_normal", "pgfree", "nr_dirtied", "nr_shmem_pmdmapped"] {
             assert_eq!(shown[key], 0, "{key}");
         }
     }

@@ -15,7 +15,7 @@ use crate::text::Text;
 pub struct Zoneinfo;
 
 /// What is counted by node.
-const NODE: [&str; 14] = [
+const NODE: [&str; 17] = [
     "nr_inactive_anon",
     "nr_active_anon",
     "nr_inactive_file",
@@ -29,16 +29,21 @@ const NODE: [&str; 14] = [
     "nr_dirty",
     "nr_writeback",
     "nr_shmem",
+    "nr_shmem_hugepages",
+    "nr_file_hugepages",
+    "nr_anon_transparent_hugepages",
     "nr_kernel_stack",
 ];
 /// What is counted by zone.
-const ZONE: [&str; 6] = [
+const ZONE: [&str; 8] = [
     "nr_free_pages",
     "nr_zone_inactive_anon",
     "nr_zone_active_anon",
     "nr_zone_inactive_file",
     "nr_zone_active_file",
     "nr_zone_unevictable",
+    "nr_zone_write_pending",
+    "nr_mlock",
 ];
 
 impl OverlayFile for Zoneinfo {

@@ -21,8 +21,8 @@ pub(crate) struct ExtraFiles {
     /// BFQ count what its scheduler handles.
     legacy_io: Vec<(CgroupFile, CgroupFile)>,
     /// The nearest level that has the file tells.
-    unified_memory: Vec<CgroupFile>,
-    legacy_memory: Option<CgroupFile>,
+    unified_memory: Vec<(CgroupFile, CgroupFile)>,
+    legacy_memory: Option<(CgroupFile, CgroupFile)>,
     pressure: Option<[CgroupFile; 3]>,
 }
 
@@ -62,10 +62,15 @@ impl ExtraFiles {
                 .map_or_else(Vec::new, |(mount, cgroup)| legacy_io(mount, cgroup).into()),
             unified_memory: with(Controller::Memory).map_or_else(Vec::new, |(mount, cgroup)| {
                 let levels = lineage(cgroup).filter(|level| !level.is_empty());
-                levels.map(|level| CgroupFile::new(mount, level, "memory.stat")).collect()
+                let file = |level, name| CgroupFile::new(mount, level, name);
+                levels
+                    .map(|level| (file(level, "memory.stat"), file(level, "memory.events")))
+                    .collect()
             }),
-            legacy_memory: legacy(Controller::Memory)
-                .map(|(mount, cgroup)| CgroupFile::new(mount, cgroup, "memory.stat")),
+            legacy_memory: legacy(Controller::Memory).map(|(mount, cgroup)| {
+                let file = |name| CgroupFile::new(mount, cgroup, name);
+                (file("memory.stat"), file("memory.oom_control"))
+            }),
             pressure: unified.map(|(mount, cgroup, _)| {
                 ["cpu.pressure", "io.pressure", "memory.pressure"]
                     .map(|name| CgroupFile::new(mount, cgroup, name))
@@ -100,16 +105,22 @@ impl ExtraFiles {
     pub(crate) fn events(&mut self, raw: &mut Raw) -> Result<(), Error> {
         let Raw { events, buffer, .. } = raw;
         events.fill(0);
-        for level in &mut self.unified_memory {
-            if let Some(text) = level.read(buffer)? {
+        for (stat, kills) in &mut self.unified_memory {
+            if let Some(text) = stat.read(buffer)? {
                 scan_events(text, b"", events);
+                if let Some(text) = kills.read(buffer)? {
+                    scan_events(text, b"", events);
+                }
                 return Ok(());
             }
         }
-        if let Some(file) = &mut self.legacy_memory
-            && let Some(text) = file.read(buffer)?
+        if let Some((stat, kills)) = &mut self.legacy_memory
+            && let Some(text) = stat.read(buffer)?
         {
             scan_events(text, b"total_", events);
+            if let Some(text) = kills.read(buffer)? {
+                scan_events(text, b"", events);
+            }
         }
         Ok(())
     }
@@ -125,10 +136,10 @@ impl ExtraFiles {
 
     pub(crate) fn close(&mut self) {
         let legacy = self.legacy_io.iter_mut().flat_map(|(bytes, operations)| [bytes, operations]);
-        let rest = self.unified_io.iter_mut().chain(&mut self.legacy_memory);
+        let memory = self.unified_memory.iter_mut().chain(&mut self.legacy_memory);
         legacy
-            .chain(rest)
-            .chain(&mut self.unified_memory)
+            .chain(memory.flat_map(|(stat, kills)| [stat, kills]))
+            .chain(&mut self.unified_io)
             .chain(self.pressure.iter_mut().flatten())
             .for_each(CgroupFile::close);
     }
@@ -262,6 +273,11 @@ mod tests {
         scan_events(b"anon 9\npgfault 5\n", b"", &mut events);
         assert_eq!(events[Events::index(b"pgfault").unwrap()], 5);
         assert_eq!(events.iter().sum::<u64>(), 5);
+        scan_events(b"max 8\noom 7\noom_kill 6\noom_group_kill 0\n", b"", &mut events);
+        assert_eq!(events[Events::index(b"oom_kill").unwrap()], 6);
+        scan_events(b"oom_kill_disable 0\nunder_oom 0\noom_kill 9\n", b"", &mut events);
+        assert_eq!(events[Events::index(b"oom_kill").unwrap()], 9);
+        assert_eq!(events.iter().sum::<u64>(), 14);
     }
 
     proptest! {
