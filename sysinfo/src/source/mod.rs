@@ -15,6 +15,7 @@ use rustix::fs::{Access, AtFlags};
 use rustix::io::Errno;
 
 use crate::Error;
+use crate::clock;
 use crate::hierarchy::Hierarchies;
 use crate::kernel_file::KeptFile;
 use crate::membership::Membership;
@@ -77,33 +78,38 @@ impl Source for Hybrid {
     }
 }
 
+/// A controller can be enabled for a cgroup after its processes have started (`systemctl
+/// set-property`), and no event tells. A file that was missing is looked for again after so long,
+/// which costs a failing open for each, and nothing where all controllers are enabled.
+const MISSING_BOUND: u64 = 500_000_000;
+
 /// One file of one cgroup, opened when first read.
 #[derive(Debug)]
 struct CgroupFile {
     root: crate::hierarchy::Mount,
     path: Box<str>,
     kept: Option<KeptFile>,
-    /// Looked for and not there. Controllers can be enabled later, so `close` forgets this.
-    missing: bool,
+    /// When it was looked for and not there.
+    missing: Option<u64>,
 }
 
 impl CgroupFile {
     fn new(root: &crate::hierarchy::Mount, cgroup: &str, name: &str) -> Self {
         let path = if cgroup.is_empty() { name.to_owned() } else { format!("{cgroup}/{name}") };
-        Self { root: root.clone(), path: path.into(), kept: None, missing: false }
+        Self { root: root.clone(), path: path.into(), kept: None, missing: None }
     }
 
     /// The content, `None` when there is no such file.
     fn read<'b>(&mut self, buffer: &'b mut Vec<u8>) -> Result<Option<&'b [u8]>, Error> {
-        if self.missing {
-            return Ok(None);
-        }
         if self.kept.is_none() {
+            if self.missing.is_some_and(|at| clock::now().saturating_sub(at) < MISSING_BOUND) {
+                return Ok(None);
+            }
             self.kept = KeptFile::open(self.root.root(), &self.path)
                 .map_err(|source| self.error(source))?;
             if self.kept.is_none() {
                 self.check_cgroup()?;
-                self.missing = true;
+                self.missing = Some(clock::now());
             }
         }
         let Some(kept) = &self.kept else { return Ok(None) };
@@ -137,7 +143,7 @@ impl CgroupFile {
 
     fn close(&mut self) {
         self.kept = None;
-        self.missing = false;
+        self.missing = None;
     }
 
     fn error(&self, source: std::io::Error) -> Error {
@@ -178,6 +184,24 @@ pub(crate) fn sample_of(legacy: bool, texts: [&[u8]; 8]) -> Sample {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_appears_is_found_and_one_that_vanishes_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("c/x")).unwrap();
+        std::fs::write(dir.path().join("c/cgroup.controllers"), "memory\n").unwrap();
+        let mounts = b"30 1 0:1 / /c rw - cgroup2 cgroup2 rw\n";
+        let found = Hierarchies::from_mountinfo(mounts, dir.path()).unwrap();
+        let mut file = CgroupFile::new(&found.unified.unwrap().0, "x", "memory.max");
+        let mut read = || {
+            let mut buffer = Vec::new();
+            file.missing = file.missing.map(|at| at.saturating_sub(MISSING_BOUND));
+            file.read(&mut buffer).unwrap().map(<[u8]>::to_vec)
+        };
+        assert_eq!(read(), None);
+        std::fs::write(dir.path().join("c/x/memory.max"), "104857600\n").unwrap();
+        assert_eq!(read().as_deref(), Some(b"104857600\n".as_slice()));
+    }
 
     #[test]
     fn lineage_ends_at_the_root() {
