@@ -2,8 +2,9 @@
 //!
 //! A thread in a pid namespace of its own belongs to the container whose first process is that
 //! namespace's number one, and is judged by that process's cgroup: a container is one machine,
-//! however it divides itself. A thread in the daemon's own pid namespace is judged by its own
-//! cgroup. Never forks.
+//! however it divides itself. A namespace that a process of a container made without moving the
+//! first process to another cgroup (`unshare`, bwrap, browsers) is a part of that container. A
+//! thread in the daemon's own pid namespace is judged by its own cgroup. Never forks.
 //!
 //! **A number is believed only while something holds it.** A thread id is looked up anew for every
 //! request: a thread that ends gives its number to a thread of any container at once. The number of
@@ -24,6 +25,7 @@ use crate::Error;
 use crate::account::{Account, Accounts, Owner};
 use crate::baselines::Baselines;
 use crate::budget::{Charge, What};
+use crate::cgroup_namespace;
 use crate::clock;
 use crate::container::{Container, Identity, Init};
 use crate::membership::Membership;
@@ -36,6 +38,8 @@ const HOST_THREAD_BOUND: u64 = 20_000_000;
 const SHARDS: usize = 32;
 /// How many threads of the host each shard remembers: one descriptor each.
 const SHARD_SIZE: usize = 4;
+/// `MAX_PID_NS_LEVEL` of the kernel: pid namespaces do not nest deeper.
+const DEEPEST: u32 = 32;
 /// A cgroup of the host that nobody asked from for so long is forgotten.
 const HOST_CGROUP_BOUND: u64 = 600_000_000_000;
 /// How often ended containers are looked for because an account has used up its part.
@@ -95,11 +99,43 @@ impl Callers {
 
     /// All known containers.
     pub(crate) fn containers(&self) -> Vec<Arc<Container>> {
-        self.registry.load().values().cloned().collect()
+        self.registry.load().values().filter(|one| !one.is_part()).cloned().collect()
     }
 
     /// The container and the account of a thread that asks `now`.
     pub(crate) fn identify(&self, tid: u32, now: u64, shared: &Shared) -> Result<Caller, Error> {
+        let Caller { container, account } = self.of_thread(tid, now, shared)?;
+        Ok(Caller { container: self.whole_of(container, now, DEEPEST, shared), account })
+    }
+
+    /// The container that this one is a part of, or itself. Looks at so many pid namespaces around
+    /// its own.
+    fn whole_of(
+        &self,
+        found: Arc<Container>,
+        now: u64,
+        around: u32,
+        shared: &Shared,
+    ) -> Arc<Container> {
+        let whole = match found.whole(now) {
+            Ok(whole) => whole,
+            Err(()) => {
+                let init = found.init_pid().filter(|_| around > 0);
+                let maker = init.and_then(|init| maker(init, shared));
+                let outer = maker.and_then(|maker| self.of_thread(maker, now, shared).ok());
+                let whole =
+                    outer.map(|outer| self.whole_of(outer.container, now, around - 1, shared));
+                // A number that was handed out again meanwhile can lead back.
+                let whole = whole.filter(|whole| !Arc::ptr_eq(whole, &found));
+                found.set_whole(whole.clone(), now);
+                whole
+            }
+        };
+        whole.unwrap_or(found)
+    }
+
+    /// The pid namespace of a thread, or its cgroup in the daemon's own, and the thread's account.
+    fn of_thread(&self, tid: u32, now: u64, shared: &Shared) -> Result<Caller, Error> {
         let namespace = match shared.proc.pid_namespace(tid) {
             Ok(namespace) => namespace,
             // Not to be inspected (a security module, or the machine's own PID 1): no
@@ -364,6 +400,22 @@ fn unknown(tid: u32) -> impl Fn(io::Error) -> Error {
     }
 }
 
+/// The parent of a pid namespace's first process, where the namespace is a part of the parent's
+/// container: both are in the same cgroups, and the parent is in a container itself. An engine
+/// moves the first process of a container to a cgroup of its own.
+///
+/// A parent that has ended was replaced by one of the same pid namespace.
+fn maker(init: u32, shared: &Shared) -> Option<u32> {
+    let (proc, text) = (&shared.proc, &mut Vec::new());
+    let parent = namespace_init::parent(proc, init, text).filter(|&parent| parent != 0)?;
+    if proc.pid_namespace(parent).ok()? == shared.own_namespace {
+        return None;
+    }
+    let own = proc.read_of(init, "cgroup", text).ok()?.to_vec();
+    let same = proc.read_of(parent, "cgroup", text).ok()? == own;
+    same.then_some(parent)
+}
+
 /// Pins the init of a namespace and learns what never changes about it.
 fn new_container(
     tid: u32,
@@ -385,8 +437,8 @@ fn new_container(
     let offset = proc.read_of(pid, "timens_offsets", &mut text).ok();
     let offset = offset.and_then(clock::boottime_offset);
     let offset = offset.map(|offset| offset.saturating_sub(shared.own_offset));
-    let membership = proc.read_of(pid, "cgroup", &mut text).map_err(&unknown)?;
-    let membership = Membership::parse(membership);
+    let text = proc.read_of(pid, "cgroup", &mut text).map_err(&unknown)?;
+    let membership = cgroup_namespace::membership(proc, pid, text);
     let init = Init { pid, pidfd, start, offset: offset.filter(|&offset| offset != 0) };
     Ok((Identity { namespace, init: Some(init), is_host: false }, membership))
 }

@@ -19,6 +19,7 @@ use crate::account::Account;
 use crate::activity::Activity;
 use crate::baselines;
 use crate::budget::Charge;
+use crate::cgroup_namespace;
 use crate::clock;
 use crate::cpu::{self, CpuClock};
 use crate::derive;
@@ -44,6 +45,8 @@ const YOUTH: u64 = 2_000_000_000;
 const LOOK: Duration = Duration::from_millis(1);
 /// How often the cgroup of the init is looked up again: runtimes move it while they start.
 const MEMBERSHIP_BOUND: u64 = 500_000_000;
+/// How often it is looked up whether a young container is a part of another one.
+const YOUNG_BOUND: u64 = 20_000_000;
 
 thread_local! {
     /// For the texts of kernel files.
@@ -66,6 +69,9 @@ pub struct Container {
     /// When somebody last asked.
     asked: AtomicU64,
     membership: ArcSwap<Membership>,
+    /// The container that it is a part of, and when that was looked up.
+    whole: ArcSwapOption<Container>,
+    whole_checked: AtomicU64,
     /// When the sample began that is being taken; 0: none is.
     began: AtomicU64,
     sampler: Mutex<Sampler>,
@@ -148,6 +154,8 @@ impl Container {
             taken: AtomicU64::new(0),
             asked: AtomicU64::new(now),
             membership: ArcSwap::from_pointee(membership),
+            whole: ArcSwapOption::empty(),
+            whole_checked: AtomicU64::new(0),
             began: AtomicU64::new(0),
             sampler: Mutex::new(Sampler {
                 checked: now,
@@ -198,6 +206,27 @@ impl Container {
     #[must_use]
     pub fn last_view(&self) -> Option<Arc<View>> {
         self.view.load_full()
+    }
+
+    /// The container that this pid namespace is a part of; `Err` when that is to be looked up.
+    pub(crate) fn whole(&self, now: u64) -> Result<Option<Arc<Self>>, ()> {
+        let age = now.saturating_sub(self.whole_checked.load(Ordering::Acquire));
+        let bound = if self.is_young(now) { YOUNG_BOUND } else { MEMBERSHIP_BOUND };
+        if self.identity.init.is_some() && age > bound {
+            return Err(());
+        }
+        Ok(self.whole.load_full())
+    }
+
+    /// Records what [`Self::whole`] returns from `now` on.
+    pub(crate) fn set_whole(&self, whole: Option<Arc<Self>>, now: u64) {
+        self.whole.store(whole);
+        self.whole_checked.store(now, Ordering::Release);
+    }
+
+    /// True for a pid namespace that is a part of another container.
+    pub(crate) fn is_part(&self) -> bool {
+        self.whole.load().is_some()
     }
 
     /// Has its first process ended? A host cgroup has none; it is forgotten when unused.
@@ -393,7 +422,8 @@ impl Container {
                 // The pid could be somebody else's by now.
                 && !self.is_gone()
             {
-                let membership = Arc::new(Membership::parse(text));
+                let membership = cgroup_namespace::membership(&shared.proc, init.pid, text);
+                let membership = Arc::new(membership);
                 let limit = shared.options.memory_limit;
                 sampler.source = source::open(&shared.hierarchies, &membership, limit);
                 sampler.huge.close();

@@ -34,6 +34,7 @@ pub fn parse_all(text: &[u8]) {
     for controller in Controller::ALL {
         let _ = membership.legacy(controller);
     }
+    let _ = Membership::at_root(text, text, text, text).unified();
     hierarchy::parse(text);
     let _ = (clock::start_of(text), clock::boottime_offset(text));
     let _ = (scan::signed(text), scan::limit(text), scan::words(text).count());

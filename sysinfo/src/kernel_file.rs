@@ -81,6 +81,13 @@ impl ShortPath {
         Self { bytes }
     }
 
+    /// `<pid>/ns/<kind>`.
+    pub(crate) fn of_namespace(pid: u32, kind: &str) -> Self {
+        let mut bytes = [0; 64];
+        let _ = write!(&mut bytes[..63], "{pid}/ns/{kind}");
+        Self { bytes }
+    }
+
     pub(crate) fn as_c_str(&self) -> &CStr {
         CStr::from_bytes_until_nul(&self.bytes).unwrap_or_default()
     }

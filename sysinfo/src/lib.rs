@@ -13,6 +13,7 @@ mod activity;
 mod baselines;
 mod budget;
 mod callers;
+mod cgroup_namespace;
 pub mod clock;
 mod container;
 pub mod cpu;

@@ -4,20 +4,50 @@ use crate::hash::fnv1a;
 use crate::hierarchy::{Controller, Hierarchies};
 use crate::scan;
 
-/// systemd puts itself into this child of a container's cgroup; the container is the parent.
+/// systemd puts itself into this child of a container's cgroup; the container is the parent, also
+/// where it has no cgroup namespace of its own that would tell.
 const INIT_SCOPE: &str = "/init.scope";
 
 /// The cgroups of one process, as the kernel lists them.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Membership {
+    /// The text of the file.
     text: Box<str>,
+    /// The same with the container's cgroups instead of those of its first process.
+    at_root: Option<Box<str>>,
+}
+
+impl std::hash::Hash for Membership {
+    /// By the text alone: counters are kept under this hash for a successor.
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.text.hash(state);
+    }
 }
 
 impl Membership {
     /// Takes the text of `/proc/<pid>/cgroup`.
     #[must_use]
     pub fn parse(text: &[u8]) -> Self {
-        Self { text: String::from_utf8_lossy(text).into() }
+        Self { text: String::from_utf8_lossy(text).into(), at_root: None }
+    }
+
+    /// Takes the text of a container's first process and cuts each path to the root of the
+    /// container's cgroup namespace. `outside` and `inside` are the daemon's own text, as read
+    /// outside and inside of that namespace, `init` is that of the first process as read inside.
+    ///
+    /// Only the depth of the root is taken from those, never a name: the result is always the
+    /// first process's cgroup or an ancestor of it.
+    pub(crate) fn at_root(text: &[u8], outside: &[u8], inside: &[u8], init: &[u8]) -> Self {
+        let plain = Self::parse(text);
+        let path_in = |text, id| lines(text).find(|line| line.0 == id).map(|line| line.2);
+        let mut at_root = String::with_capacity(plain.text.len());
+        for (id, names, path) in lines(text) {
+            let [outside, inside, init] = [outside, inside, init].map(|text| path_in(text, id));
+            let depth = root_depth(outside, inside, init);
+            let path = depth.map_or(path, |depth| first_parts(path, depth));
+            at_root.extend([id, ":", names, ":", path, "\n"]);
+        }
+        Self { at_root: Some(at_root.into()), ..plain }
     }
 
     /// Is this the same text?
@@ -77,23 +107,113 @@ impl Membership {
         self.lines().map(|(_, _, path)| path).max_by_key(|path| path.len()).unwrap_or("/")
     }
 
-    /// `hierarchy-id:controllers:path`; the path may contain colons.
     fn lines(&self) -> impl Iterator<Item = (&str, &str, &str)> {
-        scan::lines(self.text.as_bytes()).filter_map(|line| {
-            let line = std::str::from_utf8(line).ok()?;
-            let mut parts = line.splitn(3, ':');
-            let (id, names, path) = (parts.next()?, parts.next()?, parts.next()?);
-            // The kernel marks a removed cgroup this way; its numbers are still there.
-            let path = path.strip_suffix(" (deleted)").unwrap_or(path);
+        let text = self.at_root.as_ref().unwrap_or(&self.text);
+        lines(text.as_bytes()).map(|(id, names, path)| {
             let path = path.strip_suffix(INIT_SCOPE).unwrap_or(path);
-            Some((id, names, if path.is_empty() { "/" } else { path }))
+            (id, names, if path.is_empty() { "/" } else { path })
         })
     }
 }
 
+/// `hierarchy-id:controllers:path`; the path may contain colons.
+fn lines(text: &[u8]) -> impl Iterator<Item = (&str, &str, &str)> {
+    scan::lines(text).filter_map(|line| {
+        let line = std::str::from_utf8(line).ok()?;
+        let mut parts = line.splitn(3, ':');
+        let (id, names, path) = (parts.next()?, parts.next()?, parts.next()?);
+        // The kernel marks a removed cgroup this way; its numbers are still there.
+        Some((id, names, path.strip_suffix(" (deleted)").unwrap_or(path)))
+    })
+}
+
+/// How many levels below the root of the hierarchy the root of a cgroup namespace lies, from the
+/// daemon's path outside and inside of it. `None` for the root itself, which is no container, and
+/// where the container's first process was moved out of its namespace.
+fn root_depth(outside: Option<&str>, inside: Option<&str>, init: Option<&str>) -> Option<usize> {
+    let is_up = |part: &&str| *part == "..";
+    let parts = |path| str::split(path, '/').filter(|part| !part.is_empty());
+    if init.is_none_or(|path| parts(path).next().is_some_and(|part| is_up(&part))) {
+        return None;
+    }
+    let up = parts(inside?).take_while(is_up).count();
+    let common = parts(outside?).count().checked_sub(parts(inside?).count() - up)?;
+    Some(common + up).filter(|&depth| depth > 0)
+}
+
+/// So many parts of a path from its beginning, or all.
+fn first_parts(path: &str, count: usize) -> &str {
+    let end = path.match_indices('/').nth(count).map_or(path.len(), |(at, _)| at);
+    &path[..end]
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    #[test]
+    fn a_container_that_divides_itself_is_the_root_of_its_namespace() {
+        let cut = |init: &str, own: &str, own_inside: &str, init_inside: &str| {
+            let line = |path: &str| format!("0::{path}\n").into_bytes();
+            let [init, own, own_inside, init_inside] =
+                [init, own, own_inside, init_inside].map(line);
+            let cut = Membership::at_root(&init, &own, &own_inside, &init_inside);
+            assert!(cut.is(&init), "changes are still seen in the file's own text");
+            cut.unified().unwrap().to_owned()
+        };
+        let own = "/system.slice/ambit.service";
+        for (init, own_inside, init_inside, wanted) in [
+            ("/system.slice/d.scope/init", "/../ambit.service", "/init", "/system.slice/d.scope"),
+            ("/system.slice/d.scope", "/../ambit.service", "/", "/system.slice/d.scope"),
+            ("/docker/ab/init/x", "/../../system.slice/ambit.service", "/init/x", "/docker/ab"),
+            // The namespace was made before the engine moved the process: its root is no container.
+            (
+                "/docker/ab/init",
+                "/system.slice/ambit.service",
+                "/docker/ab/init",
+                "/docker/ab/init",
+            ),
+            // Moved out of its namespace from outside.
+            ("/other/ab", "/../../system.slice/ambit.service", "/../../other/ab", "/other/ab"),
+        ] {
+            assert_eq!(cut(init, own, own_inside, init_inside), wanted);
+        }
+        // A name inside that looks like the container's own changes nothing.
+        let forged = cut("/s/d/init", "/", "/../..", "/d/init");
+        assert_eq!(forged, "/s/d");
+        // The daemon runs in the container's own cgroup.
+        assert_eq!(cut("/s/d/init", "/s/d/me", "/me", "/init"), "/s/d");
+    }
+
+    #[test]
+    fn each_hierarchy_has_a_root_of_its_own() {
+        let init = b"4:memory:/docker/ab\n1:name=systemd:/docker/ab/init.scope\n0::/\n";
+        let own = b"4:memory:/\n1:name=systemd:/system.slice\n0::/\n";
+        let inside = b"4:memory:/../..\n1:name=systemd:/../../system.slice\n0::/\n";
+        let init_inside = b"4:memory:/\n1:name=systemd:/init.scope\n0::/\n";
+        let membership = Membership::at_root(init, own, inside, init_inside);
+        assert_eq!(membership.legacy(Controller::Memory), Some("/docker/ab"));
+        assert_eq!(membership.unified(), Some("/"));
+        assert_eq!(membership.path(), "/docker/ab");
+    }
+
+    proptest! {
+        /// Whatever the texts say, the result is the first process's cgroup or an ancestor of it.
+        #[test]
+        fn no_text_leads_to_another_cgroup(
+            init in "(/[ab.]{1,2}){0,4}", texts in prop::array::uniform3("0::(/(\\.\\.|a|b)){0,4}\n"),
+        ) {
+            let text = format!("0::{init}\n");
+            let [own, inside, its] = &texts;
+            let cut = Membership::at_root(
+                text.as_bytes(), own.as_bytes(), inside.as_bytes(), its.as_bytes());
+            let path = cut.unified().unwrap();
+            let rest = init.strip_prefix(path.trim_end_matches('/'));
+            prop_assert!(rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')), "{path}");
+        }
+    }
 
     #[test]
     fn hybrid_text_with_colons_and_init_scope() {

@@ -68,13 +68,18 @@ fn by_ancestors(proc: &Procfs, tid: u32, namespace: u64, text: &mut Vec<u8>) -> 
         if is_init(proc, pid, namespace, text) {
             return Some(pid);
         }
-        let status = proc.read_of(pid, "status", text).ok()?;
-        pid = u32::try_from(field(status, b"PPid:")?.next().and_then(scan::decimal)?).ok()?;
+        pid = parent(proc, pid, text)?;
         if pid == 0 {
             return None;
         }
     }
     None
+}
+
+/// The parent of a process; 0 where that is in no pid namespace that we see.
+pub(crate) fn parent(proc: &Procfs, pid: u32, text: &mut Vec<u8>) -> Option<u32> {
+    let status = proc.read_of(pid, "status", text).ok()?;
+    u32::try_from(field(status, b"PPid:")?.next().and_then(scan::decimal)?).ok()
 }
 
 fn is_init(proc: &Procfs, pid: u32, namespace: u64, text: &mut Vec<u8>) -> bool {

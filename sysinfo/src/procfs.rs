@@ -67,9 +67,9 @@ impl Procfs {
         Ok(text)
     }
 
-    /// The inode number of a task's namespace of this kind, in one system call.
+    /// The inode number of a task's namespace of this kind (`pid`, `cgroup`), in one system call.
     pub(crate) fn namespace(&self, tid: u32, kind: &str) -> io::Result<u64> {
-        let path = ShortPath::of_process(tid, &format_args!("ns/{kind}"));
+        let path = ShortPath::of_namespace(tid, kind);
         let mut target = [0u8; 48];
         let len = rustix::fs::readlinkat_raw(&self.root, path.as_c_str(), &mut target)?;
         inode(&target[..len]).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
@@ -82,7 +82,7 @@ impl Procfs {
 
     /// Opens a task's namespace of this kind.
     pub(crate) fn open_namespace(&self, tid: u32, kind: &str) -> io::Result<OwnedFd> {
-        let path = ShortPath::of_process(tid, &format_args!("ns/{kind}"));
+        let path = ShortPath::of_namespace(tid, kind);
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(&self.root, path.as_c_str(), flags, Mode::empty())?)
     }

@@ -1,0 +1,61 @@
+//! The root of a container's cgroup namespace: the cgroup that its engine made, whichever child of it
+//! the container's first process has moved to since (the entrypoint of Docker-in-Docker, systemd).
+//!
+//! The kernel shows paths of cgroups relative to the reader's namespace, with a `/..` for each level
+//! above its root. A thread enters the container's namespace and reads where the daemon is from
+//! there, which tells how deep the root lies. The container has no part in that answer: it can mount
+//! any cgroup that it sees, and move its first process, but not the daemon.
+//!
+//! A namespace that the first process shares with its parent is not its own: an engine inside
+//! another container made it with `--cgroupns=host`, and its root is that other container.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::membership::Membership;
+use crate::namespace_init;
+use crate::procfs::Procfs;
+
+/// The cgroups of a container, from the text of its first process's `cgroup` file. Where its
+/// namespace cannot be entered, they are those of the first process.
+pub(crate) fn membership(proc: &Procfs, init: u32, text: &[u8]) -> Membership {
+    let roots = own_namespace(proc, init).and_then(|namespace| {
+        let mut outside = Vec::new();
+        proc.read_of(std::process::id(), "cgroup", &mut outside).ok()?;
+        let (inside, its_init) = read_inside(proc, init, namespace.as_fd())?;
+        Some([outside, inside, its_init])
+    });
+    match &roots {
+        Some([outside, inside, its_init]) => Membership::at_root(text, outside, inside, its_init),
+        None => Membership::parse(text),
+    }
+}
+
+/// The cgroup namespace of a first process, unless it is its parent's.
+fn own_namespace(proc: &Procfs, init: u32) -> Option<OwnedFd> {
+    let own = proc.namespace(init, "cgroup").ok()?;
+    let parent = namespace_init::parent(proc, init, &mut Vec::new());
+    // A parent outside of the daemon's pid namespace has the number 0.
+    let parent = parent.filter(|&parent| parent != 0).unwrap_or(std::process::id());
+    if proc.namespace(parent, "cgroup").ok()? == own {
+        return None;
+    }
+    proc.open_namespace(init, "cgroup").ok()
+}
+
+/// The `cgroup` files of the daemon and of the first process, as read from inside the namespace.
+fn read_inside(proc: &Procfs, init: u32, namespace: BorrowedFd<'_>) -> Option<(Vec<u8>, Vec<u8>)> {
+    let read = || {
+        move_into_link_name_space(namespace, Some(LinkNameSpaceType::ControlGroup)).ok()?;
+        let (mut own, mut its_init) = (Vec::new(), Vec::new());
+        proc.read_of(std::process::id(), "cgroup", &mut own).ok()?;
+        proc.read_of(init, "cgroup", &mut its_init).ok()?;
+        Some((own, its_init))
+    };
+    // The namespace is the thread's, and ends with it.
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("cgroupns".to_owned());
+        thread.spawn_scoped(scope, read).ok()?.join().ok()?
+    })
+}
