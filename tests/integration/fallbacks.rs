@@ -19,18 +19,6 @@ fn limited(name: &str, mib: u64) -> Cgroup {
     Cgroup::new(name, Limits { memory: Some(mib * MIB), ..Limits::default() })
 }
 
-/// The first process of the pid namespace that was started in a cgroup.
-#[track_caller]
-fn init_of(cgroup: &Cgroup) -> i32 {
-    let text = fs::read_to_string(cgroup.dirs().next().unwrap().join("cgroup.procs")).unwrap();
-    let is_init = |pid: &&str| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let own = status.lines().find(|line| line.starts_with("NSpid:"));
-        own.is_some_and(|line| line.ends_with("\t1"))
-    };
-    text.lines().find(is_init).unwrap_or_else(|| panic!("no init in {text:?}")).parse().unwrap()
-}
-
 /// Containers die in the middle of reading, again and again: nobody else notices, and the log
 /// does not fill.
 #[test]
@@ -52,7 +40,7 @@ fn an_init_that_dies_takes_only_its_own_readers_along() {
         let mut doomed = start(&mut dying.script(&script));
         doomed.wait_for("up", machine::patience(10));
         std::thread::sleep(Duration::from_millis(100));
-        let init = rustix::process::Pid::from_raw(init_of(&dying)).unwrap();
+        let init = rustix::process::Pid::from_raw(dying.init()).unwrap();
         rustix::process::kill_process(init, Signal::KILL).unwrap();
         doomed.finish(machine::patience(10));
     }
@@ -73,7 +61,7 @@ fn a_handle_survives_its_container() {
     let mut container = start(&mut cgroup.script(&script));
     container.wait_for("up", machine::patience(10));
     assert_eq!(kb(&container.printed().0, "MemTotal"), 48 << 10);
-    let init = init_of(&cgroup);
+    let init = cgroup.init();
     // pidfd_getfd(2).
     let steal = format!(
         "import ctypes, os\n\

@@ -111,6 +111,19 @@ impl Cgroup {
         Self::make(format!("{}/{name}", self.path), limits)
     }
 
+    /// Moves its processes into a new child, as a container does that divides itself. The child
+    /// has no controllers on v2 until another one is made.
+    #[track_caller]
+    pub(crate) fn divide(&self, name: &str) -> Self {
+        let child = Self::make(format!("{}/{name}", self.path), Limits::default());
+        for ((_, from), (_, to)) in self.places.iter().zip(&child.places) {
+            for pid in fs::read_to_string(from.join("cgroup.procs")).unwrap().lines() {
+                write(&to.join("cgroup.procs"), pid);
+            }
+        }
+        child
+    }
+
     #[track_caller]
     fn make(path: String, limits: Limits<'_>) -> Self {
         let mut cgroup = Self { places: Vec::new(), path };
@@ -132,6 +145,28 @@ impl Cgroup {
     /// Its folders.
     pub(crate) fn dirs(&self) -> impl Iterator<Item = &Path> {
         self.places.iter().map(|(_, dir)| dir.as_path())
+    }
+
+    /// The first process of the pid namespace that was started in it.
+    #[track_caller]
+    pub(crate) fn init(&self) -> i32 {
+        let text = fs::read_to_string(self.dirs().next().unwrap().join("cgroup.procs")).unwrap();
+        let is_init = |pid: &&str| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let own = status.lines().find(|line| line.starts_with("NSpid:"));
+            own.is_some_and(|line| line.ends_with("\t1"))
+        };
+        text.lines().find(is_init).unwrap_or_else(|| panic!("no init in {text:?}")).parse().unwrap()
+    }
+
+    /// A shell script that runs in this cgroup, in the pid namespace of the test.
+    pub(crate) fn run(&self, script: &str) -> Command {
+        let mut shell = command::quiet("sh");
+        let dirs: Vec<_> = self.dirs().map(|dir| dir.to_str().unwrap()).collect();
+        let script =
+            format!("for d in $DIRS; do echo 0 >$d/cgroup.procs || exit 99; done; {script}");
+        shell.env("DIRS", dirs.join(" ")).args(["-c", &script]);
+        shell
     }
 
     /// A shell script that runs in this cgroup, as the first process of a pid namespace.

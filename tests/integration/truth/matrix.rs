@@ -149,22 +149,33 @@ impl<'a> Survey<'a> {
         let Claim { quantity, value, unit } = claim;
         let Answer { begin, end, .. } = answer;
         let slack = answer.reader.activity * MIB + (end.used - begin.used).abs();
+        // What others on the machine use comes and goes, and bounds what a large container has.
+        let machine = (machine::memory_kb() * 1024) as f64;
+        let memory = self.column.memory() as f64;
+        let others = if memory > machine / 3.0 { machine / 4.0 } else { 0.0 };
+        let [least_available, most_available] = {
+            let (one, other) = (begin.available, end.available);
+            [one.min(other) - others, one.max(other) + others]
+        };
         let (least, most) = match quantity {
-            Quantity::MemoryTotal => same(self.column.memory() as f64),
+            Quantity::MemoryTotal => same(memory),
             Quantity::MemoryFree => {
-                let free = |used: f64| self.column.memory() as f64 - used;
-                (free(begin.used.max(end.used)) - slack, free(begin.used.min(end.used)) + slack)
+                // Never more than is available.
+                let free = |used: f64| memory - used;
+                let least = free(begin.used.max(end.used)).min(least_available);
+                let most = free(begin.used.min(end.used)).min(most_available);
+                (least - slack, most + slack)
             }
-            Quantity::MemoryAvailable => {
-                let (one, other) = (begin.available, end.available);
-                (one.min(other) - slack, one.max(other) + slack)
-            }
+            Quantity::MemoryAvailable => (least_available - slack, most_available + slack),
             Quantity::SwapTotal => same(self.column.swap() as f64),
             Quantity::SwapFree => {
                 let free = |swapped: f64| self.column.swap() as f64 - swapped;
                 let (one, other) = (free(begin.swapped), free(end.swapped));
                 let slack = if self.column.swap() == 0 { 0.0 } else { slack };
-                (one.min(other) - slack, (one.max(other) + slack).min(self.column.swap() as f64))
+                let most = (one.max(other) + slack).min(self.column.swap() as f64);
+                // What others swap out on the machine is not free either.
+                let alone = self.column.swap() < machine::swap_kb() * 1024;
+                (if alone { one.min(other) - slack } else { 0.0 }, most)
             }
             Quantity::Online | Quantity::Allowed => same(self.column.processors() as f64),
             Quantity::Configured => same(machine::possible_processors() as f64),

@@ -6,7 +6,8 @@
 //! passing of time. Nothing that ambit printed decides what is right.
 //!
 //! Start reading at `matrix.rs`; `readers.rs` is the list of programs. The other files look at
-//! what a table cannot show: counters over time, a busy container, clocks, affinity.
+//! what a table cannot show: counters over time, a busy container, clocks, affinity, and what is left
+//! where others use memory as well.
 
 mod affinity;
 mod busy;
@@ -14,5 +15,6 @@ mod claims;
 mod clocks;
 mod columns;
 mod counters;
+mod left;
 mod matrix;
 mod readers;
