@@ -18,7 +18,9 @@ use crate::config::{Config, ConfigError};
 use crate::keeper::process;
 use crate::output::{self, Unwritable, complain, print};
 use crate::stop::{self, StopArgs};
-use crate::{absence, check, control, dead_mounts, logging, lxcfs, profile, run, sandbox, serve};
+use crate::{
+    absence, check, control, dead_mounts, logging, lxcfs, profile, run, sandbox, serve, visitor,
+};
 
 /// Makes every container see its own bounds.
 ///
@@ -115,6 +117,9 @@ impl ConfigFile {
 #[must_use]
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut args: Vec<OsString> = args.into_iter().collect();
+    if visitor::is_its_name(args.first()) {
+        return visitor::main(args.get(1));
+    }
     if lxcfs::is_its_name(args.first()) {
         return lxcfs::main(args.split_off(1));
     }

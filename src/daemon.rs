@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ambit_fuse::{MountOptions, Overlay, Witness};
+use ambit_fuse::{MountOptions, Overlay, Restored, Witness};
 use ambit_sysinfo::{Accounting, AskKernel, Options, Views};
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -17,9 +17,10 @@ use crate::keeper::link::{Held, Link};
 use crate::notify::acts::Acts;
 use crate::notify::{self, Notifier};
 use crate::poison::Poison;
-use crate::status::{Calls, Files};
+use crate::status::{Calls, Files, MountsRestored};
 use crate::sys;
 use crate::totals::{Noted, Totals};
+use crate::visitor;
 use crate::worker::Broker;
 
 /// Accounting, overlay and notifications of one process.
@@ -41,7 +42,7 @@ pub struct Server {
 pub enum Reach {
     /// Every container of the host: sockets for OCI runtimes and liblxc.
     Host,
-    /// Only this process, which hands listeners over itself.
+    /// Only this process, which hands listeners over itself; the overlay is attached nowhere.
     Process,
 }
 
@@ -78,7 +79,11 @@ impl Server {
         let options = MountOptions {
             threads: config.overlay.threads,
             witness: poison.clone().map(|poison| poison as Arc<dyn Witness>),
-            ..MountOptions::new(&config.overlay.mount)
+            visitor: visitor::in_child,
+            ..match reach {
+                Reach::Host => MountOptions::new(&config.overlay.mount),
+                Reach::Process => MountOptions::detached(),
+            }
         };
         let successor = !held.is_empty();
         let noted = Noted::take_over(&link, &mut held);
@@ -140,7 +145,24 @@ impl Server {
     /// Where the overlay is mounted.
     #[must_use]
     pub fn mount(&self) -> &Path {
-        self.overlay.path()
+        self.overlay.path().unwrap_or(Path::new(""))
+    }
+
+    /// Attaches the overlay again if it was unmounted, and counts that.
+    pub fn restore_mounts(&self) {
+        match self.overlay.restore() {
+            Ok(Restored::Nothing) => {}
+            Ok(Restored::Mounts) => {
+                keep_connections(&self.overlay, &self.link);
+                self.noted.mounts_restored();
+                tracing::warn!(
+                    "files at {} had been unmounted, or their connection aborted; they are mounted \
+                     again",
+                    self.mount().display()
+                );
+            }
+            Err(error) => tracing::error!("the overlay was unmounted and stays so: {error}"),
+        }
     }
 
     /// The virtual files.
@@ -208,6 +230,7 @@ impl Server {
         let files = self.overlay.counters();
         self.noted.with(Totals {
             files: Files { opened: files.opens, failed: files.refused + files.panics },
+            mounts: MountsRestored::default(),
             calls: self.notifier.counters().calls.iter().map(Calls::from).collect(),
         })
     }
@@ -279,27 +302,30 @@ fn overlay(
     let [device, init] = OVERLAY;
     let overlay = match alive(held.take(device), held.take_bytes(init)) {
         Some((device, init)) => {
-            let mut overlay = Overlay::takeover(device, &init, options, accounting.clone())?;
+            let overlay = Overlay::takeover(device, &init, options, accounting.clone())?;
             let [device, init] = PRESSURE;
             match alive(held.take(device), held.take_bytes(init)) {
                 Some((device, init)) => overlay.takeover_pressure(device, &init)?,
-                None => overlay.mount_pressure(),
+                None => overlay.begin_pressure(),
             }
             overlay
         }
         None => Overlay::mount(options, accounting.clone())?,
     };
-    let connections = [
-        (OVERLAY, Some((overlay.device(), overlay.init_record()))),
-        (PRESSURE, overlay.pressure()),
-    ];
-    for ([device, init], connection) in connections {
-        if let Some((descriptor, record)) = connection {
-            link.store_bytes(init, record);
-            link.store(device, descriptor);
-        }
-    }
+    keep_connections(&overlay, link);
     Ok(overlay)
+}
+
+/// Leaves both connections with the keeper.
+fn keep_connections(overlay: &Overlay, link: &Link) {
+    let [device, init] = OVERLAY;
+    link.store_bytes(init, overlay.init_record());
+    link.store(device, overlay.device());
+    if let Some((descriptor, record)) = overlay.pressure() {
+        let [device, init] = PRESSURE;
+        link.store_bytes(init, &record);
+        link.store(device, descriptor);
+    }
 }
 
 /// A connection that was kept, unless it has been aborted: the device then has nothing but an

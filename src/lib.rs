@@ -30,4 +30,5 @@ pub mod status;
 pub mod stop;
 pub mod sys;
 pub mod totals;
+pub mod visitor;
 pub mod worker;

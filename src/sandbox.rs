@@ -4,7 +4,7 @@
 //! is one more container and nothing special.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -16,7 +16,7 @@ use crate::intercept;
 use crate::logging;
 use crate::notify::{Policy, oci};
 use crate::output;
-use crate::run::{self, Intercept, RunArgs, Service};
+use crate::run::{self, Intercept, OverlayMounts, RunArgs, Service};
 
 /// Runs a command in a sandbox, to its exit status.
 #[must_use]
@@ -54,8 +54,8 @@ struct Daemon {
 }
 
 impl Service for Daemon {
-    fn overlay(&self) -> &Path {
-        &self.mount
+    fn overlay(&self) -> anyhow::Result<OverlayMounts> {
+        Ok(OverlayMounts::At(self.mount.clone()))
     }
 
     fn deliver(
@@ -74,12 +74,8 @@ impl Service for Daemon {
     fn stop(self: Box<Self>) {}
 }
 
-/// Where a server in this process mounts its overlay: in this process's own mount namespace, over a
-/// folder that every procfs has and that nothing here looks into. So no folder is made that another
-/// user could make first, and none is left behind.
-const PLACE: &str = "/proc/driver";
-
-/// A server in this process.
+/// A server in this process. Its overlay is attached nowhere: the builder of the sandbox, which holds no
+/// device, attaches and copies it.
 struct Embedded {
     server: Server,
     policy: Policy,
@@ -97,16 +93,15 @@ impl Embedded {
         }
         let acts = policy.acts().then(daemon::start_acts).transpose()?;
         logging::start(LogLevel::Warn);
-        let mut config = config.clone();
-        config.overlay.mount = PLACE.into();
-        let server = Server::start(&config, Reach::Process, acts)?;
+        let server = Server::start(config, Reach::Process, acts)?;
         Ok(Self { server, policy })
     }
 }
 
 impl Service for Embedded {
-    fn overlay(&self) -> &Path {
-        self.server.mount()
+    fn overlay(&self) -> anyhow::Result<OverlayMounts> {
+        let mounts = self.server.overlay().detached().context("the overlay has no mount")?;
+        Ok(OverlayMounts::Detached(mounts))
     }
 
     fn deliver(

@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use ambit_fuse::mountinfo::Watch;
 use anyhow::Context;
 use nix::sys::signal::SigSet;
 use tokio::signal::unix::{SignalKind, signal};
@@ -102,7 +103,7 @@ fn serve(config: &Config, path: Option<&Path>, link: &Link, candidate: bool) -> 
         tokio::select! {
             () = control.serve(&server) => {}
             () = beat(link, &server) => {}
-            () = aborted(&server) => leave_dead(&server),
+            () = look_after_mounts(&server) => leave_dead(&server),
             word = obey(link, &server) => match word {
                 Word::Leave | Word::Reload => leave(&server),
                 Word::Release => tracing::info!("stopping; the files are unmounted"),
@@ -132,10 +133,18 @@ fn leave(server: &Server) -> ! {
     std::process::exit(0)
 }
 
-/// Waits until somebody has ended the connection of the files.
-async fn aborted(server: &Server) {
+/// Has the overlay attached again whenever it was unmounted, until its connection is aborted.
+async fn look_after_mounts(server: &Server) {
+    let watch = Watch::new().inspect_err(|error| {
+        tracing::error!("an overlay that is unmounted is not noticed: mountinfo: {error}");
+    });
+    server.restore_mounts();
     let mut interval = tokio::time::interval(BEAT);
     while !server.overlay().is_finished() {
+        let is_changed = watch.as_ref().is_ok_and(Watch::has_changed);
+        if is_changed || server.overlay().pressure_is_finished() {
+            server.restore_mounts();
+        }
         interval.tick().await;
     }
 }
@@ -144,8 +153,8 @@ async fn aborted(server: &Server) {
 #[allow(clippy::exit, reason = "nothing may be dropped")]
 fn leave_dead(server: &Server) -> ! {
     tracing::error!(
-        "the files are dead: their FUSE connection was aborted, or they were unmounted everywhere; \
-         they are mounted anew. `ambit status` tells which containers still have the dead ones"
+        "the files are dead: their FUSE connection was aborted; they are mounted anew. \
+         `ambit status` tells which containers still have the dead ones"
     );
     server.leave();
     std::process::exit(1)
@@ -230,6 +239,7 @@ pub(crate) fn reload(server: &Server) -> Vec<u8> {
         .and_then(|config| server.reconfigure(&config));
     match reconfigured {
         Ok(()) => {
+            server.restore_mounts();
             // The standby has read the one before.
             let _ = server.link().say("reloaded", None);
             tracing::info!("the configuration was read again");

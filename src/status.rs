@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use ambit_sysinfo::view::Load;
 use ambit_sysinfo::{Container, View};
@@ -28,6 +29,10 @@ pub struct Status {
     pub mount: PathBuf,
     /// Requests for files: served and failed.
     pub files: Files,
+    /// How often the overlay was unmounted, or the connection of its pressure files aborted, and
+    /// attached again.
+    #[serde(default)]
+    pub mounts_restored: MountsRestored,
     /// System calls by name.
     pub calls: Vec<Calls>,
     /// Containers that asked and still exist.
@@ -47,6 +52,15 @@ pub struct Files {
     pub opened: u64,
     /// Requests that failed inside ambit.
     pub failed: u64,
+}
+
+/// How often the overlay was attached again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountsRestored {
+    /// How often.
+    pub count: u64,
+    /// When it was last, in seconds since 1970; 0 if it never was.
+    pub last: u64,
 }
 
 /// One intercepted system call.
@@ -146,6 +160,7 @@ impl Status {
             })
             .collect();
         containers.sort_by(|a, b| a.cgroup.cmp(&b.cgroup));
+        server.restore_mounts();
         let totals = server.totals();
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -155,6 +170,7 @@ impl Status {
             cgroups: accounting.hierarchies().layout().to_owned(),
             mount: server.mount().to_owned(),
             files: totals.files,
+            mounts_restored: totals.mounts,
             calls: totals.calls,
             containers,
             intercepted: server.notifier().containers().into_iter().map(Into::into).collect(),
@@ -194,6 +210,15 @@ impl fmt::Display for Status {
         writeln!(f, "ambit {} (pid {}), cgroups {}", self.version, self.pid, self.cgroups)?;
         let Files { opened, failed } = self.files;
         writeln!(f, "overlay {}: {opened} files opened, {failed} failed", self.mount.display())?;
+        let MountsRestored { count, last } = self.mounts_restored;
+        if count > 0 {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let ago = now.as_secs().saturating_sub(last);
+            writeln!(
+                f,
+                "files of the overlay were unmounted and mounted again: {count} times, last {ago} s ago"
+            )?;
+        }
         for call in &self.calls {
             writeln!(
                 f,

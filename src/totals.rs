@@ -5,11 +5,13 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::sync::{Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use crate::keeper::link::{Held, Link};
-use crate::status::{Calls, Files};
+use crate::status::{Calls, Files, MountsRestored};
 
 /// The name with the keeper. Another layout gets another name.
 const NAME: &str = "totals.1";
@@ -22,6 +24,8 @@ const LONGEST: usize = 4096;
 pub struct Totals {
     /// Requests for files.
     pub files: Files,
+    /// How often the overlay was attached again.
+    pub mounts: MountsRestored,
     /// System calls.
     pub calls: Vec<Calls>,
 }
@@ -30,6 +34,8 @@ impl Totals {
     fn add(&mut self, other: &Self) {
         self.files.opened += other.files.opened;
         self.files.failed += other.files.failed;
+        self.mounts.count += other.mounts.count;
+        self.mounts.last = self.mounts.last.max(other.mounts.last);
         for calls in &other.calls {
             match self.calls.iter_mut().find(|own| own.name == calls.name) {
                 Some(own) => {
@@ -52,9 +58,17 @@ impl Totals {
 pub struct Noted {
     file: Option<File>,
     before: Totals,
+    mounts: Mutex<MountsRestored>,
 }
 
 impl Noted {
+    /// Counts that the overlay was attached again.
+    pub(crate) fn mounts_restored(&self) {
+        let mut mounts = self.mounts.lock().unwrap_or_else(PoisonError::into_inner);
+        mounts.count += 1;
+        mounts.last = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    }
+
     /// Goes on where a predecessor was. Without a keeper nobody would read what is noted.
     pub(crate) fn take_over(link: &Link, held: &mut Held) -> Self {
         if !link.is_kept() {
@@ -62,11 +76,12 @@ impl Noted {
         }
         let file = held.take_version(NAME, link).map(File::from).or_else(|| fresh(link));
         let before = file.as_ref().and_then(read).unwrap_or_default();
-        Self { file, before }
+        Self { file, before, mounts: Mutex::default() }
     }
 
     /// The totals, with what this process has counted; they are noted first.
     pub(crate) fn with(&self, mut own: Totals) -> Totals {
+        own.mounts = *self.mounts.lock().unwrap_or_else(PoisonError::into_inner);
         own.add(&self.before);
         if let Some(file) = &self.file
             && let Ok(mut line) = serde_json::to_vec(&own)
@@ -103,16 +118,21 @@ mod tests {
             continued: 1,
             ..Calls::default()
         });
-        Totals { files: Files { opened, failed: 0 }, calls: calls.collect() }
+        Totals {
+            files: Files { opened, failed: 0 },
+            mounts: MountsRestored::default(),
+            calls: calls.collect(),
+        }
     }
 
     #[test]
     fn a_successor_goes_on_counting() {
         let memory = tempfile::tempfile().unwrap();
-        let own = Noted { file: Some(memory.try_clone().unwrap()), before: Totals::default() };
+        let own = Noted { file: Some(memory.try_clone().unwrap()), ..Noted::default() };
         own.with(totals(5, &[("sysinfo", 3), ("old", 9)]));
         let before = read(&memory).unwrap();
-        let successor = Noted { file: Some(memory.try_clone().unwrap()), before };
+        let successor =
+            Noted { file: Some(memory.try_clone().unwrap()), before, ..Noted::default() };
         let sum = successor.with(totals(2, &[("sysinfo", 1)]));
         assert_eq!((sum.files.opened, sum.calls[0].answered, sum.calls[1].answered), (7, 4, 9));
         assert_eq!(read(&memory).unwrap(), sum);

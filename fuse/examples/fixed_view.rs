@@ -27,7 +27,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    println!("mounted at {}", overlay.path().display());
+    println!("mounted at {path}");
     let _ = io::stdin().read_to_end(&mut Vec::new());
     println!("{:?}", overlay.counters());
     match overlay.unmount() {

@@ -5,13 +5,14 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use ambit_fuse::tree::Tree;
-use ambit_fuse::{Error, mount};
+use ambit_fuse::{Error, mount, visit};
 use fuser::{
     Config, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags,
     ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, Request, Session, SessionACL,
@@ -71,8 +72,10 @@ impl Filesystem for Null {
 }
 
 fn serve(path: &str, threads: usize) -> Result<(), Error> {
-    let path = mount::prepare(Path::new(path))?;
-    let device = mount::attach(&path, mount::NAME, mount::Writes::Refused)?;
+    let path = mount::prepare(Path::new(path), visit::in_place)?;
+    let device = mount::open_device()?;
+    let mount = mount::detached(device.as_fd(), mount::NAME, mount::Writes::Refused)?;
+    mount::attach(mount.as_fd(), &path)?;
     let mut config = Config::default();
     config.n_threads = Some(threads);
     let failed = |source| Error::Session { call: "fuser", source };

@@ -1,11 +1,11 @@
 //! One FUSE connection: its device, the INIT request that began it, and the threads that serve it.
 //!
 //! A connection lives as long as somebody holds its device. Dropping a [`Connection`] therefore
-//! neither unmounts nor stops it; [`Connection::unmount`] does both.
+//! neither unmounts nor stops it; [`Connection::end`] ends it wherever it is mounted.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,7 +15,8 @@ use rustix::net::Shutdown;
 
 use crate::adopt::{self, InitRequest};
 use crate::error::Error;
-use crate::mount::{self, AbortSwitch, Writes};
+use crate::mount::{self, AbortSwitch};
+use crate::spare::{Kind, Spare};
 use crate::warden::{Crew, Relief, Served};
 
 /// How long the threads may take to see that the connection has ended.
@@ -36,20 +37,17 @@ pub(crate) trait Manned: Filesystem + Clone + Send + 'static {
 /// A connection that is being served.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    pub(crate) path: PathBuf,
     pub(crate) device: Arc<OwnedFd>,
     pub(crate) init: InitRequest,
-    name: &'static str,
-    number: Option<u32>,
+    pub(crate) spare: Spare,
     thread: Served,
     crew: Arc<Crew>,
 }
 
-/// Where a connection is mounted and by how many threads it is served.
+/// How a connection is mounted and by how many threads it is served.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Place<'a> {
-    pub(crate) path: &'a Path,
-    pub(crate) name: &'static str,
+pub(crate) struct Serving {
+    pub(crate) kind: Kind,
     pub(crate) threads: usize,
     /// How long a request may hang before it is answered without.
     pub(crate) patience: Duration,
@@ -65,35 +63,37 @@ pub(crate) enum Stage {
 }
 
 impl Connection {
-    /// Mounts a new connection and serves it. It answers when this returns; when it fails,
-    /// nothing stays mounted.
-    pub(crate) fn mount<F: Manned>(
-        place: Place<'_>,
-        writes: Writes,
-        filesystem: F,
-    ) -> Result<Self, Error> {
-        let path = mount::prepare(place.path)?;
-        let place = Place { path: &path, ..place };
-        let device = mount::attach(&path, place.name, writes)?;
-        let begun = InitRequest::receive(device.as_fd());
-        let served =
-            begun.and_then(|init| Self::start(device, init, Stage::Begun, place, filesystem));
-        served.inspect_err(|_| {
-            // The first failure is the one to report.
-            let _ = mount::detach(&path);
-        })
+    /// Makes a new connection and serves it. It answers when this returns, and is attached nowhere.
+    pub(crate) fn begin<F: Manned>(serving: Serving, filesystem: F) -> Result<Self, Error> {
+        let device = Arc::new(mount::open_device()?);
+        let spare = Spare::begin(Arc::clone(&device), serving.kind)?;
+        let init = InitRequest::receive(device.as_fd())?;
+        Self::start(device, init, Stage::Begun, spare, serving, filesystem)
     }
 
-    /// Serves a device.
-    pub(crate) fn start<F: Manned>(
+    /// Serves a device that was mounted before, at this path if anywhere.
+    pub(crate) fn serve<F: Manned>(
         device: OwnedFd,
         init: InitRequest,
         stage: Stage,
-        place: Place<'_>,
+        path: Option<&Path>,
+        serving: Serving,
         filesystem: F,
     ) -> Result<Self, Error> {
         let device = Arc::new(device);
-        let config = config(place.threads.max(1));
+        let spare = Spare::take_over(Arc::clone(&device), serving.kind, path);
+        Self::start(device, init, stage, spare, serving, filesystem)
+    }
+
+    fn start<F: Manned>(
+        device: Arc<OwnedFd>,
+        init: InitRequest,
+        stage: Stage,
+        spare: Spare,
+        serving: Serving,
+        filesystem: F,
+    ) -> Result<Self, Error> {
+        let config = config(serving.threads.max(1));
         let (session, reply) = adopt::adopt(filesystem.clone(), device.as_fd(), &init, config)?;
         match stage {
             Stage::Begun => reply.forward(device.as_fd())?,
@@ -108,7 +108,7 @@ impl Connection {
         let (its_device, its_init) = (Arc::clone(&device), init.clone());
         let one_more =
             move |kind| one_more(filesystem.clone(), its_device.as_fd(), &its_init, kind);
-        if let Err(error) = crew.look_after(place.threads.max(1), place.patience, one_more) {
+        if let Err(error) = crew.look_after(serving.threads.max(1), serving.patience, one_more) {
             tracing::warn!(%error, "nobody looks after threads that hang");
         }
         let its_crew = Arc::clone(&crew);
@@ -122,8 +122,7 @@ impl Connection {
             crew.end();
             no_thread(source)
         })?;
-        let number = mount::connection(place.path, place.name);
-        Ok(Self { path: place.path.into(), device, init, name: place.name, number, thread, crew })
+        Ok(Self { device, init, spare, thread, crew })
     }
 
     /// Has serving ended by itself?
@@ -132,28 +131,21 @@ impl Connection {
         self.thread.is_finished() || self.crew.has_ended()
     }
 
-    /// Its number, where it is mounted in this namespace.
+    /// Its number, unless the device is a socket.
     pub(crate) fn number(&self) -> Option<u32> {
-        self.number
+        self.spare.number()
     }
 
-    /// Removes the mount, ends the connection wherever it is bound, and waits for the threads.
-    pub(crate) fn unmount(self) -> Result<(), Error> {
-        let still = |reason| Error::StillServing { path: self.path.clone(), reason };
-        let ended = match self.number {
+    /// Ends the connection wherever it is mounted, and waits for the threads.
+    pub(crate) fn end(self) -> Result<(), Error> {
+        let still = |reason| Error::StillServing { reason };
+        let ended = match self.number() {
             Some(number) => {
-                // Binds in containers keep the connection alive after the mount is gone.
-                let switch = AbortSwitch::of(number);
-                // Somebody may have unmounted it, or mounted something else there.
-                if mount::connection(&self.path, self.name) == Some(number) {
-                    mount::detach(&self.path)?;
-                }
-                let thrown = switch.and_then(|switch| switch.throw());
+                let thrown = AbortSwitch::of(number).and_then(|switch| switch.throw());
                 thrown.inspect_err(|error| {
                     tracing::debug!(%error, "cannot abort the FUSE connection");
                 })
             }
-            // No mount of this namespace: a socket, or mounted elsewhere.
             None => {
                 let shut = rustix::net::shutdown(&self.device, Shutdown::Both);
                 shut.map_err(io::Error::from).inspect_err(|error| {

@@ -27,7 +27,15 @@ pub enum Error {
         /// Type and source of the mount in the way.
         holder: String,
     },
-    /// A system call that builds or removes the mount failed.
+    /// A system call that makes a mount of the FUSE connection failed.
+    #[error("cannot make a FUSE mount: {call}: {source}; it needs root and Linux 5.2")]
+    NewMount {
+        /// The system call.
+        call: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The mount could not be attached to its mount point.
     #[error("cannot mount the overlay at {path}: {call}: {source}", path = .path.display())]
     Mount {
         /// The mount point.
@@ -57,10 +65,8 @@ pub enum Error {
         source: io::Error,
     },
     /// The connection could not be ended, so its threads go on serving.
-    #[error("the FUSE connection of {path} does not end: {reason}; its threads go on serving", path = .path.display())]
+    #[error("the FUSE connection does not end: {reason}; its threads go on serving")]
     StillServing {
-        /// The mount point.
-        path: PathBuf,
         /// Why.
         reason: &'static str,
     },

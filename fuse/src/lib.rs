@@ -27,9 +27,11 @@ mod owed;
 pub mod pressure;
 mod service;
 pub mod session;
+mod spare;
 pub mod text;
 mod touched;
 pub mod tree;
+pub mod visit;
 mod warden;
 mod witness;
 
@@ -39,9 +41,10 @@ pub use families::{FAMILIES, Family};
 pub use files::FILES;
 pub use filesystem::OverlayFilesystem;
 pub use overlay::{Description, OverlayFile};
-pub use session::{MountOptions, Overlay};
+pub use session::{Detached, MountOptions, Overlay, Restored};
 pub use text::Text;
 pub use touched::Touched;
+pub use visit::{Visit, Visitor};
 pub use witness::{Asked, Operation, Witness, describe};
 
 /// What is bound over the same path of a container, as paths below the root of the overlay: files

@@ -1,27 +1,27 @@
-//! Mounting the overlay and removing it, with our own system calls.
+//! Making mounts of a FUSE connection, attaching them and removing them, with our own system calls.
 //!
 //! fuser could mount, but then its session would begin before we have seen INIT, and unmount
-//! when it ends; a connection that outlives its server needs neither. The superblock of
-//! the overlay is read-only, because a read on a writable one makes the kernel ask for attributes
-//! again. A
-//! mount whose server is dead is replaced; whatever else is mounted is left alone.
+//! when it ends; a connection that outlives its server needs neither. The superblock of the overlay
+//! is read-only, because a read on a writable one makes the kernel ask for attributes again. A mount
+//! whose server is dead is replaced; whatever else is mounted is left alone.
+//!
+//! Nothing here may send a request to the connection: the process that calls is the one that
+//! answers, and if it is killed while it waits for itself it stays in state D for ever.
 
-use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
 
 use crate::error::Error;
 use crate::mountinfo;
+use crate::visit::{Visit, Visitor};
 
 /// What stands in the second half of the type, `fuse.ambit`, and as the source, unless
 /// programs are to find another name there.
@@ -39,28 +39,64 @@ pub enum Writes {
 /// How long a mount in the way may take to show that it is alive.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Mounts a new connection at `path`, with this name as source and in the type, and returns its device, on which the kernel has put INIT
-/// by then. The directory is made when it is missing, and a mount of a dead server removed.
+/// Opens a device that no connection has yet.
 ///
 /// # Errors
-/// Something alive is mounted there, or a step failed.
-pub fn attach(path: &Path, name: &str, writes: Writes) -> Result<OwnedFd, Error> {
-    let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|errno| Error::Device(errno.into()))?;
-    match new_mount(path, name, writes, device.as_fd()) {
-        // Kernels before 5.2, and sandboxes that know only mount(2).
-        Err((_, rustix::io::Errno::NOSYS)) => old_mount(path, name, writes, device.as_fd()),
-        done => done,
-    }
-    .map_err(|(call, errno)| Error::Mount { path: path.into(), call, source: errno.into() })?;
-    Ok(device)
+/// There is none, or it may not be opened.
+pub fn open_device() -> Result<OwnedFd, Error> {
+    rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| Error::Device(errno.into()))
+}
+
+/// Makes a mount of the connection of this device that is attached nowhere, with this name as source
+/// and in the type. A device without a connection gets one, and the kernel has put INIT on it when
+/// this returns; one that has it already gets a further mount of it (Linux 5.15).
+///
+/// # Errors
+/// A step failed. Before Linux 5.15 a connection has one such mount only (EINVAL).
+pub fn detached(device: BorrowedFd<'_>, name: &str, writes: Writes) -> Result<OwnedFd, Error> {
+    new_mount(device, name, writes)
+        .map_err(|(call, errno)| Error::NewMount { call, source: errno.into() })
+}
+
+/// Attaches a mount to a mount point.
+///
+/// # Errors
+/// What the kernel says, with the path.
+pub fn attach(mount: BorrowedFd<'_>, path: &Path) -> Result<(), Error> {
+    let whole = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(mount, "", rustix::fs::CWD, path, whole).map_err(|errno| {
+        Error::Mount { path: path.into(), call: "move_mount", source: errno.into() }
+    })
+}
+
+/// A copy of a mount of this mount namespace, attached nowhere.
+pub(crate) fn copy(mount: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    rustix::mount::open_tree(mount, "", flags)
+}
+
+/// What is mounted at a path, which is not looked into.
+pub(crate) fn at(path: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+}
+
+/// The number of the connection of a mount, or of whatever else an open folder belongs to. Its server
+/// is not asked.
+pub(crate) fn number(mount: BorrowedFd<'_>) -> Option<u32> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let stat = rustix::fs::statx(mount, "", flags, StatxFlags::empty()).ok()?;
+    (stat.stx_dev_major == 0).then_some(stat.stx_dev_minor)
 }
 
 /// The absolute path of a mount point without symbolic links, free to be mounted on.
 ///
 /// # Errors
 /// It cannot be made, or something is mounted there that is alive and not empty.
-pub fn prepare(path: &Path) -> Result<PathBuf, Error> {
+pub fn prepare(path: &Path, visitor: Visitor) -> Result<PathBuf, Error> {
     let point = |source| Error::MountPoint { path: path.into(), source };
     let path = resolve(path).map_err(point)?;
     // Mounts may lie upon each other; each turn removes one.
@@ -70,7 +106,7 @@ pub fn prepare(path: &Path) -> Result<PathBuf, Error> {
         if !is_fuse && fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_none()) {
             break;
         }
-        if !is_fuse || !is_dead(&path) {
+        if !is_fuse || !is_dead(&path, visitor) {
             let holder = format!("{} ({})", mounted.source, mounted.kind);
             return Err(Error::Busy { path, holder });
         }
@@ -136,30 +172,17 @@ fn resolve(path: &Path) -> io::Result<PathBuf> {
 
 /// Is the server of this mount dead? Asks what is never answered from a cache, and takes one
 /// that does not answer in time for alive: its device may be kept for a successor.
-fn is_dead(path: &Path) -> bool {
+fn is_dead(path: &Path, visitor: Visitor) -> bool {
     use rustix::io::Errno;
 
-    let (tell, told) = mpsc::channel();
-    let path = path.to_owned();
-    let ask = move || {
-        // Nobody listens any more when it took too long.
-        let _ = tell.send(rustix::fs::statfs(&path).map(drop));
-    };
-    if thread::Builder::new().name("mount-probe".into()).spawn(ask).is_err() {
-        return false;
-    }
-    let answer = told.recv_timeout(PATIENCE);
-    matches!(answer, Ok(Err(Errno::NOTCONN | Errno::CONNABORTED | Errno::CONNREFUSED)))
+    let Ok(mount) = at(path) else { return false };
+    let answer = visitor(Visit::Probe { mount: mount.as_fd() }, PATIENCE);
+    matches!(answer, Err(Errno::NOTCONN | Errno::CONNABORTED | Errno::CONNREFUSED))
 }
 
 type Failed = (&'static str, rustix::io::Errno);
 
-fn new_mount(
-    path: &Path,
-    name: &str,
-    writes: Writes,
-    device: BorrowedFd<'_>,
-) -> Result<(), Failed> {
+fn new_mount(device: BorrowedFd<'_>, name: &str, writes: Writes) -> Result<OwnedFd, Failed> {
     use rustix::mount::{fsconfig_create, fsconfig_set_flag, fsconfig_set_string};
 
     let context = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)
@@ -189,31 +212,6 @@ fn new_mount(
             Writes::Refused => MountAttrFlags::MOUNT_ATTR_RDONLY,
             Writes::Allowed => MountAttrFlags::MOUNT_ATTR_NOATIME,
         };
-    let mount = rustix::mount::fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-        .map_err(|errno| ("fsmount", errno))?;
-    let whole = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    rustix::mount::move_mount(mount, "", rustix::fs::CWD, path, whole)
-        .map_err(|errno| ("move_mount", errno))
-}
-
-fn old_mount(
-    path: &Path,
-    name: &str,
-    writes: Writes,
-    device: BorrowedFd<'_>,
-) -> Result<(), Failed> {
-    let options = format!(
-        "fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions",
-        device.as_raw_fd()
-    );
-    let options = CString::new(options).map_err(|_| ("mount", rustix::io::Errno::INVAL))?;
-    let flags = MountFlags::NOSUID
-        | MountFlags::NODEV
-        | MountFlags::NOEXEC
-        | match writes {
-            Writes::Refused => MountFlags::RDONLY,
-            Writes::Allowed => MountFlags::NOATIME,
-        };
-    rustix::mount::mount(name, path, format!("fuse.{name}"), flags, options.as_c_str())
-        .map_err(|errno| ("mount", errno))
+    rustix::mount::fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        .map_err(|errno| ("fsmount", errno))
 }

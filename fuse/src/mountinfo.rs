@@ -9,6 +9,8 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
+
 /// A mount, as far as it matters here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mounted {
@@ -29,6 +31,29 @@ pub struct Mounted {
 /// The topmost mount exactly at a path, which must be absolute and free of symbolic links.
 pub(crate) fn top(path: &Path) -> io::Result<Option<Mounted>> {
     Ok(own()?.into_iter().rfind(|mount| mount.path == path))
+}
+
+/// Tells when the list of mounts of this process changes.
+#[derive(Debug)]
+pub struct Watch(fs::File);
+
+impl Watch {
+    /// Watches from now on.
+    ///
+    /// # Errors
+    /// There is no `/proc`.
+    pub fn new() -> io::Result<Self> {
+        fs::File::open("/proc/self/mountinfo").map(Self)
+    }
+
+    /// True if the list has changed since this was asked last (`proc_pid_mounts(5)`). Reads nothing.
+    #[must_use]
+    pub fn has_changed(&self) -> bool {
+        let mut poll = [PollFd::new(&self.0, PollFlags::PRI)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let polled = rustix::event::poll(&mut poll, Some(&now));
+        polled.is_ok() && poll[0].revents().contains(PollFlags::PRI)
+    }
 }
 
 /// All mounts that this process sees.

@@ -7,28 +7,35 @@
 //! does both.
 
 use std::fmt;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ambit_sysinfo::Views;
-use rustix::fs::{Mode, OFlags};
 
 use crate::adopt::InitRequest;
-use crate::connection::{Connection, Place, Stage};
+use crate::connection::{Connection, Serving, Stage};
 use crate::counters::{Counters, Counts};
 use crate::error::Error;
 use crate::filesystem::OverlayFilesystem;
 use crate::mount::{self, Writes};
+use crate::mountinfo::{self, Mounted};
 use crate::pressure::{self, PressureFilesystem};
+use crate::spare::Kind;
+use crate::visit::{self, Visit, Visitor};
 use crate::witness::Witness;
+
+/// How long a process may take that looks all names up.
+const LOOK_UP_WITHIN: Duration = Duration::from_secs(3);
 
 /// Where and how the overlay is served.
 #[derive(Debug, Clone)]
 pub struct MountOptions {
-    /// The mount point; made when missing.
-    pub path: PathBuf,
+    /// The mount point; made when missing. Without one the overlay is attached nowhere, and
+    /// [`Overlay::detached`] has its mounts.
+    pub path: Option<PathBuf>,
     /// Threads that answer requests. More than containers can keep busy at once only wake each
     /// other up.
     pub threads: usize,
@@ -44,33 +51,63 @@ pub struct MountOptions {
     /// Can triggers be set on `/proc/pressure`? They are a mount of its own upon the overlay, and where
     /// that is in a container's view the overlay can be bound by its parts only.
     pub triggers: bool,
+    /// Looks at mounts in the place of this process. The default is [`visit::in_place`].
+    pub visitor: Visitor,
 }
 
 impl MountOptions {
     /// The default: two threads.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: Some(path.into()), ..Self::detached() }
+    }
+
+    /// The default, without a mount point.
+    #[must_use]
+    pub fn detached() -> Self {
         Self {
-            path: path.into(),
+            path: None,
             threads: 2,
             patience: Duration::from_secs(8),
             name: mount::NAME,
             passed: &[],
             witness: None,
             triggers: true,
+            visitor: visit::in_place,
         }
     }
+
+    fn serving(&self, threads: usize, writes: Writes) -> Serving {
+        let kind = Kind { name: self.name, writes };
+        Serving { kind, threads, patience: self.patience }
+    }
+}
+
+/// Mounts of an overlay that are attached nowhere.
+#[derive(Debug)]
+pub struct Detached {
+    /// The overlay itself.
+    pub overlay: OwnedFd,
+    /// The files on which triggers can be set, for `proc/pressure` of the overlay.
+    pub pressure: Option<OwnedFd>,
+}
+
+/// What [`Overlay::restore`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restored {
+    /// Everything is attached.
+    Nothing,
+    /// Something was unmounted and is attached again.
+    Mounts,
 }
 
 /// An overlay that is being served.
 pub struct Overlay {
     connection: Connection,
     /// The files of `/proc/pressure` once more, with triggers.
-    pressure: Option<Connection>,
-    name: &'static str,
-    patience: Duration,
+    pressure: Mutex<Option<Connection>>,
+    options: MountOptions,
     views: Arc<dyn Views>,
-    witness: Option<Arc<dyn Witness>>,
     counters: Arc<Counters>,
 }
 
@@ -79,45 +116,113 @@ impl Overlay {
     ///
     /// # Errors
     /// The mount point is in use, or a step failed; nothing stays mounted then.
-    pub fn mount(options: MountOptions, views: Arc<dyn Views>) -> Result<Self, Error> {
-        let MountOptions { path, threads, patience, name, passed, witness, triggers } = options;
-        let filesystem = OverlayFilesystem::watched_by(witness.clone(), views.clone(), passed);
+    pub fn mount(mut options: MountOptions, views: Arc<dyn Views>) -> Result<Self, Error> {
+        if let Some(path) = &mut options.path {
+            *path = mount::prepare(path, options.visitor)?;
+        }
+        let filesystem = filesystem(&options, &views);
         let counters = filesystem.counters();
-        let place = Place { path: &path, name, threads, patience };
-        let connection = Connection::mount(place, Writes::Refused, filesystem)?;
-        let pressure = None;
-        let mut overlay = Self { connection, pressure, name, patience, views, witness, counters };
-        if triggers {
-            overlay.mount_pressure();
-        }
-        overlay.look_up_all();
-        Ok(overlay)
-    }
-
-    /// Looks every name up that is bound into containers, before anybody else can.
-    ///
-    /// Since Linux 6.16 a name that two look up for the first time at the same moment can be
-    /// thrown away under the one who found it: it is in the cache of names before it is marked as
-    /// valid (`fuse_lookup`, `d_time`). Whoever then binds it is told ENOENT (`move_mount`,
-    /// `mount`), and engines start containers at the same moment. A name that is known is safe.
-    fn look_up_all(&self) {
-        for point in crate::bind_points() {
-            let path = self.connection.path.join(point);
-            // Not known is all that may happen: whoever binds it looks it up then.
-            let _ = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        let connection =
+            Connection::begin(options.serving(options.threads, Writes::Refused), filesystem)?;
+        let pressure = Mutex::default();
+        let overlay = Self { connection, pressure, options, views, counters };
+        overlay.begin_pressure();
+        match overlay.options.path.as_deref().map_or(Ok(()), |path| overlay.attach(path)) {
+            Ok(()) => Ok(overlay),
+            // The first failure is the one to report.
+            Err(error) => overlay.unmount().and(Err(error)),
         }
     }
 
-    /// Mounts the files on which pressure triggers can be set over those of the overlay on which
-    /// they cannot. Without them, all but triggers is as before.
-    pub fn mount_pressure(&mut self) {
-        let path = self.connection.path.join(pressure::DIRECTORY);
-        let place = Place { path: &path, name: self.name, threads: 1, patience: self.patience };
-        let filesystem = PressureFilesystem::watched_by(self.witness.clone(), self.views.clone());
-        match Connection::mount(place, Writes::Allowed, filesystem) {
-            Ok(connection) => self.pressure = Some(connection),
+    /// Serves the files on which pressure triggers can be set, which are attached by the next
+    /// [`Self::restore`]. Without them, all but triggers is as before.
+    pub fn begin_pressure(&self) {
+        if !self.options.triggers {
+            return;
+        }
+        match Connection::begin(self.serving_pressure(), self.pressure_filesystem()) {
+            Ok(connection) => *self.pressure_connection() = Some(connection),
             Err(error) => tracing::warn!(%error, "no triggers can be set on /proc/pressure"),
         }
+    }
+
+    fn serving_pressure(&self) -> Serving {
+        self.options.serving(1, Writes::Allowed)
+    }
+
+    fn pressure_filesystem(&self) -> PressureFilesystem {
+        PressureFilesystem::watched_by(self.options.witness.clone(), self.views.clone())
+    }
+
+    fn pressure_connection(&self) -> MutexGuard<'_, Option<Connection>> {
+        self.pressure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Attaches the overlay to its mount point and what lies upon it, and has all names looked up
+    /// before others can.
+    fn attach(&self, path: &Path) -> Result<(), Error> {
+        self.connection.spare.attach(|mount| mount::attach(mount, path))?;
+        self.attach_pressure(path);
+        Ok(())
+    }
+
+    /// Has another process attach the pressure files, and look the names up: for both it goes through
+    /// the overlay.
+    fn attach_pressure(&self, path: &Path) {
+        let look_up = |pressure: Option<BorrowedFd<'_>>| {
+            let overlay = mount::at(path)?;
+            let visit = Visit::Names { overlay: overlay.as_fd(), pressure };
+            (self.options.visitor)(visit, LOOK_UP_WITHIN)
+        };
+        let call = "look-up by another process";
+        let visited = match &*self.pressure_connection() {
+            Some(connection) => connection.spare.attach(|mount| {
+                let failed = |source| Error::Mount { path: path.into(), call, source };
+                look_up(Some(mount)).map_err(|errno| failed(errno.into()))
+            }),
+            None => look_up(None).map_err(|errno| Error::Mount {
+                path: path.into(),
+                call,
+                source: errno.into(),
+            }),
+        };
+        if let Err(error) = visited {
+            tracing::warn!(%error, "the overlay is not complete: no triggers can be set");
+        }
+    }
+
+    /// Attaches what was unmounted again, in the mount namespace of this process alone; the files with
+    /// triggers are served by a new connection if theirs was aborted.
+    ///
+    /// # Errors
+    /// There is no list of mounts, or the mount point is in use.
+    pub fn restore(&self) -> Result<Restored, Error> {
+        let Some(path) = self.options.path.as_deref() else { return Ok(Restored::Nothing) };
+        let point = |source: io::Error| Error::MountPoint { path: path.into(), source };
+        let mounts = mountinfo::own().map_err(point)?;
+        let is_attached = |connection: &Connection, at: &Path| {
+            let is_here =
+                |mount: &Mounted| mount.path == at && Some(mount.minor) == connection.number();
+            // Without a number it cannot be told.
+            connection.number().is_none() || mounts.iter().any(is_here)
+        };
+        if !is_attached(&self.connection, path) {
+            mount::prepare(path, self.options.visitor)?;
+            self.attach(path)?;
+            return Ok(Restored::Mounts);
+        }
+        let place = path.join(pressure::DIRECTORY);
+        let aborted = self.pressure_is_finished();
+        if aborted {
+            drop(self.pressure_connection().take());
+            self.begin_pressure();
+        }
+        let missing = |connection: &Connection| !is_attached(connection, &place);
+        if aborted || self.pressure_connection().as_ref().is_some_and(missing) {
+            self.attach_pressure(path);
+            return Ok(Restored::Mounts);
+        }
+        Ok(Restored::Nothing)
     }
 
     /// Takes over the files with triggers from a predecessor, as [`Self::takeover`] does with the
@@ -125,21 +230,30 @@ impl Overlay {
     ///
     /// # Errors
     /// As [`Self::takeover`].
-    pub fn takeover_pressure(&mut self, device: OwnedFd, init_record: &[u8]) -> Result<(), Error> {
+    pub fn takeover_pressure(&self, device: OwnedFd, init_record: &[u8]) -> Result<(), Error> {
         let init = InitRequest::from_record(init_record)?;
-        let path = self.connection.path.join(pressure::DIRECTORY);
-        let place = Place { path: &path, name: self.name, threads: 1, patience: self.patience };
-        let filesystem = PressureFilesystem::watched_by(self.witness.clone(), self.views.clone());
-        let connection = Connection::start(device, init, Stage::Live, place, filesystem)?;
-        self.pressure = Some(connection);
+        let path = self.options.path.as_ref().map(|path| path.join(pressure::DIRECTORY));
+        let (serving, filesystem) = (self.serving_pressure(), self.pressure_filesystem());
+        let connection =
+            Connection::serve(device, init, Stage::Live, path.as_deref(), serving, filesystem)?;
+        *self.pressure_connection() = Some(connection);
         Ok(())
     }
 
     /// Device and INIT record of the files with triggers, to be kept like those of the overlay.
     #[must_use]
-    pub fn pressure(&self) -> Option<(BorrowedFd<'_>, &[u8])> {
-        let connection = self.pressure.as_ref()?;
-        Some((connection.device.as_fd(), connection.init.record()))
+    pub fn pressure(&self) -> Option<(Arc<OwnedFd>, Vec<u8>)> {
+        let pressure = self.pressure_connection();
+        let connection = pressure.as_ref()?;
+        Some((Arc::clone(&connection.device), connection.init.record().to_vec()))
+    }
+
+    /// Mounts of it that are attached nowhere, if it has no mount point.
+    #[must_use]
+    pub fn detached(&self) -> Option<Detached> {
+        let pressure = self.pressure_connection();
+        let pressure = pressure.as_ref().and_then(|connection| connection.spare.duplicate());
+        Some(Detached { overlay: self.connection.spare.duplicate()?, pressure })
     }
 
     /// Serves a device that was mounted elsewhere and whose INIT was not read yet; in tests, one
@@ -178,18 +292,18 @@ impl Overlay {
         options: MountOptions,
         views: Arc<dyn Views>,
     ) -> Result<Self, Error> {
-        let MountOptions { path, threads, patience, name, passed, witness, .. } = options;
-        let filesystem = OverlayFilesystem::watched_by(witness.clone(), views.clone(), passed);
+        let filesystem = filesystem(&options, &views);
         let counters = filesystem.counters();
-        let place = Place { path: &path, name, threads, patience };
-        let connection = Connection::start(device, init, stage, place, filesystem)?;
-        Ok(Self { connection, pressure: None, name, patience, views, witness, counters })
+        let serving = options.serving(options.threads, Writes::Refused);
+        let path = options.path.as_deref();
+        let connection = Connection::serve(device, init, stage, path, serving, filesystem)?;
+        Ok(Self { connection, pressure: Mutex::default(), options, views, counters })
     }
 
     /// Where it is mounted.
     #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.connection.path
+    pub fn path(&self) -> Option<&Path> {
+        self.options.path.as_deref()
     }
 
     /// The device, a duplicate of which keeps the connection alive without this process.
@@ -210,29 +324,48 @@ impl Overlay {
         self.counters.counts()
     }
 
-    /// Has serving ended by itself? It does when somebody unmounted the overlay everywhere.
+    /// Has serving ended by itself? It does when the connection is aborted.
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.connection.is_finished()
     }
 
-    /// Removes the mount, ends the connection wherever it is bound, and waits for the threads.
+    /// The same for the files with triggers.
+    #[must_use]
+    pub fn pressure_is_finished(&self) -> bool {
+        self.pressure_connection().as_ref().is_some_and(Connection::is_finished)
+    }
+
+    /// Removes the mount with what lies upon it, ends the connections wherever they are bound, and
+    /// waits for the threads.
     ///
     /// # Errors
     /// The kernel refuses to unmount, or the connection cannot be ended.
     pub fn unmount(self) -> Result<(), Error> {
-        // It lies upon the other.
-        let pressure = self.pressure.map_or(Ok(()), Connection::unmount);
-        self.connection.unmount().and(pressure)
+        let Self { connection, pressure, options, .. } = self;
+        let number = connection.number();
+        // Something else may be mounted there by now.
+        if let Some(path) = options.path
+            && number.is_some()
+            && mount::connection(&path, options.name) == number
+        {
+            mount::detach(&path)?;
+        }
+        let pressure = pressure.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let pressure = pressure.map_or(Ok(()), Connection::end);
+        connection.end().and(pressure)
     }
+}
+
+fn filesystem(options: &MountOptions, views: &Arc<dyn Views>) -> OverlayFilesystem {
+    OverlayFilesystem::watched_by(options.witness.clone(), views.clone(), options.passed)
 }
 
 impl fmt::Debug for Overlay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Overlay")
-            .field("path", &self.connection.path)
+            .field("path", &self.options.path)
             .field("connection", &self.connection.number())
-            .field("pressure", &self.pressure.as_ref().map(Connection::number))
             .field("counters", &self.counters())
             .finish_non_exhaustive()
     }

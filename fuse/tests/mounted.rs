@@ -5,7 +5,7 @@
 use std::fs::{self, File};
 use std::io::{IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -13,9 +13,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use ambit_fuse::{Error, MountOptions, Overlay, mount};
+use ambit_fuse::{Error, MountOptions, Overlay, Restored, Visit, mount, visit};
 use ambit_sysinfo::{View, Views};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -27,6 +27,9 @@ mod container;
 
 /// Set for the process that serves until it is killed.
 const SERVE_AT: &str = "AMBIT_TEST_SERVE_AT";
+
+/// Set for one that answers nothing.
+const NEVER_ANSWERS: &str = "AMBIT_TEST_NEVER_ANSWERS";
 
 /// A directory that is unmounted and removed when the test ends, however it ends.
 struct Place(tempfile::TempDir);
@@ -80,16 +83,48 @@ impl Views for Hangs {
     }
 }
 
+/// Answers nothing, and makes a file when it is asked.
+struct NeverAnswers(PathBuf);
+
+impl Views for NeverAnswers {
+    fn view(&self, _: u32) -> Result<Arc<View>, ambit_sysinfo::Error> {
+        self.wait()
+    }
+
+    fn host(&self) -> Option<Arc<ambit_sysinfo::Host>> {
+        self.wait()
+    }
+}
+
+impl NeverAnswers {
+    fn wait<T>(&self) -> T {
+        fs::write(&self.0, "").unwrap();
+        loop {
+            thread::park();
+        }
+    }
+}
+
 /// No test: the part of the predecessor, played in a process of its own. It hands its device and
 /// INIT record to its standard input, a socket, and serves until it is killed.
 #[test]
 fn predecessor() {
     let Some(path) = std::env::var_os(SERVE_AT) else { return };
+    if std::env::var_os(NEVER_ANSWERS).is_some() {
+        let asked = Path::new(&path).with_file_name("asked");
+        let visitor = in_child;
+        let options = MountOptions { triggers: false, visitor, ..MountOptions::new(path) };
+        drop(Overlay::mount(options, Arc::new(NeverAnswers(asked))));
+        return;
+    }
     // Two files: each is asked for by LOOKUP, which may have to tell its size, and by OPEN.
     let views = Stuck { view: Arc::new(container::view()), left: AtomicU64::new(4) };
     let overlay = Overlay::mount(MountOptions::new(path), Arc::new(views)).unwrap();
-    let kept = [Some((overlay.device(), overlay.init_record())), overlay.pressure()];
-    for (device, record) in kept.into_iter().flatten() {
+    let pressure = overlay.pressure();
+    let pressure = pressure.as_ref().map(|(device, record)| (device.as_fd(), record.as_slice()));
+    for (device, record) in
+        [Some((overlay.device(), overlay.init_record())), pressure].into_iter().flatten()
+    {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut descriptors = SendAncillaryBuffer::new(&mut space);
         let device = [device];
@@ -114,15 +149,22 @@ fn start_predecessor(path: &Path) -> (Child, OwnedFd, Vec<u8>) {
 
 /// The same, with those of the files that have triggers.
 fn start_predecessor_with_pressure(path: &Path) -> (Child, Kept, Kept) {
+    let (child, ours) = start(path, SERVE_AT);
+    (child, receive(&ours), receive(&ours))
+}
+
+/// Starts a process that serves, and what it is connected with.
+fn start(path: &Path, how: &str) -> (Child, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "predecessor"])
+        .env(how, path)
         .env(SERVE_AT, path)
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    (child, receive(&ours), receive(&ours))
+    (child, ours)
 }
 
 fn receive(from: &UnixStream) -> Kept {
@@ -145,6 +187,10 @@ fn kill(mut child: Child) {
     child.wait().unwrap();
 }
 
+fn path_of(overlay: &Overlay) -> &Path {
+    overlay.path().unwrap()
+}
+
 fn mount_fixed(path: &Path) -> Result<Overlay, Error> {
     Overlay::mount(MountOptions::new(path), container::Fixed::new())
 }
@@ -154,24 +200,24 @@ fn mounts_serves_and_ends() {
     let place = Place::new();
     let overlay = mount_fixed(&place.overlay()).unwrap();
     for path in ambit_fuse::FILES.iter().map(|file| file.describe().path) {
-        let text = fs::read_to_string(overlay.path().join(path)).unwrap();
+        let text = fs::read_to_string(path_of(&overlay).join(path)).unwrap();
         assert!(text.ends_with('\n') || path.ends_with("/uevent"), "{path}");
     }
-    let names: Vec<_> = fs::read_dir(overlay.path().join("sys/devices/system/cpu"))
+    let names: Vec<_> = fs::read_dir(path_of(&overlay).join("sys/devices/system/cpu"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
         .collect();
     let files = ["online", "possible", "present", "offline", "isolated", "kernel_max", "uevent"];
     assert_eq!(names[..7], files);
     assert_eq!(names[7..], ["cpu0", "cpu2"], "the processors of this container");
-    let cpu = overlay.path().join("sys/devices/system/cpu");
+    let cpu = path_of(&overlay).join("sys/devices/system/cpu");
     assert!(fs::metadata(cpu.join("cpu2")).unwrap().is_dir());
     for hidden in ["cpu1", "cpu02", "cpufreq", "vulnerabilities"] {
         assert!(!fs::exists(cpu.join(hidden)).unwrap(), "{hidden}");
     }
-    let write = File::options().write(true).open(overlay.path().join("proc/meminfo"));
+    let write = File::options().write(true).open(path_of(&overlay).join("proc/meminfo"));
     assert_eq!(write.unwrap_err().kind(), std::io::ErrorKind::ReadOnlyFilesystem);
-    let path = overlay.path().to_owned();
+    let path = path_of(&overlay).to_owned();
     overlay.unmount().unwrap();
     assert_eq!(fs::read_dir(path).unwrap().count(), 0, "nothing stays mounted");
 }
@@ -182,7 +228,7 @@ fn a_bind_does_not_keep_an_ended_server_alive() {
     let overlay = mount_fixed(&place.overlay()).unwrap();
     let bind = place.0.path().join("bind");
     fs::write(&bind, "").unwrap();
-    rustix::mount::mount_bind(overlay.path().join("proc/uptime"), &bind).unwrap();
+    rustix::mount::mount_bind(path_of(&overlay).join("proc/uptime"), &bind).unwrap();
     assert_eq!(fs::read_to_string(&bind).unwrap(), "61.23 9.00\n");
     overlay.unmount().unwrap();
     assert_eq!(fs::read(&bind).unwrap_err().kind(), std::io::ErrorKind::NotConnected);
@@ -192,7 +238,7 @@ fn a_bind_does_not_keep_an_ended_server_alive() {
 fn what_is_alive_is_left_alone() {
     let place = Place::new();
     let overlay = mount_fixed(&place.overlay()).unwrap();
-    let second = mount_fixed(overlay.path()).unwrap_err();
+    let second = mount_fixed(path_of(&overlay)).unwrap_err();
     assert!(matches!(second, Error::Busy { .. }), "{second}");
     assert!(second.to_string().contains("ambit (fuse.ambit)"), "{second}");
     // Another filesystem is left alone as long as it holds something.
@@ -205,7 +251,7 @@ fn what_is_alive_is_left_alone() {
     assert!(matches!(other, Error::Busy { .. }), "{other}");
     fs::remove_file(bind.join("data")).unwrap();
     mount_fixed(&bind).unwrap().unmount().unwrap();
-    assert!(fs::read(overlay.path().join("proc/stat")).is_ok());
+    assert!(fs::read(path_of(&overlay).join("proc/stat")).is_ok());
     overlay.unmount().unwrap();
 }
 
@@ -222,6 +268,118 @@ fn the_mount_of_a_dead_server_is_replaced() {
     assert_eq!(fs::read_to_string(path.join("proc/uptime")).unwrap(), "61.23 9.00\n");
     overlay.unmount().unwrap();
     assert_eq!(fs::read_dir(&path).unwrap().count(), 0, "the dead mount is gone too");
+}
+
+/// Set for the process that makes a visit.
+const VISIT: &str = "AMBIT_TEST_VISIT";
+
+/// No test: the part of the visitor, which has the overlay as standard input.
+#[test]
+fn visitor() {
+    if std::env::var_os(VISIT).is_some() {
+        let overlay = std::io::stdin();
+        Visit::Names { overlay: overlay.as_fd(), pressure: None }.run().unwrap();
+    }
+}
+
+fn in_child(visit: Visit<'_>, _: Duration) -> rustix::io::Result<()> {
+    let Visit::Names { overlay, .. } = visit else { return visit.run() };
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "visitor"])
+        .env(VISIT, "")
+        .env_remove(SERVE_AT)
+        .stdin(Stdio::from(overlay.try_clone_to_owned().unwrap()))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    child.wait().unwrap();
+    Ok(())
+}
+
+#[test]
+fn a_server_that_is_killed_while_names_are_looked_up_ends() {
+    let place = Place::new();
+    // Its threads answer nothing.
+    let (mut child, ..) = start(&place.overlay(), NEVER_ANSWERS);
+    let asked = place.0.path().join("made/asked");
+    while !asked.exists() {
+        thread::yield_now();
+    }
+    child.kill().unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    while child.try_wait().unwrap().is_none() {
+        if Instant::now() > until {
+            // The only way out of state D.
+            let flags = rustix::mount::UnmountFlags::FORCE;
+            rustix::mount::unmount(place.overlay(), flags).unwrap();
+            panic!("a server that was killed waits for itself");
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn what_was_unmounted_is_attached_again() {
+    let place = Place::new();
+    let overlay = mount_fixed(&place.overlay()).unwrap();
+    let path = path_of(&overlay).to_owned();
+    let bind = place.0.path().join("bind");
+    fs::write(&bind, "").unwrap();
+    rustix::mount::mount_bind(path.join("proc/uptime"), &bind).unwrap();
+    let detach = |path: &Path| {
+        rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH).unwrap();
+    };
+    let memory = path.join("proc/pressure/memory");
+    assert_eq!(overlay.restore().unwrap(), Restored::Nothing);
+    for gone in [&path, &path.join("proc/pressure")] {
+        detach(gone);
+        assert_eq!(overlay.restore().unwrap(), Restored::Mounts);
+        assert_eq!(fs::read_to_string(path.join("proc/uptime")).unwrap(), "61.23 9.00\n");
+        // Without the files that have triggers, the filesystem is read-only.
+        let refused = fs::write(&memory, "some 150000 2000000").unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(rustix::io::Errno::OPNOTSUPP.raw_os_error()));
+        assert_eq!(overlay.restore().unwrap(), Restored::Nothing);
+    }
+    // The last mount of all.
+    detach(&bind);
+    detach(&path);
+    assert_eq!(overlay.restore().unwrap(), Restored::Mounts);
+    assert_eq!(fs::read_to_string(path.join("proc/uptime")).unwrap(), "61.23 9.00\n");
+    assert!(!overlay.is_finished());
+    overlay.unmount().unwrap();
+    assert_eq!(fs::read_dir(&path).unwrap().count(), 0, "nothing stays mounted");
+}
+
+#[test]
+fn what_is_mounted_at_its_place_meanwhile_stays() {
+    let place = Place::new();
+    let overlay = mount_fixed(&place.overlay()).unwrap();
+    let path = path_of(&overlay).to_owned();
+    rustix::mount::unmount(&path, rustix::mount::UnmountFlags::DETACH).unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("tmpfs", &path, "tmpfs", flags, None::<&std::ffi::CStr>).unwrap();
+    fs::write(path.join("data"), "").unwrap();
+    assert!(matches!(overlay.restore().unwrap_err(), Error::Busy { .. }));
+    assert!(path.join("data").exists());
+    overlay.unmount().unwrap();
+    assert!(path.join("data").exists());
+}
+
+#[test]
+fn files_with_triggers_whose_connection_was_aborted_are_served_anew() {
+    let place = Place::new();
+    let overlay = mount_fixed(&place.overlay()).unwrap();
+    let path = path_of(&overlay).to_owned();
+    let pressure = path.join("proc/pressure");
+    // Ends the connection, whether or not it can be unmounted.
+    let _ = rustix::mount::unmount(&pressure, rustix::mount::UnmountFlags::FORCE);
+    while !overlay.pressure_is_finished() {
+        thread::yield_now();
+    }
+    assert_eq!(overlay.restore().unwrap(), Restored::Mounts);
+    assert!(fs::read_to_string(pressure.join("io")).unwrap().starts_with("some avg10="));
+    assert_eq!(overlay.restore().unwrap(), Restored::Nothing);
+    overlay.unmount().unwrap();
 }
 
 #[test]
@@ -259,7 +417,7 @@ fn a_successor_answers_what_was_in_flight() {
     (&kept).read_to_end(&mut rest).unwrap();
     assert!(rest.starts_with(&start));
     assert!(successor.counters().adopted >= 1);
-    assert!(mount::prepare(&path).is_err(), "the successor's mount is alive");
+    assert!(mount::prepare(&path, visit::in_place).is_err(), "the successor's mount is alive");
     drop(kept);
     successor.unmount().unwrap();
 }
@@ -273,8 +431,7 @@ fn the_files_with_triggers_are_taken_over_too() {
     assert!(fs::metadata(&memory).unwrap().is_file());
     kill(child);
     let options = MountOptions::new(&path);
-    let mut successor =
-        Overlay::takeover(device, &record, options, container::Fixed::new()).unwrap();
+    let successor = Overlay::takeover(device, &record, options, container::Fixed::new()).unwrap();
     successor.takeover_pressure(second, &second_record).unwrap();
     assert!(fs::read_to_string(&memory).unwrap().starts_with("some avg10="));
     // There is no kernel's file behind these numbers.

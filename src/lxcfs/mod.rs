@@ -21,7 +21,7 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::LogLevel;
-use crate::{daemon, logging, output};
+use crate::{daemon, logging, output, visitor};
 use args::{Request, Serve};
 use pid_file::PidFile;
 use switch::Switch;
@@ -96,7 +96,7 @@ fn serve(options: &Serve) -> anyhow::Result<()> {
         let mut toggle = signal(SignalKind::user_defined2())?;
         let _pid_file = PidFile::write(&options.pid_file)?;
         let (overlay, switch) = start(options)?;
-        tracing::info!(mount = %overlay.path().display(), "serving in the place of lxcfs");
+        tracing::info!(mount = %options.mount.display(), "serving in the place of lxcfs");
         loop {
             tokio::select! {
                 _ = terminated.recv() => break,
@@ -125,6 +125,7 @@ fn start(options: &Serve) -> anyhow::Result<(Overlay, Arc<Switch>)> {
     let mount = MountOptions {
         name: NAME,
         triggers: options.psi_poll,
+        visitor: visitor::in_child,
         passed: if options.loadavg { &[] } else { &["proc/loadavg"] },
         ..MountOptions::new(&options.mount)
     };

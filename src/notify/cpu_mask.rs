@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use ambit_sysinfo::CpuSet;
+use ambit_sysinfo::sysfs::Sysfs;
 
 use super::arch::Abi;
 use crate::sys::affinity;
@@ -50,7 +51,10 @@ pub(super) fn encode(mask: &[u64; WORDS], abi: Abi) -> [u8; WORDS * 8] {
 pub(super) fn possible() -> usize {
     static POSSIBLE: OnceLock<usize> = OnceLock::new();
     *POSSIBLE.get_or_init(|| {
-        let list = std::fs::read("/sys/devices/system/cpu/possible").unwrap_or_default();
+        let mut list = Vec::new();
+        // Not by its path: the overlay may lie over it.
+        let read = |sys: Sysfs| sys.read("devices/system/cpu/possible", &mut list);
+        drop(Sysfs::private().and_then(read));
         let last = CpuSet::parse(&list).and_then(|set| set.iter().last());
         last.map_or_else(probe, |last| last as usize + 1)
     })

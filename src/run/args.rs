@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
 use ambit_sysinfo::CpuSet;
+use ambit_sysinfo::sysfs::Sysfs;
 use clap::Args;
 
 use crate::intercept;
@@ -137,7 +138,10 @@ fn cpuset(text: &str) -> Result<CpuSet, String> {
         .filter(|set| !set.is_empty())
         .ok_or_else(|| format!("{text} is not a list of processors: use numbers such as 0-3,8"))?;
     let file = "/sys/devices/system/cpu/online";
-    let online = std::fs::read(file).map_err(|error| format!("cannot read {file}: {error}"))?;
+    let mut online = Vec::new();
+    Sysfs::private()
+        .and_then(|sys| sys.read("devices/system/cpu/online", &mut online))
+        .map_err(|error| format!("cannot read {file}: {error}"))?;
     let online = CpuSet::parse(&online).ok_or_else(|| format!("{file} is not a list"))?;
     if wanted.intersection(&online) != wanted {
         return Err(format!("{text} is not all there: this machine has processors {online}"));

@@ -23,6 +23,9 @@ pub(super) enum Word {
     Started = b'S',
     /// A mount for the target in the text.
     File = b'F',
+    /// The overlay and, if it has them, the pressure files upon it, as mounts that are attached nowhere;
+    /// the text is the paths of its files for the sandbox, with blanks between them.
+    Overlay = b'O',
     /// Build the root now, for the init whose number is in the text.
     Build = b'B',
     /// The root is built.
@@ -38,10 +41,11 @@ pub(super) enum Word {
     Stopped = b'Z',
 }
 
-const WORDS: [Word; 9] = [
+const WORDS: [Word; 10] = [
     Word::Failed,
     Word::Started,
     Word::File,
+    Word::Overlay,
     Word::Build,
     Word::Built,
     Word::Enter,

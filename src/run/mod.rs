@@ -21,6 +21,7 @@ mod init;
 mod limits;
 mod mask;
 mod mounts;
+mod overlay;
 mod owners;
 mod pressure;
 mod relay;
@@ -31,7 +32,7 @@ mod terminal;
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -55,10 +56,23 @@ const USAGE: u8 = 2;
 /// Exit status when the sandbox could not be made.
 const FAILED: u8 = 125;
 
+/// Where the sandbox gets the overlay's files from.
+#[derive(Debug)]
+pub enum OverlayMounts {
+    /// From a daemon's mount point, as this process sees it.
+    At(PathBuf),
+    /// From mounts that are attached nowhere, which this process may serve itself: it must not look
+    /// names up in them.
+    Detached(ambit_fuse::Detached),
+}
+
 /// Who serves the overlay and answers system calls: the running daemon or an embedded server.
 pub trait Service {
-    /// Where the overlay is mounted, as this process sees it.
-    fn overlay(&self) -> &Path;
+    /// The overlay.
+    ///
+    /// # Errors
+    /// It cannot be mounted.
+    fn overlay(&self) -> Result<OverlayMounts>;
 
     /// Takes over the listener of a sandbox. When this returns, notifications are answered.
     ///
@@ -156,7 +170,7 @@ impl Prepared {
         files: &[&str],
         start: impl FnOnce(&Self) -> Result<Box<dyn Service>>,
     ) -> Result<u8> {
-        // What an embedded server mounts is nobody else's business, and ends with us.
+        // Copies of mounts are made here, which no other namespace is to be told.
         nix::sched::unshare(CloneFlags::CLONE_NEWNS)
             .context("cannot make a mount namespace: unshare")?;
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
@@ -172,12 +186,25 @@ impl Prepared {
     /// the master side of its terminal.
     fn complete(&mut self, files: &[&str], service: &dyn Service) -> Result<Option<OwnedFd>> {
         let processes = &self.processes;
+        let mut others = Vec::new();
         for file in files {
-            let mount = match self.pressure.file(file) {
-                Some(own) => mounts::Detached::copy_of(&own)?,
-                None => mounts::Detached::copy_of_shared(&service.overlay().join(file))?,
-            };
-            processes.to_builder.send(Word::File, file, &[mount.0.as_fd()])?;
+            match self.pressure.file(file) {
+                Some(own) => self.send_file(file, &mounts::Detached::copy_of(&own)?)?,
+                None => others.push(*file),
+            }
+        }
+        match service.overlay()? {
+            OverlayMounts::At(path) => {
+                for file in others {
+                    let copy = mounts::Detached::copy_of_shared(&path.join(file))?;
+                    self.send_file(file, &copy)?;
+                }
+            }
+            OverlayMounts::Detached(ambit_fuse::Detached { overlay, pressure }) => {
+                let mut fds = vec![overlay.as_fd()];
+                fds.extend(pressure.as_ref().map(AsFd::as_fd));
+                processes.to_builder.send(Word::Overlay, &others.join(" "), &fds)?;
+            }
         }
         processes.to_builder.send(Word::Build, &processes.init.to_string(), &[])?;
         processes.to_builder.expect(Word::Built)?;
@@ -195,6 +222,10 @@ impl Prepared {
         }
         processes.to_init.send(Word::Go, "", &[])?;
         Ok(master)
+    }
+
+    fn send_file(&self, target: &str, mount: &mounts::Detached) -> Result<()> {
+        self.processes.to_builder.send(Word::File, target, &[mount.0.as_fd()])
     }
 
     fn relay(&mut self, master: Option<OwnedFd>) -> Result<u8> {

@@ -25,6 +25,7 @@ use super::cgroup::Group;
 use super::channel::{Channel, Word};
 use super::init::{self, Setup};
 use super::mounts::Detached;
+use super::overlay;
 use super::owners::{Owners, become_root_in};
 use super::root::{self, Plan};
 use crate::sys::fork::{Fork, fork, fork_for_parent};
@@ -127,6 +128,7 @@ fn builder_main(
                     let mount = message.fds.pop().context("a file came without its mount")?;
                     files.push((message.text, Detached(mount)));
                 }
+                Word::Overlay => files.extend(overlay::copy_files(message)?),
                 _ => break number(&message.text)?,
             }
         };

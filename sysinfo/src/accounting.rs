@@ -1,7 +1,6 @@
 //! The accounting of one daemon: start it once, ask it from any thread.
 
 use std::io;
-use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -21,6 +20,7 @@ use crate::pressure::{self, Stall, TriggerFile};
 use crate::procfs::Procfs;
 use crate::scan;
 use crate::shared::{self, Open, Options, Shared};
+use crate::sysfs::Sysfs;
 use crate::tasks::Counter;
 use crate::view::View;
 use crate::{Error, Numbers, Views, load};
@@ -64,7 +64,8 @@ impl Accounting {
     /// procfs or sysfs cannot be read.
     pub fn with(options: Options, hierarchies: Hierarchies) -> Result<Arc<Self>, Error> {
         let proc = Procfs::private().map_err(read("/proc"))?;
-        Self::over(options, hierarchies, proc, Path::new("/sys"))
+        let sys = Sysfs::private().map_err(read("/sys"))?;
+        Self::over(options, hierarchies, proc, sys)
     }
 
     /// The same with a given procfs and sysfs.
@@ -75,7 +76,7 @@ impl Accounting {
         options: Options,
         hierarchies: Hierarchies,
         proc: Procfs,
-        sys: &Path,
+        sys: Sysfs,
     ) -> Result<Arc<Self>, Error> {
         let proc = Arc::new(proc);
         let host = HostFiles::open(proc.clone(), sys).map_err(read("/proc/meminfo"))?;
@@ -309,6 +310,8 @@ fn sample_loads(accounting: &Weak<Accounting>, wake: &Wake) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use std::os::unix::fs::FileExt;
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 

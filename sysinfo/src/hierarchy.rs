@@ -1,16 +1,15 @@
 //! Where the controllers are: cgroup v2, v1, or some on each (hybrid), as mounted on this host.
 //!
-//! Nothing is ever mounted; existing mounts are opened by descriptor once, at start.
+//! Existing mounts are copied for this process alone once, at start (`private_mount`): what is mounted
+//! over their files later is not seen.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags};
-
-use crate::Error;
-use crate::scan;
+use crate::private_mount;
+use crate::{Error, scan};
 
 /// The controllers accounting reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,13 +67,11 @@ struct Root {
 }
 
 impl Mount {
-    fn open(path: PathBuf, shows: &str) -> Result<Self, Error> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(&path, flags, Mode::empty()).map_err(|source| Error::Read {
-            file: path.display().to_string(),
-            source: source.into(),
-        })?;
-        Ok(Self(Arc::new(Root { directory: root, shows: shows.into(), path })))
+    fn open(path: PathBuf, shows: &str, is_fixture: bool) -> Result<Self, Error> {
+        let open = if is_fixture { private_mount::folder } else { private_mount::copy };
+        let directory = open(&path)
+            .map_err(|source| Error::Read { file: path.display().to_string(), source })?;
+        Ok(Self(Arc::new(Root { directory, shows: shows.into(), path })))
     }
 
     /// The descriptor of its root directory.
@@ -140,12 +137,13 @@ impl Hierarchies {
         // A hierarchy may be mounted more than once: best is one that shows all of it. One from outside
         // of this cgroup namespace (`/..`) has other paths than `/proc/<pid>/cgroup`.
         mounts.sort_by_key(|mount| (mount.root != "/", mount.root.starts_with("/..")));
+        let is_fixture = root != Path::new("/");
         let mut found = Self::default();
         for mount in mounts {
             let path = root.join(mount.point.trim_start_matches('/'));
             match mount.fstype {
                 "cgroup2" if found.unified.is_none() => {
-                    let mount = Mount::open(path, mount.root)?;
+                    let mount = Mount::open(path, mount.root, is_fixture)?;
                     let controllers = unified_controllers(&mount)?;
                     found.unified = Some((mount, controllers));
                 }
@@ -155,7 +153,7 @@ impl Hierarchies {
                     });
                     let new: Vec<_> = named.filter(|&c| found.legacy_mount(c).is_none()).collect();
                     if !new.is_empty() {
-                        let mount = Mount::open(path, mount.root)?;
+                        let mount = Mount::open(path, mount.root, is_fixture)?;
                         found.legacy.extend(new.into_iter().map(|c| (c, mount.clone())));
                     }
                 }

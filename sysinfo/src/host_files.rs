@@ -4,8 +4,7 @@
 //! with hundreds of processors `/proc/cpuinfo` alone takes the kernel milliseconds.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -14,10 +13,10 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::clock;
 use crate::host::{CpuInfo, Host, HostTexts, HugePool, RawFiles};
-use crate::kernel_file::read_to_end;
 use crate::personality;
 use crate::procfs::Procfs;
 use crate::scan;
+use crate::sysfs::Sysfs;
 use crate::topology::Topology;
 
 /// Memory and the list of online processors.
@@ -35,7 +34,7 @@ pub struct HostFiles {
 
 struct Raw {
     proc: Arc<Procfs>,
-    sys: OwnedFd,
+    sys: Sysfs,
 }
 
 #[derive(Default)]
@@ -73,10 +72,8 @@ impl HostFiles {
     /// Opens the files and takes the first snapshot.
     ///
     /// # Errors
-    /// `/sys` cannot be opened or `/proc/meminfo` cannot be read.
-    pub fn open(proc: Arc<Procfs>, sys: &Path) -> io::Result<Self> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let sys = rustix::fs::open(sys, flags, Mode::empty())?;
+    /// `/proc/meminfo` cannot be read.
+    pub fn open(proc: Arc<Procfs>, sys: Sysfs) -> io::Result<Self> {
         let mut this = Self {
             raw: Arc::new(Raw { proc, sys }),
             snapshot: ArcSwap::from_pointee(Host::default()),
@@ -193,7 +190,7 @@ impl Raw {
             let path = format!("{POOLS}/{name}/nr_hugepages");
             if size == 0
                 || pools.iter().any(|pool| pool.size == size)
-                || read_to_end(self.sys.as_fd(), &path, &mut text).is_err()
+                || self.sys.read(&path, &mut text).is_err()
             {
                 continue;
             }
@@ -208,7 +205,7 @@ impl RawFiles for Raw {
     fn read(&self, path: &str, text: &mut Vec<u8>) -> io::Result<()> {
         match path.split_once('/') {
             Some(("proc", file)) => self.proc.read(file, text),
-            Some(("sys", file)) => read_to_end(self.sys.as_fd(), file, text),
+            Some(("sys", file)) => self.sys.read(file, text),
             _ => Err(io::ErrorKind::NotFound.into()),
         }
     }
@@ -229,7 +226,7 @@ mod tests {
     #[test]
     fn the_snapshot_is_this_machine() {
         let proc = Arc::new(Procfs::private().unwrap());
-        let files = HostFiles::open(proc, Path::new("/sys")).unwrap();
+        let files = HostFiles::open(proc, Sysfs::private().unwrap()).unwrap();
         let host = files.snapshot();
         assert!(host.memory_total > 0 && !host.online.is_empty() && host.boot_time > 0);
         assert_eq!(host.cpuinfo.blocks().count(), host.online.len());

@@ -1,16 +1,14 @@
-//! The procfs instance that accounting reads: private, so that no overlay ever covers it.
-//!
-//! A detached mount (`fsopen`, Linux 5.2) is tried first; where that is not allowed, `/proc`
-//! as it is when the daemon starts, before the overlay is mounted.
+//! The procfs instance that accounting reads: private, so that no overlay ever covers it
+//! (`private_mount`).
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, Mode, OFlags};
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use crate::kernel_file::{ShortPath, read_to_end};
+use crate::private_mount;
 
 /// A kept directory descriptor of a procfs.
 #[derive(Debug)]
@@ -24,7 +22,7 @@ impl Procfs {
     /// # Errors
     /// Neither a private instance nor `/proc` can be opened.
     pub fn private() -> io::Result<Self> {
-        Self::detached().or_else(|_| Self::at(Path::new("/proc")))
+        Ok(Self { root: private_mount::instance("proc", Path::new("/proc"))? })
     }
 
     /// A directory that looks like a procfs (fixtures), or `/proc` itself.
@@ -32,19 +30,7 @@ impl Procfs {
     /// # Errors
     /// The directory cannot be opened.
     pub fn at(path: &Path) -> io::Result<Self> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self { root: rustix::fs::open(path, flags, Mode::empty())? })
-    }
-
-    fn detached() -> io::Result<Self> {
-        let context = rustix::mount::fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        rustix::mount::fsconfig_create(context.as_fd())?;
-        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
-            | MountAttrFlags::MOUNT_ATTR_NODEV
-            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-        let root =
-            rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-        Ok(Self { root })
+        Ok(Self { root: private_mount::folder(path)? })
     }
 
     /// Reads a file such as `meminfo` to its end; the text is appended.

@@ -9,6 +9,7 @@ use std::sync::{Arc, LazyLock};
 use ambit_fuse::Overlay;
 use ambit_sysinfo::hierarchy::Hierarchies;
 use ambit_sysinfo::procfs::Procfs;
+use ambit_sysinfo::sysfs::Sysfs;
 use ambit_sysinfo::{Accounting, Options};
 
 use crate::kernel::Kernel;
@@ -64,7 +65,8 @@ impl World {
         let proc = Procfs::at(&root.path().join("proc")).unwrap();
         let options = Options { age_bound: 0, open_containers: 0, ..Options::default() };
         let sys = root.path().join("sys");
-        let accounting = Accounting::over(options, hierarchies, proc, &sys).unwrap();
+        let accounting =
+            Accounting::over(options, hierarchies, proc, Sysfs::at(&sys).unwrap()).unwrap();
         let (kernel, overlay) = Kernel::start(accounting.clone(), 1);
         let world = Self { root, legacy, accounting, kernel, overlay };
         world.is_in(OURS, "c");

@@ -1,0 +1,80 @@
+//! A mount of a connection that is kept, attached nowhere: the connection can be attached from it at any
+//! time, and lives on when all of its other mounts are gone.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::error::Error;
+use crate::mount::{self, Writes};
+
+/// What a mount is made with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kind {
+    /// The source, and what follows `fuse.` in the type.
+    pub(crate) name: &'static str,
+    pub(crate) writes: Writes,
+}
+
+/// The mount that is kept of a connection.
+#[derive(Debug)]
+pub(crate) struct Spare {
+    device: Arc<OwnedFd>,
+    kind: Kind,
+    mount: Mutex<Option<OwnedFd>>,
+    number: Option<u32>,
+}
+
+impl Spare {
+    /// Begins a connection.
+    pub(crate) fn begin(device: Arc<OwnedFd>, kind: Kind) -> Result<Self, Error> {
+        let mount = mount::detached(device.as_fd(), kind.name, kind.writes)?;
+        Ok(Self::keep(device, kind, Some(mount)))
+    }
+
+    /// That of a connection that was begun before, and is attached at this path if anywhere. Before
+    /// Linux 5.15 there is none, and none of a device that is a socket.
+    pub(crate) fn take_over(device: Arc<OwnedFd>, kind: Kind, path: Option<&Path>) -> Self {
+        let mount = mount::detached(device.as_fd(), kind.name, kind.writes);
+        let spare = Self::keep(device, kind, mount.ok());
+        let number = spare.number.or_else(|| mount::connection(path?, kind.name));
+        Self { number, ..spare }
+    }
+
+    fn keep(device: Arc<OwnedFd>, kind: Kind, mount: Option<OwnedFd>) -> Self {
+        let number = mount.as_ref().and_then(|mount| mount::number(mount.as_fd()));
+        Self { device, kind, mount: Mutex::new(mount), number }
+    }
+
+    /// The number of the connection.
+    pub(crate) fn number(&self) -> Option<u32> {
+        self.number
+    }
+
+    /// The mount itself, for a process that attaches it in its own mount namespace.
+    pub(crate) fn duplicate(&self) -> Option<OwnedFd> {
+        let mount = self.mount.lock().unwrap_or_else(PoisonError::into_inner);
+        mount.as_ref()?.try_clone().ok()
+    }
+
+    /// Attaches the mount, and keeps another one.
+    pub(crate) fn attach(
+        &self,
+        attach: impl FnOnce(BorrowedFd<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut kept = self.mount.lock().unwrap_or_else(PoisonError::into_inner);
+        let further = || mount::detached(self.device.as_fd(), self.kind.name, self.kind.writes);
+        let mount = match kept.take() {
+            Some(mount) => mount,
+            None => further()?,
+        };
+        let attached = attach(mount.as_fd());
+        *kept = match (further(), &attached) {
+            (Ok(further), _) => Some(further),
+            // Before Linux 5.15.
+            (Err(_), Ok(())) => mount::copy(mount.as_fd()).ok(),
+            (Err(_), Err(_)) => Some(mount),
+        };
+        attached
+    }
+}

@@ -1,0 +1,99 @@
+//! The process that looks at mounts in the place of a server: this program under another name.
+//!
+//! A server that looked names up in its own overlay and were killed meanwhile would stay in state D
+//! (`ambit_fuse::visit` says why). This process is executed, so it has none of the server's
+//! descriptors but the mounts, as its standard input and output. It starts with nothing, ends at
+//! once, and is killed when it does not answer in time.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::Duration;
+
+use ambit_fuse::Visit;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// The name under which the program is started.
+const NAME: &str = "ambit-visitor";
+
+/// Look names up in the overlay that is standard input.
+const NAMES: &str = "names";
+/// The same, with the pressure files as standard output.
+const NAMES_AND_PRESSURE: &str = "names-and-pressure";
+/// Ask the mount that is standard input.
+const PROBE: &str = "probe";
+
+/// True if the program was started to make a visit.
+#[must_use]
+pub fn is_its_name(program: Option<&OsString>) -> bool {
+    program.is_some_and(|name| name == NAME)
+}
+
+/// Makes the visit. The exit status is 0 or an errno.
+#[must_use]
+pub fn main(what: Option<&OsString>) -> ExitCode {
+    let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
+    let visit = match what.and_then(|what| what.to_str()) {
+        Some(NAMES) => Visit::Names { overlay: stdin.as_fd(), pressure: None },
+        Some(NAMES_AND_PRESSURE) => {
+            Visit::Names { overlay: stdin.as_fd(), pressure: Some(stdout.as_fd()) }
+        }
+        Some(PROBE) => Visit::Probe { mount: stdin.as_fd() },
+        _ => return ExitCode::FAILURE,
+    };
+    let errno = visit.run().err().map_or(0, Errno::raw_os_error);
+    // All that can come of it are below 256.
+    ExitCode::from(u8::try_from(errno).unwrap_or(u8::MAX))
+}
+
+/// Makes a visit in a process of its own; a [`ambit_fuse::Visitor`].
+///
+/// # Errors
+/// That of the visit; the process cannot be started, or takes too long (ETIMEDOUT).
+pub fn in_child(visit: Visit<'_>, patience: Duration) -> rustix::io::Result<()> {
+    let (what, input, output) = match visit {
+        Visit::Names { overlay, pressure: None } => (NAMES, overlay, None),
+        Visit::Names { overlay, pressure } => (NAMES_AND_PRESSURE, overlay, pressure),
+        Visit::Probe { mount } => (PROBE, mount, None),
+    };
+    let passed = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map(Stdio::from).map_err(errno);
+    let child = Command::new("/proc/self/exe")
+        .arg0(NAME)
+        .arg(what)
+        .env_clear()
+        .stdin(passed(input)?)
+        .stdout(output.map_or_else(|| Ok(Stdio::null()), passed)?)
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(errno)?;
+    wait(child, patience)
+}
+
+fn wait(mut child: Child, patience: Duration) -> rustix::io::Result<()> {
+    let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
+    let patience = Timespec::try_from(patience).map_err(|_| Errno::INVAL)?;
+    let mut ended = [PollFd::new(&process, PollFlags::IN)];
+    if retry_on_intr(|| poll(&mut ended, Some(&patience)))? == 0 {
+        let _ = child.kill();
+        // It may end only when the mount answers.
+        let reaper = std::thread::Builder::new().name("reaper".into());
+        drop(reaper.spawn(move || child.wait()));
+        return Err(Errno::TIMEDOUT);
+    }
+    let status = child.wait().map_err(errno)?;
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(code) => Err(Errno::from_raw_os_error(code)),
+        None => {
+            tracing::debug!(signal = ?status.signal(), "the visitor was killed");
+            Err(Errno::INTR)
+        }
+    }
+}
+
+fn errno(error: std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
+}
