@@ -83,10 +83,10 @@ pub fn all() -> Vec<Finding> {
             seccomp(),
             "no system call can be answered; Linux 5.0 with CONFIG_SECCOMP_FILTER is needed",
         ),
-        useful(
+        essential(
             "new mount API (fsopen, open_tree)",
             mount_api(),
-            "no private procfs, and `ambit run` does not work; Linux 5.2 is needed",
+            "no virtual files, and `ambit run` does not work; Linux 5.2 is needed",
         ),
         useful(
             "namespace ioctls",

@@ -380,6 +380,7 @@ pub(crate) fn accounting_options(config: &Config) -> Options {
 /// Starts accounting with what only the program can do: ask the kernel about namespaces.
 pub(crate) fn start_accounting(options: Options) -> anyhow::Result<Arc<Accounting>> {
     raise_descriptor_limit();
+    sys::arenas::limit();
     let ask_kernel = AskKernel {
         init: |namespace| {
             let pid = sys::pid_in_namespace::pid_from_namespace(namespace, 1)?;

@@ -59,7 +59,9 @@ pub fn in_child(visit: Visit<'_>, patience: Duration) -> rustix::io::Result<()> 
         Visit::Names { overlay, pressure } => (NAMES_AND_PRESSURE, overlay, pressure),
         Visit::Probe { mount } => (PROBE, mount, None),
     };
-    let passed = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map(Stdio::from).map_err(errno);
+    let passed = |fd: BorrowedFd<'_>| {
+        fd.try_clone_to_owned().map(Stdio::from).map_err(|error| errno(&error))
+    };
     let child = Command::new("/proc/self/exe")
         .arg0(NAME)
         .arg(what)
@@ -68,7 +70,7 @@ pub fn in_child(visit: Visit<'_>, patience: Duration) -> rustix::io::Result<()> 
         .stdout(output.map_or_else(|| Ok(Stdio::null()), passed)?)
         .stderr(Stdio::null())
         .spawn()
-        .map_err(errno)?;
+        .map_err(|error| errno(&error))?;
     wait(child, patience)
 }
 
@@ -83,7 +85,7 @@ fn wait(mut child: Child, patience: Duration) -> rustix::io::Result<()> {
         drop(reaper.spawn(move || child.wait()));
         return Err(Errno::TIMEDOUT);
     }
-    let status = child.wait().map_err(errno)?;
+    let status = child.wait().map_err(|error| errno(&error))?;
     match status.code() {
         Some(0) => Ok(()),
         Some(code) => Err(Errno::from_raw_os_error(code)),
@@ -94,6 +96,6 @@ fn wait(mut child: Child, patience: Duration) -> rustix::io::Result<()> {
     }
 }
 
-fn errno(error: std::io::Error) -> Errno {
+fn errno(error: &std::io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
 }

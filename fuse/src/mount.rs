@@ -161,7 +161,7 @@ impl AbortSwitch {
 
 /// The path without symbolic links. Its last component is not looked at: it may be a mount
 /// whose server is dead.
-fn resolve(path: &Path) -> io::Result<PathBuf> {
+pub(crate) fn resolve(path: &Path) -> io::Result<PathBuf> {
     let path = std::path::absolute(path)?;
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));

@@ -289,9 +289,11 @@ impl Overlay {
         device: OwnedFd,
         init: InitRequest,
         stage: Stage,
-        options: MountOptions,
+        mut options: MountOptions,
         views: Arc<dyn Views>,
     ) -> Result<Self, Error> {
+        // As the list of mounts has it.
+        options.path = options.path.map(|path| mount::resolve(&path).unwrap_or(path));
         let filesystem = filesystem(&options, &views);
         let counters = filesystem.counters();
         let serving = options.serving(options.threads, Writes::Refused);

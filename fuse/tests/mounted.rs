@@ -311,7 +311,7 @@ fn a_server_that_is_killed_while_names_are_looked_up_ends() {
         if Instant::now() > until {
             // The only way out of state D.
             let flags = rustix::mount::UnmountFlags::FORCE;
-            rustix::mount::unmount(place.overlay(), flags).unwrap();
+            let _ = rustix::mount::unmount(place.overlay(), flags);
             panic!("a server that was killed waits for itself");
         }
         thread::sleep(Duration::from_millis(20));

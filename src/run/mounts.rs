@@ -31,7 +31,7 @@ impl Detached {
     }
 
     /// A copy of a file of the overlay, whose name others may look up at the same time. The
-    /// kernel can throw a name away meanwhile (`Overlay::mount` tells why), and what has no name
+    /// kernel can throw a name away meanwhile (`ambit_fuse::visit` tells why), and what has no name
     /// cannot be attached.
     pub(super) fn copy_of_shared(path: &Path) -> Result<Self> {
         for _ in 0..TRIES {

@@ -18,6 +18,7 @@ mod bounds;
 mod bpf;
 mod budget;
 mod calls;
+mod covered;
 mod crowd;
 mod dead;
 mod engines;

@@ -6,6 +6,7 @@ mod keeper;
 mod lxc;
 mod mounts;
 mod torture;
+mod unmounted;
 mod upgrade;
 
 use std::fs;
@@ -31,7 +32,7 @@ fn number(name: &str, usual: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }
 
-fn kill_server(daemon: &Daemon) -> u32 {
+pub(crate) fn kill_server(daemon: &Daemon) -> u32 {
     let server = daemon.server_pid();
     let pid = Pid::from_raw(i32::try_from(server).unwrap()).unwrap();
     kill_process(pid, Signal::KILL).unwrap();
