@@ -37,7 +37,7 @@ pub enum Writes {
 }
 
 /// How long a mount in the way may take to show that it is alive.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Opens a device that no connection has yet.
 ///
@@ -177,6 +177,9 @@ fn is_dead(path: &Path, visitor: Visitor) -> bool {
 
     let Ok(mount) = at(path) else { return false };
     let answer = visitor(Visit::Probe { mount: mount.as_fd() }, PATIENCE);
+    if let Err(errno) = answer {
+        tracing::info!(path = %path.display(), "the mount in the way does not answer: {errno}");
+    }
     matches!(answer, Err(Errno::NOTCONN | Errno::CONNABORTED | Errno::CONNREFUSED))
 }
 
