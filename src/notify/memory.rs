@@ -213,11 +213,12 @@ fn by_text(maps: BorrowedFd<'_>, start: u64, end: u64, access: Access) -> Result
     while read < LONGEST_MAPS {
         let length = pread(maps, &mut piece, read as libc::off_t)?;
         if length == 0 || !coverage.feed(&piece[..length]) {
-            break;
+            return Ok(coverage.covered());
         }
         read += length;
     }
-    Ok(coverage.covered())
+    // The kernel knows: EFAULT would break a program with many mappings that is right.
+    Err(Errno::E2BIG)
 }
 
 /// The number of bytes that were read or written.

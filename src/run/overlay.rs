@@ -14,6 +14,7 @@ use rustix::mount::{MoveMountFlags, UnmountFlags};
 
 use super::channel::Message;
 use super::mounts::{Detached, copy_at};
+use crate::output::complain;
 
 /// Copies the files that the message names, with their targets in the sandbox. The mount namespace must
 /// be private.
@@ -27,7 +28,9 @@ pub(super) fn copy_files(message: Message) -> Result<Vec<(String, Detached)>> {
         .context("cannot attach the overlay: move_mount")?;
     let pressure = pressure.as_ref().map(AsFd::as_fd);
     if let Err(errno) = (Visit::Names { overlay: overlay.as_fd(), pressure }).run() {
-        eprintln!("ambit: note: no triggers can be set on /proc/pressure: move_mount: {errno}");
+        complain(format_args!(
+            "ambit: note: no triggers can be set on /proc/pressure: move_mount: {errno}"
+        ));
     }
     let copy = |file: &str| {
         let mount = copy_at(&overlay, Path::new(file))

@@ -20,6 +20,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use crate::kernel_text;
+use crate::output::complain;
 
 use super::bind::Bind;
 use super::caller::{Caller, Facts};
@@ -84,7 +85,9 @@ impl Broker {
                 let _ = close_all_but(theirs.as_raw_fd().unsigned_abs());
                 match Turns::new() {
                     Ok(turns) => serve(&theirs, &turns),
-                    Err(error) => eprintln!("ambit: the broker has no memory: {error}"),
+                    Err(error) => {
+                        complain(format_args!("ambit: the broker has no memory: {error}"));
+                    }
                 }
                 leave(0)
             }

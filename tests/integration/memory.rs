@@ -49,18 +49,14 @@ fn strings_are_read_as_by_the_kernel() {
     daemon.stop().0.ok();
 }
 
-/// A mapping that is found late in the list: an older kernel is asked for a part of the list only.
+/// A mapping that is found late in the list: an older kernel is asked for a part of the list only,
+/// and answers the call itself beyond that.
 #[test]
-fn the_list_of_mappings_is_read_up_to_a_length() {
+fn a_program_with_many_mappings_has_an_answer() {
     let daemon = daemon();
-    let has_query = kernel() >= (6, 11);
-    if !has_query {
-        machine::not_on_this_kernel("asking for one mapping (PROCMAP_QUERY)");
-    }
-    for (count, short) in [(300, true), (9000, false)] {
+    for count in [300, 9000] {
         let said = sandbox::run(&daemon, &ALL, &format!("/mnt/memory many {count}")).ok();
-        let expected = if has_query || short { "ok\n" } else { "EFAULT\n" };
-        assert_eq!(said, expected, "{count} gaps");
+        assert_eq!(said, "ok\n", "{count} gaps");
     }
     daemon.stop().0.ok();
 }
@@ -84,12 +80,4 @@ fn a_result_that_is_written_late_is_not_written_into_another_program() {
     let script = format!("/mnt/memory race /mnt/memory {} 3000", 1000 / machine::slowness());
     assert_eq!(sandbox::run(&daemon, &ALL, &script).ok(), "hits=0 failed=0\n");
     daemon.stop().0.ok();
-}
-
-/// The version of the kernel.
-fn kernel() -> (u32, u32) {
-    let name = rustix::system::uname();
-    let release = name.release().to_string_lossy();
-    let mut numbers = release.split(['.', '-']).filter_map(|number| number.parse().ok());
-    (numbers.next().unwrap(), numbers.next().unwrap())
 }
