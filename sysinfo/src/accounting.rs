@@ -25,9 +25,6 @@ use crate::tasks::Counter;
 use crate::view::View;
 use crate::{Error, Numbers, Views, load};
 
-/// Load averages of a container that nobody looked at for this long are no longer kept up.
-const LOAD_BOUND: u64 = 3600 * 1_000_000_000;
-
 /// Knows all containers that asked.
 #[derive(Debug)]
 pub struct Accounting {
@@ -147,9 +144,19 @@ impl Accounting {
     /// # Errors
     /// Nothing was ever read of it, and nothing can be read now.
     pub fn view_of(&self, container: &Container) -> Result<Arc<View>, Error> {
-        let view = container.view(clock::now(), &self.shared, Extras::NONE);
+        let view = self.current(container, clock::now(), Extras::NONE);
         self.callers.sweep_if_crowded(&self.shared);
         view
+    }
+
+    fn current(&self, container: &Container, now: u64, wanted: Extras) -> Result<Arc<View>, Error> {
+        // Not only at its first view: the sampler gives up a container that is not asked for.
+        let is_overdue = container.is_overdue();
+        let view = container.view(now, &self.shared, wanted)?;
+        if is_overdue {
+            self.wake.want();
+        }
+        Ok(view)
     }
 
     /// All containers that asked, this process or a predecessor, and still exist.
@@ -184,7 +191,9 @@ impl Accounting {
         for container in self.callers.containers() {
             // Sampling opens files again; not those of all containers at once.
             self.callers.sweep_if_crowded(&self.shared);
-            if now.saturating_sub(container.asked()) <= LOAD_BOUND && !container.is_host() {
+            if now.saturating_sub(container.asked()) <= self.shared.options.load_bound
+                && !container.is_host()
+            {
                 container.sample_load(&self.shared, counter);
                 any = true;
             }
@@ -205,11 +214,7 @@ impl Views for Accounting {
     fn numbers(&self, tid: u32, wanted: Extras) -> Result<Numbers, Error> {
         let now = clock::now();
         let Caller { container, account } = self.callers.identify(tid, now, &self.shared)?;
-        let first = container.last_view().is_none();
-        let view = container.view(now, &self.shared, wanted)?;
-        if first {
-            self.wake.want();
-        }
+        let view = self.current(&container, now, wanted)?;
         self.callers.sweep_if_crowded(&self.shared);
         Ok(Numbers { view, account: Some(account) })
     }
@@ -351,6 +356,28 @@ mod tests {
         let account = Account::new(Owner::User(0));
         let charge = accounting.shared.cgroups.charge(Some(&account), 1).unwrap();
         Container::new(identity, membership, (account, charge), &accounting.shared)
+    }
+
+    #[test]
+    fn a_container_that_was_given_up_is_sampled_again_when_it_is_read() {
+        let root = tempfile::tempdir().unwrap();
+        let options = Options { age_bound: 0, ..Options::default() };
+        let accounting = Accounting::with(options, files(root.path())).unwrap();
+        // Without the sampler's thread, which would see at once that it is wanted.
+        accounting.wake.end();
+        while Arc::strong_count(&accounting.wake) > 1 {
+            std::thread::yield_now();
+        }
+        let one = container(&accounting);
+        let is_wanted = || {
+            accounting.view_of(&one).unwrap();
+            std::mem::take(&mut accounting.wake.state.lock().unwrap().wanted)
+        };
+        assert!(is_wanted(), "at the first view");
+        assert!(!is_wanted());
+        one.miss_counts();
+        assert!(is_wanted(), "after a pause");
+        assert!(!is_wanted());
     }
 
     /// Whoever begins to read when another has finished sees no less than that one.

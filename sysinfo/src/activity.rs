@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::load::INTERVAL;
+use crate::load::{self, INTERVAL};
 use crate::tasks::Counts;
 use crate::view::{Load, Tasks};
 
@@ -15,6 +15,7 @@ pub(crate) struct Activity {
     fifteen: AtomicU64,
     running: AtomicU64,
     blocked: AtomicU64,
+    in_iowait: AtomicU64,
     threads: AtomicU64,
     newest_pid: AtomicU64,
     /// When it was counted; 0 for never.
@@ -27,46 +28,72 @@ impl Activity {
         self.all().map(|word| word.load(Ordering::Relaxed))
     }
 
-    /// Goes on from what a predecessor had.
-    pub(crate) fn restore(&self, words: [u64; 8]) {
+    /// Goes on from what a predecessor had, at most `now` old.
+    pub(crate) fn restore(&self, words: [u64; 8], now: u64) {
         self.all().iter().zip(words).for_each(|(own, word)| own.store(word, Ordering::Relaxed));
+        self.counted.fetch_min(now, Ordering::Relaxed);
     }
 
     fn all(&self) -> [&AtomicU64; 8] {
-        let Self { one, five, fifteen, running, blocked, threads, newest_pid, counted } = self;
+        let Self { one, five, fifteen, running, blocked, threads, newest_pid, counted, .. } = self;
         [one, five, fifteen, counted, newest_pid, running, blocked, threads]
     }
 
-    /// When threads were last counted.
-    pub(crate) fn counted(&self) -> u64 {
-        self.counted.load(Ordering::Relaxed)
+    /// True before the first count.
+    pub(crate) fn is_new(&self) -> bool {
+        self.counted.load(Ordering::Relaxed) == 0
     }
 
-    /// Takes a count; `newest` is in the container's own numbering.
-    pub(crate) fn record(&self, counts: Counts, newest: Option<u64>, now: u64) {
+    /// True when the sampler missed a count, or never took one.
+    pub(crate) fn is_stale(&self, now: u64) -> bool {
+        now.saturating_sub(self.counted.load(Ordering::Relaxed)) > 2 * INTERVAL
+    }
+
+    /// Takes a count. `newest` is in the container's own numbering; `used` is the processor time
+    /// used since the last count.
+    pub(crate) fn record(&self, counts: Counts, newest: Option<u64>, used: u64, now: u64) {
         self.running.store(counts.running, Ordering::Relaxed);
-        self.blocked.store(counts.blocked, Ordering::Relaxed);
+        let blocked = self.blocked.swap(counts.blocked, Ordering::Relaxed).min(counts.blocked);
+        self.in_iowait.store(counts.in_iowait, Ordering::Relaxed);
         self.threads.store(counts.threads, Ordering::Relaxed);
         self.newest_pid.fetch_max(newest.unwrap_or(0), Ordering::Relaxed);
-        self.age(now);
+        self.age(now, used, blocked);
     }
 
-    /// Nothing ran since the last count: what was blocked is taken to be still blocked.
-    pub(crate) fn record_idle(&self, now: u64) {
+    /// Nothing ran since the last count: each thread is in the state that it was in.
+    pub(crate) fn record_unchanged(&self, now: u64) {
+        self.age(now, 0, self.blocked.load(Ordering::Relaxed));
+    }
+
+    /// There are no numbers: nothing is taken to run, and what was blocked to be still blocked.
+    pub(crate) fn record_unknown(&self, now: u64) {
         self.running.store(0, Ordering::Relaxed);
-        self.age(now);
+        self.record_unchanged(now);
     }
 
-    fn age(&self, now: u64) {
-        let before = self.counted.swap(now, Ordering::Relaxed);
+    /// Ages the averages up to `now`. A count tells of the interval before it, of two when it is
+    /// late, and of no other. Over a longer gap as many threads ran as `used` processor time, that
+    /// since the last count, is on average, and those were blocked that were so at both ends.
+    fn age(&self, now: u64, used: u64, blocked: u64) {
+        let before = self.counted.load(Ordering::Relaxed);
         if before == 0 {
+            self.counted.store(now, Ordering::Relaxed);
             return;
         }
         let half = INTERVAL / 2;
         let intervals = now.saturating_sub(before).saturating_add(half) / INTERVAL;
+        if intervals == 0 {
+            return;
+        }
+        // On the grid of the first count, so that late counts do not make intervals longer.
+        self.counted.store(before.saturating_add(intervals * INTERVAL), Ordering::Relaxed);
         let running = self.running.load(Ordering::Relaxed);
         let active = running.saturating_add(self.blocked.load(Ordering::Relaxed));
-        let load = self.load().after(intervals, active);
+        let ran = u128::from(used) * u128::from(load::ONE) / u128::from(intervals * INTERVAL);
+        let ran = u64::try_from(ran).unwrap_or(u64::MAX);
+        let average = ran.saturating_add(blocked.saturating_mul(load::ONE));
+        let counted = if intervals > 2 { 1 } else { intervals };
+        let load = self.load().after_average(intervals - counted, average).after(counted, active);
         self.one.store(load.one, Ordering::Relaxed);
         self.five.store(load.five, Ordering::Relaxed);
         self.fifteen.store(load.fifteen, Ordering::Relaxed);
@@ -87,7 +114,7 @@ impl Activity {
         Tasks {
             total: threads.unwrap_or_else(|| self.threads.load(Ordering::Relaxed)).max(1),
             running: self.running.load(Ordering::Relaxed).max(1),
-            blocked: self.blocked.load(Ordering::Relaxed),
+            blocked: self.in_iowait.load(Ordering::Relaxed),
             newest_pid,
             forks: newest_pid,
         }
@@ -102,13 +129,61 @@ mod tests {
     fn averages_start_with_the_second_count() {
         let activity = Activity::default();
         let busy = Counts { running: 1, threads: 3, ..Counts::default() };
-        activity.record(busy, Some(9), INTERVAL);
+        activity.record(busy, Some(9), 0, INTERVAL);
         assert_eq!(activity.load(), Load::default());
-        activity.record(busy, Some(7), 2 * INTERVAL);
+        activity.record(busy, Some(7), INTERVAL, 2 * INTERVAL);
         assert!(activity.load().one > 0);
         let tasks = activity.tasks(None);
         assert_eq!((tasks.total, tasks.newest_pid, tasks.forks), (3, 9, 9));
-        activity.record_idle(3 * INTERVAL);
-        assert_eq!(activity.tasks(Some(4)).running, 1, "whoever reads this runs");
+        let idle = Counts { threads: 3, ..Counts::default() };
+        activity.record(idle, None, 0, 3 * INTERVAL);
+        assert_eq!(activity.tasks(Some(4)).running, 1, "the thread that reads this runs");
+    }
+
+    /// An hour without a reader, at the end of which one thread runs by chance.
+    #[test]
+    fn a_pause_is_credited_with_the_time_used_in_it() {
+        const HOUR: u64 = 720 * INTERVAL;
+        let one = Counts { running: 1, threads: 3, ..Counts::default() };
+        let load_after = |used| {
+            let activity = Activity::default();
+            activity.record(one, None, 0, INTERVAL);
+            activity.record(one, None, used, INTERVAL + HOUR);
+            activity.load()
+        };
+        let once = Load::default().after(1, 1);
+        assert_eq!(load_after(0), once, "idle all the time");
+        let half = load_after(HOUR / 2);
+        assert!((1020..=1200).contains(&half.one), "half a processor: {half:?}");
+        assert_eq!(load_after(4 * HOUR).fifteen / load::ONE, 3, "four threads");
+    }
+
+    #[test]
+    fn what_blocks_without_running_still_blocks_after_a_pause() {
+        let activity = Activity::default();
+        activity.record(Counts { blocked: 2, ..Counts::default() }, None, 0, INTERVAL);
+        activity.record_unchanged(2000 * INTERVAL);
+        assert_eq!(activity.load().fifteen, 2 * load::ONE);
+    }
+
+    #[test]
+    fn late_counts_do_not_lose_intervals() {
+        let activity = Activity::default();
+        let one = Counts { running: 1, ..Counts::default() };
+        // A fifth late each time: in twelve intervals ten counts.
+        for count in 1..=11 {
+            activity.record(one, None, 6 * INTERVAL / 5, count * 6 * INTERVAL / 5);
+        }
+        let exact = Load::default().after(12, 1);
+        assert!(activity.load().one.abs_diff(exact.one) < 10, "{:?} {exact:?}", activity.load());
+    }
+
+    #[test]
+    fn a_record_from_the_future_does_not_stop_the_averages() {
+        let activity = Activity::default();
+        activity.restore([0, 0, 0, 1000 * INTERVAL, 0, 0, 0, 0], INTERVAL);
+        let one = Counts { running: 1, ..Counts::default() };
+        activity.record(one, None, INTERVAL, 2 * INTERVAL);
+        assert!(activity.load().one > 0);
     }
 }

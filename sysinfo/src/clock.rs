@@ -12,8 +12,9 @@ pub fn now() -> u64 {
     read(rustix::time::ClockId::Boottime)
 }
 
-/// Nanoseconds that the machine was awake (CLOCK_MONOTONIC), for deadlines: one that waits must
-/// not run out because the machine slept.
+/// Nanoseconds that the machine was awake (CLOCK_MONOTONIC), for deadlines, which must not run out
+/// because the machine slept, and for what the kernel counts only while it is awake: load
+/// averages and idle time.
 #[must_use]
 pub fn awake() -> u64 {
     read(rustix::time::ClockId::Monotonic)

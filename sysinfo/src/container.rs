@@ -24,6 +24,7 @@ use crate::clock;
 use crate::cpu::{self, CpuClock};
 use crate::derive;
 use crate::extra::{Extra, ExtraSampler, Extras};
+use crate::hierarchy::Controller;
 use crate::host::Host;
 use crate::membership::Membership;
 use crate::policy::BootTime;
@@ -113,6 +114,8 @@ struct Sampler {
     /// Processor time at the last count of threads, and counts skipped since.
     busy_at_count: u64,
     skipped: u32,
+    /// Counts taken.
+    turn: usize,
     /// For what is remembered.
     record: Vec<u8>,
 }
@@ -126,9 +129,13 @@ impl Container {
     ) -> Self {
         let now = clock::now();
         let start = identity.init.as_ref().map_or(0, |init| init.start.min(now));
-        let source = source::open(&shared.hierarchies, &membership, shared.options.memory_limit);
+        let mut source =
+            source::open(&shared.hierarchies, &membership, shared.options.memory_limit);
         let extra = ExtraSampler::new(ExtraFiles::new(&shared.hierarchies, &membership));
-        let mut clock = CpuClock::starting_at(start);
+        // Whether the machine slept before the container's start or since is not known; in the
+        // usual case, before.
+        let awake = clock::awake();
+        let mut clock = CpuClock::starting_at(awake.saturating_sub(now.saturating_sub(start)));
         let activity = Activity::default();
         let remembered = shared.baselines.get().filter(|_| !identity.is_host);
         let baseline = remembered.and_then(|baselines| {
@@ -139,8 +146,10 @@ impl Container {
             let (place, words) = baselines.of(key);
             if let Some(words) = words {
                 let mut words = words.into_iter();
-                activity.restore(std::array::from_fn(|_| words.next().unwrap_or(0)));
-                clock = CpuClock::restored(&mut words);
+                let first = std::array::from_fn(|_| words.next().unwrap_or(0));
+                activity.restore(first, awake);
+                clock = CpuClock::restored(&mut words, awake);
+                source.resume(clock.used());
             }
             place.map(|place| (place, key))
         });
@@ -165,9 +174,11 @@ impl Container {
                 huge: HugeFiles::default(),
                 nodes: NodeFiles::default(),
                 sample: Sample::default(),
+                busy_at_count: clock.used().total(),
                 clock,
-                busy_at_count: 0,
-                skipped: 0,
+                // What a predecessor counted is counted again.
+                skipped: 3,
+                turn: 0,
                 record: Vec::new(),
             }),
         }
@@ -254,6 +265,21 @@ impl Container {
         self.identity.init.as_ref().is_some_and(|init| now.saturating_sub(init.start) < YOUTH)
     }
 
+    /// True when the load sampler does not know the container, or has given it up: its threads
+    /// are to be counted again.
+    pub(crate) fn is_overdue(&self) -> bool {
+        if self.identity.is_host {
+            return self.activity.is_new();
+        }
+        self.activity.is_stale(clock::awake())
+    }
+
+    /// As if the load sampler had given the container up.
+    #[cfg(test)]
+    pub(crate) fn miss_counts(&self) {
+        self.activity.restore(self.activity.words(), 1);
+    }
+
     /// When somebody last asked for its numbers.
     pub(crate) fn asked(&self) -> u64 {
         self.asked.load(Ordering::Relaxed)
@@ -330,8 +356,8 @@ impl Container {
             ..Sample::default()
         };
         TEXT.with_borrow_mut(|text| sampler.source.sample(&mut sampler.sample, text))?;
-        if self.activity.counted() == 0 {
-            self.count_threads(sampler, shared, &mut Counter::default(), now);
+        if self.is_overdue() {
+            self.count_threads(sampler, shared, &mut Counter::default());
         }
         let host = shared.host.snapshot();
         if !host.huge_pools.is_empty() {
@@ -359,7 +385,8 @@ impl Container {
 
     fn derive(&self, sampler: &mut Sampler, host: Arc<Host>, shared: &Shared, now: u64) -> View {
         let visible = cpu::visible(&sampler.sample, &host, shared.options.cpu_policy);
-        sampler.clock.advance(now, &sampler.sample.busy, &visible);
+        // The kernel counts no idle time while the machine sleeps.
+        sampler.clock.advance(clock::awake(), &sampler.sample.busy, &visible);
         self.remember(sampler, shared);
         let sample = &sampler.sample;
         let mut swap = derive::swap(sample, &host, shared.options.swap);
@@ -426,6 +453,15 @@ impl Container {
                 let membership = Arc::new(membership);
                 let limit = shared.options.memory_limit;
                 sampler.source = source::open(&shared.hierarchies, &membership, limit);
+                let path = |one: &Membership| {
+                    one.path_of(Controller::Cpuacct, &shared.hierarchies).map(str::to_owned)
+                };
+                if path(&membership) == path(&self.membership.load()) {
+                    sampler.source.resume(sampler.clock.used());
+                } else {
+                    sampler.clock.change_cgroup();
+                    sampler.busy_at_count = 0;
+                }
                 sampler.huge.close();
                 sampler.nodes.close();
                 sampler.extra.follow(ExtraFiles::new(&shared.hierarchies, &membership));
@@ -436,47 +472,39 @@ impl Container {
 
     /// Counts threads and ages the load averages; called by the load sampler.
     pub(crate) fn sample_load(&self, shared: &Shared, counter: &mut Counter) {
-        let now = clock::now();
         // Where a file hangs, the others are sampled all the same.
         let Some(mut sampler) = self.lock_within(HARD_BOUND) else { return };
-        if self.activity.counted() != 0 && self.refresh(&mut sampler, shared, Extras::NONE).is_err()
-        {
-            self.activity.record_idle(now);
+        if !self.activity.is_new() && self.refresh(&mut sampler, shared, Extras::NONE).is_err() {
+            self.activity.record_unknown(clock::awake());
             return;
         }
-        self.count_threads(&mut sampler, shared, counter, now);
+        self.count_threads(&mut sampler, shared, counter);
     }
 
-    fn count_threads(
-        &self,
-        sampler: &mut Sampler,
-        shared: &Shared,
-        counter: &mut Counter,
-        now: u64,
-    ) {
-        let busy = &sampler.sample.busy;
-        let busy = busy.user.saturating_add(busy.nice).saturating_add(busy.system);
-        let idle = busy == sampler.busy_at_count && self.activity.counted() != 0;
+    fn count_threads(&self, sampler: &mut Sampler, shared: &Shared, counter: &mut Counter) {
+        let now = clock::awake();
+        let busy = sampler.sample.busy.total();
+        let used = busy.saturating_sub(sampler.busy_at_count);
+        let unchanged = busy == sampler.busy_at_count && busy != 0 && !self.activity.is_new();
         sampler.busy_at_count = busy;
-        // Counting by reading each thread is dear: where nothing ran, look only now and then,
-        // for threads that block in the kernel without using processor time.
-        if idle
-            && sampler.skipped < 3
-            && !counter.is_cheap(&shared.hierarchies, &self.membership.load())
-        {
+        // Counting by reading each thread is dear, and no thread changes its state without running:
+        // where nothing ran, they are looked at only now and then.
+        if unchanged && sampler.skipped < 3 {
             sampler.skipped += 1;
-            self.activity.record_idle(now);
+            self.activity.record_unchanged(now);
             return;
         }
         sampler.skipped = 0;
-        let counts = counter.count(&shared.hierarchies, &self.membership.load(), &shared.proc);
+        sampler.turn = sampler.turn.wrapping_add(1);
+        let Shared { hierarchies, proc, .. } = shared;
+        let counts = counter.count(hierarchies, &self.membership.load(), proc, sampler.turn);
         let newest = counts.newest.and_then(|pid| {
             TEXT.with_borrow_mut(|text| {
                 let status = shared.proc.read_of(pid, "status", text).ok()?;
                 crate::namespace_init::innermost_pid(status)
             })
         });
-        self.activity.record(counts, newest, now);
+        self.activity.record(counts, newest, used, now);
     }
 
     /// Gives the kept descriptors back; the next sample opens them again.

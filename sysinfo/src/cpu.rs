@@ -2,9 +2,9 @@
 //!
 //! The kernel tells how much processor time a cgroup used, but not how it is spread (v2), nor
 //! what "idle" means for it. [`CpuClock`] turns usage into `cpu` lines: each visible processor
-//! gets wall time, of which used time is taken and the rest is idle. Time beyond what the
-//! visible processors could have spent is carried to the next interval, so nothing is lost and
-//! no processor is more than fully busy.
+//! gets the time that the machine was awake, of which used time is taken and the rest is idle.
+//! Time beyond what the visible processors could have spent is carried to the next intervals, up
+//! to two seconds of each processor, and no processor is more than fully busy.
 
 use crate::clock::TICK;
 use crate::cpuset::CpuSet;
@@ -45,6 +45,19 @@ struct Spent {
 }
 
 impl Spent {
+    /// Cuts busy time down to `most`, each part in proportion.
+    fn cut(&mut self, most: u64) {
+        let total = self.user.saturating_add(self.nice).saturating_add(self.system);
+        if total > most {
+            let part = |time: u64| {
+                let part = u128::from(time) * u128::from(most) / u128::from(total);
+                u64::try_from(part).unwrap_or(most).min(most)
+            };
+            (self.user, self.nice) = (part(self.user), part(self.nice));
+            self.system = most.saturating_sub(self.user).saturating_sub(self.nice);
+        }
+    }
+
     fn times(self) -> Times {
         Times {
             user: self.user / TICK,
@@ -55,6 +68,11 @@ impl Spent {
         }
     }
 }
+
+/// How much time of each visible processor is carried at most. What a quota's bursts and late
+/// ticks leave over is a fraction of a second. Real-time tasks that no quota limits leave over
+/// more than can ever be shown, and a container that is idle again must look idle.
+const OWED_BOUND: u64 = 2_000_000_000;
 
 /// The accumulated time of one container.
 #[derive(Debug, Default)]
@@ -88,10 +106,10 @@ impl CpuClock {
         first.chain(self.spent.iter().flat_map(spent)).chain(per_cpu)
     }
 
-    /// The clock that a predecessor wrote down.
-    pub(crate) fn restored(words: &mut impl Iterator<Item = u64>) -> Self {
+    /// The clock that a predecessor wrote down, at most `now` old.
+    pub(crate) fn restored(words: &mut impl Iterator<Item = u64>, now: u64) -> Self {
         let mut next = || words.next().unwrap_or(0);
-        let (at, started) = (next(), next() != 0);
+        let (at, started) = (next().min(now), next() != 0);
         let (user, nice, system) = (next(), next(), next());
         let owed = Spent { user: next(), nice: next(), system: next(), idle: next() };
         let (spent, per_cpu) = (next().min(1 << 16), next().min(1 << 16));
@@ -100,6 +118,16 @@ impl CpuClock {
             .collect();
         let per_cpu = (0..per_cpu).map(|_| (next(), next())).collect();
         Self { at, last: Busy { user, nice, system, per_cpu }, owed, spent, started }
+    }
+
+    /// Usage at the end of the last interval.
+    pub(crate) fn used(&self) -> &Busy {
+        &self.last
+    }
+
+    /// The container moved to another cgroup, which counts from its own beginning.
+    pub(crate) fn change_cgroup(&mut self) {
+        (self.last, self.owed, self.started) = (Busy::default(), Spent::default(), false);
     }
 
     /// Accounts for the interval up to `now`, in which `visible` processors were shown.
@@ -113,11 +141,17 @@ impl CpuClock {
             self.spent.resize(last as usize + 1, Spent::default());
         }
         let mut pool = Spent {
-            user: busy.user.saturating_sub(self.last.user).saturating_add(self.owed.user),
-            nice: busy.nice.saturating_sub(self.last.nice).saturating_add(self.owed.nice),
-            system: busy.system.saturating_sub(self.last.system).saturating_add(self.owed.system),
+            user: busy.user.saturating_sub(self.last.user),
+            nice: busy.nice.saturating_sub(self.last.nice),
+            system: busy.system.saturating_sub(self.last.system),
             idle: 0,
         };
+        // Where the same time is divided anew, one part decreases, and what the others increase by
+        // was used before.
+        pool.cut(busy.total().saturating_sub(self.last.total()));
+        pool.user = pool.user.saturating_add(self.owed.user);
+        pool.nice = pool.nice.saturating_add(self.owed.nice);
+        pool.system = pool.system.saturating_add(self.owed.system);
         // First each visible processor's own time, where the kernel told it.
         let mut room: Vec<(u32, u64)> = visible.iter().map(|cpu| (cpu, wall)).collect();
         for (cpu, room) in &mut room {
@@ -150,7 +184,8 @@ impl CpuClock {
         }
         // What a cgroup used before the container's first process, or before ambit knew it,
         // cannot be placed and is not owed.
-        self.owed = if self.started { pool } else { Spent::default() };
+        pool.cut(if self.started { OWED_BOUND.saturating_mul(count) } else { 0 });
+        self.owed = pool;
         self.started = true;
         self.last.clone_from(busy);
     }
@@ -220,6 +255,47 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_shown_is_dropped_after_two_seconds() {
+        // A real-time task uses two processors for an hour; one is shown.
+        let one = CpuSet::first(1);
+        let mut clock = CpuClock::starting_at(0);
+        let mut busy = Busy::default();
+        for second in 1..=3600 {
+            busy.user = 2 * second * SECOND;
+            clock.advance(second * SECOND, &busy, &one);
+        }
+        assert_eq!(clock.idle(), 0);
+        clock.advance(3610 * SECOND, &busy, &one);
+        assert_eq!(clock.idle(), 8 * SECOND);
+        clock.advance(3620 * SECOND, &busy, &one);
+        assert_eq!(clock.idle(), 18 * SECOND);
+    }
+
+    #[test]
+    fn time_that_is_divided_anew_is_not_used_again() {
+        let one = CpuSet::first(1);
+        let mut clock = CpuClock::starting_at(0);
+        let per_cpu = |user, system| Busy { user, system, per_cpu: vec![(user, system)], nice: 0 };
+        clock.advance(20 * SECOND, &per_cpu(10 * SECOND, 0), &one);
+        clock.advance(21 * SECOND, &per_cpu(10 * SECOND, 0), &one);
+        clock.advance(22 * SECOND, &per_cpu(8 * SECOND, 2 * SECOND), &one);
+        let total = clock.view(one).total;
+        assert_eq!((total.user, total.system, total.idle), (1000, 0, 1200));
+    }
+
+    #[test]
+    fn a_cgroup_that_was_used_before_adds_no_more_than_fits() {
+        let one = CpuSet::first(1);
+        let mut clock = CpuClock::starting_at(0);
+        let busy = |seconds| Busy { user: seconds * SECOND, ..Busy::default() };
+        clock.advance(10 * SECOND, &busy(1), &one);
+        clock.change_cgroup();
+        clock.advance(11 * SECOND, &busy(500), &one);
+        clock.advance(20 * SECOND, &busy(501), &one);
+        assert_eq!(clock.view(one).total.user, 300);
+    }
+
+    #[test]
     fn the_quota_caps_the_cpuset_and_is_never_empty() {
         let host = Host { online: CpuSet::first(8), ..Host::default() };
         let mut sample = Sample { quota: Quota::new(150, 100), ..Sample::default() };
@@ -263,6 +339,42 @@ mod tests {
                 }
                 before = Some(cpu);
             }
+        }
+
+        /// Over restarts, after which the same time may be divided otherwise: what is shown and
+        /// what is owed is what was used, as far as the shown processors can show it.
+        #[test]
+        fn all_time_is_shown_once(steps in proptest::collection::vec(
+            (1u64..3 * SECOND, 0u64..3 * SECOND, 0u64..=100, 1u32..5, any::<bool>()), 1..40)) {
+            let mut clock = CpuClock::starting_at(0);
+            let (mut now, mut used, mut fits) = (0, 0, true);
+            clock.advance(now, &Busy::default(), &CpuSet::first(1));
+            for (wall, more, percent, cpus, restart) in steps {
+                if restart {
+                    let words: Vec<_> = clock.words().collect();
+                    clock = CpuClock::restored(&mut words.into_iter(), now);
+                }
+                now += wall;
+                used += more;
+                let user = used / 100 * percent;
+                let busy = Busy { user, system: used - user, ..Busy::default() };
+                let before = clock.idle();
+                clock.advance(now, &busy, &CpuSet::first(cpus));
+                let spent = clock.spent.iter().map(|one| one.user + one.nice + one.system);
+                let shown: u64 = spent.sum();
+                let owed = clock.owed.user + clock.owed.nice + clock.owed.system;
+                fits &= owed < OWED_BOUND * u64::from(cpus);
+                prop_assert!(shown + owed <= used);
+                prop_assert!(!fits || shown + owed == used, "{shown} + {owed} of {used}");
+                prop_assert!(owed <= OWED_BOUND * u64::from(cpus));
+                prop_assert!(owed == 0 || clock.idle() == before, "owed by one that is idle");
+            }
+            // Idle for so long that nothing is owed any more.
+            let busy = clock.used().clone();
+            clock.advance(now + 10 * SECOND, &busy, &CpuSet::first(1));
+            let before = clock.idle();
+            clock.advance(now + 11 * SECOND, &busy, &CpuSet::first(1));
+            prop_assert_eq!(clock.idle(), before + SECOND);
         }
 
         #[test]

@@ -106,6 +106,8 @@ pub struct Hierarchies {
     pub unified: Option<(Mount, Vec<Controller>)>,
     /// Controllers on cgroup v1.
     pub legacy: Vec<(Controller, Mount)>,
+    /// The freezer of cgroup v1, which accounts for nothing.
+    pub freezer: Option<Mount>,
 }
 
 impl Hierarchies {
@@ -148,13 +150,17 @@ impl Hierarchies {
                     found.unified = Some((mount, controllers));
                 }
                 "cgroup" => {
-                    let named = Controller::ALL.into_iter().filter(|controller| {
-                        mount.options.split(',').any(|option| option == controller.legacy_name())
-                    });
+                    let has = |name| mount.options.split(',').any(|option| option == name);
+                    let named = Controller::ALL.into_iter().filter(|c| has(c.legacy_name()));
                     let new: Vec<_> = named.filter(|&c| found.legacy_mount(c).is_none()).collect();
+                    let is_freezer = has("freezer") && found.freezer.is_none();
                     if !new.is_empty() {
                         let mount = Mount::open(path, mount.root, is_fixture)?;
+                        found.freezer = found.freezer.or_else(|| is_freezer.then(|| mount.clone()));
                         found.legacy.extend(new.into_iter().map(|c| (c, mount.clone())));
+                    } else if is_freezer {
+                        // Nothing is accounted there.
+                        found.freezer = Mount::open(path, mount.root, is_fixture).ok();
                     }
                 }
                 _ => {}

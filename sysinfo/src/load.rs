@@ -6,15 +6,21 @@ use crate::view::Load;
 /// Between two samples, in nanoseconds.
 pub(crate) const INTERVAL: u64 = 5_000_000_000;
 
-const ONE: u64 = 1 << Load::SHIFT;
+/// One thread in the fixed point of the averages.
+pub(crate) const ONE: u64 = 1 << Load::SHIFT;
 /// `1/exp(5s/1min)`, `1/exp(5s/5min)`, `1/exp(5s/15min)` in that fixed point.
 const DECAY: [u64; 3] = [1884, 2014, 2037];
 
 impl Load {
-    /// The averages after `intervals` more intervals with `active` threads in each. More than
-    /// fifteen minutes' worth of intervals change nothing any more.
+    /// The averages after `intervals` more intervals with `active` threads in each.
     #[must_use]
     pub fn after(self, intervals: u64, active: u64) -> Self {
+        self.after_average(intervals, active.saturating_mul(ONE))
+    }
+
+    /// The same with a number of threads in fixed point. More than fifteen minutes' worth of
+    /// intervals change nothing any more.
+    pub(crate) fn after_average(self, intervals: u64, active: u64) -> Self {
         let mut load = self;
         for _ in 0..intervals.min(2000) {
             load = Self {
@@ -28,7 +34,6 @@ impl Load {
 }
 
 fn step(load: u64, decay: u64, active: u64) -> u64 {
-    let active = active.saturating_mul(ONE);
     let mut new = load.saturating_mul(decay).saturating_add(active.saturating_mul(ONE - decay));
     if active >= load {
         new = new.saturating_add(ONE - 1);

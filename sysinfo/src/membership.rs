@@ -71,24 +71,31 @@ impl Membership {
     /// The cgroup in the v1 hierarchy of a controller, `/init.scope` cut.
     #[must_use]
     pub fn legacy(&self, controller: Controller) -> Option<&str> {
+        self.legacy_named(controller.legacy_name())
+    }
+
+    /// The cgroup in the v1 hierarchy of a controller by its kernel's name, `/init.scope` cut.
+    pub(crate) fn legacy_named(&self, controller: &str) -> Option<&str> {
         self.lines()
-            .find(|(_, names, _)| names.split(',').any(|name| name == controller.legacy_name()))
+            .find(|(_, names, _)| names.split(',').any(|name| name == controller))
             .map(|(_, _, path)| path)
     }
 
     /// Is the process in the root cgroup of every hierarchy that has one of our controllers?
     #[must_use]
     pub fn is_root(&self, hierarchies: &Hierarchies) -> bool {
-        Controller::ALL.into_iter().all(|controller| {
-            let path = if hierarchies.is_unified(controller) {
-                self.unified()
-            } else if hierarchies.legacy_mount(controller).is_some() {
-                self.legacy(controller)
-            } else {
-                None
-            };
-            path.is_none_or(|path| path == "/")
-        })
+        Controller::ALL
+            .into_iter()
+            .all(|controller| self.path_of(controller, hierarchies).is_none_or(|path| path == "/"))
+    }
+
+    /// The cgroup in the hierarchy that has a controller, `/init.scope` cut.
+    #[must_use]
+    pub fn path_of(&self, controller: Controller, hierarchies: &Hierarchies) -> Option<&str> {
+        if hierarchies.is_unified(controller) {
+            return self.unified();
+        }
+        hierarchies.legacy_mount(controller).and_then(|_| self.legacy(controller))
     }
 
     /// What to call the container: the last component of its longest cgroup path.

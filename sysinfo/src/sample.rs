@@ -175,6 +175,12 @@ pub struct Busy {
 }
 
 impl Busy {
+    /// User, niced and system time together.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.user.saturating_add(self.nice).saturating_add(self.system)
+    }
+
     /// Zero, with the memory of the list kept.
     #[must_use]
     pub fn emptied(mut self) -> Self {

@@ -33,6 +33,9 @@ pub struct Options {
     /// How long a sample that another thread takes is waited for, in nanoseconds; then the last
     /// view is shown, however old.
     pub patience: u64,
+    /// How long after it was last asked for the load averages of a container are kept up, in
+    /// nanoseconds. After that they are made up for when it is asked for again.
+    pub load_bound: u64,
     /// How many containers keep their files open. The others close theirs: of each account those that
     /// were asked for least recently.
     pub open_containers: usize,
@@ -51,6 +54,7 @@ impl Default for Options {
             boot_time: BootTime::default(),
             age_bound: 20_000_000,
             patience: 7_000_000_000,
+            load_bound: 3600 * 1_000_000_000,
             open_containers: 256,
             ask_kernel: AskKernel::NOTHING,
         }

@@ -158,7 +158,7 @@ pub struct Tasks {
     pub total: u64,
     /// Runnable threads when last sampled, at least one: whoever reads this runs.
     pub running: u64,
-    /// Threads in uninterruptible sleep when last sampled.
+    /// Threads that waited for input or output when last sampled, as far as that can be told.
     pub blocked: u64,
     /// The newest process id handed out, in the container's own numbering, as far as seen.
     pub newest_pid: u64,

@@ -18,6 +18,7 @@ pub(super) struct Cpuacct {
     exact: CgroupFile,
     /// Samples up to now: number of the processor, user and system time, as the file lists them.
     ticks: Vec<(u64, u64, u64)>,
+    /// By processor number.
     known: Vec<Known>,
 }
 
@@ -43,16 +44,20 @@ impl Cpuacct {
         self.ticks.extend(parse(text));
         let exact = self.exact.read(buffer)?;
         let mut exact = exact.map(|text| scan::words(text).map(|n| scan::decimal(n).unwrap_or(0)));
-        self.known.resize(self.ticks.len(), Known::default());
-        for (known, &(cpu, user, system)) in self.known.iter_mut().zip(&self.ticks) {
+        for &(cpu, user, system) in &self.ticks {
             // One number for each possible processor, in the order of the other file.
-            match exact.as_mut().and_then(Iterator::next) {
-                Some(exact) => known.advance(exact, (user, system)),
-                None => (known.user, known.system) = (user, system),
-            }
+            let exact = exact.as_mut().and_then(Iterator::next);
             let Ok(cpu) = usize::try_from(cpu) else { continue };
             if cpu > CpuSet::MAX as usize {
                 continue;
+            }
+            if self.known.len() <= cpu {
+                self.known.resize(cpu + 1, Known::default());
+            }
+            let known = &mut self.known[cpu];
+            match exact {
+                Some(exact) => known.advance(exact, (user, system)),
+                None => (known.user, known.system) = (user, system),
             }
             if busy.per_cpu.len() <= cpu {
                 busy.per_cpu.resize(cpu + 1, (0, 0));
@@ -64,6 +69,12 @@ impl Cpuacct {
         Ok(true)
     }
 
+    /// Goes on from time that is divided already.
+    pub(super) fn resume(&mut self, used: &Busy) {
+        self.known.clear();
+        self.known.extend(used.per_cpu.iter().map(|&(user, system)| Known::resumed(user, system)));
+    }
+
     pub(super) fn close(&mut self) {
         self.sampled.close();
         self.exact.close();
@@ -71,6 +82,12 @@ impl Cpuacct {
 }
 
 impl Known {
+    /// Which ticks the time was divided by is not known: none is new at the first reading.
+    fn resumed(user: u64, system: u64) -> Self {
+        let exact = user.saturating_add(system);
+        Self { exact, ticks: (u64::MAX, u64::MAX), user, system }
+    }
+
     fn advance(&mut self, exact: u64, ticks: (u64, u64)) {
         let spent = exact.saturating_sub(self.exact);
         let user = ticks.0.saturating_sub(self.ticks.0);
@@ -132,6 +149,19 @@ mod tests {
         let mut unseen = Known::default();
         unseen.advance(77, (0, 0));
         assert_eq!((unseen.user, unseen.system), (77, 0));
+    }
+
+    #[test]
+    fn a_successor_divides_on() {
+        let mut known = Known::default();
+        known.advance(1000, (900, 300));
+        known.advance(2000, (900, 900));
+        let before = (known.user, known.system);
+        let mut known = Known::resumed(known.user, known.system);
+        known.advance(2000, (900, 900));
+        assert_eq!((known.user, known.system), before, "nothing was used meanwhile");
+        known.advance(2100, (1000, 900));
+        assert_eq!((known.user, known.system), (before.0 + 100, before.1));
     }
 
     proptest! {

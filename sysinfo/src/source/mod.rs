@@ -20,7 +20,7 @@ use crate::hierarchy::Hierarchies;
 use crate::kernel_file::KeptFile;
 use crate::membership::Membership;
 use crate::policy::MemoryLimit;
-use crate::sample::Sample;
+use crate::sample::{Busy, Sample};
 
 /// Fills samples for one container.
 pub trait Source: Send {
@@ -31,6 +31,10 @@ pub trait Source: Send {
     /// A file that should be there cannot be read: the cgroup is gone, or the disk of a fixture
     /// fails. Files that a kernel does not have are no error.
     fn sample(&mut self, sample: &mut Sample, buffer: &mut Vec<u8>) -> Result<(), Error>;
+
+    /// Divides processor time on from what `used` is divided into, which was read of the same
+    /// cgroup before: by a predecessor, or by a source that this one replaces.
+    fn resume(&mut self, used: &Busy);
 
     /// Closes the kept descriptors; the next sample opens them again.
     fn close(&mut self);
@@ -66,6 +70,15 @@ impl Source for Hybrid {
             v1.sample(sample, buffer)?;
         }
         Ok(())
+    }
+
+    fn resume(&mut self, used: &Busy) {
+        if let Some(v2) = &mut self.v2 {
+            v2.resume(used);
+        }
+        if let Some(v1) = &mut self.v1 {
+            v1.resume(used);
+        }
     }
 
     fn close(&mut self) {

@@ -129,6 +129,12 @@ impl Source for Legacy {
         Ok(())
     }
 
+    fn resume(&mut self, used: &Busy) {
+        if let Some(files) = &mut self.usage {
+            files.resume(used);
+        }
+    }
+
     fn close(&mut self) {
         if let Some(files) = &mut self.memory {
             let MemoryFiles { usage, stat, kernel, ancestors, with_swap, swappiness } = files;

@@ -126,6 +126,10 @@ impl Source for Unified {
         Ok(())
     }
 
+    fn resume(&mut self, used: &Busy) {
+        self.niced = Niced::resumed(used);
+    }
+
     fn close(&mut self) {
         self.files().for_each(CgroupFile::close);
     }
@@ -233,6 +237,13 @@ struct Niced {
 }
 
 impl Niced {
+    /// Goes on from time that is divided already. Which ticks it was divided by is not known: none
+    /// is new at the first reading.
+    fn resumed(used: &Busy) -> Self {
+        let (user, nice) = (used.user, used.nice);
+        Self { all: user.saturating_add(nice), ticks: u64::MAX, ahead: 0, nice, user }
+    }
+
     fn advance(&mut self, all: u64, ticks: u64) {
         let spent = all.saturating_sub(self.all);
         self.ahead = self.ahead.saturating_add(ticks.saturating_sub(self.ticks));
@@ -240,7 +251,7 @@ impl Niced {
         self.ahead -= niced;
         self.nice = self.nice.saturating_add(niced);
         self.user = self.user.saturating_add(spent - niced);
-        (self.all, self.ticks) = (self.all.max(all), self.ticks.max(ticks));
+        (self.all, self.ticks) = (self.all.max(all), ticks);
     }
 }
 
@@ -346,6 +357,21 @@ mod tests {
         }
         assert_eq!(busy.user + busy.nice, 100_000_000);
         assert!(busy.user <= 4_000_000, "{busy:?}");
+    }
+
+    #[test]
+    fn a_successor_divides_on() {
+        let (mut niced, mut busy) = (Niced::default(), Busy::default());
+        // The samples are ahead of the exact time, as those of a container in step with the tick.
+        cpu_stat(b"user_usec 1000\nsystem_usec 0\nnice_usec 1500\n", &mut niced, &mut busy);
+        cpu_stat(b"user_usec 2000\nsystem_usec 0\nnice_usec 1500\n", &mut niced, &mut busy);
+        let before = busy.clone();
+        let mut niced = Niced::resumed(&before);
+        cpu_stat(b"user_usec 2000\nsystem_usec 0\nnice_usec 1500\n", &mut niced, &mut busy);
+        assert_eq!(busy, before, "nothing was used meanwhile");
+        cpu_stat(b"user_usec 2500\nsystem_usec 0\nnice_usec 1900\n", &mut niced, &mut busy);
+        assert_eq!(busy.nice, before.nice + 400_000);
+        assert_eq!(busy.total(), before.total() + 500_000);
     }
 
     proptest! {

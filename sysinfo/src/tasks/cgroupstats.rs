@@ -19,21 +19,24 @@ const CGROUPSTATS_TYPE_CGROUP_STATS: u16 = 1;
 /// Message header plus generic netlink header.
 const HEADERS: usize = 16 + 4;
 
-/// Threads of one cgroup, its children not included.
+/// Threads of one cgroup, its children not included. The kernel puts a thread into a column only
+/// if its state has no flags (`cgroupstats_build` in kernel/cgroup/cgroup-v1.c): a freezable sleep
+/// and a killable one are in none of the first four.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Found {
     sleeping: u64,
     pub(super) running: u64,
     stopped: u64,
+    /// In uninterruptible sleep, waiting for input or output or for something else.
     pub(super) uninterruptible: u64,
-    io_wait: u64,
+    /// In any other state, waiting for input or output.
+    pub(super) io_wait: u64,
 }
 
 impl Found {
-    pub(super) fn all(self) -> u64 {
-        [self.running, self.stopped, self.uninterruptible, self.io_wait]
-            .into_iter()
-            .fold(self.sleeping, u64::saturating_add)
+    /// Those that are certainly not blocked.
+    pub(super) fn at_rest_or_running(self) -> u64 {
+        self.sleeping.saturating_add(self.running).saturating_add(self.stopped)
     }
 }
 
@@ -138,7 +141,7 @@ fn attributes(mut rest: &[u8]) -> Vec<(u16, &[u8])> {
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn parse(answer: &[u8]) {
     let _ = attributes(answer);
-    let _ = found(answer).all();
+    let _ = found(answer).at_rest_or_running();
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
-//! How many threads of a container run, wait for disks, and exist.
+//! How many threads of a container run, wait in the kernel, and exist.
 //!
-//! cgroup v1 counts by itself (`cgroupstats` over netlink, a few microseconds a cgroup). v2
-//! does not: there the state of each thread is read, and only where the container has used
-//! processor time since the last count. Sub-cgroups count, however deep.
+//! cgroup v1 counts by itself (`cgroupstats` over netlink, a few microseconds a cgroup), but its
+//! columns leave out threads in killable sleep (FUSE, NFS, a parent in vfork) and, since Linux 6.1,
+//! most that sleep. Where the columns do not tell of all threads, and on v2, the state of each
+//! thread is read, of very many threads that of a part. Sub-cgroups count, however deep.
 
 mod cgroupstats;
 
@@ -20,13 +21,19 @@ use cgroupstats::Cgroupstats;
 /// Containers do not nest deeper; a directory loop cannot exist, a hostile depth can.
 const DEEPEST: usize = 128;
 
+/// States that are read for one count at most, a few microseconds each. Of more threads one in two,
+/// in three and so on stands for all, each time another one.
+const MOST_READ: usize = 8192;
+
 /// Threads of one container at one instant.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     /// Runnable.
     pub(crate) running: u64,
-    /// In uninterruptible sleep.
+    /// In uninterruptible sleep, killable or not: these count for load averages.
     pub(crate) blocked: u64,
+    /// Waiting for input or output, as far as that can be told: the kernel's `nr_iowait`.
+    pub(crate) in_iowait: u64,
     /// All of them.
     pub(crate) threads: u64,
     /// The highest process id, in the daemon's numbering.
@@ -40,6 +47,25 @@ pub(crate) struct Counter {
     text: Vec<u8>,
 }
 
+/// What is counted, and how.
+struct Count<'a> {
+    hierarchies: &'a Hierarchies,
+    proc: &'a Procfs,
+    legacy: bool,
+    counts: Counts,
+    /// Threads whose states are to be read; of those that are not running only, where the kernel
+    /// counted the running ones.
+    unknown: Vec<(u32, Running)>,
+    /// Threads that the kernel says are, or can be, waiting for input or output.
+    told_iowait: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Running {
+    Counted,
+    NotCounted,
+}
+
 impl Counter {
     /// Opens what counting needs.
     #[must_use]
@@ -49,52 +75,59 @@ impl Counter {
         Self { stats: stats.ok(), text: Vec::new() }
     }
 
-    /// Can the kernel count the threads of this container, so that counting is cheap?
-    #[must_use]
-    pub(crate) fn is_cheap(&self, hierarchies: &Hierarchies, membership: &Membership) -> bool {
-        self.stats.is_some() && place(hierarchies, membership).is_none_or(|(_, _, legacy)| legacy)
-    }
-
-    /// Counts the threads of a container; none when it has no cgroup of its own.
+    /// Counts the threads of a container; none when it has no cgroup of its own. `turn` is another
+    /// one each time.
     pub(crate) fn count(
         &mut self,
         hierarchies: &Hierarchies,
         membership: &Membership,
         proc: &Procfs,
+        turn: usize,
     ) -> Counts {
-        let mut counts = Counts::default();
-        if let Some((mount, cgroup, legacy)) = place(hierarchies, membership)
-            && let Ok(dir) = open_dir(mount.root(), cgroup)
-        {
-            self.walk(&dir, legacy, proc, &mut counts, 0);
-        }
+        let Some((mount, cgroup, legacy)) = place(hierarchies, membership) else {
+            return Counts::default();
+        };
+        let Ok(dir) = open_dir(mount.root(), cgroup) else { return Counts::default() };
+        let counts = Counts::default();
+        let mut count =
+            Count { hierarchies, proc, legacy, counts, unknown: Vec::new(), told_iowait: 0 };
+        self.walk(&dir, &mut count, 0);
+        self.read_states(&mut count, turn);
+        let mut counts = count.counts;
+        // A thread that is blocked need not wait for a disk: its parent, a lock, a server can be
+        // what it waits for. No container has more that do than the machine.
+        let told = legacy && self.stats.is_some();
+        let most = if told { count.told_iowait } else { counts.blocked };
+        counts.in_iowait = if most == 0 { 0 } else { most.min(self.machine_iowait(proc)) };
         counts
     }
 
-    fn walk(
-        &mut self,
-        dir: &OwnedFd,
-        legacy: bool,
-        proc: &Procfs,
-        counts: &mut Counts,
-        depth: usize,
-    ) {
-        let by_kernel = match &mut self.stats {
-            Some(stats) if legacy => stats.of(dir.as_fd()).ok(),
+    fn walk(&mut self, dir: &OwnedFd, count: &mut Count<'_>, depth: usize) {
+        let list = if count.legacy { "tasks" } else { "cgroup.threads" };
+        self.text.clear();
+        let _ = crate::kernel_file::read_to_end(dir.as_fd(), list, &mut self.text);
+        let tids = || scan::lines(&self.text).filter_map(scan::decimal);
+        let threads = tids().count() as u64;
+        let told = match &mut self.stats {
+            Some(stats) if count.legacy && threads > 0 => stats.of(dir.as_fd()).ok(),
             _ => None,
         };
-        match by_kernel {
-            Some(found) => {
-                counts.running = counts.running.saturating_add(found.running);
-                counts.blocked = counts.blocked.saturating_add(found.uninterruptible);
-                counts.threads = counts.threads.saturating_add(found.all());
-            }
-            None => self.read_states(dir, legacy, proc, counts),
+        let running = told.map_or(Running::NotCounted, |_| Running::Counted);
+        if let Some(told) = told {
+            count.counts.running = count.counts.running.saturating_add(told.running);
+            let iowait = told.uninterruptible.saturating_add(told.io_wait);
+            count.told_iowait = count.told_iowait.saturating_add(iowait);
+        }
+        count.counts.threads = count.counts.threads.saturating_add(threads);
+        if told.is_none_or(|told| told.at_rest_or_running() < threads) {
+            let tids = tids().filter_map(|tid| u32::try_from(tid).ok());
+            count.unknown.extend(tids.map(|tid| (tid, running)));
         }
         self.text.clear();
         if crate::kernel_file::read_to_end(dir.as_fd(), "cgroup.procs", &mut self.text).is_ok() {
             let newest = scan::lines(&self.text).filter_map(scan::decimal).max();
-            counts.newest = counts.newest.max(newest.and_then(|pid| u32::try_from(pid).ok()));
+            let newest = newest.and_then(|pid| u32::try_from(pid).ok());
+            count.counts.newest = count.counts.newest.max(newest);
         }
         // A directory of the cgroup file system has two links and one for each child.
         let childless = rustix::fs::fstat(dir).is_ok_and(|stat| stat.st_nlink <= 2);
@@ -108,26 +141,47 @@ impl Counter {
                 && let Ok(name) = entry.file_name().to_str()
                 && let Ok(child) = open_dir(dir.as_fd(), name)
             {
-                self.walk(&child, legacy, proc, counts, depth + 1);
+                self.walk(&child, count, depth + 1);
             }
         }
     }
 
-    fn read_states(&mut self, dir: &OwnedFd, legacy: bool, proc: &Procfs, counts: &mut Counts) {
-        let list = if legacy { "tasks" } else { "cgroup.threads" };
-        let mut tids = Vec::new();
-        if crate::kernel_file::read_to_end(dir.as_fd(), list, &mut tids).is_err() {
-            return;
-        }
-        for tid in scan::lines(&tids).filter_map(scan::decimal) {
-            let Ok(tid) = u32::try_from(tid) else { continue };
-            counts.threads += 1;
-            match proc.read_of(tid, "stat", &mut self.text).ok().and_then(state) {
-                Some(b'R') => counts.running += 1,
-                Some(b'D') => counts.blocked += 1,
+    fn read_states(&mut self, count: &mut Count<'_>, turn: usize) {
+        let step = count.unknown.len().div_ceil(MOST_READ).max(1);
+        let stands_for = step as u64;
+        for &(tid, running) in count.unknown.iter().skip(turn % step).step_by(step) {
+            match count.proc.read_of(tid, "stat", &mut self.text).ok().and_then(state) {
+                Some(b'R') if running == Running::NotCounted => count.counts.running += stands_for,
+                Some(b'D') if !self.is_frozen(tid, count) => count.counts.blocked += stands_for,
                 _ => {}
             }
         }
+    }
+
+    /// True for a thread that the freezer of cgroup v1 stopped: it looks blocked in
+    /// `/proc/<tid>/stat` (`__task_state_index` in include/linux/sched.h), and is no load.
+    fn is_frozen(&mut self, tid: u32, count: &Count<'_>) -> bool {
+        let Some(mount) = &count.hierarchies.freezer else { return false };
+        let Ok(text) = count.proc.read_of(tid, "cgroup", &mut self.text) else { return false };
+        let membership = Membership::parse(text);
+        let Some(cgroup) = membership.legacy_named("freezer") else { return false };
+        let Some(cgroup) = mount.relative(cgroup).filter(|cgroup| !cgroup.is_empty()) else {
+            return false;
+        };
+        self.text.clear();
+        let file = format!("{cgroup}/freezer.state");
+        crate::kernel_file::read_to_end(mount.root(), &file, &mut self.text).is_ok()
+            && !self.text.starts_with(b"THAWED")
+    }
+
+    /// `procs_blocked` of the machine.
+    fn machine_iowait(&mut self, proc: &Procfs) -> u64 {
+        self.text.clear();
+        if proc.read("stat", &mut self.text).is_err() {
+            return u64::MAX;
+        }
+        let line = scan::pairs(&self.text).find(|(key, _)| *key == b"procs_blocked");
+        line.map_or(u64::MAX, |(_, count)| count)
     }
 }
 
@@ -205,10 +259,48 @@ mod tests {
         let hierarchies = Hierarchies::from_mountinfo(mounts, root.path()).unwrap();
         let proc = Procfs::at(&root.path().join("proc")).unwrap();
         let mut counter = Counter { stats: None, text: Vec::new() };
-        let counts = counter.count(&hierarchies, &Membership::parse(b"0::/c\n"), &proc);
-        let wanted =
-            Counts { running: 2, blocked: 1, threads: u64::from(THREADS), newest: Some(THREADS) };
-        assert_eq!(counts, wanted);
+        let membership = Membership::parse(b"0::/c\n");
+        // A part of the threads is looked at each time: after so many times each of them was.
+        let turns = (THREADS as usize).div_ceil(MOST_READ);
+        let (mut running, mut blocked) = (0, 0);
+        for turn in 0..turns {
+            let counts = counter.count(&hierarchies, &membership, &proc, turn);
+            assert_eq!((counts.threads, counts.newest), (THREADS.into(), Some(THREADS)));
+            (running, blocked) = (running + counts.running, blocked + counts.blocked);
+        }
+        assert_eq!((running / turns as u64, blocked / turns as u64), (2, 1));
+    }
+
+    /// A cgroup v1 container of plain files: three blocked threads, one of which is frozen.
+    #[test]
+    fn frozen_threads_are_not_blocked_and_no_container_waits_more_than_the_machine() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("c/pids/c/tasks", "1\n2\n3\n4\n");
+        write("c/pids/c/cgroup.procs", "1\n");
+        for (tid, state, freezer) in [(1, 'R', "c"), (2, 'D', "c"), (3, 'D', "c"), (4, 'D', "c/f")]
+        {
+            write(&format!("proc/{tid}/stat"), &format!("{tid} (x) {state} 1 1\n"));
+            write(&format!("proc/{tid}/cgroup"), &format!("5:freezer:/{freezer}\n4:pids:/c\n"));
+        }
+        write("c/freezer/c/freezer.state", "THAWED\n");
+        write("c/freezer/c/f/freezer.state", "FROZEN\n");
+        let mounts = b"30 1 0:1 / /c/pids rw - cgroup cgroup rw,pids\n\
+                       31 1 0:2 / /c/freezer rw - cgroup cgroup rw,freezer\n";
+        let hierarchies = Hierarchies::from_mountinfo(mounts, root.path()).unwrap();
+        let proc = Procfs::at(&root.path().join("proc")).unwrap();
+        let mut counter = Counter { stats: None, text: Vec::new() };
+        for (machine, in_iowait) in [(0, 0), (1, 1), (9, 2)] {
+            write("proc/stat", &format!("cpu 1 2 3\nprocs_running 1\nprocs_blocked {machine}\n"));
+            let membership = Membership::parse(b"4:pids:/c\n");
+            let counts = counter.count(&hierarchies, &membership, &proc, 0);
+            let wanted = Counts { running: 1, blocked: 2, in_iowait, threads: 4, newest: Some(1) };
+            assert_eq!(counts, wanted);
+        }
     }
 
     #[test]
