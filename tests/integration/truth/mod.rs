@@ -18,3 +18,5 @@ mod counters;
 mod left;
 mod matrix;
 mod readers;
+mod restarts;
+mod waiting;
