@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use rustix::fs::fstat;
+use rustix::io::Errno;
 
 use crate::budget::What;
 use crate::clock;
@@ -63,15 +64,16 @@ impl Owner {
                 break;
             }
             number = Some(found);
-            match (ask.parent)(file.as_fd()) {
-                Ok(around) if inode(around.as_fd())? != *own_namespace => file = around,
+            match around((ask.parent)(file.as_fd()))? {
+                Some(around) if inode(around.as_fd())? != *own_namespace => file = around,
                 // The last one below ours, or nothing above it is seen.
                 _ => break,
             }
         }
         let Some(namespace) = number else { return Self::of_host(tid, shared) };
-        let users = (ask.users)(file.as_fd());
-        if let Some((user, _)) = users.ok().and_then(|users| outermost_users(users, shared))
+        let users = around((ask.users)(file.as_fd()))?;
+        let users = users.map(|users| outermost_users(users, shared)).transpose()?;
+        if let Some((user, _)) = users.flatten()
             && user != 0
         {
             return Ok(Self::User(user));
@@ -88,8 +90,8 @@ impl Owner {
         // What may not be looked at is no container's (`Callers::identify`).
         let users = proc.namespace(tid, "user").unwrap_or(shared.own_users);
         if users != shared.own_users
-            && let Ok(users) = proc.open_namespace(tid, "user")
-            && let Some((user, number)) = outermost_users(users, shared)
+            && let Some((user, number)) =
+                outermost_users(proc.open_namespace(tid, "user")?, shared)?
         {
             return Ok(if user == 0 { Self::Users(number) } else { Self::User(user) });
         }
@@ -133,22 +135,34 @@ impl fmt::Display for Owner {
     }
 }
 
+/// The namespace around another one; `None` where the kernel shows none. Any other failure, such
+/// as no descriptor being left, is an error: an inner namespace must not pass for an outermost one.
+fn around(found: io::Result<OwnedFd>) -> io::Result<Option<OwnedFd>> {
+    match found {
+        Ok(around) => Ok(Some(around)),
+        Err(error) if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) => Ok(None),
+        Err(error) if error.raw_os_error() == Some(Errno::NOTTY.raw_os_error()) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// The outermost user namespace below the daemon's that this one is in: who made it, and its
 /// number. `None`: it is the daemon's own, or the kernel does not tell.
-fn outermost_users(mut users: OwnedFd, shared: &Shared) -> Option<(u32, u64)> {
+fn outermost_users(mut users: OwnedFd, shared: &Shared) -> io::Result<Option<(u32, u64)>> {
     let ask = shared.options.ask_kernel;
-    let mut number = inode(users.as_fd()).ok()?;
+    let mut number = inode(users.as_fd())?;
     if number == shared.own_users {
-        return None;
+        return Ok(None);
     }
-    while let Ok(around) = (ask.parent)(users.as_fd()) {
-        let its_number = inode(around.as_fd()).ok()?;
+    while let Some(outer) = around((ask.parent)(users.as_fd()))? {
+        let its_number = inode(outer.as_fd())?;
         if its_number == shared.own_users {
             break;
         }
-        (users, number) = (around, its_number);
+        (users, number) = (outer, its_number);
     }
-    Some(((ask.owner)(users.as_fd()).ok()?, number))
+    Ok((ask.owner)(users.as_fd()).ok().map(|owner| (owner, number)))
 }
 
 fn inode(file: BorrowedFd<'_>) -> io::Result<u64> {
