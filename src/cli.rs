@@ -16,7 +16,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Config, ConfigError};
 use crate::keeper::process;
-use crate::output::{self, Unwritable, complain, print};
+use crate::output::{self, Unwritable, complain, print, stderr};
 use crate::stop::{self, StopArgs};
 use crate::{
     absence, check, control, dead_mounts, logging, lxcfs, profile, run, sandbox, serve, visitor,
@@ -235,7 +235,8 @@ fn show_check() -> Result<ExitCode, Unwritable> {
 }
 
 fn fail(error: &anyhow::Error, status: u8) -> ExitCode {
-    complain(format_args!("ambit: {}", logging::say(error)));
+    // It may be the server, which must not wait.
+    stderr::line(&logging::say(error));
     ExitCode::from(if error.is::<Unwritable>() { 1 } else { status })
 }
 

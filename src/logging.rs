@@ -8,6 +8,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::LogLevel;
+use crate::output::stderr::Stderr;
 
 /// An error and its causes in one line. A cause that the line has already is not said again: many
 /// errors name theirs.
@@ -38,8 +39,9 @@ pub fn start(level: LogLevel) {
         Ok(journal) if stderr_is_the_journal() => registry.with(journal).try_init(),
         _ => {
             let lines = tracing_subscriber::fmt::layer()
-                .with_writer(|| OneLine(std::io::stderr()))
+                .with_writer(|| OneLine(Stderr))
                 .with_ansi(std::io::stderr().is_terminal())
+                .log_internal_errors(false)
                 .with_target(false)
                 .without_time();
             registry.with(lines).try_init()

@@ -1,8 +1,12 @@
-//! What the program prints: the one way for its commands to write to standard output and error.
+//! What the program prints: the one way to write to standard output and error. `print!` and its kin
+//! panic when a write fails and are not used.
 //!
-//! A reader that closes its end of a pipe has what it wanted, so the rest is dropped. Any other
-//! failure to write standard output is an error of the command. A message that standard error does
-//! not take is dropped. `print!` and its kin panic in all of these cases and are not used.
+//! Commands wait for their reader. One that closes its end of a pipe has what it wanted, so the rest
+//! is dropped. Any other failure to write standard output is an error of the command. A message that
+//! standard error does not take is dropped. The keeper and the log of the server must not wait: they
+//! write through [`stderr`].
+
+pub mod stderr;
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
