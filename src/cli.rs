@@ -18,6 +18,7 @@ use crate::config::{Config, ConfigError};
 use crate::keeper::process;
 use crate::output::{self, Unwritable, complain, print, stderr};
 use crate::stop::{self, StopArgs};
+use crate::worker::Broker;
 use crate::{
     absence, check, control, dead_mounts, logging, lxcfs, profile, run, sandbox, serve, visitor,
 };
@@ -42,6 +43,9 @@ enum Command {
         /// Be the server that a keeper started
         #[arg(long, hide = true)]
         kept: bool,
+        /// Be the broker that a keeper started
+        #[arg(long, hide = true)]
+        broker: bool,
     },
     /// Run a command in a fresh sandbox that sees its own bounds
     Run {
@@ -92,12 +96,16 @@ enum Command {
         args: Vec<OsString>,
     },
     /// Tell which facilities of the kernel are there, and what is lost without the others
-    Check,
+    Check {
+        /// Write to standard error which containers have dead files, and nothing else
+        #[arg(long, hide = true)]
+        dead_files: bool,
+    },
 }
 
 /// The exit status of `serve` for a mistaken configuration: `EX_CONFIG` of sysexits.h, for
 /// `RestartPreventExitStatus=`.
-const MISTAKEN: u8 = 78;
+pub(crate) const MISTAKEN: u8 = 78;
 
 /// Which configuration is read.
 #[derive(Debug, clap::Args)]
@@ -110,6 +118,25 @@ pub struct ConfigFile {
 impl ConfigFile {
     fn load(&self) -> anyhow::Result<Config> {
         Ok(Config::load(self.path.as_deref())?)
+    }
+
+    /// Where the daemon is, even if something else in the file is wrong.
+    fn places(&self) -> anyhow::Result<Config> {
+        let (places, error) = Config::places(self.path.as_deref())?;
+        if let Some(error) = error {
+            let socket = places.socket("control.sock");
+            stderr::line(&format!("{error}; trying {}", socket.display()));
+        }
+        Ok(places)
+    }
+
+    /// The same for a command that changes something: with a file that was named, it must not change
+    /// the usual daemon instead.
+    fn places_named(&self) -> anyhow::Result<Config> {
+        match Config::places(self.path.as_deref())? {
+            (_, Some(error)) if self.path.is_some() => Err(error.into()),
+            (places, _) => Ok(places),
+        }
     }
 }
 
@@ -150,20 +177,21 @@ fn one_line(error: &str) -> String {
 impl Cli {
     fn execute(self) -> ExitCode {
         let done = match self.command {
-            Command::Serve { config, kept: true } => {
+            Command::Serve { broker: true, .. } => Broker::serve_keeper().map_err(Into::into),
+            Command::Serve { config, kept: true, .. } => {
                 match serve::serve_kept(config.path.as_deref()) {
                     Err(error) if error.is::<ConfigError>() => return fail(&error, MISTAKEN),
                     done => done,
                 }
             }
-            Command::Serve { config, kept: false } => return keep(&config),
+            Command::Serve { config, .. } => return keep(&config),
             Command::Run { config, run } => return run_sandbox(&config, *run),
             Command::Profile { config, profile } => {
                 config.load().and_then(|loaded| profile::run(&profile, &loaded))
             }
             Command::Status { json, config } => show_status(json, &config),
             Command::Stop { stop, config } => {
-                match config.load().and_then(|config| stop::run(stop, &config)) {
+                match config.places_named().and_then(|places| stop::run(stop, &places)) {
                     Ok(code) => return code,
                     Err(error) => Err(error),
                 }
@@ -171,10 +199,14 @@ impl Cli {
             Command::Reload { exec: None, config } => order(&config, "reload"),
             Command::Reload { exec: Some(program), config } => exec(&config, &program),
             Command::Lxcfs { args } => return lxcfs::main(args),
-            Command::Check => match show_check() {
+            Command::Check { dead_files: false } => match show_check() {
                 Ok(code) => return code,
                 Err(error) => Err(error.into()),
             },
+            Command::Check { dead_files: true } => {
+                dead_mounts::find().iter().for_each(|dead| stderr::line(&format!("dead: {dead}")));
+                Ok(())
+            }
         };
         match done {
             Ok(()) => ExitCode::SUCCESS,
@@ -184,7 +216,7 @@ impl Cli {
 }
 
 fn order(config: &ConfigFile, text: &str) -> anyhow::Result<()> {
-    absence::ask_daemon(&config.load()?, |socket| control::order(socket, text))
+    absence::ask_daemon(&config.places_named()?, |socket| control::order(socket, text))
 }
 
 fn exec(config: &ConfigFile, program: &Path) -> anyhow::Result<()> {
@@ -210,7 +242,7 @@ fn run_sandbox(config: &ConfigFile, args: run::RunArgs) -> ExitCode {
 }
 
 fn show_status(json: bool, config: &ConfigFile) -> anyhow::Result<()> {
-    let mut status = absence::ask_daemon(&config.load()?, control::ask_status)?;
+    let mut status = absence::ask_daemon(&config.places()?, control::ask_status)?;
     status.dead = dead_mounts::find();
     if json {
         print(format_args!("{}\n", serde_json::to_string_pretty(&status)?))?;

@@ -214,14 +214,47 @@ impl Config {
     /// # Errors
     /// The file cannot be read or its content is wrong.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
-        let wanted = path.unwrap_or(Path::new(DEFAULT_PATH));
-        match std::fs::read_to_string(wanted) {
-            Ok(text) => Self::parse(&text, wanted),
-            Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
-                Ok(Self::default())
-            }
-            Err(source) => Err(ConfigError::Read { path: wanted.to_owned(), source }),
+        Self::load_with_text(path).map(|(config, _)| config)
+    }
+
+    /// The same, with the text of the file.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn load_with_text(path: Option<&Path>) -> Result<(Self, String), ConfigError> {
+        let text = read(path)?;
+        let config = Self::parse(&text, path.unwrap_or(Path::new(DEFAULT_PATH)))?;
+        Ok((config, text))
+    }
+
+    /// The configuration, of which only the places of the daemon's sockets and files are right if
+    /// something else in the file is wrong: a mistake in it must not keep `status` and `stop` from a
+    /// daemon that runs. The second value says what is wrong if the folder of the sockets was not
+    /// found for it.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn places(path: Option<&Path>) -> Result<(Self, Option<ConfigError>), ConfigError> {
+        let text = read(path)?;
+        let error = match Self::parse(&text, path.unwrap_or(Path::new(DEFAULT_PATH))) {
+            Ok(config) => return Ok((config, None)),
+            Err(error) => error,
+        };
+        let (document, _) = toml::de::DeTable::parse_recoverable(&text);
+        let folder = |section: &str, key: &str| {
+            let section = document.get_ref().get(section)?.get_ref();
+            let folder = PathBuf::from(section.get(key)?.get_ref().as_str()?);
+            folder.is_absolute().then_some(folder)
+        };
+        let mut places = Self::default();
+        if let Some(mount) = folder("overlay", "mount") {
+            places.overlay.mount = mount;
         }
+        let Some(runtime_dir) = folder("daemon", "runtime_dir") else {
+            return Ok((places, Some(error)));
+        };
+        places.daemon.runtime_dir = runtime_dir;
+        Ok((places, None))
     }
 
     /// Takes the text of a file; the path is for its errors.
@@ -324,6 +357,17 @@ impl Config {
     }
 }
 
+/// The text of the named file, or of the default one if that exists.
+fn read(path: Option<&Path>) -> Result<String, ConfigError> {
+    let wanted = path.unwrap_or(Path::new(DEFAULT_PATH));
+    match std::fs::read_to_string(wanted) {
+        Err(error) if path.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+            Ok(String::new())
+        }
+        read => read.map_err(|source| ConfigError::Read { path: wanted.to_owned(), source }),
+    }
+}
+
 impl From<CpuView> for CpuPolicy {
     fn from(view: CpuView) -> Self {
         match view {
@@ -393,6 +437,33 @@ mod tests {
         assert_eq!(config.overlay.mount, Path::new("/var/lib/ambit"));
         assert_eq!(config.socket("oci.sock"), Path::new("/run/ambit/oci.sock"));
         assert_eq!(config.policies().all.names().collect::<Vec<_>>(), ["sysinfo"]);
+    }
+
+    #[test]
+    fn the_places_are_found_in_a_file_with_mistakes() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.toml");
+        let places = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            let (Config { daemon, overlay, .. }, error) = Config::places(Some(&file)).unwrap();
+            let shown = [daemon.runtime_dir, overlay.mount].map(|path| path.display().to_string());
+            (shown, error.map(|error| error.to_string()))
+        };
+        let (ours, usual) = (["/x", "/y"], ["/run/ambit", "/var/lib/ambit"]);
+        let both = "[daemon]\nruntime_dir = \"/x\"\n[overlay]\nmount = \"/y\"\n";
+        for wrong in ["", "mistake = 1\n", "mistake\n", "[intercept]\nmknod = {\n", "log = \"\n"] {
+            assert_eq!(
+                places(&format!("{both}{wrong}")),
+                (ours.map(str::to_owned), None),
+                "{wrong}"
+            );
+        }
+        assert_eq!(places("[intercept\nx = 1\n[daemon]\nruntime_dir = '/x'\n").0[0], "/x");
+        assert_eq!(places("[daemon]\nlog = \"info\"\n"), (usual.map(str::to_owned), None));
+        let (paths, error) = places("[daemon\nruntime_dir = /x\n");
+        assert!(paths == usual && error.clone().unwrap().contains("a.toml:1:"), "{error:?}");
+        // It names another daemon than the usual one.
+        assert!(Config::places(Some(&folder.path().join("none"))).is_err());
     }
 
     #[test]

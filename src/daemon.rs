@@ -1,9 +1,10 @@
 //! What a serving process consists of, started and stopped in order: accounting first, because
 //! the others ask it; then the overlay; then the sockets through which containers arrive.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use ambit_fuse::{MountOptions, Overlay, Restored, Witness};
 use ambit_sysinfo::{Accounting, AskKernel, Options, Views};
@@ -30,11 +31,22 @@ pub struct Server {
     overlay: Overlay,
     notifier: Notifier,
     link: Link,
-    configuration: Option<PathBuf>,
+    origin: Mutex<Origin>,
     noted: Noted,
     poison: Option<Arc<Poison>>,
     refusals: broadcast::Sender<String>,
     ending: Notify,
+}
+
+/// Where a configuration is from.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// The file, unless it is the usual one.
+    pub file: Option<PathBuf>,
+    /// When it was read.
+    pub read: SystemTime,
+    /// It is used in place of the one on disk, with which servers died.
+    pub instead: bool,
 }
 
 /// Who can reach a server.
@@ -114,7 +126,11 @@ impl Server {
                     overlay,
                     notifier,
                     link,
-                    configuration: None,
+                    origin: Mutex::new(Origin {
+                        file: None,
+                        read: SystemTime::now(),
+                        instead: false,
+                    }),
                     noted,
                     poison,
                     refusals: broadcast::channel(4).0,
@@ -183,16 +199,22 @@ impl Server {
         &self.link
     }
 
-    /// The same, with the file that its configuration is from.
+    /// The same, with where its configuration is from.
     #[must_use]
-    pub fn configured_by(self, path: Option<&Path>) -> Self {
-        Self { configuration: path.map(Path::to_owned), ..self }
+    pub fn configured_from(self, origin: Origin) -> Self {
+        Self { origin: Mutex::new(origin), ..self }
     }
 
-    /// The file that its configuration is from, unless it is the usual one.
+    /// Where its configuration is from.
     #[must_use]
-    pub fn configuration(&self) -> Option<&Path> {
-        self.configuration.as_deref()
+    pub fn origin(&self) -> Origin {
+        self.origin.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The configuration is the one on disk now.
+    pub fn reread(&self) {
+        let mut origin = self.origin.lock().unwrap_or_else(PoisonError::into_inner);
+        (origin.read, origin.instead) = (SystemTime::now(), false);
     }
 
     /// This process ends in order, for a successor to go on.
@@ -316,15 +338,23 @@ fn overlay(
     Ok(overlay)
 }
 
-/// Leaves both connections with the keeper.
+/// Leaves both connections with the keeper, and what ends them.
 fn keep_connections(overlay: &Overlay, link: &Link) {
-    let [device, init] = OVERLAY;
-    link.store_bytes(init, overlay.init_record());
-    link.store(device, overlay.device());
-    if let Some((descriptor, record)) = overlay.pressure() {
-        let [device, init] = PRESSURE;
-        link.store_bytes(init, &record);
+    let keep = |[device, init]: [&str; 2],
+                descriptor: BorrowedFd<'_>,
+                record: &[u8],
+                abort: Option<OwnedFd>| {
+        link.store_bytes(init, record);
         link.store(device, descriptor);
+        // With it the keeper can end a connection that a server in state D holds.
+        if let Some(abort) = abort {
+            link.store(&format!("{device}-abort"), abort);
+        }
+    };
+    let (abort, abort_pressure) = overlay.abort_switches();
+    keep(OVERLAY, overlay.device(), overlay.init_record(), abort);
+    if let Some((descriptor, record)) = overlay.pressure() {
+        keep(PRESSURE, descriptor.as_fd(), &record, abort_pressure);
     }
 }
 
@@ -348,7 +378,7 @@ fn alive(device: Option<OwnedFd>, init: Option<Vec<u8>>) -> Option<(OwnedFd, Vec
 /// There is no room for a process, or this one has threads already.
 pub fn start_acts() -> anyhow::Result<Acts> {
     let broker = Broker::start().context("cannot start the broker of acts: fork")?;
-    Ok(Acts::new(broker))
+    Ok(Acts::new(Arc::new(broker)))
 }
 
 /// Has the table of descriptors be as large as it will ever have to be on most hosts. In a process with

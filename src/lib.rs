@@ -29,6 +29,8 @@ pub mod serve;
 pub mod status;
 pub mod stop;
 pub mod sys;
+mod threads;
+mod timestamp;
 pub mod totals;
 pub mod visitor;
 pub mod worker;

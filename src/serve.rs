@@ -3,19 +3,25 @@
 //! It obeys the keeper alone: a signal that a terminal or a service manager sends to everybody
 //! reaches the keeper too, and that one decides what it means.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use ambit_fuse::mountinfo::Watch;
 use anyhow::Context;
 use nix::sys::signal::SigSet;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config::Config;
+use crate::config::{Config, ConfigError, DEFAULT_PATH};
 use crate::control::{self, Control};
-use crate::daemon::{self, Reach, Server};
-use crate::keeper::link::Link;
-use crate::{logging, self_check};
+use crate::daemon::{self, Origin, Reach, Server};
+use crate::keeper::link::{ALIVE, BROKER, Kept, Link, Orders};
+use crate::keeper::wire;
+use crate::notify::acts::Acts;
+use crate::threads::{self, Threads};
+use crate::worker::Broker;
+use crate::{logging, self_check, timestamp};
 
 /// How often the keeper hears that all is well.
 const BEAT: Duration = Duration::from_secs(1);
@@ -33,16 +39,25 @@ enum Word {
     Reload,
 }
 
+/// A configuration, and what there is to say about it when there is a log.
+struct Chosen {
+    config: Config,
+    origin: Origin,
+    warning: Option<String>,
+}
+
 /// Serves until the keeper says what else to do.
 ///
 /// # Errors
 /// Something essential is missing or busy.
 pub fn serve_kept(path: Option<&Path>) -> anyhow::Result<()> {
+    // It was started by the number of a descriptor.
+    let _ = rustix::thread::set_name(c"ambit");
     let link = Link::inherit()?;
-    let candidate = link.is_candidate();
-    let served = Config::load(path)
+    let Orders { is_candidate, configuration, broker } = link.orders();
+    let served = choose(path, &link, configuration.filter(|_| !is_candidate))
         .map_err(anyhow::Error::from)
-        .and_then(|config| serve(&config, path, &link, candidate));
+        .and_then(|chosen| serve(chosen, &link, is_candidate, broker));
     if let Err(error) = &served {
         // Whoever asked for this program is told.
         let _ = link.say(&format!("failed {error:#}"), None);
@@ -50,14 +65,67 @@ pub fn serve_kept(path: Option<&Path>) -> anyhow::Result<()> {
     served
 }
 
-fn serve(config: &Config, path: Option<&Path>, link: &Link, candidate: bool) -> anyhow::Result<()> {
+/// Reads the configuration. If the file is wrong, the last good one is used that the keeper holds:
+/// containers depend on a server.
+fn choose(path: Option<&Path>, link: &Link, kept: Option<Kept>) -> Result<Chosen, ConfigError> {
+    let file = path.map(Path::to_owned);
+    let on_disk = match &kept {
+        Some(kept) if kept.instead => None,
+        _ => Some(Config::load_with_text(path)),
+    };
+    let (error, kept) = match (on_disk, kept) {
+        (Some(Ok((config, text))), _) => {
+            link.say_with_text(wire::CONFIGURED, &text);
+            let origin = Origin { file, read: SystemTime::now(), instead: false };
+            return Ok(Chosen { config, origin, warning: None });
+        }
+        (Some(Err(error)), None) => return Err(error),
+        (None, None) => {
+            (None, Kept { text: String::new(), read: SystemTime::now(), instead: true })
+        }
+        (Some(Err(error)), Some(kept)) => (Some(error), kept),
+        (None, Some(kept)) => (None, kept),
+    };
+    let Kept { text, read, instead } = kept;
+    let config = Config::parse(&text, path.unwrap_or(Path::new(DEFAULT_PATH)));
+    let (config, error) = match (config, error) {
+        (Ok(config), error) => (config, error),
+        // What is on disk is what can be corrected.
+        (Err(kept), error) => return Err(error.unwrap_or(kept)),
+    };
+    let why = error.map_or_else(
+        || "servers with the configuration on disk died early".to_owned(),
+        |error| format!("the configuration file is wrong: {error}"),
+    );
+    let at = timestamp::seconds(read);
+    let warning = Some(format!("{why}; running with the one read at {at}"));
+    Ok(Chosen { config, origin: Origin { file, read, instead }, warning })
+}
+
+fn serve(
+    chosen: Chosen,
+    link: &Link,
+    candidate: bool,
+    broker: Option<Option<OwnedFd>>,
+) -> anyhow::Result<()> {
+    let Chosen { config, origin, warning } = chosen;
+    let config = &config;
     if !rustix::process::geteuid().is_root() {
         anyhow::bail!("the daemon must run as root: it mounts files and reads every container");
     }
     // The keeper blocks what it waits for itself.
     SigSet::empty().thread_set_mask().context("cannot unblock signals")?;
-    let acts = daemon::start_acts()?;
+    let broker = Arc::new(match broker {
+        Some(connection) => Broker::kept(connection),
+        // A keeper of an older version starts none.
+        None => Broker::start().context("cannot start the broker of acts: fork")?,
+    });
+    let acts = Acts::new(Arc::clone(&broker));
     logging::start(config.daemon.log);
+    threads::watch_panics();
+    if let Some(warning) = warning {
+        tracing::error!("{warning}");
+    }
     keep_pages();
     daemon::make_room_for_descriptors();
     if candidate {
@@ -76,6 +144,9 @@ fn serve(config: &Config, path: Option<&Path>, link: &Link, candidate: bool) -> 
             .map(|kind| signal(kind).ok());
         let socket = config.socket("control.sock");
         let mut held = link.take_over()?;
+        if let Some(connection) = held.take(BROKER) {
+            broker.replace(connection);
+        }
         let is_successor = !held.is_empty();
         let kept = held.take(control::SOCKET);
         if !is_successor {
@@ -83,7 +154,7 @@ fn serve(config: &Config, path: Option<&Path>, link: &Link, candidate: bool) -> 
         }
         let server =
             Server::take_over(config, Reach::Host, Some(acts), accounting, link.clone(), held)?;
-        let server = server.configured_by(path);
+        let server = server.configured_from(origin);
         let mut control = match Control::open(socket, kept, is_successor, link) {
             Ok(control) => control,
             Err(error) => {
@@ -93,6 +164,7 @@ fn serve(config: &Config, path: Option<&Path>, link: &Link, candidate: bool) -> 
             }
         };
         let _ = link.say("serving", None);
+        let threads = Threads::running();
         tracing::info!(
             mount = %server.mount().display(),
             sockets = %config.daemon.runtime_dir.display(),
@@ -104,7 +176,8 @@ fn serve(config: &Config, path: Option<&Path>, link: &Link, candidate: bool) -> 
             () = control.serve(&server) => {}
             () = beat(link, &server) => {}
             () = look_after_mounts(&server) => leave_dead(&server),
-            word = obey(link, &server) => match word {
+            name = thread_lost(&threads) => end_without_thread(&name),
+            word = obey(link, &server, &broker) => match word {
                 Word::Leave | Word::Reload => leave(&server),
                 Word::Release => tracing::info!("stopping; the files are unmounted"),
             },
@@ -115,8 +188,8 @@ fn serve(config: &Config, path: Option<&Path>, link: &Link, candidate: bool) -> 
 }
 
 /// Has the kernel leave the pages of request buffers where they are: it takes them away for a moment
-/// when it makes a huge page of them (`ambit_fuse::Touched` tells why that matters). Helpers must not
-/// inherit this: to be called when the broker has been forked.
+/// when it makes a huge page of them (`ambit_fuse::Touched` tells why that matters). Helpers do not
+/// inherit this: the broker is no child of this process.
 fn keep_pages() {
     if let Err(errno) = rustix::thread::disable_transparent_huge_pages(true) {
         tracing::debug!("huge pages cannot be refused: prctl(PR_SET_THP_DISABLE): {errno}");
@@ -160,22 +233,43 @@ fn leave_dead(server: &Server) -> ! {
     std::process::exit(1)
 }
 
+/// Waits until a thread has ended that is needed.
+async fn thread_lost(threads: &Threads) -> String {
+    let mut interval = tokio::time::interval(BEAT);
+    loop {
+        interval.tick().await;
+        if let Some(name) = threads.lost() {
+            return name.to_owned();
+        }
+    }
+}
+
+/// Ends because a thread is gone that nothing replaces: the successor has all of them.
+#[allow(clippy::exit, reason = "nothing may be dropped")]
+fn end_without_thread(name: &str) -> ! {
+    tracing::error!("the thread {name} has ended by a panic; another server goes on");
+    std::process::exit(101)
+}
+
 async fn beat(link: &Link, server: &Server) {
     let mut interval = tokio::time::interval(BEAT);
     loop {
         interval.tick().await;
-        let _ = link.say("beat", None);
+        let _ = link.say(ALIVE, None);
         drop(server.totals());
     }
 }
 
 /// Waits for a word that ends this process.
-async fn obey(link: &Link, server: &Server) -> Word {
+async fn obey(link: &Link, server: &Server, broker: &Arc<Broker>) -> Word {
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
-    let ears = link.clone();
+    let (ears, broker) = (link.clone(), Arc::clone(broker));
     let listening = std::thread::Builder::new().name("keeper".into()).spawn(move || {
-        while let Some(text) = ears.hear() {
-            let _ = tell.send(text);
+        while let Some((text, fd)) = ears.hear() {
+            match fd {
+                Some(connection) if text.starts_with(BROKER) => broker.replace(connection),
+                _ => drop(tell.send(text)),
+            }
         }
     });
     if let Err(error) = listening {
@@ -234,14 +328,15 @@ fn word(text: &str) -> Option<Word> {
 /// Reads the configuration again; what is wrong with it leaves everything as it was.
 /// Returns what is answered to who asked for it.
 pub(crate) fn reload(server: &Server) -> Vec<u8> {
-    let reconfigured = Config::load(server.configuration())
+    let reconfigured = Config::load_with_text(server.origin().file.as_deref())
         .map_err(Into::into)
-        .and_then(|config| server.reconfigure(&config));
+        .and_then(|(config, text)| server.reconfigure(&config).map(|()| text));
     match reconfigured {
-        Ok(()) => {
+        Ok(text) => {
             server.restore_mounts();
+            server.reread();
             // The standby has read the one before.
-            let _ = server.link().say("reloaded", None);
+            server.link().say_with_text("reloaded", &text);
             tracing::info!("the configuration was read again");
             b"{}".to_vec()
         }

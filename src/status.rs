@@ -8,9 +8,11 @@ use ambit_sysinfo::view::Load;
 use ambit_sysinfo::{Container, View};
 use serde::{Deserialize, Serialize};
 
-use crate::daemon::Server;
+use crate::config::Config;
+use crate::daemon::{Origin, Server};
 use crate::dead_mounts::DeadMounts;
 use crate::notify::{CallCount, ContainerCounts};
+use crate::timestamp;
 
 /// The state of a daemon. Memory is in bytes, times in seconds.
 #[derive(Debug, Serialize, Deserialize)]
@@ -23,6 +25,12 @@ pub struct Status {
     pub server_pid: u32,
     /// How often that was replaced because it had died.
     pub restarts: u64,
+    /// How often its broker, which starts what acts for containers, was replaced because it had died.
+    #[serde(default)]
+    pub broker_restarts: u64,
+    /// Its configuration.
+    #[serde(default)]
+    pub configuration: Configuration,
     /// `v2`, `v1` or `hybrid`.
     pub cgroups: String,
     /// Where the overlay is mounted.
@@ -43,6 +51,31 @@ pub struct Status {
     /// Files whose server is gone for good. The one who asks looks for them, not the daemon.
     #[serde(default)]
     pub dead: Vec<DeadMounts>,
+}
+
+/// The configuration of a daemon.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configuration {
+    /// When it was read, in UTC.
+    pub read: String,
+    /// What is wrong with the file that is there now: the daemon runs with what it read before.
+    pub wrong: Option<String>,
+}
+
+impl Configuration {
+    fn of(server: &Server) -> Self {
+        let Origin { file, read, instead } = server.origin();
+        let wrong = match Config::load(file.as_deref()) {
+            Err(error) => Some(format!("the configuration file is wrong: {error}")),
+            Ok(_) if instead => Some(
+                "servers with the configuration file that is there died early; `ambit reload` \
+                 tries it again"
+                    .to_owned(),
+            ),
+            Ok(_) => None,
+        };
+        Self { read: timestamp::seconds(read), wrong }
+    }
 }
 
 /// Requests for files.
@@ -167,6 +200,8 @@ impl Status {
             pid: server.link().service_pid(),
             server_pid: std::process::id(),
             restarts: server.link().restarts(),
+            broker_restarts: server.link().broker_restarts(),
+            configuration: Configuration::of(server),
             cgroups: accounting.hierarchies().layout().to_owned(),
             mount: server.mount().to_owned(),
             files: totals.files,
@@ -208,6 +243,18 @@ impl ContainerStatus {
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "ambit {} (pid {}), cgroups {}", self.version, self.pid, self.cgroups)?;
+        if let Configuration { read, wrong: Some(wrong) } = &self.configuration {
+            writeln!(f, "{wrong}; running with the one read at {read}")?;
+        }
+        match (self.restarts, self.broker_restarts) {
+            (0, 0) => {}
+            (server, 0) => writeln!(f, "the server died and was replaced {server} times")?,
+            (0, broker) => writeln!(f, "the broker died and was replaced {broker} times")?,
+            (server, broker) => writeln!(
+                f,
+                "the server died and was replaced {server} times, the broker {broker} times"
+            )?,
+        }
         let Files { opened, failed } = self.files;
         writeln!(f, "overlay {}: {opened} files opened, {failed} failed", self.mount.display())?;
         let MountsRestored { count, last } = self.mounts_restored;

@@ -136,6 +136,15 @@ impl Connection {
         self.spare.number()
     }
 
+    /// What aborts the connection when it is written to.
+    pub(crate) fn abort_switch(&self) -> Option<OwnedFd> {
+        let switch = AbortSwitch::of(self.number()?);
+        let switch = switch.inspect_err(|error| {
+            tracing::debug!(%error, "the FUSE connection cannot be aborted by the keeper");
+        });
+        switch.ok().map(OwnedFd::from)
+    }
+
     /// Ends the connection wherever it is mounted, and waits for the threads.
     pub(crate) fn end(self) -> Result<(), Error> {
         let still = |reason| Error::StillServing { reason };

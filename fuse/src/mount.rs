@@ -159,6 +159,12 @@ impl AbortSwitch {
     }
 }
 
+impl From<AbortSwitch> for OwnedFd {
+    fn from(switch: AbortSwitch) -> Self {
+        switch.0
+    }
+}
+
 /// The path without symbolic links. Its last component is not looked at: it may be a mount
 /// whose server is dead.
 pub(crate) fn resolve(path: &Path) -> io::Result<PathBuf> {

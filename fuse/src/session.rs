@@ -320,6 +320,14 @@ impl Overlay {
         self.connection.init.record()
     }
 
+    /// The switches of the overlay and of the files with triggers: whatever is written to one aborts
+    /// its connection. A switch does nothing when its connection is gone.
+    #[must_use]
+    pub fn abort_switches(&self) -> (Option<OwnedFd>, Option<OwnedFd>) {
+        let pressure = self.pressure_connection();
+        (self.connection.abort_switch(), pressure.as_ref().and_then(Connection::abort_switch))
+    }
+
     /// What it did so far.
     #[must_use]
     pub fn counters(&self) -> Counts {

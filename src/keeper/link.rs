@@ -6,22 +6,29 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
-use rustix::io::retry_on_intr;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::RecvFlags;
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
-use super::wire;
+use super::wire::{self, Outbox};
+
+/// The socket of a new broker, among what a predecessor left.
+pub const BROKER: &str = wire::BROKER;
 
 /// The name of a server's own process with the keeper.
 const SERVER: &str = "server";
 /// A server that lost its keeper answers what it was at, and leaves sooner than this.
 const LEAVES: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+
+/// What tells the keeper that all is well.
+pub const ALIVE: &str = "beat";
 
 /// A connection to the keeper, or none.
 #[derive(Debug, Clone, Default)]
@@ -39,6 +46,38 @@ struct Shared {
     silent: AtomicBool,
     /// It was there and is not any more.
     lost: AtomicBool,
+    broker_restarts: AtomicU64,
+    /// What the keeper has not read yet.
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    outbox: Outbox<OwnedFd>,
+    /// A thread sends it as soon as the keeper reads.
+    is_flushed: bool,
+}
+
+/// What the keeper has for a server before that does anything.
+#[derive(Debug, Default)]
+pub struct Orders {
+    /// It was started beside another program that serves, and is to check itself.
+    pub is_candidate: bool,
+    /// The last good configuration.
+    pub configuration: Option<Kept>,
+    /// The keeper starts brokers; this is the connection to the first one, if there was room for it.
+    pub broker: Option<Option<OwnedFd>>,
+}
+
+/// A configuration that the keeper holds.
+#[derive(Debug)]
+pub struct Kept {
+    /// Its text.
+    pub text: String,
+    /// When it was read from disk.
+    pub read: SystemTime,
+    /// It is used whatever is on disk.
+    pub instead: bool,
 }
 
 /// What a predecessor left with the keeper.
@@ -101,9 +140,16 @@ impl Link {
         let nothing = std::fs::File::open("/dev/null").context("cannot open /dev/null")?;
         // What is forked from here must not have a copy.
         rustix::stdio::dup2_stdin(&nothing).context("dup2")?;
+        Ok(Self::over(socket))
+    }
+
+    fn over(socket: OwnedFd) -> Self {
         let (next, restarts) = (AtomicU64::new(1), AtomicU64::new(0));
         let [crashed, silent, lost] = [const { AtomicBool::new(false) }; 3];
-        Ok(Self(Some(Arc::new(Shared { socket, next, restarts, crashed, silent, lost }))))
+        let (broker_restarts, waiting) = (AtomicU64::new(0), Mutex::default());
+        let shared =
+            Shared { socket, next, restarts, crashed, silent, lost, broker_restarts, waiting };
+        Self(Some(Arc::new(shared)))
     }
 
     /// Is there a keeper?
@@ -112,14 +158,27 @@ impl Link {
         self.0.is_some()
     }
 
-    /// Did the keeper start this program beside another one that serves? It is to check itself
-    /// then.
+    /// What the keeper has said before this process began.
     #[must_use]
-    pub fn is_candidate(&self) -> bool {
-        self.0.as_ref().is_some_and(|shared| {
-            let said = wire::receive(&shared.socket, RecvFlags::DONTWAIT);
-            matches!(said, Ok(Some((text, _))) if text == wire::CHECK)
-        })
+    pub fn orders(&self) -> Orders {
+        let mut orders = Orders::default();
+        let Some(shared) = &self.0 else { return orders };
+        while let Ok(Some((text, fd))) = wire::receive(&shared.socket, RecvFlags::DONTWAIT) {
+            let (verb, _) = text.split_once(' ').unwrap_or((&text, ""));
+            match verb {
+                wire::CHECK => orders.is_candidate = true,
+                wire::CONFIGURATION | wire::INSTEAD => {
+                    let instead = verb == wire::INSTEAD;
+                    orders.configuration = fd.and_then(|fd| kept(&fd, instead).ok());
+                }
+                wire::BROKER => {
+                    shared.note_broker(&text);
+                    orders.broker = Some(fd);
+                }
+                _ => {}
+            }
+        }
+        orders
     }
 
     /// Tells that everything is ready but for what the predecessor has, and waits until that has
@@ -155,6 +214,10 @@ impl Link {
                 (Some(("held", name)), Some(fd)) => {
                     drop(held.0.insert(name.to_owned(), fd));
                 }
+                (Some((wire::BROKER, _)), Some(fd)) => {
+                    shared.note_broker(&text);
+                    drop(held.0.insert(BROKER.to_owned(), fd));
+                }
                 (None, _) if text == wire::CRASHED => shared.crashed.store(true, Ordering::Relaxed),
                 (None, _) if text == wire::SILENT => shared.silent.store(true, Ordering::Relaxed),
                 (Some(("go", restarts)), _) => {
@@ -185,6 +248,20 @@ impl Link {
         }
     }
 
+    /// Says something with this text as a file.
+    pub fn say_with_text(&self, verb: &str, text: &str) {
+        if self.0.is_none() {
+            return;
+        }
+        match memory("configuration", text.as_bytes()) {
+            Ok(memory) => drop(self.say(verb, Some(memory.as_fd()))),
+            Err(error) => {
+                tracing::error!(%error, "the keeper has no copy of the configuration: memfd_create");
+                let _ = self.say(verb, None);
+            }
+        }
+    }
+
     /// A number for a name that was not used yet.
     #[must_use]
     pub fn number(&self) -> u64 {
@@ -196,16 +273,63 @@ impl Link {
         self.say(&format!("remove {name}"), None);
     }
 
-    /// Says something to the keeper. False: there is nobody to hear it.
+    /// Says something to the keeper, as soon as it reads. False: there is none to hear it.
     pub fn say(&self, text: &str, fd: Option<BorrowedFd<'_>>) -> bool {
         let Some(shared) = self.0.as_ref().filter(|_| !self.is_lost()) else { return false };
-        let said = wire::send(shared.socket.as_fd(), text, fd);
-        if let Err(errno) = &said
+        let mut waiting = shared.waiting();
+        let said = if waiting.outbox.is_empty() {
+            wire::send(shared.socket.as_fd(), text, fd)
+        } else {
+            Err(Errno::AGAIN)
+        };
+        match said {
+            Ok(()) => {}
+            Err(Errno::AGAIN | Errno::TOOMANYREFS | Errno::NOMEM | Errno::NOBUFS) => {
+                match fd.map(|fd| fd.try_clone_to_owned()).transpose() {
+                    // What waits already tells as well that this process is alive.
+                    Ok(_) if text == ALIVE => {}
+                    Ok(fd) => waiting.outbox.push(text.to_owned(), fd),
+                    Err(error) => tracing::error!("not kept for a successor: {text}: dup: {error}"),
+                }
+                self.flush_later(shared, &mut waiting);
+            }
+            Err(errno) => self.lose(text, errno),
+        }
+        !self.is_lost()
+    }
+
+    /// Has a thread send what waits. If there is none, the next message tries again.
+    fn flush_later(&self, shared: &Arc<Shared>, waiting: &mut Waiting) {
+        if waiting.is_flushed {
+            return;
+        }
+        let (link, own) = (self.clone(), Arc::clone(shared));
+        let flush = move || {
+            loop {
+                let mut room = [PollFd::new(&own.socket, PollFlags::OUT)];
+                let _ = retry_on_intr(|| poll(&mut room, None));
+                let mut waiting = own.waiting();
+                let flushed = waiting.outbox.flush(own.socket.as_fd());
+                waiting.is_flushed = flushed == Ok(false);
+                drop(waiting);
+                match flushed {
+                    // There is room in the socket, but too much is on its way.
+                    Ok(false) => std::thread::sleep(Duration::from_millis(1)),
+                    Ok(true) => return,
+                    Err(errno) => return link.lose("what it missed", errno),
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("keeper-late".into());
+        waiting.is_flushed = thread.spawn(flush).is_ok();
+    }
+
+    fn lose(&self, text: &str, errno: Errno) {
+        if let Some(shared) = &self.0
             && !shared.lost.swap(true, Ordering::Relaxed)
         {
             tracing::error!("the keeper does not hear {text:?}: {errno}");
         }
-        said.is_ok()
     }
 
     /// Was there a keeper that is gone?
@@ -243,16 +367,43 @@ impl Link {
         }
     }
 
+    /// How often a broker was started again after one had died.
+    #[must_use]
+    pub fn broker_restarts(&self) -> u64 {
+        self.0.as_ref().map_or(0, |shared| shared.broker_restarts.load(Ordering::Relaxed))
+    }
+
     /// Waits for what the keeper says next. `None`: it is gone.
     #[must_use]
-    pub fn hear(&self) -> Option<String> {
+    pub fn hear(&self) -> Option<(String, Option<OwnedFd>)> {
         let shared = self.0.as_ref()?;
         let heard = wire::receive(&shared.socket, RecvFlags::empty()).ok().flatten();
-        if heard.is_none() {
-            shared.lost.store(true, Ordering::Relaxed);
+        match &heard {
+            Some((text, _)) => shared.note_broker(text),
+            None => shared.lost.store(true, Ordering::Relaxed),
         }
-        heard.map(|(text, _)| text)
+        heard
     }
+}
+
+impl Shared {
+    fn waiting(&self) -> std::sync::MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_broker(&self, text: &str) {
+        let number = text.strip_prefix(BROKER).and_then(|rest| rest.trim_start().parse().ok());
+        if let Some(number) = number {
+            self.broker_restarts.store(number, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The configuration in a file that the keeper holds.
+fn kept(file: &OwnedFd, instead: bool) -> std::io::Result<Kept> {
+    let text = String::from_utf8(read(file)?).map_err(std::io::Error::other)?;
+    let read = std::fs::File::from(file.try_clone()?).metadata()?.modified()?;
+    Ok(Kept { text, read, instead })
 }
 
 /// A file in memory with these bytes.
@@ -285,6 +436,26 @@ mod tests {
         let numbers: Vec<_> = held.take_numbered("listener-").iter().map(|(n, _)| *n).collect();
         assert_eq!(numbers, [12, 7]);
         assert!(held.take("listener-7").is_none());
+    }
+
+    #[test]
+    fn a_keeper_that_is_stopped_is_told_everything_when_it_goes_on() {
+        let (near, far) = wire::pair().unwrap();
+        let link = Link::over(near);
+        for number in 0..500 {
+            link.store(&format!("listener-{number}"), tempfile::tempfile().unwrap());
+            assert!(link.say(ALIVE, None));
+        }
+        let mut stored = 0;
+        while stored < 500 {
+            let (text, fd) = wire::receive(&far, RecvFlags::empty()).unwrap().unwrap();
+            if text != ALIVE {
+                assert_eq!((text, fd.is_some()), (format!("store listener-{stored}"), true));
+                stored += 1;
+            }
+        }
+        drop(far);
+        assert!(!link.say(ALIVE, None) && link.is_lost());
     }
 
     #[test]

@@ -9,82 +9,77 @@
 //! While a server serves, another one stands by: it has come so far that it only needs what the
 //! server has, and waits for that. What it said is left unread until it is its turn.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::fd::OwnedFd;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::process::ExitCode;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::RecvFlags;
-use rustix::process::{PidfdFlags, pidfd_open};
 
+use super::child::{CHECK, Graveyard, Process, Server};
+use super::death::{UNKILLABLE, is_want_of_room};
+use super::edition::{self, Edition};
+use super::program::Program;
 use super::store::Store;
+use super::succession::Succession;
 use super::wire;
 use crate::control;
+use crate::output::stderr;
 
-/// A server that says nothing for so long has stopped working.
-const SILENCE: Duration = Duration::from_secs(10);
-/// How long a server may take until it serves.
-const START: Duration = Duration::from_secs(20);
-/// How long a new program may take for its check.
-const CHECK: Duration = Duration::from_secs(10);
 /// How long a server may take to leave.
 const LEAVE: Duration = Duration::from_secs(5);
+/// How long the keeper waits for what it has killed, and for the service manager, when it ends.
+const LAST_MOMENT: Duration = Duration::from_secs(2);
 /// A keeper that wakes so much later than it wanted was frozen or stopped, and the server probably
 /// with it: nobody's silence is counted then.
 const OVERSLEPT: Duration = Duration::from_secs(2);
-/// Who lives longer than this did not fail at once.
-const STABLE: Duration = Duration::from_secs(2);
-/// The longest pause after one that has served for a moment.
-const SHORT_PAUSE: Duration = Duration::from_millis(16);
 /// The longest pause between two starts.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The longest pause after the kernel had no room for a process.
+const NO_ROOM_PAUSE: Duration = Duration::from_millis(500);
+/// How long the service manager is left alone that has not taken something.
+const MANAGER_PAUSE: Duration = Duration::from_millis(100);
 
-/// A process that serves, or is about to.
-struct Server {
-    child: Child,
-    pidfd: OwnedFd,
-    socket: OwnedFd,
-    started: Instant,
-    heard: Instant,
-    is_candidate: bool,
-    prepared: bool,
-    serving: bool,
-    /// It will say nothing more, but has not ended yet.
-    is_mute: bool,
-    /// Why it cannot serve, in its own words.
-    failure: Option<String>,
-}
+/// The name of the last good configuration in the store. Servers get it in another way.
+const CONFIGURATION: &str = "configuration";
 
-struct Keeper {
+pub(super) struct Keeper {
     arguments: Vec<std::ffi::OsString>,
-    program: std::path::PathBuf,
-    /// The program before, until this one serves.
-    proven: Option<std::path::PathBuf>,
-    store: Store,
-    server: Option<Server>,
-    /// Who follows when the server dies. One that dies itself is missed until the next server
-    /// serves, so that a program that cannot start is not started in a loop.
-    standby: Option<Server>,
+    pub(super) editions: Succession<Edition>,
+    pub(super) store: Store,
+    pub(super) server: Option<Server>,
+    /// The server that follows when the server dies. One that dies itself is missed until the next
+    /// server serves, so that a program that cannot start is not started in a loop.
+    pub(super) standby: Option<Server>,
     /// A new program that is to take over.
-    candidate: Option<(Server, std::path::PathBuf)>,
-    served_once: bool,
-    restarts: u64,
+    candidate: Option<(Server, Edition)>,
+    pub(super) graveyard: Graveyard,
+    /// Containers depend on what is held: the keeper may not end by itself any more.
+    pub(super) is_needed: bool,
+    pub(super) restarts: u64,
+    broker_restarts: u64,
     /// What the next server hears of how the last one ended, if there is something to tell.
-    ended: Option<&'static str>,
-    pause: Duration,
-    start_at: Option<Instant>,
+    pub(super) ended: Option<&'static str>,
+    pub(super) pause: Duration,
+    pub(super) start_at: Option<Instant>,
+    /// What was said last of why no server can be started.
+    complaint: String,
+    /// A connection was aborted: when its successor serves, the log says which containers have
+    /// dead files.
+    pub(super) has_dead_files: bool,
+    pub(super) search: Option<(Process, Instant)>,
     /// The end: what is left of it when the server is gone.
-    stopping: Option<Stop>,
-    stop_by: Option<Instant>,
+    pub(super) stopping: Option<Stop>,
+    pub(super) stop_by: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stop {
+pub(super) enum Stop {
     /// Everything stays with systemd.
     Keep,
     /// Nothing stays.
@@ -96,7 +91,7 @@ enum Stop {
 /// Keeps a server that is started with these arguments, until it is told to stop.
 ///
 /// # Errors
-/// No process can be started, or signals cannot be received.
+/// No first server can be started, or signals cannot be received.
 pub fn keep(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<ExitCode> {
     let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     limit.current = limit.maximum;
@@ -110,19 +105,27 @@ pub fn keep(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<ExitCode> {
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signals = SignalFd::with_flags(&signals, flags).context("signalfd")?;
     let _ = rustix::thread::set_name(c"ambit");
+    // The usual one may wait for standard error.
+    std::panic::set_hook(Box::new(|panic| stderr::line(&format!("the keeper: {panic}"))));
+    let program = Rc::new(Program::own()?);
+    let configuration = store.get(CONFIGURATION).map(Rc::clone);
     let mut keeper = Keeper {
         arguments,
-        program: "/proc/self/exe".into(),
-        proven: None,
+        editions: Succession::new(Edition { program, configuration, instead: false }),
+        is_needed: !store.is_empty(),
         store,
         server: None,
         standby: None,
         candidate: None,
-        served_once: false,
+        graveyard: Graveyard::default(),
         restarts: 0,
+        broker_restarts: 0,
         ended: None,
         pause: Duration::ZERO,
         start_at: Some(Instant::now()),
+        complaint: String::new(),
+        has_dead_files: false,
+        search: None,
         stopping: None,
         stop_by: None,
     };
@@ -132,89 +135,160 @@ pub fn keep(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<ExitCode> {
 impl Keeper {
     fn run(&mut self, signals: &SignalFd) -> anyhow::Result<ExitCode> {
         loop {
-            if self.start_at.is_some_and(|at| at <= Instant::now()) {
-                self.start_at = None;
-                self.look_at_standby();
-                self.server = Some(match self.standby.take() {
-                    Some(standby) => standby.begin(),
-                    None => start(&self.program, &self.arguments, false)?,
-                });
-            }
-            self.wait(signals);
-            while let Ok(Some(signal)) = signals.read_signal() {
-                match i32::try_from(signal.ssi_signo).map(Signal::try_from) {
-                    Ok(Ok(Signal::SIGHUP)) => self.say("reload"),
-                    _ if self.store.outlives_us() => self.stop(Stop::Keep),
-                    _ => self.stop(Stop::Release),
-                }
-            }
-            self.listen();
-            self.look_at_candidate();
-            self.look_at_standby();
-            if let Some(code) = self.look_at_server() {
-                return Ok(code);
+            // What it holds is lost for ever if it ends: even a defect of its own must not end it.
+            match std::panic::catch_unwind(AssertUnwindSafe(|| self.turn(signals))) {
+                Ok(Ok(None)) => {}
+                Ok(ended) => return ended.map(|code| code.unwrap_or(ExitCode::FAILURE)),
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
             }
         }
     }
 
-    /// Sleeps until something happens or is due.
-    fn wait(&mut self, signals: &SignalFd) {
-        let servers = || self.server.iter().chain(self.candidate.iter().map(|(one, _)| one));
-        let mut fds = vec![PollFd::new(signals, PollFlags::IN)];
-        for server in servers() {
-            fds.push(PollFd::new(&server.pidfd, PollFlags::IN));
-            if !server.is_mute {
-                fds.push(PollFd::new(&server.socket, PollFlags::IN));
+    /// Waits for something, and does what is to be done then. The result is that of the process.
+    fn turn(&mut self, signals: &SignalFd) -> anyhow::Result<Option<ExitCode>> {
+        if self.start_at.is_some_and(|at| at <= Instant::now()) {
+            self.start_server()?;
+        }
+        let now = self.wait(signals);
+        while let Ok(Some(signal)) = signals.read_signal() {
+            match i32::try_from(signal.ssi_signo).map(Signal::try_from) {
+                Ok(Ok(Signal::SIGHUP)) => self.say("reload"),
+                _ if self.store.outlives_us() => self.stop(Stop::Keep),
+                _ => self.stop(Stop::Release),
             }
         }
-        if let Some(standby) = &self.standby {
-            fds.push(PollFd::new(&standby.pidfd, PollFlags::IN));
+        self.store.flush();
+        self.graveyard.collect();
+        self.listen();
+        self.look_at_candidate(now);
+        self.look_at_standby();
+        self.look_at_search(now);
+        if self.stopping.is_none() {
+            for server in self.server.iter_mut().chain(&mut self.standby) {
+                server.look_at_broker(&self.arguments, &mut self.broker_restarts);
+            }
         }
-        let due = [self.start_at, self.stop_by].into_iter().flatten();
-        let due = due.chain(servers().map(Server::silent_at)).min();
-        let left = due.map(|due| due.saturating_duration_since(Instant::now()));
+        Ok(self.look_at_server(now))
+    }
+
+    /// Has the standby's turn begin, or starts a server.
+    fn start_server(&mut self) -> anyhow::Result<()> {
+        self.start_at = None;
+        self.look_at_standby();
+        if let Some(standby) = self.standby.take() {
+            self.server = Some(standby.begin());
+            return Ok(());
+        }
+        match self.start(self.editions.current(), false) {
+            Ok(server) => {
+                self.complaint.clear();
+                self.server = Some(server);
+            }
+            Err(error) if !self.is_needed => return Err(error),
+            Err(error) => {
+                let complaint = crate::logging::say(&error);
+                if complaint != self.complaint {
+                    stderr::line(&format!("no server can be started: {complaint}"));
+                    self.complaint = complaint;
+                }
+                let longest = if is_want_of_room(&error) {
+                    NO_ROOM_PAUSE
+                } else {
+                    self.count_death(None);
+                    LONGEST_PAUSE
+                };
+                self.pause = (self.pause * 2).clamp(Duration::from_millis(10), longest);
+                self.start_at = Some(Instant::now() + self.pause);
+            }
+        }
+        Ok(())
+    }
+
+    fn start(&self, edition: &Edition, is_candidate: bool) -> anyhow::Result<Server> {
+        Server::start(edition, &self.arguments, is_candidate, self.broker_restarts)
+    }
+
+    /// Sleeps until something happens or is due, and returns when that was.
+    fn wait(&mut self, signals: &SignalFd) -> Instant {
+        // One that is prepared waits for its turn.
+        let candidate = || self.candidate.iter().map(|(one, _)| one).filter(|one| !one.prepared);
+        let servers = || self.server.iter().chain(candidate());
+        let mut fds = vec![PollFd::new(signals, PollFlags::IN)];
+        for server in servers() {
+            fds.push(PollFd::new(&server.process.pidfd, PollFlags::IN));
+            let more = if server.has_more_to_hear() { PollFlags::OUT } else { PollFlags::empty() };
+            if !server.is_mute {
+                fds.push(PollFd::new(&server.socket, PollFlags::IN | more));
+            }
+        }
+        let standby = self.standby.iter().map(|standby| &standby.process);
+        let with_brokers = || self.server.iter().chain(&self.standby);
+        let brokers = with_brokers().filter_map(|server| server.broker.process.as_ref());
+        let search = self.search.iter().map(|(search, _)| search);
+        for process in standby.chain(brokers).chain(search) {
+            fds.push(PollFd::new(&process.pidfd, PollFlags::IN));
+        }
+        let now = Instant::now();
+        let due = [self.start_at, self.search.as_ref().map(|(_, until)| *until)];
+        let manager = (!self.store.has_told()).then(|| now + MANAGER_PAUSE);
+        let server = self.server.as_ref().map(|server| self.due(server));
+        let missing = with_brokers().filter(|one| one.broker.process.is_none());
+        let missing = missing.filter(|_| self.stopping.is_none()).map(|one| one.broker.due);
+        let due = due.into_iter().chain([manager, server]).flatten().chain(missing);
+        let due = due.chain(candidate().map(Server::silent_at)).min();
+        let left = due.map(|due| due.saturating_duration_since(now));
         let timeout = left.map(|left| Timespec {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(1),
             // One more millisecond, so that it is not too early.
             tv_nsec: i64::from(left.subsec_nanos()).saturating_add(1_000_000).min(999_999_999),
         });
-        let asked = Instant::now();
         let _ = poll(&mut fds, timeout.as_ref());
-        let now = Instant::now();
-        if left.is_some_and(|left| now.duration_since(asked) > left + OVERSLEPT) {
+        let woken = Instant::now();
+        if left.is_some_and(|left| woken.duration_since(now) > left + OVERSLEPT) {
             let candidate = self.candidate.as_mut().map(|(one, _)| one);
-            self.server.iter_mut().chain(candidate).for_each(|one| one.heard = now);
+            self.server.iter_mut().chain(candidate).for_each(|one| one.heard = woken);
+        }
+        woken
+    }
+
+    /// When the server has to be looked at, if it does not say or do anything.
+    fn due(&self, server: &Server) -> Instant {
+        match server.killed {
+            Some(killed) => killed + self.patience(),
+            None => self.stop_by.map_or(server.silent_at(), |by| by.min(server.silent_at())),
+        }
+    }
+
+    /// How long a server that was killed may take to end.
+    pub(super) fn patience(&self) -> Duration {
+        match self.stopping {
+            Some(Stop::Keep | Stop::Release) => LAST_MOMENT,
+            _ => UNKILLABLE,
         }
     }
 
     /// Takes what the server says.
-    fn listen(&mut self) {
+    pub(super) fn listen(&mut self) {
         loop {
             let Some(server) = &mut self.server else { return };
-            let (text, fd) = match wire::receive(&server.socket, RecvFlags::DONTWAIT) {
-                Ok(Some(message)) => message,
-                // A process that dies takes a while to lay down what it has, and needs processors for it.
-                Ok(None) => {
-                    server.is_mute = true;
-                    return;
-                }
-                Err(_) => return,
-            };
+            server.flush();
+            let Some((text, fd)) = server.receive() else { return };
             server.heard = Instant::now();
             let (verb, rest) = text.split_once(' ').unwrap_or((&text, ""));
             match (verb, fd) {
                 ("store", Some(fd)) => self.store.put(rest, fd),
                 ("remove", _) => self.store.remove(rest),
+                (wire::CONFIGURED, Some(text)) => self.configure(text, None),
                 ("prepared", _) => self.hand_over(),
-                ("serving", _) => {
-                    server.serving = true;
-                    self.served_once = true;
-                    self.proven = None;
-                    // Without systemd there is nobody to tell.
-                    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-                    self.have_standby();
-                }
-                ("reloaded", _) => {
+                ("serving", _) => self.served(),
+                ("reloaded", text) => {
+                    let served = server.served();
+                    // What it has read is not proven by how long it served before.
+                    server.serving = Some(Instant::now());
+                    if let Some(text) = text {
+                        self.configure(text, served);
+                        self.store_configuration();
+                    }
                     self.dismiss_standby();
                     self.have_standby();
                 }
@@ -226,28 +300,63 @@ impl Keeper {
         }
     }
 
+    /// The server has begun to serve.
+    fn served(&mut self) {
+        if let Some(server) = &mut self.server {
+            server.serving = Some(Instant::now());
+        }
+        self.is_needed = true;
+        self.store_configuration();
+        self.store.notify("READY=1");
+        self.have_standby();
+        if std::mem::take(&mut self.has_dead_files) {
+            self.search_dead_files();
+        }
+    }
+
+    /// Servers are started with this configuration from now on, if the file on disk is wrong. The
+    /// last one has served for so long.
+    fn configure(&mut self, text: OwnedFd, served: Option<Duration>) {
+        let current = self.editions.current();
+        let Some(before) = &current.configuration else {
+            self.editions.current_mut().configuration = Some(Rc::new(text));
+            return;
+        };
+        if !edition::has_same_bytes(before, &text) {
+            let next =
+                Edition { configuration: Some(Rc::new(text)), instead: false, ..current.clone() };
+            self.editions.replace(next, served);
+        } else if current.instead {
+            // The file on disk has it again.
+            self.editions.current_mut().instead = false;
+        }
+    }
+
+    /// A server serves with this configuration: it outlives the keeper too.
+    fn store_configuration(&mut self) {
+        let Some(current) = &self.editions.current().configuration else { return };
+        if self.store.get(CONFIGURATION).is_none_or(|held| !Rc::ptr_eq(held, current)) {
+            self.store.put_shared(CONFIGURATION, Rc::clone(current));
+        }
+    }
+
     /// Gives the server everything, and the word to go.
     fn hand_over(&mut self) {
         let Some(server) = &mut self.server else { return };
         server.prepared = true;
-        let to = server.socket.as_fd();
-        let sent = self
-            .store
-            .iter()
-            .try_for_each(|(name, fd)| wire::send(to, &format!("held {name}"), Some(fd)));
-        let sent = sent.and_then(|()| self.ended.map_or(Ok(()), |how| wire::send(to, how, None)));
-        if let Err(errno) =
-            sent.and_then(|()| wire::send(to, &format!("go {}", self.restarts), None))
-        {
-            eprintln!("ambit: the server does not take what was kept: sendmsg: {errno}");
+        for (name, fd) in self.store.iter().filter(|(name, _)| *name != CONFIGURATION) {
+            server.say(format!("held {name}"), Some(Rc::clone(fd)));
         }
+        if let Some(how) = self.ended {
+            server.say(how, None);
+        }
+        server.say(format!("go {}", self.restarts), None);
     }
 
     /// Says something to the server.
-    fn say(&self, text: &str) {
-        if let Some(server) = &self.server {
-            // When it is gone, that is seen elsewhere.
-            let _ = wire::send(server.socket.as_fd(), text, None);
+    fn say(&mut self, text: &str) {
+        if let Some(server) = &mut self.server {
+            server.say(text, None);
         }
     }
 
@@ -256,7 +365,7 @@ impl Keeper {
             return;
         }
         if how != Stop::Replace {
-            let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+            self.store.notify("STOPPING=1");
             // A command that asks while the service is stopped is refused at once, and does not wait.
             self.store.remove(control::SOCKET);
         }
@@ -272,28 +381,25 @@ impl Keeper {
         if self.standby.is_some() || self.stopping.is_some() {
             return;
         }
-        match start(&self.program, &self.arguments, false) {
+        match self.start(self.editions.current(), false) {
             Ok(standby) => self.standby = Some(standby),
-            Err(error) => eprintln!("ambit: no standby: {}", crate::logging::say(&error)),
+            Err(error) => stderr::line(&format!("no standby: {}", crate::logging::say(&error))),
         }
     }
 
     /// Ends the standby: it is of another program or configuration, or not needed any more.
-    fn dismiss_standby(&mut self) {
-        if let Some(mut standby) = self.standby.take() {
-            let _ = standby.child.kill();
-            let _ = standby.child.wait();
+    pub(super) fn dismiss_standby(&mut self) {
+        if let Some(standby) = self.standby.take() {
+            standby.bury(&mut self.graveyard);
         }
     }
 
     /// Has the standby ended?
     fn look_at_standby(&mut self) {
-        let Some(standby) = &mut self.standby else { return };
-        if let Ok(None) = standby.child.try_wait() {
-            return;
+        if self.standby.as_mut().is_some_and(|standby| standby.process.ended().is_some()) {
+            stderr::line("the standby has ended; a server that dies takes longer to replace");
+            self.dismiss_standby();
         }
-        eprintln!("ambit: the standby has ended; a server that dies takes longer to replace");
-        self.standby = None;
     }
 
     /// Starts a new program beside the server.
@@ -301,200 +407,91 @@ impl Keeper {
         if self.candidate.is_some() || self.stopping.is_some() {
             return self.say("refused another change is under way");
         }
-        match start(program, &self.arguments, true) {
-            Ok(server) => self.candidate = Some((server, program.to_owned())),
+        let started = Program::open(program).and_then(|program| {
+            let (program, current) = (Rc::new(program), self.editions.current().clone());
+            let edition = Edition { program, instead: false, ..current };
+            Ok((self.start(&edition, true)?, edition))
+        });
+        match started {
+            Ok(candidate) => self.candidate = Some(candidate),
             Err(error) => self.say(&format!("refused {}", crate::logging::say(&error))),
         }
     }
 
     /// Is the new program prepared, or has it failed?
-    fn look_at_candidate(&mut self) {
+    fn look_at_candidate(&mut self, now: Instant) {
         let Some((candidate, _)) = &mut self.candidate else { return };
         if candidate.prepared {
             return;
         }
         // Seen before what it said last is heard.
-        let ended = candidate.child.try_wait().ok().flatten();
-        loop {
-            let text = match wire::receive(&candidate.socket, RecvFlags::DONTWAIT) {
-                Ok(Some((text, _))) => text,
-                other => {
-                    candidate.is_mute |= other.is_ok();
-                    break;
+        let ended = candidate.process.ended();
+        candidate.flush();
+        while let Some((text, fd)) = candidate.receive() {
+            match (text.split_once(' '), fd) {
+                (None, Some(fd)) if text == wire::CONFIGURED => candidate.configuration = Some(fd),
+                (None, _) if text == "prepared" => {
+                    candidate.prepared = true;
+                    return self.stop(Stop::Replace);
                 }
-            };
-            if text == "prepared" {
-                candidate.prepared = true;
-                self.stop(Stop::Replace);
-                return;
+                (Some(("failed", why)), _) => candidate.failure = Some(why.to_owned()),
+                _ => {}
             }
-            candidate.failure = text.strip_prefix("failed ").map(str::to_owned);
         }
-        if ended.is_none() && candidate.started.elapsed() <= CHECK {
+        if ended.is_none() && candidate.silent_at() > now {
             return;
         }
         let said = candidate.failure.take();
-        let _ = candidate.child.kill();
-        let _ = candidate.child.wait();
-        self.candidate = None;
-        let how = ended.map_or_else(
-            || format!("it was not ready after {} s", CHECK.as_secs()),
-            |end| end.to_string(),
-        );
+        if let Some((candidate, _)) = self.candidate.take() {
+            candidate.bury(&mut self.graveyard);
+        }
+        let how = match ended {
+            None => format!("it was not ready after {} s", CHECK.as_secs()),
+            Some(end) => end.map_or("it ended".to_owned(), |end| end.to_string()),
+        };
         let why = said.unwrap_or(how);
         self.say(&format!("refused the new program failed before it served: {why}"));
     }
 
-    /// Has the server ended, or should it?
-    fn look_at_server(&mut self) -> Option<ExitCode> {
-        let now = Instant::now();
-        let Some(server) = &mut self.server else {
-            let over = self.stopping.is_some();
-            return over.then(|| self.end(ExitCode::SUCCESS));
-        };
-        let late = server.silent_at() <= now || self.stop_by.is_some_and(|by| by <= now);
-        let ended = match server.child.try_wait() {
-            Ok(None) if !late => return None,
-            Ok(None) => {
-                eprintln!("ambit: the server does not answer and is killed");
-                let _ = server.child.kill();
-                server.child.wait().ok()
-            }
-            Ok(Some(status)) => Some(status),
-            Err(_) => None,
-        };
-        // What it said last is heard first.
-        self.listen();
-        let (lived, served) = self
-            .server
-            .take()
-            .map_or((Duration::ZERO, false), |one| (one.started.elapsed(), one.serving));
-        match self.stopping {
-            Some(Stop::Replace) => {
-                self.replace();
-                None
-            }
-            Some(_) => Some(self.end(code(ended))),
-            // It never worked: whoever started us is told.
-            None if !self.served_once => Some(self.end(code(ended))),
-            None => {
-                let how = ended.map_or("for no known reason".to_owned(), |end| end.to_string());
-                eprintln!("ambit: the server ended ({how}) and is started again");
-                if let Some(proven) = self.proven.take() {
-                    eprintln!("ambit: the new program never served; the one before goes on");
-                    self.program = proven;
-                }
-                self.restarts += 1;
-                let crashed = ended.is_some_and(has_crashed).then_some(wire::CRASHED);
-                self.ended = crashed.or(late.then_some(wire::SILENT));
-                // One that has served is not broken: containers wait for the next one.
-                let longest = if served { SHORT_PAUSE } else { LONGEST_PAUSE };
-                self.pause = if lived > STABLE {
-                    Duration::ZERO
-                } else {
-                    (self.pause * 2).clamp(Duration::from_millis(1), longest)
-                };
-                // One that stands by is there already, and took its time.
-                let pause =
-                    if served && self.standby.is_some() { Duration::ZERO } else { self.pause };
-                self.start_at = Some(now + pause);
-                None
-            }
-        }
-    }
-
-    /// The new program takes the place of the server.
-    fn replace(&mut self) {
+    /// The new program takes the place of the server, which has served for so long.
+    pub(super) fn replace(&mut self, served: Option<Duration>) {
         self.stopping = None;
         self.stop_by = None;
-        let Some((mut candidate, program)) = self.candidate.take() else {
+        let Some((mut candidate, mut edition)) = self.candidate.take() else {
             self.start_at = Some(Instant::now());
             return;
         };
         candidate.heard = Instant::now();
+        if let Some(configuration) = candidate.configuration.take() {
+            edition.configuration = Some(Rc::new(configuration));
+        }
         self.server = Some(candidate);
         self.ended = None;
-        self.proven = Some(std::mem::replace(&mut self.program, program));
+        self.editions.replace(edition, served);
         self.hand_over();
     }
 
-    fn end(&mut self, code: ExitCode) -> ExitCode {
-        if let Some((mut candidate, _)) = self.candidate.take() {
-            let _ = candidate.child.kill();
-            let _ = candidate.child.wait();
+    /// Ends what is left, for a moment at most.
+    pub(super) fn end(&mut self, code: ExitCode) -> ExitCode {
+        if let Some((candidate, _)) = self.candidate.take() {
+            candidate.bury(&mut self.graveyard);
         }
+        if let Some((search, _)) = self.search.take() {
+            self.graveyard.bury(search);
+        }
+        self.dismiss_standby();
         // The same if it ends because it cannot serve.
         self.store.remove(control::SOCKET);
         if self.stopping == Some(Stop::Release) {
             self.store.clear();
         }
-        code
-    }
-}
-
-impl Server {
-    /// The same, whose turn it is from now on.
-    fn begin(self) -> Self {
-        let now = Instant::now();
-        Self { started: now, heard: now, ..self }
-    }
-
-    /// When it has been silent for too long.
-    fn silent_at(&self) -> Instant {
-        let checking = !self.prepared && self.is_candidate;
-        self.heard
-            + if checking {
-                CHECK
-            } else if self.serving {
-                SILENCE
-            } else {
-                START
+        let until = Instant::now() + LAST_MOMENT;
+        loop {
+            self.graveyard.collect();
+            if (self.store.flush() && self.graveyard.0.is_empty()) || Instant::now() >= until {
+                return code;
             }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
-}
-
-/// Starts a server; one that is a candidate checks itself first.
-fn start(
-    program: &Path,
-    arguments: &[std::ffi::OsString],
-    is_candidate: bool,
-) -> anyhow::Result<Server> {
-    let (socket, theirs) = wire::pair().context("socketpair")?;
-    if is_candidate {
-        wire::send(socket.as_fd(), wire::CHECK, None).context("sendmsg")?;
-    }
-    let child = Command::new(program)
-        // What it is called in lists of processes.
-        .arg0("ambit")
-        .args(arguments)
-        .arg("--kept")
-        .stdin(Stdio::from(theirs))
-        .spawn()
-        .with_context(|| format!("cannot start {}", program.display()))?;
-    let pidfd = pidfd_open(rustix::process::Pid::from_child(&child), PidfdFlags::empty())
-        .context("pidfd_open (Linux 5.3)")?;
-    let now = Instant::now();
-    Ok(Server {
-        child,
-        pidfd,
-        socket,
-        started: now,
-        heard: now,
-        is_candidate,
-        prepared: false,
-        serving: false,
-        is_mute: false,
-        failure: None,
-    })
-}
-
-/// Did it end by itself, and not by what somebody else sent to it?
-fn has_crashed(status: ExitStatus) -> bool {
-    let from_outside = [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGINT].map(|one| one as i32);
-    status.signal().map_or(!status.success(), |signal| !from_outside.contains(&signal))
-}
-
-fn code(status: Option<ExitStatus>) -> ExitCode {
-    let code = status.and_then(|status| status.code()).unwrap_or(1);
-    ExitCode::from(u8::try_from(code).unwrap_or(1))
 }

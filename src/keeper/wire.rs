@@ -1,6 +1,10 @@
 //! Messages between the keeper and a server: one line of text and at most one descriptor each,
-//! over a SEQPACKET pair, which keeps their boundaries and what was sent by who is dead.
+//! over a SEQPACKET pair, which keeps their boundaries and what a dead sender sent.
+//!
+//! Sending never waits: neither side may be held up by the other one, which may be stopped. What
+//! does not fit into the socket waits in an [`Outbox`].
 
+use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,6 +29,21 @@ pub const CRASHED: &str = "crashed";
 /// The same if the keeper killed it because it said nothing any more.
 pub const SILENT: &str = "silent";
 
+/// What a server hears first, with the text of the last good configuration: it is used if the file
+/// on disk is wrong.
+pub const CONFIGURATION: &str = "configuration";
+
+/// The same for a configuration that is used instead of the file on disk, because servers that used
+/// that one died early.
+pub const INSTEAD: &str = "configuration-instead";
+
+/// The text of the configuration that a server has read from disk.
+pub const CONFIGURED: &str = "configured";
+
+/// The socket of the server's broker; the number behind it says how often a broker was replaced.
+/// Without a descriptor, it comes later.
+pub const BROKER: &str = "broker";
+
 /// The two ends of a connection.
 ///
 /// # Errors
@@ -37,7 +56,7 @@ pub fn pair() -> std::io::Result<(OwnedFd, OwnedFd)> {
 /// Sends a message.
 ///
 /// # Errors
-/// The other side is gone.
+/// The other side is gone, or has not read for so long that there is no room (EAGAIN).
 pub fn send(to: BorrowedFd<'_>, text: &str, fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -46,13 +65,66 @@ pub fn send(to: BorrowedFd<'_>, text: &str, fd: Option<BorrowedFd<'_>>) -> Resul
         control.push(SendAncillaryMessage::ScmRights(&fds));
     }
     let text = text.get(..text.floor_char_boundary(LONGEST)).unwrap_or(text);
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
     loop {
-        match sendmsg(to, &[IoSlice::new(text.as_bytes())], &mut control, SendFlags::NOSIGNAL) {
+        match sendmsg(to, &[IoSlice::new(text.as_bytes())], &mut control, flags) {
             Ok(_) => return Ok(()),
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno),
         }
     }
+}
+
+/// Messages that wait until the other side reads, in order.
+///
+/// A name is stored or removed once only: the later message takes the place of the earlier one. So
+/// there are no more messages than names that changed, however long the other side does not read.
+#[derive(Debug)]
+pub struct Outbox<F>(VecDeque<(String, Option<F>)>);
+
+impl<F> Default for Outbox<F> {
+    fn default() -> Self {
+        Self(VecDeque::new())
+    }
+}
+
+impl<F: AsFd> Outbox<F> {
+    /// True if no message waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Adds a message.
+    pub fn push(&mut self, text: String, fd: Option<F>) {
+        if let Some(name) = name_of(&text) {
+            self.0.retain(|(earlier, _)| name_of(earlier) != Some(name));
+        }
+        self.0.push_back((text, fd));
+    }
+
+    /// Sends what there is room for. True if nothing is left.
+    ///
+    /// # Errors
+    /// The other side is gone.
+    pub fn flush(&mut self, to: BorrowedFd<'_>) -> Result<bool, Errno> {
+        while let Some((text, fd)) = self.0.front() {
+            match send(to, text, fd.as_ref().map(AsFd::as_fd)) {
+                Ok(()) => drop(self.0.pop_front()),
+                // ETOOMANYREFS: too many descriptors are on their way.
+                Err(Errno::AGAIN | Errno::TOOMANYREFS | Errno::NOMEM | Errno::NOBUFS) => {
+                    return Ok(false);
+                }
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// The name that a message stores or removes.
+fn name_of(text: &str) -> Option<&str> {
+    text.strip_prefix("store ").or_else(|| text.strip_prefix("remove "))
 }
 
 /// Receives a message; waits for it unless `flags` say otherwise. `None`: the other side is gone.
@@ -90,6 +162,38 @@ pub fn receive(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_peer_that_does_not_read_holds_nothing_up_and_misses_nothing() {
+        let (near, far) = pair().unwrap();
+        let mut outbox = Outbox::default();
+        let file = || Some(OwnedFd::from(tempfile::tempfile().unwrap()));
+        for number in 0..1000 {
+            outbox.push(format!("store {number}"), None);
+            let _ = outbox.flush(near.as_fd()).unwrap();
+        }
+        assert!(!outbox.is_empty());
+        let waiting = outbox.0.len();
+        for _ in 0..100 {
+            outbox.push("store again".to_owned(), file());
+            outbox.push("remove again".to_owned(), None);
+        }
+        outbox.push("store again".to_owned(), file());
+        assert_eq!(outbox.0.len(), waiting + 1);
+        let mut received = Vec::new();
+        while received.len() < 1001 {
+            let _ = outbox.flush(near.as_fd()).unwrap();
+            received.push(receive(&far, RecvFlags::DONTWAIT).unwrap().unwrap());
+        }
+        let names = (0..1000).map(|number| format!("store {number}"));
+        assert!(
+            names.chain(["store again".to_owned()]).eq(received.iter().map(|(t, _)| t.clone()))
+        );
+        assert!(received.pop().unwrap().1.is_some());
+        drop(far);
+        outbox.push("beat".to_owned(), None);
+        assert!(outbox.flush(near.as_fd()).is_err());
+    }
 
     #[test]
     fn messages_outlive_their_sender() {

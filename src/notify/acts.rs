@@ -33,8 +33,7 @@ pub struct Acts {
 impl Acts {
     /// With this broker.
     #[must_use]
-    pub fn new(broker: Broker) -> Self {
-        let broker = Arc::new(broker);
+    pub fn new(broker: Arc<Broker>) -> Self {
         let workers = Workers::new(Arc::clone(&broker), DEADLINE);
         Self { workers, broker, mounts: LiveMounts::default() }
     }

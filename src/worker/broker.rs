@@ -1,18 +1,21 @@
-//! The process that starts others: forked before the daemon has threads, single-threaded, with the
-//! host's rights.
+//! The process that starts others: single-threaded, with the host's rights. The keeper starts it
+//! beside the server; without a keeper it is forked before there are threads.
 //!
 //! It forks one process for every errand and goes on listening, so one that hangs holds up
 //! nobody. It keeps no descriptor but its own end of the connection, ends with the daemon, and
-//! lets the mounts that are under way come to their end.
+//! lets the mounts that are under way come to their end. If it dies, the keeper starts another one.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::sys::signal::SigSet;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
@@ -39,6 +42,11 @@ const LONGEST: usize = 128 << 10;
 const DESCRIPTORS: usize = 48;
 /// How much longer than its deadline a mount may take to report.
 const GRACE: Duration = Duration::from_secs(3);
+/// How long a request waits for another broker when the keeper is to start one. The kernel answers
+/// the call after that.
+const ANOTHER: Duration = Duration::from_secs(2);
+/// How long a broker may take to take a request.
+const TAKEN: Duration = Duration::from_secs(5);
 
 /// What is to be done, without the descriptors. Those are, in this order: where to report; for
 /// a mount, the inotify instance that watches it; for a worker, its mailbox; of a caller users, mounts, root, folder and other namespaces; control groups.
@@ -63,10 +71,15 @@ struct Told {
 
 /// The connection to the broker.
 #[derive(Debug)]
-pub struct Broker(OwnedFd);
+pub struct Broker {
+    connection: Mutex<Option<Arc<OwnedFd>>>,
+    replaced: Condvar,
+    /// How long another one may take to come after one has died.
+    patience: Duration,
+}
 
 impl Broker {
-    /// Starts it.
+    /// Starts it as a child of this process.
     ///
     /// # Errors
     /// This process has threads already, or there is no room for another one.
@@ -75,23 +88,65 @@ impl Broker {
         let (ours, theirs) =
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         match fork()? {
-            Fork::Parent(_) => Ok(Self(ours)),
+            Fork::Parent(_) => Ok(Self::connected(Some(ours), Duration::ZERO)),
             Fork::Child => {
-                let _ = rustix::thread::set_name(c"ambit-broker");
-                spare_nobody();
-                // Nobody else may wait for what a mount leaves behind, and until somebody does, the
-                // container that it was for cannot end.
-                let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
-                let _ = close_all_but(theirs.as_raw_fd().unsigned_abs());
-                match Turns::new() {
-                    Ok(turns) => serve(&theirs, &turns),
-                    Err(error) => {
-                        complain(format_args!("ambit: the broker has no memory: {error}"));
-                    }
-                }
+                work(&theirs);
                 leave(0)
             }
         }
+    }
+
+    /// One that the keeper starts and replaces. `None`: it comes later.
+    #[must_use]
+    pub fn kept(connection: Option<OwnedFd>) -> Self {
+        Self::connected(connection, ANOTHER)
+    }
+
+    /// Is the broker that a keeper has started with its connection as standard input.
+    ///
+    /// # Errors
+    /// There is no connection.
+    pub fn serve_keeper() -> std::io::Result<()> {
+        let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+        rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
+        // The keeper blocks signals that helpers must not ignore. Those that a terminal sends to
+        // everybody are for the keeper.
+        SigSet::empty().thread_set_mask()?;
+        let _ = rustix::process::setsid();
+        work(&socket);
+        Ok(())
+    }
+
+    fn connected(connection: Option<OwnedFd>, patience: Duration) -> Self {
+        let broker = Self { connection: Mutex::default(), replaced: Condvar::new(), patience };
+        if let Some(connection) = connection {
+            broker.replace(connection);
+        }
+        broker
+    }
+
+    /// Goes on with another broker.
+    pub fn replace(&self, connection: OwnedFd) {
+        // It may be stopped.
+        let _ = set_socket_timeout(&connection, Timeout::Send, Some(TAKEN));
+        *self.lock() = Some(Arc::new(connection));
+        self.replaced.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<OwnedFd>>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection, or another one than that of a broker that has died.
+    fn connection(&self, dead: Option<&Arc<OwnedFd>>, until: Instant) -> Option<Arc<OwnedFd>> {
+        let is_none = |now: &mut Option<Arc<OwnedFd>>| match (now, dead) {
+            (Some(now), Some(dead)) => Arc::ptr_eq(now, dead),
+            (now, _) => now.is_none(),
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        let waited = self.replaced.wait_timeout_while(self.lock(), left, is_none);
+        let mut now = waited.unwrap_or_else(PoisonError::into_inner).0;
+        if is_none(&mut now) { None } else { now.clone() }
     }
 
     /// Has something mounted, and waits for it. What the kernel mounts is watched by this inotify
@@ -166,9 +221,18 @@ impl Broker {
             let message = "the request is too long for the broker";
             return Err(Failure::new(Errno::E2BIG, message).on_our_side());
         }
-        rustix::net::sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)
-            .map_err(|errno| Failure::nobody_acts(format!("the broker is gone: {errno}")))?;
-        Ok(line)
+        let (until, mut dead) = (Instant::now() + self.patience, None);
+        while let Some(socket) = self.connection(dead.as_ref(), until) {
+            let parts = [IoSlice::new(&bytes)];
+            match rustix::net::sendmsg(&socket, &parts, &mut control, SendFlags::NOSIGNAL) {
+                Ok(_) => return Ok(line),
+                Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => dead = Some(socket),
+                Err(errno) => {
+                    return Err(Failure::nobody_acts(format!("sendmsg to the broker: {errno}")));
+                }
+            }
+        }
+        Err(Failure::nobody_acts("the broker is gone"))
     }
 }
 
@@ -186,6 +250,20 @@ fn spare_nobody() {
     let score = std::fs::read(FILE).ok().and_then(|text| kernel_text::numbers::<i32>(&text).next());
     if score.is_some_and(|score| score < 0) {
         let _ = std::fs::write(FILE, "0");
+    }
+}
+
+/// What the broker does, for as long as the daemon is there.
+fn work(socket: &OwnedFd) {
+    let _ = rustix::thread::set_name(c"ambit-broker");
+    spare_nobody();
+    // No other process may wait for what a mount leaves behind, and until one does, the container
+    // that it was for cannot end.
+    let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+    let _ = close_all_but(socket.as_raw_fd().unsigned_abs());
+    match Turns::new() {
+        Ok(turns) => serve(socket, &turns),
+        Err(error) => complain(format_args!("ambit: the broker has no memory: {error}")),
     }
 }
 
@@ -285,4 +363,40 @@ fn caller(told: Told, fds: Vec<OwnedFd>) -> Result<Caller, Failure> {
 
 fn wrong(what: &str) -> Failure {
     Failure::new(Errno::EPROTO, format!("a wrong request: {what}")).on_our_side()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        let (flags, kind) = (SocketFlags::CLOEXEC, SocketType::SEQPACKET);
+        rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None).unwrap()
+    }
+
+    fn ask(broker: &Broker) -> Result<Line, Failure> {
+        broker.send(&Errand::Worker, std::iter::empty())
+    }
+
+    #[test]
+    fn a_request_waits_for_the_broker_after_one_that_died() {
+        let (ours, theirs) = pair();
+        drop(theirs);
+        let broker = Broker::kept(Some(ours));
+        std::thread::scope(|scope| {
+            let asking = scope.spawn(|| ask(&broker));
+            let (ours, theirs) = pair();
+            broker.replace(ours);
+            assert!(asking.join().unwrap().is_ok());
+            assert!(receive(&theirs, &mut vec![0; LONGEST]).is_some());
+        });
+    }
+
+    #[test]
+    fn without_a_keeper_the_kernel_answers_at_once() {
+        let (ours, theirs) = pair();
+        drop(theirs);
+        let failure = ask(&Broker::connected(Some(ours), Duration::ZERO)).unwrap_err();
+        assert!(failure.untried, "{failure}");
+    }
 }

@@ -1,6 +1,6 @@
 //! Work for containers that needs more rights than they have.
 //!
-//! [`Broker`] is forked before the daemon has threads and forks everything else: a process for each
+//! [`Broker`] is a process with one thread that forks everything else: a process for each
 //! mount (`mount`), and a lasting one for the quick acts of a control group (`act`). What acts in
 //! the caller's place is told by descriptors and numbers that were taken while the caller was
 //! known to wait ([`Caller`], [`act::Actor`]).

@@ -104,8 +104,12 @@ scenario)
     sleep 0.2; : >"$DIR/stop/stop"
     wait "$survivor" || echo "the sandbox ended with $?"
     cat "$DIR/survivor"
-    echo "mistake = 1" >"$DIR/ambit.toml"
-    systemctl restart ambit 2>/dev/null && echo "a mistake was started"
+    echo "mistake = 1" >>"$DIR/ambit.toml"
+    # The last good configuration outlives the keeper.
+    pid=$(main_pid); systemctl restart ambit; another "$pid"
+    echo "restarted with a mistake: $("$ambit" status --config "$DIR/ambit.toml" | grep "file is wrong")"
+    # Without anything that was kept it is a first start, which systemd tries by itself.
+    "$ambit" stop --release --config "$DIR/ambit.toml"
     sleep 2
     echo "a mistake: $(systemctl show -p ActiveState --value ambit), status $(systemctl show -p ExecMainStatus --value ambit)"
     grep -m1 mistake "$DIR/ambit.log"

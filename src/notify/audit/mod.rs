@@ -6,7 +6,6 @@
 
 mod log;
 mod record;
-mod time;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -3,14 +3,13 @@
 //! Everything that comes from a container is bounded, and JSON escapes it: a path with a line break
 //! makes no second line.
 
+use crate::timestamp::rfc3339;
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 use serde::Serialize;
 use serde_json::{Map, Value};
-
-use super::time::rfc3339;
 
 /// Of a text that a container chose, so many bytes.
 const LONGEST: usize = 1024;

@@ -109,8 +109,9 @@ impl Workers {
     ) -> Result<Answer, Failure> {
         let place = self.place(&actor.groups);
         let mut worker = place.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut was_killed = false;
         // It has ended in the meantime, most likely; one that just started has not.
-        for _ in 0..2 {
+        for _ in 0..3 {
             let mut running = match worker.take() {
                 Some(running) => running,
                 None => self.start(&actor.groups)?,
@@ -121,9 +122,15 @@ impl Workers {
                         running.charge = self.waiting.charge(payer, 1);
                     }
                     *worker = Some(running).filter(|running| running.charge.is_some());
-                    return Ok(answer);
+                    // The one that was killed had done it already, most likely.
+                    let is_done = was_killed && answer.reply == Reply::Failed(Errno::EEXIST);
+                    return Ok(if is_done { Reply::Done.into() } else { answer });
                 }
                 Ok(None) => {}
+                // Workers die with their broker.
+                Err(failure) if failure.errno == Errno::EINTR && what.is_repeatable() => {
+                    was_killed = true;
+                }
                 Err(failure) => return Err(failure),
             }
         }
@@ -170,8 +177,16 @@ impl Workers {
     fn start(&self, groups: &[u8]) -> Result<Worker, Failure> {
         let started = control_groups(groups).and_then(|groups| {
             let (mailbox, workers) = Mailbox::new().or_fail("mmap of a mailbox")?;
-            let line = self.broker.worker(&workers, &groups)?;
-            let process = line.receive(Instant::now() + self.patience * TIMES)?.pop();
+            let ask = || {
+                let line = self.broker.worker(&workers, &groups)?;
+                let process = line.receive(Instant::now() + self.patience * TIMES)?.pop();
+                Ok((line, process))
+            };
+            let (line, process) = ask().or_else(|failure: Failure| match failure.errno {
+                // The broker may have died with the request; there is another one then.
+                Errno::EIO => ask(),
+                _ => Err(failure),
+            })?;
             let process = process.ok_or_else(|| Failure::nobody_acts("a worker says nothing"))?;
             let line = line.into_fd();
             set_socket_timeout(&line, Timeout::Recv, Some(self.patience)).or_fail("SO_RCVTIMEO")?;

@@ -51,6 +51,14 @@ pub enum What {
 }
 
 impl What {
+    /// True if doing it once more changes nothing, or fails with EEXIST.
+    pub(super) fn is_repeatable(&self) -> bool {
+        match self {
+            Self::Mknod(_) | Self::SetOpaque(_) => true,
+            Self::Bpf(_) => false,
+        }
+    }
+
     /// The capabilities in force while its path is walked: none that passes over permissions.
     pub(super) fn rights(&self) -> CapabilitySet {
         match self {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{kill_server, next_read, resends};
+use super::{faults, kill_server, next_read, resends};
 use crate::harness::cgroup::{Cgroup, Limits};
 use crate::harness::daemon::Daemon;
 use crate::harness::{command, machine, sandbox, text};
@@ -88,19 +88,14 @@ fn the_status_after_a_crash_lists_containers_that_have_not_read_since() {
 
 /// The server that follows when this one dies.
 fn standby(daemon: &Daemon) -> Pid {
-    let (keeper, server) = (daemon.pid(), daemon.server_pid());
-    let is_it = |pid: u32| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        pid != server && status.contains(&format!("\nPPid:\t{keeper}\n"))
-    };
+    let server = daemon.server_pid().cast_signed();
     let until = Instant::now() + machine::patience(10);
     loop {
-        let entries = fs::read_dir("/proc").unwrap().flatten();
-        let mut pids = entries.filter_map(|one| one.file_name().to_str()?.parse::<u32>().ok());
-        if let Some(pid) = pids.find(|pid| is_it(*pid)) {
-            return Pid::from_raw(pid.cast_signed()).unwrap();
+        let mut servers = faults::children(daemon, "ambit").into_iter();
+        if let Some(pid) = servers.find(|pid| pid.as_raw_nonzero().get() != server) {
+            return pid;
         }
-        assert!(Instant::now() < until, "nobody stands by");
+        assert!(Instant::now() < until, "no server stands by");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

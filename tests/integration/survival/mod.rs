@@ -1,6 +1,7 @@
 //! The server dies, is replaced, is stopped and started: nothing inside a container notices.
 
 mod crash;
+mod faults;
 mod frozen;
 mod keeper;
 mod lxc;

@@ -3,8 +3,10 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::upgrade::upgrade;
-use super::{keeper, kill_server, next_read, number, resends, survivors};
+use super::{faults, keeper, kill_server, next_read, number, resends, survivors};
 use crate::harness::daemon::{Daemon, Place};
 use crate::harness::machine;
 use crate::steady::held;
@@ -18,6 +20,12 @@ enum Blow {
     Upgrade,
     /// The keeper is killed, and started again by who holds its descriptors.
     Keeper,
+    /// The keeper is stopped for a second.
+    Pause,
+    /// The server is killed while the configuration file is wrong.
+    Mistake,
+    /// The brokers are killed.
+    Brokers,
 }
 
 #[test]
@@ -32,6 +40,9 @@ fn nothing_fails_while_servers_are_killed_and_replaced() {
         (Blow::Server, number("AMBIT_SURVIVAL_KILLS", 20)),
         (Blow::Upgrade, number("AMBIT_SURVIVAL_UPGRADES", 4)),
         (Blow::Keeper, number("AMBIT_SURVIVAL_KEEPERS", 2)),
+        (Blow::Pause, number("AMBIT_SURVIVAL_PAUSES", 2)),
+        (Blow::Mistake, number("AMBIT_SURVIVAL_MISTAKES", 2)),
+        (Blow::Brokers, number("AMBIT_SURVIVAL_BROKERS", 4)),
     ]);
     let early = held(keeper(&daemon));
     for blow in &turns {
@@ -40,6 +51,21 @@ fn nothing_fails_while_servers_are_killed_and_replaced() {
         match blow {
             Blow::Upgrade => upgrade(&daemon),
             Blow::Keeper => keeper::kill(&daemon),
+            Blow::Pause => {
+                let keeper = Pid::from_raw(keeper::pid(&daemon)).unwrap();
+                kill_process(keeper, Signal::STOP).unwrap();
+                std::thread::sleep(Duration::from_secs(1));
+                kill_process(keeper, Signal::CONT).unwrap();
+            }
+            Blow::Mistake => {
+                let config = daemon.place().config();
+                let right = fs::read_to_string(&config).unwrap();
+                fs::write(&config, format!("{right}mistake = 1\n")).unwrap();
+                kill_server(&daemon);
+                next_read(&daemon);
+                fs::write(&config, right).unwrap();
+            }
+            Blow::Brokers => faults::kill_all(&faults::children(&daemon, "ambit-broker")),
             Blow::Server => {
                 kill_server(&daemon);
                 let killed = Instant::now();

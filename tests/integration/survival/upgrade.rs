@@ -129,7 +129,7 @@ fn upgrade_to(daemon: &Daemon, program: &Path) {
     assert_ne!(daemon.server_pid(), server);
 }
 
-fn reload_with(daemon: &Daemon, program: &Path) -> Output {
+pub(super) fn reload_with(daemon: &Daemon, program: &Path) -> Output {
     let mut reload = command::quiet(machine::AMBIT);
     reload.arg("reload").arg("--config").arg(daemon.place().config());
     command::run(reload.arg("--exec").arg(program))

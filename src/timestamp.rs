@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// With nanoseconds: `2026-01-31T23:59:59.000000001Z`.
-pub(super) fn rfc3339(time: SystemTime) -> String {
+pub(crate) fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     let (year, month, day) = date(days);
@@ -14,6 +14,12 @@ pub(super) fn rfc3339(time: SystemTime) -> String {
         second % 60,
         since.subsec_nanos()
     )
+}
+
+/// Without fractions of a second: `2026-01-31T23:59:59Z`.
+pub(crate) fn seconds(time: SystemTime) -> String {
+    let whole = rfc3339(time);
+    whole.split('.').next().map_or(String::new(), |text| format!("{text}Z"))
 }
 
 /// Year, month and day, so many days after 1970 began.
@@ -59,6 +65,7 @@ mod tests {
         ] {
             let time = UNIX_EPOCH + Duration::new(seconds, 7);
             assert_eq!(rfc3339(time), format!("{text}.000000007Z"));
+            assert_eq!(super::seconds(time), format!("{text}Z"));
         }
     }
 }

@@ -1,0 +1,128 @@
+//! The service manager (`sd_notify(3)`): is told the state of the service, and given descriptors to
+//! store. Telling never waits: what it does not take at once is told later, in order.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType, sendmsg_addr,
+};
+
+use crate::output::stderr;
+
+/// systemd, or what stands in for it.
+#[derive(Debug)]
+pub(super) struct Manager {
+    socket: OwnedFd,
+    address: SocketAddrUnix,
+    stores: bool,
+    waiting: VecDeque<(String, Option<Rc<OwnedFd>>)>,
+}
+
+impl Manager {
+    /// The one that started this process. systemd says in `FDSTORE` how many descriptors it stores
+    /// (version 254).
+    pub(super) fn find() -> Option<Self> {
+        let path = std::env::var("NOTIFY_SOCKET").ok()?;
+        let most = std::env::var("FDSTORE").ok().and_then(|most| most.parse::<u32>().ok());
+        Self::at(&path, most.is_some_and(|most| most > 0))
+    }
+
+    fn at(path: &str, stores: bool) -> Option<Self> {
+        let address = match path.strip_prefix('@') {
+            Some(name) => SocketAddrUnix::new_abstract_name(name.as_bytes()).ok()?,
+            None => SocketAddrUnix::new(path).ok()?,
+        };
+        let flags = SocketFlags::CLOEXEC;
+        let kind = SocketType::DGRAM;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None).ok()?;
+        Some(Self { socket, address, stores, waiting: VecDeque::new() })
+    }
+
+    /// True if it stores descriptors.
+    pub(super) fn stores(&self) -> bool {
+        self.stores
+    }
+
+    /// True if nothing is left to tell.
+    pub(super) fn has_told(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Tells it something. What is removed need not be stored before.
+    pub(super) fn tell(&mut self, text: String, fd: Option<Rc<OwnedFd>>) {
+        if let Some(removed) = text.strip_prefix("FDSTOREREMOVE=1\n") {
+            let of_it = |text: &str| text.lines().any(|line| line == removed);
+            self.waiting.retain(|(earlier, _)| !of_it(earlier));
+        }
+        self.waiting.push_back((text, fd));
+        self.flush();
+    }
+
+    /// Tells what it did not take before. True if nothing is left.
+    pub(super) fn flush(&mut self) -> bool {
+        while let Some((text, fd)) = self.waiting.front() {
+            match self.send(text, fd.as_ref()) {
+                // EAGAIN: its queue is full. ECONNREFUSED, ENOENT: it is being executed anew.
+                Err(Errno::AGAIN | Errno::INTR | Errno::TOOMANYREFS | Errno::NOMEM) => {
+                    return false;
+                }
+                Err(Errno::CONNREFUSED | Errno::NOENT) if fd.is_some() => return false,
+                Err(errno) => {
+                    let first = text.lines().next().unwrap_or_default();
+                    let said =
+                        format!("the service manager does not take {first}: sendmsg: {errno}");
+                    stderr::line(&said);
+                }
+                Ok(()) => {}
+            }
+            self.waiting.pop_front();
+        }
+        true
+    }
+
+    fn send(&self, text: &str, fd: Option<&Rc<OwnedFd>>) -> Result<(), Errno> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fds: Vec<_> = fd.into_iter().map(|fd| fd.as_fd()).collect();
+        if !fds.is_empty() {
+            control.push(SendAncillaryMessage::ScmRights(&fds));
+        }
+        let text = [IoSlice::new(text.as_bytes())];
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        sendmsg_addr(&self.socket, &self.address, &text, &mut control, flags).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    #[test]
+    fn a_manager_that_does_not_read_is_not_waited_for_and_is_told_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let mut manager = Manager::at(path.to_str().unwrap(), true).unwrap();
+        let file = Rc::new(OwnedFd::from(tempfile::tempfile().unwrap()));
+        for number in 0..2000 {
+            manager.tell(number.to_string(), Some(Rc::clone(&file)));
+        }
+        assert!(!manager.waiting.is_empty());
+        let mut buffer = [0; 16];
+        for number in 0..2000 {
+            manager.flush();
+            let read = socket.recv(&mut buffer).unwrap();
+            assert_eq!(buffer[..read], *number.to_string().as_bytes());
+        }
+        assert!(manager.flush());
+    }
+}
