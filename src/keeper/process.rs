@@ -36,7 +36,7 @@ const LEAVE: Duration = Duration::from_secs(5);
 /// How long the keeper waits for what it has killed, and for the service manager, when it ends.
 const LAST_MOMENT: Duration = Duration::from_secs(2);
 /// A keeper that wakes so much later than it wanted was frozen or stopped, and the server probably
-/// with it: nobody's silence is counted then.
+/// with it: no silence is counted then.
 const OVERSLEPT: Duration = Duration::from_secs(2);
 /// The longest pause between two starts.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(5);

@@ -109,8 +109,8 @@ impl Broker {
     pub fn serve_keeper() -> std::io::Result<()> {
         let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
         rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
-        // The keeper blocks signals that helpers must not ignore. Those that a terminal sends to
-        // everybody are for the keeper.
+        // Helpers must not inherit the keeper's mask of signals. Signals of a terminal are for the
+        // keeper alone.
         SigSet::empty().thread_set_mask()?;
         let _ = rustix::process::setsid();
         work(&socket);
