@@ -114,7 +114,11 @@ impl Workers {
         for _ in 0..3 {
             let mut running = match worker.take() {
                 Some(running) => running,
-                None => self.start(&actor.groups)?,
+                None => match self.start(&actor.groups) {
+                    // It may have been done: that is no call for the kernel to answer.
+                    Err(_) if was_killed => return Err(killed()),
+                    started => started?,
+                },
             };
             match running.ask(actor, what, more, pace) {
                 Ok(Some(answer)) => {
@@ -134,7 +138,7 @@ impl Workers {
                 Err(failure) => return Err(failure),
             }
         }
-        Err(Failure::nobody_acts("workers end at once"))
+        Err(if was_killed { killed() } else { Failure::nobody_acts("workers end at once") })
     }
 
     /// No act follows for a while: the worker of these control groups may look out for the end.
