@@ -1,19 +1,25 @@
 //! The service manager (`sd_notify(3)`): is told the state of the service, and given descriptors to
-//! store. Telling never waits: what it does not take at once is told later, in order.
+//! store. Telling waits for a moment at most, because what it does not have yet is lost if the keeper
+//! is killed. What it does not take in that time is told later, in order and without waiting.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
     SocketFlags, SocketType, sendmsg_addr,
 };
 
 use crate::output::stderr;
+
+/// How long it may take to take something.
+const MOMENT: Duration = Duration::from_millis(500);
 
 /// systemd, or what stands in for it.
 #[derive(Debug)]
@@ -41,6 +47,7 @@ impl Manager {
         let flags = SocketFlags::CLOEXEC;
         let kind = SocketType::DGRAM;
         let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None).ok()?;
+        let _ = set_socket_timeout(&socket, Timeout::Send, Some(MOMENT));
         Some(Self { socket, address, stores, waiting: VecDeque::new() })
     }
 
@@ -60,14 +67,18 @@ impl Manager {
             let of_it = |text: &str| text.lines().any(|line| line == removed);
             self.waiting.retain(|(earlier, _)| !of_it(earlier));
         }
-        self.waiting.push_back((text, fd));
-        self.flush();
+        let taken =
+            self.waiting.is_empty() && self.send(&text, fd.as_ref(), SendFlags::empty()).is_ok();
+        if !taken {
+            self.waiting.push_back((text, fd));
+            self.flush();
+        }
     }
 
     /// Tells what it did not take before. True if nothing is left.
     pub(super) fn flush(&mut self) -> bool {
         while let Some((text, fd)) = self.waiting.front() {
-            match self.send(text, fd.as_ref()) {
+            match self.send(text, fd.as_ref(), SendFlags::DONTWAIT) {
                 // EAGAIN: its queue is full. ECONNREFUSED, ENOENT: it is being executed anew.
                 Err(Errno::AGAIN | Errno::INTR | Errno::TOOMANYREFS | Errno::NOMEM) => {
                     return false;
@@ -86,7 +97,7 @@ impl Manager {
         true
     }
 
-    fn send(&self, text: &str, fd: Option<&Rc<OwnedFd>>) -> Result<(), Errno> {
+    fn send(&self, text: &str, fd: Option<&Rc<OwnedFd>>, flags: SendFlags) -> Result<(), Errno> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         let fds: Vec<_> = fd.into_iter().map(|fd| fd.as_fd()).collect();
@@ -94,7 +105,7 @@ impl Manager {
             control.push(SendAncillaryMessage::ScmRights(&fds));
         }
         let text = [IoSlice::new(text.as_bytes())];
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let flags = flags | SendFlags::NOSIGNAL;
         sendmsg_addr(&self.socket, &self.address, &text, &mut control, flags).map(drop)
     }
 }

@@ -43,7 +43,7 @@ pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// The longest pause after the kernel had no room for a process.
 const NO_ROOM_PAUSE: Duration = Duration::from_millis(500);
 /// How long the service manager is left alone that has not taken something.
-const MANAGER_PAUSE: Duration = Duration::from_millis(100);
+const MANAGER_PAUSE: Duration = Duration::from_millis(10);
 
 /// The name of the last good configuration in the store. Servers get it in another way.
 const CONFIGURATION: &str = "configuration";
