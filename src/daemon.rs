@@ -169,7 +169,7 @@ impl Server {
         match self.overlay.restore() {
             Ok(Restored::Nothing) => {}
             Ok(Restored::Mounts) => {
-                keep_connections(&self.overlay, &self.link);
+                keep_pressure(&self.overlay, &self.link);
                 self.noted.mounts_restored();
                 tracing::warn!(
                     "files at {} had been unmounted, or their connection aborted; they are mounted \
@@ -322,39 +322,50 @@ fn overlay(
     held: &mut Held,
 ) -> anyhow::Result<Overlay> {
     let [device, init] = OVERLAY;
-    let overlay = match alive(held.take(device), held.take_bytes(init)) {
+    match alive(held.take(device), held.take_bytes(init)) {
         Some((device, init)) => {
             let overlay = Overlay::takeover(device, &init, options, accounting.clone())?;
             let [device, init] = PRESSURE;
             match alive(held.take(device), held.take_bytes(init)) {
                 Some((device, init)) => overlay.takeover_pressure(device, &init)?,
-                None => overlay.begin_pressure(),
+                None => {
+                    overlay.begin_pressure();
+                    keep_pressure(&overlay, link);
+                }
             }
-            overlay
+            Ok(overlay)
         }
-        None => Overlay::mount(options, accounting.clone())?,
-    };
-    keep_connections(&overlay, link);
-    Ok(overlay)
+        None => {
+            let overlay = Overlay::mount(options, accounting.clone())?;
+            let connection = (overlay.device(), overlay.init_record());
+            keep(link, OVERLAY, connection, overlay.abort_switches().0);
+            keep_pressure(&overlay, link);
+            Ok(overlay)
+        }
+    }
 }
 
-/// Leaves both connections with the keeper, and what ends them.
-fn keep_connections(overlay: &Overlay, link: &Link) {
-    let keep = |[device, init]: [&str; 2],
-                descriptor: BorrowedFd<'_>,
-                record: &[u8],
-                abort: Option<OwnedFd>| {
-        link.store_bytes(init, record);
-        link.store(device, descriptor);
-        // With it the keeper can end a connection that a server in state D holds.
-        if let Some(abort) = abort {
-            link.store(&format!("{device}-abort"), abort);
-        }
-    };
-    let (abort, abort_pressure) = overlay.abort_switches();
-    keep(OVERLAY, overlay.device(), overlay.init_record(), abort);
-    if let Some((descriptor, record)) = overlay.pressure() {
-        keep(PRESSURE, descriptor.as_fd(), &record, abort_pressure);
+/// Leaves the files with triggers with the keeper.
+fn keep_pressure(overlay: &Overlay, link: &Link) {
+    if let Some((device, init)) = overlay.pressure() {
+        keep(link, PRESSURE, (device.as_fd(), &init), overlay.abort_switches().1);
+    }
+}
+
+/// Leaves a new connection with the keeper, and what ends it. One that the keeper has is not given to
+/// it again: it has the service manager remove the one before, and if it is killed then, both are
+/// lost.
+fn keep(
+    link: &Link,
+    [device, init]: [&str; 2],
+    (descriptor, record): (BorrowedFd<'_>, &[u8]),
+    abort: Option<OwnedFd>,
+) {
+    link.store_bytes(init, record);
+    link.store(device, descriptor);
+    // With it the keeper can end a connection that a server in state D holds.
+    if let Some(abort) = abort {
+        link.store(&format!("{device}-abort"), abort);
     }
 }
 

@@ -142,12 +142,12 @@ impl Entrance {
         is_successor: bool,
         link: &Link,
     ) -> Result<(), Error> {
-        let opened = match kept {
-            // If its file is gone, the first look finds that.
-            Some(fd) => Ok(Listening::kept(fd, &self.path)),
-            None => Listening::bind(&self.path, self.kind),
-        };
-        match opened {
+        if let Some(fd) = kept {
+            // The keeper has it already. If its file is gone, the first look finds that.
+            self.listening = Some(Arc::new(Listening::kept(fd, &self.path)));
+            return Ok(());
+        }
+        match Listening::bind(&self.path, self.kind) {
             Ok(socket) => drop(self.replace(socket, link)),
             Err(error) if is_successor => self.report(&error),
             Err(error) => return Err(error),
