@@ -73,7 +73,11 @@ fn choose(path: Option<&Path>, link: &Link, kept: Option<Kept>) -> Result<Chosen
         Some(kept) if kept.instead => None,
         _ => Some(Config::load_with_text(path)),
     };
-    let (error, kept) = match (on_disk, kept) {
+    // Most programs empty a file and write it then.
+    let is_empty = |text: &str| text.trim().is_empty();
+    let is_being_written = matches!(&on_disk, Some(Ok((_, text))) if is_empty(text))
+        && kept.as_ref().is_some_and(|kept| !is_empty(&kept.text));
+    let (error, kept) = match (on_disk.filter(|_| !is_being_written), kept) {
         (Some(Ok((config, text))), _) => {
             link.say_with_text(wire::CONFIGURED, &text);
             let origin = Origin { file, read: SystemTime::now(), instead: false };
@@ -93,10 +97,11 @@ fn choose(path: Option<&Path>, link: &Link, kept: Option<Kept>) -> Result<Chosen
         // What is on disk is what can be corrected.
         (Err(kept), error) => return Err(error.unwrap_or(kept)),
     };
-    let why = error.map_or_else(
-        || "servers with the configuration on disk died early".to_owned(),
-        |error| format!("the configuration file is wrong: {error}"),
-    );
+    let why = match error {
+        Some(error) => format!("the configuration file is wrong: {error}"),
+        None if is_being_written => "the configuration file is empty".to_owned(),
+        None => "servers with the configuration on disk died early".to_owned(),
+    };
     let at = timestamp::seconds(read);
     let warning = Some(format!("{why}; running with the one read at {at}"));
     Ok(Chosen { config, origin: Origin { file, read, instead }, warning })

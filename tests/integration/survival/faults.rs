@@ -239,6 +239,20 @@ fn a_mistake_in_the_configuration_leaves_the_last_good_one() {
 }
 
 #[test]
+fn an_empty_configuration_leaves_the_last_good_one() {
+    let daemon = Daemon::start();
+    let config = daemon.place().config();
+    let right = fs::read_to_string(&config).unwrap();
+    let both = both(&daemon);
+    // As while it is written.
+    fs::write(&config, "").unwrap();
+    kill_all(&both);
+    serves(&daemon);
+    fs::write(&config, right).unwrap();
+    assert_eq!(daemon.status()["mount"], daemon.place().mount().to_str().unwrap());
+}
+
+#[test]
 fn a_first_start_with_a_mistake_is_an_error() {
     let place = Place::intercepting("mistake = 1\n");
     let output = command::run(&mut place.serve());
