@@ -1,6 +1,7 @@
 //! The keeper dies.
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -13,6 +14,15 @@ pub(super) fn managed(place: Place) -> Daemon {
     let store = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/fd_store.py");
     let mut serve = command::quiet(store);
     serve.arg(machine::AMBIT).arg("serve").arg("--config").arg(place.config());
+    Daemon::start_below(place, &mut serve)
+}
+
+/// The same with standard error at a path, which has a reader whenever the keeper starts.
+pub(super) fn managed_with_log(place: Place, log: &Path) -> Daemon {
+    let store = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/fd_store.py");
+    let mut serve = command::quiet(store);
+    serve.args(["sh", "-c", "exec \"$0\" serve --config \"$1\" 2>\"$2\"", machine::AMBIT]);
+    serve.arg(place.config()).arg(log);
     Daemon::start_below(place, &mut serve)
 }
 

@@ -14,7 +14,7 @@ use crate::harness::machine::{self, AMBIT};
 use crate::harness::sandbox;
 
 /// Waits until the file is there and writable, as only the one with triggers is.
-fn wait_for_triggers(daemon: &Daemon) {
+pub(super) fn wait_for_triggers(daemon: &Daemon) {
     let file = daemon.file("proc/pressure/memory");
     let until = Instant::now() + machine::patience(20);
     while !fs::metadata(&file).is_ok_and(|found| found.mode() & 0o222 != 0) {
