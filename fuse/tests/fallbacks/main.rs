@@ -20,7 +20,7 @@ mod world;
 /// What shows that a row is true.
 enum Proof {
     Here(fn()),
-    /// What needs processes that end, or threads that hang, is in this file.
+    /// What needs other processes, descriptors or nodes of memory is in this file.
     In(&'static str),
 }
 
@@ -28,6 +28,15 @@ enum Proof {
 const ROWS: &[(&str, Proof)] = &[
     ("no memory controller in the container's cgroup", Proof::Here(no_memory_controller)),
     ("no limit, or one above the machine's memory", Proof::Here(no_limit)),
+    ("a controller that is enabled later", Proof::Here(a_controller_is_enabled_later)),
+    (
+        "no `cpuset.mems`, or one that names no node with memory",
+        Proof::In("sysinfo/src/source/nodes.rs"),
+    ),
+    (
+        "the root of the container's cgroup namespace cannot be found",
+        Proof::In("sysinfo/src/membership.rs"),
+    ),
     ("no swap accounting", Proof::Here(no_swap_accounting)),
     (
         "no cpuset controller, an empty cpuset, or none of its processors online",
@@ -69,6 +78,13 @@ const ROWS: &[(&str, Proof)] = &[
         Proof::In("fuse/tests/fake_kernel/hanging.rs"),
     ),
     ("the first process is gone, and with it the pid namespace", Proof::Here(a_reader_is_gone)),
+    (
+        "a container, with all that it nests, or a user of the host has used up its part of what the \
+         daemon can hold",
+        Proof::In("tests/integration/accounts.rs"),
+    ),
+    ("the same for texts of open files", Proof::In("fuse/src/handles.rs")),
+    ("the daemon itself has no descriptor left", Proof::In("tests/integration/accounts.rs")),
     (
         "a file still open, in the hands of a process outside",
         Proof::In("tests/integration/fallbacks.rs"),
@@ -217,6 +233,18 @@ fn no_memory_controller() {
     world.is_in(OURS, "none/plain");
     std::thread::sleep(Duration::from_millis(30));
     has_memory(&mut world, MACHINE);
+}
+
+fn a_controller_is_enabled_later() {
+    let mut world = World::v2();
+    fs::create_dir(world.path("cg/late")).unwrap();
+    world.is_in(OURS, "late");
+    has_memory(&mut world, MACHINE);
+    world.write("cg/late/memory.max", "67108864\n");
+    world.write("cg/late/memory.current", "8388608\n");
+    world.write("cg/late/memory.stat", "anon 4194304\n");
+    std::thread::sleep(Duration::from_millis(600));
+    has_memory(&mut world, 64 << 10);
 }
 
 fn no_limit() {
