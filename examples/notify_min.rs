@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use ambit::notify::filter::Filter;
 use ambit::notify::{Notifier, Options, Policy};
-use ambit::sys::procmap_query::{WRITABLE, end_of_mapping};
+use ambit_kernel::sys::procmap_query::{WRITABLE, end_of_mapping};
 use ambit_sysinfo::sysinfo::{Abi, encode};
 use ambit_sysinfo::view::{Clock, Cpu, Load, Memory, Origin, Swap, Tasks};
 use ambit_sysinfo::{CpuSet, Error, View, Views};

@@ -10,7 +10,7 @@ use ambit_sysinfo::hierarchy::{Controller, Hierarchies};
 use ambit_sysinfo::procfs::Procfs;
 use rustix::mount::{FsOpenFlags, OpenTreeFlags};
 
-use crate::sys;
+use ambit_kernel::sys;
 
 /// One facility.
 #[derive(Debug)]

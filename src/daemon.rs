@@ -19,10 +19,10 @@ use crate::notify::acts::Acts;
 use crate::notify::{self, Notifier};
 use crate::poison::Poison;
 use crate::status::{Calls, Files, MountsRestored};
-use crate::sys;
 use crate::totals::{Noted, Totals};
 use crate::visitor;
 use crate::worker::Broker;
+use ambit_kernel::sys;
 
 /// Accounting, overlay and notifications of one process.
 #[derive(Debug)]

@@ -14,14 +14,14 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ambit_fuse::mountinfo::{self, Mounted};
+use ambit_kernel::text::mountinfo::{self, Mounted};
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use serde::{Deserialize, Serialize};
 
-use crate::kernel_text::control_groups;
 use crate::mount_namespaces::{self, Namespace};
+use ambit_kernel::text::control_groups;
 
 /// How long all mounts together may take to answer. Those that do not are taken for alive: their
 /// device may be kept for a successor.

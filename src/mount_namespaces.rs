@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use ambit_fuse::mountinfo::{self, Mounted};
+use ambit_kernel::text::mountinfo::{self, Mounted};
 
 /// A mount namespace.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ambit_fuse::mountinfo::Watch;
+use ambit_kernel::text::mountinfo::Watch;
 use anyhow::Context;
 use nix::sys::signal::SigSet;
 use tokio::signal::unix::{SignalKind, signal};

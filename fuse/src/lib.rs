@@ -21,7 +21,6 @@ pub mod filesystem;
 pub mod fuzzing;
 mod handles;
 pub mod mount;
-pub mod mountinfo;
 pub mod overlay;
 mod owed;
 pub mod pressure;

@@ -20,8 +20,8 @@ use rustix::mount::{
 };
 
 use crate::error::Error;
-use crate::mountinfo;
 use crate::visit::{Visit, Visitor};
+use ambit_kernel::text::mountinfo;
 
 /// What stands in the second half of the type, `fuse.ambit`, and as the source, unless
 /// programs are to find another name there.

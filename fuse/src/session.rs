@@ -21,11 +21,11 @@ use crate::counters::{Counters, Counts};
 use crate::error::Error;
 use crate::filesystem::OverlayFilesystem;
 use crate::mount::{self, Writes};
-use crate::mountinfo::{self, Mounted};
 use crate::pressure::{self, PressureFilesystem};
 use crate::spare::Kind;
 use crate::visit::{self, Visit, Visitor};
 use crate::witness::Witness;
+use ambit_kernel::text::mountinfo::{self, Mounted};
 
 /// How long a process may take that looks all names up.
 const LOOK_UP_WITHIN: Duration = Duration::from_secs(3);

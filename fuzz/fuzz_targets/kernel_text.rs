@@ -4,7 +4,8 @@
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &[u8]| {
+    ambit_kernel::fuzzing::parse_all(text);
     ambit_sysinfo::fuzzing::parse_all(text);
-    ambit::kernel_text::fuzzing::parse_all(text);
+    ambit::notify::fuzzing::status(text);
     ambit_fuse::fuzzing::parse_all(text);
 });

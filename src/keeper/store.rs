@@ -113,7 +113,7 @@ fn inherited() -> Vec<(String, Rc<OwnedFd>)> {
     let names = own("LISTEN_FDNAMES").unwrap_or_default();
     let names = names.split(':').map(str::to_owned);
     let fds = (3..).take(usize::try_from(count).unwrap_or(0));
-    let own = |(name, fd)| Some((name, Rc::new(crate::sys::inherited::take(fd)?)));
+    let own = |(name, fd)| Some((name, Rc::new(ambit_kernel::sys::inherited::take(fd)?)));
     names.zip(fds).filter_map(own).collect()
 }
 

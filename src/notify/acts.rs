@@ -12,9 +12,9 @@ use super::handler::{Cause, Refusal, Verdict};
 use super::live_mounts::LiveMounts;
 use super::origin::Origin;
 use super::recent::Recent;
-use crate::sys::user_namespace;
 use crate::worker::act::{Actor, Answer, Base, Pace, Reply, TIMES, What, Workers};
 use crate::worker::{Bind, Broker, Caller, Failure, Find};
+use ambit_kernel::sys::user_namespace;
 
 /// How long a quick act may take. A filesystem that hangs is the container's own trouble; what it
 /// holds up is one of its calls.

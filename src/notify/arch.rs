@@ -7,7 +7,7 @@ pub use ambit_sysinfo::sysinfo::Abi;
 use libseccomp::{ScmpArch, ScmpSyscall};
 use libseccomp_sys as sys;
 
-use crate::sys::x32;
+use ambit_kernel::sys::x32;
 
 /// One architecture as seccomp sees it.
 #[derive(Debug, Clone, Copy)]

@@ -18,7 +18,7 @@ use super::policies::Member;
 use super::policy::Policy;
 use super::recent::Recent;
 use super::thread::{Threads, decide};
-use crate::sys::affinity::Stay;
+use ambit_kernel::sys::affinity::Stay;
 
 /// How long a borrower waits for the next call. Longer than a tick, as in a worker's mailbox.
 const IDLE: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };

@@ -22,7 +22,7 @@ use super::listener::id_valid;
 use super::memory::Memory;
 use super::recent::Recent;
 use super::settings::Settings;
-use crate::kernel_text;
+use ambit_kernel::text;
 
 /// The kernel takes no longer strings as arguments.
 const PAGE: usize = 4096;
@@ -149,8 +149,7 @@ impl Context<'_> {
 
     /// The target's `/proc/<tid>/status` as far as it matters; nothing when the target is gone.
     pub(super) fn status(&self, call: &Call) -> Vec<u8> {
-        let read =
-            self.proc(call).ok().and_then(|proc| kernel_text::read(proc.as_fd(), "status").ok());
+        let read = self.proc(call).ok().and_then(|proc| text::read(proc.as_fd(), "status").ok());
         read.filter(|_| self.still_pending().is_ok()).unwrap_or_default()
     }
 

@@ -6,7 +6,7 @@ use ambit_sysinfo::CpuSet;
 use ambit_sysinfo::sysfs::Sysfs;
 
 use super::arch::Abi;
-use crate::sys::affinity;
+use ambit_kernel::sys::affinity;
 
 /// Room for 8192 processors, the kernel's own ceiling (`NR_CPUS`).
 pub(super) const WORDS: usize = 128;

@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn numbers_that_the_kernel_lacks_are_not_answered() {
         let entry = Dispatch::new().find(0xc000_003e, 0x4000_0000 | 99);
-        assert_eq!(entry.is_some(), crate::sys::x32::is_there());
+        assert_eq!(entry.is_some(), ambit_kernel::sys::x32::is_there());
     }
 
     #[test]

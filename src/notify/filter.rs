@@ -14,7 +14,7 @@ use rustix::fs::MemfdFlags;
 use super::arch;
 use super::policy::Policy;
 use super::syscalls::HANDLERS;
-use crate::sys::seccomp;
+use ambit_kernel::sys::seccomp;
 
 /// Why there is no filter.
 #[derive(Debug, thiserror::Error)]

@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use super::Error;
 use super::handler::Verdict;
 use crate::keeper::link::Link;
-use crate::sys;
+use ambit_kernel::sys;
 
 mod ioctls {
     use libseccomp_sys::{seccomp_notif, seccomp_notif_addfd, seccomp_notif_resp};

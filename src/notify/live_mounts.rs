@@ -4,7 +4,7 @@
 //! the superblock, and the kernel removes it together with the superblock, wherever in the container
 //! that was mounted last. So the watches that there are, are the filesystems that there are. Those of
 //! helpers cannot be watched, because only their own users may look at them; the kernel lists them
-//! (`crate::sys::fuse_connections`). A daemon that starts anew counts from nothing: watches end with the process.
+//! (`ambit_kernel::sys::fuse_connections`). A daemon that starts anew counts from nothing: watches end with the process.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -12,8 +12,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::fs::inotify::{self, CreateFlags};
 
-use crate::kernel_text;
-use crate::sys::fuse_connections::{Connection, Connections};
+use ambit_kernel::sys::fuse_connections::{Connection, Connections};
+use ambit_kernel::text;
 
 /// The filesystems of all containers.
 #[derive(Debug, Default)]
@@ -130,7 +130,7 @@ fn live(watches: &OwnedFd) -> std::io::Result<HashSet<u64>> {
     let mut events = [0; 4096];
     while rustix::io::read(watches, &mut events).is_ok_and(|length| length > 0) {}
     let text = std::fs::read(format!("/proc/self/fdinfo/{}", watches.as_raw_fd()))?;
-    Ok(kernel_text::watches::parse(&text))
+    Ok(text::watches::parse(&text))
 }
 
 #[cfg(test)]

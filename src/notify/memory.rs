@@ -26,8 +26,8 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use super::context::Pending;
 use super::handler::{Cause, Refusal};
-use crate::kernel_text::maps::{Access, Coverage};
-use crate::sys::procmap_query::{READABLE, WRITABLE, end_of_mapping};
+use ambit_kernel::sys::procmap_query::{READABLE, WRITABLE, end_of_mapping};
+use ambit_kernel::text::maps::{Access, Coverage};
 
 /// So much of the text of `/proc/<tid>/maps` is read where the kernel has no `PROCMAP_QUERY`: a
 /// caller can have a million mappings.

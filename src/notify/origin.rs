@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use rustix::fs::fstat;
 
-use crate::sys::user_namespace;
+use ambit_kernel::sys::user_namespace;
 
 /// Who made a user namespace; that never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::account::{Account, Accounts};
 use super::policy::Policy;
-use crate::kernel_text::control_groups;
+use ambit_kernel::text::control_groups;
 
 /// What is known of a container when its listener arrives.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

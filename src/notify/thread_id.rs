@@ -9,9 +9,9 @@ use nix::errno::Errno;
 use super::call::Call;
 use super::context::Context;
 use super::handler::Refusal;
-use crate::kernel_text;
-use crate::kernel_text::status::Status;
-use crate::sys::pid_in_namespace::pid_from_namespace;
+use ambit_kernel::sys::pid_in_namespace::pid_from_namespace;
+use ambit_kernel::text;
+use ambit_kernel::text::status::Status;
 
 /// The thread that the target calls `id`, as we call it. `None`: there is none, or this kernel
 /// cannot tell; the kernel then looks the thread up itself, in the call that goes on.
@@ -28,7 +28,7 @@ pub(super) fn translate(call: &Call, cx: &Context<'_>, id: i32) -> Result<Option
 
 fn own(call: &Call, cx: &Context<'_>, id: i32) -> Result<Option<i32>, Refusal> {
     // It may be long, with many groups: they stand before `NSpid:`.
-    let status = kernel_text::read(cx.proc(call)?.as_fd(), "status").map_err(|_| Refusal::Gone)?;
+    let status = text::read(cx.proc(call)?.as_fd(), "status").map_err(|_| Refusal::Gone)?;
     let own = innermost(&status);
     Ok((own.is_some() && own == u32::try_from(id).ok()).then(|| call.tid.cast_signed()))
 }

@@ -13,7 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use ambit_fuse::mountinfo::Mounted;
+use ambit_kernel::text::mountinfo::Mounted;
 use anyhow::{Context, Result};
 use cgroups_rs::CgroupPid;
 use cgroups_rs::fs::Cgroup;

@@ -11,8 +11,8 @@ use nix::errno::Errno;
 use super::init::Setup;
 use super::spawn::FAILED;
 use super::terminal;
-use crate::sys::close_range::close_from;
-use crate::sys::signal_defaults::restore_sigpipe;
+use ambit_kernel::sys::close_range::close_from;
+use ambit_kernel::sys::signal_defaults::restore_sigpipe;
 
 /// Why the command did not start.
 #[derive(Debug)]

@@ -7,7 +7,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use ambit_fuse::mountinfo::{self, Mounted};
+use ambit_kernel::text::mountinfo::{self, Mounted};
 use anyhow::{Context, Result};
 
 /// Filesystems that show the kernel's state, or that only their owner may look into.

@@ -21,7 +21,7 @@ use super::signals::{Signals, is_for_group};
 use super::{capabilities, command, terminal};
 use crate::notify::{Policy, filter};
 use crate::output;
-use crate::sys::fork::{Fork, fork};
+use ambit_kernel::sys::fork::{Fork, fork};
 
 /// What init has to know.
 #[derive(Debug)]

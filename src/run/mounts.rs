@@ -14,7 +14,7 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, O
 
 use super::hostmounts::relative;
 use super::owners::{ActingAs, Owners};
-use crate::sys::mount_setattr::mount_setattr;
+use ambit_kernel::sys::mount_setattr::mount_setattr;
 
 /// How often a name is looked up again that was thrown away at once. Twice would be bad luck.
 const TRIES: usize = 100;

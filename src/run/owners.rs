@@ -12,7 +12,7 @@ use nix::sys::wait::waitpid;
 use rustix::process::Signal;
 
 use super::channel::{Channel, Word};
-use crate::sys::fork::{Fork, fork};
+use ambit_kernel::sys::fork::{Fork, fork};
 
 /// How many ids a sandbox gets: what a distribution's user database needs.
 const COUNT: u32 = 65_536;

@@ -8,7 +8,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ambit_fuse::mountinfo::Mounted;
+use ambit_kernel::text::mountinfo::Mounted;
 use anyhow::{Context, Result};
 use rustix::mount::MountAttrFlags;
 

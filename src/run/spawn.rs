@@ -28,7 +28,7 @@ use super::mounts::Detached;
 use super::overlay;
 use super::owners::{Owners, become_root_in};
 use super::root::{self, Plan};
-use crate::sys::fork::{Fork, fork, fork_for_parent};
+use ambit_kernel::sys::fork::{Fork, fork, fork_for_parent};
 
 /// Exit status when the sandbox itself fails, as of env(1) and the container engines.
 pub(super) const FAILED: i32 = 125;

@@ -22,8 +22,8 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::kernel_text;
 use crate::output::complain;
+use ambit_kernel::text;
 
 use super::bind::Bind;
 use super::caller::{Caller, Facts};
@@ -33,8 +33,8 @@ use super::find::Find;
 use super::line::Line;
 use super::mount::{Order, Turns};
 use super::{act, mount};
-use crate::sys::close_range::close_all_but;
-use crate::sys::fork::{Fork, fork};
+use ambit_kernel::sys::close_range::close_all_but;
+use ambit_kernel::sys::fork::{Fork, fork};
 
 /// The longest request: three strings of a page each, written as numbers.
 const LONGEST: usize = 128 << 10;
@@ -247,7 +247,7 @@ impl From<&Caller> for Told {
 /// control groups, is not spared.
 fn spare_nobody() {
     const FILE: &str = "/proc/self/oom_score_adj";
-    let score = std::fs::read(FILE).ok().and_then(|text| kernel_text::numbers::<i32>(&text).next());
+    let score = std::fs::read(FILE).ok().and_then(|text| text::numbers::<i32>(&text).next());
     if score.is_some_and(|score| score < 0) {
         let _ = std::fs::write(FILE, "0");
     }

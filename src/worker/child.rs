@@ -12,8 +12,8 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::failure::{Failure, OnOurSide, OrFail};
-use crate::kernel_text;
-use crate::sys::fork::{Fork, fork};
+use ambit_kernel::sys::fork::{Fork, fork};
+use ambit_kernel::text;
 
 /// How long a killed process may take to end: it may be held up in a filesystem that hangs.
 const GRACE: Duration = Duration::from_millis(500);
@@ -121,7 +121,7 @@ fn descendants(pid: Pid) -> Vec<Pid> {
     while let Some(&pid) = found.get(next) {
         let file = format!("/proc/{pid}/task/{pid}/children");
         let children = std::fs::read(file).unwrap_or_default();
-        found.extend(kernel_text::numbers(&children).map(Pid::from_raw));
+        found.extend(text::numbers(&children).map(Pid::from_raw));
         next += 1;
     }
     found.split_off(1)

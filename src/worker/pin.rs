@@ -7,16 +7,16 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use ambit_fuse::mountinfo;
+use ambit_kernel::text::mountinfo;
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
 use rustix::fs::{CWD, Mode, OFlags};
 
 use super::caller::{Caller, Facts};
 use super::failure::{Failure, OnOurSide, OrFail};
-use crate::kernel_text::id_map::IdMap;
-use crate::kernel_text::status::Status;
-use crate::kernel_text::{self, control_groups, limits, profile};
+use ambit_kernel::text::id_map::IdMap;
+use ambit_kernel::text::status::Status;
+use ambit_kernel::text::{self, control_groups, limits, profile};
 
 /// Namespaces besides users and mounts, in an order in which they can be entered. A kernel may
 /// lack some.
@@ -42,7 +42,7 @@ impl Caller {
         let open = |name: &str, flags: OFlags| {
             rustix::fs::openat(proc, name, flags | OFlags::CLOEXEC, Mode::empty())
         };
-        let text = |name: &str| kernel_text::read(proc, name).or_fail(format!("read of {name}"));
+        let text = |name: &str| text::read(proc, name).or_fail(format!("read of {name}"));
         let status = text("status")?;
         let status = Status(&status);
         let (users, groups) = (IdMap::parse(&text("uid_map")?), IdMap::parse(&text("gid_map")?));
@@ -77,7 +77,7 @@ impl Caller {
                 umask: umask.unwrap_or(0o022),
                 label: text("attr/apparmor/current").ok().and_then(|text| profile::parse(&text)),
                 limits: limits::parse(&text("limits")?),
-                oom_score: kernel_text::numbers(&text("oom_score_adj")?).next().unwrap_or(0),
+                oom_score: text::numbers(&text("oom_score_adj")?).next().unwrap_or(0),
             },
         })
     }

@@ -30,8 +30,8 @@ use rustix::io::Errno;
 use crate::budget::What;
 use crate::clock;
 use crate::namespace_init;
-use crate::scan;
 use crate::shared::Shared;
+use ambit_kernel::text::scan;
 
 /// What an account is named by.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -18,12 +18,12 @@ use crate::kernel_names::KernelNames;
 use crate::personality;
 use crate::pressure::{self, Stall, TriggerFile};
 use crate::procfs::Procfs;
-use crate::scan;
 use crate::shared::{self, Open, Options, Shared};
 use crate::sysfs::Sysfs;
 use crate::tasks::Counter;
 use crate::view::View;
 use crate::{Error, Numbers, Views, load};
+use ambit_kernel::text::scan;
 
 /// Knows all containers that asked.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! Clocks: now, a process's start, and the shift of a time namespace. Nanoseconds throughout.
 
-use crate::scan;
+use ambit_kernel::text::scan;
 
 /// One USER_HZ tick. The unit is fixed at 100 Hz on every architecture ambit supports
 /// (include/asm-generic/param.h).

@@ -9,10 +9,10 @@ use std::ops::BitOr;
 use std::sync::Arc;
 
 use crate::host::RawFiles;
-use crate::scan;
 use crate::shared::Shared;
 use crate::source::extra::{ExtraFiles, Raw};
 use crate::steady::Steady;
+use ambit_kernel::text::scan;
 
 /// A set of parts of [`Extra`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

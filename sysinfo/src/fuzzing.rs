@@ -12,13 +12,14 @@ use crate::cpuset::CpuSet;
 use crate::extra::{Events, Extra};
 use crate::hierarchy::Controller;
 use crate::host::{Host, HostTexts, RawFiles};
+use crate::limit::Limit;
 use crate::membership::Membership;
 use crate::policy::SwapPolicy;
 use crate::sample::Sample;
 use crate::view::{Clock, Load, Origin, Tasks, View};
 use crate::{
     clock, derive, extra, hierarchy, kernel_names, namespace_init, personality, pressure, procfs,
-    scan, source, tasks, topology,
+    source, tasks, topology,
 };
 
 /// Every parser of text that comes from the kernel.
@@ -37,7 +38,7 @@ pub fn parse_all(text: &[u8]) {
     let _ = Membership::at_root(text, text, text, text).unified();
     hierarchy::parse(text);
     let _ = (clock::start_of(text), clock::boottime_offset(text));
-    let _ = (scan::signed(text), scan::limit(text), scan::words(text).count());
+    let _ = Limit::parse(text);
     let _ = (namespace_init::innermost_pid(text), procfs::inode(text));
     let _ = (personality::is_32_bit(text), pressure::has_resource_capability(text));
     tasks::parse(text);

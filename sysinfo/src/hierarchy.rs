@@ -8,8 +8,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::Error;
 use crate::private_mount;
-use crate::{Error, scan};
+use ambit_kernel::text::scan;
 
 /// The controllers accounting reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

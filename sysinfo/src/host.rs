@@ -9,8 +9,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::cpuset::CpuSet;
-use crate::scan;
 use crate::topology::Topology;
+use ambit_kernel::text::scan;
 
 /// One snapshot of the machine.
 #[derive(Clone, Default)]

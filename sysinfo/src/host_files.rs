@@ -15,9 +15,9 @@ use crate::clock;
 use crate::host::{CpuInfo, Host, HostTexts, HugePool, RawFiles};
 use crate::personality;
 use crate::procfs::Procfs;
-use crate::scan;
 use crate::sysfs::Sysfs;
 use crate::topology::Topology;
+use ambit_kernel::text::scan;
 
 /// Memory and the list of online processors.
 const SHORT: u64 = 200_000_000;

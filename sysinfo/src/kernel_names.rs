@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::extra::Interrupt;
 use crate::host::RawFiles;
-use crate::scan;
+use ambit_kernel::text::scan;
 
 /// The names, once read.
 #[derive(Debug, Default)]

@@ -39,7 +39,6 @@ pub mod pressure;
 mod private_mount;
 pub mod procfs;
 pub mod sample;
-pub mod scan;
 mod shared;
 pub mod source;
 mod steady;

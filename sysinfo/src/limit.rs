@@ -1,5 +1,7 @@
 //! A limit that may be absent. "max" is a variant, never a number.
 
+use ambit_kernel::text::scan;
+
 /// A limit of a cgroup, or of a cgroup and its ancestors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Limit {
@@ -11,6 +13,13 @@ pub enum Limit {
 }
 
 impl Limit {
+    /// A limit as cgroup v2 writes it: `max` or a number.
+    #[must_use]
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let text = text.trim_ascii();
+        if text == b"max" { Some(Self::Unlimited) } else { scan::decimal(text).map(Self::At) }
+    }
+
     /// The tighter of two limits.
     #[must_use]
     pub fn min(self, other: Self) -> Self {
@@ -50,6 +59,13 @@ impl Limit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn max_is_no_number() {
+        assert_eq!(Limit::parse(b"max\n"), Some(Limit::Unlimited));
+        assert_eq!(Limit::parse(b"4096\n"), Some(Limit::At(4096)));
+        assert_eq!(Limit::parse(b""), None);
+    }
 
     #[test]
     fn the_ceiling_of_v1_is_no_limit() {

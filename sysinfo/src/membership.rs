@@ -2,7 +2,7 @@
 
 use crate::hash::fnv1a;
 use crate::hierarchy::{Controller, Hierarchies};
-use crate::scan;
+use ambit_kernel::text::scan;
 
 /// systemd puts itself into this child of a container's cgroup; the container is the parent, also
 /// where it has no cgroup namespace of its own that would tell.

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use crate::procfs::Procfs;
-use crate::scan;
+use ambit_kernel::text::scan;
 
 /// What the kernel tells of an open namespace file by ioctl(2) (ioctl_nsfs(2)). The daemon supplies
 /// the calls, because they are unsafe.

@@ -14,8 +14,8 @@ use rustix::io::Errno;
 use crate::Error;
 use crate::budget::Charge;
 use crate::membership::Membership;
-use crate::scan;
 use crate::shared::Shared;
+use ambit_kernel::text::scan;
 
 /// What tasks wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

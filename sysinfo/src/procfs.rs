@@ -93,7 +93,7 @@ impl Procfs {
             let entry = entry?;
             let name = entry.file_name().to_bytes();
             if name.iter().all(u8::is_ascii_digit)
-                && let Some(pid) = crate::scan::decimal(name)
+                && let Some(pid) = ambit_kernel::text::scan::decimal(name)
             {
                 pids.push(u32::try_from(pid).unwrap_or(0));
             }
@@ -123,7 +123,7 @@ impl AsFd for Procfs {
 /// The number in a link such as `pid:[4026531836]`.
 pub(crate) fn inode(link: &[u8]) -> Option<u64> {
     let colon = memchr::memchr(b':', link)?;
-    link[colon + 1..].strip_prefix(b"[").and_then(crate::scan::decimal)
+    link[colon + 1..].strip_prefix(b"[").and_then(ambit_kernel::text::scan::decimal)
 }
 
 #[cfg(test)]

@@ -9,8 +9,9 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use ambit_kernel::text::scan;
 use ambit_sysinfo::host::CpuInfo as Blocks;
-use ambit_sysinfo::{CpuSet, Host, View, scan};
+use ambit_sysinfo::{CpuSet, Host, View};
 
 use crate::overlay::{Description, OverlayFile};
 use crate::text::Text;

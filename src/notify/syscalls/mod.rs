@@ -18,8 +18,8 @@ use std::os::fd::AsFd;
 use super::call::Call;
 use super::context::Context;
 use super::handler::{Handler, Refusal};
-use crate::kernel_text;
-use crate::kernel_text::id_map::IdMap;
+use ambit_kernel::text;
+use ambit_kernel::text::id_map::IdMap;
 
 /// All handlers. The order is that of listings; a policy's bits follow it.
 pub const HANDLERS: &[&dyn Handler] = &[
@@ -39,7 +39,7 @@ fn ranges(call: &Call, cx: &Context<'_>, map: &'static str) -> Result<Vec<(u32, 
 
 /// A map of the caller's user namespace.
 fn id_map(call: &Call, cx: &Context<'_>, map: &'static str) -> Result<IdMap, Refusal> {
-    let text = kernel_text::read(cx.proc(call)?.as_fd(), map);
+    let text = text::read(cx.proc(call)?.as_fd(), map);
     cx.still_pending()?;
     Ok(IdMap::parse(&text.map_err(|_| Refusal::Gone)?))
 }

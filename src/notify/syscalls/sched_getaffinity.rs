@@ -13,7 +13,7 @@ use crate::notify::context::Context;
 use crate::notify::cpu_mask::{self, WORDS};
 use crate::notify::handler::{Cause, Description, Handler, Refusal, Screen, Verdict};
 use crate::notify::thread_id;
-use crate::sys::affinity;
+use ambit_kernel::sys::affinity;
 
 /// Answers sched_getaffinity(2).
 pub(super) struct SchedGetaffinity;

@@ -16,8 +16,8 @@ use crate::notify::call::Call;
 use crate::notify::context::Context;
 use crate::notify::handler::{Description, Handler, Refusal, Screen, Verdict};
 use crate::notify::thread_id;
-use crate::sys::scheduling::{self, Attributes};
 use crate::worker::act::{Actor, Base};
+use ambit_kernel::sys::scheduling::{self, Attributes};
 
 const CAP_SYS_NICE: u32 = 23;
 /// The flag of sched_setscheduler(2), and that of sched_setattr(2).

@@ -13,9 +13,9 @@ use crate::notify::call::Call;
 use crate::notify::context::Context;
 use crate::notify::handler::{Cost, Description, Handler, Refusal, Screen, Verdict};
 use crate::notify::once::Once;
-use crate::sys::setxattrat::exists;
 use crate::worker::Find;
 use crate::worker::act::{Base, SetOpaque, What};
+use ambit_kernel::sys::setxattrat::exists;
 
 const CAP_SYS_ADMIN: u32 = 21;
 const NAME: &[u8] = b"trusted.overlay.opaque";

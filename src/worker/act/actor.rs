@@ -17,7 +17,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::identity::Identity;
 use super::place::Place;
-use crate::kernel_text::status::{Credentials, Status};
+use ambit_kernel::text::status::{Credentials, Status};
 
 const USERS: &str = "ns/user";
 const CAP_DAC: u64 = 1 << 1 | 1 << 2;

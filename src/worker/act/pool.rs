@@ -22,10 +22,10 @@ use super::actor::Actor;
 use super::mailbox::{Mailbox, Progress};
 use super::process::{DESCRIPTORS, LONGEST};
 use super::task::{Answer, Reply, Task, What, With};
-use crate::kernel_text::status::Status;
 use crate::worker::broker::Broker;
 use crate::worker::failure::{Failure, OnOurSide, OrFail};
 use crate::worker::pin::control_groups;
+use ambit_kernel::text::status::Status;
 
 /// So many times the patience is had with a worker that is not hung but waits for a processor, and
 /// with one that starts, which touches nothing of the container's.

@@ -16,10 +16,10 @@ use super::identity::lay_down;
 use super::mailbox::{Found, Mailbox};
 use super::mknod::Opens;
 use super::task::{Answer, Reply, Task, What};
-use crate::sys::affinity::Stay;
 use crate::worker::child::die_with_parent;
 use crate::worker::failure::{Failure, OrFail};
 use crate::worker::line::Line;
+use ambit_kernel::sys::affinity::Stay;
 
 /// The longest task: a path of a page, and as many groups as there can be.
 pub(super) const LONGEST: usize = 1 << 20;

@@ -25,11 +25,11 @@ use serde::{Deserialize, Serialize};
 
 use super::turn::{Turn, Turns};
 use super::{loop_device, scene};
-use crate::sys::fuse_connections::Connections;
-use crate::sys::loop_device::{Status, is_read_only, status as status_of};
 use crate::worker::child::{Child, End};
 use crate::worker::failure::{Failure, OnOurSide, OrFail};
 use crate::worker::line::Line;
+use ambit_kernel::sys::fuse_connections::Connections;
+use ambit_kernel::sys::loop_device::{Status, is_read_only, status as status_of};
 
 /// The first of the bytes that helpers lock; the number of a filesystem's device is added. No file is
 /// that long, and qemu, which locks single bytes too, has the first few hundred.

@@ -28,11 +28,11 @@ use super::kernel_mount::{attach, find_target};
 use super::order::{Handler, Order};
 use super::program::{self, Output, Program, Surroundings};
 use super::turn::Turns;
-use crate::sys::fuse_connections::Connections;
 use crate::worker::caller::Caller;
 use crate::worker::child::{Child, End};
 use crate::worker::failure::{Failure, OnOurSide, OrFail};
 use crate::worker::line::{Line, wait};
+use ambit_kernel::sys::fuse_connections::Connections;
 
 /// How long a helper may take to explain a failure that is seen already.
 const LAST_WORDS: Duration = Duration::from_secs(1);

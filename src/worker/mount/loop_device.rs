@@ -11,9 +11,9 @@ use nix::errno::Errno;
 use rustix::fs::FileType;
 
 use super::scene;
-use crate::kernel_text;
-use crate::sys::loop_device::{configure, free_number};
 use crate::worker::failure::{Failure, OrFail};
+use ambit_kernel::sys::loop_device::{configure, free_number};
+use ambit_kernel::text;
 
 /// Block devices of this major number are loop devices.
 const LOOP: u32 = 7;
@@ -72,7 +72,7 @@ pub(super) fn all() -> Result<Vec<(String, File)>, Failure> {
 fn minors(partitions: &[u8]) -> impl Iterator<Item = u32> {
     partitions.split(|&byte| byte == b'\n').filter_map(|line| {
         let name = line.rsplit(|&byte| byte == b' ').next()?.strip_prefix(b"loop")?;
-        let mut numbers = kernel_text::numbers::<u32>(line);
+        let mut numbers = text::numbers::<u32>(line);
         let (major, minor) = (numbers.next()?, numbers.next()?);
         (major == LOOP && name.iter().all(u8::is_ascii_digit)).then_some(minor)
     })

@@ -15,12 +15,12 @@ use super::confine;
 use super::host_program::{HostProgram, Image, is_libfuse3s};
 use super::order::{Handler, Order};
 use crate::output;
-use crate::sys::close_range::close_on_exec_from;
-use crate::sys::fork::{Fork, fork};
-use crate::sys::signal_defaults::restore_sigpipe;
 use crate::worker::caller::Caller;
 use crate::worker::child::leave;
 use crate::worker::failure::{Failure, Number, OnOurSide, OrFail};
+use ambit_kernel::sys::close_range::close_on_exec_from;
+use ambit_kernel::sys::fork::{Fork, fork};
+use ambit_kernel::sys::signal_defaults::restore_sigpipe;
 
 /// Where programs are in the container.
 const PLACES: [&str; 6] =

@@ -16,9 +16,9 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use super::claim::{self, Source};
 use super::order::{Order, Superblock};
 use super::{loop_device, scene};
-use crate::sys::mount_setattr::mount_setattr;
 use crate::worker::caller::Caller;
 use crate::worker::failure::{Failure, Number, OnOurSide, OrFail};
+use ambit_kernel::sys::mount_setattr::mount_setattr;
 
 /// Makes the mount.
 pub(super) fn make(

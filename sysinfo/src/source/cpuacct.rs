@@ -10,7 +10,7 @@ use super::CgroupFile;
 use crate::Error;
 use crate::cpuset::CpuSet;
 use crate::sample::Busy;
-use crate::scan;
+use ambit_kernel::text::scan;
 
 /// The files of one cgroup, and what they said last.
 pub(super) struct Cpuacct {

@@ -10,7 +10,7 @@ use crate::Error;
 use crate::extra::{Events, Io, Pressure};
 use crate::hierarchy::{Controller, Hierarchies, Mount};
 use crate::membership::Membership;
-use crate::scan;
+use ambit_kernel::text::scan;
 
 /// The files of one container.
 #[derive(Debug, Default)]

@@ -11,7 +11,7 @@ use crate::host::HugePool;
 use crate::limit::Limit;
 use crate::membership::Membership;
 use crate::sample::HugeSample;
-use crate::scan;
+use ambit_kernel::text::scan;
 
 /// The files of one container, made for the pools of the machine.
 #[derive(Debug, Default)]
@@ -46,7 +46,7 @@ impl HugeFiles {
             let promised = files.promised.read(buffer)?.and_then(scan::decimal);
             let mut limit = Limit::Unlimited;
             for level in &mut files.limits {
-                limit = limit.min(level.read(buffer)?.and_then(scan::limit).unwrap_or_default());
+                limit = limit.min(level.read(buffer)?.and_then(Limit::parse).unwrap_or_default());
             }
             found.push(HugeSample { size: files.size, usage, promised, limit });
         }

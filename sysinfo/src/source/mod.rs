@@ -190,7 +190,7 @@ pub(crate) fn parse(text: &[u8]) {
 pub(crate) fn sample_of(legacy: bool, texts: [&[u8]; 8]) -> Sample {
     let mut sample = if legacy { v1::sample_of(&texts) } else { v2::sample_of(&texts) };
     sample.cpus = crate::CpuSet::parse(texts[7]);
-    sample.threads = crate::scan::decimal(texts[7]);
+    sample.threads = ambit_kernel::text::scan::decimal(texts[7]);
     sample
 }
 

@@ -12,7 +12,7 @@ use crate::host::{Host, RawFiles};
 use crate::limit::Limit;
 use crate::membership::Membership;
 use crate::sample::NodeSample;
-use crate::scan;
+use ambit_kernel::text::scan;
 
 /// The files of one container, made when they are first read; the first that is there tells.
 #[derive(Debug, Default)]

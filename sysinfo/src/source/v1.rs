@@ -10,7 +10,7 @@ use crate::hierarchy::{Controller, Hierarchies};
 use crate::limit::Limit;
 use crate::membership::Membership;
 use crate::sample::{Busy, MemorySample, MemoryStat, Quota, Sample, SwapSample};
-use crate::scan;
+use ambit_kernel::text::scan;
 
 /// The files of one container in v1 hierarchies.
 #[derive(Default)]

@@ -9,7 +9,7 @@ use crate::limit::Limit;
 use crate::membership::Membership;
 use crate::policy::MemoryLimit;
 use crate::sample::{Busy, MemorySample, MemoryStat, Quota, Sample, SwapSample};
-use crate::scan;
+use ambit_kernel::text::scan;
 
 /// The files of one container in the unified hierarchy.
 pub(super) struct Unified {
@@ -162,7 +162,7 @@ impl MemoryFiles {
         };
         let mut swap = SwapSample { usage, ..SwapSample::default() };
         for (index, level) in self.levels.iter_mut().enumerate() {
-            let limit = level.swap_max.read(buffer)?.and_then(scan::limit).unwrap_or_default();
+            let limit = level.swap_max.read(buffer)?.and_then(Limit::parse).unwrap_or_default();
             swap.limit = swap.limit.min(limit);
             if index > own
                 && limit != Limit::Unlimited
@@ -191,9 +191,9 @@ impl MemoryFiles {
 
 impl Level {
     fn limit(&mut self, buffer: &mut Vec<u8>) -> Result<Limit, Error> {
-        let mut limit = self.max.read(buffer)?.and_then(scan::limit).unwrap_or_default();
+        let mut limit = self.max.read(buffer)?.and_then(Limit::parse).unwrap_or_default();
         if let Some(high) = &mut self.high {
-            limit = limit.min(high.read(buffer)?.and_then(scan::limit).unwrap_or_default());
+            limit = limit.min(high.read(buffer)?.and_then(Limit::parse).unwrap_or_default());
         }
         Ok(limit)
     }
@@ -274,7 +274,7 @@ fn cpu_stat(text: &[u8], niced: &mut Niced, busy: &mut Busy) {
 /// `max 100000` or `50000 100000`
 fn quota(text: &[u8]) -> Option<Quota> {
     let mut words = scan::words(text);
-    let Limit::At(quota) = scan::limit(words.next()?)? else { return None };
+    let Limit::At(quota) = Limit::parse(words.next()?)? else { return None };
     Quota::new(quota, scan::decimal(words.next()?)?)
 }
 
@@ -320,7 +320,7 @@ pub(super) fn parse(text: &[u8]) {
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn sample_of(texts: &[&[u8]; 8]) -> Sample {
-    let limit = |text| scan::limit(text).unwrap_or_default();
+    let limit = |text| Limit::parse(text).unwrap_or_default();
     let swap = scan::decimal(texts[3]).map(|usage| SwapSample {
         usage,
         limit: limit(texts[4]),

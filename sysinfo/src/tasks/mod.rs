@@ -14,7 +14,7 @@ use rustix::fs::{Dir, Mode, OFlags};
 use crate::hierarchy::{Controller, Hierarchies, Mount};
 use crate::membership::Membership;
 use crate::procfs::Procfs;
-use crate::scan;
+use ambit_kernel::text::scan;
 
 use cgroupstats::Cgroupstats;
 

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::cpuset::CpuSet;
 use crate::kernel_file::read_to_end;
-use crate::scan;
+use ambit_kernel::text::scan;
 
 const CPU: &str = "devices/system/cpu";
 const NODE: &str = "devices/system/node";

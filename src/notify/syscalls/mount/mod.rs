@@ -21,7 +21,6 @@ use self::filesystem::Filesystem;
 use self::flags::Flags;
 use self::plan::{Answer, Arguments, Rules, Users};
 use super::id_map;
-use crate::kernel_text::id_map::IdMap;
 use crate::notify::acts::{self, Acts};
 use crate::notify::audit::text;
 use crate::notify::call::Call;
@@ -32,6 +31,7 @@ use crate::notify::once::Once;
 use crate::notify::origin::Origin;
 use crate::worker::mount::{How, Order};
 use crate::worker::{Caller, Failure};
+use ambit_kernel::text::id_map::IdMap;
 
 /// The kernel reads strings and options of this length at most.
 const PAGE: usize = 4096;

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::identity::use_only;
 use super::task::{Answer, Reply};
-use crate::sys::bpf;
+use ambit_kernel::sys::bpf;
 use stand_in::{Content, StandIn};
 
 pub(super) use place::Surroundings;

@@ -20,11 +20,11 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, 
 use rustix::thread::CapabilitySet;
 
 use super::with;
-use crate::sys::bpf::{self, ALLOW_MULTI};
-use crate::sys::file_handle;
 use crate::worker::act::task::Reply;
 use crate::worker::child::leave;
 use crate::worker::pin::top_of_cgroup2;
+use ambit_kernel::sys::bpf::{self, ALLOW_MULTI};
+use ambit_kernel::sys::file_handle;
 
 /// `CGROUP2_SUPER_MAGIC`
 const CGROUP2: u64 = 0x6367_7270;

@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn programs_in_files_are_looked_through_again() {
         let load = |instruction, flags| Load {
-            kind: crate::sys::bpf::Kind::Device,
+            kind: ambit_kernel::sys::bpf::Kind::Device,
             instructions: vec![instruction],
             license: Vec::new(),
             name: [0; 16],

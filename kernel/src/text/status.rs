@@ -1,6 +1,6 @@
 //! `/proc/<tid>/status`: one line for each fact, the values separated by tabs.
 
-use ambit_sysinfo::scan;
+use super::scan;
 use memchr::memmem;
 
 /// The text. The kernel escapes newlines in the name of the program that it begins with, so no

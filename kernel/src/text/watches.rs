@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use ambit_sysinfo::scan;
+use super::scan;
 
 /// The watches that the kernel still has: their numbers, in lines such as
 /// `inotify wd:1f ino:2 sdev:fd00001 mask:400 ...`.

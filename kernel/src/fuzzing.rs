@@ -1,14 +1,11 @@
-//! The parsers of kernel text of this package, as fuzz targets call them (`fuzz/`).
+//! The parsers of kernel text, as fuzz targets call them (`fuzz/`).
 //!
 //! Compiled with the feature `fuzzing` only.
 
-use ambit_fuse::mountinfo;
-
-use super::id_map::IdMap;
-use super::maps::{Access, Coverage};
-use super::status::{Credentials, Status};
-use super::{control_groups, limits, numbers, profile, watches};
-use crate::notify;
+use crate::text::id_map::IdMap;
+use crate::text::maps::{Access, Coverage};
+use crate::text::status::{Credentials, Status};
+use crate::text::{control_groups, limits, mountinfo, numbers, profile, scan, watches};
 
 /// Every parser, on the same bytes: a list of mounts and whatever else it may be taken for.
 pub fn parse_all(text: &[u8]) {
@@ -18,7 +15,7 @@ pub fn parse_all(text: &[u8]) {
         let _ = (status.radix(label, 8), status.radix(label, 16));
     }
     assert!(Credentials::of(status).is_none_or(|all| all.groups.len() <= text.len()));
-    notify::fuzzing::status(text);
+    let _ = (scan::signed(text), scan::words(text).count(), scan::pairs(text).count());
     let map = IdMap::parse(text);
     for (first, count) in map.outsiders() {
         if count > 0
@@ -33,7 +30,9 @@ pub fn parse_all(text: &[u8]) {
     let mut coverage = Coverage::new(1 << 12, 1 << 20, Access::Write);
     coverage.feed(text);
     assert!((1 << 12..=1 << 20).contains(&coverage.covered()));
+    // Paths and sources in it are names that containers choose.
     let mounts: Vec<_> = mountinfo::all(text).collect();
+    assert!(mounts.len() <= text.len());
     let groups = control_groups::folders(&mounts, text);
     assert!(groups.count() <= text.len());
 }

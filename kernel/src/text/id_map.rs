@@ -1,6 +1,6 @@
 //! `/proc/<tid>/uid_map` and `gid_map`, as the host reads them.
 
-use ambit_sysinfo::scan;
+use super::scan;
 
 /// Which ids of the host those of a user namespace are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -29,7 +29,10 @@ pub struct Mounted {
 }
 
 /// The topmost mount exactly at a path, which must be absolute and free of symbolic links.
-pub(crate) fn top(path: &Path) -> io::Result<Option<Mounted>> {
+///
+/// # Errors
+/// There is no `/proc`.
+pub fn top(path: &Path) -> io::Result<Option<Mounted>> {
     Ok(own()?.into_iter().rfind(|mount| mount.path == path))
 }
 

@@ -4,8 +4,8 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use ambit_fuse::mountinfo::Mounted;
-use ambit_sysinfo::scan;
+use super::mountinfo::Mounted;
+use super::scan;
 
 /// Controllers and path of each line.
 fn lines(text: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
@@ -63,7 +63,7 @@ fn folder(mounts: &[Mounted], controllers: &[u8], path: &Path) -> Option<PathBuf
 
 #[cfg(test)]
 mod tests {
-    use ambit_fuse::mountinfo;
+    use crate::text::mountinfo;
 
     use super::*;
 

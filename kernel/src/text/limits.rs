@@ -1,6 +1,6 @@
 //! `/proc/<tid>/limits`: a line of headings, then one for each resource.
 
-use ambit_sysinfo::scan;
+use super::scan;
 
 /// A name is this long, then soft and hard limit follow.
 const NAME: usize = 25;

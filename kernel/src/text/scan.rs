@@ -2,8 +2,6 @@
 //! (`8:0 rbytes=1 wbytes=2`), single values and lists. No allocation, no copying, and no
 //! panic whatever the bytes are.
 
-use crate::limit::Limit;
-
 /// The lines of a text, without their newline.
 pub fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = text;
@@ -43,13 +41,6 @@ pub fn signed(text: &[u8]) -> Option<i64> {
     }
 }
 
-/// A limit as cgroup v2 writes it: `max` or a number.
-#[must_use]
-pub fn limit(text: &[u8]) -> Option<Limit> {
-    let text = text.trim_ascii();
-    if text == b"max" { Some(Limit::Unlimited) } else { decimal(text).map(Limit::At) }
-}
-
 /// The `key value` pairs of a flat keyed file.
 pub fn pairs(text: &[u8]) -> impl Iterator<Item = (&[u8], u64)> {
     lines(text).filter_map(|line| {
@@ -79,13 +70,6 @@ mod tests {
     }
 
     #[test]
-    fn max_is_no_number() {
-        assert_eq!(limit(b"max\n"), Some(Limit::Unlimited));
-        assert_eq!(limit(b"4096\n"), Some(Limit::At(4096)));
-        assert_eq!(limit(b""), None);
-    }
-
-    #[test]
     fn pairs_skip_what_is_not_a_pair() {
         let text = b"anon 4096\nbroken\nfile x\nshmem 1";
         let found: Vec<_> = pairs(text).collect();
@@ -95,7 +79,7 @@ mod tests {
     proptest! {
         #[test]
         fn never_panics(text in proptest::collection::vec(any::<u8>(), 0..400)) {
-            let _ = (decimal(&text), signed(&text), limit(&text));
+            let _ = (decimal(&text), signed(&text));
             let total: usize = lines(&text).map(|line| line.len() + 1).sum();
             prop_assert!(total <= text.len() + 1);
             let _ = pairs(&text).count() + words(&text).count();

@@ -1,15 +1,15 @@
 //! What the kernel writes about processes, taken apart by pure functions on bytes.
 //!
-//! Names in it are whatever a container chose, so nothing here expects UTF-8. The mount list is
-//! `ambit_fuse::mountinfo`, what has numbers of whole machines and containers is `ambit_sysinfo`.
+//! Names in it are what a container chose, so nothing here expects UTF-8. Texts with numbers of whole
+//! machines and of control groups are taken apart in `ambit-sysinfo`, with the scanners of [`scan`].
 
 pub mod control_groups;
-#[cfg(feature = "fuzzing")]
-pub mod fuzzing;
 pub mod id_map;
 pub mod limits;
 pub mod maps;
+pub mod mountinfo;
 pub mod profile;
+pub mod scan;
 pub mod status;
 pub mod watches;
 
@@ -18,7 +18,6 @@ use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
 use std::str::FromStr;
 
-use ambit_sysinfo::scan;
 use rustix::fs::{Mode, OFlags, openat};
 
 /// Enough for a status with 65536 groups.
