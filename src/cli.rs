@@ -10,18 +10,16 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use ambit_keeper::process::{self, Contract};
+use ambit_kernel::output::{self, Unwritable, complain, print, stderr};
 use anyhow::Context;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use crate::config::{Config, ConfigError};
-use crate::keeper::process;
-use crate::output::{self, Unwritable, complain, print, stderr};
 use crate::stop::{self, StopArgs};
 use crate::worker::Broker;
-use crate::{
-    absence, check, control, dead_mounts, logging, lxcfs, profile, run, sandbox, serve, visitor,
-};
+use crate::{absence, check, control, dead_mounts, lxcfs, profile, run, sandbox, serve, visitor};
 
 /// Makes every container see its own bounds.
 ///
@@ -230,7 +228,8 @@ fn keep(config: &ConfigFile) -> ExitCode {
     if let Some(path) = &config.path {
         arguments.extend(["--config".into(), path.into()]);
     }
-    process::keep(arguments).unwrap_or_else(|error| fail(&error, 2))
+    let contract = Contract { arguments, misconfigured: MISTAKEN, entrance: control::SOCKET };
+    process::keep(contract).unwrap_or_else(|error| fail(&error, 2))
 }
 
 fn run_sandbox(config: &ConfigFile, args: run::RunArgs) -> ExitCode {
@@ -268,7 +267,7 @@ fn show_check() -> Result<ExitCode, Unwritable> {
 
 fn fail(error: &anyhow::Error, status: u8) -> ExitCode {
     // It may be the server, which must not wait.
-    stderr::line(&logging::say(error));
+    stderr::line(&output::one_line(error));
     ExitCode::from(if error.is::<Unwritable>() { 1 } else { status })
 }
 

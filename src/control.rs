@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use ambit_keeper::link::Link;
 use anyhow::Context;
 use rustix::net::SocketType;
 use serde::de::DeserializeOwned;
@@ -16,8 +17,6 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::daemon::Server;
-use crate::keeper;
-use crate::keeper::link::Link;
 use crate::notify::socket::Entrance;
 use crate::status::Status;
 
@@ -204,7 +203,7 @@ impl Parts {
         Self {
             processes,
             mount: server.mount().to_owned(),
-            is_kept: link.is_kept() && !link.is_lost() && keeper::has_manager(),
+            is_kept: link.is_kept() && !link.is_lost() && ambit_keeper::has_manager(),
             listeners: server.notifier().listeners(),
         }
     }

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use ambit_fuse::{MountOptions, Overlay, Restored, Witness};
+use ambit_keeper::link::{Held, Link};
+use ambit_kernel::{output, sys};
 use ambit_sysinfo::{Accounting, AskKernel, Options, Views};
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -14,7 +16,6 @@ use rustix::process::Resource;
 use tokio::sync::{Notify, broadcast};
 
 use crate::config::Config;
-use crate::keeper::link::{Held, Link};
 use crate::notify::acts::Acts;
 use crate::notify::{self, Notifier};
 use crate::poison::Poison;
@@ -22,7 +23,6 @@ use crate::status::{Calls, Files, MountsRestored};
 use crate::totals::{Noted, Totals};
 use crate::visitor;
 use crate::worker::Broker;
-use ambit_kernel::sys;
 
 /// Accounting, overlay and notifications of one process.
 #[derive(Debug)]
@@ -119,7 +119,7 @@ impl Server {
                         overlay.unmount()?;
                         return Err(error);
                     }
-                    tracing::error!("nothing is audited: {}", crate::logging::say(&error));
+                    tracing::error!("nothing is audited: {}", output::one_line(&error));
                 }
                 Ok(Self {
                     accounting,

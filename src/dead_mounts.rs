@@ -14,6 +14,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ambit_kernel::text::control_groups;
 use ambit_kernel::text::mountinfo::{self, Mounted};
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
@@ -21,7 +22,6 @@ use rustix::mount::UnmountFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::mount_namespaces::{self, Namespace};
-use ambit_kernel::text::control_groups;
 
 /// How long all mounts together may take to answer. Those that do not are taken for alive: their
 /// device may be kept for a successor.

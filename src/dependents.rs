@@ -8,12 +8,12 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
+use ambit_kernel::text::control_groups;
 use ambit_kernel::text::mountinfo::{self, Mounted};
 
 use crate::control::Parts;
 use crate::dead_mounts::is_ours;
 use crate::mount_namespaces;
-use ambit_kernel::text::control_groups;
 
 /// A container of a daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]

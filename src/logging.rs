@@ -3,27 +3,12 @@
 use std::io::{IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
 
+use ambit_kernel::output::stderr::Stderr;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::LogLevel;
-use crate::output::stderr::Stderr;
-
-/// An error and its causes in one line. A cause that the line has already is not said again: many
-/// errors name theirs.
-#[must_use]
-pub fn say(error: &anyhow::Error) -> String {
-    let mut line = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if line.is_empty() {
-            line = cause;
-        } else if !line.ends_with(&cause) {
-            line = format!("{line}: {cause}");
-        }
-    }
-    line
-}
 
 /// Starts logging, once per process.
 pub fn start(level: LogLevel) {
@@ -95,20 +80,6 @@ fn stderr_is_the_journal() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_cause_is_said_once() {
-        #[derive(Debug, thiserror::Error)]
-        #[error("cannot read x: {source}")]
-        struct Names {
-            source: std::io::Error,
-        }
-        let error = anyhow::Error::from(Names { source: std::io::ErrorKind::NotFound.into() });
-        let error = error.context("cannot start");
-        assert_eq!(say(&error), "cannot start: cannot read x: entity not found");
-        let plain = anyhow::Error::msg("inner").context("outer");
-        assert_eq!(say(&plain), "outer: inner");
-    }
 
     #[test]
     fn what_a_container_chose_makes_no_line_of_its_own() {

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use ambit_kernel::output;
 use anyhow::Context;
 
 use crate::config::{Config, LogLevel};
@@ -15,7 +16,6 @@ use crate::daemon::{self, Reach, Server};
 use crate::intercept;
 use crate::logging;
 use crate::notify::{Policy, oci};
-use crate::output;
 use crate::run::{self, Intercept, OverlayMounts, RunArgs, Service};
 
 /// Runs a command in a sandbox, to its exit status.
@@ -117,7 +117,7 @@ impl Service for Embedded {
 
     fn stop(self: Box<Self>) {
         if let Err(error) = self.server.stop() {
-            tracing::warn!("{}", crate::logging::say(&error));
+            tracing::warn!("{}", output::one_line(&error));
         }
     }
 }

@@ -8,6 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use ambit_keeper::link::{ALIVE, BROKER, Kept, Link, Orders};
+use ambit_keeper::wire;
+use ambit_kernel::output;
 use ambit_kernel::text::mountinfo::Watch;
 use anyhow::Context;
 use nix::sys::signal::SigSet;
@@ -16,8 +19,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::{Config, ConfigError, DEFAULT_PATH};
 use crate::control::{self, Control};
 use crate::daemon::{self, Origin, Reach, Server};
-use crate::keeper::link::{ALIVE, BROKER, Kept, Link, Orders};
-use crate::keeper::wire;
 use crate::notify::acts::Acts;
 use crate::threads::{self, Threads};
 use crate::worker::Broker;
@@ -346,8 +347,8 @@ pub(crate) fn reload(server: &Server) -> Vec<u8> {
             b"{}".to_vec()
         }
         Err(error) => {
-            tracing::error!("the configuration stays as it was: {}", logging::say(&error));
-            let answer = serde_json::json!({ "error": logging::say(&error) });
+            tracing::error!("the configuration stays as it was: {}", output::one_line(&error));
+            let answer = serde_json::json!({ "error": output::one_line(&error) });
             serde_json::to_vec(&answer).unwrap_or_default()
         }
     }

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use ambit_kernel::output::{complain, print};
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
@@ -22,7 +23,6 @@ use crate::config::Config;
 use crate::control::{self, NoDaemon, Parts};
 use crate::dead_mounts::{self, State};
 use crate::dependents::{self, Table};
-use crate::output::{complain, print};
 
 /// How long the daemon's processes may take to end. The keeper kills a server after five seconds.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -8,9 +8,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use ambit_keeper::link::{Held, Link};
 use serde::{Deserialize, Serialize};
 
-use crate::keeper::link::{Held, Link};
 use crate::status::{Calls, Files, MountsRestored};
 
 /// The name with the keeper. Another layout gets another name.

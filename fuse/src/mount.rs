@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ambit_kernel::text::mountinfo;
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
@@ -21,7 +22,6 @@ use rustix::mount::{
 
 use crate::error::Error;
 use crate::visit::{Visit, Visitor};
-use ambit_kernel::text::mountinfo;
 
 /// What stands in the second half of the type, `fuse.ambit`, and as the source, unless
 /// programs are to find another name there.

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ambit_kernel::text::mountinfo::{self, Mounted};
 use ambit_sysinfo::Views;
 
 use crate::adopt::InitRequest;
@@ -25,7 +26,6 @@ use crate::pressure::{self, PressureFilesystem};
 use crate::spare::Kind;
 use crate::visit::{self, Visit, Visitor};
 use crate::witness::Witness;
-use ambit_kernel::text::mountinfo::{self, Mounted};
 
 /// How long a process may take that looks all names up.
 const LOOK_UP_WITHIN: Duration = Duration::from_secs(3);

@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use ambit_fuse::{MountOptions, Overlay};
+use ambit_kernel::output;
 use ambit_sysinfo::Options;
 use ambit_sysinfo::cpu::CpuPolicy;
 use ambit_sysinfo::policy::SwapPolicy;
@@ -21,7 +22,7 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::LogLevel;
-use crate::{daemon, logging, output, visitor};
+use crate::{daemon, logging, visitor};
 use args::{Request, Serve};
 use pid_file::PidFile;
 use switch::Switch;
@@ -72,7 +73,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     match serve(&serve_as) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            output::complain(format_args!("lxcfs: {}", logging::say(&error)));
+            output::complain(format_args!("lxcfs: {}", output::one_line(&error)));
             ExitCode::FAILURE
         }
     }

@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use ambit_keeper::link::{Held, Link};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use super::Error;
 use super::socket::{Entrance, Listening, Peer};
 use super::thread::Threads;
 use super::{lxc, oci};
-use crate::keeper::link::{Held, Link};
 
 /// Whose connections a socket takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ambit_kernel::sys::user_namespace;
 use nix::errno::Errno;
 
 use super::call::Call;
@@ -14,7 +15,6 @@ use super::origin::Origin;
 use super::recent::Recent;
 use crate::worker::act::{Actor, Answer, Base, Pace, Reply, TIMES, What, Workers};
 use crate::worker::{Bind, Broker, Caller, Failure, Find};
-use ambit_kernel::sys::user_namespace;
 
 /// How long a quick act may take. A filesystem that hangs is the container's own trouble; what it
 /// holds up is one of its calls.

@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use ambit_kernel::sys::affinity::Stay;
 use libseccomp_sys::seccomp_notif;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::thread::sched_getcpu;
@@ -18,7 +19,6 @@ use super::policies::Member;
 use super::policy::Policy;
 use super::recent::Recent;
 use super::thread::{Threads, decide};
-use ambit_kernel::sys::affinity::Stay;
 
 /// How long a borrower waits for the next call. Longer than a tick, as in a worker's mailbox.
 const IDLE: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };

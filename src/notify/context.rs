@@ -9,6 +9,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use ambit_kernel::text;
 use ambit_sysinfo::{View, Views};
 use nix::errno::Errno;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
@@ -22,7 +23,6 @@ use super::listener::id_valid;
 use super::memory::Memory;
 use super::recent::Recent;
 use super::settings::Settings;
-use ambit_kernel::text;
 
 /// The kernel takes no longer strings as arguments.
 const PAGE: usize = 4096;

@@ -2,11 +2,11 @@
 
 use std::sync::OnceLock;
 
+use ambit_kernel::sys::affinity;
 use ambit_sysinfo::CpuSet;
 use ambit_sysinfo::sysfs::Sysfs;
 
 use super::arch::Abi;
-use ambit_kernel::sys::affinity;
 
 /// Room for 8192 processors, the kernel's own ceiling (`NR_CPUS`).
 pub(super) const WORDS: usize = 128;

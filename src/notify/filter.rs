@@ -6,6 +6,7 @@
 use std::io::{Read, Seek};
 use std::os::fd::OwnedFd;
 
+use ambit_kernel::sys::seccomp;
 use libseccomp::error::SeccompError;
 use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use nix::errno::Errno;
@@ -14,7 +15,6 @@ use rustix::fs::MemfdFlags;
 use super::arch;
 use super::policy::Policy;
 use super::syscalls::HANDLERS;
-use ambit_kernel::sys::seccomp;
 
 /// Why there is no filter.
 #[derive(Debug, thiserror::Error)]

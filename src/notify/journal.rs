@@ -10,14 +10,14 @@ use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ambit_keeper::link::{Held, Link};
+use ambit_keeper::memory::{Lasting, Memory};
 use ambit_sysinfo::{Account, Budget, Charge, What};
 use libseccomp_sys::{seccomp_data, seccomp_notif, seccomp_notif_resp};
 use nix::errno::Errno;
 
 use super::Error;
 use super::listener::Listener;
-use crate::keeper::link::{Held, Link};
-use crate::keeper::memory::{Lasting, Memory};
 
 /// Its name with the keeper. Another layout gets another name.
 const NAME: &str = "journal-of-calls.1";

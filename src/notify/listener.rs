@@ -7,6 +7,8 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use ambit_keeper::link::Link;
+use ambit_kernel::sys;
 use libseccomp_sys::{
     SECCOMP_ADDFD_FLAG_SEND, SECCOMP_USER_NOTIF_FLAG_CONTINUE, seccomp_data, seccomp_notif,
     seccomp_notif_addfd, seccomp_notif_resp,
@@ -15,8 +17,6 @@ use nix::errno::Errno;
 
 use super::Error;
 use super::handler::Verdict;
-use crate::keeper::link::Link;
-use ambit_kernel::sys;
 
 mod ioctls {
     use libseccomp_sys::{seccomp_notif, seccomp_notif_addfd, seccomp_notif_resp};

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ambit_keeper::link::Link;
 use ambit_sysinfo::Limiter;
 use libseccomp_sys::{seccomp_notif, seccomp_notif_resp};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -39,7 +40,6 @@ use super::pipeline::{Pipeline, Request};
 use super::policies::{Container, Member, cgroup_of};
 use super::policy::Policy;
 use super::socket::{Entrance, Peer};
-use crate::keeper::link::Link;
 
 /// Well below the 30 s after which liblxc stops waiting.
 const DEADLINE: Duration = Duration::from_secs(25);
@@ -439,7 +439,7 @@ mod tests {
 
     use super::super::tests::Fixed;
     use super::*;
-    use crate::keeper::link::Held;
+    use ambit_keeper::link::Held;
 
     struct Monitor {
         fd: OwnedFd,

@@ -19,6 +19,8 @@ use std::io::{IoSliceMut, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use ambit_kernel::sys::procmap_query::{READABLE, WRITABLE, end_of_mapping};
+use ambit_kernel::text::maps::{Access, Coverage};
 use nix::errno::Errno;
 use nix::sys::uio::{RemoteIoVec, pread, process_vm_readv, pwrite};
 use nix::unistd::Pid;
@@ -26,8 +28,6 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use super::context::Pending;
 use super::handler::{Cause, Refusal};
-use ambit_kernel::sys::procmap_query::{READABLE, WRITABLE, end_of_mapping};
-use ambit_kernel::text::maps::{Access, Coverage};
 
 /// So much of the text of `/proc/<tid>/maps` is read where the kernel has no `PROCMAP_QUERY`: a
 /// caller can have a million mappings.

@@ -56,9 +56,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use ambit_keeper::link::{Held, Link};
 use ambit_sysinfo::Views;
 
-use crate::keeper::link::{Held, Link};
 use crate::poison::Poison;
 
 pub use arch::Abi;

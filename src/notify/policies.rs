@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ambit_kernel::text::control_groups;
 use serde::{Deserialize, Serialize};
 
 use super::account::{Account, Accounts};
 use super::policy::Policy;
-use ambit_kernel::text::control_groups;
 
 /// What is known of a container when its listener arrives.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,6 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt}
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ambit_keeper::link::Link;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::io::Errno;
 use rustix::net::{
@@ -18,7 +19,6 @@ use rustix::net::{
 };
 
 use super::Error;
-use crate::keeper::link::Link;
 
 /// Connections that may wait while we are busy; runtimes of many containers start at once
 /// after a boot.

@@ -4,14 +4,14 @@
 
 use std::os::fd::AsFd;
 
+use ambit_kernel::sys::pid_in_namespace::pid_from_namespace;
+use ambit_kernel::text;
+use ambit_kernel::text::status::Status;
 use nix::errno::Errno;
 
 use super::call::Call;
 use super::context::Context;
 use super::handler::Refusal;
-use ambit_kernel::sys::pid_in_namespace::pid_from_namespace;
-use ambit_kernel::text;
-use ambit_kernel::text::status::Status;
 
 /// The thread that the target calls `id`, as we call it. `None`: there is none, or this kernel
 /// cannot tell; the kernel then looks the thread up itself, in the call that goes on.

@@ -26,8 +26,8 @@ use ambit_fuse::{Asked, Witness};
 use ambit_sysinfo::{Owner, clock};
 use libseccomp_sys::seccomp_data;
 
-use crate::keeper::link::{Held, Link};
-use crate::keeper::memory::{Lasting, Memory};
+use ambit_keeper::link::{Held, Link};
+use ambit_keeper::memory::{Lasting, Memory};
 use records::{CALL, DEATHS, Deed, End, Noted, Records, Standing, TERM};
 
 /// Its name with the keeper. Another layout gets another name.

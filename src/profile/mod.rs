@@ -11,12 +11,12 @@ mod rules;
 
 use std::path::{Path, PathBuf};
 
+use ambit_kernel::output;
 use anyhow::{Context, bail};
 
 use crate::config::Config;
 use crate::intercept;
 use crate::notify::Policy;
-use crate::output;
 
 /// The arguments of `ambit profile`.
 #[derive(Debug, clap::Args)]

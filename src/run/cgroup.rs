@@ -13,6 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use ambit_kernel::output;
 use ambit_kernel::text::mountinfo::Mounted;
 use anyhow::{Context, Result};
 use cgroups_rs::CgroupPid;
@@ -22,7 +23,6 @@ use cgroups_rs::fs::hierarchies::{UNIFIED_MOUNTPOINT, V1, is_cgroup2_unified_mod
 use super::args::RunArgs;
 use super::hostmounts;
 use super::limits;
-use crate::output;
 
 /// The folder that all sandboxes of this user share.
 const FAMILY: &str = "ambit";

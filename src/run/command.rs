@@ -5,14 +5,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
+use ambit_kernel::sys::close_range::close_from;
+use ambit_kernel::sys::signal_defaults::restore_sigpipe;
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 
 use super::init::Setup;
 use super::spawn::FAILED;
 use super::terminal;
-use ambit_kernel::sys::close_range::close_from;
-use ambit_kernel::sys::signal_defaults::restore_sigpipe;
 
 /// Why the command did not start.
 #[derive(Debug)]

@@ -9,6 +9,8 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use ambit_kernel::output;
+use ambit_kernel::sys::fork::{Fork, fork};
 use anyhow::{Context, Result};
 use nix::sched::CloneFlags;
 use nix::sys::signal::{Signal, kill};
@@ -20,8 +22,6 @@ use super::channel::{Channel, Word};
 use super::signals::{Signals, is_for_group};
 use super::{capabilities, command, terminal};
 use crate::notify::{Policy, filter};
-use crate::output;
-use ambit_kernel::sys::fork::{Fork, fork};
 
 /// What init has to know.
 #[derive(Debug)]

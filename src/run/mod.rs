@@ -35,6 +35,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use ambit_kernel::output;
 use anyhow::{Context, Result};
 use nix::sched::CloneFlags;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -45,7 +46,6 @@ use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 pub use args::{Bind, Intercept, RunArgs};
 
 use crate::notify::Policy;
-use crate::{logging, output};
 
 use cgroup::Group;
 use channel::Word;
@@ -99,7 +99,7 @@ pub fn run(
     match prepare(args).and_then(|prepared| prepared.run(files, start)) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            output::complain(format_args!("ambit: {}", logging::say(&error)));
+            output::complain(format_args!("ambit: {}", output::one_line(&error)));
             ExitCode::from(FAILED)
         }
     }

@@ -8,13 +8,13 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
+use ambit_kernel::sys::mount_setattr::mount_setattr;
 use anyhow::{Context, Result};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
 use super::hostmounts::relative;
 use super::owners::{ActingAs, Owners};
-use ambit_kernel::sys::mount_setattr::mount_setattr;
 
 /// How often a name is looked up again that was thrown away at once. Twice would be bad luck.
 const TRIES: usize = 100;

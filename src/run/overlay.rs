@@ -9,12 +9,12 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
 use ambit_fuse::Visit;
+use ambit_kernel::output::complain;
 use anyhow::{Context, Result};
 use rustix::mount::{MoveMountFlags, UnmountFlags};
 
 use super::channel::Message;
 use super::mounts::{Detached, copy_at};
-use crate::output::complain;
 
 /// Copies the files that the message names, with their targets in the sandbox. The mount namespace must
 /// be private.

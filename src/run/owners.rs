@@ -6,13 +6,13 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
+use ambit_kernel::sys::fork::{Fork, fork};
 use anyhow::{Context, Result, bail};
 use nix::sched::CloneFlags;
 use nix::sys::wait::waitpid;
 use rustix::process::Signal;
 
 use super::channel::{Channel, Word};
-use ambit_kernel::sys::fork::{Fork, fork};
 
 /// How many ids a sandbox gets: what a distribution's user database needs.
 const COUNT: u32 = 65_536;

@@ -8,6 +8,7 @@
 
 use std::path::{Path, PathBuf};
 
+use ambit_kernel::output;
 use ambit_kernel::text::mountinfo::Mounted;
 use anyhow::{Context, Result};
 use rustix::mount::MountAttrFlags;
@@ -17,7 +18,6 @@ use super::hostmounts;
 use super::mounts::{Detached, Kind, Root};
 use super::owners::Owners;
 use super::{cgroupview, dev, mask};
-use crate::output;
 
 /// Places of the host that a sandbox without its own root filesystem has for itself.
 const PRIVATE: [(&str, &str); 3] = [("tmp", "1777"), ("run", "755"), ("var/tmp", "1777")];

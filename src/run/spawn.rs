@@ -14,6 +14,7 @@
 use std::os::fd::AsFd;
 use std::panic::AssertUnwindSafe;
 
+use ambit_kernel::sys::fork::{Fork, fork, fork_for_parent};
 use anyhow::{Context, Result};
 use nix::sched::CloneFlags;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -28,7 +29,6 @@ use super::mounts::Detached;
 use super::overlay;
 use super::owners::{Owners, become_root_in};
 use super::root::{self, Plan};
-use ambit_kernel::sys::fork::{Fork, fork, fork_for_parent};
 
 /// Exit status when the sandbox itself fails, as of env(1) and the container engines.
 pub(super) const FAILED: i32 = 125;

@@ -11,6 +11,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use ambit_kernel::sys::close_range::close_all_but;
+use ambit_kernel::sys::fork::{Fork, fork};
 use nix::errno::Errno;
 use nix::sys::signal::SigSet;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -22,7 +24,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::output::complain;
+use ambit_kernel::output::complain;
 use ambit_kernel::text;
 
 use super::bind::Bind;
@@ -33,8 +35,6 @@ use super::find::Find;
 use super::line::Line;
 use super::mount::{Order, Turns};
 use super::{act, mount};
-use ambit_kernel::sys::close_range::close_all_but;
-use ambit_kernel::sys::fork::{Fork, fork};
 
 /// The longest request: three strings of a page each, written as numbers.
 const LONGEST: usize = 128 << 10;

@@ -7,13 +7,13 @@
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
+use ambit_kernel::sys::fork::{Fork, fork};
+use ambit_kernel::text;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::failure::{Failure, OnOurSide, OrFail};
-use ambit_kernel::sys::fork::{Fork, fork};
-use ambit_kernel::text;
 
 /// How long a killed process may take to end: it may be held up in a filesystem that hangs.
 const GRACE: Duration = Duration::from_millis(500);

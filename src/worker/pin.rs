@@ -7,16 +7,16 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
+use ambit_kernel::text::id_map::IdMap;
 use ambit_kernel::text::mountinfo;
+use ambit_kernel::text::status::Status;
+use ambit_kernel::text::{self, control_groups, limits, profile};
 use nix::errno::Errno;
 use nix::sched::CloneFlags;
 use rustix::fs::{CWD, Mode, OFlags};
 
 use super::caller::{Caller, Facts};
 use super::failure::{Failure, OnOurSide, OrFail};
-use ambit_kernel::text::id_map::IdMap;
-use ambit_kernel::text::status::Status;
-use ambit_kernel::text::{self, control_groups, limits, profile};
 
 /// Namespaces besides users and mounts, in an order in which they can be entered. A kernel may
 /// lack some.

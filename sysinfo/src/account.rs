@@ -24,6 +24,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use ambit_kernel::text::scan;
 use rustix::fs::fstat;
 use rustix::io::Errno;
 
@@ -31,7 +32,6 @@ use crate::budget::What;
 use crate::clock;
 use crate::namespace_init;
 use crate::shared::Shared;
-use ambit_kernel::text::scan;
 
 /// What an account is named by.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -4,6 +4,8 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use ambit_kernel::text::scan;
+
 use crate::account::Owner;
 use crate::baselines::Baselines;
 use crate::budget::{Descriptors, What};
@@ -23,7 +25,6 @@ use crate::sysfs::Sysfs;
 use crate::tasks::Counter;
 use crate::view::View;
 use crate::{Error, Numbers, Views, load};
-use ambit_kernel::text::scan;
 
 /// Knows all containers that asked.
 #[derive(Debug)]

@@ -8,11 +8,12 @@
 use std::ops::BitOr;
 use std::sync::Arc;
 
+use ambit_kernel::text::scan;
+
 use crate::host::RawFiles;
 use crate::shared::Shared;
 use crate::source::extra::{ExtraFiles, Raw};
 use crate::steady::Steady;
-use ambit_kernel::text::scan;
 
 /// A set of parts of [`Extra`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

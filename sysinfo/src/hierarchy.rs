@@ -8,9 +8,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ambit_kernel::text::scan;
+
 use crate::Error;
 use crate::private_mount;
-use ambit_kernel::text::scan;
 
 /// The controllers accounting reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,9 +8,10 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+use ambit_kernel::text::scan;
+
 use crate::cpuset::CpuSet;
 use crate::topology::Topology;
-use ambit_kernel::text::scan;
 
 /// One snapshot of the machine.
 #[derive(Clone, Default)]

@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use ambit_kernel::text::scan;
 use arc_swap::ArcSwap;
 use rustix::fs::{Mode, OFlags};
 
@@ -17,7 +18,6 @@ use crate::personality;
 use crate::procfs::Procfs;
 use crate::sysfs::Sysfs;
 use crate::topology::Topology;
-use ambit_kernel::text::scan;
 
 /// Memory and the list of online processors.
 const SHORT: u64 = 200_000_000;

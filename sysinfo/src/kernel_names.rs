@@ -4,9 +4,10 @@
 
 use std::sync::{Arc, OnceLock};
 
+use ambit_kernel::text::scan;
+
 use crate::extra::Interrupt;
 use crate::host::RawFiles;
-use ambit_kernel::text::scan;
 
 /// The names, once read.
 #[derive(Debug, Default)]

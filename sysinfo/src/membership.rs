@@ -1,8 +1,9 @@
 //! Which cgroup a process is in, per hierarchy: the text of `/proc/<pid>/cgroup`.
 
+use ambit_kernel::text::scan;
+
 use crate::hash::fnv1a;
 use crate::hierarchy::{Controller, Hierarchies};
-use ambit_kernel::text::scan;
 
 /// systemd puts itself into this child of a container's cgroup; the container is the parent, also
 /// where it has no cgroup namespace of its own that would tell.

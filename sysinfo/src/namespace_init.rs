@@ -7,8 +7,9 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crate::procfs::Procfs;
 use ambit_kernel::text::scan;
+
+use crate::procfs::Procfs;
 
 /// What the kernel tells of an open namespace file by ioctl(2) (ioctl_nsfs(2)). The daemon supplies
 /// the calls, because they are unsafe.

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use ambit_kernel::text::scan;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -15,7 +16,6 @@ use crate::Error;
 use crate::budget::Charge;
 use crate::membership::Membership;
 use crate::shared::Shared;
-use ambit_kernel::text::scan;
 
 /// What tasks wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,11 +7,11 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use ambit_keeper::link::{Held, Link};
 use rustix::net::SocketType;
 
 use super::message::Message;
 use super::receive::receive;
-use crate::keeper::link::{Held, Link};
 use crate::notify::listener::{ABOUT, LISTENER, Listener};
 use crate::notify::policies::{Container, Member, cgroup_of};
 use crate::notify::socket::{Entrance, Peer};

@@ -11,6 +11,9 @@ mod sched_setscheduler;
 mod setxattr;
 mod sysinfo;
 
+use ambit_kernel::text;
+use ambit_kernel::text::id_map::IdMap;
+
 pub(super) use self::mount::is_never_mounted;
 
 use std::os::fd::AsFd;
@@ -18,8 +21,6 @@ use std::os::fd::AsFd;
 use super::call::Call;
 use super::context::Context;
 use super::handler::{Handler, Refusal};
-use ambit_kernel::text;
-use ambit_kernel::text::id_map::IdMap;
 
 /// All handlers. The order is that of listings; a policy's bits follow it.
 pub const HANDLERS: &[&dyn Handler] = &[

@@ -4,6 +4,7 @@
 //! the bits of this mask. The kernel's mask knows of cpusets but not of quotas; the answer is a
 //! part of the kernel's mask, so a program that pins itself by it is never refused.
 
+use ambit_kernel::sys::affinity;
 use ambit_sysinfo::view::Origin;
 use nix::errno::Errno;
 
@@ -13,7 +14,6 @@ use crate::notify::context::Context;
 use crate::notify::cpu_mask::{self, WORDS};
 use crate::notify::handler::{Cause, Description, Handler, Refusal, Screen, Verdict};
 use crate::notify::thread_id;
-use ambit_kernel::sys::affinity;
 
 /// Answers sched_getaffinity(2).
 pub(super) struct SchedGetaffinity;

@@ -8,6 +8,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use ambit_kernel::sys::scheduling::{self, Attributes};
 use nix::errno::Errno;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
 
@@ -17,7 +18,6 @@ use crate::notify::context::Context;
 use crate::notify::handler::{Description, Handler, Refusal, Screen, Verdict};
 use crate::notify::thread_id;
 use crate::worker::act::{Actor, Base};
-use ambit_kernel::sys::scheduling::{self, Attributes};
 
 const CAP_SYS_NICE: u32 = 23;
 /// The flag of sched_setscheduler(2), and that of sched_setattr(2).

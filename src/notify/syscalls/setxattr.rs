@@ -3,6 +3,7 @@
 //! `trusted.overlay.opaque=y` and nothing else; all other attributes are the kernel's. Layers are
 //! unpacked with it by container engines that run in a container.
 
+use ambit_kernel::sys::setxattrat::exists;
 use nix::errno::Errno;
 
 use super::ranges;
@@ -15,7 +16,6 @@ use crate::notify::handler::{Cost, Description, Handler, Refusal, Screen, Verdic
 use crate::notify::once::Once;
 use crate::worker::Find;
 use crate::worker::act::{Base, SetOpaque, What};
-use ambit_kernel::sys::setxattrat::exists;
 
 const CAP_SYS_ADMIN: u32 = 21;
 const NAME: &[u8] = b"trusted.overlay.opaque";

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ambit_kernel::text::status::{Credentials, Status};
 use rustix::buffer::spare_capacity;
 use rustix::fs::{Mode, OFlags, openat, readlinkat_raw};
 use rustix::io::Errno;
@@ -17,7 +18,6 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::identity::Identity;
 use super::place::Place;
-use ambit_kernel::text::status::{Credentials, Status};
 
 const USERS: &str = "ns/user";
 const CAP_DAC: u64 = 1 << 1 | 1 << 2;

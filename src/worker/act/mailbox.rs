@@ -12,13 +12,13 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use std::time::Duration;
 
+use ambit_keeper::memory::{Lasting, Memory};
 use rustix::io::Errno;
 use rustix::thread::futex::{self, Flags, Timespec};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::task::Reply;
-use crate::keeper::memory::{Lasting, Memory};
 
 /// The longest task.
 const ROOM: usize = 4096 - 16;

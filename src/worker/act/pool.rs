@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use ambit_kernel::text::status::Status;
 use ambit_sysinfo::{Account, Budget, Charge, Descriptors, What as Spent};
 use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -25,7 +26,6 @@ use super::task::{Answer, Reply, Task, What, With};
 use crate::worker::broker::Broker;
 use crate::worker::failure::{Failure, OnOurSide, OrFail};
 use crate::worker::pin::control_groups;
-use ambit_kernel::text::status::Status;
 
 /// So many times the patience is had with a worker that is not hung but waits for a processor, and
 /// with one that starts, which touches nothing of the container's.

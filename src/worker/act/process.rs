@@ -4,6 +4,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 
+use ambit_kernel::sys::affinity::Stay;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::net::{
@@ -19,7 +20,6 @@ use super::task::{Answer, Reply, Task, What};
 use crate::worker::child::die_with_parent;
 use crate::worker::failure::{Failure, OrFail};
 use crate::worker::line::Line;
-use ambit_kernel::sys::affinity::Stay;
 
 /// The longest task: a path of a page, and as many groups as there can be.
 pub(super) const LONGEST: usize = 1 << 20;

@@ -18,6 +18,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
+use ambit_kernel::sys::fuse_connections::Connections;
+use ambit_kernel::sys::loop_device::{Status, is_read_only, status as status_of};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
@@ -28,8 +30,6 @@ use super::{loop_device, scene};
 use crate::worker::child::{Child, End};
 use crate::worker::failure::{Failure, OnOurSide, OrFail};
 use crate::worker::line::Line;
-use ambit_kernel::sys::fuse_connections::Connections;
-use ambit_kernel::sys::loop_device::{Status, is_read_only, status as status_of};
 
 /// The first of the bytes that helpers lock; the number of a filesystem's device is added. No file is
 /// that long, and qemu, which locks single bytes too, has the first few hundred.

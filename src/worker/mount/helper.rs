@@ -16,6 +16,7 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use ambit_kernel::sys::fuse_connections::Connections;
 use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
@@ -32,7 +33,6 @@ use crate::worker::caller::Caller;
 use crate::worker::child::{Child, End};
 use crate::worker::failure::{Failure, OnOurSide, OrFail};
 use crate::worker::line::{Line, wait};
-use ambit_kernel::sys::fuse_connections::Connections;
 
 /// How long a helper may take to explain a failure that is seen already.
 const LAST_WORDS: Duration = Duration::from_secs(1);

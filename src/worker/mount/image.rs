@@ -8,6 +8,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
+use ambit_kernel::sys::superblock_owner::is_within_our_users;
+use ambit_kernel::sys::user_namespace;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use rustix::fs::{fstat, fstatfs};
@@ -16,8 +18,6 @@ use crate::worker::caller::Caller;
 use crate::worker::child::{Child, End};
 use crate::worker::failure::{Failure, OnOurSide, OrFail};
 use crate::worker::line::Line;
-use ambit_kernel::sys::superblock_owner::is_within_our_users;
-use ambit_kernel::sys::user_namespace;
 
 /// `TMPFS_MAGIC` and `RAMFS_MAGIC`
 const MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];

@@ -7,13 +7,13 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use ambit_kernel::sys::loop_device::{configure, free_number};
+use ambit_kernel::text;
 use nix::errno::Errno;
 use rustix::fs::FileType;
 
 use super::scene;
 use crate::worker::failure::{Failure, OrFail};
-use ambit_kernel::sys::loop_device::{configure, free_number};
-use ambit_kernel::text;
 
 /// Block devices of this major number are loop devices.
 const LOOP: u32 = 7;

@@ -6,6 +6,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use ambit_kernel::output;
+use ambit_kernel::sys::close_range::close_on_exec_from;
+use ambit_kernel::sys::fork::{Fork, fork};
+use ambit_kernel::sys::signal_defaults::restore_sigpipe;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -14,13 +18,9 @@ use rustix::fs::{Access, MemfdFlags, SealFlags};
 use super::confine;
 use super::host_program::{HostProgram, Image, is_libfuse3s};
 use super::order::{Handler, Order};
-use crate::output;
 use crate::worker::caller::Caller;
 use crate::worker::child::leave;
 use crate::worker::failure::{Failure, Number, OnOurSide, OrFail};
-use ambit_kernel::sys::close_range::close_on_exec_from;
-use ambit_kernel::sys::fork::{Fork, fork};
-use ambit_kernel::sys::signal_defaults::restore_sigpipe;
 
 /// Where programs are in the container.
 const PLACES: [&str; 6] =

@@ -8,6 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
+use ambit_kernel::sys::mount_setattr::mount_setattr;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use rustix::fs::FileType;
@@ -18,7 +19,6 @@ use super::order::{Order, Superblock};
 use super::{loop_device, scene};
 use crate::worker::caller::Caller;
 use crate::worker::failure::{Failure, Number, OnOurSide, OrFail};
-use ambit_kernel::sys::mount_setattr::mount_setattr;
 
 /// Makes the mount.
 pub(super) fn make(

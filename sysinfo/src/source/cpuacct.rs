@@ -6,11 +6,12 @@
 //! time is divided as the samples are, which is what the kernel does for processes
 //! (`cputime_adjust` in `kernel/sched/cputime.c`). Nothing decreases.
 
+use ambit_kernel::text::scan;
+
 use super::CgroupFile;
 use crate::Error;
 use crate::cpuset::CpuSet;
 use crate::sample::Busy;
-use ambit_kernel::text::scan;
 
 /// The files of one cgroup, and what they said last.
 pub(super) struct Cpuacct {

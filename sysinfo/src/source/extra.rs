@@ -5,12 +5,13 @@
 //! nothing accounts for it, there is none to show. Files:
 //! Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/blkio-controller.rst.
 
+use ambit_kernel::text::scan;
+
 use super::{CgroupFile, lineage};
 use crate::Error;
 use crate::extra::{Events, Io, Pressure};
 use crate::hierarchy::{Controller, Hierarchies, Mount};
 use crate::membership::Membership;
-use ambit_kernel::text::scan;
 
 /// The files of one container.
 #[derive(Debug, Default)]

@@ -4,6 +4,8 @@
 //! the ancestors in both versions: v1 shows only what was set at each level, too. Files:
 //! Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/hugetlb.rst.
 
+use ambit_kernel::text::scan;
+
 use super::{CgroupFile, lineage};
 use crate::Error;
 use crate::hierarchy::{Controller, Hierarchies};
@@ -11,7 +13,6 @@ use crate::host::HugePool;
 use crate::limit::Limit;
 use crate::membership::Membership;
 use crate::sample::HugeSample;
-use ambit_kernel::text::scan;
 
 /// The files of one container, made for the pools of the machine.
 #[derive(Debug, Default)]

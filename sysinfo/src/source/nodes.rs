@@ -4,6 +4,8 @@
 //! container that is bound to some of them. Files: Documentation/admin-guide/cgroup-v2.rst and
 //! cgroup-v1/cpusets.rst.
 
+use ambit_kernel::text::scan;
+
 use super::{CgroupFile, lineage};
 use crate::Error;
 use crate::cpuset::CpuSet;
@@ -12,7 +14,6 @@ use crate::host::{Host, RawFiles};
 use crate::limit::Limit;
 use crate::membership::Membership;
 use crate::sample::NodeSample;
-use ambit_kernel::text::scan;
 
 /// The files of one container, made when they are first read; the first that is there tells.
 #[derive(Debug, Default)]

@@ -2,6 +2,8 @@
 //! of `memory.stat`), quotas it does not. Hierarchies may be mounted in any combination, `cpu`
 //! and `cpuacct` together or apart. Files: Documentation/admin-guide/cgroup-v1/.
 
+use ambit_kernel::text::scan;
+
 use super::cpuacct::Cpuacct;
 use super::{CgroupFile, Source, lineage};
 use crate::Error;
@@ -10,7 +12,6 @@ use crate::hierarchy::{Controller, Hierarchies};
 use crate::limit::Limit;
 use crate::membership::Membership;
 use crate::sample::{Busy, MemorySample, MemoryStat, Quota, Sample, SwapSample};
-use ambit_kernel::text::scan;
 
 /// The files of one container in v1 hierarchies.
 #[derive(Default)]

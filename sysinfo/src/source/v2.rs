@@ -1,6 +1,8 @@
 //! cgroup v2. Limits are folded over the ancestors, because v2 shows only what was set at each
 //! level. Files: Documentation/admin-guide/cgroup-v2.rst.
 
+use ambit_kernel::text::scan;
+
 use super::{CgroupFile, Source, lineage};
 use crate::Error;
 use crate::cpuset::CpuSet;
@@ -9,7 +11,6 @@ use crate::limit::Limit;
 use crate::membership::Membership;
 use crate::policy::MemoryLimit;
 use crate::sample::{Busy, MemorySample, MemoryStat, Quota, Sample, SwapSample};
-use ambit_kernel::text::scan;
 
 /// The files of one container in the unified hierarchy.
 pub(super) struct Unified {

@@ -9,12 +9,12 @@ mod cgroupstats;
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use ambit_kernel::text::scan;
 use rustix::fs::{Dir, Mode, OFlags};
 
 use crate::hierarchy::{Controller, Hierarchies, Mount};
 use crate::membership::Membership;
 use crate::procfs::Procfs;
-use ambit_kernel::text::scan;
 
 use cgroupstats::Cgroupstats;
 

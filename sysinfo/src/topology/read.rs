@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
+use ambit_kernel::text::scan;
 use rustix::fs::{Mode, OFlags};
 
 use super::{
@@ -16,7 +17,6 @@ use super::{
 };
 use crate::cpuset::CpuSet;
 use crate::kernel_file::read_to_end;
-use ambit_kernel::text::scan;
 
 const CPU: &str = "devices/system/cpu";
 const NODE: &str = "devices/system/node";

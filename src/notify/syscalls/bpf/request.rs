@@ -4,6 +4,7 @@
 //! never passed on: a call with one is left to the kernel. The layout is the same for programs of 32
 //! bits.
 
+use ambit_kernel::sys::bpf::Kind;
 use nix::errno::Errno;
 
 use super::{OBJ_GET_INFO_BY_FD, PROG_ATTACH, PROG_DETACH, PROG_GET_FD_BY_ID, PROG_LOAD};
@@ -11,7 +12,6 @@ use crate::notify::call::Call;
 use crate::notify::context::Context;
 use crate::notify::handler::{Refusal, Verdict};
 use crate::worker::act::bpf::{ALIGNMENT, LONGEST, LONGEST_LOG, Load, Log, is_plain};
-use ambit_kernel::sys::bpf::Kind;
 
 /// The kernel copies no more than a page.
 const PAGE: usize = 4096;

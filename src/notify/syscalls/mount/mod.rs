@@ -15,6 +15,7 @@ mod sources;
 
 use std::os::fd::AsFd;
 
+use ambit_kernel::text::id_map::IdMap;
 use nix::errno::Errno;
 
 use self::filesystem::Filesystem;
@@ -31,7 +32,6 @@ use crate::notify::once::Once;
 use crate::notify::origin::Origin;
 use crate::worker::mount::{How, Order};
 use crate::worker::{Caller, Failure};
-use ambit_kernel::text::id_map::IdMap;
 
 /// The kernel reads strings and options of this length at most.
 const PAGE: usize = 4096;

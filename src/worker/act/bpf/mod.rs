@@ -13,6 +13,7 @@ mod stand_in;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use ambit_kernel::sys::bpf;
 use nix::errno::Errno;
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use rustix::thread::CapabilitySet;
@@ -20,7 +21,6 @@ use serde::{Deserialize, Serialize};
 
 use super::identity::use_only;
 use super::task::{Answer, Reply};
-use ambit_kernel::sys::bpf;
 use stand_in::{Content, StandIn};
 
 pub(super) use place::Surroundings;

@@ -13,6 +13,8 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use ambit_kernel::sys::bpf::{self, ALLOW_MULTI};
+use ambit_kernel::sys::file_handle;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use rustix::fs::{CWD, Mode, OFlags, fstat, fstatfs, openat};
@@ -23,8 +25,6 @@ use super::with;
 use crate::worker::act::task::Reply;
 use crate::worker::child::leave;
 use crate::worker::pin::top_of_cgroup2;
-use ambit_kernel::sys::bpf::{self, ALLOW_MULTI};
-use ambit_kernel::sys::file_handle;
 
 /// `CGROUP2_SUPER_MAGIC`
 const CGROUP2: u64 = 0x6367_7270;

@@ -20,10 +20,11 @@ use super::link::{Held, Link};
 /// # Safety
 /// Every bit pattern is a valid value, all zeroes being that of a place that nobody has used. It is
 /// no larger in alignment than a page.
-pub(crate) unsafe trait Lasting: Sync {}
+pub unsafe trait Lasting: Sync {}
 
 /// An array that outlives the process. Where there is no keeper, it ends with it.
-pub(crate) struct Memory<T: Lasting> {
+#[derive(Debug)]
+pub struct Memory<T: Lasting> {
     start: NonNull<T>,
     count: usize,
 }
@@ -36,7 +37,7 @@ unsafe impl<T: Lasting> Sync for Memory<T> {}
 impl<T: Lasting> Memory<T> {
     /// Takes over what a predecessor left under this name, which ends with the version of the layout,
     /// or begins anew: then it is all zeroes, and the second value is true.
-    pub(crate) fn open(
+    pub fn open(
         name: &str,
         count: usize,
         link: &Link,
@@ -56,14 +57,14 @@ impl<T: Lasting> Memory<T> {
     }
 
     /// A new one, all zeroes, with the descriptor by which another process has it too.
-    pub(crate) fn new(name: &str, count: usize) -> io::Result<(Self, OwnedFd)> {
+    pub fn new(name: &str, count: usize) -> io::Result<(Self, OwnedFd)> {
         let memory = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?;
         rustix::fs::ftruncate(&memory, (count * size_of::<T>()) as u64)?;
         Ok((Self::of(&memory, count)?, memory))
     }
 
     /// That of another process, which has made it for so many.
-    pub(crate) fn of(memory: &OwnedFd, count: usize) -> io::Result<Self> {
+    pub fn of(memory: &OwnedFd, count: usize) -> io::Result<Self> {
         let length = count * size_of::<T>();
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping, wherever the kernel likes. The file has this length, is handed to

@@ -9,6 +9,7 @@ use std::process::{Child, ExitStatus, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use ambit_kernel::output::{one_line, stderr};
 use anyhow::Context;
 use rustix::net::RecvFlags;
 use rustix::process::{PidfdFlags, pidfd_open};
@@ -16,7 +17,6 @@ use rustix::process::{PidfdFlags, pidfd_open};
 use super::edition::Edition;
 use super::program::Program;
 use super::wire::{self, Outbox};
-use crate::output::stderr;
 
 /// A server that says nothing for so long has stopped working.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -304,7 +304,7 @@ impl Broker {
                 true
             }
             Err(error) => {
-                self.complain(format!("no broker: {}", crate::logging::say(&error)));
+                self.complain(format!("no broker: {}", one_line(&error)));
                 self.wait();
                 false
             }

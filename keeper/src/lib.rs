@@ -14,7 +14,7 @@ mod death;
 mod edition;
 pub mod link;
 mod manager;
-pub(crate) mod memory;
+pub mod memory;
 pub mod process;
 mod program;
 mod store;

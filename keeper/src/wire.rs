@@ -5,15 +5,12 @@
 //! does not fit into the socket waits in an [`Outbox`].
 
 use std::collections::VecDeque;
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use ambit_kernel::channel;
+pub(crate) use ambit_kernel::channel::pair;
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg,
-};
+use rustix::net::{RecvFlags, SendFlags};
 
 /// The longest message: a path and what goes before it.
 const LONGEST: usize = 8192;
@@ -44,35 +41,14 @@ pub const CONFIGURED: &str = "configured";
 /// Without a descriptor, it comes later.
 pub const BROKER: &str = "broker";
 
-/// The two ends of a connection.
-///
-/// # Errors
-/// There are no descriptors left.
-pub fn pair() -> std::io::Result<(OwnedFd, OwnedFd)> {
-    let flags = SocketFlags::CLOEXEC;
-    Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
-}
-
 /// Sends a message.
 ///
 /// # Errors
 /// The other side is gone, or has not read for so long that there is no room (EAGAIN).
 pub fn send(to: BorrowedFd<'_>, text: &str, fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
     let fds: Vec<_> = fd.into_iter().collect();
-    if !fds.is_empty() {
-        control.push(SendAncillaryMessage::ScmRights(&fds));
-    }
     let text = text.get(..text.floor_char_boundary(LONGEST)).unwrap_or(text);
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    loop {
-        match sendmsg(to, &[IoSlice::new(text.as_bytes())], &mut control, flags) {
-            Ok(_) => return Ok(()),
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
+    channel::send(to, text.as_bytes(), &fds, SendFlags::DONTWAIT)
 }
 
 /// Messages that wait until the other side reads, in order.
@@ -136,27 +112,15 @@ pub fn receive(
     flags: RecvFlags,
 ) -> Result<Option<(String, Option<OwnedFd>)>, Errno> {
     let mut buffer = [0; LONGEST];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let message = loop {
-        let mut parts = [IoSliceMut::new(&mut buffer)];
-        match recvmsg(&from, &mut parts, &mut control, flags | RecvFlags::CMSG_CLOEXEC) {
-            Ok(message) => break message,
-            Err(Errno::INTR) => {}
-            Err(Errno::CONNRESET) => return Ok(None),
-            Err(errno) => return Err(errno),
-        }
+    let received = match channel::receive(from, &mut buffer, flags) {
+        Err(Errno::CONNRESET) => return Ok(None),
+        other => other?,
     };
-    let mut fd = None;
-    for part in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(mut fds) = part {
-            fd = fds.next();
-        }
-    }
-    if message.bytes == 0 {
+    if received.length == 0 {
         return Ok(None);
     }
-    Ok(Some((String::from_utf8_lossy(&buffer[..message.bytes]).into_owned(), fd)))
+    let text = String::from_utf8_lossy(&buffer[..received.length]).into_owned();
+    Ok(Some((text, received.fds.into_iter().next())))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 
 pub mod stderr;
 
+use std::error::Error;
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
 
@@ -36,6 +37,24 @@ pub fn unless_closed(written: io::Result<()>) -> Result<(), Unwritable> {
     }
 }
 
+/// An error and its causes in one line. A cause that the line has already is not said again: many
+/// errors name theirs.
+#[must_use]
+pub fn one_line(error: &impl AsRef<dyn Error + Send + Sync>) -> String {
+    let first: &(dyn Error + 'static) = error.as_ref();
+    let (mut line, mut next) = (String::new(), Some(first));
+    while let Some(error) = next {
+        next = error.source();
+        let cause = error.to_string();
+        if line.is_empty() {
+            line = cause;
+        } else if !line.ends_with(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line
+}
+
 /// Writes a line to standard error.
 pub fn complain(line: impl fmt::Display) {
     // In one piece: several processes may share the file.
@@ -51,5 +70,19 @@ mod tests {
         assert!(unless_closed(Err(ErrorKind::BrokenPipe.into())).is_ok());
         let full = unless_closed(Err(ErrorKind::StorageFull.into())).unwrap_err();
         assert!(full.to_string().starts_with("cannot write standard output: "), "{full}");
+    }
+
+    #[test]
+    fn a_cause_is_said_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot read x: {source}")]
+        struct Names {
+            source: std::io::Error,
+        }
+        let error = anyhow::Error::from(Names { source: ErrorKind::NotFound.into() });
+        let error = error.context("cannot start");
+        assert_eq!(one_line(&error), "cannot start: cannot read x: entity not found");
+        let plain = anyhow::Error::msg("inner").context("outer");
+        assert_eq!(one_line(&plain), "outer: inner");
     }
 }

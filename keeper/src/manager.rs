@@ -3,20 +3,16 @@
 //! is killed. What it does not take in that time is told later, in order and without waiting.
 
 use std::collections::VecDeque;
-use std::io::IoSlice;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
-    SocketFlags, SocketType, sendmsg_addr,
-};
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 
-use crate::output::stderr;
+use ambit_kernel::channel;
+use ambit_kernel::output::stderr;
 
 /// How long it may take to take something.
 const MOMENT: Duration = Duration::from_millis(500);
@@ -98,15 +94,8 @@ impl Manager {
     }
 
     fn send(&self, text: &str, fd: Option<&Rc<OwnedFd>>, flags: SendFlags) -> Result<(), Errno> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
         let fds: Vec<_> = fd.into_iter().map(|fd| fd.as_fd()).collect();
-        if !fds.is_empty() {
-            control.push(SendAncillaryMessage::ScmRights(&fds));
-        }
-        let text = [IoSlice::new(text.as_bytes())];
-        let flags = flags | SendFlags::NOSIGNAL;
-        sendmsg_addr(&self.socket, &self.address, &text, &mut control, flags).map(drop)
+        channel::send_to(&self.socket, &self.address, text.as_bytes(), &fds, flags)
     }
 }
 

@@ -4,8 +4,9 @@
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
+use ambit_kernel::output::stderr;
+
 use super::manager::Manager;
-use crate::output::stderr;
 
 /// Descriptors at most: each container has two, and each monitor of LXC one.
 const MOST: usize = 16 << 10;

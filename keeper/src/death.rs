@@ -8,13 +8,13 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
+use ambit_kernel::output::{one_line, stderr};
 use anyhow::Context;
 use nix::sys::signal::Signal;
 
 use super::child::Process;
 use super::process::{Keeper, LONGEST_PAUSE, Stop};
 use super::wire;
-use crate::output::stderr;
 
 /// A process that has not ended so long after SIGKILL is in state D, and may be for ever.
 pub(super) const UNKILLABLE: Duration = Duration::from_secs(60);
@@ -99,7 +99,7 @@ impl Keeper {
     /// True after the exit status of a mistaken configuration, if a service manager holds
     /// everything and no configuration is known that could be used.
     fn served_nothing_and(&self, ended: Option<ExitStatus>) -> bool {
-        ended.and_then(|ended| ended.code()) == Some(i32::from(crate::cli::MISTAKEN))
+        ended.and_then(|ended| ended.code()) == Some(i32::from(self.contract.misconfigured))
             && self.editions.current().configuration.is_none()
             && self.store.outlives_us()
     }
@@ -179,10 +179,7 @@ impl Keeper {
         match nothing.and_then(|nothing| Process::start(program, &arguments, nothing.into())) {
             Ok(search) => self.search = Some((search, Instant::now() + SEARCH)),
             Err(error) => {
-                stderr::line(&format!(
-                    "dead files are not searched: {}",
-                    crate::logging::say(&error)
-                ));
+                stderr::line(&format!("dead files are not searched: {}", one_line(&error)));
             }
         }
     }

@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use ambit_kernel::output::{one_line, stderr};
 use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -28,8 +29,6 @@ use super::program::Program;
 use super::store::Store;
 use super::succession::Succession;
 use super::wire;
-use crate::control;
-use crate::output::stderr;
 
 /// How long a server may take to leave.
 const LEAVE: Duration = Duration::from_secs(5);
@@ -48,8 +47,20 @@ const MANAGER_PAUSE: Duration = Duration::from_millis(10);
 /// The name of the last good configuration in the store. Servers get it in another way.
 const CONFIGURATION: &str = "configuration";
 
+/// What the keeper has to know of the program that it starts.
+#[derive(Debug)]
+pub struct Contract {
+    /// The arguments of a server; `--kept` follows them, and `--broker` those of a broker.
+    pub arguments: Vec<std::ffi::OsString>,
+    /// The exit status of a server that has no configuration to use.
+    pub misconfigured: u8,
+    /// The name of the socket that commands connect to. It is closed as soon as the service stops:
+    /// a command that asks then is refused at once, and does not wait.
+    pub entrance: &'static str,
+}
+
 pub(super) struct Keeper {
-    arguments: Vec<std::ffi::OsString>,
+    pub(super) contract: Contract,
     pub(super) editions: Succession<Edition>,
     pub(super) store: Store,
     pub(super) server: Option<Server>,
@@ -88,11 +99,11 @@ pub(super) enum Stop {
     Replace,
 }
 
-/// Keeps a server that is started with these arguments, until it is told to stop.
+/// Keeps a server, until it is told to stop.
 ///
 /// # Errors
 /// No first server can be started, or signals cannot be received.
-pub fn keep(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<ExitCode> {
+pub fn keep(contract: Contract) -> anyhow::Result<ExitCode> {
     let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     limit.current = limit.maximum;
     let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit);
@@ -110,7 +121,7 @@ pub fn keep(arguments: Vec<std::ffi::OsString>) -> anyhow::Result<ExitCode> {
     let program = Rc::new(Program::own()?);
     let configuration = store.get(CONFIGURATION).map(Rc::clone);
     let mut keeper = Keeper {
-        arguments,
+        contract,
         editions: Succession::new(Edition { program, configuration, instead: false }),
         is_needed: !store.is_empty(),
         store,
@@ -165,7 +176,7 @@ impl Keeper {
         self.look_at_search(now);
         if self.stopping.is_none() {
             for server in self.server.iter_mut().chain(&mut self.standby) {
-                server.look_at_broker(&self.arguments, &mut self.broker_restarts);
+                server.look_at_broker(&self.contract.arguments, &mut self.broker_restarts);
             }
         }
         Ok(self.look_at_server(now))
@@ -186,7 +197,7 @@ impl Keeper {
             }
             Err(error) if !self.is_needed => return Err(error),
             Err(error) => {
-                let complaint = crate::logging::say(&error);
+                let complaint = one_line(&error);
                 if complaint != self.complaint {
                     stderr::line(&format!("no server can be started: {complaint}"));
                     self.complaint = complaint;
@@ -205,7 +216,7 @@ impl Keeper {
     }
 
     fn start(&self, edition: &Edition, is_candidate: bool) -> anyhow::Result<Server> {
-        Server::start(edition, &self.arguments, is_candidate, self.broker_restarts)
+        Server::start(edition, &self.contract.arguments, is_candidate, self.broker_restarts)
     }
 
     /// Sleeps until something happens or is due, and returns when that was.
@@ -366,8 +377,7 @@ impl Keeper {
         }
         if how != Stop::Replace {
             self.store.notify("STOPPING=1");
-            // A command that asks while the service is stopped is refused at once, and does not wait.
-            self.store.remove(control::SOCKET);
+            self.store.remove(self.contract.entrance);
         }
         self.stopping = Some(how);
         self.stop_by = Some(Instant::now() + LEAVE);
@@ -383,7 +393,7 @@ impl Keeper {
         }
         match self.start(self.editions.current(), false) {
             Ok(standby) => self.standby = Some(standby),
-            Err(error) => stderr::line(&format!("no standby: {}", crate::logging::say(&error))),
+            Err(error) => stderr::line(&format!("no standby: {}", one_line(&error))),
         }
     }
 
@@ -414,7 +424,7 @@ impl Keeper {
         });
         match started {
             Ok(candidate) => self.candidate = Some(candidate),
-            Err(error) => self.say(&format!("refused {}", crate::logging::say(&error))),
+            Err(error) => self.say(&format!("refused {}", one_line(&error))),
         }
     }
 
@@ -481,7 +491,7 @@ impl Keeper {
         }
         self.dismiss_standby();
         // The same if it ends because it cannot serve.
-        self.store.remove(control::SOCKET);
+        self.store.remove(self.contract.entrance);
         if self.stopping == Some(Stop::Release) {
             self.store.clear();
         }
