@@ -12,4 +12,5 @@ pub(crate) mod machine;
 pub(crate) mod oci;
 pub(crate) mod profile;
 pub(crate) mod sandbox;
+pub(crate) mod table;
 pub(crate) mod text;

@@ -9,6 +9,7 @@ use super::claims::{leading, value};
 use crate::harness::cgroup::{Cgroup, Limits};
 use crate::harness::command::run;
 use crate::harness::daemon::{Daemon, Place};
+use crate::harness::table::row;
 use crate::harness::{machine, sandbox};
 
 /// What programs say of time; `$PROC` is where the overlay's files are.
@@ -28,8 +29,8 @@ fn now() -> f64 {
 }
 
 #[track_caller]
-fn near(what: &str, a: f64, b: f64, apart: f64) {
-    assert!((a - b).abs() <= apart, "{what}: {a} and {b} are more than {apart} apart");
+fn near(situation: &str, what: &str, a: f64, b: f64, apart: f64) {
+    row(what, situation).because("seconds; starting takes time").numbers(a, b, apart);
 }
 
 /// Seconds between the container's start and its first question; guests are slow.
@@ -51,12 +52,18 @@ fn in_a_time_namespace_all_clocks_agree() {
         let get = |key| value(&said, key).unwrap_or_else(|| panic!("no {key}: {said}"));
         let (uptime, now) = (get("uptime"), get("now"));
         assert!(uptime >= 1.0 && uptime <= soon() + 2.0, "{policy}: {said}");
-        near("CLOCK_BOOTTIME and uptime", get("boottime"), uptime, soon());
-        near("sysinfo and uptime", get("sysinfo"), uptime, soon());
-        near("boot time and uptime", now - get("btime"), uptime, 2.1);
-        near("boot time of psutil", get("psutil_boot"), get("btime"), 0.0);
-        near("start of the first process", get("started"), get("btime"), 2.1);
-        near("start of the first process", get("started"), before, soon() + 1.0);
+        near("a time namespace", "CLOCK_BOOTTIME and uptime", get("boottime"), uptime, soon());
+        near("a time namespace", "sysinfo and uptime", get("sysinfo"), uptime, soon());
+        near("a time namespace", "boot time and uptime", now - get("btime"), uptime, 2.1);
+        near("a time namespace", "boot time of psutil", get("psutil_boot"), get("btime"), 0.0);
+        near("a time namespace", "start of the first process", get("started"), get("btime"), 2.1);
+        near(
+            "a time namespace",
+            "start of the first process",
+            get("started"),
+            before,
+            soon() + 1.0,
+        );
     }
 }
 
@@ -74,6 +81,7 @@ fn with_policy(policy: &str) -> Place {
 fn without_a_time_namespace_the_policy_decides() {
     machine::needs(&["ps"]);
     for policy in ["host", "container"] {
+        let situation = format!("no time namespace, btime = {policy}");
         let daemon = Daemon::start_at(with_policy(policy));
         let script = format!(
             "mount -t proc proc /proc; for file in stat uptime; do
@@ -99,20 +107,20 @@ fn without_a_time_namespace_the_policy_decides() {
         match policy {
             // Start times are right; boot time and uptime are of different machines.
             "host" => {
-                near("boot time", get("btime"), machine_boot, 0.0);
-                near("psutil's start", get("started"), before, soon() + 2.0);
+                near(&situation, "boot time", get("btime"), machine_boot, 0.0);
+                near(&situation, "psutil's start", get("started"), before, soon() + 2.0);
                 if let Some(start) = value(&said.stdout, "ps").filter(|ps| *ps > machine_boot - 1.0)
                 {
-                    near("ps's start", start, before, soon() + 2.0);
+                    near(&situation, "ps's start", start, before, soon() + 2.0);
                 }
             }
             // Boot time and uptime agree; start times lie in the future by the machine's uptime.
             _ => {
-                near("boot time", get("btime"), before, soon() + 2.0);
-                near("boot time and uptime", get("now") - get("btime"), age, 2.1);
+                near(&situation, "boot time", get("btime"), before, soon() + 2.0);
+                near(&situation, "boot time and uptime", get("now") - get("btime"), age, 2.1);
                 let ahead = get("started") - before;
                 let uptime = leading(&fs::read_to_string("/proc/uptime").unwrap()).unwrap();
-                near("psutil's start", ahead, uptime, soon() + 4.0);
+                near(&situation, "psutil's start", ahead, uptime, soon() + 4.0);
             }
         }
     }

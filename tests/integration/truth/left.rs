@@ -5,94 +5,23 @@
 //! it is about available memory, against whether a program that uses it lives.
 
 use std::fs;
-use std::io::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::container::{Container, MIB, eat, eaten, limits};
 use crate::harness::cgroup::{self, Cgroup, Limits};
-use crate::harness::command::{Running, quiet, run, start};
+use crate::harness::command::{Running, quiet, run};
 use crate::harness::daemon::Daemon;
 use crate::harness::machine;
+use crate::harness::table::row;
 use crate::harness::text::{first_number, kb, list_length};
 
-const MIB: u64 = 1 << 20;
 /// Of what is said to be available, a program can have this much more or less: the kernel charges
 /// page tables and stacks, and each processor keeps some pages in stock.
 const PERCENT: u64 = 5;
 
-fn limits(mib: u64) -> Limits<'static> {
-    Limits { memory: Some(mib * MIB), swap: Some(0), ..Limits::default() }
-}
-
-/// One row of the table that a run prints.
-fn row(situation: &str, shown: u64, right: &str) {
-    let shown = shown / MIB;
-    let _ = writeln!(std::io::stderr(), "\n    {situation}: {shown} MiB shown; {right}");
-}
-
-/// A container without anything but its first process.
-struct Container<'a> {
-    daemon: &'a Daemon,
-    _running: Running,
-    init: String,
-}
-
-impl<'a> Container<'a> {
-    /// Starts one in a cgroup, with a cgroup namespace whose root that is.
-    #[track_caller]
-    fn start(daemon: &'a Daemon, cgroup: &Cgroup) -> Self {
-        let script = "exec unshare --cgroup sh -c 'echo up; exec sleep 10000'";
-        let mut running = start(&mut cgroup.script(script));
-        running.wait_for("up", machine::patience(20));
-        Self { daemon, _running: running, init: cgroup.init().to_string() }
-    }
-
-    /// Reads a file of the overlay in its pid namespace, from outside of its cgroup.
-    #[track_caller]
-    fn read(&self, file: &str) -> String {
-        let path = self.daemon.file(file);
-        run(quiet("nsenter").args(["--target", &self.init, "--pid", "cat"]).arg(path)).ok()
-    }
-
-    /// A line of its `/proc/meminfo`, in bytes, when what is kept of the machine is anew.
-    #[track_caller]
-    fn meminfo(&self, label: &str) -> u64 {
-        std::thread::sleep(Duration::from_millis(300));
-        self.read("proc/meminfo");
-        kb(&self.read("proc/meminfo"), label) << 10
-    }
-
-    fn event(&self, key: &str) -> u64 {
-        let text = self.read("proc/vmstat");
-        let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
-        line.unwrap_or_else(|| panic!("no {key} in {text}")).parse().unwrap()
-    }
-
-    /// Waits until a number is shown.
-    #[track_caller]
-    fn wait_for_total(&self, bytes: u64) {
-        let until = Instant::now() + machine::patience(10);
-        while self.meminfo("MemTotal") != bytes {
-            assert!(Instant::now() < until, "{} for {bytes}", self.meminfo("MemTotal"));
-        }
-    }
-}
-
-/// Starts a program that uses so much memory in a cgroup.
-fn eat(cgroup: &Cgroup, bytes: u64) -> Running {
-    start(&mut cgroup.run(&format!("exec {} {bytes}", machine::program("eat").display())))
-}
-
-/// The same, when it has it.
-#[track_caller]
-fn eaten(cgroup: &Cgroup, bytes: u64) -> Running {
-    let mut eater = eat(cgroup, bytes);
-    eater.wait_for("eaten", machine::patience(30));
-    eater
-}
-
 /// What is shown as available is there, and not much more: a program that uses a little less lives, and
-/// so do `others`; with a little more the kernel kills one of them.
+/// so do `others`; with a little more the kernel kills it. What it had by then was available.
 #[track_caller]
 fn is_there(what: &str, container: &Container<'_>, cgroup: &Cgroup, others: &mut [Running]) {
     let available = container.meminfo("MemAvailable");
@@ -102,11 +31,18 @@ fn is_there(what: &str, container: &Container<'_>, cgroup: &Cgroup, others: &mut
     drop(less);
     let mut more = eat(cgroup, available * (100 + PERCENT) / 100);
     let until = Instant::now() + machine::patience(30);
-    while !more.ended() && !others.iter_mut().any(Running::ended) {
+    while !more.ended() {
         assert!(Instant::now() < until, "{what}: more than {available} is there");
         std::thread::sleep(Duration::from_millis(20));
     }
-    row(what, available, "5 % less lives, 5 % more is killed");
+    assert!(!others.iter_mut().any(Running::ended), "{what}: another program was killed");
+    let (had, _) = more.printed();
+    let had = had.lines().last().and_then(|line| line.parse::<u64>().ok()).expect(&had) * MIB;
+    row("MemAvailable", what).because("page tables, and what CPUs have in stock").bytes(
+        available,
+        had,
+        available * PERCENT / 100,
+    );
 }
 
 #[test]
@@ -143,8 +79,14 @@ fn a_container_that_divides_itself_is_accounted_as_a_whole() {
     std::thread::sleep(Duration::from_millis(600));
     let mut others = [eaten(&app, 120 * MIB)];
     let after = container.meminfo("MemAvailable");
-    assert!(after + 119 * MIB <= before, "{before} became {after}");
-    assert_eq!(container.meminfo("MemTotal"), 200 * MIB);
+    row("MemAvailable", "divided: less by what a child eats")
+        .because("the child's page tables and stack")
+        .bytes(before - after, 120 * MIB, 3 * MIB);
+    row("MemTotal", "divided: the limit of the whole").bytes(
+        container.meminfo("MemTotal"),
+        200 * MIB,
+        0,
+    );
     is_there("divided, a child uses 120 of 200 MiB", &container, &app, &mut others);
 }
 
@@ -185,8 +127,8 @@ fn what_others_use_on_the_machine_is_not_available() {
         let (before, shown, after) = (kernel(), container.meminfo("MemAvailable"), kernel());
         (shown, before.max(after))
     });
-    let agrees = |&(shown, most): &(u64, u64)| shown <= most + most / 20;
-    let (shown, after) = looks.into_iter().find(agrees).expect("more than on the machine");
+    let agrees = |&(shown, most): &(u64, u64)| shown.abs_diff(most) <= most / 20;
+    let (shown, after) = looks.into_iter().find(agrees).expect("what the machine has");
     assert!(container.meminfo("MemFree") < machine::memory_kb() << 10);
     if is_guest {
         // With more the kernel's own estimate is put to the test, which is low on purpose.
@@ -194,7 +136,9 @@ fn what_others_use_on_the_machine_is_not_available() {
         std::thread::sleep(Duration::from_millis(200));
         assert!(!others.ended(), "{shown} are not there");
     }
-    row("no limit", shown, &format!("{} MiB on the machine", after / MIB));
+    row("MemAvailable", "no limit, others use the machine")
+        .because("other programs come and go between looks")
+        .bytes(shown, after, after / 20);
 }
 
 #[test]
@@ -213,11 +157,12 @@ fn a_controller_that_is_enabled_late_is_seen() {
         fs::write(dir.join("own/memory.max"), "104857600").unwrap();
     }
     container.wait_for_total(100 * MIB);
+    let total = container.meminfo("MemTotal");
+    row("MemTotal", "memory controller enabled late").bytes(total, 100 * MIB, 0);
     for dir in parent.dirs() {
         fs::write(dir.join("cgroup.subtree_control"), "-memory").unwrap();
     }
     container.wait_for_total(memory);
-    row("memory enabled late", 100 * MIB, "100 MiB are the limit");
 }
 
 #[test]
@@ -232,6 +177,11 @@ fn kills_for_want_of_memory_are_counted() {
         std::thread::sleep(Duration::from_millis(50));
         assert_eq!(container.event("oom_kill"), kills);
     }
+    row("vmstat oom_kill", "two programs killed by the limit").numbers(
+        container.event("oom_kill") as f64,
+        2.0,
+        0.0,
+    );
 }
 
 #[test]
@@ -256,7 +206,9 @@ fn huge_pages_of_the_machine_are_not_free_memory() {
     fs::write(POOL, "0").unwrap();
     assert!((total - pool).abs_diff(after) <= 2048, "{after} of {total} less {pool}");
     assert!(free <= total - pool, "{free} of {total} less {pool}");
-    row("huge pages", pool, "in the total, not free, not to be promised");
+    row("CommitLimit, doubled", "a pool of huge pages on the machine")
+        .because("the kernel halves whole pages")
+        .bytes(after, total - pool, 2048);
 }
 
 #[test]
@@ -281,7 +233,11 @@ fn memory_of_nodes_that_a_container_is_not_bound_to_is_not_available() {
     let available = container.meminfo("MemAvailable");
     assert!(available < kb(&node, "MemTotal") << 10);
     let _less = eaten(&cgroup, available * (100 - PERCENT) / 100);
-    row("bound to one node", available, "5 % less lives");
+    row("MemTotal", "bound to one of two nodes").bytes(
+        container.meminfo("MemTotal"),
+        kb(&node, "MemTotal") << 10,
+        0,
+    );
 }
 
 /// Tools make pid namespaces inside containers. The container is still the same.
@@ -295,6 +251,9 @@ fn a_pid_namespace_inside_a_container_is_a_part_of_it() {
         (first_number(&container.read("proc/uptime")), inner(&container, &cgroup, None));
     let after = first_number(&container.read("proc/uptime"));
     assert!((before..=after).contains(&part), "{part} is not in {before}..{after}");
+    row("uptime", "a pid namespace inside the container")
+        .because("the container's, between two looks")
+        .numbers(part, before, after - before);
     let status = daemon.status();
     let inits = status["containers"].as_array().unwrap().iter().map(|one| &one["init_pid"]);
     assert_eq!(inits.filter(|init| !init.is_null()).count(), 1, "{status}");

@@ -10,11 +10,14 @@
 //! where others use memory as well.
 
 mod affinity;
+mod bursts;
 mod busy;
 mod claims;
 mod clocks;
 mod columns;
+mod container;
 mod counters;
+mod kinds;
 mod left;
 mod matrix;
 mod readers;

@@ -11,9 +11,10 @@ use crate::harness::cgroup::{self, Cgroup, Limits};
 use crate::harness::command::{Running, start};
 use crate::harness::daemon::Daemon;
 use crate::harness::machine;
+use crate::harness::table::row;
 
 /// Nanoseconds in a tick. What is shown is rounded down, and the kernel is asked after the look.
-const TICK: u64 = 10_000_000;
+pub(super) const TICK: u64 = 10_000_000;
 
 /// Works in user mode, then in the kernel, each in step with the tick, while it looks often; then
 /// it only looks.
@@ -38,7 +39,7 @@ fn looks(running: &mut Running) -> Vec<u64> {
 }
 
 /// Nanoseconds that a control group used.
-fn used(cgroup: &Cgroup) -> u64 {
+pub(super) fn used(cgroup: &Cgroup) -> u64 {
     let read = |dir: &Path| {
         if let Ok(text) = fs::read_to_string(dir.join("cpuacct.usage")) {
             return text.trim().parse().ok();
@@ -71,8 +72,11 @@ fn a_killed_server_leaves_no_time_that_was_not_used() {
         }
         let shown = *looks(&mut running).last().unwrap();
         let used = used(&cgroup) / TICK;
-        eprintln!("{shown} ticks are shown, {used} were used");
         assert!(shown <= used, "{shown} ticks are shown, {used} were used");
         assert_ne!(daemon.server_pid(), server);
     }
+    let shown = *looks(&mut running).last().unwrap();
+    row("/proc/stat user + system, ticks", "server killed five times")
+        .because("what looking used since the last look")
+        .numbers(shown as f64, (used(&cgroup) / TICK) as f64, 20.0);
 }

@@ -33,7 +33,7 @@ use crate::notify::origin::Origin;
 use crate::worker::mount::{How, Order};
 use crate::worker::{Caller, Failure};
 
-/// The kernel reads strings and options of this length at most.
+/// The kernel reads strings of this length at most, and options where its pages are the smallest.
 const PAGE: usize = 4096;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 
@@ -221,7 +221,10 @@ fn arguments(call: &Call, cx: &Context<'_>) -> Result<Option<Arguments>, Refusal
         address => {
             let mut page = [0; PAGE];
             match cx.read(call, address, &mut page) {
-                Ok(length) => until_nul(&page[..length.min(PAGE - 1)]).0.to_vec(),
+                Ok(length) => match options(&page[..length], rustix::param::page_size()) {
+                    Some(options) => options.to_vec(),
+                    None => return Ok(None),
+                },
                 Err(Refusal::Fail(_)) => return Ok(None),
                 Err(other) => return Err(other),
             }
@@ -230,10 +233,13 @@ fn arguments(call: &Call, cx: &Context<'_>) -> Result<Option<Arguments>, Refusal
     Ok(Some(Arguments { source, target, filesystem, flags, data }))
 }
 
-fn until_nul(bytes: &[u8]) -> (&[u8], bool) {
-    match bytes.iter().position(|&byte| byte == 0) {
-        Some(end) => (&bytes[..end], true),
-        None => (bytes, false),
+/// Returns the options in what was read of the caller's memory. The kernel reads a page of the
+/// machine's size and cuts the last byte off. `None` where a larger page has more of them than are read.
+fn options(read: &[u8], page_size: usize) -> Option<&[u8]> {
+    match read.iter().position(|&byte| byte == 0) {
+        Some(end) => Some(&read[..end]),
+        None if read.len() == PAGE && page_size > PAGE => None,
+        None => Some(&read[..read.len().min(PAGE - 1)]),
     }
 }
 
@@ -259,4 +265,20 @@ fn pin(call: &Call, cx: &Context<'_>, nested: bool) -> Result<Option<Pinned>, Re
     let may = caller.facts.effective & CAP_SYS_ADMIN != 0
         && Origin::of(caller.users.as_fd()).fits(nested);
     Ok(may.then_some(Pinned { caller, users, groups }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_cut_where_the_kernel_cuts_them() {
+        let long = [b'x'; PAGE];
+        for page_size in [4096, 16_384, 65_536] {
+            assert_eq!(options(b"size=1M\0rest", page_size), Some(&b"size=1M"[..]));
+            assert_eq!(options(b"mapping ends", page_size), Some(&b"mapping ends"[..]));
+        }
+        assert_eq!(options(&long, 4096), Some(&long[..4095]));
+        assert_eq!(options(&long, 16_384), None);
+    }
 }
