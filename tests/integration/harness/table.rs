@@ -23,7 +23,7 @@ pub(crate) struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    /// Says why what is shown may differ from what is true, in at most 40 letters.
+    /// Says why what is shown may differ from what is true, in at most 26 letters.
     pub(crate) fn because(self, reason: &'a str) -> Self {
         Self { reason, ..self }
     }

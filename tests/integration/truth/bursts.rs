@@ -56,7 +56,7 @@ fn a_burst_is_shown_whole_and_no_faster_than_time_passes() {
     }
     let used = used(&cgroup) / TICK;
     assert!(used >= 180, "two seconds are {used} ticks");
-    row("/proc/stat user + system, ticks", "a burst on more than is shown")
-        .because("the end of the programs that looked")
+    row("/proc/stat busy ticks", "a burst on more than is shown")
+        .because("the end of what looked")
         .numbers(last.1 as f64, used as f64, 20.0);
 }

@@ -85,7 +85,7 @@ fn a_busy_loop_under_half_a_processor_is_half_a_processor() {
     let shows = |what: &str, percent: f64, really: f64| {
         assert!(really <= 60.0, "the kernel gave it {really} %");
         row(&format!("{what}, % busy"), "a loop under half a processor")
-            .because("whole ticks of 4 s, and what looks")
+            .because("ticks of 4 s, what looks")
             .numbers(percent, really, APART);
     };
     // Used and idle ticks of four seconds.

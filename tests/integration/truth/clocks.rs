@@ -30,7 +30,7 @@ fn now() -> f64 {
 
 #[track_caller]
 fn near(situation: &str, what: &str, a: f64, b: f64, apart: f64) {
-    row(what, situation).because("seconds; starting takes time").numbers(a, b, apart);
+    row(what, situation).because("starting takes time (s)").numbers(a, b, apart);
 }
 
 /// Seconds between the container's start and its first question; guests are slow.

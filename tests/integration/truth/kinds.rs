@@ -34,7 +34,7 @@ fn locked_memory_is_unevictable_and_not_available() {
     let container = Container::start(&daemon, &cgroup);
     let before = container.meminfo("MemAvailable");
     let _eater = eaten_as(&cgroup, LOCKED, "locked");
-    let batch = "pages that CPUs move in batches";
+    let batch = "pages moved in batches";
     for label in ["Unevictable", "Mlocked"] {
         let shown = container.meminfo(label);
         row(label, "a program locked 40 MiB").because(batch).bytes(shown, LOCKED, 2 * MIB);
@@ -45,9 +45,11 @@ fn locked_memory_is_unevictable_and_not_available() {
         .because(batch)
         .bytes(shown, right, MIB);
     let less = before.saturating_sub(container.meminfo("MemAvailable"));
-    row("MemAvailable", "less by what is locked")
-        .because("the program's page tables and stack")
-        .bytes(less, LOCKED, 2 * MIB);
+    row("MemAvailable", "less by what is locked").because("its page tables and stack").bytes(
+        less,
+        LOCKED,
+        2 * MIB,
+    );
 }
 
 #[test]
@@ -69,8 +71,7 @@ fn huge_pages_of_a_program_are_counted_as_they_are_shown() {
     let size = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size").unwrap();
     let size: u64 = size.trim().parse().unwrap();
     let shown = container.event("nr_anon_transparent_hugepages") * size;
-    row("vmstat nr_anon_transparent_hugepages", "the same, times their size")
-        .bytes(shown, right, 0);
+    row("vmstat anon huge pages", "the same, times their size").bytes(shown, right, 0);
     if let Some(faults) = counted(&cgroup, "thp_fault_alloc") {
         let shown = container.event("thp_fault_alloc");
         row("vmstat thp_fault_alloc", "the same, as the cgroup counts it").numbers(
@@ -103,7 +104,7 @@ fn names_that_the_kernel_keeps_are_slab_and_still_available_on_v2() {
     let Some(right) = kernel(&cgroup).filter(|bytes| *bytes > NAMES / 2) else {
         return machine::not_on_this_kernel("cgroups that account for the names of files");
     };
-    let batch = "the kernel sums CPUs up every 2 s";
+    let batch = "CPUs summed up every 2 s";
     std::thread::sleep(std::time::Duration::from_secs(3));
     row("Slab", "names of files that are not there").because(batch).bytes(
         container.meminfo("Slab"),

@@ -38,7 +38,7 @@ fn is_there(what: &str, container: &Container<'_>, cgroup: &Cgroup, others: &mut
     assert!(!others.iter_mut().any(Running::ended), "{what}: another program was killed");
     let (had, _) = more.printed();
     let had = had.lines().last().and_then(|line| line.parse::<u64>().ok()).expect(&had) * MIB;
-    row("MemAvailable", what).because("page tables, and what CPUs have in stock").bytes(
+    row("MemAvailable", what).because("page tables, CPUs' stock").bytes(
         available,
         had,
         available * PERCENT / 100,
@@ -80,7 +80,7 @@ fn a_container_that_divides_itself_is_accounted_as_a_whole() {
     let mut others = [eaten(&app, 120 * MIB)];
     let after = container.meminfo("MemAvailable");
     row("MemAvailable", "divided: less by what a child eats")
-        .because("the child's page tables and stack")
+        .because("its page tables and stack")
         .bytes(before - after, 120 * MIB, 3 * MIB);
     row("MemTotal", "divided: the limit of the whole").bytes(
         container.meminfo("MemTotal"),
@@ -136,9 +136,11 @@ fn what_others_use_on_the_machine_is_not_available() {
         std::thread::sleep(Duration::from_millis(200));
         assert!(!others.ended(), "{shown} are not there");
     }
-    row("MemAvailable", "no limit, others use the machine")
-        .because("other programs come and go between looks")
-        .bytes(shown, after, after / 20);
+    row("MemAvailable", "no limit, others use the machine").because("others come and go").bytes(
+        shown,
+        after,
+        after / 20,
+    );
 }
 
 #[test]
@@ -207,7 +209,7 @@ fn huge_pages_of_the_machine_are_not_free_memory() {
     assert!((total - pool).abs_diff(after) <= 2048, "{after} of {total} less {pool}");
     assert!(free <= total - pool, "{free} of {total} less {pool}");
     row("CommitLimit, doubled", "a pool of huge pages on the machine")
-        .because("the kernel halves whole pages")
+        .because("whole pages are halved")
         .bytes(after, total - pool, 2048);
 }
 
@@ -251,9 +253,11 @@ fn a_pid_namespace_inside_a_container_is_a_part_of_it() {
         (first_number(&container.read("proc/uptime")), inner(&container, &cgroup, None));
     let after = first_number(&container.read("proc/uptime"));
     assert!((before..=after).contains(&part), "{part} is not in {before}..{after}");
-    row("uptime", "a pid namespace inside the container")
-        .because("the container's, between two looks")
-        .numbers(part, before, after - before);
+    row("uptime", "a pid namespace inside the container").because("between two looks").numbers(
+        part,
+        before,
+        after - before,
+    );
     let status = daemon.status();
     let inits = status["containers"].as_array().unwrap().iter().map(|one| &one["init_pid"]);
     assert_eq!(inits.filter(|init| !init.is_null()).count(), 1, "{status}");

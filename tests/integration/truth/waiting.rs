@@ -130,9 +130,11 @@ fn readers_of_a_slow_disk_are_load_and_are_blocked() {
     drop(running);
     assert!(looks.iter().all(|&(load, blocked)| load < 4.0 && blocked <= 4), "{looks:?}");
     let blocked = looks.iter().map(|&(_, blocked)| blocked).max().unwrap();
-    row("procs_blocked", "three dd on a throttled disk")
-        .because("one runs for a moment, or sed waits")
-        .numbers(blocked as f64, 3.0, 1.0);
+    row("procs_blocked", "three dd on a throttled disk").because("one runs, or sed waits").numbers(
+        blocked as f64,
+        3.0,
+        1.0,
+    );
     row_of_load("three dd on a throttled disk", &looks);
 }
 
@@ -159,8 +161,8 @@ fn row_of_load(situation: &str, looks: &[(f64, u64)]) {
     // The kernel's formula: the first count of three has this weight.
     let right = 3.0 * (1.0 - (-5.0f64 / 60.0).exp());
     let shown = looks.iter().map(|&(load, _)| load).find(|&load| load > 0.0).unwrap_or(0.0);
-    row("load average, one count after 5 s", situation)
-        .because("one thread more or less at that moment")
+    row("load after one count", situation)
+        .because("one thread more or less")
         .numbers(shown, right, 0.09);
 }
 
