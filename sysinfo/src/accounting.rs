@@ -22,7 +22,7 @@ use crate::pressure::{self, Stall, TriggerFile};
 use crate::procfs::Procfs;
 use crate::shared::{self, Open, Options, Shared};
 use crate::sysfs::Sysfs;
-use crate::tasks::Counter;
+use crate::tasks::{Counter, RecentCounts};
 use crate::view::View;
 use crate::{Error, Numbers, Views, load};
 
@@ -99,6 +99,7 @@ impl Accounting {
             host,
             hierarchies,
             names: KernelNames::default(),
+            counted: RecentCounts::default(),
         };
         let wake = Arc::new(Wake::default());
         let this = Arc::new(Self { shared, callers: Callers::new(), wake: wake.clone() });

@@ -496,8 +496,7 @@ impl Container {
         }
         sampler.skipped = 0;
         sampler.turn = sampler.turn.wrapping_add(1);
-        let Shared { hierarchies, proc, .. } = shared;
-        let counts = counter.count(hierarchies, &self.membership.load(), proc, sampler.turn);
+        let counts = counter.count_shared(shared, &self.membership.load(), sampler.turn);
         let newest = counts.newest.and_then(|pid| {
             TEXT.with_borrow_mut(|text| {
                 let status = shared.proc.read_of(pid, "status", text).ok()?;

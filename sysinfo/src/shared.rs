@@ -12,6 +12,7 @@ use crate::kernel_names::KernelNames;
 use crate::namespace_init::AskKernel;
 use crate::policy::{BootTime, MemoryLimit, Possible, SwapPolicy};
 use crate::procfs::Procfs;
+use crate::tasks::RecentCounts;
 
 /// How accounting works.
 #[derive(Debug, Clone, Copy)]
@@ -111,6 +112,8 @@ pub(crate) struct Shared {
     pub(crate) host: HostFiles,
     pub(crate) hierarchies: Hierarchies,
     pub(crate) names: KernelNames,
+    /// Threads that were counted a moment ago.
+    pub(crate) counted: RecentCounts,
     /// The daemon's own pid namespace.
     pub(crate) own_namespace: u64,
     /// The daemon's own user namespace.

@@ -7,14 +7,18 @@
 
 mod cgroupstats;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 use ambit_kernel::text::scan;
 use rustix::fs::{Dir, Mode, OFlags};
 
+use crate::clock;
 use crate::hierarchy::{Controller, Hierarchies, Mount};
 use crate::membership::Membership;
 use crate::procfs::Procfs;
+use crate::shared::Shared;
 
 use cgroupstats::Cgroupstats;
 
@@ -24,6 +28,29 @@ const DEEPEST: usize = 128;
 /// States that are read for one count at most, a few microseconds each. Of more threads one in two,
 /// in three and so on stands for all, each time another one.
 const MOST_READ: usize = 8192;
+
+/// How long a count holds for other containers of the same cgroup, in nanoseconds. Pid namespaces
+/// share the cgroup that they were made in: without this, n of them there would have the threads
+/// of all n looked at n times.
+const SHARED_FOR: u64 = 1_000_000_000;
+
+/// Counts of the last second by cgroup.
+#[derive(Debug, Default)]
+pub(crate) struct RecentCounts(Mutex<HashMap<String, (u64, Counts)>>);
+
+impl RecentCounts {
+    fn get(&self, cgroup: &str, now: u64) -> Option<Counts> {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let &(when, counts) = counts.get(cgroup)?;
+        (now.saturating_sub(when) < SHARED_FOR).then_some(counts)
+    }
+
+    fn put(&self, cgroup: &str, now: u64, new: Counts) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.retain(|_, (when, _)| now.saturating_sub(*when) < SHARED_FOR);
+        counts.insert(cgroup.to_owned(), (now, new));
+    }
+}
 
 /// Threads of one container at one instant.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -75,9 +102,29 @@ impl Counter {
         Self { stats: stats.ok(), text: Vec::new() }
     }
 
-    /// Counts the threads of a container; none when it has no cgroup of its own. `turn` is another
-    /// one each time.
-    pub(crate) fn count(
+    /// Counts the threads of a container, unless those of its cgroup were counted within a second;
+    /// none when it has no cgroup of its own. `turn` is another one each time.
+    pub(crate) fn count_shared(
+        &mut self,
+        shared: &Shared,
+        membership: &Membership,
+        turn: usize,
+    ) -> Counts {
+        let Shared { hierarchies, proc, counted, .. } = shared;
+        let Some((mount, cgroup, _)) = place(hierarchies, membership) else {
+            return Counts::default();
+        };
+        // The same path can be another cgroup in another hierarchy.
+        let cgroup = format!("{} {cgroup}", mount.root().as_raw_fd());
+        let now = clock::awake();
+        counted.get(&cgroup, now).unwrap_or_else(|| {
+            let counts = self.count(hierarchies, membership, proc, turn);
+            counted.put(&cgroup, now, counts);
+            counts
+        })
+    }
+
+    fn count(
         &mut self,
         hierarchies: &Hierarchies,
         membership: &Membership,
@@ -301,6 +348,18 @@ mod tests {
             let wanted = Counts { running: 1, blocked: 2, in_iowait, threads: 4, newest: Some(1) };
             assert_eq!(counts, wanted);
         }
+    }
+
+    #[test]
+    fn a_count_holds_for_its_cgroup_and_for_a_second() {
+        let recent = RecentCounts::default();
+        let counts = Counts { threads: 3, ..Counts::default() };
+        recent.put("/a", 5, counts);
+        assert_eq!(recent.get("/a", 5 + SHARED_FOR - 1), Some(counts));
+        assert_eq!(recent.get("/a", 5 + SHARED_FOR), None);
+        assert_eq!(recent.get("/b", 5), None);
+        recent.put("/b", 5 + SHARED_FOR, counts);
+        assert_eq!(recent.0.lock().unwrap().len(), 1);
     }
 
     #[test]
