@@ -19,7 +19,7 @@ use clap::{Parser, Subcommand};
 use crate::config::{Config, ConfigError};
 use crate::stop::{self, StopArgs};
 use crate::worker::Broker;
-use crate::{absence, check, control, dead_mounts, lxcfs, profile, run, sandbox, serve, visitor};
+use crate::{absence, check, control, dead_mounts, lxcfs, profile, run, serve, visitor};
 
 /// Makes every container see its own bounds.
 ///
@@ -237,7 +237,7 @@ fn run_sandbox(config: &ConfigFile, args: run::RunArgs) -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(&error, 2),
     };
-    sandbox::run(args, &config)
+    run::run(args, &config)
 }
 
 fn show_status(json: bool, config: &ConfigFile) -> anyhow::Result<()> {

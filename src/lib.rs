@@ -20,7 +20,6 @@ pub mod notify;
 pub mod poison;
 pub mod profile;
 pub mod run;
-pub mod sandbox;
 pub mod self_check;
 pub mod serve;
 pub mod status;

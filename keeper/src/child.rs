@@ -311,3 +311,14 @@ impl Broker {
         }
     }
 }
+
+/// True if the kernel had no room for a process or a descriptor: nothing is wrong with the program.
+pub(super) fn is_want_of_room(error: &anyhow::Error) -> bool {
+    let number = error.chain().find_map(|cause| {
+        let of_std = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+        of_std.or_else(|| Some(cause.downcast_ref::<rustix::io::Errno>()?.raw_os_error()))
+    });
+    number.is_some_and(|number| {
+        [libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::ENFILE].contains(&number)
+    })
+}

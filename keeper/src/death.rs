@@ -13,11 +13,11 @@ use anyhow::Context;
 use nix::sys::signal::Signal;
 
 use super::child::Process;
-use super::process::{Keeper, LONGEST_PAUSE, Stop};
+use super::process::{Keeper, LAST_MOMENT, LONGEST_PAUSE, Stop};
 use super::wire;
 
 /// A process that has not ended so long after SIGKILL is in state D, and may be for ever.
-pub(super) const UNKILLABLE: Duration = Duration::from_secs(60);
+const UNKILLABLE: Duration = Duration::from_secs(60);
 /// A server that lives longer than this did not fail at once.
 const STABLE: Duration = Duration::from_secs(2);
 /// The longest pause after one that has served for a moment.
@@ -53,6 +53,14 @@ impl Fate {
 }
 
 impl Keeper {
+    /// How long a server that was killed may take to end.
+    pub(super) fn patience(&self) -> Duration {
+        match self.stopping {
+            Some(Stop::Keep | Stop::Release) => LAST_MOMENT,
+            _ => UNKILLABLE,
+        }
+    }
+
     /// Has the server ended, or should it?
     pub(super) fn look_at_server(&mut self, now: Instant) -> Option<ExitCode> {
         let (patience, stop_by) = (self.patience(), self.stop_by);
@@ -202,17 +210,6 @@ fn has_crashed(status: ExitStatus) -> bool {
 fn code(status: Option<ExitStatus>) -> ExitCode {
     let code = status.and_then(|status| status.code()).unwrap_or(1);
     ExitCode::from(u8::try_from(code).unwrap_or(1))
-}
-
-/// True if the kernel had no room for a process or a descriptor: nothing is wrong with the program.
-pub(super) fn is_want_of_room(error: &anyhow::Error) -> bool {
-    let number = error.chain().find_map(|cause| {
-        let of_std = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
-        of_std.or_else(|| Some(cause.downcast_ref::<rustix::io::Errno>()?.raw_os_error()))
-    });
-    number.is_some_and(|number| {
-        [libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::ENFILE].contains(&number)
-    })
 }
 
 #[cfg(test)]

@@ -22,8 +22,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::child::{CHECK, Graveyard, Process, Server};
-use super::death::{UNKILLABLE, is_want_of_room};
+use super::child::{CHECK, Graveyard, Process, Server, is_want_of_room};
 use super::edition::{self, Edition};
 use super::program::Program;
 use super::store::Store;
@@ -33,7 +32,7 @@ use super::wire;
 /// How long a server may take to leave.
 const LEAVE: Duration = Duration::from_secs(5);
 /// How long the keeper waits for what it has killed, and for the service manager, when it ends.
-const LAST_MOMENT: Duration = Duration::from_secs(2);
+pub(super) const LAST_MOMENT: Duration = Duration::from_secs(2);
 /// A keeper that wakes so much later than it wanted was frozen or stopped, and the server probably
 /// with it: no silence is counted then.
 const OVERSLEPT: Duration = Duration::from_secs(2);
@@ -267,14 +266,6 @@ impl Keeper {
         match server.killed {
             Some(killed) => killed + self.patience(),
             None => self.stop_by.map_or(server.silent_at(), |by| by.min(server.silent_at())),
-        }
-    }
-
-    /// How long a server that was killed may take to end.
-    pub(super) fn patience(&self) -> Duration {
-        match self.stopping {
-            Some(Stop::Keep | Stop::Release) => LAST_MOMENT,
-            _ => UNKILLABLE,
         }
     }
 

@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
+use ambit_sandbox::Bind;
 use ambit_sysinfo::CpuSet;
 use ambit_sysinfo::sysfs::Sysfs;
 use clap::Args;
@@ -78,17 +79,6 @@ pub struct RunArgs {
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
-}
-
-/// One `--bind`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Bind {
-    /// On the host: absolute, links resolved.
-    pub source: PathBuf,
-    /// In the sandbox: absolute.
-    pub target: PathBuf,
-    /// May it be written?
-    pub read_only: bool,
 }
 
 fn size(text: &str) -> Result<u64, String> {

@@ -1,271 +1,166 @@
-//! `ambit run`: a command in a fresh sandbox that sees its own bounds.
+//! `ambit run`: its arguments, and who serves its sandbox: the running daemon, or a server in this
+//! very process. The sandbox itself is the package `ambit-sandbox`.
 //!
-//! [`prepare`] does everything that forks, and must be called before any thread exists; what it
-//! returns is a sandbox that waits for its root. [`Prepared::run`] then asks the caller for a
-//! [`Service`] (the running daemon or an embedded server, which starts threads), gives the
-//! overlay's files and the listener to it and the sandbox, and relays until the command ends.
-//! Dropping a [`Prepared`] ends the sandbox and leaves nothing behind.
-//!
-//! Start reading at `spawn` (which processes, in which order), then `root` (what is mounted
-//! where). Nothing here formats or computes a number that the sandbox sees.
+//! Both get the listener the same way a container engine would hand it over, so that a sandbox
+//! is one more container and nothing special.
 
 mod args;
-mod capabilities;
-mod cgroup;
-mod cgroupview;
-mod channel;
-mod command;
-mod dev;
-mod hostmounts;
-mod init;
-mod limits;
-mod mask;
-mod mounts;
-mod overlay;
-mod owners;
-mod pressure;
-mod relay;
-mod root;
-mod signals;
-mod spawn;
-mod terminal;
 
-use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use ambit_fuse::{Detached, Visit};
 use ambit_kernel::output;
-use anyhow::{Context, Result};
-use nix::sched::CloneFlags;
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::Pid;
-use rustix::mount::MountPropagationFlags;
-use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use ambit_sandbox::{Options, OverlayMounts, Service};
+use anyhow::Context;
 
-pub use args::{Bind, Intercept, RunArgs};
+use crate::config::{Config, LogLevel};
+use crate::control;
+use crate::daemon::{self, Reach, Server};
+use crate::intercept;
+use crate::logging;
+use crate::notify::{Policy, filter, oci};
 
-use crate::notify::Policy;
+pub use args::{Intercept, RunArgs};
 
-use cgroup::Group;
-use channel::Word;
-use owners::Owners;
-
-/// Exit status of bad usage, as clap has it.
-const USAGE: u8 = 2;
-/// Exit status when the sandbox could not be made.
-const FAILED: u8 = 125;
-
-/// Where the sandbox gets the overlay's files from.
-#[derive(Debug)]
-pub enum OverlayMounts {
-    /// From a daemon's mount point, as this process sees it.
-    At(PathBuf),
-    /// From mounts that are attached nowhere, which this process may serve itself: it must not look
-    /// names up in them.
-    Detached(ambit_fuse::Detached),
+/// Runs a command in a sandbox, to its exit status.
+#[must_use]
+pub fn run(args: RunArgs, config: &Config) -> ExitCode {
+    let files: Vec<_> = ambit_fuse::bind_points().collect();
+    let intercept = args.intercept.clone();
+    ambit_sandbox::run(options(args), &files, |_| service(config, &intercept))
 }
 
-/// Who serves the overlay and answers system calls: the running daemon or an embedded server.
-pub trait Service {
-    /// The overlay.
-    ///
-    /// # Errors
-    /// It cannot be mounted.
-    fn overlay(&self) -> Result<OverlayMounts>;
-
-    /// Takes over the listener of a sandbox. When this returns, notifications are answered.
-    ///
-    /// # Errors
-    /// The listener could not be handed over.
-    fn deliver(&self, listener: OwnedFd, id: &str, init_pid: i32, intercept: Policy) -> Result<()>;
-
-    /// The sandbox has ended.
-    fn stop(self: Box<Self>);
-}
-
-/// Runs a sandbox from its arguments to its exit status. `files` are the overlay's, relative to
-/// its root, such as `proc/meminfo`; `start` is called when everything has been forked. Failures
-/// are told in one line.
-pub fn run(
-    args: RunArgs,
-    files: &[&str],
-    start: impl FnOnce(&Prepared) -> Result<Box<dyn Service>>,
-) -> ExitCode {
-    if !nix::unistd::geteuid().is_root() {
-        output::complain("ambit: run needs root: it makes control groups and mounts");
-        return ExitCode::from(USAGE);
-    }
-    match prepare(args).and_then(|prepared| prepared.run(files, start)) {
-        Ok(status) => ExitCode::from(status),
-        Err(error) => {
-            output::complain(format_args!("ambit: {}", output::one_line(&error)));
-            ExitCode::from(FAILED)
-        }
-    }
-}
-
-/// A sandbox whose processes exist and wait for its root.
-pub struct Prepared {
-    // Dropped in this order: processes end before their groups are removed.
-    processes: spawn::Processes,
-    ended: OwnedFd,
-    builder_waits: bool,
-    init_waits: bool,
-    setup: init::Setup,
-    pressure: pressure::Pressure,
-    group: Group,
-}
-
-/// Makes control groups, namespaces and processes of a sandbox.
-///
-/// # Errors
-/// Something the sandbox needs cannot be made, or this process has threads already.
-pub fn prepare(args: RunArgs) -> Result<Prepared> {
-    let signals = signals::Signals::take()?;
-    let group = Group::create(&args)?;
-    let owners = if args.no_userns { Owners::host() } else { Owners::fresh()? };
-    let pressure = pressure::Pressure::of(&group, &owners)?;
-    let plan = root::Plan {
+fn options(args: RunArgs) -> Options {
+    let policy = args.intercept.policy;
+    let is_wanted = policy != Policy::none();
+    let install = move || Ok(filter::install(&policy)?);
+    Options {
+        memory: args.memory,
+        swap: args.swap,
+        cpus: args.cpus,
+        cpuset: args.cpuset.map(|set| set.to_string()),
+        pids: args.pids,
         rootfs: args.rootfs,
         binds: args.bind,
         devices: args.device,
-        cgroups: group.places().to_vec(),
-    };
-    let setup = init::Setup {
-        hostname: args.hostname.unwrap_or_else(|| group.id().to_owned()),
-        folder: std::env::current_dir().unwrap_or_else(|_| "/".into()),
+        hostname: args.hostname,
+        no_userns: args.no_userns,
         command: args.command,
-        intercept: args.intercept.policy,
-        terminal: terminal::is_wanted(),
-        own_users: owners.namespace.is_some(),
-        signals,
-    };
-    let processes = spawn::start(&group, &owners, &plan, &setup)?;
-    let init = rustix::process::Pid::from_raw(processes.init.as_raw()).context("init is gone")?;
-    let ended = pidfd_open(init, PidfdFlags::empty())
-        .context("cannot watch the sandbox's init: pidfd_open (Linux 5.3)")?;
-    Ok(Prepared { processes, ended, builder_waits: true, init_waits: true, setup, pressure, group })
-}
-
-impl Prepared {
-    /// The sandbox's name, which is also the last part of its control groups' paths.
-    #[must_use]
-    pub fn id(&self) -> &str {
-        self.group.id()
-    }
-
-    /// The number of its init in our pid namespace.
-    #[must_use]
-    pub fn init_pid(&self) -> i32 {
-        self.processes.init.as_raw()
-    }
-
-    /// Runs the command to its end. Returns the exit status.
-    ///
-    /// # Errors
-    /// The sandbox could not be completed; the command was not started.
-    pub fn run(
-        mut self,
-        files: &[&str],
-        start: impl FnOnce(&Self) -> Result<Box<dyn Service>>,
-    ) -> Result<u8> {
-        // Copies of mounts are made here, which no other namespace is to be told.
-        nix::sched::unshare(CloneFlags::CLONE_NEWNS)
-            .context("cannot make a mount namespace: unshare")?;
-        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-        rustix::mount::mount_change("/", private).context("cannot make mounts private: mount")?;
-
-        let service = start(&self)?;
-        let status = self.complete(files, service.as_ref()).and_then(|master| self.relay(master));
-        service.stop();
-        status
-    }
-
-    /// Gives the sandbox its root, its listener to the service, and the word to start. Returns
-    /// the master side of its terminal.
-    fn complete(&mut self, files: &[&str], service: &dyn Service) -> Result<Option<OwnedFd>> {
-        let processes = &self.processes;
-        let mut others = Vec::new();
-        for file in files {
-            match self.pressure.file(file) {
-                Some(own) => self.send_file(file, &mounts::Detached::copy_of(&own)?)?,
-                None => others.push(*file),
-            }
-        }
-        match service.overlay()? {
-            OverlayMounts::At(path) => {
-                for file in others {
-                    let copy = mounts::Detached::copy_of_shared(&path.join(file))?;
-                    self.send_file(file, &copy)?;
-                }
-            }
-            OverlayMounts::Detached(ambit_fuse::Detached { overlay, pressure }) => {
-                let mut fds = vec![overlay.as_fd()];
-                fds.extend(pressure.as_ref().map(AsFd::as_fd));
-                processes.to_builder.send(Word::Overlay, &others.join(" "), &fds)?;
-            }
-        }
-        processes.to_builder.send(Word::Build, &processes.init.to_string(), &[])?;
-        processes.to_builder.expect(Word::Built)?;
-        waitpid(processes.builder, None).context("cannot wait for the builder: waitpid")?;
-        self.builder_waits = false;
-
-        processes.to_init.send(Word::Enter, "", &[])?;
-        let ready = processes.to_init.expect(Word::Ready)?;
-        let mut fds = ready.fds.into_iter();
-        let mut next = |letter| if ready.text.contains(letter) { fds.next() } else { None };
-        let (listener, master) = (next('l'), next('t'));
-        if let Some(listener) = listener {
-            let (id, init) = (self.group.id(), processes.init.as_raw());
-            service.deliver(listener, id, init, self.setup.intercept.clone())?;
-        }
-        processes.to_init.send(Word::Go, "", &[])?;
-        Ok(master)
-    }
-
-    fn send_file(&self, target: &str, mount: &mounts::Detached) -> Result<()> {
-        self.processes.to_builder.send(Word::File, target, &[mount.0.as_fd()])
-    }
-
-    fn relay(&mut self, master: Option<OwnedFd>) -> Result<u8> {
-        let Processes { init, to_init, .. } = &self.processes;
-        relay::until_end(*init, &self.ended, to_init, &self.setup.signals, master)?;
-        let status = wait(*init)?;
-        self.init_waits = false;
-        Ok(status)
+        intercept: is_wanted.then(|| ambit_sandbox::Intercept(Box::new(install))),
+        attach_pressure: |overlay, pressure| Visit::Names { overlay, pressure }.run(),
     }
 }
 
-use spawn::Processes;
-
-fn wait(init: Pid) -> Result<u8> {
-    let status = match waitpid(init, None).context("cannot wait for the sandbox: waitpid")? {
-        WaitStatus::Exited(_, status) => status,
-        WaitStatus::Signaled(_, signal, _) => 128 + signal as i32,
-        other => anyhow::bail!("the sandbox ended in a way nobody knows: {other:?}"),
-    };
-    Ok(u8::try_from(status).unwrap_or(u8::MAX))
+fn service(config: &Config, intercept: &Intercept) -> anyhow::Result<Box<dyn Service>> {
+    if let Ok(status) = control::ask_status(&config.socket("control.sock")) {
+        if let Some(setting) = &intercept.setting {
+            anyhow::bail!(
+                "--intercept {setting} is the running daemon's to decide: set it in its configuration, \
+                 in [intercept] or in a [[container]] section"
+            );
+        }
+        // Harmless calls are answered because they are asked for.
+        let asked = config.policies().ungranted(&intercept.policy.privileged()).join(", ");
+        if !asked.is_empty() {
+            output::complain(format_args!(
+                "ambit: note: the configuration has {asked} for no container: the kernel answers"
+            ));
+        }
+        let socket = config.socket("oci.sock");
+        let calls = intercept.policy.names().collect::<Vec<_>>().join(",");
+        return Ok(Box::new(Daemon { mount: status.mount, socket, calls }));
+    }
+    Ok(Box::new(Embedded::start(config, intercept)?))
 }
 
-impl Drop for Prepared {
-    fn drop(&mut self) {
-        if self.init_waits {
-            let _ = pidfd_send_signal(&self.ended, Signal::KILL);
-            let _ = waitpid(self.processes.init, None);
+/// The daemon that runs already.
+struct Daemon {
+    mount: PathBuf,
+    socket: PathBuf,
+    /// The calls that are answered.
+    calls: String,
+}
+
+impl Service for Daemon {
+    fn overlay(&self) -> anyhow::Result<OverlayMounts> {
+        Ok(OverlayMounts::At(self.mount.clone()))
+    }
+
+    fn deliver(&self, listener: OwnedFd, id: &str, init_pid: i32) -> anyhow::Result<()> {
+        let annotations = [(oci::ANNOTATION, self.calls.as_str())];
+        oci::deliver(&self.socket, listener.as_fd(), id, init_pid, &annotations)
+            .with_context(|| format!("cannot hand the listener to {}", self.socket.display()))
+    }
+
+    fn stop(self: Box<Self>) {}
+}
+
+/// A server in this process. Its overlay is attached nowhere: the builder of the sandbox, which holds no
+/// device, attaches and copies it.
+struct Embedded {
+    server: Server,
+    policy: Policy,
+}
+
+impl Embedded {
+    fn start(config: &Config, intercept: &Intercept) -> anyhow::Result<Self> {
+        let policy = intercept.policy.clone();
+        let policy = match intercept.setting {
+            Some(_) => policy,
+            None => policy.with(config.policies().all.settings().clone()),
+        };
+        for (_, reason) in intercept::grant_nothing(&policy) {
+            output::complain(format_args!("ambit: note: {reason}"));
         }
-        if self.builder_waits {
-            let _ = nix::sys::signal::kill(self.processes.builder, nix::sys::signal::SIGKILL);
-            let _ = waitpid(self.processes.builder, None);
+        let acts = policy.acts().then(daemon::start_acts).transpose()?;
+        logging::start(LogLevel::Warn);
+        let server = Server::start(config, Reach::Process, acts)?;
+        Ok(Self { server, policy })
+    }
+}
+
+impl Service for Embedded {
+    fn overlay(&self) -> anyhow::Result<OverlayMounts> {
+        let mounts = self.server.overlay().detached().context("the overlay has no mount")?;
+        let Detached { overlay, pressure } = mounts;
+        Ok(OverlayMounts::Detached { overlay, pressure })
+    }
+
+    fn deliver(&self, listener: OwnedFd, id: &str, _init_pid: i32) -> anyhow::Result<()> {
+        self.server.notifier().adopt(listener, id, self.policy.clone())?;
+        Ok(())
+    }
+
+    fn stop(self: Box<Self>) {
+        if let Err(error) = self.server.stop() {
+            tracing::warn!("{}", output::one_line(&error));
         }
     }
 }
 
-impl fmt::Debug for Prepared {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Prepared")
-            .field("id", &self.id())
-            .field("init_pid", &self.init_pid())
-            .finish_non_exhaustive()
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_configuration_for_lxc_binds_everything() {
+        let text = include_str!("../../contrib/lxc/ambit.conf");
+        let entries = text.lines().filter_map(|line| line.strip_prefix("lxc.mount.entry = "));
+        let mut bound: Vec<_> = entries.filter_map(|entry| entry.split(' ').nth(1)).collect();
+        let mut points: Vec<_> = ambit_fuse::bind_points().collect();
+        bound.sort_unstable();
+        points.sort_unstable();
+        assert_eq!(bound, points);
+    }
+
+    #[test]
+    fn the_readme_names_every_file() {
+        let text = include_str!("../../README.md");
+        for point in ambit_fuse::bind_points() {
+            let names = point
+                .strip_prefix("proc/pressure/")
+                .map_or(format!("/{point}"), |_| "/proc/pressure/{cpu,io,memory}".to_owned());
+            assert!(text.contains(&format!("`{names}`")), "{names}");
+        }
     }
 }

@@ -5,21 +5,24 @@
 //! mount namespace of its own, where it can attach the overlay for a moment: the kernel copies
 //! attached mounts only (before Linux 6.15).
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
-use ambit_fuse::Visit;
 use ambit_kernel::output::complain;
 use anyhow::{Context, Result};
 use rustix::mount::{MoveMountFlags, UnmountFlags};
 
-use super::channel::Message;
 use super::mounts::{Detached, copy_at};
+use super::options::AttachPressure;
 
-/// Copies the files that the message names, with their targets in the sandbox. The mount namespace must
+/// Copies the files with these targets, with their targets in the sandbox. The mount namespace must
 /// be private.
-pub(super) fn copy_files(message: Message) -> Result<Vec<(String, Detached)>> {
-    let mut fds = message.fds.into_iter();
+pub(super) fn copy_files(
+    targets: &[String],
+    fds: Vec<OwnedFd>,
+    attach_pressure: AttachPressure,
+) -> Result<Vec<(String, Detached)>> {
+    let mut fds = fds.into_iter();
     let overlay = fds.next().context("the overlay came without its mount")?;
     let pressure = fds.next();
     // Upon the root, where no path leads.
@@ -27,17 +30,17 @@ pub(super) fn copy_files(message: Message) -> Result<Vec<(String, Detached)>> {
     rustix::mount::move_mount(&overlay, "", rustix::fs::CWD, "/", flags)
         .context("cannot attach the overlay: move_mount")?;
     let pressure = pressure.as_ref().map(AsFd::as_fd);
-    if let Err(errno) = (Visit::Names { overlay: overlay.as_fd(), pressure }).run() {
+    if let Err(errno) = attach_pressure(overlay.as_fd(), pressure) {
         complain(format_args!(
             "ambit: note: no triggers can be set on /proc/pressure: move_mount: {errno}"
         ));
     }
-    let copy = |file: &str| {
+    let copy = |file: &String| {
         let mount = copy_at(&overlay, Path::new(file))
             .with_context(|| format!("cannot copy {file} of the overlay: open_tree"))?;
-        Ok((file.to_owned(), mount))
+        Ok((file.clone(), mount))
     };
-    let copies = message.text.split_whitespace().map(copy).collect();
+    let copies = targets.iter().map(copy).collect();
     let place = format!("/proc/self/fd/{}", overlay.as_raw_fd());
     rustix::mount::unmount(place, UnmountFlags::DETACH)
         .context("cannot detach the overlay: umount2")?;

@@ -10,35 +10,34 @@ use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
 use cgroups_rs::fs::{Cgroup, Controller, MaxValue, Subsystem};
 
-use super::args::RunArgs;
-use super::cgroup::explain;
+use super::options::Options;
 
 /// Length of a scheduling period, as every container engine has it.
 const PERIOD_US: u64 = 100_000;
 
 /// Sets what the command line asks for.
-pub(super) fn apply(group: &Cgroup, args: &RunArgs) -> Result<()> {
-    if let Some(bytes) = args.memory {
-        memory(group, bytes, args.swap)?;
+pub(super) fn apply(group: &Cgroup, options: &Options) -> Result<()> {
+    if let Some(bytes) = options.memory {
+        memory(group, bytes, options.swap)?;
     }
-    if let Some(number) = args.cpus {
+    if let Some(number) = options.cpus {
         let cpu = find(group, "--cpus", "cpu", |subsystem| match subsystem {
             Subsystem::Cpu(cpu) => Some(cpu),
             _ => None,
         })?;
         cpus(cpu, number)?;
     }
-    if let Some(list) = &args.cpuset {
+    if let Some(list) = &options.cpuset {
         let cpuset = find(group, "--cpuset", "cpuset", |subsystem| match subsystem {
             Subsystem::CpuSet(cpuset) => Some(cpuset),
             _ => None,
         })?;
         available(cpuset, "cpuset.cpus", "--cpuset")?;
-        CpuSetController::set_cpus(cpuset, &list.to_string())
+        CpuSetController::set_cpus(cpuset, list)
             .map_err(|error| explain(&error))
             .with_context(|| format!("cannot limit {} to --cpuset {list}", shown(cpuset)))?;
     }
-    if let Some(number) = args.pids {
+    if let Some(number) = options.pids {
         let pids = find(group, "--pids", "pids", |subsystem| match subsystem {
             Subsystem::Pid(pids) => Some(pids),
             _ => None,
@@ -133,4 +132,10 @@ fn shown(controller: &impl Controller) -> String {
 
 fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// What `cgroups-rs` knows about a failure, in one line.
+pub(super) fn explain(error: &cgroups_rs::fs::error::Error) -> anyhow::Error {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+    anyhow::anyhow!("{}{}", error.kind(), cause.unwrap_or_default())
 }

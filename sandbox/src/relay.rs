@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::channel::{Channel, Word};
+use super::channel::{Channel, Message};
 use super::signals::{Signals, is_for_end};
 use super::terminal::{self, Raw};
 
@@ -86,7 +86,7 @@ fn stopped_or_said(channel: &Channel, has_window: bool) -> bool {
     match channel.receive() {
         // What the caller's shell sees is this process: it stops like the command. In a terminal
         // of its own the command has its own shell, or nobody, to wake it.
-        Ok(message) if message.word == Word::Stopped && !has_window => {
+        Ok((Message::Stopped, _)) if !has_window => {
             let _ = raise(Signal::SIGSTOP);
             true
         }

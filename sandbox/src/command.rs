@@ -10,8 +10,8 @@ use ambit_kernel::sys::signal_defaults::restore_sigpipe;
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 
-use super::init::Setup;
-use super::spawn::FAILED;
+use super::FAILED;
+use super::options::Setup;
 use super::terminal;
 
 /// Why the command did not start.
@@ -30,9 +30,10 @@ pub(super) fn become_it(setup: &Setup, folder: &Path, terminal: Option<&OwnedFd>
             let Err(error) = nix::unistd::execvpe(&command[0], &command, &environment);
             not_started(&setup.command[0].to_string_lossy(), error)
         }
-        Err(error) => {
-            NotStarted { reason: format!("cannot start the command: {error:#}"), status: FAILED }
-        }
+        Err(error) => NotStarted {
+            reason: format!("cannot start the command: {error:#}"),
+            status: FAILED.into(),
+        },
     }
 }
 

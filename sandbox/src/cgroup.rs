@@ -20,9 +20,9 @@ use cgroups_rs::CgroupPid;
 use cgroups_rs::fs::Cgroup;
 use cgroups_rs::fs::hierarchies::{UNIFIED_MOUNTPOINT, V1, is_cgroup2_unified_mode};
 
-use super::args::RunArgs;
 use super::hostmounts;
-use super::limits;
+use super::limits::{self, explain};
+use super::options::Options;
 
 /// The folder that all sandboxes of this user share.
 const FAMILY: &str = "ambit";
@@ -44,7 +44,7 @@ pub(super) struct Group {
 
 impl Group {
     /// Makes the groups with their limits, and removes what dead sandboxes left.
-    pub(super) fn create(args: &RunArgs) -> Result<Self> {
+    pub(super) fn create(options: &Options) -> Result<Self> {
         let mounts = hostmounts::all()?;
         if !mounts.iter().any(|mount| mount.kind.starts_with("cgroup")) {
             anyhow::bail!(
@@ -66,7 +66,7 @@ impl Group {
             group.remove_leftovers();
             group.make()?;
             // From here on, dropping it removes what was made.
-            limits::apply(&group.groups, args)?;
+            limits::apply(&group.groups, options)?;
             return Ok(group);
         }
         anyhow::bail!("control groups named run-{owner} are in use: remove them below {FAMILY}")
@@ -256,12 +256,6 @@ fn remove(place: &Path) -> io::Result<()> {
 
 fn empty(place: &Path) -> bool {
     std::fs::read_to_string(place.join("cgroup.procs")).is_ok_and(|text| text.is_empty())
-}
-
-/// What `cgroups-rs` knows about a failure, in one line.
-pub(super) fn explain(error: &cgroups_rs::fs::error::Error) -> anyhow::Error {
-    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
-    anyhow::anyhow!("{}{}", error.kind(), cause.unwrap_or_default())
 }
 
 #[cfg(test)]

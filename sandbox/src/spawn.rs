@@ -23,15 +23,13 @@ use rustix::mount::MountPropagationFlags;
 use rustix::process::Signal;
 
 use super::cgroup::Group;
-use super::channel::{Channel, Word};
-use super::init::{self, Setup};
+use super::channel::{Channel, Message};
 use super::mounts::Detached;
+use super::options::Setup;
 use super::overlay;
 use super::owners::{Owners, become_root_in};
 use super::root::{self, Plan};
-
-/// Exit status when the sandbox itself fails, as of env(1) and the container engines.
-pub(super) const FAILED: i32 = 125;
+use super::{FAILED, init};
 
 /// `CLONE_NEWTIME` (Linux 5.6), which nix does not list.
 const NEWTIME: CloneFlags = CloneFlags::from_bits_retain(0x80);
@@ -64,9 +62,9 @@ pub(super) fn start(
     };
     drop((builders, inits));
     let started = || -> Result<Pid> {
-        let stage = number(&to_builder.expect(Word::Started)?.text)?;
+        let stage = to_builder.started()?;
         // Init's number; a failure of the stage arrives here too.
-        let init = to_init.expect(Word::Started).and_then(|message| number(&message.text));
+        let init = to_init.started();
         waitpid(stage, None).context("cannot wait for the sandbox: waitpid")?;
         init
     };
@@ -80,14 +78,10 @@ pub(super) fn start(
     }
 }
 
-fn number(text: &str) -> Result<Pid> {
-    text.parse().map(Pid::from_raw).context("a process number was expected")
-}
-
 /// Runs what a child process is for, and ends it whatever happens.
 fn become_process(main: impl FnOnce() -> i32) -> ! {
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
-    let status = std::panic::catch_unwind(AssertUnwindSafe(main)).unwrap_or(FAILED);
+    let status = std::panic::catch_unwind(AssertUnwindSafe(main)).unwrap_or(FAILED.into());
     std::process::exit(status);
 }
 
@@ -97,7 +91,7 @@ fn finish(channel: &Channel, result: Result<()>) -> i32 {
         Ok(()) => 0,
         Err(error) => {
             channel.fail(&error);
-            FAILED
+            FAILED.into()
         }
     }
 }
@@ -117,23 +111,25 @@ fn builder_main(
         rustix::mount::mount_change("/", private).context("cannot make mounts private: mount")?;
         match fork_for_parent().context("cannot fork: clone")? {
             Fork::Child => become_process(|| stage_main(&inits, group, owners, setup)),
-            Fork::Parent(stage) => channel.send(Word::Started, &stage.to_string(), &[])?,
+            Fork::Parent(stage) => channel.send(&Message::Started(stage.as_raw()), &[])?,
         }
         drop(inits);
         let mut files = Vec::new();
         let init = loop {
-            let mut message = channel.receive()?;
-            match message.word {
-                Word::File => {
-                    let mount = message.fds.pop().context("a file came without its mount")?;
-                    files.push((message.text, Detached(mount)));
+            match channel.receive()? {
+                (Message::File(target), mut fds) => {
+                    let mount = fds.pop().context("a file came without its mount")?;
+                    files.push((target, Detached(mount)));
                 }
-                Word::Overlay => files.extend(overlay::copy_files(message)?),
-                _ => break number(&message.text)?,
+                (Message::Overlay(targets), fds) => {
+                    files.extend(overlay::copy_files(&targets, fds, plan.attach_pressure)?);
+                }
+                (Message::Build(init), _) => break Pid::from_raw(init),
+                (other, _) => anyhow::bail!("the builder does not expect {other:?}"),
             }
         };
         in_namespaces_of(init, || root::build(plan, owners, &files))?;
-        channel.send(Word::Built, "", &[])
+        channel.send(&Message::Built, &[])
     };
     finish(channel, build())
 }
@@ -152,14 +148,14 @@ fn in_namespaces_of(init: Pid, act: impl FnOnce() -> Result<()>) -> Result<()> {
     let (ours, theirs) = Channel::pair()?;
     match fork().context("cannot fork")? {
         Fork::Child => become_process(|| {
-            let result = act().and_then(|()| theirs.send(Word::Built, "", &[]));
+            let result = act().and_then(|()| theirs.send(&Message::Built, &[]));
             finish(&theirs, result)
         }),
         Fork::Parent(child) => {
             drop(theirs);
-            let built = ours.expect(Word::Built);
+            let built = ours.expect(&Message::Built);
             match waitpid(child, None).context("cannot wait for the builder: waitpid")? {
-                WaitStatus::Exited(_, 0) => built.map(|_| ()),
+                WaitStatus::Exited(_, 0) => built,
                 status => Err(built.err().unwrap_or_else(|| anyhow::anyhow!("{status:?}"))),
             }
         }
@@ -183,7 +179,7 @@ fn stage_main(channel: &Channel, group: &Group, owners: &Owners, setup: &Setup) 
         restart_clocks()?;
         match fork_for_parent().context("cannot fork: clone")? {
             Fork::Child => become_process(|| init::main(channel, setup)),
-            Fork::Parent(init) => channel.send(Word::Started, &init.to_string(), &[]),
+            Fork::Parent(init) => channel.send(&Message::Started(init.as_raw()), &[]),
         }
     };
     finish(channel, stage())

@@ -12,7 +12,7 @@ use nix::sched::CloneFlags;
 use nix::sys::wait::waitpid;
 use rustix::process::Signal;
 
-use super::channel::{Channel, Word};
+use super::channel::{Channel, Message};
 
 /// How many ids a sandbox gets: what a distribution's user database needs.
 const COUNT: u32 = 65_536;
@@ -46,7 +46,7 @@ impl Owners {
                 let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
                 match nix::sched::unshare(CloneFlags::CLONE_NEWUSER) {
                     Ok(()) => {
-                        let _ = theirs.send(Word::Started, "", &[]);
+                        let _ = theirs.send(&Message::Built, &[]);
                         // Until the parent hangs up.
                         let _ = theirs.receive();
                     }
@@ -60,7 +60,7 @@ impl Owners {
             Fork::Parent(child) => child,
         };
         drop(theirs);
-        let namespace = ours.expect(Word::Started).and_then(|_| {
+        let namespace = ours.expect(&Message::Built).and_then(|()| {
             let write = |file: &str, base: u32| {
                 let path = format!("/proc/{child}/{file}");
                 std::fs::write(&path, format!("0 {base} {COUNT}\n"))

@@ -5,9 +5,8 @@
 //! descriptor of the host's but its standard ones, and must never do work on behalf of what runs
 //! in the sandbox: everything here can be attacked by the sandbox's root.
 
-use std::ffi::OsString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use ambit_kernel::output;
 use ambit_kernel::sys::fork::{Fork, fork};
@@ -18,25 +17,10 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::channel::{Channel, Word};
+use super::channel::{Channel, Message};
+use super::options::{Intercept, Setup};
 use super::signals::{Signals, is_for_group};
-use super::{capabilities, command, terminal};
-use crate::notify::{Policy, filter};
-
-/// What init has to know.
-#[derive(Debug)]
-pub(super) struct Setup {
-    pub(super) hostname: String,
-    /// Where the command starts, when that place is there.
-    pub(super) folder: PathBuf,
-    pub(super) command: Vec<OsString>,
-    pub(super) intercept: Policy,
-    /// Does it get a terminal of its own?
-    pub(super) terminal: bool,
-    /// Is there a user namespace?
-    pub(super) own_users: bool,
-    pub(super) signals: Signals,
-}
+use super::{FAILED, capabilities, command, terminal};
 
 /// Everything that init does. Returns its exit status.
 pub(super) fn main(channel: &Channel, setup: &Setup) -> i32 {
@@ -44,14 +28,14 @@ pub(super) fn main(channel: &Channel, setup: &Setup) -> i32 {
         Ok((child, _terminal)) => reap(channel, &setup.signals, child),
         Err(error) => {
             channel.fail(&error);
-            super::spawn::FAILED
+            i32::from(FAILED)
         }
     }
 }
 
 /// Enters the root and hands over what the caller needs. Returns the command's terminal.
 fn get_ready(channel: &Channel, setup: &Setup) -> Result<Option<OwnedFd>> {
-    channel.expect(Word::Enter)?;
+    channel.expect(&Message::Enter)?;
     let _ = rustix::thread::set_name(c"ambit-init");
     if setup.own_users {
         // A copy that belongs to our user namespace: all mounts in it are locked.
@@ -67,11 +51,8 @@ fn get_ready(channel: &Channel, setup: &Setup) -> Result<Option<OwnedFd>> {
     nix::unistd::sethostname(&setup.hostname).context("cannot set the host name: sethostname")?;
 
     let pair = if setup.terminal { Some(terminal::open_inside()?) } else { None };
-    let listener = if setup.intercept == Policy::none() {
-        None
-    } else {
-        Some(filter::install(&setup.intercept).context("cannot intercept system calls")?)
-    };
+    let install = |intercept: &Intercept| (intercept.0)().context("cannot intercept system calls");
+    let listener = setup.intercept.as_ref().map(install).transpose()?;
     if !setup.own_users {
         capabilities::drop_most()?;
     }
@@ -79,7 +60,7 @@ fn get_ready(channel: &Channel, setup: &Setup) -> Result<Option<OwnedFd>> {
     // Were the listener kept here, calls would wait for ever once the server is gone, instead of
     // failing.
     drop(listener);
-    channel.expect(Word::Go)?;
+    channel.expect(&Message::Go)?;
     Ok(pair.map(|pair| pair.slave))
 }
 
@@ -88,17 +69,10 @@ fn hand_over(
     listener: Option<&OwnedFd>,
     pair: Option<&terminal::Pair>,
 ) -> Result<()> {
-    let mut text = String::new();
-    let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
-    if let Some(listener) = listener {
-        text.push('l');
-        fds.push(listener.as_fd());
-    }
-    if let Some(pair) = pair {
-        text.push('t');
-        fds.push(pair.master.as_fd());
-    }
-    channel.send(Word::Ready, &text, &fds)
+    let master = pair.map(|pair| &pair.master);
+    let fds: Vec<_> = listener.into_iter().chain(master).map(AsFd::as_fd).collect();
+    let ready = Message::Ready { listener: listener.is_some(), terminal: pair.is_some() };
+    channel.send(&ready, &fds)
 }
 
 /// Starts the command. Its terminal stays open here, so that what it wrote last can still be
@@ -138,14 +112,14 @@ fn reap(channel: &Channel, signals: &Signals, child: Pid) -> i32 {
             Ok(WaitStatus::Exited(pid, status)) if pid == child => return status,
             Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => return 128 + signal as i32,
             Ok(WaitStatus::Stopped(pid, _)) if pid == child => {
-                let _ = channel.send(Word::Stopped, "", &[]);
+                let _ = channel.send(&Message::Stopped, &[]);
             }
             Ok(WaitStatus::StillAlive) => {
                 let mut wait = [PollFd::new(signals, PollFlags::IN)];
                 let _ = poll(&mut wait, None);
             }
             // Without children the command cannot be running.
-            Err(nix::errno::Errno::ECHILD) => return super::spawn::FAILED,
+            Err(nix::errno::Errno::ECHILD) => return i32::from(FAILED),
             _ => {}
         }
     }

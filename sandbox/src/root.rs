@@ -13,9 +13,9 @@ use ambit_kernel::text::mountinfo::Mounted;
 use anyhow::{Context, Result};
 use rustix::mount::MountAttrFlags;
 
-use super::args::Bind;
 use super::hostmounts;
 use super::mounts::{Detached, Kind, Root};
+use super::options::{AttachPressure, Bind};
 use super::owners::Owners;
 use super::{cgroupview, dev, mask};
 
@@ -31,6 +31,7 @@ pub(super) struct Plan {
     pub(super) rootfs: Option<PathBuf>,
     pub(super) binds: Vec<Bind>,
     pub(super) devices: Vec<PathBuf>,
+    pub(super) attach_pressure: AttachPressure,
     /// The sandbox's control groups: where they are shown, and where they are.
     pub(super) cgroups: Vec<(String, PathBuf)>,
 }
