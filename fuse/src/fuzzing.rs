@@ -3,11 +3,11 @@
 //!
 //! Compiled with the feature `fuzzing` only.
 
-use crate::{families, owed, pressure};
+use crate::{families, pressure};
 
 /// Every parser, on the same bytes.
 pub fn parse_all(text: &[u8]) {
-    let _ = (owed::state(text), pressure::window(text));
+    let _ = pressure::window(text);
     if let Some(number) = families::numbered(text, "cpu") {
         assert_eq!(format!("cpu{number}").as_bytes(), text);
     }

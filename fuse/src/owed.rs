@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use ambit_kernel::text::stat;
 use fuser::{Errno, FileHandle, FopenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen};
 use rustix::thread::{Pid, gettid};
 
@@ -64,7 +65,7 @@ impl Turn {
     /// Does the thread run, or wait for a processor only? It does not hang then, however long it takes.
     pub(crate) fn is_running(&self) -> bool {
         let stat = std::fs::read(format!("/proc/self/task/{}/stat", self.thread));
-        stat.is_ok_and(|stat| state(&stat) == Some(b'R'))
+        stat.is_ok_and(|stat| stat::state(&stat) == Some(b'R'))
     }
 
     pub(crate) fn begin(&self) {
@@ -123,12 +124,6 @@ impl Turn {
     }
 }
 
-/// The state of a task in its `stat`: what follows its name, which may have any bytes.
-pub(crate) fn state(stat: &[u8]) -> Option<u8> {
-    let name_ends = stat.iter().rposition(|&byte| byte == b')')?;
-    stat.get(name_ends + 2).copied()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,7 +133,5 @@ mod tests {
         let turn = Turn::own(false);
         assert!(turn.is_running());
         assert!(!Turn { thread: Pid::INIT, ..Turn::own(false) }.is_running(), "no thread of ours");
-        assert_eq!(state(b"7 (a) R b) D 1 7"), Some(b'D'));
-        assert_eq!(state(b"7 (a)"), None);
     }
 }

@@ -5,7 +5,7 @@
 use crate::text::id_map::IdMap;
 use crate::text::maps::{Access, Coverage};
 use crate::text::status::{Credentials, Status};
-use crate::text::{control_groups, limits, mountinfo, numbers, profile, scan, watches};
+use crate::text::{control_groups, limits, mountinfo, numbers, profile, scan, stat, watches};
 
 /// Every parser, on the same bytes: a list of mounts and whatever else it may be taken for.
 pub fn parse_all(text: &[u8]) {
@@ -27,6 +27,7 @@ pub fn parse_all(text: &[u8]) {
     assert!(limits::parse(text).len() <= text.len() && watches::parse(text).len() <= text.len());
     let _ = (profile::parse(text), numbers::<i32>(text).count());
     let _ = (control_groups::path(text), control_groups::name(text));
+    let _ = (stat::state(text), control_groups::lines(text).count());
     let mut coverage = Coverage::new(1 << 12, 1 << 20, Access::Write);
     coverage.feed(text);
     assert!((1 << 12..=1 << 20).contains(&coverage.covered()));

@@ -24,7 +24,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use ambit_kernel::text::scan;
+use ambit_kernel::text::status::Status;
 use rustix::fs::fstat;
 use rustix::io::Errno;
 
@@ -171,8 +171,7 @@ fn inode(file: BorrowedFd<'_>) -> io::Result<u64> {
 
 /// The real uid in the text of `/proc/<pid>/status`.
 pub(crate) fn real_user(status: &[u8]) -> Option<u32> {
-    let line = scan::lines(status).find_map(|line| line.strip_prefix(b"Uid:"))?;
-    u32::try_from(scan::decimal(scan::words(line).next()?)?).ok()
+    Status(status).numbers("Uid:").next()
 }
 
 /// What one owner holds of everything that can be used up.

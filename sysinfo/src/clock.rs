@@ -1,6 +1,6 @@
 //! Clocks: now, a process's start, and the shift of a time namespace. Nanoseconds throughout.
 
-use ambit_kernel::text::scan;
+use ambit_kernel::text::{scan, stat};
 
 /// One USER_HZ tick. The unit is fixed at 100 Hz on every architecture ambit supports
 /// (include/asm-generic/param.h).
@@ -27,12 +27,10 @@ fn read(clock: rustix::time::ClockId) -> u64 {
     seconds.saturating_mul(1_000_000_000).saturating_add(nanoseconds)
 }
 
-/// When a process started, from the text of `/proc/<pid>/stat`: field 22, counted after the
-/// last `)` because the command name may contain anything.
+/// When a process started, from the text of `/proc/<pid>/stat`: field 22.
 #[must_use]
 pub fn start_of(stat: &[u8]) -> Option<u64> {
-    let after = &stat[memchr::memrchr(b')', stat)? + 1..];
-    scan::decimal(scan::words(after).nth(19)?).map(|ticks| ticks.saturating_mul(TICK))
+    scan::decimal(stat::fields(stat)?.nth(19)?).map(|ticks| ticks.saturating_mul(TICK))
 }
 
 /// The boot time offset of a process's time namespace, from the text of

@@ -500,7 +500,7 @@ impl Container {
         let newest = counts.newest.and_then(|pid| {
             TEXT.with_borrow_mut(|text| {
                 let status = shared.proc.read_of(pid, "status", text).ok()?;
-                crate::namespace_init::innermost_pid(status)
+                crate::namespace_init::innermost_pid(status).map(u64::from)
             })
         });
         self.activity.record(counts, newest, used, now);

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ambit_kernel::text::mountinfo::{self, Mounted};
 use ambit_kernel::text::scan;
 
 use crate::Error;
@@ -129,25 +130,26 @@ impl Hierarchies {
     ///
     /// # Errors
     /// No cgroup file system is mounted, or one cannot be opened.
-    pub fn from_mountinfo(mountinfo: &[u8], root: &Path) -> Result<Self, Error> {
-        let mut mounts: Vec<MountLine<'_>> = Vec::new();
-        for mount in scan::lines(mountinfo).filter_map(MountLine::parse) {
+    pub fn from_mountinfo(text: &[u8], root: &Path) -> Result<Self, Error> {
+        let mut mounts: Vec<Mounted> = Vec::new();
+        for mount in mountinfo::all(text) {
             // The last one covers those before it.
-            match mounts.iter_mut().find(|other| other.point == mount.point) {
+            match mounts.iter_mut().find(|other| other.path == mount.path) {
                 Some(covered) => *covered = mount,
                 None => mounts.push(mount),
             }
         }
         // A hierarchy may be mounted more than once: best is one that shows all of it. One from outside
         // of this cgroup namespace (`/..`) has other paths than `/proc/<pid>/cgroup`.
-        mounts.sort_by_key(|mount| (mount.root != "/", mount.root.starts_with("/..")));
+        mounts.sort_by_key(|mount| (mount.root != Path::new("/"), mount.root.starts_with("/..")));
         let is_fixture = root != Path::new("/");
         let mut found = Self::default();
         for mount in mounts {
-            let path = root.join(mount.point.trim_start_matches('/'));
-            match mount.fstype {
+            let path = root.join(mount.path.strip_prefix("/").unwrap_or(&mount.path));
+            let shows = mount.root.to_string_lossy();
+            match mount.kind.as_str() {
                 "cgroup2" if found.unified.is_none() => {
-                    let mount = Mount::open(path, mount.root, is_fixture)?;
+                    let mount = Mount::open(path, &shows, is_fixture)?;
                     let controllers = unified_controllers(&mount)?;
                     found.unified = Some((mount, controllers));
                 }
@@ -157,12 +159,12 @@ impl Hierarchies {
                     let new: Vec<_> = named.filter(|&c| found.legacy_mount(c).is_none()).collect();
                     let is_freezer = has("freezer") && found.freezer.is_none();
                     if !new.is_empty() {
-                        let mount = Mount::open(path, mount.root, is_fixture)?;
+                        let mount = Mount::open(path, &shows, is_fixture)?;
                         found.freezer = found.freezer.or_else(|| is_freezer.then(|| mount.clone()));
                         found.legacy.extend(new.into_iter().map(|c| (c, mount.clone())));
                     } else if is_freezer {
                         // Nothing is accounted there.
-                        found.freezer = Mount::open(path, mount.root, is_fixture).ok();
+                        found.freezer = Mount::open(path, &shows, is_fixture).ok();
                     }
                 }
                 _ => {}
@@ -226,33 +228,9 @@ fn listed(text: &[u8]) -> Vec<Controller> {
     controllers
 }
 
-struct MountLine<'t> {
-    root: &'t str,
-    point: &'t str,
-    fstype: &'t str,
-    options: &'t str,
-}
-
-impl<'t> MountLine<'t> {
-    /// `36 35 98:0 /root /point options [tags] - type source superoptions`
-    fn parse(line: &'t [u8]) -> Option<Self> {
-        let line = std::str::from_utf8(line).ok()?;
-        let (before, after) = line.split_once(" - ")?;
-        let mut before = before.split(' ').skip(3);
-        let (root, point) = (before.next()?, before.next()?);
-        let mut after = after.split(' ');
-        let fstype = after.next()?;
-        let options = after.nth(1)?;
-        Some(Self { root, point, fstype, options })
-    }
-}
-
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn parse(text: &[u8]) {
     assert!(listed(text).len() <= Controller::ALL.len() + 1);
-    for mount in scan::lines(text).filter_map(MountLine::parse) {
-        let _ = (mount.root, mount.point, mount.fstype, mount.options);
-    }
 }
 
 #[cfg(test)]

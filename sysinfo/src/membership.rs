@@ -1,6 +1,6 @@
 //! Which cgroup a process is in, per hierarchy: the text of `/proc/<pid>/cgroup`.
 
-use ambit_kernel::text::scan;
+use ambit_kernel::text::control_groups;
 
 use crate::hash::fnv1a;
 use crate::hierarchy::{Controller, Hierarchies};
@@ -124,14 +124,11 @@ impl Membership {
     }
 }
 
-/// `hierarchy-id:controllers:path`; the path may contain colons.
+/// Number, controllers and path of each line that is UTF-8.
 fn lines(text: &[u8]) -> impl Iterator<Item = (&str, &str, &str)> {
-    scan::lines(text).filter_map(|line| {
-        let line = std::str::from_utf8(line).ok()?;
-        let mut parts = line.splitn(3, ':');
-        let (id, names, path) = (parts.next()?, parts.next()?, parts.next()?);
-        // The kernel marks a removed cgroup this way; its numbers are still there.
-        Some((id, names, path.strip_suffix(" (deleted)").unwrap_or(path)))
+    control_groups::lines(text).filter_map(|(id, names, path)| {
+        let text = |part| std::str::from_utf8(part).ok();
+        Some((text(id)?, text(names)?, text(path)?))
     })
 }
 

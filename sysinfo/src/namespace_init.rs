@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use ambit_kernel::text::scan;
+use ambit_kernel::text::status::Status;
 
 use crate::procfs::Procfs;
 
@@ -80,7 +80,7 @@ fn by_ancestors(proc: &Procfs, tid: u32, namespace: u64, text: &mut Vec<u8>) -> 
 /// The parent of a process; 0 where that is in no pid namespace that we see.
 pub(crate) fn parent(proc: &Procfs, pid: u32, text: &mut Vec<u8>) -> Option<u32> {
     let status = proc.read_of(pid, "status", text).ok()?;
-    u32::try_from(field(status, b"PPid:")?.next().and_then(scan::decimal)?).ok()
+    Status(status).numbers("PPid:").next()
 }
 
 fn is_init(proc: &Procfs, pid: u32, namespace: u64, text: &mut Vec<u8>) -> bool {
@@ -89,12 +89,8 @@ fn is_init(proc: &Procfs, pid: u32, namespace: u64, text: &mut Vec<u8>) -> bool 
 }
 
 /// A process's id in its own namespace, from the text of `/proc/<pid>/status`.
-pub(crate) fn innermost_pid(status: &[u8]) -> Option<u64> {
-    field(status, b"NSpid:")?.last().and_then(scan::decimal)
-}
-
-fn field<'s>(status: &'s [u8], name: &[u8]) -> Option<impl Iterator<Item = &'s [u8]>> {
-    scan::lines(status).find_map(|line| line.strip_prefix(name)).map(scan::words)
+pub(crate) fn innermost_pid(status: &[u8]) -> Option<u32> {
+    Status(status).numbers("NSpid:").last()
 }
 
 #[cfg(test)]
@@ -127,11 +123,7 @@ mod tests {
             .filter(|&pid| pid > child.id())
             .find(|&pid| {
                 let mut text = Vec::new();
-                let parent = proc
-                    .read_of(pid, "status", &mut text)
-                    .ok()
-                    .and_then(|status| field(status, b"PPid:")?.next().and_then(scan::decimal));
-                parent == Some(u64::from(child.id()))
+                parent(&proc, pid, &mut text) == Some(child.id())
             })
             .unwrap();
         let namespace = namespaces(inside);

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use ambit_kernel::text::scan;
+use ambit_kernel::text::status::Status;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -88,10 +88,7 @@ pub(crate) fn is_privileged(tid: u32, shared: &Shared) -> bool {
 
 /// The text is `/proc/<tid>/status`.
 pub(crate) fn has_resource_capability(status: &[u8]) -> bool {
-    let effective = scan::lines(status).find_map(|line| line.strip_prefix(b"CapEff:\t"));
-    let set = effective.and_then(|digits| std::str::from_utf8(digits).ok());
-    set.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok())
-        .is_some_and(|set| set & SYS_RESOURCE != 0)
+    Status(status).radix("CapEff:", 16).is_some_and(|set| set & SYS_RESOURCE != 0)
 }
 
 fn failed(tid: u32, name: &str, source: io::Error) -> Error {

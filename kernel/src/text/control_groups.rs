@@ -7,22 +7,29 @@ use std::path::{Path, PathBuf};
 use super::mountinfo::Mounted;
 use super::scan;
 
-/// Controllers and path of each line.
-fn lines(text: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+/// Number, controllers and path of each line. The path may contain colons.
+pub fn lines(text: &[u8]) -> impl Iterator<Item = (&[u8], &[u8], &[u8])> {
     scan::lines(text).filter_map(|line| {
-        let mut fields = line.splitn(3, |&byte| byte == b':').skip(1);
-        Some((fields.next()?, fields.next()?))
+        let mut fields = line.splitn(3, |&byte| byte == b':');
+        let (number, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+        // The kernel marks a removed cgroup this way; its numbers are still there.
+        Some((number, controllers, path.strip_suffix(b" (deleted)").unwrap_or(path)))
     })
+}
+
+/// Controllers and path of each line.
+fn places(text: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    lines(text).map(|(_, controllers, path)| (controllers, path))
 }
 
 /// The one that a container is known by: that of cgroup v2 if it is in one, or that of the first
 /// controller that has one. Empty when there is none.
 #[must_use]
 pub fn path(text: &[u8]) -> String {
-    let unified = lines(text).find(|(controllers, _)| controllers.is_empty());
+    let unified = places(text).find(|(controllers, _)| controllers.is_empty());
     let own = |(_, path): &(&[u8], &[u8])| *path != b"/";
     let chosen =
-        unified.filter(own).or_else(|| lines(text).find(own)).or_else(|| lines(text).next());
+        unified.filter(own).or_else(|| places(text).find(own)).or_else(|| places(text).next());
     chosen.map_or_else(String::new, |(_, path)| String::from_utf8_lossy(path).into_owned())
 }
 
@@ -33,7 +40,7 @@ pub fn name(text: &[u8]) -> Option<String> {
         let last = path.rsplit(|&byte| byte == b'/').next().filter(|last| !last.is_empty())?;
         Some(String::from_utf8_lossy(last).into_owned())
     };
-    lines(text).find_map(last)
+    places(text).find_map(last)
 }
 
 /// Where they are in the host's files. A hierarchy that is not
@@ -41,7 +48,7 @@ pub fn name(text: &[u8]) -> Option<String> {
 pub fn folders(mounts: &[Mounted], text: &[u8]) -> impl Iterator<Item = PathBuf> {
     let place =
         |(controllers, path)| folder(mounts, controllers, Path::new(OsStr::from_bytes(path)));
-    lines(text).filter_map(place)
+    places(text).filter_map(place)
 }
 
 fn folder(mounts: &[Mounted], controllers: &[u8], path: &Path) -> Option<PathBuf> {

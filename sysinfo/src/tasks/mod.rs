@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
-use ambit_kernel::text::scan;
+use ambit_kernel::text::{scan, stat};
 use rustix::fs::{Dir, Mode, OFlags};
 
 use crate::clock;
@@ -197,7 +197,7 @@ impl Counter {
         let step = count.unknown.len().div_ceil(MOST_READ).max(1);
         let stands_for = step as u64;
         for &(tid, running) in count.unknown.iter().skip(turn % step).step_by(step) {
-            match count.proc.read_of(tid, "stat", &mut self.text).ok().and_then(state) {
+            match count.proc.read_of(tid, "stat", &mut self.text).ok().and_then(stat::state) {
                 Some(b'R') if running == Running::NotCounted => count.counts.running += stands_for,
                 Some(b'D') if !self.is_frozen(tid, count) => count.counts.blocked += stands_for,
                 _ => {}
@@ -260,15 +260,8 @@ fn open_dir(parent: std::os::fd::BorrowedFd<'_>, path: &str) -> rustix::io::Resu
     rustix::fs::openat(parent, path, flags, Mode::empty())
 }
 
-/// The state letter of `/proc/<tid>/stat`: the field after the command name.
-fn state(stat: &[u8]) -> Option<u8> {
-    let close = memchr::memrchr(b')', stat)?;
-    stat.get(close + 2).copied()
-}
-
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn parse(text: &[u8]) {
-    let _ = state(text);
     cgroupstats::parse(text);
 }
 
@@ -360,11 +353,5 @@ mod tests {
         assert_eq!(recent.get("/b", 5), None);
         recent.put("/b", 5 + SHARED_FOR, counts);
         assert_eq!(recent.0.lock().unwrap().len(), 1);
-    }
-
-    #[test]
-    fn the_state_stands_after_any_command_name() {
-        assert_eq!(state(b"7 (a) R) D 1 2"), Some(b'D'));
-        assert_eq!(state(b"7 (a"), None);
     }
 }
