@@ -250,6 +250,14 @@ mod tests {
     }
 
     #[test]
+    fn a_mount_point_may_have_a_blank_in_its_name() {
+        let dir = world(&[("c d/unified", "memory\n")]);
+        let text = b"33 1 0:3 / /c\\040d/unified rw - cgroup2 cgroup2 rw\n";
+        let found = Hierarchies::from_mountinfo(text, dir.path()).unwrap();
+        assert!(found.is_unified(Controller::Memory));
+    }
+
+    #[test]
     fn hybrid_with_cpu_and_cpuacct_apart() {
         let dir = world(&[("c/cpu", ""), ("c/cpuacct", ""), ("c/unified", "hugetlb\n")]);
         let text = b"31 1 0:1 / /c/cpu rw - cgroup cgroup rw,cpu\n\
