@@ -1,6 +1,6 @@
 #![allow(unsafe_code, reason = "memory that outlives the process: one mmap")]
-//! Memory that another process has too. Above all the keeper: what a server wrote there, up to the moment
-//! of its death, its successor finds.
+//! Memory that the keeper has too: what a server wrote there, up to the moment of its death, its successor
+//! finds.
 //!
 //! Nobody but us maps it; what is in it was written by us or by the kernel.
 
@@ -57,14 +57,14 @@ impl<T: Lasting> Memory<T> {
     }
 
     /// A new one, all zeroes, with the descriptor by which another process has it too.
-    pub fn new(name: &str, count: usize) -> io::Result<(Self, OwnedFd)> {
+    fn new(name: &str, count: usize) -> io::Result<(Self, OwnedFd)> {
         let memory = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?;
         rustix::fs::ftruncate(&memory, (count * size_of::<T>()) as u64)?;
         Ok((Self::of(&memory, count)?, memory))
     }
 
     /// That of another process, which has made it for so many.
-    pub fn of(memory: &OwnedFd, count: usize) -> io::Result<Self> {
+    fn of(memory: &OwnedFd, count: usize) -> io::Result<Self> {
         let length = count * size_of::<T>();
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping, wherever the kernel likes. The file has this length, is handed to

@@ -88,22 +88,6 @@ impl Acting {
     }
 }
 
-impl Acting {
-    /// Would an act of this container begin at once? A listener is lent to nobody who has yet to begin.
-    pub(super) fn is_free(&self, container: &str) -> bool {
-        let state = self.0.lock();
-        let own = state.containers.iter().find(|one| *one.id == *container);
-        (state.idle > 0 || state.threads < THREADS)
-            && own.is_none_or(|own| own.waiting.is_empty() && own.under_way.len() < EACH)
-    }
-
-    /// Do acts wait for a thread? Then who has borrowed a listener gives it back.
-    pub(super) fn is_crowded(&self) -> bool {
-        let state = self.0.lock();
-        state.idle == 0 && state.containers.iter().any(Container::ready)
-    }
-}
-
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -198,11 +182,6 @@ mod tests {
         let acting = Acting::default();
         let hung = blocked(&acting, "hung", 200);
         assert!(!acting.hand_over("hung", 200, || ()), "its limit");
-        assert!(!acting.is_free("hung"));
-        // Threads that were started for the others come to rest.
-        while !acting.is_free("other") {
-            std::thread::yield_now();
-        }
         let (sender, receiver) = channel();
         for index in 0..50 {
             let sender = sender.clone();

@@ -12,8 +12,7 @@ use super::context::Context;
 use super::handler::{Cause, Refusal, Verdict};
 use super::live_mounts::LiveMounts;
 use super::origin::Origin;
-use super::recent::Recent;
-use crate::worker::act::{Actor, Answer, Base, Pace, Reply, TIMES, What, Workers};
+use crate::worker::act::{Actor, Answer, Base, Reply, TIMES, What, Workers};
 use crate::worker::{Bind, Broker, Caller, Failure, Find};
 
 /// How long a quick act may take. A filesystem that hangs is the container's own trouble; what it
@@ -36,11 +35,6 @@ impl Acts {
     pub fn new(broker: Arc<Broker>) -> Self {
         let workers = Workers::new(Arc::clone(&broker), DEADLINE);
         Self { workers, broker, mounts: LiveMounts::default() }
-    }
-
-    /// No act of callers in these control groups follows at once.
-    pub(super) fn rest(&self, groups: &Arc<[u8]>) {
-        self.workers.rest(groups);
     }
 }
 
@@ -69,12 +63,10 @@ pub(super) fn pin_if(
     base: Base,
     is: impl FnOnce(&Actor) -> bool,
 ) -> Result<Option<Actor>, Refusal> {
-    let alone = Recent::default();
-    match cx.recent.unwrap_or(&alone).read(call.tid, base, || cx.proc(call)) {
-        Ok((actor, origin)) => Ok((is(&actor) && origin.fits(cx.settings.nested)).then_some(actor)),
-        // No such descriptor, or none of ours to open: the kernel says so.
-        Err(_) => Ok(None),
-    }
+    // What cannot be opened, such as a number that is no descriptor, is left to the kernel.
+    let actor = Actor::read(cx.proc(call)?.as_fd(), base).ok();
+    let fits = |actor: &Actor| Origin::of(actor.users.as_fd()).fits(cx.settings.nested);
+    Ok(actor.filter(|actor| is(actor) && fits(actor)))
 }
 
 /// Has a worker do this for the caller. `find` is what to find as the caller when permissions
@@ -88,10 +80,9 @@ pub(super) fn act(
 ) -> Result<Verdict, Refusal> {
     let Some(acts) = cx.acts else { return Ok(Verdict::Continue) };
     let over = actor.passes_over_permissions();
-    let pace = cx.recent.map(Recent::pace).unwrap_or_default();
     let payer = cx.account.map(|account| &account.payer);
     let ask = |more: &[BorrowedFd<'_>]| {
-        acts.workers.act(actor, what, more, pace, payer).map(|answer| answer.reply)
+        acts.workers.act(actor, what, more, payer).map(|answer| answer.reply)
     };
     let mut reply = ask(&[]);
     let mut found = None;
@@ -142,7 +133,7 @@ pub(super) fn ask(
 ) -> Result<Answer, Refusal> {
     let Some(acts) = cx.acts else { return Ok(Reply::Kernel.into()) };
     let payer = cx.account.map(|account| &account.payer);
-    acts.workers.act(actor, what, more, Pace::default(), payer).or_else(|failure| {
+    acts.workers.act(actor, what, more, payer).or_else(|failure| {
         warn(call, cx, &failure);
         match refusal(&failure)? {
             Verdict::Fail(errno) => Ok(Reply::Failed(errno).into()),

@@ -21,7 +21,6 @@ use super::call::Call;
 use super::handler::{Cause, Refusal};
 use super::listener::id_valid;
 use super::memory::Memory;
-use super::recent::Recent;
 use super::settings::Settings;
 
 /// The kernel takes no longer strings as arguments.
@@ -63,8 +62,6 @@ pub struct Context<'a> {
     pub(super) container: &'a str,
     /// What the container has had, if that is counted.
     pub(super) account: Option<&'a Account>,
-    /// Threads that called lately, if they are kept.
-    pub(super) recent: Option<&'a Recent>,
     /// What the audit log is told.
     pub(super) notes: Notes,
 }

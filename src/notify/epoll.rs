@@ -153,7 +153,7 @@ impl<S: AsFd> Watch<S> {
                 self.turns.fetch_add(1, Ordering::Relaxed);
                 let at = bucket::now().max(1);
                 self.since.store(at, Ordering::SeqCst);
-                let keep = ready(&source, Ready { token, at, crowded, readable, hung_up });
+                let keep = ready(&source, Ready { at, crowded, readable, hung_up });
                 if self.charge() == charge {
                     self.since.store(0, Ordering::SeqCst);
                 }
@@ -181,18 +181,6 @@ impl<S: AsFd> Watch<S> {
             let _ = epoll::delete(&self.epoll, source.as_fd());
         }
         left
-    }
-
-    /// Does not look at a source until [`Self::return_source`]. Called by the thread in charge, while it
-    /// is at that source.
-    pub(super) fn lend(&self, token: u64, source: impl AsFd) {
-        self.set_events(token, source, epoll::EventFlags::empty());
-    }
-
-    /// Looks at a source again that was lent.
-    pub(super) fn return_source(&self, token: u64, source: impl AsFd) {
-        // One that was dropped meanwhile is not watched any more.
-        self.set_events(token, source, epoll::EventFlags::IN);
     }
 
     fn set_events(&self, token: u64, source: impl AsFd, events: epoll::EventFlags) -> bool {
@@ -252,8 +240,6 @@ impl<S: AsFd> Watch<S> {
 /// What is known of a source that has something.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ready {
-    /// What the source is called here.
-    pub(super) token: u64,
     /// When it was found, as the bucket counts.
     pub(super) at: u64,
     /// Others have something too: the thread goes on with those.

@@ -82,8 +82,6 @@ pub enum Cost {
     Inline,
     /// On a thread of its own: it acts, and may take as long as its deadline.
     Act,
-    /// As [`Self::Act`], but it is a matter of microseconds nearly always.
-    Brief,
 }
 
 /// What the registers of a call tell.

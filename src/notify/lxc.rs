@@ -367,8 +367,8 @@ impl Connection {
         }
         let (account, policy) = &self.account(packet, pipeline);
         let (tid, data) = (packet.tid, packet.data);
-        let (memory, recent) = (Some(memory.as_fd()), None);
-        pipeline.decide(&Request { account, policy, tid, data, pending, memory, repeat, recent })
+        let memory = Some(memory.as_fd());
+        pipeline.decide(&Request { account, policy, tid, data, pending, memory, repeat })
     }
 
     /// What the container of a packet has had, and what is answered for it.

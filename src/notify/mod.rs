@@ -15,7 +15,6 @@ mod acting;
 pub mod acts;
 mod arch;
 mod audit;
-mod borrower;
 mod bucket;
 mod call;
 mod caller_thread;
@@ -30,7 +29,6 @@ pub mod filter;
 pub mod fuzzing;
 mod handler;
 mod journal;
-mod lease;
 mod listener;
 mod live_mounts;
 mod lxc;
@@ -43,7 +41,6 @@ mod origin;
 mod pipeline;
 mod policies;
 mod policy;
-mod recent;
 pub mod settings;
 pub(crate) mod socket;
 mod syscalls;
@@ -203,7 +200,7 @@ impl Notifier {
         let listener = Listener::adopt(listener)?;
         self.threads.add(Source::Listener {
             listener: Arc::new(listener),
-            member: Arc::new(Mutex::new(Member::fixed(container, policy))),
+            member: Mutex::new(Member::fixed(container, policy)),
         })
     }
 

@@ -26,7 +26,6 @@ use super::listener::Listener;
 use super::memory::Memory;
 use super::policies::{Current, Policies};
 use super::policy::Policy;
-use super::recent::Recent;
 use super::syscalls::HANDLERS;
 use crate::poison::Poison;
 
@@ -47,8 +46,6 @@ pub(super) struct Request<'a> {
     pub(super) memory: Option<BorrowedFd<'a>>,
     /// What it means that a predecessor may have been at it.
     pub(super) repeat: Repeat,
-    /// Threads that called lately, if they are kept.
-    pub(super) recent: Option<&'a Recent>,
 }
 
 impl<'a> Request<'a> {
@@ -151,15 +148,6 @@ impl Pipeline {
         }
     }
 
-    /// No calls of these callers follow at once.
-    pub(super) fn rest(&self, recent: &Recent) {
-        while let Some(groups) = recent.forget_last() {
-            if let Some(acts) = &self.acts {
-                acts.rest(&groups);
-            }
-        }
-    }
-
     /// Where calls are decided that take long.
     pub(super) fn acting(&self) -> &Acting {
         &self.acting
@@ -217,7 +205,6 @@ impl Pipeline {
             acts: self.acts.as_deref(),
             container: request.container(),
             account: Some(request.account),
-            recent: request.recent,
             notes: Notes::new(audited),
         };
         // Looked at before: a signal may take the caller away while the act is under way.
@@ -366,8 +353,8 @@ mod tests {
         let pending = Pending::Directory(proc.as_fd());
         let (account, tid) = (&pipeline.accounts().of("c"), std::process::id());
         let repeat = Repeat::Safe;
-        let (memory, recent) = (None, None);
-        let request = Request { account, policy, tid, data, pending, memory, repeat, recent };
+        let memory = None;
+        let request = Request { account, policy, tid, data, pending, memory, repeat };
         (pipeline.decide(&request), pipeline)
     }
 
@@ -397,8 +384,8 @@ mod tests {
         let pending = Pending::Directory(proc.as_fd());
         let policy = Policy::default();
         let (account, repeat) = (&pipeline.accounts().of("c"), Repeat::Safe);
-        let (tid, policy, memory, recent) = (1, &policy, None, None);
-        let request = Request { account, policy, tid, data, pending, memory, repeat, recent };
+        let (tid, policy, memory) = (1, &policy, None);
+        let request = Request { account, policy, tid, data, pending, memory, repeat };
         assert!(matches!(pipeline.decide(&request), Verdict::Continue));
         assert_eq!(pipeline.counters().read().unknown, 1);
     }

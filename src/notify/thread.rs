@@ -2,8 +2,7 @@
 //!
 //! A hand-over to another thread would cost more than the answer (17 against 8 us a round trip)
 //! and defeat SYNC_WAKE_UP. So a handler that runs here must not block; one that does so
-//! nevertheless costs a thread (`warden.rs`). Calls that are acted on are handed over; for brief ones
-//! the listener is lent along with the first (`borrower.rs`).
+//! nevertheless costs a thread (`warden.rs`). Calls that are acted on are handed over (`acting.rs`).
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,7 +16,6 @@ use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::account::Account;
-use super::borrower::{Loans, Place};
 use super::bucket;
 use super::epoll::{Keep, Ready, Watch};
 use super::handler::{Cost, Repeat, Verdict};
@@ -27,7 +25,6 @@ use super::lxc;
 use super::pipeline::{Pipeline, Request};
 use super::policies::Member;
 use super::policy::Policy;
-use super::recent::Recent;
 use super::warden::{self, Warden};
 use super::{Adopted, Error};
 use crate::notify::context::Pending;
@@ -55,7 +52,7 @@ enum Next {
 #[derive(Debug)]
 pub(super) enum Source {
     /// The listener of a container.
-    Listener { listener: Arc<Listener>, member: Arc<Mutex<Member>> },
+    Listener { listener: Arc<Listener>, member: Mutex<Member> },
     /// The connection of one liblxc monitor.
     LxcConnection(lxc::Connection),
 }
@@ -75,7 +72,6 @@ pub(super) struct Threads {
     pipeline: Arc<Pipeline>,
     journal: Arc<Journal>,
     watches: Vec<Watch<Source>>,
-    loans: Loans,
     next: AtomicUsize,
     /// The thread in charge of each.
     handles: Mutex<Vec<Option<Handle>>>,
@@ -93,7 +89,6 @@ impl Threads {
             pipeline: Arc::new(pipeline),
             journal,
             watches,
-            loans: Loans::default(),
             next: AtomicUsize::new(0),
             handles: Mutex::new((0..count).map(|_| None).collect()),
             warden: OnceLock::new(),
@@ -118,7 +113,7 @@ impl Threads {
         Ok(())
     }
 
-    /// Replaces threads that hang, and takes listeners back from those that act for long. How many calls there have been, and whether one is under way.
+    /// Replaces threads that hang. Returns how many calls there have been, and whether one is under way.
     pub(super) fn look_after(self: &Arc<Self>) -> (u64, bool) {
         let (mut turns, mut busy) = (0, false);
         for (index, watch) in self.watches.iter().enumerate() {
@@ -132,9 +127,6 @@ impl Threads {
             turns += its_turns;
             busy |= its_busy;
         }
-        busy |= self.loans.look_after(|place| {
-            self.watch_of(place).return_source(place.token, &*place.listener);
-        });
         (turns, busy)
     }
 
@@ -168,10 +160,10 @@ impl Threads {
             } else {
                 let repeat = Repeat::Safe;
                 let call = &notification;
-                decide(&self.pipeline, &listener, &account, &policy, call, &entry, repeat, None);
+                decide(&self.pipeline, &listener, &account, &policy, call, &entry, repeat);
             }
         }
-        self.add(Source::Listener { listener, member: Arc::new(Mutex::new(member)) })
+        self.add(Source::Listener { listener, member: Mutex::new(member) })
     }
 
     /// The containers whose calls come here, also those that have made none.
@@ -193,21 +185,6 @@ impl Threads {
 
     pub(super) fn journal(&self) -> &Arc<Journal> {
         &self.journal
-    }
-
-    pub(super) fn loans(&self) -> &Loans {
-        &self.loans
-    }
-
-    /// Who watches a listener.
-    pub(super) fn watch_of(&self, place: &Place) -> &Watch<Source> {
-        &self.watches[place.index]
-    }
-
-    /// A container's policy of now.
-    pub(super) fn policy(&self, member: &Mutex<Member>) -> Policy {
-        let mut member = member.lock().unwrap_or_else(PoisonError::into_inner);
-        member.policy(self.pipeline.policies()).clone()
     }
 
     pub(super) fn pipeline(&self) -> &Arc<Pipeline> {
@@ -235,7 +212,6 @@ impl Threads {
                 std::thread::sleep(Duration::from_micros(200));
             }
         }
-        self.loans.end();
         if let Some(warden) = self.warden.get() {
             warden.end();
         }
@@ -243,8 +219,7 @@ impl Threads {
     }
 
     fn serve(self: &Arc<Self>, index: usize, charge: u64) -> Vec<Adopted> {
-        let ready = |source: &Source, ready| self.ready(source, ready, index);
-        let left = self.watches[index].run(charge, ready);
+        let left = self.watches[index].run(charge, |source, ready| self.ready(source, ready));
         let adopted = left.into_iter().filter_map(|source| match &*source {
             Source::Listener { listener, member } => {
                 let listener = listener.duplicate().ok()?.into_fd();
@@ -262,7 +237,7 @@ impl Threads {
         self.watches.len()
     }
 
-    fn ready(self: &Arc<Self>, source: &Source, ready: Ready, index: usize) -> Keep {
+    fn ready(self: &Arc<Self>, source: &Source, ready: Ready) -> Keep {
         if let Some(warden) = self.warden.get() {
             warden.wake();
         }
@@ -272,15 +247,7 @@ impl Threads {
                 listener.forget();
                 Keep::No
             }
-            Source::Listener { listener, member } => {
-                let place = || Place {
-                    index,
-                    token: ready.token,
-                    listener: Arc::clone(listener),
-                    member: Arc::clone(member),
-                };
-                self.serve_listener(&place, ready)
-            }
+            Source::Listener { listener, member } => self.serve_listener(listener, member, ready),
             Source::LxcConnection(connection) if ready.readable => {
                 let threads = Arc::clone(self);
                 let back = move |connection| threads.watch(connection);
@@ -302,8 +269,12 @@ impl Threads {
     /// Answers a container that has called: once, and more often when it makes one call after the
     /// other and others do so too. Going from one to the next with each call, this thread would never
     /// sleep, and whoever was answered would wait for its processor.
-    fn serve_listener(self: &Arc<Self>, place: &impl Fn() -> Place, ready: Ready) -> Keep {
-        let Place { listener, member, .. } = place();
+    fn serve_listener(
+        &self,
+        listener: &Arc<Listener>,
+        member: &Mutex<Member>,
+        ready: Ready,
+    ) -> Keep {
         let (mut now, mut first, mut turn) = (ready.at, None, TURN);
         for call in 1.. {
             let mut locked = member.lock().unwrap_or_else(PoisonError::into_inner);
@@ -311,7 +282,7 @@ impl Threads {
             let policy = locked.policy(self.pipeline.policies()).clone();
             drop(locked);
             let often = account.calls_often(now);
-            match self.answer(&listener, &account, policy, now, place) {
+            match self.answer(listener, &account, policy, now) {
                 Next::Leave(keep) => return keep,
                 Next::Look(tid) if *first.get_or_insert(tid) != tid => turn = TURN_OF_SEVERAL,
                 Next::Look(_) => {}
@@ -319,7 +290,7 @@ impl Threads {
             if !ready.crowded || !often || call >= turn {
                 break;
             }
-            let mut comes = [PollFd::new(&*listener, PollFlags::IN)];
+            let mut comes = [PollFd::new(&**listener, PollFlags::IN)];
             if rustix::event::poll(&mut comes, Some(&SOON)) != Ok(1)
                 || comes[0].revents() != PollFlags::IN
             {
@@ -336,12 +307,11 @@ impl Threads {
     /// Takes exactly one request and answers it. One, because a second RECV would sleep if there
     /// is none, and a readiness promises only one.
     fn answer(
-        self: &Arc<Self>,
+        &self,
         listener: &Arc<Listener>,
         account: &Arc<Account>,
         policy: Policy,
         now: u64,
-        place: impl FnOnce() -> Place,
     ) -> Next {
         let mut entry = self.journal.entry(&account.payer);
         let notification = match entry.receive(listener) {
@@ -356,19 +326,14 @@ impl Threads {
             }
         };
         let wait = account.spend(now, policy.settings().calls);
-        let (repeat, recent) = (Repeat::Safe, None);
+        let repeat = Repeat::Safe;
         let under_way = match self.pipeline.cost(&notification.data, &policy) {
             Cost::Inline => account.inline(now, self.count()),
-            // A listener that has to wait is not lent.
-            Cost::Brief if wait.is_none() && self.pipeline.acting().is_free(&account.id) => {
-                self.lend(place(), account, policy, notification, entry);
-                return Next::Leave(Keep::Yes);
-            }
-            Cost::Brief | Cost::Act => None,
+            Cost::Act => None,
         };
         if under_way.is_some() {
             let (pipeline, call) = (&self.pipeline, &notification);
-            decide(pipeline, listener, account, &policy, call, &entry, repeat, recent);
+            decide(pipeline, listener, account, &policy, call, &entry, repeat);
         } else {
             self.hand_over(listener, account, policy, notification, (entry, repeat));
         }
@@ -378,7 +343,7 @@ impl Threads {
 
     /// Has a request decided and answered by a thread of its own. If there is none, the kernel
     /// answers.
-    pub(super) fn hand_over(
+    fn hand_over(
         &self,
         listener: &Arc<Listener>,
         account: &Arc<Account>,
@@ -390,7 +355,7 @@ impl Threads {
         let (container, limit) = (Arc::clone(account), policy.settings().acts);
         let handed = self.pipeline.acting().hand_over(&account.id, limit, move || {
             entry.acting();
-            decide(&pipeline, &own, &container, &policy, &notification, &entry, repeat, None);
+            decide(&pipeline, &own, &container, &policy, &notification, &entry, repeat);
         });
         if !handed {
             self.pipeline.too_many(account);
@@ -400,8 +365,7 @@ impl Threads {
 }
 
 /// Has a call decided and answers it; a predecessor may have been at it.
-#[allow(clippy::too_many_arguments, reason = "what is known of one call")]
-pub(super) fn decide(
+fn decide(
     pipeline: &Pipeline,
     listener: &Listener,
     account: &Arc<Account>,
@@ -409,7 +373,6 @@ pub(super) fn decide(
     notification: &seccomp_notif,
     entry: &Entry,
     repeat: Repeat,
-    recent: Option<&Recent>,
 ) {
     let verdict = pipeline.decide(&Request {
         account,
@@ -419,7 +382,6 @@ pub(super) fn decide(
         pending: Pending::Listener(listener.as_fd(), notification.id),
         memory: None,
         repeat,
-        recent,
     });
     if !matches!(verdict, Verdict::Install(_)) {
         entry.done(&response(notification.id, &verdict));

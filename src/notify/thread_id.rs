@@ -76,7 +76,6 @@ mod tests {
             acts: None,
             container: "",
             account: None,
-            recent: None,
             notes: super::super::audit::Notes::default(),
         };
         let call = Call { tid: std::process::id(), abi: Abi::Bits64, syscall: "", args: [0; 6] };

@@ -5,8 +5,6 @@
 //! nobody. It keeps no descriptor but its own end of the connection, ends with the daemon, and
 //! lets the mounts that are under way come to their end. If it dies, the keeper starts another one.
 
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,10 +16,6 @@ use nix::sys::signal::SigSet;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
-};
 use serde::{Deserialize, Serialize};
 
 use ambit_kernel::output::complain;
@@ -34,12 +28,10 @@ use super::failure::Failure;
 use super::find::Find;
 use super::line::Line;
 use super::mount::{Order, Turns};
-use super::{act, mount};
+use super::{act, message, mount};
 
 /// The longest request: three strings of a page each, written as numbers.
 const LONGEST: usize = 128 << 10;
-/// How many descriptors a request has at most; v1 has a control group for each controller.
-const DESCRIPTORS: usize = 48;
 /// How much longer than its deadline a mount may take to report.
 const GRACE: Duration = Duration::from_secs(3);
 /// How long a request waits for another broker when the keeper is to start one. The kernel answers
@@ -49,7 +41,8 @@ const ANOTHER: Duration = Duration::from_secs(2);
 const TAKEN: Duration = Duration::from_secs(5);
 
 /// What is to be done, without the descriptors. Those are, in this order: where to report; for
-/// a mount, the inotify instance that watches it; for a worker, its mailbox; of a caller users, mounts, root, folder and other namespaces; control groups.
+/// a mount, the inotify instance that watches it; of a caller users, mounts, root, folder and other
+/// namespaces; control groups.
 #[derive(Debug, Serialize, Deserialize)]
 enum Errand {
     /// A mount for a caller.
@@ -84,9 +77,7 @@ impl Broker {
     /// # Errors
     /// This process has threads already, or there is no room for another one.
     pub fn start() -> std::io::Result<Self> {
-        let flags = SocketFlags::CLOEXEC;
-        let (ours, theirs) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let (ours, theirs) = message::pair()?;
         match fork()? {
             Fork::Parent(_) => Ok(Self::connected(Some(ours), Duration::ZERO)),
             Fork::Child => {
@@ -184,10 +175,9 @@ impl Broker {
         self.for_caller(&errand, caller, None)?.receive(until).map(drop)
     }
 
-    /// Starts a worker with this mailbox in these control groups. What it says first is a descriptor of
-    /// itself.
-    pub(super) fn worker(&self, mailbox: &OwnedFd, groups: &[OwnedFd]) -> Result<Line, Failure> {
-        self.send(&Errand::Worker, [mailbox].into_iter().chain(groups).map(AsFd::as_fd))
+    /// Starts a worker in these control groups. Its first message has a descriptor of itself.
+    pub(super) fn worker(&self, groups: &[OwnedFd]) -> Result<Line, Failure> {
+        self.send(&Errand::Worker, groups.iter().map(AsFd::as_fd))
     }
 
     fn for_caller(
@@ -215,17 +205,14 @@ impl Broker {
         for fd in fds {
             all.push(fd);
         }
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if bytes.len() > LONGEST || !control.push(SendAncillaryMessage::ScmRights(&all)) {
+        if bytes.len() > LONGEST {
             let message = "the request is too long for the broker";
             return Err(Failure::new(Errno::E2BIG, message).on_our_side());
         }
         let (until, mut dead) = (Instant::now() + self.patience, None);
         while let Some(socket) = self.connection(dead.as_ref(), until) {
-            let parts = [IoSlice::new(&bytes)];
-            match rustix::net::sendmsg(&socket, &parts, &mut control, SendFlags::NOSIGNAL) {
-                Ok(_) => return Ok(line),
+            match message::send(&socket, &bytes, &all) {
+                Ok(()) => return Ok(line),
                 Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => dead = Some(socket),
                 Err(errno) => {
                     return Err(Failure::nobody_acts(format!("sendmsg to the broker: {errno}")));
@@ -286,35 +273,20 @@ fn serve(socket: &OwnedFd, turns: &Turns) {
             Ok(_) => {}
             Err(_) => return,
         }
-        let Some((request, mut fds)) = receive(socket, &mut bytes) else { return };
+        let Ok((length @ 1.., mut fds)) = message::receive(socket, &mut bytes) else { return };
         if fds.is_empty() {
             continue;
         }
         match fork() {
             Ok(Fork::Child) => {
                 let line = Line::from(fds.remove(0));
-                run(&request, fds, line, turns);
+                run(&bytes[..length], fds, line, turns);
                 leave(0)
             }
             // Without a process its line is closed, and the daemon says so.
             Ok(Fork::Parent(_)) | Err(_) => {}
         }
     }
-}
-
-fn receive(socket: &OwnedFd, bytes: &mut [u8]) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let parts = &mut [IoSliceMut::new(bytes)];
-    let received =
-        rustix::net::recvmsg(socket, parts, &mut control, RecvFlags::CMSG_CLOEXEC).ok()?;
-    let mut fds = Vec::new();
-    for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = message {
-            fds.extend(rights);
-        }
-    }
-    (received.bytes > 0).then(|| (bytes[..received.bytes].to_vec(), fds))
 }
 
 /// Does an errand, in a process of its own.
@@ -324,13 +296,7 @@ fn run(request: &[u8], mut fds: Vec<OwnedFd>, line: Line, turns: &Turns) {
         Err(error) => return line.report(Err(wrong(&error.to_string()))),
     };
     let done = match errand {
-        Errand::Worker => {
-            if fds.is_empty() {
-                return line.report(Err(wrong("a descriptor is missing")));
-            }
-            let mailbox = fds.remove(0);
-            return act::serve(line, &mailbox, fds);
-        }
+        Errand::Worker => return act::serve(line, fds),
         Errand::Mount(order, told) => {
             if fds.is_empty() {
                 return line.report(Err(wrong("a descriptor is missing")));
@@ -369,32 +335,28 @@ fn wrong(what: &str) -> Failure {
 mod tests {
     use super::*;
 
-    fn pair() -> (OwnedFd, OwnedFd) {
-        let (flags, kind) = (SocketFlags::CLOEXEC, SocketType::SEQPACKET);
-        rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None).unwrap()
-    }
-
     fn ask(broker: &Broker) -> Result<Line, Failure> {
         broker.send(&Errand::Worker, std::iter::empty())
     }
 
     #[test]
     fn a_request_waits_for_the_broker_after_one_that_died() {
-        let (ours, theirs) = pair();
+        let (ours, theirs) = message::pair().unwrap();
         drop(theirs);
         let broker = Broker::kept(Some(ours));
         std::thread::scope(|scope| {
             let asking = scope.spawn(|| ask(&broker));
-            let (ours, theirs) = pair();
+            let (ours, theirs) = message::pair().unwrap();
             broker.replace(ours);
             assert!(asking.join().unwrap().is_ok());
-            assert!(receive(&theirs, &mut vec![0; LONGEST]).is_some());
+            let (length, fds) = message::receive(&theirs, &mut vec![0; LONGEST]).unwrap();
+            assert_eq!((length > 0, fds.len()), (true, 1));
         });
     }
 
     #[test]
     fn without_a_keeper_the_kernel_answers_at_once() {
-        let (ours, theirs) = pair();
+        let (ours, theirs) = message::pair().unwrap();
         drop(theirs);
         let failure = ask(&Broker::connected(Some(ours), Duration::ZERO)).unwrap_err();
         assert!(failure.untried, "{failure}");

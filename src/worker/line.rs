@@ -2,22 +2,16 @@
 //!
 //! SEQPACKET keeps messages whole, a peer that dies is an end of file, and every wait has an end.
 
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
-};
-
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::failure::{Failure, OnOurSide, OrFail};
+use super::message;
 
 /// The longest text that is passed on.
 const TEXT: usize = 4096;
@@ -28,11 +22,7 @@ pub(super) struct Line(OwnedFd);
 
 impl Line {
     pub(super) fn pair() -> Result<(Self, Self), Failure> {
-        let flags = SocketFlags::CLOEXEC;
-        let (one, other) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
-                .or_fail("socketpair")
-                .on_our_side()?;
+        let (one, other) = message::pair().or_fail("socketpair").on_our_side()?;
         Ok((Self(one), Self(other)))
     }
 
@@ -53,16 +43,7 @@ impl Line {
     fn send(&self, errno: i32, text: &str, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
         let text = &text.as_bytes()[..text.len().min(TEXT)];
         let bytes = [&errno.to_ne_bytes(), text].concat();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-            let message = "too many descriptors for one message";
-            return Err(Failure::new(Errno::EMFILE, message).on_our_side());
-        }
-        rustix::net::sendmsg(&self.0, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL)
-            .or_fail("sendmsg to another process")
-            .on_our_side()?;
-        Ok(())
+        message::send(&self.0, &bytes, fds).or_fail("sendmsg to another process").on_our_side()
     }
 
     /// Reports a result that is a number.
@@ -99,19 +80,9 @@ impl Line {
     fn take(&self, until: Instant) -> Result<(Vec<OwnedFd>, String), Failure> {
         wait(&mut [PollFd::new(&self.0, PollFlags::IN)], until)?;
         let mut bytes = [0; TEXT + 4];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let parts = &mut [IoSliceMut::new(&mut bytes)];
-        let received = rustix::net::recvmsg(&self.0, parts, &mut control, RecvFlags::CMSG_CLOEXEC)
-            .or_fail("recvmsg from another process")
-            .on_our_side()?;
-        let mut fds = Vec::new();
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(rights) = message {
-                fds.extend(rights);
-            }
-        }
-        match bytes[..received.bytes].split_first_chunk::<4>() {
+        let received = message::receive(&self.0, &mut bytes);
+        let (length, fds) = received.or_fail("recvmsg from another process").on_our_side()?;
+        match bytes[..length].split_first_chunk::<4>() {
             None => {
                 let message = "a process that acts ended unexpectedly";
                 Err(Failure::new(Errno::EIO, message).on_our_side())

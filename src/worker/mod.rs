@@ -13,6 +13,7 @@ mod child;
 mod failure;
 mod find;
 mod line;
+mod message;
 pub mod mount;
 mod pin;
 

@@ -83,7 +83,7 @@ fn take(peer: &Peer, threads: &Threads, link: &Link) {
     let container = &*named.id;
     let adopted = Listener::adopt(fd).and_then(|listener| {
         let listener = Arc::new(listener.kept(link.clone(), number));
-        threads.add(Source::Listener { listener, member: Arc::new(Mutex::new(member)) })
+        threads.add(Source::Listener { listener, member: Mutex::new(member) })
     });
     match adopted {
         Ok(()) => tracing::info!(container, pid, names, "listener adopted"),

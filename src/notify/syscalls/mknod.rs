@@ -52,7 +52,7 @@ impl Handler for Mknod {
     }
 
     fn cost(&self) -> Cost {
-        Cost::Brief
+        Cost::Act
     }
 
     fn settled(&self, who: (&str, u32), delivered: bool) {

@@ -124,7 +124,7 @@ impl Handler for Setxattr {
     }
 
     fn cost(&self) -> Cost {
-        Cost::Brief
+        Cost::Act
     }
 
     fn settled(&self, who: (&str, u32), delivered: bool) {

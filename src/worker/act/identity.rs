@@ -2,12 +2,7 @@
 //!
 //! The worker stays in the host's user namespace, so a capability here is one over the host. None
 //! that passes over permissions is in force while a path of the container is walked.
-//!
-//! Changing credentials is most of what a quick act costs. So a worker stays who it was when the next
-//! task is for the very same identity and root. The task tells the identity anew each time, and the
-//! root unless it is the one that was told with the task before.
 
-use std::cell::{Cell, RefCell};
 use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
 
@@ -15,8 +10,6 @@ use rustix::io::Errno;
 use rustix::process::Gid;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
-
-use super::place::Place;
 
 /// Whom the kernel takes the worker for, in the host's numbers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,15 +43,6 @@ const ALL: CapabilitySet = CHANGE
 /// not know all.
 static PERMITTED: OnceLock<CapabilitySet> = OnceLock::new();
 
-thread_local! {
-    /// The capabilities in force, if that is known. They are each thread's own, as this is.
-    static IN_FORCE: Cell<Option<CapabilitySet>> = const { Cell::new(None) };
-    /// Who this is, if that is known.
-    static STANDING: RefCell<Option<Identity>> = const { RefCell::new(None) };
-    /// Its root, if that is known. In use by this process, it cannot become another one.
-    static ROOT: Cell<Option<Place>> = const { Cell::new(None) };
-}
-
 /// Gives up for good what no act needs.
 pub(super) fn lay_down() -> Result<(), Errno> {
     for number in 0..64u32 {
@@ -76,54 +60,29 @@ pub(super) fn lay_down() -> Result<(), Errno> {
 
 /// From here on these capabilities are in force, and no others.
 pub(super) fn use_only(effective: CapabilitySet) -> Result<(), Errno> {
-    if IN_FORCE.get() == Some(effective) {
-        return Ok(());
-    }
-    IN_FORCE.set(None);
     let inheritable = CapabilitySet::empty();
     let permitted = PERMITTED.get().copied().unwrap_or(ALL);
     let sets = CapabilitySets { effective, permitted, inheritable };
-    rustix::thread::set_capabilities(None, sets)?;
-    IN_FORCE.set(Some(effective));
-    Ok(())
+    rustix::thread::set_capabilities(None, sets)
 }
 
 impl Identity {
     /// Becomes it, with no more capabilities than these: permissions are the caller's, and paths
-    /// start at its root, which is that of the last time if none is given. When this fails it is not
-    /// known who this process is.
-    pub(super) fn take_on(
-        &self,
-        root: Option<BorrowedFd<'_>>,
-        rights: CapabilitySet,
-    ) -> Result<(), Errno> {
-        let place = root.and_then(|root| Place::of(root, ""));
-        let moves = root.filter(|_| place.is_none() || place != ROOT.get());
-        if moves.is_none() && STANDING.with_borrow(|standing| standing.as_ref() == Some(self)) {
-            return use_only(rights);
-        }
-        // Until all of it is done.
-        STANDING.set(None);
+    /// start at its root. When this fails it is not known who this process is.
+    pub(super) fn take_on(&self, root: BorrowedFd<'_>, rights: CapabilitySet) -> Result<(), Errno> {
         use_only(CHANGE)?;
         // First: a FUSE filesystem refuses ids that its user namespace does not map (EOVERFLOW).
         self.change_to()?;
-        if let Some(root) = moves {
-            ROOT.set(None);
-            use_only(CHANGE)?;
-            rustix::process::fchdir(root)?;
-            rustix::process::chroot(".")?;
-            ROOT.set(place);
-        }
-        use_only(rights)?;
-        STANDING.set(Some(self.clone()));
-        Ok(())
+        // The kernel takes some of the capabilities away with the ids, or gives them back.
+        use_only(CHANGE)?;
+        rustix::process::fchdir(root)?;
+        rustix::process::chroot(".")?;
+        use_only(rights)
     }
 
     fn change_to(&self) -> Result<(), Errno> {
         let groups: Vec<_> = self.groups.iter().map(|&id| Gid::from_raw(id)).collect();
         rustix::thread::set_thread_groups(&groups)?;
-        // The kernel takes some of the capabilities away with the ids, or gives them back.
-        IN_FORCE.set(None);
         // Neither says whether it worked; asking for an id that there is none of tells.
         nix::unistd::setfsgid(self.gid.into());
         nix::unistd::setfsuid(self.uid.into());

@@ -12,30 +12,14 @@ use super::identity::Identity;
 use super::mknod::{self, Mknod};
 use super::set_opaque::SetOpaque;
 
-/// An act for a caller.
+/// An act for a caller. With it come descriptors: the caller's process, its root, the file that paths
+/// start from, and those that an act needs in addition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Task<'a> {
     /// For whom.
     pub(super) who: Cow<'a, Identity>,
     /// What.
     pub(super) what: Cow<'a, What>,
-    /// Which descriptors come with it. Those that an act needs in addition follow.
-    pub(super) with: With,
-    /// On which processor to stay, for now.
-    pub(super) processor: Option<usize>,
-    /// Is another one likely to follow at once?
-    pub(super) follows: bool,
-}
-
-/// The descriptors of a task, in this order.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct With {
-    /// The caller's process, unless it is the one of the task before.
-    pub(super) process: bool,
-    /// Its root, unless it is the one of the task before.
-    pub(super) root: bool,
-    /// The file that paths start from, unless it is the root.
-    pub(super) base: bool,
 }
 
 /// The acts. To add one: a file with its arguments and what it does, and a line here and in
@@ -67,11 +51,6 @@ impl What {
         }
     }
 
-    /// Is there nothing to tell but how it ended?
-    pub(super) fn is_brief(&self) -> bool {
-        matches!(self, Self::Mknod(_) | Self::SetOpaque(_))
-    }
-
     /// How many bytes it may have to tell, besides how it ended.
     pub(super) fn room(&self) -> usize {
         match self {
@@ -82,13 +61,14 @@ impl What {
 }
 
 /// What a worker answers.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Answer {
     /// How the act ended.
     pub reply: Reply,
     /// What else there is to tell; what it means depends on the act.
     pub bytes: Vec<u8>,
     /// What was opened, if anything was.
+    #[serde(skip)]
     pub fd: Option<OwnedFd>,
 }
 
@@ -99,7 +79,8 @@ impl From<Reply> for Answer {
 }
 
 /// How an act ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "i32", into = "i32")]
 pub enum Reply {
     /// It was done.
     Done,
@@ -111,17 +92,19 @@ pub enum Reply {
     NoDevices,
 }
 
-impl Reply {
-    pub(super) fn number(self) -> i32 {
-        match self {
-            Self::Done => 0,
-            Self::Failed(errno) => errno as i32,
-            Self::Kernel => -1,
-            Self::NoDevices => -2,
+impl From<Reply> for i32 {
+    fn from(reply: Reply) -> Self {
+        match reply {
+            Reply::Done => 0,
+            Reply::Failed(errno) => errno as Self,
+            Reply::Kernel => -1,
+            Reply::NoDevices => -2,
         }
     }
+}
 
-    pub(super) fn from_number(number: i32) -> Self {
+impl From<i32> for Reply {
+    fn from(number: i32) -> Self {
         match number {
             0 => Self::Done,
             -1 => Self::Kernel,
@@ -147,7 +130,7 @@ mod tests {
     #[test]
     fn replies_are_numbers() {
         for reply in [Reply::Done, Reply::Failed(Errno::EEXIST), Reply::Kernel, Reply::NoDevices] {
-            assert_eq!(Reply::from_number(reply.number()), reply);
+            assert_eq!(Reply::from(i32::from(reply)), reply);
         }
     }
 }
