@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         how,
         deadline: Duration::from_secs(5),
     };
-    let caller = Caller::pin(std::os::fd::AsFd::as_fd(&proc)).expect("it can be pinned");
+    let (caller, _) = Caller::pin(std::os::fd::AsFd::as_fd(&proc)).expect("it can be pinned");
     let watches = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::CLOEXEC)
         .expect("an inotify instance");
     let turns = Turns::new().expect("memory for turns");

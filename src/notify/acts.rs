@@ -172,7 +172,7 @@ fn as_whole(
     let base = actor.base.as_ref().map(OwnedFd::try_clone).transpose();
     cx.still_pending()?;
     let base = base.map_err(|_| Refusal::Continue(Cause::System("dup", Errno::EMFILE)))?;
-    Ok(caller.map(|mut caller| {
+    Ok(caller.map(|(mut caller, _)| {
         caller.folder = base.unwrap_or(caller.folder);
         caller
     }))

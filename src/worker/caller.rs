@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::child::die_with_parent;
 use super::failure::{Failure, OnOurSide, OrFail};
+use ambit_kernel::text::id_map::IdMap;
 
 /// The thread that called mount(2), as descriptors and numbers of its own user namespace.
 #[derive(Debug)]
@@ -32,6 +33,15 @@ pub struct Caller {
     pub groups: Vec<OwnedFd>,
     /// What can be written down.
     pub facts: Facts,
+}
+
+/// The maps of a caller's user namespace.
+#[derive(Debug)]
+pub struct IdMaps {
+    /// Those of users.
+    pub users: IdMap,
+    /// Those of groups.
+    pub groups: IdMap,
 }
 
 /// Numbers of a caller.

@@ -19,6 +19,6 @@ mod pin;
 
 pub use bind::Bind;
 pub use broker::Broker;
-pub use caller::{Caller, Facts};
+pub use caller::{Caller, Facts, IdMaps};
 pub use failure::Failure;
 pub use find::Find;

@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::sched::CloneFlags;
 use rustix::fs::{CWD, Mode, OFlags};
 
-use super::caller::{Caller, Facts};
+use super::caller::{Caller, Facts, IdMaps};
 use super::failure::{Failure, OnOurSide, OrFail};
 
 /// Namespaces besides users and mounts, in an order in which they can be entered. A kernel may
@@ -30,28 +30,29 @@ const OTHERS: [(&str, i32); 6] = [
 ];
 
 impl Caller {
-    /// Reads everything. `proc` is the caller's `/proc/<tid>`.
+    /// Reads everything, and the maps of its ids. `proc` is the caller's `/proc/<tid>`.
     ///
     /// # Errors
     /// The caller is gone, or it has something that cannot be entered.
-    pub fn pin(proc: BorrowedFd<'_>) -> Result<Self, Failure> {
+    pub fn pin(proc: BorrowedFd<'_>) -> Result<(Self, IdMaps), Failure> {
         Self::read(proc).on_our_side()
     }
 
-    fn read(proc: BorrowedFd<'_>) -> Result<Self, Failure> {
+    fn read(proc: BorrowedFd<'_>) -> Result<(Self, IdMaps), Failure> {
         let open = |name: &str, flags: OFlags| {
             rustix::fs::openat(proc, name, flags | OFlags::CLOEXEC, Mode::empty())
         };
         let text = |name: &str| text::read(proc, name).or_fail(format!("read of {name}"));
         let status = text("status")?;
         let status = Status(&status);
-        let (users, groups) = (IdMap::parse(&text("uid_map")?), IdMap::parse(&text("gid_map")?));
+        let users = IdMap::parse(&text("uid_map")?);
+        let maps = IdMaps { users, groups: IdMap::parse(&text("gid_map")?) };
         let unmapped = || Failure::new(Errno::EPERM, "the caller has ids that it does not have");
         // Real, effective, saved, of the filesystem.
         let inside = |map: &IdMap, label: &str| {
             status.numbers(label).nth(1).and_then(|id| map.inside(id)).ok_or_else(unmapped)
         };
-        let supplementary = status.numbers("Groups:").filter_map(|id| groups.inside(id));
+        let supplementary = status.numbers("Groups:").filter_map(|id| maps.groups.inside(id));
         let umask = status.radix("Umask:", 8).and_then(|mask| u32::try_from(mask).ok());
         let mut others = Vec::new();
         for (name, kind) in OTHERS {
@@ -61,7 +62,7 @@ impl Caller {
                 Err(errno) => return Err(errno).or_fail(format!("open of {name}")),
             }
         }
-        Ok(Self {
+        let caller = Self {
             users: open("ns/user", OFlags::RDONLY).or_fail("open of ns/user")?,
             mounts: open("ns/mnt", OFlags::RDONLY).or_fail("open of ns/mnt")?,
             others,
@@ -69,7 +70,7 @@ impl Caller {
             folder: open("cwd", OFlags::PATH).or_fail("open of cwd")?,
             groups: control_groups(&text("cgroup")?)?,
             facts: Facts {
-                ids: (inside(&users, "Uid:")?, inside(&groups, "Gid:")?),
+                ids: (inside(&maps.users, "Uid:")?, inside(&maps.groups, "Gid:")?),
                 supplementary: supplementary.collect(),
                 effective: status.radix("CapEff:", 16).unwrap_or(0),
                 bounding: status.radix("CapBnd:", 16).unwrap_or(0),
@@ -79,7 +80,8 @@ impl Caller {
                 limits: limits::parse(&text("limits")?),
                 oom_score: text::numbers(&text("oom_score_adj")?).next().unwrap_or(0),
             },
-        })
+        };
+        Ok((caller, maps))
     }
 }
 

@@ -15,13 +15,11 @@ mod sources;
 
 use std::os::fd::AsFd;
 
-use ambit_kernel::text::id_map::IdMap;
 use nix::errno::Errno;
 
 use self::filesystem::Filesystem;
 use self::flags::Flags;
 use self::plan::{Answer, Arguments, Rules, Users};
-use super::id_map;
 use crate::notify::acts::{self, Acts};
 use crate::notify::audit::text;
 use crate::notify::call::Call;
@@ -31,7 +29,7 @@ use crate::notify::mounts::MountSettings;
 use crate::notify::once::Once;
 use crate::notify::origin::Origin;
 use crate::worker::mount::{How, Order};
-use crate::worker::{Caller, Failure};
+use crate::worker::{Caller, Failure, IdMaps};
 
 /// The kernel reads strings of this length at most, and options where its pages are the smallest.
 const PAGE: usize = 4096;
@@ -109,9 +107,8 @@ impl Handler for Mount {
             cx.note("source", || text(source));
         }
         cx.note("target", || text(&arguments.target));
-        let Some(Pinned { caller, users, groups }) =
-            pin(call, cx, settings.nested || cx.settings.nested)?
-        else {
+        let nested = settings.nested || cx.settings.nested;
+        let Some((caller, IdMaps { users, groups })) = pin(call, cx, nested)? else {
             return Ok(Verdict::Continue);
         };
         let (uid, gid) = caller.facts.ids;
@@ -243,28 +240,19 @@ fn options(read: &[u8], page_size: usize) -> Option<&[u8]> {
     }
 }
 
-/// A caller for whom something may be mounted, and its maps of users and groups.
-struct Pinned {
-    caller: Caller,
-    users: IdMap,
-    groups: IdMap,
-}
-
 /// Takes hold of the caller. `None`: it has no right to mount anything, or its user namespace is
 /// not its container's.
-fn pin(call: &Call, cx: &Context<'_>, nested: bool) -> Result<Option<Pinned>, Refusal> {
-    let proc = cx.proc(call)?;
-    let caller = Caller::pin(proc.as_fd());
-    let (users, groups) = (id_map(call, cx, "uid_map")?, id_map(call, cx, "gid_map")?);
+fn pin(call: &Call, cx: &Context<'_>, nested: bool) -> Result<Option<(Caller, IdMaps)>, Refusal> {
+    let pinned = Caller::pin(cx.proc(call)?.as_fd());
     // Only now it is known whose these are.
     cx.still_pending()?;
-    let caller = caller.map_err(|failure| {
+    let (caller, maps) = pinned.map_err(|failure| {
         tracing::debug!(container = cx.container, tid = call.tid, "cannot pin: {failure}");
         Refusal::Continue(Cause::System("looking at the caller in /proc", failure.errno))
     })?;
     let may = caller.facts.effective & CAP_SYS_ADMIN != 0
         && Origin::of(caller.users.as_fd()).fits(nested);
-    Ok(may.then_some(Pinned { caller, users, groups }))
+    Ok(may.then_some((caller, maps)))
 }
 
 #[cfg(test)]
