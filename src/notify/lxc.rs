@@ -36,10 +36,11 @@ use super::handler::{Cost, Repeat, Verdict};
 use super::journal::{Entry, Journal, Left, Phase};
 use super::listener::{self, response};
 use super::lxc_packet::{self, LONGEST, Malformed, Packet};
-use super::pipeline::{Pipeline, Request};
+use super::pipeline::Pipeline;
 use super::policies::{Container, Member, cgroup_of};
 use super::policy::Policy;
 use super::socket::{Entrance, Peer};
+use super::trapped::Trapped;
 
 /// Well below the 30 s after which liblxc stops waiting.
 const DEADLINE: Duration = Duration::from_secs(25);
@@ -89,6 +90,7 @@ impl AsFd for Connection {
 /// A call that is being answered.
 #[derive(Debug)]
 struct Begun {
+    trapped: Trapped,
     entry: Entry,
     /// What a predecessor's act means for it.
     repeat: Repeat,
@@ -194,11 +196,13 @@ impl Connection {
         let (account, limit, call) = match decoded {
             Ok((packet, target)) => {
                 let (account, policy) = self.account(&packet, pipeline);
-                let call = self.begin(&packet, &account.payer, journal, pipeline);
+                let settings = policy.settings();
+                let (calls, acts) = (settings.calls, settings.acts);
+                let call = self.begin(&packet, Arc::clone(&account), policy, journal, pipeline);
                 let now = bucket::now();
-                let wait = account.spend(now, policy.settings().calls);
+                let wait = account.spend(now, calls);
                 if call.answer.is_none()
-                    && pipeline.cost(&packet.data, &policy) == Cost::Inline
+                    && call.trapped.cost() == Cost::Inline
                     && let Some(_under_way) = account.inline(now, threads)
                 {
                     return match self.answer(&packet, target, received, pipeline, &call) {
@@ -206,7 +210,7 @@ impl Connection {
                         _ => wait.map_or(Keep::Yes, Keep::After),
                     };
                 }
-                (account, policy.settings().acts, call)
+                (account, acts, call)
             }
             Err(error) => {
                 self.complain(&error);
@@ -253,10 +257,13 @@ impl Connection {
     fn begin(
         &self,
         packet: &Packet<'_>,
-        payer: &Arc<ambit_sysinfo::Account>,
+        account: Arc<Account>,
+        policy: Policy,
         journal: &Arc<Journal>,
         pipeline: &Pipeline,
     ) -> Begun {
+        let payer = Arc::clone(&account.payer);
+        let trapped = pipeline.look_up(packet.tid, packet.data, account, policy);
         let left = self.left.lock().unwrap_or_else(PoisonError::into_inner).take();
         // What has another number was answered.
         if let Some((left, entry)) =
@@ -264,15 +271,15 @@ impl Connection {
         {
             let (repeat, answer) = match left.phase {
                 Phase::Received => (Repeat::Safe, None),
-                Phase::Acting => (pipeline.repeat(&packet.data), None),
+                Phase::Acting => (trapped.repeat(), None),
                 Phase::Done(answer) => (Repeat::Safe, Some(answer)),
             };
-            return Begun { entry, repeat, answer };
+            return Begun { trapped, entry, repeat, answer };
         }
-        let entry = journal.entry(payer);
+        let entry = journal.entry(&payer);
         let (id, pid, flags, data) = (packet.id, packet.tid, 0, packet.data);
         entry.note(self.number, seccomp_notif { id, pid, flags, data });
-        Begun { entry, repeat: Repeat::Safe, answer: None }
+        Begun { trapped, entry, repeat: Repeat::Safe, answer: None }
     }
 
     /// Decides on a packet and answers it.
@@ -296,12 +303,10 @@ impl Connection {
         };
         let verdict = match call.repeat {
             Repeat::Never => Verdict::Fail(nix::errno::Errno::EINTR),
-            repeat => self.decide(packet, pending, memory, pipeline, repeat),
+            repeat => self.decide(packet, &call.trapped, pending, memory, pipeline, repeat),
         };
-        let (account, _) = self.account(packet, pipeline);
-        let (data, who) = (&packet.data, (&*account, packet.tid));
         if received.elapsed() >= DEADLINE || pending.check().is_err() {
-            pipeline.settled(data, who, false);
+            pipeline.settled(&call.trapped, false);
             return Keep::No;
         }
         let verdict = match (verdict, listener) {
@@ -322,7 +327,7 @@ impl Connection {
         call.entry.done(&answer);
         let keep = self.send(&packet.reply(&answer));
         self.consume();
-        pipeline.settled(data, who, keep == Keep::Yes);
+        pipeline.settled(&call.trapped, keep == Keep::Yes);
         keep
     }
 
@@ -353,6 +358,7 @@ impl Connection {
     fn decide(
         &self,
         packet: &Packet<'_>,
+        trapped: &Trapped,
         pending: Pending<'_>,
         memory: &OwnedFd,
         pipeline: &Pipeline,
@@ -365,10 +371,7 @@ impl Connection {
             self.complain(&format_args!("it calls itself process {theirs}: not our namespace"));
             return Verdict::Continue;
         }
-        let (account, policy) = &self.account(packet, pipeline);
-        let (tid, data) = (packet.tid, packet.data);
-        let memory = Some(memory.as_fd());
-        pipeline.decide(&Request { account, policy, tid, data, pending, memory, repeat })
+        pipeline.decide(trapped, pending, Some(memory.as_fd()), repeat)
     }
 
     /// What the container of a packet has had, and what is answered for it.
@@ -573,8 +576,8 @@ mod tests {
                 panic!("this machine has just booted")
             };
             let Monitor { connection, pipeline, journal, .. } = &monitor;
-            let payer = ambit_sysinfo::Account::new(ambit_sysinfo::Owner::Named("a".into()));
-            let call = connection.begin(&packet, &payer, journal, pipeline);
+            let (account, policy) = connection.account(&packet, pipeline);
+            let call = connection.begin(&packet, account, policy, journal, pipeline);
             let target = Target { proc: &proc, memory: &memory, listener: None };
             let kept = connection.answer(&packet, target, received, pipeline, &call);
             assert_eq!(kept, keep, "{age:?}");

@@ -46,6 +46,7 @@ pub(crate) mod socket;
 mod syscalls;
 mod thread;
 mod thread_id;
+mod trapped;
 mod warden;
 
 use std::os::fd::OwnedFd;

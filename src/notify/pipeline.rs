@@ -1,4 +1,4 @@
-//! The way of every request, wherever it comes from: dispatch, policy, screen, act, verdict.
+//! The way of every call, wherever it comes from: dispatch, policy, screen, act, verdict.
 //!
 //! It always ends in exactly one verdict. What is unknown, switched off, or fails on our side
 //! is CONTINUE: the kernel then runs the call with the target's own rights, so that nothing
@@ -17,43 +17,17 @@ use super::account::{Account, Accounts};
 use super::acting::Acting;
 use super::acts::Acts;
 use super::audit::{Audit, Caller, Notes, Record};
-use super::call::Call;
 use super::context::{Context, Pending};
 use super::counters::{Counters, Outcome};
 use super::dispatch::Dispatch;
-use super::handler::{Cost, Handler, Refusal, Repeat, Screen, Verdict};
+use super::handler::{Handler, Refusal, Repeat, Verdict};
 use super::listener::Listener;
 use super::memory::Memory;
 use super::policies::{Current, Policies};
 use super::policy::Policy;
 use super::syscalls::HANDLERS;
+use super::trapped::Trapped;
 use crate::poison::Poison;
-
-/// A trapped call and where it comes from.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Request<'a> {
-    /// What its container has had.
-    pub(super) account: &'a Arc<Account>,
-    /// What is answered for this container.
-    pub(super) policy: &'a Policy,
-    /// The thread that waits.
-    pub(super) tid: u32,
-    /// Its registers.
-    pub(super) data: seccomp_data,
-    /// How to see that it still waits.
-    pub(super) pending: Pending<'a>,
-    /// Its `/proc/<tid>/mem`, if that came with the request.
-    pub(super) memory: Option<BorrowedFd<'a>>,
-    /// What it means that a predecessor may have been at it.
-    pub(super) repeat: Repeat,
-}
-
-impl<'a> Request<'a> {
-    /// The container's name, for the log.
-    fn container(&self) -> &'a str {
-        &self.account.id
-    }
-}
 
 /// Decides requests.
 pub(super) struct Pipeline {
@@ -110,42 +84,28 @@ impl Pipeline {
         Self { poison, ..self }
     }
 
-    /// What the answer to this call takes. What is not inline is to be decided in [`Self::acting`].
-    pub(super) fn cost(&self, data: &seccomp_data, policy: &Policy) -> Cost {
-        let Some(entry) = self.dispatch.find(data.arch, data.nr) else { return Cost::Inline };
-        let handler = HANDLERS[entry.handler];
-        let call = Call { tid: 0, abi: entry.abi, syscall: entry.syscall, args: data.args };
-        let cost = handler.cost();
-        let acts = cost != Cost::Inline
-            && policy.has(entry.handler)
-            && handler.screen(&call) == Screen::Inspect;
-        if acts { cost } else { Cost::Inline }
-    }
-
-    /// What is to be done with a call whose act had begun when a predecessor died.
-    pub(super) fn repeat(&self, data: &seccomp_data) -> Repeat {
-        let entry = self.dispatch.find(data.arch, data.nr);
-        entry.map_or(Repeat::Safe, |entry| {
-            let call = Call { tid: 0, abi: entry.abi, syscall: entry.syscall, args: data.args };
-            HANDLERS[entry.handler].repeat(&call)
-        })
-    }
-
-    /// The answer to a call of this thread arrived, or nobody waited for it any more.
-    pub(super) fn settled(
+    /// Looks up the call of a thread.
+    pub(super) fn look_up(
         &self,
-        data: &seccomp_data,
-        (account, tid): (&Account, u32),
-        delivered: bool,
-    ) {
-        let Some(entry) = self.dispatch.find(data.arch, data.nr) else { return };
-        if !delivered {
-            self.counters.count(entry.handler, Outcome::Late);
-            account.counters.count(entry.handler, Outcome::Late);
+        tid: u32,
+        data: seccomp_data,
+        account: Arc<Account>,
+        policy: Policy,
+    ) -> Trapped {
+        Trapped::look_up(&self.dispatch, tid, data, account, policy)
+    }
+
+    /// The answer to a call arrived, or its caller did not wait for it any more.
+    pub(super) fn settled(&self, trapped: &Trapped, delivered: bool) {
+        if let (Some(handler), false) = (trapped.handler, delivered) {
+            self.count(handler, Outcome::Late, &trapped.account);
         }
-        if HANDLERS[entry.handler].cost() != Cost::Inline {
-            HANDLERS[entry.handler].settled((&account.id, tid), delivered);
-        }
+        trapped.settled(delivered);
+    }
+
+    fn count(&self, handler: usize, outcome: Outcome, account: &Account) {
+        self.counters.count(handler, outcome);
+        account.counters.count(handler, outcome);
     }
 
     /// Where calls are decided that take long.
@@ -167,62 +127,65 @@ impl Pipeline {
         &self.counters
     }
 
-    /// The verdict on a request.
-    pub(super) fn decide(&self, request: &Request<'_>) -> Verdict {
-        let Some(entry) = self.dispatch.find(request.data.arch, request.data.nr) else {
+    /// The verdict on a call. `repeat` says what it means that a predecessor may have begun it.
+    pub(super) fn decide(
+        &self,
+        trapped: &Trapped,
+        pending: Pending<'_>,
+        memory: Option<BorrowedFd<'_>>,
+        repeat: Repeat,
+    ) -> Verdict {
+        let Some(handler) = trapped.handler else {
             self.counters.count_unknown();
             return Verdict::Continue;
         };
-        let (verdict, outcome) = if request.policy.has(entry.handler) {
-            let (tid, args) = (request.tid, request.data.args);
-            let call = Call { tid, abi: entry.abi, syscall: entry.syscall, args };
+        let (verdict, outcome) = if trapped.is_inspected {
             // While it lives, the call is in hand.
-            let in_hand = self.poison.as_deref().map(|poison| poison.call(tid, &request.data));
+            let in_hand =
+                self.poison.as_deref().map(|poison| poison.call(trapped.call.tid, &trapped.data));
             match in_hand {
                 Some(None) => (Verdict::Continue, Outcome::Failed),
-                _ => self.answer(HANDLERS[entry.handler], &call, request),
+                _ => self.answer(HANDLERS[handler], trapped, pending, memory, repeat),
             }
         } else {
             (Verdict::Continue, Outcome::Continued)
         };
-        self.counters.count(entry.handler, outcome);
-        request.account.counters.count(entry.handler, outcome);
+        self.count(handler, outcome, &trapped.account);
         verdict
     }
 
     fn answer(
         &self,
         handler: &dyn Handler,
-        call: &Call,
-        request: &Request<'_>,
+        trapped: &Trapped,
+        pending: Pending<'_>,
+        memory: Option<BorrowedFd<'_>>,
+        repeat: Repeat,
     ) -> (Verdict, Outcome) {
+        let Trapped { call, policy, account, .. } = trapped;
         let audited = handler.describe().privileged && self.audit.is_on();
         let cx = Context {
             views: &*self.views,
-            pending: request.pending,
-            memory: Memory::new(request.memory),
-            settings: request.policy.settings(),
+            pending,
+            memory: Memory::new(memory),
+            settings: policy.settings(),
             acts: self.acts.as_deref(),
-            container: request.container(),
-            account: Some(request.account),
+            container: &account.id,
+            account: Some(account),
             notes: Notes::new(audited),
         };
         // Looked at before: a signal may take the caller away while the act is under way.
-        let looks = audited && handler.screen(call) == Screen::Inspect;
-        let status = if looks { cx.status(call) } else { Vec::new() };
+        let status = if audited { cx.status(call) } else { Vec::new() };
         let began = audited.then(Instant::now);
         // Nothing of ours is shared with the handler that a panic could leave half-done.
-        let result = catch_unwind(AssertUnwindSafe(|| match handler.screen(call) {
-            Screen::Continue => Ok(Verdict::Continue),
-            Screen::Inspect => handler.run(call, &cx),
-        }));
+        let result = catch_unwind(AssertUnwindSafe(|| handler.run(call, &cx)));
         let (verdict, outcome) = match result {
             Ok(Ok(Verdict::Continue) | Err(Refusal::Gone)) => {
                 (Verdict::Continue, Outcome::Continued)
             }
             // The predecessor did it and could not tell any more.
             Ok(Ok(Verdict::Fail(Errno::EEXIST)) | Err(Refusal::Fail(Errno::EEXIST)))
-                if request.repeat == Repeat::Exists =>
+                if repeat == Repeat::Exists =>
             {
                 (Verdict::Return(0), Outcome::Granted)
             }
@@ -231,13 +194,13 @@ impl Pipeline {
             }
             Ok(Ok(verdict)) => (verdict, Outcome::Granted),
             Ok(Err(Refusal::Continue(cause))) => {
-                self.report(handler, request, &cause);
+                self.report(handler, trapped, &cause);
                 cx.notes.broken(&cause);
                 (Verdict::Continue, Outcome::Failed)
             }
             Err(_) => {
                 let defect = "a defect: the handler panicked";
-                self.report(handler, request, &defect);
+                self.report(handler, trapped, &defect);
                 cx.notes.broken(&defect);
                 (Verdict::Continue, Outcome::Failed)
             }
@@ -247,9 +210,9 @@ impl Pipeline {
             && cx.notes.is_act()
         {
             self.audit.log(
-                request.account,
+                account,
                 &Record {
-                    container: request.container(),
+                    container: &account.id,
                     call: call.syscall,
                     tid: call.tid,
                     caller: Caller::parse(&status),
@@ -296,12 +259,12 @@ impl Pipeline {
         }
     }
 
-    fn report(&self, handler: &dyn Handler, request: &Request<'_>, cause: &dyn std::fmt::Display) {
+    fn report(&self, handler: &dyn Handler, trapped: &Trapped, cause: &dyn std::fmt::Display) {
         if let Some(suppressed) = self.failures.pass() {
             tracing::warn!(
                 call = handler.describe().name,
-                container = request.container(),
-                tid = request.tid,
+                container = trapped.account.id,
+                tid = trapped.call.tid,
                 suppressed,
                 "the kernel answers a call instead of ambit: {cause}"
             );
@@ -351,11 +314,9 @@ mod tests {
         };
         let proc = File::open("/proc/self").unwrap();
         let pending = Pending::Directory(proc.as_fd());
-        let (account, tid) = (&pipeline.accounts().of("c"), std::process::id());
-        let repeat = Repeat::Safe;
-        let memory = None;
-        let request = Request { account, policy, tid, data, pending, memory, repeat };
-        (pipeline.decide(&request), pipeline)
+        let account = pipeline.accounts().of("c");
+        let call = pipeline.look_up(std::process::id(), data, account, policy.clone());
+        (pipeline.decide(&call, pending, None, Repeat::Safe), pipeline)
     }
 
     #[test]
@@ -382,11 +343,9 @@ mod tests {
         let data = seccomp_data { nr: -1, arch: 1, instruction_pointer: 0, args: [0; 6] };
         let proc = File::open("/proc/self").unwrap();
         let pending = Pending::Directory(proc.as_fd());
-        let policy = Policy::default();
-        let (account, repeat) = (&pipeline.accounts().of("c"), Repeat::Safe);
-        let (tid, policy, memory) = (1, &policy, None);
-        let request = Request { account, policy, tid, data, pending, memory, repeat };
-        assert!(matches!(pipeline.decide(&request), Verdict::Continue));
+        let call = pipeline.look_up(1, data, pipeline.accounts().of("c"), Policy::default());
+        let verdict = pipeline.decide(&call, pending, None, Repeat::Safe);
+        assert!(matches!(verdict, Verdict::Continue));
         assert_eq!(pipeline.counters().read().unknown, 1);
     }
 

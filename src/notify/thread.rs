@@ -22,9 +22,10 @@ use super::handler::{Cost, Repeat, Verdict};
 use super::journal::{Entry, Journal, Phase};
 use super::listener::{Listener, response};
 use super::lxc;
-use super::pipeline::{Pipeline, Request};
+use super::pipeline::Pipeline;
 use super::policies::Member;
 use super::policy::Policy;
+use super::trapped::Trapped;
 use super::warden::{self, Warden};
 use super::{Adopted, Error};
 use crate::notify::context::Pending;
@@ -143,10 +144,11 @@ impl Threads {
         let account = Arc::clone(member.account(self.pipeline.accounts()));
         let policy = member.policy(self.pipeline.policies()).clone();
         for (left, entry) in self.journal.left(listener.number()) {
-            let notification = left.notification;
+            let seccomp_notif { id, pid, data, .. } = left.notification;
+            let call = self.pipeline.look_up(pid, data, Arc::clone(&account), policy.clone());
             let repeat = match left.phase {
                 Phase::Received => Repeat::Safe,
-                Phase::Acting => self.pipeline.repeat(&notification.data),
+                Phase::Acting => call.repeat(),
                 Phase::Done(answer) => {
                     // ENOENT: it was sent, or nobody waits any more.
                     let _ = listener.send(answer);
@@ -154,13 +156,11 @@ impl Threads {
                 }
             };
             if repeat == Repeat::Never {
-                let _ = listener.answer(notification.id, &Verdict::Fail(Errno::EINTR));
-            } else if self.pipeline.cost(&notification.data, &policy) != Cost::Inline {
-                self.hand_over(&listener, &account, policy.clone(), notification, (entry, repeat));
+                let _ = listener.answer(id, &Verdict::Fail(Errno::EINTR));
+            } else if call.cost() != Cost::Inline {
+                self.hand_over(&listener, id, call, entry, repeat);
             } else {
-                let repeat = Repeat::Safe;
-                let call = &notification;
-                decide(&self.pipeline, &listener, &account, &policy, call, &entry, repeat);
+                decide(&self.pipeline, &listener, id, &call, &entry, Repeat::Safe);
             }
         }
         self.add(Source::Listener { listener, member: Mutex::new(member) })
@@ -282,7 +282,7 @@ impl Threads {
             let policy = locked.policy(self.pipeline.policies()).clone();
             drop(locked);
             let often = account.calls_often(now);
-            match self.answer(listener, &account, policy, now) {
+            match self.answer(listener, account, policy, now) {
                 Next::Leave(keep) => return keep,
                 Next::Look(tid) if *first.get_or_insert(tid) != tid => turn = TURN_OF_SEVERAL,
                 Next::Look(_) => {}
@@ -309,7 +309,7 @@ impl Threads {
     fn answer(
         &self,
         listener: &Arc<Listener>,
-        account: &Arc<Account>,
+        account: Arc<Account>,
         policy: Policy,
         now: u64,
     ) -> Next {
@@ -326,40 +326,38 @@ impl Threads {
             }
         };
         let wait = account.spend(now, policy.settings().calls);
-        let repeat = Repeat::Safe;
-        let under_way = match self.pipeline.cost(&notification.data, &policy) {
+        let seccomp_notif { id, pid: tid, data, .. } = notification;
+        let call = self.pipeline.look_up(tid, data, Arc::clone(&account), policy);
+        let under_way = match call.cost() {
             Cost::Inline => account.inline(now, self.count()),
             Cost::Act => None,
         };
         if under_way.is_some() {
-            let (pipeline, call) = (&self.pipeline, &notification);
-            decide(pipeline, listener, account, &policy, call, &entry, repeat);
+            decide(&self.pipeline, listener, id, &call, &entry, Repeat::Safe);
         } else {
-            self.hand_over(listener, account, policy, notification, (entry, repeat));
+            self.hand_over(listener, id, call, entry, Repeat::Safe);
         }
-        let tid = notification.pid;
         wait.map_or(Next::Look(tid), |nanoseconds| Next::Leave(Keep::After(nanoseconds)))
     }
 
-    /// Has a request decided and answered by a thread of its own. If there is none, the kernel
-    /// answers.
+    /// Has a call decided and answered by a thread of its own. If there is none, the kernel answers.
     fn hand_over(
         &self,
         listener: &Arc<Listener>,
-        account: &Arc<Account>,
-        policy: Policy,
-        notification: seccomp_notif,
-        (entry, repeat): (Entry, Repeat),
+        id: u64,
+        call: Trapped,
+        entry: Entry,
+        repeat: Repeat,
     ) {
         let (pipeline, own) = (Arc::clone(&self.pipeline), Arc::clone(listener));
-        let (container, limit) = (Arc::clone(account), policy.settings().acts);
+        let (account, limit) = (Arc::clone(&call.account), call.policy.settings().acts);
         let handed = self.pipeline.acting().hand_over(&account.id, limit, move || {
             entry.acting();
-            decide(&pipeline, &own, &container, &policy, &notification, &entry, repeat);
+            decide(&pipeline, &own, id, &call, &entry, repeat);
         });
         if !handed {
-            self.pipeline.too_many(account);
-            let _ = listener.answer(notification.id, &Verdict::Continue);
+            self.pipeline.too_many(&account);
+            let _ = listener.answer(id, &Verdict::Continue);
         }
     }
 }
@@ -368,30 +366,22 @@ impl Threads {
 fn decide(
     pipeline: &Pipeline,
     listener: &Listener,
-    account: &Arc<Account>,
-    policy: &Policy,
-    notification: &seccomp_notif,
+    id: u64,
+    call: &Trapped,
     entry: &Entry,
     repeat: Repeat,
 ) {
-    let verdict = pipeline.decide(&Request {
-        account,
-        policy,
-        tid: notification.pid,
-        data: notification.data,
-        pending: Pending::Listener(listener.as_fd(), notification.id),
-        memory: None,
-        repeat,
-    });
+    let pending = Pending::Listener(listener.as_fd(), id);
+    let verdict = pipeline.decide(call, pending, None, repeat);
     if !matches!(verdict, Verdict::Install(_)) {
-        entry.done(&response(notification.id, &verdict));
+        entry.done(&response(id, &verdict));
     }
-    let answered = listener.answer(notification.id, &verdict);
-    pipeline.settled(&notification.data, (account, notification.pid), answered.is_ok());
+    let answered = listener.answer(id, &verdict);
+    pipeline.settled(call, answered.is_ok());
     match answered {
         // ENOENT: a signal ended the call, or the target died. It asks again or never.
         Ok(()) | Err(Errno::ENOENT) => {}
-        Err(errno) => pipeline.refused(&account.id, notification.id, listener, errno),
+        Err(errno) => pipeline.refused(&call.account.id, id, listener, errno),
     }
 }
 
