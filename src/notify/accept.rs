@@ -36,7 +36,7 @@ impl Runtime {
     fn take(self, peer: Peer, threads: &Arc<Threads>, link: &Link) {
         match self {
             Self::Oci => oci::accepted(peer, threads, link),
-            Self::Lxc => threads.watch(lxc::Connection::accepted(peer, link.clone())),
+            Self::Lxc => threads.watch(Arc::new(lxc::Connection::accepted(peer, link.clone()))),
         }
     }
 }

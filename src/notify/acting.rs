@@ -22,7 +22,8 @@ const LOST: Duration = Duration::from_secs(10);
 /// How long a thread waits for something to do.
 const IDLE: Duration = Duration::from_secs(10);
 
-type Act = Box<dyn FnOnce() + Send>;
+/// With `true` it acts, with `false` it is told that it may not.
+type Act = Box<dyn FnOnce(bool) + Send>;
 
 /// The acts that are under way and those that wait.
 #[derive(Clone, Default)]
@@ -49,14 +50,15 @@ struct Container {
 }
 
 impl Acting {
-    /// Runs this in another thread, when it is the container's turn. False when `limit` acts of it
-    /// are under way or wait already; nothing will run then.
+    /// Runs this with `true` in another thread, when it is the container's turn. With `false` it runs at
+    /// once in this one: when `limit` acts of the container are under way or wait already, or no thread
+    /// can be started.
     pub(super) fn hand_over(
         &self,
         container: &str,
         limit: usize,
-        act: impl FnOnce() + Send + 'static,
-    ) -> bool {
+        act: impl FnOnce(bool) + Send + 'static,
+    ) {
         let mut state = self.0.lock();
         let at = state.containers.iter().position(|one| *one.id == *container);
         let at = at.unwrap_or_else(|| {
@@ -66,7 +68,8 @@ impl Acting {
         });
         let one = &mut state.containers[at];
         if one.waiting.len() + one.under_way.len() >= limit {
-            return false;
+            drop(state);
+            return act(false);
         }
         one.waiting.push_back(Box::new(act));
         if state.idle > 0 {
@@ -79,12 +82,14 @@ impl Acting {
                 // Whoever is at work takes it later.
                 Err(_) if state.threads > 0 => {}
                 Err(_) => {
-                    state.containers[at].waiting.pop_back();
-                    return false;
+                    let act = state.containers[at].waiting.pop_back();
+                    drop(state);
+                    if let Some(act) = act {
+                        act(false);
+                    }
                 }
             }
         }
-        true
     }
 }
 
@@ -100,7 +105,7 @@ impl Shared {
             if let Some((id, began, act)) = state.take() {
                 drop(state);
                 // A handler's panic is caught where it runs; this thread must go on in any case.
-                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
+                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| act(true)));
                 state = self.lock();
                 state.ended(&id, began);
                 continue;
@@ -170,9 +175,10 @@ mod tests {
         let receiver: Arc<Mutex<Receiver<()>>> = Arc::new(Mutex::new(receiver));
         for _ in 0..count {
             let receiver = Arc::clone(&receiver);
-            assert!(acting.hand_over(container, count, move || {
+            acting.hand_over(container, count, move |granted| {
+                assert!(granted);
                 let _ = receiver.lock().unwrap().recv();
-            }));
+            });
         }
         sender
     }
@@ -181,11 +187,13 @@ mod tests {
     fn one_container_does_not_hold_up_another() {
         let acting = Acting::default();
         let hung = blocked(&acting, "hung", 200);
-        assert!(!acting.hand_over("hung", 200, || ()), "its limit");
         let (sender, receiver) = channel();
+        let refused = sender.clone();
+        acting.hand_over("hung", 200, move |granted| refused.send(i32::from(granted)).unwrap());
+        assert_eq!(receiver.try_recv(), Ok(0), "its limit");
         for index in 0..50 {
             let sender = sender.clone();
-            assert!(acting.hand_over("other", 64, move || sender.send(index).unwrap()));
+            acting.hand_over("other", 64, move |_| sender.send(index).unwrap());
         }
         let mut all: Vec<i32> =
             (0..50).map(|_| receiver.recv_timeout(Duration::from_secs(20)).unwrap()).collect();
@@ -201,8 +209,8 @@ mod tests {
     fn a_panic_is_the_end_of_one_act() {
         let acting = Acting::default();
         let (sender, receiver) = channel();
-        assert!(acting.hand_over("a", 9, || panic!("on purpose")));
-        assert!(acting.hand_over("a", 9, move || sender.send(()).unwrap()));
+        acting.hand_over("a", 9, |_| panic!("on purpose"));
+        acting.hand_over("a", 9, move |_| sender.send(()).unwrap());
         receiver.recv_timeout(Duration::from_secs(20)).unwrap();
     }
 }

@@ -28,7 +28,7 @@ impl Calls {
         self.screen(packet.tid, &packet.data);
         let response = seccomp_notif_resp { id: packet.id, val: -1, error: -5, flags: 1 };
         assert_eq!(
-            packet.reply(&response)[..112],
+            lxc_packet::reply(packet.fixed, &response)[..112],
             bytes[..112],
             "the request goes back as it came"
         );

@@ -28,18 +28,18 @@ use rustix::net::{
     recvmsg, send,
 };
 
-use super::account::Account;
 use super::bucket;
 use super::context::Pending;
 use super::epoll::Keep;
-use super::handler::{Cost, Repeat, Verdict};
+use super::handler::Verdict;
 use super::journal::{Entry, Journal, Left, Phase};
 use super::listener::{self, response};
-use super::lxc_packet::{self, LONGEST, Malformed, Packet};
+use super::lxc_packet::{self, FIXED, LONGEST, Malformed, Packet};
 use super::pipeline::Pipeline;
 use super::policies::{Container, Member, cgroup_of};
 use super::policy::Policy;
 use super::socket::{Entrance, Peer};
+use super::transport::{Received, Served, Transport};
 use super::trapped::Trapped;
 
 /// Well below the 30 s after which liblxc stops waiting.
@@ -65,21 +65,30 @@ pub(super) fn entrance(path: PathBuf) -> Entrance {
 #[derive(Debug)]
 pub(super) struct Connection {
     fd: OwnedFd,
+    /// Its packet, which stays until it is answered, is being looked at.
+    serving: AtomicBool,
+    monitor: Arc<Monitor>,
+}
+
+/// What is known of a monitor, whichever descriptor its connection has.
+#[derive(Debug)]
+struct Monitor {
     /// The process that connected, in our pid namespace.
-    monitor: i32,
+    pid: i32,
     /// The container of the last packet; a monitor has only one.
     member: Mutex<Option<Member>>,
     /// What a predecessor was at.
     left: Mutex<Option<Box<(Left, Entry)>>>,
-    /// Its packet, which stays until it is answered, is being looked at.
-    serving: AtomicBool,
     /// Its listener has been told how to wake.
     takes_turns: AtomicBool,
     trouble: Limiter,
     link: Link,
-    /// Its number with the keeper.
+    /// The number of the connection with the keeper.
     number: u64,
 }
+
+/// Takes a connection back that another thread had.
+type Back = Box<dyn FnOnce(Arc<Connection>) + Send>;
 
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -87,23 +96,17 @@ impl AsFd for Connection {
     }
 }
 
-/// A call that is being answered.
-#[derive(Debug)]
-struct Begun {
-    trapped: Trapped,
-    entry: Entry,
-    /// What a predecessor's act means for it.
-    repeat: Repeat,
-    /// What a predecessor has decided.
-    answer: Option<seccomp_notif_resp>,
-}
-
-/// What a packet tells of the thread that waits.
-#[derive(Debug, Clone, Copy)]
-struct Target<'a> {
-    proc: &'a OwnedFd,
-    memory: &'a OwnedFd,
-    listener: Option<&'a OwnedFd>,
+/// A call that came in a packet.
+struct Asked {
+    connection: Arc<Connection>,
+    /// The packet without its cookie.
+    packet: [u8; FIXED],
+    id: u64,
+    proc: OwnedFd,
+    memory: OwnedFd,
+    listener: Option<OwnedFd>,
+    received: Instant,
+    back: Back,
 }
 
 /// `/proc/<tid>`, `/proc/<tid>/mem`, and since liblxc 4.0.5 the listener.
@@ -115,7 +118,7 @@ impl Connection {
         let Peer { fd, pid } = peer;
         let number = link.number();
         link.store(&format!("{CONNECTION}{number}"), &fd);
-        Self::new(fd, pid, number, link)
+        Self::new(fd, pid, number, link, Mutex::default())
     }
 
     /// A connection that a predecessor accepted.
@@ -127,36 +130,50 @@ impl Connection {
     ) -> Option<Self> {
         let monitor = getsockopt(&fd, PeerCredentials).ok()?.pid();
         let left = Mutex::new(journal.left(number).pop().map(Box::new));
-        Some(Self { left, ..Self::new(fd, monitor, number, link) })
+        Some(Self::new(fd, monitor, number, link, left))
     }
 
-    fn new(fd: OwnedFd, monitor: i32, number: u64, link: Link) -> Self {
-        let (member, left, trouble) = (Mutex::default(), Mutex::default(), Limiter::new());
-        let (serving, takes_turns) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { fd, monitor, member, left, serving, takes_turns, trouble, link, number }
+    fn new(
+        fd: OwnedFd,
+        pid: i32,
+        number: u64,
+        link: Link,
+        left: Mutex<Option<Box<(Left, Entry)>>>,
+    ) -> Self {
+        let (member, takes_turns) = (Mutex::default(), AtomicBool::new(false));
+        let trouble = Limiter::new();
+        let monitor = Monitor { pid, member, left, takes_turns, trouble, link, number };
+        Self { fd, serving: AtomicBool::new(false), monitor: Arc::new(monitor) }
+    }
+
+    /// The same connection by another descriptor, for a thread that answers later.
+    fn duplicate(&self) -> std::io::Result<Self> {
+        let (fd, monitor) = (self.fd.try_clone()?, Arc::clone(&self.monitor));
+        Ok(Self { fd, serving: AtomicBool::new(false), monitor })
     }
 
     /// It has ended: the keeper lets go of it too.
     pub(super) fn forget(&self) {
-        self.link.remove(&format!("{CONNECTION}{}", self.number));
+        let Monitor { link, number, .. } = &*self.monitor;
+        link.remove(&format!("{CONNECTION}{number}"));
     }
 
     /// The name of its container: that of the monitor's cgroup, `lxc.monitor.NAME`, because the
     /// monitor says nothing before the first call.
     pub(super) fn container(&self) -> String {
-        let group = cgroup_of(&format!("/proc/{}/cgroup", self.monitor));
+        let group = cgroup_of(&format!("/proc/{}/cgroup", self.monitor.pid));
         let name = group.rsplit('/').next().and_then(|last| last.strip_prefix("lxc.monitor."));
-        name.map_or_else(|| format!("monitor {} of liblxc", self.monitor), str::to_owned)
+        name.map_or_else(|| format!("monitor {} of liblxc", self.monitor.pid), str::to_owned)
     }
 
     /// Answers one packet. One that takes long is answered by another thread, which gives the
     /// connection `back`: until then the packet makes it readable.
     pub(super) fn serve(
-        &self,
+        self: &Arc<Self>,
         pipeline: &Arc<Pipeline>,
         journal: &Arc<Journal>,
         threads: usize,
-        back: impl FnOnce(Self) + Send + 'static,
+        back: Back,
     ) -> Keep {
         // A thread that hangs in an answer was replaced by this one, which sees the same packet.
         if self.serving.swap(true, Ordering::Acquire) {
@@ -168,11 +185,11 @@ impl Connection {
     }
 
     fn serve_one(
-        &self,
+        self: &Arc<Self>,
         pipeline: &Arc<Pipeline>,
         journal: &Arc<Journal>,
         threads: usize,
-        back: impl FnOnce(Self) + Send + 'static,
+        back: Back,
     ) -> Keep {
         let received = Instant::now();
         let mut buffer = [0; LONGEST];
@@ -185,67 +202,40 @@ impl Connection {
                 return self.ended();
             }
         };
-        let decoded = match (length, &descriptors) {
+        let decoded = match (length, descriptors) {
             (Some(length), [Some(proc), Some(memory), listener]) => {
-                let target = Target { proc, memory, listener: listener.as_ref() };
-                lxc_packet::decode(&buffer[..length]).map(|packet| (packet, target))
+                let packet = lxc_packet::decode(&buffer[..length]);
+                packet.map(|packet| (packet, proc, memory, listener))
             }
             (Some(_), _) => Err(Malformed::Descriptors),
             (None, _) => Err(Malformed::Length),
         };
-        let (account, limit, call) = match decoded {
-            Ok((packet, target)) => {
-                let (account, policy) = self.account(&packet, pipeline);
-                let settings = policy.settings();
-                let (calls, acts) = (settings.calls, settings.acts);
-                let call = self.begin(&packet, Arc::clone(&account), policy, journal, pipeline);
-                let now = bucket::now();
-                let wait = account.spend(now, calls);
-                if call.answer.is_none()
-                    && call.trapped.cost() == Cost::Inline
-                    && let Some(_under_way) = account.inline(now, threads)
-                {
-                    return match self.answer(&packet, target, received, pipeline, &call) {
-                        Keep::No => self.ended(),
-                        _ => wait.map_or(Keep::Yes, Keep::After),
-                    };
-                }
-                (account, acts, call)
-            }
+        let (packet, proc, memory, listener) = match decoded {
+            Ok(decoded) => decoded,
             Err(error) => {
                 self.complain(&error);
                 self.consume();
                 // The monitor takes an empty packet for a refusal; silence would stall it.
-                return if self.send(&[]) == Keep::Yes { Keep::Yes } else { self.ended() };
+                return if self.send(&[]) { Keep::Yes } else { self.ended() };
             }
         };
-        let Ok(fd) = self.fd.try_clone() else { return self.ended() };
-        let member = self.member.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let takes_turns = AtomicBool::new(self.takes_turns.load(Ordering::Relaxed));
-        let (member, link) = (Mutex::new(member), self.link.clone());
-        let own = Self { member, takes_turns, ..Self::new(fd, self.monitor, self.number, link) };
-        let (pipeline, acting) = (Arc::clone(pipeline), pipeline.acting().clone());
-        let handed = acting.hand_over(&account.id, limit, move || {
-            let [Some(proc), Some(memory), listener] = &descriptors else { return };
-            let Ok(packet) = lxc_packet::decode(&buffer[..length.unwrap_or(0)]) else { return };
-            let target = Target { proc, memory, listener: listener.as_ref() };
-            let keep = if let Some(answer) = call.answer {
-                own.send_again(&packet, target.listener, &answer)
-            } else {
-                call.entry.acting();
-                own.answer(&packet, target, received, &pipeline, &call)
-            };
-            drop(call);
-            if keep == Keep::Yes {
-                back(own);
-            } else {
-                // The monitor connects again.
-                own.ended();
-                let _ = rustix::net::shutdown(&own.fd, rustix::net::Shutdown::Both);
-            }
-        });
-        // Whoever answers has the connection now.
-        if handed { Keep::No } else { self.ended() }
+        if let Some(listener) = &listener
+            && !self.monitor.takes_turns.swap(true, Ordering::Relaxed)
+        {
+            listener::take_turns(listener.as_fd());
+        }
+        let call = self.look_up(&packet, pipeline);
+        let (entry, phase) = self.begin(&packet, &call.account.payer, journal);
+        let now = bucket::now();
+        let wait = call.account.spend(now, call.policy.settings().calls);
+        let (connection, id, packet) = (Arc::clone(self), packet.id, packet.fixed);
+        let transport = Asked { connection, packet, id, proc, memory, listener, received, back };
+        match (Received { transport, call, entry, phase }).serve(now, threads, pipeline) {
+            Served::Here { delivered: true } => wait.map_or(Keep::Yes, Keep::After),
+            Served::Here { delivered: false } => self.ended(),
+            // The thread that answers has the connection now.
+            Served::Elsewhere => Keep::No,
+        }
     }
 
     fn ended(&self) -> Keep {
@@ -257,126 +247,25 @@ impl Connection {
     fn begin(
         &self,
         packet: &Packet<'_>,
-        account: Arc<Account>,
-        policy: Policy,
+        payer: &Arc<ambit_sysinfo::Account>,
         journal: &Arc<Journal>,
-        pipeline: &Pipeline,
-    ) -> Begun {
-        let payer = Arc::clone(&account.payer);
-        let trapped = pipeline.look_up(packet.tid, packet.data, account, policy);
-        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner).take();
+    ) -> (Entry, Phase) {
+        let left = self.monitor.left.lock().unwrap_or_else(PoisonError::into_inner).take();
         // What has another number was answered.
         if let Some((left, entry)) =
             left.map(|left| *left).filter(|(left, _)| left.notification.id == packet.id)
         {
-            let (repeat, answer) = match left.phase {
-                Phase::Received => (Repeat::Safe, None),
-                Phase::Acting => (trapped.repeat(), None),
-                Phase::Done(answer) => (Repeat::Safe, Some(answer)),
-            };
-            return Begun { trapped, entry, repeat, answer };
+            return (entry, left.phase);
         }
-        let entry = journal.entry(&payer);
+        let entry = journal.entry(payer);
         let (id, pid, flags, data) = (packet.id, packet.tid, 0, packet.data);
-        entry.note(self.number, seccomp_notif { id, pid, flags, data });
-        Begun { trapped, entry, repeat: Repeat::Safe, answer: None }
+        entry.note(self.monitor.number, seccomp_notif { id, pid, flags, data });
+        (entry, Phase::Received)
     }
 
-    /// Decides on a packet and answers it.
-    fn answer(
-        &self,
-        packet: &Packet<'_>,
-        target: Target<'_>,
-        received: Instant,
-        pipeline: &Pipeline,
-        call: &Begun,
-    ) -> Keep {
-        let Target { proc, memory, listener } = target;
-        if let Some(listener) = listener
-            && !self.takes_turns.swap(true, Ordering::Relaxed)
-        {
-            listener::take_turns(listener.as_fd());
-        }
-        let pending = match listener {
-            Some(listener) => Pending::Listener(listener.as_fd(), packet.id),
-            None => Pending::Directory(proc.as_fd()),
-        };
-        let verdict = match call.repeat {
-            Repeat::Never => Verdict::Fail(nix::errno::Errno::EINTR),
-            repeat => self.decide(packet, &call.trapped, pending, memory, pipeline, repeat),
-        };
-        if received.elapsed() >= DEADLINE || pending.check().is_err() {
-            pipeline.settled(&call.trapped, false);
-            return Keep::No;
-        }
-        let verdict = match (verdict, listener) {
-            (Verdict::Install(fd), Some(listener)) => {
-                match listener::install(listener.as_fd(), packet.id, fd.as_fd()) {
-                    // That was the answer; what the monitor sends now comes too late, as it
-                    // should.
-                    Ok(()) => Verdict::Continue,
-                    Err(errno) => {
-                        self.complain(&format_args!("SECCOMP_IOCTL_NOTIF_ADDFD: {errno}"));
-                        Verdict::Continue
-                    }
-                }
-            }
-            (verdict, _) => verdict,
-        };
-        let answer = response(packet.id, &verdict);
-        call.entry.done(&answer);
-        let keep = self.send(&packet.reply(&answer));
-        self.consume();
-        pipeline.settled(&call.trapped, keep == Keep::Yes);
-        keep
-    }
-
-    /// Sends what a predecessor had decided, unless that one has sent it: the monitor then passes
-    /// it on in a moment, and the call is not pending any more. A second answer would be taken for
-    /// that to the next call.
-    fn send_again(
-        &self,
-        packet: &Packet<'_>,
-        listener: Option<&OwnedFd>,
-        answer: &seccomp_notif_resp,
-    ) -> Keep {
-        // Without the listener nobody can tell.
-        let Some(listener) = listener else { return Keep::No };
-        let until = Instant::now() + PASSING_ON;
-        while listener::id_valid(listener.as_fd(), packet.id).is_ok() {
-            if Instant::now() >= until {
-                let keep = self.send(&packet.reply(answer));
-                self.consume();
-                return keep;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        self.consume();
-        Keep::Yes
-    }
-
-    fn decide(
-        &self,
-        packet: &Packet<'_>,
-        trapped: &Trapped,
-        pending: Pending<'_>,
-        memory: &OwnedFd,
-        pipeline: &Pipeline,
-        repeat: Repeat,
-    ) -> Verdict {
-        // Thread ids are those of the monitor's pid namespace. That it is ours shows in the
-        // monitor having the same id in both.
-        if packet.monitor_pid != self.monitor {
-            let theirs = packet.monitor_pid;
-            self.complain(&format_args!("it calls itself process {theirs}: not our namespace"));
-            return Verdict::Continue;
-        }
-        pipeline.decide(trapped, pending, Some(memory.as_fd()), repeat)
-    }
-
-    /// What the container of a packet has had, and what is answered for it.
-    fn account(&self, packet: &Packet<'_>, pipeline: &Pipeline) -> (Arc<Account>, Policy) {
-        let mut member = self.member.lock().unwrap_or_else(PoisonError::into_inner);
+    /// The call of a packet, with its container's policy.
+    fn look_up(&self, packet: &Packet<'_>, pipeline: &Pipeline) -> Trapped {
+        let mut member = self.monitor.member.lock().unwrap_or_else(PoisonError::into_inner);
         member.take_if(|member| member.container.cookie != packet.cookie());
         let member = member.get_or_insert_with(|| {
             Member::configured(Container {
@@ -387,7 +276,16 @@ impl Connection {
             })
         });
         let account = Arc::clone(member.account(pipeline.accounts()));
-        (account, member.policy(pipeline.policies()).clone())
+        // Thread ids are those of the monitor's pid namespace. That it is ours shows in the
+        // monitor having the same id in both.
+        let policy = if packet.monitor_pid == self.monitor.pid {
+            member.policy(pipeline.policies()).clone()
+        } else {
+            let theirs = packet.monitor_pid;
+            self.complain(&format_args!("it calls itself process {theirs}: not our namespace"));
+            Policy::none()
+        };
+        pipeline.look_up(packet.tid, packet.data, account, policy)
     }
 
     /// A look at the packet, which stays: its length (`None` if it is too long or lost descriptors) and what came
@@ -415,19 +313,89 @@ impl Connection {
         let _ = rustix::net::recv(&self.fd, &mut [0; 1][..], RecvFlags::DONTWAIT);
     }
 
-    fn send(&self, packet: &[u8]) -> Keep {
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        match send(&self.fd, packet, flags) {
-            Ok(_) => Keep::Yes,
-            // The monitor is gone, or does not read: it is not waiting for this.
-            Err(_) => Keep::No,
-        }
+    /// False: the monitor is gone, or does not read, and so does not wait for this.
+    fn send(&self, packet: &[u8]) -> bool {
+        send(&self.fd, packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).is_ok()
     }
 
     fn complain(&self, what: &dyn std::fmt::Display) {
-        if let Some(suppressed) = self.trouble.pass() {
-            tracing::warn!(monitor = self.monitor, suppressed, "a request of liblxc: {what}");
+        if let Some(suppressed) = self.monitor.trouble.pass() {
+            tracing::warn!(monitor = self.monitor.pid, suppressed, "a request of liblxc: {what}");
         }
+    }
+}
+
+impl Asked {
+    fn reply(&self, answer: &seccomp_notif_resp) -> bool {
+        let sent = self.connection.send(&lxc_packet::reply(self.packet, answer));
+        self.connection.consume();
+        sent
+    }
+}
+
+impl Transport for Asked {
+    fn pending(&self) -> Pending<'_> {
+        match &self.listener {
+            Some(listener) => Pending::Listener(listener.as_fd(), self.id),
+            None => Pending::Directory(self.proc.as_fd()),
+        }
+    }
+
+    fn memory(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.memory.as_fd())
+    }
+
+    fn answer(&self, verdict: &Verdict, entry: &Entry) -> Result<(), nix::errno::Errno> {
+        let gone = Err(nix::errno::Errno::ENOENT);
+        if self.received.elapsed() >= DEADLINE || self.pending().check().is_err() {
+            return gone;
+        }
+        if let (Verdict::Install(fd), Some(listener)) = (verdict, &self.listener)
+            && let Err(errno) = listener::install(listener.as_fd(), self.id, fd.as_fd())
+        {
+            self.connection.complain(&format_args!("SECCOMP_IOCTL_NOTIF_ADDFD: {errno}"));
+        }
+        // A descriptor that was installed was the answer; what the monitor sends now comes too late, as it
+        // should.
+        let answer = response(self.id, verdict);
+        entry.done(&answer);
+        if self.reply(&answer) { Ok(()) } else { gone }
+    }
+
+    /// Does so unless the predecessor has: the monitor then passes the answer on in a moment, and the
+    /// call is not pending any more. A second answer would be taken for that to the next call.
+    fn answer_again(&self, answer: &seccomp_notif_resp) -> bool {
+        // Without the listener it cannot be seen.
+        let Some(listener) = &self.listener else { return false };
+        let until = Instant::now() + PASSING_ON;
+        while listener::id_valid(listener.as_fd(), self.id).is_ok() {
+            if Instant::now() >= until {
+                return self.reply(answer);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.connection.consume();
+        true
+    }
+
+    /// Without its connection the monitor has the kernel answer, and connects again.
+    fn refuse(&self) -> Result<(), nix::errno::Errno> {
+        self.connection.ended();
+        Ok(())
+    }
+
+    fn leave_thread(&mut self) -> bool {
+        let duplicate = self.connection.duplicate();
+        duplicate.map(|connection| self.connection = Arc::new(connection)).is_ok()
+    }
+
+    fn release(self, delivered: bool) {
+        if delivered {
+            return (self.back)(self.connection);
+        }
+        // The monitor connects again.
+        self.connection.ended();
+        let _ = rustix::net::shutdown(&self.connection.fd, rustix::net::Shutdown::Both);
     }
 }
 
@@ -444,20 +412,21 @@ mod tests {
     use super::*;
     use ambit_keeper::link::Held;
 
-    struct Monitor {
+    struct Peer {
         fd: OwnedFd,
-        connection: Connection,
+        connection: Arc<Connection>,
         pipeline: Arc<Pipeline>,
         journal: Arc<Journal>,
     }
 
-    impl Monitor {
+    impl Peer {
         fn new() -> Self {
             let flags = SocketFlags::CLOEXEC;
             let (fd, server) =
                 socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
-            let monitor = i32::try_from(std::process::id()).unwrap();
-            let connection = Connection::new(server, monitor, 0, Link::default());
+            let pid = i32::try_from(std::process::id()).unwrap();
+            let connection =
+                Arc::new(Connection::new(server, pid, 0, Link::default(), Mutex::default()));
             let journal = Journal::open(&Link::default(), &mut Held::default()).unwrap();
             let pipeline = Arc::new(Pipeline::new(Arc::new(Fixed::new())));
             Self { fd, connection, pipeline, journal }
@@ -470,7 +439,7 @@ mod tests {
                 assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
             }
             sendmsg(&self.fd, &[IoSlice::new(packet)], &mut control, SendFlags::empty()).unwrap();
-            let keep = self.connection.serve(&self.pipeline, &self.journal, 1, drop);
+            let keep = self.connection.serve(&self.pipeline, &self.journal, 1, Box::new(drop));
             let mut answer = vec![0; 4096];
             let read = rustix::net::recv(&self.fd, &mut *answer, RecvFlags::DONTWAIT);
             (keep, read.ok().map(|(read, _)| answer[..read].to_vec()))
@@ -490,7 +459,7 @@ mod tests {
 
     #[test]
     fn a_sender_without_listener_gets_136_bytes() {
-        let monitor = Monitor::new();
+        let monitor = Peer::new();
         let proc = File::open("/proc/self").unwrap();
         let buffer = [0u8; 112];
         let packet = packet("101", buffer.as_ptr() as u64);
@@ -506,7 +475,7 @@ mod tests {
 
     #[test]
     fn a_packet_stays_until_it_is_answered() {
-        let monitor = Monitor::new();
+        let monitor = Peer::new();
         let proc = File::open("/proc/self").unwrap();
         let buffer = [0u8; 112];
         let packet = packet("101", buffer.as_ptr() as u64);
@@ -522,14 +491,14 @@ mod tests {
             assert_eq!(&seen[..length.unwrap()], packet);
             assert!(descriptors[0].is_some(), "each look has the descriptors");
         }
-        let keep = monitor.connection.serve(&monitor.pipeline, &monitor.journal, 1, drop);
+        let keep = monitor.connection.serve(&monitor.pipeline, &monitor.journal, 1, Box::new(drop));
         assert_eq!(keep, Keep::Yes);
         assert_eq!(monitor.connection.look(&mut seen).unwrap_err(), Errno::AGAIN);
     }
 
     #[test]
     fn a_packet_that_another_thread_is_at_is_left_to_it() {
-        let monitor = Monitor::new();
+        let monitor = Peer::new();
         monitor.connection.serving.store(true, Ordering::Relaxed);
         let (keep, answer) = monitor.ask(b"whatever", &[]);
         assert_eq!((keep, answer), (Keep::After(BUSY), None));
@@ -538,7 +507,7 @@ mod tests {
 
     #[test]
     fn a_malformed_request_is_refused_at_once() {
-        let monitor = Monitor::new();
+        let monitor = Peer::new();
         let proc = File::open("/proc/self").unwrap();
         let good = packet("x", 0);
         for bad in [&good[..136], &good[..40], &[0; LONGEST + 1][..]] {
@@ -555,7 +524,7 @@ mod tests {
 
     #[test]
     fn a_void_request_closes_the_connection() {
-        let monitor = Monitor::new();
+        let monitor = Peer::new();
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let proc = File::open(format!("/proc/{}", child.id())).unwrap();
         child.wait().unwrap();
@@ -565,31 +534,39 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_late_is_not_given() {
-        let monitor = Monitor::new();
+        let monitor = Peer::new();
         let proc = OwnedFd::from(File::open("/proc/self").unwrap());
         let memory = OwnedFd::from(memory());
         let buffer = [0u8; 112];
         let bytes = packet("101", buffer.as_ptr() as u64);
         let packet = lxc_packet::decode(&bytes).unwrap();
-        for (age, keep) in [(DEADLINE, Keep::No), (DEADLINE - DEADLINE / 2, Keep::Yes)] {
+        for (age, in_time) in [(DEADLINE, false), (DEADLINE - DEADLINE / 2, true)] {
             let Some(received) = Instant::now().checked_sub(age) else {
                 panic!("this machine has just booted")
             };
-            let Monitor { connection, pipeline, journal, .. } = &monitor;
-            let (account, policy) = connection.account(&packet, pipeline);
-            let call = connection.begin(&packet, account, policy, journal, pipeline);
-            let target = Target { proc: &proc, memory: &memory, listener: None };
-            let kept = connection.answer(&packet, target, received, pipeline, &call);
-            assert_eq!(kept, keep, "{age:?}");
+            let Peer { connection, pipeline, journal, .. } = &monitor;
+            let call = connection.look_up(&packet, pipeline);
+            let (entry, _) = connection.begin(&packet, &call.account.payer, journal);
+            let asked = Asked {
+                connection: Arc::clone(connection),
+                packet: packet.fixed,
+                id: packet.id,
+                proc: proc.try_clone().unwrap(),
+                memory: memory.try_clone().unwrap(),
+                listener: None,
+                received,
+                back: Box::new(drop),
+            };
+            assert_eq!(asked.answer(&Verdict::Return(0), &entry).is_ok(), in_time, "{age:?}");
             let mut answer = [0; 256];
             let read = rustix::net::recv(&monitor.fd, &mut answer, RecvFlags::DONTWAIT);
-            assert_eq!(read.is_ok(), keep == Keep::Yes, "{age:?}: {read:?}");
+            assert_eq!(read.is_ok(), in_time, "{age:?}: {read:?}");
         }
     }
 
     #[test]
     fn with_a_listener_it_tells_whether_the_call_is_pending() {
-        let monitor = Monitor::new();
+        let monitor = Peer::new();
         let proc = File::open("/proc/self").unwrap();
         let buffer = [0u8; 112];
         // It knows no such call, or is no listener at all.
@@ -601,8 +578,10 @@ mod tests {
 
     #[test]
     fn another_pid_namespace_is_left_to_the_kernel() {
-        let mut monitor = Monitor::new();
-        monitor.connection.monitor = 1;
+        let mut monitor = Peer::new();
+        let fd = monitor.connection.fd.try_clone().unwrap();
+        let foreign = Connection::new(fd, 1, 0, Link::default(), Mutex::default());
+        monitor.connection = Arc::new(foreign);
         let proc = File::open("/proc/self").unwrap();
         let (_, answer) = monitor.ask(&packet("x", 0), &[proc.as_fd(), memory().as_fd()]);
         assert_eq!(answer.unwrap()[132..136], 1u32.to_ne_bytes(), "CONTINUE");
@@ -610,9 +589,9 @@ mod tests {
 
     #[test]
     fn the_end_of_the_monitor_ends_the_connection() {
-        let monitor = Monitor::new();
+        let monitor = Peer::new();
         drop(monitor.fd);
-        let keep = monitor.connection.serve(&monitor.pipeline, &monitor.journal, 1, drop);
+        let keep = monitor.connection.serve(&monitor.pipeline, &monitor.journal, 1, Box::new(drop));
         assert_eq!(keep, Keep::No);
     }
 }

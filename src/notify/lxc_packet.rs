@@ -22,12 +22,13 @@ pub(super) const LONGEST: usize = FIXED + 256;
 /// A decoded request.
 #[derive(Debug)]
 pub(super) struct Packet<'a> {
+    /// All but the cookie.
+    pub(super) fixed: [u8; FIXED],
     pub(super) monitor_pid: i32,
     pub(super) init_pid: i32,
     pub(super) id: u64,
     pub(super) tid: u32,
     pub(super) data: seccomp_data,
-    fixed: &'a [u8; FIXED],
     cookie: &'a [u8],
 }
 
@@ -68,7 +69,7 @@ pub(super) fn decode(packet: &[u8]) -> Result<Packet<'_>, Malformed> {
         id: u64_at(fixed, 32),
         tid: u32_at(fixed, 40),
         data,
-        fixed,
+        fixed: *fixed,
         cookie,
     })
 }
@@ -78,16 +79,15 @@ impl Packet<'_> {
     pub(super) fn cookie(&self) -> &str {
         std::str::from_utf8(self.cookie).unwrap_or("(not text)")
     }
+}
 
-    /// The answer: the packet without its cookie, with the response filled in.
-    pub(super) fn reply(&self, response: &seccomp_notif_resp) -> [u8; FIXED] {
-        let mut packet = *self.fixed;
-        packet[112..120].copy_from_slice(&response.id.to_ne_bytes());
-        packet[120..128].copy_from_slice(&response.val.to_ne_bytes());
-        packet[128..132].copy_from_slice(&response.error.to_ne_bytes());
-        packet[132..136].copy_from_slice(&response.flags.to_ne_bytes());
-        packet
-    }
+/// The answer to a packet: all but its cookie, with the response filled in.
+pub(super) fn reply(mut packet: [u8; FIXED], response: &seccomp_notif_resp) -> [u8; FIXED] {
+    packet[112..120].copy_from_slice(&response.id.to_ne_bytes());
+    packet[120..128].copy_from_slice(&response.val.to_ne_bytes());
+    packet[128..132].copy_from_slice(&response.error.to_ne_bytes());
+    packet[132..136].copy_from_slice(&response.flags.to_ne_bytes());
+    packet
 }
 
 fn bytes<const N: usize>(packet: &[u8; FIXED], at: usize) -> [u8; N] {
@@ -155,7 +155,8 @@ pub(super) mod tests {
         assert_eq!((decoded.data.nr, decoded.data.arch), (99, 0xc000_003e));
         assert_eq!(decoded.data.args[0], 0x7ffd_173d_aec8);
         assert_eq!(decoded.cookie(), "web");
-        let answer = decoded.reply(&seccomp_notif_resp { id: 1, val: 2, error: -14, flags: 1 });
+        let response = seccomp_notif_resp { id: 1, val: 2, error: -14, flags: 1 };
+        let answer = reply(decoded.fixed, &response);
         assert_eq!(answer[..112], packet[..112]);
         let mut response = [1u64.to_le_bytes(), 2u64.to_le_bytes()].concat();
         response.extend((-14i32).to_le_bytes());

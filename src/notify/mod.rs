@@ -46,6 +46,7 @@ pub(crate) mod socket;
 mod syscalls;
 mod thread;
 mod thread_id;
+mod transport;
 mod trapped;
 mod warden;
 
@@ -155,7 +156,7 @@ impl Notifier {
         for (number, fd) in held.take_numbered(lxc::CONNECTION) {
             let (link, journal) = (link.clone(), threads.journal());
             if let Some(connection) = lxc::Connection::take_over(fd, number, link, journal) {
-                threads.add(Source::LxcConnection(connection))?;
+                threads.add(Source::LxcConnection(Arc::new(connection)))?;
             }
         }
         notifier.take_listeners(link, held);

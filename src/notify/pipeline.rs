@@ -21,7 +21,6 @@ use super::context::{Context, Pending};
 use super::counters::{Counters, Outcome};
 use super::dispatch::Dispatch;
 use super::handler::{Handler, Refusal, Repeat, Verdict};
-use super::listener::Listener;
 use super::memory::Memory;
 use super::policies::{Current, Policies};
 use super::policy::Policy;
@@ -247,8 +246,7 @@ impl Pipeline {
 
     /// Our answer was refused, which only a defect or a descriptor that cannot be installed can
     /// cause: the target must not wait for ever.
-    pub(super) fn refused(&self, container: &str, id: u64, listener: &Listener, errno: Errno) {
-        let onward = listener.answer(id, &Verdict::Continue);
+    pub(super) fn refused(&self, container: &str, onward: Result<(), Errno>, errno: Errno) {
         if let Some(suppressed) = self.failures.pass() {
             tracing::error!(
                 container,

@@ -11,21 +11,21 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use libseccomp_sys::seccomp_notif;
+use libseccomp_sys::{seccomp_notif, seccomp_notif_resp};
 use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::account::Account;
 use super::bucket;
 use super::epoll::{Keep, Ready, Watch};
-use super::handler::{Cost, Repeat, Verdict};
+use super::handler::Verdict;
 use super::journal::{Entry, Journal, Phase};
 use super::listener::{Listener, response};
 use super::lxc;
 use super::pipeline::Pipeline;
 use super::policies::Member;
 use super::policy::Policy;
-use super::trapped::Trapped;
+use super::transport::{Received, Transport};
 use super::warden::{self, Warden};
 use super::{Adopted, Error};
 use crate::notify::context::Pending;
@@ -55,7 +55,7 @@ pub(super) enum Source {
     /// The listener of a container.
     Listener { listener: Arc<Listener>, member: Mutex<Member> },
     /// The connection of one liblxc monitor.
-    LxcConnection(lxc::Connection),
+    LxcConnection(Arc<lxc::Connection>),
 }
 
 impl AsFd for Source {
@@ -144,24 +144,15 @@ impl Threads {
         let account = Arc::clone(member.account(self.pipeline.accounts()));
         let policy = member.policy(self.pipeline.policies()).clone();
         for (left, entry) in self.journal.left(listener.number()) {
-            let seccomp_notif { id, pid, data, .. } = left.notification;
-            let call = self.pipeline.look_up(pid, data, Arc::clone(&account), policy.clone());
-            let repeat = match left.phase {
-                Phase::Received => Repeat::Safe,
-                Phase::Acting => call.repeat(),
-                Phase::Done(answer) => {
-                    // ENOENT: it was sent, or nobody waits any more.
-                    let _ = listener.send(answer);
-                    continue;
-                }
-            };
-            if repeat == Repeat::Never {
-                let _ = listener.answer(id, &Verdict::Fail(Errno::EINTR));
-            } else if call.cost() != Cost::Inline {
-                self.hand_over(&listener, id, call, entry, repeat);
-            } else {
-                decide(&self.pipeline, &listener, id, &call, &entry, Repeat::Safe);
+            let (seccomp_notif { id, pid, data, .. }, phase) = (left.notification, left.phase);
+            let transport = Notification { listener: Arc::clone(&listener), id };
+            if let Phase::Done(answer) = phase {
+                transport.answer_again(&answer);
+                continue;
             }
+            let call = self.pipeline.look_up(pid, data, Arc::clone(&account), policy.clone());
+            let received = Received { transport, call, entry, phase };
+            received.serve(bucket::now(), self.count(), &self.pipeline);
         }
         self.add(Source::Listener { listener, member: Mutex::new(member) })
     }
@@ -251,7 +242,7 @@ impl Threads {
             Source::LxcConnection(connection) if ready.readable => {
                 let threads = Arc::clone(self);
                 let back = move |connection| threads.watch(connection);
-                connection.serve(&self.pipeline, &self.journal, self.count(), back)
+                connection.serve(&self.pipeline, &self.journal, self.count(), Box::new(back))
             }
             Source::LxcConnection(connection) => {
                 connection.forget();
@@ -260,7 +251,7 @@ impl Threads {
         }
     }
 
-    pub(super) fn watch(&self, connection: lxc::Connection) {
+    pub(super) fn watch(&self, connection: Arc<lxc::Connection>) {
         if let Err(error) = self.add(Source::LxcConnection(connection)) {
             tracing::error!("a connection of liblxc is lost: {error}");
         }
@@ -327,62 +318,50 @@ impl Threads {
         };
         let wait = account.spend(now, policy.settings().calls);
         let seccomp_notif { id, pid: tid, data, .. } = notification;
-        let call = self.pipeline.look_up(tid, data, Arc::clone(&account), policy);
-        let under_way = match call.cost() {
-            Cost::Inline => account.inline(now, self.count()),
-            Cost::Act => None,
-        };
-        if under_way.is_some() {
-            decide(&self.pipeline, listener, id, &call, &entry, Repeat::Safe);
-        } else {
-            self.hand_over(listener, id, call, entry, Repeat::Safe);
-        }
+        let call = self.pipeline.look_up(tid, data, account, policy);
+        let transport = Notification { listener: Arc::clone(listener), id };
+        let received = Received { transport, call, entry, phase: Phase::Received };
+        received.serve(now, self.count(), &self.pipeline);
         wait.map_or(Next::Look(tid), |nanoseconds| Next::Leave(Keep::After(nanoseconds)))
-    }
-
-    /// Has a call decided and answered by a thread of its own. If there is none, the kernel answers.
-    fn hand_over(
-        &self,
-        listener: &Arc<Listener>,
-        id: u64,
-        call: Trapped,
-        entry: Entry,
-        repeat: Repeat,
-    ) {
-        let (pipeline, own) = (Arc::clone(&self.pipeline), Arc::clone(listener));
-        let (account, limit) = (Arc::clone(&call.account), call.policy.settings().acts);
-        let handed = self.pipeline.acting().hand_over(&account.id, limit, move || {
-            entry.acting();
-            decide(&pipeline, &own, id, &call, &entry, repeat);
-        });
-        if !handed {
-            self.pipeline.too_many(&account);
-            let _ = listener.answer(id, &Verdict::Continue);
-        }
     }
 }
 
-/// Has a call decided and answers it; a predecessor may have been at it.
-fn decide(
-    pipeline: &Pipeline,
-    listener: &Listener,
+/// A call that was received from a listener.
+struct Notification {
+    listener: Arc<Listener>,
     id: u64,
-    call: &Trapped,
-    entry: &Entry,
-    repeat: Repeat,
-) {
-    let pending = Pending::Listener(listener.as_fd(), id);
-    let verdict = pipeline.decide(call, pending, None, repeat);
-    if !matches!(verdict, Verdict::Install(_)) {
-        entry.done(&response(id, &verdict));
+}
+
+impl Transport for Notification {
+    fn pending(&self) -> Pending<'_> {
+        Pending::Listener(self.listener.as_fd(), self.id)
     }
-    let answered = listener.answer(id, &verdict);
-    pipeline.settled(call, answered.is_ok());
-    match answered {
-        // ENOENT: a signal ended the call, or the target died. It asks again or never.
-        Ok(()) | Err(Errno::ENOENT) => {}
-        Err(errno) => pipeline.refused(&call.account.id, id, listener, errno),
+
+    fn memory(&self) -> Option<BorrowedFd<'_>> {
+        None
     }
+
+    fn answer(&self, verdict: &Verdict, entry: &Entry) -> Result<(), Errno> {
+        if !matches!(verdict, Verdict::Install(_)) {
+            entry.done(&response(self.id, verdict));
+        }
+        self.listener.answer(self.id, verdict)
+    }
+
+    fn answer_again(&self, answer: &seccomp_notif_resp) -> bool {
+        // ENOENT: it was sent, or the caller does not wait any more.
+        self.listener.send(*answer).is_ok()
+    }
+
+    fn refuse(&self) -> Result<(), Errno> {
+        self.listener.answer(self.id, &Verdict::Continue)
+    }
+
+    fn leave_thread(&mut self) -> bool {
+        true
+    }
+
+    fn release(self, _delivered: bool) {}
 }
 
 /// A running thread; it returns the listeners it still had.
