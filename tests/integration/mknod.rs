@@ -211,6 +211,21 @@ fn what_a_caller_was_in_can_be_unmounted_when_it_has_ended() {
 }
 
 #[test]
+fn one_worker_makes_all_nodes_of_a_caller() {
+    let daemon = daemon(ON);
+    let script = "/mnt/node_call loop /tmp/n 5000";
+    let mut making =
+        command::start(&mut sandbox::command(&daemon, &["--intercept", "mknod"], script));
+    let mut seen = std::collections::BTreeSet::new();
+    while !making.ended() {
+        seen.extend(workers());
+    }
+    making.finish(machine::patience(10)).ok();
+    assert_eq!(seen.len(), 1, "{seen:?}");
+    leaves_nothing(daemon);
+}
+
+#[test]
 fn killed_workers_are_replaced() {
     let daemon = daemon(ON);
     let script = "echo begun; /mnt/node_call signals /tmp/n 3000 0; /mnt/node_call make /tmp/m 1 3";
