@@ -73,6 +73,8 @@ impl Acting {
         }
         one.waiting.push_back(Box::new(act));
         if state.idle > 0 {
+            // First, or the thread that is woken waits for the lock.
+            drop(state);
             self.0.work.notify_one();
         } else if state.threads < THREADS || state.may_replace_lost() {
             let shared = Arc::clone(&self.0);
