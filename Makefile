@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
-.PHONY: help demo build test lint test-unit fuzz test-native test-uml test-qemu bench clean
+.PHONY: help demo build test lint test-unit fuzz test-native test-uml test-qemu acceptance bench clean
 
 help:
 	@echo 'make demo         what a container sees with and without ambit, side by side (root)'
@@ -16,6 +16,7 @@ help:
 	@echo '  make test-native  integration tests on this kernel (root)'
 	@echo '  make test-uml     the same on cgroup v2, kernel 6.1, User-Mode Linux (root)'
 	@echo '  make test-qemu    the same on cgroup v2, kernel 6.12 and the newest, QEMU (root)'
+	@echo 'make acceptance   the long rest, hours; its table is kept in docs/acceptance.md (root)'
 	@echo 'make bench        table of ratios: our overlay, a null server, the kernel, lxcfs (root)'
 	@echo 'make clean        remove what was built'
 
@@ -48,6 +49,9 @@ test-uml:
 
 test-qemu:
 	@scripts/test qemu
+
+acceptance:
+	@scripts/acceptance
 
 bench:
 	@scripts/bench

@@ -105,6 +105,13 @@ fn as_user(uid: u32, path: &Path, kind: SocketType) -> std::io::Result<usize> {
         let flags = SocketFlags::CLOEXEC;
         let socket: OwnedFd = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
         rustix::net::connect(&socket, &SocketAddrUnix::new(&*path)?)?;
+        // One that hears this user would wait for what it says, and the test for the end.
+        let patience = Some(machine::patience(10));
+        rustix::net::sockopt::set_socket_timeout(
+            &socket,
+            rustix::net::sockopt::Timeout::Recv,
+            patience,
+        )?;
         let mut answer = [0; 64];
         Ok(rustix::net::recv(&socket, &mut answer, rustix::net::RecvFlags::empty())?.0)
     });
