@@ -16,7 +16,8 @@ use anyhow::Context;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
-use crate::config::{Config, ConfigError};
+use crate::config::{self, Config, ConfigError, DEFAULT_PATH};
+use crate::notify::Policy;
 use crate::stop::{self, StopArgs};
 use crate::worker::Broker;
 use crate::{absence, check, control, dead_mounts, lxcfs, profile, run, serve, visitor};
@@ -92,6 +93,17 @@ enum Command {
         /// What lxcfs accepts; `ambit lxcfs -h` lists it
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
         args: Vec<OsString>,
+    },
+    /// Tell whether the configuration is right, and which calls it has answered
+    Config {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// Print a file with all keys and their defaults as comments
+        #[arg(long, conflicts_with = "path")]
+        default: bool,
+        /// Print docs/configuration.md
+        #[arg(long, conflicts_with_all = ["path", "default"])]
+        reference: bool,
     },
     /// Tell which facilities of the kernel are there, and what is lost without the others
     Check {
@@ -197,6 +209,13 @@ impl Cli {
             Command::Reload { exec: None, config } => order(&config, "reload"),
             Command::Reload { exec: Some(program), config } => exec(&config, &program),
             Command::Lxcfs { args } => return lxcfs::main(args),
+            Command::Config { default: true, .. } => {
+                print(config::print::default_file()).map_err(Into::into)
+            }
+            Command::Config { reference: true, .. } => {
+                print(config::print::reference()).map_err(Into::into)
+            }
+            Command::Config { config, .. } => show_config(&config),
             Command::Check { dead_files: false } => match show_check() {
                 Ok(code) => return code,
                 Err(error) => Err(error.into()),
@@ -248,6 +267,26 @@ fn show_status(json: bool, config: &ConfigFile) -> anyhow::Result<()> {
     } else {
         print(status)?;
     }
+    Ok(())
+}
+
+/// Reads the configuration and prints what holds.
+fn show_config(file: &ConfigFile) -> anyhow::Result<()> {
+    let config = file.load()?;
+    let path = file.path.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
+    match path.exists() {
+        true => print(format_args!("{} has no mistakes\n", path.display()))?,
+        false => print(format_args!("{} does not exist: the defaults hold\n", path.display()))?,
+    }
+    let calls = |policy: &Policy| match policy.names().collect::<Vec<_>>() {
+        none if none.is_empty() => "no calls".to_owned(),
+        calls => calls.join(", "),
+    };
+    print(format_args!("[intercept] answers {}\n", calls(&config.policies.all)))?;
+    for (at, (_, policy)) in config.policies.sections.iter().enumerate() {
+        print(format_args!("[[container]] {} answers {}\n", at + 1, calls(policy)))?;
+    }
+    config.notes().iter().try_for_each(|note| print(format_args!("note: {note}\n")))?;
     Ok(())
 }
 

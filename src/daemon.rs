@@ -100,12 +100,12 @@ impl Server {
         let successor = !held.is_empty();
         let noted = Noted::take_over(&link, &mut held);
         let overlay = overlay(options, &accounting, &link, &mut held)?;
-        warn_of_idle_settings(config);
+        warn_of_notes(config);
         let socket = |name| (reach == Reach::Host).then(|| config.socket(name));
         let options = notify::Options {
             oci_socket: socket("oci.sock"),
             lxc_socket: socket("lxc.sock"),
-            policies: config.policies(),
+            policies: config.policies.clone(),
             acts: acts.map(Arc::new),
             poison: poison.clone(),
             is_successor: successor,
@@ -153,8 +153,8 @@ impl Server {
     /// The audit log cannot be opened; everything stays as it was.
     pub fn reconfigure(&self, config: &Config) -> anyhow::Result<()> {
         audit(&self.notifier, config)?;
-        warn_of_idle_settings(config);
-        self.notifier.reload(config.policies());
+        warn_of_notes(config);
+        self.notifier.reload(config.policies.clone());
         Ok(())
     }
 
@@ -280,10 +280,10 @@ impl Server {
     }
 }
 
-/// A setting alone is no mistake, but hardly what was meant.
-fn warn_of_idle_settings(config: &Config) {
-    for idle in config.idle_settings() {
-        tracing::warn!("[intercept] {idle}");
+/// Logs what in the configuration has no effect.
+fn warn_of_notes(config: &Config) {
+    for note in config.notes() {
+        tracing::warn!("{note}");
     }
 }
 
@@ -409,11 +409,11 @@ pub(crate) fn make_room_for_descriptors() {
 /// How accounting is configured.
 pub(crate) fn accounting_options(config: &Config) -> Options {
     Options {
-        cpu_policy: config.overlay.cpu_view.into(),
-        possible: config.overlay.possible.into(),
-        memory_limit: config.overlay.memory_limit.into(),
-        swap: config.overlay.swap.into(),
-        boot_time: config.overlay.btime.into(),
+        cpu_policy: config.overlay.cpu_view,
+        possible: config.overlay.possible,
+        memory_limit: config.overlay.memory_limit,
+        swap: config.overlay.swap,
+        boot_time: config.overlay.btime,
         ..Options::default()
     }
 }

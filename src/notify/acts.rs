@@ -92,7 +92,8 @@ pub(super) fn act(
         reply = find_as(call, cx, acts, actor, &find)?
             .and_then(|file| ask(&[found.insert(file).as_fd()]));
     }
-    if let (Ok(Reply::NoDevices), What::Mknod(node), true) = (&reply, what, cx.settings.bind) {
+    if let (Ok(Reply::NoDevices), What::Mknod(node), true) = (&reply, what, cx.settings.mknod.bind)
+    {
         let owner = (actor.who.uid, actor.who.gid);
         let bind = Bind { node: node.clone(), owner, umask: actor.who.umask };
         let (until, caller) = (Instant::now() + DEADLINE, as_whole(call, cx, actor)?);

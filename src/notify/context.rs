@@ -21,7 +21,7 @@ use super::call::Call;
 use super::handler::{Cause, Refusal};
 use super::listener::id_valid;
 use super::memory::Memory;
-use super::settings::Settings;
+use super::syscalls::Settings;
 
 /// The kernel takes no longer strings as arguments.
 const PAGE: usize = 4096;

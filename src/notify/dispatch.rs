@@ -95,7 +95,6 @@ mod tests {
                 "{} names no system call of this architecture",
                 description.name
             );
-            assert!(!description.summary.is_empty(), "{}", description.name);
         }
     }
 }

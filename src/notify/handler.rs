@@ -55,13 +55,9 @@ pub struct Description {
     pub name: &'static str,
     /// The system calls it answers, by the kernel's names.
     pub syscalls: &'static [&'static str],
-    /// Is it on unless the configuration says otherwise?
-    pub default_on: bool,
     /// Does it grant what the kernel would refuse? Then only the configuration can switch it
     /// on, never an annotation of the container.
     pub privileged: bool,
-    /// What it is good for, in one sentence.
-    pub summary: &'static str,
 }
 
 /// May an act be done twice?

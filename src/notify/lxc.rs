@@ -227,7 +227,7 @@ impl Connection {
         let call = self.look_up(&packet, pipeline);
         let (entry, phase) = self.begin(&packet, &call.account.payer, journal);
         let now = bucket::now();
-        let wait = call.account.spend(now, call.policy.settings().calls);
+        let wait = call.account.spend(now, call.policy.settings().limit.calls);
         let (connection, id, packet) = (Arc::clone(self), packet.id, packet.fixed);
         let transport = Asked { connection, packet, id, proc, memory, listener, received, back };
         match (Received { transport, call, entry, phase }).serve(now, threads, pipeline) {

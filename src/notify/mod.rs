@@ -74,7 +74,7 @@ pub use error::Error;
 pub use handler::{Cause, Cost, Description, Handler, Refusal, Repeat, Screen, Verdict};
 pub use policies::{Container, Matcher, Policies};
 pub use policy::{Policy, UnknownCall};
-pub use syscalls::HANDLERS;
+pub use syscalls::{HANDLERS, Settings, VIEW};
 
 use accept::{Acceptor, Runtime};
 use journal::Journal;

@@ -3,45 +3,36 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Deserialize;
-
+use super::settings::{WrongValue, settings};
 use super::syscalls::is_never_mounted;
 
-/// `[mount]` of the configuration: what containers may mount whose policy has `mount`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct MountSettings {
-    /// Filesystems that the kernel mounts for a container with the host's rights. Its parsers then
-    /// read what the container wrote: for containers that are trusted.
-    pub allowed: Vec<String>,
-    /// Filesystems that a program mounts as the caller, and which one: one of the container, or
-    /// `host:` and a path.
-    pub fuse: BTreeMap<String, String>,
-    /// Where filesystems of the network may be mounted from: patterns, for all of them or after
-    /// `TYPE=` for one.
-    pub sources: Vec<String>,
-    /// Are the owners of what is mounted shifted to the container's users?
-    pub shift: bool,
-    /// May device nodes and set-user-ID programs of what is mounted have a meaning?
-    pub dev_and_suid: bool,
-    /// May users of namespaces that a container made itself mount too?
-    pub nested: bool,
-    /// How many seconds a mount may take.
-    pub deadline: u64,
-}
-
-impl Default for MountSettings {
-    fn default() -> Self {
-        Self {
-            allowed: Vec::new(),
-            fuse: BTreeMap::new(),
-            sources: Vec::new(),
-            shift: false,
-            dev_and_suid: false,
-            nested: false,
-            // Well below the 30 s after which liblxc stops waiting.
-            deadline: 20,
-        }
+settings! {
+    /// mount(2) and fsopen(2): filesystems that a container may not mount by itself are mounted for it.
+    /// It grants nothing without `allowed` or `fuse`; a filesystem can be in one of the two. What is
+    /// mounted how: docs/mount.md.
+    pub struct MountSettings {
+        /// True if the calls are answered.
+        pub enabled: bool = false, lxd "mount";
+        /// Filesystems that the kernel mounts with the host's rights. Its parsers then read what the
+        /// container wrote, and a crafted image can take the host over: for containers you trust.
+        pub allowed: Vec<String> = Vec::new(), such as r#"["ext4"]"#, lxd "mount.allowed";
+        /// Filesystems that a program serves, run as the caller: the safe way. The program is one of
+        /// the container, or of the host with `host:` in front of its path.
+        pub fuse: BTreeMap<String, String> = BTreeMap::new(),
+            such as r#"{ squashfs = "squashfuse" }"#, lxd "mount.fuse";
+        /// Where filesystems of the network are mounted from: patterns, for all types or after
+        /// `TYPE=` for one. Nowhere without it.
+        pub sources: Vec<String> = Vec::new(), such as r#"["nfs=filer:/export/*"]"#;
+        /// True if the owners of what the kernel mounts are the container's users.
+        pub shift: bool = false, lxd "mount.shift";
+        /// True if device nodes and set-user-ID programs of what is mounted have a meaning: `nosuid`
+        /// and `nodev` are not forced.
+        pub dev_and_suid: bool = false;
+        /// True if user namespaces that the container made itself may mount too.
+        pub nested: bool = false;
+        /// How many seconds a mount may take. It is below the 30 s after which liblxc stops waiting.
+        pub deadline: u64 = 20, within 1..=24;
+        check MountSettings::contradiction;
     }
 }
 
@@ -55,34 +46,33 @@ pub fn on_the_host(helper: &str) -> Option<&str> {
 }
 
 impl MountSettings {
-    /// What is wrong with them, if anything.
-    #[must_use]
-    pub fn mistake(&self) -> Option<String> {
-        if let Some(both) = self.allowed.iter().find(|name| self.fuse.contains_key(*name)) {
-            return Some(format!("{both} is in both mount.allowed and mount.fuse: choose one"));
-        }
+    /// What is wrong with filesystems and helpers, if anything.
+    fn contradiction(&self) -> Option<WrongValue> {
+        let wrong = |key: &str, reason: String| Some((key.to_owned(), reason));
         if let Some(never) = self.allowed.iter().find(|name| is_never_mounted(name)) {
-            return Some(format!(
-                "mount.allowed: {never} is never mounted with the host's rights: leave it out"
-            ));
+            let reason = "is never mounted with the host's rights: leave it out";
+            return wrong("allowed", format!("{never} {reason}"));
         }
         if self.allowed.iter().any(String::is_empty) {
-            return Some("mount.allowed: a filesystem has no name".to_owned());
+            return wrong("allowed", "a filesystem has no name".to_owned());
         }
-        if let Some((name, _)) =
-            self.fuse.iter().find(|(name, helper)| name.is_empty() || helper.is_empty())
-        {
-            return Some(format!(
-                "mount.fuse: {name:?} needs a filesystem and a program, such as ext4 and fuse2fs"
-            ));
+        if let Some(both) = self.allowed.iter().find(|name| self.fuse.contains_key(*name)) {
+            return wrong(
+                "fuse",
+                format!("{both} is in both mount.allowed and mount.fuse: choose one"),
+            );
+        }
+        let empty = |(name, helper): &(&String, &String)| name.is_empty() || helper.is_empty();
+        if let Some((name, _)) = self.fuse.iter().find(empty) {
+            let needed = "needs a filesystem and a program, such as ext4 and fuse2fs";
+            return wrong("fuse", format!("{name:?} {needed}"));
         }
         for path in self.fuse.values().filter_map(|helper| on_the_host(helper)) {
             if !path.starts_with('/') || !std::path::Path::new(path).is_file() {
-                return Some(format!("mount.fuse: {HOST}{path} is no program of this host"));
+                return wrong("fuse", format!("{HOST}{path} is no program of this host"));
             }
         }
-        (!(1..=24).contains(&self.deadline))
-            .then(|| "mount.deadline must be between 1 and 24 seconds".to_owned())
+        None
     }
 
     /// How long a mount may take.
@@ -94,23 +84,27 @@ impl MountSettings {
 
 #[cfg(test)]
 mod tests {
+    use super::super::settings::Section;
     use super::*;
 
     #[test]
     fn a_type_has_one_way() {
         let mut settings = MountSettings { allowed: vec!["ext4".into()], ..Default::default() };
-        assert_eq!(settings.mistake(), None);
+        assert_eq!(settings.wrong_value(), None);
+        let wrong = |settings: &MountSettings| {
+            settings.wrong_value().map(|(key, reason)| format!("{key}: {reason}")).unwrap()
+        };
         settings.fuse.insert("ext4".into(), "fuse2fs".into());
-        assert!(settings.mistake().unwrap().contains("both"));
+        assert!(wrong(&settings).starts_with("fuse: ext4 is in both"));
         settings.fuse = [("xfs".into(), "host:/no/such".into())].into();
-        assert!(settings.mistake().unwrap().contains("host:/no/such is no program"));
+        assert!(wrong(&settings).contains("host:/no/such is no program"));
         settings.fuse = [("xfs".into(), String::new())].into();
-        assert!(settings.mistake().unwrap().contains("\"xfs\" needs"));
+        assert!(wrong(&settings).contains("\"xfs\" needs"));
         for never in ["proc", "tmpfs", "fuse.sshfs", "sysfs.image"] {
             settings = MountSettings { allowed: vec![never.into()], ..Default::default() };
-            assert!(settings.mistake().unwrap().contains("never mounted"), "{never}");
+            assert!(wrong(&settings).contains("never mounted"), "{never}");
         }
         settings = MountSettings { deadline: 60, ..Default::default() };
-        assert!(settings.mistake().unwrap().contains("between 1 and 24"));
+        assert_eq!(wrong(&settings), "deadline: 60 is not possible: use 1 to 24");
     }
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::account::{Account, Accounts};
 use super::policy::Policy;
+use super::settings::settings;
 
 /// What is known of a container when its listener arrives.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,20 +28,22 @@ pub struct Container {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// Which containers a section is for. What is given must fit; `*` stands for any text, `?` for a
-/// letter.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Matcher {
-    /// Fits the id.
-    pub id: Option<String>,
-    /// Fits `listenerMetadata`.
-    pub metadata: Option<String>,
-    /// Fits `lxc.seccomp.notify.cookie`.
-    pub cookie: Option<String>,
-    /// Fits the path of the control group.
-    pub cgroup: Option<String>,
-    /// Each fits the annotation of that name.
-    pub annotations: BTreeMap<String, String>,
+settings! {
+    /// What is different for some containers. What is given must all fit; `*` stands for any text,
+    /// `?` for one letter. The first section that fits counts. Its table `intercept` changes what
+    /// `[intercept]` says: a key that is given replaces the one there.
+    pub struct Matcher {
+        /// Fits the id of an OCI container; for LXC it is the cookie.
+        pub id: Option<String> = None, such as r#""ci-*""#;
+        /// Fits `listenerMetadata` of the container's seccomp profile.
+        pub metadata: Option<String> = None, such as r#""web""#;
+        /// Fits `lxc.seccomp.notify.cookie`.
+        pub cookie: Option<String> = None, such as r#""web""#;
+        /// Fits the path of its control group when it starts.
+        pub cgroup: Option<String> = None, such as r#""/lxc.payload.web*""#;
+        /// Each fits the annotation of that name of an OCI container.
+        pub annotations: BTreeMap<String, String> = BTreeMap::new(), such as r#"{ team = "ci" }"#;
+    }
 }
 
 impl Matcher {
@@ -103,7 +106,7 @@ impl Policies {
         let (policy, unknown) = policy.requested(list);
         if !unknown.is_empty() {
             let (container, name) = (&container.id, super::oci::ANNOTATION);
-            tracing::warn!(container, ?unknown, "{name} names calls that nobody answers");
+            tracing::warn!(container, ?unknown, "{name} names calls that ambit does not know");
         }
         policy
     }
@@ -220,7 +223,7 @@ mod tests {
         let of = |container: &Container| names(&policies.of(container));
         assert_eq!(of(&container("web-1", "/lxc/ci/a")), "mknod");
         assert_eq!(of(&container("web-10", "/lxc.payload/ci/a")), "mount");
-        assert_eq!(of(&container("db", "/lxc/b")), "sysinfo");
+        assert_eq!(of(&container("db", "/lxc/b")), "sysinfo,sched_getaffinity");
     }
 
     #[test]
@@ -242,7 +245,7 @@ mod tests {
         let current = Current::new(Policies::default());
         let mut member = Member::configured(container("a", "/"));
         let mut own = Member::fixed("b", Policy::none());
-        assert_eq!(names(member.policy(&current)), "sysinfo");
+        assert_eq!(names(member.policy(&current)), "sysinfo,sched_getaffinity");
         current.replace(Policies::for_all(Policy::from_names(["mknod"]).unwrap()));
         assert_eq!(names(member.policy(&current)), "mknod");
         assert_eq!(names(own.policy(&current)), "");

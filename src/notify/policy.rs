@@ -6,8 +6,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::handler::Cost;
-use super::settings::Settings;
-use super::syscalls::HANDLERS;
+use super::settings::nearest;
+use super::syscalls::{HANDLERS, Settings, VIEW};
 
 /// A choice of handlers, with their settings. Cheap to clone.
 #[derive(Clone, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl Policy {
         Ok(policy)
     }
 
-    /// Switches one handler on or off.
+    /// Switches one handler on or off, or those that `view` is short for.
     ///
     /// # Errors
     /// There is no handler of that name.
@@ -69,6 +69,9 @@ impl Policy {
         let name = name.trim();
         if name.is_empty() {
             return Ok(());
+        }
+        if name == "view" {
+            return VIEW.iter().try_for_each(|name| self.set(name, on));
         }
         let index = HANDLERS
             .iter()
@@ -124,9 +127,16 @@ impl Policy {
 }
 
 impl Default for Policy {
-    /// What every handler says of itself.
     fn default() -> Self {
-        Self::all_where(|description| description.default_on)
+        Settings::default().into()
+    }
+}
+
+impl From<Settings> for Policy {
+    /// The handlers that are enabled in the settings.
+    fn from(settings: Settings) -> Self {
+        let on = settings.enabled().iter().rev().fold(0, |bits, on| bits << 1 | u64::from(*on));
+        Self { on, settings: Arc::new(settings) }
     }
 }
 
@@ -138,24 +148,42 @@ impl fmt::Debug for Policy {
 
 /// A name that no handler has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no system call {name:?} can be answered; known are: {}", known())]
+#[error("no system call {name:?} can be answered; {}", hint(name))]
 pub struct UnknownCall {
     /// The name.
     pub name: String,
 }
 
-fn known() -> String {
-    let names: Vec<_> = HANDLERS.iter().map(|handler| handler.describe().name).collect();
-    names.join(", ")
+fn hint(name: &str) -> String {
+    let names = HANDLERS.iter().map(|handler| handler.describe().name);
+    let known: Vec<_> = ["view"].into_iter().chain(names).collect();
+    match nearest(name, known.iter().copied()) {
+        Some(near) => format!("did you mean {near}?"),
+        None => format!("known are: {}", known.join(", ")),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::settings::Section;
     use super::*;
 
     #[test]
-    fn only_sysinfo_is_answered_by_default() {
-        assert_eq!(Policy::default().names().collect::<Vec<_>>(), ["sysinfo"]);
+    fn the_view_is_answered_by_default() {
+        assert_eq!(Policy::default().names().collect::<Vec<_>>(), VIEW);
+        assert_eq!(Policy::from_names(["view"]).unwrap(), Policy::default());
+    }
+
+    #[test]
+    fn every_handler_has_its_settings() {
+        for (at, handler) in HANDLERS.iter().enumerate() {
+            let name = handler.describe().name;
+            let table = Settings::TABLE.key(name).and_then(|key| key.table);
+            assert!(table.and_then(|table| table.key("enabled")).is_some(), "{name}");
+            let text = format!("{name} = {{ enabled = true }}\n");
+            let policy = Policy::from(toml::from_str::<Settings>(&text).unwrap());
+            assert!(policy.has(at), "{name}");
+        }
     }
 
     #[test]
@@ -171,7 +199,8 @@ mod tests {
     #[test]
     fn an_unknown_name_is_answered_with_the_known_ones() {
         let error = Policy::from_names(["sysinf"]).unwrap_err().to_string();
-        assert!(error.contains("\"sysinf\""), "{error}");
+        assert!(error.contains("\"sysinf\"") && error.contains("mean sysinfo?"), "{error}");
+        let error = Policy::from_names(["swapon"]).unwrap_err().to_string();
         for handler in HANDLERS {
             assert!(error.contains(handler.describe().name), "{error}");
         }

@@ -1,96 +1,245 @@
-//! What goes with the names of a policy: what may be mounted, which devices may be made.
+//! Settings: structs of serde, each field of which is a key of the configuration.
+//!
+//! [`settings!`] declares a struct with the default of each field, and a [`Table`] that describes
+//! it: the parser, the reference, the default file, the words of `--intercept` and the suggestions
+//! in errors all derive from the one declaration. A key is one line there, and its doc comment.
 
-use super::mounts::MountSettings;
+/// A table of the configuration.
+#[derive(Debug)]
+pub struct Table {
+    /// Its doc comment, line by line.
+    pub doc: &'static [&'static str],
+    /// What can be in it.
+    pub keys: &'static [Key],
+}
 
-/// Character devices that every container may have: they give access to nothing.
-pub const DEVICES: [Device; 7] = [
-    Device(1, 3),
-    Device(1, 5),
-    Device(1, 7),
-    Device(1, 8),
-    Device(1, 9),
-    Device(5, 0),
-    Device(5, 1),
-];
+/// A key of a table.
+#[derive(Debug)]
+pub struct Key {
+    /// Its name.
+    pub name: &'static str,
+    /// Its doc comment, line by line.
+    pub doc: &'static [&'static str],
+    /// Returns the default, which optional keys do not have.
+    pub default: fn() -> Option<toml::Value>,
+    /// Which numbers it takes, as a range of Rust.
+    pub range: Option<&'static str>,
+    /// A value in the spelling of TOML.
+    pub example: Option<&'static str>,
+    /// The name in LXD and Incus, after `security.syscalls.intercept.`.
+    pub lxd: Option<&'static str>,
+    /// The table, if the key is one.
+    pub table: Option<&'static Table>,
+}
 
-/// Character devices that no container may make: memory and ports of the machine.
-const NEVER: [Device; 3] = [Device(1, 1), Device(1, 2), Device(1, 4)];
+/// Which key of a struct has a wrong value, and why. The path is relative to the struct.
+pub type WrongValue = (String, String);
 
-/// A device number: major, minor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Device(pub u32, pub u32);
+/// A struct of settings, as [`settings!`] declares it.
+pub trait Section: Default + serde::de::DeserializeOwned {
+    /// Its description.
+    const TABLE: &'static Table;
 
-impl std::str::FromStr for Device {
-    type Err = String;
+    /// The first value that is out of its range, or contradicts another one.
+    fn wrong_value(&self) -> Option<WrongValue>;
+}
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let parts = text.split_once(':').map(|(major, minor)| (major.parse(), minor.parse()));
-        match parts {
-            Some((Ok(major), Ok(minor))) if NEVER.contains(&Self(major, minor)) => Err(format!(
-                "mknod.devices: {text} is the machine's memory or its ports, and gives the whole \
-                 machine away: leave it out"
-            )),
-            Some((Ok(major), Ok(minor))) if (major, minor) != (0, 0) => Ok(Self(major, minor)),
-            _ => Err(format!("{text:?} is no character device: use MAJOR:MINOR, such as 10:229")),
+impl Table {
+    /// The key of this name.
+    #[must_use]
+    pub fn key(&self, name: &str) -> Option<&'static Key> {
+        self.keys.iter().find(|key| key.name == name)
+    }
+
+    /// The key at a path such as `mount.allowed`.
+    #[must_use]
+    pub fn find(&self, path: &str) -> Option<&'static Key> {
+        match path.split_once('.') {
+            Some((table, path)) => self.key(table)?.table?.find(path),
+            None => self.key(path),
         }
+    }
+
+    /// The paths of all keys that are no tables.
+    #[must_use]
+    pub fn paths(&self) -> Vec<String> {
+        let paths = self.keys.iter().flat_map(|key| match key.table {
+            Some(table) => {
+                table.paths().iter().map(|path| format!("{}.{path}", key.name)).collect()
+            }
+            None => vec![key.name.to_owned()],
+        });
+        paths.collect()
     }
 }
 
-/// The settings of a policy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// What may be mounted.
-    pub mount: MountSettings,
-    /// The character devices that may be made.
-    pub devices: Vec<Device>,
-    /// Is a device mounted below `/dev` where the filesystem forbids nodes?
-    pub bind: bool,
-    /// May device policies of control groups be set by programs?
-    pub bpf_devices: bool,
-    /// Are calls answered too from user namespaces that a container made itself?
-    pub nested: bool,
-    /// The highest real-time priority that a container may use; 0 for none.
-    pub priority: u32,
-    /// The lowest nice value that it may use.
-    pub nice: i32,
-    /// How many acts of one container may be under way or wait.
-    pub acts: usize,
-    /// How many filesystems that were mounted for one container may exist at a time.
-    pub mounts: usize,
-    /// How many calls a second of one container are answered; what is beyond waits.
-    pub calls: u64,
+impl Key {
+    /// A value that shows what the key takes: its example, or its default.
+    #[must_use]
+    pub fn example(&self) -> Option<toml::Value> {
+        let parsed = self.example.map(|text| text.parse().unwrap_or_else(|_| text.into()));
+        parsed.or_else(self.default)
+    }
+
+    /// Which numbers it takes, in words.
+    #[must_use]
+    pub fn range(&self) -> Option<String> {
+        let (from, to) = self.range?.split_once("..")?;
+        let (from, to) = (from.trim(), to.trim_start_matches('=').trim());
+        Some(if to.is_empty() { format!("{from} or more") } else { format!("{from} to {to}") })
+    }
 }
 
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            mount: MountSettings::default(),
-            devices: DEVICES.to_vec(),
-            bind: false,
-            bpf_devices: false,
-            nested: false,
-            priority: 0,
-            nice: -20,
-            acts: 512,
-            mounts: 64,
-            calls: 100_000,
+/// The candidate that a misspelt word most likely means.
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // A long word is no slip of a finger, and the distance takes the square of its length.
+    if word.len() > 64 {
+        return None;
+    }
+    let distance = |candidate: &str| strsim::damerau_levenshtein(word, candidate);
+    let near = candidates.into_iter().map(|candidate| (distance(candidate), candidate));
+    let (distance, candidate) = near.min_by_key(|(distance, _)| *distance)?;
+    (distance <= (candidate.len() / 3).clamp(1, 3)).then_some(candidate)
+}
+
+/// Declares a struct of settings: `pub KEY: TYPE = DEFAULT`, or `pub KEY: STRUCT` for a table;
+/// then, each after a comma, `within RANGE`, `such as "EXAMPLE"` and `lxd "NAME"`. The last line
+/// may be `check FUNCTION`, which returns what is wrong with the struct as a whole.
+macro_rules! settings {
+    ($(#[doc = $about:literal])* pub struct $name:ident {
+        $($(#[doc = $doc:literal])* pub $key:ident: $kind:ty $(= $default:expr)?
+            $(, within $range:expr)? $(, such as $example:literal)? $(, lxd $lxd:literal)?;)*
+        $(check $check:path;)?
+    }) => {
+        $(#[doc = $about])*
+        #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $name {
+            $($(#[doc = $doc])* pub $key: $kind,)*
         }
+
+        impl $crate::notify::settings::Section for $name {
+            const TABLE: &'static $crate::notify::settings::Table =
+                &$crate::notify::settings::Table {
+                    doc: &[$($about),*],
+                    keys: &[$($crate::notify::settings::Key {
+                        name: stringify!($key),
+                        doc: &[$($doc),*],
+                        default: settings!(@shown $kind [$($default)?]),
+                        range: settings!(@option [$(stringify!($range))?]),
+                        example: settings!(@option [$($example)?]),
+                        lxd: settings!(@option [$($lxd)?]),
+                        table: settings!(@table $kind [$($default)?]),
+                    }),*],
+                };
+
+            fn wrong_value(&self) -> Option<$crate::notify::settings::WrongValue> {
+                $(settings!(@check (self.$key) $key [$($default)?] [$($range)?]);)*
+                settings!(@whole (self) [$($check)?])
+            }
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($key: settings!(@default $kind [$($default)?])),* }
+            }
+        }
+    };
+    (@whole ($settings:expr) []) => { None };
+    (@whole ($settings:expr) [$check:path]) => { $check($settings) };
+    (@option []) => { None };
+    (@option [$some:expr]) => { Some($some) };
+    (@default $kind:ty []) => { <$kind>::default() };
+    (@default $kind:ty [$default:expr]) => { $default };
+    (@shown $kind:ty []) => { || None };
+    (@shown $kind:ty [$default:expr]) => {
+        || { let default: $kind = $default; toml::Value::try_from(default).ok() }
+    };
+    (@table $kind:ty []) => {
+        Some(<$kind as $crate::notify::settings::Section>::TABLE)
+    };
+    (@table $kind:ty [$default:expr]) => { None };
+    (@check ($value:expr) $key:ident [] []) => {
+        if let Some((path, reason)) = $crate::notify::settings::Section::wrong_value(&$value) {
+            return Some((format!("{}.{path}", stringify!($key)), reason));
+        }
+    };
+    (@check ($value:expr) $key:ident [$default:expr] []) => {};
+    (@check ($value:expr) $key:ident [$default:expr] [$range:expr]) => {
+        if !($range).contains(&$value) {
+            let range = Self::TABLE.key(stringify!($key)).and_then(|key| key.range());
+            return Some((
+                stringify!($key).to_owned(),
+                format!("{} is not possible: use {}", $value, range.unwrap_or_default()),
+            ));
+        }
+    };
+}
+
+pub(crate) use settings;
+
+settings! {
+    /// How much of ambit one container may use.
+    pub struct Limit {
+        /// How many of its calls that change something may be under way or wait; the kernel answers
+        /// the others.
+        pub acts: usize = 512, within 1..;
+        /// How many of its calls a second are answered, whatever they are; what is beyond waits.
+        pub calls: u64 = 100_000, within 1..;
+        /// How many filesystems that were mounted for it, by the kernel or by helpers, may exist at
+        /// a time; the next mount fails with ENOSPC.
+        pub mounts: usize = 64, within 1..;
     }
 }
 
 #[cfg(test)]
+#[allow(unreachable_pub, reason = "structs of settings are public")]
 mod tests {
     use super::*;
 
+    settings! {
+        /// A table
+        /// of two lines.
+        pub struct Sample {
+            /// How many.
+            pub number: u32 = 3, within 1..=5, such as "4", lxd "a.number";
+            /// Where.
+            pub place: Option<String> = None, such as "\"here\"";
+            /// More.
+            pub limit: Limit;
+        }
+    }
+
     #[test]
-    fn devices_are_two_numbers() {
-        assert_eq!("10:229".parse(), Ok(Device(10, 229)));
-        for text in ["10", "a:b", "1:3:5", "", "0:0", "-1:3", "b8:0"] {
-            assert!(text.parse::<Device>().is_err(), "{text}");
-        }
-        for text in ["1:1", "1:2", "1:4", "01:+1"] {
-            let error = text.parse::<Device>().unwrap_err();
-            assert!(error.contains("gives the whole machine away"), "{error}");
-        }
+    fn a_declaration_is_a_struct_and_its_description() {
+        let sample: Sample = toml::from_str("limit = { calls = 7 }\n").unwrap();
+        assert_eq!((sample.number, sample.limit.calls, sample.limit.acts), (3, 7, 512));
+        assert_eq!(Sample::TABLE.doc, [" A table", " of two lines."]);
+        let number = Sample::TABLE.find("number").unwrap();
+        assert_eq!((number.default)(), Some(3.into()));
+        assert_eq!((number.example(), number.lxd), (Some(4.into()), Some("a.number")));
+        assert_eq!(number.range().as_deref(), Some("1 to 5"));
+        let place = Sample::TABLE.find("place").unwrap();
+        assert_eq!(((place.default)(), place.example()), (None, Some("here".into())));
+        assert_eq!(Sample::TABLE.paths()[1..3], ["place", "limit.acts"]);
+    }
+
+    #[test]
+    fn numbers_stay_in_their_range() {
+        assert_eq!(Sample::default().wrong_value(), None);
+        let text = "number = 6\n";
+        let (path, reason) = toml::from_str::<Sample>(text).unwrap().wrong_value().unwrap();
+        assert_eq!((&*path, &*reason), ("number", "6 is not possible: use 1 to 5"));
+        let text = "limit = { acts = 0 }\n";
+        let (path, reason) = toml::from_str::<Sample>(text).unwrap().wrong_value().unwrap();
+        assert_eq!((&*path, &*reason), ("limit.acts", "0 is not possible: use 1 or more"));
+    }
+
+    #[test]
+    fn the_nearest_word_is_near() {
+        let words = ["allowed", "fuse", "dev_and_suid"];
+        assert_eq!(nearest("alowd", words), Some("allowed"));
+        assert_eq!(nearest("fues", words), Some("fuse"));
+        assert_eq!(nearest("banana", words), None);
     }
 }

@@ -316,7 +316,7 @@ impl Threads {
                 return Next::Leave(Keep::No);
             }
         };
-        let wait = account.spend(now, policy.settings().calls);
+        let wait = account.spend(now, policy.settings().limit.calls);
         let seccomp_notif { id, pid: tid, data, .. } = notification;
         let call = self.pipeline.look_up(tid, data, account, policy);
         let transport = Notification { listener: Arc::clone(listener), id };

@@ -48,7 +48,7 @@ mod tests {
     use super::super::arch::Abi;
     use super::super::context::Pending;
     use super::super::memory::Memory;
-    use super::super::settings::Settings;
+    use super::super::syscalls::Settings;
     use super::*;
 
     #[test]

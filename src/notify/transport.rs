@@ -77,7 +77,7 @@ impl<T: Transport> Received<T> {
             return;
         }
         let (account, own) = (Arc::clone(&self.call.account), Arc::clone(pipeline));
-        let limit = self.call.policy.settings().acts;
+        let limit = self.call.policy.settings().limit.acts;
         pipeline.acting().hand_over(&account.id, limit, move |granted| {
             if !granted {
                 own.too_many(&self.call.account);

@@ -75,7 +75,7 @@ struct Wish<'a> {
 /// # Errors
 /// The list or the base is wrong, or a file cannot be read or written.
 pub fn run(args: &ProfileArgs, config: &Config) -> anyhow::Result<()> {
-    let policies = config.policies();
+    let policies = &config.policies;
     let policy = match &args.intercept {
         Some(list) => parse(list)?,
         None => policies.all.clone(),
@@ -95,7 +95,7 @@ pub fn run(args: &ProfileArgs, config: &Config) -> anyhow::Result<()> {
         Engine::Lxc => lxc::profile(base, &wish)?,
         Engine::Oci => oci::profile(base, &wish)?,
     };
-    let general = advice::general(args.engine, &rules, &policy, &policies, &socket);
+    let general = advice::general(args.engine, &rules, &policy, policies, &socket);
     for warning in profile.warnings.iter().chain(&general) {
         output::complain(format_args!("ambit: note: {warning}"));
     }
@@ -149,7 +149,7 @@ mod tests {
             ["sysinfo", "mknod"]
         );
         for (list, said) in [
-            ("sysinf", "known are: sysinfo"),
+            ("sysinf", "did you mean sysinfo?"),
             ("mount,mount.allowed=ext4", "mount.allowed belongs in [intercept]"),
             ("nested", "nested belongs in"),
         ] {

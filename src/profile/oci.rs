@@ -351,6 +351,16 @@ mod tests {
     }
 
     #[test]
+    fn the_example_reports_what_is_answered_by_default() {
+        let example: Value =
+            serde_json::from_str(include_str!("../../contrib/oci/seccomp.json")).unwrap();
+        let (profile, _) = made(None, "view").unwrap();
+        for key in ["defaultAction", "listenerPath", "syscalls"] {
+            assert_eq!(example[key], profile[key], "{key}");
+        }
+    }
+
+    #[test]
     fn names_leave_the_rules_of_dockers_base() {
         let (profile, said) = made(Some(DOCKERS), "sysinfo,mknod,mount").unwrap();
         assert!(said.contains("Docker and Podman work out"), "{said}");

@@ -14,9 +14,6 @@ use clap::Args;
 use crate::intercept;
 use crate::notify::Policy;
 
-/// System calls that are answered when `--intercept` is not given.
-const DEFAULT_INTERCEPT: &str = "sysinfo,sched_getaffinity";
-
 /// Run a command in a fresh sandbox that sees its own limits.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
@@ -52,8 +49,9 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     pub pids: Option<u32>,
 
-    /// System calls answered with the sandbox's own numbers; "none" for none
-    #[arg(long, value_name = "LIST", default_value = DEFAULT_INTERCEPT, value_parser = intercept)]
+    /// System calls that are answered: names and settings, such as view,mknod,mknod.bind; "none"
+    /// for none, "view" for sysinfo and sched_getaffinity
+    #[arg(long, value_name = "LIST", default_value = "view", value_parser = intercept)]
     pub intercept: Intercept,
 
     /// Folder to use as its root, writable, in place of the host's files
@@ -285,7 +283,7 @@ mod tests {
             parse(&["--intercept", "none", "true"]).unwrap().intercept.policy,
             Policy::none()
         );
-        assert!(intercept("sysinf").unwrap_err().contains("known are: sysinfo"));
+        assert!(intercept("sysinf").unwrap_err().contains("did you mean sysinfo?"));
     }
 
     #[test]

@@ -62,7 +62,7 @@ fn service(config: &Config, intercept: &Intercept) -> anyhow::Result<Box<dyn Ser
             );
         }
         // Harmless calls are answered because they are asked for.
-        let asked = config.policies().ungranted(&intercept.policy.privileged()).join(", ");
+        let asked = config.policies.ungranted(&intercept.policy.privileged()).join(", ");
         if !asked.is_empty() {
             output::complain(format_args!(
                 "ambit: note: the configuration has {asked} for no container: the kernel answers"
@@ -109,9 +109,9 @@ impl Embedded {
         let policy = intercept.policy.clone();
         let policy = match intercept.setting {
             Some(_) => policy,
-            None => policy.with(config.policies().all.settings().clone()),
+            None => policy.with(config.policies.all.settings().clone()),
         };
-        for (_, reason) in intercept::grant_nothing(&policy) {
+        for reason in intercept::grant_nothing(&policy) {
             output::complain(format_args!("ambit: note: {reason}"));
         }
         let acts = policy.acts().then(daemon::start_acts).transpose()?;

@@ -6,6 +6,8 @@
 //! Time beyond what the visible processors could have spent is carried to the next intervals, up
 //! to two seconds of each processor, and no processor is more than fully busy.
 
+use serde::{Deserialize, Serialize};
+
 use crate::clock::TICK;
 use crate::cpuset::CpuSet;
 use crate::host::Host;
@@ -13,7 +15,8 @@ use crate::sample::{Busy, Quota, Sample};
 use crate::view::{Cpu, Times};
 
 /// How many processors a container is shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum CpuPolicy {
     /// Its cpuset, capped by its quota rounded up.
     #[default]

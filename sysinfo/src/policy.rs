@@ -3,8 +3,11 @@
 //! A policy says which numbers are shown, never whose. `source` reads what a policy needs,
 //! `derive` and `container` apply it; nothing else asks.
 
+use serde::{Deserialize, Serialize};
+
 /// Which processors and memory nodes a container is told that there could be.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Possible {
     /// The machine's. A thread can run on every one that its cpuset has, whatever the quota, and
     /// programs with an entry for each processor write behind a table that is smaller.
@@ -15,7 +18,8 @@ pub enum Possible {
 }
 
 /// Which limit is the container's memory.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum MemoryLimit {
     /// The one at which the kernel kills: `memory.max`.
     #[default]
@@ -26,7 +30,8 @@ pub enum MemoryLimit {
 }
 
 /// How much swap a container is shown.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum SwapPolicy {
     /// What it may use.
     #[default]
@@ -38,7 +43,8 @@ pub enum SwapPolicy {
 }
 
 /// Which boot time a container without a time namespace is shown.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum BootTime {
     /// The machine's. Start times in `/proc/<pid>/stat` count from it, so this is what `ps`
     /// needs.

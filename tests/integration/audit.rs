@@ -127,7 +127,7 @@ fn acts_are_logged_and_what_is_not_listed_is_not() {
 #[test]
 fn mounts_and_priorities_are_logged_with_the_reason() {
     let (daemon, folder, log) =
-        audited("mount = true\n\"mount.allowed\" = [\"ext4\"]\nsched_setscheduler = true\n");
+        audited("mount.enabled = true\nmount.allowed = [\"ext4\"]\nsched_setscheduler = true\n");
     let image = folder.path().join("image");
     fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
     command::run(quiet("mke2fs").args(["-qFt", "ext4"]).arg(&image)).ok();
@@ -243,7 +243,7 @@ fn a_flood_fills_no_log_and_is_told() {
 
 #[test]
 fn whoever_uses_its_budget_up_waits_and_others_do_not() {
-    let (daemon, _folder, _log) = audited("\"limit.calls\" = 60\n");
+    let (daemon, _folder, _log) = audited("limit.calls = 60\n");
     let flood = "for i in 1 2 3 4 5 6 7 8; do /mnt/sysinfo loop 40 & done
         echo begun; wait; echo flooded; read line";
     let mut flood = sandbox::command(&daemon, &ALL, flood);

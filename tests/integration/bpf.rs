@@ -13,7 +13,7 @@ use crate::harness::daemon::{Daemon, Place, readable_dir};
 use crate::harness::{cgroup, lxc, machine, oci, sandbox};
 
 const MIB: u64 = 1 << 20;
-const ON: &str = "bpf = true\n\"bpf.devices\" = true\n";
+const ON: &str = "bpf.enabled = true\nbpf.devices = true\n";
 
 /// Before each script: `$g` is the container's own control group, `$g/a` one below it, which the host
 /// lets it make at some time. `try GROUP DEVICE` says whether a process there can open a device.
@@ -191,9 +191,7 @@ fn what_is_wrong_has_the_kernels_errno_and_the_rest_is_refused() {
 
 #[test]
 fn nothing_is_granted_unless_both_keys_are_on() {
-    for lines in
-        ["bpf = true\n", "\"bpf.devices\" = true\n", "bpf = true\n\"bpf.devices\" = false\n"]
-    {
+    for lines in ["bpf = true\n", "bpf = false\n", "bpf.enabled = true\nbpf.devices = false\n"] {
         assert_eq!(run(lines, "$call load; $call clear $g/a"), "EPERM\nquery: EPERM\n", "{lines}");
     }
 }

@@ -9,9 +9,9 @@ use crate::sched;
 
 const MIB: u64 = 1 << 20;
 const MEMORY: u64 = 144;
-const ON: &str = "mknod = true\n\"mknod.devices\" = [\"5:2\"]\nsetxattr = true\n\
-                  sched_setscheduler = true\n\"sched.priority\" = 10\n\"sched.nice\" = 10\n\
-                  mount = true\n\"mount.allowed\" = [\"ext4\"]\n\"mount.shift\" = true\n";
+const ON: &str = "mknod.enabled = true\nmknod.devices = [\"5:2\"]\nsetxattr = true\n\
+                  sched_setscheduler.enabled = true\nsched_setscheduler.priority = 10\nsched_setscheduler.nice = 10\n\
+                  mount.enabled = true\nmount.allowed = [\"ext4\"]\nmount.shift = true\n";
 
 /// What `node_call table` says where calls are answered.
 const GRANTED: &str = "mknod: ok

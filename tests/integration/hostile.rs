@@ -15,8 +15,8 @@ use crate::harness::host::Host;
 use crate::harness::{machine, sandbox};
 use crate::mount::Stage;
 
-const ALL: &str = "mknod = true\nsetxattr = true\nsched_setscheduler = true\n\"sched.priority\" = 1\n\
-                   mount = true\n\"mount.allowed\" = [\"ext4\"]\n\"mount.shift\" = true\n";
+const ALL: &str = "mknod = true\nsetxattr = true\nsched_setscheduler.enabled = true\nsched_setscheduler.priority = 1\n\
+                   mount.enabled = true\nmount.allowed = [\"ext4\"]\nmount.shift = true\n";
 const CALLS: &str = "sysinfo,mknod,setxattr,sched_setscheduler,mount";
 
 /// A daemon that answers every call, and the host as it is without containers.
@@ -162,7 +162,7 @@ fn odd_bytes_have_the_meaning_that_the_kernel_gives_them() {
 #[test]
 fn files_that_block_hold_nobody_up() {
     let lines = format!(
-        "{ALL}\"mount.fuse\" = {{ squashfs = \"squashfuse\" }}\n\"mount.deadline\" = {}\n",
+        "{ALL}mount.fuse = {{ squashfs = \"squashfuse\" }}\nmount.deadline = {}\n",
         deadline() - 1
     );
     let attack = Attack::on(&lines);
@@ -313,7 +313,7 @@ fn helpers_that_misbehave_leave_nothing_and_show_nothing() {
     let kinds = ["hang", "exit", "die", "flood", "fork", "swarm", "junk"];
     let helpers: Vec<_> = kinds.map(|kind| format!("{kind} = \"/run/i/fuse-{kind}\"")).into();
     let lines = format!(
-        "{ALL}\"mount.deadline\" = {}\n\"mount.fuse\" = {{ {} }}\n",
+        "{ALL}mount.deadline = {}\nmount.fuse = {{ {} }}\n",
         deadline(),
         helpers.join(", ")
     );

@@ -100,7 +100,7 @@ fn permissions_masks_and_owners_are_the_callers() {
 
 #[test]
 fn more_devices_are_made_as_configured() {
-    let daemon = daemon("mknod = true\n\"mknod.devices\" = [\"10:229\", \"1:11\"]\n");
+    let daemon = daemon("mknod.enabled = true\nmknod.devices = [\"10:229\", \"1:11\"]\n");
     let script = "for d in '10 229' '1 11' '1 3' '1 1'; do /mnt/node_call make n $d; rm -f n; done";
     assert_eq!(run(&daemon, script).ok(), "ok\nok\nok\nEPERM\n");
     leaves_nothing(daemon);
@@ -151,7 +151,7 @@ const BOUND_SAYS: &str = "ok\nok\nEEXIST\nn 1:3 640 0:0\nsub/z 1:5 644 0:0\n3\nb
 
 #[test]
 fn devices_are_mounted_below_dev_where_nodes_are_forbidden() {
-    let daemon = daemon("mknod = true\n\"mknod.bind\" = true\n");
+    let daemon = daemon("mknod.enabled = true\nmknod.bind = true\n");
     // Whoever may not mount gets no node either, and no file is left.
     let script = format!(
         "mount -t tmpfs dev /dev; mkdir /tmp/r; mount --bind /tmp/r /root

@@ -107,7 +107,7 @@ fn mistakes_end_with_status_2_and_print_no_profile() {
     let base = base.to_str().unwrap();
     let of_base = format!("{base}:3:1: this is no seccomp profile");
     for (args, said) in [
-        (&["--for", "lxc", "--intercept", "nonsense"][..], "known are: sysinfo"),
+        (&["--for", "lxc", "--intercept", "nonsense"][..], "known are: view, sysinfo"),
         (&["--for", "oci", "--intercept", "mount,mount.allowed=ext4"], "belongs in [intercept]"),
         (&["--for", "oci", "--intercept", ""], "no call is to be reported"),
         (&["--for", "docker"], "possible values: lxc, oci"),

@@ -184,8 +184,37 @@ fn a_bad_configuration_is_located() {
     refused("[daemon]\nruntime_dri = \"/x\"\n", &["bad.toml:2:1", "runtime_dri"]);
     refused("[overlay]\nmount = 5\n", &["bad.toml:2:9"]);
     refused("[overlay\n", &["bad.toml:1:"]);
-    refused("[intercept]\nsysinfo = true\nsisinfo = true\n", &["bad.toml:3:1", "sisinfo"]);
+    refused("[intercept]\nsysinfo = true\nsisinfo = true\n", &["bad.toml:3:1", "mean sysinfo?"]);
+    refused("[intercept.mount]\nshift = true\n", &["bad.toml:1:12", "set enabled = true"]);
+    refused("[intercept]\n\"mount.shift\" = true\n", &["bad.toml:2:1", "write mount = {"]);
     is_refused_with(78, &ambit(&["serve", "--config", "/no/such.toml"]), &["/no/such.toml"]);
+}
+
+#[test]
+fn a_configuration_is_checked_before_it_is_used() {
+    let dir = readable_dir();
+    let file = dir.path().join("a.toml");
+    let path = file.to_str().unwrap();
+    fs::write(&file, ambit(&["config", "--default"]).ok()).unwrap();
+    let view = "[intercept] answers sysinfo, sched_getaffinity\n";
+    assert_eq!(
+        ambit(&["config", "--config", path]).ok(),
+        format!("{path} has no mistakes\n{view}")
+    );
+    let more = "[intercept]\nview = false\nmount = true\n[[container]]\nid = \"a\"\n\
+                intercept = { mknod = true, mount = false }\n";
+    fs::write(&file, more).unwrap();
+    let said = ambit(&["config", "--config", path]).ok();
+    for line in [
+        "[intercept] answers mount\n",
+        "[[container]] 1 answers mknod\n",
+        "note: [intercept]: mount grants nothing without mount.allowed or mount.fuse\n",
+    ] {
+        assert!(said.contains(line), "{said}");
+    }
+    fs::write(&file, "[intercept.mount]\nallowed = [\"ext4\"]\n").unwrap();
+    let refused = ambit(&["config", "--config", path]);
+    is_refused_with(2, &refused, &["a.toml:1:12", "set enabled = true"]);
 }
 
 #[test]

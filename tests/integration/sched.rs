@@ -9,7 +9,7 @@ use crate::harness::daemon::{Daemon, Place};
 use crate::harness::{cgroup, lxc, machine, oci, sandbox};
 
 const MIB: u64 = 1 << 20;
-const ON: &str = "sched_setscheduler = true\n\"sched.priority\" = 10\n";
+const ON: &str = "sched_setscheduler.enabled = true\nsched_setscheduler.priority = 10\n";
 
 #[track_caller]
 fn run(lines: &str, script: &str) -> String {
@@ -126,15 +126,16 @@ fn others_are_out_of_reach_and_only_root_may() {
     // Whatever has our number inside is not this process.
     let own = || rustix::process::getpriority_process(None).unwrap();
     let before = own();
-    let text = run("sched_setscheduler = true\n\"sched.nice\" = 10\n", &script);
+    let text = run("sched_setscheduler.enabled = true\nsched_setscheduler.nice = 10\n", &script);
     assert_eq!(own(), before);
     assert_eq!(text, "refused\nrefused\nrefused\nbeyond\n-5\n");
 }
 
 #[test]
 fn what_the_kernel_grants_is_not_taken_away() {
-    let daemon =
-        Daemon::start_at(Place::intercepting("sched_setscheduler = true\n\"sched.nice\" = 5\n"));
+    let daemon = Daemon::start_at(Place::intercepting(
+        "sched_setscheduler.enabled = true\nsched_setscheduler.nice = 5\n",
+    ));
     // Below the limit already, and not as far afterwards.
     let script =
         "/usr/bin/python3 -c 'import os; os.setpriority(0, 0, -12); print(os.getpriority(0, 0))'";

@@ -4,13 +4,15 @@
 //! makes it where the caller may. Everything else is the kernel's, above all the whiteouts of
 //! overlayfs (device 0:0), which it allows everybody.
 
+use serde::{Deserialize, Serialize};
+
 use crate::notify::acts;
 use crate::notify::audit::text;
 use crate::notify::call::Call;
 use crate::notify::context::Context;
 use crate::notify::handler::{Cost, Description, Handler, Refusal, Repeat, Screen, Verdict};
 use crate::notify::once::Once;
-use crate::notify::settings::Device;
+use crate::notify::settings::settings;
 use crate::worker::Find;
 use crate::worker::act::{Base, Mknod as Make, What};
 
@@ -18,6 +20,61 @@ const CAP_MKNOD: u32 = 27;
 
 /// Attempts of callers that signals interrupt.
 static ONCE: Once<(Base, What)> = Once::repeatable();
+
+/// Character devices that every container may have: they give access to nothing.
+const HARMLESS: [Device; 7] = [
+    Device(1, 3),
+    Device(1, 5),
+    Device(1, 7),
+    Device(1, 8),
+    Device(1, 9),
+    Device(5, 0),
+    Device(5, 1),
+];
+
+/// Character devices that no container may make: memory and ports of the machine.
+const NEVER: [Device; 3] = [Device(1, 1), Device(1, 2), Device(1, 4)];
+
+settings! {
+    /// mknod(2) and mknodat(2): harmless character devices (`null`, `zero`, `full`, `random`,
+    /// `urandom`, `tty`, `console`) can be made.
+    pub struct Settings {
+        /// True if the calls are answered.
+        pub enabled: bool = false, lxd "mknod";
+        /// More character devices that may be made, `MAJOR:MINOR`. Not 1:1, 1:2 and 1:4 (`mem`,
+        /// `kmem`, `port`), which give the whole machine away.
+        pub devices: Vec<Device> = Vec::new(), such as r#"["10:229"]"#;
+        /// True if, below `/dev`, a device is mounted where the filesystem forbids nodes.
+        pub bind: bool = false;
+    }
+}
+
+/// A device number: major, minor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Device(u32, u32);
+
+impl TryFrom<String> for Device {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let parts = text.split_once(':').map(|(major, minor)| (major.parse(), minor.parse()));
+        match parts {
+            Some((Ok(major), Ok(minor))) if NEVER.contains(&Self(major, minor)) => Err(format!(
+                "{text} is the machine's memory or its ports, and gives the whole machine away: \
+                 leave it out"
+            )),
+            Some((Ok(major), Ok(minor))) if (major, minor) != (0, 0) => Ok(Self(major, minor)),
+            _ => Err(format!("{text:?} is no character device: use MAJOR:MINOR, such as 10:229")),
+        }
+    }
+}
+
+impl From<Device> for String {
+    fn from(Device(major, minor): Device) -> Self {
+        format!("{major}:{minor}")
+    }
+}
 
 /// Answers mknod(2) and mknodat(2).
 pub(super) struct Mknod;
@@ -29,13 +86,7 @@ fn mode_at(syscall: &str) -> usize {
 
 impl Handler for Mknod {
     fn describe(&self) -> Description {
-        Description {
-            name: "mknod",
-            syscalls: &["mknod", "mknodat"],
-            default_on: false,
-            privileged: true,
-            summary: "Harmless character devices, such as null and zero, can be made.",
-        }
+        Description { name: "mknod", syscalls: &["mknod", "mknodat"], privileged: true }
     }
 
     fn reported(&self, syscall: &str) -> &'static [(u32, u64, u64)] {
@@ -70,7 +121,7 @@ impl Handler for Mknod {
         // The kernel's own encoding, of 32 bits: `new_decode_dev`.
         let number = call.uint(mode + 1);
         let device = Device(number >> 8 & 0xfff, number & 0xff | number >> 12 & 0xf_ff00);
-        if !cx.settings.devices.contains(&device) {
+        if !HARMLESS.contains(&device) && !cx.settings.mknod.devices.contains(&device) {
             return Ok(Verdict::Continue);
         }
         let Some(path) = cx.string(call, mode - 1)? else { return Ok(Verdict::Continue) };
@@ -95,5 +146,23 @@ impl Handler for Mknod {
         ONCE.act((cx.container, call.tid), &make, acts::patience(), cx, || {
             acts::act(call, cx, &actor, &make.1, find)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_two_numbers() {
+        let device = |text: &str| Device::try_from(text.to_owned());
+        assert_eq!(device("10:229"), Ok(Device(10, 229)));
+        for text in ["10", "a:b", "1:3:5", "", "0:0", "-1:3", "b8:0"] {
+            assert!(device(text).is_err(), "{text}");
+        }
+        for text in ["1:1", "1:2", "1:4", "01:+1"] {
+            let error = device(text).unwrap_err();
+            assert!(error.contains("gives the whole machine away"), "{error}");
+        }
     }
 }

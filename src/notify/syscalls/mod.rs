@@ -1,7 +1,8 @@
-//! The system calls that are answered: one file each, one line in [`HANDLERS`].
+//! The system calls that are answered: one file each, one line in `calls!`.
 //!
-//! To add one: write the file with a type that implements [`Handler`], add its line here.
-//! Dispatch, policy, configuration keys, filters and counters derive from the list.
+//! To add one: write the file with a type that implements [`Handler`] and a struct `Settings` with
+//! the key `enabled`, add its line here. Dispatch, policy, configuration keys, their reference,
+//! filters and counters derive from the list.
 
 mod bpf;
 mod mknod;
@@ -21,17 +22,54 @@ use std::os::fd::AsFd;
 use super::call::Call;
 use super::context::Context;
 use super::handler::{Handler, Refusal};
+use super::settings::{Limit, settings};
 
-/// All handlers. The order is that of listings; a policy's bits follow it.
-pub const HANDLERS: &[&dyn Handler] = &[
-    &sysinfo::Sysinfo, //
-    &sched_getaffinity::SchedGetaffinity,
-    &mknod::Mknod,
-    &setxattr::Setxattr,
-    &sched_setscheduler::SchedSetscheduler,
-    &bpf::BpfPrograms,
-    &mount::Mount,
-];
+macro_rules! calls {
+    ($($key:ident: $handler:ident,)*) => {
+        /// All handlers. The order is that of listings; a policy's bits follow it.
+        pub const HANDLERS: &[&dyn Handler] = &[$(&$key::$handler),*];
+
+        settings! {
+            /// System calls that are answered where a container's seccomp filter reports them. For each
+            /// of them `NAME = true` is short for a table with `enabled = true`; the settings in a table
+            /// without that have no effect, and are an error.
+            pub struct Settings {
+                /// Short for `sysinfo` and `sched_getaffinity`: programs that open no file see the
+                /// container's numbers too.
+                pub view: bool = true;
+                $(
+                    /// The settings of this call.
+                    pub $key: $key::Settings;
+                )*
+                /// True if calls that change something are also answered from user namespaces that the
+                /// container made itself.
+                pub nested: bool = false;
+                /// How much of ambit one container may use.
+                pub limit: Limit;
+            }
+        }
+
+        impl Settings {
+            /// Which handlers are enabled, in their order.
+            pub(super) fn enabled(&self) -> [bool; HANDLERS.len()] {
+                [$(self.$key.enabled),*]
+            }
+        }
+    };
+}
+
+calls! {
+    sysinfo: Sysinfo,
+    sched_getaffinity: SchedGetaffinity,
+    mknod: Mknod,
+    setxattr: Setxattr,
+    sched_setscheduler: SchedSetscheduler,
+    bpf: BpfPrograms,
+    mount: Mount,
+}
+
+/// The calls that `view` is short for.
+pub const VIEW: [&str; 2] = ["sysinfo", "sched_getaffinity"];
 
 /// What a map of the caller's user namespace leads to on the host: first, count.
 fn ranges(call: &Call, cx: &Context<'_>, map: &'static str) -> Result<Vec<(u32, u32)>, Refusal> {

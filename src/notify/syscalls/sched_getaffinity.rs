@@ -13,7 +13,16 @@ use crate::notify::call::Call;
 use crate::notify::context::Context;
 use crate::notify::cpu_mask::{self, WORDS};
 use crate::notify::handler::{Cause, Description, Handler, Refusal, Screen, Verdict};
+use crate::notify::settings::settings;
 use crate::notify::thread_id;
+
+settings! {
+    /// sched_getaffinity(2): affinity masks have as many processors as the container is shown.
+    pub struct Settings {
+        /// True if the call is answered.
+        pub enabled: bool = true;
+    }
+}
 
 /// Answers sched_getaffinity(2).
 pub(super) struct SchedGetaffinity;
@@ -23,9 +32,7 @@ impl Handler for SchedGetaffinity {
         Description {
             name: "sched_getaffinity",
             syscalls: &["sched_getaffinity"],
-            default_on: false,
             privileged: false,
-            summary: "Affinity masks have as many processors as the container is shown.",
         }
     }
 

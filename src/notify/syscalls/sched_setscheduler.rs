@@ -16,6 +16,7 @@ use crate::notify::acts;
 use crate::notify::call::Call;
 use crate::notify::context::Context;
 use crate::notify::handler::{Description, Handler, Refusal, Screen, Verdict};
+use crate::notify::settings::settings;
 use crate::notify::thread_id;
 use crate::worker::act::{Actor, Base};
 
@@ -29,6 +30,19 @@ const RR: u32 = libc::SCHED_RR.unsigned_abs();
 const BATCH: u32 = libc::SCHED_BATCH.unsigned_abs();
 const IDLE: u32 = libc::SCHED_IDLE.unsigned_abs();
 
+settings! {
+    /// sched_setscheduler(2), sched_setattr(2) and setpriority(2): the container's root sets the
+    /// priorities of the container's own threads.
+    pub struct Settings {
+        /// True if the calls are answered.
+        pub enabled: bool = false, lxd "sched_setscheduler";
+        /// The highest real-time priority; 0 leaves real time to the kernel, which refuses it.
+        pub priority: u32 = 0, within 0..=99, such as "10";
+        /// How far below 0 nice values may go.
+        pub nice: i32 = 20, within 0..=20;
+    }
+}
+
 /// Answers all three.
 pub(super) struct SchedSetscheduler;
 
@@ -37,9 +51,7 @@ impl Handler for SchedSetscheduler {
         Description {
             name: "sched_setscheduler",
             syscalls: &["sched_setscheduler", "sched_setattr", "setpriority"],
-            default_on: false,
             privileged: true,
-            summary: "The container's root sets priorities of its threads, up to a limit.",
         }
     }
 
@@ -76,7 +88,8 @@ impl Handler for SchedSetscheduler {
         let Some(thread) = own_thread(call, cx, &actor, tid)? else {
             return Ok(Verdict::Continue);
         };
-        if !wish.is_within(cx.settings.priority, cx.settings.nice) {
+        let Settings { priority, nice, .. } = cx.settings.sched_setscheduler;
+        if !wish.is_within(priority, -nice) {
             return Ok(Verdict::Continue);
         }
         cx.note("thread", || pid.to_string());

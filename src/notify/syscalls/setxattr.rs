@@ -14,6 +14,7 @@ use crate::notify::call::Call;
 use crate::notify::context::Context;
 use crate::notify::handler::{Cost, Description, Handler, Refusal, Screen, Verdict};
 use crate::notify::once::Once;
+use crate::notify::settings::settings;
 use crate::worker::Find;
 use crate::worker::act::{Base, SetOpaque, What};
 
@@ -29,6 +30,15 @@ static ONCE: Once<(Base, What)> = Once::repeatable();
 const ARGS: usize = 16;
 const NOFOLLOW: u32 = libc::AT_SYMLINK_NOFOLLOW.unsigned_abs();
 const EMPTY_PATH: u32 = libc::AT_EMPTY_PATH.unsigned_abs();
+
+settings! {
+    /// setxattr(2), lsetxattr(2), fsetxattr(2) and setxattrat(2): folders can be marked opaque for
+    /// overlayfs (`trusted.overlay.opaque`).
+    pub struct Settings {
+        /// True if the calls are answered.
+        pub enabled: bool = false, lxd "setxattr";
+    }
+}
 
 /// Answers setxattr(2), lsetxattr(2), fsetxattr(2) and setxattrat(2).
 pub(super) struct Setxattr;
@@ -108,9 +118,7 @@ impl Handler for Setxattr {
         Description {
             name: "setxattr",
             syscalls: &["setxattr", "lsetxattr", "fsetxattr", "setxattrat"],
-            default_on: false,
             privileged: true,
-            summary: "Folders can be marked opaque for overlayfs.",
         }
     }
 

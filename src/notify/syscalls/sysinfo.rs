@@ -9,19 +9,22 @@ use ambit_sysinfo::view::Origin;
 use crate::notify::call::Call;
 use crate::notify::context::Context;
 use crate::notify::handler::{Description, Handler, Refusal, Verdict};
+use crate::notify::settings::settings;
+
+settings! {
+    /// sysinfo(2): busybox and musl programs see the container's memory, load and uptime.
+    pub struct Settings {
+        /// True if the call is answered.
+        pub enabled: bool = true, lxd "sysinfo";
+    }
+}
 
 /// Answers sysinfo(2).
 pub(super) struct Sysinfo;
 
 impl Handler for Sysinfo {
     fn describe(&self) -> Description {
-        Description {
-            name: "sysinfo",
-            syscalls: &["sysinfo"],
-            default_on: true,
-            privileged: false,
-            summary: "Memory, swap, load, uptime and number of tasks are the container's.",
-        }
+        Description { name: "sysinfo", syscalls: &["sysinfo"], privileged: false }
     }
 
     fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {

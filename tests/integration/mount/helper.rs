@@ -35,7 +35,7 @@ fn a_helper_serves_as_the_caller_and_ends_with_the_mount() {
 
 #[test]
 fn a_helper_that_mounts_by_itself_survives_the_daemon() {
-    let lines = "mount = true\n\"mount.fuse\" = { ext4 = \"fuse2fs\" }\n";
+    let lines = "mount.enabled = true\nmount.fuse = { ext4 = \"fuse2fs\" }\n";
     let stage = Stage::new(lines);
     let script = "mount -t ext4.image /run/i/ext4 m || exit 1; echo first >m/file; echo mounted
          while [ ! -e /run/i/go ]; do sleep .1; done
@@ -56,7 +56,7 @@ fn a_helper_that_mounts_by_itself_survives_the_daemon() {
 
 #[test]
 fn a_device_is_mounted_again_as_soon_as_it_was_unmounted() {
-    let stage = Stage::new("mount = true\n\"mount.fuse\" = { ext4 = \"fuse2fs\" }\n");
+    let stage = Stage::new("mount.enabled = true\nmount.fuse = { ext4 = \"fuse2fs\" }\n");
     let device = Loop::of(&stage.image());
     let args = ["--device", "/dev/fuse", "--device", &device.0];
     let script = format!(
@@ -76,7 +76,7 @@ fn a_device_is_mounted_again_as_soon_as_it_was_unmounted() {
 
 #[test]
 fn a_helper_of_the_host_serves_where_there_is_none() {
-    let lines = "mount = true\n\"mount.fuse\" = { squashfs = \"host:/usr/bin/squashfuse\", \
+    let lines = "mount.enabled = true\nmount.fuse = { squashfs = \"host:/usr/bin/squashfuse\", \
                  ext4 = \"host:/usr/bin/fuse2fs\" }\n";
     let stage = Stage::new(lines);
     // A root without a single library.
@@ -109,7 +109,7 @@ fn a_helper_of_the_host_is_static_or_glibcs() {
     fs::write(folder.path().join("script"), "#!/bin/sh\n").unwrap();
     let place = folder.path().display();
     let stage = Stage::new(&format!(
-        "mount = true\n\"mount.fuse\" = {{ ext4 = \"host:{place}/fuse-swarm\", \
+        "mount.enabled = true\nmount.fuse = {{ ext4 = \"host:{place}/fuse-swarm\", \
          xfs = \"host:{place}/fuse-exit\", btrfs = \"host:{place}/script\", \
          \"fuse.squashfuse\" = \"host:/usr/bin/squashfuse\" }}\n"
     ));
@@ -124,8 +124,8 @@ fn a_helper_of_the_host_is_static_or_glibcs() {
 
 #[test]
 fn helpers_that_hang_or_fail_are_told_and_end() {
-    let lines = "mount = true\n\"mount.deadline\" = 2\n\
-                 \"mount.fuse\" = { ext4 = \"/run/i/hang\", xfs = \"/run/i/fail\", btrfs = \"none\" }\n";
+    let lines = "mount.enabled = true\nmount.deadline = 2\n\
+                 mount.fuse = { ext4 = \"/run/i/hang\", xfs = \"/run/i/fail\", btrfs = \"none\" }\n";
     let stage = Stage::new(lines);
     let program = |name: &str, text: &str| {
         let path = stage.folder.path().join(name);

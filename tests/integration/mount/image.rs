@@ -9,8 +9,8 @@ use crate::harness::daemon::Daemon;
 use crate::harness::{machine, sandbox};
 
 /// The same image as `ext4` by the kernel and as `ext3` by a helper.
-const BOTH: &str = "mount = true\n\"mount.allowed\" = [\"ext4\"]\n\"mount.shift\" = true\n\
-                    \"mount.fuse\" = { ext3 = \"fuse2fs\", squashfs = \"squashfuse\" }\n";
+const BOTH: &str = "mount.enabled = true\nmount.allowed = [\"ext4\"]\nmount.shift = true\n\
+                    mount.fuse = { ext3 = \"fuse2fs\", squashfs = \"squashfuse\" }\n";
 const FUSE: [&str; 2] = ["--device", "/dev/fuse"];
 /// `k FOLDER FLAGS` mounts by the kernel, `h FOLDER FLAGS` by a helper.
 const MOUNTS: &str = "mkdir -p a b c; k() { /mnt/mount_call ${3-/run/i/ext4} /tmp/$1 ext4 $2; }

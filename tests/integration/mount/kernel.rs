@@ -54,7 +54,7 @@ fn squashfs_is_mounted_directly_and_owners_are_nobody_unless_shifted() {
     if !fs::read_to_string("/proc/filesystems").unwrap().contains("squashfs") {
         return machine::not_on_this_kernel("squashfs");
     }
-    let stage = Stage::new("mount = true\n\"mount.allowed\" = [\"squashfs\"]\n");
+    let stage = Stage::new("mount.enabled = true\nmount.allowed = [\"squashfs\"]\n");
     let script =
         "mount -t squashfs.image /run/i/squashfs m && cat m/hello; stat -c %u m/hello; umount m";
     assert_eq!(stage.run(&[], script).ok(), "hello\n65534\n");
@@ -106,7 +106,7 @@ fn a_mount_that_is_there_is_the_containers_but_not_its_superblock() {
 #[test]
 fn filesystems_of_the_network_come_from_where_the_policy_says() {
     let stage = Stage::new(
-        "mount = true\n\"mount.allowed\" = [\"9p\", \"nfs\"]\n\"mount.sources\" = [\"9p=share-?\"]\n",
+        "mount.enabled = true\nmount.allowed = [\"9p\", \"nfs\"]\nmount.sources = [\"9p=share-?\"]\n",
     );
     let script = "/mnt/mount_call share m 9p 0; /mnt/mount_call share-1 m nfs 0 addr=10.0.0.1
         /mnt/mount_call share-1 m 9p 0 trans=fd,rfdno=3,wfdno=3; /mnt/mount_call - m 9p 0
@@ -123,7 +123,7 @@ fn filesystems_of_the_network_come_from_where_the_policy_says() {
 
 #[test]
 fn huge_pages_belong_to_users_of_the_container() {
-    let stage = Stage::new("mount = true\n\"mount.allowed\" = [\"hugetlbfs\"]\n");
+    let stage = Stage::new("mount.enabled = true\nmount.allowed = [\"hugetlbfs\"]\n");
     if !fs::read_to_string("/proc/filesystems").unwrap().contains("hugetlbfs") {
         assert_eq!(stage.run(&[], "/mnt/mount_call none m hugetlbfs 0").ok(), "ENODEV\n");
         stage.leaves_nothing();

@@ -4,7 +4,7 @@ use super::Stage;
 
 #[test]
 fn as_many_filesystems_exist_as_the_policy_allows() {
-    let lines = "mount = true\n\"mount.allowed\" = [\"squashfs\"]\n\"limit.mounts\" = 2\n";
+    let lines = "mount.enabled = true\nmount.allowed = [\"squashfs\"]\nlimit.mounts = 2\n";
     let stage = Stage::new(lines);
     // An image is one filesystem, however often it is mounted. What is unmounted may live a moment
     // longer in the kernel.
@@ -20,8 +20,8 @@ fn as_many_filesystems_exist_as_the_policy_allows() {
 
 #[test]
 fn helpers_count_as_filesystems() {
-    let lines = "mount = true\n\"mount.allowed\" = [\"ext4\"]\n\"limit.mounts\" = 2\n\
-                 \"mount.fuse\" = { squashfs = \"squashfuse\" }\n";
+    let lines = "mount.enabled = true\nmount.allowed = [\"ext4\"]\nlimit.mounts = 2\n\
+                 mount.fuse = { squashfs = \"squashfuse\" }\n";
     let stage = Stage::new(lines);
     let script = "mkdir a b c; try() { /mnt/mount_call /run/i/$2 /tmp/$1 $2 ${3-1}; }
          soon() { for i in $(seq 100); do try $1 squashfs | grep ok && return; sleep 0.1; done; }

@@ -22,8 +22,8 @@ use crate::harness::{machine, sandbox};
 const MIB: u64 = 1 << 20;
 
 /// What the daemon's containers may mount, unless a test says otherwise.
-const SHIFTED: &str = "mount = true\n\"mount.allowed\" = [\"ext4\"]\n\"mount.shift\" = true\n\
-                       \"mount.fuse\" = { squashfs = \"squashfuse\" }\n";
+const SHIFTED: &str = "mount.enabled = true\nmount.allowed = [\"ext4\"]\nmount.shift = true\n\
+                       mount.fuse = { squashfs = \"squashfuse\" }\n";
 
 /// A daemon with these lines, and a folder of images: `ext4`, `squashfs`, `junk`.
 pub(crate) struct Stage {

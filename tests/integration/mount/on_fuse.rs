@@ -4,7 +4,7 @@
 use super::Stage;
 use crate::harness::sandbox;
 
-const ON: &str = "mount = true\n\"mount.allowed\" = [\"ext4\"]\n\"mount.shift\" = true\n\
+const ON: &str = "mount.enabled = true\nmount.allowed = [\"ext4\"]\nmount.shift = true\n\
                   mknod = true\nsetxattr = true\n";
 
 /// A filesystem of the container's, with programs in it, and a folder on it.

@@ -46,7 +46,7 @@ fn what_is_not_granted_is_refused_with_the_kernels_words() {
 
 #[test]
 fn nothing_is_mounted_while_it_is_off() {
-    let stage = Stage::new("\"mount.allowed\" = [\"ext4\"]\n");
+    let stage = Stage::new("mount = false\n");
     let output = stage.run(&[], "/mnt/mount_call /run/i/ext4 m ext4 0");
     assert_eq!(output.ok(), "EPERM\n");
     stage.leaves_nothing();
@@ -63,8 +63,8 @@ fn the_new_mount_api_is_whole_or_absent() {
 #[test]
 fn errors_mean_what_the_documentation_says() {
     let stage = Stage::new(
-        "mount = true\n\"mount.allowed\" = [\"ext4\", \"hugetlbfs\", \"nosuchfs\"]\n\
-         \"mount.fuse\" = { xfs = \"nosuchhelper\" }\n",
+        "mount.enabled = true\nmount.allowed = [\"ext4\", \"hugetlbfs\", \"nosuchfs\"]\n\
+         mount.fuse = { xfs = \"nosuchhelper\" }\n",
     );
     let private = stage.folder().join("private");
     fs::copy(stage.folder().join("ext4"), &private).unwrap();

@@ -14,7 +14,7 @@ fn owners_are_shifted_or_the_mount_is_refused() {
         return machine::not_on_this_kernel("squashfs");
     }
     let stage =
-        Stage::new("mount = true\n\"mount.allowed\" = [\"squashfs\"]\n\"mount.shift\" = true\n");
+        Stage::new("mount.enabled = true\nmount.allowed = [\"squashfs\"]\nmount.shift = true\n");
     let script = "/mnt/mount_call /run/i/squashfs m squashfs 1; stat -c %u:%g m/hello; umount m";
     let text = stage.run(&[], script).stdout;
     let said = stage.leaves_nothing().stderr;
@@ -37,7 +37,7 @@ fn filesystems_with_owners_are_shifted_both_ways() {
     ];
     let names = makers.map(|(name, _)| format!("{name:?}")).join(", ");
     let stage = Stage::new(&format!(
-        "mount = true\n\"mount.allowed\" = [{names}]\n\"mount.shift\" = true\n"
+        "mount.enabled = true\nmount.allowed = [{names}]\nmount.shift = true\n"
     ));
     for (name, maker) in makers {
         let _ = Command::new("modprobe").arg("-q").arg(name).status();

@@ -13,9 +13,9 @@ use crate::harness::{command, machine, sandbox};
 #[test]
 fn a_mount_that_is_under_way_ends_and_one_that_was_made_goes_on() {
     machine::needs(&["mke2fs", "fuse2fs", "mksquashfs", "squashfuse"]);
-    let by_kernel = "mount = true\n\"mount.allowed\" = [\"ext4\"]\n\"mount.shift\" = true\n";
+    let by_kernel = "mount.enabled = true\nmount.allowed = [\"ext4\"]\nmount.shift = true\n";
     let by_helper =
-        "mount = true\n\"mount.fuse\" = { ext4 = \"fuse2fs\", squashfs = \"squashfuse\" }\n";
+        "mount.enabled = true\nmount.fuse = { ext4 = \"fuse2fs\", squashfs = \"squashfuse\" }\n";
     for (lines, kinds) in [(by_kernel, &["ext4"][..]), (by_helper, &["ext4", "squashfs"])] {
         for kind in kinds {
             mounts_while_killed(lines, kind);

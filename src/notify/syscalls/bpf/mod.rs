@@ -21,6 +21,7 @@ use crate::notify::caller_thread;
 use crate::notify::context::Context;
 use crate::notify::handler::{Cost, Description, Handler, Refusal, Repeat, Screen, Verdict};
 use crate::notify::once::Once;
+use crate::notify::settings::settings;
 use crate::worker::act::bpf::{Bpf, Target};
 use crate::worker::act::{Actor, Answer, Base, Reply, What};
 
@@ -39,18 +40,23 @@ const PROG_QUERY: u32 = 16;
 /// Changes for callers that signals interrupt.
 static ONCE: Once<Bpf> = Once::repeatable();
 
+settings! {
+    /// bpf(2): device policies of control groups that the container makes (cgroup v2). It grants
+    /// nothing without `devices`.
+    pub struct Settings {
+        /// True if the call is answered.
+        pub enabled: bool = false, lxd "bpf";
+        /// True if programs that decide on devices may be loaded and attached.
+        pub devices: bool = false, such as "true", lxd "bpf.devices";
+    }
+}
+
 /// Answers bpf(2).
 pub(super) struct BpfPrograms;
 
 impl Handler for BpfPrograms {
     fn describe(&self) -> Description {
-        Description {
-            name: "bpf",
-            syscalls: &["bpf"],
-            default_on: false,
-            privileged: true,
-            summary: "With bpf.devices, device policies of control groups inside can be set.",
-        }
+        Description { name: "bpf", syscalls: &["bpf"], privileged: true }
     }
 
     fn reported(&self, _syscall: &str) -> &'static [(u32, u64, u64)] {
@@ -91,7 +97,7 @@ impl Handler for BpfPrograms {
     }
 
     fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
-        if !cx.settings.bpf_devices {
+        if !cx.settings.bpf.devices {
             return Ok(Verdict::Continue);
         }
         let request = match request::read(call, cx)? {

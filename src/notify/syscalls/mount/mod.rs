@@ -26,6 +26,7 @@ use crate::notify::call::Call;
 use crate::notify::context::Context;
 use crate::notify::handler::{Cause, Cost, Description, Handler, Refusal, Repeat, Screen, Verdict};
 use crate::notify::mounts::MountSettings;
+pub(super) use crate::notify::mounts::MountSettings as Settings;
 use crate::notify::once::Once;
 use crate::notify::origin::Origin;
 use crate::worker::mount::{How, Order};
@@ -47,13 +48,7 @@ pub(super) struct Mount;
 
 impl Handler for Mount {
     fn describe(&self) -> Description {
-        Description {
-            name: "mount",
-            syscalls: &["mount", "fsopen"],
-            default_on: false,
-            privileged: true,
-            summary: "Filesystems that the policy lists can be mounted in the container.",
-        }
+        Description { name: "mount", syscalls: &["mount", "fsopen"], privileged: true }
     }
 
     fn reported(&self, syscall: &str) -> &'static [(u32, u64, u64)] {
@@ -149,7 +144,7 @@ fn mount(acts: &Acts, cx: &Context<'_>, order: &Order, caller: &Caller) -> Resul
         message: format!("the container's mounts cannot be counted: {error}"),
         untried: true,
     };
-    let most = cx.settings.mounts;
+    let most = cx.settings.limit.mounts;
     let place = acts.mounts.place(cx.container, most).map_err(uncounted)?.ok_or_else(|| Failure {
         errno: Errno::ENOSPC,
         message: format!(
