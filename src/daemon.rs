@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use ambit_fuse::{MountOptions, Overlay, Restored, Witness};
 use ambit_keeper::link::{Held, Link};
@@ -19,8 +19,7 @@ use crate::config::Config;
 use crate::notify::acts::Acts;
 use crate::notify::{self, Notifier};
 use crate::poison::Poison;
-use crate::status::{Calls, Files, MountsRestored};
-use crate::totals::{Noted, Totals};
+use crate::status::MountsRestored;
 use crate::visitor;
 use crate::worker::Broker;
 
@@ -32,7 +31,7 @@ pub struct Server {
     notifier: Notifier,
     link: Link,
     origin: Mutex<Origin>,
-    noted: Noted,
+    mounts_restored: Mutex<MountsRestored>,
     poison: Option<Arc<Poison>>,
     refusals: broadcast::Sender<String>,
     ending: Notify,
@@ -98,7 +97,6 @@ impl Server {
             }
         };
         let successor = !held.is_empty();
-        let noted = Noted::take_over(&link, &mut held);
         let overlay = overlay(options, &accounting, &link, &mut held)?;
         warn_of_notes(config);
         let socket = |name| (reach == Reach::Host).then(|| config.socket(name));
@@ -131,7 +129,7 @@ impl Server {
                         read: SystemTime::now(),
                         instead: false,
                     }),
-                    noted,
+                    mounts_restored: Mutex::default(),
                     poison,
                     refusals: broadcast::channel(4).0,
                     ending: Notify::new(),
@@ -170,7 +168,11 @@ impl Server {
             Ok(Restored::Nothing) => {}
             Ok(Restored::Mounts) => {
                 keep_pressure(&self.overlay, &self.link);
-                self.noted.mounts_restored();
+                let mut restored =
+                    self.mounts_restored.lock().unwrap_or_else(PoisonError::into_inner);
+                let now = SystemTime::now().duration_since(UNIX_EPOCH);
+                restored.count += 1;
+                restored.last = now.map_or(0, |time| time.as_secs());
                 tracing::warn!(
                     "files at {} had been unmounted, or their connection aborted; they are mounted \
                      again",
@@ -246,15 +248,10 @@ impl Server {
         let _ = self.refusals.send(reason.to_owned());
     }
 
-    /// What was counted, by predecessors too.
+    /// How often the overlay was attached again.
     #[must_use]
-    pub fn totals(&self) -> Totals {
-        let files = self.overlay.counters();
-        self.noted.with(Totals {
-            files: Files { opened: files.opens, failed: files.refused + files.panics },
-            mounts: MountsRestored::default(),
-            calls: self.notifier.counters().calls.iter().map(Calls::from).collect(),
-        })
+    pub fn mounts_restored(&self) -> MountsRestored {
+        *self.mounts_restored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The accounting that everything is rendered from.

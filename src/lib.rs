@@ -26,6 +26,5 @@ pub mod status;
 pub mod stop;
 mod threads;
 mod timestamp;
-pub mod totals;
 pub mod visitor;
 pub mod worker;

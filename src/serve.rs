@@ -180,7 +180,7 @@ fn serve(
         );
         tokio::select! {
             () = control.serve(&server) => {}
-            () = beat(link, &server) => {}
+            () = beat(link) => {}
             () = look_after_mounts(&server) => leave_dead(&server),
             name = thread_lost(&threads) => end_without_thread(&name),
             word = obey(link, &server, &broker) => match word {
@@ -206,7 +206,6 @@ fn keep_pages() {
 #[allow(clippy::exit, reason = "nothing may be dropped")]
 fn leave(server: &Server) -> ! {
     server.notifier().settle(SETTLE);
-    drop(server.totals());
     tracing::info!("leaving; the files stay mounted for the successor");
     server.leave();
     std::process::exit(0)
@@ -257,12 +256,11 @@ fn end_without_thread(name: &str) -> ! {
     std::process::exit(101)
 }
 
-async fn beat(link: &Link, server: &Server) {
+async fn beat(link: &Link) {
     let mut interval = tokio::time::interval(BEAT);
     loop {
         interval.tick().await;
         let _ = link.say(ALIVE, None);
-        drop(server.totals());
     }
 }
 

@@ -35,7 +35,7 @@ pub struct Status {
     pub cgroups: String,
     /// Where the overlay is mounted.
     pub mount: PathBuf,
-    /// Requests for files: served and failed.
+    /// Requests for files: served and failed. This and what follows is counted since the server started.
     pub files: Files,
     /// How often the overlay was unmounted, or the connection of its pressure files aborted, and
     /// attached again.
@@ -194,7 +194,7 @@ impl Status {
             .collect();
         containers.sort_by(|a, b| a.cgroup.cmp(&b.cgroup));
         server.restore_mounts();
-        let totals = server.totals();
+        let files = server.overlay().counters();
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: server.link().service_pid(),
@@ -204,9 +204,9 @@ impl Status {
             configuration: Configuration::of(server),
             cgroups: accounting.hierarchies().layout().to_owned(),
             mount: server.mount().to_owned(),
-            files: totals.files,
-            mounts_restored: totals.mounts,
-            calls: totals.calls,
+            files: Files { opened: files.opens, failed: files.refused + files.panics },
+            mounts_restored: server.mounts_restored(),
+            calls: server.notifier().counters().calls.iter().map(Calls::from).collect(),
             containers,
             intercepted: server.notifier().containers().into_iter().map(Into::into).collect(),
             dead: Vec::new(),

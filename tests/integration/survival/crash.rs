@@ -18,17 +18,8 @@ fn a_killed_server_has_a_successor_that_knows_the_containers() {
                   head -1 /proc/meminfo; /mnt/sysinfo || echo failed; sleep 0.05; n=$((n+1)); done";
     let mut running = command::start(&mut sandbox::command(&daemon, &["--memory", "64M"], script));
     running.wait_for("ready", machine::patience(20));
-    let counted = || {
-        let status = daemon.status();
-        let sysinfo = status["calls"][0]["answered"].as_u64().unwrap();
-        (status["files"]["opened"].as_u64().unwrap(), sysinfo)
-    };
-    let mut before = (0, 0);
     for turn in 0..3 {
         std::thread::sleep(Duration::from_millis(300));
-        let now = counted();
-        assert!(now.0 > before.0 && now.1 >= before.1, "{now:?} after {before:?}");
-        before = now;
         if turn == 1 {
             // Then one is started from nothing.
             kill_process(standby(&daemon), Signal::KILL).unwrap();
@@ -39,8 +30,6 @@ fn a_killed_server_has_a_successor_that_knows_the_containers() {
         assert_ne!(daemon.server_pid(), server);
     }
     let output = running.finish(machine::patience(60)).ok();
-    let now = counted();
-    assert!(now.0 > before.0 && now.1 >= before.1.max(1), "{now:?} after {before:?}");
     let totals: Vec<_> = output.lines().filter(|line| line.starts_with("MemTotal")).collect();
     if resends() {
         assert_eq!(totals.len(), 40, "{output}");
