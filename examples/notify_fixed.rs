@@ -40,7 +40,7 @@ fn main() -> anyhow::Result<()> {
         lxc_socket: Some(folder.join("lxc.sock")),
         policies: Policies::for_all(Policy::from_names(names)?),
         acts: None,
-        poison: None,
+        crash_guard: None,
         is_successor: false,
     };
     let notifier = Notifier::start(Arc::new(Fixed(Arc::new(view))), options)?;

@@ -16,9 +16,9 @@ use rustix::process::Resource;
 use tokio::sync::{Notify, broadcast};
 
 use crate::config::Config;
+use crate::crash_guard::CrashGuard;
 use crate::notify::acts::Acts;
 use crate::notify::{self, Notifier};
-use crate::poison::Poison;
 use crate::status::MountsRestored;
 use crate::visitor;
 use crate::worker::Broker;
@@ -32,7 +32,7 @@ pub struct Server {
     link: Link,
     origin: Mutex<Origin>,
     mounts_restored: Mutex<MountsRestored>,
-    poison: Option<Arc<Poison>>,
+    crash_guard: Option<Arc<CrashGuard>>,
     refusals: broadcast::Sender<String>,
     ending: Notify,
 }
@@ -85,11 +85,12 @@ impl Server {
             accounting.remember(file);
         }
         let known = accounting.clone();
-        let whose = move |thread| known.owner_number(thread).unwrap_or(0);
-        let poison = Poison::take_over(&link, &mut held, accounting.oom_kills(), whose);
+        let container_of = move |thread| known.owner_number(thread).unwrap_or(0);
+        let crash_guard =
+            CrashGuard::take_over(&link, &mut held, accounting.oom_kills(), container_of);
         let options = MountOptions {
             threads: config.overlay.threads,
-            witness: poison.clone().map(|poison| poison as Arc<dyn Witness>),
+            witness: crash_guard.clone().map(|guard| guard as Arc<dyn Witness>),
             visitor: visitor::in_child,
             ..match reach {
                 Reach::Host => MountOptions::new(&config.overlay.mount),
@@ -105,7 +106,7 @@ impl Server {
             lxc_socket: socket("lxc.sock"),
             policies: config.policies.clone(),
             acts: acts.map(Arc::new),
-            poison: poison.clone(),
+            crash_guard: crash_guard.clone(),
             is_successor: successor,
         };
         match Notifier::take_over(accounting.clone(), options, &link, &mut held) {
@@ -130,7 +131,7 @@ impl Server {
                         instead: false,
                     }),
                     mounts_restored: Mutex::default(),
-                    poison,
+                    crash_guard,
                     refusals: broadcast::channel(4).0,
                     ending: Notify::new(),
                 })
@@ -221,8 +222,8 @@ impl Server {
 
     /// This process ends in order, for a successor to go on.
     pub fn leave(&self) {
-        if let Some(poison) = &self.poison {
-            poison.leave();
+        if let Some(guard) = &self.crash_guard {
+            guard.leave();
         }
     }
 

@@ -9,6 +9,7 @@ use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::{NonNull, null_mut};
+use std::sync::atomic::AtomicU64;
 
 use rustix::fs::MemfdFlags;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -21,6 +22,9 @@ use super::link::{Held, Link};
 /// Every bit pattern is a valid value, all zeroes being that of a place that nobody has used. It is
 /// no larger in alignment than a page.
 pub unsafe trait Lasting: Sync {}
+
+// SAFETY: any bits are numbers; zeroes are what its users take for unused.
+unsafe impl<const N: usize> Lasting for [AtomicU64; N] {}
 
 /// An array that outlives the process. Where there is no keeper, it ends with it.
 #[derive(Debug)]

@@ -58,7 +58,7 @@ use std::time::{Duration, Instant};
 use ambit_keeper::link::{Held, Link};
 use ambit_sysinfo::Views;
 
-use crate::poison::Poison;
+use crate::crash_guard::CrashGuard;
 
 pub use arch::Abi;
 
@@ -103,7 +103,7 @@ pub struct Options {
     /// Who acts, for handlers that need it.
     pub acts: Option<Arc<acts::Acts>>,
     /// Who knows which calls must not be handled.
-    pub poison: Option<Arc<Poison>>,
+    pub crash_guard: Option<Arc<CrashGuard>>,
     /// Containers have what a predecessor left: a socket that cannot be bound is no reason to end.
     pub is_successor: bool,
 }
@@ -145,11 +145,13 @@ impl Notifier {
         link: &Link,
         held: &mut Held,
     ) -> Result<Self, Error> {
-        let Options { oci_socket, lxc_socket, policies, acts, poison, is_successor } = options;
+        let Options { oci_socket, lxc_socket, policies, acts, crash_guard, is_successor } = options;
         listener::check_sizes()?;
         let journal = Journal::open(link, held)?;
-        let pipeline =
-            Pipeline::new(views).with_acts(acts).with_policies(policies).with_poison(poison);
+        let pipeline = Pipeline::new(views)
+            .with_acts(acts)
+            .with_policies(policies)
+            .with_crash_guard(crash_guard);
         // From here on, dropping it stops what runs already.
         let mut notifier = Self { threads: Threads::start(pipeline, journal)?, acceptor: None };
         let threads = Arc::clone(&notifier.threads);

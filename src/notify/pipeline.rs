@@ -26,7 +26,7 @@ use super::policies::{Current, Policies};
 use super::policy::Policy;
 use super::syscalls::HANDLERS;
 use super::trapped::Trapped;
-use crate::poison::Poison;
+use crate::crash_guard::CrashGuard;
 
 /// Decides requests.
 pub(super) struct Pipeline {
@@ -40,7 +40,7 @@ pub(super) struct Pipeline {
     acts: Option<Arc<Acts>>,
     acting: Acting,
     policies: Current,
-    poison: Option<Arc<Poison>>,
+    crash_guard: Option<Arc<CrashGuard>>,
 }
 
 impl Pipeline {
@@ -59,7 +59,7 @@ impl Pipeline {
             acts,
             acting,
             policies,
-            poison: None,
+            crash_guard: None,
         }
     }
 
@@ -78,9 +78,9 @@ impl Pipeline {
         Self { acts, ..self }
     }
 
-    /// With somebody who knows what each thread is at.
-    pub(super) fn with_poison(self, poison: Option<Arc<Poison>>) -> Self {
-        Self { poison, ..self }
+    /// Records calls that are in hand.
+    pub(super) fn with_crash_guard(self, crash_guard: Option<Arc<CrashGuard>>) -> Self {
+        Self { crash_guard, ..self }
     }
 
     /// Looks up the call of a thread.
@@ -140,8 +140,10 @@ impl Pipeline {
         };
         let (verdict, outcome) = if trapped.is_inspected {
             // While it lives, the call is in hand.
-            let in_hand =
-                self.poison.as_deref().map(|poison| poison.call(trapped.call.tid, &trapped.data));
+            let in_hand = self
+                .crash_guard
+                .as_deref()
+                .map(|guard| guard.call(trapped.call.tid, &trapped.data));
             match in_hand {
                 Some(None) => (Verdict::Continue, Outcome::Failed),
                 _ => self.answer(HANDLERS[handler], trapped, pending, memory, repeat),

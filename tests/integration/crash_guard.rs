@@ -73,8 +73,7 @@ fn what_kills_every_server_is_not_handled_for_ever() {
         );
         // The same program that is called otherwise makes the same call, which is refused too.
         assert!(well[2].contains(&machines), "{output}");
-        // Three for the first, and then two, because the container is known.
-        assert_eq!(restarts(&daemon) - before, 5, "{output}");
+        assert_eq!(restarts(&daemon) - before, 6, "three for each: {output}");
     }
     fs::write(stop.path().join("stop"), "").unwrap();
     for one in others {
