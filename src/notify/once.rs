@@ -4,11 +4,7 @@
 //! then reported anew, from the same thread with the same arguments, while the first act is under
 //! way or done. It gets the first one's result. A program that is interrupted all the time would
 //! otherwise pile up mounts, or be told that its own node exists already, and never get an answer.
-//!
-//! That the kernel took an answer does not mean that the caller has it: a signal that came in the
-//! same microsecond is told to nobody. So of a caller that signals interrupt a result is kept, too,
-//! that seems to have arrived. If the call comes again and fails now, the first one's success was the
-//! truth. A caller that no signal has interrupted lately is told what happens.
+//! A result that the kernel took counts as delivered and is not kept.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,14 +16,10 @@ use nix::errno::Errno;
 use super::context::Context;
 use super::handler::{Refusal, Verdict};
 
-/// How long a result is good for after an attempt that did not get it, and how long a thread counts as
-/// one that signals interrupt.
+/// How long a result is good for after an attempt that did not get it.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// How long a result is kept that may have arrived or not: so long a machine may stand still.
-const DOUBTFUL: Duration = Duration::from_secs(10);
-
-/// How many results of one container are kept that nobody waits for.
+/// How many results of one container are kept that no caller waits for.
 const KEPT: usize = 64;
 
 /// How often is looked whether a caller still waits.
@@ -53,10 +45,6 @@ enum Outcome {
 pub(super) struct Once<A> {
     acts: Mutex<Vec<Act<A>>>,
     ended: Condvar,
-    /// Threads that signals have interrupted lately.
-    interrupted: Mutex<Vec<(String, u32, Instant)>>,
-    /// Does an act fail, or change nothing, that was done before?
-    repeatable: bool,
     /// How many wait for that: nobody is woken for nothing. Changed and read under the lock.
     waiting: AtomicUsize,
 }
@@ -69,8 +57,6 @@ struct Act<A> {
     outcome: Option<(Outcome, Instant)>,
     /// The outcome is on its way, by this thread of ours; whether it arrives is not known yet.
     answering: Option<ThreadId>,
-    /// The outcome seems to have arrived.
-    arrived: bool,
 }
 
 impl<A: Clone + PartialEq> Act<A> {
@@ -89,23 +75,11 @@ impl<A: Clone + PartialEq> Act<A> {
 }
 
 impl<A: Clone + PartialEq> Once<A> {
-    /// For acts of which each one counts, such as mounts.
     pub(super) const fn new() -> Self {
-        Self::of(false)
-    }
-
-    /// For acts that fail, or change nothing, when they are done again.
-    pub(super) const fn repeatable() -> Self {
-        Self::of(true)
-    }
-
-    const fn of(repeatable: bool) -> Self {
         Self {
             acts: Mutex::new(Vec::new()),
             ended: Condvar::new(),
             waiting: AtomicUsize::new(0),
-            interrupted: Mutex::new(Vec::new()),
-            repeatable,
         }
     }
 
@@ -156,8 +130,7 @@ impl<A: Clone + PartialEq> Once<A> {
     ) -> Outcome {
         let interrupted = Outcome::Fail(Errno::EINTR);
         let mut acts = self.acts.lock().unwrap_or_else(PoisonError::into_inner);
-        let keep = if self.repeatable { DOUBTFUL } else { FRESH };
-        acts.retain(|act| act.answering.is_some() || !act.is_older(keep));
+        acts.retain(|act| act.answering.is_some() || !act.is_older(FRESH));
         let under_way =
             |acts: &mut Vec<Act<A>>| acts.iter().any(|act| act.is(who, what) && act.is_under_way());
         let until = Instant::now() + patience * 2;
@@ -171,33 +144,26 @@ impl<A: Clone + PartialEq> Once<A> {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             acts = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        let done = acts.iter().position(|act| act.is(who, what));
-        let doubtful = |act: &Act<A>| act.arrived || act.is_older(FRESH);
-        if let Some(at) = done.filter(|&at| !doubtful(&acts[at])) {
-            acts[at].answering = Some(thread::current().id());
-            return acts[at].outcome.map_or(interrupted, |(outcome, _)| outcome);
+        if let Some(done) = acts.iter_mut().find(|act| act.is(who, what)) {
+            done.answering = Some(thread::current().id());
+            return done.outcome.map_or(interrupted, |(outcome, _)| outcome);
         }
         // Whoever has waited may be of the past: its caller got the result through a later attempt.
         if !taken() {
             return interrupted;
         }
-        let before = done.and_then(|at| acts.remove(at).outcome);
         let (container, tid) = (who.0.to_owned(), who.1);
         let (outcome, answering) = (None, None);
-        acts.push(Act { container, tid, what: what.clone(), outcome, answering, arrived: false });
+        acts.push(Act { container, tid, what: what.clone(), outcome, answering });
         drop(acts);
         let unwinding = Unwinding { once: self, who, what };
-        let now = act();
+        let outcome = act();
         std::mem::forget(unwinding);
-        let (outcome, at) = match (now, before) {
-            (Outcome::Fail(_), Some((Outcome::Return(value), at))) => (Outcome::Return(value), at),
-            _ => (now, Instant::now()),
-        };
         let mut acts = self.acts.lock().unwrap_or_else(PoisonError::into_inner);
         if outcome == Outcome::Untried {
             acts.retain(|act| !act.is(who, what));
         } else if let Some(act) = acts.iter_mut().find(|act| act.is(who, what)) {
-            act.outcome = Some((outcome, at));
+            act.outcome = Some((outcome, Instant::now()));
             act.answering = Some(thread::current().id());
         }
         self.wake(acts);
@@ -217,20 +183,15 @@ impl<A: Clone + PartialEq> Once<A> {
     /// by the thread that asked for the result; those that had none for this caller change nothing.
     pub(super) fn settled(&self, who: Who<'_>, delivered: bool) {
         let this = Some(thread::current().id());
-        let certain = delivered && !(self.repeatable && self.is_interrupted(who));
-        if !delivered && self.repeatable {
-            self.note_interrupted(who);
-        }
         let mut acts = self.acts.lock().unwrap_or_else(PoisonError::into_inner);
         let answered = |act: &Act<A>| (&*act.container, act.tid) == who && act.answering == this;
-        if certain {
+        if delivered {
             acts.retain(|act| !answered(act));
         }
         for act in acts.iter_mut().filter(|act| answered(act)) {
             act.answering = None;
-            act.arrived |= delivered;
             // Where signals come all the time, many attempts may follow.
-            if let (false, Some((_, at))) = (delivered, &mut act.outcome) {
+            if let Some((_, at)) = &mut act.outcome {
                 *at = Instant::now();
             }
         }
@@ -241,17 +202,6 @@ impl<A: Clone + PartialEq> Once<A> {
             acts.remove(oldest);
         }
         self.wake(acts);
-    }
-
-    fn note_interrupted(&self, who: Who<'_>) {
-        let mut all = self.interrupted.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|(id, tid, at)| (&**id, *tid) != who && at.elapsed() <= FRESH);
-        all.push((who.0.to_owned(), who.1, Instant::now()));
-    }
-
-    fn is_interrupted(&self, who: Who<'_>) -> bool {
-        let all = self.interrupted.lock().unwrap_or_else(PoisonError::into_inner);
-        all.iter().any(|(id, tid, at)| (&**id, *tid) == who && at.elapsed() <= FRESH)
     }
 }
 
@@ -327,40 +277,15 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_may_not_have_arrived_is_given_again() {
-        const EXISTS: Outcome = Outcome::Fail(Errno::EEXIST);
-        let once = Once::repeatable();
-        let who = ("c", 7);
-        let make = |what, outcome, arrives| {
-            let told = once.outcome(who, &what, LONG, || outcome, || true);
-            once.settled(who, arrives);
-            told
-        };
-        // As long as no signal came, what happens is what is told.
-        assert_eq!((make("/a", DONE, true), make("/a", EXISTS, true)), (DONE, EXISTS));
-        assert_eq!(make("/b", DONE, false), DONE);
-        assert_eq!(make("/b", EXISTS, true), DONE, "not even tried");
-        assert_eq!(make("/b", EXISTS, true), DONE, "a signal came at the last moment");
-        assert_eq!((make("/c", DONE, true), make("/c", EXISTS, true)), (DONE, DONE));
-        assert_eq!((make("/d", WRONG, true), make("/d", DONE, true)), (WRONG, DONE));
-        let other = once.outcome(("c", 8), &"/c", LONG, || EXISTS, || true);
-        assert_eq!(other, EXISTS, "another thread");
-        for number in 0..2 * KEPT {
-            assert_eq!(make(format!("/{number}").leak(), DONE, true), DONE);
-        }
-        assert!(once.acts.lock().unwrap().len() <= KEPT + 2);
-    }
-
-    #[test]
     fn a_result_is_kept_as_long_as_attempts_to_get_it_follow() {
-        let once = Once::repeatable();
+        let once = Once::new();
         let who = ("c", 7);
         once.outcome(who, &"/a", LONG, || DONE, || true);
         for _ in 0..3 {
             once.settled(who, false);
             for act in once.acts.lock().unwrap().iter_mut() {
                 let (_, at) = act.outcome.as_mut().unwrap();
-                *at = at.checked_sub(DOUBTFUL * 2 / 3).unwrap();
+                *at = at.checked_sub(FRESH * 2 / 3).unwrap();
             }
             assert_eq!(once.outcome(who, &"/a", LONG, || WRONG, || true), DONE);
         }

@@ -195,19 +195,12 @@ fn interrupted(path: &str, count: u32, often: u32) -> String {
 fn a_call_that_signals_interrupt_is_one_act() {
     let (daemon, _folder, log) = audited("");
     let script = interrupted("/tmp/n", 50, 2000);
-    assert_eq!(sandbox::run(&daemon, &ALL, &script).ok(), "failed: 0\n");
+    let said = sandbox::run(&daemon, &ALL, &script).ok();
+    let existed = said.strip_prefix("failed: 0\nexisted: ").unwrap_or_else(|| panic!("{said}"));
     let logged = wait(&log, |lines| count(lines, "granted") >= 50);
     assert_eq!(count(&logged, "granted"), 50);
-    assert_eq!(count(&logged, "refused") + count(&logged, "error"), 0, "{logged:#?}");
-    daemon.stop().0.ok();
-}
-
-/// So often that some answers meet a signal that comes in the same microsecond.
-#[test]
-fn a_call_whose_answer_meets_a_signal_is_one_act() {
-    let (daemon, _folder, _log) = audited("");
-    let script = interrupted("/tmp/n", 3000 / machine::slowness(), 500);
-    assert_eq!(sandbox::run(&daemon, &ALL, &script).ok(), "failed: 0\n");
+    assert_eq!(count(&logged, "refused").to_string(), existed.trim(), "{logged:#?}");
+    assert_eq!(count(&logged, "error"), 0, "{logged:#?}");
     daemon.stop().0.ok();
 }
 
@@ -217,7 +210,7 @@ fn under_lxc_a_call_that_signals_interrupt_is_one_act() {
     let script = interrupted("/root/n", 500 / machine::slowness(), 2000);
     let output = lxc::run(&daemon, 144 << 20, 100_000, &script);
     let said = output.stderr.get(..2000).unwrap_or(&output.stderr);
-    assert_eq!(output.stdout, "failed: 0\n", "{said}");
+    assert!(output.stdout.starts_with("failed: 0\n"), "{}{said}", output.stdout);
     daemon.stop().0.ok();
 }
 

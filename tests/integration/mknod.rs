@@ -306,7 +306,8 @@ fn opaque_marks_are_set_by_setxattrat() {
 fn a_call_that_signals_interrupt_makes_one_node() {
     let daemon = daemon(ON);
     let script = format!("/mnt/node_call signals /tmp/n 200 {}", 2000 * machine::slowness());
-    assert_eq!(run(&daemon, &script).ok(), "failed: 0\n");
+    let said = run(&daemon, &script).ok();
+    assert!(said.starts_with("failed: 0\n"), "{said}");
     leaves_nothing(daemon);
 }
 

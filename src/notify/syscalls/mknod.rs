@@ -19,7 +19,7 @@ use crate::worker::act::{Base, Mknod as Make, What};
 const CAP_MKNOD: u32 = 27;
 
 /// Attempts of callers that signals interrupt.
-static ONCE: Once<(Base, What)> = Once::repeatable();
+static ONCE: Once<(Base, What)> = Once::new();
 
 /// Character devices that every container may have: they give access to nothing.
 const HARMLESS: [Device; 7] = [

@@ -24,7 +24,7 @@ const NAME: &[u8] = b"trusted.overlay.opaque";
 const FLAGS: u32 = 3;
 
 /// Attempts of callers that signals interrupt: with `XATTR_CREATE` a second one fails.
-static ONCE: Once<(Base, What)> = Once::repeatable();
+static ONCE: Once<(Base, What)> = Once::new();
 
 /// `struct xattr_args` of Linux 6.13: an address of 64 bits, a size and flags, in any word size.
 const ARGS: usize = 16;

@@ -38,7 +38,7 @@ const OBJ_GET_INFO_BY_FD: u32 = 15;
 const PROG_QUERY: u32 = 16;
 
 /// Changes for callers that signals interrupt.
-static ONCE: Once<Bpf> = Once::repeatable();
+static ONCE: Once<Bpf> = Once::new();
 
 settings! {
     /// bpf(2): device policies of control groups that the container makes (cgroup v2). It grants
