@@ -21,17 +21,17 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let own = std::process::id();
     accounting.identify(own).context("a caller is not identified")?;
     for file in FILES {
-        let about = file.describe();
+        let path = file.path();
         let view = accounting
             .view_with(own, file.needs())
-            .with_context(|| format!("there are no numbers for {}", about.path))?;
+            .with_context(|| format!("there are no numbers for {path}"))?;
         // As a container sees it: the host would get the kernel's own text.
         let view = View { origin: Origin::Container, ..View::clone(&view) };
         let mut text = Text::new();
         file.render(&view, &mut text);
         // Some are rightly empty, or have only a headline.
-        if about.path == "proc/meminfo" && !text.as_bytes().starts_with(b"MemTotal:") {
-            anyhow::bail!("{} has no MemTotal", about.path);
+        if path == "proc/meminfo" && !text.as_bytes().starts_with(b"MemTotal:") {
+            anyhow::bail!("{path} has no MemTotal");
         }
     }
     answer(&accounting, own)

@@ -39,7 +39,7 @@ pub use error::Error;
 pub use families::{FAMILIES, Family};
 pub use files::FILES;
 pub use filesystem::OverlayFilesystem;
-pub use overlay::{Description, OverlayFile};
+pub use overlay::OverlayFile;
 pub use session::{Detached, MountOptions, Overlay, Restored};
 pub use text::Text;
 pub use touched::Touched;
@@ -55,7 +55,7 @@ pub fn bind_points() -> impl Iterator<Item = &'static str> {
         directories()
             .any(|directory| path.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/')))
     };
-    let files = FILES.iter().map(|file| file.describe().path);
+    let files = FILES.iter().map(|file| file.path());
     files.filter(move |path| !within(path)).chain(directories())
 }
 

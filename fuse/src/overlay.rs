@@ -1,9 +1,9 @@
 //! What a file of the overlay is.
 //!
 //! A new file is one new module under `files/` and one line in [`FILES`](crate::FILES): its
-//! place in the tree, its attributes, its configuration key and its documentation all come from
-//! [`OverlayFile::describe`]. A renderer formats numbers of the [`View`]; it must not compute
-//! them, read anything, or show a number of the machine that the view does not carry.
+//! place in the tree comes from [`OverlayFile::path`]. A renderer formats numbers of the [`View`];
+//! it must not compute them, read anything, or show a number of the machine that the view does not
+//! carry.
 
 use std::fmt::Debug;
 
@@ -13,8 +13,9 @@ use crate::text::Text;
 
 /// A file that shows every container its own numbers.
 pub trait OverlayFile: Sync + Debug {
-    /// Where the file is and what it shows.
-    fn describe(&self) -> Description;
+    /// The path below the root of the overlay, such as `proc/meminfo`; the file of the kernel has the
+    /// same path below `/`.
+    fn path(&self) -> &'static str;
 
     /// Writes the file as the container of `view` sees it.
     fn render(&self, view: &View, out: &mut Text);
@@ -52,15 +53,3 @@ pub const EVERYBODY: u16 = 0o444;
 
 /// The size that files show which are no longer than this.
 pub const PAGE: usize = 4096;
-
-/// What is known of a file besides its content.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Description {
-    /// Path below the root of the overlay, such as `proc/meminfo`; the file of the kernel has
-    /// the same path below `/`.
-    pub path: &'static str,
-    /// Name in the configuration and in metrics, such as `meminfo`.
-    pub key: &'static str,
-    /// What the file shows, in one sentence.
-    pub summary: &'static str,
-}

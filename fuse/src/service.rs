@@ -180,13 +180,13 @@ impl Service {
 /// Writes a text. The host, and everybody for a file that is `passed` on, gets the kernel's own.
 fn write(source: Source, view: &View, passed: &[&str], text: &mut Text) -> Result<(), Errno> {
     let is_passed = match source {
-        Source::File(file) => passed.contains(&file.describe().path),
+        Source::File(file) => passed.contains(&file.path()),
         Source::Member(_) => false,
     };
     let raw = view.host.raw.as_ref().filter(|_| is_passed || view.origin == Origin::Host);
     match (source, raw) {
         (Source::File(file), Some(raw)) if file.mode() == EVERYBODY => {
-            raw.read(file.describe().path, text.buffer()).map_err(Errno::from)
+            raw.read(file.path(), text.buffer()).map_err(Errno::from)
         }
         (Source::File(file), _) => {
             file.render(view, text);

@@ -46,7 +46,7 @@ fn view(online: &str) -> View {
 }
 
 fn render(path: &str, view: &View) -> String {
-    let file = FILES.iter().find(|file| file.describe().path == path).unwrap();
+    let file = FILES.iter().find(|file| file.path() == path).unwrap();
     let mut text = Text::new();
     file.render(view, &mut text);
     String::from_utf8(text.as_bytes().to_vec()).unwrap()
@@ -81,7 +81,7 @@ fn no_file_is_longer_than_it_says() {
         for file in FILES {
             let mut text = Text::new();
             file.render(&view, &mut text);
-            let (path, longest) = (file.describe().path, file.longest(&view.host));
+            let (path, longest) = (file.path(), file.longest(&view.host));
             assert!(text.as_bytes().len() <= longest, "{path}: {longest}");
         }
     }
@@ -91,7 +91,7 @@ fn no_file_is_longer_than_it_says() {
 fn a_small_container_on_it_sees_little() {
     let view = view("512-513");
     for file in FILES {
-        let path = file.describe().path;
+        let path = file.path();
         let text = render(path, &view);
         assert!(text.len() < 8192, "{path}: {} bytes", text.len());
     }

@@ -61,7 +61,10 @@ impl<T: Lasting> Memory<T> {
     }
 
     /// A new one, all zeroes, with the descriptor by which another process has it too.
-    fn new(name: &str, count: usize) -> io::Result<(Self, OwnedFd)> {
+    ///
+    /// # Errors
+    /// No memory can be had.
+    pub fn new(name: &str, count: usize) -> io::Result<(Self, OwnedFd)> {
         let memory = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?;
         rustix::fs::ftruncate(&memory, (count * size_of::<T>()) as u64)?;
         Ok((Self::of(&memory, count)?, memory))

@@ -76,11 +76,7 @@ impl<A: Clone + PartialEq> Act<A> {
 
 impl<A: Clone + PartialEq> Once<A> {
     pub(super) const fn new() -> Self {
-        Self {
-            acts: Mutex::new(Vec::new()),
-            ended: Condvar::new(),
-            waiting: AtomicUsize::new(0),
-        }
+        Self { acts: Mutex::new(Vec::new()), ended: Condvar::new(), waiting: AtomicUsize::new(0) }
     }
 
     /// Acts, unless that was done for this very call. An act takes no longer than `patience`.

@@ -7,7 +7,6 @@ use ambit_sysinfo::View;
 use ambit_sysinfo::topology::{CACHE_FILES, Fact, TOPOLOGY_FILES, fact};
 
 use super::{Family, Shape, list, mask, numbered};
-use crate::overlay::Description;
 use crate::text::Text;
 
 /// `cpuN`.
@@ -85,14 +84,6 @@ fn node_of(view: &View, cpu: u32) -> Option<u32> {
 }
 
 impl Family for Cpus {
-    fn describe(&self) -> Description {
-        Description {
-            path: "sys/devices/system/cpu/cpuN",
-            key: "cpu_directories",
-            summary: "The processors the container may run on, with their topology and caches.",
-        }
-    }
-
     fn directory(&self) -> &'static str {
         "sys/devices/system/cpu"
     }

@@ -17,7 +17,6 @@ use std::fmt::{Debug, Write};
 
 use ambit_sysinfo::{CpuSet, View};
 
-use crate::overlay::Description;
 use crate::text::Text;
 
 /// All families. Their positions are part of node ids: new ones go to the end.
@@ -36,9 +35,6 @@ pub enum Shape {
 
 /// A kind of directory that there is one of for each thing of the machine.
 pub trait Family: Sync + Debug {
-    /// Where the members are and what they show; the path has `N` for the number.
-    fn describe(&self) -> Description;
-
     /// The directory of the tree that the members are in.
     fn directory(&self) -> &'static str;
 
@@ -90,8 +86,8 @@ impl Member {
 
     /// Its node id.
     pub(crate) fn id(self) -> u64 {
-        let about = self.family.describe().path;
-        let place = FAMILIES.iter().position(|family| family.describe().path == about);
+        let directory = self.family.directory();
+        let place = FAMILIES.iter().position(|family| family.directory() == directory);
         FIRST_ID + ((place.unwrap_or(0) as u64) << MEMBER_BITS) + u64::from(self.number)
     }
 
@@ -203,8 +199,8 @@ mod tests {
         assert!(Member::of_id(1).is_none() && Member::of_id(u64::MAX).is_none());
         assert!(Member::of_id(FIRST_ID + ((FAMILIES.len() as u64) << MEMBER_BITS)).is_none());
         // The kernel remembers ids across takeovers.
-        let places: Vec<_> = FAMILIES.iter().map(|family| family.describe().key).collect();
-        assert_eq!(places, ["cpu_directories", "node_directories"]);
+        let places: Vec<_> = FAMILIES.iter().map(|family| family.directory()).collect();
+        assert_eq!(places, ["sys/devices/system/cpu", "sys/devices/system/node"]);
     }
 
     #[test]

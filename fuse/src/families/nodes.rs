@@ -8,7 +8,6 @@ use ambit_sysinfo::topology::{NODE_FILES, NODE_LISTS, NodeFacts};
 use ambit_sysinfo::{CpuSet, View};
 
 use super::{Family, Shape, list, mask, node_meminfo, numbered};
-use crate::overlay::Description;
 use crate::text::Text;
 
 /// `node` and `nodeN`.
@@ -67,14 +66,6 @@ fn home(view: &View, cpu: u32) -> Option<&NodeFacts> {
 }
 
 impl Family for Nodes {
-    fn describe(&self) -> Description {
-        Description {
-            path: "sys/devices/system/node/nodeN",
-            key: "node_directories",
-            summary: "The memory nodes of the container's processors, with its memory on each.",
-        }
-    }
-
     fn directory(&self) -> &'static str {
         "sys/devices/system/node"
     }

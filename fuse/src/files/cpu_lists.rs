@@ -12,102 +12,49 @@ use std::fmt::Write;
 use ambit_sysinfo::View;
 use ambit_sysinfo::cpuset::write_list;
 
-use crate::overlay::{Description, OverlayFile};
+use crate::overlay::OverlayFile;
 use crate::text::Text;
 
-/// One list of processors.
+/// One of the files of `/sys/devices/system/cpu`.
 #[derive(Debug)]
-pub struct CpuList {
-    about: Description,
-    shows: Shows,
-}
-
-#[derive(Debug)]
-enum Shows {
-    Visible,
+pub enum CpuList {
+    /// `online`: the processors the container may run on.
+    Online,
+    /// `possible`: the machine's processors or, by `overlay.possible`, those of `online`.
     Possible,
+    /// `present`: those of `online`.
+    Present,
+    /// `offline`: the possible ones that are not online.
     Offline,
-    None,
-    LargestNumber,
+    /// `isolated`: none. How the machine's scheduler divides processors is not shown.
+    Isolated,
+    /// `kernel_max`: the largest number that a processor can have under this kernel.
+    KernelMax,
 }
-
-/// `/sys/devices/system/cpu/online`.
-pub static ONLINE: CpuList = CpuList {
-    about: Description {
-        path: "sys/devices/system/cpu/online",
-        key: "cpu_online",
-        summary: "The processors the container may run on, as a list of their numbers.",
-    },
-    shows: Shows::Visible,
-};
-
-/// `/sys/devices/system/cpu/present`.
-pub static PRESENT: CpuList = CpuList {
-    about: Description {
-        path: "sys/devices/system/cpu/present",
-        key: "cpu_present",
-        summary: "The same processors as in online.",
-    },
-    shows: Shows::Visible,
-};
-
-/// `/sys/devices/system/cpu/possible`.
-pub static POSSIBLE: CpuList = CpuList {
-    about: Description {
-        path: "sys/devices/system/cpu/possible",
-        key: "cpu_possible",
-        summary: "The machine's processors, whatever the container may use of them, or, by \
-                  overlay.possible, the same as in online.",
-    },
-    shows: Shows::Possible,
-};
-
-/// `/sys/devices/system/cpu/offline`.
-pub static OFFLINE: CpuList = CpuList {
-    about: Description {
-        path: "sys/devices/system/cpu/offline",
-        key: "cpu_offline",
-        summary: "The possible processors that are not online.",
-    },
-    shows: Shows::Offline,
-};
-
-/// `/sys/devices/system/cpu/isolated`.
-pub static ISOLATED: CpuList = CpuList {
-    about: Description {
-        path: "sys/devices/system/cpu/isolated",
-        key: "cpu_isolated",
-        summary: "No processor: how the machine's scheduler divides them is not shown.",
-    },
-    shows: Shows::None,
-};
-
-/// `/sys/devices/system/cpu/kernel_max`.
-pub static KERNEL_MAX: CpuList = CpuList {
-    about: Description {
-        path: "sys/devices/system/cpu/kernel_max",
-        key: "cpu_kernel_max",
-        summary: "The largest number a processor can have under this kernel.",
-    },
-    shows: Shows::LargestNumber,
-};
 
 impl OverlayFile for CpuList {
-    fn describe(&self) -> Description {
-        self.about
+    fn path(&self) -> &'static str {
+        match self {
+            Self::Online => "sys/devices/system/cpu/online",
+            Self::Possible => "sys/devices/system/cpu/possible",
+            Self::Present => "sys/devices/system/cpu/present",
+            Self::Offline => "sys/devices/system/cpu/offline",
+            Self::Isolated => "sys/devices/system/cpu/isolated",
+            Self::KernelMax => "sys/devices/system/cpu/kernel_max",
+        }
     }
 
     fn render(&self, view: &View, out: &mut Text) {
-        match self.shows {
+        match self {
             // Writing to a `Text` cannot fail.
-            Shows::Visible => drop(write!(out, "{}", view.cpu.online)),
-            Shows::Possible => drop(write!(out, "{}", view.possible_cpus())),
-            Shows::Offline => {
+            Self::Online | Self::Present => drop(write!(out, "{}", view.cpu.online)),
+            Self::Possible => drop(write!(out, "{}", view.possible_cpus())),
+            Self::Offline => {
                 let offline = view.possible_cpus().without(&view.cpu.online);
                 let _ = write_list(out, offline);
             }
-            Shows::None => {}
-            Shows::LargestNumber => {
+            Self::Isolated => {}
+            Self::KernelMax => {
                 let largest = || view.host.online.iter().last().unwrap_or(0);
                 out.dec(view.topology().kernel_max.unwrap_or_else(largest).into());
             }
@@ -128,10 +75,10 @@ mod tests {
     fn lists_the_visible_processors() {
         let mut view = fixture::view();
         view.cpu.online = CpuSet::parse(b"0-1,8,10-11").unwrap();
-        for file in [&ONLINE, &PRESENT] {
+        for file in [&CpuList::Online, &CpuList::Present] {
             assert_eq!(fixture::render(file, &view), "0-1,8,10-11\n");
         }
-        assert_eq!(fixture::render(&ISOLATED, &view), "\n");
+        assert_eq!(fixture::render(&CpuList::Isolated, &view), "\n");
     }
 
     #[test]
@@ -141,27 +88,27 @@ mod tests {
         std::sync::Arc::make_mut(&mut host.topology).possible = CpuSet::first(8);
         view.host = host.into();
         view.cpu.online = CpuSet::parse(b"5").unwrap();
-        assert_eq!(fixture::render(&POSSIBLE, &view), "0-7\n");
-        assert_eq!(fixture::render(&OFFLINE, &view), "0-4,6-7\n");
+        assert_eq!(fixture::render(&CpuList::Possible, &view), "0-7\n");
+        assert_eq!(fixture::render(&CpuList::Offline, &view), "0-4,6-7\n");
         view.cpu.possible = Possible::View;
-        assert_eq!(fixture::render(&POSSIBLE, &view), "5\n");
-        assert_eq!(fixture::render(&OFFLINE, &view), "\n");
+        assert_eq!(fixture::render(&CpuList::Possible, &view), "5\n");
+        assert_eq!(fixture::render(&CpuList::Offline, &view), "\n");
     }
 
     #[test]
     fn where_the_kernel_tells_nothing_possible_reaches_to_the_last_that_is_online() {
         let view = fixture::view();
         assert!(view.topology().possible.is_empty());
-        assert_eq!(fixture::render(&POSSIBLE, &view), "0-1\n");
+        assert_eq!(fixture::render(&CpuList::Possible, &view), "0-1\n");
     }
 
     #[test]
     fn the_largest_number_is_the_kernels() {
         let view = fixture::view();
-        assert_eq!(fixture::render(&KERNEL_MAX, &view), "1\n", "the largest that is known");
+        assert_eq!(fixture::render(&CpuList::KernelMax, &view), "1\n", "the largest that is known");
         let mut host = (*view.host).clone();
         std::sync::Arc::make_mut(&mut host.topology).kernel_max = Some(8191);
         let view = View { host: host.into(), ..view };
-        assert_eq!(fixture::render(&KERNEL_MAX, &view), "8191\n");
+        assert_eq!(fixture::render(&CpuList::KernelMax, &view), "8191\n");
     }
 }

@@ -13,7 +13,7 @@ use ambit_kernel::text::scan;
 use ambit_sysinfo::host::CpuInfo as Blocks;
 use ambit_sysinfo::{CpuSet, Host, View};
 
-use crate::overlay::{Description, OverlayFile};
+use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 /// `/proc/cpuinfo`.
@@ -21,12 +21,8 @@ use crate::text::Text;
 pub struct CpuInfo;
 
 impl OverlayFile for CpuInfo {
-    fn describe(&self) -> Description {
-        Description {
-            path: "proc/cpuinfo",
-            key: "cpuinfo",
-            summary: "Descriptions of the processors the container is shown.",
-        }
+    fn path(&self) -> &'static str {
+        "proc/cpuinfo"
     }
 
     fn render(&self, view: &View, out: &mut Text) {

@@ -6,7 +6,7 @@
 use ambit_sysinfo::extra::Device;
 use ambit_sysinfo::{Extras, Host, View};
 
-use crate::overlay::{Description, OverlayFile};
+use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 /// `/proc/diskstats`.
@@ -14,12 +14,8 @@ use crate::text::Text;
 pub struct Diskstats;
 
 impl OverlayFile for Diskstats {
-    fn describe(&self) -> Description {
-        Description {
-            path: "proc/diskstats",
-            key: "diskstats",
-            summary: "What the container read, wrote and discarded, by block device.",
-        }
+    fn path(&self) -> &'static str {
+        "proc/diskstats"
     }
 
     fn needs(&self) -> Extras {

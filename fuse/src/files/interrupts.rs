@@ -6,7 +6,7 @@
 
 use ambit_sysinfo::{Extras, Host, View};
 
-use crate::overlay::{Description, OverlayFile};
+use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 /// `/proc/interrupts`.
@@ -14,12 +14,8 @@ use crate::text::Text;
 pub struct Interrupts;
 
 impl OverlayFile for Interrupts {
-    fn describe(&self) -> Description {
-        Description {
-            path: "proc/interrupts",
-            key: "interrupts",
-            summary: "A column for each processor the container is shown; no device of the machine.",
-        }
+    fn path(&self) -> &'static str {
+        "proc/interrupts"
     }
 
     fn needs(&self) -> Extras {

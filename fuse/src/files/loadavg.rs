@@ -5,7 +5,7 @@
 use ambit_sysinfo::View;
 use ambit_sysinfo::view::Load;
 
-use crate::overlay::{Description, OverlayFile};
+use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 /// `/proc/loadavg`.
@@ -13,12 +13,8 @@ use crate::text::Text;
 pub struct Loadavg;
 
 impl OverlayFile for Loadavg {
-    fn describe(&self) -> Description {
-        Description {
-            path: "proc/loadavg",
-            key: "loadavg",
-            summary: "Load averages, runnable and existing tasks, and the newest process id of the container.",
-        }
+    fn path(&self) -> &'static str {
+        "proc/loadavg"
     }
 
     fn render(&self, view: &View, out: &mut Text) {

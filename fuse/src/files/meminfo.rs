@@ -8,7 +8,7 @@
 
 use ambit_sysinfo::View;
 
-use crate::overlay::{Description, OverlayFile};
+use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 /// `/proc/meminfo`.
@@ -16,12 +16,8 @@ use crate::text::Text;
 pub struct Meminfo;
 
 impl OverlayFile for Meminfo {
-    fn describe(&self) -> Description {
-        Description {
-            path: "proc/meminfo",
-            key: "meminfo",
-            summary: "Memory and swap the container has and uses.",
-        }
+    fn path(&self) -> &'static str {
+        "proc/meminfo"
     }
 
     fn render(&self, view: &View, out: &mut Text) {

@@ -5,7 +5,7 @@
 
 use ambit_sysinfo::{Extras, Host, View};
 
-use crate::overlay::{Description, OverlayFile};
+use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 /// `/proc/partitions`.
@@ -13,12 +13,8 @@ use crate::text::Text;
 pub struct Partitions;
 
 impl OverlayFile for Partitions {
-    fn describe(&self) -> Description {
-        Description {
-            path: "proc/partitions",
-            key: "partitions",
-            summary: "Sizes of the block devices the container read or wrote.",
-        }
+    fn path(&self) -> &'static str {
+        "proc/partitions"
     }
 
     fn needs(&self) -> Extras {

@@ -6,7 +6,7 @@
 
 use ambit_sysinfo::{Extras, View};
 
-use crate::overlay::{Description, OverlayFile};
+use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 const NEVER: &str = "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n\
@@ -24,22 +24,12 @@ pub enum Pressure {
 }
 
 impl OverlayFile for Pressure {
-    fn describe(&self) -> Description {
-        let (path, key, summary) = match self {
-            Self::Cpu => {
-                let summary = "How long the container's tasks waited for a processor.";
-                ("proc/pressure/cpu", "pressure_cpu", summary)
-            }
-            Self::Io => {
-                let summary = "How long the container's tasks waited for input and output.";
-                ("proc/pressure/io", "pressure_io", summary)
-            }
-            Self::Memory => {
-                let summary = "How long the container's tasks waited for memory.";
-                ("proc/pressure/memory", "pressure_memory", summary)
-            }
-        };
-        Description { path, key, summary }
+    fn path(&self) -> &'static str {
+        match self {
+            Self::Cpu => "proc/pressure/cpu",
+            Self::Io => "proc/pressure/io",
+            Self::Memory => "proc/pressure/memory",
+        }
     }
 
     fn needs(&self) -> Extras {

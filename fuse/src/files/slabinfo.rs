@@ -6,7 +6,7 @@
 
 use ambit_sysinfo::View;
 
-use crate::overlay::{Description, OverlayFile};
+use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 /// `/proc/slabinfo`.
@@ -14,12 +14,8 @@ use crate::text::Text;
 pub struct Slabinfo;
 
 impl OverlayFile for Slabinfo {
-    fn describe(&self) -> Description {
-        Description {
-            path: "proc/slabinfo",
-            key: "slabinfo",
-            summary: "The heading of the kernel's list of caches, and none of the machine's caches.",
-        }
+    fn path(&self) -> &'static str {
+        "proc/slabinfo"
     }
 
     fn mode(&self) -> u16 {

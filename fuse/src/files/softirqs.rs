@@ -5,7 +5,7 @@
 
 use ambit_sysinfo::{Host, View};
 
-use crate::overlay::{Description, OverlayFile};
+use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 /// In the order of their numbers (`include/linux/interrupt.h`).
@@ -17,12 +17,8 @@ const LINES: [&str; 10] =
 pub struct Softirqs;
 
 impl OverlayFile for Softirqs {
-    fn describe(&self) -> Description {
-        Description {
-            path: "proc/softirqs",
-            key: "softirqs",
-            summary: "A column for each processor the container is shown; softirqs are not accounted.",
-        }
+    fn path(&self) -> &'static str {
+        "proc/softirqs"
     }
 
     fn render(&self, view: &View, out: &mut Text) {

@@ -7,7 +7,7 @@
 use ambit_sysinfo::view::Times;
 use ambit_sysinfo::{Host, View};
 
-use crate::overlay::{Description, OverlayFile};
+use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 /// `/proc/stat`.
@@ -15,12 +15,8 @@ use crate::text::Text;
 pub struct Stat;
 
 impl OverlayFile for Stat {
-    fn describe(&self) -> Description {
-        Description {
-            path: "proc/stat",
-            key: "stat",
-            summary: "Times of the container's processors, its boot time, and its tasks by state.",
-        }
+    fn path(&self) -> &'static str {
+        "proc/stat"
     }
 
     fn render(&self, view: &View, out: &mut Text) {

@@ -5,7 +5,7 @@
 
 use ambit_sysinfo::View;
 
-use crate::overlay::{Description, OverlayFile};
+use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 /// `/proc/swaps`.
@@ -13,12 +13,8 @@ use crate::text::Text;
 pub struct Swaps;
 
 impl OverlayFile for Swaps {
-    fn describe(&self) -> Description {
-        Description {
-            path: "proc/swaps",
-            key: "swaps",
-            summary: "The swap the container may use, as one area of type `virtual`.",
-        }
+    fn path(&self) -> &'static str {
+        "proc/swaps"
     }
 
     fn render(&self, view: &View, out: &mut Text) {

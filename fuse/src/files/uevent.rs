@@ -3,7 +3,7 @@
 
 use ambit_sysinfo::View;
 
-use crate::overlay::{Description, OverlayFile};
+use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 /// `/sys/devices/system/cpu/uevent`.
@@ -11,12 +11,8 @@ use crate::text::Text;
 pub struct CpuUevent;
 
 impl OverlayFile for CpuUevent {
-    fn describe(&self) -> Description {
-        Description {
-            path: "sys/devices/system/cpu/uevent",
-            key: "cpu_uevent",
-            summary: "Nothing, as in the kernel.",
-        }
+    fn path(&self) -> &'static str {
+        "sys/devices/system/cpu/uevent"
     }
 
     fn render(&self, _: &View, _: &mut Text) {}

@@ -4,7 +4,7 @@
 
 use ambit_sysinfo::View;
 
-use crate::overlay::{Description, OverlayFile};
+use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 /// `/proc/uptime`.
@@ -12,12 +12,8 @@ use crate::text::Text;
 pub struct Uptime;
 
 impl OverlayFile for Uptime {
-    fn describe(&self) -> Description {
-        Description {
-            path: "proc/uptime",
-            key: "uptime",
-            summary: "Time since the container started, and the idle time of its processors.",
-        }
+    fn path(&self) -> &'static str {
+        "proc/uptime"
     }
 
     fn render(&self, view: &View, out: &mut Text) {

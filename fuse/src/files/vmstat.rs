@@ -6,7 +6,7 @@
 
 use ambit_sysinfo::{Extras, Host, View};
 
-use crate::overlay::{Description, OverlayFile};
+use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 /// `/proc/vmstat`.
@@ -14,12 +14,8 @@ use crate::text::Text;
 pub struct Vmstat;
 
 impl OverlayFile for Vmstat {
-    fn describe(&self) -> Description {
-        Description {
-            path: "proc/vmstat",
-            key: "vmstat",
-            summary: "Pages the container has and uses, its page faults, swapping and input and output.",
-        }
+    fn path(&self) -> &'static str {
+        "proc/vmstat"
     }
 
     fn needs(&self) -> Extras {

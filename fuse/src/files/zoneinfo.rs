@@ -7,7 +7,7 @@
 use ambit_sysinfo::View;
 
 use super::vmstat::pages;
-use crate::overlay::{Description, OverlayFile};
+use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 /// `/proc/zoneinfo`.
@@ -47,12 +47,8 @@ const ZONE: [&str; 8] = [
 ];
 
 impl OverlayFile for Zoneinfo {
-    fn describe(&self) -> Description {
-        Description {
-            path: "proc/zoneinfo",
-            key: "zoneinfo",
-            summary: "The container's memory as one zone without watermarks.",
-        }
+    fn path(&self) -> &'static str {
+        "proc/zoneinfo"
     }
 
     fn render(&self, view: &View, out: &mut Text) {
