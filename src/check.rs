@@ -6,8 +6,8 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::AsFd;
 
+use ambit_sysinfo::KernelFiles;
 use ambit_sysinfo::hierarchy::{Controller, Hierarchies};
-use ambit_sysinfo::procfs::Procfs;
 use rustix::mount::{FsOpenFlags, OpenTreeFlags};
 
 use ambit_kernel::sys;
@@ -55,7 +55,7 @@ pub fn all() -> Vec<Finding> {
         essential("/dev/fuse", fuse(), "no virtual files; load the module `fuse` (modprobe fuse)"),
         essential(
             "procfs",
-            Procfs::private().map(|_| String::new()).map_err(|e| e.to_string()),
+            KernelFiles::procfs().map(|_| String::new()).map_err(|e| e.to_string()),
             "nothing is known of any container; mount /proc",
         ),
     ];

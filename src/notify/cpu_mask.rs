@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use ambit_kernel::sys::affinity;
 use ambit_sysinfo::CpuSet;
-use ambit_sysinfo::sysfs::Sysfs;
+use ambit_sysinfo::KernelFiles;
 
 use super::arch::Abi;
 
@@ -53,8 +53,8 @@ pub(super) fn possible() -> usize {
     *POSSIBLE.get_or_init(|| {
         let mut list = Vec::new();
         // Not by its path: the overlay may lie over it.
-        let read = |sys: Sysfs| sys.read("devices/system/cpu/possible", &mut list);
-        drop(Sysfs::private().and_then(read));
+        let read = |sys: KernelFiles| sys.read("devices/system/cpu/possible", &mut list);
+        drop(KernelFiles::sysfs().and_then(read));
         let last = CpuSet::parse(&list).and_then(|set| set.iter().last());
         last.map_or_else(probe, |last| last as usize + 1)
     })

@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 
 use ambit_sandbox::Bind;
 use ambit_sysinfo::CpuSet;
-use ambit_sysinfo::sysfs::Sysfs;
+use ambit_sysinfo::KernelFiles;
 use clap::Args;
 
 use crate::intercept;
@@ -127,7 +127,7 @@ fn cpuset(text: &str) -> Result<CpuSet, String> {
         .ok_or_else(|| format!("{text} is not a list of processors: use numbers such as 0-3,8"))?;
     let file = "/sys/devices/system/cpu/online";
     let mut online = Vec::new();
-    Sysfs::private()
+    KernelFiles::sysfs()
         .and_then(|sys| sys.read("devices/system/cpu/online", &mut online))
         .map_err(|error| format!("cannot read {file}: {error}"))?;
     let online = CpuSet::parse(&online).ok_or_else(|| format!("{file} is not a list"))?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ambit_kernel::text::scan;
 
+use crate::KernelFiles;
 use crate::account::Owner;
 use crate::baselines::Baselines;
 use crate::budget::{Descriptors, What};
@@ -19,9 +20,7 @@ use crate::host_files::HostFiles;
 use crate::kernel_names::KernelNames;
 use crate::personality;
 use crate::pressure::{self, Stall, TriggerFile};
-use crate::procfs::Procfs;
 use crate::shared::{self, Open, Options, Shared};
-use crate::sysfs::Sysfs;
 use crate::tasks::{Counter, RecentCounts};
 use crate::view::View;
 use crate::{Error, Numbers, Views, load};
@@ -61,8 +60,8 @@ impl Accounting {
     /// # Errors
     /// procfs or sysfs cannot be read.
     pub fn with(options: Options, hierarchies: Hierarchies) -> Result<Arc<Self>, Error> {
-        let proc = Procfs::private().map_err(read("/proc"))?;
-        let sys = Sysfs::private().map_err(read("/sys"))?;
+        let proc = KernelFiles::procfs().map_err(read("/proc"))?;
+        let sys = KernelFiles::sysfs().map_err(read("/sys"))?;
         Self::over(options, hierarchies, proc, sys)
     }
 
@@ -73,8 +72,8 @@ impl Accounting {
     pub fn over(
         options: Options,
         hierarchies: Hierarchies,
-        proc: Procfs,
-        sys: Sysfs,
+        proc: KernelFiles,
+        sys: KernelFiles,
     ) -> Result<Arc<Self>, Error> {
         let proc = Arc::new(proc);
         let host = HostFiles::open(proc.clone(), sys).map_err(read("/proc/meminfo"))?;

@@ -13,13 +13,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::KernelFiles;
 use crate::membership::Membership;
 use crate::namespace_init;
-use crate::procfs::Procfs;
 
 /// The cgroups of a container, from the text of its first process's `cgroup` file. Where its
 /// namespace cannot be entered, they are those of the first process.
-pub(crate) fn membership(proc: &Procfs, init: u32, text: &[u8]) -> Membership {
+pub(crate) fn membership(proc: &KernelFiles, init: u32, text: &[u8]) -> Membership {
     let roots = own_namespace(proc, init).and_then(|namespace| {
         let mut outside = Vec::new();
         proc.read_of(std::process::id(), "cgroup", &mut outside).ok()?;
@@ -33,7 +33,7 @@ pub(crate) fn membership(proc: &Procfs, init: u32, text: &[u8]) -> Membership {
 }
 
 /// The cgroup namespace of a first process, unless it is its parent's.
-fn own_namespace(proc: &Procfs, init: u32) -> Option<OwnedFd> {
+fn own_namespace(proc: &KernelFiles, init: u32) -> Option<OwnedFd> {
     let own = proc.namespace(init, "cgroup").ok()?;
     let parent = namespace_init::parent(proc, init, &mut Vec::new());
     // A parent outside of the daemon's pid namespace has the number 0.
@@ -45,7 +45,11 @@ fn own_namespace(proc: &Procfs, init: u32) -> Option<OwnedFd> {
 }
 
 /// The `cgroup` files of the daemon and of the first process, as read from inside the namespace.
-fn read_inside(proc: &Procfs, init: u32, namespace: BorrowedFd<'_>) -> Option<(Vec<u8>, Vec<u8>)> {
+fn read_inside(
+    proc: &KernelFiles,
+    init: u32,
+    namespace: BorrowedFd<'_>,
+) -> Option<(Vec<u8>, Vec<u8>)> {
     let read = || {
         move_into_link_name_space(namespace, Some(LinkNameSpaceType::ControlGroup)).ok()?;
         let (mut own, mut its_init) = (Vec::new(), Vec::new());

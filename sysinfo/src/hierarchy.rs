@@ -12,6 +12,7 @@ use ambit_kernel::text::mountinfo::{self, Mounted};
 use ambit_kernel::text::scan;
 
 use crate::Error;
+use crate::membership::Membership;
 use crate::private_mount;
 
 /// The controllers accounting reads.
@@ -183,6 +184,25 @@ impl Hierarchies {
     #[must_use]
     pub fn legacy_mount(&self, controller: Controller) -> Option<&Mount> {
         self.legacy.iter().find(|(name, _)| *name == controller).map(|(_, mount)| mount)
+    }
+
+    /// The mount of the unified hierarchy and the cgroup below it.
+    pub(crate) fn unified_cgroup<'a>(
+        &'a self,
+        membership: &'a Membership,
+    ) -> Option<(&'a Mount, &'a str)> {
+        let (mount, _) = self.unified.as_ref()?;
+        Some((mount, mount.relative(membership.unified()?)?))
+    }
+
+    /// The v1 mount of a controller and the cgroup below it.
+    pub(crate) fn legacy_cgroup<'a>(
+        &'a self,
+        controller: Controller,
+        membership: &'a Membership,
+    ) -> Option<(&'a Mount, &'a str)> {
+        let mount = self.legacy_mount(controller)?;
+        Some((mount, mount.relative(membership.legacy(controller)?)?))
     }
 
     /// Does the unified hierarchy have this controller?

@@ -12,11 +12,10 @@ use ambit_kernel::text::scan;
 use arc_swap::ArcSwap;
 use rustix::fs::{Mode, OFlags};
 
+use crate::KernelFiles;
 use crate::clock;
 use crate::host::{CpuInfo, Host, HostTexts, HugePool, RawFiles};
 use crate::personality;
-use crate::procfs::Procfs;
-use crate::sysfs::Sysfs;
 use crate::topology::Topology;
 
 /// Memory and the list of online processors.
@@ -33,8 +32,8 @@ pub struct HostFiles {
 }
 
 struct Raw {
-    proc: Arc<Procfs>,
-    sys: Sysfs,
+    proc: Arc<KernelFiles>,
+    sys: KernelFiles,
 }
 
 #[derive(Default)]
@@ -73,7 +72,7 @@ impl HostFiles {
     ///
     /// # Errors
     /// `/proc/meminfo` cannot be read.
-    pub fn open(proc: Arc<Procfs>, sys: Sysfs) -> io::Result<Self> {
+    pub fn open(proc: Arc<KernelFiles>, sys: KernelFiles) -> io::Result<Self> {
         let mut this = Self {
             raw: Arc::new(Raw { proc, sys }),
             snapshot: ArcSwap::from_pointee(Host::default()),
@@ -225,8 +224,8 @@ mod tests {
 
     #[test]
     fn the_snapshot_is_this_machine() {
-        let proc = Arc::new(Procfs::private().unwrap());
-        let files = HostFiles::open(proc, Sysfs::private().unwrap()).unwrap();
+        let proc = Arc::new(KernelFiles::procfs().unwrap());
+        let files = HostFiles::open(proc, KernelFiles::sysfs().unwrap()).unwrap();
         let host = files.snapshot();
         assert!(host.memory_total > 0 && !host.online.is_empty() && host.boot_time > 0);
         assert_eq!(host.cpuinfo.blocks().count(), host.online.len());

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ambit_kernel::text::status::Status;
 
-use crate::procfs::Procfs;
+use crate::KernelFiles;
 
 /// What the kernel tells of an open namespace file by ioctl(2) (ioctl_nsfs(2)). The daemon supplies
 /// the calls, because they are unsafe.
@@ -37,14 +37,19 @@ impl AskKernel {
 }
 
 /// The process that is number one in the namespace of this thread.
-pub(crate) fn find(proc: &Procfs, tid: u32, namespace: u64, ask: AskKernel) -> io::Result<u32> {
+pub(crate) fn find(
+    proc: &KernelFiles,
+    tid: u32,
+    namespace: u64,
+    ask: AskKernel,
+) -> io::Result<u32> {
     find_in(proc, tid, proc.open_namespace(tid, "pid")?.as_fd(), namespace, ask)
 }
 
 /// The process that is number one in a namespace, given as its file and its number, which this thread
 /// is in or below.
 pub(crate) fn find_in(
-    proc: &Procfs,
+    proc: &KernelFiles,
     tid: u32,
     file: BorrowedFd<'_>,
     namespace: u64,
@@ -62,7 +67,7 @@ pub(crate) fn find_in(
         .ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-fn by_ancestors(proc: &Procfs, tid: u32, namespace: u64, text: &mut Vec<u8>) -> Option<u32> {
+fn by_ancestors(proc: &KernelFiles, tid: u32, namespace: u64, text: &mut Vec<u8>) -> Option<u32> {
     let mut pid = tid;
     // A pid namespace's processes are descendants of its init; 1000 generations are many.
     for _ in 0..1000 {
@@ -78,12 +83,12 @@ fn by_ancestors(proc: &Procfs, tid: u32, namespace: u64, text: &mut Vec<u8>) -> 
 }
 
 /// The parent of a process; 0 where that is in no pid namespace that we see.
-pub(crate) fn parent(proc: &Procfs, pid: u32, text: &mut Vec<u8>) -> Option<u32> {
+pub(crate) fn parent(proc: &KernelFiles, pid: u32, text: &mut Vec<u8>) -> Option<u32> {
     let status = proc.read_of(pid, "status", text).ok()?;
     Status(status).numbers("PPid:").next()
 }
 
-fn is_init(proc: &Procfs, pid: u32, namespace: u64, text: &mut Vec<u8>) -> bool {
+fn is_init(proc: &KernelFiles, pid: u32, namespace: u64, text: &mut Vec<u8>) -> bool {
     let innermost = proc.read_of(pid, "status", text).ok().and_then(innermost_pid);
     innermost == Some(1) && proc.pid_namespace(pid).is_ok_and(|found| found == namespace)
 }
@@ -105,7 +110,7 @@ mod tests {
 
     #[test]
     fn without_the_ioctl_the_ancestors_tell() {
-        let proc = Procfs::private().unwrap();
+        let proc = KernelFiles::procfs().unwrap();
         let this = std::process::id();
         let mut child = std::process::Command::new("unshare")
             .args(["--pid", "--fork", "--kill-child", "sh", "-c", "echo ready; sleep 30; true"])

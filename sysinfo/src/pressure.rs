@@ -61,14 +61,13 @@ pub(crate) fn open(
     shared: &Shared,
 ) -> Result<OwnedFd, Error> {
     let name = stall.name();
-    let unified = shared.hierarchies.unified.as_ref();
     let (folder, path): (BorrowedFd<'_>, String) = if is_host {
         (std::os::fd::AsFd::as_fd(&*shared.proc), format!("pressure/{name}"))
     } else {
-        let found = unified.and_then(|(mount, _)| {
-            let cgroup = mount.relative(membership.unified()?)?;
-            (!cgroup.is_empty()).then(|| (mount.root(), format!("{cgroup}/{name}.pressure")))
-        });
+        let found = shared.hierarchies.unified_cgroup(membership);
+        let found = found.filter(|(_, cgroup)| !cgroup.is_empty());
+        let found =
+            found.map(|(mount, cgroup)| (mount.root(), format!("{cgroup}/{name}.pressure")));
         // Nothing accounts for this container's pressure.
         found.ok_or_else(|| failed(tid, name, Errno::OPNOTSUPP.into()))?
     };

@@ -1,46 +1,14 @@
-//! The procfs instance that accounting reads: private, so that no overlay ever covers it
-//! (`private_mount`).
+//! What accounting reads of processes and threads in its procfs.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
 
-use crate::kernel_file::{ShortPath, read_to_end};
-use crate::private_mount;
+use crate::KernelFiles;
+use crate::kernel_file::ShortPath;
 
-/// A kept directory descriptor of a procfs.
-#[derive(Debug)]
-pub struct Procfs {
-    root: OwnedFd,
-}
-
-impl Procfs {
-    /// Opens an instance that nothing can be mounted over.
-    ///
-    /// # Errors
-    /// Neither a private instance nor `/proc` can be opened.
-    pub fn private() -> io::Result<Self> {
-        Ok(Self { root: private_mount::instance("proc", Path::new("/proc"))? })
-    }
-
-    /// A directory that looks like a procfs (fixtures), or `/proc` itself.
-    ///
-    /// # Errors
-    /// The directory cannot be opened.
-    pub fn at(path: &Path) -> io::Result<Self> {
-        Ok(Self { root: private_mount::folder(path)? })
-    }
-
-    /// Reads a file such as `meminfo` to its end; the text is appended.
-    ///
-    /// # Errors
-    /// The file cannot be opened or read.
-    pub fn read(&self, path: &str, text: &mut Vec<u8>) -> io::Result<()> {
-        read_to_end(self.root.as_fd(), path, text)
-    }
-
+impl KernelFiles {
     /// Replaces the text by that of `<pid>/<name>`.
     pub(crate) fn read_of<'t>(
         &self,
@@ -57,7 +25,7 @@ impl Procfs {
     pub(crate) fn namespace(&self, tid: u32, kind: &str) -> io::Result<u64> {
         let path = ShortPath::of_namespace(tid, kind);
         let mut target = [0u8; 48];
-        let len = rustix::fs::readlinkat_raw(&self.root, path.as_c_str(), &mut target)?;
+        let len = rustix::fs::readlinkat_raw(self.as_fd(), path.as_c_str(), &mut target)?;
         inode(&target[..len]).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
     }
 
@@ -70,20 +38,20 @@ impl Procfs {
     pub(crate) fn open_namespace(&self, tid: u32, kind: &str) -> io::Result<OwnedFd> {
         let path = ShortPath::of_namespace(tid, kind);
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat(&self.root, path.as_c_str(), flags, Mode::empty())?)
+        Ok(rustix::fs::openat(self.as_fd(), path.as_c_str(), flags, Mode::empty())?)
     }
 
     /// Opens the folder of a task. It stays that of the same task, whichever gets its number later.
     pub(crate) fn open_task(&self, tid: u32) -> io::Result<Task> {
         let path = ShortPath::of_process(tid, &"");
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Task(rustix::fs::openat(&self.root, path.as_c_str(), flags, Mode::empty())?))
+        Ok(Task(rustix::fs::openat(self.as_fd(), path.as_c_str(), flags, Mode::empty())?))
     }
 
     /// The process ids that exist now.
     pub(crate) fn processes(&self) -> io::Result<Vec<u32>> {
         let root = rustix::fs::openat(
-            &self.root,
+            self.as_fd(),
             c".",
             OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
             Mode::empty(),
@@ -114,12 +82,6 @@ impl Task {
     }
 }
 
-impl AsFd for Procfs {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.root.as_fd()
-    }
-}
-
 /// The number in a link such as `pid:[4026531836]`.
 pub(crate) fn inode(link: &[u8]) -> Option<u64> {
     let colon = memchr::memchr(b':', link)?;
@@ -132,7 +94,7 @@ mod tests {
 
     #[test]
     fn sees_this_process() {
-        let proc = Procfs::private().unwrap();
+        let proc = KernelFiles::procfs().unwrap();
         let mut text = Vec::new();
         let pid = std::process::id();
         let stat = proc.read_of(pid, "stat", &mut text).unwrap();

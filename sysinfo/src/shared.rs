@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use crate::KernelFiles;
 use crate::baselines::{self, Baselines};
 use crate::budget::{Budget, Descriptors, What};
 use crate::cpu::CpuPolicy;
@@ -11,7 +12,6 @@ use crate::host_files::HostFiles;
 use crate::kernel_names::KernelNames;
 use crate::namespace_init::AskKernel;
 use crate::policy::{BootTime, MemoryLimit, Possible, SwapPolicy};
-use crate::procfs::Procfs;
 use crate::tasks::RecentCounts;
 
 /// How accounting works.
@@ -108,7 +108,7 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     /// Where counters are remembered for a successor.
     pub(crate) baselines: OnceLock<Baselines>,
-    pub(crate) proc: Arc<Procfs>,
+    pub(crate) proc: Arc<KernelFiles>,
     pub(crate) host: HostFiles,
     pub(crate) hierarchies: Hierarchies,
     pub(crate) names: KernelNames,

@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use ambit_fuse::Overlay;
+use ambit_sysinfo::KernelFiles;
 use ambit_sysinfo::hierarchy::Hierarchies;
-use ambit_sysinfo::procfs::Procfs;
-use ambit_sysinfo::sysfs::Sysfs;
 use ambit_sysinfo::{Accounting, Options};
 
 use crate::kernel::Kernel;
@@ -62,11 +61,11 @@ impl World {
         build_proc(&root.path().join("proc"));
         let mounts = if legacy { legacy_groups(root.path()) } else { groups(root.path()) };
         let hierarchies = Hierarchies::from_mountinfo(mounts.as_bytes(), root.path()).unwrap();
-        let proc = Procfs::at(&root.path().join("proc")).unwrap();
+        let proc = KernelFiles::at(&root.path().join("proc")).unwrap();
         let options = Options { age_bound: 0, open_containers: 0, ..Options::default() };
         let sys = root.path().join("sys");
         let accounting =
-            Accounting::over(options, hierarchies, proc, Sysfs::at(&sys).unwrap()).unwrap();
+            Accounting::over(options, hierarchies, proc, KernelFiles::at(&sys).unwrap()).unwrap();
         let (kernel, overlay) = Kernel::start(accounting.clone(), 1);
         let world = Self { root, legacy, accounting, kernel, overlay };
         world.is_in(OURS, "c");

@@ -43,19 +43,11 @@ impl Default for Raw {
 
 impl ExtraFiles {
     pub(crate) fn new(hierarchies: &Hierarchies, membership: &Membership) -> Self {
-        let unified = hierarchies.unified.as_ref().and_then(|(mount, controllers)| {
-            let cgroup = mount.relative(membership.unified()?)?;
-            Some((mount, cgroup, controllers)).filter(|_| !cgroup.is_empty())
-        });
-        let with = |wanted| {
-            let (mount, cgroup, controllers) = unified?;
-            controllers.contains(&wanted).then_some((mount, cgroup))
-        };
-        let legacy = |controller| {
-            let mount = hierarchies.legacy_mount(controller)?;
-            let cgroup = mount.relative(membership.legacy(controller)?)?;
-            Some((mount, cgroup)).filter(|_| !cgroup.is_empty())
-        };
+        let below_root = |(_, cgroup): &(&Mount, &str)| !cgroup.is_empty();
+        let unified = hierarchies.unified_cgroup(membership).filter(below_root);
+        let with = |wanted| unified.filter(|_| hierarchies.is_unified(wanted));
+        let legacy =
+            |controller| hierarchies.legacy_cgroup(controller, membership).filter(below_root);
         Self {
             unified_io: with(Controller::Io)
                 .map(|(mount, cgroup)| CgroupFile::new(mount, cgroup, "io.stat")),
@@ -72,7 +64,7 @@ impl ExtraFiles {
                 let file = |name| CgroupFile::new(mount, cgroup, name);
                 (file("memory.stat"), file("memory.oom_control"))
             }),
-            pressure: unified.map(|(mount, cgroup, _)| {
+            pressure: unified.map(|(mount, cgroup)| {
                 ["cpu.pressure", "io.pressure", "memory.pressure"]
                     .map(|name| CgroupFile::new(mount, cgroup, name))
             }),

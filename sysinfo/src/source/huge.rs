@@ -64,15 +64,16 @@ impl Files {
     /// files.
     fn new(size: u64, hierarchies: &Hierarchies, membership: &Membership) -> Option<Self> {
         let legacy = || {
-            let mount = hierarchies.legacy_mount(Controller::Hugetlb)?;
-            let cgroup = mount.relative(membership.legacy(Controller::Hugetlb)?)?;
+            let (mount, cgroup) = hierarchies.legacy_cgroup(Controller::Hugetlb, membership)?;
             Some((mount, cgroup, ["usage_in_bytes", "rsvd.usage_in_bytes", "limit_in_bytes"]))
         };
         let unified = || {
-            let (mount, controllers) = hierarchies.unified.as_ref()?;
-            let cgroup = mount.relative(membership.unified()?)?;
-            let has = controllers.contains(&Controller::Hugetlb);
-            has.then_some((mount, cgroup, ["current", "rsvd.current", "max"]))
+            let (mount, cgroup) = hierarchies.unified_cgroup(membership)?;
+            hierarchies.is_unified(Controller::Hugetlb).then_some((
+                mount,
+                cgroup,
+                ["current", "rsvd.current", "max"],
+            ))
         };
         let (mount, cgroup, [usage, promised, limit]) = unified().or_else(legacy)?;
         if cgroup.is_empty() {

@@ -61,14 +61,12 @@ impl NodeFiles {
 
 fn files(hierarchies: &Hierarchies, membership: &Membership) -> Vec<CgroupFile> {
     let legacy = || {
-        let mount = hierarchies.legacy_mount(Controller::Cpuset)?;
-        let cgroup = mount.relative(membership.legacy(Controller::Cpuset)?)?;
+        let (mount, cgroup) = hierarchies.legacy_cgroup(Controller::Cpuset, membership)?;
         let names = ["cpuset.effective_mems", "cpuset.mems"];
         Some(names.map(|name| CgroupFile::new(mount, cgroup, name)).into())
     };
     let unified = || {
-        let (mount, _) = hierarchies.unified.as_ref()?;
-        let cgroup = mount.relative(membership.unified()?)?;
+        let (mount, cgroup) = hierarchies.unified_cgroup(membership)?;
         let file = |level| CgroupFile::new(mount, level, "cpuset.mems.effective");
         hierarchies.is_unified(Controller::Cpuset).then(|| lineage(cgroup).map(file).collect())
     };

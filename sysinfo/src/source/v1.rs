@@ -44,10 +44,7 @@ struct Ancestor {
 impl Legacy {
     /// `None` when no v1 hierarchy has one of our controllers.
     pub(super) fn new(hierarchies: &Hierarchies, membership: &Membership) -> Option<Self> {
-        let place = |controller| {
-            let mount = hierarchies.legacy_mount(controller)?;
-            Some((mount, mount.relative(membership.legacy(controller)?)?))
-        };
+        let place = |controller| hierarchies.legacy_cgroup(controller, membership);
         let file = |controller, name: &str| {
             place(controller).map(|(mount, cgroup)| CgroupFile::new(mount, cgroup, name))
         };

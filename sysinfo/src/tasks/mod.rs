@@ -14,10 +14,10 @@ use std::sync::{Mutex, PoisonError};
 use ambit_kernel::text::{scan, stat};
 use rustix::fs::{Dir, Mode, OFlags};
 
+use crate::KernelFiles;
 use crate::clock;
 use crate::hierarchy::{Controller, Hierarchies, Mount};
 use crate::membership::Membership;
-use crate::procfs::Procfs;
 use crate::shared::Shared;
 
 use cgroupstats::Cgroupstats;
@@ -77,7 +77,7 @@ pub(crate) struct Counter {
 /// What is counted, and how.
 struct Count<'a> {
     hierarchies: &'a Hierarchies,
-    proc: &'a Procfs,
+    proc: &'a KernelFiles,
     legacy: bool,
     counts: Counts,
     /// Threads whose states are to be read; of those that are not running only, where the kernel
@@ -128,7 +128,7 @@ impl Counter {
         &mut self,
         hierarchies: &Hierarchies,
         membership: &Membership,
-        proc: &Procfs,
+        proc: &KernelFiles,
         turn: usize,
     ) -> Counts {
         let Some((mount, cgroup, legacy)) = place(hierarchies, membership) else {
@@ -222,7 +222,7 @@ impl Counter {
     }
 
     /// `procs_blocked` of the machine.
-    fn machine_iowait(&mut self, proc: &Procfs) -> u64 {
+    fn machine_iowait(&mut self, proc: &KernelFiles) -> u64 {
         self.text.clear();
         if proc.read("stat", &mut self.text).is_err() {
             return u64::MAX;
@@ -245,13 +245,11 @@ fn place<'a>(
     membership: &'a Membership,
 ) -> Option<(&'a Mount, &'a str, bool)> {
     let legacy = Controller::ALL.into_iter().filter_map(|controller| {
-        let mount = hierarchies.legacy_mount(controller)?;
-        Some((mount, mount.relative(membership.legacy(controller)?)?, true))
+        let (mount, cgroup) = hierarchies.legacy_cgroup(controller, membership)?;
+        Some((mount, cgroup, true))
     });
-    let unified = hierarchies
-        .unified
-        .as_ref()
-        .and_then(|(mount, _)| Some((mount, mount.relative(membership.unified()?)?, false)));
+    let unified =
+        hierarchies.unified_cgroup(membership).map(|(mount, cgroup)| (mount, cgroup, false));
     legacy.chain(unified).find(|(_, cgroup, _)| !cgroup.is_empty())
 }
 
@@ -297,7 +295,7 @@ mod tests {
         }
         let mounts = b"30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
         let hierarchies = Hierarchies::from_mountinfo(mounts, root.path()).unwrap();
-        let proc = Procfs::at(&root.path().join("proc")).unwrap();
+        let proc = KernelFiles::at(&root.path().join("proc")).unwrap();
         let mut counter = Counter { stats: None, text: Vec::new() };
         let membership = Membership::parse(b"0::/c\n");
         // A part of the threads is looked at each time: after so many times each of them was.
@@ -332,7 +330,7 @@ mod tests {
         let mounts = b"30 1 0:1 / /c/pids rw - cgroup cgroup rw,pids\n\
                        31 1 0:2 / /c/freezer rw - cgroup cgroup rw,freezer\n";
         let hierarchies = Hierarchies::from_mountinfo(mounts, root.path()).unwrap();
-        let proc = Procfs::at(&root.path().join("proc")).unwrap();
+        let proc = KernelFiles::at(&root.path().join("proc")).unwrap();
         let mut counter = Counter { stats: None, text: Vec::new() };
         for (machine, in_iowait) in [(0, 0), (1, 1), (9, 2)] {
             write("proc/stat", &format!("cpu 1 2 3\nprocs_running 1\nprocs_blocked {machine}\n"));
