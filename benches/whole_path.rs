@@ -44,7 +44,7 @@ fn main() {
     }
     // Children inherit it: servers and readers share one processor, so that the numbers are
     // costs and not luck with wake-ups.
-    let mut one = CpuSet::new();
+    let mut one = CpuSet::default();
     one.set(0).unwrap();
     sched_setaffinity(Pid::from_raw(0), &one).unwrap();
 
@@ -100,7 +100,7 @@ fn fairness(daemon: &Daemon) {
 }
 
 fn every_processor() -> CpuSet {
-    let mut all = CpuSet::new();
+    let mut all = CpuSet::default();
     let count = std::fs::read_to_string("/proc/cpuinfo").unwrap().matches("processor\t").count();
     (0..count).for_each(|cpu| all.set(cpu).unwrap());
     all

@@ -79,7 +79,7 @@ fn serve(path: &str, threads: usize) -> Result<(), Error> {
     let mut config = Config::default();
     config.n_threads = Some(threads);
     let failed = |source| Error::Session { call: "fuser", source };
-    let session = Session::from_fd(Null(Tree::new()), device, SessionACL::All, config);
+    let session = Session::from_fd(Null(Tree::default()), device, SessionACL::All, config);
     let serving = session.and_then(Session::spawn).map_err(failed);
     if serving.is_ok() {
         println!("mounted at {}", path.display());

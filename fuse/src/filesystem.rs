@@ -9,7 +9,6 @@
 //! POLL, LSEEK, extended attributes) and never asks again.
 
 use std::ffi::OsStr;
-use std::fmt;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,7 +29,7 @@ use fuser::{
 use rustix::fs::OFlags;
 
 use crate::connection::Manned;
-use crate::counters::{Counters, Counts};
+use crate::counters::Counters;
 use crate::entries::{Entry, Listed};
 use crate::owed::{OPENED, Turn};
 use crate::service::Service;
@@ -48,40 +47,22 @@ const LARGEST_REQUEST: u32 = 1 << 20;
 
 /// The overlay as fuser serves it.
 #[derive(Clone)]
-pub struct OverlayFilesystem {
+pub(crate) struct OverlayFilesystem {
     service: Arc<Service>,
     kind: Relief,
 }
 
 impl OverlayFilesystem {
-    /// The overlay over these numbers.
-    #[must_use]
-    pub fn new(views: Arc<dyn Views>) -> Self {
-        Self::passing(views, &[])
-    }
-
-    /// The same, with files that everybody sees as the machine has them, named by their paths
-    /// below the root.
-    #[must_use]
-    pub fn passing(views: Arc<dyn Views>, paths: &'static [&'static str]) -> Self {
-        Self::watched_by(None, views, paths)
-    }
-
-    /// The same, and somebody notes what each thread is at.
-    pub(crate) fn watched_by(
+    /// The overlay over these numbers. Every reader sees the files at the `passed` paths as the machine
+    /// has them.
+    pub(crate) fn new(
         witness: Option<Arc<dyn Witness>>,
         views: Arc<dyn Views>,
-        paths: &'static [&'static str],
+        passed: &'static [&'static str],
     ) -> Self {
-        let mut service = Service::watched_by(witness, views);
-        service.passed = paths;
+        let mut service = Service::new(witness, views);
+        service.passed = passed;
         Self { service: Arc::new(service), kind: Relief::Usual }
-    }
-
-    /// What it did so far.
-    #[must_use]
-    pub fn counts(&self) -> Counts {
-        self.service.counters.counts()
     }
 
     pub(crate) fn counters(&self) -> Arc<Counters> {
@@ -120,12 +101,6 @@ impl OverlayFilesystem {
 /// Is the file to be opened with `O_DIRECT`? The kernel's files cannot be.
 pub(crate) fn past_the_cache(flags: OpenFlags) -> bool {
     flags.0 & OFlags::DIRECT.bits().cast_signed() != 0
-}
-
-impl fmt::Debug for OverlayFilesystem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OverlayFilesystem").field("counts", &self.counts()).finish_non_exhaustive()
-    }
 }
 
 impl Manned for OverlayFilesystem {

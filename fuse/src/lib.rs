@@ -38,7 +38,6 @@ pub use counters::Counts;
 pub use error::Error;
 pub use families::{FAMILIES, Family};
 pub use files::FILES;
-pub use filesystem::OverlayFilesystem;
 pub use overlay::OverlayFile;
 pub use session::{Detached, MountOptions, Overlay, Restored};
 pub use text::Text;

@@ -43,14 +43,9 @@ thread_local! {
 }
 
 impl Service {
-    #[cfg(test)]
-    pub(crate) fn new(views: Arc<dyn Views>) -> Self {
-        Self::watched_by(None, views)
-    }
-
-    pub(crate) fn watched_by(witness: Option<Arc<dyn Witness>>, views: Arc<dyn Views>) -> Self {
+    pub(crate) fn new(witness: Option<Arc<dyn Witness>>, views: Arc<dyn Views>) -> Self {
         Self {
-            tree: Tree::new(),
+            tree: Tree::default(),
             counters: Arc::default(),
             crew: Arc::new(Crew::watched_by(witness)),
             passed: &[],
@@ -263,7 +258,7 @@ mod tests {
         let mut view = fixture::view();
         view.origin = Origin::Host;
         view.host = Arc::new(Host { raw: Some(Arc::new(Kernel)), ..Host::default() });
-        let service = Service::new(Arc::new(Fixed(view)));
+        let service = Service::new(None, Arc::new(Fixed(view)));
         assert_eq!(text_of(&service, "proc/stat").as_deref(), Ok("the kernel's proc/stat"));
     }
 
@@ -271,7 +266,7 @@ mod tests {
     fn a_file_that_is_passed_is_the_kernels_for_everybody() {
         let mut view = fixture::view();
         view.host = Arc::new(Host { raw: Some(Arc::new(Kernel)), ..Host::default() });
-        let mut service = Service::new(Arc::new(Fixed(view)));
+        let mut service = Service::new(None, Arc::new(Fixed(view)));
         service.passed = &["proc/loadavg"];
         assert_eq!(text_of(&service, "proc/loadavg").as_deref(), Ok("the kernel's proc/loadavg"));
         assert!(text_of(&service, "proc/uptime").unwrap().ends_with('\n'));
@@ -294,7 +289,7 @@ mod tests {
         let cpuinfo = of("processor\t: 0\nFeatures\t: asimd\n\nprocessor\t: 9\n\n");
         view.host = Arc::new(Host { cpuinfo, cpuinfo_32: Some(cpuinfo_32), ..Host::default() });
         view.cpu.online = [0].into_iter().collect();
-        let service = Service::new(Arc::new(Two(view)));
+        let service = Service::new(None, Arc::new(Two(view)));
         let text_of = |thread| text_of_thread(&service, "proc/cpuinfo", thread).unwrap();
         assert_eq!(text_of(64), "processor\t: 0\nFeatures\t: asimd\n\n");
         assert_eq!(text_of(32), "processor\t: 0\nFeatures\t: thumb\n\n");
@@ -302,7 +297,7 @@ mod tests {
 
     #[test]
     fn a_reader_that_is_gone_is_told_so() {
-        let service = Service::new(Arc::new(Fixed(fixture::view())));
+        let service = Service::new(None, Arc::new(Fixed(fixture::view())));
         assert_eq!(service.open(node_id("proc/stat"), 0), Err(Errno::ESRCH));
         assert_eq!(service.open(node_id("proc"), 1), Err(Errno::EISDIR));
         assert_eq!(service.open(42, 1), Err(Errno::ENOENT));
@@ -311,7 +306,7 @@ mod tests {
 
     #[test]
     fn a_container_is_shown_its_own_numbers() {
-        let service = Service::new(Arc::new(Fixed(fixture::view())));
+        let service = Service::new(None, Arc::new(Fixed(fixture::view())));
         let text = text_of(&service, "proc/meminfo").unwrap();
         assert!(text.starts_with("MemTotal:         262144 kB\n"), "{text}");
     }

@@ -151,7 +151,7 @@ impl Overlay {
     }
 
     fn pressure_filesystem(&self) -> PressureFilesystem {
-        PressureFilesystem::watched_by(self.options.witness.clone(), self.views.clone())
+        PressureFilesystem::new(self.options.witness.clone(), self.views.clone())
     }
 
     fn pressure_connection(&self) -> MutexGuard<'_, Option<Connection>> {
@@ -368,7 +368,7 @@ impl Overlay {
 }
 
 fn filesystem(options: &MountOptions, views: &Arc<dyn Views>) -> OverlayFilesystem {
-    OverlayFilesystem::watched_by(options.witness.clone(), views.clone(), options.passed)
+    OverlayFilesystem::new(options.witness.clone(), views.clone(), options.passed)
 }
 
 impl fmt::Debug for Overlay {

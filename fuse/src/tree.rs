@@ -77,10 +77,9 @@ pub struct Tree {
     time: SystemTime,
 }
 
-impl Tree {
+impl Default for Tree {
     /// The tree of [`FILES`].
-    #[must_use]
-    pub fn new() -> Self {
+    fn default() -> Self {
         let root = Node { id: ROOT, parent: ROOT, path: "", kind: Kind::Directory(Vec::new()) };
         let mut tree = Self { nodes: vec![root], time: SystemTime::now() };
         for file in FILES {
@@ -95,7 +94,9 @@ impl Tree {
         }
         tree
     }
+}
 
+impl Tree {
     /// Adds the directories above a path, and returns the id of the nearest.
     fn add_above(&mut self, path: &'static str) -> u64 {
         path.match_indices('/').fold(ROOT, |parent, (slash, _)| {
@@ -205,12 +206,6 @@ impl Tree {
     }
 }
 
-impl Default for Tree {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -220,7 +215,7 @@ mod tests {
 
     #[test]
     fn ids_are_unique_and_fixed() {
-        let tree = Tree::new();
+        let tree = Tree::default();
         let ids: HashSet<_> = tree.nodes().iter().map(|node| node.id).collect();
         assert_eq!(ids.len(), tree.nodes().len());
         let paths: HashSet<_> = tree.nodes().iter().map(|node| node.path).collect();
@@ -234,7 +229,7 @@ mod tests {
 
     #[test]
     fn every_file_is_found_by_walking() {
-        let tree = Tree::new();
+        let tree = Tree::default();
         for file in FILES {
             let path = file.path();
             let found = path.split('/').try_fold(ROOT, |directory, name| {
@@ -248,7 +243,7 @@ mod tests {
 
     #[test]
     fn directories_list_in_the_order_of_the_files() {
-        let tree = Tree::new();
+        let tree = Tree::default();
         let names = |path: &str| -> Vec<_> {
             tree.children(node_id(path)).unwrap().map(Node::name).collect()
         };
@@ -264,7 +259,7 @@ mod tests {
 
     #[test]
     fn everything_is_readable_and_files_have_a_size() {
-        let tree = Tree::new();
+        let tree = Tree::default();
         let of = |path: &str| tree.attributes(tree.at(path).unwrap());
         assert_eq!((of("proc/meminfo").perm, of("proc/meminfo").size), (0o444, 4096));
         assert_eq!(of("sys/devices/system/cpu/online").size, 4096);

@@ -67,7 +67,7 @@ operations!(
 #[must_use]
 pub fn describe(operation: u32, node: u64) -> String {
     let asked = name(operation).map_or_else(|| operation.to_string(), str::to_uppercase);
-    match Tree::new().node(node) {
+    match Tree::default().node(node) {
         Some(node) => format!("{asked} of {}", node.path),
         None => format!("{asked} of node {node}"),
     }

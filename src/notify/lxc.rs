@@ -141,7 +141,7 @@ impl Connection {
         left: Mutex<Option<Box<(Left, Entry)>>>,
     ) -> Self {
         let (member, takes_turns) = (Mutex::default(), AtomicBool::new(false));
-        let trouble = Limiter::new();
+        let trouble = Limiter::default();
         let monitor = Monitor { pid, member, left, takes_turns, trouble, link, number };
         Self { fd, serving: AtomicBool::new(false), monitor: Arc::new(monitor) }
     }

@@ -45,7 +45,8 @@ pub(super) struct Pipeline {
 
 impl Pipeline {
     pub(super) fn new(views: Arc<dyn Views>) -> Self {
-        let (counters, failures, crowds) = (Counters::new(), Limiter::new(), Limiter::new());
+        let (counters, failures, crowds) =
+            (Counters::new(), Limiter::default(), Limiter::default());
         let (acts, acting, policies) = (None, Acting::default(), Current::new(Policies::default()));
         let (dispatch, accounts, audit) = (Dispatch::new(), Accounts::default(), Audit::default());
         Self {

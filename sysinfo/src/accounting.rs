@@ -55,17 +55,13 @@ impl Accounting {
         Self::with(options, Hierarchies::discover()?)
     }
 
-    /// The same with given hierarchies.
-    ///
-    /// # Errors
-    /// procfs or sysfs cannot be read.
-    pub fn with(options: Options, hierarchies: Hierarchies) -> Result<Arc<Self>, Error> {
+    fn with(options: Options, hierarchies: Hierarchies) -> Result<Arc<Self>, Error> {
         let proc = KernelFiles::procfs().map_err(read("/proc"))?;
         let sys = KernelFiles::sysfs().map_err(read("/sys"))?;
         Self::over(options, hierarchies, proc, sys)
     }
 
-    /// The same with a given procfs and sysfs.
+    /// The same with given hierarchies, procfs and sysfs.
     ///
     /// # Errors
     /// They cannot be read.

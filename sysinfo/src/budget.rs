@@ -76,7 +76,7 @@ impl Budget {
     /// The same, of which one account may hold at most `each`.
     #[must_use]
     pub fn with_most(what: What, size: usize, each: usize) -> Arc<Self> {
-        Arc::new(Self { what, size, each, taken: AtomicUsize::new(0), lines: Limiter::new() })
+        Arc::new(Self { what, size, each, taken: AtomicUsize::new(0), lines: Limiter::default() })
     }
 
     /// Charges an account. `None`: it has used up what it may hold, which the log says once.

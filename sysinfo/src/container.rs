@@ -357,7 +357,7 @@ impl Container {
         };
         TEXT.with_borrow_mut(|text| sampler.source.sample(&mut sampler.sample, text))?;
         if self.is_overdue() {
-            self.count_threads(sampler, shared, &mut Counter::default());
+            self.count_threads(sampler, shared, &mut Counter::new());
         }
         let host = shared.host.snapshot();
         if !host.huge_pools.is_empty() {

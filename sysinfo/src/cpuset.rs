@@ -14,17 +14,11 @@ impl CpuSet {
     /// The largest processor number that is believed; the kernel's own ceiling is 8192.
     pub const MAX: u32 = 65_535;
 
-    /// The empty set.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
     /// Parses a list such as `0-3,8`. Surrounding white space is ignored and an empty list is
     /// the empty set. Anything else that is not a list gives `None`.
     #[must_use]
     pub fn parse(list: &[u8]) -> Option<Self> {
-        let mut set = Self::new();
+        let mut set = Self::default();
         let list = list.trim_ascii();
         if list.is_empty() {
             return Some(set);
@@ -48,7 +42,7 @@ impl CpuSet {
     /// The processors `0..count`.
     #[must_use]
     pub fn first(count: u32) -> Self {
-        let mut set = Self::new();
+        let mut set = Self::default();
         (0..count.min(Self::MAX + 1)).for_each(|cpu| set.insert(cpu));
         set
     }
@@ -168,7 +162,7 @@ pub fn write_list(out: &mut impl fmt::Write, cpus: impl Iterator<Item = u32>) ->
 
 impl FromIterator<u32> for CpuSet {
     fn from_iter<I: IntoIterator<Item = u32>>(cpus: I) -> Self {
-        let mut set = Self::new();
+        let mut set = Self::default();
         cpus.into_iter().for_each(|cpu| set.insert(cpu));
         set
     }
@@ -238,7 +232,7 @@ mod tests {
         assert_eq!(set.mask(10).to_string(), "02,0000010f");
         assert_eq!(set.mask(1).to_string(), "2,0000010f");
         assert_eq!(CpuSet::first(2).mask(1).to_string(), "3");
-        assert_eq!(CpuSet::new().mask(16).to_string(), "00000000,00000000");
+        assert_eq!(CpuSet::default().mask(16).to_string(), "00000000,00000000");
         assert_eq!(CpuSet::parse(b"64").unwrap().mask(17).to_string(), "1,00000000,00000000");
     }
 

@@ -13,18 +13,13 @@ pub struct Limiter {
 }
 
 impl Default for Limiter {
+    /// Lets the first message pass.
     fn default() -> Self {
-        Self::new()
+        Self { start: Instant::now(), last: AtomicU64::new(0), suppressed: AtomicU64::new(0) }
     }
 }
 
 impl Limiter {
-    /// Lets the first message pass.
-    #[must_use]
-    pub fn new() -> Self {
-        Self { start: Instant::now(), last: AtomicU64::new(0), suppressed: AtomicU64::new(0) }
-    }
-
     /// May a message pass now? Then the number of those that were suppressed before it.
     pub fn pass(&self) -> Option<u64> {
         self.pass_at(self.start.elapsed().as_secs())
@@ -47,7 +42,7 @@ mod tests {
 
     #[test]
     fn one_message_per_second_passes() {
-        let limiter = Limiter::new();
+        let limiter = Limiter::default();
         assert_eq!(limiter.pass_at(0), Some(0));
         assert_eq!(limiter.pass_at(0), None);
         assert_eq!(limiter.pass_at(0), None);

@@ -144,7 +144,7 @@ proptest! {
     ) {
         let allowed: CpuSet = allowed.into_iter().collect();
         MACHINE.with(|topology| {
-            let mut before = CpuSet::new();
+            let mut before = CpuSet::default();
             for count in 1..=allowed.len() {
                 let chosen = topology.choose(&allowed, count, seed);
                 prop_assert_eq!(chosen.len(), count);

@@ -13,7 +13,6 @@ mod refused;
 mod triggers;
 
 use std::ffi::OsStr;
-use std::fmt;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -51,7 +50,7 @@ const MODE: u16 = 0o666;
 
 /// The three files.
 #[derive(Clone)]
-pub struct PressureFilesystem {
+pub(crate) struct PressureFilesystem {
     service: Arc<Service>,
     views: Arc<dyn Views>,
     triggers: Arc<Triggers>,
@@ -60,14 +59,8 @@ pub struct PressureFilesystem {
 
 impl PressureFilesystem {
     /// The files over these numbers.
-    #[must_use]
-    pub fn new(views: Arc<dyn Views>) -> Self {
-        Self::watched_by(None, views)
-    }
-
-    /// The same, and somebody notes what each thread is at.
-    pub(crate) fn watched_by(witness: Option<Arc<dyn Witness>>, views: Arc<dyn Views>) -> Self {
-        let service = Arc::new(Service::watched_by(witness, views.clone()));
+    pub(crate) fn new(witness: Option<Arc<dyn Witness>>, views: Arc<dyn Views>) -> Self {
+        let service = Arc::new(Service::new(witness, views.clone()));
         Self { service, views, triggers: Arc::new(Triggers::new()), kind: Relief::Usual }
     }
 
@@ -125,12 +118,6 @@ impl PressureFilesystem {
                 Counters::add(&self.service.counters.panics);
             }
         });
-    }
-}
-
-impl fmt::Debug for PressureFilesystem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PressureFilesystem").finish_non_exhaustive()
     }
 }
 

@@ -78,7 +78,7 @@ impl Log {
 
 /// What the thread does.
 fn write(mut file: File, lines: &Receiver<Message>) {
-    let failures = Limiter::new();
+    let failures = Limiter::default();
     let mut put = |line: &[u8]| {
         // One write per line: whoever reads the file sees whole lines.
         if let Err(error) = file.write_all(line)

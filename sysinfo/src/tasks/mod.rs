@@ -232,12 +232,6 @@ impl Counter {
     }
 }
 
-impl Default for Counter {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 /// The cgroup to count in: v1 first, because the kernel counts there, and never the root, which
 /// holds what belongs to no container.
 fn place<'a>(

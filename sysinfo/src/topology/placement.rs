@@ -32,7 +32,7 @@ impl Topology {
             weight: splitmix64(seed, cpu.into()),
         };
         let mut candidates: Vec<_> = allowed.iter().map(candidate).collect();
-        let mut chosen = CpuSet::new();
+        let mut chosen = CpuSet::default();
         choose_from(&mut candidates, 0, count, &mut chosen);
         chosen
     }
