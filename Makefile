@@ -8,7 +8,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 help:
 	@echo 'make demo         what a container sees with and without ambit, side by side (root)'
-	@echo 'make build        the program, target/release/ambit'
+	@echo 'make build        the programs, target/release/ambit and ambit-verify'
 	@echo 'make test         everything below, the guests (uml, qemu) at once (root)'
 	@echo '  make lint         format and clippy'
 	@echo '  make test-unit    unit tests and documentation tests'
@@ -28,6 +28,7 @@ demo:
 build:
 	@scripts/install-deps
 	$(CARGO) build --release
+	scripts/build-verify target/release/ambit-verify
 
 test:
 	@scripts/test lint unit fuzz native guests

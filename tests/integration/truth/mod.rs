@@ -22,4 +22,5 @@ mod left;
 mod matrix;
 mod readers;
 mod restarts;
+mod verify;
 mod waiting;
