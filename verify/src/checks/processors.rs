@@ -216,11 +216,11 @@ fn numbers(context: &Context<'_>, look: &Look, rows: &mut Rows) {
         let cpus = &visited.getcpu;
         rows.add(NUMBERS, "getcpu(2)", shown(cpus), None, inside(cpus));
         let cpus = &visited.rseq;
-        let verdict = if cpus.is_empty() {
-            (Mark::Untold, "this kernel or this C library has no rseq(2) for it".into())
+        let (shown, verdict) = if cpus.is_empty() {
+            (String::new(), (Mark::Untold, "rseq(2) is not to be had here".into()))
         } else {
-            inside(cpus)
+            (shown(cpus), inside(cpus))
         };
-        rows.add(NUMBERS, "rseq(2) cpu_id", shown(cpus), None, verdict);
+        rows.add(NUMBERS, "rseq(2) cpu_id", shown, None, verdict);
     }
 }
