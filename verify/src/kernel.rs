@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "affinity of any length and rseq(2) have no safe form")]
 
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -112,19 +112,11 @@ pub(crate) fn visit(cpus: &Cpus) -> Visited {
     visited
 }
 
-/// `struct rseq` of 32 bytes (`include/uapi/linux/rseq.h`). The kernel writes it whenever the thread
-/// goes on after it was interrupted.
+/// `struct rseq` of 32 bytes (`include/uapi/linux/rseq.h`), `cpu_id` the second word. The kernel
+/// writes it whenever the thread goes on after it was interrupted.
 #[repr(C, align(32))]
 #[derive(Debug, Default)]
-struct Area {
-    cpu_id_start: AtomicU32,
-    cpu_id: AtomicU32,
-    rseq_cs: AtomicU64,
-    flags: AtomicU32,
-    node_id: AtomicU32,
-    mm_cid: AtomicU32,
-    end: AtomicU32,
-}
+struct Area([AtomicU32; 8]);
 
 /// An area that is registered while this value lives.
 #[derive(Debug)]
@@ -143,7 +135,7 @@ impl Rseq {
     }
 
     fn cpu_id(&self) -> u32 {
-        self.0.cpu_id.load(Ordering::Relaxed)
+        self.0.0[1].load(Ordering::Relaxed)
     }
 }
 

@@ -1,7 +1,7 @@
 //! One look at everything that is read. What changes by itself is read twice, at the beginning and at
 //! the end, so that what is read between can be judged without a tolerance.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::files::{Reading, Root, Unread};
 use crate::kernel::{self, Sysinfo};
@@ -55,17 +55,20 @@ pub(crate) struct Calls {
 pub(crate) struct Look {
     pub(crate) before: Edge,
     pub(crate) calls: Option<Calls>,
-    pub(crate) vmstat: Reading<String>,
-    pub(crate) zoneinfo: Reading<String>,
-    pub(crate) swaps: Reading<String>,
-    pub(crate) stat: Reading<String>,
+    pub(crate) vmstat: Reading<BTreeMap<String, u64>>,
+    /// Managed and free pages.
+    pub(crate) zoneinfo: Reading<(u64, u64)>,
+    /// Size and used bytes.
+    pub(crate) swaps: Reading<(u64, u64)>,
+    /// The processors, and when the machine or the container booted.
+    pub(crate) stat: Reading<(Cpus, f64)>,
     pub(crate) pressure: [Reading<Stalled>; 3],
     pub(crate) nodes: Vec<Node>,
     pub(crate) after: Edge,
-    pub(crate) cpuinfo: Reading<String>,
-    pub(crate) interrupts: Reading<String>,
-    pub(crate) partitions: Reading<String>,
-    pub(crate) diskstats: Reading<String>,
+    pub(crate) cpuinfo: Reading<Cpus>,
+    pub(crate) interrupts: Reading<Cpus>,
+    pub(crate) partitions: Reading<BTreeSet<String>>,
+    pub(crate) diskstats: Reading<BTreeSet<String>>,
     pub(crate) cpu: CpuFolder,
     /// The kernel's own mask of this thread, from `/proc/self/status`, which no overlay changes.
     pub(crate) mask: Reading<Cpus>,
@@ -101,17 +104,22 @@ impl Look {
                 sysinfo: kernel::sysinfo(),
                 affinity: kernel::affinity().map_err(|error| error.to_string()),
             }),
-            vmstat: root.read("/proc/vmstat"),
-            zoneinfo: root.read("/proc/zoneinfo"),
-            swaps: root.read("/proc/swaps"),
-            stat: root.read("/proc/stat"),
+            vmstat: root.parse("/proc/vmstat", text::pairs),
+            zoneinfo: root.parse("/proc/zoneinfo", text::zones),
+            swaps: root.parse("/proc/swaps", text::swaps),
+            stat: root.parse("/proc/stat", |text| {
+                let booted = text.lines().find_map(|line| line.strip_prefix("btime "));
+                Some((some(text::numbered(text.lines(), "cpu"))?, text::number(booted)?))
+            }),
             pressure: PRESSURE.map(|what| root.parse(&format!("/proc/pressure/{what}"), stalled)),
             nodes: nodes(root),
             after: edge(),
-            cpuinfo: root.read("/proc/cpuinfo"),
-            interrupts: root.read("/proc/interrupts"),
-            partitions: or_empty(root.read("/proc/partitions")),
-            diskstats: or_empty(root.read("/proc/diskstats")),
+            cpuinfo: root.parse("/proc/cpuinfo", |text| some(text::cpuinfo(text))),
+            interrupts: root.parse("/proc/interrupts", |text| {
+                some(text::numbered(text.lines().next()?.split_whitespace(), "CPU"))
+            }),
+            partitions: disks(root, "/proc/partitions", 3),
+            diskstats: disks(root, "/proc/diskstats", 2),
             cpu: CpuFolder::take(root),
             mask: root.parse("/proc/self/status", |text| {
                 text::list(text.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?)
@@ -152,9 +160,16 @@ impl CpuFolder {
     }
 }
 
+fn some(cpus: Cpus) -> Option<Cpus> {
+    Some(cpus).filter(|cpus| !cpus.is_empty())
+}
+
 /// A container that used no disk has no line.
-fn or_empty(read: Reading<String>) -> Reading<String> {
-    if read == Err(Unread::Empty) { Ok(String::new()) } else { read }
+fn disks(root: &Root, path: &str, column: usize) -> Reading<BTreeSet<String>> {
+    match root.parse(path, |text| Some(text::disks(text, column))) {
+        Err(Unread::Empty) => Ok(BTreeSet::new()),
+        read => read,
+    }
 }
 
 fn nodes(root: &Root) -> Vec<Node> {

@@ -55,11 +55,11 @@ pub(crate) fn meminfo(text: &str) -> Option<BTreeMap<String, u64>> {
 }
 
 /// Lines `key 123`.
-pub(crate) fn pairs(text: &str) -> Option<BTreeMap<&str, u64>> {
+pub(crate) fn pairs(text: &str) -> Option<BTreeMap<String, u64>> {
     let mut pairs = BTreeMap::new();
     for line in text.lines() {
         let (key, value) = line.split_once(' ')?;
-        pairs.insert(key, value.trim().parse().ok()?);
+        pairs.insert(key.to_owned(), value.trim().parse().ok()?);
     }
     (!pairs.is_empty()).then_some(pairs)
 }
@@ -81,6 +81,41 @@ pub(crate) fn cpuinfo(text: &str) -> Cpus {
         rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
     };
     text.lines().filter_map(number).collect()
+}
+
+/// Managed and free pages of all zones of `/proc/zoneinfo`.
+pub(crate) fn zones(text: &str) -> Option<(u64, u64)> {
+    let sum = |label: &str| {
+        text.lines().try_fold(0u64, |sum, line| match line.trim().strip_prefix(label) {
+            Some(rest) if rest.starts_with(' ') => sum.checked_add(rest.trim().parse().ok()?),
+            _ => Some(sum),
+        })
+    };
+    let (managed, free) = (sum("managed")?, sum("pages free")?);
+    (managed > 0).then_some((managed, free))
+}
+
+/// Size and used bytes of all areas of `/proc/swaps`.
+pub(crate) fn swaps(text: &str) -> Option<(u64, u64)> {
+    let mut lines = text.lines();
+    lines.next().filter(|line| line.starts_with("Filename"))?;
+    lines.try_fold((0u64, 0u64), |(all, used), line| {
+        // From the end: the name may be followed by a mark ` (deleted)`.
+        let mut words = line.split_whitespace().rev().skip(1);
+        let mut number = || words.next()?.parse::<u64>().ok()?.checked_mul(1024);
+        let (more_used, more) = (number()?, number()?);
+        Some((all.checked_add(more)?, used.checked_add(more_used)?))
+    })
+}
+
+/// The names in a column of `/proc/partitions` or `/proc/diskstats`, whose lines begin with a number.
+pub(crate) fn disks(text: &str, column: usize) -> BTreeSet<String> {
+    let name = |line: &str| {
+        let mut words = line.split_whitespace();
+        let is_disk = words.next()?.parse::<u32>().is_ok();
+        words.nth(column - 1).filter(|_| is_disk).map(str::to_owned)
+    };
+    text.lines().filter_map(name).collect()
 }
 
 /// A number that begins with digits, as a whole word; none of the kernel's is larger than this.

@@ -1,17 +1,18 @@
-//! How much memory there is, how much is free, and what it is used for.
+//! How much memory and swap there is, how much is free, and what it is used for.
 
 use std::collections::BTreeSet;
 
-use super::{Context, Source, as_first};
-use crate::files::{Cover, Reading};
+use super::{Context, First, Source};
+use crate::files::{Cover, Reading, Unread};
 use crate::limits::{Limit, Limits};
 use crate::look::{Look, Meminfo, NODE};
-use crate::text::{self, size};
+use crate::text::size;
 use crate::verdict::{Mark, Rows};
 
 const FILE: &str = "/proc/meminfo";
 const SIZE: &str = "memory size";
 const FREE: &str = "memory free";
+const SWAP: &str = "swap size";
 const PARTS: &str = "memory parts";
 
 /// Sizes that do not fit where they belong: nothing of this is more than all memory.
@@ -51,17 +52,14 @@ pub(super) fn check(context: &Context<'_>, look: &Look, rows: &mut Rows) {
         }
     };
     let total = before["MemTotal"];
-    let reference = context.judge(total, limits, size, &Source::file(context, FILE, 10));
-    let is_right = reference.0 != Mark::Contradicts;
-    rows.add(SIZE, "/proc/meminfo MemTotal", size(total), Some(total as f64), reference);
-    // Agreement with the limits, then with MemTotal.
+    let verdict = context.judge(total, limits, size, &Source::file(context, FILE, 10));
+    let first = First { value: total, name: "MemTotal", is_right: verdict.0 != Mark::Contradicts };
+    rows.add(SIZE, "/proc/meminfo MemTotal", size(total), Some(total as f64), verdict);
     let judge = |value: u64, source: &Source<'_>, apart: u64| {
-        let (mark, reason) = context.judge(value, limits, size, source);
-        if mark != Mark::Contradicts && is_right && value.abs_diff(total) > apart {
-            let (other, why) = (size(total), &source.why);
-            return (Mark::Contradicts, format!("/proc/meminfo shows {other}: {why}"));
-        }
-        if is_right { as_first((mark, reason), "MemTotal") } else { (mark, reason) }
+        let verdict = context.judge(value, limits, size, source);
+        first.compare(verdict, value.abs_diff(total) > apart, |total| {
+            format!("/proc/meminfo shows {}: {}", size(total), source.why)
+        })
     };
     let edges = |reader: &str, label: &str| {
         let (one, other) = (*before.get(label)? as f64, *after.get(label)? as f64);
@@ -82,8 +80,7 @@ pub(super) fn check(context: &Context<'_>, look: &Look, rows: &mut Rows) {
         between(PARTS, "sysinfo(2) sharedram", told.shared, "Shmem");
         between(PARTS, "sysinfo(2) bufferram", told.buffers, "Buffers");
     }
-    let vmstat = look.vmstat.as_ref().map(|text| text::pairs(text));
-    if let Ok(Some(vmstat)) = &vmstat {
+    if let Ok(vmstat) = &look.vmstat {
         let pages = |key: &str| vmstat.get(key).map(|pages| pages.saturating_mul(page));
         if let Some(free) = pages("nr_free_pages") {
             between(FREE, "/proc/vmstat nr_free_pages", free, "MemFree");
@@ -94,33 +91,27 @@ pub(super) fn check(context: &Context<'_>, look: &Look, rows: &mut Rows) {
             }
         }
     }
-    let zones = look.zoneinfo.as_ref().map(|text| zones(text));
-    if let Ok(Some((_, free))) = zones {
+    if let Ok((_, free)) = look.zoneinfo {
         between(FREE, "/proc/zoneinfo free", free.saturating_mul(page), "MemFree");
     }
     let nodes = nodes(look);
-    if let Some(Ok((_, free))) = &nodes {
-        between(FREE, "node*/meminfo MemFree", *free, "MemFree");
+    if let Ok((_, free)) = nodes {
+        between(FREE, "node*/meminfo MemFree", free, "MemFree");
     }
-    match vmstat {
-        Ok(Some(_)) => {}
-        Ok(None) => rows.unread(FREE, "/proc/vmstat", &crate::files::Unread::Garbled, true),
-        Err(why) => rows.unread(FREE, "/proc/vmstat", why, true),
+    if let Err(why) = &look.vmstat {
+        rows.unread(FREE, "/proc/vmstat", why, true);
     }
-    match zones {
-        Ok(Some((managed, _))) => {
-            let (managed, source) =
-                (managed.saturating_mul(page), Source::file(context, "/proc/zoneinfo", 12));
-            let verdict = judge(managed, &source, page);
+    match &look.zoneinfo {
+        Ok((managed, _)) => {
+            let managed = managed.saturating_mul(page);
+            let verdict = judge(managed, &Source::file(context, "/proc/zoneinfo", 12), page);
             rows.add(SIZE, "/proc/zoneinfo managed", size(managed), Some(managed as f64), verdict);
         }
-        Ok(None) => rows.unread(SIZE, "/proc/zoneinfo", &crate::files::Unread::Garbled, true),
         Err(why) => rows.unread(SIZE, "/proc/zoneinfo", why, true),
     }
     match nodes {
-        Some(Ok((sum, _))) => {
-            let mut source = Source::file(context, NODE, 12);
-            source.name = "node*/meminfo";
+        Ok((sum, _)) => {
+            let source = Source { name: "node*/meminfo", ..Source::file(context, NODE, 12) };
             let apart = page * look.nodes.len() as u64;
             let verdict = match judge(sum, &source, apart) {
                 // A node without a processor of the container may be left out.
@@ -131,8 +122,7 @@ pub(super) fn check(context: &Context<'_>, look: &Look, rows: &mut Rows) {
             };
             rows.add(SIZE, "node*/meminfo MemTotal", size(sum), Some(sum as f64), verdict);
         }
-        Some(Err(why)) => rows.unread(SIZE, "node*/meminfo", &why, true),
-        None => rows.unread(SIZE, "node*/meminfo", &crate::files::Unread::Missing, true),
+        Err(why) => rows.unread(SIZE, "node*/meminfo", &why, true),
     }
     if let Some(calls) = &look.calls {
         let value = calls.sysinfo.total;
@@ -143,6 +133,7 @@ pub(super) fn check(context: &Context<'_>, look: &Look, rows: &mut Rows) {
         rows.add(SIZE, "sysconf(_SC_PHYS_PAGES)", size(value), Some(value as f64), verdict);
     }
     rows.add(PARTS, FILE, "", None, parts(before));
+    swap(context, look, before, after, rows);
     if let (Some(one), Some(other)) = (look.before.usage, look.after.usage)
         && let Some(free) = before.get("MemFree").zip(after.get("MemFree"))
         && let Some(file) = &context.bounds.container().usage
@@ -152,6 +143,45 @@ pub(super) fn check(context: &Context<'_>, look: &Look, rows: &mut Rows) {
         let other = ("fits beside MemFree", "MemTotal less MemFree of /proc/meminfo");
         let name = file.rsplit('/').next().unwrap_or(file);
         rows.add_between("memory used", name, used, (0.0, most), print, other);
+    }
+}
+
+fn swap_limits(limits: &Limits) -> Vec<Limit<u64>> {
+    limits.swap.iter().cloned().collect()
+}
+
+fn swap(context: &Context<'_>, look: &Look, before: &Meminfo, after: &Meminfo, rows: &mut Rows) {
+    let get = |label: &str| Some((*before.get(label)?, *after.get(label)?));
+    let (Some((total, _)), Some((one, other))) = (get("SwapTotal"), get("SwapFree")) else {
+        return rows.unread(SWAP, "/proc/meminfo SwapTotal", &Unread::Garbled, false);
+    };
+    let verdict = if one > total {
+        (Mark::Contradicts, format!("SwapFree is more, {}", size(one)))
+    } else {
+        context.judge(total, swap_limits, size, &Source::file(context, "/proc/meminfo", 10))
+    };
+    let first = First { value: total, name: "SwapTotal", is_right: verdict.0 != Mark::Contradicts };
+    rows.add(SWAP, "/proc/meminfo SwapTotal", size(total), Some(total as f64), verdict);
+    let mut both = |name: &str, all: u64, free: u64, source: &Source<'_>| {
+        let verdict = context.judge(all, swap_limits, size, source);
+        let verdict = first.compare(verdict, all.abs_diff(total) > 1023, |total| {
+            format!("/proc/meminfo shows {}: {}", size(total), source.why)
+        });
+        rows.add(SWAP, name, size(all), Some(all as f64), verdict);
+        let between = (one.min(other) as f64 - 1024.0, one.max(other) as f64 + 1024.0);
+        let other = ("as SwapFree", "/proc/meminfo SwapFree");
+        rows.add_between("swap free", name, free as f64, between, print, other);
+    };
+    if let Some(calls) = &look.calls {
+        let source = Source::call(context, "sysinfo(2)", 10);
+        both("sysinfo(2)", calls.sysinfo.swap_total, calls.sysinfo.swap_free, &source);
+    }
+    match &look.swaps {
+        Ok((all, used)) => {
+            let source = Source::file(context, "/proc/swaps", 10);
+            both("/proc/swaps", *all, all.saturating_sub(*used), &source);
+        }
+        Err(why) => rows.unread(SWAP, "/proc/swaps", why, true),
     }
 }
 
@@ -201,26 +231,12 @@ fn parts(meminfo: &Meminfo) -> (Mark, String) {
     }
 }
 
-/// Managed and free pages of all zones.
-fn zones(text: &str) -> Option<(u64, u64)> {
-    let sum = |label: &str| {
-        text.lines().try_fold(0u64, |sum, line| match line.trim().strip_prefix(label) {
-            Some(rest) if rest.starts_with(' ') => sum.checked_add(rest.trim().parse().ok()?),
-            _ => Some(sum),
-        })
-    };
-    let (managed, free) = (sum("managed")?, sum("pages free")?);
-    (managed > 0).then_some((managed, free))
-}
-
-/// Size and free bytes of all nodes; `None` without nodes.
-fn nodes(look: &Look) -> Option<Reading<(u64, u64)>> {
-    if look.nodes.is_empty() {
-        return None;
-    }
-    Some(look.nodes.iter().try_fold((0u64, 0u64), |(total, free), node| {
+/// Size and free bytes of all nodes.
+fn nodes(look: &Look) -> Reading<(u64, u64)> {
+    let sum = look.nodes.iter().try_fold((0u64, 0u64), |(total, free), node| {
         let meminfo = node.meminfo.as_ref().map_err(Clone::clone)?;
         let get = |label: &str| meminfo.get(label).copied().unwrap_or(0);
         Ok((total.saturating_add(get("MemTotal")), free.saturating_add(get("MemFree"))))
-    }))
+    });
+    if look.nodes.is_empty() { Err(Unread::Missing) } else { sum }
 }

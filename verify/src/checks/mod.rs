@@ -3,7 +3,6 @@
 mod memory;
 mod others;
 mod processors;
-mod swap;
 mod times;
 
 use crate::files::{Cover, Mount, Root};
@@ -107,9 +106,30 @@ impl<'a> Context<'a> {
     }
 }
 
-/// What agrees with the first reader needs no reason of its own for what cannot be told.
-fn as_first(verdict: (Mark, String), name: &str) -> (Mark, String) {
-    if verdict.0 == Mark::Untold { (Mark::Agrees, format!("as {name}")) } else { verdict }
+/// What a subject's first reader shows, which the others are compared with.
+#[derive(Clone, Copy)]
+struct First<'a, T> {
+    value: T,
+    name: &'a str,
+    is_right: bool,
+}
+
+impl<T> First<'_, T> {
+    /// Adds the comparison to what the limits say: nothing is compared with what is wrong itself,
+    /// and what agrees needs no reason of its own for what cannot be told.
+    fn compare(
+        self,
+        (mark, reason): (Mark, String),
+        differs: bool,
+        why: impl FnOnce(T) -> String,
+    ) -> (Mark, String) {
+        match mark {
+            Mark::Contradicts => (mark, reason),
+            _ if self.is_right && differs => (Mark::Contradicts, why(self.value)),
+            Mark::Untold if self.is_right => (Mark::Agrees, format!("as {}", self.name)),
+            _ => (mark, reason),
+        }
+    }
 }
 
 /// The reason of agreement with a limit.
@@ -143,7 +163,6 @@ impl<'a> Source<'a> {
 pub(crate) fn check(context: &Context<'_>, look: &Look) -> Rows {
     let mut rows = Rows::default();
     memory::check(context, look, &mut rows);
-    swap::check(context, look, &mut rows);
     processors::check(context, look, &mut rows);
     times::check(context, look, &mut rows);
     others::check(context, look, &mut rows);

@@ -1,7 +1,5 @@
 //! Pressure, and the lists of disks.
 
-use std::collections::BTreeSet;
-
 use super::Context;
 use crate::look::{Look, PRESSURE};
 use crate::verdict::{Mark, Rows};
@@ -41,19 +39,10 @@ fn print(microseconds: f64) -> String {
 
 /// Each device of partitions has a line in diskstats.
 fn disks(context: &Context<'_>, look: &Look, rows: &mut Rows) {
-    let names = |text: &str, column: usize| -> BTreeSet<String> {
-        let lines = text.lines().map(|line| line.split_whitespace());
-        let words = lines.filter_map(|mut words| {
-            let major = words.next()?.parse::<u32>().is_ok();
-            words.nth(column - 1).filter(|_| major).map(str::to_owned)
-        });
-        words.collect()
-    };
     let reader = "/proc/partitions";
     match (&look.partitions, &look.diskstats) {
-        (Ok(partitions), Ok(diskstats)) => {
-            let (disks, known) = (names(partitions, 3), names(diskstats, 2));
-            let verdict = match disks.difference(&known).next() {
+        (Ok(disks), Ok(known)) => {
+            let verdict = match disks.difference(known).next() {
                 Some(disk) => {
                     let cover = context.cover(reader);
                     let reason = format!("/proc/diskstats does not have {disk}: {cover}");

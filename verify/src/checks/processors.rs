@@ -1,10 +1,10 @@
 //! Which processors there are, by every list of them, and which numbers a program can meet.
 
-use super::{Context, Source, as_first};
+use super::{Context, First, Source};
 use crate::files::{Reading, Unread};
 use crate::limits::{Limit, Limits};
 use crate::look::{CPU, Look, NODE};
-use crate::text::{self, Cpus, print_list};
+use crate::text::{Cpus, print_list};
 use crate::verdict::{Mark, Rows};
 
 const SUBJECT: &str = "processors";
@@ -24,15 +24,10 @@ fn shown(cpus: &Cpus) -> String {
     if list.len() > 14 { cpus.len().to_string() } else { format!("{} ({list})", cpus.len()) }
 }
 
-/// The set that the others are compared with.
-struct Reference<'a> {
-    cpus: &'a Cpus,
-    name: &'a str,
-    is_right: bool,
-}
+type Reference<'a> = First<'a, &'a Cpus>;
 
 pub(super) fn check(context: &Context<'_>, look: &Look, rows: &mut Rows) {
-    let stat = set(&look.stat, |text| text::numbered(text.lines(), "cpu"));
+    let stat = look.stat.as_ref().map(|(cpus, _)| cpus.clone()).map_err(Clone::clone);
     let online = (format!("{CPU}/online"), &look.cpu.online);
     // Some kernels have no folder of processors; /proc/stat is everywhere.
     let (name, first) =
@@ -42,8 +37,7 @@ pub(super) fn check(context: &Context<'_>, look: &Look, rows: &mut Rows) {
         return numbers(context, look, rows);
     };
     let verdict = limited(context, first, &Source::file(context, name, 0));
-    let is_right = verdict.0 != Mark::Contradicts;
-    let reference = Reference { cpus: first, name, is_right };
+    let reference = First { value: first, name, is_right: verdict.0 != Mark::Contradicts };
     let add = |rows: &mut Rows, reader: &str, cpus: &Cpus, verdict| {
         rows.add(SUBJECT, reader, shown(cpus), Some(cpus.len() as f64), verdict);
     };
@@ -52,7 +46,7 @@ pub(super) fn check(context: &Context<'_>, look: &Look, rows: &mut Rows) {
         Ok(cpus) => {
             let file = if reader.starts_with("node") { NODE } else { reader };
             let source = Source { name: reader, ..Source::file(context, file, 0) };
-            add(rows, reader, cpus, same(context, cpus, &reference, &source));
+            add(rows, reader, cpus, same(context, cpus, reference, &source));
         }
         Err(why) => rows.unread(SUBJECT, reader, why, optional),
     };
@@ -61,11 +55,8 @@ pub(super) fn check(context: &Context<'_>, look: &Look, rows: &mut Rows) {
     } else {
         list("/proc/stat", &stat, false);
     }
-    list("/proc/cpuinfo", &set(&look.cpuinfo, text::cpuinfo), false);
-    let columns = |text: &str| {
-        text::numbered(text.lines().next().unwrap_or_default().split_whitespace(), "CPU")
-    };
-    list("/proc/interrupts", &set(&look.interrupts, columns), true);
+    list("/proc/cpuinfo", &look.cpuinfo, false);
+    list("/proc/interrupts", &look.interrupts, true);
     // What is present and off is no contradiction: its own file says so.
     let offline = &look.cpu.offline;
     let present = look.cpu.present.as_ref().map(|cpus| cpus - offline).map_err(Clone::clone);
@@ -82,7 +73,7 @@ pub(super) fn check(context: &Context<'_>, look: &Look, rows: &mut Rows) {
     if let Some(calls) = &look.calls {
         let affinity = match &calls.affinity {
             Ok(cpus) => {
-                let verdict = affinity(context, look, cpus, &reference);
+                let verdict = affinity(context, look, cpus, reference);
                 add(rows, "sched_getaffinity(2)", cpus, verdict.clone());
                 Some((cpus, verdict))
             }
@@ -97,11 +88,6 @@ pub(super) fn check(context: &Context<'_>, look: &Look, rows: &mut Rows) {
         }
     }
     numbers(context, look, rows);
-}
-
-fn set(text: &Reading<String>, parse: impl Fn(&str) -> Cpus) -> Reading<Cpus> {
-    let cpus = parse(text.as_ref().map_err(Clone::clone)?);
-    if cpus.is_empty() { Err(Unread::Garbled) } else { Ok(cpus) }
 }
 
 /// Judges a list by the limits of number and place.
@@ -123,18 +109,13 @@ fn limited(context: &Context<'_>, cpus: &Cpus, source: &Source<'_>) -> (Mark, St
 fn same(
     context: &Context<'_>,
     cpus: &Cpus,
-    reference: &Reference<'_>,
+    reference: Reference<'_>,
     source: &Source<'_>,
 ) -> (Mark, String) {
-    let (mark, reason) = limited(context, cpus, source);
-    if mark != Mark::Contradicts && reference.is_right && cpus != reference.cpus {
-        let (name, list, why) = (reference.name, print_list(reference.cpus), &source.why);
-        return (Mark::Contradicts, format!("{name} lists {list}: {why}"));
-    }
-    if reference.is_right {
-        return as_first((mark, reason), "the first list");
-    }
-    (mark, reason)
+    let verdict = limited(context, cpus, source);
+    reference.compare(verdict, cpus != reference.value, |first| {
+        format!("{} lists {}: {}", reference.name, print_list(first), source.why)
+    })
 }
 
 /// The affinity mask has as many processors as the lists, unless the thread was given fewer.
@@ -142,7 +123,7 @@ fn affinity(
     context: &Context<'_>,
     look: &Look,
     cpus: &Cpus,
-    reference: &Reference<'_>,
+    reference: Reference<'_>,
 ) -> (Mark, String) {
     let source = Source::call(context, "sched_getaffinity(2)", 0);
     let (mark, reason) = limited(context, cpus, &source);
@@ -155,7 +136,7 @@ fn affinity(
             let outside = print_list(&outside);
             return (Mark::Contradicts, format!("the kernel runs this thread never on {outside}"));
         }
-        if !mask.is_superset(reference.cpus) {
+        if !mask.is_superset(reference.value) {
             let mask = print_list(mask);
             return (Mark::Untold, format!("this thread may run on {mask} alone: it is pinned"));
         }
