@@ -8,7 +8,7 @@ mod times;
 use crate::files::{Cover, Mount, Root};
 use crate::kernel::Visited;
 use crate::limits::{Bounds, Limit, Limits};
-use crate::look::Look;
+use crate::look::{Look, NODE};
 use crate::verdict::{Mark, Rows};
 
 /// What does not change between looks.
@@ -66,6 +66,16 @@ impl<'a> Context<'a> {
             "the seccomp filter does not answer the call"
         } else {
             "no seccomp filter answers the call"
+        }
+    }
+
+    /// Why a reader may show something else than the others.
+    fn why(&self, reader: &str) -> String {
+        match reader.split(' ').next() {
+            Some(file) if file.starts_with('/') => self.cover(file).to_string(),
+            Some(file) if file.starts_with("node") => self.cover(NODE).to_string(),
+            Some(file) if file.starts_with("memory.") => self.cover("/proc/meminfo").to_string(),
+            _ => self.filter().into(),
         }
     }
 
@@ -166,5 +176,11 @@ pub(crate) fn check(context: &Context<'_>, look: &Look) -> Rows {
     processors::check(context, look, &mut rows);
     times::check(context, look, &mut rows);
     others::check(context, look, &mut rows);
+    for row in &mut rows.0 {
+        // What moves is compared with another reader; a limit's reason has this already.
+        if row.mark == Mark::Contradicts && row.between.is_some() {
+            row.reason = format!("{}: {}", row.reason, context.why(&row.reader));
+        }
+    }
     rows
 }
