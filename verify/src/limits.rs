@@ -179,8 +179,11 @@ impl<'a> Group<'a> {
         };
         let mut folder = format!("{}{}", mount.point, below).trim_end_matches('/').to_owned();
         let mut folders = Vec::new();
-        while is_below(&folder, &mount.point) {
+        loop {
             folders.push(folder.clone());
+            if folder.len() <= mount.point.trim_end_matches('/').len() {
+                break;
+            }
             folder.truncate(folder.rfind('/').unwrap_or(0));
         }
         Some(folders)
@@ -262,13 +265,15 @@ impl<'a> Group<'a> {
         let from = format!("{folder}/cpu.max");
         let text = self.root.read(&from).ok()?;
         let mut words = text.split_whitespace();
-        let (quota, period) = (words.next()?.parse::<f64>().ok()?, text::number(words.next())?);
+        let (quota, period) = (text::number(words.next())?, text::number(words.next())?);
         (period > 0.0).then(|| Limit { value: quota / period, from })
     }
 
     fn quota_v1(&self, folder: &str) -> Option<Limit<f64>> {
-        let number =
-            |file| self.root.parse(&format!("{folder}/{file}"), |t| t.trim().parse::<f64>().ok());
+        // -1 is no limit, and no number to this.
+        let number = |file| {
+            self.root.parse(&format!("{folder}/{file}"), |text| text::number(Some(text.trim())))
+        };
         let (quota, period) = (number("cpu.cfs_quota_us").ok()?, number("cpu.cfs_period_us").ok()?);
         let from = format!("{folder}/cpu.cfs_quota_us");
         (quota > 0.0 && period > 0.0).then(|| Limit { value: quota / period, from })

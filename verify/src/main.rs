@@ -35,7 +35,8 @@ const LOOKS: usize = 20;
 const PAUSE: Duration = Duration::from_millis(25);
 
 fn main() -> ExitCode {
-    let options = match args::parse(std::env::args().skip(1)) {
+    let args = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
+    let options = match args::parse(args) {
         Ok(Args::Verify(options)) => options,
         Ok(Args::Help) => return print(args::HELP, ExitCode::SUCCESS),
         Ok(Args::Version) => {

@@ -166,6 +166,18 @@ fn a_process_that_entered_from_outside_is_judged_by_the_container() {
 }
 
 #[test]
+fn hostile_control_group_files_are_no_limits() {
+    let scene = Scene::new(V2)
+        .with("proc/self/mountinfo", "1 0 0:1 / / rw - cgroup2 cgroup2 rw\n")
+        .with("proc/self/cgroup", "0::/a//b\n")
+        .with("a/memory.max", "-5\n")
+        .with("a/cpu.max", "nan 100000\n")
+        .with("cpu.max", "1e999 0\n")
+        .with("cpuset.cpus.effective", "5-1\n");
+    assert_eq!(contradictions(&scene.rows()), []);
+}
+
+#[test]
 fn a_service_is_shown_its_own_limit_or_its_containers() {
     let scene = covered()
         .with("proc/self/cgroup", "0::/limited/child/service\n")
