@@ -8,9 +8,9 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 
 help:
 	@echo 'make demo         what a container sees with and without ambit, side by side (root)'
-	@echo 'make build        the programs, target/release/ambit and ambit-verify'
+	@echo 'make build        the programs, target/release/ambit (its symbols in ambit.debug) and ambit-verify'
 	@echo 'make test         everything below, the guests (uml, qemu) at once (root)'
-	@echo '  make lint         format and clippy'
+	@echo '  make lint         format, clippy, rustdoc, dependencies'
 	@echo '  make test-unit    unit tests and documentation tests'
 	@echo '  make fuzz         each fuzz target for some seconds (FUZZ_SECONDS=)'
 	@echo '  make test-native  integration tests on this kernel (root)'
@@ -21,13 +21,11 @@ help:
 	@echo 'make clean        remove what was built'
 
 demo:
-	@scripts/install-deps
-	@$(CARGO) build --release --quiet
+	@scripts/build-release --quiet
 	@scripts/demo
 
 build:
-	@scripts/install-deps
-	$(CARGO) build --release
+	@scripts/build-release
 	scripts/build-verify target/release/ambit-verify
 
 test:
