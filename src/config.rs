@@ -1,6 +1,6 @@
 //! The configuration file (TOML): a struct for each section, every key with a default.
 //!
-//! The structs are declared with [`settings!`], those of `[intercept]` next to the handlers. A
+//! The structs are declared with `settings!`, those of `[intercept]` next to the handlers. A
 //! mistake is an error that names file, line and column, and says what would be right. The file is
 //! read by root only and decides nothing by itself.
 

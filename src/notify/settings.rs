@@ -1,6 +1,6 @@
 //! Settings: structs of serde, each field of which is a key of the configuration.
 //!
-//! [`settings!`] declares a struct with the default of each field, and a [`Table`] that describes
+//! `settings!` declares a struct with the default of each field, and a [`Table`] that describes
 //! it: the parser, the reference, the default file, the words of `--intercept` and the suggestions
 //! in errors all derive from the one declaration. A key is one line there, and its doc comment.
 
@@ -35,7 +35,7 @@ pub struct Key {
 /// Which key of a struct has a wrong value, and why. The path is relative to the struct.
 pub type WrongValue = (String, String);
 
-/// A struct of settings, as [`settings!`] declares it.
+/// A struct of settings, as `settings!` declares it.
 pub trait Section: Default + serde::de::DeserializeOwned {
     /// Its description.
     const TABLE: &'static Table;

@@ -31,7 +31,7 @@ pub struct ProfileArgs {
     /// runtime specification, alone or in a config.json
     #[arg(long, value_name = "FILE")]
     base: Option<PathBuf>,
-    /// What [[container]] sections match by `metadata` (OCI) or `cookie` (LXC)
+    /// What `[[container]]` sections match by `metadata` (OCI) or `cookie` (LXC)
     #[arg(long, value_name = "TEXT")]
     label: Option<String>,
     /// Write the profile there, and print how a container gets it

@@ -1,6 +1,6 @@
 //! The numbers a container is shown.
 //!
-//! A [`View`] is derived from one [`Sample`](crate::Sample) in one place (`derive.rs`) and is
+//! A [`View`] is derived from one `Sample` in one place (`derive.rs`) and is
 //! immutable afterwards. Every file and every answered system call formats a `View`; none of
 //! them computes. Units: bytes for memory, USER_HZ ticks for processor times, nanoseconds for
 //! clocks.

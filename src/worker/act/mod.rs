@@ -1,7 +1,7 @@
 //! Quick acts: calls that are a few system calls when made with the rights to make them.
 //!
 //! A worker is a small process in the control groups of those for whom it acts, so that what an act
-//! uses is theirs and their device policy decides. It takes one [`Task`] at a time from its socket,
+//! uses is theirs and their device policy decides. It takes one `Task` at a time from its socket,
 //! takes on root, users and mask of the caller, and never executes a program or forks. It ends
 //! together with the process that asked last, because a control group with a process in it cannot
 //! be removed, or when nobody has asked for a while. Start reading at `process.rs`.
