@@ -2,14 +2,16 @@
 //! limited container opens, reads and closes a file; or calls sysinfo(2).
 //!
 //! Compared in one run, because only ratios travel between machines: the kernel's own files, a
-//! FUSE server that does nothing (`fuse/examples/null_server.rs`), ours, and lxcfs where it is
-//! installed; for calls the smallest possible handler (`examples/notify_min.rs`) and ours.
+//! FUSE server that does nothing (`null_server.rs`), ours, and lxcfs where it is
+//! installed; for calls the smallest possible handler (`smallest_handler.rs`) and ours.
 //! Run it with `make bench`, as root; with the argument `fairness` only that. Start reading at [`files`].
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on has failed")]
 
-#[path = "../tests/integration/harness/mod.rs"]
+#[path = "../../tests/integration/harness/mod.rs"]
 #[allow(dead_code, reason = "shared with the tests, which use more of it")]
 mod harness;
+mod null_server;
+mod smallest_handler;
 
 use std::fs::File;
 use std::io::Read;
@@ -33,9 +35,15 @@ const PER_ROUND: u32 = 400;
 const CALL_ROUNDS: usize = 7;
 
 fn main() {
-    let arguments: Vec<_> = std::env::args().collect();
-    if arguments.get(1).map(String::as_str) == Some("--read") {
-        return read_all(&arguments[2..]);
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    // What is measured in a process of its own is this program again.
+    if let [what, rest @ ..] = &arguments[..] {
+        match &**what {
+            "--read" => return read_all(rest),
+            "--null-server" => return null_server::serve(Path::new(&rest[0])).unwrap(),
+            "--smallest-handler" => return smallest_handler::compare(rest),
+            _ => {}
+        }
     }
     machine::needs(&["unshare", "lxcfs"]);
     let intercepting = || Daemon::start_at(Place::intercepting("mknod = true\n"));
@@ -108,7 +116,7 @@ fn every_processor() -> CpuSet {
 
 /// Prints the table of files: microseconds, and what is more telling, ratios.
 fn files(daemon: &Daemon) {
-    let null = Server::start("a null server", Command::new(example("null_server")), |_| {});
+    let null = Server::start("a null server", this_program("--null-server"), |_| {});
     let lxcfs = Server::start("lxcfs", Command::new("lxcfs"), |(command, dir)| {
         command.arg("-f").arg("-p").arg(dir.join("pid"));
     });
@@ -156,8 +164,7 @@ fn files(daemon: &Daemon) {
 fn calls(daemon: &Daemon) -> [f64; 2] {
     let through = sysinfo(daemon);
     let cgroup = Cgroup::new("bench", Limits { memory: Some(256 << 20), ..Limits::default() });
-    let mut compare = quiet(example("notify_min").to_str().unwrap());
-    let compared = run(compare.args(cgroup.dirs())).ok();
+    let compared = run(this_program("--smallest-handler").args(cgroup.dirs())).ok();
     let smallest = compared.strip_prefix("smallest handler ").and_then(|rest| {
         let (number, _) = rest.split_once(' ')?;
         number.parse::<f64>().ok()
@@ -246,9 +253,9 @@ impl Drop for Server {
     }
 }
 
-/// An example program, built beside the program under test.
-fn example(name: &str) -> PathBuf {
-    let path = Path::new(machine::AMBIT).with_file_name("examples").join(name);
-    assert!(path.exists(), "{} is missing; use `make bench`", path.display());
-    path
+/// This program, to do one part of the work in another process.
+fn this_program(part: &str) -> Command {
+    let mut command = quiet(std::env::current_exe().unwrap().to_str().unwrap());
+    command.arg(part);
+    command
 }

@@ -1,10 +1,8 @@
 //! How far the notification threads are from the least that can be done.
 //!
-//! Measures sysinfo(2) of a child, in turn answered by the smallest possible handler (epoll,
-//! RECV, a write into the caller's memory as `notify/memory.rs` does it, SEND, SYNC_WAKE_UP) and by a `Notifier`, everything pinned to one
-//! processor, and prints medians of several rounds and their ratio. Run it with --release. The child
-//! enters the control groups whose folders are given, as a container is in others than its daemon:
-//! the kernel takes longer from one to another.
+//! Measures sysinfo(2) of a child, in turn answered by the smallest possible handler (epoll, RECV, a
+//! write into the caller's memory as `notify/memory.rs` does it, SEND, SYNC_WAKE_UP) and by a
+//! `Notifier`, everything pinned to one processor.
 #![allow(unsafe_code, reason = "the smallest handler is nothing but system calls")]
 
 use std::fs::File;
@@ -51,15 +49,18 @@ fn view() -> View {
     }
 }
 
-fn main() {
+/// Prints medians of several rounds and their ratio. The child enters the control groups whose
+/// folders are given, as a container is in others than its daemon: the kernel takes longer from one
+/// to another.
+pub(crate) fn compare(groups: &[String]) {
     let mut mask = Mask::new();
     mask.set(0).expect("processor 0 fits the mask");
     sched_setaffinity(Pid::from_raw(0), &mask).expect("processor 0 exists");
     let open = |folder| {
-        let file = std::path::Path::new(&folder).join("cgroup.procs");
+        let file = std::path::Path::new(folder).join("cgroup.procs");
         File::options().write(true).open(file).expect("a control group")
     };
-    let groups: Vec<File> = std::env::args_os().skip(1).map(open).collect();
+    let groups: Vec<File> = groups.iter().map(open).collect();
     let view = Arc::new(view());
     let mut least = Vec::new();
     let mut ours = Vec::new();

@@ -1,6 +1,7 @@
-//! Serves one made-up container to everybody, to try runtimes and profiles by hand:
-//! `notify_fixed DIRECTORY` listens on `oci.sock` and `lxc.sock` in the directory and prints
-//! the counters when its standard input ends. 256 MiB, one processor.
+//! Answers the trapped calls of every container with the numbers of one made-up container, to try
+//! runtimes and seccomp profiles by hand: `cargo run --example fixed_calls -- DIRECTORY` listens on
+//! `oci.sock` and `lxc.sock` in the directory, and prints its counters when standard input ends.
+//! 256 MiB, one processor.
 
 use std::io::{Read, stdin};
 use std::path::PathBuf;
@@ -21,7 +22,7 @@ impl Views for Fixed {
 fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let folder = std::env::args_os().nth(1).map(PathBuf::from);
-    let folder = folder.ok_or_else(|| anyhow::anyhow!("usage: notify_fixed DIRECTORY"))?;
+    let folder = folder.ok_or_else(|| anyhow::anyhow!("usage: fixed_calls DIRECTORY"))?;
     let view = View {
         origin: Origin::Container,
         host: Arc::default(),

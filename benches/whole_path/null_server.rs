@@ -1,14 +1,12 @@
 //! A FUSE server that does nothing: the floor that benchmarks measure the overlay against.
 //!
 //! It has the overlay's mount options, tree and reply flags, and every file holds the same 4 KiB.
-//! `null_server DIRECTORY [THREADS]` serves until its standard input ends. Needs root.
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use ambit_fuse::tree::Tree;
@@ -19,6 +17,7 @@ use fuser::{
 };
 
 const VALID: Duration = Duration::from_secs(365 * 24 * 3600);
+const THREADS: usize = 2;
 static CONTENT: [u8; 4096] = [b'x'; 4096];
 
 struct Null(Tree);
@@ -71,42 +70,20 @@ impl Filesystem for Null {
     }
 }
 
-fn serve(path: &str, threads: usize) -> Result<(), Error> {
-    let path = mount::prepare(Path::new(path), visit::in_place)?;
+/// Serves at a directory until standard input ends.
+pub(crate) fn serve(path: &Path) -> Result<(), Error> {
+    let path = mount::prepare(path, visit::in_place)?;
     let device = mount::open_device()?;
     let mount = mount::detached(device.as_fd(), mount::NAME, mount::Writes::Refused)?;
     mount::attach(mount.as_fd(), &path)?;
     let mut config = Config::default();
-    config.n_threads = Some(threads);
+    config.n_threads = Some(THREADS);
     let failed = |source| Error::Session { call: "fuser", source };
     let session = Session::from_fd(Null(Tree::default()), device, SessionACL::All, config);
     let serving = session.and_then(Session::spawn).map_err(failed);
     if serving.is_ok() {
-        println!("mounted at {}", path.display());
         let _ = io::stdin().read_to_end(&mut Vec::new());
     }
     mount::detach(&path)?;
     serving?.join().map_err(failed)
-}
-
-fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (path, threads) = match &arguments[..] {
-        [path] => (path, Some(2)),
-        [path, threads] => (path, threads.parse().ok()),
-        _ => return usage(),
-    };
-    let Some(threads) = threads.filter(|&threads| threads > 0) else { return usage() };
-    match serve(path, threads) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("null_server: {error}");
-            ExitCode::from(2)
-        }
-    }
-}
-
-fn usage() -> ExitCode {
-    eprintln!("usage: null_server DIRECTORY [THREADS]");
-    ExitCode::from(2)
 }
