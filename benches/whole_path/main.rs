@@ -63,7 +63,7 @@ fn main() {
     sched_setaffinity(Pid::from_raw(0), &every_processor()).unwrap();
     let daemon = intercepting();
     let anywhere = [sysinfo(&daemon), mknod(&daemon)];
-    println!("\nthe same where nobody is told on which processor to run, ratio to on one\n");
+    println!("\nthe same where the scheduler chooses the processors, ratio to on one\n");
     for (what, (one, any)) in ["sysinfo", "mknod"].iter().zip(on_one.iter().zip(anywhere)) {
         println!("{what:8} {:.2} us, {:.2}", any / 1e3, any / one);
     }
