@@ -21,7 +21,7 @@ use crate::notify::acts::Acts;
 use crate::notify::{self, Notifier};
 use crate::status::MountsRestored;
 use crate::visitor;
-use crate::worker::Broker;
+use ambit_worker::Broker;
 
 /// Accounting, overlay and notifications of one process.
 #[derive(Debug)]

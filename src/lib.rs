@@ -27,4 +27,3 @@ pub mod stop;
 mod threads;
 mod timestamp;
 pub mod visitor;
-pub mod worker;

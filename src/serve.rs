@@ -21,8 +21,8 @@ use crate::control::{self, Control};
 use crate::daemon::{self, Origin, Reach, Server};
 use crate::notify::acts::Acts;
 use crate::threads::{self, Threads};
-use crate::worker::Broker;
 use crate::{logging, self_check, timestamp};
+use ambit_worker::Broker;
 
 /// How often the keeper hears that all is well.
 const BEAT: Duration = Duration::from_secs(1);

@@ -12,8 +12,8 @@ use super::context::Context;
 use super::handler::{Cause, Refusal, Verdict};
 use super::live_mounts::LiveMounts;
 use super::origin::Origin;
-use crate::worker::act::{Actor, Answer, Base, Reply, TIMES, What, Workers};
-use crate::worker::{Bind, Broker, Caller, Failure, Find};
+use ambit_worker::act::{Actor, Answer, Base, Reply, TIMES, What, Workers};
+use ambit_worker::{Bind, Broker, Caller, Failure, Find};
 
 /// How long a quick act may take. A filesystem that hangs is the container's own trouble; what it
 /// holds up is one of its calls.

@@ -8,7 +8,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::call::Call;
 use super::context::Context;
 use super::handler::Refusal;
-use crate::worker::act::Actor;
+use ambit_worker::act::Actor;
 
 /// `PIDFD_THREAD`, Linux 6.9.
 const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL.unsigned_abs());

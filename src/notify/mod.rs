@@ -60,13 +60,8 @@ use ambit_sysinfo::Views;
 
 use crate::crash_guard::CrashGuard;
 
-pub use arch::Abi;
-
-/// The architectures whose programs run on kernels of this one.
-pub(crate) fn arches() -> impl Iterator<Item = libseccomp::ScmpArch> {
-    arch::of_such_kernels().into_iter().map(|arch| arch.scmp)
-}
 pub use account::ContainerCounts;
+pub use arch::Abi;
 pub use call::Call;
 pub use context::Context;
 pub use counters::{CallCount, Counts};

@@ -5,6 +5,7 @@
 //! two rules for one call wins differs from runtime to runtime. What is in the base and not ours to
 //! know is kept as it is.
 
+use ambit_kernel::sys::arches::compatible;
 use anyhow::{anyhow, bail};
 use libseccomp::ScmpArch;
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,6 @@ use serde_json::{Map, Value};
 
 use super::rules::{Condition, Rule};
 use super::{Base, Profile, Wish};
-use crate::notify;
 
 const ALLOW: &str = "SCMP_ACT_ALLOW";
 const NOTIFY: &str = "SCMP_ACT_NOTIFY";
@@ -117,9 +117,10 @@ fn parse(base: Base<'_>) -> anyhow::Result<Option<Seccomp>> {
 
 /// What there is without a base.
 fn permissive() -> Seccomp {
+    let arches = compatible(ScmpArch::native());
     Seccomp {
         default_action: ALLOW.to_owned(),
-        architectures: Some(notify::arches().filter_map(name_of).map(str::to_owned).collect()),
+        architectures: Some(arches.into_iter().filter_map(name_of).map(str::to_owned).collect()),
         listener_path: None,
         listener_metadata: None,
         syscalls: None,

@@ -1,6 +1,7 @@
 //! System calls that neither nix nor rustix offers, one file each. Nothing here decides anything.
 
 pub mod affinity;
+pub mod arches;
 pub mod arenas;
 pub mod bpf;
 pub mod close_range;

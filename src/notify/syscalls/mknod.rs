@@ -1,6 +1,6 @@
 //! mknod(2) and mknodat(2): character devices that give access to nothing.
 //!
-//! What is made, and by whom, is decided here from registers alone; `crate::worker::act::Mknod`
+//! What is made, and by whom, is decided here from registers alone; `ambit_worker::act::Mknod`
 //! makes it where the caller may. Everything else is the kernel's, above all the whiteouts of
 //! overlayfs (device 0:0), which it allows everybody.
 
@@ -13,8 +13,8 @@ use crate::notify::context::Context;
 use crate::notify::handler::{Cost, Description, Handler, Refusal, Repeat, Screen, Verdict};
 use crate::notify::once::Once;
 use crate::notify::settings::settings;
-use crate::worker::Find;
-use crate::worker::act::{Base, Mknod as Make, What};
+use ambit_worker::Find;
+use ambit_worker::act::{Base, Mknod as Make, What};
 
 const CAP_MKNOD: u32 = 27;
 

@@ -18,7 +18,7 @@ use crate::notify::context::Context;
 use crate::notify::handler::{Description, Handler, Refusal, Screen, Verdict};
 use crate::notify::settings::settings;
 use crate::notify::thread_id;
-use crate::worker::act::{Actor, Base};
+use ambit_worker::act::{Actor, Base};
 
 const CAP_SYS_NICE: u32 = 23;
 /// The flag of sched_setscheduler(2), and that of sched_setattr(2).

@@ -15,8 +15,8 @@ use crate::notify::context::Context;
 use crate::notify::handler::{Cost, Description, Handler, Refusal, Screen, Verdict};
 use crate::notify::once::Once;
 use crate::notify::settings::settings;
-use crate::worker::Find;
-use crate::worker::act::{Base, SetOpaque, What};
+use ambit_worker::Find;
+use ambit_worker::act::{Base, SetOpaque, What};
 
 const CAP_SYS_ADMIN: u32 = 21;
 const NAME: &[u8] = b"trusted.overlay.opaque";

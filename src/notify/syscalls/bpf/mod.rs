@@ -2,7 +2,7 @@
 //!
 //! Container engines and service managers use them on cgroup v2 for the control groups that they make.
 //! Granted are loading such a program, attaching and detaching it below the container's own control
-//! group, and asking for those that are attached there: `crate::worker::act::bpf` does it, and what a
+//! group, and asking for those that are attached there: `ambit_worker::act::bpf` does it, and what a
 //! container gets is a file that stands for a program, never a program. The caller's attribute is read
 //! once and only what is known of it is passed on (`request.rs`); programs are looked through
 //! before the verifier sees them. All else is the kernel's.
@@ -22,8 +22,8 @@ use crate::notify::context::Context;
 use crate::notify::handler::{Cost, Description, Handler, Refusal, Repeat, Screen, Verdict};
 use crate::notify::once::Once;
 use crate::notify::settings::settings;
-use crate::worker::act::bpf::{Bpf, Target};
-use crate::worker::act::{Actor, Answer, Base, Reply, What};
+use ambit_worker::act::bpf::{Bpf, Target};
+use ambit_worker::act::{Actor, Answer, Base, Reply, What};
 
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;

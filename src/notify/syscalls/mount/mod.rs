@@ -1,7 +1,7 @@
 //! mount(2): filesystems that containers may not mount by themselves.
 //!
 //! Types that the policy allows are mounted by the kernel with the host's rights, types that have
-//! a helper by that program as the caller; `crate::worker::mount` acts. Everything else, and all
+//! a helper by that program as the caller; `ambit_worker::mount` acts. Everything else, and all
 //! that is not a new mount of a filesystem, is the kernel's. Start reading at `plan.rs`.
 //!
 //! fsopen(2) of such a type is answered ENOSYS: a new libmount then calls mount(2). For all other
@@ -29,8 +29,8 @@ use crate::notify::mounts::MountSettings;
 pub(super) use crate::notify::mounts::MountSettings as Settings;
 use crate::notify::once::Once;
 use crate::notify::origin::Origin;
-use crate::worker::mount::{How, Order};
-use crate::worker::{Caller, Failure, IdMaps};
+use ambit_worker::mount::{How, Order};
+use ambit_worker::{Caller, Failure, IdMaps};
 
 /// The kernel reads strings of this length at most, and options where its pages are the smallest.
 const PAGE: usize = 4096;

@@ -10,7 +10,8 @@ use super::filesystem::Filesystem;
 use super::flags::Flags;
 use super::options::{self, Item, Owner};
 use super::sources;
-use crate::worker::mount::{Handler, How, Order, Superblock};
+use crate::notify::mounts::on_the_host;
+use ambit_worker::mount::{Executable, Handler, How, Order, Superblock};
 
 /// What a policy says of mounts.
 #[derive(Debug, Clone, Copy)]
@@ -113,7 +114,10 @@ impl<'a> Rules<'a> {
                 return Ok(None);
             }
             Answer::Helper(program) => How::Helper(Handler {
-                program: program.to_owned(),
+                program: match on_the_host(program) {
+                    Some(path) => Executable::OnHost(path.to_owned()),
+                    None => Executable::InContainer(program.to_owned()),
+                },
                 options: options::for_helper(items),
                 mount_options: flags
                     .options()
@@ -231,7 +235,7 @@ mod tests {
         let data = "errors=remount-ro,offset=512,x-systemd.automount";
         let order = plan(&[], &[("ext4", "fuse2fs")], true, call("ext4", 1 | 1024, data)).unwrap();
         let How::Helper(handler) = order.how else { panic!("{:?}", order.how) };
-        assert_eq!(handler.program, "fuse2fs");
+        assert_eq!(handler.program, Executable::InContainer("fuse2fs".into()));
         assert_eq!(handler.options, [b"offset=512".to_vec()]);
         assert_eq!(
             handler.mount_options,

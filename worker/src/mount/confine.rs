@@ -8,12 +8,14 @@
 use std::io::Write;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
+use ambit_kernel::sys::arches::compatible;
+use libseccomp::{
+    ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall,
+};
 use nix::errno::Errno;
 use rustix::fs::{Mode, OFlags};
 
-use crate::notify::arches;
-use crate::worker::failure::{Failure, OrFail};
+use crate::failure::{Failure, OrFail};
 
 const FORBIDDEN: [&str; 39] = [
     "acct",
@@ -64,7 +66,7 @@ pub(super) fn filter() -> Result<(), Failure> {
     let build = || -> Result<(), libseccomp::error::SeccompError> {
         let mut context = ScmpFilterContext::new(ScmpAction::Allow)?;
         context.set_act_badarch(ScmpAction::Errno(libc::ENOSYS))?;
-        for arch in arches() {
+        for arch in compatible(ScmpArch::native()) {
             context.add_arch(arch)?;
         }
         let no = ScmpAction::Errno(libc::EPERM);

@@ -11,7 +11,7 @@ use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
 use super::identity::use_only;
-use super::task::Reply;
+use super::reply::Reply;
 
 /// A character device that is to be made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,7 +56,7 @@ impl Mknod {
     }
 
     /// That folder, and the node's name with the slashes after it.
-    pub(in crate::worker) fn place(&self) -> Option<(&[u8], &[u8])> {
+    pub(crate) fn place(&self) -> Option<(&[u8], &[u8])> {
         split(&self.path)
     }
 

@@ -17,8 +17,8 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use super::claim::{self, Source};
 use super::order::{Order, Superblock};
 use super::{loop_device, scene};
-use crate::worker::caller::Caller;
-use crate::worker::failure::{Failure, Number, OnOurSide, OrFail};
+use crate::caller::Caller;
+use crate::failure::{Failure, Number, OnOurSide, OrFail};
 
 /// Makes the mount.
 pub(super) fn make(

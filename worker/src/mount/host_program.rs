@@ -18,8 +18,7 @@ use std::process::{Command, Stdio};
 use nix::errno::Errno;
 use rustix::fs::{MemfdFlags, SealFlags};
 
-use crate::notify::mounts::on_the_host;
-use crate::worker::failure::{Failure, OrFail};
+use crate::failure::{Failure, OrFail};
 
 /// The longest program or library; all of them count for the container.
 const LONGEST: u64 = 64 << 20;
@@ -52,9 +51,8 @@ pub(super) struct Image {
 }
 
 impl HostProgram {
-    /// Opens the helper if it is one of the host. Needs the host's rights and its root.
-    pub(super) fn open(helper: &str) -> Result<Option<Self>, Failure> {
-        let Some(path) = on_the_host(helper) else { return Ok(None) };
+    /// Opens the program. Needs the host's rights and its root.
+    pub(super) fn open(path: &str) -> Result<Self, Failure> {
         let gone = |error: std::io::Error| {
             Failure::new(Errno::ENODEV, format!("the host has no {path}: open: {error}"))
         };
@@ -69,7 +67,7 @@ impl HostProgram {
         let path = PathBuf::from(path);
         let Some(loader) = interpreter(&bytes) else {
             let takes_device = is_libfuse3s(&bytes);
-            return Ok(Some(Self { path, program, linked: None, takes_device }));
+            return Ok(Self { path, program, linked: None, takes_device });
         };
         let (loader, libraries) = libraries(&path, &loader)?;
         let takes_device = libraries.iter().any(|library| {
@@ -77,7 +75,7 @@ impl HostProgram {
         });
         let open = |path: &PathBuf| File::open(path).or_fail(format!("open of {}", path.display()));
         let linked = (open(&loader)?, libraries.iter().map(open).collect::<Result<_, _>>()?);
-        Ok(Some(Self { path, program, linked: Some(linked), takes_device }))
+        Ok(Self { path, program, linked: Some(linked), takes_device })
     }
 
     /// Its path on the host.
@@ -224,10 +222,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_a_helper_says_why() {
-        let failure = |helper: &str| HostProgram::open(helper).unwrap_err().message;
-        assert!(failure("host:/no/such").contains("the host has no /no/such"));
-        assert!(failure("host:/etc/passwd").contains("script"));
-        assert!(HostProgram::open("squashfuse").unwrap().is_none());
+        let failure = |path: &str| HostProgram::open(path).unwrap_err().message;
+        assert!(failure("/no/such").contains("the host has no /no/such"));
+        assert!(failure("/etc/passwd").contains("script"));
     }
 
     #[test]

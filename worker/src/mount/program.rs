@@ -18,9 +18,9 @@ use rustix::fs::{Access, MemfdFlags, SealFlags};
 use super::confine;
 use super::host_program::{HostProgram, Image, is_libfuse3s};
 use super::order::{Handler, Order};
-use crate::worker::caller::Caller;
-use crate::worker::child::leave;
-use crate::worker::failure::{Failure, Number, OnOurSide, OrFail};
+use crate::caller::Caller;
+use crate::child::leave;
+use crate::failure::{Failure, Number, OnOurSide, OrFail};
 
 /// Where programs are in the container.
 const PLACES: [&str; 6] =

@@ -10,8 +10,8 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use super::order::Order;
-use crate::worker::caller::Caller;
-use crate::worker::failure::{Failure, OrFail};
+use crate::caller::Caller;
+use crate::failure::{Failure, OrFail};
 
 /// The longest string that fsconfig(2) takes.
 const LONGEST: usize = 255;

@@ -9,11 +9,12 @@ use rustix::net::Shutdown;
 use super::bpf;
 use super::identity::lay_down;
 use super::mknod::Opens;
-use super::task::{Answer, Reply, Task, What};
-use crate::worker::child::die_with_parent;
-use crate::worker::failure::{Failure, OrFail};
-use crate::worker::line::Line;
-use crate::worker::message;
+use super::reply::{Answer, Reply};
+use super::task::{Task, What};
+use crate::child::die_with_parent;
+use crate::failure::{Failure, OrFail};
+use crate::line::Line;
+use crate::message;
 
 /// The longest task: a path of a page, and as many groups as there can be.
 pub(super) const LONGEST: usize = 1 << 20;
@@ -31,7 +32,7 @@ struct Worker {
 }
 
 /// Serves one control group until it is not needed any more.
-pub(in crate::worker) fn serve(line: Line, groups: Vec<OwnedFd>) {
+pub(crate) fn serve(line: Line, groups: Vec<OwnedFd>) {
     match prepare(groups) {
         Err(failure) => line.report(Err(failure)),
         Ok(Prepared { this, fds, bpf }) => {

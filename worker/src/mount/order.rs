@@ -35,12 +35,30 @@ pub enum How {
 /// A program that serves a filesystem by FUSE.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Handler {
-    /// Its name, or its path in the container, or `host:` and its path on the host.
-    pub program: String,
+    /// Where it is.
+    pub program: Executable,
     /// Options of the filesystem.
     pub options: Vec<Vec<u8>>,
     /// Options of the mount, for a program that mounts by itself.
     pub mount_options: Vec<String>,
+}
+
+/// The program of a helper.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Executable {
+    /// Its name, or its path in the container.
+    InContainer(String),
+    /// Its path on the host.
+    OnHost(String),
+}
+
+impl Executable {
+    /// The name or path.
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Self::InContainer(name) | Self::OnHost(name) => name,
+        }
+    }
 }
 
 /// What the kernel is told of a filesystem.

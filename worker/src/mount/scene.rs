@@ -15,7 +15,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
 };
 
-use crate::worker::failure::{Failure, OrFail};
+use crate::failure::{Failure, OrFail};
 
 /// Where the new mount is attached for a moment.
 const PLACE: &str = "/.mount";
@@ -92,7 +92,7 @@ pub(super) fn node(path: &str, kind: FileType, number: u64) -> Result<(), Failur
 
 /// A character device, on a filesystem of its own in new surroundings, as a mount that is attached
 /// nowhere. This process stays in the surroundings.
-pub(in crate::worker) fn clean_node(
+pub(crate) fn clean_node(
     number: u64,
     mode: u32,
     (uid, gid): (u32, u32),

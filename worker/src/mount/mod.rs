@@ -25,7 +25,7 @@ mod turn;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
-pub use order::{Handler, How, Order, Superblock};
+pub use order::{Executable, Handler, How, Order, Superblock};
 pub(super) use scene::clean_node;
 pub use turn::Turns;
 

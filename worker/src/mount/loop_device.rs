@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use rustix::fs::FileType;
 
 use super::scene;
-use crate::worker::failure::{Failure, OrFail};
+use crate::failure::{Failure, OrFail};
 
 /// Block devices of this major number are loop devices.
 const LOOP: u32 = 7;

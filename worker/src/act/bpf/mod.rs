@@ -20,7 +20,7 @@ use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
 use super::identity::use_only;
-use super::task::{Answer, Reply};
+use super::reply::{Answer, Reply};
 use stand_in::{Content, StandIn};
 
 pub(super) use place::Surroundings;

@@ -16,10 +16,10 @@ use super::claim::Source;
 use super::order::{Order, Superblock};
 use super::turn::Turns;
 use super::{image, superblock};
-use crate::worker::caller::Caller;
-use crate::worker::child::{Child, End};
-use crate::worker::failure::{Failure, OnOurSide, OrFail};
-use crate::worker::line::Line;
+use crate::caller::Caller;
+use crate::child::{Child, End};
+use crate::failure::{Failure, OnOurSide, OrFail};
+use crate::line::Line;
 
 /// Mounts.
 pub(super) fn mount(

@@ -14,10 +14,10 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use rustix::fs::{fstat, fstatfs};
 
-use crate::worker::caller::Caller;
-use crate::worker::child::{Child, End};
-use crate::worker::failure::{Failure, OnOurSide, OrFail};
-use crate::worker::line::Line;
+use crate::caller::Caller;
+use crate::child::{Child, End};
+use crate::failure::{Failure, OnOurSide, OrFail};
+use crate::line::Line;
 
 /// `TMPFS_MAGIC` and `RAMFS_MAGIC`
 const MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];

@@ -22,9 +22,9 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, 
 use rustix::thread::CapabilitySet;
 
 use super::with;
-use crate::worker::act::task::Reply;
-use crate::worker::child::leave;
-use crate::worker::pin::top_of_cgroup2;
+use crate::act::reply::Reply;
+use crate::child::leave;
+use crate::pin::top_of_cgroup2;
 
 /// `CGROUP2_SUPER_MAGIC`
 const CGROUP2: u64 = 0x6367_7270;
@@ -35,7 +35,7 @@ const DEEPEST: usize = 1024;
 
 /// What the worker sees of control groups, opened before it took on anybody's root.
 #[derive(Debug)]
-pub(in crate::worker::act) struct Surroundings {
+pub(in crate::act) struct Surroundings {
     /// Our mount of cgroup v2, if there is one.
     mount: Option<OwnedFd>,
     /// Our own cgroup namespace.
@@ -45,7 +45,7 @@ pub(in crate::worker::act) struct Surroundings {
 }
 
 impl Surroundings {
-    pub(in crate::worker::act) fn open() -> Self {
+    pub(in crate::act) fn open() -> Self {
         let mount = top_of_cgroup2().and_then(|path| {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             openat(CWD, path, flags, Mode::empty()).ok()

@@ -13,8 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use rustix::fs::MemfdFlags;
 
-use super::claim::range;
-use crate::worker::failure::{Failure, OnOurSide, OrFail};
+use crate::failure::{Failure, OnOurSide, OrFail};
 
 /// How often a lock is tried again.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -73,6 +72,17 @@ impl Turns {
 fn place((device, inode): (u64, u64)) -> i64 {
     let mixed = device.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ inode;
     (mixed & (u64::MAX >> 1)).cast_signed()
+}
+
+/// A lock for `fcntl(2)`.
+pub(super) fn range(kind: i32, start: i64, length: i64) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: start,
+        l_len: length,
+        l_pid: 0,
+    }
 }
 
 #[cfg(test)]

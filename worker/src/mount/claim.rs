@@ -25,11 +25,11 @@ use nix::fcntl::{FcntlArg, fcntl};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 use serde::{Deserialize, Serialize};
 
-use super::turn::{Turn, Turns};
+use super::turn::{Turn, Turns, range};
 use super::{loop_device, scene};
-use crate::worker::child::{Child, End};
-use crate::worker::failure::{Failure, OnOurSide, OrFail};
-use crate::worker::line::Line;
+use crate::child::{Child, End};
+use crate::failure::{Failure, OnOurSide, OrFail};
+use crate::line::Line;
 
 /// The first of the bytes that helpers lock; the number of a filesystem's device is added. No file is
 /// that long, and qemu, which locks single bytes too, has the first few hundred.
@@ -77,17 +77,6 @@ enum Stays {
     Settling,
     /// As long as the mount may take: it is ending.
     Ending,
-}
-
-/// A lock for `fcntl(2)`.
-pub(super) fn range(kind: i32, start: i64, length: i64) -> libc::flock {
-    libc::flock {
-        l_type: kind as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: start,
-        l_len: length,
-        l_pid: 0,
-    }
 }
 
 /// True while the filesystem on this device is mounted, which a helper serves. Needs the host's rights.

@@ -26,13 +26,13 @@ use super::confine;
 use super::fuse_mount;
 use super::host_program::HostProgram;
 use super::kernel_mount::{attach, find_target};
-use super::order::{Handler, Order};
+use super::order::{Executable, Handler, Order};
 use super::program::{self, Output, Program, Surroundings};
 use super::turn::Turns;
-use crate::worker::caller::Caller;
-use crate::worker::child::{Child, End};
-use crate::worker::failure::{Failure, OnOurSide, OrFail};
-use crate::worker::line::{Line, wait};
+use crate::caller::Caller;
+use crate::child::{Child, End};
+use crate::failure::{Failure, OnOurSide, OrFail};
+use crate::line::{Line, wait};
 
 /// How long a helper may take to explain a failure that is seen already.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -74,7 +74,10 @@ fn act(
     caller: &Caller,
     until: Instant,
 ) -> Result<Option<u64>, Failure> {
-    let host = HostProgram::open(&handler.program)?;
+    let host = match &handler.program {
+        Executable::OnHost(path) => Ok(HostProgram::open(path)?),
+        Executable::InContainer(name) => Err(name),
+    };
     let connections = Connections::open().ok();
     caller.enter_users()?;
     let null = OpenOptions::new().read(true).write(true).open("/dev/null");
@@ -85,8 +88,8 @@ fn act(
     caller.enter()?;
     let target = find_target(order)?;
     let program = match host {
-        Some(program) => Program::of_the_host(&program)?,
-        None => Program::find(&handler.program)?,
+        Ok(program) => Program::of_the_host(&program)?,
+        Err(name) => Program::find(name)?,
     };
     let source = open_source(order);
     let source = source.as_ref().map(AsFd::as_fd);
@@ -135,7 +138,7 @@ fn act(
             Ok(device)
         }
         Err(failure) if failure.untried => Err(failure),
-        Err(failure) => Err(output.explain(&handler.program, &failure)),
+        Err(failure) => Err(output.explain(handler.program.name(), &failure)),
     }
 }
 

@@ -15,11 +15,12 @@ use rustix::process::Signal;
 
 use super::actor::Actor;
 use super::process::LONGEST;
-use super::task::{Answer, Reply, Task, What};
-use crate::worker::broker::Broker;
-use crate::worker::failure::{Failure, OnOurSide, OrFail};
-use crate::worker::message;
-use crate::worker::pin::control_groups;
+use super::reply::{Answer, Reply};
+use super::task::{Task, What};
+use crate::broker::Broker;
+use crate::failure::{Failure, OnOurSide, OrFail};
+use crate::message;
+use crate::pin::control_groups;
 
 /// So many times the patience is had with a worker that is not hung but waits for a processor, and
 /// with one that starts, which touches nothing of the container's.

@@ -12,6 +12,7 @@ mod identity;
 mod mknod;
 mod pool;
 mod process;
+mod reply;
 mod set_opaque;
 mod task;
 
@@ -20,5 +21,6 @@ pub use identity::Identity;
 pub use mknod::Mknod;
 pub use pool::{TIMES, Workers};
 pub(super) use process::serve;
+pub use reply::{Answer, Reply};
 pub use set_opaque::SetOpaque;
-pub use task::{Answer, Reply, What};
+pub use task::What;

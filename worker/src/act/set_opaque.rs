@@ -13,7 +13,7 @@ use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
 use super::identity::use_only;
-use super::task::Reply;
+use super::reply::Reply;
 
 /// The attribute, and the only value it may get.
 pub(super) const NAME: &str = "trusted.overlay.opaque";
