@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use ambit_kernel::channel::{self, Received};
 use ambit_kernel::sys::close_range::close_all_but;
 use ambit_kernel::sys::fork::{Fork, fork};
 use nix::errno::Errno;
@@ -16,6 +17,7 @@ use nix::sys::signal::SigSet;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{RecvFlags, SendFlags};
 use serde::{Deserialize, Serialize};
 
 use ambit_kernel::output::complain;
@@ -28,7 +30,7 @@ use super::failure::Failure;
 use super::find::Find;
 use super::line::Line;
 use super::mount::{Order, Turns};
-use super::{act, message, mount};
+use super::{act, mount};
 
 /// The longest request: three strings of a page each, written as numbers.
 const LONGEST: usize = 128 << 10;
@@ -77,7 +79,7 @@ impl Broker {
     /// # Errors
     /// This process has threads already, or there is no room for another one.
     pub fn start() -> std::io::Result<Self> {
-        let (ours, theirs) = message::pair()?;
+        let (ours, theirs) = channel::pair()?;
         match fork()? {
             Fork::Parent(_) => Ok(Self::connected(Some(ours), Duration::ZERO)),
             Fork::Child => {
@@ -211,7 +213,7 @@ impl Broker {
         }
         let (until, mut dead) = (Instant::now() + self.patience, None);
         while let Some(socket) = self.connection(dead.as_ref(), until) {
-            match message::send(&socket, &bytes, &all) {
+            match channel::send(&socket, &bytes, &all, SendFlags::empty()) {
                 Ok(()) => return Ok(line),
                 Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => dead = Some(socket),
                 Err(errno) => {
@@ -273,7 +275,8 @@ fn serve(socket: &OwnedFd, turns: &Turns) {
             Ok(_) => {}
             Err(_) => return,
         }
-        let Ok((length @ 1.., mut fds)) = message::receive(socket, &mut bytes) else { return };
+        let received = channel::receive(socket, &mut bytes, RecvFlags::empty());
+        let Ok(Received { length: length @ 1.., mut fds, .. }) = received else { return };
         if fds.is_empty() {
             continue;
         }
@@ -341,22 +344,23 @@ mod tests {
 
     #[test]
     fn a_request_waits_for_the_broker_after_one_that_died() {
-        let (ours, theirs) = message::pair().unwrap();
+        let (ours, theirs) = channel::pair().unwrap();
         drop(theirs);
         let broker = Broker::kept(Some(ours));
         std::thread::scope(|scope| {
             let asking = scope.spawn(|| ask(&broker));
-            let (ours, theirs) = message::pair().unwrap();
+            let (ours, theirs) = channel::pair().unwrap();
             broker.replace(ours);
             assert!(asking.join().unwrap().is_ok());
-            let (length, fds) = message::receive(&theirs, &mut vec![0; LONGEST]).unwrap();
-            assert_eq!((length > 0, fds.len()), (true, 1));
+            let flags = RecvFlags::empty();
+            let received = channel::receive(&theirs, &mut vec![0; LONGEST], flags).unwrap();
+            assert_eq!((received.length > 0, received.fds.len()), (true, 1));
         });
     }
 
     #[test]
     fn without_a_keeper_the_kernel_answers_at_once() {
-        let (ours, theirs) = message::pair().unwrap();
+        let (ours, theirs) = channel::pair().unwrap();
         drop(theirs);
         let failure = ask(&Broker::connected(Some(ours), Duration::ZERO)).unwrap_err();
         assert!(failure.untried, "{failure}");

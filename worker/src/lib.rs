@@ -13,7 +13,6 @@ mod child;
 mod failure;
 mod find;
 mod line;
-mod message;
 pub mod mount;
 mod pin;
 

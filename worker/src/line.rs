@@ -5,13 +5,14 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
+use ambit_kernel::channel;
 use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{RecvFlags, SendFlags};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::failure::{Failure, OnOurSide, OrFail};
-use super::message;
 
 /// The longest text that is passed on.
 const TEXT: usize = 4096;
@@ -22,7 +23,7 @@ pub(super) struct Line(OwnedFd);
 
 impl Line {
     pub(super) fn pair() -> Result<(Self, Self), Failure> {
-        let (one, other) = message::pair().or_fail("socketpair").on_our_side()?;
+        let (one, other) = channel::pair().or_fail("socketpair").on_our_side()?;
         Ok((Self(one), Self(other)))
     }
 
@@ -43,7 +44,9 @@ impl Line {
     fn send(&self, errno: i32, text: &str, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
         let text = &text.as_bytes()[..text.len().min(TEXT)];
         let bytes = [&errno.to_ne_bytes(), text].concat();
-        message::send(&self.0, &bytes, fds).or_fail("sendmsg to another process").on_our_side()
+        channel::send(&self.0, &bytes, fds, SendFlags::empty())
+            .or_fail("sendmsg to another process")
+            .on_our_side()
     }
 
     /// Reports a result that is a number.
@@ -80,8 +83,9 @@ impl Line {
     fn take(&self, until: Instant) -> Result<(Vec<OwnedFd>, String), Failure> {
         wait(&mut [PollFd::new(&self.0, PollFlags::IN)], until)?;
         let mut bytes = [0; TEXT + 4];
-        let received = message::receive(&self.0, &mut bytes);
-        let (length, fds) = received.or_fail("recvmsg from another process").on_our_side()?;
+        let received = channel::receive(&self.0, &mut bytes, RecvFlags::empty());
+        let channel::Received { length, fds, .. } =
+            received.or_fail("recvmsg from another process").on_our_side()?;
         match bytes[..length].split_first_chunk::<4>() {
             None => {
                 let message = "a process that acts ended unexpectedly";

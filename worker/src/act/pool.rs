@@ -6,11 +6,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ambit_kernel::channel::{self, Received};
 use ambit_kernel::text::status::Status;
 use ambit_sysinfo::{Account, Budget, Charge, Descriptors, What as Spent};
 use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::Signal;
 
 use super::actor::Actor;
@@ -19,7 +21,6 @@ use super::reply::{Answer, Reply};
 use super::task::{Task, What};
 use crate::broker::Broker;
 use crate::failure::{Failure, OnOurSide, OrFail};
-use crate::message;
 use crate::pin::control_groups;
 
 /// So many times the patience is had with a worker that is not hung but waits for a processor, and
@@ -163,7 +164,7 @@ impl Worker {
         let base = actor.base.as_ref().unwrap_or(&actor.root);
         let mut fds = vec![actor.process.as_fd(), actor.root.as_fd(), base.as_fd()];
         fds.extend(more);
-        match message::send(&self.line, &task, &fds) {
+        match channel::send(&self.line, &task, &fds, SendFlags::empty()) {
             Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => return Ok(None),
             sent => sent.or_fail("sendmsg to a worker").on_our_side()?,
         }
@@ -174,15 +175,15 @@ impl Worker {
     fn answer(&self, room: usize) -> Result<Answer, Failure> {
         let mut bytes = vec![0; room + ANSWER];
         let mut turns = 1;
-        let (length, mut fds) = loop {
-            match message::receive(&self.line, &mut bytes) {
-                Err(rustix::io::Errno::INTR) => {}
+        let Received { length, mut fds, .. } = loop {
+            match channel::receive(&self.line, &mut bytes, RecvFlags::empty()) {
                 Err(rustix::io::Errno::AGAIN) if turns < TIMES && self.is_runnable() => turns += 1,
                 Err(rustix::io::Errno::AGAIN) => {
                     return Err(Failure::new(Errno::ETIMEDOUT, "it took too long"));
                 }
-                // Any other error means that the worker has ended, as an empty message does.
-                received => break received.unwrap_or_default(),
+                // The worker has ended, as after an empty message.
+                Err(_) => return Err(killed()),
+                Ok(received) => break received,
             }
         };
         let answer = postcard::from_bytes(&bytes[..length]).map_err(|_| killed())?;

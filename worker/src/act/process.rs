@@ -2,9 +2,10 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use ambit_kernel::channel::{self, Received};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::net::Shutdown;
+use rustix::net::{RecvFlags, SendFlags, Shutdown};
 
 use super::bpf;
 use super::identity::lay_down;
@@ -14,7 +15,6 @@ use super::task::{Task, What};
 use crate::child::die_with_parent;
 use crate::failure::{Failure, OrFail};
 use crate::line::Line;
-use crate::message;
 
 /// The longest task: a path of a page, and as many groups as there can be.
 pub(super) const LONGEST: usize = 1 << 20;
@@ -78,7 +78,8 @@ impl Worker {
         let mut bytes = vec![0; LONGEST];
         loop {
             self.wait();
-            let Ok((length @ 1.., fds)) = message::receive(&self.line, &mut bytes) else { return };
+            let received = channel::receive(&self.line, &mut bytes, RecvFlags::empty());
+            let Ok(Received { length: length @ 1.., fds, .. }) = received else { return };
             let answer = self.act(postcard::from_bytes(&bytes[..length]), fds);
             let goes_on = answer.is_some();
             if !goes_on {
@@ -107,7 +108,7 @@ impl Worker {
     fn send(&self, answer: &Answer) -> Result<(), rustix::io::Errno> {
         let bytes = postcard::to_allocvec(answer).unwrap_or_default();
         let fd: Vec<_> = answer.fd.as_ref().map(AsFd::as_fd).into_iter().collect();
-        message::send(&self.line, &bytes, &fd)
+        channel::send(&self.line, &bytes, &fd, SendFlags::empty())
     }
 
     /// Is whoever asked dead? What it asked last is still there, but its successor has another worker do
