@@ -7,7 +7,7 @@ use std::io::{Read, stdin};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ambit::notify::{HANDLERS, Notifier, Options, Policies, Policy};
+use ambit_intercept::{HANDLERS, Notifier, Options, Policies, Policy};
 use ambit_sysinfo::view::{Clock, Cpu, Load, Memory, Origin, Swap, Tasks};
 use ambit_sysinfo::{CpuSet, Error, View, Views};
 
@@ -41,7 +41,7 @@ fn main() -> anyhow::Result<()> {
         lxc_socket: Some(folder.join("lxc.sock")),
         policies: Policies::for_all(Policy::from_names(names)?),
         acts: None,
-        crash_guard: None,
+        witness: None,
         is_successor: false,
     };
     let notifier = Notifier::start(Arc::new(Fixed(Arc::new(view))), options)?;

@@ -17,9 +17,9 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use crate::config::{self, Config, ConfigError, DEFAULT_PATH};
-use crate::notify::Policy;
 use crate::stop::{self, StopArgs};
 use crate::{absence, check, control, dead_mounts, lxcfs, profile, run, serve, visitor};
+use ambit_intercept::Policy;
 use ambit_worker::Broker;
 
 /// Makes every container see its own bounds.

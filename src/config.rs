@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
 
 use crate::intercept;
-use crate::notify::settings::{self, settings};
-use crate::notify::{Matcher, Policies, Policy};
+use ambit_intercept::settings::{self, settings};
+use ambit_intercept::{Matcher, Policies, Policy};
 
 /// Read when `--config` names no other; it need not exist.
 pub const DEFAULT_PATH: &str = "/etc/ambit/ambit.toml";

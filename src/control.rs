@@ -17,8 +17,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::daemon::Server;
-use crate::notify::socket::Entrance;
 use crate::status::Status;
+use ambit_keeper::socket::Entrance;
 
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -21,6 +21,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ambit_fuse::{Asked, Witness};
+use ambit_intercept::Witness as CallWitness;
 use ambit_keeper::link::{Held, Link};
 use ambit_keeper::memory::Memory;
 use ambit_sysinfo::{Owner, clock};
@@ -237,14 +238,6 @@ impl CrashGuard {
         self.memory[HEADER][LEFT].store(1, Ordering::Relaxed);
     }
 
-    /// A call is about to be handled, for as long as the result lives. `None` if it is refused.
-    pub(crate) fn call(&self, thread: u32, data: &seccomp_data) -> Option<Handling<'_>> {
-        let number = u64::from(data.arch) << 32 | u64::from(data.nr.cast_unsigned());
-        let handling = Handling { guard: self, slot: self.take_slot() };
-        let request = Request { operation: CALL, number, container: 0, thread };
-        self.begin_request(handling.slot, request).then_some(handling)
-    }
-
     /// A slot for this thread, the one that it used last if that is free. [`SLOTS`] if none is.
     fn take_slot(&self) -> usize {
         let mut slots = (0..SLOTS).map(|step| (LAST.get() + step) % SLOTS);
@@ -300,16 +293,21 @@ impl CrashGuard {
     }
 }
 
-/// A call that is being handled.
-pub(crate) struct Handling<'a> {
-    guard: &'a CrashGuard,
-    slot: usize,
-}
+impl CallWitness for CrashGuard {
+    fn begin_call(&self, thread: u32, data: &seccomp_data) -> Option<usize> {
+        let number = u64::from(data.arch) << 32 | u64::from(data.nr.cast_unsigned());
+        let slot = self.take_slot();
+        let request = Request { operation: CALL, number, container: 0, thread };
+        if self.begin_request(slot, request) {
+            return Some(slot);
+        }
+        self.end_call(slot);
+        None
+    }
 
-impl Drop for Handling<'_> {
-    fn drop(&mut self) {
-        self.guard.end_request(self.slot);
-        if let Some(taken) = self.guard.taken.get(self.slot) {
+    fn end_call(&self, slot: usize) {
+        self.end_request(slot);
+        if let Some(taken) = self.taken.get(slot) {
             taken.store(false, Ordering::Release);
         }
     }
@@ -359,6 +357,7 @@ fn lock(mutex: &Mutex<bool>) -> MutexGuard<'_, bool> {
 #[cfg(test)]
 mod tests {
     use ambit_fuse::Operation;
+    use ambit_intercept::InHand;
 
     use super::*;
 
@@ -391,6 +390,10 @@ mod tests {
         let begun = guard.begin(slot, asked);
         guard.end(slot);
         begun
+    }
+
+    fn call<'a>(guard: &'a CrashGuard, thread: u32, data: &seccomp_data) -> Option<InHand<'a>> {
+        InHand::begin(guard, thread, data)
     }
 
     fn sysinfo() -> seccomp_data {
@@ -484,12 +487,12 @@ mod tests {
     fn a_call_is_in_hand_while_it_is_handled() {
         let mut guard = first();
         for _ in 0..3 {
-            std::mem::forget(guard.call(101, &sysinfo()).unwrap());
-            drop(guard.call(301, &sysinfo()).unwrap());
+            std::mem::forget(call(&guard, 101, &sysinfo()).unwrap());
+            drop(call(&guard, 301, &sysinfo()).unwrap());
             guard = after(guard, Some(Death::Crash));
         }
-        assert!(guard.call(102, &sysinfo()).is_none() && guard.call(301, &sysinfo()).is_some());
-        assert!(guard.call(102, &seccomp_data { nr: 98, ..sysinfo() }).is_some());
+        assert!(call(&guard, 102, &sysinfo()).is_none() && call(&guard, 301, &sysinfo()).is_some());
+        assert!(call(&guard, 102, &seccomp_data { nr: 98, ..sysinfo() }).is_some());
     }
 
     #[test]

@@ -17,10 +17,10 @@ use tokio::sync::{Notify, broadcast};
 
 use crate::config::Config;
 use crate::crash_guard::CrashGuard;
-use crate::notify::acts::Acts;
-use crate::notify::{self, Notifier};
 use crate::status::MountsRestored;
 use crate::visitor;
+use ambit_intercept::acts::Acts;
+use ambit_intercept::{self as intercept, Notifier, Witness as CallWitness};
 use ambit_worker::Broker;
 
 /// Accounting, overlay and notifications of one process.
@@ -101,12 +101,12 @@ impl Server {
         let overlay = overlay(options, &accounting, &link, &mut held)?;
         warn_of_notes(config);
         let socket = |name| (reach == Reach::Host).then(|| config.socket(name));
-        let options = notify::Options {
+        let options = intercept::Options {
             oci_socket: socket("oci.sock"),
             lxc_socket: socket("lxc.sock"),
             policies: config.policies.clone(),
             acts: acts.map(Arc::new),
-            crash_guard: crash_guard.clone(),
+            witness: crash_guard.clone().map(|guard| guard as Arc<dyn CallWitness>),
             is_successor: successor,
         };
         match Notifier::take_over(accounting.clone(), options, &link, &mut held) {

@@ -9,8 +9,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::config::{self, LXD, layers};
-use crate::notify::settings::{Key, Section, nearest};
-use crate::notify::{HANDLERS, Policy, Settings};
+use ambit_intercept::settings::{Key, Section, nearest};
+use ambit_intercept::{HANDLERS, Policy, Settings};
 
 /// True if a word is the name of a setting, and not of a call.
 #[must_use]

@@ -1,7 +1,7 @@
 //! The program `ambit`: one daemon that makes every container see its own bounds.
 //!
-//! Start reading at `daemon` (what is started, in which order), then `notify` (how a system
-//! call is answered). The overlay is the package `ambit-fuse`, accounting is `ambit-sysinfo`.
+//! Start reading at `daemon` (what is started, in which order), then the packages:
+//! `ambit-fuse` (the overlay), `ambit-intercept` (system calls), `ambit-sysinfo` (accounting).
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod absence;
@@ -17,7 +17,6 @@ pub mod intercept;
 pub mod logging;
 pub mod lxcfs;
 pub mod mount_namespaces;
-pub mod notify;
 pub mod profile;
 pub mod run;
 pub mod self_check;
@@ -25,5 +24,4 @@ pub mod serve;
 pub mod status;
 pub mod stop;
 mod threads;
-mod timestamp;
 pub mod visitor;

@@ -9,14 +9,14 @@ use anyhow::Context;
 
 use crate::config::Config;
 use crate::daemon;
-use crate::notify;
+use ambit_intercept as intercept;
 
 /// Tries it all.
 ///
 /// # Errors
 /// Something does not work.
 pub fn run(config: &Config) -> anyhow::Result<()> {
-    notify::check_kernel().context("calls cannot be received")?;
+    intercept::check_kernel().context("calls cannot be received")?;
     let accounting = daemon::start_accounting(daemon::accounting_options(config))?;
     let own = std::process::id();
     accounting.identify(own).context("a caller is not identified")?;

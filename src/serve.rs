@@ -19,9 +19,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::config::{Config, ConfigError, DEFAULT_PATH};
 use crate::control::{self, Control};
 use crate::daemon::{self, Origin, Reach, Server};
-use crate::notify::acts::Acts;
 use crate::threads::{self, Threads};
-use crate::{logging, self_check, timestamp};
+use crate::{logging, self_check};
+use ambit_intercept::acts::Acts;
+use ambit_intercept::timestamp;
 use ambit_worker::Broker;
 
 /// How often the keeper hears that all is well.

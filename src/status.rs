@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::config::Config;
 use crate::daemon::{Origin, Server};
 use crate::dead_mounts::DeadMounts;
-use crate::notify::{CallCount, ContainerCounts};
-use crate::timestamp;
+use ambit_intercept::timestamp;
+use ambit_intercept::{CallCount, ContainerCounts};
 
 /// The state of a daemon. Memory is in bytes, times in seconds.
 #[derive(Debug, Serialize, Deserialize)]

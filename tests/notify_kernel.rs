@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, OnceLock};
 
-use ambit::notify::filter::Filter;
-use ambit::notify::{Notifier, Options, Policy, oci};
+use ambit_intercept::filter::Filter;
+use ambit_intercept::{Notifier, Options, Policy, oci};
 use ambit_sysinfo::view::{Clock, Cpu, Load, Memory, Origin, Swap, Tasks};
 use ambit_sysinfo::{CpuSet, Error, View, Views};
 use rustix::net::{

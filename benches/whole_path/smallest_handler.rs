@@ -12,8 +12,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ambit::notify::filter::Filter;
-use ambit::notify::{Notifier, Options, Policy};
+use ambit_intercept::filter::Filter;
+use ambit_intercept::{Notifier, Options, Policy};
 use ambit_kernel::sys::procmap_query::{WRITABLE, end_of_mapping};
 use ambit_sysinfo::sysinfo::{Abi, encode};
 use ambit_sysinfo::view::{Clock, Cpu, Load, Memory, Origin, Swap, Tasks};

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use ambit::config::Config;
-use ambit::notify::fuzzing::{Calls, oci_message};
+use ambit_intercept::fuzzing::{Calls, oci_message};
 use libfuzzer_sys::fuzz_target;
 
 static CALLS: LazyLock<Calls> = LazyLock::new(Calls::new);

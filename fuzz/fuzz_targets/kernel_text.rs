@@ -6,6 +6,6 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|text: &[u8]| {
     ambit_kernel::fuzzing::parse_all(text);
     ambit_sysinfo::fuzzing::parse_all(text);
-    ambit::notify::fuzzing::status(text);
+    ambit_intercept::fuzzing::status(text);
     ambit_fuse::fuzzing::parse_all(text);
 });

@@ -17,6 +17,7 @@ mod manager;
 pub mod memory;
 pub mod process;
 mod program;
+pub mod socket;
 mod store;
 mod succession;
 pub mod wire;

@@ -4,8 +4,8 @@
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::notify::Settings;
-use crate::notify::settings::{Key, Section, Table, nearest};
+use ambit_intercept::Settings;
+use ambit_intercept::settings::{Key, Section, Table, nearest};
 
 /// In front of the names of settings in LXD and Incus.
 pub const LXD: &str = "security.syscalls.intercept.";

@@ -7,8 +7,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::document::{self, Mistake};
-use crate::notify::settings::{Section, Table};
-use crate::notify::{Policy, Settings, VIEW};
+use ambit_intercept::settings::{Section, Table};
+use ambit_intercept::{Policy, Settings, VIEW};
 
 /// The policy of some layers. In each of them `NAME = true` may stand for a table, and `view` for
 /// two of them.

@@ -5,8 +5,8 @@ use std::fmt::Write;
 
 use super::document::LXD;
 use super::{Audit, Daemon, Overlay};
-use crate::notify::settings::{Key, Section, Table};
-use crate::notify::{Matcher, Settings};
+use ambit_intercept::settings::{Key, Section, Table};
+use ambit_intercept::{Matcher, Settings};
 
 /// How wide a terminal is.
 const WIDTH: usize = 80;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::rules::Rule;
 use super::{Engine, Wish};
-use crate::notify::{HANDLERS, Policies, Policy};
+use ambit_intercept::{HANDLERS, Policies, Policy};
 
 /// What to know before containers have the profile.
 pub(super) fn general(

@@ -116,7 +116,7 @@ mod tests {
 
     use super::super::rules;
     use super::*;
-    use crate::notify::Policy;
+    use ambit_intercept::Policy;
 
     fn made(base: Option<&str>, list: &str) -> anyhow::Result<(String, String)> {
         let rules = rules::of(&Policy::from_names(list.split(',')).unwrap());

@@ -16,7 +16,7 @@ use anyhow::{Context, bail};
 
 use crate::config::Config;
 use crate::intercept;
-use crate::notify::Policy;
+use ambit_intercept::Policy;
 
 /// The arguments of `ambit profile`.
 #[derive(Debug, clap::Args)]

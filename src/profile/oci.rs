@@ -314,7 +314,7 @@ mod tests {
 
     use super::super::rules;
     use super::*;
-    use crate::notify::Policy;
+    use ambit_intercept::Policy;
 
     /// Of the shape that Docker and Podman have.
     const DOCKERS: &str = include_str!("../../tests/profiles/docker.json");

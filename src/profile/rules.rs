@@ -6,7 +6,7 @@
 
 use libseccomp::ScmpSyscall;
 
-use crate::notify::{HANDLERS, Policy};
+use ambit_intercept::{HANDLERS, Policy};
 
 /// A call, as a filter reports it.
 #[derive(Debug, Clone, PartialEq, Eq)]

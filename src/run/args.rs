@@ -12,7 +12,7 @@ use ambit_sysinfo::KernelFiles;
 use clap::Args;
 
 use crate::intercept;
-use crate::notify::Policy;
+use ambit_intercept::Policy;
 
 /// Run a command in a fresh sandbox that sees its own limits.
 #[derive(Debug, Clone, Args)]

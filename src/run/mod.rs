@@ -20,7 +20,7 @@ use crate::control;
 use crate::daemon::{self, Reach, Server};
 use crate::intercept;
 use crate::logging;
-use crate::notify::{Policy, filter, oci};
+use ambit_intercept::{Policy, filter, oci};
 
 pub use args::{Intercept, RunArgs};
 

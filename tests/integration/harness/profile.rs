@@ -1,6 +1,6 @@
 //! What `ambit profile` prints.
 
-use ambit::notify::HANDLERS;
+use ambit_intercept::HANDLERS;
 
 use super::command::{self, Output, quiet};
 use super::daemon::Daemon;

@@ -3,7 +3,8 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// With nanoseconds: `2026-01-31T23:59:59.000000001Z`.
-pub(crate) fn rfc3339(time: SystemTime) -> String {
+#[must_use]
+pub fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     let (year, month, day) = date(days);
@@ -17,7 +18,8 @@ pub(crate) fn rfc3339(time: SystemTime) -> String {
 }
 
 /// Without fractions of a second: `2026-01-31T23:59:59Z`.
-pub(crate) fn seconds(time: SystemTime) -> String {
+#[must_use]
+pub fn seconds(time: SystemTime) -> String {
     let whole = rfc3339(time);
     whole.split('.').next().map_or(String::new(), |text| format!("{text}Z"))
 }

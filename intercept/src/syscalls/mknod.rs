@@ -6,13 +6,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::notify::acts;
-use crate::notify::audit::text;
-use crate::notify::call::Call;
-use crate::notify::context::Context;
-use crate::notify::handler::{Cost, Description, Handler, Refusal, Repeat, Screen, Verdict};
-use crate::notify::once::Once;
-use crate::notify::settings::settings;
+use crate::acts;
+use crate::audit::text;
+use crate::call::Call;
+use crate::context::Context;
+use crate::handler::{Cost, Description, Handler, Refusal, Repeat, Screen, Verdict};
+use crate::once::Once;
+use crate::settings::settings;
 use ambit_worker::Find;
 use ambit_worker::act::{Base, Mknod as Make, What};
 

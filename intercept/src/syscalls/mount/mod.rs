@@ -20,15 +20,15 @@ use nix::errno::Errno;
 use self::filesystem::Filesystem;
 use self::flags::Flags;
 use self::plan::{Answer, Arguments, Rules, Users};
-use crate::notify::acts::{self, Acts};
-use crate::notify::audit::text;
-use crate::notify::call::Call;
-use crate::notify::context::Context;
-use crate::notify::handler::{Cause, Cost, Description, Handler, Refusal, Repeat, Screen, Verdict};
-use crate::notify::mounts::MountSettings;
-pub(super) use crate::notify::mounts::MountSettings as Settings;
-use crate::notify::once::Once;
-use crate::notify::origin::Origin;
+use crate::acts::{self, Acts};
+use crate::audit::text;
+use crate::call::Call;
+use crate::context::Context;
+use crate::handler::{Cause, Cost, Description, Handler, Refusal, Repeat, Screen, Verdict};
+use crate::mounts::MountSettings;
+pub(super) use crate::mounts::MountSettings as Settings;
+use crate::once::Once;
+use crate::origin::Origin;
 use ambit_worker::mount::{How, Order};
 use ambit_worker::{Caller, Failure, IdMaps};
 
@@ -39,7 +39,7 @@ const CAP_SYS_ADMIN: u64 = 1 << 21;
 static ONCE: Once<Order> = Once::new();
 
 /// Is it a type that is never mounted with the host's rights, whatever a policy says?
-pub(in crate::notify) fn is_never_mounted(name: &str) -> bool {
+pub(crate) fn is_never_mounted(name: &str) -> bool {
     Filesystem::new(name).is_forbidden()
 }
 

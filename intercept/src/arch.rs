@@ -184,7 +184,7 @@ mod tests {
     /// for a call, the one that new calls have on all architectures.
     #[test]
     fn numbers_of_handlers_are_those_of_libseccomp() {
-        use crate::notify::HANDLERS;
+        use crate::HANDLERS;
         let names = HANDLERS.iter().flat_map(|handler| handler.describe().syscalls);
         for name in names {
             let mut newest = None;

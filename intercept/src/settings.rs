@@ -105,6 +105,7 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
 /// Declares a struct of settings: `pub KEY: TYPE = DEFAULT`, or `pub KEY: STRUCT` for a table;
 /// then, each after a comma, `within RANGE`, `such as "EXAMPLE"` and `lxd "NAME"`. The last line
 /// may be `check FUNCTION`, which returns what is wrong with the struct as a whole.
+#[macro_export]
 macro_rules! settings {
     ($(#[doc = $about:literal])* pub struct $name:ident {
         $($(#[doc = $doc:literal])* pub $key:ident: $kind:ty $(= $default:expr)?
@@ -118,30 +119,30 @@ macro_rules! settings {
             $($(#[doc = $doc])* pub $key: $kind,)*
         }
 
-        impl $crate::notify::settings::Section for $name {
-            const TABLE: &'static $crate::notify::settings::Table =
-                &$crate::notify::settings::Table {
+        impl $crate::settings::Section for $name {
+            const TABLE: &'static $crate::settings::Table =
+                &$crate::settings::Table {
                     doc: &[$($about),*],
-                    keys: &[$($crate::notify::settings::Key {
+                    keys: &[$($crate::settings::Key {
                         name: stringify!($key),
                         doc: &[$($doc),*],
-                        default: settings!(@shown $kind [$($default)?]),
-                        range: settings!(@option [$(stringify!($range))?]),
-                        example: settings!(@option [$($example)?]),
-                        lxd: settings!(@option [$($lxd)?]),
-                        table: settings!(@table $kind [$($default)?]),
+                        default: $crate::settings!(@shown $kind [$($default)?]),
+                        range: $crate::settings!(@option [$(stringify!($range))?]),
+                        example: $crate::settings!(@option [$($example)?]),
+                        lxd: $crate::settings!(@option [$($lxd)?]),
+                        table: $crate::settings!(@table $kind [$($default)?]),
                     }),*],
                 };
 
-            fn wrong_value(&self) -> Option<$crate::notify::settings::WrongValue> {
-                $(settings!(@check (self.$key) $key [$($default)?] [$($range)?]);)*
-                settings!(@whole (self) [$($check)?])
+            fn wrong_value(&self) -> Option<$crate::settings::WrongValue> {
+                $($crate::settings!(@check (self.$key) $key [$($default)?] [$($range)?]);)*
+                $crate::settings!(@whole (self) [$($check)?])
             }
         }
 
         impl Default for $name {
             fn default() -> Self {
-                Self { $($key: settings!(@default $kind [$($default)?])),* }
+                Self { $($key: $crate::settings!(@default $kind [$($default)?])),* }
             }
         }
     };
@@ -156,11 +157,11 @@ macro_rules! settings {
         || { let default: $kind = $default; toml::Value::try_from(default).ok() }
     };
     (@table $kind:ty []) => {
-        Some(<$kind as $crate::notify::settings::Section>::TABLE)
+        Some(<$kind as $crate::settings::Section>::TABLE)
     };
     (@table $kind:ty [$default:expr]) => { None };
     (@check ($value:expr) $key:ident [] []) => {
-        if let Some((path, reason)) = $crate::notify::settings::Section::wrong_value(&$value) {
+        if let Some((path, reason)) = $crate::settings::Section::wrong_value(&$value) {
             return Some((format!("{}.{path}", stringify!($key)), reason));
         }
     };
@@ -176,7 +177,7 @@ macro_rules! settings {
     };
 }
 
-pub(crate) use settings;
+pub use settings;
 
 settings! {
     /// How much of ambit one container may use.

@@ -28,7 +28,7 @@ use super::policy::Policy;
 use super::transport::{Received, Transport};
 use super::warden::{self, Warden};
 use super::{Adopted, Error};
-use crate::notify::context::Pending;
+use crate::context::Pending;
 
 /// How many calls of one container are answered before those of the next one: of one thread, and of
 /// several, which call faster than one can.

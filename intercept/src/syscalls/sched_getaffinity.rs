@@ -8,13 +8,13 @@ use ambit_kernel::sys::affinity;
 use ambit_sysinfo::view::Origin;
 use nix::errno::Errno;
 
-use crate::notify::arch::Abi;
-use crate::notify::call::Call;
-use crate::notify::context::Context;
-use crate::notify::cpu_mask::{self, WORDS};
-use crate::notify::handler::{Cause, Description, Handler, Refusal, Screen, Verdict};
-use crate::notify::settings::settings;
-use crate::notify::thread_id;
+use crate::arch::Abi;
+use crate::call::Call;
+use crate::context::Context;
+use crate::cpu_mask::{self, WORDS};
+use crate::handler::{Cause, Description, Handler, Refusal, Screen, Verdict};
+use crate::settings::settings;
+use crate::thread_id;
 
 settings! {
     /// sched_getaffinity(2): affinity masks have as many processors as the container is shown.

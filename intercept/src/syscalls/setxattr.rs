@@ -7,14 +7,14 @@ use ambit_kernel::sys::setxattrat::exists;
 use nix::errno::Errno;
 
 use super::ranges;
-use crate::notify::acts;
-use crate::notify::arch;
-use crate::notify::audit::text;
-use crate::notify::call::Call;
-use crate::notify::context::Context;
-use crate::notify::handler::{Cost, Description, Handler, Refusal, Screen, Verdict};
-use crate::notify::once::Once;
-use crate::notify::settings::settings;
+use crate::acts;
+use crate::arch;
+use crate::audit::text;
+use crate::call::Call;
+use crate::context::Context;
+use crate::handler::{Cost, Description, Handler, Refusal, Screen, Verdict};
+use crate::once::Once;
+use crate::settings::settings;
 use ambit_worker::Find;
 use ambit_worker::act::{Base, SetOpaque, What};
 

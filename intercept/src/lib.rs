@@ -7,7 +7,8 @@
 //!
 //! Start reading at `handler.rs` (what a handler is) and `syscalls/sysinfo.rs` (the smallest
 //! one), then `thread.rs` and `pipeline.rs` (the way of a request). Only `listener.rs` and
-//! `crate::sys` contain unsafe code.
+//! `journal.rs` contain
+//! unsafe code.
 
 mod accept;
 mod account;
@@ -42,13 +43,14 @@ mod pipeline;
 mod policies;
 mod policy;
 pub mod settings;
-pub(crate) mod socket;
 mod syscalls;
 mod thread;
 mod thread_id;
+pub mod timestamp;
 mod transport;
 mod trapped;
 mod warden;
+mod witness;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -57,8 +59,6 @@ use std::time::{Duration, Instant};
 
 use ambit_keeper::link::{Held, Link};
 use ambit_sysinfo::Views;
-
-use crate::crash_guard::CrashGuard;
 
 pub use account::ContainerCounts;
 pub use arch::Abi;
@@ -70,6 +70,7 @@ pub use handler::{Cause, Cost, Description, Handler, Refusal, Repeat, Screen, Ve
 pub use policies::{Container, Matcher, Policies};
 pub use policy::{Policy, UnknownCall};
 pub use syscalls::{HANDLERS, Settings, VIEW};
+pub use witness::{InHand, Witness};
 
 use accept::{Acceptor, Runtime};
 use journal::Journal;
@@ -98,7 +99,7 @@ pub struct Options {
     /// Who acts, for handlers that need it.
     pub acts: Option<Arc<acts::Acts>>,
     /// Who knows which calls must not be handled.
-    pub crash_guard: Option<Arc<CrashGuard>>,
+    pub witness: Option<Arc<dyn Witness>>,
     /// Containers have what a predecessor left: a socket that cannot be bound is no reason to end.
     pub is_successor: bool,
 }
@@ -140,13 +141,11 @@ impl Notifier {
         link: &Link,
         held: &mut Held,
     ) -> Result<Self, Error> {
-        let Options { oci_socket, lxc_socket, policies, acts, crash_guard, is_successor } = options;
+        let Options { oci_socket, lxc_socket, policies, acts, witness, is_successor } = options;
         listener::check_sizes()?;
         let journal = Journal::open(link, held)?;
-        let pipeline = Pipeline::new(views)
-            .with_acts(acts)
-            .with_policies(policies)
-            .with_crash_guard(crash_guard);
+        let pipeline =
+            Pipeline::new(views).with_acts(acts).with_policies(policies).with_witness(witness);
         // From here on, dropping it stops what runs already.
         let mut notifier = Self { threads: Threads::start(pipeline, journal)?, acceptor: None };
         let threads = Arc::clone(&notifier.threads);
@@ -332,7 +331,7 @@ mod tests {
         let notifier = Notifier::start(Arc::new(Fixed::new()), options.clone()).unwrap();
         assert!(oci.exists() && lxc.exists());
         let second = Notifier::start(Arc::new(Fixed::new()), options).unwrap_err();
-        assert!(matches!(second, super::Error::SocketTaken { .. }), "{second}");
+        assert!(matches!(second, super::Error::Socket { .. }), "{second}");
         assert!(oci.exists() && lxc.exists(), "the second leaves them alone");
         assert!(notifier.stop().is_empty());
         assert!(!oci.exists() && !lxc.exists());

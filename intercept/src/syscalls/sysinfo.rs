@@ -6,10 +6,10 @@
 use ambit_sysinfo::sysinfo::encode;
 use ambit_sysinfo::view::Origin;
 
-use crate::notify::call::Call;
-use crate::notify::context::Context;
-use crate::notify::handler::{Description, Handler, Refusal, Verdict};
-use crate::notify::settings::settings;
+use crate::call::Call;
+use crate::context::Context;
+use crate::handler::{Description, Handler, Refusal, Verdict};
+use crate::settings::settings;
 
 settings! {
     /// sysinfo(2): busybox and musl programs see the container's memory, load and uptime.

@@ -14,9 +14,9 @@ use ambit_keeper::link::{Held, Link};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use super::Error;
-use super::socket::{Entrance, Listening, Peer};
 use super::thread::Threads;
 use super::{lxc, oci};
+use ambit_keeper::socket::{Entrance, Listening, Peer};
 
 /// Whose connections a socket takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

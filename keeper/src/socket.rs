@@ -10,7 +10,6 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt}
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ambit_keeper::link::Link;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::io::Errno;
 use rustix::net::{
@@ -18,7 +17,34 @@ use rustix::net::{
     socket_with,
 };
 
-use super::Error;
+use super::link::Link;
+
+/// Why a socket cannot be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A socket cannot be bound.
+    #[error("cannot listen on {path}: {what}: {source}")]
+    Socket {
+        /// Where the socket should be.
+        path: PathBuf,
+        /// The step that failed.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Somebody else serves the socket.
+    #[error("{path} is served by another process: stop it, or configure another path")]
+    SocketTaken {
+        /// Where the socket is.
+        path: PathBuf,
+    },
+    /// Something that is no socket has the socket's name.
+    #[error("{path} exists and is no socket: remove it, or configure another path")]
+    NoSocket {
+        /// Its path.
+        path: PathBuf,
+    },
+}
 
 /// Connections that may wait while we are busy; runtimes of many containers start at once
 /// after a boot.
@@ -26,7 +52,7 @@ const BACKLOG: i32 = 128;
 
 /// A socket that listens; its file goes away with it.
 #[derive(Debug)]
-pub(crate) struct Listening {
+pub struct Listening {
     fd: OwnedFd,
     path: PathBuf,
     /// Device and inode of the file, to tell it from a successor's.
@@ -35,7 +61,7 @@ pub(crate) struct Listening {
 
 impl Listening {
     /// Listens on a path, which gets mode 0600, in a directory made with mode 0755 if missing.
-    pub(super) fn bind(path: &Path, kind: SocketType) -> Result<Self, Error> {
+    pub fn bind(path: &Path, kind: SocketType) -> Result<Self, Error> {
         let failed =
             |what| move |source: io::Error| Error::Socket { path: path.to_owned(), what, source };
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
@@ -73,7 +99,7 @@ impl Listening {
     }
 
     /// The next connection, non-blocking, if there is one and root made it.
-    pub(super) fn accept(&self) -> Option<Peer> {
+    pub fn accept(&self) -> Option<Peer> {
         let fd = match accept_with(&self.fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
             Ok(fd) => fd,
             // Taken back, or a signal: the next readiness tells.
@@ -116,9 +142,9 @@ impl Drop for Listening {
 
 /// A socket that is wanted at a path: it is bound anew when its file was removed.
 #[derive(Debug)]
-pub(crate) struct Entrance {
+pub struct Entrance {
     /// The name under which the keeper holds it.
-    pub(crate) name: &'static str,
+    pub name: &'static str,
     path: PathBuf,
     kind: SocketType,
     listening: Option<Arc<Listening>>,
@@ -127,7 +153,9 @@ pub(crate) struct Entrance {
 }
 
 impl Entrance {
-    pub(crate) fn new(name: &'static str, path: PathBuf, kind: SocketType) -> Self {
+    /// A socket at this path, not bound yet, that the keeper holds under this name.
+    #[must_use]
+    pub fn new(name: &'static str, path: PathBuf, kind: SocketType) -> Self {
         Self { name, path, kind, listening: None, failed: false }
     }
 
@@ -136,7 +164,7 @@ impl Entrance {
     ///
     /// # Errors
     /// The socket cannot be bound.
-    pub(crate) fn open(
+    pub fn open(
         &mut self,
         kept: Option<OwnedFd>,
         is_successor: bool,
@@ -156,13 +184,13 @@ impl Entrance {
     }
 
     /// The socket; `None` while it cannot be bound.
-    pub(crate) fn listening(&self) -> Option<Arc<Listening>> {
+    pub fn listening(&self) -> Option<Arc<Listening>> {
         self.listening.clone()
     }
 
     /// Binds the socket anew if its file is gone. Returns what it replaces then, which may have
     /// connections that nothing has accepted.
-    pub(crate) fn look(&mut self, link: &Link) -> Option<Option<Arc<Listening>>> {
+    pub fn look(&mut self, link: &Link) -> Option<Option<Arc<Listening>>> {
         if self.listening.as_ref().is_some_and(|socket| socket.is_in_place()) {
             return None;
         }
@@ -194,10 +222,11 @@ impl Entrance {
 
 /// A connection and the process that made it.
 #[derive(Debug)]
-pub(super) struct Peer {
-    pub(super) fd: OwnedFd,
+pub struct Peer {
+    /// The connection.
+    pub fd: OwnedFd,
     /// Its id in our pid namespace; 0 if it is outside.
-    pub(super) pid: i32,
+    pub pid: i32,
 }
 
 fn open(path: &Path, kind: SocketType) -> io::Result<(OwnedFd, SocketAddrUnix)> {

@@ -12,12 +12,12 @@ use ambit_kernel::sys::scheduling::{self, Attributes};
 use nix::errno::Errno;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
 
-use crate::notify::acts;
-use crate::notify::call::Call;
-use crate::notify::context::Context;
-use crate::notify::handler::{Description, Handler, Refusal, Screen, Verdict};
-use crate::notify::settings::settings;
-use crate::notify::thread_id;
+use crate::acts;
+use crate::call::Call;
+use crate::context::Context;
+use crate::handler::{Description, Handler, Refusal, Screen, Verdict};
+use crate::settings::settings;
+use crate::thread_id;
 use ambit_worker::act::{Actor, Base};
 
 const CAP_SYS_NICE: u32 = 23;

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::time::{Duration, Instant};
 
 use super::record;
-use crate::notify::account::Account;
+use crate::account::Account;
 use ambit_sysinfo::Limiter;
 
 /// Lines that wait for the disk at most.

@@ -38,9 +38,9 @@ use super::lxc_packet::{self, FIXED, LONGEST, Malformed, Packet};
 use super::pipeline::Pipeline;
 use super::policies::{Container, Member, cgroup_of};
 use super::policy::Policy;
-use super::socket::{Entrance, Peer};
 use super::transport::{Received, Served, Transport};
 use super::trapped::Trapped;
+use ambit_keeper::socket::{Entrance, Peer};
 
 /// Well below the 30 s after which liblxc stops waiting.
 const DEADLINE: Duration = Duration::from_secs(25);

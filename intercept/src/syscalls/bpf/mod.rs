@@ -15,13 +15,13 @@ use nix::errno::Errno;
 
 use self::request::{Parsed, Request};
 use super::ranges;
-use crate::notify::acts;
-use crate::notify::call::Call;
-use crate::notify::caller_thread;
-use crate::notify::context::Context;
-use crate::notify::handler::{Cost, Description, Handler, Refusal, Repeat, Screen, Verdict};
-use crate::notify::once::Once;
-use crate::notify::settings::settings;
+use crate::acts;
+use crate::call::Call;
+use crate::caller_thread;
+use crate::context::Context;
+use crate::handler::{Cost, Description, Handler, Refusal, Repeat, Screen, Verdict};
+use crate::once::Once;
+use crate::settings::settings;
 use ambit_worker::act::bpf::{Bpf, Target};
 use ambit_worker::act::{Actor, Answer, Base, Reply, What};
 

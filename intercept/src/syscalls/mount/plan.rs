@@ -10,7 +10,7 @@ use super::filesystem::Filesystem;
 use super::flags::Flags;
 use super::options::{self, Item, Owner};
 use super::sources;
-use crate::notify::mounts::on_the_host;
+use crate::mounts::on_the_host;
 use ambit_worker::mount::{Executable, Handler, How, Order, Superblock};
 
 /// What a policy says of mounts.

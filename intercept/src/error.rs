@@ -1,7 +1,6 @@
 //! What can go wrong outside of a request. What goes wrong within one is a `Refusal`.
 
 use std::io;
-use std::path::PathBuf;
 
 use nix::errno::Errno;
 
@@ -44,27 +43,8 @@ pub enum Error {
         source: io::Error,
     },
     /// A socket cannot be bound.
-    #[error("cannot listen on {path}: {what}: {source}")]
-    Socket {
-        /// Where the socket should be.
-        path: PathBuf,
-        /// The step that failed.
-        what: &'static str,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// Somebody else serves the socket.
-    #[error("{path} is served by another process: stop it, or configure another path")]
-    SocketTaken {
-        /// Where the socket is.
-        path: PathBuf,
-    },
-    /// Something that is no socket has the socket's name.
-    #[error("{path} exists and is no socket: remove it, or configure another path")]
-    NoSocket {
-        /// Its path.
-        path: PathBuf,
-    },
+    #[error(transparent)]
+    Socket(#[from] ambit_keeper::socket::Error),
 }
 
 impl Error {

@@ -12,10 +12,10 @@ use rustix::net::SocketType;
 
 use super::message::Message;
 use super::receive::receive;
-use crate::notify::listener::{ABOUT, LISTENER, Listener};
-use crate::notify::policies::{Container, Member, cgroup_of};
-use crate::notify::socket::{Entrance, Peer};
-use crate::notify::thread::{Source, Threads};
+use crate::listener::{ABOUT, LISTENER, Listener};
+use crate::policies::{Container, Member, cgroup_of};
+use crate::thread::{Source, Threads};
+use ambit_keeper::socket::{Entrance, Peer};
 
 /// The name of the socket with the keeper.
 const SOCKET: &str = "oci";
@@ -29,19 +29,19 @@ struct Connection {
 }
 
 /// The socket that runtimes connect to.
-pub(in crate::notify) fn entrance(path: PathBuf) -> Entrance {
+pub(crate) fn entrance(path: PathBuf) -> Entrance {
     Entrance::new(SOCKET, path, SocketType::STREAM)
 }
 
 /// Reads a new connection.
-pub(in crate::notify) fn accepted(peer: Peer, threads: &Arc<Threads>, link: &Link) {
+pub(crate) fn accepted(peer: Peer, threads: &Arc<Threads>, link: &Link) {
     let number = link.number();
     link.store(&format!("{CONNECTION}{number}"), &peer.fd);
     read(Connection { peer, number }, threads, link);
 }
 
 /// Reads the connections that a predecessor had not read.
-pub(in crate::notify) fn take_over(threads: &Arc<Threads>, link: &Link, held: &mut Held) {
+pub(crate) fn take_over(threads: &Arc<Threads>, link: &Link, held: &mut Held) {
     for (number, fd) in held.take_numbered(CONNECTION) {
         read(Connection { peer: Peer { fd, pid: 0 }, number }, threads, link);
     }

@@ -16,7 +16,7 @@ const LONGEST: usize = 1024;
 
 /// What a handler tells of the act that it decides on.
 #[derive(Debug, Default)]
-pub(in crate::notify) struct Notes {
+pub(crate) struct Notes {
     wanted: bool,
     arguments: RefCell<Map<String, Value>>,
     no_act: Cell<bool>,
@@ -26,46 +26,46 @@ pub(in crate::notify) struct Notes {
 
 impl Notes {
     /// They are kept only if somebody wants them.
-    pub(in crate::notify) fn new(wanted: bool) -> Self {
+    pub(crate) fn new(wanted: bool) -> Self {
         Self { wanted, ..Self::default() }
     }
 
-    pub(in crate::notify) fn add(&self, name: &str, value: impl FnOnce() -> String) {
+    pub(crate) fn add(&self, name: &str, value: impl FnOnce() -> String) {
         if self.wanted {
             self.arguments.borrow_mut().insert(name.to_owned(), Value::String(value()));
         }
     }
 
     /// Nothing was done or refused: the result is that of an earlier act, or none is begun here.
-    pub(in crate::notify) fn no_act(&self) {
+    pub(crate) fn no_act(&self) {
         self.no_act.set(true);
     }
 
-    pub(in crate::notify) fn is_act(&self) -> bool {
+    pub(crate) fn is_act(&self) -> bool {
         self.wanted && !self.no_act.get()
     }
 
     /// Why it is refused.
-    pub(in crate::notify) fn because(&self, reason: &dyn std::fmt::Display) {
+    pub(crate) fn because(&self, reason: &dyn std::fmt::Display) {
         if self.wanted {
             *self.reason.borrow_mut() = Some(reason.to_string());
         }
     }
 
     /// What of ours failed.
-    pub(in crate::notify) fn broken(&self, reason: &dyn std::fmt::Display) {
+    pub(crate) fn broken(&self, reason: &dyn std::fmt::Display) {
         self.broken.set(true);
         self.because(reason);
     }
 
-    pub(in crate::notify) fn is_broken(&self) -> bool {
+    pub(crate) fn is_broken(&self) -> bool {
         self.broken.get()
     }
 }
 
 /// What is known of whoever called.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(in crate::notify) struct Caller {
+pub(crate) struct Caller {
     /// Its process in its own pid namespace.
     pub(super) pid: Option<u32>,
     /// Its process on the host.
@@ -76,7 +76,7 @@ pub(in crate::notify) struct Caller {
 impl Caller {
     /// From the text of `/proc/<tid>/status`. The name in it is escaped by the kernel; the fields
     /// that follow are the kernel's own.
-    pub(in crate::notify) fn parse(status: &[u8]) -> Self {
+    pub(crate) fn parse(status: &[u8]) -> Self {
         let mut caller = Self::default();
         for line in status.split(|&byte| byte == b'\n') {
             let Some(colon) = line.iter().position(|&byte| byte == b':') else { continue };
@@ -98,15 +98,15 @@ impl Caller {
 
 /// An act that was granted, refused, or failed.
 #[derive(Debug)]
-pub(in crate::notify) struct Record<'a> {
-    pub(in crate::notify) container: &'a str,
-    pub(in crate::notify) call: &'a str,
-    pub(in crate::notify) tid: u32,
-    pub(in crate::notify) caller: Caller,
-    pub(in crate::notify) notes: &'a Notes,
-    pub(in crate::notify) outcome: &'static str,
-    pub(in crate::notify) errno: Option<Errno>,
-    pub(in crate::notify) took: Duration,
+pub(crate) struct Record<'a> {
+    pub(crate) container: &'a str,
+    pub(crate) call: &'a str,
+    pub(crate) tid: u32,
+    pub(crate) caller: Caller,
+    pub(crate) notes: &'a Notes,
+    pub(crate) outcome: &'static str,
+    pub(crate) errno: Option<Errno>,
+    pub(crate) took: Duration,
 }
 
 #[derive(Serialize)]
@@ -167,7 +167,7 @@ fn written(line: &impl Serialize) -> Vec<u8> {
 }
 
 /// Bytes of a container as text: not too many, and those that are no text as `\xNN`.
-pub(in crate::notify) fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     let cut = &bytes[..bytes.len().min(LONGEST)];
     let mut text = String::with_capacity(cut.len());
     for chunk in cut.utf8_chunks() {

@@ -26,7 +26,7 @@ use super::policies::{Current, Policies};
 use super::policy::Policy;
 use super::syscalls::HANDLERS;
 use super::trapped::Trapped;
-use crate::crash_guard::CrashGuard;
+use super::witness::{InHand, Witness};
 
 /// Decides requests.
 pub(super) struct Pipeline {
@@ -40,7 +40,7 @@ pub(super) struct Pipeline {
     acts: Option<Arc<Acts>>,
     acting: Acting,
     policies: Current,
-    crash_guard: Option<Arc<CrashGuard>>,
+    witness: Option<Arc<dyn Witness>>,
 }
 
 impl Pipeline {
@@ -60,7 +60,7 @@ impl Pipeline {
             acts,
             acting,
             policies,
-            crash_guard: None,
+            witness: None,
         }
     }
 
@@ -80,8 +80,8 @@ impl Pipeline {
     }
 
     /// Records calls that are in hand.
-    pub(super) fn with_crash_guard(self, crash_guard: Option<Arc<CrashGuard>>) -> Self {
-        Self { crash_guard, ..self }
+    pub(super) fn with_witness(self, witness: Option<Arc<dyn Witness>>) -> Self {
+        Self { witness, ..self }
     }
 
     /// Looks up the call of a thread.
@@ -141,10 +141,8 @@ impl Pipeline {
         };
         let (verdict, outcome) = if trapped.is_inspected {
             // While it lives, the call is in hand.
-            let in_hand = self
-                .crash_guard
-                .as_deref()
-                .map(|guard| guard.call(trapped.call.tid, &trapped.data));
+            let (tid, data) = (trapped.call.tid, &trapped.data);
+            let in_hand = self.witness.as_deref().map(|witness| InHand::begin(witness, tid, data));
             match in_hand {
                 Some(None) => (Verdict::Continue, Outcome::Failed),
                 _ => self.answer(HANDLERS[handler], trapped, pending, memory, repeat),
