@@ -6,8 +6,8 @@ use ambit_kernel::sys::shared_descriptors;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::call::Call;
-use super::context::Context;
-use super::handler::Refusal;
+use crate::syscalls::context::Context;
+use crate::verdict::Refusal;
 use ambit_worker::act::Actor;
 
 /// `PIDFD_THREAD`, Linux 6.9.

@@ -5,7 +5,7 @@
 //! handlers listed in `syscalls/mod.rs`. Interception only ever adds: what is not granted is
 //! CONTINUE, and the kernel judges it.
 //!
-//! Start reading at `handler.rs` (what a handler is) and `syscalls/sysinfo.rs` (the smallest
+//! Start reading at `syscalls/handler.rs` (what a handler is) and `syscalls/sysinfo.rs` (the smallest
 //! one), then `thread.rs` and `pipeline.rs` (the way of a request). Only `listener.rs` and
 //! `journal.rs` contain
 //! unsafe code.
@@ -19,7 +19,6 @@ mod audit;
 mod bucket;
 mod call;
 mod caller_thread;
-mod context;
 mod counters;
 mod cpu_mask;
 mod dispatch;
@@ -28,7 +27,6 @@ mod error;
 pub mod filter;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
-mod handler;
 mod journal;
 mod listener;
 mod live_mounts;
@@ -39,6 +37,7 @@ pub mod mounts;
 pub mod oci;
 mod once;
 mod origin;
+mod pending;
 mod pipeline;
 mod policies;
 mod policy;
@@ -49,6 +48,7 @@ mod thread_id;
 pub mod timestamp;
 mod transport;
 mod trapped;
+mod verdict;
 mod warden;
 mod witness;
 
@@ -63,13 +63,14 @@ use ambit_sysinfo::Views;
 pub use account::ContainerCounts;
 pub use arch::Abi;
 pub use call::Call;
-pub use context::Context;
 pub use counters::{CallCount, Counts};
 pub use error::Error;
-pub use handler::{Cause, Cost, Description, Handler, Refusal, Repeat, Screen, Verdict};
 pub use policies::{Container, Matcher, Policies};
 pub use policy::{Policy, UnknownCall};
+pub use syscalls::context::Context;
+pub use syscalls::handler::{Cost, Description, Handler, Repeat, Screen};
 pub use syscalls::{HANDLERS, Settings, VIEW};
+pub use verdict::{Cause, Refusal, Verdict};
 pub use witness::{InHand, Witness};
 
 use accept::{Acceptor, Runtime};

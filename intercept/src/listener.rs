@@ -16,7 +16,7 @@ use libseccomp_sys::{
 use nix::errno::Errno;
 
 use super::Error;
-use super::handler::Verdict;
+use crate::verdict::Verdict;
 
 mod ioctls {
     use libseccomp_sys::{seccomp_notif, seccomp_notif_addfd, seccomp_notif_resp};

@@ -29,9 +29,7 @@ use rustix::net::{
 };
 
 use super::bucket;
-use super::context::Pending;
 use super::epoll::Keep;
-use super::handler::Verdict;
 use super::journal::{Entry, Journal, Left, Phase};
 use super::listener::{self, response};
 use super::lxc_packet::{self, FIXED, LONGEST, Malformed, Packet};
@@ -40,6 +38,8 @@ use super::policies::{Container, Member, cgroup_of};
 use super::policy::Policy;
 use super::transport::{Received, Served, Transport};
 use super::trapped::Trapped;
+use crate::pending::Pending;
+use crate::verdict::Verdict;
 use ambit_keeper::socket::{Entrance, Peer};
 
 /// Well below the 30 s after which liblxc stops waiting.

@@ -26,8 +26,8 @@ use nix::sys::uio::{RemoteIoVec, pread, process_vm_readv, pwrite};
 use nix::unistd::Pid;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
-use super::context::Pending;
-use super::handler::{Cause, Refusal};
+use crate::pending::Pending;
+use crate::verdict::{Cause, Refusal};
 
 /// So much of the text of `/proc/<tid>/maps` is read where the kernel has no `PROCMAP_QUERY`: a
 /// caller can have a million mappings.

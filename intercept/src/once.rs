@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::context::Context;
-use super::handler::{Refusal, Verdict};
+use crate::syscalls::context::Context;
+use crate::verdict::{Refusal, Verdict};
 
 /// How long a result is good for after an attempt that did not get it.
 const FRESH: Duration = Duration::from_secs(2);

@@ -17,16 +17,18 @@ use super::account::{Account, Accounts};
 use super::acting::Acting;
 use super::acts::Acts;
 use super::audit::{Audit, Caller, Notes, Record};
-use super::context::{Context, Pending};
 use super::counters::{Counters, Outcome};
 use super::dispatch::Dispatch;
-use super::handler::{Handler, Refusal, Repeat, Verdict};
 use super::memory::Memory;
 use super::policies::{Current, Policies};
 use super::policy::Policy;
 use super::syscalls::HANDLERS;
 use super::trapped::Trapped;
 use super::witness::{InHand, Witness};
+use crate::pending::Pending;
+use crate::syscalls::context::Context;
+use crate::syscalls::handler::{Handler, Repeat};
+use crate::verdict::{Refusal, Verdict};
 
 /// Decides requests.
 pub(super) struct Pipeline {

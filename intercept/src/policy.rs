@@ -5,9 +5,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::handler::Cost;
 use super::settings::nearest;
 use super::syscalls::{HANDLERS, Settings, VIEW};
+use crate::syscalls::handler::Cost;
 
 /// A choice of handlers, with their settings. Cheap to clone.
 #[derive(Clone, PartialEq, Eq)]

@@ -18,7 +18,6 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use super::account::Account;
 use super::bucket;
 use super::epoll::{Keep, Ready, Watch};
-use super::handler::Verdict;
 use super::journal::{Entry, Journal, Phase};
 use super::listener::{Listener, response};
 use super::lxc;
@@ -28,7 +27,8 @@ use super::policy::Policy;
 use super::transport::{Received, Transport};
 use super::warden::{self, Warden};
 use super::{Adopted, Error};
-use crate::context::Pending;
+use crate::pending::Pending;
+use crate::verdict::Verdict;
 
 /// How many calls of one container are answered before those of the next one: of one thread, and of
 /// several, which call faster than one can.
@@ -95,7 +95,9 @@ impl Threads {
             warden: OnceLock::new(),
         });
         let failed = |source| Error::System { what: "cannot start a listener thread", source };
-        let warden = Warden::start(&threads).map_err(failed)?;
+        let looked_after = Arc::downgrade(&threads);
+        let look = move || looked_after.upgrade().map(|threads| threads.look_after());
+        let warden = Warden::start(look).map_err(failed)?;
         let _ = threads.warden.set(warden);
         for index in 0..count {
             if let Err(source) = threads.put_in_charge(index, threads.watches[index].charge()) {

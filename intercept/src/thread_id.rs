@@ -10,8 +10,8 @@ use ambit_kernel::text::status::Status;
 use nix::errno::Errno;
 
 use super::call::Call;
-use super::context::Context;
-use super::handler::Refusal;
+use crate::syscalls::context::Context;
+use crate::verdict::Refusal;
 
 /// The thread that the target calls `id`, as we call it. `None`: there is none, or this kernel
 /// cannot tell; the kernel then looks the thread up itself, in the call that goes on.
@@ -46,10 +46,10 @@ mod tests {
     use ambit_sysinfo::View;
 
     use super::super::arch::Abi;
-    use super::super::context::Pending;
     use super::super::memory::Memory;
     use super::super::syscalls::Settings;
     use super::*;
+    use crate::pending::Pending;
 
     #[test]
     fn the_innermost_id_is_the_targets_own() {

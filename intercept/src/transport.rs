@@ -7,11 +7,12 @@ use std::sync::Arc;
 use libseccomp_sys::seccomp_notif_resp;
 use nix::errno::Errno;
 
-use super::context::Pending;
-use super::handler::{Cost, Repeat, Verdict};
 use super::journal::{Entry, Phase};
 use super::pipeline::Pipeline;
 use super::trapped::Trapped;
+use crate::pending::Pending;
+use crate::syscalls::handler::{Cost, Repeat};
+use crate::verdict::Verdict;
 
 /// A call as its transport has it until it is answered.
 pub(super) trait Transport: Send + Sized + 'static {

@@ -8,9 +8,9 @@ use super::account::Account;
 use super::arch::Abi;
 use super::call::Call;
 use super::dispatch::Dispatch;
-use super::handler::{Cost, Handler, Repeat, Screen};
 use super::policy::Policy;
 use super::syscalls::HANDLERS;
+use crate::syscalls::handler::{Cost, Handler, Repeat, Screen};
 
 /// A call that waits for its answer.
 #[derive(Debug)]

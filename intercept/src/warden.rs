@@ -13,8 +13,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Thread;
 use std::time::Duration;
 
-use super::thread::Threads;
-
 /// A thread that is at one call for so long hangs.
 pub(super) const HUNG: u64 = 50_000_000;
 /// How often is looked while there are calls.
@@ -38,15 +36,17 @@ struct State {
 }
 
 impl Warden {
-    pub(super) fn start(threads: &Arc<Threads>) -> std::io::Result<Self> {
+    /// `look` replaces threads that hang. It returns how many calls there have been and whether one
+    /// is being answered, or `None` when there are no threads any more.
+    pub(super) fn start(
+        look: impl Fn() -> Option<(u64, bool)> + Send + 'static,
+    ) -> std::io::Result<Self> {
         let state = Arc::new(State::default());
-        let (own, threads) = (Arc::clone(&state), Arc::downgrade(threads));
+        let own = Arc::clone(&state);
         let thread = std::thread::Builder::new().name("warden".into()).spawn(move || {
             let (mut seen, mut quiet) = (0, 0);
             while !own.ended.load(Ordering::Acquire) {
-                let Some(threads) = threads.upgrade() else { return };
-                let (turns, busy) = threads.look_after();
-                drop(threads);
+                let Some((turns, busy)) = look() else { return };
                 quiet = if turns == seen && !busy { quiet + 1 } else { 0 };
                 seen = turns;
                 if quiet < QUIET {

@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 use crate::acts;
 use crate::audit::text;
 use crate::call::Call;
-use crate::context::Context;
-use crate::handler::{Cost, Description, Handler, Refusal, Repeat, Screen, Verdict};
 use crate::once::Once;
 use crate::settings::settings;
+use crate::syscalls::act;
+use crate::syscalls::context::Context;
+use crate::syscalls::handler::{Cost, Description, Handler, Repeat, Screen};
+use crate::verdict::{Refusal, Verdict};
 use ambit_worker::Find;
 use ambit_worker::act::{Base, Mknod as Make, What};
 
@@ -132,7 +134,7 @@ impl Handler for Mknod {
         if let Base::Descriptor(fd) = base {
             cx.note("dirfd", || fd.to_string());
         }
-        let Some(actor) = acts::pin(call, cx, base, CAP_MKNOD)? else {
+        let Some(actor) = act::pin(call, cx, base, CAP_MKNOD)? else {
             return Ok(Verdict::Continue);
         };
         let device = rustix::fs::makedev(device.0, device.1);
@@ -144,7 +146,7 @@ impl Handler for Mknod {
             _ => None,
         };
         ONCE.act((cx.container, call.tid), &make, acts::patience(), cx, || {
-            acts::act(call, cx, &actor, &make.1, find)
+            act::act(call, cx, &actor, &make.1, find)
         })
     }
 }

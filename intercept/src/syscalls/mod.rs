@@ -4,7 +4,10 @@
 //! the key `enabled`, add its line here. Dispatch, policy, configuration keys, their reference,
 //! filters and counters derive from the list.
 
+mod act;
 mod bpf;
+pub(super) mod context;
+pub(super) mod handler;
 mod mknod;
 mod mount;
 mod sched_getaffinity;
@@ -20,9 +23,10 @@ pub(super) use self::mount::is_never_mounted;
 use std::os::fd::AsFd;
 
 use super::call::Call;
-use super::context::Context;
-use super::handler::{Handler, Refusal};
 use super::settings::{Limit, settings};
+use crate::verdict::Refusal;
+use context::Context;
+use handler::Handler;
 
 macro_rules! calls {
     ($($key:ident: $handler:ident,)*) => {

@@ -10,11 +10,12 @@ use nix::errno::Errno;
 
 use crate::arch::Abi;
 use crate::call::Call;
-use crate::context::Context;
 use crate::cpu_mask::{self, WORDS};
-use crate::handler::{Cause, Description, Handler, Refusal, Screen, Verdict};
 use crate::settings::settings;
+use crate::syscalls::context::Context;
+use crate::syscalls::handler::{Description, Handler, Screen};
 use crate::thread_id;
+use crate::verdict::{Cause, Refusal, Verdict};
 
 settings! {
     /// sched_getaffinity(2): affinity masks have as many processors as the container is shown.

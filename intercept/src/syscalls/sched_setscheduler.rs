@@ -12,12 +12,13 @@ use ambit_kernel::sys::scheduling::{self, Attributes};
 use nix::errno::Errno;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
 
-use crate::acts;
 use crate::call::Call;
-use crate::context::Context;
-use crate::handler::{Description, Handler, Refusal, Screen, Verdict};
 use crate::settings::settings;
+use crate::syscalls::act;
+use crate::syscalls::context::Context;
+use crate::syscalls::handler::{Description, Handler, Screen};
 use crate::thread_id;
+use crate::verdict::{Refusal, Verdict};
 use ambit_worker::act::{Actor, Base};
 
 const CAP_SYS_NICE: u32 = 23;
@@ -72,7 +73,7 @@ impl Handler for SchedSetscheduler {
             _ => (call.int(1), Some(Wish::Nice(call.int(2).clamp(-20, 19)))),
         };
         let Some(wish) = wish else { return Ok(Verdict::Continue) };
-        let Some(actor) = acts::pin(call, cx, Base::Root, CAP_SYS_NICE)? else {
+        let Some(actor) = act::pin(call, cx, Base::Root, CAP_SYS_NICE)? else {
             return Ok(Verdict::Continue);
         };
         if !is_root(call, cx, &actor)? {

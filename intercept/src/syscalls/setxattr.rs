@@ -11,10 +11,12 @@ use crate::acts;
 use crate::arch;
 use crate::audit::text;
 use crate::call::Call;
-use crate::context::Context;
-use crate::handler::{Cost, Description, Handler, Refusal, Screen, Verdict};
 use crate::once::Once;
 use crate::settings::settings;
+use crate::syscalls::act;
+use crate::syscalls::context::Context;
+use crate::syscalls::handler::{Cost, Description, Handler, Screen};
+use crate::verdict::{Refusal, Verdict};
 use ambit_worker::Find;
 use ambit_worker::act::{Base, SetOpaque, What};
 
@@ -176,7 +178,7 @@ impl Handler for Setxattr {
             let name = if path.is_some() { "dirfd" } else { "fd" };
             cx.note(name, || fd.to_string());
         }
-        let Some(actor) = acts::pin(call, cx, base, CAP_SYS_ADMIN)? else {
+        let Some(actor) = act::pin(call, cx, base, CAP_SYS_ADMIN)? else {
             return Ok(Verdict::Continue);
         };
         let (users, groups) = (ranges(call, cx, "uid_map")?, ranges(call, cx, "gid_map")?);
@@ -184,7 +186,7 @@ impl Handler for Setxattr {
         let set = What::SetOpaque(SetOpaque { path, follow, flags: wish.flags, users, groups });
         let set = (base, set);
         ONCE.act((cx.container, call.tid), &set, acts::patience(), cx, || {
-            acts::act(call, cx, &actor, &set.1, || find)
+            act::act(call, cx, &actor, &set.1, || find)
         })
     }
 }

@@ -7,9 +7,10 @@ use ambit_sysinfo::sysinfo::encode;
 use ambit_sysinfo::view::Origin;
 
 use crate::call::Call;
-use crate::context::Context;
-use crate::handler::{Description, Handler, Refusal, Verdict};
 use crate::settings::settings;
+use crate::syscalls::context::Context;
+use crate::syscalls::handler::{Description, Handler};
+use crate::verdict::{Refusal, Verdict};
 
 settings! {
     /// sysinfo(2): busybox and musl programs see the container's memory, load and uptime.

@@ -18,10 +18,12 @@ use super::ranges;
 use crate::acts;
 use crate::call::Call;
 use crate::caller_thread;
-use crate::context::Context;
-use crate::handler::{Cost, Description, Handler, Refusal, Repeat, Screen, Verdict};
 use crate::once::Once;
 use crate::settings::settings;
+use crate::syscalls::act;
+use crate::syscalls::context::Context;
+use crate::syscalls::handler::{Cost, Description, Handler, Repeat, Screen};
+use crate::verdict::{Refusal, Verdict};
 use ambit_worker::act::bpf::{Bpf, Target};
 use ambit_worker::act::{Actor, Answer, Base, Reply, What};
 
@@ -108,7 +110,7 @@ impl Handler for BpfPrograms {
         let may = |actor: &Actor| {
             actor.can(CAP_SYS_ADMIN) || actor.can(CAP_BPF) && actor.can(CAP_NET_ADMIN)
         };
-        let Some(actor) = acts::pin_if(call, cx, Base::Root, may)? else {
+        let Some(actor) = act::pin_if(call, cx, Base::Root, may)? else {
             return Ok(Verdict::Continue);
         };
         cx.note("command", || name(call.uint(0)).to_owned());
@@ -192,10 +194,10 @@ fn ask(call: &Call, cx: &Context<'_>, actor: &Actor, bpf: Bpf) -> Result<Answer,
     let groups = cx.open(call, "ns/cgroup")?;
     let thread = caller_thread::pidfd(call, cx, actor)?;
     // A container without a cgroup namespace of its own sees the host's: nothing there is its own.
-    let (true, Some(thread)) = (acts::belongs_to_a_container(&groups), thread) else {
+    let (true, Some(thread)) = (act::belongs_to_a_container(&groups), thread) else {
         return Ok(Reply::Kernel.into());
     };
-    acts::ask(call, cx, actor, &What::Bpf(bpf), &[thread.as_fd(), groups.as_fd()])
+    act::ask(call, cx, actor, &What::Bpf(bpf), &[thread.as_fd(), groups.as_fd()])
 }
 
 fn ended(reply: Reply) -> Verdict {

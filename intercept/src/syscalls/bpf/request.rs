@@ -9,8 +9,8 @@ use nix::errno::Errno;
 
 use super::{OBJ_GET_INFO_BY_FD, PROG_ATTACH, PROG_DETACH, PROG_GET_FD_BY_ID, PROG_LOAD};
 use crate::call::Call;
-use crate::context::Context;
-use crate::handler::{Refusal, Verdict};
+use crate::syscalls::context::Context;
+use crate::verdict::{Refusal, Verdict};
 use ambit_worker::act::bpf::{ALIGNMENT, LONGEST, LONGEST_LOG, Load, Log, is_plain};
 
 /// The kernel copies no more than a page.

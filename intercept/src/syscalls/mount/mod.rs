@@ -23,12 +23,13 @@ use self::plan::{Answer, Arguments, Rules, Users};
 use crate::acts::{self, Acts};
 use crate::audit::text;
 use crate::call::Call;
-use crate::context::Context;
-use crate::handler::{Cause, Cost, Description, Handler, Refusal, Repeat, Screen, Verdict};
 use crate::mounts::MountSettings;
 pub(super) use crate::mounts::MountSettings as Settings;
 use crate::once::Once;
 use crate::origin::Origin;
+use crate::syscalls::context::Context;
+use crate::syscalls::handler::{Cost, Description, Handler, Repeat, Screen};
+use crate::verdict::{Cause, Refusal, Verdict};
 use ambit_worker::mount::{How, Order};
 use ambit_worker::{Caller, Failure, IdMaps};
 

@@ -1,15 +1,12 @@
-//! What a handler of a system call is, and what it may answer.
+//! What a handler of a system call is.
 //!
-//! Start reading here, then at `syscalls/sysinfo.rs`, the smallest handler. A handler only ever
+//! Start reading here, then at `sysinfo.rs`, the smallest handler. A handler only ever
 //! adds to what the kernel would do: whatever it does not grant is [`Verdict::Continue`], and
 //! then the kernel judges.
 
-use std::os::fd::OwnedFd;
-
-use nix::errno::Errno;
-
-use super::call::Call;
 use super::context::Context;
+use crate::call::Call;
+use crate::verdict::{Refusal, Verdict};
 
 /// Answers one system call, or several that are one to the user (mknod and mknodat).
 pub trait Handler: Sync {
@@ -87,48 +84,4 @@ pub enum Screen {
     Inspect,
     /// It has none: the kernel runs the call.
     Continue,
-}
-
-/// The answer to a call.
-#[derive(Debug)]
-pub enum Verdict {
-    /// The kernel runs the call with the target's own rights.
-    Continue,
-    /// The call returns this.
-    Return(i64),
-    /// The call fails.
-    Fail(Errno),
-    /// The call returns this descriptor, newly opened in the target.
-    Install(OwnedFd),
-}
-
-/// Why a handler gave no answer.
-#[derive(Debug)]
-pub enum Refusal {
-    /// Nobody waits for the answer any more. Nothing was done.
-    Gone,
-    /// The target gets the errno that the kernel would have given it.
-    Fail(Errno),
-    /// Something of ours failed: the kernel runs the call.
-    Continue(Cause),
-}
-
-/// What failed on our side, for the log.
-#[derive(Debug, thiserror::Error)]
-pub enum Cause {
-    /// There are no numbers for the container.
-    #[error(transparent)]
-    View(#[from] ambit_sysinfo::Error),
-    /// A system call of ours failed.
-    #[error("{0}: {1}")]
-    System(&'static str, Errno),
-}
-
-impl From<ambit_sysinfo::Error> for Refusal {
-    fn from(error: ambit_sysinfo::Error) -> Self {
-        match error {
-            ambit_sysinfo::Error::Gone(_) => Self::Gone,
-            error => Self::Continue(Cause::View(error)),
-        }
-    }
 }

@@ -6,64 +6,44 @@
 //! the descriptor is used. `memory.rs` says why that matters most for the target's memory. The
 //! answer itself is checked by the kernel.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use ambit_kernel::text;
 use ambit_sysinfo::{View, Views};
 use nix::errno::Errno;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 
-use super::account::Account;
-use super::acts::Acts;
-use super::audit::Notes;
-use super::call::Call;
-use super::handler::{Cause, Refusal};
-use super::listener::id_valid;
-use super::memory::Memory;
-use super::syscalls::Settings;
+use super::Settings;
+use crate::account::Account;
+use crate::acts::Acts;
+use crate::audit::Notes;
+use crate::call::Call;
+use crate::memory::Memory;
+use crate::pending::Pending;
+use crate::verdict::{Cause, Refusal};
 
 /// The kernel takes no longer strings as arguments.
 const PAGE: usize = 4096;
 /// Most strings are shorter.
 const USUAL: usize = 256;
 
-/// How to see that a request is still pending.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Pending<'a> {
-    /// Ask the listener for the request's id.
-    Listener(BorrowedFd<'a>, u64),
-    /// liblxc before 4.0.5 keeps the listener to itself. It sends an open `/proc/<tid>`, in
-    /// which nothing can be found once the thread is gone.
-    Directory(BorrowedFd<'a>),
-}
-
-impl Pending<'_> {
-    pub(super) fn check(&self) -> Result<(), Refusal> {
-        let there = match self {
-            Self::Listener(listener, id) => id_valid(*listener, *id).is_ok(),
-            Self::Directory(proc) => statat(proc, "stat", AtFlags::empty()).is_ok(),
-        };
-        if there { Ok(()) } else { Err(Refusal::Gone) }
-    }
-}
-
 /// The surroundings of one call.
 pub struct Context<'a> {
-    pub(super) views: &'a dyn Views,
-    pub(super) pending: Pending<'a>,
+    pub(crate) views: &'a dyn Views,
+    pub(crate) pending: Pending<'a>,
     /// The target's memory.
-    pub(super) memory: Memory<'a>,
+    pub(crate) memory: Memory<'a>,
     /// The settings of the container's policy.
-    pub(super) settings: &'a Settings,
+    pub(crate) settings: &'a Settings,
     /// Who acts, if anybody does.
-    pub(super) acts: Option<&'a Acts>,
+    pub(crate) acts: Option<&'a Acts>,
     /// The container's name, for the log.
-    pub(super) container: &'a str,
+    pub(crate) container: &'a str,
     /// What the container has had, if that is counted.
-    pub(super) account: Option<&'a Account>,
+    pub(crate) account: Option<&'a Account>,
     /// What the audit log is told.
-    pub(super) notes: Notes,
+    pub(crate) notes: Notes,
 }
 
 impl Context<'_> {
@@ -135,7 +115,7 @@ impl Context<'_> {
 
     /// May a line about this call be logged? Then the number of those of its container that were
     /// suppressed before it.
-    pub(super) fn may_say(&self) -> Option<u64> {
+    pub(crate) fn may_say(&self) -> Option<u64> {
         self.account.map_or(Some(0), Account::may_say)
     }
 
@@ -145,7 +125,7 @@ impl Context<'_> {
     }
 
     /// The target's `/proc/<tid>/status` as far as it matters; nothing when the target is gone.
-    pub(super) fn status(&self, call: &Call) -> Vec<u8> {
+    pub(crate) fn status(&self, call: &Call) -> Vec<u8> {
         let read = self.proc(call).ok().and_then(|proc| text::read(proc.as_fd(), "status").ok());
         read.filter(|_| self.still_pending().is_ok()).unwrap_or_default()
     }

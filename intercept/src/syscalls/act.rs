@@ -1,0 +1,156 @@
+//! Acts for a caller: taking hold of it, and having a worker act.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use ambit_kernel::sys::user_namespace;
+use ambit_worker::act::{Actor, Answer, Base, Reply, What};
+use ambit_worker::{Bind, Caller, Failure, Find};
+use nix::errno::Errno;
+
+use super::context::Context;
+use crate::acts::{Acts, DEADLINE, refusal};
+use crate::call::Call;
+use crate::origin::Origin;
+use crate::verdict::{Cause, Refusal, Verdict};
+
+/// Takes hold of a caller. `None`: its user namespace is not its container's, or it lacks the
+/// capability there; the kernel refuses it then. Whose all this is, is not known before it is seen that
+/// the call is still pending: [`Once::act`](crate::once::Once::act) looks before it acts, and so does
+/// whoever acts without it.
+pub(super) fn pin(
+    call: &Call,
+    cx: &Context<'_>,
+    base: Base,
+    capability: u32,
+) -> Result<Option<Actor>, Refusal> {
+    pin_if(call, cx, base, |actor| actor.can(capability))
+}
+
+/// The same for a caller of which this is true.
+pub(super) fn pin_if(
+    call: &Call,
+    cx: &Context<'_>,
+    base: Base,
+    is: impl FnOnce(&Actor) -> bool,
+) -> Result<Option<Actor>, Refusal> {
+    // What cannot be opened, such as a number that is no descriptor, is left to the kernel.
+    let actor = Actor::read(cx.proc(call)?.as_fd(), base).ok();
+    let fits = |actor: &Actor| Origin::of(actor.users.as_fd()).fits(cx.settings.nested);
+    Ok(actor.filter(|actor| is(actor) && fits(actor)))
+}
+
+/// Has a worker do this for the caller. `find` is what to find as the caller when permissions
+/// forbid the act, but the caller may pass over them.
+pub(super) fn act(
+    call: &Call,
+    cx: &Context<'_>,
+    actor: &Actor,
+    what: &What,
+    find: impl FnOnce() -> Option<Find>,
+) -> Result<Verdict, Refusal> {
+    let Some(acts) = cx.acts else { return Ok(Verdict::Continue) };
+    let over = actor.passes_over_permissions();
+    let payer = cx.account.map(|account| &account.payer);
+    let ask = |more: &[BorrowedFd<'_>]| {
+        acts.workers.act(actor, what, more, payer).map(|answer| answer.reply)
+    };
+    let mut reply = ask(&[]);
+    let mut found = None;
+    if let (Ok(Reply::Failed(Errno::EACCES)), true) = (&reply, over)
+        && let Some(find) = find()
+    {
+        reply = find_as(call, cx, acts, actor, &find)?
+            .and_then(|file| ask(&[found.insert(file).as_fd()]));
+    }
+    if let (Ok(Reply::NoDevices), What::Mknod(node), true) = (&reply, what, cx.settings.mknod.bind)
+    {
+        let owner = (actor.who.uid, actor.who.gid);
+        let bind = Bind { node: node.clone(), owner, umask: actor.who.umask };
+        let (until, caller) = (Instant::now() + DEADLINE, as_whole(call, cx, actor)?);
+        reply = match caller.and_then(|caller| acts.broker.bind(&bind, &caller, until)) {
+            Ok(()) => Ok(Reply::Done),
+            Err(failure) if failure.untried => Err(failure),
+            Err(failure) => {
+                tracing::debug!(container = cx.container, "no node is mounted: {failure}");
+                Ok(Reply::Failed(failure.errno))
+            }
+        };
+    }
+    match reply {
+        Ok(Reply::Done) => Ok(Verdict::Return(0)),
+        // A FUSE filesystem of another user or user namespace has nothing to do with the worker,
+        // whatever its rights and the ids that it took on. The caller may have found the file.
+        Ok(Reply::Failed(Errno::EOVERFLOW)) => Ok(Verdict::Continue),
+        Ok(Reply::Failed(Errno::EACCES)) if found.is_some() => Ok(Verdict::Continue),
+        Ok(Reply::Failed(errno)) => Ok(Verdict::Fail(errno)),
+        Ok(Reply::Kernel) => Ok(Verdict::Continue),
+        Ok(Reply::NoDevices) => Ok(Verdict::Fail(Errno::EPERM)),
+        Err(failure) => {
+            warn(call, cx, &failure);
+            cx.notes.broken(&failure);
+            refusal(&failure)
+        }
+    }
+}
+
+/// Has a worker do something of which there is more to tell than whether it was done. `more` are
+/// descriptors that the task needs.
+pub(super) fn ask(
+    call: &Call,
+    cx: &Context<'_>,
+    actor: &Actor,
+    what: &What,
+    more: &[BorrowedFd<'_>],
+) -> Result<Answer, Refusal> {
+    let Some(acts) = cx.acts else { return Ok(Reply::Kernel.into()) };
+    let payer = cx.account.map(|account| &account.payer);
+    acts.workers.act(actor, what, more, payer).or_else(|failure| {
+        warn(call, cx, &failure);
+        match refusal(&failure)? {
+            Verdict::Fail(errno) => Ok(Reply::Failed(errno).into()),
+            _ => Ok(Reply::Kernel.into()),
+        }
+    })
+}
+
+fn warn(call: &Call, cx: &Context<'_>, failure: &Failure) {
+    if let Some(suppressed) = cx.may_say() {
+        let (container, tid) = (cx.container, call.tid);
+        tracing::warn!(container, tid, suppressed, "nothing done: {failure}");
+    }
+}
+
+/// Finds a file as the caller, with the capabilities that it has over files of its container.
+fn find_as(
+    call: &Call,
+    cx: &Context<'_>,
+    acts: &Acts,
+    actor: &Actor,
+    find: &Find,
+) -> Result<Result<OwnedFd, Failure>, Refusal> {
+    let caller = as_whole(call, cx, actor)?;
+    Ok(caller.and_then(|caller| acts.broker.find(find, &caller, Instant::now() + DEADLINE)))
+}
+
+/// All of a caller, for a process that becomes it. Relative paths start where the actor's do.
+fn as_whole(
+    call: &Call,
+    cx: &Context<'_>,
+    actor: &Actor,
+) -> Result<Result<Caller, Failure>, Refusal> {
+    let proc = cx.proc(call)?;
+    let caller = Caller::pin(proc.as_fd());
+    let base = actor.base.as_ref().map(OwnedFd::try_clone).transpose();
+    cx.still_pending()?;
+    let base = base.map_err(|_| Refusal::Continue(Cause::System("dup", Errno::EMFILE)))?;
+    Ok(caller.map(|(mut caller, _)| {
+        caller.folder = base.unwrap_or(caller.folder);
+        caller
+    }))
+}
+
+/// Does a namespace of another kind belong to users of a container, and not to the host's?
+pub(super) fn belongs_to_a_container(namespace: &OwnedFd) -> bool {
+    user_namespace::owner(namespace.as_fd()).is_ok_and(|users| Origin::of(users.as_fd()).fits(true))
+}
