@@ -9,8 +9,9 @@ pub mod layers;
 pub mod print;
 #[cfg(test)]
 mod tests;
+pub mod words;
 
-pub use document::{LXD, Mistake, unknown_key, what_fits};
+pub use document::{Mistake, unknown_key, what_fits};
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -20,12 +21,14 @@ use ambit_sysinfo::policy::{BootTime, MemoryLimit, Possible, SwapPolicy};
 use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
 
-use crate::intercept;
 use ambit_intercept::settings::{self, settings};
 use ambit_intercept::{Matcher, Policies, Policy};
 
 /// Read when `--config` names no other; it need not exist.
 pub const DEFAULT_PATH: &str = "/etc/ambit/ambit.toml";
+
+/// In front of the names of settings in LXD and Incus.
+pub const LXD: &str = "security.syscalls.intercept.";
 
 /// More bytes than any configuration has.
 const LARGEST: u64 = 1 << 20;
@@ -251,10 +254,10 @@ impl Config {
     /// What in it has no effect, though it is no mistake.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
-        let all = intercept::grant_nothing(&self.policies.all);
+        let all = words::grant_nothing(&self.policies.all);
         let sections = self.policies.sections.iter().enumerate();
         let more = sections.flat_map(|(at, (_, policy))| {
-            let reasons = intercept::grant_nothing(policy).into_iter();
+            let reasons = words::grant_nothing(policy).into_iter();
             let more = reasons.filter(|reason| !all.contains(reason));
             more.map(move |reason| format!("[[container]] {}: {reason}", at + 1))
         });

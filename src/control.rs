@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ambit_keeper::link::Link;
+use ambit_kernel::output;
 use anyhow::Context;
 use rustix::net::SocketType;
 use serde::de::DeserializeOwned;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::config::Config;
 use crate::daemon::Server;
 use crate::status::Status;
 use ambit_keeper::socket::Entrance;
@@ -154,7 +156,7 @@ async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> 
             }
             b"{}".to_vec()
         }
-        "reload" => crate::serve::reload(server),
+        "reload" => reload(server),
         order if order.starts_with("exec ") => {
             if server.link().say(order, None) {
                 // Whoever answers is the new program, or the keeper says why there is none.
@@ -300,5 +302,28 @@ fn connect(path: &Path) -> anyhow::Result<BlockingStream> {
             Err(NoDaemon(path.to_owned()).into())
         }
         stream => stream.with_context(|| format!("cannot connect to {}", path.display())),
+    }
+}
+
+/// Reads the configuration again; what is wrong with it leaves everything as it was.
+/// Returns what is answered to who asked for it.
+pub(crate) fn reload(server: &Server) -> Vec<u8> {
+    let reconfigured = Config::load_with_text(server.origin().file.as_deref())
+        .map_err(Into::into)
+        .and_then(|(config, text)| server.reconfigure(&config).map(|()| text));
+    match reconfigured {
+        Ok(text) => {
+            server.restore_mounts();
+            server.reread();
+            // The standby has read the one before.
+            server.link().say_with_text("reloaded", &text);
+            tracing::info!("the configuration was read again");
+            b"{}".to_vec()
+        }
+        Err(error) => {
+            tracing::error!("the configuration stays as it was: {}", output::one_line(&error));
+            let answer = serde_json::json!({ "error": output::one_line(&error) });
+            serde_json::to_vec(&answer).unwrap_or_default()
+        }
     }
 }

@@ -13,15 +13,24 @@ use ambit_sysinfo::{Accounting, AskKernel, Options, Views};
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Resource;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, broadcast};
 
 use crate::config::Config;
 use crate::crash_guard::CrashGuard;
-use crate::status::MountsRestored;
 use crate::visitor;
 use ambit_intercept::acts::Acts;
 use ambit_intercept::{self as intercept, Notifier, Witness as CallWitness};
 use ambit_worker::Broker;
+
+/// How often the overlay was attached again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountsRestored {
+    /// How often.
+    pub count: u64,
+    /// When it was last, in seconds since 1970; 0 if it never was.
+    pub last: u64,
+}
 
 /// Accounting, overlay and notifications of one process.
 #[derive(Debug)]

@@ -13,7 +13,6 @@ pub mod crash_guard;
 pub mod daemon;
 pub mod dead_mounts;
 pub mod dependents;
-pub mod intercept;
 pub mod logging;
 pub mod lxcfs;
 pub mod mount_namespaces;

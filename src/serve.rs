@@ -10,7 +10,6 @@ use std::time::{Duration, SystemTime};
 
 use ambit_keeper::link::{ALIVE, BROKER, Kept, Link, Orders};
 use ambit_keeper::wire;
-use ambit_kernel::output;
 use ambit_kernel::text::mountinfo::Watch;
 use anyhow::Context;
 use nix::sys::signal::SigSet;
@@ -283,7 +282,7 @@ async fn obey(link: &Link, server: &Server, broker: &Arc<Broker>) -> Word {
     }
     while let Some(text) = told.recv().await {
         match word(&text) {
-            Some(Word::Reload) => drop(reload(server)),
+            Some(Word::Reload) => drop(control::reload(server)),
             Some(word) => return word,
             None => {
                 let reason = text.strip_prefix("refused ").unwrap_or(&text);
@@ -316,7 +315,7 @@ async fn alone(server: &Server) -> Word {
             _ = terminated.recv() => return Word::Release,
             _ = interrupted.recv() => return Word::Release,
             () = server.told_to_end() => return Word::Release,
-            _ = hung_up.recv() => drop(reload(server)),
+            _ = hung_up.recv() => drop(control::reload(server)),
         }
     }
 }
@@ -327,28 +326,5 @@ fn word(text: &str) -> Option<Word> {
         "release" => Some(Word::Release),
         "reload" => Some(Word::Reload),
         _ => None,
-    }
-}
-
-/// Reads the configuration again; what is wrong with it leaves everything as it was.
-/// Returns what is answered to who asked for it.
-pub(crate) fn reload(server: &Server) -> Vec<u8> {
-    let reconfigured = Config::load_with_text(server.origin().file.as_deref())
-        .map_err(Into::into)
-        .and_then(|(config, text)| server.reconfigure(&config).map(|()| text));
-    match reconfigured {
-        Ok(text) => {
-            server.restore_mounts();
-            server.reread();
-            // The standby has read the one before.
-            server.link().say_with_text("reloaded", &text);
-            tracing::info!("the configuration was read again");
-            b"{}".to_vec()
-        }
-        Err(error) => {
-            tracing::error!("the configuration stays as it was: {}", output::one_line(&error));
-            let answer = serde_json::json!({ "error": output::one_line(&error) });
-            serde_json::to_vec(&answer).unwrap_or_default()
-        }
     }
 }

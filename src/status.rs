@@ -9,7 +9,7 @@ use ambit_sysinfo::{Container, View};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::daemon::{Origin, Server};
+use crate::daemon::{MountsRestored, Origin, Server};
 use crate::dead_mounts::DeadMounts;
 use ambit_intercept::timestamp;
 use ambit_intercept::{CallCount, ContainerCounts};
@@ -85,15 +85,6 @@ pub struct Files {
     pub opened: u64,
     /// Requests that failed inside ambit.
     pub failed: u64,
-}
-
-/// How often the overlay was attached again.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MountsRestored {
-    /// How often.
-    pub count: u64,
-    /// When it was last, in seconds since 1970; 0 if it never was.
-    pub last: u64,
 }
 
 /// One intercepted system call.

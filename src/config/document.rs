@@ -4,11 +4,9 @@
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::LXD;
 use ambit_intercept::Settings;
 use ambit_intercept::settings::{Key, Section, Table, nearest};
-
-/// In front of the names of settings in LXD and Incus.
-pub const LXD: &str = "security.syscalls.intercept.";
 
 /// What is wrong in a document, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]

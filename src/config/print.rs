@@ -3,8 +3,7 @@
 
 use std::fmt::Write;
 
-use super::document::LXD;
-use super::{Audit, Daemon, Overlay};
+use super::{Audit, Daemon, LXD, Overlay};
 use ambit_intercept::settings::{Key, Section, Table};
 use ambit_intercept::{Matcher, Settings};
 

@@ -15,7 +15,7 @@ use ambit_kernel::output;
 use anyhow::{Context, bail};
 
 use crate::config::Config;
-use crate::intercept;
+use crate::config::words;
 use ambit_intercept::Policy;
 
 /// The arguments of `ambit profile`.
@@ -119,7 +119,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
 fn parse(list: &str) -> anyhow::Result<Policy> {
     for word in list.split(',').map(str::trim) {
         let name = word.split('=').next().unwrap_or(word);
-        if intercept::is_setting(name) {
+        if words::is_setting(name) {
             bail!(
                 "--intercept {name}: a profile only says which calls are reported; {name} belongs in \
                  [intercept] or a [[container]] section of the configuration"

@@ -11,7 +11,7 @@ use ambit_sysinfo::CpuSet;
 use ambit_sysinfo::KernelFiles;
 use clap::Args;
 
-use crate::intercept;
+use crate::config::words;
 use ambit_intercept::Policy;
 
 /// Run a command in a fresh sandbox that sees its own limits.
@@ -152,8 +152,8 @@ fn intercept(text: &str) -> Result<Intercept, String> {
     }
     let words = text.split(',').map(str::trim);
     let name = |word: &str| word.split('=').next().unwrap_or_default().to_owned();
-    let setting = words.map(name).find(|word| intercept::is_setting(word));
-    Ok(Intercept { policy: intercept::parse(text)?, setting })
+    let setting = words.map(name).find(|word| words::is_setting(word));
+    Ok(Intercept { policy: words::parse(text)?, setting })
 }
 
 fn folder(text: &str) -> Result<PathBuf, String> {

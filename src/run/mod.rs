@@ -15,10 +15,10 @@ use ambit_kernel::output;
 use ambit_sandbox::{Options, OverlayMounts, Service};
 use anyhow::Context;
 
+use crate::config::words;
 use crate::config::{Config, LogLevel};
 use crate::control;
 use crate::daemon::{self, Reach, Server};
-use crate::intercept;
 use crate::logging;
 use ambit_intercept::{Policy, filter, oci};
 
@@ -111,7 +111,7 @@ impl Embedded {
             Some(_) => policy,
             None => policy.with(config.policies.all.settings().clone()),
         };
-        for reason in intercept::grant_nothing(&policy) {
+        for reason in words::grant_nothing(&policy) {
             output::complain(format_args!("ambit: note: {reason}"));
         }
         let acts = policy.acts().then(daemon::start_acts).transpose()?;
