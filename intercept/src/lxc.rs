@@ -10,8 +10,6 @@
 //!
 //! `lxc_packet.rs` has the layout.
 
-use std::io::IoSliceMut;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,14 +17,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ambit_keeper::link::Link;
+use ambit_kernel::channel;
 use ambit_sysinfo::Limiter;
 use libseccomp_sys::{seccomp_notif, seccomp_notif_resp};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::io::Errno;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, SocketType,
-    recvmsg, send,
-};
+use rustix::net::{RecvFlags, SendFlags, SocketType, send};
 
 use super::bucket;
 use super::epoll::Keep;
@@ -291,21 +287,16 @@ impl Connection {
     /// A look at the packet, which stays: its length (`None` if it is too long or lost descriptors) and what came
     /// with it. `None`: the monitor is gone.
     fn look(&self, buffer: &mut [u8]) -> Result<Option<(Option<usize>, Descriptors)>, Errno> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::PEEK | RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-        let message = recvmsg(&self.fd, &mut [IoSliceMut::new(buffer)], &mut control, flags)?;
-        if message.bytes == 0 {
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let message = channel::receive(&self.fd, buffer, flags)?;
+        if message.length == 0 {
             return Ok(None);
         }
         let mut descriptors = Descriptors::default();
-        for part in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(fds) = part {
-                descriptors.iter_mut().zip(fds).for_each(|(slot, fd)| *slot = Some(fd));
-            }
-        }
-        let cut = message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
-        Ok(Some(((!cut).then_some(message.bytes), descriptors)))
+        let is_whole =
+            !(message.is_cut || message.has_lost_fds) && message.fds.len() <= descriptors.len();
+        descriptors.iter_mut().zip(message.fds).for_each(|(slot, fd)| *slot = Some(fd));
+        Ok(Some((is_whole.then_some(message.length), descriptors)))
     }
 
     /// The packet was answered: takes it out of the socket.
@@ -402,11 +393,6 @@ impl Transport for Asked {
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::io::IoSlice;
-
-    use rustix::net::{
-        AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SocketFlags, sendmsg, socketpair,
-    };
 
     use super::super::tests::Fixed;
     use super::*;
@@ -421,9 +407,7 @@ mod tests {
 
     impl Peer {
         fn new() -> Self {
-            let flags = SocketFlags::CLOEXEC;
-            let (fd, server) =
-                socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+            let (fd, server) = channel::pair().unwrap();
             let pid = i32::try_from(std::process::id()).unwrap();
             let connection =
                 Arc::new(Connection::new(server, pid, 0, Link::default(), Mutex::default()));
@@ -433,12 +417,7 @@ mod tests {
         }
 
         fn ask(&self, packet: &[u8], fds: &[BorrowedFd<'_>]) -> (Keep, Option<Vec<u8>>) {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(9))];
-            let mut control = SendAncillaryBuffer::new(&mut space);
-            if !fds.is_empty() {
-                assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
-            }
-            sendmsg(&self.fd, &[IoSlice::new(packet)], &mut control, SendFlags::empty()).unwrap();
+            channel::send(&self.fd, packet, fds, SendFlags::empty()).unwrap();
             let keep = self.connection.serve(&self.pipeline, &self.journal, 1, Box::new(drop));
             let mut answer = vec![0; 4096];
             let read = rustix::net::recv(&self.fd, &mut *answer, RecvFlags::DONTWAIT);
@@ -479,12 +458,9 @@ mod tests {
         let proc = File::open("/proc/self").unwrap();
         let buffer = [0u8; 112];
         let packet = packet("101", buffer.as_ptr() as u64);
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
         let memory = memory();
         let fds = [proc.as_fd(), memory.as_fd()];
-        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
-        sendmsg(&monitor.fd, &[IoSlice::new(&packet)], &mut control, SendFlags::empty()).unwrap();
+        channel::send(&monitor.fd, &packet, &fds, SendFlags::empty()).unwrap();
         let mut seen = [0; LONGEST];
         for _ in 0..2 {
             let (length, descriptors) = monitor.connection.look(&mut seen).unwrap().unwrap();

@@ -1,13 +1,13 @@
 //! Sends a listener to a running daemon, as an OCI runtime does.
 
 use std::collections::BTreeMap;
-use std::io::{self, IoSlice, Write};
-use std::mem::MaybeUninit;
+use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use ambit_kernel::channel;
+use rustix::net::SendFlags;
 
 use super::message::{LISTENER, Message, State};
 use super::receive::PATIENCE;
@@ -44,10 +44,8 @@ pub fn deliver(
     })?;
     let mut stream = UnixStream::connect(socket)?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let fds = [listener];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(&fds));
-    let sent = sendmsg(&stream, &[IoSlice::new(&message)], &mut control, SendFlags::NOSIGNAL)?;
-    stream.write_all(&message[sent..])
+    // A stream may take a part of the rest; one byte it takes whole.
+    let (first, rest) = message.split_at(1);
+    channel::send(&stream, first, &[listener], SendFlags::empty())?;
+    stream.write_all(rest)
 }

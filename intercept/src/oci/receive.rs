@@ -4,14 +4,14 @@
 //! open while the container runs, so waiting for them to close it would leave every call of the
 //! container unanswered.
 
-use std::io::{self, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use ambit_kernel::channel;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
+use rustix::net::RecvFlags;
 
 use super::message::{LISTENER, Message};
 
@@ -86,48 +86,33 @@ fn receive_part(
         Err(errno) => return Err(io::Error::from(errno).into()),
     }
     let mut part = [0; 16 * 1024];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-    let message = match recvmsg(connection, &mut [IoSliceMut::new(&mut part)], &mut control, flags)
-    {
+    let message = match channel::receive(connection, &mut part, RecvFlags::DONTWAIT) {
         Ok(message) => message,
-        Err(Errno::AGAIN | Errno::INTR) => return Ok(true),
+        Err(Errno::AGAIN) => return Ok(true),
         Err(errno) => return Err(io::Error::from(errno).into()),
     };
-    let before = descriptors.len();
-    for part in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(fds) = part {
-            descriptors.extend(fds);
-        }
-    }
-    let arrived = descriptors.len() - before;
+    descriptors.extend(message.fds);
     if descriptors.len() > DESCRIPTORS {
         return Err(Error::ManyDescriptors);
     }
-    if message.flags.contains(ReturnFlags::CTRUNC) {
-        // Where the room was used up, that is why; otherwise there was no number for the next one.
-        return Err(if arrived < DESCRIPTORS {
-            Error::LostDescriptors
-        } else {
-            Error::ManyDescriptors
-        });
+    if message.has_lost_fds {
+        return Err(Error::LostDescriptors);
     }
-    text.extend_from_slice(&part[..message.bytes]);
+    text.extend_from_slice(&part[..message.length]);
     if text.len() > LONGEST {
         return Err(Error::Long);
     }
-    Ok(message.bytes != 0)
+    Ok(message.length != 0)
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::io::{IoSlice, Write};
+    use std::io::Write;
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
 
-    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    use rustix::net::SendFlags;
 
     use super::*;
 
@@ -142,11 +127,7 @@ mod tests {
             let mut stream = &near;
             let fds = &fds;
             scope.spawn(move || {
-                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(40))];
-                let mut control = SendAncillaryBuffer::new(&mut space);
-                assert!(fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(fds)));
-                let first = [IoSlice::new(parts[0])];
-                sendmsg(stream, &first, &mut control, SendFlags::empty()).unwrap();
+                channel::send(stream, parts[0], fds, SendFlags::empty()).unwrap();
                 // The other side may have given up.
                 let _ = parts[1..].iter().try_for_each(|part| stream.write_all(part));
             });
