@@ -1,7 +1,7 @@
 //! How far the notification threads are from the least that can be done.
 //!
 //! Measures sysinfo(2) of a child, in turn answered by the smallest possible handler (epoll, RECV, a
-//! write into the caller's memory as `notify/memory.rs` does it, SEND, SYNC_WAKE_UP) and by a
+//! write into the caller's memory as `intercept/src/memory.rs` does it, SEND, SYNC_WAKE_UP) and by a
 //! `Notifier`, everything pinned to one processor.
 #![allow(unsafe_code, reason = "the smallest handler is nothing but system calls")]
 
