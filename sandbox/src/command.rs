@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
-use ambit_kernel::sys::close_range::close_from;
+use ambit_kernel::sys::close_range::close_on_exec_from;
 use ambit_kernel::sys::signal_defaults::restore_sigpipe;
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -64,7 +64,7 @@ fn prepare(
     }
     restore_sigpipe().context("sigaction")?;
     setup.signals.restore_mask()?;
-    close_from(3).context("cannot close descriptors: close_range")?;
+    close_on_exec_from(3).context("cannot have descriptors closed: close_range")?;
     Ok((command, environment))
 }
 

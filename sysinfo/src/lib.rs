@@ -2,7 +2,7 @@
 //!
 //! The layers never mix: sources read kernel files into a `Sample` of raw values, `derive`
 //! turns it into a [`View`], and front ends (files, system calls) format the `View`. This
-//! package knows nothing of FUSE, seccomp or text layouts, and contains no unsafe code.
+//! package knows nothing of FUSE, seccomp or text layouts, and forbids `unsafe_code`.
 //!
 //! Start reading at [`Views`], the one question front ends ask, then [`View`].
 #![forbid(unsafe_code)]

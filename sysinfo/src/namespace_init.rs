@@ -12,7 +12,7 @@ use ambit_kernel::text::status::Status;
 use crate::KernelFiles;
 
 /// What the kernel tells of an open namespace file by ioctl(2) (ioctl_nsfs(2)). The daemon supplies
-/// the calls, because they are unsafe.
+/// the calls; this package makes none.
 #[derive(Debug, Clone, Copy)]
 pub struct AskKernel {
     /// The process that is number one in a pid namespace, in the daemon's numbering
