@@ -25,17 +25,18 @@ pub struct Touched;
 // within the memory that it gave, and is what is there already.
 unsafe impl GlobalAlloc for Touched {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise is the one that is asked for.
+        // SAFETY: the caller promises a layout whose size is not 0, which is all that System needs.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as above.
+        // SAFETY: the caller promises a layout whose size is not 0; System needs no more for zeroes.
         let memory = unsafe { System.alloc_zeroed(layout) };
         if layout.size() >= LARGE && !memory.is_null() {
             for at in (0..REACHED).step_by(PAGE) {
-                // SAFETY: below the size, and nobody else has the memory yet. Volatile, because
-                // writing what is there has no other effect than the one it is for.
+                // SAFETY: `at` is below REACHED, which is below the size, and the memory has no other
+                // user before it is returned. Volatile, because the compiler would leave out a
+                // write of the zero that is there already.
                 unsafe { memory.add(at).write_volatile(0) };
             }
         }
@@ -43,12 +44,14 @@ unsafe impl GlobalAlloc for Touched {
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: as above.
+        // SAFETY: the caller promises that the memory is from this allocator, hence from System, and
+        // was allocated with this layout.
         unsafe { System.dealloc(memory, layout) }
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: as above.
+        // SAFETY: the caller promises memory of this allocator, hence of System, its layout, and a new
+        // size that is not 0 and does not overflow.
         unsafe { System.realloc(memory, layout, size) }
     }
 }

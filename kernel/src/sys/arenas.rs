@@ -4,12 +4,17 @@
 //! be set (`arena_get2`). Where the overlay covers that file, the threads that serve it would wait for
 //! each other. A process has fewer threads than the number that is set here.
 
+use std::sync::Once;
+
 use super::raw;
 
 /// Has glibc make a heap for each thread without counting processors. Other C libraries have one heap.
-/// Call it before the first thread is started.
+/// Call it before the first thread is started; later calls do nothing.
 pub fn limit() {
-    if let Err(error) = raw::limit_arena_test() {
-        tracing::debug!("the number of heaps cannot be set: mallopt(M_ARENA_TEST): {error}");
-    }
+    static LIMIT: Once = Once::new();
+    LIMIT.call_once(|| {
+        if let Err(error) = raw::limit_arena_test() {
+            tracing::debug!("the number of heaps cannot be set: mallopt(M_ARENA_TEST): {error}");
+        }
+    });
 }
