@@ -40,7 +40,7 @@ impl Fixed {
             tasks: Tasks { total: 77, ..Tasks::default() },
             load: Load::default(),
             clock: Clock { uptime: 5_000_000_000, ..Clock::default() },
-            extra: ambit_sysinfo::extra::Extra::default(),
+            stats: ambit_sysinfo::stats::Stats::default(),
         })))
     }
 }

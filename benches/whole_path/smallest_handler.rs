@@ -45,7 +45,7 @@ fn view() -> View {
         tasks: Tasks { total: 1, ..Tasks::default() },
         load: Load::default(),
         clock: Clock::default(),
-        extra: ambit_sysinfo::extra::Extra::default(),
+        stats: ambit_sysinfo::stats::Stats::default(),
     }
 }
 

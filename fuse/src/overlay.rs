@@ -7,7 +7,7 @@
 
 use std::fmt::Debug;
 
-use ambit_sysinfo::{Extras, Host, View};
+use ambit_sysinfo::{Host, StatSet, View};
 
 use crate::text::Text;
 
@@ -31,8 +31,8 @@ pub trait OverlayFile: Sync + Debug {
     }
 
     /// The numbers it shows that few other files show: they are sampled for its readers only.
-    fn needs(&self) -> Extras {
-        Extras::NONE
+    fn needs(&self) -> StatSet {
+        StatSet::NONE
     }
 
     /// Its mode, as the kernel's file has it. What not everybody may read, only root may open,

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use ambit_sysinfo::view::Origin;
-use ambit_sysinfo::{Error, Extras, Numbers, View, Views};
+use ambit_sysinfo::{Error, Numbers, StatSet, View, Views};
 use fuser::Errno;
 
 use crate::counters::Counters;
@@ -56,11 +56,11 @@ impl Service {
 
     /// The numbers of a thread's container.
     pub(crate) fn view(&self, thread: u32) -> Result<Arc<View>, Errno> {
-        self.numbers(thread, Extras::NONE).map(|numbers| numbers.view)
+        self.numbers(thread, StatSet::NONE).map(|numbers| numbers.view)
     }
 
     /// The same, with what few files show, and with who pays for what is held of it.
-    fn numbers(&self, thread: u32, wanted: Extras) -> Result<Numbers, Errno> {
+    fn numbers(&self, thread: u32, wanted: StatSet) -> Result<Numbers, Errno> {
         let numbers = match warden::must_not_wait() {
             true => self.views.last_view(thread).map(|view| Numbers { view, account: None }),
             false => self.views.numbers(thread, wanted),
@@ -151,7 +151,7 @@ impl Service {
     fn render(&self, source: Source, thread: u32, text: &mut Text) -> Result<Payer, Errno> {
         let needs = match source {
             Source::File(file) => file.needs(),
-            Source::Member(_) => Extras::NONE,
+            Source::Member(_) => StatSet::NONE,
         };
         let numbers = self.numbers(thread, needs);
         let rendered = numbers.and_then(|Numbers { view, account }| match source {

@@ -36,10 +36,10 @@ fn at(container: u32, moment: u64) -> View {
     view.load.one = moment % 4096;
     view.cpu.online = (0..=container % 3).collect();
     view.cpu.times = view.cpu.online.iter().map(|cpu| (cpu, view.cpu.total)).collect();
-    view.extra.events = view.extra.events.with("pgfault", moment);
-    let mut devices = view.extra.devices.to_vec();
+    view.stats.events = view.stats.events.with("pgfault", moment);
+    let mut devices = view.stats.devices.to_vec();
     devices[0].io.reads = moment;
-    view.extra.devices = devices.into();
+    view.stats.devices = devices.into();
     view
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ambit_sysinfo::view::Origin;
-use ambit_sysinfo::{Error, Extras, Host, Numbers, Stall, TriggerFile, View, Views};
+use ambit_sysinfo::{Error, Host, Numbers, Stall, StatSet, TriggerFile, View, Views};
 
 /// Numbers that can be switched off.
 pub struct Switch {
@@ -35,14 +35,14 @@ impl Switch {
 
 impl Views for Switch {
     fn view(&self, tid: u32) -> Result<Arc<View>, Error> {
-        self.view_with(tid, Extras::NONE)
+        self.view_with(tid, StatSet::NONE)
     }
 
-    fn view_with(&self, tid: u32, wanted: Extras) -> Result<Arc<View>, Error> {
+    fn view_with(&self, tid: u32, wanted: StatSet) -> Result<Arc<View>, Error> {
         self.views.view_with(tid, wanted).map(|view| self.pass(view))
     }
 
-    fn numbers(&self, tid: u32, wanted: Extras) -> Result<Numbers, Error> {
+    fn numbers(&self, tid: u32, wanted: StatSet) -> Result<Numbers, Error> {
         let Numbers { view, account } = self.views.numbers(tid, wanted)?;
         Ok(Numbers { view: self.pass(view), account })
     }

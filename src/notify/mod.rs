@@ -304,7 +304,7 @@ mod tests {
             tasks: Tasks { total: 3, ..Tasks::default() },
             load: Load::default(),
             clock: Clock::default(),
-            extra: ambit_sysinfo::extra::Extra::default(),
+            stats: ambit_sysinfo::stats::Stats::default(),
         }
     }
 

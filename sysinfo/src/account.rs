@@ -30,8 +30,8 @@ use rustix::io::Errno;
 
 use crate::budget::What;
 use crate::clock;
+use crate::context::Context;
 use crate::namespace_init;
-use crate::shared::Shared;
 
 /// What an account is named by.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -54,8 +54,8 @@ pub enum Owner {
 
 impl Owner {
     /// Who pays for a thread. Looks at nothing that the container uses.
-    pub(crate) fn of(tid: u32, shared: &Shared) -> io::Result<Self> {
-        let Shared { proc, options, own_namespace, .. } = shared;
+    pub(crate) fn find(tid: u32, context: &Context) -> io::Result<Self> {
+        let Context { proc, options, own_namespace, .. } = context;
         let ask = options.ask_kernel;
         let (mut file, mut number) = (proc.open_namespace(tid, "pid")?, None);
         loop {
@@ -64,15 +64,17 @@ impl Owner {
                 break;
             }
             number = Some(found);
-            match around((ask.parent)(file.as_fd()))? {
-                Some(around) if inode(around.as_fd())? != *own_namespace => file = around,
+            match parent_namespace((ask.parent)(file.as_fd()))? {
+                Some(parent_namespace) if inode(parent_namespace.as_fd())? != *own_namespace => {
+                    file = parent_namespace
+                }
                 // The last one below ours, or nothing above it is seen.
                 _ => break,
             }
         }
-        let Some(namespace) = number else { return Self::of_host(tid, shared) };
-        let users = around((ask.users)(file.as_fd()))?;
-        let users = users.map(|users| outermost_users(users, shared)).transpose()?;
+        let Some(namespace) = number else { return Self::find_on_host(tid, context) };
+        let users = parent_namespace((ask.users)(file.as_fd()))?;
+        let users = users.map(|users| outermost_user_namespace(users, context)).transpose()?;
         if let Some((user, _)) = users.flatten()
             && user != 0
         {
@@ -85,13 +87,13 @@ impl Owner {
     }
 
     /// The same for a thread in the daemon's own pid namespace.
-    pub(crate) fn of_host(tid: u32, shared: &Shared) -> io::Result<Self> {
-        let proc = &shared.proc;
+    pub(crate) fn find_on_host(tid: u32, context: &Context) -> io::Result<Self> {
+        let proc = &context.proc;
         // What may not be looked at is no container's (`Callers::identify`).
-        let users = proc.namespace(tid, "user").unwrap_or(shared.own_users);
-        if users != shared.own_users
+        let users = proc.namespace(tid, "user").unwrap_or(context.own_users);
+        if users != context.own_users
             && let Some((user, number)) =
-                outermost_users(proc.open_namespace(tid, "user")?, shared)?
+                outermost_user_namespace(proc.open_namespace(tid, "user")?, context)?
         {
             return Ok(if user == 0 { Self::Users(number) } else { Self::User(user) });
         }
@@ -137,9 +139,9 @@ impl fmt::Display for Owner {
 
 /// The namespace around another one; `None` where the kernel shows none. Any other failure, such
 /// as no descriptor being left, is an error: an inner namespace must not pass for an outermost one.
-fn around(found: io::Result<OwnedFd>) -> io::Result<Option<OwnedFd>> {
+fn parent_namespace(found: io::Result<OwnedFd>) -> io::Result<Option<OwnedFd>> {
     match found {
-        Ok(around) => Ok(Some(around)),
+        Ok(parent_namespace) => Ok(Some(parent_namespace)),
         Err(error) if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) => Ok(None),
         Err(error) if error.raw_os_error() == Some(Errno::NOTTY.raw_os_error()) => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(None),
@@ -149,15 +151,18 @@ fn around(found: io::Result<OwnedFd>) -> io::Result<Option<OwnedFd>> {
 
 /// The outermost user namespace below the daemon's that this one is in: who made it, and its
 /// number. `None`: it is the daemon's own, or the kernel does not tell.
-fn outermost_users(mut users: OwnedFd, shared: &Shared) -> io::Result<Option<(u32, u64)>> {
-    let ask = shared.options.ask_kernel;
+fn outermost_user_namespace(
+    mut users: OwnedFd,
+    context: &Context,
+) -> io::Result<Option<(u32, u64)>> {
+    let ask = context.options.ask_kernel;
     let mut number = inode(users.as_fd())?;
-    if number == shared.own_users {
+    if number == context.own_users {
         return Ok(None);
     }
-    while let Some(outer) = around((ask.parent)(users.as_fd()))? {
+    while let Some(outer) = parent_namespace((ask.parent)(users.as_fd()))? {
         let its_number = inode(outer.as_fd())?;
-        if its_number == shared.own_users {
+        if its_number == context.own_users {
             break;
         }
         (users, number) = (outer, its_number);

@@ -23,15 +23,15 @@ use rustix::process::{Pid, PidfdFlags};
 
 use crate::Error;
 use crate::account::{Account, Accounts, Owner};
-use crate::baselines::Baselines;
 use crate::budget::{Charge, What};
 use crate::cgroup_namespace;
 use crate::clock;
 use crate::container::{Container, Identity, Init};
+use crate::context::Context;
+use crate::counter_store::CounterStore;
 use crate::membership::Membership;
 use crate::namespace_init;
 use crate::procfs::Task;
-use crate::shared::Shared;
 
 /// How old the cgroup and the uid of a thread of the host may be: those can change.
 const HOST_THREAD_BOUND: u64 = 20_000_000;
@@ -46,12 +46,12 @@ const HOST_CGROUP_BOUND: u64 = 600_000_000_000;
 const REFUSAL_SWEEP: u64 = 200_000_000;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Key {
+enum ContainerKey {
     Namespace(u64),
     Cgroup(Arc<Membership>),
 }
 
-type Registry = HashMap<Key, Arc<Container>>;
+type Registry = HashMap<ContainerKey, Arc<Container>>;
 
 /// A thread's container, and who pays for what the thread uses up.
 #[derive(Debug, Clone)]
@@ -99,71 +99,73 @@ impl Callers {
 
     /// All known containers.
     pub(crate) fn containers(&self) -> Vec<Arc<Container>> {
-        self.registry.load().values().filter(|one| !one.is_part()).cloned().collect()
+        self.registry.load().values().filter(|one| !one.is_nested()).cloned().collect()
     }
 
     /// The container and the account of a thread that asks `now`.
-    pub(crate) fn identify(&self, tid: u32, now: u64, shared: &Shared) -> Result<Caller, Error> {
-        let Caller { container, account } = self.of_thread(tid, now, shared)?;
-        Ok(Caller { container: self.whole_of(container, now, DEEPEST, shared), account })
+    pub(crate) fn identify(&self, tid: u32, now: u64, context: &Context) -> Result<Caller, Error> {
+        let Caller { container, account } = self.identify_namespace(tid, now, context)?;
+        Ok(Caller { container: self.enclosing_or_self(container, now, DEEPEST, context), account })
     }
 
     /// The container that this one is a part of, or itself. Looks at so many pid namespaces around
     /// its own.
-    fn whole_of(
+    fn enclosing_or_self(
         &self,
         found: Arc<Container>,
         now: u64,
         around: u32,
-        shared: &Shared,
+        context: &Context,
     ) -> Arc<Container> {
-        let whole = match found.whole(now) {
-            Ok(whole) => whole,
+        let enclosing = match found.enclosing(now) {
+            Ok(enclosing) => enclosing,
             Err(()) => {
                 let init = found.init_pid().filter(|_| around > 0);
-                let maker = init.and_then(|init| maker(init, shared));
-                let outer = maker.and_then(|maker| self.of_thread(maker, now, shared).ok());
-                let whole =
-                    outer.map(|outer| self.whole_of(outer.container, now, around - 1, shared));
+                let parent_in_container = init.and_then(|init| parent_in_container(init, context));
+                let outer = parent_in_container.and_then(|parent_in_container| {
+                    self.identify_namespace(parent_in_container, now, context).ok()
+                });
+                let enclosing = outer
+                    .map(|outer| self.enclosing_or_self(outer.container, now, around - 1, context));
                 // A number that was handed out again meanwhile can lead back.
-                let whole = whole.filter(|whole| !Arc::ptr_eq(whole, &found));
-                found.set_whole(whole.clone(), now);
-                whole
+                let enclosing = enclosing.filter(|enclosing| !Arc::ptr_eq(enclosing, &found));
+                found.set_enclosing(enclosing.clone(), now);
+                enclosing
             }
         };
-        whole.unwrap_or(found)
+        enclosing.unwrap_or(found)
     }
 
     /// The pid namespace of a thread, or its cgroup in the daemon's own, and the thread's account.
-    fn of_thread(&self, tid: u32, now: u64, shared: &Shared) -> Result<Caller, Error> {
-        let namespace = match shared.proc.pid_namespace(tid) {
+    fn identify_namespace(&self, tid: u32, now: u64, context: &Context) -> Result<Caller, Error> {
+        let namespace = match context.proc.pid_namespace(tid) {
             Ok(namespace) => namespace,
             // Not to be inspected (a security module, or the machine's own PID 1): no
             // container's process can arrange that against root, so it is the host's.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => shared.own_namespace,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => context.own_namespace,
             Err(error) => return Err(unknown(tid)(error)),
         };
-        if namespace == shared.own_namespace {
-            return self.identify_host(tid, now, shared);
+        if namespace == context.own_namespace {
+            return self.identify_host(tid, now, context);
         }
-        let key = Key::Namespace(namespace);
+        let key = ContainerKey::Namespace(namespace);
         if let Some(container) = self.registry.load().get(&key) {
-            return Ok(Caller::of(container));
+            return Ok(Caller::for_container(container));
         }
         let mut adding = self.lock_adding();
         if let Some(container) = self.registry.load().get(&key) {
-            return Ok(Caller::of(container));
+            return Ok(Caller::for_container(container));
         }
-        let (identity, membership) = new_container(tid, namespace, shared)?;
-        let account = self.accounts.get(Owner::of(tid, shared).map_err(unknown(tid))?);
-        let charge = self.charge(&mut adding, What::Namespaces, &account, shared)?;
+        let (identity, membership) = new_container(tid, namespace, context)?;
+        let account = self.accounts.get(Owner::find(tid, context).map_err(unknown(tid))?);
+        let charge = self.charge(&mut adding, What::Namespaces, &account, context)?;
         let payer = (account.clone(), charge);
-        let container = Container::new(identity, membership, payer, shared);
-        Ok(Caller { container: self.add(&mut adding, key, container, shared), account })
+        let container = Container::new(identity, membership, payer, context);
+        Ok(Caller { container: self.add(&mut adding, key, container, context), account })
     }
 
     /// The same for a thread in the daemon's own pid namespace.
-    fn identify_host(&self, tid: u32, now: u64, shared: &Shared) -> Result<Caller, Error> {
+    fn identify_host(&self, tid: u32, now: u64, context: &Context) -> Result<Caller, Error> {
         let shard = &self.host_threads[tid as usize % SHARDS];
         let known = lock(shard);
         if let Some(thread) = known.iter().find(|thread| thread.tid == tid && thread.is_fresh(now))
@@ -172,13 +174,13 @@ impl Callers {
             return Ok(thread.caller.clone());
         }
         drop(known);
-        let task = shared.proc.open_task(tid).map_err(unknown(tid))?;
+        let task = context.proc.open_task(tid).map_err(unknown(tid))?;
         let mut text = Vec::new();
-        let text = shared.proc.read_of(tid, "cgroup", &mut text).map_err(unknown(tid))?;
+        let text = context.proc.read_of(tid, "cgroup", &mut text).map_err(unknown(tid))?;
         let membership = Membership::parse(text);
-        let owner = Owner::of_host(tid, shared).map_err(unknown(tid))?;
+        let owner = Owner::find_on_host(tid, context).map_err(unknown(tid))?;
         let account = self.accounts.get(owner);
-        let container = self.of_host_cgroup(membership, &account, shared)?;
+        let container = self.identify_host_cgroup(membership, &account, context)?;
         let caller = Caller { container, account };
         let mut known = lock(shard);
         known.retain(|thread| thread.tid != tid && thread.is_fresh(now));
@@ -188,13 +190,13 @@ impl Callers {
         Ok(caller)
     }
 
-    fn of_host_cgroup(
+    fn identify_host_cgroup(
         &self,
         membership: Membership,
         account: &Arc<Account>,
-        shared: &Shared,
+        context: &Context,
     ) -> Result<Arc<Container>, Error> {
-        let key = Key::Cgroup(Arc::new(membership.clone()));
+        let key = ContainerKey::Cgroup(Arc::new(membership.clone()));
         if let Some(container) = self.registry.load().get(&key) {
             return Ok(container.clone());
         }
@@ -202,12 +204,12 @@ impl Callers {
         if let Some(container) = self.registry.load().get(&key) {
             return Ok(container.clone());
         }
-        let charge = self.charge(&mut adding, What::Cgroups, account, shared)?;
-        let is_host = membership.is_root(&shared.hierarchies);
+        let charge = self.charge(&mut adding, What::Cgroups, account, context)?;
+        let is_host = membership.is_root(&context.hierarchies);
         let identity = Identity { namespace: 0, init: None, is_host };
         let payer = (account.clone(), charge);
-        let container = Container::new(identity, membership, payer, shared);
-        Ok(self.add(&mut adding, key, container, shared))
+        let container = Container::new(identity, membership, payer, context);
+        Ok(self.add(&mut adding, key, container, context))
     }
 
     /// Charges an account for one more container, if need be after those that ended are forgotten.
@@ -216,11 +218,11 @@ impl Callers {
         added: &mut usize,
         what: What,
         account: &Arc<Account>,
-        shared: &Shared,
+        context: &Context,
     ) -> Result<Charge, Error> {
         let budget = match what {
-            What::Cgroups => &shared.cgroups,
-            _ => &shared.namespaces,
+            What::Cgroups => &context.cgroups,
+            _ => &context.namespaces,
         };
         if let Some(charge) = budget.try_charge(Some(account), 1) {
             return Ok(charge);
@@ -229,7 +231,7 @@ impl Callers {
         if now.saturating_sub(self.swept.load(Ordering::Relaxed)) > REFUSAL_SWEEP {
             self.swept.store(now, Ordering::Relaxed);
             *added = 0;
-            self.sweep_locked(shared);
+            self.sweep_locked(context);
         }
         budget.charge(Some(account), 1).ok_or(Error::UsedUp(what))
     }
@@ -237,37 +239,37 @@ impl Callers {
     /// Registers the containers that a predecessor recorded, so that they are listed and their
     /// load averages go on before they ask again. The first call looks at each process of the
     /// machine; concurrent callers wait for it, later calls do nothing.
-    pub(crate) fn adopt_recorded(&self, shared: &Shared) {
-        if let Some(baselines) = shared.baselines.get() {
-            baselines.adopted.call_once_force(|_| self.search_processes(baselines, shared));
+    pub(crate) fn adopt_recorded(&self, context: &Context) {
+        if let Some(store) = context.counter_store.get() {
+            store.adopted.call_once_force(|_| self.find_recorded(store, context));
         }
     }
 
-    fn search_processes(&self, baselines: &Baselines, shared: &Shared) {
-        let left = baselines.unclaimed();
+    fn find_recorded(&self, store: &CounterStore, context: &Context) {
+        let left = store.unclaimed();
         let cgroups = left.iter().filter(|(namespace, _)| *namespace == 0);
         let mut cgroups: HashSet<u64> = cgroups.map(|&(_, key)| key).collect();
         let namespaces = left.iter().map(|&(namespace, _)| namespace);
         let mut namespaces: HashSet<u64> = namespaces.filter(|&number| number != 0).collect();
         let (mut alive, mut all_seen) = (HashSet::new(), true);
-        let Ok(processes) = shared.proc.processes() else { return };
+        let Ok(processes) = context.proc.processes() else { return };
         let mut text = Vec::new();
         for pid in processes {
             if namespaces.is_empty() && cgroups.is_empty() {
                 break;
             }
-            match shared.proc.pid_namespace(pid) {
+            match context.proc.pid_namespace(pid) {
                 Ok(namespace) if namespaces.contains(&namespace) => {
                     alive.insert(namespace);
-                    if self.identify(pid, clock::now(), shared).is_ok() {
+                    if self.identify(pid, clock::now(), context).is_ok() {
                         namespaces.remove(&namespace);
                     }
                 }
-                Ok(namespace) if namespace == shared.own_namespace && !cgroups.is_empty() => {
-                    let text = shared.proc.read_of(pid, "cgroup", &mut text);
+                Ok(namespace) if namespace == context.own_namespace && !cgroups.is_empty() => {
+                    let text = context.proc.read_of(pid, "cgroup", &mut text);
                     let key = text.ok().map(|text| Membership::parse(text).key());
                     if key.is_some_and(|key| cgroups.contains(&key))
-                        && self.identify_host(pid, clock::now(), shared).is_ok()
+                        && self.identify_host(pid, clock::now(), context).is_ok()
                     {
                         cgroups.retain(|other| Some(*other) != key);
                     }
@@ -279,22 +281,22 @@ impl Callers {
         // A cgroup without a process can have one again; a namespace cannot.
         let gone = left.into_iter().filter(|(namespace, _)| namespaces.contains(namespace));
         gone.filter(|(namespace, _)| all_seen && !alive.contains(namespace))
-            .for_each(|key| baselines.discard_unclaimed(key));
+            .for_each(|key| store.discard_unclaimed(key));
     }
 
     fn add(
         &self,
         added: &mut usize,
-        key: Key,
+        key: ContainerKey,
         container: Container,
-        shared: &Shared,
+        context: &Context,
     ) -> Arc<Container> {
         // A container can make namespaces by the thousand, faster than the regular sweep comes round;
         // the descriptors that they take would be missing for others.
         *added += 1;
-        if *added > shared.options.open_containers / 2 {
+        if *added > context.options.open_containers / 2 {
             *added = 0;
-            self.sweep_locked(shared);
+            self.sweep_locked(context);
         }
         let container = Arc::new(container);
         let mut registry = Registry::clone(&self.registry.load());
@@ -304,45 +306,44 @@ impl Callers {
     }
 
     /// What is in the first registry and not in the second needs no baseline any more.
-    fn give_back(&self, before: &Registry, after: &Registry, shared: &Shared) {
-        let Some(baselines) = shared.baselines.get() else { return };
+    fn release_records(&self, before: &Registry, after: &Registry, context: &Context) {
+        let Some(store) = context.counter_store.get() else { return };
         let gone = before.iter().filter(|(key, _)| !after.contains_key(key));
-        gone.filter_map(|(_, container)| container.baseline())
-            .for_each(|at| baselines.give_back(at));
+        gone.filter_map(|(_, container)| container.counter_slot()).for_each(|at| store.release(at));
     }
 
     /// Forgets containers that ended, and lets all but [`open_containers`] close their files.
     ///
     /// [`open_containers`]: crate::Options::open_containers
-    pub(crate) fn sweep(&self, shared: &Shared) {
+    pub(crate) fn sweep(&self, context: &Context) {
         let mut added = self.lock_adding();
         *added = 0;
-        self.sweep_locked(shared);
+        self.sweep_locked(context);
     }
 
     /// The same when too many containers have opened their files again since the last time, unless
     /// another thread is at it.
-    pub(crate) fn sweep_if_crowded(&self, shared: &Shared) {
-        if shared.open.count() > shared.options.open_containers.saturating_mul(2)
+    pub(crate) fn sweep_if_crowded(&self, context: &Context) {
+        if context.open.count() > context.options.open_containers.saturating_mul(2)
             && let Ok(mut added) = self.adding.try_lock()
         {
             *added = 0;
-            self.sweep_locked(shared);
+            self.sweep_locked(context);
         }
     }
 
-    fn sweep_locked(&self, shared: &Shared) {
-        let open = shared.options.open_containers;
+    fn sweep_locked(&self, context: &Context) {
+        let open = context.options.open_containers;
         let now = clock::now();
         let forgotten = |container: &Container| {
-            let unused = now.saturating_sub(container.asked()) > HOST_CGROUP_BOUND;
+            let unused = now.saturating_sub(container.last_use()) > HOST_CGROUP_BOUND;
             container.is_gone() || (container.init_pid().is_none() && unused)
         };
         let registry = self.registry.load();
         if registry.values().any(|container| forgotten(container)) {
             let mut registry = Registry::clone(&registry);
             registry.retain(|_, container| !forgotten(container));
-            self.give_back(&self.registry.load(), &registry, shared);
+            self.release_records(&self.registry.load(), &registry, context);
             self.registry.store(Arc::new(registry));
         }
         for shard in &self.host_threads {
@@ -360,7 +361,7 @@ impl Callers {
 }
 
 impl Caller {
-    fn of(container: &Arc<Container>) -> Self {
+    fn for_container(container: &Arc<Container>) -> Self {
         Self { container: container.clone(), account: container.account().clone() }
     }
 }
@@ -369,7 +370,7 @@ impl Caller {
 /// an account with many containers does not close the files of one that has few.
 fn in_order_of_use(registry: &Registry) -> Vec<&Arc<Container>> {
     let mut all: Vec<_> = registry.values().collect();
-    all.sort_by_cached_key(|container| std::cmp::Reverse(container.asked()));
+    all.sort_by_cached_key(|container| std::cmp::Reverse(container.last_use()));
     let mut before: HashMap<&Owner, usize> = HashMap::new();
     let mut ranked: Vec<_> = all
         .into_iter()
@@ -405,10 +406,10 @@ fn unknown(tid: u32) -> impl Fn(io::Error) -> Error {
 /// moves the first process of a container to a cgroup of its own.
 ///
 /// A parent that has ended was replaced by one of the same pid namespace.
-fn maker(init: u32, shared: &Shared) -> Option<u32> {
-    let (proc, text) = (&shared.proc, &mut Vec::new());
+fn parent_in_container(init: u32, context: &Context) -> Option<u32> {
+    let (proc, text) = (&context.proc, &mut Vec::new());
     let parent = namespace_init::parent(proc, init, text).filter(|&parent| parent != 0)?;
-    if proc.pid_namespace(parent).ok()? == shared.own_namespace {
+    if proc.pid_namespace(parent).ok()? == context.own_namespace {
         return None;
     }
     let own = proc.read_of(init, "cgroup", text).ok()?.to_vec();
@@ -420,9 +421,9 @@ fn maker(init: u32, shared: &Shared) -> Option<u32> {
 fn new_container(
     tid: u32,
     namespace: u64,
-    shared: &Shared,
+    context: &Context,
 ) -> Result<(Identity, Membership), Error> {
-    let (proc, ask, unknown) = (&shared.proc, shared.options.ask_kernel, unknown(tid));
+    let (proc, ask, unknown) = (&context.proc, context.options.ask_kernel, unknown(tid));
     let pid = namespace_init::find(proc, tid, namespace, ask).map_err(&unknown)?;
     let process = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Error::Gone(tid))?;
     let pidfd = rustix::process::pidfd_open(process, PidfdFlags::empty());
@@ -436,7 +437,7 @@ fn new_container(
     let start = clock::start_of(stat).ok_or(Error::Gone(tid))?;
     let offset = proc.read_of(pid, "timens_offsets", &mut text).ok();
     let offset = offset.and_then(clock::boottime_offset);
-    let offset = offset.map(|offset| offset.saturating_sub(shared.own_offset));
+    let offset = offset.map(|offset| offset.saturating_sub(context.own_offset));
     let text = proc.read_of(pid, "cgroup", &mut text).map_err(&unknown)?;
     let membership = cgroup_namespace::membership(proc, pid, text);
     let init = Init { pid, pidfd, start, offset: offset.filter(|&offset| offset != 0) };

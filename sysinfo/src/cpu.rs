@@ -75,7 +75,7 @@ impl Spent {
 /// How much time of each visible processor is carried at most. What a quota's bursts and late
 /// ticks leave over is a fraction of a second. Real-time tasks that no quota limits leave over
 /// more than can ever be shown, and a container that is idle again must look idle.
-const OWED_BOUND: u64 = 2_000_000_000;
+const CARRY_BOUND: u64 = 2_000_000_000;
 
 /// The accumulated time of one container.
 #[derive(Debug, Default)]
@@ -85,7 +85,7 @@ pub struct CpuClock {
     /// Usage at that time.
     last: Busy,
     /// Used, but not yet shown.
-    owed: Spent,
+    carried: Spent,
     /// By processor number; kept when a processor is no longer visible.
     spent: Vec<Spent>,
     started: bool,
@@ -104,7 +104,7 @@ impl CpuClock {
         let Busy { user, nice, system, per_cpu } = &self.last;
         let first = [self.at, u64::from(self.started), *user, *nice, *system];
         let counts = [self.spent.len() as u64, per_cpu.len() as u64];
-        let first = first.into_iter().chain(spent(&self.owed)).chain(counts);
+        let first = first.into_iter().chain(spent(&self.carried)).chain(counts);
         let per_cpu = per_cpu.iter().flat_map(|&(user, system)| [user, system]);
         first.chain(self.spent.iter().flat_map(spent)).chain(per_cpu)
     }
@@ -114,13 +114,13 @@ impl CpuClock {
         let mut next = || words.next().unwrap_or(0);
         let (at, started) = (next().min(now), next() != 0);
         let (user, nice, system) = (next(), next(), next());
-        let owed = Spent { user: next(), nice: next(), system: next(), idle: next() };
+        let carried = Spent { user: next(), nice: next(), system: next(), idle: next() };
         let (spent, per_cpu) = (next().min(1 << 16), next().min(1 << 16));
         let spent = (0..spent)
             .map(|_| Spent { user: next(), nice: next(), system: next(), idle: next() })
             .collect();
         let per_cpu = (0..per_cpu).map(|_| (next(), next())).collect();
-        Self { at, last: Busy { user, nice, system, per_cpu }, owed, spent, started }
+        Self { at, last: Busy { user, nice, system, per_cpu }, carried, spent, started }
     }
 
     /// Usage at the end of the last interval.
@@ -130,7 +130,7 @@ impl CpuClock {
 
     /// The container moved to another cgroup, which counts from its own beginning.
     pub(crate) fn change_cgroup(&mut self) {
-        (self.last, self.owed, self.started) = (Busy::default(), Spent::default(), false);
+        (self.last, self.carried, self.started) = (Busy::default(), Spent::default(), false);
     }
 
     /// Accounts for the interval up to `now`, in which `visible` processors were shown.
@@ -152,9 +152,9 @@ impl CpuClock {
         // Where the same time is divided anew, one part decreases, and what the others increase by
         // was used before.
         pool.cut(busy.total().saturating_sub(self.last.total()));
-        pool.user = pool.user.saturating_add(self.owed.user);
-        pool.nice = pool.nice.saturating_add(self.owed.nice);
-        pool.system = pool.system.saturating_add(self.owed.system);
+        pool.user = pool.user.saturating_add(self.carried.user);
+        pool.nice = pool.nice.saturating_add(self.carried.nice);
+        pool.system = pool.system.saturating_add(self.carried.system);
         // First each visible processor's own time, where the kernel told it.
         let mut room: Vec<(u32, u64)> = visible.iter().map(|cpu| (cpu, wall)).collect();
         for (cpu, room) in &mut room {
@@ -187,8 +187,8 @@ impl CpuClock {
         }
         // What a cgroup used before the container's first process, or before ambit knew it,
         // cannot be placed and is not owed.
-        pool.cut(if self.started { OWED_BOUND.saturating_mul(count) } else { 0 });
-        self.owed = pool;
+        pool.cut(if self.started { CARRY_BOUND.saturating_mul(count) } else { 0 });
+        self.carried = pool;
         self.started = true;
         self.last.clone_from(busy);
     }
@@ -365,12 +365,12 @@ mod tests {
                 clock.advance(now, &busy, &CpuSet::first(cpus));
                 let spent = clock.spent.iter().map(|one| one.user + one.nice + one.system);
                 let shown: u64 = spent.sum();
-                let owed = clock.owed.user + clock.owed.nice + clock.owed.system;
-                fits &= owed < OWED_BOUND * u64::from(cpus);
-                prop_assert!(shown + owed <= used);
-                prop_assert!(!fits || shown + owed == used, "{shown} + {owed} of {used}");
-                prop_assert!(owed <= OWED_BOUND * u64::from(cpus));
-                prop_assert!(owed == 0 || clock.idle() == before, "owed by one that is idle");
+                let carried = clock.carried.user + clock.carried.nice + clock.carried.system;
+                fits &= carried < CARRY_BOUND * u64::from(cpus);
+                prop_assert!(shown + carried <= used);
+                prop_assert!(!fits || shown + carried == used, "{shown} + {carried} of {used}");
+                prop_assert!(carried <= CARRY_BOUND * u64::from(cpus));
+                prop_assert!(carried == 0 || clock.idle() == before, "carried by one that is idle");
             }
             // Idle for so long that nothing is owed any more.
             let busy = clock.used().clone();

@@ -207,7 +207,7 @@ mod tests {
     use super::*;
     use crate::host::{HostTexts, HugePool};
     use crate::sample::{MemoryStat, NodeSample, SwapSample};
-    use crate::topology::{NodeFacts, Topology};
+    use crate::topology::{NodeAttributes, Topology};
 
     fn host() -> Host {
         Host::parse(HostTexts {
@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn a_container_has_no_more_than_the_nodes_it_is_bound_to() {
         let mut host = host();
-        let node = |number, memory| NodeFacts { number, memory, ..NodeFacts::default() };
+        let node = |number, memory| NodeAttributes { number, memory, ..NodeAttributes::default() };
         let nodes = vec![node(0, 262_144), node(1, 786_432)];
         host.topology = Arc::new(Topology { nodes, ..Topology::default() });
         let mut sample = limited(Limit::Unlimited, 10 << 20, MemoryStat::default());

@@ -9,17 +9,17 @@ use std::sync::Arc;
 
 use crate::cpu::{self, CpuClock, CpuPolicy};
 use crate::cpuset::CpuSet;
-use crate::extra::{Events, Extra};
 use crate::hierarchy::Controller;
 use crate::host::{Host, HostTexts, RawFiles};
 use crate::limit::Limit;
 use crate::membership::Membership;
 use crate::policy::SwapPolicy;
 use crate::sample::Sample;
+use crate::stats::{Stats, VmEvents};
 use crate::view::{Clock, Load, Origin, Tasks, View};
 use crate::{
-    clock, derive, extra, hierarchy, kernel_names, namespace_init, personality, pressure, procfs,
-    source, tasks, topology,
+    clock, derive, hierarchy, kernel_names, namespace_init, personality, pressure, procfs, source,
+    stats, tasks, topology,
 };
 
 /// Every parser of text that comes from the kernel.
@@ -46,8 +46,8 @@ pub fn parse_all(text: &[u8]) {
     kernel_names::parse(text);
     source::parse(text);
     let mut io = Vec::new();
-    source::extra::parse(text, &mut io, &mut [0; Events::NAMES.len()]);
-    extra::parse(&Same(text));
+    source::stats::parse(text, &mut io, &mut [0; VmEvents::NAMES.len()]);
+    stats::parse(&Same(text));
 }
 
 /// A machine all of whose files have one text.
@@ -95,7 +95,7 @@ pub fn view_of(sample: &Sample, host: Host, policy: SwapPolicy) -> View {
         clock: Clock { uptime: step, idle: clock.idle(), boot_time: host.boot_time },
         nodes: None,
         cpu: clock.view(visible),
-        extra: Extra::default(),
+        stats: Stats::default(),
         host: Arc::new(host),
     }
 }

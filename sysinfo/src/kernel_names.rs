@@ -6,8 +6,8 @@ use std::sync::{Arc, OnceLock};
 
 use ambit_kernel::text::scan;
 
-use crate::extra::Interrupt;
 use crate::host::RawFiles;
+use crate::stats::Interrupt;
 
 /// The names, once read.
 #[derive(Debug, Default)]

@@ -10,16 +10,16 @@
 mod account;
 mod accounting;
 mod activity;
-mod baselines;
 mod budget;
 mod callers;
 mod cgroup_namespace;
 pub mod clock;
 mod container;
+mod context;
+mod counter_store;
 pub mod cpu;
 pub mod cpuset;
 pub mod derive;
-pub mod extra;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod hash;
@@ -39,8 +39,8 @@ pub mod pressure;
 mod private_mount;
 mod procfs;
 pub mod sample;
-mod shared;
 pub mod source;
+pub mod stats;
 mod steady;
 pub mod sysinfo;
 mod tasks;
@@ -53,15 +53,15 @@ pub use account::{Account, Owner};
 pub use accounting::Accounting;
 pub use budget::{Budget, Charge, Descriptors, What};
 pub use container::Container;
+pub use context::Options;
 pub use cpuset::CpuSet;
-pub use extra::Extras;
 pub use host::{Host, HostTexts};
 pub use limit::Limit;
 pub use limiter::Limiter;
 pub use namespace_init::AskKernel;
 pub use pressure::{Stall, TriggerFile};
 pub use private_mount::KernelFiles;
-pub use shared::Options;
+pub use stats::StatSet;
 pub use topology::Topology;
 pub use view::View;
 
@@ -79,7 +79,7 @@ pub trait Views: Send + Sync {
     ///
     /// # Errors
     /// As [`Self::view`].
-    fn view_with(&self, tid: u32, _wanted: Extras) -> Result<Arc<View>, Error> {
+    fn view_with(&self, tid: u32, _wanted: StatSet) -> Result<Arc<View>, Error> {
         self.view(tid)
     }
 
@@ -87,7 +87,7 @@ pub trait Views: Send + Sync {
     ///
     /// # Errors
     /// As [`Self::view`].
-    fn numbers(&self, tid: u32, wanted: Extras) -> Result<Numbers, Error> {
+    fn numbers(&self, tid: u32, wanted: StatSet) -> Result<Numbers, Error> {
         Ok(Numbers { view: self.view_with(tid, wanted)?, account: None })
     }
 

@@ -53,7 +53,7 @@ impl Membership {
 
     /// Is this the same text?
     #[must_use]
-    pub fn is(&self, text: &[u8]) -> bool {
+    pub fn has_text(&self, text: &[u8]) -> bool {
         self.text.as_bytes() == text
     }
 
@@ -165,7 +165,7 @@ mod tests {
             let [init, own, own_inside, init_inside] =
                 [init, own, own_inside, init_inside].map(line);
             let cut = Membership::at_root(&init, &own, &own_inside, &init_inside);
-            assert!(cut.is(&init), "changes are still seen in the file's own text");
+            assert!(cut.has_text(&init), "changes are still seen in the file's own text");
             cut.unified().unwrap().to_owned()
         };
         let own = "/system.slice/ambit.service";

@@ -14,8 +14,8 @@ use rustix::io::Errno;
 
 use crate::Error;
 use crate::budget::Charge;
+use crate::context::Context;
 use crate::membership::Membership;
-use crate::shared::Shared;
 
 /// What tasks wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,13 +58,13 @@ pub(crate) fn open(
     is_host: bool,
     membership: &Arc<Membership>,
     stall: Stall,
-    shared: &Shared,
+    context: &Context,
 ) -> Result<OwnedFd, Error> {
     let name = stall.name();
     let (folder, path): (BorrowedFd<'_>, String) = if is_host {
-        (std::os::fd::AsFd::as_fd(&*shared.proc), format!("pressure/{name}"))
+        (std::os::fd::AsFd::as_fd(&*context.proc), format!("pressure/{name}"))
     } else {
-        let found = shared.hierarchies.unified_cgroup(membership);
+        let found = context.hierarchies.unified_cgroup(membership);
         let found = found.filter(|(_, cgroup)| !cgroup.is_empty());
         let found =
             found.map(|(mount, cgroup)| (mount.root(), format!("{cgroup}/{name}.pressure")));
@@ -80,9 +80,9 @@ pub(crate) fn open(
 }
 
 /// Has a thread the capability, in whichever user namespace? So the kernel asks as well.
-pub(crate) fn is_privileged(tid: u32, shared: &Shared) -> bool {
+pub(crate) fn is_privileged(tid: u32, context: &Context) -> bool {
     let mut text = Vec::new();
-    shared.proc.read_of(tid, "status", &mut text).is_ok_and(has_resource_capability)
+    context.proc.read_of(tid, "status", &mut text).is_ok_and(has_resource_capability)
 }
 
 /// The text is `/proc/<tid>/status`.

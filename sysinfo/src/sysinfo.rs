@@ -123,7 +123,7 @@ mod tests {
             tasks: Tasks { total: 70_000, ..Tasks::default() },
             load: Load { one: 1 << Load::SHIFT, five: 0, fifteen: 0 },
             clock: Clock { uptime: 1_500_000_000, ..Clock::default() },
-            extra: crate::extra::Extra::default(),
+            stats: crate::stats::Stats::default(),
         }
     }
 

@@ -8,9 +8,9 @@
 use std::sync::Arc;
 
 use crate::cpuset::CpuSet;
-use crate::extra::Extra;
 use crate::host::Host;
 use crate::policy::Possible;
+use crate::stats::Stats;
 
 /// All numbers one container is shown at one instant.
 #[derive(Debug, Clone)]
@@ -34,7 +34,7 @@ pub struct View {
     /// Uptime and boot time.
     pub clock: Clock,
     /// Numbers that few files show, when they were asked for.
-    pub extra: Extra,
+    pub stats: Stats,
 }
 
 /// Whose numbers a [`View`] shows.

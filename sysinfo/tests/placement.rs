@@ -115,7 +115,7 @@ fn view(online: CpuSet, seed: u64) -> View {
     let topology = MACHINE.with(Arc::clone);
     View {
         nodes: None,
-        extra: Default::default(),
+        stats: Default::default(),
         origin: Origin::Container,
         host: Arc::new(Host { topology, ..Host::default() }),
         memory: Memory::default(),

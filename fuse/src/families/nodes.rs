@@ -4,7 +4,7 @@
 //! Members: 0..16 are the lists of the directory itself; from `NODES` on 10 bits of node number
 //! and 5 bits of [`Part`]; from `LINKS` on the links to processors, by 13 bits of their number.
 
-use ambit_sysinfo::topology::{NODE_FILES, NODE_LISTS, NodeFacts};
+use ambit_sysinfo::topology::{NODE_FILES, NODE_LISTS, NodeAttributes};
 use ambit_sysinfo::{CpuSet, View};
 
 use super::{Family, Shape, list, mask, node_meminfo, numbered};
@@ -61,8 +61,8 @@ impl Part {
 }
 
 /// The node that a processor's link is in.
-fn home(view: &View, cpu: u32) -> Option<&NodeFacts> {
-    view.node_facts(view.cpu_facts(cpu)?.node?)
+fn home(view: &View, cpu: u32) -> Option<&NodeAttributes> {
+    view.node_attributes(view.cpu_attributes(cpu)?.node?)
 }
 
 impl Family for Nodes {
@@ -75,10 +75,11 @@ impl Family for Nodes {
             Part::List(at) => {
                 view.topology().node_lists.iter().find(|list| list.0 == at).map(|_| Shape::File)
             }
-            Part::Whole(node) => view.node_facts(node).map(|_| Shape::Directory),
-            Part::File(node, at) => {
-                view.node_facts(node).filter(|node| node.files.contains(&at)).map(|_| Shape::File)
-            }
+            Part::Whole(node) => view.node_attributes(node).map(|_| Shape::Directory),
+            Part::File(node, at) => view
+                .node_attributes(node)
+                .filter(|node| node.files.contains(&at))
+                .map(|_| Shape::File),
             Part::Cpu(cpu) => home(view, cpu).map(|_| Shape::Link),
         }
     }
@@ -100,7 +101,7 @@ impl Family for Nodes {
             return lists.chain(nodes).map(Part::number).collect();
         };
         let Some(Part::Whole(number)) = Part::of(directory) else { return Vec::new() };
-        let Some(node) = view.node_facts(number) else { return Vec::new() };
+        let Some(node) = view.node_attributes(number) else { return Vec::new() };
         let files = node.files.iter().map(|&at| Part::File(number, at));
         let cpus = node.cpus.iter().filter(|&cpu| cpu <= LARGEST_CPU && view.shows_cpu(cpu));
         files.chain(cpus.map(Part::Cpu)).map(Part::number).collect()
@@ -136,7 +137,7 @@ impl Family for Nodes {
                 out.newline();
             }
             Some(Part::File(number, at)) => {
-                if let Some(node) = view.node_facts(number) {
+                if let Some(node) = view.node_attributes(number) {
                     file(view, node, NODE_FILES.get(at).unwrap_or(&""), out);
                 }
             }
@@ -152,7 +153,7 @@ impl Family for Nodes {
                 None => Part::List(NODE_LISTS.iter().position(|list| list.as_bytes() == name)?),
             },
             Some(Some(Part::Whole(node))) => match numbered(name, "cpu") {
-                Some(cpu) if view.cpu_facts(cpu)?.node == Some(node) => Part::Cpu(cpu),
+                Some(cpu) if view.cpu_attributes(cpu)?.node == Some(node) => Part::Cpu(cpu),
                 Some(_) => return None,
                 None => {
                     Part::File(node, NODE_FILES.iter().position(|file| file.as_bytes() == name)?)
@@ -171,12 +172,12 @@ fn is_of_memory(list: usize) -> bool {
     NODE_LISTS.get(list).is_some_and(|name| name.ends_with("_memory"))
 }
 
-fn file(view: &View, node: &NodeFacts, name: &str, out: &mut Text) {
+fn file(view: &View, node: &NodeAttributes, name: &str, out: &mut Text) {
     match name {
         "cpulist" => list(&view.shown_of(&node.cpus), out),
         "cpumap" => mask(&view.shown_of(&node.cpus), view, out),
         "distance" => {
-            let shown = node.distances.iter().filter(|to| view.node_facts(to.0).is_some());
+            let shown = node.distances.iter().filter(|to| view.node_attributes(to.0).is_some());
             for (index, &(_, distance)) in shown.enumerate() {
                 if index > 0 {
                     out.space();

@@ -31,7 +31,7 @@ impl OverlayFile for Meminfo {
                     next = at + 1;
                     match LINES[at].1 {
                         Value::Kib(number) => number(view),
-                        Value::Fact => line.value,
+                        Value::HostConstant => line.value,
                     }
                 }
                 None => 0,
@@ -61,7 +61,7 @@ fn row(label: &str, value: u64, kib: bool, out: &mut Text) {
 pub(crate) fn number(label: &str, view: &View) -> Option<u64> {
     LINES.iter().find(|line| line.0 == label).and_then(|line| match line.1 {
         Kib(number) => Some(number(view)),
-        Fact => None,
+        HostConstant => None,
     })
 }
 
@@ -70,10 +70,10 @@ enum Value {
     /// The container's number, in the unit of the line: KiB but for pages of huge pools.
     Kib(fn(&View) -> u64),
     /// The machine's number is a fact that says nothing of its use.
-    Fact,
+    HostConstant,
 }
 
-use Value::{Fact, Kib};
+use Value::{HostConstant, Kib};
 
 /// The lines that show something, in the order of `fs/proc/meminfo.c` (6.18). Not here, so 0:
 ///
@@ -115,7 +115,7 @@ const LINES: &[(&str, Value)] = &[
     ("SecPageTables", Kib(|view| kib(view.memory.secondary_page_tables))),
     ("CommitLimit", Kib(commit_limit)),
     ("Committed_AS", Kib(committed)),
-    ("VmallocTotal", Fact),
+    ("VmallocTotal", HostConstant),
     ("Percpu", Kib(|view| kib(view.memory.percpu))),
     ("AnonHugePages", Kib(|view| kib(view.memory.anon_huge))),
     ("ShmemHugePages", Kib(|view| kib(view.memory.shmem_huge))),
@@ -125,7 +125,7 @@ const LINES: &[(&str, Value)] = &[
     ("HugePages_Total", Kib(|view| view.memory.huge_total)),
     ("HugePages_Free", Kib(|view| view.memory.huge_free)),
     ("HugePages_Rsvd", Kib(|view| view.memory.huge_reserved)),
-    ("Hugepagesize", Fact),
+    ("Hugepagesize", HostConstant),
     ("Hugetlb", Kib(|view| kib(view.memory.huge_bytes))),
 ];
 
@@ -263,8 +263,8 @@ mod tests {
             );
             let leaks = shown.lines().filter(|line| line.contains("98765432"));
             let leaks: Vec<_> = leaks.map(|line| line.split_once(':').unwrap().0).collect();
-            let facts = ["VmallocTotal", "Hugepagesize"];
-            assert!(leaks.iter().all(|label| facts.contains(label)), "{folder:?}: {leaks:?}");
+            let constants = ["VmallocTotal", "Hugepagesize"];
+            assert!(leaks.iter().all(|label| constants.contains(label)), "{folder:?}: {leaks:?}");
         }
         assert!(kernels >= 9, "{kernels}");
     }

@@ -5,9 +5,9 @@
 //! times what reading it does. All of them can be closed and come back by themselves.
 
 mod cpuacct;
-pub(crate) mod extra;
 pub(crate) mod huge;
 pub(crate) mod nodes;
+pub(crate) mod stats;
 mod v1;
 mod v2;
 

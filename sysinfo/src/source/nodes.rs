@@ -98,7 +98,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::topology::{NodeFacts, Topology};
+    use crate::topology::{NodeAttributes, Topology};
 
     #[derive(Debug)]
     struct Sysfs;
@@ -115,7 +115,7 @@ mod tests {
     }
 
     fn host() -> Host {
-        let node = |number, memory| NodeFacts { number, memory, ..NodeFacts::default() };
+        let node = |number, memory| NodeAttributes { number, memory, ..NodeAttributes::default() };
         let nodes = vec![node(0, 1 << 20), node(1, 900), node(2, 0)];
         let topology = Arc::new(Topology { nodes, ..Topology::default() });
         Host { topology, raw: Some(Arc::new(Sysfs)), ..Host::default() }

@@ -23,7 +23,7 @@ const HEADERS: usize = 16 + 4;
 /// if its state has no flags (`cgroupstats_build` in kernel/cgroup/cgroup-v1.c): a freezable sleep
 /// and a killable one are in none of the first four.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Found {
+pub(super) struct StateCounts {
     sleeping: u64,
     pub(super) running: u64,
     stopped: u64,
@@ -33,7 +33,7 @@ pub(super) struct Found {
     pub(super) io_wait: u64,
 }
 
-impl Found {
+impl StateCounts {
     /// Those that are certainly not blocked.
     pub(super) fn at_rest_or_running(self) -> u64 {
         self.sleeping.saturating_add(self.running).saturating_add(self.stopped)
@@ -69,7 +69,7 @@ impl Cgroupstats {
     }
 
     /// Counts the threads of the cgroup whose directory this is.
-    pub(super) fn of(&mut self, cgroup: BorrowedFd<'_>) -> io::Result<Found> {
+    pub(super) fn count(&mut self, cgroup: BorrowedFd<'_>) -> io::Result<StateCounts> {
         let fd = cgroup.as_raw_fd().to_ne_bytes();
         let stats = self.ask(
             CGROUPSTATS_CMD_GET,
@@ -77,7 +77,7 @@ impl Cgroupstats {
             &fd,
             CGROUPSTATS_TYPE_CGROUP_STATS,
         )?;
-        Ok(found(stats))
+        Ok(parse_counts(stats))
     }
 
     /// Sends one command with one attribute and returns one attribute of the answer.
@@ -102,19 +102,19 @@ impl Cgroupstats {
             let errno = i32::from_ne_bytes(errno.unwrap_or_default());
             return Err(io::Error::from_raw_os_error(errno.saturating_neg()));
         }
-        let found = attributes(answer.get(HEADERS..).unwrap_or_default());
-        let found = found.into_iter().find(|(kind, _)| *kind == wanted);
-        found.map(|(_, value)| value).ok_or_else(|| io::ErrorKind::InvalidData.into())
+        let parse_counts = attributes(answer.get(HEADERS..).unwrap_or_default());
+        let parse_counts = parse_counts.into_iter().find(|(kind, _)| *kind == wanted);
+        parse_counts.map(|(_, value)| value).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 }
 
 /// `struct cgroupstats`
-fn found(stats: &[u8]) -> Found {
+fn parse_counts(stats: &[u8]) -> StateCounts {
     let mut numbers = stats
         .chunks_exact(8)
         .map(|chunk| u64::from_ne_bytes(chunk.first_chunk().copied().unwrap_or_default()));
     let mut next = || numbers.next().unwrap_or(0);
-    Found {
+    StateCounts {
         sleeping: next(),
         running: next(),
         stopped: next(),
@@ -128,20 +128,20 @@ fn field(bytes: &[u8], at: usize) -> Option<u16> {
 }
 
 fn attributes(mut rest: &[u8]) -> Vec<(u16, &[u8])> {
-    let mut found = Vec::new();
+    let mut parse_counts = Vec::new();
     while let (Some(len), Some(kind)) = (field(rest, 0), field(rest, 2)) {
         let len = usize::from(len);
         let Some(value) = rest.get(4..len) else { break };
-        found.push((kind, value));
+        parse_counts.push((kind, value));
         rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
-    found
+    parse_counts
 }
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn parse(answer: &[u8]) {
     let _ = attributes(answer);
-    let _ = found(answer).at_rest_or_running();
+    let _ = parse_counts(answer).at_rest_or_running();
 }
 
 #[cfg(test)]

@@ -16,9 +16,9 @@ use rustix::fs::{Dir, Mode, OFlags};
 
 use crate::KernelFiles;
 use crate::clock;
+use crate::context::Context;
 use crate::hierarchy::{Controller, Hierarchies, Mount};
 use crate::membership::Membership;
-use crate::shared::Shared;
 
 use cgroupstats::Cgroupstats;
 
@@ -84,7 +84,7 @@ struct Count<'a> {
     /// counted the running ones.
     unknown: Vec<(u32, Running)>,
     /// Threads that the kernel says are, or can be, waiting for input or output.
-    told_iowait: u64,
+    reported_iowait: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,19 +106,19 @@ impl Counter {
     /// none when it has no cgroup of its own. `turn` is another one each time.
     pub(crate) fn count_shared(
         &mut self,
-        shared: &Shared,
+        context: &Context,
         membership: &Membership,
-        turn: usize,
+        round: usize,
     ) -> Counts {
-        let Shared { hierarchies, proc, counted, .. } = shared;
-        let Some((mount, cgroup, _)) = place(hierarchies, membership) else {
+        let Context { hierarchies, proc, counted, .. } = context;
+        let Some((mount, cgroup, _)) = cgroup_to_count(hierarchies, membership) else {
             return Counts::default();
         };
         // The same path can be another cgroup in another hierarchy.
         let cgroup = format!("{} {cgroup}", mount.root().as_raw_fd());
         let now = clock::awake();
         counted.get(&cgroup, now).unwrap_or_else(|| {
-            let counts = self.count(hierarchies, membership, proc, turn);
+            let counts = self.count(hierarchies, membership, proc, round);
             counted.put(&cgroup, now, counts);
             counts
         })
@@ -129,22 +129,22 @@ impl Counter {
         hierarchies: &Hierarchies,
         membership: &Membership,
         proc: &KernelFiles,
-        turn: usize,
+        round: usize,
     ) -> Counts {
-        let Some((mount, cgroup, legacy)) = place(hierarchies, membership) else {
+        let Some((mount, cgroup, legacy)) = cgroup_to_count(hierarchies, membership) else {
             return Counts::default();
         };
         let Ok(dir) = open_dir(mount.root(), cgroup) else { return Counts::default() };
         let counts = Counts::default();
         let mut count =
-            Count { hierarchies, proc, legacy, counts, unknown: Vec::new(), told_iowait: 0 };
+            Count { hierarchies, proc, legacy, counts, unknown: Vec::new(), reported_iowait: 0 };
         self.walk(&dir, &mut count, 0);
-        self.read_states(&mut count, turn);
+        self.read_states(&mut count, round);
         let mut counts = count.counts;
         // A thread that is blocked need not wait for a disk: its parent, a lock, a server can be
         // what it waits for. No container has more that do than the machine.
         let told = legacy && self.stats.is_some();
-        let most = if told { count.told_iowait } else { counts.blocked };
+        let most = if told { count.reported_iowait } else { counts.blocked };
         counts.in_iowait = if most == 0 { 0 } else { most.min(self.machine_iowait(proc)) };
         counts
     }
@@ -156,14 +156,14 @@ impl Counter {
         let tids = || scan::lines(&self.text).filter_map(scan::decimal);
         let threads = tids().count() as u64;
         let told = match &mut self.stats {
-            Some(stats) if count.legacy && threads > 0 => stats.of(dir.as_fd()).ok(),
+            Some(stats) if count.legacy && threads > 0 => stats.count(dir.as_fd()).ok(),
             _ => None,
         };
         let running = told.map_or(Running::NotCounted, |_| Running::Counted);
         if let Some(told) = told {
             count.counts.running = count.counts.running.saturating_add(told.running);
             let iowait = told.uninterruptible.saturating_add(told.io_wait);
-            count.told_iowait = count.told_iowait.saturating_add(iowait);
+            count.reported_iowait = count.reported_iowait.saturating_add(iowait);
         }
         count.counts.threads = count.counts.threads.saturating_add(threads);
         if told.is_none_or(|told| told.at_rest_or_running() < threads) {
@@ -193,10 +193,10 @@ impl Counter {
         }
     }
 
-    fn read_states(&mut self, count: &mut Count<'_>, turn: usize) {
+    fn read_states(&mut self, count: &mut Count<'_>, round: usize) {
         let step = count.unknown.len().div_ceil(MOST_READ).max(1);
         let stands_for = step as u64;
-        for &(tid, running) in count.unknown.iter().skip(turn % step).step_by(step) {
+        for &(tid, running) in count.unknown.iter().skip(round % step).step_by(step) {
             match count.proc.read_of(tid, "stat", &mut self.text).ok().and_then(stat::state) {
                 Some(b'R') if running == Running::NotCounted => count.counts.running += stands_for,
                 Some(b'D') if !self.is_frozen(tid, count) => count.counts.blocked += stands_for,
@@ -234,7 +234,7 @@ impl Counter {
 
 /// The cgroup to count in: v1 first, because the kernel counts there, and never the root, which
 /// holds what belongs to no container.
-fn place<'a>(
+fn cgroup_to_count<'a>(
     hierarchies: &'a Hierarchies,
     membership: &'a Membership,
 ) -> Option<(&'a Mount, &'a str, bool)> {
@@ -293,14 +293,14 @@ mod tests {
         let mut counter = Counter { stats: None, text: Vec::new() };
         let membership = Membership::parse(b"0::/c\n");
         // A part of the threads is looked at each time: after so many times each of them was.
-        let turns = (THREADS as usize).div_ceil(MOST_READ);
+        let rounds = (THREADS as usize).div_ceil(MOST_READ);
         let (mut running, mut blocked) = (0, 0);
-        for turn in 0..turns {
-            let counts = counter.count(&hierarchies, &membership, &proc, turn);
+        for round in 0..rounds {
+            let counts = counter.count(&hierarchies, &membership, &proc, round);
             assert_eq!((counts.threads, counts.newest), (THREADS.into(), Some(THREADS)));
             (running, blocked) = (running + counts.running, blocked + counts.blocked);
         }
-        assert_eq!((running / turns as u64, blocked / turns as u64), (2, 1));
+        assert_eq!((running / rounds as u64, blocked / rounds as u64), (2, 1));
     }
 
     /// A cgroup v1 container of plain files: three blocked threads, one of which is frozen.

@@ -94,16 +94,16 @@ pub struct Topology {
     /// Hexadecimal digits of a mask of processors.
     pub mask_digits: usize,
     /// Processors that are present, by number.
-    pub cpus: Vec<CpuFacts>,
+    pub cpus: Vec<CpuAttributes>,
     /// Memory nodes, by number; empty where the kernel knows none.
-    pub nodes: Vec<NodeFacts>,
+    pub nodes: Vec<NodeAttributes>,
     /// Which of [`NODE_LISTS`] there are, by position, with the nodes they name.
     pub node_lists: Vec<(usize, CpuSet)>,
 }
 
 /// One processor.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CpuFacts {
+pub struct CpuAttributes {
     /// Its number.
     pub number: u32,
     /// The node it belongs to.
@@ -111,25 +111,25 @@ pub struct CpuFacts {
     /// Can it be taken offline? Then it has a file `online`.
     pub has_online: bool,
     /// Which of [`TOPOLOGY_FILES`] it has, by position.
-    pub topology: Vec<(usize, Fact)>,
+    pub topology: Vec<(usize, Attribute)>,
     /// Its caches, by index.
-    pub caches: Vec<CacheFacts>,
+    pub caches: Vec<CacheAttributes>,
     /// What it shares with others, from the largest group to the core.
     groups: placement::Groups,
 }
 
 /// One cache of a processor.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CacheFacts {
+pub struct CacheAttributes {
     /// The number in `indexN`.
     pub index: u32,
     /// Which of [`CACHE_FILES`] it has, by position.
-    pub files: Vec<(usize, Fact)>,
+    pub files: Vec<(usize, Attribute)>,
 }
 
 /// What one file of a processor tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fact {
+pub enum Attribute {
     /// A value, without the end of its line.
     Value(Box<str>),
     /// Processors, printed as a list.
@@ -140,7 +140,7 @@ pub enum Fact {
 
 /// One memory node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct NodeFacts {
+pub struct NodeAttributes {
     /// Its number.
     pub number: u32,
     /// Its processors.
@@ -171,29 +171,29 @@ pub struct NodeLine {
 impl Topology {
     /// What is known of a processor.
     #[must_use]
-    pub fn cpu(&self, number: u32) -> Option<&CpuFacts> {
+    pub fn cpu(&self, number: u32) -> Option<&CpuAttributes> {
         let place = self.cpus.binary_search_by_key(&number, |cpu| cpu.number).ok()?;
         self.cpus.get(place)
     }
 
     /// What is known of a node.
     #[must_use]
-    pub fn node(&self, number: u32) -> Option<&NodeFacts> {
+    pub fn node(&self, number: u32) -> Option<&NodeAttributes> {
         let place = self.nodes.binary_search_by_key(&number, |node| node.number).ok()?;
         self.nodes.get(place)
     }
 }
 
-impl CpuFacts {
+impl CpuAttributes {
     /// A cache by its index.
     #[must_use]
-    pub fn cache(&self, index: u32) -> Option<&CacheFacts> {
+    pub fn cache(&self, index: u32) -> Option<&CacheAttributes> {
         self.caches.iter().find(|cache| cache.index == index)
     }
 }
 
 /// What a list of files has at a position of its table of names.
 #[must_use]
-pub fn fact(files: &[(usize, Fact)], position: usize) -> Option<&Fact> {
-    files.iter().find(|(at, _)| *at == position).map(|(_, fact)| fact)
+pub fn attribute(files: &[(usize, Attribute)], position: usize) -> Option<&Attribute> {
+    files.iter().find(|(at, _)| *at == position).map(|(_, attribute)| attribute)
 }

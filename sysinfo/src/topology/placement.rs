@@ -12,7 +12,7 @@
 
 use std::cmp::Reverse;
 
-use super::{CACHE_FILES, CpuFacts, Fact, Form, TOPOLOGY_FILES, Topology, fact};
+use super::{Attribute, CACHE_FILES, CpuAttributes, Form, TOPOLOGY_FILES, Topology, attribute};
 use crate::cpuset::CpuSet;
 use crate::hash::splitmix64;
 
@@ -28,7 +28,9 @@ impl Topology {
         }
         let candidate = |cpu| Candidate {
             // A processor of which nothing is known is a core of its own.
-            groups: self.cpu(cpu).map_or([0, 0, 0, 0, 0, 0, 0, cpu, cpu], |facts| facts.groups),
+            groups: self
+                .cpu(cpu)
+                .map_or([0, 0, 0, 0, 0, 0, 0, cpu, cpu], |attributes| attributes.groups),
             weight: splitmix64(seed, cpu.into()),
         };
         let mut candidates: Vec<_> = allowed.iter().map(candidate).collect();
@@ -80,9 +82,9 @@ fn choose_from(candidates: &mut [Candidate], level: usize, count: usize, chosen:
 
 /// The groups of a processor, which are known by their lowest member. Of several names of one
 /// kind of group, the kernel has at least one.
-pub(super) fn groups(facts: &CpuFacts) -> Groups {
+pub(super) fn groups(attributes: &CpuAttributes) -> Groups {
     let lowest = |names: &[&str]| {
-        let set = names.iter().find_map(|name| set(&facts.topology, TOPOLOGY_FILES, name))?;
+        let set = names.iter().find_map(|name| set(&attributes.topology, TOPOLOGY_FILES, name))?;
         set.iter().next()
     };
     let group = |names: &[&str]| lowest(names).unwrap_or(0);
@@ -90,28 +92,32 @@ pub(super) fn groups(facts: &CpuFacts) -> Groups {
         group(&["drawer_siblings_list"]),
         group(&["book_siblings_list"]),
         group(&["package_cpus_list", "core_siblings_list"]),
-        facts.node.unwrap_or(0),
+        attributes.node.unwrap_or(0),
         group(&["die_cpus_list"]),
-        last_cache(facts).and_then(|set| set.iter().next()).unwrap_or(0),
+        last_cache(attributes).and_then(|set| set.iter().next()).unwrap_or(0),
         group(&["cluster_cpus_list"]),
-        lowest(&["core_cpus_list", "thread_siblings_list"]).unwrap_or(facts.number),
-        facts.number,
+        lowest(&["core_cpus_list", "thread_siblings_list"]).unwrap_or(attributes.number),
+        attributes.number,
     ]
 }
 
 /// The processors that share the largest cache.
-fn last_cache(facts: &CpuFacts) -> Option<&CpuSet> {
-    let level = |files: &[(usize, Fact)]| match fact(files, at(CACHE_FILES, "level")?)? {
-        Fact::Value(level) => level.parse::<u32>().ok(),
+fn last_cache(attributes: &CpuAttributes) -> Option<&CpuSet> {
+    let level = |files: &[(usize, Attribute)]| match attribute(files, at(CACHE_FILES, "level")?)? {
+        Attribute::Value(level) => level.parse::<u32>().ok(),
         _ => None,
     };
-    let last = facts.caches.iter().max_by_key(|cache| level(&cache.files))?;
+    let last = attributes.caches.iter().max_by_key(|cache| level(&cache.files))?;
     set(&last.files, CACHE_FILES, "shared_cpu_list")
 }
 
-fn set<'f>(files: &'f [(usize, Fact)], names: &[(&str, Form)], name: &str) -> Option<&'f CpuSet> {
-    match fact(files, at(names, name)?)? {
-        Fact::List(set) => Some(set),
+fn set<'f>(
+    files: &'f [(usize, Attribute)],
+    names: &[(&str, Form)],
+    name: &str,
+) -> Option<&'f CpuSet> {
+    match attribute(files, at(names, name)?)? {
+        Attribute::List(set) => Some(set),
         _ => None,
     }
 }

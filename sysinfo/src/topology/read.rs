@@ -12,8 +12,8 @@ use ambit_kernel::text::scan;
 use rustix::fs::{Mode, OFlags};
 
 use super::{
-    CACHE_FILES, CacheFacts, CpuFacts, Fact, Form, NODE_FILES, NODE_LISTS, NodeFacts, NodeLine,
-    TOPOLOGY_FILES, Topology, placement,
+    Attribute, CACHE_FILES, CacheAttributes, CpuAttributes, Form, NODE_FILES, NODE_LISTS,
+    NodeAttributes, NodeLine, TOPOLOGY_FILES, Topology, placement,
 };
 use crate::cpuset::CpuSet;
 use crate::kernel_file::read_to_end;
@@ -80,40 +80,40 @@ impl Reader<'_> {
         names.iter().filter_map(|name| number(name, prefix)).collect()
     }
 
-    fn cpu(&mut self, number: u32, node: Option<u32>) -> CpuFacts {
+    fn cpu(&mut self, number: u32, node: Option<u32>) -> CpuAttributes {
         let path = format!("{CPU}/cpu{number}");
         let indexes = self.numbered(&format!("{path}/cache"), "index");
-        let mut facts = CpuFacts {
+        let mut attributes = CpuAttributes {
             number,
             node,
             has_online: self.names(&path).contains("online"),
-            topology: self.facts(&format!("{path}/topology"), TOPOLOGY_FILES),
+            topology: self.attributes(&format!("{path}/topology"), TOPOLOGY_FILES),
             caches: indexes
                 .into_iter()
-                .map(|index| CacheFacts {
+                .map(|index| CacheAttributes {
                     index,
-                    files: self.facts(&format!("{path}/cache/index{index}"), CACHE_FILES),
+                    files: self.attributes(&format!("{path}/cache/index{index}"), CACHE_FILES),
                 })
                 .collect(),
-            ..CpuFacts::default()
+            ..CpuAttributes::default()
         };
-        facts.groups = placement::groups(&facts);
-        facts
+        attributes.groups = placement::groups(&attributes);
+        attributes
     }
 
-    fn facts(&mut self, path: &str, files: &[(&str, Form)]) -> Vec<(usize, Fact)> {
+    fn attributes(&mut self, path: &str, files: &[(&str, Form)]) -> Vec<(usize, Attribute)> {
         let names = self.names(path);
         let there = files.iter().enumerate().filter(|(_, (name, _))| names.contains(*name));
         let read = |(at, &(name, form)): (usize, &(&str, Form))| {
-            let fact = match form {
+            let attribute = match form {
                 Form::Value => {
                     let text = self.text(&format!("{path}/{name}"))?;
-                    Fact::Value(std::str::from_utf8(text).ok()?.trim_end().into())
+                    Attribute::Value(std::str::from_utf8(text).ok()?.trim_end().into())
                 }
-                Form::List => Fact::List(self.set(&format!("{path}/{name}"))?),
-                Form::MaskOf(list) => Fact::Mask(self.set(&format!("{path}/{list}"))?),
+                Form::List => Attribute::List(self.set(&format!("{path}/{name}"))?),
+                Form::MaskOf(list) => Attribute::Mask(self.set(&format!("{path}/{list}"))?),
             };
-            Some((at, fact))
+            Some((at, attribute))
         };
         there.filter_map(read).collect()
     }
@@ -124,7 +124,7 @@ impl Reader<'_> {
     }
 
     /// How many digits the kernel gives a mask here: a mask is needed to know.
-    fn mask_digits(&mut self, cpus: &[CpuFacts]) -> usize {
+    fn mask_digits(&mut self, cpus: &[CpuAttributes]) -> usize {
         let digits = cpus.iter().find_map(|cpu| {
             let mask = self.text(&format!("{CPU}/cpu{}/topology/thread_siblings", cpu.number))?;
             Some(digits(mask))
@@ -132,25 +132,28 @@ impl Reader<'_> {
         digits.unwrap_or(0)
     }
 
-    fn node(&mut self, number: u32, online: &[u32]) -> NodeFacts {
+    fn node(&mut self, number: u32, online: &[u32]) -> NodeAttributes {
         let path = format!("{NODE}/node{number}");
         let names = self.names(&path);
         let files = NODE_FILES.iter().enumerate().filter(|(_, name)| names.contains(**name));
-        let mut facts =
-            NodeFacts { number, files: files.map(|(at, _)| at).collect(), ..NodeFacts::default() };
+        let mut attributes = NodeAttributes {
+            number,
+            files: files.map(|(at, _)| at).collect(),
+            ..NodeAttributes::default()
+        };
         if let Some(set) = self.text(&format!("{path}/cpulist")).and_then(CpuSet::parse) {
-            facts.cpus = set;
+            attributes.cpus = set;
         }
         if let Some(row) = self.text(&format!("{path}/distance")) {
-            facts.distances = distances(row, online);
+            attributes.distances = distances(row, online);
         }
         if let Some(text) = self.text(&format!("{path}/meminfo")) {
-            (facts.meminfo, facts.memory) = meminfo(text);
+            (attributes.meminfo, attributes.memory) = meminfo(text);
         }
         if let Some(text) = self.text(&format!("{path}/numastat")) {
-            facts.numastat = first_words(text);
+            attributes.numastat = first_words(text);
         }
-        facts
+        attributes
     }
 }
 

@@ -5,7 +5,7 @@
 //! machine's memory, without a remainder: the nodes add up to what `/proc/meminfo` shows, unless
 //! that is more than the shown nodes have.
 
-use super::{CpuFacts, NODE_LISTS, NodeFacts, Topology};
+use super::{CpuAttributes, NODE_LISTS, NodeAttributes, Topology};
 use crate::cpuset::CpuSet;
 use crate::policy::Possible;
 use crate::view::{Origin, View};
@@ -75,7 +75,7 @@ impl View {
 
     /// What is known of a shown processor.
     #[must_use]
-    pub fn cpu_facts(&self, cpu: u32) -> Option<&CpuFacts> {
+    pub fn cpu_attributes(&self, cpu: u32) -> Option<&CpuAttributes> {
         self.topology().cpu(cpu).filter(|_| self.shows_cpu(cpu))
     }
 
@@ -86,7 +86,7 @@ impl View {
     }
 
     /// The nodes that are shown, by number.
-    pub fn shown_nodes(&self) -> impl Iterator<Item = &NodeFacts> {
+    pub fn shown_nodes(&self) -> impl Iterator<Item = &NodeAttributes> {
         self.topology().nodes.iter().filter(|node| {
             self.origin == Origin::Host
                 || node.cpus.iter().any(|cpu| self.cpu.online.contains(cpu))
@@ -96,8 +96,8 @@ impl View {
 
     /// What is known of a shown node.
     #[must_use]
-    pub fn node_facts(&self, node: u32) -> Option<&NodeFacts> {
-        self.shown_nodes().find(|facts| facts.number == node)
+    pub fn node_attributes(&self, node: u32) -> Option<&NodeAttributes> {
+        self.shown_nodes().find(|attributes| attributes.number == node)
     }
 
     /// The part of a number of the container, in KiB, that belongs to a node. A node has no larger
@@ -105,8 +105,9 @@ impl View {
     #[must_use]
     pub fn part_of(&self, node: u32, number: u64) -> u64 {
         let allowed = |node| self.nodes.as_ref().is_none_or(|nodes| nodes.contains(node));
-        let usable = || self.shown_nodes().filter(|facts| allowed(facts.number));
-        let weights = || usable().map(|facts| (facts.number, u128::from(facts.memory)));
+        let usable = || self.shown_nodes().filter(|attributes| allowed(attributes.number));
+        let weights =
+            || usable().map(|attributes| (attributes.number, u128::from(attributes.memory)));
         let all: u128 = weights().map(|(_, weight)| weight).sum();
         let all = all.max(u128::from(self.memory.total >> 10));
         if all == 0 || !weights().any(|(number, _)| number == node) {

@@ -22,82 +22,82 @@ const PAGE: usize = 4096;
 const WORD: usize = 8;
 
 /// Who a record is of: the pid namespace's inode and the start of its first process.
-pub(crate) type Key = (u64, u64);
+pub(crate) type RecordKey = (u64, u64);
 
 /// All records.
 #[derive(Debug)]
-pub(crate) struct Baselines {
+pub(crate) struct CounterStore {
     file: OwnedFd,
     size: usize,
-    state: Mutex<State>,
+    records: Mutex<Records>,
     /// Done when the containers that a predecessor recorded have been searched for.
     pub(crate) adopted: Once,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Records {
     /// Of a predecessor's, not yet asked for.
-    left: HashMap<Key, (usize, Vec<u64>)>,
+    unclaimed: HashMap<RecordKey, (usize, Vec<u64>)>,
     free: Vec<usize>,
     end: usize,
 }
 
-impl Baselines {
+impl CounterStore {
     /// Reads what a predecessor wrote. Records have room for this many processors.
     pub(crate) fn open(file: OwnedFd, processors: usize) -> Self {
         let words = HEAD + 24 + 6 * processors.max(64) + 1;
         let size = (words * WORD).next_multiple_of(PAGE);
-        let mut state = State::default();
+        let mut records = Records::default();
         let mut record = vec![0; size];
-        while state.end < MOST
-            && rustix::io::pread(&file, &mut record[..], (state.end * size) as u64) == Ok(size)
+        while records.end < MOST
+            && rustix::io::pread(&file, &mut record[..], (records.end * size) as u64) == Ok(size)
         {
             match parse(&record) {
-                Some((key, words)) => drop(state.left.insert(key, (state.end, words))),
-                None => state.free.push(state.end),
+                Some((key, words)) => drop(records.unclaimed.insert(key, (records.end, words))),
+                None => records.free.push(records.end),
             }
-            state.end += 1;
+            records.end += 1;
         }
-        Self { file, size, state: Mutex::new(state), adopted: Once::new() }
+        Self { file, size, records: Mutex::new(records), adopted: Once::new() }
     }
 
     /// A place for a container, and what a predecessor wrote of it.
-    pub(crate) fn of(&self, key: Key) -> (Option<usize>, Option<Vec<u64>>) {
-        let mut state = self.lock();
-        if let Some((place, words)) = state.left.remove(&key) {
-            return (Some(place), Some(words));
+    pub(crate) fn claim(&self, key: RecordKey) -> (Option<usize>, Option<Vec<u64>>) {
+        let mut records = self.lock();
+        if let Some((slot, words)) = records.unclaimed.remove(&key) {
+            return (Some(slot), Some(words));
         }
-        let place = state.free.pop().or_else(|| {
-            let place = state.end;
-            let size = ((place + 1) * self.size) as u64;
+        let slot = records.free.pop().or_else(|| {
+            let slot = records.end;
+            let size = ((slot + 1) * self.size) as u64;
             // A record is read whole, however much of it was written.
-            let room = place < MOST && rustix::fs::ftruncate(&self.file, size).is_ok();
+            let room = slot < MOST && rustix::fs::ftruncate(&self.file, size).is_ok();
             room.then(|| {
-                state.end += 1;
-                place
+                records.end += 1;
+                slot
             })
         });
-        (place, None)
+        (slot, None)
     }
 
     /// Returns the keys of the records of a predecessor that no container has claimed.
-    pub(crate) fn unclaimed(&self) -> Vec<Key> {
-        self.lock().left.keys().copied().collect()
+    pub(crate) fn unclaimed(&self) -> Vec<RecordKey> {
+        self.lock().unclaimed.keys().copied().collect()
     }
 
     /// Frees an unclaimed record whose container is gone.
-    pub(crate) fn discard_unclaimed(&self, key: Key) {
-        let left = self.lock().left.remove(&key);
-        if let Some((place, _)) = left {
-            self.give_back(place);
+    pub(crate) fn discard_unclaimed(&self, key: RecordKey) {
+        let unclaimed = self.lock().unclaimed.remove(&key);
+        if let Some((slot, _)) = unclaimed {
+            self.release(slot);
         }
     }
 
     /// Writes a record, by way of a buffer that the caller keeps. What does not fit is not written.
     pub(crate) fn write(
         &self,
-        place: usize,
-        key: Key,
+        slot: usize,
+        key: RecordKey,
         words: impl Iterator<Item = u64>,
         record: &mut Vec<u8>,
     ) {
@@ -114,21 +114,21 @@ impl Baselines {
         let sum = sum(record);
         record.extend_from_slice(&sum.to_ne_bytes());
         // Memory is all that can be missing, and then the numbers of now are worth more.
-        let _ = rustix::io::pwrite(&self.file, record, (place * self.size) as u64);
+        let _ = rustix::io::pwrite(&self.file, record, (slot * self.size) as u64);
     }
 
     /// The container is gone.
-    pub(crate) fn give_back(&self, place: usize) {
-        let _ = rustix::io::pwrite(&self.file, &[0; WORD], (place * self.size) as u64);
-        self.lock().free.push(place);
+    pub(crate) fn release(&self, slot: usize) {
+        let _ = rustix::io::pwrite(&self.file, &[0; WORD], (slot * self.size) as u64);
+        self.lock().free.push(slot);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Records> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn parse(record: &[u8]) -> Option<(Key, Vec<u64>)> {
+fn parse(record: &[u8]) -> Option<(RecordKey, Vec<u64>)> {
     let word = |index: usize| {
         let bytes = record.get(index * WORD..(index + 1) * WORD)?;
         Some(u64::from_ne_bytes(bytes.try_into().ok()?))
@@ -156,38 +156,38 @@ mod tests {
     #[test]
     fn a_successor_finds_what_was_written_and_nothing_of_who_is_gone() {
         let file = rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
-        let baselines = Baselines::open(file.try_clone().unwrap(), 4);
-        let (first, second) = (baselines.of((1, 2)).0.unwrap(), baselines.of((3, 4)).0.unwrap());
+        let store = CounterStore::open(file.try_clone().unwrap(), 4);
+        let (first, second) = (store.claim((1, 2)).0.unwrap(), store.claim((3, 4)).0.unwrap());
         let mut buffer = Vec::new();
-        baselines.write(first, (1, 2), [7, 8, 9].into_iter(), &mut buffer);
-        baselines.write(second, (3, 4), [10].into_iter(), &mut buffer);
-        baselines.give_back(second);
-        let successor = Baselines::open(file, 4);
-        assert_eq!(successor.of((3, 4)), (Some(second), None));
+        store.write(first, (1, 2), [7, 8, 9].into_iter(), &mut buffer);
+        store.write(second, (3, 4), [10].into_iter(), &mut buffer);
+        store.release(second);
+        let successor = CounterStore::open(file, 4);
+        assert_eq!(successor.claim((3, 4)), (Some(second), None));
         assert_eq!(successor.unclaimed(), [(1, 2)]);
-        assert_eq!(successor.of((1, 2)), (Some(first), Some(vec![7, 8, 9])));
+        assert_eq!(successor.claim((1, 2)), (Some(first), Some(vec![7, 8, 9])));
         assert_eq!(successor.unclaimed(), []);
     }
 
     #[test]
     fn a_record_whose_container_is_gone_is_free_again() {
         let file = rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
-        let baselines = Baselines::open(file.try_clone().unwrap(), 4);
-        let place = baselines.of((1, 2)).0.unwrap();
-        baselines.write(place, (1, 2), [7].into_iter(), &mut Vec::new());
-        let successor = Baselines::open(file.try_clone().unwrap(), 4);
+        let store = CounterStore::open(file.try_clone().unwrap(), 4);
+        let slot = store.claim((1, 2)).0.unwrap();
+        store.write(slot, (1, 2), [7].into_iter(), &mut Vec::new());
+        let successor = CounterStore::open(file.try_clone().unwrap(), 4);
         successor.discard_unclaimed((1, 2));
-        assert_eq!(successor.of((5, 6)), (Some(place), None));
-        assert_eq!(Baselines::open(file, 4).unclaimed(), []);
+        assert_eq!(successor.claim((5, 6)), (Some(slot), None));
+        assert_eq!(CounterStore::open(file, 4).unclaimed(), []);
     }
 
     #[test]
     fn a_record_that_was_cut_off_is_not_used() {
         let file = rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
-        let baselines = Baselines::open(file.try_clone().unwrap(), 4);
-        let place = baselines.of((1, 2)).0.unwrap();
-        baselines.write(place, (1, 2), 0..100, &mut Vec::new());
+        let store = CounterStore::open(file.try_clone().unwrap(), 4);
+        let slot = store.claim((1, 2)).0.unwrap();
+        store.write(slot, (1, 2), 0..100, &mut Vec::new());
         rustix::io::pwrite(&file, &[1; 8], 400).unwrap();
-        assert_eq!(Baselines::open(file, 4).of((1, 2)).1, None);
+        assert_eq!(CounterStore::open(file, 4).claim((1, 2)).1, None);
     }
 }

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::KernelFiles;
-use crate::baselines::{self, Baselines};
 use crate::budget::{Budget, Descriptors, What};
+use crate::counter_store::{self, CounterStore};
 use crate::cpu::CpuPolicy;
 use crate::hierarchy::Hierarchies;
 use crate::host_files::HostFiles;
@@ -69,7 +69,7 @@ const PRESSURE_FILES: usize = 128;
 pub(crate) fn budgets() -> [Arc<Budget>; 3] {
     let descriptors = Descriptors::of_this_process();
     // Each has a place in the counter store, one half of which is for either.
-    let known = baselines::MOST / 2;
+    let known = counter_store::MOST / 2;
     [
         Budget::new(What::Namespaces, descriptors.namespaces.min(known)),
         Budget::new(What::Cgroups, known),
@@ -79,24 +79,24 @@ pub(crate) fn budgets() -> [Arc<Budget>; 3] {
 
 /// How many containers have files open.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Open(Arc<AtomicUsize>);
+pub(crate) struct OpenCounter(Arc<AtomicUsize>);
 
 /// One of them, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct OneOpen(Open);
+pub(crate) struct OpenGuard(OpenCounter);
 
-impl Open {
+impl OpenCounter {
     pub(crate) fn count(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn one_more(&self) -> OneOpen {
+    pub(crate) fn register(&self) -> OpenGuard {
         self.0.fetch_add(1, Ordering::Relaxed);
-        OneOpen(self.clone())
+        OpenGuard(self.clone())
     }
 }
 
-impl Drop for OneOpen {
+impl Drop for OpenGuard {
     fn drop(&mut self) {
         self.0.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -104,10 +104,10 @@ impl Drop for OneOpen {
 
 /// Shared by all containers; never changes.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct Context {
     pub(crate) options: Options,
     /// Where counters are remembered for a successor.
-    pub(crate) baselines: OnceLock<Baselines>,
+    pub(crate) counter_store: OnceLock<CounterStore>,
     pub(crate) proc: Arc<KernelFiles>,
     pub(crate) host: HostFiles,
     pub(crate) hierarchies: Hierarchies,
@@ -125,7 +125,7 @@ pub(crate) struct Shared {
     /// Pressure files that may be open.
     pub(crate) pressure_files: Arc<Budget>,
     /// Containers that have files open.
-    pub(crate) open: Open,
+    pub(crate) open: OpenCounter,
     /// The boot time offset of the daemon's own time namespace.
     pub(crate) own_offset: i64,
 }

@@ -2,30 +2,30 @@
 //! the names of what the running kernel counts.
 //!
 //! They are sampled only for a reader of such a file, so that readers of `/proc/meminfo` do not
-//! pay for them; a view says in [`Extra::sampled`] which of them are as fresh as the rest of
-//! it. Counters never decrease (`steady.rs`). Start reading at [`Extras`].
+//! pay for them; a view says in [`Stats::sampled`] which of them are as fresh as the rest of
+//! it. Counters never decrease (`steady.rs`). Start reading at [`StatSet`].
 
 use std::ops::BitOr;
 use std::sync::Arc;
 
 use ambit_kernel::text::scan;
 
+use crate::context::Context;
 use crate::host::RawFiles;
-use crate::shared::Shared;
-use crate::source::extra::{ExtraFiles, Raw};
+use crate::source::stats::{RawStats, StatFiles};
 use crate::steady::Steady;
 
-/// A set of parts of [`Extra`].
+/// A set of parts of [`Stats`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Extras(u8);
+pub struct StatSet(u8);
 
-impl Extras {
+impl StatSet {
     /// Nothing: what most files need.
     pub const NONE: Self = Self(0);
     /// Input and output by device.
     pub const IO: Self = Self(1);
     /// Events of memory management.
-    pub const EVENTS: Self = Self(2);
+    pub const VM_EVENTS: Self = Self(2);
     /// Pressure stall information.
     pub const PRESSURE: Self = Self(4);
     /// Names of the interrupts that belong to no device.
@@ -38,7 +38,7 @@ impl Extras {
     }
 }
 
-impl BitOr for Extras {
+impl BitOr for StatSet {
     type Output = Self;
 
     fn bitor(self, other: Self) -> Self {
@@ -48,14 +48,14 @@ impl BitOr for Extras {
 
 /// The numbers that few files show.
 #[derive(Debug, Clone, Default)]
-pub struct Extra {
+pub struct Stats {
     /// Which parts were sampled together with the rest of the view. The others are empty, or
     /// what was last known.
-    pub sampled: Extras,
+    pub sampled: StatSet,
     /// Devices the container read or wrote, in the order in which it first did.
     pub devices: Arc<[Device]>,
     /// What memory management counted.
-    pub events: Events,
+    pub events: VmEvents,
     /// Stall times.
     pub pressure: Arc<Pressure>,
     /// The keys of the running kernel's `/proc/vmstat`, in its order.
@@ -78,7 +78,7 @@ pub struct Device {
     /// What was read and written.
     pub io: Io,
     /// True for a device that is made of others (LVM, dm-crypt, md), which count the same bytes.
-    /// Known when [`Extras::EVENTS`] were sampled.
+    /// Known when [`StatSet::VM_EVENTS`] were sampled.
     pub has_slaves: bool,
 }
 
@@ -98,9 +98,9 @@ pub struct Io {
 /// Events that `/proc/vmstat` counts under the same name as `memory.stat` or, the kills,
 /// `memory.events` (`memory.oom_control` on cgroup v1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Events([u64; Events::NAMES.len()]);
+pub struct VmEvents([u64; VmEvents::NAMES.len()]);
 
-impl Events {
+impl VmEvents {
     /// Their names, sorted.
     pub const NAMES: [&'static str; 47] = [
         "numa_hint_faults",
@@ -172,7 +172,7 @@ impl Events {
     }
 }
 
-impl Default for Events {
+impl Default for VmEvents {
     fn default() -> Self {
         Self([0; Self::NAMES.len()])
     }
@@ -201,35 +201,35 @@ pub struct Interrupt {
 
 /// What a container's sampler keeps to answer with steady counters.
 #[derive(Debug)]
-pub(crate) struct ExtraSampler {
-    files: ExtraFiles,
-    raw: Raw,
-    devices: Vec<Counted>,
-    events: [Steady; Events::NAMES.len()],
-    last: Extra,
+pub(crate) struct StatSampler {
+    files: StatFiles,
+    raw: RawStats,
+    devices: Vec<DeviceCounters>,
+    events: [Steady; VmEvents::NAMES.len()],
+    last: Stats,
     text: Vec<u8>,
 }
 
 #[derive(Debug)]
-struct Counted {
+struct DeviceCounters {
     number: (u32, u32),
     counts: [Steady; 6],
 }
 
-impl ExtraSampler {
-    pub(crate) fn new(files: ExtraFiles) -> Self {
+impl StatSampler {
+    pub(crate) fn new(files: StatFiles) -> Self {
         Self {
             files,
-            raw: Raw::default(),
+            raw: RawStats::default(),
             devices: Vec::new(),
-            events: [Steady::default(); Events::NAMES.len()],
-            last: Extra::default(),
+            events: [Steady::default(); VmEvents::NAMES.len()],
+            last: Stats::default(),
             text: Vec::new(),
         }
     }
 
     /// Goes on with the files of another cgroup.
-    pub(crate) fn follow(&mut self, files: ExtraFiles) {
+    pub(crate) fn follow(&mut self, files: StatFiles) {
         self.files = files;
     }
 
@@ -238,33 +238,33 @@ impl ExtraSampler {
     }
 
     /// Samples what is wanted. What cannot be read stays as it was last known.
-    pub(crate) fn sample(&mut self, wanted: Extras, shared: &Shared) -> Extra {
+    pub(crate) fn sample(&mut self, wanted: StatSet, context: &Context) -> Stats {
         self.last.sampled = wanted;
-        if wanted == Extras::NONE {
+        if wanted == StatSet::NONE {
             return self.last.clone();
         }
-        let host = shared.host.snapshot();
+        let host = context.host.snapshot();
         let kernel = host.raw.as_deref();
-        if wanted.contains(Extras::IO) && self.files.io(&mut self.raw).is_ok() {
+        if wanted.contains(StatSet::IO) && self.files.io(&mut self.raw).is_ok() {
             self.count_io();
-            self.last.devices = self.devices(kernel, wanted.contains(Extras::EVENTS));
+            self.last.devices = self.devices(kernel, wanted.contains(StatSet::VM_EVENTS));
         }
-        if wanted.contains(Extras::EVENTS) {
+        if wanted.contains(StatSet::VM_EVENTS) {
             if self.files.events(&mut self.raw).is_ok() {
                 for (counter, raw) in self.events.iter_mut().zip(self.raw.events) {
                     counter.advance(raw);
                 }
-                self.last.events = Events(self.events.map(Steady::total));
+                self.last.events = VmEvents(self.events.map(Steady::total));
             }
-            self.last.vmstat = shared.names.vmstat(kernel);
+            self.last.vmstat = context.names.vmstat(kernel);
         }
-        if wanted.contains(Extras::PRESSURE)
+        if wanted.contains(StatSet::PRESSURE)
             && let Ok(pressure) = self.files.pressure(&mut self.raw)
         {
             self.last.pressure = Arc::new(pressure);
         }
-        if wanted.contains(Extras::INTERRUPTS) {
-            self.last.interrupts = shared.names.interrupts(kernel);
+        if wanted.contains(StatSet::INTERRUPTS) {
+            self.last.interrupts = context.names.interrupts(kernel);
         }
         self.last.clone()
     }
@@ -274,7 +274,7 @@ impl ExtraSampler {
             let at = match self.devices.iter().position(|known| known.number == number) {
                 Some(at) => at,
                 None => {
-                    self.devices.push(Counted { number, counts: Default::default() });
+                    self.devices.push(DeviceCounters { number, counts: Default::default() });
                     self.devices.len() - 1
                 }
             };
@@ -289,7 +289,7 @@ impl ExtraSampler {
     /// Devices with their names; one that is gone has none and is not shown.
     fn devices(&mut self, kernel: Option<&dyn RawFiles>, slaves: bool) -> Arc<[Device]> {
         let text = &mut self.text;
-        let device = |counted: &Counted| {
+        let device = |counted: &DeviceCounters| {
             let (major, minor) = counted.number;
             let (name, size) = name_and_size(kernel?, major, minor, text)?;
             let [read_bytes, written_bytes, discarded_bytes, reads, writes, discards] =
@@ -357,7 +357,7 @@ mod tests {
 
     #[test]
     fn a_device_that_is_made_of_others_is_told_from_them() {
-        let mut sampler = ExtraSampler::new(ExtraFiles::default());
+        let mut sampler = StatSampler::new(StatFiles::default());
         let io = Io { read_bytes: 1, ..Io::default() };
         sampler.raw.io = vec![((254, 0), io), ((253, 0), io)];
         sampler.count_io();
@@ -368,7 +368,7 @@ mod tests {
 
     #[test]
     fn devices_have_the_kernels_names_and_steady_counters() {
-        let mut sampler = ExtraSampler::new(ExtraFiles::default());
+        let mut sampler = StatSampler::new(StatFiles::default());
         let io = |read_bytes| Io { read_bytes, reads: 1, ..Io::default() };
         sampler.raw.io = vec![((254, 0), io(4096)), ((8, 0), io(1))];
         sampler.count_io();
@@ -384,7 +384,7 @@ mod tests {
 
     #[test]
     fn events_are_found_by_name() {
-        let events = Events::default().with("pgfault", 7);
+        let events = VmEvents::default().with("pgfault", 7);
         assert_eq!(events.get("pgfault"), Some(7));
         assert_eq!(events.get("pgmajfault"), Some(0));
         assert_eq!(events.get("pgalloc_normal"), None);
@@ -392,8 +392,8 @@ mod tests {
 
     #[test]
     fn sets() {
-        let both = Extras::IO | Extras::EVENTS;
-        assert!(both.contains(Extras::IO) && both.contains(Extras::NONE));
-        assert!(!Extras::IO.contains(both));
+        let both = StatSet::IO | StatSet::VM_EVENTS;
+        assert!(both.contains(StatSet::IO) && both.contains(StatSet::NONE));
+        assert!(!StatSet::IO.contains(both));
     }
 }
