@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ambit_fuse::{Asked, Witness};
+use ambit_fuse::{FileRequest, RequestRecorder};
 use ambit_keeper::link::{Held, Link};
 use ambit_keeper::memory::Memory;
 use ambit_sysinfo::{Owner, clock};
@@ -315,13 +315,13 @@ impl Drop for Handling<'_> {
     }
 }
 
-impl Witness for CrashGuard {
-    fn enlist(&self) -> usize {
+impl RequestRecorder for CrashGuard {
+    fn register_thread(&self) -> usize {
         self.take_slot()
     }
 
-    fn begin(&self, slot: usize, asked: Asked) -> bool {
-        let Asked { operation, node: number, thread } = asked;
+    fn begin(&self, slot: usize, request: FileRequest) -> bool {
+        let FileRequest { operation, node: number, thread } = request;
         let operation = operation as u32;
         self.begin_request(slot, Request { operation, number, container: 0, thread })
     }
@@ -340,14 +340,14 @@ impl std::fmt::Debug for CrashGuard {
 fn log(request: &Request) {
     let Request { operation, thread, number, container } = *request;
     let account = Owner::describe_number(container);
-    let (asked, answer) = match operation {
+    let (request, answer) = match operation {
         CALL => (format!("system call {}", number & 0xFFFF_FFFF), "the kernel answers it"),
         _ => (ambit_fuse::describe(operation, number), "it is answered with EIO"),
     };
     tracing::error!(
         account = %account,
         thread,
-        "a defect: {DEATHS} servers died at the same request, {asked}; {answer} for {} s",
+        "a defect: {DEATHS} servers died at the same request, {request}; {answer} for {} s",
         TERM / 1_000_000_000
     );
 }
@@ -377,18 +377,18 @@ mod tests {
         next
     }
 
-    fn open(node: u64, thread: u32) -> Asked {
-        Asked { operation: Operation::Open, node, thread }
+    fn open(node: u64, thread: u32) -> FileRequest {
+        FileRequest { operation: Operation::Open, node, thread }
     }
 
     /// A thread handles this and never ends.
-    fn begin(guard: &CrashGuard, asked: Asked) -> bool {
-        guard.begin(guard.enlist(), asked)
+    fn begin(guard: &CrashGuard, request: FileRequest) -> bool {
+        guard.begin(guard.register_thread(), request)
     }
 
-    fn is_answered(guard: &CrashGuard, asked: Asked) -> bool {
-        let slot = guard.enlist();
-        let begun = guard.begin(slot, asked);
+    fn is_answered(guard: &CrashGuard, request: FileRequest) -> bool {
+        let slot = guard.register_thread();
+        let begun = guard.begin(slot, request);
         guard.end(slot);
         begun
     }
@@ -405,7 +405,7 @@ mod tests {
             guard = after(guard, Some(Death::Crash));
         }
         assert!(!is_answered(&guard, open(7, 105)));
-        let read = Asked { operation: Operation::Read, ..open(7, 101) };
+        let read = FileRequest { operation: Operation::Read, ..open(7, 101) };
         assert!(
             [open(7, 201), open(8, 101), read].map(|one| is_answered(&guard, one)) == [true; 3]
         );
@@ -432,7 +432,7 @@ mod tests {
         let guard = first();
         assert!(begin(&guard, open(7, 101)) && begin(&guard, open(8, 201)));
         let guard = after(guard, Some(Death::Crash));
-        let slot = guard.enlist();
+        let slot = guard.register_thread();
         assert!(guard.begin(slot, open(7, 101)));
         let ended = AtomicBool::new(false);
         std::thread::scope(|scope| {

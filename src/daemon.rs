@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ambit_fuse::{MountOptions, Overlay, Restored, Witness};
+use ambit_fuse::{MountOptions, Overlay, RequestRecorder, Restored};
 use ambit_keeper::link::{Held, Link};
 use ambit_kernel::{output, sys};
 use ambit_sysinfo::{Accounting, AskKernel, Options, Views};
@@ -90,7 +90,7 @@ impl Server {
             CrashGuard::take_over(&link, &mut held, accounting.oom_kills(), container_of);
         let options = MountOptions {
             threads: config.overlay.threads,
-            witness: crash_guard.clone().map(|guard| guard as Arc<dyn Witness>),
+            recorder: crash_guard.clone().map(|guard| guard as Arc<dyn RequestRecorder>),
             visitor: visitor::in_child,
             ..match reach {
                 Reach::Host => MountOptions::new(&config.overlay.mount),

@@ -194,7 +194,7 @@ fn serve(
 }
 
 /// Has the kernel leave the pages of request buffers where they are: it takes them away for a moment
-/// when it makes a huge page of them (`ambit_fuse::Touched` tells why that matters). Helpers do not
+/// when it makes a huge page of them (`ambit_fuse::PrefaultAllocator` tells why that matters). Helpers do not
 /// inherit this: the broker is no child of this process.
 fn keep_pages() {
     if let Err(errno) = rustix::thread::disable_transparent_huge_pages(true) {

@@ -16,9 +16,9 @@ static DUE: AtomicU32 = AtomicU32::new(0);
 /// Threads that end when they have nothing to do.
 const TRANSIENT: [&str; 8] = [
     "act",
-    "ambit-relief",
     "audit",
     "cgroupns",
+    "fuse-substitute",
     "keeper-late",
     "mount-probe",
     "notify-oci-read",

@@ -1,7 +1,7 @@
 //! One FUSE connection: its device, the INIT request that began it, and the threads that serve it.
 //!
-//! A connection lives as long as somebody holds its device. Dropping a [`Connection`] therefore
-//! neither unmounts nor stops it; [`Connection::end`] ends it wherever it is mounted.
+//! A connection lives as long as somebody holds its device. Dropping a [`FuseConnection`] therefore
+//! neither unmounts nor stops it; [`FuseConnection::end`] ends it wherever it is mounted.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,38 +16,38 @@ use rustix::net::Shutdown;
 use crate::adopt::{self, InitRequest};
 use crate::error::Error;
 use crate::mount::{self, AbortSwitch};
-use crate::spare::{Kind, Spare};
-use crate::warden::{Crew, Relief, Served};
+use crate::spare::{MountKind, Spare};
+use crate::thread_pool::{SessionThread, ThreadKind, ThreadPool};
 
 /// How long the threads may take to see that the connection has ended.
 const END_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long, when some of them are held by files that hang: those end when their file answers.
-const END_WITHOUT_HELD: Duration = Duration::from_secs(1);
+const END_WITHOUT_HUNG: Duration = Duration::from_secs(1);
 
 /// What a connection serves. Clones share everything.
-pub(crate) trait Manned: Filesystem + Clone + Send + 'static {
+pub(crate) trait PooledFilesystem: Filesystem + Clone + Send + 'static {
     /// Those who serve it.
-    fn crew(&self) -> Arc<Crew>;
+    fn pool(&self) -> Arc<ThreadPool>;
 
     /// The same, for a session of threads that are for this.
-    fn served_by(self, kind: Relief) -> Self;
+    fn with_thread_kind(self, kind: ThreadKind) -> Self;
 }
 
 /// A connection that is being served.
 #[derive(Debug)]
-pub(crate) struct Connection {
+pub(crate) struct FuseConnection {
     pub(crate) device: Arc<OwnedFd>,
     pub(crate) init: InitRequest,
     pub(crate) spare: Spare,
-    thread: Served,
-    crew: Arc<Crew>,
+    thread: SessionThread,
+    pool: Arc<ThreadPool>,
 }
 
 /// How a connection is mounted and by how many threads it is served.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Serving {
-    pub(crate) kind: Kind,
+pub(crate) struct ServeOptions {
+    pub(crate) kind: MountKind,
     pub(crate) threads: usize,
     /// How long a request may hang before it is answered without.
     pub(crate) patience: Duration,
@@ -62,9 +62,12 @@ pub(crate) enum Stage {
     Live,
 }
 
-impl Connection {
+impl FuseConnection {
     /// Makes a new connection and serves it. It answers when this returns, and is attached nowhere.
-    pub(crate) fn begin<F: Manned>(serving: Serving, filesystem: F) -> Result<Self, Error> {
+    pub(crate) fn begin<F: PooledFilesystem>(
+        serving: ServeOptions,
+        filesystem: F,
+    ) -> Result<Self, Error> {
         let device = Arc::new(mount::open_device()?);
         let spare = Spare::begin(Arc::clone(&device), serving.kind)?;
         let init = InitRequest::receive(device.as_fd())?;
@@ -72,12 +75,12 @@ impl Connection {
     }
 
     /// Serves a device that was mounted before, at this path if anywhere.
-    pub(crate) fn serve<F: Manned>(
+    pub(crate) fn serve<F: PooledFilesystem>(
         device: OwnedFd,
         init: InitRequest,
         stage: Stage,
         path: Option<&Path>,
-        serving: Serving,
+        serving: ServeOptions,
         filesystem: F,
     ) -> Result<Self, Error> {
         let device = Arc::new(device);
@@ -85,12 +88,12 @@ impl Connection {
         Self::start(device, init, stage, spare, serving, filesystem)
     }
 
-    fn start<F: Manned>(
+    fn start<F: PooledFilesystem>(
         device: Arc<OwnedFd>,
         init: InitRequest,
         stage: Stage,
         spare: Spare,
-        serving: Serving,
+        serving: ServeOptions,
         filesystem: F,
     ) -> Result<Self, Error> {
         let config = config(serving.threads.max(1));
@@ -104,31 +107,33 @@ impl Connection {
                 }
             }
         }
-        let crew = filesystem.crew();
+        let pool = filesystem.pool();
         let (its_device, its_init) = (Arc::clone(&device), init.clone());
-        let one_more =
-            move |kind| one_more(filesystem.clone(), its_device.as_fd(), &its_init, kind);
-        if let Err(error) = crew.look_after(serving.threads.max(1), serving.patience, one_more) {
+        let start_thread =
+            move |kind| start_thread(filesystem.clone(), its_device.as_fd(), &its_init, kind);
+        if let Err(error) =
+            pool.start_watchdog(serving.threads.max(1), serving.patience, start_thread)
+        {
             tracing::warn!(%error, "nobody looks after threads that hang");
         }
-        let its_crew = Arc::clone(&crew);
+        let its_pool = Arc::clone(&pool);
         let run = move || {
             let ended = session.run();
-            its_crew.end();
+            its_pool.close();
             ended
         };
         let thread = thread::Builder::new().name("ambit-fuse".into()).spawn(run);
         let thread = thread.map_err(|source| {
-            crew.end();
+            pool.close();
             no_thread(source)
         })?;
-        Ok(Self { device, init, spare, thread, crew })
+        Ok(Self { device, init, spare, thread, pool })
     }
 
     /// Has serving ended by itself?
     pub(crate) fn is_finished(&self) -> bool {
         // A thread that hangs keeps its session from ending, but not those of others.
-        self.thread.is_finished() || self.crew.has_ended()
+        self.thread.is_finished() || self.pool.has_ended()
     }
 
     /// Its number, unless the device is a socket.
@@ -138,7 +143,7 @@ impl Connection {
 
     /// What aborts the connection when it is written to.
     pub(crate) fn abort_switch(&self) -> Option<OwnedFd> {
-        let switch = AbortSwitch::of(self.number()?);
+        let switch = AbortSwitch::open(self.number()?);
         let switch = switch.inspect_err(|error| {
             tracing::debug!(%error, "the FUSE connection cannot be aborted by the keeper");
         });
@@ -146,11 +151,11 @@ impl Connection {
     }
 
     /// Ends the connection wherever it is mounted, and waits for the threads.
-    pub(crate) fn end(self) -> Result<(), Error> {
+    pub(crate) fn shut_down(self) -> Result<(), Error> {
         let still = |reason| Error::StillServing { reason };
         let ended = match self.number() {
             Some(number) => {
-                let thrown = AbortSwitch::of(number).and_then(|switch| switch.throw());
+                let thrown = AbortSwitch::open(number).and_then(|switch| switch.throw());
                 thrown.inspect_err(|error| {
                     tracing::debug!(%error, "cannot abort the FUSE connection");
                 })
@@ -163,12 +168,12 @@ impl Connection {
             }
         };
         let begun = Instant::now();
-        while !(self.thread.is_finished() && self.crew.have_all_ended()) {
-            let held = self.crew.held();
-            if held > 0 && ended.is_ok() && begun.elapsed() > END_WITHOUT_HELD {
-                self.crew.end();
+        while !(self.thread.is_finished() && self.pool.have_all_ended()) {
+            let hung = self.pool.hung();
+            if hung > 0 && ended.is_ok() && begun.elapsed() > END_WITHOUT_HUNG {
+                self.pool.close();
                 tracing::warn!(
-                    "{held} threads are held by files that hang; they are not waited for"
+                    "{hung} threads are in reads that hang; the server ends without them"
                 );
                 return Ok(());
             }
@@ -191,14 +196,14 @@ fn config(threads: usize) -> Config {
 
 /// Starts one more thread on a connection that is being served. Each session answers on the device
 /// that it reads from, and INIT was answered before.
-fn one_more<F: Manned>(
+fn start_thread<F: PooledFilesystem>(
     filesystem: F,
     device: BorrowedFd<'_>,
     init: &InitRequest,
-    kind: Relief,
-) -> Result<Served, Error> {
-    let (session, _) = adopt::adopt(filesystem.served_by(kind), device, init, config(1))?;
-    let thread = thread::Builder::new().name("ambit-relief".into());
+    kind: ThreadKind,
+) -> Result<SessionThread, Error> {
+    let (session, _) = adopt::adopt(filesystem.with_thread_kind(kind), device, init, config(1))?;
+    let thread = thread::Builder::new().name("fuse-substitute".into());
     thread.spawn(move || session.run()).map_err(no_thread)
 }
 

@@ -28,13 +28,13 @@ use fuser::{
 
 use rustix::fs::OFlags;
 
-use crate::connection::Manned;
+use crate::connection::PooledFilesystem;
 use crate::counters::Counters;
-use crate::entries::{Entry, Listed};
-use crate::owed::{OPENED, Turn};
+use crate::entries::{DirectoryEntry, TreeEntry};
+use crate::recorder::{FileRequest, Operation, Refuse, RequestRecorder};
+use crate::request_slot::{OPENED, RequestSlot};
 use crate::service::Service;
-use crate::warden::{Crew, Relief};
-use crate::witness::{Asked, Operation, Refuse, Witness};
+use crate::thread_pool::{ThreadKind, ThreadPool};
 
 /// Names and attributes of the fixed tree never change, so the kernel need not ask again. What a
 /// name means that is each caller's own must not be remembered: the kernel has one cache of names
@@ -49,20 +49,20 @@ const LARGEST_REQUEST: u32 = 1 << 20;
 #[derive(Clone)]
 pub(crate) struct OverlayFilesystem {
     service: Arc<Service>,
-    kind: Relief,
+    kind: ThreadKind,
 }
 
 impl OverlayFilesystem {
     /// The overlay over these numbers. Every reader sees the files at the `passed` paths as the machine
     /// has them.
     pub(crate) fn new(
-        witness: Option<Arc<dyn Witness>>,
+        recorder: Option<Arc<dyn RequestRecorder>>,
         views: Arc<dyn Views>,
         passed: &'static [&'static str],
     ) -> Self {
-        let mut service = Service::new(witness, views);
+        let mut service = Service::new(recorder, views);
         service.passed = passed;
-        Self { service: Arc::new(service), kind: Relief::Usual }
+        Self { service: Arc::new(service), kind: ThreadKind::Regular }
     }
 
     pub(crate) fn counters(&self) -> Arc<Counters> {
@@ -71,10 +71,10 @@ impl OverlayFilesystem {
 
     /// Runs the code of one request. When it panics, the reply it owned is dropped, which makes
     /// fuser answer EIO.
-    fn guard<R: Refuse>(&self, asked: Asked, reply: R, request: impl FnOnce(&Turn, R)) {
-        self.service.crew.at_work(self.kind, asked, reply, |turn, reply| {
-            if catch_unwind(AssertUnwindSafe(|| request(turn, reply))).is_err() {
-                turn.give_up();
+    fn guard<R: Refuse>(&self, request: FileRequest, reply: R, work: impl FnOnce(&RequestSlot, R)) {
+        self.service.pool.handle(self.kind, request, reply, |slot, reply| {
+            if catch_unwind(AssertUnwindSafe(|| work(slot, reply))).is_err() {
+                slot.drop_reply();
                 Counters::add(&self.service.counters.panics);
             }
         });
@@ -82,11 +82,11 @@ impl OverlayFilesystem {
 
     /// The attributes of an entry, and how long its name and they hold: a member of a family is
     /// looked up by every caller, and the size of a long file is the reader's own.
-    fn attributes(&self, entry: Entry<'_>, req: &Request) -> (FileAttr, Duration, Duration) {
+    fn attributes(&self, entry: TreeEntry<'_>, req: &Request) -> (FileAttr, Duration, Duration) {
         let mut attributes = self.service.tree.attributes_of(entry);
         let name_holds = match entry {
-            Entry::Fixed(_) => VALID,
-            Entry::Member(..) => Duration::ZERO,
+            TreeEntry::Fixed(_) => VALID,
+            TreeEntry::Member(..) => Duration::ZERO,
         };
         match self.service.own_size(entry.id(), req.pid()) {
             Some(size) => {
@@ -103,12 +103,12 @@ pub(crate) fn past_the_cache(flags: OpenFlags) -> bool {
     flags.0 & OFlags::DIRECT.bits().cast_signed() != 0
 }
 
-impl Manned for OverlayFilesystem {
-    fn crew(&self) -> Arc<Crew> {
-        Arc::clone(&self.service.crew)
+impl PooledFilesystem for OverlayFilesystem {
+    fn pool(&self) -> Arc<ThreadPool> {
+        Arc::clone(&self.service.pool)
     }
 
-    fn served_by(self, kind: Relief) -> Self {
+    fn with_thread_kind(self, kind: ThreadKind) -> Self {
         Self { kind, ..self }
     }
 }
@@ -131,11 +131,11 @@ impl Filesystem for OverlayFilesystem {
     fn destroy(&mut self) {}
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.guard(Asked::of(Operation::Lookup, parent, req), reply, |turn, reply| {
-            turn.owe(reply);
+        self.guard(FileRequest::new(Operation::Lookup, parent, req), reply, |slot, reply| {
+            slot.set_reply(reply);
             let found = self.service.child(parent.0, name.as_bytes(), req.pid());
             let found = found.map(|entry| self.attributes(entry, req));
-            let Some(reply) = turn.take::<ReplyEntry>() else { return };
+            let Some(reply) = slot.take_reply::<ReplyEntry>() else { return };
             match found {
                 Ok((attributes, name_holds, valid)) => {
                     reply.entry_with_ttls(&valid, &name_holds, &attributes, Generation(0));
@@ -148,11 +148,11 @@ impl Filesystem for OverlayFilesystem {
     fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
 
     fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.guard(Asked::of(Operation::Getattr, ino, req), reply, |turn, reply| {
-            turn.owe(reply);
+        self.guard(FileRequest::new(Operation::Getattr, ino, req), reply, |slot, reply| {
+            slot.set_reply(reply);
             let found = self.service.entry(ino.0, req.pid());
             let found = found.map(|entry| self.attributes(entry, req));
-            let Some(reply) = turn.take::<ReplyAttr>() else { return };
+            let Some(reply) = slot.take_reply::<ReplyAttr>() else { return };
             match found {
                 Ok((attributes, _, valid)) => reply.attr(&valid, &attributes),
                 Err(errno) => reply.error(errno),
@@ -161,7 +161,7 @@ impl Filesystem for OverlayFilesystem {
     }
 
     fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        self.guard(Asked::of(Operation::Access, ino, req), reply, |_, reply| {
+        self.guard(FileRequest::new(Operation::Access, ino, req), reply, |_, reply| {
             let refused = match self.service.entry(ino.0, req.pid()) {
                 Err(errno) => return reply.error(errno),
                 Ok(entry) if entry.file_type() == FileType::Directory => AccessFlags::W_OK,
@@ -173,7 +173,7 @@ impl Filesystem for OverlayFilesystem {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.guard(Asked::of(Operation::Open, ino, req), reply, |turn, reply| {
+        self.guard(FileRequest::new(Operation::Open, ino, req), reply, |slot, reply| {
             if flags.acc_mode() != OpenAccMode::O_RDONLY {
                 return reply.error(Errno::EACCES);
             }
@@ -183,9 +183,9 @@ impl Filesystem for OverlayFilesystem {
             if past_the_cache(flags) {
                 return reply.error(Errno::EINVAL);
             }
-            turn.owe(reply);
+            slot.set_reply(reply);
             let opened = self.service.open(ino.0, req.pid());
-            match (opened, turn.take::<ReplyOpen>()) {
+            match (opened, slot.take_reply::<ReplyOpen>()) {
                 (Ok(handle), Some(reply)) => reply.opened(FileHandle(handle), OPENED),
                 (Err(errno), Some(reply)) => reply.error(errno),
                 // The reader was answered, and has another handle.
@@ -206,21 +206,21 @@ impl Filesystem for OverlayFilesystem {
         reader: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.guard(Asked::of(Operation::Read, ino, req), reply, |turn, reply| {
+        self.guard(FileRequest::new(Operation::Read, ino, req), reply, |slot, reply| {
             // Only a direct read names its reader. Anything else (sendfile, splice, mmap) fills
             // the page cache, which all containers share: it is refused, and programs read.
             if reader.is_none() {
                 return reply.error(Errno::EINVAL);
             }
-            turn.owe(reply);
+            slot.set_reply(reply);
             let answer = |text: &[u8]| {
-                if let Some(reply) = turn.take::<ReplyData>() {
+                if let Some(reply) = slot.take_reply::<ReplyData>() {
                     reply.data(text);
                 }
             };
             let read = self.service.read(ino.0, handle.0, req.pid(), (offset, size), answer);
             if let Err(errno) = read
-                && let Some(reply) = turn.take::<ReplyData>()
+                && let Some(reply) = slot.take_reply::<ReplyData>()
             {
                 reply.error(errno);
             }
@@ -237,7 +237,7 @@ impl Filesystem for OverlayFilesystem {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.guard(Asked::of(Operation::Release, ino, req), reply, |_, reply| {
+        self.guard(FileRequest::new(Operation::Release, ino, req), reply, |_, reply| {
             self.service.release(handle.0);
             reply.ok();
         });
@@ -245,7 +245,7 @@ impl Filesystem for OverlayFilesystem {
 
     fn opendir(&self, req: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let entry = || self.service.entry(ino.0, req.pid());
-        self.guard(Asked::of(Operation::Opendir, ino, req), reply, |_, reply| {
+        self.guard(FileRequest::new(Operation::Opendir, ino, req), reply, |_, reply| {
             match entry().map(|entry| entry.file_type()) {
                 // Without FOPEN_CACHE_DIR the kernel remembers no listing.
                 Ok(FileType::Directory) => reply.opened(FileHandle(0), FopenFlags::empty()),
@@ -263,10 +263,12 @@ impl Filesystem for OverlayFilesystem {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        self.guard(Asked::of(Operation::Readdir, ino, req), reply, |_, mut reply| {
-            match self.service.list(ino.0, offset, req.pid()) {
+        self.guard(
+            FileRequest::new(Operation::Readdir, ino, req),
+            reply,
+            |_, mut reply| match self.service.list(ino.0, offset, req.pid()) {
                 Ok(entries) => {
-                    for Listed { next, entry, name } in entries {
+                    for DirectoryEntry { next, entry, name } in entries {
                         if reply.add(INodeNo(entry.id()), next, entry.file_type(), &*name) {
                             break;
                         }
@@ -274,8 +276,8 @@ impl Filesystem for OverlayFilesystem {
                     reply.ok();
                 }
                 Err(errno) => reply.error(errno),
-            }
-        });
+            },
+        );
     }
 
     fn readdirplus(
@@ -286,10 +288,10 @@ impl Filesystem for OverlayFilesystem {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        self.guard(Asked::of(Operation::Readdirplus, ino, req), reply, |_, mut reply| {
+        self.guard(FileRequest::new(Operation::Readdirplus, ino, req), reply, |_, mut reply| {
             match self.service.list(ino.0, offset, req.pid()) {
                 Ok(entries) => {
-                    for Listed { next, entry, name } in entries {
+                    for DirectoryEntry { next, entry, name } in entries {
                         let (attributes, name_holds, valid) = self.attributes(entry, req);
                         let (id, valid) = (INodeNo(entry.id()), valid.min(name_holds));
                         if reply.add(id, next, &*name, &valid, &attributes, Generation(0)) {
@@ -394,7 +396,7 @@ impl Filesystem for OverlayFilesystem {
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
-        self.guard(Asked::of(Operation::Readlink, ino, req), reply, |_, reply| {
+        self.guard(FileRequest::new(Operation::Readlink, ino, req), reply, |_, reply| {
             match self.service.target(ino.0, req.pid()) {
                 Ok(target) => reply.data(target.as_bytes()),
                 Err(errno) => reply.error(errno),

@@ -68,18 +68,18 @@ pub(crate) struct OpenFile {
     /// The handle under which it was closed while somebody was at it: a reader that was answered in
     /// place of a thread that hangs closes its file.
     abandoned: AtomicU64,
-    kept: RwLock<Kept>,
+    kept: RwLock<Content>,
 }
 
 /// What an open file holds.
 #[derive(Debug, Default)]
-struct Kept {
+struct Content {
     text: Text,
     /// What holding it costs; `None` while nothing is kept.
     charge: Option<Charge>,
 }
 
-impl Kept {
+impl Content {
     /// Pays for the text as it is now: at first who opened the file, from then on the same. A text
     /// that is not paid for is to be cleared.
     fn pay(&mut self, held: &Arc<Budget>, payer: &Payer) -> bool {
@@ -218,7 +218,7 @@ impl Handles {
         if handle == UNKEPT {
             return;
         }
-        *kept = Kept::default();
+        *kept = Content::default();
         drop(kept);
         let (number, index) = place(handle);
         let mut shard = self.shard(number);
@@ -284,7 +284,7 @@ impl Handles {
 }
 
 /// Nothing is held any longer; returns the size of the buffer.
-fn forget(kept: &mut Kept) -> usize {
+fn forget(kept: &mut Content) -> usize {
     kept.charge = None;
     kept.text.capacity()
 }
@@ -329,7 +329,7 @@ impl Drop for Vacant<'_> {
 }
 
 /// A panic of a renderer leaves half a text, which is cleared before it is used again.
-fn write(file: &OpenFile) -> std::sync::RwLockWriteGuard<'_, Kept> {
+fn write(file: &OpenFile) -> std::sync::RwLockWriteGuard<'_, Content> {
     file.kept.write().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -22,28 +22,28 @@ pub mod fuzzing;
 mod handles;
 pub mod mount;
 pub mod overlay;
-mod owed;
+mod prefault_allocator;
 pub mod pressure;
+mod recorder;
+mod request_slot;
 mod service;
 pub mod session;
 mod spare;
 pub mod text;
-mod touched;
+mod thread_pool;
 pub mod tree;
 pub mod visit;
-mod warden;
-mod witness;
 
 pub use counters::Counts;
 pub use error::Error;
 pub use families::{FAMILIES, Family};
 pub use files::FILES;
 pub use overlay::OverlayFile;
+pub use prefault_allocator::PrefaultAllocator;
+pub use recorder::{FileRequest, Operation, RequestRecorder, describe};
 pub use session::{Detached, MountOptions, Overlay, Restored};
 pub use text::Text;
-pub use touched::Touched;
 pub use visit::{Visit, Visitor};
-pub use witness::{Asked, Operation, Witness, describe};
 
 /// What is bound over the same path of a container, as paths below the root of the overlay: files
 /// such as `proc/meminfo`, and directories whole where their entries are the container's own,

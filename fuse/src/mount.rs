@@ -79,7 +79,7 @@ pub(crate) fn copy(mount: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
 }
 
 /// What is mounted at a path, which is not looked into.
-pub(crate) fn at(path: &Path) -> rustix::io::Result<OwnedFd> {
+pub(crate) fn open_mount(path: &Path) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty())
 }
@@ -141,7 +141,7 @@ pub(crate) struct AbortSwitch(OwnedFd);
 
 impl AbortSwitch {
     /// The switch of a connection, in a control filesystem mounted for ourselves only.
-    pub(crate) fn of(connection: u32) -> io::Result<Self> {
+    pub(crate) fn open(connection: u32) -> io::Result<Self> {
         let context = rustix::mount::fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
         rustix::mount::fsconfig_create(context.as_fd())?;
         let flags = FsMountFlags::FSMOUNT_CLOEXEC;
@@ -181,7 +181,7 @@ pub(crate) fn resolve(path: &Path) -> io::Result<PathBuf> {
 fn is_dead(path: &Path, visitor: Visitor) -> bool {
     use rustix::io::Errno;
 
-    let Ok(mount) = at(path) else { return false };
+    let Ok(mount) = open_mount(path) else { return false };
     let answer = visitor(Visit::Probe { mount: mount.as_fd() }, PATIENCE);
     if let Err(errno) = answer {
         tracing::info!(path = %path.display(), "the mount in the way does not answer: {errno}");

@@ -14,10 +14,10 @@ use crate::counters::Counters;
 use crate::families::{Member, Shape};
 use crate::handles::{Handles, Payer, was_read, window};
 use crate::overlay::{EVERYBODY, OverlayFile, PAGE};
+use crate::recorder::RequestRecorder;
 use crate::text::Text;
-use crate::tree::{Kind, Tree};
-use crate::warden::{self, Crew};
-use crate::witness::Witness;
+use crate::thread_pool::{self, ThreadPool};
+use crate::tree::{NodeKind, Tree};
 
 /// What a text is made by.
 #[derive(Clone, Copy)]
@@ -30,7 +30,7 @@ enum Source {
 pub(crate) struct Service {
     pub(crate) tree: Tree,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) crew: Arc<Crew>,
+    pub(crate) pool: Arc<ThreadPool>,
     /// Paths of files that everybody sees as the machine has them.
     pub(crate) passed: &'static [&'static str],
     views: Arc<dyn Views>,
@@ -43,11 +43,11 @@ thread_local! {
 }
 
 impl Service {
-    pub(crate) fn new(witness: Option<Arc<dyn Witness>>, views: Arc<dyn Views>) -> Self {
+    pub(crate) fn new(recorder: Option<Arc<dyn RequestRecorder>>, views: Arc<dyn Views>) -> Self {
         Self {
             tree: Tree::default(),
             counters: Arc::default(),
-            crew: Arc::new(Crew::watched_by(witness)),
+            pool: Arc::new(ThreadPool::with_recorder(recorder)),
             passed: &[],
             views,
             handles: Handles::new(),
@@ -61,7 +61,7 @@ impl Service {
 
     /// The same, with what few files show, and with who pays for what is held of it.
     fn numbers(&self, thread: u32, wanted: StatSet) -> Result<Numbers, Errno> {
-        let numbers = match warden::must_not_wait() {
+        let numbers = match thread_pool::must_not_wait() {
             true => self.views.last_view(thread).map(|view| Numbers { view, account: None }),
             false => self.views.numbers(thread, wanted),
         };
@@ -70,8 +70,8 @@ impl Service {
 
     fn source(&self, node: u64) -> Result<Source, Errno> {
         match self.tree.node(node).map(|node| &node.kind) {
-            Some(Kind::File(file)) => Ok(Source::File(*file)),
-            Some(Kind::Directory(_)) => Err(Errno::EISDIR),
+            Some(NodeKind::File(file)) => Ok(Source::File(*file)),
+            Some(NodeKind::Directory(_)) => Err(Errno::EISDIR),
             None => Member::of_id(node).map(Source::Member).ok_or(Errno::ENOENT),
         }
     }

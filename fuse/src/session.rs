@@ -17,15 +17,15 @@ use ambit_kernel::text::mountinfo::{self, Mounted};
 use ambit_sysinfo::Views;
 
 use crate::adopt::InitRequest;
-use crate::connection::{Connection, Serving, Stage};
+use crate::connection::{FuseConnection, ServeOptions, Stage};
 use crate::counters::{Counters, Counts};
 use crate::error::Error;
 use crate::filesystem::OverlayFilesystem;
 use crate::mount::{self, Writes};
 use crate::pressure::{self, PressureFilesystem};
-use crate::spare::Kind;
+use crate::recorder::RequestRecorder;
+use crate::spare::MountKind;
 use crate::visit::{self, Visit, Visitor};
-use crate::witness::Witness;
 
 /// How long a process may take that looks all names up.
 const LOOK_UP_WITHIN: Duration = Duration::from_secs(3);
@@ -47,7 +47,7 @@ pub struct MountOptions {
     /// Files that everybody sees as the machine has them, named by their paths below the root.
     pub passed: &'static [&'static str],
     /// Who notes what each thread is at.
-    pub witness: Option<Arc<dyn Witness>>,
+    pub recorder: Option<Arc<dyn RequestRecorder>>,
     /// Can triggers be set on `/proc/pressure`? They are a mount of its own upon the overlay, and where
     /// that is in a container's view the overlay can be bound by its parts only.
     pub triggers: bool,
@@ -71,15 +71,15 @@ impl MountOptions {
             patience: Duration::from_secs(8),
             name: mount::NAME,
             passed: &[],
-            witness: None,
+            recorder: None,
             triggers: true,
             visitor: visit::in_place,
         }
     }
 
-    fn serving(&self, threads: usize, writes: Writes) -> Serving {
-        let kind = Kind { name: self.name, writes };
-        Serving { kind, threads, patience: self.patience }
+    fn serving(&self, threads: usize, writes: Writes) -> ServeOptions {
+        let kind = MountKind { name: self.name, writes };
+        ServeOptions { kind, threads, patience: self.patience }
     }
 }
 
@@ -103,9 +103,9 @@ pub enum Restored {
 
 /// An overlay that is being served.
 pub struct Overlay {
-    connection: Connection,
+    connection: FuseConnection,
     /// The files of `/proc/pressure` once more, with triggers.
-    pressure: Mutex<Option<Connection>>,
+    pressure: Mutex<Option<FuseConnection>>,
     options: MountOptions,
     views: Arc<dyn Views>,
     counters: Arc<Counters>,
@@ -123,7 +123,7 @@ impl Overlay {
         let filesystem = filesystem(&options, &views);
         let counters = filesystem.counters();
         let connection =
-            Connection::begin(options.serving(options.threads, Writes::Refused), filesystem)?;
+            FuseConnection::begin(options.serving(options.threads, Writes::Refused), filesystem)?;
         let pressure = Mutex::default();
         let overlay = Self { connection, pressure, options, views, counters };
         overlay.begin_pressure();
@@ -140,21 +140,21 @@ impl Overlay {
         if !self.options.triggers {
             return;
         }
-        match Connection::begin(self.serving_pressure(), self.pressure_filesystem()) {
+        match FuseConnection::begin(self.serving_pressure(), self.pressure_filesystem()) {
             Ok(connection) => *self.pressure_connection() = Some(connection),
             Err(error) => tracing::warn!(%error, "no triggers can be set on /proc/pressure"),
         }
     }
 
-    fn serving_pressure(&self) -> Serving {
+    fn serving_pressure(&self) -> ServeOptions {
         self.options.serving(1, Writes::Allowed)
     }
 
     fn pressure_filesystem(&self) -> PressureFilesystem {
-        PressureFilesystem::new(self.options.witness.clone(), self.views.clone())
+        PressureFilesystem::new(self.options.recorder.clone(), self.views.clone())
     }
 
-    fn pressure_connection(&self) -> MutexGuard<'_, Option<Connection>> {
+    fn pressure_connection(&self) -> MutexGuard<'_, Option<FuseConnection>> {
         self.pressure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -170,7 +170,7 @@ impl Overlay {
     /// the overlay.
     fn attach_pressure(&self, path: &Path) {
         let look_up = |pressure: Option<BorrowedFd<'_>>| {
-            let overlay = mount::at(path)?;
+            let overlay = mount::open_mount(path)?;
             let visit = Visit::Names { overlay: overlay.as_fd(), pressure };
             (self.options.visitor)(visit, LOOK_UP_WITHIN)
         };
@@ -200,7 +200,7 @@ impl Overlay {
         let Some(path) = self.options.path.as_deref() else { return Ok(Restored::Nothing) };
         let point = |source: io::Error| Error::MountPoint { path: path.into(), source };
         let mounts = mountinfo::own().map_err(point)?;
-        let is_attached = |connection: &Connection, at: &Path| {
+        let is_attached = |connection: &FuseConnection, at: &Path| {
             let is_here =
                 |mount: &Mounted| mount.path == at && Some(mount.minor) == connection.number();
             // Without a number it cannot be told.
@@ -217,7 +217,7 @@ impl Overlay {
             drop(self.pressure_connection().take());
             self.begin_pressure();
         }
-        let missing = |connection: &Connection| !is_attached(connection, &place);
+        let missing = |connection: &FuseConnection| !is_attached(connection, &place);
         if aborted || self.pressure_connection().as_ref().is_some_and(missing) {
             self.attach_pressure(path);
             return Ok(Restored::Mounts);
@@ -235,7 +235,7 @@ impl Overlay {
         let path = self.options.path.as_ref().map(|path| path.join(pressure::DIRECTORY));
         let (serving, filesystem) = (self.serving_pressure(), self.pressure_filesystem());
         let connection =
-            Connection::serve(device, init, Stage::Live, path.as_deref(), serving, filesystem)?;
+            FuseConnection::serve(device, init, Stage::Live, path.as_deref(), serving, filesystem)?;
         *self.pressure_connection() = Some(connection);
         Ok(())
     }
@@ -298,7 +298,7 @@ impl Overlay {
         let counters = filesystem.counters();
         let serving = options.serving(options.threads, Writes::Refused);
         let path = options.path.as_deref();
-        let connection = Connection::serve(device, init, stage, path, serving, filesystem)?;
+        let connection = FuseConnection::serve(device, init, stage, path, serving, filesystem)?;
         Ok(Self { connection, pressure: Mutex::default(), options, views, counters })
     }
 
@@ -325,7 +325,7 @@ impl Overlay {
     #[must_use]
     pub fn abort_switches(&self) -> (Option<OwnedFd>, Option<OwnedFd>) {
         let pressure = self.pressure_connection();
-        (self.connection.abort_switch(), pressure.as_ref().and_then(Connection::abort_switch))
+        (self.connection.abort_switch(), pressure.as_ref().and_then(FuseConnection::abort_switch))
     }
 
     /// What it did so far.
@@ -343,7 +343,7 @@ impl Overlay {
     /// The same for the files with triggers.
     #[must_use]
     pub fn pressure_is_finished(&self) -> bool {
-        self.pressure_connection().as_ref().is_some_and(Connection::is_finished)
+        self.pressure_connection().as_ref().is_some_and(FuseConnection::is_finished)
     }
 
     /// Removes the mount with what lies upon it, ends the connections wherever they are bound, and
@@ -362,13 +362,13 @@ impl Overlay {
             mount::detach(&path)?;
         }
         let pressure = pressure.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let pressure = pressure.map_or(Ok(()), Connection::end);
-        connection.end().and(pressure)
+        let pressure = pressure.map_or(Ok(()), FuseConnection::shut_down);
+        connection.shut_down().and(pressure)
     }
 }
 
 fn filesystem(options: &MountOptions, views: &Arc<dyn Views>) -> OverlayFilesystem {
-    OverlayFilesystem::new(options.witness.clone(), views.clone(), options.passed)
+    OverlayFilesystem::new(options.recorder.clone(), views.clone(), options.passed)
 }
 
 impl fmt::Debug for Overlay {

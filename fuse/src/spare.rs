@@ -10,7 +10,7 @@ use crate::mount::{self, Writes};
 
 /// What a mount is made with.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Kind {
+pub(crate) struct MountKind {
     /// The source, and what follows `fuse.` in the type.
     pub(crate) name: &'static str,
     pub(crate) writes: Writes,
@@ -20,28 +20,28 @@ pub(crate) struct Kind {
 #[derive(Debug)]
 pub(crate) struct Spare {
     device: Arc<OwnedFd>,
-    kind: Kind,
+    kind: MountKind,
     mount: Mutex<Option<OwnedFd>>,
     number: Option<u32>,
 }
 
 impl Spare {
     /// Begins a connection.
-    pub(crate) fn begin(device: Arc<OwnedFd>, kind: Kind) -> Result<Self, Error> {
+    pub(crate) fn begin(device: Arc<OwnedFd>, kind: MountKind) -> Result<Self, Error> {
         let mount = mount::detached(device.as_fd(), kind.name, kind.writes)?;
         Ok(Self::keep(device, kind, Some(mount)))
     }
 
     /// That of a connection that was begun before, and is attached at this path if anywhere. Before
     /// Linux 5.15 there is none, and none of a device that is a socket.
-    pub(crate) fn take_over(device: Arc<OwnedFd>, kind: Kind, path: Option<&Path>) -> Self {
+    pub(crate) fn take_over(device: Arc<OwnedFd>, kind: MountKind, path: Option<&Path>) -> Self {
         let mount = mount::detached(device.as_fd(), kind.name, kind.writes);
         let spare = Self::keep(device, kind, mount.ok());
         let number = spare.number.or_else(|| mount::connection(path?, kind.name));
         Self { number, ..spare }
     }
 
-    fn keep(device: Arc<OwnedFd>, kind: Kind, mount: Option<OwnedFd>) -> Self {
+    fn keep(device: Arc<OwnedFd>, kind: MountKind, mount: Option<OwnedFd>) -> Self {
         let number = mount.as_ref().and_then(|mount| mount::number(mount.as_fd()));
         Self { device, kind, mount: Mutex::new(mount), number }
     }

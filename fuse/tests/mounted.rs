@@ -32,9 +32,9 @@ const SERVE_AT: &str = "AMBIT_TEST_SERVE_AT";
 const NEVER_ANSWERS: &str = "AMBIT_TEST_NEVER_ANSWERS";
 
 /// A directory that is unmounted and removed when the test ends, however it ends.
-struct Place(tempfile::TempDir);
+struct TestDir(tempfile::TempDir);
 
-impl Place {
+impl TestDir {
     fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
@@ -44,7 +44,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for TestDir {
     fn drop(&mut self) {
         for path in [self.overlay(), self.0.path().join("bind")] {
             while rustix::mount::unmount(&path, rustix::mount::UnmountFlags::DETACH).is_ok() {}
@@ -139,7 +139,7 @@ fn predecessor() {
 }
 
 /// What keeps a connection alive: its device and INIT record.
-type Kept = (OwnedFd, Vec<u8>);
+type Handover = (OwnedFd, Vec<u8>);
 
 /// Starts a predecessor and receives its device and INIT record.
 fn start_predecessor(path: &Path) -> (Child, OwnedFd, Vec<u8>) {
@@ -148,7 +148,7 @@ fn start_predecessor(path: &Path) -> (Child, OwnedFd, Vec<u8>) {
 }
 
 /// The same, with those of the files that have triggers.
-fn start_predecessor_with_pressure(path: &Path) -> (Child, Kept, Kept) {
+fn start_predecessor_with_pressure(path: &Path) -> (Child, Handover, Handover) {
     let (child, ours) = start(path, SERVE_AT);
     (child, receive(&ours), receive(&ours))
 }
@@ -167,7 +167,7 @@ fn start(path: &Path, how: &str) -> (Child, UnixStream) {
     (child, ours)
 }
 
-fn receive(from: &UnixStream) -> Kept {
+fn receive(from: &UnixStream) -> Handover {
     let mut record = vec![0; 4096];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut descriptors = RecvAncillaryBuffer::new(&mut space);
@@ -197,8 +197,8 @@ fn mount_fixed(path: &Path) -> Result<Overlay, Error> {
 
 #[test]
 fn mounts_serves_and_ends() {
-    let place = Place::new();
-    let overlay = mount_fixed(&place.overlay()).unwrap();
+    let dir = TestDir::new();
+    let overlay = mount_fixed(&dir.overlay()).unwrap();
     for path in ambit_fuse::FILES.iter().map(|file| file.path()) {
         let text = fs::read_to_string(path_of(&overlay).join(path)).unwrap();
         assert!(text.ends_with('\n') || path.ends_with("/uevent"), "{path}");
@@ -224,9 +224,9 @@ fn mounts_serves_and_ends() {
 
 #[test]
 fn a_bind_does_not_keep_an_ended_server_alive() {
-    let place = Place::new();
-    let overlay = mount_fixed(&place.overlay()).unwrap();
-    let bind = place.0.path().join("bind");
+    let dir = TestDir::new();
+    let overlay = mount_fixed(&dir.overlay()).unwrap();
+    let bind = dir.0.path().join("bind");
     fs::write(&bind, "").unwrap();
     rustix::mount::mount_bind(path_of(&overlay).join("proc/uptime"), &bind).unwrap();
     assert_eq!(fs::read_to_string(&bind).unwrap(), "61.23 9.00\n");
@@ -236,13 +236,13 @@ fn a_bind_does_not_keep_an_ended_server_alive() {
 
 #[test]
 fn what_is_alive_is_left_alone() {
-    let place = Place::new();
-    let overlay = mount_fixed(&place.overlay()).unwrap();
+    let dir = TestDir::new();
+    let overlay = mount_fixed(&dir.overlay()).unwrap();
     let second = mount_fixed(path_of(&overlay)).unwrap_err();
     assert!(matches!(second, Error::Busy { .. }), "{second}");
     assert!(second.to_string().contains("ambit (fuse.ambit)"), "{second}");
     // Another filesystem is left alone as long as it holds something.
-    let bind = place.0.path().join("bind");
+    let bind = dir.0.path().join("bind");
     fs::create_dir(&bind).unwrap();
     let flags = rustix::mount::MountFlags::empty();
     rustix::mount::mount("tmpfs", &bind, "tmpfs", flags, None::<&std::ffi::CStr>).unwrap();
@@ -257,8 +257,8 @@ fn what_is_alive_is_left_alone() {
 
 #[test]
 fn the_mount_of_a_dead_server_is_replaced() {
-    let place = Place::new();
-    let path = place.overlay();
+    let dir = TestDir::new();
+    let path = dir.overlay();
     let (child, device, _) = start_predecessor(&path);
     // Attributes that the kernel remembers must not make the dead look alive.
     assert!(fs::metadata(&path).unwrap().is_dir());
@@ -298,10 +298,10 @@ fn in_child(visit: Visit<'_>, _: Duration) -> rustix::io::Result<()> {
 
 #[test]
 fn a_server_that_is_killed_while_names_are_looked_up_ends() {
-    let place = Place::new();
+    let dir = TestDir::new();
     // Its threads answer nothing.
-    let (mut child, ..) = start(&place.overlay(), NEVER_ANSWERS);
-    let asked = place.0.path().join("made/asked");
+    let (mut child, ..) = start(&dir.overlay(), NEVER_ANSWERS);
+    let asked = dir.0.path().join("made/asked");
     while !asked.exists() {
         thread::yield_now();
     }
@@ -311,7 +311,7 @@ fn a_server_that_is_killed_while_names_are_looked_up_ends() {
         if Instant::now() > until {
             // The only way out of state D.
             let flags = rustix::mount::UnmountFlags::FORCE;
-            let _ = rustix::mount::unmount(place.overlay(), flags);
+            let _ = rustix::mount::unmount(dir.overlay(), flags);
             panic!("a server that was killed waits for itself");
         }
         thread::sleep(Duration::from_millis(20));
@@ -320,10 +320,10 @@ fn a_server_that_is_killed_while_names_are_looked_up_ends() {
 
 #[test]
 fn what_was_unmounted_is_attached_again() {
-    let place = Place::new();
-    let overlay = mount_fixed(&place.overlay()).unwrap();
+    let dir = TestDir::new();
+    let overlay = mount_fixed(&dir.overlay()).unwrap();
     let path = path_of(&overlay).to_owned();
-    let bind = place.0.path().join("bind");
+    let bind = dir.0.path().join("bind");
     fs::write(&bind, "").unwrap();
     rustix::mount::mount_bind(path.join("proc/uptime"), &bind).unwrap();
     let detach = |path: &Path| {
@@ -352,8 +352,8 @@ fn what_was_unmounted_is_attached_again() {
 
 #[test]
 fn what_is_mounted_at_its_place_meanwhile_stays() {
-    let place = Place::new();
-    let overlay = mount_fixed(&place.overlay()).unwrap();
+    let dir = TestDir::new();
+    let overlay = mount_fixed(&dir.overlay()).unwrap();
     let path = path_of(&overlay).to_owned();
     rustix::mount::unmount(&path, rustix::mount::UnmountFlags::DETACH).unwrap();
     let flags = rustix::mount::MountFlags::empty();
@@ -367,8 +367,8 @@ fn what_is_mounted_at_its_place_meanwhile_stays() {
 
 #[test]
 fn files_with_triggers_whose_connection_was_aborted_are_served_anew() {
-    let place = Place::new();
-    let overlay = mount_fixed(&place.overlay()).unwrap();
+    let dir = TestDir::new();
+    let overlay = mount_fixed(&dir.overlay()).unwrap();
     let path = path_of(&overlay).to_owned();
     let pressure = path.join("proc/pressure");
     // Ends the connection, whether or not it can be unmounted.
@@ -384,8 +384,8 @@ fn files_with_triggers_whose_connection_was_aborted_are_served_anew() {
 
 #[test]
 fn a_successor_answers_what_was_in_flight() {
-    let place = Place::new();
-    let path = place.overlay();
+    let dir = TestDir::new();
+    let path = dir.overlay();
     let (child, device, record) = start_predecessor(&path);
     let kept = File::open(path.join("proc/meminfo")).unwrap();
     let mut start = [0; 100];
@@ -424,8 +424,8 @@ fn a_successor_answers_what_was_in_flight() {
 
 #[test]
 fn the_files_with_triggers_are_taken_over_too() {
-    let place = Place::new();
-    let path = place.overlay();
+    let dir = TestDir::new();
+    let path = dir.overlay();
     let (child, (device, record), (second, second_record)) = start_predecessor_with_pressure(&path);
     let memory = path.join("proc/pressure/memory");
     assert!(fs::metadata(&memory).unwrap().is_file());
@@ -444,8 +444,8 @@ fn the_files_with_triggers_are_taken_over_too() {
 fn others_are_served_while_every_thread_hangs() {
     // As a kernel of today is served, and as one before 6.9: on a device of its own for each session.
     for minor in [None, Some(39u32)] {
-        let place = Place::new();
-        let path = place.overlay();
+        let dir = TestDir::new();
+        let path = dir.overlay();
         let (child, device, mut record) = start_predecessor(&path);
         kill(child);
         if let Some(minor) = minor {

@@ -43,7 +43,7 @@ impl Part {
         }
     }
 
-    fn of(number: u32) -> Option<Self> {
+    fn from_number(number: u32) -> Option<Self> {
         match number {
             0 => Some(Self::Whole),
             1 => Some(Self::Online),
@@ -61,7 +61,7 @@ impl Part {
 }
 
 fn split(member: u32) -> (u32, Option<Part>) {
-    (member >> PART_BITS, Part::of(member & ((1 << PART_BITS) - 1)))
+    (member >> PART_BITS, Part::from_number(member & ((1 << PART_BITS) - 1)))
 }
 
 fn member(cpu: u32, part: Part) -> u32 {
@@ -191,7 +191,7 @@ impl Family for Cpus {
 
     fn find(&self, view: &View, directory: Option<u32>, name: &[u8]) -> Option<u32> {
         let Some(directory) = directory else {
-            // Asked for at every step of a path: no list of all processors is made for it.
+            // FileRequest for at every step of a path: no list of all processors is made for it.
             let cpu = numbered(name, "cpu").filter(|&cpu| cpu <= LARGEST && view.shows_cpu(cpu))?;
             return Some(member(cpu, Part::Whole));
         };
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn parts_and_their_numbers_are_inverse() {
         for number in 0..1 << PART_BITS {
-            if let Some(part) = Part::of(number) {
+            if let Some(part) = Part::from_number(number) {
                 assert_eq!(part.number(), number, "{part:?}");
             }
         }

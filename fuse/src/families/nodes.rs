@@ -44,7 +44,7 @@ impl Part {
         }
     }
 
-    fn of(number: u32) -> Option<Self> {
+    fn from_number(number: u32) -> Option<Self> {
         if number < NODES {
             return Some(Self::List(number as usize));
         }
@@ -71,7 +71,7 @@ impl Family for Nodes {
     }
 
     fn shape(&self, view: &View, member: u32) -> Option<Shape> {
-        match Part::of(member)? {
+        match Part::from_number(member)? {
             Part::List(at) => {
                 view.topology().node_lists.iter().find(|list| list.0 == at).map(|_| Shape::File)
             }
@@ -85,7 +85,7 @@ impl Family for Nodes {
     }
 
     fn parent(&self, member: u32) -> Option<u32> {
-        match Part::of(member)? {
+        match Part::from_number(member)? {
             Part::List(_) | Part::Whole(_) => None,
             Part::File(node, _) => Some(Part::Whole(node).number()),
             // A link has nothing below it whose parent it could be; nobody asks for its own.
@@ -100,7 +100,7 @@ impl Family for Nodes {
             let nodes = nodes.filter(|&node| node <= LARGEST).map(Part::Whole);
             return lists.chain(nodes).map(Part::number).collect();
         };
-        let Some(Part::Whole(number)) = Part::of(directory) else { return Vec::new() };
+        let Some(Part::Whole(number)) = Part::from_number(directory) else { return Vec::new() };
         let Some(node) = view.node_attributes(number) else { return Vec::new() };
         let files = node.files.iter().map(|&at| Part::File(number, at));
         let cpus = node.cpus.iter().filter(|&cpu| cpu <= LARGEST_CPU && view.shows_cpu(cpu));
@@ -108,7 +108,7 @@ impl Family for Nodes {
     }
 
     fn name(&self, _: &View, member: u32, out: &mut Text) {
-        match Part::of(member) {
+        match Part::from_number(member) {
             None => {}
             Some(Part::List(at)) => drop(out.put(NODE_LISTS.get(at).unwrap_or(&""))),
             Some(Part::Whole(node)) => drop(out.put("node").dec(node.into())),
@@ -118,7 +118,7 @@ impl Family for Nodes {
     }
 
     fn render(&self, view: &View, member: u32, out: &mut Text) {
-        match Part::of(member) {
+        match Part::from_number(member) {
             Some(Part::List(at)) => {
                 let nodes: CpuSet = view.shown_nodes().map(|node| node.number).collect();
                 match view.topology().node_lists.iter().find(|list| list.0 == at) {
@@ -147,7 +147,7 @@ impl Family for Nodes {
     }
 
     fn find(&self, view: &View, directory: Option<u32>, name: &[u8]) -> Option<u32> {
-        let part = match directory.map(Part::of) {
+        let part = match directory.map(Part::from_number) {
             None => match numbered(name, "node") {
                 Some(node) => Part::Whole(node),
                 None => Part::List(NODE_LISTS.iter().position(|list| list.as_bytes() == name)?),
@@ -163,7 +163,8 @@ impl Family for Nodes {
         };
         // Numbers that are too large for an id are nobody's.
         let found = part.number();
-        (Part::of(found) == Some(part) && self.shape(view, found).is_some()).then_some(found)
+        (Part::from_number(found) == Some(part) && self.shape(view, found).is_some())
+            .then_some(found)
     }
 }
 
@@ -212,10 +213,10 @@ mod tests {
             Part::Cpu(0),
             Part::Cpu(LARGEST_CPU),
         ] {
-            assert_eq!(Part::of(part.number()), Some(part));
+            assert_eq!(Part::from_number(part.number()), Some(part));
             assert!(part.number() < 1 << 22);
         }
-        assert_eq!(Part::of(LINKS + LARGEST_CPU + 1), None);
+        assert_eq!(Part::from_number(LINKS + LARGEST_CPU + 1), None);
         assert!(NODE_FILES.len() < 1 << FILE_BITS);
     }
 }

@@ -27,13 +27,13 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use crate::connection::Manned;
+use crate::connection::PooledFilesystem;
 use crate::counters::Counters;
 use crate::filesystem::past_the_cache;
+use crate::recorder::{FileRequest, Operation, Refuse, RequestRecorder};
 use crate::service::{Service, errno};
+use crate::thread_pool::{self, ThreadKind, ThreadPool};
 use crate::tree::{Node, ROOT};
-use crate::warden::{self, Crew, Relief};
-use crate::witness::{Asked, Operation, Refuse, Witness};
 use refused::refuse_the_rest;
 use triggers::Triggers;
 #[cfg(feature = "fuzzing")]
@@ -54,20 +54,20 @@ pub(crate) struct PressureFilesystem {
     service: Arc<Service>,
     views: Arc<dyn Views>,
     triggers: Arc<Triggers>,
-    kind: Relief,
+    kind: ThreadKind,
 }
 
 impl PressureFilesystem {
     /// The files over these numbers.
-    pub(crate) fn new(witness: Option<Arc<dyn Witness>>, views: Arc<dyn Views>) -> Self {
-        let service = Arc::new(Service::new(witness, views.clone()));
-        Self { service, views, triggers: Arc::new(Triggers::new()), kind: Relief::Usual }
+    pub(crate) fn new(recorder: Option<Arc<dyn RequestRecorder>>, views: Arc<dyn Views>) -> Self {
+        let service = Arc::new(Service::new(recorder, views.clone()));
+        Self { service, views, triggers: Arc::new(Triggers::new()), kind: ThreadKind::Regular }
     }
 
     /// The node of the overlay that a node of ours is: our root is its directory.
     fn node(&self, id: u64) -> Result<&Node, Errno> {
         let tree = &self.service.tree;
-        let directory = tree.at(DIRECTORY).ok_or(Errno::ENOENT)?;
+        let directory = tree.find_path(DIRECTORY).ok_or(Errno::ENOENT)?;
         if id == ROOT {
             return Ok(directory);
         }
@@ -88,7 +88,7 @@ impl PressureFilesystem {
             .into_iter()
             .find(|stall| stall.name() == node.name())
             .ok_or(Errno::EISDIR)?;
-        if warden::must_not_wait() {
+        if thread_pool::must_not_wait() {
             return Err(Errno::EIO);
         }
         let file = self.views.trigger_file(thread, stall).map_err(|error| match &error {
@@ -112,21 +112,21 @@ impl PressureFilesystem {
     }
 
     /// Runs the code of one request. When it panics, the reply it owned is dropped: EIO.
-    fn guard<R: Refuse>(&self, asked: Asked, reply: R, request: impl FnOnce(R)) {
-        self.service.crew.at_work(self.kind, asked, reply, |_, reply| {
-            if catch_unwind(AssertUnwindSafe(|| request(reply))).is_err() {
+    fn guard<R: Refuse>(&self, request: FileRequest, reply: R, work: impl FnOnce(R)) {
+        self.service.pool.handle(self.kind, request, reply, |_, reply| {
+            if catch_unwind(AssertUnwindSafe(|| work(reply))).is_err() {
                 Counters::add(&self.service.counters.panics);
             }
         });
     }
 }
 
-impl Manned for PressureFilesystem {
-    fn crew(&self) -> Arc<Crew> {
-        Arc::clone(&self.service.crew)
+impl PooledFilesystem for PressureFilesystem {
+    fn pool(&self) -> Arc<ThreadPool> {
+        Arc::clone(&self.service.pool)
     }
 
-    fn served_by(self, kind: Relief) -> Self {
+    fn with_thread_kind(self, kind: ThreadKind) -> Self {
         Self { kind, ..self }
     }
 }
@@ -139,7 +139,7 @@ impl Filesystem for PressureFilesystem {
     fn destroy(&mut self) {}
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.guard(Asked::of(Operation::Lookup, parent, req), reply, |reply| {
+        self.guard(FileRequest::new(Operation::Lookup, parent, req), reply, |reply| {
             let directory = self.node(parent.0).map(|node| node.id);
             let found = directory.and_then(|directory| {
                 self.service.tree.child(directory, name.as_bytes()).ok_or(Errno::ENOENT)
@@ -154,7 +154,7 @@ impl Filesystem for PressureFilesystem {
     fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
 
     fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.guard(Asked::of(Operation::Getattr, ino, req), reply, |reply| {
+        self.guard(FileRequest::new(Operation::Getattr, ino, req), reply, |reply| {
             match self.node(ino.0) {
                 Ok(node) => reply.attr(&VALID, &self.attributes(node)),
                 Err(errno) => reply.error(errno),
@@ -181,7 +181,7 @@ impl Filesystem for PressureFilesystem {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        self.guard(Asked::of(Operation::Setattr, ino, req), reply, |reply| {
+        self.guard(FileRequest::new(Operation::Setattr, ino, req), reply, |reply| {
             match self.node(ino.0) {
                 _ if mode.is_some() || uid.is_some() || gid.is_some() => reply.error(Errno::EPERM),
                 Ok(node) => reply.attr(&VALID, &self.attributes(node)),
@@ -191,7 +191,7 @@ impl Filesystem for PressureFilesystem {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.guard(Asked::of(Operation::Open, ino, req), reply, |reply| {
+        self.guard(FileRequest::new(Operation::Open, ino, req), reply, |reply| {
             let opened = self.node(ino.0).and_then(|node| {
                 if past_the_cache(flags) {
                     return Err(Errno::EINVAL);
@@ -234,7 +234,7 @@ impl Filesystem for PressureFilesystem {
         reader: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.guard(Asked::of(Operation::Read, ino, req), reply, |reply| {
+        self.guard(FileRequest::new(Operation::Read, ino, req), reply, |reply| {
             // As in the overlay: what fills the page cache would be everybody's.
             if reader.is_none() {
                 return reply.error(Errno::EINVAL);
@@ -267,7 +267,7 @@ impl Filesystem for PressureFilesystem {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.guard(Asked::of(Operation::Write, ino, req), reply, |reply| {
+        self.guard(FileRequest::new(Operation::Write, ino, req), reply, |reply| {
             match self.write(ino.0, handle.0, req.pid(), text) {
                 Ok(written) => reply.written(written),
                 Err(errno) => reply.error(errno),
@@ -285,7 +285,7 @@ impl Filesystem for PressureFilesystem {
         flags: PollFlags,
         reply: ReplyPoll,
     ) {
-        self.guard(Asked::of(Operation::Poll, ino, req), reply, |reply| {
+        self.guard(FileRequest::new(Operation::Poll, ino, req), reply, |reply| {
             let sleeps = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
             reply.poll(self.triggers.poll(handle.0, events, sleeps.then_some(notifier)));
         });
@@ -301,7 +301,7 @@ impl Filesystem for PressureFilesystem {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.guard(Asked::of(Operation::Release, ino, req), reply, |reply| {
+        self.guard(FileRequest::new(Operation::Release, ino, req), reply, |reply| {
             self.triggers.release(handle.0);
             self.service.release(handle.0);
             reply.ok();
@@ -324,7 +324,7 @@ impl Filesystem for PressureFilesystem {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        self.guard(Asked::of(Operation::Readdir, ino, req), reply, |mut reply| {
+        self.guard(FileRequest::new(Operation::Readdir, ino, req), reply, |mut reply| {
             let tree = &self.service.tree;
             let files = self.node(ROOT).ok().and_then(|directory| tree.children(directory.id));
             let files = files.into_iter().flatten();

@@ -30,11 +30,11 @@ const STOP: u64 = u64::MAX;
 
 /// All open files that can have triggers.
 pub(super) struct Triggers {
-    shared: OnceLock<Arc<Shared>>,
+    poller: OnceLock<Arc<Poller>>,
     files: Arc<Mutex<HashMap<u64, Armed>>>,
 }
 
-struct Shared {
+struct Poller {
     epoll: Epoll,
     stop: EventFd,
 }
@@ -53,7 +53,7 @@ struct Armed {
 
 impl Triggers {
     pub(super) fn new() -> Self {
-        Self { shared: OnceLock::new(), files: Arc::default() }
+        Self { poller: OnceLock::new(), files: Arc::default() }
     }
 
     /// Keeps the kernel's file beside an open file of a container.
@@ -70,7 +70,7 @@ impl Triggers {
     /// Sets a trigger: the kernel judges what is written, but for the one rule that concerns who
     /// the writer is, because the file was opened by us.
     pub(super) fn set(&self, handle: u64, text: &[u8]) -> Result<(), Errno> {
-        let shared = self.shared()?;
+        let poller = self.poller()?;
         let mut files = lock(&self.files);
         let armed = files.get_mut(&handle).ok_or(Errno::EBADF)?;
         if !armed.kernels.privileged
@@ -80,7 +80,7 @@ impl Triggers {
         }
         rustix::io::write(&armed.kernels.file, text).map_err(io::Error::from)?;
         let event = EpollEvent::new(EpollFlags::EPOLLPRI, handle);
-        shared.epoll.add(&armed.kernels.file, event).map_err(io::Error::from)?;
+        poller.epoll.add(&armed.kernels.file, event).map_err(io::Error::from)?;
         armed.set = true;
         Ok(())
     }
@@ -113,45 +113,45 @@ impl Triggers {
     }
 
     /// The epoll instance and its thread, started for the first trigger.
-    fn shared(&self) -> Result<&Arc<Shared>, Errno> {
-        if let Some(shared) = self.shared.get() {
-            return Ok(shared);
+    fn poller(&self) -> Result<&Arc<Poller>, Errno> {
+        if let Some(poller) = self.poller.get() {
+            return Ok(poller);
         }
         // Nobody else may start a second one meanwhile.
         let _starting = lock(&self.files);
-        if let Some(shared) = self.shared.get() {
-            return Ok(shared);
+        if let Some(poller) = self.poller.get() {
+            return Ok(poller);
         }
-        let start = || -> io::Result<Arc<Shared>> {
+        let start = || -> io::Result<Arc<Poller>> {
             let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
             let stop = EventFd::new()?;
             epoll.add(&stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
-            let shared = Arc::new(Shared { epoll, stop });
-            let (watched, files) = (Arc::clone(&shared), Arc::clone(&self.files));
+            let poller = Arc::new(Poller { epoll, stop });
+            let (watched, files) = (Arc::clone(&poller), Arc::clone(&self.files));
             thread::Builder::new()
                 .name("ambit-pressure".into())
                 .spawn(move || watch(&watched, &files))?;
-            Ok(shared)
+            Ok(poller)
         };
-        let shared = start().map_err(Errno::from)?;
-        Ok(self.shared.get_or_init(|| shared))
+        let poller = start().map_err(Errno::from)?;
+        Ok(self.poller.get_or_init(|| poller))
     }
 }
 
 impl Drop for Triggers {
     fn drop(&mut self) {
-        if let Some(shared) = self.shared.get() {
+        if let Some(poller) = self.poller.get() {
             // It can only be full, and then the thread is on its way.
-            let _ = shared.stop.write(1);
+            let _ = poller.stop.write(1);
         }
     }
 }
 
 /// Waits for events of all triggers, until it is told to stop.
-fn watch(shared: &Shared, files: &Mutex<HashMap<u64, Armed>>) {
+fn watch(poller: &Poller, files: &Mutex<HashMap<u64, Armed>>) {
     let mut events = [EpollEvent::empty(); 64];
     loop {
-        let count = match shared.epoll.wait(&mut events, EpollTimeout::NONE) {
+        let count = match poller.epoll.wait(&mut events, EpollTimeout::NONE) {
             Ok(count) => count,
             Err(nix::errno::Errno::EINTR) => continue,
             Err(error) => {
@@ -169,7 +169,7 @@ fn watch(shared: &Shared, files: &Mutex<HashMap<u64, Armed>>) {
             if event.events().intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
                 armed.gone = true;
                 // It would be reported for ever.
-                let _ = shared.epoll.delete(armed.kernels.file.as_fd());
+                let _ = poller.epoll.delete(armed.kernels.file.as_fd());
             } else {
                 armed.fired = true;
             }

@@ -60,10 +60,10 @@ impl Views for Hanging {
 }
 
 /// Threads that were started because others hang, those of other tests included.
-fn relief() -> usize {
+fn substitutes() -> usize {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
     let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
-    names.filter(|name| name == "ambit-relief\n").count()
+    names.filter(|name| name == "fuse-substitute\n").count()
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn containers_that_hang_hold_up_no_other_however_many_they_are() {
     kernel.thread = OTHERS + 7;
     let text = kernel.cat("proc/meminfo").unwrap();
     assert!(text.contains(&format!(" {} kB\n", 1007 << 10)), "{text}");
-    assert!(relief() >= 14, "{}", relief());
+    assert!(substitutes() >= 14, "{}", substitutes());
     views.end();
     let handles: Vec<_> = (0..HUNG)
         .map(|_| {

@@ -47,19 +47,24 @@ replies!(Open(ReplyOpen), Data(ReplyData), Entry(ReplyEntry), Attr(ReplyAttr));
 
 /// What a thread is at.
 #[derive(Debug)]
-pub(crate) struct Turn {
+pub(crate) struct RequestSlot {
     thread: Pid,
     /// It is one of last resort.
-    pub(crate) is_last: bool,
+    pub(crate) is_last_resort: bool,
     /// How often it began or ended a request: odd while it is at one.
-    number: AtomicU64,
-    owed: Mutex<Option<AnyReply>>,
+    sequence: AtomicU64,
+    pending: Mutex<Option<AnyReply>>,
 }
 
-impl Turn {
+impl RequestSlot {
     /// That of the calling thread.
-    pub(crate) fn own(is_last: bool) -> Self {
-        Self { thread: gettid(), is_last, number: AtomicU64::new(0), owed: Mutex::default() }
+    pub(crate) fn for_this_thread(is_last_resort: bool) -> Self {
+        Self {
+            thread: gettid(),
+            is_last_resort,
+            sequence: AtomicU64::new(0),
+            pending: Mutex::default(),
+        }
     }
 
     /// Does the thread run, or wait for a processor only? It does not hang then, however long it takes.
@@ -68,47 +73,47 @@ impl Turn {
         stat.is_ok_and(|stat| stat::state(&stat) == Some(b'R'))
     }
 
-    pub(crate) fn begin(&self) {
-        self.next();
+    pub(crate) fn begin_request(&self) {
+        self.advance();
     }
 
-    pub(crate) fn end(&self) {
-        self.next();
+    pub(crate) fn end_request(&self) {
+        self.advance();
     }
 
     /// Nobody else writes it.
-    fn next(&self) {
-        let number = self.number();
-        self.number.store(number.wrapping_add(1), Ordering::Relaxed);
+    fn advance(&self) {
+        let sequence = self.sequence();
+        self.sequence.store(sequence.wrapping_add(1), Ordering::Relaxed);
     }
 
-    pub(crate) fn number(&self) -> u64 {
-        self.number.load(Ordering::Relaxed)
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence.load(Ordering::Relaxed)
     }
 
     /// From now on the warden may answer.
-    pub(crate) fn owe(&self, reply: impl Reply) {
+    pub(crate) fn set_reply(&self, reply: impl Reply) {
         *self.lock() = Some(reply.wrap());
     }
 
     /// The reply, unless the warden has answered.
-    pub(crate) fn take<R: Reply>(&self) -> Option<R> {
-        let owed = self.lock().take();
-        owed.and_then(R::unwrap)
+    pub(crate) fn take_reply<R: Reply>(&self) -> Option<R> {
+        let reply = self.lock().take();
+        reply.and_then(R::unwrap)
     }
 
     /// Drops a reply that nobody will send: the kernel is told EIO.
-    pub(crate) fn give_up(&self) {
+    pub(crate) fn drop_reply(&self) {
         drop(self.lock().take());
     }
 
     /// Answers in place of the thread, if it is still at this request. A file is opened without a
     /// text: who reads it asks again, and is shown the last good numbers at once where a sample hangs.
-    pub(crate) fn answer_late(&self, number: u64) -> bool {
-        let mut owed = self.lock();
+    pub(crate) fn answer_late(&self, sequence: u64) -> bool {
+        let mut pending = self.lock();
         // The number of a request is written before its reply is put here.
-        let reply = if self.number() == number { owed.take() } else { None };
-        drop(owed);
+        let reply = if self.sequence() == sequence { pending.take() } else { None };
+        drop(pending);
         match reply {
             None => return false,
             Some(AnyReply::Open(reply)) => reply.opened(FileHandle(UNKEPT), OPENED),
@@ -120,7 +125,7 @@ impl Turn {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<AnyReply>> {
-        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -130,8 +135,11 @@ mod tests {
 
     #[test]
     fn who_runs_does_not_hang() {
-        let turn = Turn::own(false);
-        assert!(turn.is_running());
-        assert!(!Turn { thread: Pid::INIT, ..Turn::own(false) }.is_running(), "no thread of ours");
+        let slot = RequestSlot::for_this_thread(false);
+        assert!(slot.is_running());
+        assert!(
+            !RequestSlot { thread: Pid::INIT, ..RequestSlot::for_this_thread(false) }.is_running(),
+            "no thread of ours"
+        );
     }
 }

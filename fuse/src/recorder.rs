@@ -12,7 +12,7 @@ use crate::tree::Tree;
 
 /// A request that is about to be handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Asked {
+pub struct FileRequest {
     /// What is asked for.
     pub operation: Operation,
     /// Of which node.
@@ -21,8 +21,8 @@ pub struct Asked {
     pub thread: u32,
 }
 
-impl Asked {
-    pub(crate) fn of(operation: Operation, node: INodeNo, request: &Request) -> Self {
+impl FileRequest {
+    pub(crate) fn new(operation: Operation, node: INodeNo, request: &Request) -> Self {
         Self { operation, node: node.0, thread: request.pid() }
     }
 }
@@ -74,12 +74,12 @@ pub fn describe(operation: u32, node: u64) -> String {
 }
 
 /// Is told what each thread is about to handle.
-pub trait Witness: Send + Sync + Debug {
+pub trait RequestRecorder: Send + Sync + Debug {
     /// A place for a thread that serves, until the process ends.
-    fn enlist(&self) -> usize;
+    fn register_thread(&self) -> usize;
 
     /// The thread at this place is about to handle a request. False: it must not, and answers EIO.
-    fn begin(&self, place: usize, asked: Asked) -> bool;
+    fn begin(&self, place: usize, asked: FileRequest) -> bool;
 
     /// It has done so, or has answered EIO.
     fn end(&self, place: usize);

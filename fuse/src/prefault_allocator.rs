@@ -19,11 +19,11 @@ const PAGE: usize = 4096;
 
 /// The system's allocator, with this one difference.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Touched;
+pub struct PrefaultAllocator;
 
 // SAFETY: every call is passed to the system's allocator unchanged; what is written afterwards is
 // within the memory that it gave, and is what is there already.
-unsafe impl GlobalAlloc for Touched {
+unsafe impl GlobalAlloc for PrefaultAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller promises a layout whose size is not 0, which is all that System needs.
         unsafe { System.alloc(layout) }
@@ -87,6 +87,6 @@ mod tests {
 
     #[test]
     fn what_a_request_can_fill_is_present() {
-        assert_eq!(present(&Touched), REACHED / PAGE);
+        assert_eq!(present(&PrefaultAllocator), REACHED / PAGE);
     }
 }
