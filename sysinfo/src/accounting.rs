@@ -1,4 +1,6 @@
-//! The accounting of one daemon: start it once, ask it from any thread.
+//! The accounting of one daemon. One instance is started per process and may be called from any
+//! thread. It owns the load sampler thread; all reading of a container is in `container.rs`, all
+//! identification in `callers.rs`. Start reading at [`Accounting::view_of`].
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
@@ -25,7 +27,7 @@ use crate::tasks::{Counter, RecentCounts};
 use crate::view::View;
 use crate::{Error, Numbers, Views, load};
 
-/// Knows all containers that asked.
+/// All known containers, and the thread that samples their load.
 #[derive(Debug)]
 pub struct Accounting {
     context: Context,
@@ -33,7 +35,8 @@ pub struct Accounting {
     wake: Arc<Wake>,
 }
 
-/// Wakes the load sampler: it sleeps for good while there is nothing to sample.
+/// Wakes the load sampler thread, which sleeps without a timeout while no container is to be
+/// sampled.
 #[derive(Debug, Default)]
 struct Wake {
     state: Mutex<WakeState>,
@@ -61,7 +64,7 @@ impl Accounting {
         Self::over(options, hierarchies, proc, sys)
     }
 
-    /// The same with given hierarchies, procfs and sysfs.
+    /// Starts accounting with these hierarchies, procfs and sysfs.
     ///
     /// # Errors
     /// They cannot be read.
@@ -106,18 +109,18 @@ impl Accounting {
         Ok(this)
     }
 
-    /// Remembers counters in this file, which outlives the process, and goes on from those that a
-    /// predecessor remembered there. To be called before anybody asks.
+    /// Keeps counters in this file, which outlives the process, and continues from those that a
+    /// predecessor wrote there. Must be called before the first view is taken.
     pub fn remember(&self, file: std::os::fd::OwnedFd) {
         let processors =
             self.context.host.snapshot().online.iter().last().map_or(1, |last| last + 1);
-        // A second call changes nothing.
+        // A second call has no effect.
         let _ = self.context.counter_store.set(CounterStore::open(file, processors as usize));
-        // Their loads go on, whether they ask again or not.
+        // Load averages of recorded containers are sampled before their first request.
         self.wake.request_sampling();
     }
 
-    /// The container that a thread belongs to.
+    /// Returns the container that a thread belongs to.
     ///
     /// # Errors
     /// The thread is gone or not visible.
@@ -129,8 +132,8 @@ impl Accounting {
         self.callers.identify(tid, clock::now(), &self.context)
     }
 
-    /// A number of the account of a thread, the same for every process that asks, and whatever
-    /// namespaces the thread's container makes.
+    /// Returns the number of the owner of a thread: the same in every process, whatever namespaces
+    /// the thread's container creates.
     #[must_use]
     pub fn owner_number(&self, tid: u32) -> Option<u64> {
         Owner::find(tid, &self.context).ok().map(|owner| owner.number())
@@ -139,7 +142,7 @@ impl Accounting {
     /// The current numbers of a container.
     ///
     /// # Errors
-    /// Nothing was ever read of it, and nothing can be read now.
+    /// No sample of it was ever taken, and none can be taken now.
     pub fn view_of(&self, container: &Container) -> Result<Arc<View>, Error> {
         let view = self.current(container, clock::now(), StatSet::NONE);
         self.callers.sweep_if_crowded(&self.context);
@@ -152,7 +155,8 @@ impl Accounting {
         now: u64,
         wanted: StatSet,
     ) -> Result<Arc<View>, Error> {
-        // Not only at its first view: the sampler gives up a container that is not asked for.
+        // The sampler stops sampling a container that has no readers, so this is checked at every
+        // view.
         let is_overdue = container.is_overdue();
         let view = container.view(now, &self.context, wanted)?;
         if is_overdue {
@@ -161,37 +165,37 @@ impl Accounting {
         Ok(view)
     }
 
-    /// All containers that asked, this process or a predecessor, and still exist.
+    /// Returns all containers with a request to this process or to a predecessor that still exist.
     pub fn containers(&self) -> Vec<Arc<Container>> {
         self.callers.adopt_recorded(&self.context);
         self.callers.sweep(&self.context);
         self.callers.containers()
     }
 
-    /// The machine.
+    /// Returns a snapshot of the machine.
     pub fn host(&self) -> Arc<Host> {
         self.context.host.snapshot()
     }
 
-    /// How many processes the kernel has killed for want of memory (Linux 4.13).
+    /// Returns how many processes the OOM killer has killed on the machine (Linux 4.13).
     pub fn oom_kills(&self) -> Option<u64> {
         let mut text = Vec::new();
         self.context.proc.read("vmstat", &mut text).ok()?;
         scan::pairs(&text).find(|(key, _)| *key == b"oom_kill").map(|(_, count)| count)
     }
 
-    /// Where the cgroups are.
+    /// Returns the mounted cgroup hierarchies.
     pub fn hierarchies(&self) -> &Hierarchies {
         &self.context.hierarchies
     }
 
-    /// One round of the load sampler; is there anything left to sample?
+    /// Runs one round of the load sampler. True while any container is to be sampled.
     fn sample_loads(&self, counter: &mut Counter) -> bool {
         self.callers.sweep(&self.context);
         let now = clock::now();
         let mut any = false;
         for container in self.callers.containers() {
-            // Sampling opens files again; not those of all containers at once.
+            // Sampling opens the files of containers again; the number of open files stays bounded.
             self.callers.sweep_if_crowded(&self.context);
             if now.saturating_sub(container.last_use()) <= self.context.options.load_bound
                 && !container.is_host()
@@ -263,7 +267,7 @@ impl Wake {
         self.changed.notify_all();
     }
 
-    /// Sleeps until something is to be sampled; `false` when accounting ended.
+    /// Sleeps until a container is to be sampled; `false` when accounting ends.
     fn until_wanted(&self) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self
@@ -274,7 +278,7 @@ impl Wake {
         !state.ended
     }
 
-    /// Sleeps for one interval; `false` when accounting ended.
+    /// Sleeps for one interval; `false` when accounting ends.
     fn pause(&self) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let interval = Duration::from_nanos(load::INTERVAL);
@@ -286,13 +290,14 @@ impl Wake {
     }
 }
 
-/// What failed when a file was read.
+/// Makes the error for a failed read of this file.
 fn read(file: &str) -> impl FnOnce(io::Error) -> Error {
     let file = file.to_owned();
     move |source| Error::Read { file, source }
 }
 
-/// How many containers keep their files open: some forty each, and twice as many in between.
+/// How many containers keep their files open: each has about forty, up to twice as many containers
+/// have files open between two sweeps.
 fn affordable() -> usize {
     (Descriptors::of_this_process().files / 80).max(8)
 }
@@ -361,11 +366,11 @@ mod tests {
     }
 
     #[test]
-    fn a_container_that_was_given_up_is_sampled_again_when_it_is_read() {
+    fn a_read_resumes_sampling_of_an_unused_container() {
         let root = tempfile::tempdir().unwrap();
         let options = Options { age_bound: 0, ..Options::default() };
         let accounting = Accounting::with(options, files(root.path())).unwrap();
-        // Without the sampler's thread, which would see at once that it is wanted.
+        // The sampler thread would consume the request at once: it is stopped.
         accounting.wake.stop();
         while Arc::strong_count(&accounting.wake) > 1 {
             std::thread::yield_now();
@@ -382,7 +387,7 @@ mod tests {
         assert!(!is_wanted());
     }
 
-    /// Whoever begins to read when another has finished sees no less than that one.
+    /// A read that begins after another one has ended shows no smaller counter.
     #[test]
     fn concurrent_readers_never_see_less_than_was_seen() {
         let root = tempfile::tempdir().unwrap();
@@ -399,7 +404,7 @@ mod tests {
                     while !ended.load(Ordering::Relaxed) {
                         let before: Vec<_> =
                             seen.iter().map(|seen| seen.load(Ordering::SeqCst)).collect();
-                        // Some want what few files show, which makes a sample of its own.
+                        // Some ask for more statistics, which takes a new sample.
                         let wanted =
                             if reader % 2 == 0 { StatSet::NONE } else { StatSet::VM_EVENTS };
                         let view = one.view(clock::now(), &accounting.context, wanted).unwrap();
@@ -412,7 +417,7 @@ mod tests {
                     }
                 });
             }
-            // In place and in one piece, as the kernel changes its files.
+            // Written in place by one system call, as the kernel changes its files.
             let stat = std::fs::OpenOptions::new().write(true).open(stat).unwrap();
             for step in 1..=300_u64 {
                 let text =
@@ -442,13 +447,13 @@ mod tests {
             std::fs::create_dir(&path).unwrap();
             one.close_files();
             assert_eq!(accounting.view_of(&one).unwrap().memory, good, "{file}");
-            // Who comes only now is told that there are no numbers, and not somebody else's.
+            // A container without a view gets an error, and not the numbers of another one.
             assert!(accounting.view_of(&container(&accounting)).is_err(), "{file}");
             std::fs::remove_dir(&path).unwrap();
             std::fs::write(&path, text).unwrap();
             assert_eq!(accounting.view_of(&one).unwrap().memory, good, "{file}");
         }
-        // Nor the parent's, when the cgroup is gone.
+        // A removed cgroup is not replaced by its parent.
         std::fs::remove_dir_all(&cgroup).unwrap();
         one.close_files();
         assert_eq!(accounting.view_of(&one).unwrap().memory, good);
@@ -484,15 +489,15 @@ mod tests {
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, kind, mode, 0).unwrap();
         known.close_files();
         std::thread::scope(|scope| {
-            // Opening it waits for somebody who writes.
+            // Opening a FIFO for reading waits for a writer.
             let stuck = [&known, &unknown].map(|one| scope.spawn(|| accounting.view_of(one)));
             std::thread::sleep(Duration::from_millis(1500));
             assert_eq!(accounting.view_of(&known).unwrap().memory, good);
             assert!(matches!(accounting.view_of(&unknown), Err(Error::Read { .. })));
-            // Neither the sampler of loads nor who asks for cgroups is held up.
+            // Neither the load sampler nor a query of the cgroups waits.
             known.sample_load(&accounting.context, &mut Counter::new());
             assert_eq!(known.membership().path(), "/c");
-            // One open ends both waits; what they read is nothing, which is a failure.
+            // One open for writing ends both waits; the empty text that they read is a failure.
             while stuck.iter().any(|thread| !thread.is_finished()) {
                 let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
                 drop(rustix::fs::open(&fifo, flags, rustix::fs::Mode::empty()));

@@ -1,16 +1,17 @@
-//! Which container a thread belongs to, and which account pays for what it uses up.
+//! Identifies the container and the account of a calling thread.
 //!
-//! A thread in a pid namespace of its own belongs to the container whose first process is that
-//! namespace's number one, and is judged by that process's cgroup: a container is one machine,
-//! however it divides itself. A namespace that a process of a container made without moving the
-//! first process to another cgroup (`unshare`, bwrap, browsers) is a part of that container. A
-//! thread in the daemon's own pid namespace is judged by its own cgroup. Never forks.
+//! The container of a thread in a pid namespace below the daemon's is that of the namespace's first
+//! process; its limits are those of that process's cgroup, whatever sub-cgroups it makes. A pid
+//! namespace whose first process stays in the cgroups of its creator (`unshare`, bwrap, browsers)
+//! is part of the creator's container. A thread in the daemon's own pid namespace belongs to its
+//! own cgroup. Never forks.
 //!
-//! **A number is believed only while something holds it.** A thread id is looked up anew for every
-//! request: a thread that ends gives its number to a thread of any container at once. The number of
-//! a pid namespace is that of one namespace for as long as its container is known, because the
-//! pidfd of its first process keeps the namespace (`alloc_pid`, `put_pid` in kernel/pid.c). A
-//! thread of the host is known by its folder in `/proc`, which is empty once that thread has ended.
+//! **A number is valid only while a descriptor pins what it names.** A thread id is looked up again
+//! for every request, because the number of a thread that has ended is reused at once by any
+//! container. The inode number of a pid namespace stays valid while its container is known, because
+//! the pidfd of its first process keeps the namespace (`alloc_pid`, `put_pid` in kernel/pid.c). A
+//! thread of the host is pinned by a descriptor of its folder in `/proc`, in which nothing can be
+//! opened once the thread has ended.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -33,16 +34,17 @@ use crate::membership::Membership;
 use crate::namespace_init;
 use crate::procfs::Task;
 
-/// How old the cgroup and the uid of a thread of the host may be: those can change.
+/// Nanoseconds for which the cgroup and the uid of a thread of the host are cached; both can
+/// change.
 const HOST_THREAD_BOUND: u64 = 20_000_000;
 const SHARDS: usize = 32;
-/// How many threads of the host each shard remembers: one descriptor each.
+/// How many threads of the host each shard caches, with one descriptor each.
 const SHARD_SIZE: usize = 4;
 /// `MAX_PID_NS_LEVEL` of the kernel: pid namespaces do not nest deeper.
 const DEEPEST: u32 = 32;
-/// A cgroup of the host that nobody asked from for so long is forgotten.
+/// Nanoseconds without a request after which a cgroup of the host is forgotten.
 const HOST_CGROUP_BOUND: u64 = 600_000_000_000;
-/// How often ended containers are looked for because an account has used up its part.
+/// Shortest interval, in nanoseconds, between sweeps that a refused charge causes.
 const REFUSAL_SWEEP: u64 = 200_000_000;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -53,21 +55,21 @@ enum ContainerKey {
 
 type Registry = HashMap<ContainerKey, Arc<Container>>;
 
-/// A thread's container, and who pays for what the thread uses up.
+/// A thread's container and account.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     pub(crate) container: Arc<Container>,
     pub(crate) account: Arc<Account>,
 }
 
-/// All known containers, and the threads of the host that asked a moment ago.
+/// All known containers, and a cache of threads of the host.
 #[derive(Debug)]
 pub(crate) struct Callers {
     registry: ArcSwap<Registry>,
     accounts: Accounts,
-    /// Held while containers are added and forgotten: how many were added since it was last swept.
+    /// Locked while containers are added or forgotten; counts those added since the last sweep.
     adding: Mutex<usize>,
-    /// When it was last swept because of a refusal.
+    /// Time of the last sweep that a refused charge caused.
     swept: AtomicU64,
     host_threads: [Mutex<Vec<HostThread>>; SHARDS],
 }
@@ -97,19 +99,18 @@ impl Callers {
         }
     }
 
-    /// All known containers.
     pub(crate) fn containers(&self) -> Vec<Arc<Container>> {
         self.registry.load().values().filter(|one| !one.is_nested()).cloned().collect()
     }
 
-    /// The container and the account of a thread that asks `now`.
+    /// Returns the container and the account of a thread.
     pub(crate) fn identify(&self, tid: u32, now: u64, context: &Context) -> Result<Caller, Error> {
         let Caller { container, account } = self.identify_namespace(tid, now, context)?;
         Ok(Caller { container: self.enclosing_or_self(container, now, DEEPEST, context), account })
     }
 
-    /// The container that this one is a part of, or itself. Looks at so many pid namespaces around
-    /// its own.
+    /// Returns the outermost container that this one is part of, or itself. Follows at most this
+    /// many enclosing pid namespaces.
     fn enclosing_or_self(
         &self,
         found: Arc<Container>,
@@ -127,7 +128,7 @@ impl Callers {
                 });
                 let enclosing = outer
                     .map(|outer| self.enclosing_or_self(outer.container, now, around - 1, context));
-                // A number that was handed out again meanwhile can lead back.
+                // A reused number can lead back to the same container.
                 let enclosing = enclosing.filter(|enclosing| !Arc::ptr_eq(enclosing, &found));
                 found.set_enclosing(enclosing.clone(), now);
                 enclosing
@@ -136,12 +137,13 @@ impl Callers {
         enclosing.unwrap_or(found)
     }
 
-    /// The pid namespace of a thread, or its cgroup in the daemon's own, and the thread's account.
+    /// Returns the container of a thread's pid namespace, or of its cgroup in the daemon's own, and
+    /// the account.
     fn identify_namespace(&self, tid: u32, now: u64, context: &Context) -> Result<Caller, Error> {
         let namespace = match context.proc.pid_namespace(tid) {
             Ok(namespace) => namespace,
-            // Not to be inspected (a security module, or the machine's own PID 1): no
-            // container's process can arrange that against root, so it is the host's.
+            // EACCES: a security module forbids it, or it is the PID 1 of the machine. No process
+            // of a container can arrange that against root, so it is taken as the host's.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => context.own_namespace,
             Err(error) => return Err(unknown(tid)(error)),
         };
@@ -164,7 +166,7 @@ impl Callers {
         Ok(Caller { container: self.add(&mut adding, key, container, context), account })
     }
 
-    /// The same for a thread in the daemon's own pid namespace.
+    /// Identifies a thread in the daemon's own pid namespace.
     fn identify_host(&self, tid: u32, now: u64, context: &Context) -> Result<Caller, Error> {
         let shard = &self.host_threads[tid as usize % SHARDS];
         let known = lock(shard);
@@ -212,7 +214,8 @@ impl Callers {
         Ok(self.add(&mut adding, key, container, context))
     }
 
-    /// Charges an account for one more container, if need be after those that ended are forgotten.
+    /// Charges an account for one more container. A refused charge is tried again after ended
+    /// containers are forgotten.
     fn charge(
         &self,
         added: &mut usize,
@@ -236,8 +239,8 @@ impl Callers {
         budget.charge(Some(account), 1).ok_or(Error::UsedUp(what))
     }
 
-    /// Registers the containers that a predecessor recorded, so that they are listed and their
-    /// load averages go on before they ask again. The first call looks at each process of the
+    /// Registers the containers of a predecessor's records, so that they are listed and their load
+    /// is sampled before their first request. The first call reads the files of each process of the
     /// machine; concurrent callers wait for it, later calls do nothing.
     pub(crate) fn adopt_recorded(&self, context: &Context) {
         if let Some(store) = context.counter_store.get() {
@@ -278,7 +281,8 @@ impl Callers {
                 Err(error) => all_seen &= error.kind() != io::ErrorKind::PermissionDenied,
             }
         }
-        // A cgroup without a process can have one again; a namespace cannot.
+        // A record of a pid namespace without processes is obsolete. One of a cgroup is kept:
+        // processes can enter it again.
         let gone = left.into_iter().filter(|(namespace, _)| namespaces.contains(namespace));
         gone.filter(|(namespace, _)| all_seen && !alive.contains(namespace))
             .for_each(|key| store.discard_unclaimed(key));
@@ -291,8 +295,8 @@ impl Callers {
         container: Container,
         context: &Context,
     ) -> Arc<Container> {
-        // A container can make namespaces by the thousand, faster than the regular sweep comes round;
-        // the descriptors that they take would be missing for others.
+        // A container can create thousands of namespaces between two regular sweeps, whose
+        // descriptors would be missing for other containers.
         *added += 1;
         if *added > context.options.open_containers / 2 {
             *added = 0;
@@ -305,14 +309,14 @@ impl Callers {
         container
     }
 
-    /// What is in the first registry and not in the second needs no baseline any more.
+    /// Releases the counter records of containers that are only in the first registry.
     fn release_records(&self, before: &Registry, after: &Registry, context: &Context) {
         let Some(store) = context.counter_store.get() else { return };
         let gone = before.iter().filter(|(key, _)| !after.contains_key(key));
         gone.filter_map(|(_, container)| container.counter_slot()).for_each(|at| store.release(at));
     }
 
-    /// Forgets containers that ended, and lets all but [`open_containers`] close their files.
+    /// Forgets containers that have ended, and closes the files of all but [`open_containers`].
     ///
     /// [`open_containers`]: crate::Options::open_containers
     pub(crate) fn sweep(&self, context: &Context) {
@@ -321,8 +325,8 @@ impl Callers {
         self.sweep_locked(context);
     }
 
-    /// The same when too many containers have opened their files again since the last time, unless
-    /// another thread is at it.
+    /// Sweeps when too many containers have opened files since the last sweep, unless another
+    /// thread is sweeping.
     pub(crate) fn sweep_if_crowded(&self, context: &Context) {
         if context.open.count() > context.options.open_containers.saturating_mul(2)
             && let Ok(mut added) = self.adding.try_lock()
@@ -366,8 +370,9 @@ impl Caller {
     }
 }
 
-/// First the container of each account that was asked for last, then the second of each, and so on:
-/// an account with many containers does not close the files of one that has few.
+/// Orders containers for keeping their files open: the most recently used container of each
+/// account, then the second of each, and so on. So an account with many containers does not close
+/// the files of an account with few.
 fn in_order_of_use(registry: &Registry) -> Vec<&Arc<Container>> {
     let mut all: Vec<_> = registry.values().collect();
     all.sort_by_cached_key(|container| std::cmp::Reverse(container.last_use()));
@@ -388,8 +393,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Why a thread is not known: it has ended, or a system call of ours failed, which is not the
-/// thread's end.
+/// Makes the error for a failed lookup of a thread: [`Error::Gone`] if it has ended, else the
+/// failed system call, which does not mean that it ended.
 fn unknown(tid: u32) -> impl Fn(io::Error) -> Error {
     move |source| {
         let has_ended = source.kind() == io::ErrorKind::NotFound
@@ -401,11 +406,11 @@ fn unknown(tid: u32) -> impl Fn(io::Error) -> Error {
     }
 }
 
-/// The parent of a pid namespace's first process, where the namespace is a part of the parent's
-/// container: both are in the same cgroups, and the parent is in a container itself. An engine
-/// moves the first process of a container to a cgroup of its own.
+/// Returns the parent of a pid namespace's first process if the namespace is part of the parent's
+/// container: both are in the same cgroups, and the parent is in a container itself. A container
+/// engine moves the first process of a container to a cgroup of its own.
 ///
-/// A parent that has ended was replaced by one of the same pid namespace.
+/// If the parent has ended, the process was reparented to one of the same pid namespace.
 fn parent_in_container(init: u32, context: &Context) -> Option<u32> {
     let (proc, text) = (&context.proc, &mut Vec::new());
     let parent = namespace_init::parent(proc, init, text).filter(|&parent| parent != 0)?;
@@ -417,7 +422,7 @@ fn parent_in_container(init: u32, context: &Context) -> Option<u32> {
     same.then_some(parent)
 }
 
-/// Pins the init of a namespace and learns what never changes about it.
+/// Pins the first process of a namespace and reads what never changes about it.
 fn new_container(
     tid: u32,
     namespace: u64,
@@ -428,7 +433,7 @@ fn new_container(
     let process = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Error::Gone(tid))?;
     let pidfd = rustix::process::pidfd_open(process, PidfdFlags::empty());
     let pidfd = pidfd.map_err(|errno| unknown(errno.into()))?;
-    // From here on the number is pinned, if it still names the same process.
+    // The pidfd pins the number, if it still names the same process.
     if proc.pid_namespace(pid).map_err(&unknown)? != namespace {
         return Err(Error::Gone(tid));
     }
@@ -449,7 +454,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_of_ours_is_not_the_end_of_the_reader() {
+    fn only_enoent_and_esrch_mean_that_the_thread_has_ended() {
         for errno in [Errno::NOENT, Errno::SRCH] {
             assert!(matches!(unknown(7)(errno.into()), Error::Gone(7)), "{errno}");
         }

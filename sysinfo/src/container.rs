@@ -1,9 +1,10 @@
-//! One container: who its init is, where its cgroups are, and its current [`View`].
+//! One container: its first process, its cgroups, and its current [`View`].
 //!
-//! A view that is younger than the age bound is served as it is. Otherwise one thread takes a
-//! new sample while the others go on with the last view; they wait only when that is older
-//! than a second. A kernel file that does not answer costs the thread that reads it and nobody
-//! else: the others wait for a bounded time, then go on with the last view however old it is.
+//! A view younger than the age bound is returned as it is. Otherwise one thread takes a new sample;
+//! other threads return the last view, or wait for the sample if that view is older than a second.
+//! A read of a kernel file that hangs blocks only the thread that reads: the waiting threads have a
+//! deadline, after which they return the last view, however old. The view of one container must
+//! never be returned for another. Start reading at [`Container::view`].
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
@@ -37,55 +38,56 @@ use crate::stats::{StatSampler, StatSet, Stats};
 use crate::tasks::Counter;
 use crate::view::{Clock, Cpu, Origin, View};
 
-/// Older views are waited for.
+/// Age in nanoseconds above which a view is not returned without waiting for a new sample.
 const HARD_BOUND: u64 = 1_000_000_000;
-/// A container this young is still being set up: engines move it and set its limits while its
-/// files are looked at already. No number of it is kept.
+/// Age in nanoseconds below which every request takes a new sample: a container engine may still
+/// move the container and set its limits.
 const SETUP_TIME: u64 = 2_000_000_000;
-/// How often those who wait for a sample look for it.
+/// How often a thread that waits for a sample tries the lock.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
-/// How often the cgroup of the init is looked up again: runtimes move it while they start.
+/// How often the cgroup of the first process is read again: runtimes move it while they start.
 const MEMBERSHIP_BOUND: u64 = 500_000_000;
-/// How often it is looked up whether a young container is a part of another one.
+/// The same for whether a young container is part of another one.
 const YOUNG_MEMBERSHIP_BOUND: u64 = 20_000_000;
 
 thread_local! {
-    /// For the texts of kernel files.
+    /// Buffer for the texts of kernel files.
     static TEXT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A container, or a cgroup of the host that a process asked from.
+/// A container, or a cgroup of the host with a process that made a request.
 pub struct Container {
     identity: Identity,
-    /// Who pays for what it makes the daemon hold; of a cgroup of the host, who asked from it first.
+    /// The account that is charged for the container. For a cgroup of the host, it is that of the
+    /// first caller.
     account: Arc<Account>,
-    /// What it costs to know it.
+    /// The charge for knowing the container.
     _charge: Charge,
-    /// Where its counters are remembered, and under which key.
+    /// Slot and key of its counter record.
     counter_record: Option<(usize, counter_store::RecordKey)>,
     activity: Activity,
     view: ArcSwapOption<View>,
-    /// When the view was taken.
+    /// Time of the view's sample.
     view_taken: AtomicU64,
-    /// When somebody last asked.
+    /// Time of the last request.
     last_use: AtomicU64,
     membership: ArcSwap<Membership>,
-    /// The container that it is a part of, and when that was looked up.
+    /// The container that it is part of, and the time of that lookup.
     enclosing: ArcSwapOption<Container>,
     enclosing_checked: AtomicU64,
-    /// When the sample began that is being taken; 0: none is.
+    /// Start of the sample in progress; 0 if there is none.
     sample_began: AtomicU64,
     sampler: Mutex<Sampler>,
 }
 
-/// Who a container is; never changes.
+/// Identity of a container; never changes.
 #[derive(Debug)]
 pub(crate) struct Identity {
     /// The inode of its pid namespace; 0 for a cgroup in the host's pid namespace.
     pub(crate) namespace: u64,
     /// Its first process; `None` in the host's pid namespace.
     pub(crate) init: Option<Init>,
-    /// Is this the machine itself?
+    /// True for the machine itself.
     pub(crate) is_host: bool,
 }
 
@@ -96,14 +98,14 @@ pub(crate) struct Init {
     pub(crate) pidfd: OwnedFd,
     /// Nanoseconds after boot.
     pub(crate) start: u64,
-    /// Shift of the container's boot time clock against the daemon's, when it has a time
-    /// namespace of its own: the kernel shifts what it shows there by the same amount.
+    /// Offset of the container's boot time clock to the daemon's, if it has a time namespace of its
+    /// own: the kernel adds it to the clocks that it shows there.
     pub(crate) offset: Option<i64>,
 }
 
 struct Sampler {
     checked: u64,
-    /// Set while files may be open.
+    /// Counts the container as one with open files while this is set.
     open: Option<OpenGuard>,
     source: Box<dyn Source>,
     stats: StatSampler,
@@ -114,9 +116,9 @@ struct Sampler {
     /// Processor time at the last count of threads, and counts skipped since.
     busy_at_count: u64,
     skipped: u32,
-    /// Counts taken.
+    /// Number of counts taken.
     round: usize,
-    /// For what is remembered.
+    /// Buffer for the counter record.
     record: Vec<u8>,
 }
 
@@ -132,8 +134,8 @@ impl Container {
         let mut source =
             source::open(&context.hierarchies, &membership, context.options.memory_limit);
         let stats = StatSampler::new(StatFiles::new(&context.hierarchies, &membership));
-        // Whether the machine slept before the container's start or since is not known; in the
-        // usual case, before.
+        // It is not known whether the machine was suspended before the container's start or since;
+        // before is the usual case.
         let awake = clock::awake();
         let mut clock = CpuClock::starting_at(awake.saturating_sub(now.saturating_sub(start)));
         let activity = Activity::default();
@@ -176,7 +178,7 @@ impl Container {
                 sample: Sample::default(),
                 busy_at_count: clock.used().total(),
                 clock,
-                // What a predecessor counted is counted again.
+                // A predecessor's count is not reused: the first count is not skipped.
                 skipped: 3,
                 round: 0,
                 record: Vec::new(),
@@ -184,7 +186,7 @@ impl Container {
         }
     }
 
-    /// Who pays for what it makes the daemon hold.
+    /// Returns the account that is charged for the container.
     pub(crate) fn account(&self) -> &Arc<Account> {
         &self.account
     }
@@ -195,7 +197,7 @@ impl Container {
         self.identity.init.as_ref().map(|init| init.pid)
     }
 
-    /// Is this the machine itself?
+    /// True for the machine itself.
     #[must_use]
     pub fn is_host(&self) -> bool {
         self.identity.is_host
@@ -213,13 +215,14 @@ impl Container {
         self.membership.load_full()
     }
 
-    /// The last view, if there was any.
+    /// Returns the last view, if there is one.
     #[must_use]
     pub fn last_view(&self) -> Option<Arc<View>> {
         self.view.load_full()
     }
 
-    /// The container that this pid namespace is a part of; `Err` when that is to be looked up.
+    /// Returns the container that this pid namespace is part of; `Err` when that must be looked up
+    /// again.
     pub(crate) fn enclosing(&self, now: u64) -> Result<Option<Arc<Self>>, ()> {
         let age = now.saturating_sub(self.enclosing_checked.load(Ordering::Acquire));
         let bound = if self.is_young(now) { YOUNG_MEMBERSHIP_BOUND } else { MEMBERSHIP_BOUND };
@@ -235,12 +238,13 @@ impl Container {
         self.enclosing_checked.store(now, Ordering::Release);
     }
 
-    /// True for a pid namespace that is a part of another container.
+    /// True for a pid namespace that is part of another container.
     pub(crate) fn is_nested(&self) -> bool {
         self.enclosing.load().is_some()
     }
 
-    /// Has its first process ended? A host cgroup has none; it is forgotten when unused.
+    /// True when its first process has ended. A cgroup of the host has none; it is forgotten when
+    /// unused.
     pub(crate) fn is_gone(&self) -> bool {
         let Some(init) = &self.identity.init else { return false };
         let mut poll = [PollFd::new(&init.pidfd, PollFlags::IN)];
@@ -248,12 +252,13 @@ impl Container {
         rustix::event::poll(&mut poll, Some(&now)).is_ok_and(|ready| ready > 0)
     }
 
-    /// Where its counters are remembered.
+    /// Returns the slot of its counter record.
     pub(crate) fn counter_slot(&self) -> Option<usize> {
         self.counter_record.map(|(slot, _)| slot)
     }
 
-    /// Before they are shown: who reads them must never see less later.
+    /// Writes the counter record. Called before the counters are shown, so that a reader never sees
+    /// smaller ones later.
     fn remember(&self, sampler: &mut Sampler, context: &Context) {
         if let (Some(store), Some((slot, key))) = (context.counter_store.get(), self.counter_record)
         {
@@ -266,8 +271,8 @@ impl Container {
         self.identity.init.as_ref().is_some_and(|init| now.saturating_sub(init.start) < SETUP_TIME)
     }
 
-    /// True when the load sampler does not know the container, or has given it up: its threads
-    /// are to be counted again.
+    /// True when the load sampler does not sample the container: its threads must be counted for
+    /// the view.
     pub(crate) fn is_overdue(&self) -> bool {
         if self.identity.is_host {
             return self.activity.is_new();
@@ -275,18 +280,18 @@ impl Container {
         self.activity.is_stale(clock::awake())
     }
 
-    /// As if the load sampler had given the container up.
+    /// Simulates that the load sampler has stopped sampling the container.
     #[cfg(test)]
     pub(crate) fn miss_counts(&self) {
         self.activity.restore(self.activity.words(), 1);
     }
 
-    /// When somebody last asked for its numbers.
+    /// Returns the time of the last request for its numbers.
     pub(crate) fn last_use(&self) -> u64 {
         self.last_use.load(Ordering::Relaxed)
     }
 
-    /// Its numbers of `now`, with what is wanted of those that few files show.
+    /// Returns a view that is recent at `now` and contains these statistics.
     pub(crate) fn view(
         &self,
         now: u64,
@@ -324,8 +329,8 @@ impl Container {
         };
         match self.refresh(&mut sampler, context, wanted) {
             Ok(view) => Ok(view),
-            // Its cgroup is on its way out, or a file fails: the last good numbers are better
-            // than none, and never another container's.
+            // The cgroup is being removed, or a file fails: the last good numbers of this container
+            // are shown.
             Err(error) => self.view.load_full().ok_or(error),
         }
     }
@@ -386,7 +391,7 @@ impl Container {
 
     fn derive(&self, sampler: &mut Sampler, host: Arc<Host>, context: &Context, now: u64) -> View {
         let visible = cpu::visible(&sampler.sample, &host, context.options.cpu_policy);
-        // The kernel counts no idle time while the machine sleeps.
+        // The kernel does not count idle time during a suspend.
         sampler.clock.advance(clock::awake(), &sampler.sample.busy, &visible);
         self.remember(sampler, context);
         let sample = &sampler.sample;
@@ -416,8 +421,8 @@ impl Container {
         let host_clock = Clock { uptime: now, idle, boot_time: host.boot_time };
         let Some(init) = &self.identity.init else { return host_clock };
         match init.offset {
-            // What the kernel shows in a time namespace is shifted already: the same shift
-            // here makes uptime, boot time, start times and CLOCK_BOOTTIME agree.
+            // The kernel adds the offset to what it shows in a time namespace. Added here as well,
+            // uptime, boot time, start times and CLOCK_BOOTTIME agree.
             Some(offset) => Clock {
                 uptime: now.saturating_add_signed(offset).min(now),
                 boot_time: host.boot_time.saturating_sub_signed(offset.div_euclid(1_000_000_000)),
@@ -427,7 +432,7 @@ impl Container {
                 uptime: now.saturating_sub(init.start),
                 boot_time: match policy {
                     BootTime::Host => host.boot_time,
-                    // The time of day less the uptime, without its jitter.
+                    // The time of day less the uptime, rounded so that it does not jitter.
                     BootTime::Container => {
                         host.boot_time.saturating_add(init.start / 1_000_000_000)
                     }
@@ -437,7 +442,7 @@ impl Container {
         }
     }
 
-    /// Follows the init into another cgroup.
+    /// Switches to the cgroups of the first process if that was moved.
     fn follow(&self, sampler: &mut Sampler, context: &Context, now: u64) {
         if now.saturating_sub(sampler.checked) < MEMBERSHIP_BOUND && !self.is_young(now) {
             return;
@@ -447,7 +452,7 @@ impl Container {
         TEXT.with_borrow_mut(|text| {
             if let Ok(text) = context.proc.read_of(init.pid, "cgroup", text)
                 && !self.membership.load().has_text(text)
-                // The pid could be somebody else's by now.
+                // The pid may have been reused.
                 && !self.is_gone()
             {
                 let membership = cgroup_namespace::membership(&context.proc, init.pid, text);
@@ -471,9 +476,9 @@ impl Container {
         });
     }
 
-    /// Counts threads and ages the load averages; called by the load sampler.
+    /// Counts threads and ages the load averages. Called by the load sampler.
     pub(crate) fn sample_load(&self, context: &Context, counter: &mut Counter) {
-        // Where a file hangs, the others are sampled all the same.
+        // A container whose files hang does not delay the sampling of others.
         let Some(mut sampler) = self.lock_within(HARD_BOUND) else { return };
         if !self.activity.is_new() && self.refresh(&mut sampler, context, StatSet::NONE).is_err() {
             self.activity.record_unknown(clock::awake());
@@ -488,8 +493,9 @@ impl Container {
         let used = busy.saturating_sub(sampler.busy_at_count);
         let unchanged = busy == sampler.busy_at_count && busy != 0 && !self.activity.is_new();
         sampler.busy_at_count = busy;
-        // Counting by reading each thread is dear, and no thread changes its state without running:
-        // where nothing ran, they are looked at only now and then.
+        // Reading the state of each thread is expensive, and a thread that does not run does not
+        // change its state. If no processor time was used, the threads are counted only every
+        // fourth time.
         if unchanged && sampler.skipped < 3 {
             sampler.skipped += 1;
             self.activity.record_unchanged(now);
@@ -507,7 +513,7 @@ impl Container {
         self.activity.record(counts, newest, used, now);
     }
 
-    /// Gives the kept descriptors back; the next sample opens them again.
+    /// Closes the kept descriptors; the next sample opens them again.
     pub(crate) fn close_files(&self) {
         if let Ok(mut sampler) = self.sampler.try_lock() {
             sampler.source.close();
@@ -518,8 +524,8 @@ impl Container {
         }
     }
 
-    /// The sampler, unless another thread has been at one sample for so long already. Who comes
-    /// late does not begin to wait anew.
+    /// Locks the sampler, unless a sample has been in progress for this long. The deadline is that
+    /// of the sample, not of the wait: a thread that comes late waits for the rest only.
     fn lock_within(&self, patience: u64) -> Option<MutexGuard<'_, Sampler>> {
         let until = clock::awake().saturating_add(patience);
         loop {
@@ -536,7 +542,7 @@ impl Container {
         }
     }
 
-    /// There never was a view, and a file of it does not answer.
+    /// The error for a container without a view whose file hangs.
     pub(crate) fn hangs(&self) -> Error {
         Error::Read {
             file: self.membership.load().path().to_owned(),

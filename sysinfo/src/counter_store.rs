@@ -1,10 +1,12 @@
-//! What the counters of each container have reached, in a file in memory that outlives the process:
-//! its successor counts on from there, so that no counter ever goes back.
+//! The counter store: the values that the counters of each container have reached, in a file in
+//! memory that outlives the process. A successor continues from them, so that no counter decreases
+//! across a restart or crash.
 //!
-//! One record of fixed size for a container, written whole before its numbers are shown. A record
-//! up to a page long is written in one step even by a process that is being killed; a longer one
-//! that was cut off does not match its sum and is not used. Containers that are gone give their
-//! records back.
+//! Each container has one record of fixed size, written whole before its numbers are shown. The
+//! kernel completes a write of up to a page even for a process that is being killed; a longer
+//! record that was cut off does not match its checksum and is not used. The record of a container
+//! that has ended is released. Must never show a number that is not yet recorded. Start reading at
+//! [`CounterStore::claim`].
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -12,38 +14,41 @@ use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use crate::hash::fnv1a_words;
 
-/// The first words of a record: what it is, of which layout; whose (two words); how many follow.
+/// Words before the counters: magic number with version, the key (two words), the number of
+/// counters.
 const HEAD: usize = 4;
 /// "ambitBL" and the version of the layout.
 const MAGIC: u64 = 0x616d_6269_7442_4c01;
-/// Containers at most; one more is not remembered.
+/// Largest number of records; further containers have none.
 pub(crate) const MOST: usize = 16 << 10;
 const PAGE: usize = 4096;
 const WORD: usize = 8;
 
-/// Who a record is of: the pid namespace's inode and the start of its first process.
+/// Identifies the container of a record: inode of the pid namespace and start of its first process,
+/// or 0 and the hash of the cgroups.
 pub(crate) type RecordKey = (u64, u64);
 
-/// All records.
+/// All records of the file.
 #[derive(Debug)]
 pub(crate) struct CounterStore {
     file: OwnedFd,
     size: usize,
     records: Mutex<Records>,
-    /// Done when the containers that a predecessor recorded have been searched for.
+    /// Completed when the containers of a predecessor's records have been looked up.
     pub(crate) adopted: Once,
 }
 
 #[derive(Debug, Default)]
 struct Records {
-    /// Of a predecessor's, not yet asked for.
+    /// A predecessor's records that no container has claimed: slot and counters.
     unclaimed: HashMap<RecordKey, (usize, Vec<u64>)>,
     free: Vec<usize>,
     end: usize,
 }
 
 impl CounterStore {
-    /// Reads what a predecessor wrote. Records have room for this many processors.
+    /// Opens the store and reads the records of a predecessor. Records have room for this many
+    /// processors.
     pub(crate) fn open(file: OwnedFd, processors: usize) -> Self {
         let words = HEAD + 24 + 6 * processors.max(64) + 1;
         let size = (words * WORD).next_multiple_of(PAGE);
@@ -61,7 +66,8 @@ impl CounterStore {
         Self { file, size, records: Mutex::new(records), adopted: Once::new() }
     }
 
-    /// A place for a container, and what a predecessor wrote of it.
+    /// Returns the slot of a container's record and the counters a predecessor wrote. No slot when
+    /// the store is full.
     pub(crate) fn claim(&self, key: RecordKey) -> (Option<usize>, Option<Vec<u64>>) {
         let mut records = self.lock();
         if let Some((slot, words)) = records.unclaimed.remove(&key) {
@@ -70,7 +76,7 @@ impl CounterStore {
         let slot = records.free.pop().or_else(|| {
             let slot = records.end;
             let size = ((slot + 1) * self.size) as u64;
-            // A record is read whole, however much of it was written.
+            // Readers expect a whole record, whatever its length.
             let room = slot < MOST && rustix::fs::ftruncate(&self.file, size).is_ok();
             room.then(|| {
                 records.end += 1;
@@ -93,7 +99,8 @@ impl CounterStore {
         }
     }
 
-    /// Writes a record, by way of a buffer that the caller keeps. What does not fit is not written.
+    /// Writes a record, encoded in a buffer that the caller keeps. Counters that do not fit are not
+    /// written.
     pub(crate) fn write(
         &self,
         slot: usize,
@@ -113,11 +120,12 @@ impl CounterStore {
         record[3 * WORD..HEAD * WORD].copy_from_slice(&count.to_ne_bytes());
         let sum = sum(record);
         record.extend_from_slice(&sum.to_ne_bytes());
-        // Memory is all that can be missing, and then the numbers of now are worth more.
+        // Fails only when memory is short. The view is shown nevertheless; a successor then
+        // continues from older counters.
         let _ = rustix::io::pwrite(&self.file, record, (slot * self.size) as u64);
     }
 
-    /// The container is gone.
+    /// Frees the record of a container that has ended.
     pub(crate) fn release(&self, slot: usize) {
         let _ = rustix::io::pwrite(&self.file, &[0; WORD], (slot * self.size) as u64);
         self.lock().free.push(slot);
@@ -154,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_successor_finds_what_was_written_and_nothing_of_who_is_gone() {
+    fn a_successor_reads_written_records_and_no_released_ones() {
         let file = rustix::fs::memfd_create("test", MemfdFlags::CLOEXEC).unwrap();
         let store = CounterStore::open(file.try_clone().unwrap(), 4);
         let (first, second) = (store.claim((1, 2)).0.unwrap(), store.claim((3, 4)).0.unwrap());

@@ -1,4 +1,4 @@
-//! Reading the arrangement of a machine, and what each view shows of it.
+//! Reads the topology of a recorded machine and checks what views show of it.
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
@@ -35,7 +35,7 @@ fn at(names: &[(&str, ambit_sysinfo::topology::Form)], name: &str) -> usize {
 }
 
 #[test]
-fn the_machine_is_read_as_it_is() {
+fn the_topology_of_the_machine_is_read() {
     let topology = machine::topology();
     assert_eq!((topology.kernel_max, topology.mask_digits), (Some(8191), 4));
     assert_eq!(topology.cpus.len(), 16);
@@ -61,7 +61,7 @@ fn the_machine_is_read_as_it_is() {
 }
 
 #[test]
-fn a_machine_without_any_of_it_has_none() {
+fn a_machine_without_these_files_has_an_empty_topology() {
     let empty = tempfile::tempdir().unwrap();
     let topology = Topology::read(File::open(empty.path()).unwrap().as_fd());
     assert_eq!(topology, Topology::default());
@@ -104,7 +104,7 @@ proptest! {
         }
         let parts = view.shown_nodes().map(|node| view.part_of(node.number, number));
         prop_assert_eq!(parts.sum::<u64>(), number);
-        // A node has no more than it has, however much the container may have in all.
+        // The share of a node is at most its memory, however much memory the container has.
         let mut large = view.clone();
         large.memory.total = number << 10;
         for node in large.shown_nodes() {

@@ -1,9 +1,9 @@
-//! Where the numbers that few files show come from: `io.stat` (v2) or `blkio.*` (v1),
-//! `memory.stat`, and the pressure files of cgroup2, which are there on hybrid hosts as well.
+//! Reads the statistics of a container: `io.stat` (v2) or `blkio.*` (v1), `memory.stat`, and the
+//! pressure files of cgroup2, which exist on hybrid hosts as well.
 //!
-//! Input and output is that of the container's own cgroup, never that of an ancestor: where
-//! nothing accounts for it, there is none to show. Files:
-//! Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/blkio-controller.rst.
+//! I/O must be that of the container's own cgroup, never of an ancestor: without an io controller
+//! there is none. See Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/blkio-controller.rst.
+//! Start reading at [`StatFiles`].
 
 use ambit_kernel::text::scan;
 
@@ -17,17 +17,16 @@ use crate::stats::{Io, Pressure, VmEvents};
 #[derive(Debug, Default)]
 pub(crate) struct StatFiles {
     unified_io: Option<CgroupFile>,
-    /// Bytes and operations. The second pair counts where the first does not: since Linux 6.10
-    /// the throttling counters stand still on a disk that was never throttled, and those of
-    /// BFQ count what its scheduler handles.
+    /// Bytes and operations, of two policies. Since Linux 6.10 the throttling counters do not move
+    /// on a disk that was never throttled; the counters of BFQ count what its scheduler handles.
     legacy_io: Vec<(CgroupFile, CgroupFile)>,
-    /// The nearest level that has the file tells.
+    /// By level; the nearest one that has the file counts.
     unified_memory: Vec<(CgroupFile, CgroupFile)>,
     legacy_memory: Option<(CgroupFile, CgroupFile)>,
     pressure: Option<[CgroupFile; 3]>,
 }
 
-/// What the files said.
+/// The values read.
 #[derive(Debug)]
 pub(crate) struct RawStats {
     pub(crate) io: Vec<((u32, u32), Io)>,
@@ -71,7 +70,7 @@ impl StatFiles {
         }
     }
 
-    /// Input and output by device number.
+    /// Reads I/O by device number.
     pub(crate) fn io(&mut self, raw: &mut RawStats) -> Result<(), Error> {
         let RawStats { io, buffer, .. } = raw;
         io.clear();
@@ -94,7 +93,7 @@ impl StatFiles {
         Ok(())
     }
 
-    /// Events of memory management.
+    /// Reads the vm events.
     pub(crate) fn events(&mut self, raw: &mut RawStats) -> Result<(), Error> {
         let RawStats { events, buffer, .. } = raw;
         events.fill(0);
@@ -118,7 +117,7 @@ impl StatFiles {
         Ok(())
     }
 
-    /// The pressure files, as they are.
+    /// Reads the texts of the pressure files.
     pub(crate) fn pressure(&mut self, raw: &mut RawStats) -> Result<Pressure, Error> {
         let Some([cpu, io, memory]) = &mut self.pressure else { return Ok(Pressure::default()) };
         let mut read = |file: &mut CgroupFile| -> Result<Option<Box<[u8]>>, Error> {
@@ -171,7 +170,8 @@ fn unified_io(text: &[u8], found: &mut Vec<((u32, u32), Io)>) {
     }
 }
 
-/// Lines of `254:0 Read 4096`; a device that both policies count has the larger number.
+/// Parses lines of `254:0 Read 4096`. For a device that both policies count, the larger number is
+/// taken.
 fn blkio_rows(
     text: &[u8],
     found: &mut Vec<((u32, u32), Io)>,

@@ -1,5 +1,6 @@
-//! `CGROUPSTATS_CMD_GET` of the taskstats generic netlink family: threads of one v1 cgroup by
-//! state, counted by the kernel (include/uapi/linux/cgroupstats.h). cgroup v2 answers EINVAL.
+//! The command `CGROUPSTATS_CMD_GET` of the taskstats generic netlink family: the kernel counts the
+//! threads of one v1 cgroup by state (include/uapi/linux/cgroupstats.h). For cgroup v2 it answers
+//! EINVAL. Start reading at [`Cgroupstats::count`].
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -19,22 +20,22 @@ const CGROUPSTATS_TYPE_CGROUP_STATS: u16 = 1;
 /// Message header plus generic netlink header.
 const HEADERS: usize = 16 + 4;
 
-/// Threads of one cgroup, its children not included. The kernel puts a thread into a column only
-/// if its state has no flags (`cgroupstats_build` in kernel/cgroup/cgroup-v1.c): a freezable sleep
-/// and a killable one are in none of the first four.
+/// Threads of one cgroup by state, its children not included. The kernel counts a thread in a
+/// column only if its state has no flags (`cgroupstats_build` in kernel/cgroup/cgroup-v1.c): a
+/// freezable or killable sleep is in none of the first four.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct StateCounts {
     sleeping: u64,
     pub(super) running: u64,
     stopped: u64,
-    /// In uninterruptible sleep, waiting for input or output or for something else.
+    /// In uninterruptible sleep, in I/O wait or not.
     pub(super) uninterruptible: u64,
-    /// In any other state, waiting for input or output.
+    /// In any other state, in I/O wait.
     pub(super) io_wait: u64,
 }
 
 impl StateCounts {
-    /// Those that are certainly not blocked.
+    /// Returns the number of threads that are certainly not blocked.
     pub(super) fn at_rest_or_running(self) -> u64 {
         self.sleeping.saturating_add(self.running).saturating_add(self.stopped)
     }
@@ -68,7 +69,7 @@ impl Cgroupstats {
         Ok(this)
     }
 
-    /// Counts the threads of the cgroup whose directory this is.
+    /// Counts the threads of the cgroup with this directory.
     pub(super) fn count(&mut self, cgroup: BorrowedFd<'_>) -> io::Result<StateCounts> {
         let fd = cgroup.as_raw_fd().to_ne_bytes();
         let stats = self.ask(

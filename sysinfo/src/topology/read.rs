@@ -1,8 +1,8 @@
-//! Reads the arrangement below a descriptor of `/sys` that was opened before any overlay could
-//! cover it.
+//! Reads the topology below a descriptor of `/sys` that was opened before an overlay could be
+//! mounted over it.
 //!
-//! Masks are not read: each has a list of the same processors beside it. Sets that are equal are
-//! kept once: on a large machine nearly all of them are.
+//! Masks are not read, because each has a list of the same processors. Equal sets are stored once:
+//! on a large machine most of them are equal. Start reading at [`Topology::read`].
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::BorrowedFd;
@@ -22,7 +22,7 @@ const CPU: &str = "devices/system/cpu";
 const NODE: &str = "devices/system/node";
 
 impl Topology {
-    /// Reads the arrangement of the machine whose `/sys` this is. What cannot be read is absent.
+    /// Reads the topology below this `/sys`. What cannot be read is absent.
     #[must_use]
     pub fn read(sys: BorrowedFd<'_>) -> Self {
         let mut reader = Reader { sys, text: Vec::new(), sets: HashMap::new() };
@@ -74,7 +74,7 @@ impl Reader<'_> {
         names.collect()
     }
 
-    /// The numbers of the entries `<prefix>N`, in order.
+    /// Returns the numbers of the entries `<prefix>N`, in order.
     fn numbered(&self, path: &str, prefix: &str) -> BTreeSet<u32> {
         let names = self.names(path);
         names.iter().filter_map(|name| number(name, prefix)).collect()
@@ -123,7 +123,7 @@ impl Reader<'_> {
         Some(Arc::clone(self.sets.entry(set.clone()).or_insert_with(|| Arc::new(set))))
     }
 
-    /// How many digits the kernel gives a mask here: a mask is needed to know.
+    /// Returns the number of digits in a mask on this machine, from any mask.
     fn mask_digits(&mut self, cpus: &[CpuAttributes]) -> usize {
         let digits = cpus.iter().find_map(|cpu| {
             let mask = self.text(&format!("{CPU}/cpu{}/topology/thread_siblings", cpu.number))?;
@@ -169,13 +169,13 @@ fn digits(mask: &[u8]) -> usize {
     mask.iter().filter(|byte| byte.is_ascii_hexdigit()).count()
 }
 
-/// The kernel prints a column for each node that is online.
+/// Parses distances: the kernel prints a column for each online node.
 fn distances(row: &[u8], online: &[u32]) -> Vec<(u32, u64)> {
     let row = row.split(u8::is_ascii_whitespace).filter_map(scan::decimal);
     online.iter().copied().zip(row).collect()
 }
 
-/// The lines of a node's `meminfo`, and its memory.
+/// Parses the lines of a node's `meminfo`, and its memory.
 fn meminfo(text: &[u8]) -> (Vec<NodeLine>, u64) {
     let (mut lines, mut memory) = (Vec::new(), 0);
     for (line, value) in scan::lines(text).filter_map(meminfo_line) {
@@ -193,8 +193,8 @@ fn first_words(text: &[u8]) -> Vec<Box<str>> {
     scan::lines(text).filter_map(label).collect()
 }
 
-/// The layout and the number of `Node 0 MemTotal:       17262796 kB` (`drivers/base/node.c`
-/// prints numbers of KiB in 8 columns and others in 5; longer ones push the line's end).
+/// Parses layout and number of `Node 0 MemTotal: 17262796 kB` (`drivers/base/node.c` prints numbers
+/// of KiB in 8 columns and others in 5; longer ones push the line's end).
 fn meminfo_line(line: &[u8]) -> Option<(NodeLine, u64)> {
     let line = std::str::from_utf8(line).ok()?;
     let (head, rest) = line.split_once(':')?;
