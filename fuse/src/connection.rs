@@ -1,7 +1,9 @@
 //! One FUSE connection: its device, the INIT request that began it, and the threads that serve it.
 //!
-//! A connection lives as long as somebody holds its device. Dropping a [`FuseConnection`] therefore
-//! neither unmounts nor stops it; [`FuseConnection::end`] ends it wherever it is mounted.
+//! The kernel ends a connection when the last descriptor of its device is closed, in any process.
+//! Dropping a [`FuseConnection`] therefore neither unmounts nor stops it;
+//! [`FuseConnection::shut_down`] ends it for all its mounts. Start reading at
+//! [`FuseConnection::begin`].
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,18 +21,18 @@ use crate::mount::{self, AbortSwitch};
 use crate::spare::{MountKind, Spare};
 use crate::thread_pool::{SessionThread, ThreadKind, ThreadPool};
 
-/// How long the threads may take to see that the connection has ended.
+/// Deadline for the threads to notice that the connection has ended.
 const END_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long, when some of them are held by files that hang: those end when their file answers.
+/// The same if some threads are in reads that hang: those end when their file answers.
 const END_WITHOUT_HUNG: Duration = Duration::from_secs(1);
 
-/// What a connection serves. Clones share everything.
+/// A filesystem that a thread pool serves. Clones share all state.
 pub(crate) trait PooledFilesystem: Filesystem + Clone + Send + 'static {
-    /// Those who serve it.
+    /// Returns the thread pool.
     fn pool(&self) -> Arc<ThreadPool>;
 
-    /// The same, for a session of threads that are for this.
+    /// Returns the filesystem for the session of threads of this kind.
     fn with_thread_kind(self, kind: ThreadKind) -> Self;
 }
 
@@ -49,11 +51,11 @@ pub(crate) struct FuseConnection {
 pub(crate) struct ServeOptions {
     pub(crate) kind: MountKind,
     pub(crate) threads: usize,
-    /// How long a request may hang before it is answered without.
+    /// How long a request may take before the watchdog answers it.
     pub(crate) patience: Duration,
 }
 
-/// What the device has seen so far.
+/// State of the connection on a device.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Stage {
     /// The kernel waits for the answer to INIT.
@@ -63,7 +65,8 @@ pub(crate) enum Stage {
 }
 
 impl FuseConnection {
-    /// Makes a new connection and serves it. It answers when this returns, and is attached nowhere.
+    /// Makes a new connection and serves it. It answers requests when this returns, and is attached
+    /// nowhere.
     pub(crate) fn begin<F: PooledFilesystem>(
         serving: ServeOptions,
         filesystem: F,
@@ -74,7 +77,7 @@ impl FuseConnection {
         Self::start(device, init, Stage::Begun, spare, serving, filesystem)
     }
 
-    /// Serves a device that was mounted before, at this path if anywhere.
+    /// Serves a device with an existing connection, which may be mounted at this path.
     pub(crate) fn serve<F: PooledFilesystem>(
         device: OwnedFd,
         init: InitRequest,
@@ -101,7 +104,7 @@ impl FuseConnection {
         match stage {
             Stage::Begun => reply.forward(device.as_fd())?,
             Stage::Live => {
-                // Before Linux 6.9 what was in flight is lost; new requests are served.
+                // Before Linux 6.9 requests in flight are lost; new ones are served.
                 if let Err(error) = adopt::resend(device.as_fd()) {
                     tracing::warn!(%error, "requests the predecessor left unanswered are not sent again");
                 }
@@ -114,7 +117,7 @@ impl FuseConnection {
         if let Err(error) =
             pool.start_watchdog(serving.threads.max(1), serving.patience, start_thread)
         {
-            tracing::warn!(%error, "nobody looks after threads that hang");
+            tracing::warn!(%error, "no watchdog: a thread that hangs gets no substitute");
         }
         let its_pool = Arc::clone(&pool);
         let run = move || {
@@ -130,18 +133,18 @@ impl FuseConnection {
         Ok(Self { device, init, spare, thread, pool })
     }
 
-    /// Has serving ended by itself?
+    /// True if serving has ended, because the connection was aborted.
     pub(crate) fn is_finished(&self) -> bool {
-        // A thread that hangs keeps its session from ending, but not those of others.
+        // A thread that hangs keeps its own session from ending, but not those of substitutes.
         self.thread.is_finished() || self.pool.has_ended()
     }
 
-    /// Its number, unless the device is a socket.
+    /// Returns the number of the connection; `None` if the device is a socket.
     pub(crate) fn number(&self) -> Option<u32> {
         self.spare.number()
     }
 
-    /// What aborts the connection when it is written to.
+    /// Opens the file that aborts the connection when it is written to.
     pub(crate) fn abort_switch(&self) -> Option<OwnedFd> {
         let switch = AbortSwitch::open(self.number()?);
         let switch = switch.inspect_err(|error| {
@@ -150,7 +153,7 @@ impl FuseConnection {
         switch.ok().map(OwnedFd::from)
     }
 
-    /// Ends the connection wherever it is mounted, and waits for the threads.
+    /// Ends the connection for all mounts and waits for the threads.
     pub(crate) fn shut_down(self) -> Result<(), Error> {
         let still = |reason| Error::StillServing { reason };
         let ended = match self.number() {
@@ -163,7 +166,7 @@ impl FuseConnection {
             None => {
                 let shut = rustix::net::shutdown(&self.device, Shutdown::Both);
                 shut.map_err(io::Error::from).inspect_err(|error| {
-                    tracing::debug!(%error, "the device is no socket");
+                    tracing::debug!(%error, "cannot shut down the device, which is no socket");
                 })
             }
         };
@@ -182,7 +185,7 @@ impl FuseConnection {
             }
             thread::sleep(Duration::from_millis(1));
         }
-        // A session that ends reports how; it ends because we ended it.
+        // The result of the session is an abort by this process and not an error.
         self.thread.join().map(drop).map_err(|_| still("its thread panicked"))
     }
 }
@@ -194,8 +197,8 @@ fn config(threads: usize) -> Config {
     config
 }
 
-/// Starts one more thread on a connection that is being served. Each session answers on the device
-/// that it reads from, and INIT was answered before.
+/// Starts a substitute on a connection that is being served. Each session answers on the device
+/// that it reads from; INIT was answered before.
 fn start_thread<F: PooledFilesystem>(
     filesystem: F,
     device: BorrowedFd<'_>,

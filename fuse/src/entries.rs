@@ -1,7 +1,8 @@
-//! What a directory holds for a caller: the fixed tree, and the members of families.
+//! The entries of a directory for a caller: those of the fixed tree, and the members of families.
 //!
-//! Nothing is remembered between requests: an id tells what it means, and whether the caller may
-//! see it is asked anew each time.
+//! Nothing is cached between requests: a node id determines the entry, and each request checks anew
+//! whether the caller may see it. A member must never be visible to a caller whose view does not
+//! have it. Start reading at [`TreeEntry`].
 
 use std::borrow::Cow;
 
@@ -9,15 +10,15 @@ use ambit_sysinfo::View;
 use fuser::{Errno, FileType};
 
 use crate::families::{FAMILIES, Member, Shape};
-use crate::overlay::EVERYBODY;
+use crate::overlay::WORLD_READABLE;
 use crate::service::Service;
 use crate::text::Text;
 use crate::tree::{Node, NodeKind};
 
-/// Something that a caller can name.
+/// A file, directory or link of the overlay.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum TreeEntry<'t> {
-    /// A directory or file that is there for everybody.
+    /// A directory or file that every caller sees.
     Fixed(&'t Node),
     /// A member of a family that this caller is shown.
     Member(Member, Shape),
@@ -46,7 +47,7 @@ impl TreeEntry<'_> {
     pub(crate) fn mode(&self) -> u16 {
         match self {
             Self::Fixed(Node { kind: NodeKind::File(file), .. }) => file.mode(),
-            _ => EVERYBODY,
+            _ => WORLD_READABLE,
         }
     }
 }
@@ -54,8 +55,8 @@ impl TreeEntry<'_> {
 /// One entry of a listing.
 #[derive(Debug)]
 pub(crate) struct DirectoryEntry<'t> {
-    /// Where the next request goes on. It belongs to the entry, not to its place in the list:
-    /// processors that come or go between two requests move nothing.
+    /// Offset of the next request. It depends on the entry and not on its position, so that the
+    /// list may change between two requests.
     pub(crate) next: u64,
     pub(crate) entry: TreeEntry<'t>,
     pub(crate) name: Cow<'static, str>,
@@ -65,7 +66,7 @@ pub(crate) struct DirectoryEntry<'t> {
 const FIRST_MEMBER: u64 = 1 << 32;
 
 impl Service {
-    /// What an id means to a thread.
+    /// Returns the entry of a node id if the thread may see it.
     pub(crate) fn entry(&self, id: u64, thread: u32) -> Result<TreeEntry<'_>, Errno> {
         if let Some(node) = self.tree.node(id) {
             return Ok(TreeEntry::Fixed(node));
@@ -74,7 +75,7 @@ impl Service {
         shown(member, &*self.view(thread)?).ok_or(Errno::ENOENT)
     }
 
-    /// What a directory holds under this name for a thread.
+    /// Returns the entry of this name in a directory, if the thread may see it.
     pub(crate) fn child(
         &self,
         directory: u64,
@@ -102,8 +103,8 @@ impl Service {
         found.ok_or(Errno::ENOENT)
     }
 
-    /// `.`, `..` and what the directory holds for a thread, from an offset on. Errs for what is
-    /// no directory.
+    /// Lists `.`, `..` and the entries of a directory for a thread, from an offset on. ENOTDIR if
+    /// it is no directory.
     pub(crate) fn list(
         &self,
         directory: u64,
@@ -144,7 +145,7 @@ impl Service {
         let members = members.into_iter().filter_map(|member| {
             let view = view.as_deref()?;
             let next = FIRST_MEMBER + u64::from(member.number());
-            // Names cost more than numbers: none is made of what was listed before.
+            // No name is rendered of an entry that was listed before.
             if next <= offset {
                 return None;
             }

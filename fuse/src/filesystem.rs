@@ -1,12 +1,12 @@
-//! The kernel's requests, decoded and answered.
+//! The FUSE requests of the overlay: decoded, handled and answered.
 //!
-//! Every method of [`fuser::Filesystem`] is here, so that no request falls to fuser's defaults,
-//! which log a warning for each: containers choose how many requests they send. No method waits
-//! for anything but the numbers of a container, none changes anything, and a panic costs one
-//! request its answer (EIO), not a thread its life.
+//! Every method of [`fuser::Filesystem`] is implemented, because fuser's defaults log a warning for
+//! each request, and containers choose how many they send. A method may wait for nothing but the
+//! numbers of a container, and changes nothing. A panic in one costs the request its answer (EIO),
+//! not the thread its life. Start reading at `open` and `read`.
 //!
-//! ENOSYS is an answer the kernel remembers: it does by itself what was refused once (FLUSH,
-//! POLL, LSEEK, extended attributes) and never asks again.
+//! The kernel remembers ENOSYS: it handles such an operation (FLUSH, POLL, LSEEK, extended
+//! attributes) by itself and does not send it again.
 
 use std::ffi::OsStr;
 use std::io;
@@ -36,13 +36,12 @@ use crate::request_slot::{OPENED, RequestSlot};
 use crate::service::Service;
 use crate::thread_pool::{ThreadKind, ThreadPool};
 
-/// Names and attributes of the fixed tree never change, so the kernel need not ask again. What a
-/// name means that is each caller's own must not be remembered: the kernel has one cache of names
-/// for all containers. What is not there is not remembered either, because it is an error here
-/// and not an entry without a node.
+/// Validity of names and attributes of the fixed tree, which never change. Members of families have
+/// none, because the dcache is common to all containers. Missing names are not cached either: they
+/// are answered by an error and not by an entry without a node.
 const VALID: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// The largest read the kernel splits into one request: 256 pages, its own default ceiling.
+/// Largest read in one request: 256 pages, the kernel's default.
 const LARGEST_REQUEST: u32 = 1 << 20;
 
 /// The overlay as fuser serves it.
@@ -53,8 +52,8 @@ pub(crate) struct OverlayFilesystem {
 }
 
 impl OverlayFilesystem {
-    /// The overlay over these numbers. Every reader sees the files at the `passed` paths as the machine
-    /// has them.
+    /// Creates the overlay of these views. Files at the `passed` paths are shown to every reader as
+    /// on the machine.
     pub(crate) fn new(
         recorder: Option<Arc<dyn RequestRecorder>>,
         views: Arc<dyn Views>,
@@ -69,8 +68,8 @@ impl OverlayFilesystem {
         Arc::clone(&self.service.counters)
     }
 
-    /// Runs the code of one request. When it panics, the reply it owned is dropped, which makes
-    /// fuser answer EIO.
+    /// Handles one request in the thread pool. After a panic the pending reply is dropped, so that
+    /// fuser answers EIO.
     fn guard<R: Refuse>(&self, request: FileRequest, reply: R, work: impl FnOnce(&RequestSlot, R)) {
         self.service.pool.handle(self.kind, request, reply, |slot, reply| {
             if catch_unwind(AssertUnwindSafe(|| work(slot, reply))).is_err() {
@@ -80,8 +79,9 @@ impl OverlayFilesystem {
         });
     }
 
-    /// The attributes of an entry, and how long its name and they hold: a member of a family is
-    /// looked up by every caller, and the size of a long file is the reader's own.
+    /// Returns the attributes of an entry, and the validity of its name and of them. It is 0 for a
+    /// member of a family, and for the size of a file that is longer than a page, because those
+    /// differ between callers.
     fn attributes(&self, entry: TreeEntry<'_>, req: &Request) -> (FileAttr, Duration, Duration) {
         let mut attributes = self.service.tree.attributes_of(entry);
         let name_holds = match entry {
@@ -98,7 +98,7 @@ impl OverlayFilesystem {
     }
 }
 
-/// Is the file to be opened with `O_DIRECT`? The kernel's files cannot be.
+/// True for O_DIRECT, which the kernel's files refuse.
 pub(crate) fn past_the_cache(flags: OpenFlags) -> bool {
     flags.0 & OFlags::DIRECT.bits().cast_signed() != 0
 }
@@ -115,14 +115,14 @@ impl PooledFilesystem for OverlayFilesystem {
 
 impl Filesystem for OverlayFilesystem {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // What the kernel cannot do, it is not asked for.
+        // A flag that the kernel does not have is ignored.
         for wanted in [InitFlags::FUSE_DO_READDIRPLUS, InitFlags::FUSE_PARALLEL_DIROPS] {
             let _ = config.add_capabilities(wanted);
         }
         let _ = config.set_max_write(LARGEST_REQUEST);
-        // RELEASE is a background request, and only so many of these may wait at a time. With the
-        // usual 12, a crowd of readers opens faster than its closes get through, and the texts
-        // of files closed long ago pile up.
+        // RELEASE is a background request, of which a limited number may be queued. With the
+        // default of 12, many readers open files faster than their closes are sent, and the texts
+        // of closed files accumulate.
         let _ = config.set_max_background(u16::MAX);
         let _ = config.set_congestion_threshold(u16::MAX);
         Ok(())
@@ -188,7 +188,7 @@ impl Filesystem for OverlayFilesystem {
             match (opened, slot.take_reply::<ReplyOpen>()) {
                 (Ok(handle), Some(reply)) => reply.opened(FileHandle(handle), OPENED),
                 (Err(errno), Some(reply)) => reply.error(errno),
-                // The reader was answered, and has another handle.
+                // The watchdog has answered the reader, with another handle.
                 (Ok(handle), None) => self.service.release(handle),
                 (Err(_), None) => {}
             }
@@ -207,8 +207,9 @@ impl Filesystem for OverlayFilesystem {
         reply: ReplyData,
     ) {
         self.guard(FileRequest::new(Operation::Read, ino, req), reply, |slot, reply| {
-            // Only a direct read names its reader. Anything else (sendfile, splice, mmap) fills
-            // the page cache, which all containers share: it is refused, and programs read.
+            // Only a direct read has the id of its thread. Others (sendfile, splice, mmap) fill the
+            // page cache, which is common to all containers: they are refused, and programs fall
+            // back to read(2).
             if reader.is_none() {
                 return reply.error(Errno::EINVAL);
             }
@@ -247,7 +248,7 @@ impl Filesystem for OverlayFilesystem {
         let entry = || self.service.entry(ino.0, req.pid());
         self.guard(FileRequest::new(Operation::Opendir, ino, req), reply, |_, reply| {
             match entry().map(|entry| entry.file_type()) {
-                // Without FOPEN_CACHE_DIR the kernel remembers no listing.
+                // Without FOPEN_CACHE_DIR the kernel caches no listing.
                 Ok(FileType::Directory) => reply.opened(FileHandle(0), FopenFlags::empty()),
                 Ok(_) => reply.error(Errno::ENOTDIR),
                 Err(errno) => reply.error(errno),
@@ -309,8 +310,8 @@ impl Filesystem for OverlayFilesystem {
         reply.ok();
     }
 
-    /// One free block and only free nodes: exporters divide by the size, and alarms watch for
-    /// filesystems that are full.
+    /// One free block and only free inodes: exporters divide by the size, and monitoring alerts on
+    /// full filesystems.
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
         let nodes = self.service.tree.nodes().len() as u64;
         reply.statfs(1, 1, 1, nodes, nodes, 4096, 255, 4096);
@@ -320,7 +321,7 @@ impl Filesystem for OverlayFilesystem {
         reply.error(Errno::ENOSYS);
     }
 
-    /// Files of `/proc` cannot be, those of `/sys` need not be.
+    /// fsync(2) fails for files of `/proc` and does nothing for those of `/sys`, as in the kernel.
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         match self.service.tree.node(ino.0) {
             Some(node) if node.path.starts_with("proc/") => reply.error(Errno::EINVAL),

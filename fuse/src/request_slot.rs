@@ -1,7 +1,8 @@
-//! The reply that a request still owes, where the warden finds it when its thread hangs.
+//! The request slot of a thread: counts the requests it handles and holds the pending reply, which
+//! the watchdog (`thread_pool.rs`) sends if the thread hangs.
 //!
-//! Whoever takes it answers: there is one reply, so the kernel is answered once, on the device from
-//! which the request came.
+//! The thread that takes the pending reply out of the slot sends it, so each request is answered
+//! once, on the device from which it came. Start reading at [`RequestSlot::answer_late`].
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,10 +13,10 @@ use rustix::thread::{Pid, gettid};
 
 use crate::handles::UNKEPT;
 
-/// What every file is opened with.
+/// Flags of every reply to OPEN.
 pub(crate) const OPENED: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_NOFLUSH);
 
-/// A reply to one of the requests that ask for numbers.
+/// A reply to a request that needs the numbers of a container.
 pub(crate) trait Reply: Sized {
     fn wrap(self) -> AnyReply;
     fn unwrap(any: AnyReply) -> Option<Self>;
@@ -45,19 +46,19 @@ macro_rules! replies {
 
 replies!(Open(ReplyOpen), Data(ReplyData), Entry(ReplyEntry), Attr(ReplyAttr));
 
-/// What a thread is at.
+/// The request that a thread is handling.
 #[derive(Debug)]
 pub(crate) struct RequestSlot {
     thread: Pid,
-    /// It is one of last resort.
+    /// True for a thread of last resort.
     pub(crate) is_last_resort: bool,
-    /// How often it began or ended a request: odd while it is at one.
+    /// Counts begun and ended requests: odd while the thread handles one.
     sequence: AtomicU64,
     pending: Mutex<Option<AnyReply>>,
 }
 
 impl RequestSlot {
-    /// That of the calling thread.
+    /// Creates the slot of the calling thread.
     pub(crate) fn for_this_thread(is_last_resort: bool) -> Self {
         Self {
             thread: gettid(),
@@ -67,7 +68,8 @@ impl RequestSlot {
         }
     }
 
-    /// Does the thread run, or wait for a processor only? It does not hang then, however long it takes.
+    /// True if the thread runs or waits for a processor. Then it does not hang, however long it
+    /// takes.
     pub(crate) fn is_running(&self) -> bool {
         let stat = std::fs::read(format!("/proc/self/task/{}/stat", self.thread));
         stat.is_ok_and(|stat| stat::state(&stat) == Some(b'R'))
@@ -81,7 +83,7 @@ impl RequestSlot {
         self.advance();
     }
 
-    /// Nobody else writes it.
+    /// The owning thread is the only writer, so load and store need not be atomic together.
     fn advance(&self) {
         let sequence = self.sequence();
         self.sequence.store(sequence.wrapping_add(1), Ordering::Relaxed);
@@ -91,27 +93,28 @@ impl RequestSlot {
         self.sequence.load(Ordering::Relaxed)
     }
 
-    /// From now on the warden may answer.
+    /// Stores the pending reply. From now on the watchdog may send it.
     pub(crate) fn set_reply(&self, reply: impl Reply) {
         *self.lock() = Some(reply.wrap());
     }
 
-    /// The reply, unless the warden has answered.
+    /// Takes the pending reply; `None` if the watchdog has sent it.
     pub(crate) fn take_reply<R: Reply>(&self) -> Option<R> {
         let reply = self.lock().take();
         reply.and_then(R::unwrap)
     }
 
-    /// Drops a reply that nobody will send: the kernel is told EIO.
+    /// Drops the pending reply; fuser then answers EIO.
     pub(crate) fn drop_reply(&self) {
         drop(self.lock().take());
     }
 
-    /// Answers in place of the thread, if it is still at this request. A file is opened without a
-    /// text: who reads it asks again, and is shown the last good numbers at once where a sample hangs.
+    /// Sends the pending reply if the thread is still at this request. OPEN is answered with a
+    /// handle without text: the following READ asks for numbers again, and gets the last good ones
+    /// at once if the sample still hangs.
     pub(crate) fn answer_late(&self, sequence: u64) -> bool {
         let mut pending = self.lock();
-        // The number of a request is written before its reply is put here.
+        // The sequence number is written before the reply is stored.
         let reply = if self.sequence() == sequence { pending.take() } else { None };
         drop(pending);
         match reply {
@@ -134,12 +137,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_runs_does_not_hang() {
+    fn a_running_thread_does_not_hang() {
         let slot = RequestSlot::for_this_thread(false);
         assert!(slot.is_running());
         assert!(
             !RequestSlot { thread: Pid::INIT, ..RequestSlot::for_this_thread(false) }.is_running(),
-            "no thread of ours"
+            "not a thread of this process"
         );
     }
 }

@@ -1,6 +1,10 @@
 //! The overlay as a whole: mounted, served, handed over, removed.
 //!
-//! A connection lives as long as somebody holds its device. Whoever keeps a duplicate of
+//! A connection lives as long as a process has its device open. A process that keeps a duplicate of
+//! [`Overlay::device`] with the bytes of [`Overlay::init_record`] lets a successor take over
+//! ([`Overlay::takeover`]) when this process has ended; containers notice a pause only. Dropping an
+//! [`Overlay`] therefore must neither unmount nor stop it; [`Overlay::unmount`] does both. Start
+//! reading at [`Overlay::mount`].
 //! [`Overlay::device`] with the bytes of [`Overlay::init_record`] can have a successor take over
 //! ([`Overlay::takeover`]) when this process is gone, without a container noticing more than a
 //! pause. Dropping an [`Overlay`] therefore neither unmounts nor stops it; [`Overlay::unmount`]
@@ -27,31 +31,34 @@ use crate::recorder::RequestRecorder;
 use crate::spare::MountKind;
 use crate::visit::{self, Visit, Visitor};
 
-/// How long a process may take that looks all names up.
+/// Deadline for the process that looks up all names.
 const LOOK_UP_WITHIN: Duration = Duration::from_secs(3);
 
 /// Where and how the overlay is served.
 #[derive(Debug, Clone)]
 pub struct MountOptions {
-    /// The mount point; made when missing. Without one the overlay is attached nowhere, and
+    /// The mount point; created if missing. Without one the overlay is attached nowhere, and
+    /// [`Overlay::detached`] returns its mounts.
     /// [`Overlay::detached`] has its mounts.
     pub path: Option<PathBuf>,
-    /// Threads that answer requests. More than containers can keep busy at once only wake each
-    /// other up.
+    /// Number of threads that answer requests. More than containers keep busy only wake each other
+    /// up.
     pub threads: usize,
-    /// How long a reader waits for a file of the kernel that does not answer. Longer than accounting
-    /// has others wait for it: these are shown the last good numbers then.
+    /// How long a reader waits for a kernel file that hangs. Longer than the `patience` of
+    /// accounting, after which a thread that waits for a sample of another one gets the last good
+    /// numbers.
     pub patience: Duration,
     /// The source of the mount, and what follows `fuse.` in its type.
     pub name: &'static str,
-    /// Files that everybody sees as the machine has them, named by their paths below the root.
+    /// Files that every reader sees as on the machine, by their paths below the root.
     pub passed: &'static [&'static str],
-    /// Who notes what each thread is at.
+    /// The recorder of requests, if there is one.
     pub recorder: Option<Arc<dyn RequestRecorder>>,
-    /// Can triggers be set on `/proc/pressure`? They are a mount of its own upon the overlay, and where
-    /// that is in a container's view the overlay can be bound by its parts only.
+    /// True if triggers can be set on `/proc/pressure`. Its files are then a mount of their own
+    /// over the overlay; in a mount namespace with that mount, the overlay cannot be bound as a
+    /// whole.
     pub triggers: bool,
-    /// Looks at mounts in the place of this process. The default is [`visit::in_place`].
+    /// Runs visits of mounts in another process. The default is [`visit::in_place`].
     pub visitor: Visitor,
 }
 
@@ -83,28 +90,28 @@ impl MountOptions {
     }
 }
 
-/// Mounts of an overlay that are attached nowhere.
+/// The detached mounts of an overlay.
 #[derive(Debug)]
 pub struct Detached {
     /// The overlay itself.
     pub overlay: OwnedFd,
-    /// The files on which triggers can be set, for `proc/pressure` of the overlay.
+    /// The filesystem with triggers, for `proc/pressure` of the overlay.
     pub pressure: Option<OwnedFd>,
 }
 
-/// What [`Overlay::restore`] found.
+/// Result of [`Overlay::restore`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Restored {
-    /// Everything is attached.
+    /// Everything was attached.
     Nothing,
-    /// Something was unmounted and is attached again.
+    /// A mount was missing and is attached again.
     Mounts,
 }
 
 /// An overlay that is being served.
 pub struct Overlay {
     connection: FuseConnection,
-    /// The files of `/proc/pressure` once more, with triggers.
+    /// The second connection, for `/proc/pressure` with triggers.
     pressure: Mutex<Option<FuseConnection>>,
     options: MountOptions,
     views: Arc<dyn Views>,
@@ -112,7 +119,7 @@ pub struct Overlay {
 }
 
 impl Overlay {
-    /// Mounts the overlay and serves it. It answers when this returns.
+    /// Mounts the overlay and serves it. It answers requests when this returns.
     ///
     /// # Errors
     /// The mount point is in use, or a step failed; nothing stays mounted then.
@@ -129,12 +136,13 @@ impl Overlay {
         overlay.begin_pressure();
         match overlay.options.path.as_deref().map_or(Ok(()), |path| overlay.attach(path)) {
             Ok(()) => Ok(overlay),
-            // The first failure is the one to report.
+            // The first error is reported.
             Err(error) => overlay.unmount().and(Err(error)),
         }
     }
 
-    /// Serves the files on which pressure triggers can be set, which are attached by the next
+    /// Serves `/proc/pressure` with triggers, which the next [`Self::restore`] attaches. A failure
+    /// is logged; all but triggers works without it.
     /// [`Self::restore`]. Without them, all but triggers is as before.
     pub fn begin_pressure(&self) {
         if !self.options.triggers {
@@ -158,15 +166,15 @@ impl Overlay {
         self.pressure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Attaches the overlay to its mount point and what lies upon it, and has all names looked up
-    /// before others can.
+    /// Attaches the overlay and the pressure files, and has all names looked up before a container
+    /// engine can use them.
     fn attach(&self, path: &Path) -> Result<(), Error> {
         self.connection.spare.attach(|mount| mount::attach(mount, path))?;
         self.attach_pressure(path);
         Ok(())
     }
 
-    /// Has another process attach the pressure files, and look the names up: for both it goes through
+    /// Has a visitor attach the pressure files and look up the names, because both send requests to
     /// the overlay.
     fn attach_pressure(&self, path: &Path) {
         let look_up = |pressure: Option<BorrowedFd<'_>>| {
@@ -191,11 +199,11 @@ impl Overlay {
         }
     }
 
-    /// Attaches what was unmounted again, in the mount namespace of this process alone; the files with
-    /// triggers are served by a new connection if theirs was aborted.
+    /// Attaches again what was unmounted, in the mount namespace of this process only. The
+    /// filesystem with triggers gets a new connection if its own was aborted.
     ///
     /// # Errors
-    /// There is no list of mounts, or the mount point is in use.
+    /// mountinfo cannot be read, or the mount point is in use.
     pub fn restore(&self) -> Result<Restored, Error> {
         let Some(path) = self.options.path.as_deref() else { return Ok(Restored::Nothing) };
         let point = |source: io::Error| Error::MountPoint { path: path.into(), source };
@@ -203,7 +211,7 @@ impl Overlay {
         let is_attached = |connection: &FuseConnection, at: &Path| {
             let is_here =
                 |mount: &Mounted| mount.path == at && Some(mount.minor) == connection.number();
-            // Without a number it cannot be told.
+            // Without a connection number its mount cannot be found; it counts as attached.
             connection.number().is_none() || mounts.iter().any(is_here)
         };
         if !is_attached(&self.connection, path) {
@@ -225,8 +233,8 @@ impl Overlay {
         Ok(Restored::Nothing)
     }
 
-    /// Takes over the files with triggers from a predecessor, as [`Self::takeover`] does with the
-    /// overlay.
+    /// Takes over the filesystem with triggers from a predecessor, as [`Self::takeover`] does for
+    /// the overlay.
     ///
     /// # Errors
     /// As [`Self::takeover`].
@@ -240,7 +248,8 @@ impl Overlay {
         Ok(())
     }
 
-    /// Device and INIT record of the files with triggers, to be kept like those of the overlay.
+    /// Returns device and INIT record of the filesystem with triggers, to be kept like those of the
+    /// overlay.
     #[must_use]
     pub fn pressure(&self) -> Option<(Arc<OwnedFd>, Vec<u8>)> {
         let pressure = self.pressure_connection();
@@ -248,7 +257,7 @@ impl Overlay {
         Some((Arc::clone(&connection.device), connection.init.record().to_vec()))
     }
 
-    /// Mounts of it that are attached nowhere, if it has no mount point.
+    /// Returns detached mounts of the overlay, if it has no mount point.
     #[must_use]
     pub fn detached(&self) -> Option<Detached> {
         let pressure = self.pressure_connection();
@@ -256,8 +265,7 @@ impl Overlay {
         Some(Detached { overlay: self.connection.spare.duplicate()?, pressure })
     }
 
-    /// Serves a device that was mounted elsewhere and whose INIT was not read yet; in tests, one
-    /// end of a socket pair.
+    /// Serves a device whose INIT was not read yet; in tests, one end of a socket pair.
     ///
     /// # Errors
     /// INIT cannot be read or answered, or threads cannot be started.
@@ -270,8 +278,7 @@ impl Overlay {
         Self::start(device, init, Stage::Begun, options, views)
     }
 
-    /// Takes over a device that a predecessor served, and has the kernel send again what was
-    /// left without an answer.
+    /// Takes over the device of a predecessor, and has the kernel send unanswered requests again.
     ///
     /// # Errors
     /// The record is no INIT request, or a step failed; the device can be tried again.
@@ -292,7 +299,7 @@ impl Overlay {
         mut options: MountOptions,
         views: Arc<dyn Views>,
     ) -> Result<Self, Error> {
-        // As the list of mounts has it.
+        // As mountinfo shows it.
         options.path = options.path.map(|path| mount::resolve(&path).unwrap_or(path));
         let filesystem = filesystem(&options, &views);
         let counters = filesystem.counters();
@@ -302,59 +309,59 @@ impl Overlay {
         Ok(Self { connection, pressure: Mutex::default(), options, views, counters })
     }
 
-    /// Where it is mounted.
+    /// Returns the mount point.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         self.options.path.as_deref()
     }
 
-    /// The device, a duplicate of which keeps the connection alive without this process.
+    /// Returns the device. A duplicate of it keeps the connection alive without this process.
     #[must_use]
     pub fn device(&self) -> BorrowedFd<'_> {
         self.connection.device.as_fd()
     }
 
-    /// The kernel's INIT request, to be kept beside the device for a successor.
+    /// Returns the kernel's INIT request, to be kept with the device for a successor.
     #[must_use]
     pub fn init_record(&self) -> &[u8] {
         self.connection.init.record()
     }
 
-    /// The switches of the overlay and of the files with triggers: whatever is written to one aborts
-    /// its connection. A switch does nothing when its connection is gone.
+    /// Returns the abort switches of both connections: any write to one aborts its connection. A
+    /// switch has no effect when its connection is gone.
     #[must_use]
     pub fn abort_switches(&self) -> (Option<OwnedFd>, Option<OwnedFd>) {
         let pressure = self.pressure_connection();
         (self.connection.abort_switch(), pressure.as_ref().and_then(FuseConnection::abort_switch))
     }
 
-    /// What it did so far.
+    /// Returns the counters of the overlay.
     #[must_use]
     pub fn counters(&self) -> Counts {
         self.counters.counts()
     }
 
-    /// Has serving ended by itself? It does when the connection is aborted.
+    /// True if serving has ended, because the connection was aborted.
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.connection.is_finished()
     }
 
-    /// The same for the files with triggers.
+    /// True if serving of the filesystem with triggers has ended.
     #[must_use]
     pub fn pressure_is_finished(&self) -> bool {
         self.pressure_connection().as_ref().is_some_and(FuseConnection::is_finished)
     }
 
-    /// Removes the mount with what lies upon it, ends the connections wherever they are bound, and
-    /// waits for the threads.
+    /// Removes the mount with those on it, ends both connections for all their mounts, and waits
+    /// for the threads.
     ///
     /// # Errors
     /// The kernel refuses to unmount, or the connection cannot be ended.
     pub fn unmount(self) -> Result<(), Error> {
         let Self { connection, pressure, options, .. } = self;
         let number = connection.number();
-        // Something else may be mounted there by now.
+        // Another filesystem may be mounted there by now.
         if let Some(path) = options.path
             && number.is_some()
             && mount::connection(&path, options.name) == number

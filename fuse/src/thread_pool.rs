@@ -1,17 +1,21 @@
-//! Looks after the threads that serve a connection: for each that hangs, another one is started.
+//! The threads that serve a connection, and the watchdog that starts a substitute for each one that
+//! hangs.
 //!
-//! Who samples a container reads files of the kernel, and no deadline ends a read that hangs: the
-//! thread is lost until the file answers. Without others in their place, as many containers with
-//! hung files as there are threads would stop the files for everybody. Whoever waits for what another
-//! thread samples is bounded elsewhere, and is relieved like one that hangs.
+//! The thread that samples a container reads kernel files, and no deadline ends a read that hangs:
+//! the thread is lost until the file answers. Without substitutes, as many containers with hanging
+//! files as there are threads would stop the overlay for all containers. A thread that waits for
+//! the sample of another one has a deadline, and is substituted as well.
 //!
-//! Who waits for a thread that hangs is answered in its place at last (`request_slot.rs`).
+//! The request of a thread that hangs is answered by the watchdog after `patience`
+//! (`request_slot.rs`).
 //!
-//! What is started so is bounded. When all of them hang, one more serves that must not wait: it shows
-//! the last good numbers of everybody, and rests as soon as others are free again.
+//! The number of substitutes is bounded. If all of them hang, a thread of last resort serves, which
+//! must not wait for a file of a container: it shows the last good numbers, and sleeps as soon as
+//! another thread is free again.
 //!
-//! A thread that was started stays when the hang is over: a session cannot be told to end, and one
-//! that sleeps costs some pages. The warden sleeps while nobody asks.
+//! A substitute stays when the hang is over: a session cannot be told to end, and a sleeping thread
+//! costs some pages. The watchdog sleeps while there are no requests. Start reading at
+//! [`ThreadPool::handle`].
 
 use std::cell::{Cell, OnceCell};
 use std::io;
@@ -24,34 +28,34 @@ use crate::error::Error;
 use crate::recorder::{FileRequest, Refuse, RequestRecorder};
 use crate::request_slot::RequestSlot;
 
-/// How often is looked while there are requests.
+/// Interval of the watchdog while there are requests.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// A thread that so many looks find asleep at the same request hangs. Looks and not a clock, because
-/// this process may have been stopped meanwhile; asleep, because where processors are short a
-/// request may take long.
+/// Number of checks that find a thread asleep at the same request after which it counts as hung.
+/// Checks are counted instead of time, because this process may be stopped meanwhile. Only a
+/// sleeping thread hangs, because a request may take long when processors are short.
 const HUNG_AFTER: u32 = 5;
-/// So many looks without a request, and it sleeps.
+/// Number of checks without a request after which the watchdog is idle.
 const IDLE_AFTER: u32 = 10;
-/// Asleep, it looks nevertheless this often.
+/// Interval of an idle watchdog.
 const IDLE_INTERVAL: Duration = Duration::from_secs(30);
-/// So many threads are started for others at most.
+/// Most substitutes.
 pub(crate) const MAX_SUBSTITUTES: usize = 16;
-/// And so many of last resort: one is enough, unless a file of the machine hangs too.
+/// Most threads of last resort: one is enough, unless a file of the machine hangs too.
 const MAX_LAST_RESORT: usize = 4;
 
 /// A thread that runs a session.
 pub(crate) type SessionThread = JoinHandle<io::Result<()>>;
 
-/// Who serves a connection, and who of them is at a request.
+/// The threads of a connection and their requests.
 #[derive(Debug, Default)]
 pub(crate) struct ThreadPool {
     slots: Mutex<Vec<Arc<RequestSlot>>>,
     substitutes: Mutex<Vec<SessionThread>>,
     last_resort: Mutex<Vec<SessionThread>>,
-    /// All threads hang but those of last resort.
+    /// Set while all threads but those of last resort hang.
     is_full: Mutex<bool>,
     changed: Condvar,
-    /// Threads that hung at the last look.
+    /// Number of threads that hung at the last check.
     hung: AtomicUsize,
     is_idle: AtomicBool,
     ended: AtomicBool,
@@ -60,32 +64,32 @@ pub(crate) struct ThreadPool {
 }
 
 thread_local! {
-    /// This thread's. A thread serves one connection in its life.
+    /// The slots of this thread, which serves one connection in its life.
     static SLOT: OnceCell<(Arc<RequestSlot>, usize)> = const { OnceCell::new() };
     static MUST_NOT_WAIT: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What a thread is for.
+/// The purpose of a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ThreadKind {
-    /// To serve like any other.
+    /// Serves requests.
     Regular,
-    /// To serve when all others hang, and never to wait for a container's file.
+    /// Serves while all others hang, and never waits for a file of a container.
     LastResort,
 }
 
-/// Is the calling thread the last one that does not hang?
+/// True if the calling thread is one of last resort and all others hang.
 pub(crate) fn must_not_wait() -> bool {
     MUST_NOT_WAIT.get()
 }
 
 impl ThreadPool {
-    /// One of which somebody notes what it is at.
+    /// Creates a pool whose requests are recorded.
     pub(crate) fn with_recorder(recorder: Option<Arc<dyn RequestRecorder>>) -> Self {
         Self { recorder, ..Self::default() }
     }
 
-    /// Does the work of one request, unless that has killed others.
+    /// Handles one request, unless the recorder refuses it.
     pub(crate) fn handle<R: Refuse>(
         &self,
         kind: ThreadKind,
@@ -120,7 +124,7 @@ impl ThreadPool {
         });
     }
 
-    /// A thread of last resort waits until all others hang.
+    /// Blocks a thread of last resort until all others hang.
     fn wait_until_full(&self) {
         let unneeded = |is_full: &mut bool| !*is_full && !self.ended.load(Ordering::Acquire);
         drop(self.changed.wait_while(lock(&self.is_full), unneeded));
@@ -138,26 +142,26 @@ impl ThreadPool {
         }
     }
 
-    /// How many threads hang.
+    /// Returns how many threads hang.
     pub(crate) fn hung(&self) -> usize {
         self.hung.load(Ordering::Relaxed)
     }
 
-    /// Has one of those that were started for others ended? Only the end of the connection ends it.
+    /// True if a substitute has ended, which it does only when the connection has ended.
     pub(crate) fn has_ended(&self) -> bool {
         let any =
             |threads: &Mutex<Vec<SessionThread>>| lock(threads).iter().any(JoinHandle::is_finished);
         any(&self.substitutes) || any(&self.last_resort)
     }
 
-    /// Have all of them?
+    /// True if all substitutes have ended.
     pub(crate) fn have_all_ended(&self) -> bool {
         let all =
             |threads: &Mutex<Vec<SessionThread>>| lock(threads).iter().all(JoinHandle::is_finished);
         all(&self.substitutes) && all(&self.last_resort)
     }
 
-    /// Nobody is started any more.
+    /// Ends the watchdog; no thread is started any more.
     pub(crate) fn close(&self) {
         let is_full = lock(&self.is_full);
         self.ended.store(true, Ordering::Release);
@@ -166,8 +170,8 @@ impl ThreadPool {
         self.wake();
     }
 
-    /// Starts the warden of so many threads; it calls `start` for each one that is to be started,
-    /// and answers what is not answered for so long.
+    /// Starts the watchdog of a connection with this many threads. It calls `start` for each
+    /// substitute, and answers a request that a thread has not answered within `patience`.
     pub(crate) fn start_watchdog(
         self: &Arc<Self>,
         threads: usize,
@@ -182,7 +186,7 @@ impl ThreadPool {
                 let seen = Vec::with_capacity(64);
                 Watchdog { pool, threads, late, seen, hung_last_resort: 0 }.run(start);
             })?;
-        // Asleep by then at the earliest after some looks, each of which is waited for.
+        // Set before it is needed: the watchdog is idle after ten checks at the earliest.
         let _ = self.watchdog.set(watchdog.thread().clone());
         Ok(())
     }
@@ -190,11 +194,11 @@ impl ThreadPool {
 
 struct Watchdog {
     pool: Arc<ThreadPool>,
-    /// Those that serve from the start.
+    /// Number of threads that serve from the start.
     threads: usize,
-    /// So many looks find a thread at a request that is answered in its place.
+    /// Number of checks after which a request is answered in place of its thread.
     late: u32,
-    /// What each thread's turn was, and for how many looks.
+    /// The sequence number of each thread, and the checks that found it unchanged.
     seen: Vec<(u64, u32)>,
     /// Threads of last resort that hang.
     hung_last_resort: usize,
@@ -206,13 +210,14 @@ impl Watchdog {
         while !self.pool.ended.load(Ordering::Acquire) {
             idle = if self.look() { 0 } else { idle + 1 };
             self.start_substitutes(&start);
-            // The look after the last one is taken when everybody knows that it sleeps.
+            // Serving threads see `is_idle` before the last check, so that none misses to wake an
+            // idle watchdog.
             self.pool.is_idle.store(idle >= IDLE_AFTER, Ordering::Relaxed);
             std::thread::park_timeout(if idle > IDLE_AFTER { IDLE_INTERVAL } else { INTERVAL });
         }
     }
 
-    /// Looks at everybody; has anything been done, or is somebody at a request?
+    /// Checks all threads. True if a request was handled since the last check, or is being handled.
     fn look(&mut self) -> bool {
         let slots = lock(&self.pool.slots);
         self.seen.resize(slots.len(), (0, 0));
@@ -239,7 +244,7 @@ impl Watchdog {
         active
     }
 
-    /// Has as many threads started as hang.
+    /// Starts a substitute for each thread that hangs, and one of last resort if all hang.
     fn start_substitutes(&mut self, start: impl Fn(ThreadKind) -> Result<SessionThread, Error>) {
         let hung = self.pool.hung();
         let mut substitutes = lock(&self.pool.substitutes);

@@ -1,11 +1,11 @@
-//! The directories and files of the overlay that are the same for everybody: node ids, attributes
-//! and listings, all derived from [`FILES`]. What is each caller's own is in `families/`; its ids
-//! are above those of this tree, see [`crate::families`].
+//! The fixed tree: directories and files of the overlay that every caller sees. Node ids,
+//! attributes and listings are derived from [`FILES`]. Entries that differ between callers are in
+//! `families/`; their ids are above those of this tree, see [`crate::families`].
 //!
-//! A node id is a fixed function of the path, so that a successor process, perhaps of another
-//! version, understands the ids that the kernel learnt from its predecessor. Ids fit 32 bits:
-//! they are the inode numbers, and `stat` of old 32-bit programs fails with EOVERFLOW for larger
-//! ones. Nothing here changes after the start.
+//! A node id is a fixed function of the path, so that a successor, perhaps of another version,
+//! understands the ids that the kernel has from its predecessor. Ids fit in 32 bits: they are the
+//! inode numbers, and `stat` of old 32-bit programs fails with EOVERFLOW for larger ones. Nothing
+//! changes after the start. Start reading at [`Tree`].
 
 use std::time::SystemTime;
 
@@ -36,18 +36,18 @@ pub fn node_id(path: &str) -> u64 {
 pub struct Node {
     /// Its id and inode number.
     pub id: u64,
-    /// The id of the directory it is in; the root is in itself.
+    /// The id of its directory; the root is its own parent.
     pub parent: u64,
     /// Its path below the root.
     pub path: &'static str,
-    /// What it is.
+    /// Directory or file.
     pub kind: NodeKind,
 }
 
-/// What a node is.
+/// The kind of a node.
 #[derive(Debug)]
 pub enum NodeKind {
-    /// A directory and the ids of what it holds, in the order of [`FILES`].
+    /// A directory with the ids of its entries, in the order of [`FILES`].
     Directory(Vec<u64>),
     /// A file.
     File(&'static dyn OverlayFile),
@@ -134,19 +134,19 @@ impl Tree {
         self.node(node_id(path))
     }
 
-    /// All nodes, in no order that means something.
+    /// Returns all nodes, in no particular order.
     #[must_use]
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }
 
-    /// What a directory holds under this name.
+    /// Returns the entry of this name in a directory.
     #[must_use]
     pub fn child(&self, directory: u64, name: &[u8]) -> Option<&Node> {
         self.children(directory)?.find(|node| node.name().as_bytes() == name)
     }
 
-    /// What a directory holds; `None` for what is no directory.
+    /// Iterates over the entries of a directory; `None` if it is none.
     pub fn children(&self, directory: u64) -> Option<impl Iterator<Item = &Node>> {
         match &self.node(directory)?.kind {
             NodeKind::Directory(children) => Some(children.iter().filter_map(|&id| self.node(id))),
@@ -154,15 +154,16 @@ impl Tree {
         }
     }
 
-    /// The attributes of a node, which are the same for everybody.
+    /// Returns the attributes of a node, which are the same for every caller.
     #[must_use]
     pub fn attributes(&self, node: &Node) -> FileAttr {
         self.attributes_of(TreeEntry::Fixed(node))
     }
 
-    /// The attributes of an entry: owned by root, read-only, and files have the size of a page, as
-    /// in `/sys`. In `/proc` the kernel shows no size at all, but since Linux 6.5 sendfile(2) and
-    /// splice(2) take a file of that size in FUSE for empty, and busybox `cat` uses them.
+    /// Returns the attributes of an entry: owned by root, read-only, and files have the size of a
+    /// page, as in `/sys`. The kernel's files in `/proc` have size 0, but since Linux 6.5
+    /// sendfile(2) and splice(2) take a FUSE file of that size as empty, and busybox `cat` uses
+    /// them.
     pub(crate) fn attributes_of(&self, entry: TreeEntry<'_>) -> FileAttr {
         let kind = entry.file_type();
         let (perm, size) = match kind {
@@ -189,8 +190,8 @@ impl Tree {
         }
     }
 
-    /// How many directories name this one. One means "not counted": how many each caller sees in
-    /// the directory of a family, or of a member, is its own.
+    /// Returns the link count. 1 means "not counted": the number of entries that a caller sees in
+    /// the directory of a family, or of a member, differs between callers.
     fn links(&self, entry: TreeEntry<'_>) -> u32 {
         match entry {
             TreeEntry::Fixed(Node { kind: NodeKind::Directory(children), path, .. })

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
-//! The overlay on a real mount: replaced when dead, refused when busy, ended when asked, and
-//! taken over from a server that was killed. Needs root and /dev/fuse, and fails without.
+//! The overlay on a real mount: a dead one is replaced, a busy mount point refused, serving ended,
+//! and a killed server taken over. Needs root and /dev/fuse, and fails without.
 
 use std::fs::{self, File};
 use std::io::{IoSlice, IoSliceMut, Read};
@@ -25,10 +25,10 @@ use rustix::net::{
 #[path = "fixtures/container.rs"]
 mod container;
 
-/// Set for the process that serves until it is killed.
+/// Environment variable of the process that serves until it is killed.
 const SERVE_AT: &str = "AMBIT_TEST_SERVE_AT";
 
-/// Set for one that answers nothing.
+/// The same for a server that answers nothing.
 const NEVER_ANSWERS: &str = "AMBIT_TEST_NEVER_ANSWERS";
 
 /// A directory that is unmounted and removed when the test ends, however it ends.
@@ -52,7 +52,7 @@ impl Drop for TestDir {
     }
 }
 
-/// Answers some requests, then keeps every caller waiting for ever.
+/// Answers some requests, then blocks every caller for ever.
 struct Stuck {
     view: Arc<View>,
     left: AtomicU64,
@@ -68,7 +68,7 @@ impl Views for Stuck {
     }
 }
 
-/// Keeps these threads waiting until they are taken off the list.
+/// Blocks these threads until they are taken off the list.
 struct Hangs {
     view: Arc<View>,
     threads: Mutex<Vec<u32>>,
@@ -83,7 +83,7 @@ impl Views for Hangs {
     }
 }
 
-/// Answers nothing, and makes a file when it is asked.
+/// Answers nothing, and creates a file at the first request.
 struct NeverAnswers(PathBuf);
 
 impl Views for NeverAnswers {
@@ -105,8 +105,8 @@ impl NeverAnswers {
     }
 }
 
-/// No test: the part of the predecessor, played in a process of its own. It hands its device and
-/// INIT record to its standard input, a socket, and serves until it is killed.
+/// No test: the predecessor, in a process of its own. It sends its device and INIT record to its
+/// standard input, a socket, and serves until it is killed.
 #[test]
 fn predecessor() {
     let Some(path) = std::env::var_os(SERVE_AT) else { return };
@@ -117,7 +117,7 @@ fn predecessor() {
         drop(Overlay::mount(options, Arc::new(NeverAnswers(asked))));
         return;
     }
-    // Two files: each is asked for by LOOKUP, which may have to tell its size, and by OPEN.
+    // Two files, with two requests each: LOOKUP, which may need the size, and OPEN.
     let views = Stuck { view: Arc::new(container::view()), left: AtomicU64::new(4) };
     let overlay = Overlay::mount(MountOptions::new(path), Arc::new(views)).unwrap();
     let pressure = overlay.pressure();
@@ -147,13 +147,13 @@ fn start_predecessor(path: &Path) -> (Child, OwnedFd, Vec<u8>) {
     (child, device, record)
 }
 
-/// The same, with those of the files that have triggers.
+/// The same, with those of the filesystem with triggers.
 fn start_predecessor_with_pressure(path: &Path) -> (Child, Handover, Handover) {
     let (child, ours) = start(path, SERVE_AT);
     (child, receive(&ours), receive(&ours))
 }
 
-/// Starts a process that serves, and what it is connected with.
+/// Starts a process that serves; returns it with the other end of its socket.
 fn start(path: &Path, how: &str) -> (Child, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let child = Command::new(std::env::current_exe().unwrap())
@@ -241,7 +241,7 @@ fn what_is_alive_is_left_alone() {
     let second = mount_fixed(path_of(&overlay)).unwrap_err();
     assert!(matches!(second, Error::Busy { .. }), "{second}");
     assert!(second.to_string().contains("ambit (fuse.ambit)"), "{second}");
-    // Another filesystem is left alone as long as it holds something.
+    // Another filesystem is left alone unless it is empty.
     let bind = dir.0.path().join("bind");
     fs::create_dir(&bind).unwrap();
     let flags = rustix::mount::MountFlags::empty();
@@ -260,7 +260,7 @@ fn the_mount_of_a_dead_server_is_replaced() {
     let dir = TestDir::new();
     let path = dir.overlay();
     let (child, device, _) = start_predecessor(&path);
-    // Attributes that the kernel remembers must not make the dead look alive.
+    // Cached attributes must not make a dead server look alive.
     assert!(fs::metadata(&path).unwrap().is_dir());
     drop(device);
     kill(child);
@@ -270,10 +270,10 @@ fn the_mount_of_a_dead_server_is_replaced() {
     assert_eq!(fs::read_dir(&path).unwrap().count(), 0, "the dead mount is gone too");
 }
 
-/// Set for the process that makes a visit.
+/// Environment variable of the process that makes a visit.
 const VISIT: &str = "AMBIT_TEST_VISIT";
 
-/// No test: the part of the visitor, which has the overlay as standard input.
+/// No test: the visitor, with the overlay as standard input.
 #[test]
 fn visitor() {
     if std::env::var_os(VISIT).is_some() {
@@ -309,7 +309,7 @@ fn a_server_that_is_killed_while_names_are_looked_up_ends() {
     let until = Instant::now() + Duration::from_secs(20);
     while child.try_wait().unwrap().is_none() {
         if Instant::now() > until {
-            // The only way out of state D.
+            // Only an abort ends state D.
             let flags = rustix::mount::UnmountFlags::FORCE;
             let _ = rustix::mount::unmount(dir.overlay(), flags);
             panic!("a server that was killed waits for itself");
@@ -351,7 +351,7 @@ fn what_was_unmounted_is_attached_again() {
 }
 
 #[test]
-fn what_is_mounted_at_its_place_meanwhile_stays() {
+fn a_foreign_mount_at_the_mount_point_stays() {
     let dir = TestDir::new();
     let overlay = mount_fixed(&dir.overlay()).unwrap();
     let path = path_of(&overlay).to_owned();
@@ -371,7 +371,7 @@ fn files_with_triggers_whose_connection_was_aborted_are_served_anew() {
     let overlay = mount_fixed(&dir.overlay()).unwrap();
     let path = path_of(&overlay).to_owned();
     let pressure = path.join("proc/pressure");
-    // Ends the connection, whether or not it can be unmounted.
+    // MNT_FORCE aborts the connection even if the unmount fails.
     let _ = rustix::mount::unmount(&pressure, rustix::mount::UnmountFlags::FORCE);
     while !overlay.pressure_is_finished() {
         thread::yield_now();
@@ -401,8 +401,8 @@ fn a_successor_answers_what_was_in_flight() {
             })
         })
         .collect();
-    // The predecessor has answered all it will: two requests stick to its threads, one stays in
-    // the queue. If they should come later than that, the successor answers them all the same.
+    // The predecessor answers nothing more: two requests block its threads, one stays in the queue.
+    // If they come later, the successor answers them all the same.
     thread::sleep(Duration::from_millis(100));
     kill(child);
 
@@ -412,7 +412,7 @@ fn a_successor_answers_what_was_in_flight() {
         let text = reader.join().unwrap().unwrap();
         assert!(text.starts_with("cpu  30 0 12 900"), "{text}");
     }
-    // A file that was open all the time reads on.
+    // A file that stayed open can be read on.
     let mut rest = Vec::new();
     (&kept).read_to_end(&mut rest).unwrap();
     assert!(rest.starts_with(&start));

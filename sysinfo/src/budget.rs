@@ -116,8 +116,11 @@ impl Budget {
         {
             account.set_reported(self.what, true);
             let held = account.held(self.what).load(Ordering::Relaxed);
-            let (who, what, all) = (account.owner(), self.what, self.size);
-            tracing::warn!(suppressed, "{who} is refused more {what}: it holds {held} of {all}");
+            let (owner, what, all) = (account.owner(), self.what, self.size);
+            tracing::warn!(
+                suppressed,
+                "{owner} has used up its part: it has {held} of {all} {what}"
+            );
         }
     }
 }

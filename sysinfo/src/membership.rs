@@ -1,7 +1,7 @@
 //! The cgroups of a process in each hierarchy: the text of `/proc/<pid>/cgroup`. A container's
 //! cgroups are those of its first process, cut to the root of the container's cgroup namespace.
 //! Nothing that the container writes may lead to a cgroup of another one. Start reading at
-//! [`Membership::at_root`].
+//! `Membership::at_root`.
 
 use ambit_kernel::text::control_groups;
 

@@ -3,7 +3,7 @@
 //! A trigger lives as long as the open file that it was written to, and poll(2) on that file waits
 //! for it: the overlay forwards writes and polls. The file is always that of the container's own
 //! cgroup, never of an ancestor, which would show the pressure of siblings. See
-//! Documentation/accounting/psi.rst. Start reading at [`open`].
+//! Documentation/accounting/psi.rst. Start reading at `open`.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};

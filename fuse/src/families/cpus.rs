@@ -16,7 +16,7 @@ pub(super) struct Cpus;
 const PART_BITS: u32 = 9;
 const LARGEST: u32 = (1 << 13) - 1;
 
-/// What of a processor. Its number is part of node ids and never changes.
+/// A file or directory of a processor. Its number is part of node ids and never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     Whole,
@@ -68,7 +68,7 @@ fn member(cpu: u32, part: Part) -> u32 {
     cpu << PART_BITS | part.number()
 }
 
-/// The fact that a file shows.
+/// Returns the attribute that a file shows.
 fn shown(view: &View, cpu: u32, part: Part) -> Option<&Attribute> {
     let attributes = view.cpu_attributes(cpu)?;
     match part {
@@ -176,7 +176,7 @@ impl Family for Cpus {
                 out.put("../../node/node").dec(node_of(view, cpu).unwrap_or(0).into());
                 return;
             }
-            // The directories of a container are those of processors that are online.
+            // Containers are shown online processors only.
             Some(Part::Online) => drop(out.byte(b'1')),
             Some(part) => match shown(view, cpu, part) {
                 Some(Attribute::Value(value)) => drop(out.put(value.as_bytes())),
@@ -191,7 +191,7 @@ impl Family for Cpus {
 
     fn find(&self, view: &View, directory: Option<u32>, name: &[u8]) -> Option<u32> {
         let Some(directory) = directory else {
-            // FileRequest for at every step of a path: no list of all processors is made for it.
+            // Called for each component of a path, so no list of all processors is made.
             let cpu = numbered(name, "cpu").filter(|&cpu| cpu <= LARGEST && view.shows_cpu(cpu))?;
             return Some(member(cpu, Part::Whole));
         };

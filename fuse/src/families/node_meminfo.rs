@@ -19,7 +19,8 @@ pub(super) fn render(view: &View, node: &NodeAttributes, out: &mut Text) {
             "MemTotal" => total,
             "MemFree" => free,
             "MemUsed" => total - free,
-            // Nodes do not tell block device pages and swapped ones from other cached pages.
+            // The kernel counts block device pages and the swap cache of a node among its file
+            // pages.
             "FilePages" => part(kib("Cached").saturating_add(kib("SwapCached"))),
             label => part(kib(label)),
         };

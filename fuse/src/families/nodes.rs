@@ -1,5 +1,5 @@
 //! `/sys/devices/system/node`: the memory nodes of the processors the container is shown, and those
-//! that its memory is bound to. On a machine whose kernel knows no nodes the directory is empty.
+//! that its memory is bound to. Without NUMA support in the kernel the directory is empty.
 //!
 //! Members: 0..16 are the lists of the directory itself; from `NODES` on 10 bits of node number
 //! and 5 bits of [`Part`]; from `LINKS` on the links to processors, by 13 bits of their number.
@@ -20,7 +20,7 @@ const FILE_BITS: u32 = 5;
 const LARGEST: u32 = (1 << 10) - 1;
 const LARGEST_CPU: u32 = (1 << 13) - 1;
 
-/// A member, taken apart.
+/// A member, decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     /// A file of the directory itself, by its position in [`NODE_LISTS`].
@@ -60,7 +60,7 @@ impl Part {
     }
 }
 
-/// The node that a processor's link is in.
+/// Returns the node of a processor.
 fn home(view: &View, cpu: u32) -> Option<&NodeAttributes> {
     view.node_attributes(view.cpu_attributes(cpu)?.node?)
 }
@@ -88,7 +88,7 @@ impl Family for Nodes {
         match Part::from_number(member)? {
             Part::List(_) | Part::Whole(_) => None,
             Part::File(node, _) => Some(Part::Whole(node).number()),
-            // A link has nothing below it whose parent it could be; nobody asks for its own.
+            // A link contains no member, so this is not called for one.
             Part::Cpu(_) => None,
         }
     }
@@ -161,14 +161,14 @@ impl Family for Nodes {
             },
             Some(_) => return None,
         };
-        // Numbers that are too large for an id are nobody's.
+        // A number that does not fit in an id names no member.
         let found = part.number();
         (Part::from_number(found) == Some(part) && self.shape(view, found).is_some())
             .then_some(found)
     }
 }
 
-/// Does this list of [`NODE_LISTS`] name nodes with memory?
+/// True if this list of [`NODE_LISTS`] names nodes with memory.
 fn is_of_memory(list: usize) -> bool {
     NODE_LISTS.get(list).is_some_and(|name| name.ends_with("_memory"))
 }
@@ -188,7 +188,7 @@ fn file(view: &View, node: &NodeAttributes, name: &str, out: &mut Text) {
         }
         "meminfo" => return node_meminfo::render(view, node, out),
         "numastat" => {
-            // Cgroups count allocations by node, but not whether another one was wanted.
+            // Cgroups do not account allocations by wanted node.
             for label in &node.numastat {
                 out.put(label.as_bytes()).put(" 0").newline();
             }

@@ -1,4 +1,4 @@
-//! `/proc/diskstats`: the devices the container read or wrote, and nothing of others.
+//! `/proc/diskstats`: the block devices with I/O of the container.
 //!
 //! Layout of `diskstats_show` in `block/genhd.c` since Linux 5.5: 20 columns. Cgroups account
 //! bytes and operations; merged requests, times, requests in flight and flushes are 0.

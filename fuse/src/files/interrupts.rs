@@ -40,12 +40,12 @@ impl OverlayFile for Interrupts {
     }
 
     fn longest(&self, host: &Host) -> usize {
-        // No architecture has more lines of its own, nor longer ones.
+        // An upper bound for the lines of every architecture.
         32 * (48 + host.online.len() * 16)
     }
 }
 
-/// `CPU7` and blanks up to the next column.
+/// Writes `CPU7` and blanks up to the next column.
 pub(super) fn heading(cpu: u32, width: usize, out: &mut Text) {
     out.put("CPU").dec(cpu.into());
     let digits = cpu.checked_ilog10().map_or(1, |log| log as usize + 1);

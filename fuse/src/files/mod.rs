@@ -1,4 +1,5 @@
-//! The files of the overlay, one module each, and the list that everything derives from.
+//! The files of the overlay, one module for each, and the list of all of them, from which tree,
+//! bind mounts and tests are derived. Start reading at [`FILES`].
 
 use crate::overlay::OverlayFile;
 use cpu_lists::CpuList;

@@ -1,7 +1,7 @@
-//! `/proc/partitions`: the devices the container read or wrote, with their sizes.
+//! `/proc/partitions`: the block devices with I/O of the container, with their sizes.
 //!
-//! The machine's other disks are none of the container's business. Layout of
-//! `show_partition` in `block/genhd.c`: blocks of 1024 bytes.
+//! Other disks of the machine are not shown. Layout of `show_partition` in `block/genhd.c`: blocks
+//! of 1024 bytes.
 
 use ambit_sysinfo::{Host, StatSet, View};
 

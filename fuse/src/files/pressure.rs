@@ -1,8 +1,8 @@
 //! `/proc/pressure/*`: how long the container's own tasks were stalled.
 //!
-//! The text is the kernel's own, of the container's cgroup. Where the kernel accounts no
-//! pressure, or not for this container, the files read as on a machine that never stalled.
-//! Layout of `psi_show` in `kernel/sched/psi.c`.
+//! The text is that of the kernel for the container's cgroup. Without PSI, or without a cgroup of
+//! cgroup2, the files read as on a machine that never stalled. Layout of `psi_show` in
+//! `kernel/sched/psi.c`.
 
 use ambit_sysinfo::{StatSet, View};
 

@@ -1,13 +1,14 @@
-//! `/proc/pressure` as a filesystem of its own, on which triggers can be set.
+//! `/proc/pressure` as a filesystem of its own, on whose files triggers can be set.
 //!
-//! The overlay is read-only and answers no poll, and both hold for a whole connection; triggers
-//! need a write and a poll. So these three files are served once more by a second connection,
-//! mounted over `proc/pressure` of the overlay: writable, and the only one that polls. A file is
-//! read like any other of the overlay; a write goes to the pressure file of the container's own
-//! cgroup, which the kernel judges; a poll waits for the kernel's event (`triggers`).
+//! The overlay is read-only and does not answer POLL, and both hold for a whole connection;
+//! triggers need writes and polls. So these three files are served again by a second connection,
+//! mounted over `proc/pressure` of the overlay. Reads are answered as in the overlay; a write goes
+//! to the pressure file of the container's own cgroup, where the kernel checks it; a poll waits for
+//! the kernel's event (`triggers`).
 //!
-//! A trigger ends with its open file, as in the kernel. A server that dies takes it along: after
-//! a takeover poll answers as for a file without a trigger (POLLERR), and programs set it anew.
+//! A trigger ends with its open file, as in the kernel. The triggers of a server that dies are
+//! lost: after a takeover a poll is answered as for a file without a trigger (POLLERR), and
+//! programs set it again. Start reading at `PressureFilesystem`.
 
 mod refused;
 mod triggers;
@@ -39,13 +40,13 @@ use triggers::Triggers;
 #[cfg(feature = "fuzzing")]
 pub(crate) use triggers::window;
 
-/// Where it is mounted, below the root of the overlay.
+/// Its mount point, below the root of the overlay.
 pub const DIRECTORY: &str = "proc/pressure";
 
-/// Names and attributes never change.
+/// Validity of names and attributes, which never change.
 const VALID: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Everybody may set triggers, as in the kernel's `/proc/pressure`.
+/// Every user may set triggers, as in the kernel's `/proc/pressure`.
 const MODE: u16 = 0o666;
 
 /// The three files.
@@ -58,13 +59,13 @@ pub(crate) struct PressureFilesystem {
 }
 
 impl PressureFilesystem {
-    /// The files over these numbers.
+    /// Creates the filesystem of these views.
     pub(crate) fn new(recorder: Option<Arc<dyn RequestRecorder>>, views: Arc<dyn Views>) -> Self {
         let service = Arc::new(Service::new(recorder, views.clone()));
         Self { service, views, triggers: Arc::new(Triggers::new()), kind: ThreadKind::Regular }
     }
 
-    /// The node of the overlay that a node of ours is: our root is its directory.
+    /// Returns the node of the overlay for a node of this filesystem, whose root is the directory.
     fn node(&self, id: u64) -> Result<&Node, Errno> {
         let tree = &self.service.tree;
         let directory = tree.find_path(DIRECTORY).ok_or(Errno::ENOENT)?;
@@ -82,7 +83,7 @@ impl PressureFilesystem {
         }
     }
 
-    /// Opens the kernel's file beside an open file.
+    /// Opens the kernel's pressure file for an open file.
     fn open_kernels(&self, node: &Node, handle: u64, thread: u32) -> Result<(), Errno> {
         let stall = [Stall::Cpu, Stall::Io, Stall::Memory]
             .into_iter()
@@ -103,7 +104,7 @@ impl PressureFilesystem {
 
     fn write(&self, id: u64, handle: u64, thread: u32, text: &[u8]) -> Result<u32, Errno> {
         let node = self.node(id)?;
-        // Not opened for writing when it was opened, or opened of a predecessor.
+        // It was not opened for writing, or by a predecessor.
         if !self.triggers.has(handle) {
             self.open_kernels(node, handle, thread)?;
         }
@@ -111,7 +112,8 @@ impl PressureFilesystem {
         u32::try_from(text.len()).map_err(|_| Errno::EINVAL)
     }
 
-    /// Runs the code of one request. When it panics, the reply it owned is dropped: EIO.
+    /// Handles one request in the thread pool. After a panic the reply is dropped, so that fuser
+    /// answers EIO.
     fn guard<R: Refuse>(&self, request: FileRequest, reply: R, work: impl FnOnce(R)) {
         self.service.pool.handle(self.kind, request, reply, |_, reply| {
             if catch_unwind(AssertUnwindSafe(|| work(reply))).is_err() {
@@ -162,7 +164,7 @@ impl Filesystem for PressureFilesystem {
         });
     }
 
-    /// A shell's `>` truncates, which the kernel's files let pass.
+    /// The `>` of a shell truncates, which the kernel's files allow.
     fn setattr(
         &self,
         req: &Request,
@@ -198,12 +200,12 @@ impl Filesystem for PressureFilesystem {
                 }
                 let handle = self.service.open(node.id, req.pid())?;
                 if flags.acc_mode() != OpenAccMode::O_RDONLY {
-                    // A handle whose text is not kept is shared, and cannot have a trigger.
+                    // UNKEPT is the handle of several files, so it cannot have a trigger.
                     let opened = match handle {
                         0 => Err(Errno::EMFILE),
                         _ => self.open_kernels(node, handle, req.pid()),
                     };
-                    // The kernel tells only the writer that there is no PSI.
+                    // Without PSI the kernel's files fail on write(2), not on open(2).
                     if let Err(errno) = opened
                         && errno != Errno::EOPNOTSUPP
                     {
@@ -235,7 +237,7 @@ impl Filesystem for PressureFilesystem {
         reply: ReplyData,
     ) {
         self.guard(FileRequest::new(Operation::Read, ino, req), reply, |reply| {
-            // As in the overlay: what fills the page cache would be everybody's.
+            // As in the overlay: the page cache is common to all containers.
             if reader.is_none() {
                 return reply.error(Errno::EINVAL);
             }
