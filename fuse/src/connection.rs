@@ -24,7 +24,7 @@ use crate::thread_pool::{SessionThread, ThreadKind, ThreadPool};
 /// Deadline for the threads to notice that the connection has ended.
 const END_WITHIN: Duration = Duration::from_secs(5);
 
-/// The same if some threads are in reads that hang: those end when their file answers.
+/// The same deadline if some threads are in reads that hang: those end when their file answers.
 const END_WITHOUT_HUNG: Duration = Duration::from_secs(1);
 
 /// A filesystem that a thread pool serves. Clones share all state.

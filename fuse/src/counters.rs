@@ -1,4 +1,6 @@
-//! Counters of the overlay's work. Counting never orders memory and never waits.
+//! Counters of the overlay's work: files opened, reads, refusals. They are shown by `ambit status`,
+//! and tests use them instead of time. Counting must never wait nor order memory: all operations
+//! are relaxed. Start reading at [`Counts`].
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,5 +1,6 @@
-//! Errors of the overlay as a whole: it could not be mounted, served, taken over or unmounted.
-//! Errors of single requests are sent to the reader and are in `service.rs`.
+//! Errors of the overlay as a whole: it could not be mounted, served, taken over or unmounted. Each
+//! message says the object, the system call and, where there is one, the next step. Errors of
+//! single requests are sent to the reader and must not appear here; they are in `service.rs`.
 
 use std::io;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
-//! Helpers for the tests of renderers.
+//! Helpers for the unit tests of renderers: a recorded machine with a container, and rendering of a
+//! file for it. Compiled for tests only. Start reading at [`render`].
 
 use ambit_sysinfo::View;
 use procfs_core::{ExplicitSystemInfo, SystemInfoInterface};

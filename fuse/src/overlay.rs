@@ -13,8 +13,8 @@ use crate::text::Text;
 
 /// A file that shows every container its own numbers.
 pub trait OverlayFile: Sync + Debug {
-    /// The path below the root of the overlay, such as `proc/meminfo`; the file of the kernel has the
-    /// same path below `/`.
+    /// The path below the root of the overlay, such as `proc/meminfo`; the file of the kernel has
+    /// the same path below `/`.
     fn path(&self) -> &'static str;
 
     /// Writes the file as the container of `view` sees it.

@@ -5,10 +5,6 @@
 //! ([`Overlay::takeover`]) when this process has ended; containers notice a pause only. Dropping an
 //! [`Overlay`] therefore must neither unmount nor stop it; [`Overlay::unmount`] does both. Start
 //! reading at [`Overlay::mount`].
-//! [`Overlay::device`] with the bytes of [`Overlay::init_record`] can have a successor take over
-//! ([`Overlay::takeover`]) when this process is gone, without a container noticing more than a
-//! pause. Dropping an [`Overlay`] therefore neither unmounts nor stops it; [`Overlay::unmount`]
-//! does both.
 
 use std::fmt;
 use std::io;
@@ -39,7 +35,6 @@ const LOOK_UP_WITHIN: Duration = Duration::from_secs(3);
 pub struct MountOptions {
     /// The mount point; created if missing. Without one the overlay is attached nowhere, and
     /// [`Overlay::detached`] returns its mounts.
-    /// [`Overlay::detached`] has its mounts.
     pub path: Option<PathBuf>,
     /// Number of threads that answer requests. More than containers keep busy only wake each other
     /// up.
@@ -143,7 +138,6 @@ impl Overlay {
 
     /// Serves `/proc/pressure` with triggers, which the next [`Self::restore`] attaches. A failure
     /// is logged; all but triggers works without it.
-    /// [`Self::restore`]. Without them, all but triggers is as before.
     pub fn begin_pressure(&self) {
         if !self.options.triggers {
             return;

@@ -1,21 +1,18 @@
 //! The threads that serve a connection, and the watchdog that starts a substitute for each one that
 //! hangs.
 //!
-//! The thread that samples a container reads kernel files, and no deadline ends a read that hangs:
-//! the thread is lost until the file answers. Without substitutes, as many containers with hanging
-//! files as there are threads would stop the overlay for all containers. A thread that waits for
-//! the sample of another one has a deadline, and is substituted as well.
+//! No deadline ends a read(2) of a kernel file that hangs: the thread that samples the container is
+//! lost until the file answers. Without substitutes, a few containers with hanging files would stop
+//! the overlay for all.
 //!
 //! The request of a thread that hangs is answered by the watchdog after `patience`
 //! (`request_slot.rs`).
 //!
-//! The number of substitutes is bounded. If all of them hang, a thread of last resort serves, which
-//! must not wait for a file of a container: it shows the last good numbers, and sleeps as soon as
-//! another thread is free again.
+//! The number of substitutes is bounded. If all hang, a thread of last resort serves, which must
+//! not wait for a file of a container: it shows the last good numbers. A substitute stays when the
+//! hang is over, because a session cannot be told to end.
 //!
-//! A substitute stays when the hang is over: a session cannot be told to end, and a sleeping thread
-//! costs some pages. The watchdog sleeps while there are no requests. Start reading at
-//! [`ThreadPool::handle`].
+//! The watchdog sleeps while there are no requests. Start reading at [`ThreadPool::handle`].
 
 use std::cell::{Cell, OnceCell};
 use std::io;

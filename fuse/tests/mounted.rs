@@ -442,7 +442,8 @@ fn the_files_with_triggers_are_taken_over_too() {
 
 #[test]
 fn others_are_served_while_every_thread_hangs() {
-    // As a kernel of today is served, and as one before 6.9: on a device of its own for each session.
+    // Served as on a current kernel, and as before 6.9: with a clone of the device for each
+    // session.
     for minor in [None, Some(39u32)] {
         let dir = TestDir::new();
         let path = dir.overlay();

@@ -1,17 +1,14 @@
 //! Identifies the container and the account of a calling thread.
 //!
 //! The container of a thread in a pid namespace below the daemon's is that of the namespace's first
-//! process; its limits are those of that process's cgroup, whatever sub-cgroups it makes. A pid
-//! namespace whose first process stays in the cgroups of its creator (`unshare`, bwrap, browsers)
-//! is part of the creator's container. A thread in the daemon's own pid namespace belongs to its
-//! own cgroup. Never forks.
+//! process, whose cgroup has the limits. A pid namespace whose first process stays in the cgroups
+//! of its creator (`unshare`, bwrap, browsers) is part of the creator's container. A thread in the
+//! daemon's own pid namespace belongs to its own cgroup.
 //!
-//! **A number is valid only while a descriptor pins what it names.** A thread id is looked up again
-//! for every request, because the number of a thread that has ended is reused at once by any
-//! container. The inode number of a pid namespace stays valid while its container is known, because
-//! the pidfd of its first process keeps the namespace (`alloc_pid`, `put_pid` in kernel/pid.c). A
-//! thread of the host is pinned by a descriptor of its folder in `/proc`, in which nothing can be
-//! opened once the thread has ended.
+//! **A number is valid only while a descriptor pins what it names.** The number of a thread that
+//! has ended is reused at once, so thread ids are looked up for every request. The pidfd of its
+//! first process keeps a pid namespace (`alloc_pid`, `put_pid` in kernel/pid.c). A thread of the
+//! host is pinned by its folder in `/proc`. Start reading at [`Callers::identify`].
 
 use std::collections::{HashMap, HashSet};
 use std::io;

@@ -1,5 +1,6 @@
 //! Clocks: the time now, the start of a process, and the offset of a time namespace. All values are
-//! nanoseconds. The clocks are read through the vDSO.
+//! nanoseconds; [`now`] includes suspend, [`awake`] does not, and the two must never be compared.
+//! The clocks are read through the vDSO.
 
 use ambit_kernel::text::{scan, stat};
 

@@ -47,7 +47,7 @@ const SETUP_TIME: u64 = 2_000_000_000;
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// How often the cgroup of the first process is read again: runtimes move it while they start.
 const MEMBERSHIP_BOUND: u64 = 500_000_000;
-/// The same for whether a young container is part of another one.
+/// How often it is looked up whether a young container is part of another one.
 const YOUNG_MEMBERSHIP_BOUND: u64 = 20_000_000;
 
 thread_local! {

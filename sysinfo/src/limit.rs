@@ -1,5 +1,6 @@
 //! A limit of a cgroup, which may be absent. "max" is a variant, never a number, so that it takes
-//! part in no arithmetic.
+//! part in no arithmetic. Limits are combined here; `derive.rs` applies them. Start reading at
+//! [`Limit`].
 
 use ambit_kernel::text::scan;
 

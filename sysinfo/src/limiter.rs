@@ -1,4 +1,6 @@
-//! Rate limit for log messages that a container can trigger: one per second for each call site.
+//! Rate limit for log messages that a container can trigger, so that it cannot fill the log: one
+//! message per second for each call site. The number of suppressed messages is part of the next
+//! one. Start reading at [`Limiter::pass`].
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;

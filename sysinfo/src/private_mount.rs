@@ -43,7 +43,8 @@ impl KernelFiles {
         Ok(Self(folder(path)?))
     }
 
-    /// Reads a file such as `meminfo` or `devices/system/cpu/online` to its end; the text is appended.
+    /// Reads a file such as `meminfo` or `devices/system/cpu/online` to its end; the text is
+    /// appended.
     ///
     /// # Errors
     /// The file cannot be opened or read.

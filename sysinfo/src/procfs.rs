@@ -1,5 +1,6 @@
-//! Reads files of processes and threads in procfs, and pins a task by its folder. A result that is
-//! found by number is valid only while the task is pinned; see `callers.rs`.
+//! Reads files of processes and threads in procfs, and pins a task by a descriptor of its folder.
+//! What is found by a number is valid only while the task is pinned; see `callers.rs`. Start
+//! reading at [`Task`].
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

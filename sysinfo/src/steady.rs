@@ -1,5 +1,6 @@
 //! A counter that never decreases although its source may start again: a container that is moved to
 //! another cgroup, a device that is removed and comes back, a counter that an administrator resets.
+//! Start reading at [`Steady::advance`].
 
 /// A counter, and the sum before its source last started again.
 #[derive(Debug, Clone, Copy, Default)]

@@ -1,4 +1,5 @@
-//! Reads the topology of a recorded machine and checks what views show of it.
+//! Reads the topology of a recorded machine and checks what views show of it: no view may name a
+//! processor or node that it hides, and the shares of the nodes add up.
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 

@@ -1,5 +1,7 @@
-//! `/sys/devices/system/cpu/uevent`: empty, as the kernel's is. The hook that distributions ship
-//! for lxcfs binds the whole directory if this file exists.
+//! `/sys/devices/system/cpu/uevent`: empty, as the kernel's is.
+//!
+//! The hook that distributions ship for lxcfs binds the whole directory if this file exists. It has
+//! no content to render.
 
 use ambit_sysinfo::View;
 

@@ -1,4 +1,6 @@
-//! Families: directories whose entries differ between callers.
+//! Families over a socket pair: directories whose entries differ between callers. Callers with
+//! different views list, look up and read the same directories, and none may see a processor or
+//! node of another. Start reading at `every_caller_lists_its_own_processors`.
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 

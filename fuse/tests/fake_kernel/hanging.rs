@@ -1,4 +1,6 @@
-//! Containers whose numbers take long, as if a kernel file hangs.
+//! Containers whose numbers take long, as if a kernel file hangs. Requests of other containers must
+//! be answered meanwhile, and the hanging ones after the patience. No test here asserts a time.
+//! Start reading at `Hanging`.
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::collections::{HashMap, HashSet};
