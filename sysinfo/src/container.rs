@@ -232,7 +232,7 @@ impl Container {
         Ok(self.enclosing.load_full())
     }
 
-    /// Records what [`Self::whole`] returns from `now` on.
+    /// Sets what [`Self::enclosing`] returns from `now` on.
     pub(crate) fn set_enclosing(&self, enclosing: Option<Arc<Self>>, now: u64) {
         self.enclosing.store(enclosing);
         self.enclosing_checked.store(now, Ordering::Release);
