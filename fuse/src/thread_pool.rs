@@ -282,7 +282,7 @@ fn begin(
     kind: ThreadKind,
 ) -> Option<SessionThread> {
     let failed = |error: &Error| {
-        tracing::error!("cannot start a substitute for a thread that hangs: {error}")
+        tracing::error!("cannot start a substitute for a thread that hangs: {error}");
     };
     start(kind).inspect_err(failed).ok()
 }

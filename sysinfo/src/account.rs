@@ -65,16 +65,14 @@ impl Owner {
                 break;
             }
             number = Some(found);
-            match parent_namespace((ask.parent)(file.as_fd()))? {
-                Some(parent_namespace) if inode(parent_namespace.as_fd())? != *own_namespace => {
-                    file = parent_namespace
-                }
+            match visible_namespace((ask.parent)(file.as_fd()))? {
+                Some(parent) if inode(parent.as_fd())? != *own_namespace => file = parent,
                 // The parent is the daemon's own namespace, or the kernel shows none.
                 _ => break,
             }
         }
         let Some(namespace) = number else { return Self::find_on_host(tid, context) };
-        let users = parent_namespace((ask.users)(file.as_fd()))?;
+        let users = visible_namespace((ask.users)(file.as_fd()))?;
         let users = users.map(|users| outermost_user_namespace(users, context)).transpose()?;
         if let Some((user, _)) = users.flatten()
             && user != 0
@@ -138,11 +136,12 @@ impl fmt::Display for Owner {
     }
 }
 
-/// Returns the parent of a namespace; `None` where the kernel shows none. Any other failure, such
-/// as EMFILE, is an error: an inner namespace must not be taken for the outermost one.
-fn parent_namespace(found: io::Result<OwnedFd>) -> io::Result<Option<OwnedFd>> {
+/// Returns a namespace that an ioctl has opened; `None` where the kernel shows none (EPERM, ENOTTY).
+/// Any other failure, such as EMFILE, is an error: an inner namespace must not be taken for the
+/// outermost one.
+fn visible_namespace(found: io::Result<OwnedFd>) -> io::Result<Option<OwnedFd>> {
     match found {
-        Ok(parent_namespace) => Ok(Some(parent_namespace)),
+        Ok(namespace) => Ok(Some(namespace)),
         Err(error) if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) => Ok(None),
         Err(error) if error.raw_os_error() == Some(Errno::NOTTY.raw_os_error()) => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(None),
@@ -161,7 +160,7 @@ fn outermost_user_namespace(
     if number == context.own_users {
         return Ok(None);
     }
-    while let Some(outer) = parent_namespace((ask.parent)(users.as_fd()))? {
+    while let Some(outer) = visible_namespace((ask.parent)(users.as_fd()))? {
         let its_number = inode(outer.as_fd())?;
         if its_number == context.own_users {
             break;
