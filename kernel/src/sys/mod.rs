@@ -1,5 +1,5 @@
-//! System calls that neither nix nor rustix offers, one file each. Nothing here decides anything. All
-//! unsafe code is in `raw`.
+//! System calls that neither nix nor rustix offers, one file each. Nothing here decides anything. Only
+//! `raw` allows `unsafe_code`.
 
 pub mod affinity;
 pub mod arenas;
