@@ -247,7 +247,7 @@ fn keep(config: &ConfigFile) -> ExitCode {
     if let Some(path) = &config.path {
         arguments.extend(["--config".into(), path.into()]);
     }
-    let contract = Contract { arguments, misconfigured: MISTAKEN, entrance: control::SOCKET };
+    let contract = Contract { arguments, misconfigured: MISTAKEN, control_socket: control::SOCKET };
     process::keep(contract).unwrap_or_else(|error| fail(&error, 2))
 }
 

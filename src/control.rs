@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use ambit_keeper::link::Link;
+use ambit_keeper::client::KeeperClient;
 use anyhow::Context;
 use rustix::net::SocketType;
 use serde::de::DeserializeOwned;
@@ -56,10 +56,10 @@ impl Control {
         path: PathBuf,
         kept: Option<OwnedFd>,
         is_successor: bool,
-        link: &Link,
+        keeper: &KeeperClient,
     ) -> anyhow::Result<Self> {
         let mut entrance = Entrance::new(SOCKET, path, SocketType::STREAM);
-        entrance.open(kept, is_successor, link)?;
+        entrance.open(kept, is_successor, keeper)?;
         let mut control = Self { entrance, listener: None };
         control.listen()?;
         Ok(control)
@@ -86,7 +86,7 @@ impl Control {
 
     /// Binds the sockets anew whose files were removed, this one and those of runtimes.
     fn look(&mut self, server: &Server) {
-        if self.entrance.look(server.link()).is_some()
+        if self.entrance.look(server.keeper()).is_some()
             && let Err(error) = self.listen()
         {
             tracing::error!("the control socket is not watched: {error}");
@@ -148,7 +148,7 @@ async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> 
         "status" => serde_json::to_vec(&Status::of(server))?,
         "parts" => serde_json::to_vec(&Parts::of(server))?,
         word @ ("release" | "stop") => {
-            if !server.link().say(word, None) {
+            if !server.keeper().send(word, None) {
                 // Nobody could keep anything: both are the same.
                 server.end();
             }
@@ -156,7 +156,7 @@ async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> 
         }
         "reload" => crate::serve::reload(server),
         order if order.starts_with("exec ") => {
-            if server.link().say(order, None) {
+            if server.keeper().send(order, None) {
                 // Whoever answers is the new program, or the keeper says why there is none.
                 refusal(server).await
             } else {
@@ -197,13 +197,13 @@ pub struct Parts {
 
 impl Parts {
     fn of(server: &Server) -> Self {
-        let link = server.link();
-        let mut processes = vec![link.service_pid(), std::process::id()];
+        let keeper = server.keeper();
+        let mut processes = vec![keeper.service_pid(), std::process::id()];
         processes.dedup();
         Self {
             processes,
             mount: server.mount().to_owned(),
-            is_kept: link.is_kept() && !link.is_lost() && ambit_keeper::has_manager(),
+            is_kept: keeper.is_kept() && !keeper.is_lost() && ambit_keeper::has_manager(),
             listeners: server.notifier().listeners(),
         }
     }
@@ -214,7 +214,7 @@ impl Parts {
 #[error("no ambit daemon answers on {}; start one with `ambit serve`", .0.display())]
 pub struct NoDaemon(PathBuf);
 
-/// Gives the daemon an order; its answer is the reason why it does not obey. With `exec` the
+/// Gives the daemon an order; its answer is the reason why it does not receive_commands. With `exec` the
 /// connection ends without an answer, because the process that has it does.
 ///
 /// # Errors
@@ -230,7 +230,7 @@ pub fn order(path: &Path, order: &str) -> anyhow::Result<()> {
         return ask_status(path).map(drop);
     }
     if matches!(order, "stop" | "release") && line.is_empty() {
-        // It may obey before it answers.
+        // It may receive_commands before it answers.
         return Ok(());
     }
     read.context("the daemon does not answer")?;

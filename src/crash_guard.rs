@@ -21,7 +21,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ambit_fuse::{FileRequest, RequestRecorder};
-use ambit_keeper::link::{Held, Link};
+use ambit_keeper::client::{Inherited as Held, KeeperClient as Link};
 use ambit_keeper::memory::Memory;
 use ambit_sysinfo::{Owner, clock};
 use libseccomp_sys::seccomp_data;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ambit_fuse::{MountOptions, Overlay, RequestRecorder, Restored};
-use ambit_keeper::link::{Held, Link};
+use ambit_keeper::client::{Inherited, KeeperClient};
 use ambit_kernel::{output, sys};
 use ambit_sysinfo::{Accounting, AskKernel, Options, Views};
 use anyhow::Context;
@@ -29,7 +29,7 @@ pub struct Server {
     accounting: Arc<Accounting>,
     overlay: Overlay,
     notifier: Notifier,
-    link: Link,
+    keeper: KeeperClient,
     origin: Mutex<Origin>,
     mounts_restored: Mutex<MountsRestored>,
     crash_guard: Option<Arc<CrashGuard>>,
@@ -65,7 +65,14 @@ impl Server {
     /// Something essential is missing; the message says what to do.
     pub fn start(config: &Config, reach: Reach, acts: Option<Acts>) -> anyhow::Result<Self> {
         let accounting = start_accounting(accounting_options(config))?;
-        Self::take_over(config, reach, acts, accounting, Link::default(), Held::default())
+        Self::take_over(
+            config,
+            reach,
+            acts,
+            accounting,
+            KeeperClient::default(),
+            Inherited::default(),
+        )
     }
 
     /// The same with accounting that was started before, and with what a predecessor left with
@@ -78,16 +85,16 @@ impl Server {
         reach: Reach,
         acts: Option<Acts>,
         accounting: Arc<Accounting>,
-        link: Link,
-        mut held: Held,
+        keeper: KeeperClient,
+        mut inherited: Inherited,
     ) -> anyhow::Result<Self> {
-        if let Some(file) = baselines(&link, &mut held) {
+        if let Some(file) = counter_store(&keeper, &mut inherited) {
             accounting.remember(file);
         }
         let known = accounting.clone();
         let container_of = move |thread| known.owner_number(thread).unwrap_or(0);
         let crash_guard =
-            CrashGuard::take_over(&link, &mut held, accounting.oom_kills(), container_of);
+            CrashGuard::take_over(&keeper, &mut inherited, accounting.oom_kills(), container_of);
         let options = MountOptions {
             threads: config.overlay.threads,
             recorder: crash_guard.clone().map(|guard| guard as Arc<dyn RequestRecorder>),
@@ -97,8 +104,8 @@ impl Server {
                 Reach::Process => MountOptions::detached(),
             }
         };
-        let successor = !held.is_empty();
-        let overlay = overlay(options, &accounting, &link, &mut held)?;
+        let successor = !inherited.is_empty();
+        let overlay = overlay(options, &accounting, &keeper, &mut inherited)?;
         warn_of_notes(config);
         let socket = |name| (reach == Reach::Host).then(|| config.socket(name));
         let options = notify::Options {
@@ -109,7 +116,7 @@ impl Server {
             crash_guard: crash_guard.clone(),
             is_successor: successor,
         };
-        match Notifier::take_over(accounting.clone(), options, &link, &mut held) {
+        match Notifier::take_over(accounting.clone(), options, &keeper, &mut inherited) {
             Ok(notifier) => {
                 if let Err(error) = audit(&notifier, config) {
                     // Containers that run already are not left alone for want of a log.
@@ -124,7 +131,7 @@ impl Server {
                     accounting,
                     overlay,
                     notifier,
-                    link,
+                    keeper,
                     origin: Mutex::new(Origin {
                         file: None,
                         read: SystemTime::now(),
@@ -168,7 +175,7 @@ impl Server {
         match self.overlay.restore() {
             Ok(Restored::Nothing) => {}
             Ok(Restored::Mounts) => {
-                keep_pressure(&self.overlay, &self.link);
+                keep_pressure(&self.overlay, &self.keeper);
                 let mut restored =
                     self.mounts_restored.lock().unwrap_or_else(PoisonError::into_inner);
                 let now = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -198,8 +205,8 @@ impl Server {
 
     /// The connection to the keeper.
     #[must_use]
-    pub fn link(&self) -> &Link {
-        &self.link
+    pub fn keeper(&self) -> &KeeperClient {
+        &self.keeper
     }
 
     /// The same, with where its configuration is from.
@@ -296,12 +303,12 @@ fn audit(notifier: &Notifier, config: &Config) -> anyhow::Result<()> {
 
 /// The file in memory where counters are remembered: a predecessor's, or a new one. `None` without
 /// a keeper: nobody would read it.
-fn baselines(link: &Link, held: &mut Held) -> Option<OwnedFd> {
+fn counter_store(keeper: &KeeperClient, inherited: &mut Inherited) -> Option<OwnedFd> {
     const NAME: &str = "baselines.1";
-    link.is_kept().then_some(())?;
-    held.take_version(NAME, link).or_else(|| {
+    keeper.is_kept().then_some(())?;
+    inherited.take_version(NAME, keeper).or_else(|| {
         let file = rustix::fs::memfd_create(NAME, rustix::fs::MemfdFlags::CLOEXEC).ok()?;
-        link.store(NAME, &file);
+        keeper.store(NAME, &file);
         Some(file)
     })
 }
@@ -316,19 +323,19 @@ const PRESSURE: [&str; 2] = ["pressure", "pressure-init"];
 fn overlay(
     options: MountOptions,
     accounting: &Arc<Accounting>,
-    link: &Link,
-    held: &mut Held,
+    keeper: &KeeperClient,
+    inherited: &mut Inherited,
 ) -> anyhow::Result<Overlay> {
     let [device, init] = OVERLAY;
-    match alive(held.take(device), held.take_bytes(init)) {
+    match alive(inherited.take(device), inherited.take_bytes(init)) {
         Some((device, init)) => {
             let overlay = Overlay::takeover(device, &init, options, accounting.clone())?;
             let [device, init] = PRESSURE;
-            match alive(held.take(device), held.take_bytes(init)) {
+            match alive(inherited.take(device), inherited.take_bytes(init)) {
                 Some((device, init)) => overlay.takeover_pressure(device, &init)?,
                 None => {
                     overlay.begin_pressure();
-                    keep_pressure(&overlay, link);
+                    keep_pressure(&overlay, keeper);
                 }
             }
             Ok(overlay)
@@ -336,17 +343,17 @@ fn overlay(
         None => {
             let overlay = Overlay::mount(options, accounting.clone())?;
             let connection = (overlay.device(), overlay.init_record());
-            keep(link, OVERLAY, connection, overlay.abort_switches().0);
-            keep_pressure(&overlay, link);
+            keep(keeper, OVERLAY, connection, overlay.abort_switches().0);
+            keep_pressure(&overlay, keeper);
             Ok(overlay)
         }
     }
 }
 
 /// Leaves the files with triggers with the keeper.
-fn keep_pressure(overlay: &Overlay, link: &Link) {
+fn keep_pressure(overlay: &Overlay, keeper: &KeeperClient) {
     if let Some((device, init)) = overlay.pressure() {
-        keep(link, PRESSURE, (device.as_fd(), &init), overlay.abort_switches().1);
+        keep(keeper, PRESSURE, (device.as_fd(), &init), overlay.abort_switches().1);
     }
 }
 
@@ -354,16 +361,16 @@ fn keep_pressure(overlay: &Overlay, link: &Link) {
 /// it again: it has the service manager remove the one before, and if it is killed then, both are
 /// lost.
 fn keep(
-    link: &Link,
+    keeper: &KeeperClient,
     [device, init]: [&str; 2],
     (descriptor, record): (BorrowedFd<'_>, &[u8]),
     abort: Option<OwnedFd>,
 ) {
-    link.store_bytes(init, record);
-    link.store(device, descriptor);
+    keeper.store_bytes(init, record);
+    keeper.store(device, descriptor);
     // With it the keeper can end a connection that a server in state D holds.
     if let Some(abort) = abort {
-        link.store(&format!("{device}-abort"), abort);
+        keeper.store(&format!("{device}-abort"), abort);
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ambit_keeper::link::{ALIVE, BROKER, Kept, Link, Orders};
+use ambit_keeper::client::{ALIVE, BROKER, KeeperClient, Kept, Orders};
 use ambit_keeper::wire;
 use ambit_kernel::output;
 use ambit_kernel::text::mountinfo::Watch;
@@ -31,7 +31,7 @@ const BEAT: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_secs(3);
 
 /// What the keeper wants.
-enum Word {
+enum Command {
     /// Leave everything as it is for a successor.
     Leave,
     /// Unmount and end.
@@ -54,21 +54,25 @@ struct Chosen {
 pub fn serve_kept(path: Option<&Path>) -> anyhow::Result<()> {
     // It was started by the number of a descriptor.
     let _ = rustix::thread::set_name(c"ambit");
-    let link = Link::inherit()?;
-    let Orders { is_candidate, configuration, broker } = link.orders();
-    let served = choose(path, &link, configuration.filter(|_| !is_candidate))
+    let keeper = KeeperClient::inherit()?;
+    let Orders { is_candidate, configuration, broker } = keeper.orders();
+    let served = choose(path, &keeper, configuration.filter(|_| !is_candidate))
         .map_err(anyhow::Error::from)
-        .and_then(|chosen| serve(chosen, &link, is_candidate, broker));
+        .and_then(|chosen| serve(chosen, &keeper, is_candidate, broker));
     if let Err(error) = &served {
         // Whoever asked for this program is told.
-        let _ = link.say(&format!("failed {error:#}"), None);
+        let _ = keeper.send(&format!("failed {error:#}"), None);
     }
     served
 }
 
 /// Reads the configuration. If the file is wrong, the last good one is used that the keeper holds:
 /// containers depend on a server.
-fn choose(path: Option<&Path>, link: &Link, kept: Option<Kept>) -> Result<Chosen, ConfigError> {
+fn choose(
+    path: Option<&Path>,
+    keeper: &KeeperClient,
+    kept: Option<Kept>,
+) -> Result<Chosen, ConfigError> {
     let file = path.map(Path::to_owned);
     let on_disk = match &kept {
         Some(kept) if kept.instead => None,
@@ -80,7 +84,7 @@ fn choose(path: Option<&Path>, link: &Link, kept: Option<Kept>) -> Result<Chosen
         && kept.as_ref().is_some_and(|kept| !is_empty(&kept.text));
     let (error, kept) = match (on_disk.filter(|_| !is_being_written), kept) {
         (Some(Ok((config, text))), _) => {
-            link.say_with_text(wire::CONFIGURED, &text);
+            keeper.send_with_text(wire::CONFIGURED, &text);
             let origin = Origin { file, read: SystemTime::now(), instead: false };
             return Ok(Chosen { config, origin, warning: None });
         }
@@ -110,7 +114,7 @@ fn choose(path: Option<&Path>, link: &Link, kept: Option<Kept>) -> Result<Chosen
 
 fn serve(
     chosen: Chosen,
-    link: &Link,
+    keeper: &KeeperClient,
     candidate: bool,
     broker: Option<Option<OwnedFd>>,
 ) -> anyhow::Result<()> {
@@ -145,23 +149,29 @@ fn serve(
         .build()
         .context("cannot start the event loop")?;
     runtime.block_on(async {
-        // Held so that the signals do nothing.
+        // Inherited so that the signals do nothing.
         let _signals = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()]
             .map(|kind| signal(kind).ok());
         let socket = config.socket("control.sock");
-        let mut held = link.take_over()?;
-        if let Some(connection) = held.take(BROKER) {
+        let mut inherited = keeper.take_over()?;
+        if let Some(connection) = inherited.take(BROKER) {
             broker.replace(connection);
         }
-        let is_successor = !held.is_empty();
-        let kept = held.take(control::SOCKET);
+        let is_successor = !inherited.is_empty();
+        let kept = inherited.take(control::SOCKET);
         if !is_successor {
             control::check_free(&socket)?;
         }
-        let server =
-            Server::take_over(config, Reach::Host, Some(acts), accounting, link.clone(), held)?;
+        let server = Server::take_over(
+            config,
+            Reach::Host,
+            Some(acts),
+            accounting,
+            keeper.clone(),
+            inherited,
+        )?;
         let server = server.configured_from(origin);
-        let mut control = match Control::open(socket, kept, is_successor, link) {
+        let mut control = match Control::open(socket, kept, is_successor, keeper) {
             Ok(control) => control,
             Err(error) => {
                 // Nothing is there yet that a container has.
@@ -169,23 +179,23 @@ fn serve(
                 return Err(error);
             }
         };
-        let _ = link.say("serving", None);
+        let _ = keeper.send("serving", None);
         let threads = Threads::running();
         tracing::info!(
             mount = %server.mount().display(),
             sockets = %config.daemon.runtime_dir.display(),
             cgroups = server.accounting().hierarchies().layout(),
-            restarts = link.restarts(),
+            restarts = keeper.restarts(),
             "serving"
         );
         tokio::select! {
             () = control.serve(&server) => {}
-            () = beat(link) => {}
-            () = look_after_mounts(&server) => leave_dead(&server),
-            name = thread_lost(&threads) => end_without_thread(&name),
-            word = obey(link, &server, &broker) => match word {
-                Word::Leave | Word::Reload => leave(&server),
-                Word::Release => tracing::info!("stopping; the files are unmounted"),
+            () = send_heartbeats(keeper) => {}
+            () = watch_mounts(&server) => leave_dead(&server),
+            name = wait_for_lost_thread(&threads) => end_without_thread(&name),
+            command = receive_commands(keeper, &server, &broker) => match command {
+                Command::Leave | Command::Reload => leave(&server),
+                Command::Release => tracing::info!("stopping; the files are unmounted"),
             },
         }
         drop(control);
@@ -212,7 +222,7 @@ fn leave(server: &Server) -> ! {
 }
 
 /// Has the overlay attached again whenever it was unmounted, until its connection is aborted.
-async fn look_after_mounts(server: &Server) {
+async fn watch_mounts(server: &Server) {
     let watch = Watch::new().inspect_err(|error| {
         tracing::error!("an overlay that is unmounted is not noticed: mountinfo: {error}");
     });
@@ -239,7 +249,7 @@ fn leave_dead(server: &Server) -> ! {
 }
 
 /// Waits until a thread has ended that is needed.
-async fn thread_lost(threads: &Threads) -> String {
+async fn wait_for_lost_thread(threads: &Threads) -> String {
     let mut interval = tokio::time::interval(BEAT);
     loop {
         interval.tick().await;
@@ -256,20 +266,20 @@ fn end_without_thread(name: &str) -> ! {
     std::process::exit(101)
 }
 
-async fn beat(link: &Link) {
+async fn send_heartbeats(keeper: &KeeperClient) {
     let mut interval = tokio::time::interval(BEAT);
     loop {
         interval.tick().await;
-        let _ = link.say(ALIVE, None);
+        let _ = keeper.send(ALIVE, None);
     }
 }
 
 /// Waits for a word that ends this process.
-async fn obey(link: &Link, server: &Server, broker: &Arc<Broker>) -> Word {
+async fn receive_commands(keeper: &KeeperClient, server: &Server, broker: &Arc<Broker>) -> Command {
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
-    let (ears, broker) = (link.clone(), Arc::clone(broker));
+    let (receiver, broker) = (keeper.clone(), Arc::clone(broker));
     let listening = std::thread::Builder::new().name("keeper".into()).spawn(move || {
-        while let Some((text, fd)) = ears.hear() {
+        while let Some((text, fd)) = receiver.receive() {
             match fd {
                 Some(connection) if text.starts_with(BROKER) => broker.replace(connection),
                 _ => drop(tell.send(text)),
@@ -281,9 +291,9 @@ async fn obey(link: &Link, server: &Server, broker: &Arc<Broker>) -> Word {
         return std::future::pending().await;
     }
     while let Some(text) = told.recv().await {
-        match word(&text) {
-            Some(Word::Reload) => drop(reload(server)),
-            Some(word) => return word,
+        match parse_command(&text) {
+            Some(Command::Reload) => drop(reload(server)),
+            Some(command) => return command,
             None => {
                 let reason = text.strip_prefix("refused ").unwrap_or(&text);
                 tracing::warn!("the keeper refuses: {reason}");
@@ -293,16 +303,16 @@ async fn obey(link: &Link, server: &Server, broker: &Arc<Broker>) -> Word {
     }
     // With systemd, a new keeper has everything in a moment.
     if std::env::var_os("FDSTORE").is_some() {
-        return Word::Leave;
+        return Command::Leave;
     }
     tracing::error!(
         "the keeper is gone: serving on until stopped, but nothing survives this server"
     );
-    alone(server).await
+    serve_without_keeper(server).await
 }
 
 /// Without a keeper the signals and orders that it took are this process's own.
-async fn alone(server: &Server) -> Word {
+async fn serve_without_keeper(server: &Server) -> Command {
     let (Ok(mut terminated), Ok(mut interrupted), Ok(mut hung_up)) = (
         signal(SignalKind::terminate()),
         signal(SignalKind::interrupt()),
@@ -312,19 +322,19 @@ async fn alone(server: &Server) -> Word {
     };
     loop {
         tokio::select! {
-            _ = terminated.recv() => return Word::Release,
-            _ = interrupted.recv() => return Word::Release,
-            () = server.told_to_end() => return Word::Release,
+            _ = terminated.recv() => return Command::Release,
+            _ = interrupted.recv() => return Command::Release,
+            () = server.told_to_end() => return Command::Release,
             _ = hung_up.recv() => drop(reload(server)),
         }
     }
 }
 
-fn word(text: &str) -> Option<Word> {
+fn parse_command(text: &str) -> Option<Command> {
     match text {
-        "leave" => Some(Word::Leave),
-        "release" => Some(Word::Release),
-        "reload" => Some(Word::Reload),
+        "leave" => Some(Command::Leave),
+        "release" => Some(Command::Release),
+        "reload" => Some(Command::Reload),
         _ => None,
     }
 }
@@ -340,7 +350,7 @@ pub(crate) fn reload(server: &Server) -> Vec<u8> {
             server.restore_mounts();
             server.reread();
             // The standby has read the one before.
-            server.link().say_with_text("reloaded", &text);
+            server.keeper().send_with_text("reloaded", &text);
             tracing::info!("the configuration was read again");
             b"{}".to_vec()
         }

@@ -197,10 +197,10 @@ impl Status {
         let files = server.overlay().counters();
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: server.link().service_pid(),
+            pid: server.keeper().service_pid(),
             server_pid: std::process::id(),
-            restarts: server.link().restarts(),
-            broker_restarts: server.link().broker_restarts(),
+            restarts: server.keeper().restarts(),
+            broker_restarts: server.keeper().broker_restarts(),
             configuration: Configuration::of(server),
             cgroups: accounting.hierarchies().layout().to_owned(),
             mount: server.mount().to_owned(),

@@ -1,7 +1,6 @@
-//! Memory that the keeper has too: what a server wrote there, up to the moment of its death, its successor
-//! finds.
+//! Memory that outlives the server: a mapped memfd, which the keeper holds for the next server.
 //!
-//! Only processes of this program map it. What is in it was written by them or by the kernel.
+//! Only processes of this program map it. Its contents were written by them or by the kernel.
 
 use std::io;
 use std::ops::Deref;
@@ -11,7 +10,7 @@ pub use ambit_kernel::sys::mapping::Lasting;
 use ambit_kernel::sys::mapping::Mapping;
 use rustix::fs::MemfdFlags;
 
-use super::link::{Held, Link};
+use super::client::{Inherited, KeeperClient};
 
 /// An array that outlives the process. Without a keeper, it ends with the process.
 #[derive(Debug)]
@@ -23,19 +22,19 @@ impl<T: Lasting> Memory<T> {
     pub fn open(
         name: &str,
         count: usize,
-        link: &Link,
-        held: &mut Held,
+        keeper: &KeeperClient,
+        inherited: &mut Inherited,
     ) -> io::Result<(Self, bool)> {
         let whole = |fd: &OwnedFd| {
             let size = rustix::fs::fstat(fd).ok().and_then(|stat| u64::try_from(stat.st_size).ok());
             size.is_some_and(|size| Mapping::<T>::length(count) == Some(size))
         };
-        let predecessors = held.take_version(name, link).filter(whole);
+        let predecessors = inherited.take_version(name, keeper).filter(whole);
         if let Some(memory) = predecessors {
             return Ok((Self(Mapping::new(memory.as_fd(), count)?), false));
         }
         let (own, memory) = Self::new(name, count)?;
-        link.store(name, &memory);
+        keeper.store(name, &memory);
         Ok((own, true))
     }
 

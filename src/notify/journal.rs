@@ -10,7 +10,7 @@ use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ambit_keeper::link::{Held, Link};
+use ambit_keeper::client::{Inherited as Held, KeeperClient as Link};
 use ambit_keeper::memory::{Lasting, Memory};
 use ambit_sysinfo::{Account, Budget, Charge, What};
 use libseccomp_sys::{seccomp_data, seccomp_notif, seccomp_notif_resp};

@@ -7,7 +7,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use ambit_keeper::link::Link;
+use ambit_keeper::client::KeeperClient as Link;
 use ambit_kernel::sys;
 use libseccomp_sys::{
     SECCOMP_ADDFD_FLAG_SEND, SECCOMP_USER_NOTIF_FLAG_CONTINUE, seccomp_data, seccomp_notif,

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ambit_keeper::link::Link;
+use ambit_keeper::client::KeeperClient as Link;
 use ambit_sysinfo::Limiter;
 use libseccomp_sys::{seccomp_notif, seccomp_notif_resp};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -410,7 +410,7 @@ mod tests {
 
     use super::super::tests::Fixed;
     use super::*;
-    use ambit_keeper::link::Held;
+    use ambit_keeper::client::Inherited as Held;
 
     struct Peer {
         fd: OwnedFd,

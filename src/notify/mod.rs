@@ -55,7 +55,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use ambit_keeper::link::{Held, Link};
+use ambit_keeper::client::{Inherited as Held, KeeperClient as Link};
 use ambit_sysinfo::Views;
 
 use crate::crash_guard::CrashGuard;

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use ambit_keeper::link::{Held, Link};
+use ambit_keeper::client::{Inherited as Held, KeeperClient as Link};
 use rustix::net::SocketType;
 
 use super::message::Message;
