@@ -23,7 +23,7 @@ use crate::status::Status;
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a client may take to ask: others wait meanwhile.
+/// How long a client may take to send its question. Other clients wait meanwhile.
 const FIRST_LINE: Duration = Duration::from_millis(500);
 
 /// The longest question: the path of a program.
@@ -32,13 +32,13 @@ const LONGEST: u64 = 8192;
 /// How long a daemon that is about to end may still listen.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
-/// The name of the socket with the keeper.
+/// The name under which the keeper holds the socket.
 pub const SOCKET: &str = "control";
 
-/// How often is looked whether the socket's file is there.
+/// The interval at which the socket's file is checked.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// The socket of a daemon.
+/// The control socket.
 #[derive(Debug)]
 pub struct Control {
     entrance: Entrance,
@@ -47,11 +47,11 @@ pub struct Control {
 }
 
 impl Control {
-    /// Goes on listening on a predecessor's socket, or binds one. A socket file that no daemon
-    /// listens on is replaced.
+    /// Listens on the previous server's socket, or binds one. A socket file that no daemon listens
+    /// on is replaced.
     ///
     /// # Errors
-    /// There is no predecessor, and another daemon listens on it or it cannot be bound.
+    /// There is no previous server, and another daemon listens on the path or it cannot be bound.
     pub fn open(
         path: PathBuf,
         kept: Option<OwnedFd>,
@@ -84,7 +84,7 @@ impl Control {
         }
     }
 
-    /// Binds the sockets anew whose files were removed, this one and those of runtimes.
+    /// Binds the sockets again whose files were removed, this one and those of runtimes.
     fn look(&mut self, server: &Server) {
         if self.entrance.look(server.keeper()).is_some()
             && let Err(error) = self.listen()
@@ -95,7 +95,7 @@ impl Control {
     }
 
     fn listen(&mut self) -> std::io::Result<()> {
-        // Those who still wait on the one before ask again.
+        // Clients that wait on the old socket connect again.
         self.listener = None;
         if let Some(socket) = self.entrance.listening() {
             let socket =
@@ -117,11 +117,11 @@ async fn accept(listener: Option<&UnixListener>) -> UnixStream {
     }
 }
 
-/// Makes sure that no daemon listens on the socket. One that is about to end gets a moment for it:
-/// who has killed it may not have seen the last of its processes go.
+/// Checks that no daemon listens on the socket. Waits for one that is about to end: after a kill,
+/// its last process may take a moment.
 ///
 /// # Errors
-/// One goes on listening.
+/// A daemon still listens.
 pub fn check_free(path: &Path) -> anyhow::Result<()> {
     let until = Instant::now() + LAST_MOMENT;
     while BlockingStream::connect(path).is_ok() {
@@ -149,7 +149,7 @@ async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> 
         "parts" => serde_json::to_vec(&Parts::of(server))?,
         word @ ("release" | "stop") => {
             if !server.keeper().send(word, None) {
-                // Nobody could keep anything: both are the same.
+                // Without a keeper nothing outlives this process: both commands are the same.
                 server.end();
             }
             b"{}".to_vec()
@@ -157,11 +157,11 @@ async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> 
         "reload" => crate::serve::reload(server),
         order if order.starts_with("exec ") => {
             if server.keeper().send(order, None) {
-                // Whoever answers is the new program, or the keeper says why there is none.
+                // The new program answers, or the keeper tells why it was refused.
                 refusal(server).await
             } else {
-                let error = "the keeper is gone, and nobody can start a program in this one's place; \
-                             stop the daemon and start it again";
+                let error = "the keeper has ended and cannot start another program; stop the daemon \
+                             and start it again";
                 serde_json::to_vec(&serde_json::json!({ "error": error }))?
             }
         }
@@ -174,7 +174,7 @@ async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> 
     written.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }
 
-/// Waits until the keeper refuses a new program; when it takes it, this process ends before.
+/// Waits until the keeper refuses a new program. If it accepts, this process ends before.
 async fn refusal(server: &Server) -> Vec<u8> {
     let mut refusals = server.refusals();
     let reason = tokio::time::timeout(Duration::from_secs(30), refusals.recv()).await;
@@ -182,7 +182,7 @@ async fn refusal(server: &Server) -> Vec<u8> {
     serde_json::to_vec(&serde_json::json!({ "error": reason })).unwrap_or_default()
 }
 
-/// What a daemon consists of, for the command that ends it.
+/// The parts of a daemon, for `ambit stop`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Parts {
     /// Its processes: the keeper, where there is one, and the server.
@@ -214,8 +214,8 @@ impl Parts {
 #[error("no ambit daemon answers on {}; start one with `ambit serve`", .0.display())]
 pub struct NoDaemon(PathBuf);
 
-/// Gives the daemon an order; its answer is the reason why it does not receive_commands. With `exec` the
-/// connection ends without an answer, because the process that has it does.
+/// Sends a command to the daemon. The answer has the error if the daemon refuses. With `exec` the
+/// connection ends without an answer, because the process that holds it ends.
 ///
 /// # Errors
 /// No daemon listens, or it refuses.
@@ -226,11 +226,11 @@ pub fn order(path: &Path, order: &str) -> anyhow::Result<()> {
     let mut line = String::new();
     let read = BufReader::new(&stream).read_line(&mut line);
     if order.starts_with("exec ") && line.is_empty() {
-        // Gone: its successor answers in a moment, because the socket is the same.
+        // It has ended: the next server answers soon on the same socket.
         return ask_status(path).map(drop);
     }
     if matches!(order, "stop" | "release") && line.is_empty() {
-        // It may receive_commands before it answers.
+        // It may end before it answers.
         return Ok(());
     }
     read.context("the daemon does not answer")?;
@@ -255,7 +255,7 @@ pub fn ask_status(path: &Path) -> anyhow::Result<Status> {
     ask(path, "status")
 }
 
-/// Asks the daemon what it consists of.
+/// Asks the daemon for its parts.
 ///
 /// # Errors
 /// As [`ask_status`].
@@ -270,12 +270,12 @@ fn ask<T: DeserializeOwned>(path: &Path, question: &str) -> anyhow::Result<T> {
         if !line.is_empty() || Instant::now() >= until {
             return serde_json::from_str(&line).context("the daemon's answer is not understood");
         }
-        // Killed or replaced while it answered: its successor has the same socket.
+        // It was killed or replaced while it answered: the next server has the same socket.
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// The answer; empty if there was none.
+/// Returns the answer, which is empty if the daemon ended before it answered.
 fn ask_once(path: &Path, question: &str) -> anyhow::Result<String> {
     let mut stream = connect(path)?;
     stream.set_read_timeout(Some(PATIENCE))?;

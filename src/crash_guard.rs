@@ -3,17 +3,17 @@
 //! A defect may make one of them end the server: abort, a fault, memory. The kernel and the journal
 //! give it to the successor, which would end too, and so on, and no container would be answered any
 //! more. So each thread notes what it is about to handle, in memory that the keeper holds (a few
-//! stores, no system call), and clears its slot afterwards. A server that takes over from a dead one
-//! finds what was in hand. After three deaths within a minute with the same operation, file (or
+//! stores, no system call), and clears its slot afterwards. A server that takes over from a dead
+//! one finds what was in hand. After three deaths within a minute with the same operation, file (or
 //! call) and container it is refused for a minute: a file is EIO then, and a call is left to the
 //! kernel.
 //!
-//! Several threads have a request in hand when one of them kills all. So what was in hand at a death
-//! is a suspect: suspects are handled one at a time, and one that is answered is cleared.
+//! Several threads have a request in hand when one of them kills all. So what was in hand at a
+//! death is a suspect: suspects are handled one at a time, and one that is answered is cleared.
 //!
-//! A server that the kernel killed for want of memory, or the keeper because it was silent, may have
-//! died of none of them: only a request that the same thread still waits for is counted then. A
-//! server that was killed otherwise (an administrator, a test) died of none.
+//! A server that the kernel killed for want of memory, or the keeper because it was silent, may
+//! have died of none of them: only a request that the same thread still waits for is counted then.
+//! A server that was killed otherwise (an administrator, a test) died of none.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use ambit_fuse::PrefaultAllocator;
 
-/// For the buffers that requests of containers are read into.
+/// Pre-faults the buffers that requests of containers are read into.
 #[global_allocator]
 static ALLOCATOR: PrefaultAllocator = PrefaultAllocator;
 

@@ -1,7 +1,7 @@
-//! The server: what the keeper starts, and starts again (`ambit serve --kept`).
+//! The server: the process that the keeper starts, and restarts (`ambit serve --kept`).
 //!
-//! It obeys the keeper alone: a signal that a terminal or a service manager sends to everybody
-//! reaches the keeper too, and that one decides what it means.
+//! It takes commands from the keeper only. A signal that a terminal or a service manager sends to
+//! the whole process group reaches the keeper too, and the keeper decides what follows.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -24,15 +24,15 @@ use crate::threads::{self, Threads};
 use crate::worker::Broker;
 use crate::{logging, self_check, timestamp};
 
-/// How often the keeper hears that all is well.
+/// The interval of heartbeats to the keeper.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// How long the calls under way may take when this process leaves; the keeper waits longer.
+/// How long calls in progress may take when this process leaves. The keeper waits longer.
 const SETTLE: Duration = Duration::from_secs(3);
 
-/// What the keeper wants.
+/// A command of the keeper.
 enum Command {
-    /// Leave everything as it is for a successor.
+    /// End, and leave files and listeners to the next server.
     Leave,
     /// Unmount and end.
     Release,
@@ -40,19 +40,20 @@ enum Command {
     Reload,
 }
 
-/// A configuration, and what there is to say about it when there is a log.
+/// The configuration that is used, and a warning about it, which is logged once logging has
+/// started.
 struct Chosen {
     config: Config,
     origin: Origin,
     warning: Option<String>,
 }
 
-/// Serves until the keeper says what else to do.
+/// Runs the server until the keeper ends it.
 ///
 /// # Errors
-/// Something essential is missing or busy.
+/// The configuration cannot be used, or something that the server needs is missing or busy.
 pub fn serve_kept(path: Option<&Path>) -> anyhow::Result<()> {
-    // It was started by the number of a descriptor.
+    // The keeper executes `/proc/self/fd/N`, so that the name is a number.
     let _ = rustix::thread::set_name(c"ambit");
     let keeper = KeeperClient::inherit()?;
     let Orders { is_candidate, configuration, broker } = keeper.orders();
@@ -60,14 +61,14 @@ pub fn serve_kept(path: Option<&Path>) -> anyhow::Result<()> {
         .map_err(anyhow::Error::from)
         .and_then(|chosen| serve(chosen, &keeper, is_candidate, broker));
     if let Err(error) = &served {
-        // Whoever asked for this program is told.
+        // The keeper passes it on to `ambit reload --exec`.
         let _ = keeper.send(&format!("failed {error:#}"), None);
     }
     served
 }
 
-/// Reads the configuration. If the file is wrong, the last good one is used that the keeper holds:
-/// containers depend on a server.
+/// Reads the configuration. If the file is invalid, returns the last good one, which the keeper
+/// holds: containers depend on a server.
 fn choose(
     path: Option<&Path>,
     keeper: &KeeperClient,
@@ -78,7 +79,7 @@ fn choose(
         Some(kept) if kept.instead => None,
         _ => Some(Config::load_with_text(path)),
     };
-    // Most programs empty a file and write it then.
+    // Most programs truncate a file before they write it.
     let is_empty = |text: &str| text.trim().is_empty();
     let is_being_written = matches!(&on_disk, Some(Ok((_, text))) if is_empty(text))
         && kept.as_ref().is_some_and(|kept| !is_empty(&kept.text));
@@ -99,7 +100,7 @@ fn choose(
     let config = Config::parse(&text, path.unwrap_or(Path::new(DEFAULT_PATH)));
     let (config, error) = match (config, error) {
         (Ok(config), error) => (config, error),
-        // What is on disk is what can be corrected.
+        // The error of the file on disk is the one that the administrator can correct.
         (Err(kept), error) => return Err(error.unwrap_or(kept)),
     };
     let why = match error {
@@ -123,11 +124,11 @@ fn serve(
     if !rustix::process::geteuid().is_root() {
         anyhow::bail!("the daemon must run as root: it mounts files and reads every container");
     }
-    // The keeper blocks what it waits for itself.
+    // The keeper blocks its signals, and the mask is inherited.
     SigSet::empty().thread_set_mask().context("cannot unblock signals")?;
     let broker = Arc::new(match broker {
         Some(connection) => Broker::kept(connection),
-        // A keeper of an older version starts none.
+        // A keeper of an older version starts no broker.
         None => Broker::start().context("cannot start the broker of acts: fork")?,
     });
     let acts = Acts::new(Arc::clone(&broker));
@@ -141,15 +142,15 @@ fn serve(
     if candidate {
         self_check::run(config).context("it fails its check")?;
     }
-    // Before the predecessor's part is asked for, because containers wait from then on: a standby
-    // has it behind it. Reading how the processors are arranged is most of it.
+    // Containers wait from `take_over` on, so accounting is started before it, and a standby has
+    // done this long before. Most of the time is spent on reading the topology.
     let accounting = daemon::start_accounting(daemon::accounting_options(config))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the event loop")?;
     runtime.block_on(async {
-        // Inherited so that the signals do nothing.
+        // Kept alive so that these signals have no effect.
         let _signals = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()]
             .map(|kind| signal(kind).ok());
         let socket = config.socket("control.sock");
@@ -174,7 +175,7 @@ fn serve(
         let mut control = match Control::open(socket, kept, is_successor, keeper) {
             Ok(control) => control,
             Err(error) => {
-                // Nothing is there yet that a container has.
+                // No container uses this server yet.
                 server.stop()?;
                 return Err(error);
             }
@@ -203,16 +204,16 @@ fn serve(
     })
 }
 
-/// Has the kernel leave the pages of request buffers where they are: it takes them away for a moment
-/// when it makes a huge page of them (`ambit_fuse::PrefaultAllocator` tells why that matters). Helpers do not
-/// inherit this: the broker is no child of this process.
+/// Has the kernel leave the pages of request buffers where they are: it takes them away for a
+/// moment when it makes a huge page of them (`ambit_fuse::PrefaultAllocator` tells why that
+/// matters). Helpers do not inherit this: the broker is no child of this process.
 fn keep_pages() {
     if let Err(errno) = rustix::thread::disable_transparent_huge_pages(true) {
         tracing::debug!("huge pages cannot be refused: prctl(PR_SET_THP_DISABLE): {errno}");
     }
 }
 
-/// Ends without unmounting, removing or closing anything in order: the successor has it all.
+/// Ends without unmounting or removing anything: the next server takes it over.
 #[allow(clippy::exit, reason = "nothing may be dropped")]
 fn leave(server: &Server) -> ! {
     server.notifier().settle(SETTLE);
@@ -221,7 +222,7 @@ fn leave(server: &Server) -> ! {
     std::process::exit(0)
 }
 
-/// Has the overlay attached again whenever it was unmounted, until its connection is aborted.
+/// Attaches the overlay again whenever it was unmounted. Returns when its connection is aborted.
 async fn watch_mounts(server: &Server) {
     let watch = Watch::new().inspect_err(|error| {
         tracing::error!("an overlay that is unmounted is not noticed: mountinfo: {error}");
@@ -237,7 +238,8 @@ async fn watch_mounts(server: &Server) {
     }
 }
 
-/// Ends because the files are dead: the successor mounts them anew, and has everything else.
+/// Ends because the FUSE connection was aborted: the next server mounts the files anew, and takes
+/// everything else over.
 #[allow(clippy::exit, reason = "nothing may be dropped")]
 fn leave_dead(server: &Server) -> ! {
     tracing::error!(
@@ -248,7 +250,7 @@ fn leave_dead(server: &Server) -> ! {
     std::process::exit(1)
 }
 
-/// Waits until a thread has ended that is needed.
+/// Waits until a thread that is needed has ended by a panic. Returns its name.
 async fn wait_for_lost_thread(threads: &Threads) -> String {
     let mut interval = tokio::time::interval(BEAT);
     loop {
@@ -259,7 +261,7 @@ async fn wait_for_lost_thread(threads: &Threads) -> String {
     }
 }
 
-/// Ends because a thread is gone that nothing replaces: the successor has all of them.
+/// Ends because a thread has ended that is not restarted: the next server has all threads.
 #[allow(clippy::exit, reason = "nothing may be dropped")]
 fn end_without_thread(name: &str) -> ! {
     tracing::error!("the thread {name} has ended by a panic; another server goes on");
@@ -274,7 +276,7 @@ async fn send_heartbeats(keeper: &KeeperClient) {
     }
 }
 
-/// Waits for a word that ends this process.
+/// Handles the keeper's commands until one ends this process, and returns that one.
 async fn receive_commands(keeper: &KeeperClient, server: &Server, broker: &Arc<Broker>) -> Command {
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
     let (receiver, broker) = (keeper.clone(), Arc::clone(broker));
@@ -287,7 +289,7 @@ async fn receive_commands(keeper: &KeeperClient, server: &Server, broker: &Arc<B
         }
     });
     if let Err(error) = listening {
-        tracing::error!("the keeper cannot be heard: no thread: {error}");
+        tracing::error!("no commands of the keeper are received: cannot start a thread: {error}");
         return std::future::pending().await;
     }
     while let Some(text) = told.recv().await {
@@ -301,7 +303,7 @@ async fn receive_commands(keeper: &KeeperClient, server: &Server, broker: &Arc<B
             }
         }
     }
-    // With systemd, a new keeper has everything in a moment.
+    // systemd starts a new keeper and passes the descriptors on to it.
     if std::env::var_os("FDSTORE").is_some() {
         return Command::Leave;
     }
@@ -311,7 +313,7 @@ async fn receive_commands(keeper: &KeeperClient, server: &Server, broker: &Arc<B
     serve_without_keeper(server).await
 }
 
-/// Without a keeper the signals and orders that it took are this process's own.
+/// Handles signals and commands in place of a keeper that has ended.
 async fn serve_without_keeper(server: &Server) -> Command {
     let (Ok(mut terminated), Ok(mut interrupted), Ok(mut hung_up)) = (
         signal(SignalKind::terminate()),
@@ -339,8 +341,8 @@ fn parse_command(text: &str) -> Option<Command> {
     }
 }
 
-/// Reads the configuration again; what is wrong with it leaves everything as it was.
-/// Returns what is answered to who asked for it.
+/// Reads the configuration again. An error in it changes nothing. Returns the JSON that answers the
+/// command.
 pub(crate) fn reload(server: &Server) -> Vec<u8> {
     let reconfigured = Config::load_with_text(server.origin().file.as_deref())
         .map_err(Into::into)
@@ -349,7 +351,7 @@ pub(crate) fn reload(server: &Server) -> Vec<u8> {
         Ok(text) => {
             server.restore_mounts();
             server.reread();
-            // The standby has read the one before.
+            // The keeper restarts the standby, which has read the old configuration.
             server.keeper().send_with_text("reloaded", &text);
             tracing::info!("the configuration was read again");
             b"{}".to_vec()

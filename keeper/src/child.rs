@@ -181,7 +181,8 @@ impl Server {
         self.flush();
     }
 
-    /// Sends the pending messages. Errors are ignored: the end of the process is reported by its pidfd.
+    /// Sends the pending messages. Errors are ignored: the end of the process is reported by its
+    /// pidfd.
     pub(super) fn flush(&mut self) {
         let _ = self.outbox.flush(self.socket.as_fd());
     }

@@ -24,8 +24,8 @@ pub const BROKER: &str = wire::BROKER;
 
 /// The name of the pidfd of a server's own process.
 const SERVER: &str = "server";
-/// How long a server waits for the end of the previous one. A server whose keeper was killed answers
-/// the calls that it is handling and ends sooner than this.
+/// How long a server waits for the end of the previous one. A server whose keeper was killed
+/// answers the calls that it is handling and ends sooner than this.
 const PREDECESSOR_TIMEOUT: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
 /// The heartbeat: a message that only tells the keeper that the server works.
@@ -97,8 +97,8 @@ impl Inherited {
         self.0.remove(name)
     }
 
-    /// Takes the descriptor of this name, which ends with the version of its layout. Removes those of
-    /// other versions: they would be out of date when such a program is started again.
+    /// Takes the descriptor of this name, which ends with the version of its layout. Removes those
+    /// of other versions: they would be out of date when such a program is started again.
     pub fn take_version(&mut self, name: &str, keeper: &KeeperClient) -> Option<OwnedFd> {
         let kind = name.rsplit_once('.').map_or(name, |(kind, _)| kind);
         let other = |held: &str| {
@@ -182,8 +182,8 @@ impl KeeperClient {
         orders
     }
 
-    /// Tells the keeper that this process is prepared, and waits for the descriptors of the previous
-    /// server and for its end.
+    /// Tells the keeper that this process is prepared, and waits for the descriptors of the
+    /// previous server and for its end.
     ///
     /// # Errors
     /// The keeper has ended.
@@ -300,7 +300,8 @@ impl KeeperClient {
         !self.is_lost()
     }
 
-    /// Starts a thread that sends the pending messages. If that fails, the next message tries again.
+    /// Starts a thread that sends the pending messages. If that fails, the next message tries
+    /// again.
     fn flush_later(&self, shared: &Arc<Shared>, waiting: &mut Waiting) {
         if waiting.is_flushed {
             return;

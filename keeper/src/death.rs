@@ -226,8 +226,8 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    /// Checks once a second a server that does not end itself, and is late from the tenth second on.
-    /// It ends `dies_within` seconds after SIGKILL, or never.
+    /// Checks once a second a server that does not end itself, and is late from the tenth second
+    /// on. It ends `dies_within` seconds after SIGKILL, or never.
     fn fates(dies_within: Option<u64>) -> Vec<(u64, Fate)> {
         let (mut killed, mut fates) = (None, Vec::new());
         for second in 0..200 {

@@ -1,4 +1,5 @@
-//! The service manager (sd_notify(3)), which gets the state of the service and descriptors to store.
+//! The service manager (sd_notify(3)), which gets the state of the service and descriptors to
+//! store.
 //!
 //! Sending blocks for up to [`SEND_TIMEOUT`], because what the service manager does not have yet is
 //! lost if the keeper is killed. What it does not take in that time is sent later, in order and

@@ -79,8 +79,8 @@ pub(super) struct Keeper {
     pub(super) start_at: Option<Instant>,
     /// The last logged reason why no server can be started.
     last_error: String,
-    /// True if a connection was aborted: when the next server serves, the containers with dead files
-    /// are logged.
+    /// True if a connection was aborted: when the next server serves, the containers with dead
+    /// files are logged.
     pub(super) has_dead_files: bool,
     pub(super) search: Option<(Process, Instant)>,
     /// Set while the server is asked to end: what follows its end.
@@ -316,8 +316,8 @@ impl Keeper {
         }
     }
 
-    /// Makes this the configuration that servers use if the file on disk is invalid. `served` is how
-    /// long the server has served with the one before.
+    /// Makes this the configuration that servers use if the file on disk is invalid. `served` is
+    /// how long the server has served with the one before.
     fn configure(&mut self, text: OwnedFd, served: Option<Duration>) {
         let current = self.editions.current();
         let Some(before) = &current.configuration else {

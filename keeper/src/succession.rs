@@ -34,8 +34,8 @@ impl<T> Succession<T> {
         &mut self.current
     }
 
-    /// Makes `next` current and unproven. `served` is how long the server of the current edition has
-    /// served.
+    /// Makes `next` current and unproven. `served` is how long the server of the current edition
+    /// has served.
     pub(super) fn replace(&mut self, next: T, served: Option<Duration>) {
         self.note(served);
         let current = std::mem::replace(&mut self.current, next);
@@ -45,8 +45,8 @@ impl<T> Succession<T> {
         (self.is_proven, self.has_served, self.early_deaths) = (false, false, 0);
     }
 
-    /// Notes that a server of the current edition has died after it had served for `served`. True if
-    /// the previous edition is current again.
+    /// Notes that a server of the current edition has died after it had served for `served`. True
+    /// if the previous edition is current again.
     pub(super) fn died(&mut self, served: Option<Duration>) -> bool {
         self.note(served);
         if self.is_proven {

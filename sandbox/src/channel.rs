@@ -19,8 +19,8 @@ pub(super) enum Message {
     Started(i32),
     /// A mount for this target.
     File(String),
-    /// The overlay and, if it has them, the pressure files upon it, as mounts that are attached nowhere;
-    /// with the paths of its files for the sandbox.
+    /// The overlay and, if it has them, the pressure files upon it, as mounts that are attached
+    /// nowhere; with the paths of its files for the sandbox.
     Overlay(Vec<String>),
     /// Build the root now, for the init with this number.
     Build(i32),
@@ -28,8 +28,8 @@ pub(super) enum Message {
     Built,
     /// Enter the root and get ready.
     Enter,
-    /// Ready to start the command; with the listener and the terminal, in this order, as far as there
-    /// are such.
+    /// Ready to start the command; with the listener and the terminal, in this order, as far as
+    /// there are such.
     Ready { listener: bool, terminal: bool },
     /// Start the command.
     Go,

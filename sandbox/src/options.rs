@@ -39,8 +39,8 @@ pub struct Options {
     pub attach_pressure: AttachPressure,
 }
 
-/// Attaches the second mount, that of the pressure files, upon the first one, which is the overlay's.
-/// The process that calls this does not serve them.
+/// Attaches the second mount, that of the pressure files, upon the first one, which is the
+/// overlay's. The process that calls this does not serve them.
 pub type AttachPressure = fn(BorrowedFd<'_>, Option<BorrowedFd<'_>>) -> rustix::io::Result<()>;
 
 /// A bind mount in a sandbox.

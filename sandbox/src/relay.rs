@@ -18,8 +18,8 @@ use super::channel::{Channel, Message};
 use super::signals::{Signals, is_for_end};
 use super::terminal::{self, Raw};
 
-/// How long the last output of a command may wait for the caller's terminal, if the command was told
-/// to end.
+/// How long the last output of a command may wait for the caller's terminal, if the command was
+/// told to end.
 const LAST_OUTPUT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// Relays until init has ended. It is left to be waited for.

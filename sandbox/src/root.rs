@@ -65,7 +65,8 @@ pub(super) fn build(plan: &Plan, owners: &Owners, files: &[(String, Detached)]) 
     cgroupview::build(&root, owners, &plan.cgroups)?;
     dev::build(&root, owners, &plan.devices)?;
     if plan.rootfs.is_none() {
-        // Users of a namespace can make no device nodes but those that an interceptor makes for them.
+        // Users of a namespace can make no device nodes but those that an interceptor makes for
+        // them.
         let own = if owners.namespace.is_some() { data.difference(nodev) } else { data };
         for (place, mode) in PRIVATE {
             root.attach_if_there(&Detached::tmpfs(owners, mode, own)?, Path::new(place))?;

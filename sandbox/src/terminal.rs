@@ -69,8 +69,8 @@ fn standard(fd: BorrowedFd<'_>) -> nix::Result<()> {
     nix::unistd::dup2_stderr(fd)
 }
 
-/// Opens a terminal once more, for reads or writes that do not wait. The caller's shell has the file
-/// of this process too, and would find it changed.
+/// Opens a terminal once more, for reads or writes that do not wait. The caller's shell has the
+/// file of this process too, and would find it changed.
 pub(super) fn reopen(terminal: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd> {
     let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let name = format!("/proc/self/fd/{}", terminal.as_raw_fd());

@@ -1,9 +1,9 @@
 //! Profiles in JSON: that of the OCI runtime specification, and that of Docker and Podman, which
 //! adds conditions (`includes`, `excludes`) and `archMap` to it.
 //!
-//! A name is taken out of the base before our rule for it is added, with the conditions that the base had: which of
-//! two rules for one call wins differs from runtime to runtime. What is in the base and not ours to
-//! know is kept as it is.
+//! A name is taken out of the base before our rule for it is added, with the conditions that the
+//! base had: which of two rules for one call wins differs from runtime to runtime. What is in the
+//! base and not ours to know is kept as it is.
 
 use anyhow::{anyhow, bail};
 use libseccomp::ScmpArch;

@@ -1,4 +1,5 @@
-//! Which calls a policy has reported, and with which arguments: what the handlers say of themselves.
+//! Which calls a policy has reported, and with which arguments: what the handlers say of
+//! themselves.
 //!
 //! Profiles of engines may refuse what they do not list. A call that is reported with some
 //! arguments only must then be allowed with all others, and no format has a "not": so the

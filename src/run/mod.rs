@@ -97,8 +97,8 @@ impl Service for Daemon {
     fn stop(self: Box<Self>) {}
 }
 
-/// A server in this process. Its overlay is attached nowhere: the builder of the sandbox, which holds no
-/// device, attaches and copies it.
+/// A server in this process. Its overlay is attached nowhere: the builder of the sandbox, which
+/// holds no device, attaches and copies it.
 struct Embedded {
     server: Server,
     policy: Policy,

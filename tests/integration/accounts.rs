@@ -1,6 +1,6 @@
-//! What callers use up of the daemon is counted by what they cannot multiply: a container that nests
-//! pid namespaces, and a user of the host who makes them, get one part, and others do not notice.
-//! And a number that the kernel gives to a thread of another container is that container's.
+//! What callers use up of the daemon is counted by what they cannot multiply: a container that
+//! nests pid namespaces, and a user of the host who makes them, get one part, and others do not
+//! notice. And a number that the kernel gives to a thread of another container is that container's.
 
 use std::fs;
 use std::time::Instant;

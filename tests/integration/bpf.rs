@@ -15,8 +15,9 @@ use crate::harness::{cgroup, lxc, machine, oci, sandbox};
 const MIB: u64 = 1 << 20;
 const ON: &str = "bpf.enabled = true\nbpf.devices = true\n";
 
-/// Before each script: `$g` is the container's own control group, `$g/a` one below it, which the host
-/// lets it make at some time. `try GROUP DEVICE` says whether a process there can open a device.
+/// Before each script: `$g` is the container's own control group, `$g/a` one below it, which the
+/// host lets it make at some time. `try GROUP DEVICE` says whether a process there can open a
+/// device.
 const PRELUDE: &str = "d=/root; [ -w $d ] || d=/tmp; g=$d/bpf-group; mkdir $g; mount -t cgroup2 none $g || exit 9
     n=0; until mkdir $g/a 2>/dev/null; do n=$((n+1)); [ $n -lt 600 ] || exit 8; sleep .1; done
     try() { sh -c 'echo 0 >$0/cgroup.procs || echo no move; : <$1' $1 $2 2>/dev/null && echo open || echo closed; }
@@ -46,7 +47,8 @@ fn find_container() -> Option<(PathBuf, u32)> {
     })
 }
 
-/// Gives a control group to a user, as the kernel's documentation of cgroup v2 has it. Returns what it was.
+/// Gives a control group to a user, as the kernel's documentation of cgroup v2 has it. Returns what
+/// it was.
 fn delegate(group: &Path, user: u32) -> Vec<(PathBuf, u32)> {
     let files = ["", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"];
     let files = files.map(|file| if file.is_empty() { group.to_owned() } else { group.join(file) });

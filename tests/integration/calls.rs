@@ -1,6 +1,6 @@
-//! Every call, by everybody who can make it: granted, refused, with bad arguments, by a thread, by a
-//! 32-bit program, after a chroot, from a nested user namespace, and while it is off. One container
-//! of each engine tells all of it, so that they can be compared.
+//! Every call, by everybody who can make it: granted, refused, with bad arguments, by a thread, by
+//! a 32-bit program, after a chroot, from a nested user namespace, and while it is off. One
+//! container of each engine tells all of it, so that they can be compared.
 
 use crate::harness::command::Output;
 use crate::harness::daemon::{Daemon, Place};

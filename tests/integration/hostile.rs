@@ -191,7 +191,8 @@ fn files_that_block_hold_nobody_up() {
     attack.ends();
 }
 
-/// A superblock that is being made holds up `sync` on the host for as long as its image is withheld.
+/// A superblock that is being made holds up `sync` on the host for as long as its image is
+/// withheld.
 #[test]
 fn images_that_a_container_serves_itself_are_not_read() {
     let attack = Attack::on(ALL);
@@ -342,8 +343,8 @@ fn helpers_that_misbehave_leave_nothing_and_show_nothing() {
         assert!(text.contains(&format!("{kind} {errno}\n")), "{kind}: {text}");
     }
     assert!(text.ends_with("\n0\nall ended\n"), "{text}");
-    // Processes of ours are seen, and that is all. What the helper is given is its own already, just
-    // before it has a name of its own.
+    // Processes of ours are seen, and that is all. What the helper is given is its own already,
+    // just before it has a name of its own.
     assert!(text.contains("ambit-broker stat \n"), "{text}");
     let given = ["/dev/fuse", "/dev/null", "/memfd:output (deleted)", ".image"];
     let shown = |line: &&str| {

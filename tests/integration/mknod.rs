@@ -241,8 +241,8 @@ fn killed_workers_are_replaced() {
     }
     let text = making.finish(machine::patience(60)).ok();
     let (calls, last) = text.split_once("failed: ").unwrap();
-    // One that was killed in the middle of its task has made the node, or has not. If it was just about to
-    // start, the kernel answered.
+    // One that was killed in the middle of its task has made the node, or has not. If it was just
+    // about to start, the kernel answered.
     for line in calls.lines().filter(|line| *line != "begun") {
         assert!(["EINTR", "EPERM", "not there ENOENT"].contains(&line), "{text}");
     }

@@ -1,5 +1,5 @@
-//! Profiles that `ambit profile` merges into one that refuses what it does not list, in real engines.
-//! Those without a base are what all other tests of engines have.
+//! Profiles that `ambit profile` merges into one that refuses what it does not list, in real
+//! engines. Those without a base are what all other tests of engines have.
 
 use std::fs;
 
@@ -14,8 +14,8 @@ use crate::harness::{lxc, oci, profile};
 const MIB: u64 = 1 << 20;
 const ON: &str = "mknod = true\nsetxattr = true\nsched_setscheduler = true\nmount = true\n";
 
-/// What is reported, what is not but has the same name, and what the base refuses. Not every kernel has
-/// these attributes on tmpfs, but none forbids them.
+/// What is reported, what is not but has the same name, and what the base refuses. Not every kernel
+/// has these attributes on tmpfs, but none forbids them.
 const INSIDE: &str = r#"cd /root; /mnt/node_call make null 1 3; /mnt/node_call make memory 1 1
 mkfifo fifo && echo fifo; mknod white c 0 0 && echo white; mkdir d m; /mnt/node_call opaque d
 setfattr -n user.long -v longer d 2>&1 | grep -c 'not permitted'; setfattr -n user.one -v 1 d 2>&1 | grep -c 'not permitted'

@@ -1,5 +1,5 @@
-//! Who may speak to the sockets, and what happens to those who speak wrongly: real sockets of a real
-//! daemon. What is said right is tested by the engines themselves.
+//! Who may speak to the sockets, and what happens to those who speak wrongly: real sockets of a
+//! real daemon. What is said right is tested by the engines themselves.
 
 use std::fs::{self, File, Permissions};
 use std::io::{IoSlice, Read, Write};
@@ -95,7 +95,8 @@ fn wrong_messages_of_runtimes_are_refused_and_leave_nothing() {
     daemon.stop().0.ok();
 }
 
-/// What a process of this user can do with a socket: whether it may connect, and whether it is heard.
+/// What a process of this user can do with a socket: whether it may connect, and whether it is
+/// heard.
 fn as_user(uid: u32, path: &Path, kind: SocketType) -> std::io::Result<usize> {
     let path = path.to_owned();
     let thread = std::thread::spawn(move || {

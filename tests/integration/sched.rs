@@ -22,8 +22,8 @@ fn each(commands: &[&str]) -> String {
     commands.iter().map(|one| format!("{one} >/dev/null 2>&1 && echo ok || echo no\n")).collect()
 }
 
-/// Can a thread in a control group have real-time priority at all? With `CONFIG_RT_GROUP_SCHED` a new
-/// one has no share of it.
+/// Can a thread in a control group have real-time priority at all? With `CONFIG_RT_GROUP_SCHED` a
+/// new one has no share of it.
 pub(crate) fn real_time() -> bool {
     let group = cgroup::Cgroup::new(
         "real-time",

@@ -9,7 +9,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::harness::daemon::{Daemon, Place};
 use crate::harness::{command, machine};
 
-/// A daemon below a stand-in for a service manager, which has a descriptor store and starts it again.
+/// A daemon below a stand-in for a service manager, which has a descriptor store and starts it
+/// again.
 pub(super) fn managed(place: Place) -> Daemon {
     let store = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/fd_store.py");
     let mut serve = command::quiet(store);

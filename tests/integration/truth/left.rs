@@ -20,8 +20,8 @@ use crate::harness::text::{first_number, kb, list_length};
 /// page tables and stacks, and each processor keeps some pages in stock.
 const PERCENT: u64 = 5;
 
-/// What is shown as available is there, and not much more: a program that uses a little less lives, and
-/// so do `others`; with a little more the kernel kills it. What it had by then was available.
+/// What is shown as available is there, and not much more: a program that uses a little less lives,
+/// and so do `others`; with a little more the kernel kills it. What it had by then was available.
 #[track_caller]
 fn is_there(what: &str, container: &Container<'_>, cgroup: &Cgroup, others: &mut [Running]) {
     let available = container.meminfo("MemAvailable");
@@ -118,7 +118,8 @@ fn what_others_use_on_the_machine_is_not_available() {
     let cgroup = Cgroup::new("unlimited", no_swap);
     let container = Container::start(&daemon, &cgroup);
     let kernel = || kb(&fs::read_to_string("/proc/meminfo").unwrap(), "MemAvailable") << 10;
-    // A guest is filled to a half; natively the machine is others' as well, and stays as full as it is.
+    // A guest is filled to a half; natively the machine is others' as well, and stays as full as it
+    // is.
     let is_guest = machine::slowness() > 1;
     let full = Cgroup::new("full", no_swap);
     let mut others = eaten(&full, if is_guest { kernel() / 2 } else { 64 * MIB });

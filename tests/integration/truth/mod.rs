@@ -5,8 +5,8 @@
 //! its own control group and the clock outside say, beyond the program's own rounding and the
 //! passing of time. Nothing that ambit printed decides what is right.
 //!
-//! Start reading at `matrix.rs`; `readers.rs` is the list of programs. The other files look at
-//! what a table cannot show: counters over time, a busy container, clocks, affinity, and what is left
+//! Start reading at `matrix.rs`; `readers.rs` is the list of programs. The other files look at what
+//! a table cannot show: counters over time, a busy container, clocks, affinity, and what is left
 //! where others use memory as well.
 
 mod affinity;
