@@ -1,4 +1,4 @@
-//! What SIGUSR2 switches: with virtualisation off, everybody sees the machine's own files.
+//! The switch that SIGUSR2 toggles: while it is off, containers see the machine's own files.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
