@@ -24,7 +24,7 @@ use rustix::net::{
 const TOTAL: u64 = 256 << 20;
 const ALL: [&str; 2] = ["sysinfo", "sched_getaffinity"];
 
-/// Everybody sees a container with 256 MiB and one processor.
+/// Shows every caller a container with 256 MiB and one processor.
 struct Fixed(Arc<View>);
 
 impl Fixed {
@@ -202,12 +202,12 @@ fn affinity_has_as_many_processors_as_are_shown() {
 fn ids_of_others_count_in_the_targets_namespace() {
     let notifier = notifier(Fixed::new());
     let seen = run(&notifier, &ALL, 64, &["namespace"]);
-    let [child, pinned, init, of_child, nobody] = seen.as_slice() else { panic!("{seen:?}") };
+    let [child, pinned, init, of_child, missing] = seen.as_slice() else { panic!("{seen:?}") };
     assert_eq!(child, "2", "it is pid 1 itself");
     let rest = |line: &String| line.split_once(' ').unwrap().1.to_owned();
     assert_eq!(rest(init), format!("0 {}", own_processors()[0]));
     assert_eq!(rest(of_child), format!("0 {pinned}"), "its real mask, not that of the host's 2");
-    assert_eq!(nobody, "-1 3");
+    assert_eq!(missing, "-1 3");
 }
 
 #[test]

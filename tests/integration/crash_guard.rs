@@ -1,4 +1,5 @@
-//! A request that ends every server that handles it: the next one does not, and others never notice.
+//! A request that ends every server that handles it: the next one does not, and others never
+//! notice.
 
 use std::fs;
 
@@ -10,8 +11,8 @@ use crate::survival::{resends, survivors};
 /// What is logged of a request that is not handled any more.
 const LINE: &str = "servers died at the same request";
 
-/// A daemon with a defect: programs called `deadly-…` kill it by opening a file or calling sysinfo. What
-/// it may use of memory is limited: all of it is one of the ways.
+/// A daemon with a defect: programs called `deadly-…` kill it by opening a file or calling sysinfo.
+/// What it may use of memory is limited: all of it is one of the ways.
 fn defective() -> (Daemon, Cgroup) {
     let place = Place::intercepting("mknod = true\n");
     let mut serve = place.serve();

@@ -109,7 +109,7 @@ fn real_time_is_granted_as_far_as_the_control_group_has_it() {
     daemon.stop().0.ok();
 }
 
-/// Whoever runs this says whether it may lower its own nice value.
+/// Prints whether the process may lower its own nice value.
 const LOWER: &str = "/usr/bin/python3 -c '
 import os
 try: os.setpriority(0, 0, -5); print(-5)

@@ -69,7 +69,7 @@ fn errors_mean_what_the_documentation_says() {
     let private = stage.folder().join("private");
     fs::copy(stage.folder().join("ext4"), &private).unwrap();
     fs::set_permissions(&private, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-    // Nobody in the container.
+    // Users of the host that are not mapped in the container.
     std::os::unix::fs::chown(&private, Some(700_000), Some(700_000)).unwrap();
     let script = "at() { /mnt/mount_call $1 $2 $3 0 $4; }; mkdir -m 700 closed; mkdir closed/m; chown 7 closed
         at /run/i/private m ext4; at /run/i/ext4/x m ext4; at /run/i/nothing m ext4; at /run/i/ext4 nothing ext4

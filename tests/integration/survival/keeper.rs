@@ -78,7 +78,7 @@ fn a_server_that_lost_its_keeper_serves_until_it_is_stopped() {
             "stop" => drop(ambit(&["stop"]).ok()),
             _ => kill_process(pid, Signal::TERM).unwrap(),
         }
-        // One that nobody waits for has no command line.
+        // A zombie has no command line.
         let line = format!("/proc/{server}/cmdline");
         while fs::read(&line).is_ok_and(|line| !line.is_empty()) {
             assert!(Instant::now() < until, "it does not end");

@@ -61,7 +61,7 @@ fn a_program_that_dies_before_it_serves_is_followed_by_the_old_one() {
     let text = "exec python3 -c 'import os, socket
 s = socket.socket(fileno=os.dup(0)); s.send(b\"prepared\"); s.recv(9)'";
     let server = daemon.server_pid();
-    // Its end is the answer, or nobody listens for a moment.
+    // Its end is the answer, or no daemon listens for a moment.
     reload_with(&daemon, &script(folder.path(), "short", text));
     assert!(text::kb(&next_read(&daemon), "MemTotal") > 0);
     assert_ne!(daemon.server_pid(), server);
