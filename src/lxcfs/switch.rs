@@ -6,25 +6,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ambit_sysinfo::view::Origin;
 use ambit_sysinfo::{Error, Host, Numbers, Stall, StatSet, TriggerFile, View, Views};
 
-/// Numbers that can be switched off.
+/// [`Views`] that can be switched to the machine's own numbers.
 pub struct Switch {
     views: Arc<dyn Views>,
     off: AtomicBool,
 }
 
 impl Switch {
-    /// These numbers, switched on.
+    /// Wraps views, switched on.
     #[must_use]
     pub fn new(views: Arc<dyn Views>) -> Self {
         Self { views, off: AtomicBool::new(false) }
     }
 
-    /// Switches, and tells whether containers see their own numbers now.
+    /// Toggles the switch. True if containers see their own numbers now.
     pub fn toggle(&self) -> bool {
         self.off.fetch_xor(true, Ordering::Relaxed)
     }
 
-    /// What is shown of a container: the machine, while it is off.
+    /// Returns the container's view, or the machine's while switched off.
     fn pass(&self, view: Arc<View>) -> Arc<View> {
         if !self.off.load(Ordering::Relaxed) {
             return view;

@@ -123,7 +123,7 @@ fn nothing_is_made_while_it_is_off() {
     let daemon = daemon("setxattr = false\n");
     let script = "/mnt/node_call make n 1 3; mkdir d; /mnt/node_call opaque d";
     let output = run(&daemon, script);
-    let note = "the configuration has mknod, setxattr for no container: the kernel answers";
+    let note = "the configuration grants mknod, setxattr to no container: the kernel answers";
     assert!(output.stderr.contains(note), "{output:?}");
     assert_eq!(output.ok(), "EPERM\nEPERM\n");
     leaves_nothing(daemon);

@@ -109,7 +109,7 @@ fn mistakes_end_with_status_2_and_print_no_profile() {
     for (args, said) in [
         (&["--for", "lxc", "--intercept", "nonsense"][..], "known are: view, sysinfo"),
         (&["--for", "oci", "--intercept", "mount,mount.allowed=ext4"], "belongs in [intercept]"),
-        (&["--for", "oci", "--intercept", ""], "no call is to be reported"),
+        (&["--for", "oci", "--intercept", ""], "no call is reported"),
         (&["--for", "docker"], "possible values: lxc, oci"),
         (&["--for", "oci", "--base", base], &of_base),
     ] {
