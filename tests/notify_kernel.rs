@@ -199,7 +199,7 @@ fn affinity_has_as_many_processors_as_are_shown() {
 }
 
 #[test]
-fn ids_of_others_count_in_the_targets_namespace() {
+fn thread_ids_are_those_of_the_callers_pid_namespace() {
     let notifier = notifier(Fixed::new());
     let seen = run(&notifier, &ALL, 64, &["namespace"]);
     let [child, pinned, init, of_child, missing] = seen.as_slice() else { panic!("{seen:?}") };
@@ -211,7 +211,7 @@ fn ids_of_others_count_in_the_targets_namespace() {
 }
 
 #[test]
-fn what_is_switched_off_or_fails_is_the_kernels_answer() {
+fn calls_that_are_off_or_fail_are_left_to_the_kernel() {
     let machine = nix::sys::sysinfo::sysinfo().unwrap().ram_total();
     let wanted = format!("0 0 total={machine} ");
     let off = notifier(Fixed::new());
@@ -227,7 +227,7 @@ fn what_is_switched_off_or_fails_is_the_kernels_answer() {
 }
 
 #[test]
-fn signals_do_not_disturb() {
+fn a_call_that_signals_interrupt_has_its_result() {
     let notifier = notifier(Fixed::new());
     assert_eq!(run(&notifier, &ALL, 64, &["signals"]), ["0"]);
 }

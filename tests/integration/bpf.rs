@@ -114,12 +114,12 @@ const HELD: &str = "open\nload: ok\nattach: ok\nclosed\nopen\nopen\n\
     query: ok\n1, flags 2\nopen: ok\nreplace: ok\nopen\nclosed\nquery: ok\ndetach: ok\nopen\n";
 
 #[test]
-fn a_policy_holds_until_it_is_taken_away() {
+fn a_policy_applies_until_it_is_detached() {
     assert_eq!(run(ON, POLICY), HELD);
 }
 
 #[test]
-fn changes_are_logged_and_looking_is_not() {
+fn changes_are_logged_and_queries_are_not() {
     let folder = readable_dir();
     let log = folder.path().join("audit.log");
     let lines = format!("{ON}\n[audit]\nfile = {log:?}\n");
@@ -173,7 +173,7 @@ fn every_thread_and_word_size_is_served() {
 }
 
 #[test]
-fn what_is_wrong_has_the_kernels_errno_and_the_rest_is_refused() {
+fn invalid_arguments_have_the_kernels_errno_and_other_commands_are_refused() {
     let text = run(ON, "$call edges $g/a; echo $?");
     let expected = "no attribute: EFAULT\nnowhere: EFAULT\ncut off: EFAULT\na huge attribute: E2BIG\n\
         an endless one: E2BIG\nan unknown field: E2BIG\n\
@@ -199,7 +199,7 @@ fn nothing_is_granted_unless_both_keys_are_on() {
 }
 
 #[test]
-fn only_who_has_the_right_in_its_container_may() {
+fn only_callers_with_the_capability_in_their_container_are_served() {
     let script = "unshare -Ur $call load; setpriv --reuid 1000 --clear-groups $call load
         setpriv --bounding-set=-sys_admin,-bpf $call load; setpriv --bounding-set=-sys_admin,-net_admin $call load
         setpriv --bounding-set=-sys_admin $call deny $g/a 1 5; try $g/a /dev/zero";
@@ -235,7 +235,7 @@ fn control_groups_that_are_not_its_own_are_out_of_reach() {
 }
 
 #[test]
-fn the_hosts_programs_hold_whatever_is_attached_below() {
+fn the_hosts_programs_apply_whatever_is_attached_below() {
     let daemon = Daemon::start_at(Place::intercepting(ON));
     // Both count.
     let added = |group: &Path| drop(on_host(&["deny", group.to_str().unwrap(), "1", "7", "2"]));

@@ -1,5 +1,5 @@
-//! A request that ends every server that handles it: the next one does not, and others never
-//! notice.
+//! A request that crashes every server that handles it is refused after three crashes, and other
+//! callers are not affected.
 
 use std::fs;
 
@@ -42,7 +42,7 @@ fn restarts(daemon: &Daemon) -> u64 {
 }
 
 #[test]
-fn what_kills_every_server_is_not_handled_for_ever() {
+fn a_request_that_crashes_every_server_is_refused() {
     let (daemon, _cgroup) = defective();
     let (stop, others) = survivors(&daemon, 2);
     for (how, call) in [("abort", "fault"), ("stack", "memory")] {

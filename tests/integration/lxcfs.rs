@@ -147,7 +147,7 @@ fn signals_pid_file_and_mount_are_those_of_lxcfs() {
 
 /// Incus starts one for each instance.
 #[test]
-fn one_for_each_instance() {
+fn several_instances_run_side_by_side() {
     let (first, second) = (Lxcfs::ours(&["-f", "--enable-cfs"]), Lxcfs::ours(&["-u"]));
     let cgroup = Cgroup::new(
         "each",

@@ -119,7 +119,7 @@ print(open("/proc/self/comm", "rb").read(), os.stat("n").st_rdev == os.makedev(1
 }
 
 #[test]
-fn nothing_is_made_while_it_is_off() {
+fn no_node_is_made_while_the_call_is_off() {
     let daemon = daemon("setxattr = false\n");
     let script = "/mnt/node_call make n 1 3; mkdir d; /mnt/node_call opaque d";
     let output = run(&daemon, script);

@@ -100,7 +100,7 @@ fn a_written_profile_comes_with_the_lines_of_a_container() {
 }
 
 #[test]
-fn mistakes_end_with_status_2_and_print_no_profile() {
+fn usage_errors_have_status_2_and_print_no_profile() {
     let folder = readable_dir();
     let base = folder.path().join("base.json");
     fs::write(&base, "{\n  \"syscalls\": []\n}\n").unwrap();

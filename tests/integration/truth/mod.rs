@@ -1,5 +1,5 @@
-//! Do all programs tell the same story? Readers of every kind, asked under every kind of limit,
-//! have to report what the limits say, and the same as each other.
+//! All programs show the same numbers: readers of every kind, under every kind of limit, must
+//! report the limits, and the same as each other.
 //!
 //! A contradiction is a program that reports a quantity otherwise than the container's limits,
 //! its own control group and the clock outside say, beyond the program's own rounding and the
