@@ -78,7 +78,7 @@ fn outside() -> tempfile::TempDir {
     outside
 }
 
-/// Is there nothing in it, on it, or said of it?
+/// True if the folder is unchanged, nothing is mounted on it, and no output names it.
 #[track_caller]
 fn is_untouched(folder: &Path) {
     let content: Vec<_> = fs::read_dir(folder).unwrap().flatten().collect();

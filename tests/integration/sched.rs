@@ -36,7 +36,7 @@ pub(crate) fn real_time() -> bool {
     can
 }
 
-/// Can numbers of other threads than the caller be told (Linux 6.11)?
+/// True if thread ids other than the caller's can be translated (Linux 6.11).
 fn finds_others() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
