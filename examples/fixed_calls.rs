@@ -33,7 +33,7 @@ fn main() -> anyhow::Result<()> {
         tasks: Tasks { total: 5, ..Tasks::default() },
         load: Load { one: 1 << Load::SHIFT, ..Load::default() },
         clock: Clock { uptime: 90_000_000_000, ..Clock::default() },
-        extra: ambit_sysinfo::extra::Extra::default(),
+        stats: ambit_sysinfo::stats::Stats::default(),
     };
     let names = HANDLERS.iter().map(|handler| handler.describe().name);
     let options = Options {
@@ -41,7 +41,7 @@ fn main() -> anyhow::Result<()> {
         lxc_socket: Some(folder.join("lxc.sock")),
         policies: Policies::for_all(Policy::from_names(names)?),
         acts: None,
-        witness: None,
+        call_recorder: None,
         is_successor: false,
     };
     let notifier = Notifier::start(Arc::new(Fixed(Arc::new(view))), options)?;

@@ -1,8 +1,8 @@
-//! Why no daemon answers, for the commands that need one.
+//! Explains to the commands that need a daemon why none answers.
 //!
-//! A service that is stopped while its service manager holds its descriptors has no process, but its
-//! files are mounted and their readers wait. A daemon whose sockets were removed serves files, and
-//! binds the sockets anew in a moment.
+//! A service that is stopped while its service manager holds its descriptors has no process, but
+//! its files are mounted and their readers wait. A daemon whose sockets were removed serves files,
+//! and binds the sockets again within a second.
 
 use std::path::Path;
 use std::thread;
@@ -15,10 +15,10 @@ use crate::dead_mounts::{self, State};
 /// How long a daemon that serves files may take to bind its socket anew.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Asks the daemon of a configuration something through its control socket.
+/// Calls `ask` with the path of the control socket. Retries while the daemon is about to bind it.
 ///
 /// # Errors
-/// What the question fails with. If no daemon answers, the error says why and what to do.
+/// The error of `ask`. If no daemon answers, the error says why and what to do.
 pub fn ask_daemon<T>(
     config: &Config,
     ask: impl Fn(&Path) -> anyhow::Result<T>,
@@ -44,7 +44,7 @@ pub fn ask_daemon<T>(
     }
 }
 
-/// Says that the service is stopped.
+/// Returns the message that the service is stopped.
 #[must_use]
 pub fn stopped(mount: &Path) -> String {
     format!(

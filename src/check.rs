@@ -1,5 +1,5 @@
-//! `ambit check`: every facility of the kernel that ambit uses, whether it is there, and what
-//! is lost without it. Each is tried, not guessed from a version number.
+//! `ambit check`: lists the kernel facilities that ambit uses, whether each is available, and what
+//! does not work without it. Each is tried, not inferred from a version number.
 
 use std::fmt;
 use std::fs::OpenOptions;
@@ -16,16 +16,16 @@ use ambit_kernel::sys;
 #[derive(Debug)]
 pub struct Finding {
     name: &'static str,
-    /// `Ok` with a remark, or what the kernel said.
+    /// `Ok` with a remark, or the kernel's error.
     state: Result<String, String>,
     /// Nothing works without it.
     essential: bool,
-    /// What is lost without it.
+    /// What does not work without it.
     without: &'static str,
 }
 
 impl Finding {
-    /// Is it missing although nothing works without it?
+    /// True if it is missing and nothing works without it.
     #[must_use]
     pub fn is_fatal(&self) -> bool {
         self.essential && self.state.is_err()
@@ -45,7 +45,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Tries everything.
+/// Tries all facilities.
 #[must_use]
 pub fn all() -> Vec<Finding> {
     let essential = |name, state, without| Finding { name, state, essential: true, without };
@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_says_what_is_lost() {
+    fn a_missing_facility_names_what_does_not_work() {
         let finding = Finding {
             name: "wings",
             state: Err("no such device".to_owned()),

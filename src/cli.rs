@@ -1,10 +1,10 @@
-//! The command line: what there is, and which module does it.
+//! The command line: the subcommands, and the modules that implement them.
 //!
 //! Exit status: 0 for success, 1 when `check` finds something essential missing, when `stop` has
 //! stopped nothing, or when standard output cannot be written, 2 for bad input (unknown flags,
-//! unusable configuration, a busy mount point, not being root), and 78 when `serve` has a mistaken
-//! configuration, which no second attempt makes better. `run` has its own, because it passes the
-//! command's status through.
+//! unusable configuration, a busy mount point, not being root), and 78 when `serve` has an invalid
+//! configuration, so that systemd does not restart it. `run` has its own statuses, because it
+//! returns the command's.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -94,7 +94,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
         args: Vec<OsString>,
     },
-    /// Tell whether the configuration is right, and which calls it has answered
+    /// Check the configuration, and print which calls it grants
     Config {
         #[command(flatten)]
         config: ConfigFile,
@@ -105,19 +105,19 @@ enum Command {
         #[arg(long, conflicts_with_all = ["path", "default"])]
         reference: bool,
     },
-    /// Tell which facilities of the kernel are there, and what is lost without the others
+    /// Check which kernel facilities are available, and what does not work without the others
     Check {
-        /// Write to standard error which containers have dead files, and nothing else
+        /// Only write to standard error which containers have dead files
         #[arg(long, hide = true)]
         dead_files: bool,
     },
 }
 
-/// The exit status of `serve` for a mistaken configuration: `EX_CONFIG` of sysexits.h, for
+/// The exit status of `serve` for an invalid configuration: `EX_CONFIG` of sysexits.h, for
 /// `RestartPreventExitStatus=`.
 pub(crate) const MISTAKEN: u8 = 78;
 
-/// Which configuration is read.
+/// The option that names the configuration.
 #[derive(Debug, clap::Args)]
 pub struct ConfigFile {
     /// Configuration file [default: /etc/ambit/ambit.toml, if it exists]
@@ -130,7 +130,8 @@ impl ConfigFile {
         Ok(Config::load(self.path.as_deref())?)
     }
 
-    /// Where the daemon is, even if something else in the file is wrong.
+    /// Returns the paths of the daemon's sockets and mounts, even if the rest of the file is
+    /// invalid.
     fn places(&self) -> anyhow::Result<Config> {
         let (places, error) = Config::places(self.path.as_deref())?;
         if let Some(error) = error {
@@ -140,8 +141,8 @@ impl ConfigFile {
         Ok(places)
     }
 
-    /// The same for a command that changes something: with a file that was named, it must not change
-    /// the usual daemon instead.
+    /// Like [`Self::places`], for a command that changes something. If the file was named and has
+    /// no valid `runtime_dir`, this is an error, so that the default daemon is not changed instead.
     fn places_named(&self) -> anyhow::Result<Config> {
         match Config::places(self.path.as_deref())? {
             (_, Some(error)) if self.path.is_some() => Err(error.into()),
@@ -150,7 +151,7 @@ impl ConfigFile {
     }
 }
 
-/// Does what the command line says.
+/// Parses the command line and runs the subcommand.
 #[must_use]
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut args: Vec<OsString> = args.into_iter().collect();
@@ -176,7 +177,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// What clap says in paragraphs, without the usage: `--help` has that.
+/// Returns clap's message in one line, without the usage, which `--help` has.
 fn one_line(error: &str) -> String {
     let said = error.split("\n\nUsage:").next().unwrap_or(error);
     let said = said.split("\n\nFor more").next().unwrap_or(said);
@@ -241,13 +242,13 @@ fn exec(config: &ConfigFile, program: &Path) -> anyhow::Result<()> {
     order(config, &format!("exec {}", program.display()))
 }
 
-/// Becomes the keeper of a server with this configuration.
+/// Runs the keeper of a server with this configuration.
 fn keep(config: &ConfigFile) -> ExitCode {
     let mut arguments: Vec<OsString> = vec!["serve".into()];
     if let Some(path) = &config.path {
         arguments.extend(["--config".into(), path.into()]);
     }
-    let contract = Contract { arguments, misconfigured: MISTAKEN, entrance: control::SOCKET };
+    let contract = Contract { arguments, misconfigured: MISTAKEN, control_socket: control::SOCKET };
     process::keep(contract).unwrap_or_else(|error| fail(&error, 2))
 }
 
@@ -270,7 +271,7 @@ fn show_status(json: bool, config: &ConfigFile) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads the configuration and prints what holds.
+/// Reads the configuration and prints the policies that result.
 fn show_config(file: &ConfigFile) -> anyhow::Result<()> {
     let config = file.load()?;
     let path = file.path.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
@@ -305,7 +306,7 @@ fn show_check() -> Result<ExitCode, Unwritable> {
 }
 
 fn fail(error: &anyhow::Error, status: u8) -> ExitCode {
-    // It may be the server, which must not wait.
+    // This process may be the server, which must not block on standard error.
     stderr::line(&output::one_line(error));
     ExitCode::from(if error.is::<Unwritable>() { 1 } else { status })
 }
@@ -317,7 +318,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mistakes_are_told_in_one_line() {
+    fn usage_errors_are_one_line() {
         let error = Cli::try_parse_from(["ambit", "serve", "--colour"]).unwrap_err().to_string();
         let line = one_line(&error);
         assert!(line.starts_with("unexpected argument '--colour' found"), "{line}");
@@ -325,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn the_definition_of_the_command_line_is_valid() {
         Cli::command().debug_assert();
     }
 }

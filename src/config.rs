@@ -1,8 +1,7 @@
 //! The configuration file (TOML): a struct for each section, every key with a default.
 //!
-//! The structs are declared with `settings!`, those of `[intercept]` next to the handlers. A
-//! mistake is an error that names file, line and column, and says what would be right. The file is
-//! read by root only and decides nothing by itself.
+//! The structs are declared with `settings!`, those of `[intercept]` next to the handlers. An
+//! error names file, line and column, and the allowed values.
 
 mod document;
 pub mod layers;
@@ -24,13 +23,13 @@ use toml::de::{DeTable, DeValue};
 use ambit_intercept::settings::{self, settings};
 use ambit_intercept::{Matcher, Policies, Policy};
 
-/// Read when `--config` names no other; it need not exist.
+/// The default path. The file need not exist.
 pub const DEFAULT_PATH: &str = "/etc/ambit/ambit.toml";
 
-/// In front of the names of settings in LXD and Incus.
+/// The prefix of the settings' names in LXD and Incus.
 pub const LXD: &str = "security.syscalls.intercept.";
 
-/// More bytes than any configuration has.
+/// The size limit in bytes.
 const LARGEST: u64 = 1 << 20;
 
 /// How many characters of an error are shown.
@@ -68,8 +67,8 @@ settings! {
         /// How many processors a container sees: `quota` is its cpuset, capped by its quota rounded
         /// up; `cpuset` is the cpuset alone.
         pub cpu_view: CpuPolicy = CpuPolicy::default();
-        /// What `possible` in `/sys/devices/system/cpu` and `node` shows: `machine` is what programs
-        /// with an entry for each processor need; `view` is what the container sees.
+        /// What `possible` in `/sys/devices/system/cpu` and `node` shows: `machine` is what
+        /// programs with an entry for each processor need; `view` is what the container sees.
         pub possible: Possible = Possible::default();
         /// Which limit is a container's memory: `max` is `memory.max`; `high` is `memory.high`
         /// where it is below (cgroup v2).
@@ -77,8 +76,8 @@ settings! {
         /// How much swap a container sees: `limit` is what it may use; `host` is the machine's size
         /// with the container's own usage; `none` is no swap.
         pub swap: SwapPolicy = SwapPolicy::default();
-        /// Which boot time a container without a time namespace sees: `host` is the machine's, which
-        /// `ps` needs; `container` is the start of its first process.
+        /// Which boot time a container without a time namespace sees: `host` is the machine's,
+        /// which `ps` needs; `container` is the start of its first process.
         pub btime: BootTime = BootTime::default();
         /// How many threads serve files.
         pub threads: usize = 2, within 1..=8;
@@ -89,8 +88,8 @@ settings! {
 settings! {
     /// The log of calls that change something.
     pub struct Audit {
-        /// A file that gets a line of JSON for each such call that was granted or refused. Its folder
-        /// must exist.
+        /// A file that gets a line of JSON for each such call that was granted or refused. Its
+        /// folder must exist.
         pub file: Option<PathBuf> = None, such as r#""/var/log/ambit/audit.log""#;
         check Audit::is_relative;
     }
@@ -140,10 +139,10 @@ pub enum ConfigError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: std::io::Error,
     },
-    /// Its content is wrong.
+    /// Its content is invalid.
     #[error("{}:{line}:{column}: {reason}", path.display())]
     Content {
         /// The file.
@@ -152,7 +151,7 @@ pub enum ConfigError {
         line: usize,
         /// Counted from 1.
         column: usize,
-        /// What is wrong, and what would be right.
+        /// The error, and the allowed values.
         reason: String,
     },
 }
@@ -166,7 +165,7 @@ impl Config {
         Self::load_with_text(path).map(|(config, _)| config)
     }
 
-    /// The same, with the text of the file.
+    /// Like [`Self::load`], and also returns the text of the file.
     ///
     /// # Errors
     /// As [`Self::load`].
@@ -176,10 +175,9 @@ impl Config {
         Ok((config, text))
     }
 
-    /// The configuration, of which only the places of the daemon's sockets and files are right if
-    /// something else in the file is wrong: a mistake in it must not keep `status` and `stop` from a
-    /// daemon that runs. The second value says what is wrong if the folder of the sockets was not
-    /// found for it.
+    /// Reads a configuration of which only the paths of the daemon's sockets and files are valid if
+    /// the rest of the file is not: an error in it must not keep `status` and `stop` from a running
+    /// daemon. The second value is the error if not even `runtime_dir` could be read.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -206,10 +204,10 @@ impl Config {
         Ok((places, None))
     }
 
-    /// Takes the text of a file; the path is for its errors.
+    /// Parses the text of a file. The path is used in errors.
     ///
     /// # Errors
-    /// The content is wrong.
+    /// The content is invalid.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         Self::read(text).map_err(|mistake| {
             let before = &text[..text.floor_char_boundary(mistake.at)];
@@ -217,7 +215,7 @@ impl Config {
                 path: path.to_owned(),
                 line: before.matches('\n').count() + 1,
                 column: before.chars().rev().take_while(|&c| c != '\n').count() + 1,
-                // What a file quotes may be long, and have lines.
+                // A quoted value may be long, and have line breaks.
                 reason: mistake
                     .to_string()
                     .chars()
@@ -251,7 +249,7 @@ impl Config {
         }
     }
 
-    /// What in it has no effect, though it is no mistake.
+    /// Returns a message for each setting that is valid and has no effect.
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
         let all = words::grant_nothing(&self.policies.all);
@@ -271,7 +269,7 @@ impl Config {
     }
 }
 
-/// The text of the named file, or of the default one if that exists.
+/// Reads the named file, or the default one if that exists.
 fn read(path: Option<&Path>) -> Result<String, ConfigError> {
     let wanted = path.unwrap_or(Path::new(DEFAULT_PATH));
     let read = || {
@@ -294,7 +292,7 @@ fn read(path: Option<&Path>) -> Result<String, ConfigError> {
     }
 }
 
-/// What TOML says, and what is meant most likely.
+/// Returns the error of the TOML parser, with a hint for common cases.
 fn syntax(error: &toml::de::Error, text: &str) -> Mistake {
     let said = error.message().lines().collect::<Vec<_>>().join("; ");
     let at = error.span().map_or(0, |span| span.start);
@@ -308,7 +306,7 @@ fn syntax(error: &toml::de::Error, text: &str) -> Mistake {
     Mistake::new(at, "", format!("{said}{hint}"))
 }
 
-/// The tables of `[[container]]`, with their places.
+/// Returns the tables of `[[container]]`, with their spans.
 fn sections_of<'i>(
     value: toml::Spanned<DeValue<'i>>,
 ) -> Result<Vec<(usize, DeTable<'i>)>, Mistake> {
@@ -326,7 +324,7 @@ fn sections_of<'i>(
     sections.into_iter().map(table).collect()
 }
 
-/// A section of `[[container]]`, over what holds for all.
+/// Reads a section of `[[container]]`, laid over `[intercept]`.
 fn section_over<'i>(
     all: &DeTable<'i>,
     (at, mut section): (usize, DeTable<'i>),

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use ambit_keeper::link::Link;
+use ambit_keeper::client::KeeperClient;
 use ambit_kernel::output;
 use anyhow::Context;
 use rustix::net::SocketType;
@@ -25,7 +25,7 @@ use ambit_keeper::socket::Entrance;
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a client may take to ask: others wait meanwhile.
+/// How long a client may take to send its question. Other clients wait meanwhile.
 const FIRST_LINE: Duration = Duration::from_millis(500);
 
 /// The longest question: the path of a program.
@@ -34,13 +34,13 @@ const LONGEST: u64 = 8192;
 /// How long a daemon that is about to end may still listen.
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 
-/// The name of the socket with the keeper.
+/// The name under which the keeper holds the socket.
 pub const SOCKET: &str = "control";
 
-/// How often is looked whether the socket's file is there.
+/// The interval at which the socket's file is checked.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// The socket of a daemon.
+/// The control socket.
 #[derive(Debug)]
 pub struct Control {
     entrance: Entrance,
@@ -49,19 +49,19 @@ pub struct Control {
 }
 
 impl Control {
-    /// Goes on listening on a predecessor's socket, or binds one. A socket file that no daemon
-    /// listens on is replaced.
+    /// Listens on the previous server's socket, or binds one. A socket file that no daemon listens
+    /// on is replaced.
     ///
     /// # Errors
-    /// There is no predecessor, and another daemon listens on it or it cannot be bound.
+    /// There is no previous server, and another daemon listens on the path or it cannot be bound.
     pub fn open(
         path: PathBuf,
         kept: Option<OwnedFd>,
         is_successor: bool,
-        link: &Link,
+        keeper: &KeeperClient,
     ) -> anyhow::Result<Self> {
         let mut entrance = Entrance::new(SOCKET, path, SocketType::STREAM);
-        entrance.open(kept, is_successor, link)?;
+        entrance.open(kept, is_successor, keeper)?;
         let mut control = Self { entrance, listener: None };
         control.listen()?;
         Ok(control)
@@ -86,9 +86,9 @@ impl Control {
         }
     }
 
-    /// Binds the sockets anew whose files were removed, this one and those of runtimes.
+    /// Binds the sockets again whose files were removed, this one and those of runtimes.
     fn look(&mut self, server: &Server) {
-        if self.entrance.look(server.link()).is_some()
+        if self.entrance.look(server.keeper()).is_some()
             && let Err(error) = self.listen()
         {
             tracing::error!("the control socket is not watched: {error}");
@@ -97,7 +97,7 @@ impl Control {
     }
 
     fn listen(&mut self) -> std::io::Result<()> {
-        // Those who still wait on the one before ask again.
+        // Clients that wait on the old socket connect again.
         self.listener = None;
         if let Some(socket) = self.entrance.listening() {
             let socket =
@@ -119,11 +119,11 @@ async fn accept(listener: Option<&UnixListener>) -> UnixStream {
     }
 }
 
-/// Makes sure that no daemon listens on the socket. One that is about to end gets a moment for it:
-/// who has killed it may not have seen the last of its processes go.
+/// Checks that no daemon listens on the socket. Waits for one that is about to end: after a kill,
+/// its last process may take a moment.
 ///
 /// # Errors
-/// One goes on listening.
+/// A daemon still listens.
 pub fn check_free(path: &Path) -> anyhow::Result<()> {
     let until = Instant::now() + LAST_MOMENT;
     while BlockingStream::connect(path).is_ok() {
@@ -150,20 +150,20 @@ async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> 
         "status" => serde_json::to_vec(&Status::of(server))?,
         "parts" => serde_json::to_vec(&Parts::of(server))?,
         word @ ("release" | "stop") => {
-            if !server.link().say(word, None) {
-                // Nobody could keep anything: both are the same.
+            if !server.keeper().send(word, None) {
+                // Without a keeper nothing outlives this process: both commands are the same.
                 server.end();
             }
             b"{}".to_vec()
         }
         "reload" => reload(server),
         order if order.starts_with("exec ") => {
-            if server.link().say(order, None) {
-                // Whoever answers is the new program, or the keeper says why there is none.
+            if server.keeper().send(order, None) {
+                // The new program answers, or the keeper tells why it was refused.
                 refusal(server).await
             } else {
-                let error = "the keeper is gone, and nobody can start a program in this one's place; \
-                             stop the daemon and start it again";
+                let error = "the keeper has ended and cannot start another program; stop the daemon \
+                             and start it again";
                 serde_json::to_vec(&serde_json::json!({ "error": error }))?
             }
         }
@@ -176,7 +176,7 @@ async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> 
     written.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }
 
-/// Waits until the keeper refuses a new program; when it takes it, this process ends before.
+/// Waits until the keeper refuses a new program. If it accepts, this process ends before.
 async fn refusal(server: &Server) -> Vec<u8> {
     let mut refusals = server.refusals();
     let reason = tokio::time::timeout(Duration::from_secs(30), refusals.recv()).await;
@@ -184,7 +184,7 @@ async fn refusal(server: &Server) -> Vec<u8> {
     serde_json::to_vec(&serde_json::json!({ "error": reason })).unwrap_or_default()
 }
 
-/// What a daemon consists of, for the command that ends it.
+/// The parts of a daemon, for `ambit stop`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Parts {
     /// Its processes: the keeper, where there is one, and the server.
@@ -199,13 +199,13 @@ pub struct Parts {
 
 impl Parts {
     fn of(server: &Server) -> Self {
-        let link = server.link();
-        let mut processes = vec![link.service_pid(), std::process::id()];
+        let keeper = server.keeper();
+        let mut processes = vec![keeper.service_pid(), std::process::id()];
         processes.dedup();
         Self {
             processes,
             mount: server.mount().to_owned(),
-            is_kept: link.is_kept() && !link.is_lost() && ambit_keeper::has_manager(),
+            is_kept: keeper.is_kept() && !keeper.is_lost() && ambit_keeper::has_manager(),
             listeners: server.notifier().listeners(),
         }
     }
@@ -216,8 +216,8 @@ impl Parts {
 #[error("no ambit daemon answers on {}; start one with `ambit serve`", .0.display())]
 pub struct NoDaemon(PathBuf);
 
-/// Gives the daemon an order; its answer is the reason why it does not obey. With `exec` the
-/// connection ends without an answer, because the process that has it does.
+/// Sends a command to the daemon. The answer has the error if the daemon refuses. With `exec` the
+/// connection ends without an answer, because the process that holds it ends.
 ///
 /// # Errors
 /// No daemon listens, or it refuses.
@@ -228,11 +228,11 @@ pub fn order(path: &Path, order: &str) -> anyhow::Result<()> {
     let mut line = String::new();
     let read = BufReader::new(&stream).read_line(&mut line);
     if order.starts_with("exec ") && line.is_empty() {
-        // Gone: its successor answers in a moment, because the socket is the same.
+        // It has ended: the next server answers soon on the same socket.
         return ask_status(path).map(drop);
     }
     if matches!(order, "stop" | "release") && line.is_empty() {
-        // It may obey before it answers.
+        // It may end before it answers.
         return Ok(());
     }
     read.context("the daemon does not answer")?;
@@ -257,7 +257,7 @@ pub fn ask_status(path: &Path) -> anyhow::Result<Status> {
     ask(path, "status")
 }
 
-/// Asks the daemon what it consists of.
+/// Asks the daemon for its parts.
 ///
 /// # Errors
 /// As [`ask_status`].
@@ -272,12 +272,12 @@ fn ask<T: DeserializeOwned>(path: &Path, question: &str) -> anyhow::Result<T> {
         if !line.is_empty() || Instant::now() >= until {
             return serde_json::from_str(&line).context("the daemon's answer is not understood");
         }
-        // Killed or replaced while it answered: its successor has the same socket.
+        // It was killed or replaced while it answered: the next server has the same socket.
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// The answer; empty if there was none.
+/// Returns the answer, which is empty if the daemon ended before it answered.
 fn ask_once(path: &Path, question: &str) -> anyhow::Result<String> {
     let mut stream = connect(path)?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -305,8 +305,8 @@ fn connect(path: &Path) -> anyhow::Result<BlockingStream> {
     }
 }
 
-/// Reads the configuration again; what is wrong with it leaves everything as it was.
-/// Returns what is answered to who asked for it.
+/// Reads the configuration again. An error in it changes nothing. Returns the JSON that answers the
+/// command.
 pub(crate) fn reload(server: &Server) -> Vec<u8> {
     let reconfigured = Config::load_with_text(server.origin().file.as_deref())
         .map_err(Into::into)
@@ -315,8 +315,8 @@ pub(crate) fn reload(server: &Server) -> Vec<u8> {
         Ok(text) => {
             server.restore_mounts();
             server.reread();
-            // The standby has read the one before.
-            server.link().say_with_text("reloaded", &text);
+            // The keeper restarts the standby, which has read the old configuration.
+            server.keeper().send_with_text("reloaded", &text);
             tracing::info!("the configuration was read again");
             b"{}".to_vec()
         }

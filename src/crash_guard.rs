@@ -3,26 +3,26 @@
 //! A defect may make one of them end the server: abort, a fault, memory. The kernel and the journal
 //! give it to the successor, which would end too, and so on, and no container would be answered any
 //! more. So each thread notes what it is about to handle, in memory that the keeper holds (a few
-//! stores, no system call), and clears its slot afterwards. A server that takes over from a dead one
-//! finds what was in hand. After three deaths within a minute with the same operation, file (or
+//! stores, no system call), and clears its slot afterwards. A server that takes over from a dead
+//! one finds what was in hand. After three deaths within a minute with the same operation, file (or
 //! call) and container it is refused for a minute: a file is EIO then, and a call is left to the
 //! kernel.
 //!
-//! Several threads have a request in hand when one of them kills all. So what was in hand at a death
-//! is a suspect: suspects are handled one at a time, and one that is answered is cleared.
+//! Several threads have a request in hand when one of them kills all. So what was in hand at a
+//! death is a suspect: suspects are handled one at a time, and one that is answered is cleared.
 //!
-//! A server that the kernel killed for want of memory, or the keeper because it was silent, may have
-//! died of none of them: only a request that the same thread still waits for is counted then. A
-//! server that was killed otherwise (an administrator, a test) died of none.
+//! A server that the kernel killed for want of memory, or the keeper because it was silent, may
+//! have died of none of them: only a request that the same thread still waits for is counted then.
+//! A server that was killed otherwise (an administrator, a test) died of none.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ambit_fuse::{Asked, Witness};
-use ambit_intercept::Witness as CallWitness;
-use ambit_keeper::link::{Held, Link};
+use ambit_fuse::{FileRequest, RequestRecorder};
+use ambit_intercept::CallRecorder;
+use ambit_keeper::client::{Inherited, KeeperClient};
 use ambit_keeper::memory::Memory;
 use ambit_sysinfo::{Owner, clock};
 use libseccomp_sys::seccomp_data;
@@ -138,8 +138,8 @@ impl CrashGuard {
     /// for want of memory, if it counts them. `None` without a keeper, or without memory: there is
     /// no successor then, or it knows nothing.
     pub(crate) fn take_over(
-        link: &Link,
-        held: &mut Held,
+        link: &KeeperClient,
+        held: &mut Inherited,
         oom_kills: Option<u64>,
         container_of: impl Fn(u32) -> u64 + Send + Sync + 'static,
     ) -> Option<Arc<Self>> {
@@ -293,7 +293,7 @@ impl CrashGuard {
     }
 }
 
-impl CallWitness for CrashGuard {
+impl CallRecorder for CrashGuard {
     fn begin_call(&self, thread: u32, data: &seccomp_data) -> Option<usize> {
         let number = u64::from(data.arch) << 32 | u64::from(data.nr.cast_unsigned());
         let slot = self.take_slot();
@@ -313,13 +313,13 @@ impl CallWitness for CrashGuard {
     }
 }
 
-impl Witness for CrashGuard {
-    fn enlist(&self) -> usize {
+impl RequestRecorder for CrashGuard {
+    fn register_thread(&self) -> usize {
         self.take_slot()
     }
 
-    fn begin(&self, slot: usize, asked: Asked) -> bool {
-        let Asked { operation, node: number, thread } = asked;
+    fn begin(&self, slot: usize, request: FileRequest) -> bool {
+        let FileRequest { operation, node: number, thread } = request;
         let operation = operation as u32;
         self.begin_request(slot, Request { operation, number, container: 0, thread })
     }
@@ -338,14 +338,14 @@ impl std::fmt::Debug for CrashGuard {
 fn log(request: &Request) {
     let Request { operation, thread, number, container } = *request;
     let account = Owner::describe_number(container);
-    let (asked, answer) = match operation {
+    let (request, answer) = match operation {
         CALL => (format!("system call {}", number & 0xFFFF_FFFF), "the kernel answers it"),
         _ => (ambit_fuse::describe(operation, number), "it is answered with EIO"),
     };
     tracing::error!(
         account = %account,
         thread,
-        "a defect: {DEATHS} servers died at the same request, {asked}; {answer} for {} s",
+        "a defect: {DEATHS} servers died at the same request, {request}; {answer} for {} s",
         TERM / 1_000_000_000
     );
 }
@@ -376,18 +376,18 @@ mod tests {
         next
     }
 
-    fn open(node: u64, thread: u32) -> Asked {
-        Asked { operation: Operation::Open, node, thread }
+    fn open(node: u64, thread: u32) -> FileRequest {
+        FileRequest { operation: Operation::Open, node, thread }
     }
 
     /// A thread handles this and never ends.
-    fn begin(guard: &CrashGuard, asked: Asked) -> bool {
-        guard.begin(guard.enlist(), asked)
+    fn begin(guard: &CrashGuard, request: FileRequest) -> bool {
+        guard.begin(guard.register_thread(), request)
     }
 
-    fn is_answered(guard: &CrashGuard, asked: Asked) -> bool {
-        let slot = guard.enlist();
-        let begun = guard.begin(slot, asked);
+    fn is_answered(guard: &CrashGuard, request: FileRequest) -> bool {
+        let slot = guard.register_thread();
+        let begun = guard.begin(slot, request);
         guard.end(slot);
         begun
     }
@@ -408,7 +408,7 @@ mod tests {
             guard = after(guard, Some(Death::Crash));
         }
         assert!(!is_answered(&guard, open(7, 105)));
-        let read = Asked { operation: Operation::Read, ..open(7, 101) };
+        let read = FileRequest { operation: Operation::Read, ..open(7, 101) };
         assert!(
             [open(7, 201), open(8, 101), read].map(|one| is_answered(&guard, one)) == [true; 3]
         );
@@ -435,7 +435,7 @@ mod tests {
         let guard = first();
         assert!(begin(&guard, open(7, 101)) && begin(&guard, open(8, 201)));
         let guard = after(guard, Some(Death::Crash));
-        let slot = guard.enlist();
+        let slot = guard.register_thread();
         assert!(guard.begin(slot, open(7, 101)));
         let ended = AtomicBool::new(false);
         std::thread::scope(|scope| {

@@ -1,13 +1,13 @@
-//! What a serving process consists of, started and stopped in order: accounting first, because
-//! the others ask it; then the overlay; then the sockets through which containers arrive.
+//! The parts of a serving process, started and stopped in order: accounting, which the others use,
+//! then the overlay, then the sockets on which runtimes hand listeners over.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ambit_fuse::{MountOptions, Overlay, Restored, Witness};
-use ambit_keeper::link::{Held, Link};
+use ambit_fuse::{MountOptions, Overlay, RequestRecorder, Restored};
+use ambit_keeper::client::{Inherited, KeeperClient};
 use ambit_kernel::{output, sys};
 use ambit_sysinfo::{Accounting, AskKernel, Options, Views};
 use anyhow::Context;
@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::crash_guard::CrashGuard;
 use crate::visitor;
 use ambit_intercept::acts::Acts;
-use ambit_intercept::{self as intercept, Notifier, Witness as CallWitness};
+use ambit_intercept::{self as intercept, CallRecorder, Notifier};
 use ambit_worker::Broker;
 
 /// How often the overlay was attached again.
@@ -38,7 +38,7 @@ pub struct Server {
     accounting: Arc<Accounting>,
     overlay: Overlay,
     notifier: Notifier,
-    link: Link,
+    keeper: KeeperClient,
     origin: Mutex<Origin>,
     mounts_restored: Mutex<MountsRestored>,
     crash_guard: Option<Arc<CrashGuard>>,
@@ -46,39 +46,46 @@ pub struct Server {
     ending: Notify,
 }
 
-/// Where a configuration is from.
+/// The origin of a configuration.
 #[derive(Debug, Clone)]
 pub struct Origin {
-    /// The file, unless it is the usual one.
+    /// The file; `None` for the default one.
     pub file: Option<PathBuf>,
     /// When it was read.
     pub read: SystemTime,
-    /// It is used in place of the one on disk, with which servers died.
+    /// True if it is used instead of the file on disk, with which servers died early.
     pub instead: bool,
 }
 
-/// Who can reach a server.
+/// Which processes can reach a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
     /// Every container of the host: sockets for OCI runtimes and liblxc.
     Host,
-    /// Only this process, which hands listeners over itself; the overlay is attached nowhere.
+    /// Only this process, which hands listeners over itself. The overlay is not attached.
     Process,
 }
 
 impl Server {
-    /// Starts accounting, mounts the overlay and takes notifications. Threads are running when
-    /// this returns: fork before.
+    /// Starts accounting, mounts the overlay and handles notifications. It starts threads, so a
+    /// caller that forks must do so before.
     ///
     /// # Errors
-    /// Something essential is missing; the message says what to do.
+    /// Something that it needs is missing. The message says what to do.
     pub fn start(config: &Config, reach: Reach, acts: Option<Acts>) -> anyhow::Result<Self> {
         let accounting = start_accounting(accounting_options(config))?;
-        Self::take_over(config, reach, acts, accounting, Link::default(), Held::default())
+        Self::take_over(
+            config,
+            reach,
+            acts,
+            accounting,
+            KeeperClient::default(),
+            Inherited::default(),
+        )
     }
 
-    /// The same with accounting that was started before, and with what a predecessor left with
-    /// the keeper. Containers wait meanwhile.
+    /// Like [`Self::start`], with accounting that was started before, and with the descriptors that
+    /// the previous server stored with the keeper. Containers wait meanwhile.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -87,27 +94,27 @@ impl Server {
         reach: Reach,
         acts: Option<Acts>,
         accounting: Arc<Accounting>,
-        link: Link,
-        mut held: Held,
+        keeper: KeeperClient,
+        mut inherited: Inherited,
     ) -> anyhow::Result<Self> {
-        if let Some(file) = baselines(&link, &mut held) {
+        if let Some(file) = counter_store(&keeper, &mut inherited) {
             accounting.remember(file);
         }
         let known = accounting.clone();
         let container_of = move |thread| known.owner_number(thread).unwrap_or(0);
         let crash_guard =
-            CrashGuard::take_over(&link, &mut held, accounting.oom_kills(), container_of);
+            CrashGuard::take_over(&keeper, &mut inherited, accounting.oom_kills(), container_of);
         let options = MountOptions {
             threads: config.overlay.threads,
-            witness: crash_guard.clone().map(|guard| guard as Arc<dyn Witness>),
+            recorder: crash_guard.clone().map(|guard| guard as Arc<dyn RequestRecorder>),
             visitor: visitor::in_child,
             ..match reach {
                 Reach::Host => MountOptions::new(&config.overlay.mount),
                 Reach::Process => MountOptions::detached(),
             }
         };
-        let successor = !held.is_empty();
-        let overlay = overlay(options, &accounting, &link, &mut held)?;
+        let successor = !inherited.is_empty();
+        let overlay = overlay(options, &accounting, &keeper, &mut inherited)?;
         warn_of_notes(config);
         let socket = |name| (reach == Reach::Host).then(|| config.socket(name));
         let options = intercept::Options {
@@ -115,13 +122,13 @@ impl Server {
             lxc_socket: socket("lxc.sock"),
             policies: config.policies.clone(),
             acts: acts.map(Arc::new),
-            witness: crash_guard.clone().map(|guard| guard as Arc<dyn CallWitness>),
+            call_recorder: crash_guard.clone().map(|guard| guard as Arc<dyn CallRecorder>),
             is_successor: successor,
         };
-        match Notifier::take_over(accounting.clone(), options, &link, &mut held) {
+        match Notifier::take_over(accounting.clone(), options, &keeper, &mut inherited) {
             Ok(notifier) => {
                 if let Err(error) = audit(&notifier, config) {
-                    // Containers that run already are not left alone for want of a log.
+                    // Running containers depend on the server more than on the audit log.
                     if !successor {
                         drop(notifier);
                         overlay.unmount()?;
@@ -133,7 +140,7 @@ impl Server {
                     accounting,
                     overlay,
                     notifier,
-                    link,
+                    keeper,
                     origin: Mutex::new(Origin {
                         file: None,
                         read: SystemTime::now(),
@@ -146,7 +153,7 @@ impl Server {
                 })
             }
             Err(error) => {
-                // What containers have already stays for the next attempt.
+                // Running containers keep the mount for the next attempt.
                 if !successor {
                     overlay.unmount()?;
                 }
@@ -155,10 +162,10 @@ impl Server {
         }
     }
 
-    /// Takes from a configuration what can change while it runs.
+    /// Applies the settings of a configuration that can change while the server runs.
     ///
     /// # Errors
-    /// The audit log cannot be opened; everything stays as it was.
+    /// The audit log cannot be opened. Nothing is changed then.
     pub fn reconfigure(&self, config: &Config) -> anyhow::Result<()> {
         audit(&self.notifier, config)?;
         warn_of_notes(config);
@@ -166,7 +173,7 @@ impl Server {
         Ok(())
     }
 
-    /// Where the overlay is mounted.
+    /// Returns the mount point of the overlay.
     #[must_use]
     pub fn mount(&self) -> &Path {
         self.overlay.path().unwrap_or(Path::new(""))
@@ -177,7 +184,7 @@ impl Server {
         match self.overlay.restore() {
             Ok(Restored::Nothing) => {}
             Ok(Restored::Mounts) => {
-                keep_pressure(&self.overlay, &self.link);
+                keep_pressure(&self.overlay, &self.keeper);
                 let mut restored =
                     self.mounts_restored.lock().unwrap_or_else(PoisonError::into_inner);
                 let now = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -207,58 +214,58 @@ impl Server {
 
     /// The connection to the keeper.
     #[must_use]
-    pub fn link(&self) -> &Link {
-        &self.link
+    pub fn keeper(&self) -> &KeeperClient {
+        &self.keeper
     }
 
-    /// The same, with where its configuration is from.
+    /// Sets the origin of its configuration.
     #[must_use]
     pub fn configured_from(self, origin: Origin) -> Self {
         Self { origin: Mutex::new(origin), ..self }
     }
 
-    /// Where its configuration is from.
+    /// Returns the origin of its configuration.
     #[must_use]
     pub fn origin(&self) -> Origin {
         self.origin.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The configuration is the one on disk now.
+    /// Notes that the configuration was read from disk just now.
     pub fn reread(&self) {
         let mut origin = self.origin.lock().unwrap_or_else(PoisonError::into_inner);
         (origin.read, origin.instead) = (SystemTime::now(), false);
     }
 
-    /// This process ends in order, for a successor to go on.
+    /// Notes for the next server that this process ends on purpose, and not by a crash.
     pub fn leave(&self) {
         if let Some(guard) = &self.crash_guard {
             guard.leave();
         }
     }
 
-    /// Has this process end without a keeper.
+    /// Ends this process, when there is no keeper to do it.
     pub fn end(&self) {
         self.ending.notify_one();
     }
 
-    /// Waits until it is to end.
+    /// Waits for [`Self::end`].
     pub async fn told_to_end(&self) {
         self.ending.notified().await;
     }
 
-    /// What the keeper says against new programs.
+    /// Returns a receiver of the keeper's reasons for refusing a new program.
     #[must_use]
     pub fn refusals(&self) -> broadcast::Receiver<String> {
         self.refusals.subscribe()
     }
 
-    /// The keeper has refused a new program.
+    /// Passes on that the keeper has refused a new program.
     pub fn refused(&self, reason: &str) {
-        // Nobody may be waiting any more.
+        // An error means that no command waits for it any more.
         let _ = self.refusals.send(reason.to_owned());
     }
 
-    /// How often the overlay was attached again.
+    /// Returns how often the overlay was attached again.
     #[must_use]
     pub fn mounts_restored(&self) -> MountsRestored {
         *self.mounts_restored.lock().unwrap_or_else(PoisonError::into_inner)
@@ -270,7 +277,7 @@ impl Server {
         &self.accounting
     }
 
-    /// The same as the front ends see it.
+    /// The accounting, as the front ends use it.
     #[must_use]
     pub fn views(&self) -> Arc<dyn Views> {
         self.accounting.clone()
@@ -287,7 +294,7 @@ impl Server {
     }
 }
 
-/// Logs what in the configuration has no effect.
+/// Logs the settings of the configuration that have no effect.
 fn warn_of_notes(config: &Config) {
     for note in config.notes() {
         tracing::warn!("{note}");
@@ -303,41 +310,41 @@ fn audit(notifier: &Notifier, config: &Config) -> anyhow::Result<()> {
     })
 }
 
-/// The file in memory where counters are remembered: a predecessor's, or a new one. `None` without
-/// a keeper: nobody would read it.
-fn baselines(link: &Link, held: &mut Held) -> Option<OwnedFd> {
+/// Returns the memfd of the counter store: the previous server's, or a new one. `None` without a
+/// keeper, because no other server would read it.
+fn counter_store(keeper: &KeeperClient, inherited: &mut Inherited) -> Option<OwnedFd> {
     const NAME: &str = "baselines.1";
-    link.is_kept().then_some(())?;
-    held.take_version(NAME, link).or_else(|| {
+    keeper.is_kept().then_some(())?;
+    inherited.take_version(NAME, keeper).or_else(|| {
         let file = rustix::fs::memfd_create(NAME, rustix::fs::MemfdFlags::CLOEXEC).ok()?;
-        link.store(NAME, &file);
+        keeper.store(NAME, &file);
         Some(file)
     })
 }
 
-/// Names of what the overlay leaves with the keeper: its device and the kernel's INIT request, and
-/// the same of the files with triggers.
+/// The names under which the keeper holds the FUSE device and the kernel's INIT request, of the
+/// overlay and of the pressure files.
 const OVERLAY: [&str; 2] = ["overlay", "overlay-init"];
 const PRESSURE: [&str; 2] = ["pressure", "pressure-init"];
 
-/// Takes the overlay over from a predecessor, or mounts it when there was none, or when its
+/// Takes the overlay over from the previous server. Mounts it if there was none, or if its
 /// connection has been aborted.
 fn overlay(
     options: MountOptions,
     accounting: &Arc<Accounting>,
-    link: &Link,
-    held: &mut Held,
+    keeper: &KeeperClient,
+    inherited: &mut Inherited,
 ) -> anyhow::Result<Overlay> {
     let [device, init] = OVERLAY;
-    match alive(held.take(device), held.take_bytes(init)) {
+    match alive(inherited.take(device), inherited.take_bytes(init)) {
         Some((device, init)) => {
             let overlay = Overlay::takeover(device, &init, options, accounting.clone())?;
             let [device, init] = PRESSURE;
-            match alive(held.take(device), held.take_bytes(init)) {
+            match alive(inherited.take(device), inherited.take_bytes(init)) {
                 Some((device, init)) => overlay.takeover_pressure(device, &init)?,
                 None => {
                     overlay.begin_pressure();
-                    keep_pressure(&overlay, link);
+                    keep_pressure(&overlay, keeper);
                 }
             }
             Ok(overlay)
@@ -345,39 +352,39 @@ fn overlay(
         None => {
             let overlay = Overlay::mount(options, accounting.clone())?;
             let connection = (overlay.device(), overlay.init_record());
-            keep(link, OVERLAY, connection, overlay.abort_switches().0);
-            keep_pressure(&overlay, link);
+            keep(keeper, OVERLAY, connection, overlay.abort_switches().0);
+            keep_pressure(&overlay, keeper);
             Ok(overlay)
         }
     }
 }
 
-/// Leaves the files with triggers with the keeper.
-fn keep_pressure(overlay: &Overlay, link: &Link) {
+/// Stores the connection of the pressure files with the keeper.
+fn keep_pressure(overlay: &Overlay, keeper: &KeeperClient) {
     if let Some((device, init)) = overlay.pressure() {
-        keep(link, PRESSURE, (device.as_fd(), &init), overlay.abort_switches().1);
+        keep(keeper, PRESSURE, (device.as_fd(), &init), overlay.abort_switches().1);
     }
 }
 
-/// Leaves a new connection with the keeper, and what ends it. One that the keeper has is not given to
-/// it again: it has the service manager remove the one before, and if it is killed then, both are
-/// lost.
+/// Stores a new connection with the keeper, and the descriptor that aborts it. A connection must
+/// not be stored twice: the keeper has the service manager remove the first one, and if the keeper
+/// is killed then, both are lost.
 fn keep(
-    link: &Link,
+    keeper: &KeeperClient,
     [device, init]: [&str; 2],
     (descriptor, record): (BorrowedFd<'_>, &[u8]),
     abort: Option<OwnedFd>,
 ) {
-    link.store_bytes(init, record);
-    link.store(device, descriptor);
-    // With it the keeper can end a connection that a server in state D holds.
+    keeper.store_bytes(init, record);
+    keeper.store(device, descriptor);
+    // The keeper can abort a connection that a server in state D holds.
     if let Some(abort) = abort {
-        link.store(&format!("{device}-abort"), abort);
+        keeper.store(&format!("{device}-abort"), abort);
     }
 }
 
-/// A connection that was kept, unless it has been aborted: the device then has nothing but an
-/// error, for ever.
+/// Returns an inherited connection, unless it has been aborted: poll(2) then reports POLLERR for
+/// its device.
 fn alive(device: Option<OwnedFd>, init: Option<Vec<u8>>) -> Option<(OwnedFd, Vec<u8>)> {
     let device = device?;
     let mut poll = [PollFd::new(&device, PollFlags::IN)];
@@ -390,18 +397,19 @@ fn alive(device: Option<OwnedFd>, init: Option<Vec<u8>>) -> Option<(OwnedFd, Vec
     Some((device, init?))
 }
 
-/// Those who act for containers. Must be started before any thread.
+/// Starts the broker, whose workers execute privileged operations. Must be called before any thread
+/// is started.
 ///
 /// # Errors
-/// There is no room for a process, or this one has threads already.
+/// fork(2) fails, or this process has threads already.
 pub fn start_acts() -> anyhow::Result<Acts> {
     let broker = Broker::start().context("cannot start the broker of acts: fork")?;
     Ok(Acts::new(Arc::new(broker)))
 }
 
-/// Has the table of descriptors be as large as it will ever have to be on most hosts. In a process with
-/// threads the kernel lets everybody wait who opens a file while the table grows, for 10 ms at a time
-/// (an RCU grace period). To be called before there are threads.
+/// Grows the table of descriptors to a size that is enough on most hosts. In a process with
+/// threads, each growth blocks threads that open files for about 10 ms (an RCU grace period), so
+/// this must be called before any thread is started.
 pub(crate) fn make_room_for_descriptors() {
     const ENOUGH: u64 = 8192;
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
@@ -413,7 +421,7 @@ pub(crate) fn make_room_for_descriptors() {
     }
 }
 
-/// How accounting is configured.
+/// Returns the settings of accounting.
 pub(crate) fn accounting_options(config: &Config) -> Options {
     Options {
         cpu_policy: config.overlay.cpu_view,
@@ -425,7 +433,8 @@ pub(crate) fn accounting_options(config: &Config) -> Options {
     }
 }
 
-/// Starts accounting with what only the program can do: ask the kernel about namespaces.
+/// Starts accounting. Its package does not ask the kernel about namespaces itself, and gets
+/// functions for that.
 pub(crate) fn start_accounting(options: Options) -> anyhow::Result<Arc<Accounting>> {
     raise_descriptor_limit();
     sys::arenas::limit();

@@ -1,9 +1,10 @@
-//! Mounts of ours whose server is gone for good, on the machine and in containers.
+//! Finds dead mounts: mounts of ambit whose FUSE connection was aborted, on the machine and in
+//! containers.
 //!
-//! A connection that was aborted cannot be brought back: every access to its files fails, wherever
-//! they are bound, until they are unmounted. Those who have such files never reach a new server, so
-//! it cannot know them; they are looked for in every mount namespace. That is done by the program
-//! that the administrator calls and not by the daemon, because a mount may not answer.
+//! An aborted connection cannot be restored: every access to its files fails, wherever they are
+//! bound, until they are unmounted. Containers with such files never reach a new server, so that
+//! does not know them, and every mount namespace is searched. The command of the administrator does
+//! that and not the daemon, because a mount may not answer.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -23,22 +24,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::mount_namespaces::{self, Namespace};
 
-/// How long all mounts together may take to answer. Those that do not are taken for alive: their
-/// device may be kept for a successor.
+/// How long all mounts together may take to answer. A mount that does not answer counts as alive:
+/// the keeper may hold its device for the next server.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long one mount may take.
 const ONE_PATIENCE: Duration = Duration::from_secs(1);
-/// The types of our mounts, with and without the name of lxcfs.
+/// The filesystem types of ambit's mounts.
 const KINDS: [&str; 2] = ["fuse.ambit", "fuse.lxcfs"];
 
 /// The dead mounts of one mount namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadMounts {
-    /// A process that sees them; `None` for the mounts of the machine itself.
+    /// A process in that namespace; `None` for the machine's own.
     pub pid: Option<u32>,
     /// The last part of that process's cgroup.
     pub name: String,
-    /// Where they are, as seen there.
+    /// Their mount points, as seen in that namespace.
     pub paths: Vec<PathBuf>,
 }
 
@@ -66,7 +67,7 @@ impl fmt::Display for DeadMounts {
     }
 }
 
-/// Looks for all. Takes a moment for each mount namespace.
+/// Finds all dead mounts. Takes some time for each mount namespace.
 #[must_use]
 pub fn find() -> Vec<DeadMounts> {
     let own = mount_namespaces::of("self");
@@ -75,8 +76,8 @@ pub fn find() -> Vec<DeadMounts> {
         .map(|namespace| {
             let Namespace { id, pid, process, mounts } = namespace;
             let ours = mounts.iter().filter(|mount| is_ours(mount));
-            // Many programs have a namespace of their own with a copy of the machine's mounts, which
-            // they never look into: what matters to others lies over their own files.
+            // Many programs have a copy of the machine's mounts in a namespace of their own, and do
+            // not use the overlay. Containers have its files bound over their own.
             let is_own = own == Some(id);
             let is_seen = |path: &Path| path.starts_with("/proc") || path.starts_with("/sys");
             let paths = ours
@@ -99,20 +100,20 @@ pub fn is_ours(mount: &Mounted) -> bool {
     KINDS.contains(&mount.kind.as_str())
 }
 
-/// What is mounted at a mount point of ours.
+/// The state of a mount point of ambit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// Nothing of ours.
+    /// No mount of ambit.
     Absent,
-    /// The files of a server that is gone for good.
+    /// Files of an aborted connection.
     Dead,
-    /// Files that no server answers for now: reads wait.
+    /// Files whose server does not run now: reads wait.
     Waiting,
-    /// Files that a server answers for.
+    /// Files that a server serves.
     Served,
 }
 
-/// Asks the topmost mount at a mount point.
+/// Returns the state of the topmost mount at a mount point.
 #[must_use]
 pub fn state(point: &Path) -> State {
     let Some(mount) = top(point) else { return State::Absent };
@@ -124,15 +125,15 @@ pub fn state(point: &Path) -> State {
     }
 }
 
-/// Unmounts what dead servers left at a mount point. Returns how many mounts that were.
+/// Unmounts the dead mounts at a mount point. Returns how many there were.
 ///
 /// # Errors
-/// The kernel refuses.
+/// umount2(2) fails.
 pub fn clear(point: &Path) -> io::Result<usize> {
     let mut count = 0;
     while state(point) == State::Dead {
         let Some(mount) = top(point) else { break };
-        // What lies upon it goes with it.
+        // MNT_DETACH also detaches the mounts on top of it.
         let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
         rustix::mount::unmount(&mount.path, flags)?;
         count += 1;
@@ -140,16 +141,15 @@ pub fn clear(point: &Path) -> io::Result<usize> {
     Ok(count)
 }
 
-/// The topmost mount at a mount point, if it is ours. The point itself is not looked at, because
-/// its server may be dead.
+/// Returns the topmost mount at a mount point, if it is one of ambit. Reads mountinfo only, because
+/// the mount may not answer.
 fn top(point: &Path) -> Option<Mounted> {
     let point = point.parent()?.canonicalize().ok()?.join(point.file_name()?);
     let top = mountinfo::own().ok()?.into_iter().rfind(|mount| mount.path == point)?;
     is_ours(&top).then_some(top)
 }
 
-/// Does the way to it lead through a filesystem that another program serves? That one may never
-/// answer.
+/// True if the path leads through a FUSE filesystem of another program, which may never answer.
 fn is_below_a_stranger(mount: &Mounted, mounts: &[Mounted]) -> bool {
     mounts.iter().any(|other| {
         other.kind.starts_with("fuse")
@@ -158,37 +158,38 @@ fn is_below_a_stranger(mount: &Mounted, mounts: &[Mounted]) -> bool {
     })
 }
 
-/// The last part of a process's cgroup. A container may have chosen it.
+/// Returns the last part of a process's cgroup. A container may have chosen it.
 fn cgroup_of(process: &Path) -> String {
     let text = fs::read(process.join("cgroup")).unwrap_or_default();
     let name = control_groups::name(&text).unwrap_or_else(|| "without a cgroup".to_owned());
     name.escape_debug().to_string()
 }
 
-/// What a mount answers.
+/// The answer of a mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Alive,
     Dead,
-    /// Nothing in time.
+    /// It does not answer in time.
     Silent,
-    /// It is covered by another mount, and cannot be asked.
+    /// It is covered by another mount, and cannot be reached.
     Hidden,
 }
 
-/// What is known of connections, by their numbers.
+/// The answers of connections, by device number.
 struct Verdicts {
     known: HashMap<u32, Verdict>,
     until: Instant,
 }
 
 impl Verdicts {
-    /// Is the connection of this mount dead? `root` is the root of a process that sees it.
+    /// True if the connection of this mount is aborted. `root` is the root of a process in its
+    /// mount namespace.
     fn is_dead(&mut self, root: &Path, mount: &Mounted) -> bool {
         let left = || self.until.saturating_duration_since(Instant::now());
         let known = self.known.get(&mount.minor).copied();
         let verdict = known.unwrap_or_else(|| probe(root, mount, left()));
-        // A second place of one that is hidden may be visible.
+        // Another mount of the same connection may not be covered.
         if verdict != Verdict::Hidden {
             self.known.insert(mount.minor, verdict);
         }
@@ -196,13 +197,12 @@ impl Verdicts {
     }
 }
 
-/// Asks a mount, as a process with this root sees it, on a thread that is left behind if there is
-/// no answer.
+/// Asks a mount, as seen from this root, on a thread that is abandoned if there is no answer.
 fn probe(root: &Path, mount: &Mounted, patience: Duration) -> Verdict {
     let (tell, told) = mpsc::channel();
     let (root, wanted) = (root.to_owned(), mount.clone());
     let ask = move || {
-        // The receiver is gone when the answer took too long.
+        // Fails if the answer took too long: the receiver is dropped then.
         let _ = tell.send(ask(&root, &wanted));
     };
     if thread::Builder::new().name("mount-probe".into()).spawn(ask).is_err() {
@@ -211,7 +211,7 @@ fn probe(root: &Path, mount: &Mounted, patience: Duration) -> Verdict {
     told.recv_timeout(patience).unwrap_or(Verdict::Silent)
 }
 
-/// Asks the mount for what is never answered from a cache.
+/// Makes a request that the kernel never answers from a cache.
 fn ask(root: &Path, mount: &Mounted) -> Verdict {
     let look = || {
         let root = rustix::fs::open(root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
@@ -237,7 +237,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sentence_says_where_and_what_to_do() {
+    fn the_message_names_the_mount_points_and_the_remedy() {
         let paths = ["/proc/meminfo", "/proc/stat"].map(PathBuf::from).to_vec();
         let mut dead = DeadMounts { pid: Some(7), name: "web".to_owned(), paths };
         let text = dead.to_string();
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn the_way_must_not_lead_through_another_programs_files() {
+    fn a_path_through_the_fuse_filesystem_of_another_program_is_not_followed() {
         let text = b"1 0 0:5 / / rw - ext4 /dev/sda rw\n2 1 0:6 / /x rw - fuse.other o rw\n\
                      3 2 0:7 / /x/a rw - fuse.ambit ambit ro\n4 1 0:7 / /b rw - fuse.ambit ambit ro\n";
         let mounts: Vec<_> = mountinfo::all(text).collect();

@@ -1,8 +1,8 @@
 //! The containers that a daemon serves: those that have its files bound, and those whose calls are
 //! reported to it.
 //!
-//! The command that asks finds the first in the mount namespaces of all processes, by the numbers of
-//! the daemon's connections, and never looks into a mount. The daemon names the others.
+//! The command that asks finds the first in the mount namespaces of all processes, by the numbers
+//! of the daemon's connections, and never looks into a mount. The daemon names the others.
 
 use std::fmt;
 use std::fs;
@@ -24,11 +24,11 @@ pub struct Dependent {
     pid: Option<u32>,
     /// How many files and folders are bound in it.
     files: usize,
-    /// Its calls are reported.
+    /// True if its calls are reported to the daemon.
     calls: bool,
 }
 
-/// Finds all of them.
+/// Finds all containers of a daemon.
 #[must_use]
 pub fn find(daemon: &Parts) -> Vec<Dependent> {
     let Some(server) = daemon.processes.last() else { return Vec::new() };
@@ -67,14 +67,14 @@ pub fn find(daemon: &Parts) -> Vec<Dependent> {
     dependents
 }
 
-/// Is it a bind of a part? Programs with a copy of the machine's mounts have the whole overlay at its
-/// mount point, and do not look into it.
+/// True for a bind mount of a part of the overlay. Programs with a copy of the machine's mounts
+/// have the whole overlay at its mount point, and do not use it.
 fn is_bound(mount: &Mounted, is_machine: bool) -> bool {
     let is_over_own = mount.path.starts_with("/proc") || mount.path.starts_with("/sys");
     mount.root != Path::new("/") || (!is_machine && is_over_own)
 }
 
-/// The name of a process's cgroup and its whole path.
+/// Returns the name of a process's cgroup and its path.
 fn cgroup_of(process: &Path) -> (String, String) {
     let path = control_groups::path(&fs::read(process.join("cgroup")).unwrap_or_default());
     let group = path.strip_suffix("/init.scope").unwrap_or(&path);
@@ -82,8 +82,8 @@ fn cgroup_of(process: &Path) -> (String, String) {
     (name.unwrap_or("without a cgroup").escape_debug().to_string(), path)
 }
 
-/// Is it the cgroup of the container with this id, as engines name it: `ID`, `docker-ID.scope`,
-/// `lxc.payload.ID`?
+/// True if this is the cgroup of the container with this id, as engines name it: `ID`,
+/// `docker-ID.scope`, `lxc.payload.ID`.
 fn is_of(cgroup: &str, id: &str) -> bool {
     cgroup.split('/').any(|part| {
         let rest = part.strip_suffix(".scope").unwrap_or(part).strip_suffix(id);
@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cgroups_of_engines_have_the_id_of_their_container() {
+    fn a_cgroup_is_matched_to_the_id_of_its_container() {
         for cgroup in
             ["/web", "/a/docker-web.scope", "/lxc.payload.web/init.scope", "/k/cri-containerd:web"]
         {

@@ -1,4 +1,4 @@
-//! Where log lines go: the journal when standard error is the journal, else standard error.
+//! Logging: to the journal if standard error is the journal, otherwise to standard error.
 
 use std::io::{IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
@@ -32,12 +32,13 @@ pub fn start(level: LogLevel) {
             registry.with(lines).try_init()
         }
     };
-    // Only a second start fails, and then lines go where the first one said.
+    // It fails only if logging was started before, and then that one stays in use.
     drop(started);
 }
 
-/// Keeps each event on one line: what containers choose, such as a path, may have line breaks, and must
-/// not look like lines of ours. An event comes in one piece, with its own line break at the end.
+/// Writes each event on one line. Text that a container chooses, such as a path, may have line
+/// breaks, and must not look like a line of ambit's. The subscriber writes an event in one call,
+/// with a line break at its end.
 struct OneLine<W>(W);
 
 impl<W: Write> Write for OneLine<W> {
@@ -46,7 +47,7 @@ impl<W: Write> Write for OneLine<W> {
             [text @ .., b'\n'] => (text, &event[text.len()..]),
             text => (text, &[][..]),
         };
-        // Escape is the colours' on a terminal; that of others was made visible before.
+        // Escape characters are those of colours: others were escaped before.
         let breaks = |byte: u8| byte.is_ascii_control() && byte != b'\x1b';
         if text.iter().any(|&byte| breaks(byte)) {
             let mut line = Vec::with_capacity(event.len() + 16);
@@ -82,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_container_chose_makes_no_line_of_its_own() {
+    fn text_of_a_container_cannot_start_a_new_line() {
         let mut lines = OneLine(Vec::new());
         for event in ["plain \u{e9}\n", "no such file a\nERROR b\r\x07\n", "cut"] {
             lines.write_all(event.as_bytes()).unwrap();

@@ -2,11 +2,11 @@
 
 use std::process::ExitCode;
 
-use ambit_fuse::Touched;
+use ambit_fuse::PrefaultAllocator;
 
-/// For the buffers that requests of containers are read into.
+/// Pre-faults the buffers that requests of containers are read into.
 #[global_allocator]
-static ALLOCATOR: Touched = Touched;
+static ALLOCATOR: PrefaultAllocator = PrefaultAllocator;
 
 fn main() -> ExitCode {
     ambit::cli::main(std::env::args_os())

@@ -1,5 +1,5 @@
-//! What a new program tries before it takes over from one that serves: everything that containers
-//! will ask it for, for itself and in memory. Nothing is mounted, and nobody else is touched.
+//! The check that a new program runs before it takes over from the server. It renders every file
+//! and answers sysinfo(2) for its own process, in memory. It mounts nothing and changes no process.
 
 use ambit_fuse::{FILES, Text};
 use ambit_sysinfo::sysinfo::{Abi, encode};
@@ -11,10 +11,10 @@ use crate::config::Config;
 use crate::daemon;
 use ambit_intercept as intercept;
 
-/// Tries it all.
+/// Runs the check.
 ///
 /// # Errors
-/// Something does not work.
+/// A file cannot be rendered, or sysinfo(2) cannot be answered.
 pub fn run(config: &Config) -> anyhow::Result<()> {
     intercept::check_kernel().context("calls cannot be received")?;
     let accounting = daemon::start_accounting(daemon::accounting_options(config))?;
@@ -25,11 +25,11 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         let view = accounting
             .view_with(own, file.needs())
             .with_context(|| format!("there are no numbers for {path}"))?;
-        // As a container sees it: the host would get the kernel's own text.
+        // As a container: the host gets the kernel's own text.
         let view = View { origin: Origin::Container, ..View::clone(&view) };
         let mut text = Text::new();
         file.render(&view, &mut text);
-        // Some are rightly empty, or have only a headline.
+        // Some files are empty or have only a header, which is correct.
         if path == "proc/meminfo" && !text.as_bytes().starts_with(b"MemTotal:") {
             anyhow::bail!("{path} has no MemTotal");
         }
@@ -37,7 +37,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     answer(&accounting, own)
 }
 
-/// What sysinfo(2) would be answered.
+/// Renders the answer to sysinfo(2).
 fn answer(accounting: &Accounting, own: u32) -> anyhow::Result<()> {
     let view = accounting.view(own).context("there are no numbers for sysinfo")?;
     for abi in [Abi::Bits64, Abi::Bits32] {

@@ -1,14 +1,14 @@
-//! The server: what the keeper starts, and starts again (`ambit serve --kept`).
+//! The server: the process that the keeper starts, and restarts (`ambit serve --kept`).
 //!
-//! It obeys the keeper alone: a signal that a terminal or a service manager sends to everybody
-//! reaches the keeper too, and that one decides what it means.
+//! It takes commands from the keeper only. A signal that a terminal or a service manager sends to
+//! the whole process group reaches the keeper too, and the keeper decides what follows.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ambit_keeper::link::{ALIVE, BROKER, Kept, Link, Orders};
+use ambit_keeper::client::{ALIVE, BROKER, KeeperClient, Kept, Orders};
 use ambit_keeper::wire;
 use ambit_kernel::text::mountinfo::Watch;
 use anyhow::Context;
@@ -24,15 +24,15 @@ use ambit_intercept::acts::Acts;
 use ambit_intercept::timestamp;
 use ambit_worker::Broker;
 
-/// How often the keeper hears that all is well.
+/// The interval of heartbeats to the keeper.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// How long the calls under way may take when this process leaves; the keeper waits longer.
+/// How long calls in progress may take when this process leaves. The keeper waits longer.
 const SETTLE: Duration = Duration::from_secs(3);
 
-/// What the keeper wants.
-enum Word {
-    /// Leave everything as it is for a successor.
+/// A command of the keeper.
+enum Command {
+    /// End, and leave files and listeners to the next server.
     Leave,
     /// Unmount and end.
     Release,
@@ -40,47 +40,52 @@ enum Word {
     Reload,
 }
 
-/// A configuration, and what there is to say about it when there is a log.
+/// The configuration that is used, and a warning about it, which is logged once logging has
+/// started.
 struct Chosen {
     config: Config,
     origin: Origin,
     warning: Option<String>,
 }
 
-/// Serves until the keeper says what else to do.
+/// Runs the server until the keeper ends it.
 ///
 /// # Errors
-/// Something essential is missing or busy.
+/// The configuration cannot be used, or something that the server needs is missing or busy.
 pub fn serve_kept(path: Option<&Path>) -> anyhow::Result<()> {
-    // It was started by the number of a descriptor.
+    // The keeper executes `/proc/self/fd/N`, so that the name is a number.
     let _ = rustix::thread::set_name(c"ambit");
-    let link = Link::inherit()?;
-    let Orders { is_candidate, configuration, broker } = link.orders();
-    let served = choose(path, &link, configuration.filter(|_| !is_candidate))
+    let keeper = KeeperClient::inherit()?;
+    let Orders { is_candidate, configuration, broker } = keeper.orders();
+    let served = choose(path, &keeper, configuration.filter(|_| !is_candidate))
         .map_err(anyhow::Error::from)
-        .and_then(|chosen| serve(chosen, &link, is_candidate, broker));
+        .and_then(|chosen| serve(chosen, &keeper, is_candidate, broker));
     if let Err(error) = &served {
-        // Whoever asked for this program is told.
-        let _ = link.say(&format!("failed {error:#}"), None);
+        // The keeper passes it on to `ambit reload --exec`.
+        let _ = keeper.send(&format!("failed {error:#}"), None);
     }
     served
 }
 
-/// Reads the configuration. If the file is wrong, the last good one is used that the keeper holds:
-/// containers depend on a server.
-fn choose(path: Option<&Path>, link: &Link, kept: Option<Kept>) -> Result<Chosen, ConfigError> {
+/// Reads the configuration. If the file is invalid, returns the last good one, which the keeper
+/// holds: containers depend on a server.
+fn choose(
+    path: Option<&Path>,
+    keeper: &KeeperClient,
+    kept: Option<Kept>,
+) -> Result<Chosen, ConfigError> {
     let file = path.map(Path::to_owned);
     let on_disk = match &kept {
         Some(kept) if kept.instead => None,
         _ => Some(Config::load_with_text(path)),
     };
-    // Most programs empty a file and write it then.
+    // Most programs truncate a file before they write it.
     let is_empty = |text: &str| text.trim().is_empty();
     let is_being_written = matches!(&on_disk, Some(Ok((_, text))) if is_empty(text))
         && kept.as_ref().is_some_and(|kept| !is_empty(&kept.text));
     let (error, kept) = match (on_disk.filter(|_| !is_being_written), kept) {
         (Some(Ok((config, text))), _) => {
-            link.say_with_text(wire::CONFIGURED, &text);
+            keeper.send_with_text(wire::CONFIGURED, &text);
             let origin = Origin { file, read: SystemTime::now(), instead: false };
             return Ok(Chosen { config, origin, warning: None });
         }
@@ -95,7 +100,7 @@ fn choose(path: Option<&Path>, link: &Link, kept: Option<Kept>) -> Result<Chosen
     let config = Config::parse(&text, path.unwrap_or(Path::new(DEFAULT_PATH)));
     let (config, error) = match (config, error) {
         (Ok(config), error) => (config, error),
-        // What is on disk is what can be corrected.
+        // The error of the file on disk is the one that the administrator can correct.
         (Err(kept), error) => return Err(error.unwrap_or(kept)),
     };
     let why = match error {
@@ -110,7 +115,7 @@ fn choose(path: Option<&Path>, link: &Link, kept: Option<Kept>) -> Result<Chosen
 
 fn serve(
     chosen: Chosen,
-    link: &Link,
+    keeper: &KeeperClient,
     candidate: bool,
     broker: Option<Option<OwnedFd>>,
 ) -> anyhow::Result<()> {
@@ -119,11 +124,11 @@ fn serve(
     if !rustix::process::geteuid().is_root() {
         anyhow::bail!("the daemon must run as root: it mounts files and reads every container");
     }
-    // The keeper blocks what it waits for itself.
+    // The keeper blocks its signals, and the mask is inherited.
     SigSet::empty().thread_set_mask().context("cannot unblock signals")?;
     let broker = Arc::new(match broker {
         Some(connection) => Broker::kept(connection),
-        // A keeper of an older version starts none.
+        // A keeper of an older version starts no broker.
         None => Broker::start().context("cannot start the broker of acts: fork")?,
     });
     let acts = Acts::new(Arc::clone(&broker));
@@ -137,55 +142,61 @@ fn serve(
     if candidate {
         self_check::run(config).context("it fails its check")?;
     }
-    // Before the predecessor's part is asked for, because containers wait from then on: a standby
-    // has it behind it. Reading how the processors are arranged is most of it.
+    // Containers wait from `take_over` on, so accounting is started before it, and a standby has
+    // done this long before. Most of the time is spent on reading the topology.
     let accounting = daemon::start_accounting(daemon::accounting_options(config))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the event loop")?;
     runtime.block_on(async {
-        // Held so that the signals do nothing.
+        // Kept alive so that these signals have no effect.
         let _signals = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()]
             .map(|kind| signal(kind).ok());
         let socket = config.socket("control.sock");
-        let mut held = link.take_over()?;
-        if let Some(connection) = held.take(BROKER) {
+        let mut inherited = keeper.take_over()?;
+        if let Some(connection) = inherited.take(BROKER) {
             broker.replace(connection);
         }
-        let is_successor = !held.is_empty();
-        let kept = held.take(control::SOCKET);
+        let is_successor = !inherited.is_empty();
+        let kept = inherited.take(control::SOCKET);
         if !is_successor {
             control::check_free(&socket)?;
         }
-        let server =
-            Server::take_over(config, Reach::Host, Some(acts), accounting, link.clone(), held)?;
+        let server = Server::take_over(
+            config,
+            Reach::Host,
+            Some(acts),
+            accounting,
+            keeper.clone(),
+            inherited,
+        )?;
         let server = server.configured_from(origin);
-        let mut control = match Control::open(socket, kept, is_successor, link) {
+        let mut control = match Control::open(socket, kept, is_successor, keeper) {
             Ok(control) => control,
             Err(error) => {
-                // Nothing is there yet that a container has.
+                // No container uses this server yet.
                 server.stop()?;
                 return Err(error);
             }
         };
-        let _ = link.say("serving", None);
+        let _ = keeper.send("serving", None);
         let threads = Threads::running();
         tracing::info!(
             mount = %server.mount().display(),
             sockets = %config.daemon.runtime_dir.display(),
             cgroups = server.accounting().hierarchies().layout(),
-            restarts = link.restarts(),
+            restarts = keeper.restarts(),
             "serving"
         );
         tokio::select! {
             () = control.serve(&server) => {}
-            () = beat(link) => {}
-            () = look_after_mounts(&server) => leave_dead(&server),
-            name = thread_lost(&threads) => end_without_thread(&name),
-            word = obey(link, &server, &broker) => match word {
-                Word::Leave | Word::Reload => leave(&server),
-                Word::Release => tracing::info!("stopping; the files are unmounted"),
+            () = send_heartbeats(keeper) => {}
+            () = watch_mounts(&server) => leave_dead(&server),
+            name = wait_for_lost_thread(&threads) => end_without_thread(&name),
+            command = receive_commands(keeper, &server, &broker) => match command {
+                Command::Leave | Command::Reload => leave(&server),
+                Command::Release => tracing::info!("stopping; the files are unmounted"),
             },
         }
         drop(control);
@@ -193,16 +204,16 @@ fn serve(
     })
 }
 
-/// Has the kernel leave the pages of request buffers where they are: it takes them away for a moment
-/// when it makes a huge page of them (`ambit_fuse::Touched` tells why that matters). Helpers do not
-/// inherit this: the broker is no child of this process.
+/// Has the kernel leave the pages of request buffers where they are: it takes them away for a
+/// moment when it makes a huge page of them (`ambit_fuse::PrefaultAllocator` tells why that
+/// matters). Helpers do not inherit this: the broker is no child of this process.
 fn keep_pages() {
     if let Err(errno) = rustix::thread::disable_transparent_huge_pages(true) {
         tracing::debug!("huge pages cannot be refused: prctl(PR_SET_THP_DISABLE): {errno}");
     }
 }
 
-/// Ends without unmounting, removing or closing anything in order: the successor has it all.
+/// Ends without unmounting or removing anything: the next server takes it over.
 #[allow(clippy::exit, reason = "nothing may be dropped")]
 fn leave(server: &Server) -> ! {
     server.notifier().settle(SETTLE);
@@ -211,8 +222,8 @@ fn leave(server: &Server) -> ! {
     std::process::exit(0)
 }
 
-/// Has the overlay attached again whenever it was unmounted, until its connection is aborted.
-async fn look_after_mounts(server: &Server) {
+/// Attaches the overlay again whenever it was unmounted. Returns when its connection is aborted.
+async fn watch_mounts(server: &Server) {
     let watch = Watch::new().inspect_err(|error| {
         tracing::error!("an overlay that is unmounted is not noticed: mountinfo: {error}");
     });
@@ -227,7 +238,8 @@ async fn look_after_mounts(server: &Server) {
     }
 }
 
-/// Ends because the files are dead: the successor mounts them anew, and has everything else.
+/// Ends because the FUSE connection was aborted: the next server mounts the files anew, and takes
+/// everything else over.
 #[allow(clippy::exit, reason = "nothing may be dropped")]
 fn leave_dead(server: &Server) -> ! {
     tracing::error!(
@@ -238,8 +250,8 @@ fn leave_dead(server: &Server) -> ! {
     std::process::exit(1)
 }
 
-/// Waits until a thread has ended that is needed.
-async fn thread_lost(threads: &Threads) -> String {
+/// Waits until a thread that is needed has ended by a panic. Returns its name.
+async fn wait_for_lost_thread(threads: &Threads) -> String {
     let mut interval = tokio::time::interval(BEAT);
     loop {
         interval.tick().await;
@@ -249,27 +261,27 @@ async fn thread_lost(threads: &Threads) -> String {
     }
 }
 
-/// Ends because a thread is gone that nothing replaces: the successor has all of them.
+/// Ends because a thread has ended that is not restarted: the next server has all threads.
 #[allow(clippy::exit, reason = "nothing may be dropped")]
 fn end_without_thread(name: &str) -> ! {
     tracing::error!("the thread {name} has ended by a panic; another server goes on");
     std::process::exit(101)
 }
 
-async fn beat(link: &Link) {
+async fn send_heartbeats(keeper: &KeeperClient) {
     let mut interval = tokio::time::interval(BEAT);
     loop {
         interval.tick().await;
-        let _ = link.say(ALIVE, None);
+        let _ = keeper.send(ALIVE, None);
     }
 }
 
-/// Waits for a word that ends this process.
-async fn obey(link: &Link, server: &Server, broker: &Arc<Broker>) -> Word {
+/// Handles the keeper's commands until one ends this process, and returns that one.
+async fn receive_commands(keeper: &KeeperClient, server: &Server, broker: &Arc<Broker>) -> Command {
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
-    let (ears, broker) = (link.clone(), Arc::clone(broker));
+    let (receiver, broker) = (keeper.clone(), Arc::clone(broker));
     let listening = std::thread::Builder::new().name("keeper".into()).spawn(move || {
-        while let Some((text, fd)) = ears.hear() {
+        while let Some((text, fd)) = receiver.receive() {
             match fd {
                 Some(connection) if text.starts_with(BROKER) => broker.replace(connection),
                 _ => drop(tell.send(text)),
@@ -277,13 +289,13 @@ async fn obey(link: &Link, server: &Server, broker: &Arc<Broker>) -> Word {
         }
     });
     if let Err(error) = listening {
-        tracing::error!("the keeper cannot be heard: no thread: {error}");
+        tracing::error!("no commands of the keeper are received: cannot start a thread: {error}");
         return std::future::pending().await;
     }
     while let Some(text) = told.recv().await {
-        match word(&text) {
-            Some(Word::Reload) => drop(control::reload(server)),
-            Some(word) => return word,
+        match parse_command(&text) {
+            Some(Command::Reload) => drop(control::reload(server)),
+            Some(command) => return command,
             None => {
                 let reason = text.strip_prefix("refused ").unwrap_or(&text);
                 tracing::warn!("the keeper refuses: {reason}");
@@ -291,18 +303,18 @@ async fn obey(link: &Link, server: &Server, broker: &Arc<Broker>) -> Word {
             }
         }
     }
-    // With systemd, a new keeper has everything in a moment.
+    // systemd starts a new keeper and passes the descriptors on to it.
     if std::env::var_os("FDSTORE").is_some() {
-        return Word::Leave;
+        return Command::Leave;
     }
     tracing::error!(
         "the keeper is gone: serving on until stopped, but nothing survives this server"
     );
-    alone(server).await
+    serve_without_keeper(server).await
 }
 
-/// Without a keeper the signals and orders that it took are this process's own.
-async fn alone(server: &Server) -> Word {
+/// Handles signals and commands in place of a keeper that has ended.
+async fn serve_without_keeper(server: &Server) -> Command {
     let (Ok(mut terminated), Ok(mut interrupted), Ok(mut hung_up)) = (
         signal(SignalKind::terminate()),
         signal(SignalKind::interrupt()),
@@ -312,19 +324,19 @@ async fn alone(server: &Server) -> Word {
     };
     loop {
         tokio::select! {
-            _ = terminated.recv() => return Word::Release,
-            _ = interrupted.recv() => return Word::Release,
-            () = server.told_to_end() => return Word::Release,
+            _ = terminated.recv() => return Command::Release,
+            _ = interrupted.recv() => return Command::Release,
+            () = server.told_to_end() => return Command::Release,
             _ = hung_up.recv() => drop(control::reload(server)),
         }
     }
 }
 
-fn word(text: &str) -> Option<Word> {
+fn parse_command(text: &str) -> Option<Command> {
     match text {
-        "leave" => Some(Word::Leave),
-        "release" => Some(Word::Release),
-        "reload" => Some(Word::Reload),
+        "leave" => Some(Command::Leave),
+        "release" => Some(Command::Release),
+        "reload" => Some(Command::Reload),
         _ => None,
     }
 }

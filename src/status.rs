@@ -1,4 +1,4 @@
-//! What a daemon serves, for which containers, with their numbers: `ambit status`.
+//! `ambit status`: what a daemon serves, for which containers, and their numbers.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -23,9 +23,9 @@ pub struct Status {
     pub pid: u32,
     /// The process that answers now.
     pub server_pid: u32,
-    /// How often that was replaced because it had died.
+    /// How often the server was replaced because it had died.
     pub restarts: u64,
-    /// How often its broker, which starts what acts for containers, was replaced because it had died.
+    /// How often the broker, which starts the workers, was replaced because it had died.
     #[serde(default)]
     pub broker_restarts: u64,
     /// Its configuration.
@@ -35,7 +35,8 @@ pub struct Status {
     pub cgroups: String,
     /// Where the overlay is mounted.
     pub mount: PathBuf,
-    /// Requests for files: served and failed. This and what follows is counted since the server started.
+    /// Requests for files: served and failed. This and what follows is counted since the server
+    /// started.
     pub files: Files,
     /// How often the overlay was unmounted, or the connection of its pressure files aborted, and
     /// attached again.
@@ -48,7 +49,7 @@ pub struct Status {
     /// Calls of the containers whose filter reports them.
     #[serde(default)]
     pub intercepted: Vec<Intercepted>,
-    /// Files whose server is gone for good. The one who asks looks for them, not the daemon.
+    /// Files whose server has ended for good. The command looks for them, not the daemon.
     #[serde(default)]
     pub dead: Vec<DeadMounts>,
 }
@@ -58,7 +59,7 @@ pub struct Status {
 pub struct Configuration {
     /// When it was read, in UTC.
     pub read: String,
-    /// What is wrong with the file that is there now: the daemon runs with what it read before.
+    /// The error of the file on disk, if the daemon runs with an earlier configuration.
     pub wrong: Option<String>,
 }
 
@@ -104,7 +105,7 @@ pub struct Calls {
     pub continued: u64,
     /// Left to the kernel because something in ambit failed.
     pub failed: u64,
-    /// Answers that nobody waited for any more; they are counted above too.
+    /// Answers that came when the caller did not wait any more. They are counted above too.
     #[serde(default)]
     pub late: u64,
 }
@@ -122,9 +123,9 @@ impl From<&CallCount> for Calls {
 pub struct Intercepted {
     /// Its id: that of an OCI runtime, or the cookie of liblxc.
     pub container: String,
-    /// How often it had used up its budget, and its next call had to wait.
+    /// How often it had exceeded its rate limit, and its next call was delayed.
     pub delayed: u64,
-    /// Those that it has made.
+    /// The calls that it has made.
     pub calls: Vec<Calls>,
 }
 
@@ -148,9 +149,9 @@ pub struct ContainerStatus {
     pub init_pid: Option<u32>,
     /// The inode of its pid namespace; 0 for a cgroup of the host.
     pub pid_namespace: u64,
-    /// Processors it sees.
+    /// The processors it sees, as a list.
     pub cpus: String,
-    /// How many these are.
+    /// The number of processors it sees.
     pub cpu_count: usize,
     /// Memory it sees.
     pub memory_total: u64,
@@ -188,10 +189,10 @@ impl Status {
         let files = server.overlay().counters();
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: server.link().service_pid(),
+            pid: server.keeper().service_pid(),
             server_pid: std::process::id(),
-            restarts: server.link().restarts(),
-            broker_restarts: server.link().broker_restarts(),
+            restarts: server.keeper().restarts(),
+            broker_restarts: server.keeper().broker_restarts(),
             configuration: Configuration::of(server),
             cgroups: accounting.hierarchies().layout().to_owned(),
             mount: server.mount().to_owned(),
@@ -315,7 +316,7 @@ impl fmt::Display for Status {
     }
 }
 
-/// Bytes for people: three digits or so.
+/// Formats bytes with a binary unit and about three digits.
 fn size(bytes: u64) -> String {
     let units = ["B", "K", "M", "G", "T", "P"];
     let mut value = bytes as f64;
@@ -336,7 +337,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_for_people() {
+    fn sizes_have_a_binary_unit_and_three_digits() {
         assert_eq!(size(268_435_456), "256M");
         assert_eq!(size(1_610_612_736), "1.5G");
         assert_eq!(size(0), "0B");

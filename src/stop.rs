@@ -1,8 +1,9 @@
-//! `ambit stop`: ends the daemon, waits until it and its mounts are gone, and removes what a dead
-//! one left.
+//! `ambit stop`: ends the daemon, waits until its processes and mounts are gone, and removes what a
+//! dead daemon left.
 //!
-//! A daemon whose descriptors no service manager keeps takes the files and calls of its containers
-//! with it. So it is not ended while there are containers, unless the order says so.
+//! If no service manager holds the daemon's descriptors, its containers lose their files and calls
+//! with it. So the command refuses while there are containers, unless `--force` or `--release` is
+//! given.
 
 use std::fs;
 use std::io;
@@ -40,7 +41,8 @@ const SOCKETS: [(&str, SocketType); 6] = [
 /// The arguments of `ambit stop`.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct StopArgs {
-    /// Unmount the files and let go of all containers; without a daemon, remove what a dead one left
+    /// Unmount the files and let go of all containers; without a daemon, remove what a dead one
+    /// left
     #[arg(long)]
     release: bool,
     /// Stop although containers break that use the daemon
@@ -51,7 +53,7 @@ pub struct StopArgs {
 /// Ends the daemon of a configuration. The exit status is 1 if there is none or it was not ended.
 ///
 /// # Errors
-/// The daemon cannot be asked, or what it left cannot be removed.
+/// The daemon does not answer, or its mounts and sockets cannot be removed.
 pub fn run(args: StopArgs, config: &Config) -> anyhow::Result<ExitCode> {
     let socket = config.socket("control.sock");
     let daemon = match control::ask_parts(&socket) {
@@ -71,7 +73,7 @@ pub fn run(args: StopArgs, config: &Config) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
     }
-    // Opened before the order: they still are the daemon's then.
+    // Opened before the command is sent, so that the pids are still the daemon's.
     let processes = processes(&daemon)?;
     control::order(&socket, if args.release { "release" } else { "stop" })?;
     if !have_ended(&processes, Instant::now() + PATIENCE) {
@@ -87,12 +89,12 @@ pub fn run(args: StopArgs, config: &Config) -> anyhow::Result<ExitCode> {
     if daemon.is_kept && !args.release {
         return Ok(ExitCode::SUCCESS);
     }
-    // One that did not end in time was killed.
+    // The keeper kills a server that does not end in time, which leaves its mounts.
     remove_leftovers(&daemon.mount, config)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// There is no daemon: removes what a dead one left, if that is wanted.
+/// Handles the case without a daemon: with `--release`, removes what a dead one left.
 fn without_daemon(args: StopArgs, config: &Config) -> anyhow::Result<ExitCode> {
     let mount = &config.overlay.mount;
     match dead_mounts::state(mount) {
@@ -144,7 +146,7 @@ fn processes(daemon: &Parts) -> anyhow::Result<Vec<OwnedFd>> {
     Ok(processes)
 }
 
-/// Waits for the end of all of them. False if that takes too long.
+/// Waits for the end of all processes. False if that takes too long.
 fn have_ended(processes: &[OwnedFd], until: Instant) -> bool {
     processes.iter().all(|process| {
         loop {
@@ -158,7 +160,7 @@ fn have_ended(processes: &[OwnedFd], until: Instant) -> bool {
     })
 }
 
-/// Removes dead mounts and sockets that nothing listens on. Returns what that was.
+/// Removes dead mounts and sockets that no process listens on. Returns a description of each.
 fn remove_leftovers(mount: &Path, config: &Config) -> anyhow::Result<Vec<String>> {
     let mut removed = Vec::new();
     let mounts = dead_mounts::clear(mount)

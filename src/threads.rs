@@ -1,35 +1,35 @@
-//! The threads that a server needs, and whether one of them is gone.
+//! Detects that a thread which the server needs has ended by a panic.
 //!
 //! A request that panics is answered and its thread goes on. A panic outside of a request ends the
-//! thread, and what it did is done by no other one: the server then ends itself, and its successor
-//! has all of them. Only after a panic is looked at the list of threads.
+//! thread, and no other thread does its work: the server then ends itself, and the next server has
+//! all threads. The list of threads is read only after a panic.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Looks after a panic: the thread may take a moment to end.
+/// How often the list is read after a panic: the thread may take a moment to end.
 const LOOKS: u32 = 3;
-/// How many looks are due.
+/// How many more times the list is to be read.
 static DUE: AtomicU32 = AtomicU32::new(0);
 
-/// Threads that end when they have nothing to do.
+/// Names of threads that end when they have nothing to do.
 const TRANSIENT: [&str; 8] = [
     "act",
-    "ambit-relief",
     "audit",
     "cgroupns",
+    "fuse-substitute",
     "keeper-late",
     "mount-probe",
     "notify-oci-read",
     "reaper",
 ];
 
-/// How many threads of each name there are.
+/// The number of threads of each name.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Threads(BTreeMap<String, usize>);
 
-/// Has panics logged in one line each, and noted for [`Threads::lost`].
+/// Installs a panic hook that logs one line and notes the panic for [`Threads::lost`].
 pub(crate) fn watch_panics() {
     std::panic::set_hook(Box::new(|panic| {
         DUE.store(LOOKS, Ordering::Relaxed);
@@ -39,13 +39,13 @@ pub(crate) fn watch_panics() {
 }
 
 impl Threads {
-    /// Those of this process that are to stay.
+    /// Returns the threads of this process that must not end.
     pub(crate) fn running() -> Self {
         let mut all = Self::default();
         for task in fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
             let Ok(name) = fs::read_to_string(task.path().join("comm")) else { continue };
             let name = name.trim_end();
-            // The kernel has 15 bytes of a name.
+            // The kernel keeps 15 bytes of a name.
             if !TRANSIENT.iter().any(|transient| name == &transient[..transient.len().min(15)]) {
                 *all.0.entry(name.to_owned()).or_default() += 1;
             }
@@ -53,7 +53,7 @@ impl Threads {
         all
     }
 
-    /// The name of one of these that has ended by a panic.
+    /// Returns the name of one of these threads if it has ended by a panic.
     pub(crate) fn lost(&self) -> Option<&str> {
         let due = |looks: u32| looks.checked_sub(1);
         DUE.fetch_update(Ordering::Relaxed, Ordering::Relaxed, due).ok()?;
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_has_ended_is_missed() {
+    fn a_thread_that_has_ended_is_detected() {
         let start = || {
             let (end, ended) = mpsc::channel::<()>();
             let thread = std::thread::Builder::new().name("test-needed".to_owned());

@@ -1,9 +1,10 @@
-//! The process that looks at mounts in the place of a server: this program under another name.
+//! The visitor: a process that accesses mounts for the server. It is this program under another
+//! name.
 //!
-//! A server that looked names up in its own overlay and were killed meanwhile would stay in state D
-//! (`ambit_fuse::visit` says why). This process is executed, so it has none of the server's
-//! descriptors but the mounts, as its standard input and output. It starts with nothing, ends at
-//! once, and is killed when it does not answer in time.
+//! A server that looks names up in its own overlay and is killed meanwhile stays in state D
+//! (`ambit_fuse::visit` explains why). The visitor is executed, so it has none of the server's
+//! descriptors but the mounts, as its standard input and output. It ends at once, and is killed if
+//! it does not answer in time.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -16,23 +17,23 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-/// The name under which the program is started.
+/// The name under which the program is executed.
 const NAME: &str = "ambit-visitor";
 
-/// Look names up in the overlay that is standard input.
+/// Looks names up in the overlay that is standard input.
 const NAMES: &str = "names";
-/// The same, with the pressure files as standard output.
+/// Looks names up in the overlay, and attaches the pressure files that are standard output.
 const NAMES_AND_PRESSURE: &str = "names-and-pressure";
-/// Ask the mount that is standard input.
+/// Asks the mount that is standard input whether its server answers.
 const PROBE: &str = "probe";
 
-/// True if the program was started to make a visit.
+/// True if the program was executed as the visitor.
 #[must_use]
 pub fn is_its_name(program: Option<&OsString>) -> bool {
     program.is_some_and(|name| name == NAME)
 }
 
-/// Makes the visit. The exit status is 0 or an errno.
+/// Runs the visitor. The exit status is 0 or an errno.
 #[must_use]
 pub fn main(what: Option<&OsString>) -> ExitCode {
     let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
@@ -45,14 +46,14 @@ pub fn main(what: Option<&OsString>) -> ExitCode {
         _ => return ExitCode::FAILURE,
     };
     let errno = visit.run().err().map_or(0, Errno::raw_os_error);
-    // All that can come of it are below 256.
+    // All errnos that are possible here are below 256.
     ExitCode::from(u8::try_from(errno).unwrap_or(u8::MAX))
 }
 
-/// Makes a visit in a process of its own; a [`ambit_fuse::Visitor`].
+/// Runs the visitor as a child process; an [`ambit_fuse::Visitor`].
 ///
 /// # Errors
-/// That of the visit; the process cannot be started, or takes too long (ETIMEDOUT).
+/// The visitor's errno, the errno of starting it, or ETIMEDOUT.
 pub fn in_child(visit: Visit<'_>, patience: Duration) -> rustix::io::Result<()> {
     let (what, input, output) = match visit {
         Visit::Names { overlay, pressure: None } => (NAMES, overlay, None),
@@ -80,7 +81,7 @@ fn wait(mut child: Child, patience: Duration) -> rustix::io::Result<()> {
     let mut ended = [PollFd::new(&process, PollFlags::IN)];
     if retry_on_intr(|| poll(&mut ended, Some(&patience)))? == 0 {
         let _ = child.kill();
-        // It may end only when the mount answers.
+        // Even a killed process ends only when the mount answers.
         let reaper = std::thread::Builder::new().name("reaper".into());
         drop(reaper.spawn(move || child.wait()));
         return Err(Errno::TIMEDOUT);

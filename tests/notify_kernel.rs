@@ -24,7 +24,7 @@ use rustix::net::{
 const TOTAL: u64 = 256 << 20;
 const ALL: [&str; 2] = ["sysinfo", "sched_getaffinity"];
 
-/// Everybody sees a container with 256 MiB and one processor.
+/// Shows every caller a container with 256 MiB and one processor.
 struct Fixed(Arc<View>);
 
 impl Fixed {
@@ -40,7 +40,7 @@ impl Fixed {
             tasks: Tasks { total: 77, ..Tasks::default() },
             load: Load::default(),
             clock: Clock { uptime: 5_000_000_000, ..Clock::default() },
-            extra: ambit_sysinfo::extra::Extra::default(),
+            stats: ambit_sysinfo::stats::Stats::default(),
         })))
     }
 }
@@ -199,19 +199,19 @@ fn affinity_has_as_many_processors_as_are_shown() {
 }
 
 #[test]
-fn ids_of_others_count_in_the_targets_namespace() {
+fn thread_ids_are_those_of_the_callers_pid_namespace() {
     let notifier = notifier(Fixed::new());
     let seen = run(&notifier, &ALL, 64, &["namespace"]);
-    let [child, pinned, init, of_child, nobody] = seen.as_slice() else { panic!("{seen:?}") };
+    let [child, pinned, init, of_child, missing] = seen.as_slice() else { panic!("{seen:?}") };
     assert_eq!(child, "2", "it is pid 1 itself");
     let rest = |line: &String| line.split_once(' ').unwrap().1.to_owned();
     assert_eq!(rest(init), format!("0 {}", own_processors()[0]));
     assert_eq!(rest(of_child), format!("0 {pinned}"), "its real mask, not that of the host's 2");
-    assert_eq!(nobody, "-1 3");
+    assert_eq!(missing, "-1 3");
 }
 
 #[test]
-fn what_is_switched_off_or_fails_is_the_kernels_answer() {
+fn calls_that_are_off_or_fail_are_left_to_the_kernel() {
     let machine = nix::sys::sysinfo::sysinfo().unwrap().ram_total();
     let wanted = format!("0 0 total={machine} ");
     let off = notifier(Fixed::new());
@@ -227,7 +227,7 @@ fn what_is_switched_off_or_fails_is_the_kernels_answer() {
 }
 
 #[test]
-fn signals_do_not_disturb() {
+fn a_call_that_signals_interrupt_has_its_result() {
     let notifier = notifier(Fixed::new());
     assert_eq!(run(&notifier, &ALL, 64, &["signals"]), ["0"]);
 }

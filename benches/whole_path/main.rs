@@ -70,7 +70,8 @@ fn main() {
     fairness(&daemon);
 }
 
-/// Nanoseconds that a call takes in a sandbox, which is no longer new: the median of several rounds.
+/// Nanoseconds that a call takes in a sandbox, which is no longer new: the median of several
+/// rounds.
 fn in_a_sandbox(daemon: &Daemon, args: &[&str], program: &str) -> f64 {
     let (programs, rounds) = (sandbox::PROGRAMS, CALL_ROUNDS);
     let script = format!("sleep 3; for i in $(seq {rounds}); do {programs}/{program}; done");

@@ -1,4 +1,4 @@
-//! How far the notification threads are from the least that can be done.
+//! Compares the notification threads with the smallest possible handler.
 //!
 //! Measures sysinfo(2) of a child, in turn answered by the smallest possible handler (epoll, RECV, a
 //! write into the caller's memory as `intercept/src/memory.rs` does it, SEND, SYNC_WAKE_UP) and by a
@@ -45,7 +45,7 @@ fn view() -> View {
         tasks: Tasks { total: 1, ..Tasks::default() },
         load: Load::default(),
         clock: Clock::default(),
-        extra: ambit_sysinfo::extra::Extra::default(),
+        stats: ambit_sysinfo::stats::Stats::default(),
     }
 }
 
@@ -112,7 +112,7 @@ fn round(groups: &[File], serve: impl FnOnce(OwnedFd)) -> f64 {
         libc::close(i32::try_from(pidfd).expect("a descriptor"));
         OwnedFd::from_raw_fd(i32::try_from(fd).expect("a descriptor"))
     };
-    // SAFETY: as above; the byte tells the child that we have the listener.
+    // SAFETY: the pipe is open; the byte tells the child that this process has the listener.
     unsafe { libc::write(pair[0], [0u8; 8].as_ptr().cast(), 8) };
     serve(listener);
     let nanoseconds = read_u64(pipe[0]);

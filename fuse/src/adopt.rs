@@ -4,11 +4,11 @@
 )]
 //! Putting a live FUSE device under an unmodified fuser session.
 //!
-//! The kernel sends INIT once in the life of a connection, and fuser begins with INIT. So INIT
-//! is received by us, kept as a record, and replayed to fuser through a socket pair; when fuser
-//! has answered, the device takes the place of the socket, under the same number. The first
-//! start forwards the answer to the kernel, a successor drops it and asks for the requests that
-//! its predecessor left unanswered. Both go through [`adopt`], so every start exercises it.
+//! The kernel sends INIT once in the life of a connection, and fuser starts a session with INIT. So
+//! INIT is received here, kept as a record, and replayed to fuser through a socket pair. When fuser
+//! has answered, dup3(2) replaces the socket by the device. The first server forwards the answer to
+//! the kernel; a successor drops it and asks the kernel to send unanswered requests again. Both go
+//! through [`adopt`], so every start exercises it.
 //!
 //! Start reading at [`adopt`]. Nothing here may be called once the session runs.
 
@@ -28,11 +28,11 @@ const HEADER: usize = 40;
 const INIT: u32 = 26;
 /// `FUSE_NOTIFY_RESEND` (Linux 6.9).
 const NOTIFY_RESEND: i32 = 7;
-/// Requests are never longer than a page before INIT is answered; the kernel wants room for
-/// `FUSE_MIN_READ_BUFFER` (8 KiB) all the same.
+/// Size of the buffer for INIT. The request is shorter than a page, but the kernel requires
+/// `FUSE_MIN_READ_BUFFER` (8 KiB).
 const ROOM: usize = 64 << 10;
 
-/// The request that began a connection, byte for byte.
+/// The INIT request of a connection, byte for byte.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InitRequest(Vec<u8>);
 
@@ -40,12 +40,12 @@ impl InitRequest {
     /// Receives INIT from a device that was just mounted.
     ///
     /// # Errors
-    /// The device cannot be read, or says something else.
+    /// The device cannot be read, or the request is not INIT.
     pub fn receive(device: BorrowedFd<'_>) -> Result<Self, Error> {
         Self::from_record(&read(device)?)
     }
 
-    /// Takes a record that was kept from an earlier start.
+    /// Parses a record of an earlier start.
     ///
     /// # Errors
     /// The bytes are no INIT request.
@@ -63,37 +63,37 @@ impl InitRequest {
         Ok(Self(record.to_vec()))
     }
 
-    /// Can the kernel send again what was read and never answered (Linux 6.9)?
+    /// True if the kernel can send unanswered requests again (Linux 6.9).
     fn can_resend(&self) -> bool {
         let minor = self.0.get(HEADER + 4..HEADER + 8).and_then(|bytes| bytes.try_into().ok());
         minor.map(u32::from_ne_bytes).is_some_and(|minor| minor >= 40)
     }
 
-    /// The bytes, to be kept beside the device.
+    /// Returns the bytes, to be kept with the device.
     #[must_use]
     pub fn record(&self) -> &[u8] {
         &self.0
     }
 }
 
-/// What fuser answered to INIT.
+/// fuser's answer to INIT.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InitReply(Vec<u8>);
 
 impl InitReply {
-    /// Sends it to the kernel: the connection is usable from then on.
+    /// Sends it to the kernel: the connection is usable then.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The error of write(2).
     pub fn forward(&self, device: BorrowedFd<'_>) -> Result<(), Error> {
         rustix::io::write(device, &self.0).map(drop).map_err(failed("write INIT reply"))
     }
 }
 
-/// Shakes hands with fuser on the kernel's behalf, then puts the live device under its session.
+/// Answers fuser's handshake in place of the kernel, then puts the device under its session.
 ///
 /// # Errors
-/// A step failed; the device is as it was.
+/// A step failed; the device is unchanged.
 pub fn adopt<F: Filesystem>(
     filesystem: F,
     device: BorrowedFd<'_>,
@@ -122,7 +122,7 @@ pub fn adopt<F: Filesystem>(
     Ok((session, InitReply(reply)))
 }
 
-/// Asks the kernel to send again what was read and never answered.
+/// Asks the kernel to send unanswered requests again.
 ///
 /// # Errors
 /// The kernel is older than 6.9 (EINVAL), or the connection has ended.
@@ -138,21 +138,21 @@ mod ioctls {
     nix::ioctl_read!(fuse_dev_ioc_clone, 229, 0, u32);
 }
 
-/// A device of its own for the same connection. What was read from it ends with an error when this
-/// process dies, instead of waiting for ever; what was not read yet waits for a successor.
+/// Clones the device. Requests read from a clone end with an error when this process dies, instead
+/// of waiting for ever; unread requests wait for a successor.
 fn clone(device: BorrowedFd<'_>) -> Option<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     let own = rustix::fs::open("/dev/fuse", flags, Mode::empty()).ok()?;
     let mut number = device.as_raw_fd().unsigned_abs();
-    // SAFETY: the kernel reads one number from there.
+    // SAFETY: the ioctl reads one u32 from this address.
     let cloned = unsafe { ioctls::fuse_dev_ioc_clone(own.as_raw_fd(), &raw mut number) };
     cloned.ok().map(|_| own)
 }
 
-/// Makes the number of `place` denote what `device` denotes.
+/// Makes the descriptor number of `place` refer to the file of `device`.
 fn replace(place: BorrowedFd<'_>, device: BorrowedFd<'_>) -> rustix::io::Result<()> {
-    // SAFETY: the number is open, as the borrow shows, and stays open: dup3 exchanges what it
-    // denotes in one step, and ManuallyDrop keeps this second owner from closing it.
+    // SAFETY: the number is open, as the borrow shows, and stays open: dup3 replaces its file in
+    // one step, and ManuallyDrop keeps this second owner from closing it.
     let owner = unsafe { OwnedFd::from_raw_fd(place.as_raw_fd()) };
     rustix::io::dup3(device, &mut ManuallyDrop::new(owner), DupFlags::CLOEXEC)
 }

@@ -1,7 +1,9 @@
 //! One FUSE connection: its device, the INIT request that began it, and the threads that serve it.
 //!
-//! A connection lives as long as somebody holds its device. Dropping a [`Connection`] therefore
-//! neither unmounts nor stops it; [`Connection::end`] ends it wherever it is mounted.
+//! The kernel ends a connection when the last descriptor of its device is closed, in any process.
+//! Dropping a [`FuseConnection`] therefore neither unmounts nor stops it;
+//! [`FuseConnection::shut_down`] ends it for all its mounts. Start reading at
+//! [`FuseConnection::begin`].
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,44 +18,44 @@ use rustix::net::Shutdown;
 use crate::adopt::{self, InitRequest};
 use crate::error::Error;
 use crate::mount::{self, AbortSwitch};
-use crate::spare::{Kind, Spare};
-use crate::warden::{Crew, Relief, Served};
+use crate::spare::{MountKind, Spare};
+use crate::thread_pool::{SessionThread, ThreadKind, ThreadPool};
 
-/// How long the threads may take to see that the connection has ended.
+/// Deadline for the threads to notice that the connection has ended.
 const END_WITHIN: Duration = Duration::from_secs(5);
 
-/// How long, when some of them are held by files that hang: those end when their file answers.
-const END_WITHOUT_HELD: Duration = Duration::from_secs(1);
+/// The same deadline if some threads are in reads that hang: those end when their file answers.
+const END_WITHOUT_HUNG: Duration = Duration::from_secs(1);
 
-/// What a connection serves. Clones share everything.
-pub(crate) trait Manned: Filesystem + Clone + Send + 'static {
-    /// Those who serve it.
-    fn crew(&self) -> Arc<Crew>;
+/// A filesystem that a thread pool serves. Clones share all state.
+pub(crate) trait PooledFilesystem: Filesystem + Clone + Send + 'static {
+    /// Returns the thread pool.
+    fn pool(&self) -> Arc<ThreadPool>;
 
-    /// The same, for a session of threads that are for this.
-    fn served_by(self, kind: Relief) -> Self;
+    /// Returns the filesystem for the session of threads of this kind.
+    fn with_thread_kind(self, kind: ThreadKind) -> Self;
 }
 
 /// A connection that is being served.
 #[derive(Debug)]
-pub(crate) struct Connection {
+pub(crate) struct FuseConnection {
     pub(crate) device: Arc<OwnedFd>,
     pub(crate) init: InitRequest,
     pub(crate) spare: Spare,
-    thread: Served,
-    crew: Arc<Crew>,
+    thread: SessionThread,
+    pool: Arc<ThreadPool>,
 }
 
 /// How a connection is mounted and by how many threads it is served.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Serving {
-    pub(crate) kind: Kind,
+pub(crate) struct ServeOptions {
+    pub(crate) kind: MountKind,
     pub(crate) threads: usize,
-    /// How long a request may hang before it is answered without.
+    /// How long a request may take before the watchdog answers it.
     pub(crate) patience: Duration,
 }
 
-/// What the device has seen so far.
+/// State of the connection on a device.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Stage {
     /// The kernel waits for the answer to INIT.
@@ -62,22 +64,26 @@ pub(crate) enum Stage {
     Live,
 }
 
-impl Connection {
-    /// Makes a new connection and serves it. It answers when this returns, and is attached nowhere.
-    pub(crate) fn begin<F: Manned>(serving: Serving, filesystem: F) -> Result<Self, Error> {
+impl FuseConnection {
+    /// Makes a new connection and serves it. It answers requests when this returns, and is attached
+    /// nowhere.
+    pub(crate) fn begin<F: PooledFilesystem>(
+        serving: ServeOptions,
+        filesystem: F,
+    ) -> Result<Self, Error> {
         let device = Arc::new(mount::open_device()?);
         let spare = Spare::begin(Arc::clone(&device), serving.kind)?;
         let init = InitRequest::receive(device.as_fd())?;
         Self::start(device, init, Stage::Begun, spare, serving, filesystem)
     }
 
-    /// Serves a device that was mounted before, at this path if anywhere.
-    pub(crate) fn serve<F: Manned>(
+    /// Serves a device with an existing connection, which may be mounted at this path.
+    pub(crate) fn serve<F: PooledFilesystem>(
         device: OwnedFd,
         init: InitRequest,
         stage: Stage,
         path: Option<&Path>,
-        serving: Serving,
+        serving: ServeOptions,
         filesystem: F,
     ) -> Result<Self, Error> {
         let device = Arc::new(device);
@@ -85,12 +91,12 @@ impl Connection {
         Self::start(device, init, stage, spare, serving, filesystem)
     }
 
-    fn start<F: Manned>(
+    fn start<F: PooledFilesystem>(
         device: Arc<OwnedFd>,
         init: InitRequest,
         stage: Stage,
         spare: Spare,
-        serving: Serving,
+        serving: ServeOptions,
         filesystem: F,
     ) -> Result<Self, Error> {
         let config = config(serving.threads.max(1));
@@ -98,59 +104,61 @@ impl Connection {
         match stage {
             Stage::Begun => reply.forward(device.as_fd())?,
             Stage::Live => {
-                // Before Linux 6.9 what was in flight is lost; new requests are served.
+                // Before Linux 6.9 requests in flight are lost; new ones are served.
                 if let Err(error) = adopt::resend(device.as_fd()) {
                     tracing::warn!(%error, "requests the predecessor left unanswered are not sent again");
                 }
             }
         }
-        let crew = filesystem.crew();
+        let pool = filesystem.pool();
         let (its_device, its_init) = (Arc::clone(&device), init.clone());
-        let one_more =
-            move |kind| one_more(filesystem.clone(), its_device.as_fd(), &its_init, kind);
-        if let Err(error) = crew.look_after(serving.threads.max(1), serving.patience, one_more) {
-            tracing::warn!(%error, "nobody looks after threads that hang");
+        let start_thread =
+            move |kind| start_thread(filesystem.clone(), its_device.as_fd(), &its_init, kind);
+        if let Err(error) =
+            pool.start_watchdog(serving.threads.max(1), serving.patience, start_thread)
+        {
+            tracing::warn!(%error, "no watchdog: a thread that hangs gets no substitute");
         }
-        let its_crew = Arc::clone(&crew);
+        let its_pool = Arc::clone(&pool);
         let run = move || {
             let ended = session.run();
-            its_crew.end();
+            its_pool.close();
             ended
         };
         let thread = thread::Builder::new().name("ambit-fuse".into()).spawn(run);
         let thread = thread.map_err(|source| {
-            crew.end();
+            pool.close();
             no_thread(source)
         })?;
-        Ok(Self { device, init, spare, thread, crew })
+        Ok(Self { device, init, spare, thread, pool })
     }
 
-    /// Has serving ended by itself?
+    /// True if serving has ended, because the connection was aborted.
     pub(crate) fn is_finished(&self) -> bool {
-        // A thread that hangs keeps its session from ending, but not those of others.
-        self.thread.is_finished() || self.crew.has_ended()
+        // A thread that hangs keeps its own session from ending, but not those of substitutes.
+        self.thread.is_finished() || self.pool.has_ended()
     }
 
-    /// Its number, unless the device is a socket.
+    /// Returns the number of the connection; `None` if the device is a socket.
     pub(crate) fn number(&self) -> Option<u32> {
         self.spare.number()
     }
 
-    /// What aborts the connection when it is written to.
+    /// Opens the file that aborts the connection when it is written to.
     pub(crate) fn abort_switch(&self) -> Option<OwnedFd> {
-        let switch = AbortSwitch::of(self.number()?);
+        let switch = AbortSwitch::open(self.number()?);
         let switch = switch.inspect_err(|error| {
             tracing::debug!(%error, "the FUSE connection cannot be aborted by the keeper");
         });
         switch.ok().map(OwnedFd::from)
     }
 
-    /// Ends the connection wherever it is mounted, and waits for the threads.
-    pub(crate) fn end(self) -> Result<(), Error> {
+    /// Ends the connection for all mounts and waits for the threads.
+    pub(crate) fn shut_down(self) -> Result<(), Error> {
         let still = |reason| Error::StillServing { reason };
         let ended = match self.number() {
             Some(number) => {
-                let thrown = AbortSwitch::of(number).and_then(|switch| switch.throw());
+                let thrown = AbortSwitch::open(number).and_then(|switch| switch.throw());
                 thrown.inspect_err(|error| {
                     tracing::debug!(%error, "cannot abort the FUSE connection");
                 })
@@ -158,17 +166,17 @@ impl Connection {
             None => {
                 let shut = rustix::net::shutdown(&self.device, Shutdown::Both);
                 shut.map_err(io::Error::from).inspect_err(|error| {
-                    tracing::debug!(%error, "the device is no socket");
+                    tracing::debug!(%error, "cannot shut down the device, which is no socket");
                 })
             }
         };
         let begun = Instant::now();
-        while !(self.thread.is_finished() && self.crew.have_all_ended()) {
-            let held = self.crew.held();
-            if held > 0 && ended.is_ok() && begun.elapsed() > END_WITHOUT_HELD {
-                self.crew.end();
+        while !(self.thread.is_finished() && self.pool.have_all_ended()) {
+            let hung = self.pool.hung();
+            if hung > 0 && ended.is_ok() && begun.elapsed() > END_WITHOUT_HUNG {
+                self.pool.close();
                 tracing::warn!(
-                    "{held} threads are held by files that hang; they are not waited for"
+                    "{hung} threads are in reads that hang; the server ends without them"
                 );
                 return Ok(());
             }
@@ -177,7 +185,7 @@ impl Connection {
             }
             thread::sleep(Duration::from_millis(1));
         }
-        // A session that ends reports how; it ends because we ended it.
+        // The result of the session is an abort by this process and not an error.
         self.thread.join().map(drop).map_err(|_| still("its thread panicked"))
     }
 }
@@ -189,16 +197,16 @@ fn config(threads: usize) -> Config {
     config
 }
 
-/// Starts one more thread on a connection that is being served. Each session answers on the device
-/// that it reads from, and INIT was answered before.
-fn one_more<F: Manned>(
+/// Starts a substitute on a connection that is being served. Each session answers on the device
+/// that it reads from; INIT was answered before.
+fn start_thread<F: PooledFilesystem>(
     filesystem: F,
     device: BorrowedFd<'_>,
     init: &InitRequest,
-    kind: Relief,
-) -> Result<Served, Error> {
-    let (session, _) = adopt::adopt(filesystem.served_by(kind), device, init, config(1))?;
-    let thread = thread::Builder::new().name("ambit-relief".into());
+    kind: ThreadKind,
+) -> Result<SessionThread, Error> {
+    let (session, _) = adopt::adopt(filesystem.with_thread_kind(kind), device, init, config(1))?;
+    let thread = thread::Builder::new().name("fuse-substitute".into());
     thread.spawn(move || session.run()).map_err(no_thread)
 }
 

@@ -1,4 +1,6 @@
-//! What the overlay did, counted. Counting never orders memory and never waits.
+//! Counters of the overlay's work: files opened, reads, refusals. They are shown by `ambit status`,
+//! and tests use them instead of time. Counting must never wait nor order memory: all operations
+//! are relaxed. Start reading at [`Counts`].
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,9 +25,9 @@ pub struct Counts {
     pub reads: u64,
     /// Texts rendered.
     pub renders: u64,
-    /// Handles of a predecessor that were served by identifying the reader again.
+    /// Handles of a predecessor that were served after identifying the reader again.
     pub adopted: u64,
-    /// Reads whose text was not kept, because open files already hold too much of it.
+    /// Reads whose text was not kept, because open files hold too much text.
     pub unkept: u64,
     /// Opens and reads that failed, because the reader is not known or has no numbers.
     pub refused: u64,

@@ -1,7 +1,8 @@
-//! What a directory holds for a caller: the fixed tree, and the members of families.
+//! The entries of a directory for a caller: those of the fixed tree, and the members of families.
 //!
-//! Nothing is remembered between requests: an id tells what it means, and whether the caller may
-//! see it is asked anew each time.
+//! Nothing is cached between requests: a node id determines the entry, and each request checks anew
+//! whether the caller may see it. A member must never be visible to a caller whose view does not
+//! have it. Start reading at [`TreeEntry`].
 
 use std::borrow::Cow;
 
@@ -9,21 +10,21 @@ use ambit_sysinfo::View;
 use fuser::{Errno, FileType};
 
 use crate::families::{FAMILIES, Member, Shape};
-use crate::overlay::EVERYBODY;
+use crate::overlay::WORLD_READABLE;
 use crate::service::Service;
 use crate::text::Text;
-use crate::tree::{Kind, Node};
+use crate::tree::{Node, NodeKind};
 
-/// Something that a caller can name.
+/// A file, directory or link of the overlay.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Entry<'t> {
-    /// A directory or file that is there for everybody.
+pub(crate) enum TreeEntry<'t> {
+    /// A directory or file that every caller sees.
     Fixed(&'t Node),
     /// A member of a family that this caller is shown.
     Member(Member, Shape),
 }
 
-impl Entry<'_> {
+impl TreeEntry<'_> {
     /// Its node id.
     pub(crate) fn id(&self) -> u64 {
         match self {
@@ -45,19 +46,19 @@ impl Entry<'_> {
     /// The permissions of a file.
     pub(crate) fn mode(&self) -> u16 {
         match self {
-            Self::Fixed(Node { kind: Kind::File(file), .. }) => file.mode(),
-            _ => EVERYBODY,
+            Self::Fixed(Node { kind: NodeKind::File(file), .. }) => file.mode(),
+            _ => WORLD_READABLE,
         }
     }
 }
 
 /// One entry of a listing.
 #[derive(Debug)]
-pub(crate) struct Listed<'t> {
-    /// Where the next request goes on. It belongs to the entry, not to its place in the list:
-    /// processors that come or go between two requests move nothing.
+pub(crate) struct DirectoryEntry<'t> {
+    /// Offset of the next request. It depends on the entry and not on its position, so that the
+    /// list may change between two requests.
     pub(crate) next: u64,
-    pub(crate) entry: Entry<'t>,
+    pub(crate) entry: TreeEntry<'t>,
     pub(crate) name: Cow<'static, str>,
 }
 
@@ -65,24 +66,24 @@ pub(crate) struct Listed<'t> {
 const FIRST_MEMBER: u64 = 1 << 32;
 
 impl Service {
-    /// What an id means to a thread.
-    pub(crate) fn entry(&self, id: u64, thread: u32) -> Result<Entry<'_>, Errno> {
+    /// Returns the entry of a node id if the thread may see it.
+    pub(crate) fn entry(&self, id: u64, thread: u32) -> Result<TreeEntry<'_>, Errno> {
         if let Some(node) = self.tree.node(id) {
-            return Ok(Entry::Fixed(node));
+            return Ok(TreeEntry::Fixed(node));
         }
         let member = Member::of_id(id).ok_or(Errno::ENOENT)?;
         shown(member, &*self.view(thread)?).ok_or(Errno::ENOENT)
     }
 
-    /// What a directory holds under this name for a thread.
+    /// Returns the entry of this name in a directory, if the thread may see it.
     pub(crate) fn child(
         &self,
         directory: u64,
         name: &[u8],
         thread: u32,
-    ) -> Result<Entry<'_>, Errno> {
+    ) -> Result<TreeEntry<'_>, Errno> {
         if let Some(node) = self.tree.child(directory, name) {
-            return Ok(Entry::Fixed(node));
+            return Ok(TreeEntry::Fixed(node));
         }
         let found = match self.tree.node(directory) {
             Some(node) if has_family(node) => {
@@ -92,7 +93,7 @@ impl Service {
             }
             Some(_) => None,
             None => match self.entry(directory, thread)? {
-                Entry::Member(above, Shape::Directory) => {
+                TreeEntry::Member(above, Shape::Directory) => {
                     let view = self.view(thread)?;
                     above.find(&view, name).and_then(|member| shown(member, &view))
                 }
@@ -102,19 +103,19 @@ impl Service {
         found.ok_or(Errno::ENOENT)
     }
 
-    /// `.`, `..` and what the directory holds for a thread, from an offset on. Errs for what is
-    /// no directory.
+    /// Lists `.`, `..` and the entries of a directory for a thread, from an offset on. ENOTDIR if
+    /// it is no directory.
     pub(crate) fn list(
         &self,
         directory: u64,
         offset: u64,
         thread: u32,
-    ) -> Result<Vec<Listed<'_>>, Errno> {
+    ) -> Result<Vec<DirectoryEntry<'_>>, Errno> {
         let this = self.entry(directory, thread)?;
         let (above, fixed, members, view) = match this {
-            Entry::Fixed(node) => {
-                let Kind::Directory(_) = node.kind else { return Err(Errno::ENOTDIR) };
-                let above = self.tree.node(node.parent).map(Entry::Fixed);
+            TreeEntry::Fixed(node) => {
+                let NodeKind::Directory(_) = node.kind else { return Err(Errno::ENOTDIR) };
+                let above = self.tree.node(node.parent).map(TreeEntry::Fixed);
                 let fixed: Vec<_> = self.tree.children(directory).into_iter().flatten().collect();
                 if has_family(node) {
                     let view = self.view(thread)?;
@@ -124,33 +125,34 @@ impl Service {
                     (above, fixed, Vec::new(), None)
                 }
             }
-            Entry::Member(member, Shape::Directory) => {
+            TreeEntry::Member(member, Shape::Directory) => {
                 let view = self.view(thread)?;
                 let above = match member.parent() {
                     Some(parent) => shown(parent, &view),
-                    None => self.tree.at(member.family.directory()).map(Entry::Fixed),
+                    None => self.tree.find_path(member.family.directory()).map(TreeEntry::Fixed),
                 };
                 let members = member.members(&view).collect();
                 (above, Vec::new(), members, Some(view))
             }
-            Entry::Member(..) => return Err(Errno::ENOTDIR),
+            TreeEntry::Member(..) => return Err(Errno::ENOTDIR),
         };
         let above = above.ok_or(Errno::ENOENT)?;
         let dots = [(this, "."), (above, "..")].into_iter();
-        let fixed = dots.chain(fixed.into_iter().map(|node| (Entry::Fixed(node), node.name())));
+        let fixed = dots.chain(fixed.into_iter().map(|node| (TreeEntry::Fixed(node), node.name())));
         let fixed = (1..).zip(fixed);
-        let fixed = fixed.map(|(next, (entry, name))| Listed { next, entry, name: name.into() });
+        let fixed =
+            fixed.map(|(next, (entry, name))| DirectoryEntry { next, entry, name: name.into() });
         let members = members.into_iter().filter_map(|member| {
             let view = view.as_deref()?;
             let next = FIRST_MEMBER + u64::from(member.number());
-            // Names cost more than numbers: none is made of what was listed before.
+            // No name is rendered of an entry that was listed before.
             if next <= offset {
                 return None;
             }
             let mut name = Text::new();
             member.name(view, &mut name);
             let name = String::from_utf8_lossy(name.as_bytes()).into_owned();
-            Some(Listed { next, entry: shown(member, view)?, name: name.into() })
+            Some(DirectoryEntry { next, entry: shown(member, view)?, name: name.into() })
         });
         Ok(fixed.chain(members).filter(|listed| listed.next > offset).collect())
     }
@@ -158,7 +160,7 @@ impl Service {
     /// The target of a link.
     pub(crate) fn target(&self, id: u64, thread: u32) -> Result<Text, Errno> {
         match self.entry(id, thread)? {
-            Entry::Member(member, Shape::Link) => {
+            TreeEntry::Member(member, Shape::Link) => {
                 let mut target = Text::new();
                 member.render(&*self.view(thread)?, &mut target);
                 Ok(target)
@@ -168,8 +170,8 @@ impl Service {
     }
 }
 
-fn shown(member: Member, view: &View) -> Option<Entry<'static>> {
-    member.shape(view).map(|shape| Entry::Member(member, shape))
+fn shown(member: Member, view: &View) -> Option<TreeEntry<'static>> {
+    member.shape(view).map(|shape| TreeEntry::Member(member, shape))
 }
 
 fn has_family(node: &Node) -> bool {

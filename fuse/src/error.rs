@@ -1,9 +1,11 @@
-//! Why the overlay could not be mounted, served, taken over or unmounted.
+//! Errors of the overlay as a whole: it could not be mounted, served, taken over or unmounted. Each
+//! message says the object, the system call and, where there is one, the next step. Errors of
+//! single requests are sent to the reader and must not appear here; they are in `service.rs`.
 
 use std::io;
 use std::path::PathBuf;
 
-/// A failure of the overlay as a whole; failures of single requests are answered to the reader.
+/// An error of the overlay as a whole.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no FUSE device, or it may not be opened.
@@ -16,7 +18,7 @@ pub enum Error {
     MountPoint {
         /// The mount point.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the system call.
         source: io::Error,
     },
     /// Something is mounted there and alive.
@@ -32,7 +34,7 @@ pub enum Error {
     NewMount {
         /// The system call.
         call: &'static str,
-        /// What the kernel said.
+        /// The error of the system call.
         source: io::Error,
     },
     /// The mount could not be attached to its mount point.
@@ -42,7 +44,7 @@ pub enum Error {
         path: PathBuf,
         /// The system call.
         call: &'static str,
-        /// What the kernel said.
+        /// The error of the system call.
         source: io::Error,
     },
     /// A mount could not be removed.
@@ -50,7 +52,7 @@ pub enum Error {
     Unmount {
         /// The mount point.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the system call.
         source: io::Error,
     },
     /// The first request of the kernel, or the record of it, is no INIT request.
@@ -67,7 +69,7 @@ pub enum Error {
     /// The connection could not be ended, so its threads go on serving.
     #[error("the FUSE connection does not end: {reason}; its threads go on serving")]
     StillServing {
-        /// Why.
+        /// The reason.
         reason: &'static str,
     },
 }

@@ -1,12 +1,12 @@
-//! The kernel's requests, decoded and answered.
+//! The FUSE requests of the overlay: decoded, handled and answered.
 //!
-//! Every method of [`fuser::Filesystem`] is here, so that no request falls to fuser's defaults,
-//! which log a warning for each: containers choose how many requests they send. No method waits
-//! for anything but the numbers of a container, none changes anything, and a panic costs one
-//! request its answer (EIO), not a thread its life.
+//! Every method of [`fuser::Filesystem`] is implemented, because fuser's defaults log a warning for
+//! each request, and containers choose how many they send. A method may wait for nothing but the
+//! numbers of a container, and changes nothing. A panic in one costs the request its answer (EIO),
+//! not the thread its life. Start reading at `open` and `read`.
 //!
-//! ENOSYS is an answer the kernel remembers: it does by itself what was refused once (FLUSH,
-//! POLL, LSEEK, extended attributes) and never asks again.
+//! The kernel remembers ENOSYS: it handles such an operation (FLUSH, POLL, LSEEK, extended
+//! attributes) by itself and does not send it again.
 
 use std::ffi::OsStr;
 use std::io;
@@ -28,65 +28,65 @@ use fuser::{
 
 use rustix::fs::OFlags;
 
-use crate::connection::Manned;
+use crate::connection::PooledFilesystem;
 use crate::counters::Counters;
-use crate::entries::{Entry, Listed};
-use crate::owed::{OPENED, Turn};
+use crate::entries::{DirectoryEntry, TreeEntry};
+use crate::recorder::{FileRequest, Operation, Refuse, RequestRecorder};
+use crate::request_slot::{OPENED, RequestSlot};
 use crate::service::Service;
-use crate::warden::{Crew, Relief};
-use crate::witness::{Asked, Operation, Refuse, Witness};
+use crate::thread_pool::{ThreadKind, ThreadPool};
 
-/// Names and attributes of the fixed tree never change, so the kernel need not ask again. What a
-/// name means that is each caller's own must not be remembered: the kernel has one cache of names
-/// for all containers. What is not there is not remembered either, because it is an error here
-/// and not an entry without a node.
+/// Validity of names and attributes of the fixed tree, which never change. Members of families have
+/// none, because the dcache is common to all containers. Missing names are not cached either: they
+/// are answered by an error and not by an entry without a node.
 const VALID: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// The largest read the kernel splits into one request: 256 pages, its own default ceiling.
+/// Largest read in one request: 256 pages, the kernel's default.
 const LARGEST_REQUEST: u32 = 1 << 20;
 
 /// The overlay as fuser serves it.
 #[derive(Clone)]
 pub(crate) struct OverlayFilesystem {
     service: Arc<Service>,
-    kind: Relief,
+    kind: ThreadKind,
 }
 
 impl OverlayFilesystem {
-    /// The overlay over these numbers. Every reader sees the files at the `passed` paths as the machine
-    /// has them.
+    /// Creates the overlay of these views. Files at the `passed` paths are shown to every reader as
+    /// on the machine.
     pub(crate) fn new(
-        witness: Option<Arc<dyn Witness>>,
+        recorder: Option<Arc<dyn RequestRecorder>>,
         views: Arc<dyn Views>,
         passed: &'static [&'static str],
     ) -> Self {
-        let mut service = Service::new(witness, views);
+        let mut service = Service::new(recorder, views);
         service.passed = passed;
-        Self { service: Arc::new(service), kind: Relief::Usual }
+        Self { service: Arc::new(service), kind: ThreadKind::Regular }
     }
 
     pub(crate) fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.service.counters)
     }
 
-    /// Runs the code of one request. When it panics, the reply it owned is dropped, which makes
-    /// fuser answer EIO.
-    fn guard<R: Refuse>(&self, asked: Asked, reply: R, request: impl FnOnce(&Turn, R)) {
-        self.service.crew.at_work(self.kind, asked, reply, |turn, reply| {
-            if catch_unwind(AssertUnwindSafe(|| request(turn, reply))).is_err() {
-                turn.give_up();
+    /// Handles one request in the thread pool. After a panic the pending reply is dropped, so that
+    /// fuser answers EIO.
+    fn guard<R: Refuse>(&self, request: FileRequest, reply: R, work: impl FnOnce(&RequestSlot, R)) {
+        self.service.pool.handle(self.kind, request, reply, |slot, reply| {
+            if catch_unwind(AssertUnwindSafe(|| work(slot, reply))).is_err() {
+                slot.drop_reply();
                 Counters::add(&self.service.counters.panics);
             }
         });
     }
 
-    /// The attributes of an entry, and how long its name and they hold: a member of a family is
-    /// looked up by every caller, and the size of a long file is the reader's own.
-    fn attributes(&self, entry: Entry<'_>, req: &Request) -> (FileAttr, Duration, Duration) {
+    /// Returns the attributes of an entry, and the validity of its name and of them. It is 0 for a
+    /// member of a family, and for the size of a file that is longer than a page, because those
+    /// differ between callers.
+    fn attributes(&self, entry: TreeEntry<'_>, req: &Request) -> (FileAttr, Duration, Duration) {
         let mut attributes = self.service.tree.attributes_of(entry);
         let name_holds = match entry {
-            Entry::Fixed(_) => VALID,
-            Entry::Member(..) => Duration::ZERO,
+            TreeEntry::Fixed(_) => VALID,
+            TreeEntry::Member(..) => Duration::ZERO,
         };
         match self.service.own_size(entry.id(), req.pid()) {
             Some(size) => {
@@ -98,31 +98,31 @@ impl OverlayFilesystem {
     }
 }
 
-/// Is the file to be opened with `O_DIRECT`? The kernel's files cannot be.
+/// True for O_DIRECT, which the kernel's files refuse.
 pub(crate) fn past_the_cache(flags: OpenFlags) -> bool {
     flags.0 & OFlags::DIRECT.bits().cast_signed() != 0
 }
 
-impl Manned for OverlayFilesystem {
-    fn crew(&self) -> Arc<Crew> {
-        Arc::clone(&self.service.crew)
+impl PooledFilesystem for OverlayFilesystem {
+    fn pool(&self) -> Arc<ThreadPool> {
+        Arc::clone(&self.service.pool)
     }
 
-    fn served_by(self, kind: Relief) -> Self {
+    fn with_thread_kind(self, kind: ThreadKind) -> Self {
         Self { kind, ..self }
     }
 }
 
 impl Filesystem for OverlayFilesystem {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // What the kernel cannot do, it is not asked for.
+        // A flag that the kernel does not have is ignored.
         for wanted in [InitFlags::FUSE_DO_READDIRPLUS, InitFlags::FUSE_PARALLEL_DIROPS] {
             let _ = config.add_capabilities(wanted);
         }
         let _ = config.set_max_write(LARGEST_REQUEST);
-        // RELEASE is a background request, and only so many of these may wait at a time. With the
-        // usual 12, a crowd of readers opens faster than its closes get through, and the texts
-        // of files closed long ago pile up.
+        // RELEASE is a background request, of which a limited number may be queued. With the
+        // default of 12, many readers open files faster than their closes are sent, and the texts
+        // of closed files accumulate.
         let _ = config.set_max_background(u16::MAX);
         let _ = config.set_congestion_threshold(u16::MAX);
         Ok(())
@@ -131,11 +131,11 @@ impl Filesystem for OverlayFilesystem {
     fn destroy(&mut self) {}
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.guard(Asked::of(Operation::Lookup, parent, req), reply, |turn, reply| {
-            turn.owe(reply);
+        self.guard(FileRequest::new(Operation::Lookup, parent, req), reply, |slot, reply| {
+            slot.set_reply(reply);
             let found = self.service.child(parent.0, name.as_bytes(), req.pid());
             let found = found.map(|entry| self.attributes(entry, req));
-            let Some(reply) = turn.take::<ReplyEntry>() else { return };
+            let Some(reply) = slot.take_reply::<ReplyEntry>() else { return };
             match found {
                 Ok((attributes, name_holds, valid)) => {
                     reply.entry_with_ttls(&valid, &name_holds, &attributes, Generation(0));
@@ -148,11 +148,11 @@ impl Filesystem for OverlayFilesystem {
     fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
 
     fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.guard(Asked::of(Operation::Getattr, ino, req), reply, |turn, reply| {
-            turn.owe(reply);
+        self.guard(FileRequest::new(Operation::Getattr, ino, req), reply, |slot, reply| {
+            slot.set_reply(reply);
             let found = self.service.entry(ino.0, req.pid());
             let found = found.map(|entry| self.attributes(entry, req));
-            let Some(reply) = turn.take::<ReplyAttr>() else { return };
+            let Some(reply) = slot.take_reply::<ReplyAttr>() else { return };
             match found {
                 Ok((attributes, _, valid)) => reply.attr(&valid, &attributes),
                 Err(errno) => reply.error(errno),
@@ -161,7 +161,7 @@ impl Filesystem for OverlayFilesystem {
     }
 
     fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        self.guard(Asked::of(Operation::Access, ino, req), reply, |_, reply| {
+        self.guard(FileRequest::new(Operation::Access, ino, req), reply, |_, reply| {
             let refused = match self.service.entry(ino.0, req.pid()) {
                 Err(errno) => return reply.error(errno),
                 Ok(entry) if entry.file_type() == FileType::Directory => AccessFlags::W_OK,
@@ -173,7 +173,7 @@ impl Filesystem for OverlayFilesystem {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.guard(Asked::of(Operation::Open, ino, req), reply, |turn, reply| {
+        self.guard(FileRequest::new(Operation::Open, ino, req), reply, |slot, reply| {
             if flags.acc_mode() != OpenAccMode::O_RDONLY {
                 return reply.error(Errno::EACCES);
             }
@@ -183,12 +183,12 @@ impl Filesystem for OverlayFilesystem {
             if past_the_cache(flags) {
                 return reply.error(Errno::EINVAL);
             }
-            turn.owe(reply);
+            slot.set_reply(reply);
             let opened = self.service.open(ino.0, req.pid());
-            match (opened, turn.take::<ReplyOpen>()) {
+            match (opened, slot.take_reply::<ReplyOpen>()) {
                 (Ok(handle), Some(reply)) => reply.opened(FileHandle(handle), OPENED),
                 (Err(errno), Some(reply)) => reply.error(errno),
-                // The reader was answered, and has another handle.
+                // The watchdog has answered the reader, with another handle.
                 (Ok(handle), None) => self.service.release(handle),
                 (Err(_), None) => {}
             }
@@ -206,21 +206,22 @@ impl Filesystem for OverlayFilesystem {
         reader: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.guard(Asked::of(Operation::Read, ino, req), reply, |turn, reply| {
-            // Only a direct read names its reader. Anything else (sendfile, splice, mmap) fills
-            // the page cache, which all containers share: it is refused, and programs read.
+        self.guard(FileRequest::new(Operation::Read, ino, req), reply, |slot, reply| {
+            // Only a direct read has the id of its thread. Others (sendfile, splice, mmap) fill the
+            // page cache, which is common to all containers: they are refused, and programs fall
+            // back to read(2).
             if reader.is_none() {
                 return reply.error(Errno::EINVAL);
             }
-            turn.owe(reply);
+            slot.set_reply(reply);
             let answer = |text: &[u8]| {
-                if let Some(reply) = turn.take::<ReplyData>() {
+                if let Some(reply) = slot.take_reply::<ReplyData>() {
                     reply.data(text);
                 }
             };
             let read = self.service.read(ino.0, handle.0, req.pid(), (offset, size), answer);
             if let Err(errno) = read
-                && let Some(reply) = turn.take::<ReplyData>()
+                && let Some(reply) = slot.take_reply::<ReplyData>()
             {
                 reply.error(errno);
             }
@@ -237,7 +238,7 @@ impl Filesystem for OverlayFilesystem {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.guard(Asked::of(Operation::Release, ino, req), reply, |_, reply| {
+        self.guard(FileRequest::new(Operation::Release, ino, req), reply, |_, reply| {
             self.service.release(handle.0);
             reply.ok();
         });
@@ -245,9 +246,9 @@ impl Filesystem for OverlayFilesystem {
 
     fn opendir(&self, req: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let entry = || self.service.entry(ino.0, req.pid());
-        self.guard(Asked::of(Operation::Opendir, ino, req), reply, |_, reply| {
+        self.guard(FileRequest::new(Operation::Opendir, ino, req), reply, |_, reply| {
             match entry().map(|entry| entry.file_type()) {
-                // Without FOPEN_CACHE_DIR the kernel remembers no listing.
+                // Without FOPEN_CACHE_DIR the kernel caches no listing.
                 Ok(FileType::Directory) => reply.opened(FileHandle(0), FopenFlags::empty()),
                 Ok(_) => reply.error(Errno::ENOTDIR),
                 Err(errno) => reply.error(errno),
@@ -263,10 +264,12 @@ impl Filesystem for OverlayFilesystem {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        self.guard(Asked::of(Operation::Readdir, ino, req), reply, |_, mut reply| {
-            match self.service.list(ino.0, offset, req.pid()) {
+        self.guard(
+            FileRequest::new(Operation::Readdir, ino, req),
+            reply,
+            |_, mut reply| match self.service.list(ino.0, offset, req.pid()) {
                 Ok(entries) => {
-                    for Listed { next, entry, name } in entries {
+                    for DirectoryEntry { next, entry, name } in entries {
                         if reply.add(INodeNo(entry.id()), next, entry.file_type(), &*name) {
                             break;
                         }
@@ -274,8 +277,8 @@ impl Filesystem for OverlayFilesystem {
                     reply.ok();
                 }
                 Err(errno) => reply.error(errno),
-            }
-        });
+            },
+        );
     }
 
     fn readdirplus(
@@ -286,10 +289,10 @@ impl Filesystem for OverlayFilesystem {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        self.guard(Asked::of(Operation::Readdirplus, ino, req), reply, |_, mut reply| {
+        self.guard(FileRequest::new(Operation::Readdirplus, ino, req), reply, |_, mut reply| {
             match self.service.list(ino.0, offset, req.pid()) {
                 Ok(entries) => {
-                    for Listed { next, entry, name } in entries {
+                    for DirectoryEntry { next, entry, name } in entries {
                         let (attributes, name_holds, valid) = self.attributes(entry, req);
                         let (id, valid) = (INodeNo(entry.id()), valid.min(name_holds));
                         if reply.add(id, next, &*name, &valid, &attributes, Generation(0)) {
@@ -307,8 +310,8 @@ impl Filesystem for OverlayFilesystem {
         reply.ok();
     }
 
-    /// One free block and only free nodes: exporters divide by the size, and alarms watch for
-    /// filesystems that are full.
+    /// One free block and only free inodes: exporters divide by the size, and monitoring alerts on
+    /// full filesystems.
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
         let nodes = self.service.tree.nodes().len() as u64;
         reply.statfs(1, 1, 1, nodes, nodes, 4096, 255, 4096);
@@ -318,7 +321,7 @@ impl Filesystem for OverlayFilesystem {
         reply.error(Errno::ENOSYS);
     }
 
-    /// Files of `/proc` cannot be, those of `/sys` need not be.
+    /// fsync(2) fails for files of `/proc` and does nothing for those of `/sys`, as in the kernel.
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         match self.service.tree.node(ino.0) {
             Some(node) if node.path.starts_with("proc/") => reply.error(Errno::EINVAL),
@@ -394,7 +397,7 @@ impl Filesystem for OverlayFilesystem {
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
-        self.guard(Asked::of(Operation::Readlink, ino, req), reply, |_, reply| {
+        self.guard(FileRequest::new(Operation::Readlink, ino, req), reply, |_, reply| {
             match self.service.target(ino.0, req.pid()) {
                 Ok(target) => reply.data(target.as_bytes()),
                 Err(errno) => reply.error(errno),

@@ -1,4 +1,5 @@
-//! What the tests of the renderers share.
+//! Helpers for the unit tests of renderers: a recorded machine with a container, and rendering of a
+//! file for it. Compiled for tests only. Start reading at [`render`].
 
 use ambit_sysinfo::View;
 use procfs_core::{ExplicitSystemInfo, SystemInfoInterface};
@@ -16,14 +17,14 @@ pub(crate) fn meminfo_labels() -> impl Iterator<Item = &'static str> {
     MEMINFO.lines().filter_map(|line| Some(line.split_once(':')?.0))
 }
 
-/// What a container reads.
+/// Renders a file for a container.
 pub(crate) fn render(file: &dyn OverlayFile, view: &View) -> String {
     let mut text = Text::new();
     file.render(view, &mut text);
     String::from_utf8(text.as_bytes().to_vec()).unwrap()
 }
 
-/// What `procfs-core` wants to know of a system to parse `/proc/stat`.
+/// The system properties with which `procfs-core` parses `/proc/stat`.
 pub(crate) fn system() -> impl SystemInfoInterface {
     ExplicitSystemInfo {
         boot_time_secs: 0,

@@ -1,12 +1,12 @@
-//! Open files: each holds the text that its reader is shown until the next read from the start.
+//! Open files. Each has the text that its reader is shown until the next read from the start.
 //!
-//! Buffers are pooled, and the pool is divided so that threads rarely meet at a lock; no lock is
-//! held while numbers are asked for, except the lock of the one open file concerned. A handle
-//! carries a generation that starts at random in every process, so that a handle of a
-//! predecessor is not taken for one of ours, and the length of its text, so that a successor knows
-//! where that ended. What open files may hold together is bounded, and each account pays for its
-//! own ([`Budget`]): a container that opens files without end must not fill the daemon's memory, and
-//! only its own texts are no longer kept.
+//! Buffers are pooled, in shards so that threads rarely wait for a lock. No lock may be held while
+//! numbers are read, except that of the one open file. A handle has a generation that starts at
+//! random in every process, so that a handle of a predecessor is not taken for one of this process,
+//! and the length of its text, so that a successor knows where that ended. The total of kept text
+//! is bounded, and each account pays for its own ([`Budget`]): a container that opens many files
+//! must not fill the daemon's memory; texts beyond its share are rendered for each read and not
+//! kept. Start reading at [`Handles::open`].
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -17,29 +17,29 @@ use ambit_sysinfo::{Account, Budget, Charge, What};
 
 use crate::text::Text;
 
-/// Who pays for a text that is held; `None` where there are no accounts.
+/// The account that pays for a kept text; `None` without accounts.
 pub(crate) type Payer = Option<Arc<Account>>;
 
 /// The handle of a file whose text is not kept: every read renders anew.
 pub(crate) const UNKEPT: u64 = 0;
 
-/// What open files may hold together, in bytes.
+/// Most bytes of text in all open files.
 const HELD_AT_MOST: usize = 64 << 20;
 
-/// What an open file takes beside its text, in bytes: many texts are shorter.
+/// Bytes charged for an open file besides its text, which is often shorter.
 const BESIDE: usize = 256;
 
-/// Larger buffers are given back when a file is closed.
+/// Larger buffers are freed when a file is closed.
 const BUFFER_AT_MOST: usize = 64 << 10;
 
-/// Buffers that each shard keeps for files to come.
+/// Unused buffers that each shard keeps.
 const SPARE_AT_MOST: usize = 32;
 
 const SHARD_BITS: u32 = 4;
 const INDEX_BITS: u32 = 20;
 const LENGTH_BITS: u32 = 18;
 const SHARDS: usize = 1 << SHARD_BITS;
-/// Texts that are longer all count as so long.
+/// Longest length that a handle can encode; longer texts count as this long.
 const LONGEST: u64 = (1 << LENGTH_BITS) - 1;
 
 /// All open files.
@@ -57,31 +57,31 @@ struct Shard {
     adopted: HashMap<u64, Arc<OpenFile>>,
 }
 
-/// One open file. Which one it is can be told without the lock, which is held while numbers are
-/// asked for: that may hang.
+/// One open file. Its identity can be read without the lock, which may be held by a thread that
+/// hangs.
 #[derive(Debug, Default)]
 pub(crate) struct OpenFile {
-    /// Nobody has read since the text was rendered for OPEN.
+    /// Set from OPEN until the first read.
     unread: AtomicBool,
     handle: AtomicU64,
     node: AtomicU64,
-    /// The handle under which it was closed while somebody was at it: a reader that was answered in
-    /// place of a thread that hangs closes its file.
+    /// The handle with which it was closed while another thread was using it: a reader that the
+    /// watchdog answered closes its file.
     abandoned: AtomicU64,
-    kept: RwLock<Kept>,
+    kept: RwLock<Content>,
 }
 
-/// What an open file holds.
+/// The text of an open file.
 #[derive(Debug, Default)]
-struct Kept {
+struct Content {
     text: Text,
-    /// What holding it costs; `None` while nothing is kept.
+    /// The charge for the text; `None` while none is kept.
     charge: Option<Charge>,
 }
 
-impl Kept {
-    /// Pays for the text as it is now: at first who opened the file, from then on the same. A text
-    /// that is not paid for is to be cleared.
+impl Content {
+    /// Charges for the current text: the account of the opener first, which stays the payer. If
+    /// false, the text must be cleared.
     fn pay(&mut self, held: &Arc<Budget>, payer: &Payer) -> bool {
         let cost = self.text.as_bytes().len() + BESIDE;
         match &mut self.charge {
@@ -108,8 +108,8 @@ impl Handles {
         Self { shards: std::array::from_fn(shard), held: Budget::new(What::Texts, HELD_AT_MOST) }
     }
 
-    /// Opens a file: renders its text into a pooled buffer and returns the handle of it. Threads
-    /// keep to the buffers of one shard, so that they find the one they used before.
+    /// Opens a file: renders its text into a pooled buffer and returns the handle. A thread always
+    /// uses the same shard, so that it gets a buffer that it used before.
     pub(crate) fn open<E>(
         &self,
         thread: u32,
@@ -134,7 +134,7 @@ impl Handles {
         Ok(vacant.handle)
     }
 
-    /// A slot for a file to be opened; `None` when there is none.
+    /// Returns a free slot; `None` if there is none.
     fn vacant(&self, number: usize) -> Option<Vacant<'_>> {
         let mut shard = self.shard(number);
         let index = match shard.free.pop() {
@@ -145,7 +145,7 @@ impl Handles {
             }
             None => return None,
         };
-        // 22 bits, and never 0, which is the generation of UNKEPT.
+        // 22 bits, and never 0, which would be UNKEPT.
         let bits = 64 - SHARD_BITS - INDEX_BITS - LENGTH_BITS;
         shard.generation = (shard.generation + 1) & ((1 << bits) - 1);
         shard.generation = shard.generation.max(1);
@@ -156,7 +156,7 @@ impl Handles {
         Some(Vacant { handles: self, number, index, handle, file, taken: false })
     }
 
-    /// The open file of a handle; `None` when it is not one of ours.
+    /// Returns the open file of a handle; `None` for a handle of another process or file.
     pub(crate) fn find(&self, handle: u64, node: u64) -> Option<Arc<OpenFile>> {
         let (number, index) = place(handle);
         let shard = self.shard(number);
@@ -164,8 +164,8 @@ impl Handles {
         of_slot.or_else(|| shard.adopted.get(&handle).filter(|file| file.is(handle, node))).cloned()
     }
 
-    /// Takes over a handle that a predecessor gave out, as a file still to be rendered. `None`
-    /// when open files hold too much already.
+    /// Takes over a handle of a predecessor as a file without text. `None` if open files hold too
+    /// much text.
     pub(crate) fn adopt(&self, handle: u64, node: u64) -> Option<Arc<OpenFile>> {
         if handle == UNKEPT || self.held.taken() >= HELD_AT_MOST {
             return None;
@@ -176,7 +176,7 @@ impl Handles {
         Some(file)
     }
 
-    /// Closes a file. Unknown handles are nobody's.
+    /// Closes a file. Unknown handles are ignored.
     pub(crate) fn release(&self, handle: u64) {
         let (number, index) = place(handle);
         let mut shard = self.shard(number);
@@ -193,7 +193,7 @@ impl Handles {
         }
     }
 
-    /// Ends the file if it has this handle; returns the size of its buffer.
+    /// Closes the file if it has this handle; returns the size of its buffer.
     fn close(&self, file: &OpenFile, handle: u64) -> Option<usize> {
         if handle == UNKEPT || file.handle.load(Ordering::Acquire) != handle {
             return None;
@@ -203,12 +203,12 @@ impl Handles {
             return Some(forget(&mut kept));
         }
         file.abandoned.store(handle, Ordering::SeqCst);
-        // Who was at it may have left in between, and not have seen this.
+        // The thread that was using it may have finished before it could see `abandoned`.
         let mut kept = unless_busy(file.kept.try_write())?;
         (file.abandoned.swap(UNKEPT, Ordering::SeqCst) == handle).then(|| forget(&mut kept))
     }
 
-    /// Ends a file that was closed while this thread was at it. The last one to leave does.
+    /// Closes a file that was released while this thread was using it. The last such thread does.
     fn settle(&self, file: &OpenFile) {
         if file.abandoned.load(Ordering::SeqCst) == UNKEPT {
             return;
@@ -218,7 +218,7 @@ impl Handles {
         if handle == UNKEPT {
             return;
         }
-        *kept = Kept::default();
+        *kept = Content::default();
         drop(kept);
         let (number, index) = place(handle);
         let mut shard = self.shard(number);
@@ -227,10 +227,9 @@ impl Handles {
         }
     }
 
-    /// Answers a read. A read from the start renders anew, as a file of `/proc` does for programs
-    /// that keep it open and go back to its start, unless OPEN rendered for this very read. Nobody
-    /// waits for another reader of the same file, whose numbers may be a while in coming: who finds
-    /// one there is shown a text of its own.
+    /// Answers a read. A read from the start renders the file anew, as procfs does for programs
+    /// that seek to the start, except for the first read after OPEN. A reader never waits for
+    /// another reader of the same file, whose numbers may take long: it gets a text of its own.
     pub(crate) fn read<E>(
         &self,
         file: &OpenFile,
@@ -283,13 +282,13 @@ impl Handles {
     }
 }
 
-/// Nothing is held any longer; returns the size of the buffer.
-fn forget(kept: &mut Kept) -> usize {
+/// Clears the text; returns the size of the buffer.
+fn forget(kept: &mut Content) -> usize {
     kept.charge = None;
     kept.text.capacity()
 }
 
-/// The part of a text that a read asks for; nothing behind its end.
+/// Returns the part of a text that a read requests; empty beyond its end.
 pub(crate) fn window(text: &[u8], offset: u64, size: u32) -> &[u8] {
     let start = usize::try_from(offset).map_or(text.len(), |offset| offset.min(text.len()));
     let end = start.saturating_add(size as usize).min(text.len());
@@ -309,8 +308,8 @@ impl OpenFile {
     }
 }
 
-/// A slot taken from the pool, which goes back unless a file was opened in it: also when the
-/// renderer fails or panics.
+/// A slot taken from the pool. It goes back unless a file was opened in it, also if the renderer
+/// fails or panics.
 struct Vacant<'a> {
     handles: &'a Handles,
     number: usize,
@@ -328,8 +327,9 @@ impl Drop for Vacant<'_> {
     }
 }
 
-/// A panic of a renderer leaves half a text, which is cleared before it is used again.
-fn write(file: &OpenFile) -> std::sync::RwLockWriteGuard<'_, Kept> {
+/// Locks the text. A panic of a renderer leaves half a text, which is cleared before it is used
+/// again.
+fn write(file: &OpenFile) -> std::sync::RwLockWriteGuard<'_, Content> {
     file.kept.write().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -341,14 +341,14 @@ fn unless_busy<G>(tried: Result<G, TryLockError<G>>) -> Option<G> {
     }
 }
 
-/// Had a reader with this handle of a predecessor read everything, when it asks for what is at this
-/// offset? What a successor renders may be longer, and its end belongs to another text.
+/// True if a reader with this handle of a predecessor has read its whole text and now reads at this
+/// offset. The successor's text may be longer, but its end belongs to another text.
 pub(crate) fn was_read(handle: u64, offset: u64) -> bool {
     let length = handle >> (SHARD_BITS + INDEX_BITS) & LONGEST;
     handle != UNKEPT && offset > 0 && length < LONGEST && offset >= length
 }
 
-/// Shard and slot that a handle names.
+/// Returns shard and slot of a handle.
 fn place(handle: u64) -> (usize, usize) {
     let number = handle & ((1 << SHARD_BITS) - 1);
     let index = handle >> SHARD_BITS & ((1 << INDEX_BITS) - 1);
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn handles_of_another_process_or_file_are_not_ours() {
+    fn handles_of_another_process_or_file_are_not_found() {
         let (ours, theirs) = (Handles::new(), Handles::new());
         let handle = theirs.open(1, 7, say("theirs")).unwrap();
         ours.open(1, 7, say("ours")).unwrap();
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_hangs_holds_up_nobody() {
+    fn a_reader_that_hangs_does_not_delay_others() {
         let handles = Handles::new();
         let [held, other] = [1, 1].map(|thread| handles.open(thread, 7, say("first")).unwrap());
         assert_eq!(place(held).0, place(other).0);
@@ -452,7 +452,7 @@ mod tests {
         };
         handles.read(&file, 0, 100, hangs, |text| assert_eq!(text, b"late")).unwrap();
         assert_eq!(read(&handles, held, 1, "").as_deref(), Some("ate"));
-        // A file that is closed meanwhile is ended by whoever is still at it.
+        // A file that is released meanwhile is closed by the last thread that uses it.
         let file = handles.find(held, 7).unwrap();
         let closed = |text: &mut Text| -> Result<Payer, ()> {
             handles.release(held);
@@ -494,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn an_account_that_opens_files_without_end_fills_no_other_ones_part() {
+    fn an_account_with_many_open_files_leaves_room_for_others() {
         let handles = Handles::new();
         let [one, other] = [1, 2].map(|user| Account::new(Owner::User(user)));
         let large = "x".repeat(HELD_AT_MOST / 100);
@@ -509,7 +509,7 @@ mod tests {
         assert!((45..=50).contains(&kept.len()), "{}", kept.len());
         kept.extend((0..10).map(|_| open(&other)));
         assert!(!kept.contains(&UNKEPT), "the other account's are kept");
-        // What grows when it is read again is paid for by the account, or not kept.
+        // A text that grows when it is rendered again is charged to the account, or not kept.
         let file = handles.find(kept[0], 7).unwrap();
         for length in [HELD_AT_MOST, 5] {
             let grown = |text: &mut Text| -> Result<Payer, ()> {

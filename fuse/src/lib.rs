@@ -1,13 +1,15 @@
-//! The overlay: `/proc` and `/sys` files rendered for the container that reads them.
+//! The overlay: files of `/proc` and `/sys` rendered with the numbers of the container that reads
+//! them.
 //!
-//! The life of a read: the kernel sends OPEN with the thread that asks; [`filesystem`] decodes
-//! it, `service` asks [`ambit_sysinfo::Views`] for the numbers of that thread's container and
-//! has the file rendered into a pooled buffer of `handles`; every READ is a copy out of that
-//! buffer. Renderers (`files/`) format a view and compute nothing.
+//! The path of a read: the kernel sends OPEN with the id of the calling thread. [`filesystem`]
+//! decodes it, `service` gets the numbers of that thread's container from [`ambit_sysinfo::Views`],
+//! and the file is rendered into a pooled buffer of `handles`. Every READ copies from that buffer.
+//! Renderers (`files/`) format a view and compute nothing.
 //!
-//! The package never reads a cgroup or a process, never passes a path of the host through, and
-//! never holds a lock while it asks for numbers. Start reading at [`overlay`] (what a file is
-//! and the list of all of them), then [`session`] (how serving starts, ends and is handed over).
+//! The package never reads a cgroup or a process, never opens a path of the host that a container
+//! names, and holds no lock while it gets numbers, but that of one open file. Start reading at
+//! [`overlay`] (the trait of a file), then [`session`] (how serving starts, ends and is handed
+//! over).
 
 pub mod adopt;
 mod connection;
@@ -22,32 +24,32 @@ pub mod fuzzing;
 mod handles;
 pub mod mount;
 pub mod overlay;
-mod owed;
+mod prefault_allocator;
 pub mod pressure;
+mod recorder;
+mod request_slot;
 mod service;
 pub mod session;
 mod spare;
 pub mod text;
-mod touched;
+mod thread_pool;
 pub mod tree;
 pub mod visit;
-mod warden;
-mod witness;
 
 pub use counters::Counts;
 pub use error::Error;
 pub use families::{FAMILIES, Family};
 pub use files::FILES;
 pub use overlay::OverlayFile;
+pub use prefault_allocator::PrefaultAllocator;
+pub use recorder::{FileRequest, Operation, RequestRecorder, describe};
 pub use session::{Detached, MountOptions, Overlay, Restored};
 pub use text::Text;
-pub use touched::Touched;
 pub use visit::{Visit, Visitor};
-pub use witness::{Asked, Operation, Witness, describe};
 
-/// What is bound over the same path of a container, as paths below the root of the overlay: files
-/// such as `proc/meminfo`, and directories whole where their entries are the container's own,
-/// such as `sys/devices/system/cpu`.
+/// Returns the paths below the root of the overlay that are bind-mounted over the same paths of a
+/// container: files such as `proc/meminfo`, and whole directories if their entries differ between
+/// containers, such as `sys/devices/system/cpu`.
 pub fn bind_points() -> impl Iterator<Item = &'static str> {
     let directories = || FAMILIES.iter().map(|family| family.directory());
     let within = move |path: &str| {

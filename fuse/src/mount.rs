@@ -1,12 +1,13 @@
-//! Making mounts of a FUSE connection, attaching them and removing them, with our own system calls.
+//! Makes mounts of a FUSE connection, attaches and removes them, by its own system calls.
 //!
-//! fuser could mount, but then its session would begin before we have seen INIT, and unmount
-//! when it ends; a connection that outlives its server needs neither. The superblock of the overlay
-//! is read-only, because a read on a writable one makes the kernel ask for attributes again. A mount
-//! whose server is dead is replaced; whatever else is mounted is left alone.
+//! fuser can mount, but its session would begin before INIT is recorded, and unmount when it ends;
+//! a connection that outlives its server needs neither. The superblock of the overlay is read-only,
+//! because a read on a writable one makes the kernel request attributes again. A mount whose server
+//! is dead is replaced; any other mount is left alone.
 //!
-//! Nothing here may send a request to the connection: the process that calls is the one that
-//! answers, and if it is killed while it waits for itself it stays in state D for ever.
+//! Nothing here may send a request to the connection: the calling process also answers it, and if
+//! it is killed while it waits for itself it stays in state D for ever. Start reading at
+//! [`detached`].
 
 use std::fs;
 use std::io;
@@ -23,23 +24,23 @@ use rustix::mount::{
 use crate::error::Error;
 use crate::visit::{Visit, Visitor};
 
-/// What stands in the second half of the type, `fuse.ambit`, and as the source, unless
-/// programs are to find another name there.
+/// The second half of the type, `fuse.ambit`, and the source of a mount, unless another name is
+/// set.
 pub const NAME: &str = "ambit";
 
-/// May files be written?
+/// Whether files may be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Writes {
-    /// They may.
+    /// Files may be written.
     Allowed,
     /// The superblock is read-only.
     Refused,
 }
 
-/// How long a mount in the way may take to show that it is alive.
+/// Deadline for an existing mount to show that it is alive.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Opens a device that no connection has yet.
+/// Opens a device without a connection.
 ///
 /// # Errors
 /// There is none, or it may not be opened.
@@ -48,9 +49,9 @@ pub fn open_device() -> Result<OwnedFd, Error> {
         .map_err(|errno| Error::Device(errno.into()))
 }
 
-/// Makes a mount of the connection of this device that is attached nowhere, with this name as source
-/// and in the type. A device without a connection gets one, and the kernel has put INIT on it when
-/// this returns; one that has it already gets a further mount of it (Linux 5.15).
+/// Makes a detached mount of the connection of this device, with this name as source and in the
+/// type. A device without a connection gets one, and INIT can be read when this returns; one with a
+/// connection gets a further mount of it (Linux 5.15).
 ///
 /// # Errors
 /// A step failed. Before Linux 5.15 a connection has one such mount only (EINVAL).
@@ -62,7 +63,7 @@ pub fn detached(device: BorrowedFd<'_>, name: &str, writes: Writes) -> Result<Ow
 /// Attaches a mount to a mount point.
 ///
 /// # Errors
-/// What the kernel says, with the path.
+/// The error of the system call, with the path.
 pub fn attach(mount: BorrowedFd<'_>, path: &Path) -> Result<(), Error> {
     let whole = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     rustix::mount::move_mount(mount, "", rustix::fs::CWD, path, whole).map_err(|errno| {
@@ -70,7 +71,7 @@ pub fn attach(mount: BorrowedFd<'_>, path: &Path) -> Result<(), Error> {
     })
 }
 
-/// A copy of a mount of this mount namespace, attached nowhere.
+/// Clones a mount of this mount namespace, detached.
 pub(crate) fn copy(mount: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -78,14 +79,14 @@ pub(crate) fn copy(mount: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
     rustix::mount::open_tree(mount, "", flags)
 }
 
-/// What is mounted at a path, which is not looked into.
-pub(crate) fn at(path: &Path) -> rustix::io::Result<OwnedFd> {
+/// Opens what is mounted at a path with O_PATH, which sends no request.
+pub(crate) fn open_mount(path: &Path) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty())
 }
 
-/// The number of the connection of a mount, or of whatever else an open folder belongs to. Its server
-/// is not asked.
+/// Returns the number of the connection of a mount, or of another open folder. Its server gets no
+/// request.
 pub(crate) fn number(mount: BorrowedFd<'_>) -> Option<u32> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
     let stat = rustix::fs::statx(mount, "", flags, StatxFlags::empty()).ok()?;
@@ -99,10 +100,10 @@ pub(crate) fn number(mount: BorrowedFd<'_>) -> Option<u32> {
 pub fn prepare(path: &Path, visitor: Visitor) -> Result<PathBuf, Error> {
     let point = |source| Error::MountPoint { path: path.into(), source };
     let path = resolve(path).map_err(point)?;
-    // Mounts may lie upon each other; each turn removes one.
+    // Mounts may be stacked; each round removes one.
     while let Some(mounted) = mountinfo::top(&path).map_err(point)? {
         let is_fuse = mounted.kind.starts_with("fuse");
-        // A filesystem of its own for the folder: nothing is hidden while it is empty.
+        // The folder may be a filesystem of its own: nothing is hidden if it is empty.
         if !is_fuse && fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_none()) {
             break;
         }
@@ -117,31 +118,31 @@ pub fn prepare(path: &Path, visitor: Visitor) -> Result<PathBuf, Error> {
     Ok(path)
 }
 
-/// Removes the topmost mount at a path at once; who still uses it may go on.
+/// Detaches the topmost mount at a path (MNT_DETACH); processes that use it may go on.
 ///
 /// # Errors
-/// What the kernel says, with the path.
+/// The error of the system call, with the path.
 pub fn detach(path: &Path) -> Result<(), Error> {
     rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
         .map_err(|errno| Error::Unmount { path: path.into(), source: errno.into() })
 }
 
-/// The number of the connection mounted at a path, if it is one of ours.
+/// Returns the number of the connection mounted at a path, if it has this name.
 pub(crate) fn connection(path: &Path, name: &str) -> Option<u32> {
     let mounted = mountinfo::top(path).ok()??;
     (mounted.kind == format!("fuse.{name}")).then_some(mounted.minor)
 }
 
-/// Ends a connection for every mount of it, wherever it is bound.
+/// The switch that ends a connection for all its mounts.
 ///
-/// It is found by its number once, while it is mounted: numbers are used again, and nobody
-/// else's connection may be ended.
+/// It is opened by the connection's number while that is mounted, because numbers are reused and no
+/// other connection may be ended.
 #[derive(Debug)]
 pub(crate) struct AbortSwitch(OwnedFd);
 
 impl AbortSwitch {
-    /// The switch of a connection, in a control filesystem mounted for ourselves only.
-    pub(crate) fn of(connection: u32) -> io::Result<Self> {
+    /// Opens the switch of a connection, in a detached control filesystem.
+    pub(crate) fn open(connection: u32) -> io::Result<Self> {
         let context = rustix::mount::fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
         rustix::mount::fsconfig_create(context.as_fd())?;
         let flags = FsMountFlags::FSMOUNT_CLOEXEC;
@@ -151,8 +152,8 @@ impl AbortSwitch {
         Ok(Self(rustix::fs::openat(control, name, flags, Mode::empty())?))
     }
 
-    /// Its files answer ENOTCONN from now on, and its server is told ENODEV. Nothing happens
-    /// when the connection is gone already.
+    /// Aborts the connection. Its files fail with ENOTCONN from now on, and its server gets ENODEV.
+    /// Without effect if the connection is gone.
     pub(crate) fn throw(&self) -> io::Result<()> {
         rustix::io::write(&self.0, b"1")?;
         Ok(())
@@ -165,8 +166,8 @@ impl From<AbortSwitch> for OwnedFd {
     }
 }
 
-/// The path without symbolic links. Its last component is not looked at: it may be a mount
-/// whose server is dead.
+/// Resolves symbolic links, but not in the last component, which may be a mount whose server is
+/// dead.
 pub(crate) fn resolve(path: &Path) -> io::Result<PathBuf> {
     let path = std::path::absolute(path)?;
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
@@ -176,12 +177,12 @@ pub(crate) fn resolve(path: &Path) -> io::Result<PathBuf> {
     Ok(parent.canonicalize()?.join(name))
 }
 
-/// Is the server of this mount dead? Asks what is never answered from a cache, and takes one
-/// that does not answer in time for alive: its device may be kept for a successor.
+/// True if the server of this mount is dead. Sends a request that is never answered from a cache. A
+/// server that does not answer in time counts as alive: its device may be kept for a successor.
 fn is_dead(path: &Path, visitor: Visitor) -> bool {
     use rustix::io::Errno;
 
-    let Ok(mount) = at(path) else { return false };
+    let Ok(mount) = open_mount(path) else { return false };
     let answer = visitor(Visit::Probe { mount: mount.as_fd() }, PATIENCE);
     if let Err(errno) = answer {
         tracing::info!(path = %path.display(), "the mount in the way does not answer: {errno}");

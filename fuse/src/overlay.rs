@@ -1,26 +1,26 @@
-//! What a file of the overlay is.
+//! The trait of a file of the overlay.
 //!
-//! A new file is one new module under `files/` and one line in [`FILES`](crate::FILES): its
-//! place in the tree comes from [`OverlayFile::path`]. A renderer formats numbers of the [`View`];
-//! it must not compute them, read anything, or show a number of the machine that the view does not
-//! carry.
+//! To add a file, add a module under `files/` and a line in [`FILES`](crate::FILES);
+//! [`OverlayFile::path`] determines its position in the tree. A renderer formats numbers of the
+//! [`View`]; it must not compute them, read anything, or show a number of the machine that is not
+//! in the view.
 
 use std::fmt::Debug;
 
-use ambit_sysinfo::{Extras, Host, View};
+use ambit_sysinfo::{Host, StatSet, View};
 
 use crate::text::Text;
 
 /// A file that shows every container its own numbers.
 pub trait OverlayFile: Sync + Debug {
-    /// The path below the root of the overlay, such as `proc/meminfo`; the file of the kernel has the
-    /// same path below `/`.
+    /// The path below the root of the overlay, such as `proc/meminfo`; the file of the kernel has
+    /// the same path below `/`.
     fn path(&self) -> &'static str;
 
     /// Writes the file as the container of `view` sees it.
     fn render(&self, view: &View, out: &mut Text);
 
-    /// Does the machine show 32-bit programs another text?
+    /// True if the kernel shows 32-bit programs another text.
     fn differs_for_32_bit(&self, _host: &Host) -> bool {
         false
     }
@@ -30,26 +30,27 @@ pub trait OverlayFile: Sync + Debug {
         self.render(view, out);
     }
 
-    /// The numbers it shows that few other files show: they are sampled for its readers only.
-    fn needs(&self) -> Extras {
-        Extras::NONE
+    /// The statistics that it shows: they are sampled for its readers only.
+    fn needs(&self) -> StatSet {
+        StatSet::NONE
     }
 
-    /// Its mode, as the kernel's file has it. What not everybody may read, only root may open,
-    /// and even root is never shown the machine's text.
+    /// The mode of the kernel's file. A file without read permission for others may be opened by
+    /// root only, and even root on the host is not shown the machine's text.
     fn mode(&self) -> u16 {
-        EVERYBODY
+        WORLD_READABLE
     }
 
-    /// At least as many bytes as the file can have on a machine. A file that fits a page has
-    /// the size of a page, whoever looks; of a longer one, each reader is told its own size.
+    /// An upper bound for the length of the file on this machine. A file that fits in a page has
+    /// the size of a page for every caller; the size of a longer one is that of the caller's own
+    /// text.
     fn longest(&self, _host: &Host) -> usize {
         PAGE
     }
 }
 
-/// The mode of a file that everybody may read.
-pub const EVERYBODY: u16 = 0o444;
+/// The mode of a file that every user may read.
+pub const WORLD_READABLE: u16 = 0o444;
 
-/// The size that files show which are no longer than this.
+/// The size of files that are not longer than this.
 pub const PAGE: usize = 4096;

@@ -1,67 +1,67 @@
-//! What happens on OPEN, READ and RELEASE: who is asking, which numbers, which text.
+//! Handles OPEN, READ and RELEASE: identifies the caller, gets its numbers, renders the text.
 //!
-//! It knows nothing of the kernel's messages (`filesystem.rs` does) and is the only place where
-//! a failure to get numbers becomes an errno.
+//! It knows nothing of FUSE messages (`filesystem.rs` does), and is the only file in which an error
+//! of accounting becomes an errno. Start reading at [`Service::open`].
 
 use std::cell::RefCell;
 use std::sync::Arc;
 
 use ambit_sysinfo::view::Origin;
-use ambit_sysinfo::{Error, Extras, Numbers, View, Views};
+use ambit_sysinfo::{Error, Numbers, StatSet, View, Views};
 use fuser::Errno;
 
 use crate::counters::Counters;
 use crate::families::{Member, Shape};
 use crate::handles::{Handles, Payer, was_read, window};
-use crate::overlay::{EVERYBODY, OverlayFile, PAGE};
+use crate::overlay::{OverlayFile, PAGE, WORLD_READABLE};
+use crate::recorder::RequestRecorder;
 use crate::text::Text;
-use crate::tree::{Kind, Tree};
-use crate::warden::{self, Crew};
-use crate::witness::Witness;
+use crate::thread_pool::{self, ThreadPool};
+use crate::tree::{NodeKind, Tree};
 
-/// What a text is made by.
+/// The renderer of a text.
 #[derive(Clone, Copy)]
 enum Source {
     File(&'static dyn OverlayFile),
     Member(Member),
 }
 
-/// Everything that requests share.
+/// State that all requests use.
 pub(crate) struct Service {
     pub(crate) tree: Tree,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) crew: Arc<Crew>,
-    /// Paths of files that everybody sees as the machine has them.
+    pub(crate) pool: Arc<ThreadPool>,
+    /// Paths of files that every reader sees as on the machine.
     pub(crate) passed: &'static [&'static str],
     views: Arc<dyn Views>,
     handles: Handles,
 }
 
 thread_local! {
-    /// Where texts are rendered that are not kept.
+    /// Buffer for texts that are not kept.
     static UNKEPT: RefCell<Text> = const { RefCell::new(Text::new()) };
 }
 
 impl Service {
-    pub(crate) fn new(witness: Option<Arc<dyn Witness>>, views: Arc<dyn Views>) -> Self {
+    pub(crate) fn new(recorder: Option<Arc<dyn RequestRecorder>>, views: Arc<dyn Views>) -> Self {
         Self {
             tree: Tree::default(),
             counters: Arc::default(),
-            crew: Arc::new(Crew::watched_by(witness)),
+            pool: Arc::new(ThreadPool::with_recorder(recorder)),
             passed: &[],
             views,
             handles: Handles::new(),
         }
     }
 
-    /// The numbers of a thread's container.
+    /// Returns the view of a thread's container.
     pub(crate) fn view(&self, thread: u32) -> Result<Arc<View>, Errno> {
-        self.numbers(thread, Extras::NONE).map(|numbers| numbers.view)
+        self.numbers(thread, StatSet::NONE).map(|numbers| numbers.view)
     }
 
-    /// The same, with what few files show, and with who pays for what is held of it.
-    fn numbers(&self, thread: u32, wanted: Extras) -> Result<Numbers, Errno> {
-        let numbers = match warden::must_not_wait() {
+    /// Returns a view with these statistics, and the account that pays for text kept of it.
+    fn numbers(&self, thread: u32, wanted: StatSet) -> Result<Numbers, Errno> {
+        let numbers = match thread_pool::must_not_wait() {
             true => self.views.last_view(thread).map(|view| Numbers { view, account: None }),
             false => self.views.numbers(thread, wanted),
         };
@@ -70,17 +70,18 @@ impl Service {
 
     fn source(&self, node: u64) -> Result<Source, Errno> {
         match self.tree.node(node).map(|node| &node.kind) {
-            Some(Kind::File(file)) => Ok(Source::File(*file)),
-            Some(Kind::Directory(_)) => Err(Errno::EISDIR),
+            Some(NodeKind::File(file)) => Ok(Source::File(*file)),
+            Some(NodeKind::Directory(_)) => Err(Errno::EISDIR),
             None => Member::of_id(node).map(Source::Member).ok_or(Errno::ENOENT),
         }
     }
 
-    /// The size that a thread is shown of a file that can be longer than a page on this machine;
-    /// `None` for every other node, whose attributes are the same for all and for ever.
+    /// Returns the size that a thread is shown of a file that can be longer than a page on this
+    /// machine; `None` for every other node, whose attributes are the same for every caller.
     pub(crate) fn own_size(&self, node: u64, thread: u32) -> Option<u64> {
         let Ok(Source::File(file)) = self.source(node) else { return None };
-        // The machine alone tells which files can be long: most readers need not be known.
+        // Whether a file can be long depends on the machine only, so most callers are not
+        // identified.
         if file.longest(&*self.views.host()?) <= PAGE {
             return None;
         }
@@ -91,15 +92,15 @@ impl Service {
         })
     }
 
-    /// May a user open or read the node?
+    /// True if a user may open or read the node.
     pub(crate) fn allows(&self, node: u64, user: u32) -> bool {
         match self.source(node) {
-            Ok(Source::File(file)) => user == 0 || file.mode() == EVERYBODY,
+            Ok(Source::File(file)) => user == 0 || file.mode() == WORLD_READABLE,
             _ => true,
         }
     }
 
-    /// Opens a file for a thread: its numbers are taken now. Returns the handle.
+    /// Opens a file for a thread and renders it with the current numbers. Returns the handle.
     pub(crate) fn open(&self, node: u64, thread: u32) -> Result<u64, Errno> {
         let source = self.source(node)?;
         let handle = self.handles.open(thread, node, |text| self.render(source, thread, text))?;
@@ -107,8 +108,8 @@ impl Service {
         Ok(handle)
     }
 
-    /// Answers a read of an open file. A handle that is not known was given out by a
-    /// predecessor: the reader is identified again.
+    /// Answers a read of an open file. An unknown handle is one of a predecessor: the reader is
+    /// identified again.
     pub(crate) fn read(
         &self,
         node: u64,
@@ -147,11 +148,11 @@ impl Service {
         self.handles.release(handle);
     }
 
-    /// Renders a text; returns who pays for holding it.
+    /// Renders a text; returns the account that pays for keeping it.
     fn render(&self, source: Source, thread: u32, text: &mut Text) -> Result<Payer, Errno> {
         let needs = match source {
             Source::File(file) => file.needs(),
-            Source::Member(_) => Extras::NONE,
+            Source::Member(_) => StatSet::NONE,
         };
         let numbers = self.numbers(thread, needs);
         let rendered = numbers.and_then(|Numbers { view, account }| match source {
@@ -172,7 +173,7 @@ impl Service {
     }
 }
 
-/// Writes a text. The host, and everybody for a file that is `passed` on, gets the kernel's own.
+/// Writes a text. A reader on the host, and any reader of a `passed` file, gets the kernel's text.
 fn write(source: Source, view: &View, passed: &[&str], text: &mut Text) -> Result<(), Errno> {
     let is_passed = match source {
         Source::File(file) => passed.contains(&file.path()),
@@ -180,7 +181,7 @@ fn write(source: Source, view: &View, passed: &[&str], text: &mut Text) -> Resul
     };
     let raw = view.host.raw.as_ref().filter(|_| is_passed || view.origin == Origin::Host);
     match (source, raw) {
-        (Source::File(file), Some(raw)) if file.mode() == EVERYBODY => {
+        (Source::File(file), Some(raw)) if file.mode() == WORLD_READABLE => {
             raw.read(file.path(), text.buffer()).map_err(Errno::from)
         }
         (Source::File(file), _) => {
@@ -202,7 +203,7 @@ fn write(source: Source, view: &View, passed: &[&str], text: &mut Text) -> Resul
     }
 }
 
-/// What a reader is told when there are no numbers for it.
+/// Returns the errno for a reader without numbers.
 pub(crate) fn errno(error: &Error) -> Errno {
     match error {
         Error::Gone(_) => Errno::ESRCH,
@@ -263,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_passed_is_the_kernels_for_everybody() {
+    fn a_passed_file_is_the_kernels_for_every_reader() {
         let mut view = fixture::view();
         view.host = Arc::new(Host { raw: Some(Arc::new(Kernel)), ..Host::default() });
         let mut service = Service::new(None, Arc::new(Fixed(view)));

@@ -1,10 +1,10 @@
 //! The overlay as a whole: mounted, served, handed over, removed.
 //!
-//! A connection lives as long as somebody holds its device. Whoever keeps a duplicate of
-//! [`Overlay::device`] with the bytes of [`Overlay::init_record`] can have a successor take over
-//! ([`Overlay::takeover`]) when this process is gone, without a container noticing more than a
-//! pause. Dropping an [`Overlay`] therefore neither unmounts nor stops it; [`Overlay::unmount`]
-//! does both.
+//! A connection lives as long as a process has its device open. A process that keeps a duplicate of
+//! [`Overlay::device`] with the bytes of [`Overlay::init_record`] lets a successor take over
+//! ([`Overlay::takeover`]) when this process has ended; containers notice a pause only. Dropping an
+//! [`Overlay`] therefore must neither unmount nor stop it; [`Overlay::unmount`] does both. Start
+//! reading at [`Overlay::mount`].
 
 use std::fmt;
 use std::io;
@@ -17,41 +17,43 @@ use ambit_kernel::text::mountinfo::{self, Mounted};
 use ambit_sysinfo::Views;
 
 use crate::adopt::InitRequest;
-use crate::connection::{Connection, Serving, Stage};
+use crate::connection::{FuseConnection, ServeOptions, Stage};
 use crate::counters::{Counters, Counts};
 use crate::error::Error;
 use crate::filesystem::OverlayFilesystem;
 use crate::mount::{self, Writes};
 use crate::pressure::{self, PressureFilesystem};
-use crate::spare::Kind;
+use crate::recorder::RequestRecorder;
+use crate::spare::MountKind;
 use crate::visit::{self, Visit, Visitor};
-use crate::witness::Witness;
 
-/// How long a process may take that looks all names up.
+/// Deadline for the process that looks up all names.
 const LOOK_UP_WITHIN: Duration = Duration::from_secs(3);
 
 /// Where and how the overlay is served.
 #[derive(Debug, Clone)]
 pub struct MountOptions {
-    /// The mount point; made when missing. Without one the overlay is attached nowhere, and
-    /// [`Overlay::detached`] has its mounts.
+    /// The mount point; created if missing. Without one the overlay is attached nowhere, and
+    /// [`Overlay::detached`] returns its mounts.
     pub path: Option<PathBuf>,
-    /// Threads that answer requests. More than containers can keep busy at once only wake each
-    /// other up.
+    /// Number of threads that answer requests. More than containers keep busy only wake each other
+    /// up.
     pub threads: usize,
-    /// How long a reader waits for a file of the kernel that does not answer. Longer than accounting
-    /// has others wait for it: these are shown the last good numbers then.
+    /// How long a reader waits for a kernel file that hangs. Longer than the `patience` of
+    /// accounting, after which a thread that waits for a sample of another one gets the last good
+    /// numbers.
     pub patience: Duration,
     /// The source of the mount, and what follows `fuse.` in its type.
     pub name: &'static str,
-    /// Files that everybody sees as the machine has them, named by their paths below the root.
+    /// Files that every reader sees as on the machine, by their paths below the root.
     pub passed: &'static [&'static str],
-    /// Who notes what each thread is at.
-    pub witness: Option<Arc<dyn Witness>>,
-    /// Can triggers be set on `/proc/pressure`? They are a mount of its own upon the overlay, and where
-    /// that is in a container's view the overlay can be bound by its parts only.
+    /// The recorder of requests, if there is one.
+    pub recorder: Option<Arc<dyn RequestRecorder>>,
+    /// True if triggers can be set on `/proc/pressure`. Its files are then a mount of their own
+    /// over the overlay; in a mount namespace with that mount, the overlay cannot be bound as a
+    /// whole.
     pub triggers: bool,
-    /// Looks at mounts in the place of this process. The default is [`visit::in_place`].
+    /// Runs visits of mounts in another process. The default is [`visit::in_place`].
     pub visitor: Visitor,
 }
 
@@ -71,48 +73,48 @@ impl MountOptions {
             patience: Duration::from_secs(8),
             name: mount::NAME,
             passed: &[],
-            witness: None,
+            recorder: None,
             triggers: true,
             visitor: visit::in_place,
         }
     }
 
-    fn serving(&self, threads: usize, writes: Writes) -> Serving {
-        let kind = Kind { name: self.name, writes };
-        Serving { kind, threads, patience: self.patience }
+    fn serving(&self, threads: usize, writes: Writes) -> ServeOptions {
+        let kind = MountKind { name: self.name, writes };
+        ServeOptions { kind, threads, patience: self.patience }
     }
 }
 
-/// Mounts of an overlay that are attached nowhere.
+/// The detached mounts of an overlay.
 #[derive(Debug)]
 pub struct Detached {
     /// The overlay itself.
     pub overlay: OwnedFd,
-    /// The files on which triggers can be set, for `proc/pressure` of the overlay.
+    /// The filesystem with triggers, for `proc/pressure` of the overlay.
     pub pressure: Option<OwnedFd>,
 }
 
-/// What [`Overlay::restore`] found.
+/// Result of [`Overlay::restore`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Restored {
-    /// Everything is attached.
+    /// Everything was attached.
     Nothing,
-    /// Something was unmounted and is attached again.
+    /// A mount was missing and is attached again.
     Mounts,
 }
 
 /// An overlay that is being served.
 pub struct Overlay {
-    connection: Connection,
-    /// The files of `/proc/pressure` once more, with triggers.
-    pressure: Mutex<Option<Connection>>,
+    connection: FuseConnection,
+    /// The second connection, for `/proc/pressure` with triggers.
+    pressure: Mutex<Option<FuseConnection>>,
     options: MountOptions,
     views: Arc<dyn Views>,
     counters: Arc<Counters>,
 }
 
 impl Overlay {
-    /// Mounts the overlay and serves it. It answers when this returns.
+    /// Mounts the overlay and serves it. It answers requests when this returns.
     ///
     /// # Errors
     /// The mount point is in use, or a step failed; nothing stays mounted then.
@@ -123,54 +125,54 @@ impl Overlay {
         let filesystem = filesystem(&options, &views);
         let counters = filesystem.counters();
         let connection =
-            Connection::begin(options.serving(options.threads, Writes::Refused), filesystem)?;
+            FuseConnection::begin(options.serving(options.threads, Writes::Refused), filesystem)?;
         let pressure = Mutex::default();
         let overlay = Self { connection, pressure, options, views, counters };
         overlay.begin_pressure();
         match overlay.options.path.as_deref().map_or(Ok(()), |path| overlay.attach(path)) {
             Ok(()) => Ok(overlay),
-            // The first failure is the one to report.
+            // The first error is reported.
             Err(error) => overlay.unmount().and(Err(error)),
         }
     }
 
-    /// Serves the files on which pressure triggers can be set, which are attached by the next
-    /// [`Self::restore`]. Without them, all but triggers is as before.
+    /// Serves `/proc/pressure` with triggers, which the next [`Self::restore`] attaches. A failure
+    /// is logged; all but triggers works without it.
     pub fn begin_pressure(&self) {
         if !self.options.triggers {
             return;
         }
-        match Connection::begin(self.serving_pressure(), self.pressure_filesystem()) {
+        match FuseConnection::begin(self.serving_pressure(), self.pressure_filesystem()) {
             Ok(connection) => *self.pressure_connection() = Some(connection),
             Err(error) => tracing::warn!(%error, "no triggers can be set on /proc/pressure"),
         }
     }
 
-    fn serving_pressure(&self) -> Serving {
+    fn serving_pressure(&self) -> ServeOptions {
         self.options.serving(1, Writes::Allowed)
     }
 
     fn pressure_filesystem(&self) -> PressureFilesystem {
-        PressureFilesystem::new(self.options.witness.clone(), self.views.clone())
+        PressureFilesystem::new(self.options.recorder.clone(), self.views.clone())
     }
 
-    fn pressure_connection(&self) -> MutexGuard<'_, Option<Connection>> {
+    fn pressure_connection(&self) -> MutexGuard<'_, Option<FuseConnection>> {
         self.pressure.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Attaches the overlay to its mount point and what lies upon it, and has all names looked up
-    /// before others can.
+    /// Attaches the overlay and the pressure files, and has all names looked up before a container
+    /// engine can use them.
     fn attach(&self, path: &Path) -> Result<(), Error> {
         self.connection.spare.attach(|mount| mount::attach(mount, path))?;
         self.attach_pressure(path);
         Ok(())
     }
 
-    /// Has another process attach the pressure files, and look the names up: for both it goes through
+    /// Has a visitor attach the pressure files and look up the names, because both send requests to
     /// the overlay.
     fn attach_pressure(&self, path: &Path) {
         let look_up = |pressure: Option<BorrowedFd<'_>>| {
-            let overlay = mount::at(path)?;
+            let overlay = mount::open_mount(path)?;
             let visit = Visit::Names { overlay: overlay.as_fd(), pressure };
             (self.options.visitor)(visit, LOOK_UP_WITHIN)
         };
@@ -191,19 +193,19 @@ impl Overlay {
         }
     }
 
-    /// Attaches what was unmounted again, in the mount namespace of this process alone; the files with
-    /// triggers are served by a new connection if theirs was aborted.
+    /// Attaches again what was unmounted, in the mount namespace of this process only. The
+    /// filesystem with triggers gets a new connection if its own was aborted.
     ///
     /// # Errors
-    /// There is no list of mounts, or the mount point is in use.
+    /// mountinfo cannot be read, or the mount point is in use.
     pub fn restore(&self) -> Result<Restored, Error> {
         let Some(path) = self.options.path.as_deref() else { return Ok(Restored::Nothing) };
         let point = |source: io::Error| Error::MountPoint { path: path.into(), source };
         let mounts = mountinfo::own().map_err(point)?;
-        let is_attached = |connection: &Connection, at: &Path| {
+        let is_attached = |connection: &FuseConnection, at: &Path| {
             let is_here =
                 |mount: &Mounted| mount.path == at && Some(mount.minor) == connection.number();
-            // Without a number it cannot be told.
+            // Without a connection number its mount cannot be found; it counts as attached.
             connection.number().is_none() || mounts.iter().any(is_here)
         };
         if !is_attached(&self.connection, path) {
@@ -217,7 +219,7 @@ impl Overlay {
             drop(self.pressure_connection().take());
             self.begin_pressure();
         }
-        let missing = |connection: &Connection| !is_attached(connection, &place);
+        let missing = |connection: &FuseConnection| !is_attached(connection, &place);
         if aborted || self.pressure_connection().as_ref().is_some_and(missing) {
             self.attach_pressure(path);
             return Ok(Restored::Mounts);
@@ -225,8 +227,8 @@ impl Overlay {
         Ok(Restored::Nothing)
     }
 
-    /// Takes over the files with triggers from a predecessor, as [`Self::takeover`] does with the
-    /// overlay.
+    /// Takes over the filesystem with triggers from a predecessor, as [`Self::takeover`] does for
+    /// the overlay.
     ///
     /// # Errors
     /// As [`Self::takeover`].
@@ -235,12 +237,13 @@ impl Overlay {
         let path = self.options.path.as_ref().map(|path| path.join(pressure::DIRECTORY));
         let (serving, filesystem) = (self.serving_pressure(), self.pressure_filesystem());
         let connection =
-            Connection::serve(device, init, Stage::Live, path.as_deref(), serving, filesystem)?;
+            FuseConnection::serve(device, init, Stage::Live, path.as_deref(), serving, filesystem)?;
         *self.pressure_connection() = Some(connection);
         Ok(())
     }
 
-    /// Device and INIT record of the files with triggers, to be kept like those of the overlay.
+    /// Returns device and INIT record of the filesystem with triggers, to be kept like those of the
+    /// overlay.
     #[must_use]
     pub fn pressure(&self) -> Option<(Arc<OwnedFd>, Vec<u8>)> {
         let pressure = self.pressure_connection();
@@ -248,7 +251,7 @@ impl Overlay {
         Some((Arc::clone(&connection.device), connection.init.record().to_vec()))
     }
 
-    /// Mounts of it that are attached nowhere, if it has no mount point.
+    /// Returns detached mounts of the overlay, if it has no mount point.
     #[must_use]
     pub fn detached(&self) -> Option<Detached> {
         let pressure = self.pressure_connection();
@@ -256,8 +259,7 @@ impl Overlay {
         Some(Detached { overlay: self.connection.spare.duplicate()?, pressure })
     }
 
-    /// Serves a device that was mounted elsewhere and whose INIT was not read yet; in tests, one
-    /// end of a socket pair.
+    /// Serves a device whose INIT was not read yet; in tests, one end of a socket pair.
     ///
     /// # Errors
     /// INIT cannot be read or answered, or threads cannot be started.
@@ -270,8 +272,7 @@ impl Overlay {
         Self::start(device, init, Stage::Begun, options, views)
     }
 
-    /// Takes over a device that a predecessor served, and has the kernel send again what was
-    /// left without an answer.
+    /// Takes over the device of a predecessor, and has the kernel send unanswered requests again.
     ///
     /// # Errors
     /// The record is no INIT request, or a step failed; the device can be tried again.
@@ -292,69 +293,69 @@ impl Overlay {
         mut options: MountOptions,
         views: Arc<dyn Views>,
     ) -> Result<Self, Error> {
-        // As the list of mounts has it.
+        // As mountinfo shows it.
         options.path = options.path.map(|path| mount::resolve(&path).unwrap_or(path));
         let filesystem = filesystem(&options, &views);
         let counters = filesystem.counters();
         let serving = options.serving(options.threads, Writes::Refused);
         let path = options.path.as_deref();
-        let connection = Connection::serve(device, init, stage, path, serving, filesystem)?;
+        let connection = FuseConnection::serve(device, init, stage, path, serving, filesystem)?;
         Ok(Self { connection, pressure: Mutex::default(), options, views, counters })
     }
 
-    /// Where it is mounted.
+    /// Returns the mount point.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         self.options.path.as_deref()
     }
 
-    /// The device, a duplicate of which keeps the connection alive without this process.
+    /// Returns the device. A duplicate of it keeps the connection alive without this process.
     #[must_use]
     pub fn device(&self) -> BorrowedFd<'_> {
         self.connection.device.as_fd()
     }
 
-    /// The kernel's INIT request, to be kept beside the device for a successor.
+    /// Returns the kernel's INIT request, to be kept with the device for a successor.
     #[must_use]
     pub fn init_record(&self) -> &[u8] {
         self.connection.init.record()
     }
 
-    /// The switches of the overlay and of the files with triggers: whatever is written to one aborts
-    /// its connection. A switch does nothing when its connection is gone.
+    /// Returns the abort switches of both connections: any write to one aborts its connection. A
+    /// switch has no effect when its connection is gone.
     #[must_use]
     pub fn abort_switches(&self) -> (Option<OwnedFd>, Option<OwnedFd>) {
         let pressure = self.pressure_connection();
-        (self.connection.abort_switch(), pressure.as_ref().and_then(Connection::abort_switch))
+        (self.connection.abort_switch(), pressure.as_ref().and_then(FuseConnection::abort_switch))
     }
 
-    /// What it did so far.
+    /// Returns the counters of the overlay.
     #[must_use]
     pub fn counters(&self) -> Counts {
         self.counters.counts()
     }
 
-    /// Has serving ended by itself? It does when the connection is aborted.
+    /// True if serving has ended, because the connection was aborted.
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.connection.is_finished()
     }
 
-    /// The same for the files with triggers.
+    /// True if serving of the filesystem with triggers has ended.
     #[must_use]
     pub fn pressure_is_finished(&self) -> bool {
-        self.pressure_connection().as_ref().is_some_and(Connection::is_finished)
+        self.pressure_connection().as_ref().is_some_and(FuseConnection::is_finished)
     }
 
-    /// Removes the mount with what lies upon it, ends the connections wherever they are bound, and
-    /// waits for the threads.
+    /// Removes the mount with those on it, ends both connections for all their mounts, and waits
+    /// for the threads.
     ///
     /// # Errors
     /// The kernel refuses to unmount, or the connection cannot be ended.
     pub fn unmount(self) -> Result<(), Error> {
         let Self { connection, pressure, options, .. } = self;
         let number = connection.number();
-        // Something else may be mounted there by now.
+        // Another filesystem may be mounted there by now.
         if let Some(path) = options.path
             && number.is_some()
             && mount::connection(&path, options.name) == number
@@ -362,13 +363,13 @@ impl Overlay {
             mount::detach(&path)?;
         }
         let pressure = pressure.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let pressure = pressure.map_or(Ok(()), Connection::end);
-        connection.end().and(pressure)
+        let pressure = pressure.map_or(Ok(()), FuseConnection::shut_down);
+        connection.shut_down().and(pressure)
     }
 }
 
 fn filesystem(options: &MountOptions, views: &Arc<dyn Views>) -> OverlayFilesystem {
-    OverlayFilesystem::new(options.witness.clone(), views.clone(), options.passed)
+    OverlayFilesystem::new(options.recorder.clone(), views.clone(), options.passed)
 }
 
 impl fmt::Debug for Overlay {

@@ -1,5 +1,6 @@
-//! A mount of a connection that is kept, attached nowhere: the connection can be attached from it at any
-//! time, and lives on when all of its other mounts are gone.
+//! A spare mount of a connection, which is attached nowhere. The connection can be attached from it
+//! at any time, and stays alive when all its other mounts are gone. Dropping it must not end the
+//! connection. Start reading at [`Spare::begin`].
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -8,40 +9,40 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::error::Error;
 use crate::mount::{self, Writes};
 
-/// What a mount is made with.
+/// Properties of a mount.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Kind {
+pub(crate) struct MountKind {
     /// The source, and what follows `fuse.` in the type.
     pub(crate) name: &'static str,
     pub(crate) writes: Writes,
 }
 
-/// The mount that is kept of a connection.
+/// The spare mount of a connection.
 #[derive(Debug)]
 pub(crate) struct Spare {
     device: Arc<OwnedFd>,
-    kind: Kind,
+    kind: MountKind,
     mount: Mutex<Option<OwnedFd>>,
     number: Option<u32>,
 }
 
 impl Spare {
     /// Begins a connection.
-    pub(crate) fn begin(device: Arc<OwnedFd>, kind: Kind) -> Result<Self, Error> {
+    pub(crate) fn begin(device: Arc<OwnedFd>, kind: MountKind) -> Result<Self, Error> {
         let mount = mount::detached(device.as_fd(), kind.name, kind.writes)?;
         Ok(Self::keep(device, kind, Some(mount)))
     }
 
-    /// That of a connection that was begun before, and is attached at this path if anywhere. Before
-    /// Linux 5.15 there is none, and none of a device that is a socket.
-    pub(crate) fn take_over(device: Arc<OwnedFd>, kind: Kind, path: Option<&Path>) -> Self {
+    /// Takes over an existing connection, which may be attached at this path. There is no spare
+    /// mount before Linux 5.15, nor for a device that is a socket.
+    pub(crate) fn take_over(device: Arc<OwnedFd>, kind: MountKind, path: Option<&Path>) -> Self {
         let mount = mount::detached(device.as_fd(), kind.name, kind.writes);
         let spare = Self::keep(device, kind, mount.ok());
         let number = spare.number.or_else(|| mount::connection(path?, kind.name));
         Self { number, ..spare }
     }
 
-    fn keep(device: Arc<OwnedFd>, kind: Kind, mount: Option<OwnedFd>) -> Self {
+    fn keep(device: Arc<OwnedFd>, kind: MountKind, mount: Option<OwnedFd>) -> Self {
         let number = mount.as_ref().and_then(|mount| mount::number(mount.as_fd()));
         Self { device, kind, mount: Mutex::new(mount), number }
     }
@@ -51,13 +52,13 @@ impl Spare {
         self.number
     }
 
-    /// The mount itself, for a process that attaches it in its own mount namespace.
+    /// Duplicates the mount, for a process that attaches it in its own mount namespace.
     pub(crate) fn duplicate(&self) -> Option<OwnedFd> {
         let mount = self.mount.lock().unwrap_or_else(PoisonError::into_inner);
         mount.as_ref()?.try_clone().ok()
     }
 
-    /// Attaches the mount, and keeps another one.
+    /// Attaches the mount, and makes another spare one.
     pub(crate) fn attach(
         &self,
         attach: impl FnOnce(BorrowedFd<'_>) -> Result<(), Error>,

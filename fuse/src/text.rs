@@ -1,8 +1,8 @@
-//! A column writer over one buffer that is used again and again: nothing is allocated once the
-//! buffer has grown to the size of the text.
+//! A writer of columns into a buffer that is reused: nothing is allocated once the buffer has the
+//! size of the text.
 //!
-//! It knows decimal numbers and columns, which is all that files of `/proc` are made of. It
-//! must stay free of `format!` and of anything that allocates.
+//! It writes decimal numbers and columns, which are all that files of `/proc` need. It must not use
+//! `format!` or anything else that allocates. Start reading at [`Text`].
 
 use std::fmt;
 
@@ -20,13 +20,13 @@ impl Text {
         Self { bytes: Vec::new(), line: 0 }
     }
 
-    /// What was written.
+    /// Returns the text.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Forgets what was written and keeps the buffer.
+    /// Empties the text and keeps the buffer.
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.line = 0;
@@ -38,36 +38,36 @@ impl Text {
         self.bytes.capacity()
     }
 
-    /// The buffer itself, for texts that come whole from elsewhere.
+    /// Returns the buffer, for texts that come whole from elsewhere.
     pub fn buffer(&mut self) -> &mut Vec<u8> {
         &mut self.bytes
     }
 
-    /// Bytes as they are.
+    /// Writes bytes.
     pub fn put(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
         self.bytes.extend_from_slice(bytes.as_ref());
         self
     }
 
-    /// One byte.
+    /// Writes one byte.
     pub fn byte(&mut self, byte: u8) -> &mut Self {
         self.bytes.push(byte);
         self
     }
 
-    /// One blank.
+    /// Writes a blank.
     pub fn space(&mut self) -> &mut Self {
         self.byte(b' ')
     }
 
-    /// The end of a line.
+    /// Writes a newline.
     pub fn newline(&mut self) -> &mut Self {
         self.byte(b'\n');
         self.line = self.bytes.len();
         self
     }
 
-    /// Blanks up to a column of the line, the first column being 0.
+    /// Writes blanks up to a column of the line; the first column is 0.
     pub fn pad_to(&mut self, column: usize) -> &mut Self {
         let end = self.line + column;
         if self.bytes.len() < end {
@@ -76,12 +76,12 @@ impl Text {
         self
     }
 
-    /// A decimal number.
+    /// Writes a decimal number.
     pub fn dec(&mut self, value: u64) -> &mut Self {
         self.right(value, 0)
     }
 
-    /// A decimal number, right aligned in at least `width` columns.
+    /// Writes a decimal number, right aligned in at least `width` columns.
     pub fn right(&mut self, value: u64, width: usize) -> &mut Self {
         let mut digits = [b' '; 20];
         let mut at = digits.len();
@@ -98,7 +98,7 @@ impl Text {
         self.put(&digits[first..])
     }
 
-    /// `whole.cc`: a number with two digits after the point.
+    /// Writes `whole.cc`: a number with two digits after the point.
     pub fn hundredths(&mut self, whole: u64, hundredths: u64) -> &mut Self {
         let hundredths = hundredths % 100;
         self.dec(whole).byte(b'.');

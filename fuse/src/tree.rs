@@ -1,18 +1,18 @@
-//! The directories and files of the overlay that are the same for everybody: node ids, attributes
-//! and listings, all derived from [`FILES`]. What is each caller's own is in `families/`; its ids
-//! are above those of this tree, see [`crate::families`].
+//! The fixed tree: directories and files of the overlay that every caller sees. Node ids,
+//! attributes and listings are derived from [`FILES`]. Entries that differ between callers are in
+//! `families/`; their ids are above those of this tree, see [`crate::families`].
 //!
-//! A node id is a fixed function of the path, so that a successor process, perhaps of another
-//! version, understands the ids that the kernel learnt from its predecessor. Ids fit 32 bits:
-//! they are the inode numbers, and `stat` of old 32-bit programs fails with EOVERFLOW for larger
-//! ones. Nothing here changes after the start.
+//! A node id is a fixed function of the path, so that a successor, perhaps of another version,
+//! understands the ids that the kernel has from its predecessor. Ids fit in 32 bits: they are the
+//! inode numbers, and `stat` of old 32-bit programs fails with EOVERFLOW for larger ones. Nothing
+//! changes after the start. Start reading at [`Tree`].
 
 use std::time::SystemTime;
 
 use ambit_sysinfo::hash::fnv1a;
 use fuser::{FileAttr, FileType, INodeNo};
 
-use crate::entries::Entry;
+use crate::entries::TreeEntry;
 use crate::families::FAMILIES;
 use crate::files::FILES;
 use crate::overlay::{OverlayFile, PAGE};
@@ -36,18 +36,18 @@ pub fn node_id(path: &str) -> u64 {
 pub struct Node {
     /// Its id and inode number.
     pub id: u64,
-    /// The id of the directory it is in; the root is in itself.
+    /// The id of its directory; the root is its own parent.
     pub parent: u64,
     /// Its path below the root.
     pub path: &'static str,
-    /// What it is.
-    pub kind: Kind,
+    /// Directory or file.
+    pub kind: NodeKind,
 }
 
-/// What a node is.
+/// The kind of a node.
 #[derive(Debug)]
-pub enum Kind {
-    /// A directory and the ids of what it holds, in the order of [`FILES`].
+pub enum NodeKind {
+    /// A directory with the ids of its entries, in the order of [`FILES`].
     Directory(Vec<u64>),
     /// A file.
     File(&'static dyn OverlayFile),
@@ -64,8 +64,8 @@ impl Node {
     #[must_use]
     pub fn file_type(&self) -> FileType {
         match self.kind {
-            Kind::Directory(_) => FileType::Directory,
-            Kind::File(_) => FileType::RegularFile,
+            NodeKind::Directory(_) => FileType::Directory,
+            NodeKind::File(_) => FileType::RegularFile,
         }
     }
 }
@@ -80,17 +80,17 @@ pub struct Tree {
 impl Default for Tree {
     /// The tree of [`FILES`].
     fn default() -> Self {
-        let root = Node { id: ROOT, parent: ROOT, path: "", kind: Kind::Directory(Vec::new()) };
+        let root = Node { id: ROOT, parent: ROOT, path: "", kind: NodeKind::Directory(Vec::new()) };
         let mut tree = Self { nodes: vec![root], time: SystemTime::now() };
         for file in FILES {
             let path = file.path();
             let parent = tree.add_above(path);
-            tree.add(parent, path, Kind::File(*file));
+            tree.add(parent, path, NodeKind::File(*file));
         }
         for family in FAMILIES {
             let path = family.directory();
             let parent = tree.add_above(path);
-            tree.add(parent, path, Kind::Directory(Vec::new()));
+            tree.add(parent, path, NodeKind::Directory(Vec::new()));
         }
         tree
     }
@@ -100,17 +100,17 @@ impl Tree {
     /// Adds the directories above a path, and returns the id of the nearest.
     fn add_above(&mut self, path: &'static str) -> u64 {
         path.match_indices('/').fold(ROOT, |parent, (slash, _)| {
-            self.add(parent, &path[..slash], Kind::Directory(Vec::new()))
+            self.add(parent, &path[..slash], NodeKind::Directory(Vec::new()))
         })
     }
 
     /// Adds a node unless it is there, and returns its id.
-    fn add(&mut self, parent: u64, path: &'static str, kind: Kind) -> u64 {
+    fn add(&mut self, parent: u64, path: &'static str, kind: NodeKind) -> u64 {
         let id = node_id(path);
-        if let Err(place) = self.place(id) {
+        if let Err(place) = self.position(id) {
             self.nodes.insert(place, Node { id, parent, path, kind });
-            if let Ok(directory) = self.place(parent)
-                && let Kind::Directory(children) = &mut self.nodes[directory].kind
+            if let Ok(directory) = self.position(parent)
+                && let NodeKind::Directory(children) = &mut self.nodes[directory].kind
             {
                 children.push(id);
             }
@@ -118,52 +118,53 @@ impl Tree {
         id
     }
 
-    fn place(&self, id: u64) -> Result<usize, usize> {
+    fn position(&self, id: u64) -> Result<usize, usize> {
         self.nodes.binary_search_by_key(&id, |node| node.id)
     }
 
     /// The node with this id.
     #[must_use]
     pub fn node(&self, id: u64) -> Option<&Node> {
-        self.place(id).ok().map(|place| &self.nodes[place])
+        self.position(id).ok().map(|place| &self.nodes[place])
     }
 
     /// The node at this path below the root.
     #[must_use]
-    pub fn at(&self, path: &str) -> Option<&Node> {
+    pub fn find_path(&self, path: &str) -> Option<&Node> {
         self.node(node_id(path))
     }
 
-    /// All nodes, in no order that means something.
+    /// Returns all nodes, in no particular order.
     #[must_use]
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }
 
-    /// What a directory holds under this name.
+    /// Returns the entry of this name in a directory.
     #[must_use]
     pub fn child(&self, directory: u64, name: &[u8]) -> Option<&Node> {
         self.children(directory)?.find(|node| node.name().as_bytes() == name)
     }
 
-    /// What a directory holds; `None` for what is no directory.
+    /// Iterates over the entries of a directory; `None` if it is none.
     pub fn children(&self, directory: u64) -> Option<impl Iterator<Item = &Node>> {
         match &self.node(directory)?.kind {
-            Kind::Directory(children) => Some(children.iter().filter_map(|&id| self.node(id))),
-            Kind::File(_) => None,
+            NodeKind::Directory(children) => Some(children.iter().filter_map(|&id| self.node(id))),
+            NodeKind::File(_) => None,
         }
     }
 
-    /// The attributes of a node, which are the same for everybody.
+    /// Returns the attributes of a node, which are the same for every caller.
     #[must_use]
     pub fn attributes(&self, node: &Node) -> FileAttr {
-        self.attributes_of(Entry::Fixed(node))
+        self.attributes_of(TreeEntry::Fixed(node))
     }
 
-    /// The attributes of an entry: owned by root, read-only, and files have the size of a page, as
-    /// in `/sys`. In `/proc` the kernel shows no size at all, but since Linux 6.5 sendfile(2) and
-    /// splice(2) take a file of that size in FUSE for empty, and busybox `cat` uses them.
-    pub(crate) fn attributes_of(&self, entry: Entry<'_>) -> FileAttr {
+    /// Returns the attributes of an entry: owned by root, read-only, and files have the size of a
+    /// page, as in `/sys`. The kernel's files in `/proc` have size 0, but since Linux 6.5
+    /// sendfile(2) and splice(2) take a FUSE file of that size as empty, and busybox `cat` uses
+    /// them.
+    pub(crate) fn attributes_of(&self, entry: TreeEntry<'_>) -> FileAttr {
         let kind = entry.file_type();
         let (perm, size) = match kind {
             FileType::Directory => (0o555, 0),
@@ -189,16 +190,16 @@ impl Tree {
         }
     }
 
-    /// How many directories name this one. One means "not counted": how many each caller sees in
-    /// the directory of a family, or of a member, is its own.
-    fn links(&self, entry: Entry<'_>) -> u32 {
+    /// Returns the link count. 1 means "not counted": the number of entries that a caller sees in
+    /// the directory of a family, or of a member, differs between callers.
+    fn links(&self, entry: TreeEntry<'_>) -> u32 {
         match entry {
-            Entry::Fixed(Node { kind: Kind::Directory(children), path, .. })
+            TreeEntry::Fixed(Node { kind: NodeKind::Directory(children), path, .. })
                 if FAMILIES.iter().all(|family| family.directory() != *path) =>
             {
                 let children = children.iter().filter_map(|&id| self.node(id));
                 let directories =
-                    children.filter(|child| matches!(child.kind, Kind::Directory(_))).count();
+                    children.filter(|child| matches!(child.kind, NodeKind::Directory(_))).count();
                 2 + u32::try_from(directories).unwrap_or(0)
             }
             _ => 1,
@@ -260,7 +261,7 @@ mod tests {
     #[test]
     fn everything_is_readable_and_files_have_a_size() {
         let tree = Tree::default();
-        let of = |path: &str| tree.attributes(tree.at(path).unwrap());
+        let of = |path: &str| tree.attributes(tree.find_path(path).unwrap());
         assert_eq!((of("proc/meminfo").perm, of("proc/meminfo").size), (0o444, 4096));
         assert_eq!(of("sys/devices/system/cpu/online").size, 4096);
         assert_eq!((of("").perm, of("").nlink), (0o555, 4));

@@ -1,10 +1,11 @@
-//! What is asked of a mount that this process serves, or that may never answer: by another process.
+//! Visits: what another process does at a mount that this process serves, or that may never answer.
 //!
-//! A process that waits for an answer it would have to give itself, and is killed meanwhile, stays in
-//! state D: its device is closed only when it has ended, and it ends only when it is answered. So
-//! the names of the overlay are looked up by a process that holds no device. The server waits for
-//! that one by its process descriptor, which a signal ends. In which process a visit runs is
-//! up to the program ([`Visitor`]); what it does is here ([`Visit::run`]).
+//! A process that waits for a reply that it must send itself, and is killed meanwhile, stays in
+//! state D: its device is closed only when it has ended, and it ends only when the request is
+//! answered. So names of the overlay are looked up by a process that has no device open. The server
+//! waits for that process by its pidfd, which a signal interrupts. The program supplies the
+//! function that runs a visit in another process ([`Visitor`]); the visit itself is [`Visit::run`].
+//! The server must never access its own mount in another way.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
@@ -16,38 +17,39 @@ use rustix::mount::{MoveMountFlags, UnmountFlags};
 use crate::mount::number;
 use crate::pressure;
 
-/// Mounts that may lie upon each other at the place of the pressure files.
+/// Most mounts stacked on the directory of the pressure files that are removed.
 const LAYERS: usize = 16;
 
-/// What to do at a mount. Mounts are given by descriptors, and none of them is a device.
+/// A visit. Mounts are given by descriptors, none of which is a FUSE device.
 #[derive(Debug, Clone, Copy)]
 pub enum Visit<'a> {
-    /// Look up every name that is bound into containers, and attach the pressure files upon the
+    /// Looks up every name that is bound into containers, and attaches the pressure files over the
     /// overlay.
     ///
-    /// Since Linux 6.16 a name that two look up for the first time at the same moment can be thrown
-    /// away under the one who found it: it is in the cache of names before it is marked as valid
-    /// (`fuse_lookup`, `d_time`). Who then binds it gets ENOENT (`move_mount`, `mount`), and
-    /// engines start containers at the same moment. A name that is known is safe.
+    /// Since Linux 6.16, if two processes look up a name for the first time at the same moment, its
+    /// dentry can be dropped while one of them uses it: it is in the dcache before it is marked as
+    /// valid (`fuse_lookup`, `d_time`). A bind mount of it then fails with ENOENT (`move_mount`,
+    /// `mount`), which happens when engines start containers at the same moment. A name that was
+    /// looked up before is safe.
     Names {
-        /// The overlay, attached in the visitor's mount namespace if there are pressure files.
+        /// The overlay; attached in the visitor's mount namespace if there are pressure files.
         overlay: BorrowedFd<'a>,
         /// The mount of the pressure files.
         pressure: Option<BorrowedFd<'a>>,
     },
-    /// Ask for what is never answered from a cache.
+    /// Sends a request (STATFS) that is never answered from a cache.
     Probe {
         /// Any mount.
         mount: BorrowedFd<'a>,
     },
 }
 
-/// Runs a visit in another process, no longer than this. The error is that of the visit, or why it
-/// could not be made, or ETIMEDOUT.
+/// Runs a visit in another process, for at most this duration. The error is that of the visit, the
+/// reason why it could not be run, or ETIMEDOUT.
 pub type Visitor = fn(Visit<'_>, Duration) -> rustix::io::Result<()>;
 
-/// A [`Visitor`] that makes the visit in the calling process: for programs that are not killed while they
-/// start, such as tests.
+/// A [`Visitor`] that runs the visit in the calling process, for programs that are not killed while
+/// they start, such as tests.
 ///
 /// # Errors
 /// That of the visit.
@@ -56,7 +58,7 @@ pub fn in_place(visit: Visit<'_>, _: Duration) -> rustix::io::Result<()> {
 }
 
 impl Visit<'_> {
-    /// Does it, in the calling process.
+    /// Runs the visit in the calling process.
     ///
     /// # Errors
     /// The mount does not answer, or the pressure files cannot be attached.
@@ -66,7 +68,7 @@ impl Visit<'_> {
             Self::Names { overlay, pressure } => {
                 let attached = pressure.map_or(Ok(()), |mount| attach(overlay, mount));
                 for point in crate::bind_points() {
-                    // If it is not known, the process that binds it looks it up.
+                    // Errors are ignored: the process that binds the name looks it up again.
                     let _ = find(overlay, point);
                 }
                 attached
@@ -75,7 +77,7 @@ impl Visit<'_> {
     }
 }
 
-/// Attaches the pressure files, in the place of what is mounted there.
+/// Attaches the pressure files, and removes what is mounted on their directory.
 fn attach(overlay: BorrowedFd<'_>, pressure: BorrowedFd<'_>) -> rustix::io::Result<()> {
     use std::os::fd::AsFd;
 

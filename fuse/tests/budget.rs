@@ -1,8 +1,8 @@
 #![allow(unsafe_code, reason = "counting allocations takes an allocator of our own")]
-//! What a warm request may cost, counted instead of timed: allocations.
+//! The cost of a warm request, counted in allocations instead of time.
 //!
-//! fuser allocates nothing for OPEN, READ and RELEASE, and neither do we, so the budget is 0 for
-//! both together. Directory requests, for which fuser allocates a buffer, are not warm paths.
+//! Neither fuser nor the overlay allocates for OPEN, READ and RELEASE. Directory requests, for
+//! which fuser allocates a buffer, are not tested.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,18 +22,18 @@ static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promise is the one that is asked for.
+        // SAFETY: the caller guarantees a layout of non-zero size.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: as above.
+        // SAFETY: the caller guarantees that the memory is from this allocator, with this layout.
         unsafe { System.dealloc(pointer, layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: as above.
+        // SAFETY: the caller guarantees that the memory is from this allocator, with this layout.
         unsafe { System.realloc(pointer, layout, size) }
     }
 }
@@ -54,7 +54,7 @@ fn a_warm_open_read_read_release_allocates_nothing() {
             let length = kernel.read_borrowed(node, handle, 0, 65_536).unwrap().len() as u64;
             assert!(length > 0);
             assert!(kernel.read_borrowed(node, handle, length, 65_536).unwrap().is_empty());
-            // A program that goes back to the start has the file rendered once more.
+            // A read from the start renders the file again.
             assert!(!kernel.read_borrowed(node, handle, 0, 65_536).unwrap().is_empty());
             kernel.release(node, handle);
         };

@@ -1,5 +1,5 @@
-//! A machine of 1024 processors and 4 TiB: every file is whole, none is longer than it says it can
-//! be, and what is shown grows with what the container has, not with the machine.
+//! A machine of 1024 processors and 4 TiB: every file is complete, none exceeds its announced
+//! bound, and the length depends on the container, not on the machine.
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 

@@ -1,6 +1,5 @@
-//! Random requests against the whole filesystem, each answer compared with what a simple model
-//! says it must be: open files of several containers are snapshots, whatever is read of them in
-//! whatever order, opened and closed in between.
+//! Random requests against the whole filesystem. Each answer is compared with a simple model: open
+//! files of several containers are snapshots, whatever is read, opened and closed in between.
 //!
 //! `AMBIT_MODEL_READS` sets how many reads are made; without it a debug build makes fewer.
 
@@ -21,8 +20,7 @@ mod kernel;
 /// Threads of as many containers.
 const CONTAINERS: u32 = 7;
 
-/// Every look at a container is newer than the one before, so that two texts never are alike
-/// where they show a number that moves.
+/// Every view has another moment, so that no two texts are equal.
 struct Moving(AtomicU64);
 
 /// The view of one container at one moment; the model and the server share nothing else.
@@ -36,10 +34,10 @@ fn at(container: u32, moment: u64) -> View {
     view.load.one = moment % 4096;
     view.cpu.online = (0..=container % 3).collect();
     view.cpu.times = view.cpu.online.iter().map(|cpu| (cpu, view.cpu.total)).collect();
-    view.extra.events = view.extra.events.with("pgfault", moment);
-    let mut devices = view.extra.devices.to_vec();
+    view.stats.events = view.stats.events.with("pgfault", moment);
+    let mut devices = view.stats.devices.to_vec();
     devices[0].io.reads = moment;
-    view.extra.devices = devices.into();
+    view.stats.devices = devices.into();
     view
 }
 
@@ -59,8 +57,8 @@ struct Open {
     handle: u64,
     container: u32,
     text: Vec<u8>,
-    /// Has it been read? The first read, and every read from behind the start, is of the text of
-    /// OPEN; a second read from the start renders anew.
+    /// True once it was read. The first read, and every read from behind the start, is of the text
+    /// of OPEN; a later read from the start renders the file again.
     read: bool,
 }
 
@@ -87,7 +85,7 @@ struct Model {
 }
 
 impl Model {
-    /// What the file must say if it is rendered now.
+    /// Returns the text of the file if it is rendered now.
     fn expect(&mut self, file: usize, container: u32) -> Vec<u8> {
         let next = self.clock.0.load(Ordering::Relaxed) + 1;
         self.rendered.clear();
@@ -130,14 +128,16 @@ impl Model {
             1 => 131_072,
             _ => self.dice.roll(length + 100),
         } as u32;
-        // A read from the start of what was read before, and of an empty text, is of a new one.
+        // A read from the start of a file that was read before, or of an empty text, is of a new
+        // text.
         let open = &self.open[at];
         if open.read && (offset == 0 || open.text.is_empty()) {
             let text = self.expect(file, container);
             self.open[at].text = text;
         }
         self.open[at].read = true;
-        // Whoever reads: the file is the opener's, except that a new text is the reader's own.
+        // Any thread may read: the text is the opener's, except that a new text is the reader's
+        // own.
         self.kernel.thread = container;
         let part = self.kernel.read_borrowed(self.nodes[file], handle, offset, size).unwrap();
         let text = &self.open[at].text;
@@ -153,7 +153,7 @@ impl Model {
         }
     }
 
-    /// Everything that exporters and file managers ask in between, and must change nothing.
+    /// Requests of exporters and file managers, which must change nothing.
     fn look_around(&mut self) {
         let file = self.dice.roll(FILES.len() as u64) as usize;
         let node = self.nodes[file];

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
-//! The overlay on a real mount: replaced when dead, refused when busy, ended when asked, and
-//! taken over from a server that was killed. Needs root and /dev/fuse, and fails without.
+//! The overlay on a real mount: a dead one is replaced, a busy mount point refused, serving ended,
+//! and a killed server taken over. Needs root and /dev/fuse, and fails without.
 
 use std::fs::{self, File};
 use std::io::{IoSlice, IoSliceMut, Read};
@@ -25,16 +25,16 @@ use rustix::net::{
 #[path = "fixtures/container.rs"]
 mod container;
 
-/// Set for the process that serves until it is killed.
+/// Environment variable of the process that serves until it is killed.
 const SERVE_AT: &str = "AMBIT_TEST_SERVE_AT";
 
-/// Set for one that answers nothing.
+/// The same for a server that answers nothing.
 const NEVER_ANSWERS: &str = "AMBIT_TEST_NEVER_ANSWERS";
 
 /// A directory that is unmounted and removed when the test ends, however it ends.
-struct Place(tempfile::TempDir);
+struct TestDir(tempfile::TempDir);
 
-impl Place {
+impl TestDir {
     fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
@@ -44,7 +44,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for TestDir {
     fn drop(&mut self) {
         for path in [self.overlay(), self.0.path().join("bind")] {
             while rustix::mount::unmount(&path, rustix::mount::UnmountFlags::DETACH).is_ok() {}
@@ -52,7 +52,7 @@ impl Drop for Place {
     }
 }
 
-/// Answers some requests, then keeps every caller waiting for ever.
+/// Answers some requests, then blocks every caller for ever.
 struct Stuck {
     view: Arc<View>,
     left: AtomicU64,
@@ -68,7 +68,7 @@ impl Views for Stuck {
     }
 }
 
-/// Keeps these threads waiting until they are taken off the list.
+/// Blocks these threads until they are taken off the list.
 struct Hangs {
     view: Arc<View>,
     threads: Mutex<Vec<u32>>,
@@ -83,7 +83,7 @@ impl Views for Hangs {
     }
 }
 
-/// Answers nothing, and makes a file when it is asked.
+/// Answers nothing, and creates a file at the first request.
 struct NeverAnswers(PathBuf);
 
 impl Views for NeverAnswers {
@@ -105,8 +105,8 @@ impl NeverAnswers {
     }
 }
 
-/// No test: the part of the predecessor, played in a process of its own. It hands its device and
-/// INIT record to its standard input, a socket, and serves until it is killed.
+/// No test: the predecessor, in a process of its own. It sends its device and INIT record to its
+/// standard input, a socket, and serves until it is killed.
 #[test]
 fn predecessor() {
     let Some(path) = std::env::var_os(SERVE_AT) else { return };
@@ -117,7 +117,7 @@ fn predecessor() {
         drop(Overlay::mount(options, Arc::new(NeverAnswers(asked))));
         return;
     }
-    // Two files: each is asked for by LOOKUP, which may have to tell its size, and by OPEN.
+    // Two files, with two requests each: LOOKUP, which may need the size, and OPEN.
     let views = Stuck { view: Arc::new(container::view()), left: AtomicU64::new(4) };
     let overlay = Overlay::mount(MountOptions::new(path), Arc::new(views)).unwrap();
     let pressure = overlay.pressure();
@@ -139,7 +139,7 @@ fn predecessor() {
 }
 
 /// What keeps a connection alive: its device and INIT record.
-type Kept = (OwnedFd, Vec<u8>);
+type Handover = (OwnedFd, Vec<u8>);
 
 /// Starts a predecessor and receives its device and INIT record.
 fn start_predecessor(path: &Path) -> (Child, OwnedFd, Vec<u8>) {
@@ -147,13 +147,13 @@ fn start_predecessor(path: &Path) -> (Child, OwnedFd, Vec<u8>) {
     (child, device, record)
 }
 
-/// The same, with those of the files that have triggers.
-fn start_predecessor_with_pressure(path: &Path) -> (Child, Kept, Kept) {
+/// The same, with those of the filesystem with triggers.
+fn start_predecessor_with_pressure(path: &Path) -> (Child, Handover, Handover) {
     let (child, ours) = start(path, SERVE_AT);
     (child, receive(&ours), receive(&ours))
 }
 
-/// Starts a process that serves, and what it is connected with.
+/// Starts a process that serves; returns it with the other end of its socket.
 fn start(path: &Path, how: &str) -> (Child, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let child = Command::new(std::env::current_exe().unwrap())
@@ -167,7 +167,7 @@ fn start(path: &Path, how: &str) -> (Child, UnixStream) {
     (child, ours)
 }
 
-fn receive(from: &UnixStream) -> Kept {
+fn receive(from: &UnixStream) -> Handover {
     let mut record = vec![0; 4096];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut descriptors = RecvAncillaryBuffer::new(&mut space);
@@ -197,8 +197,8 @@ fn mount_fixed(path: &Path) -> Result<Overlay, Error> {
 
 #[test]
 fn mounts_serves_and_ends() {
-    let place = Place::new();
-    let overlay = mount_fixed(&place.overlay()).unwrap();
+    let dir = TestDir::new();
+    let overlay = mount_fixed(&dir.overlay()).unwrap();
     for path in ambit_fuse::FILES.iter().map(|file| file.path()) {
         let text = fs::read_to_string(path_of(&overlay).join(path)).unwrap();
         assert!(text.ends_with('\n') || path.ends_with("/uevent"), "{path}");
@@ -224,9 +224,9 @@ fn mounts_serves_and_ends() {
 
 #[test]
 fn a_bind_does_not_keep_an_ended_server_alive() {
-    let place = Place::new();
-    let overlay = mount_fixed(&place.overlay()).unwrap();
-    let bind = place.0.path().join("bind");
+    let dir = TestDir::new();
+    let overlay = mount_fixed(&dir.overlay()).unwrap();
+    let bind = dir.0.path().join("bind");
     fs::write(&bind, "").unwrap();
     rustix::mount::mount_bind(path_of(&overlay).join("proc/uptime"), &bind).unwrap();
     assert_eq!(fs::read_to_string(&bind).unwrap(), "61.23 9.00\n");
@@ -236,13 +236,13 @@ fn a_bind_does_not_keep_an_ended_server_alive() {
 
 #[test]
 fn what_is_alive_is_left_alone() {
-    let place = Place::new();
-    let overlay = mount_fixed(&place.overlay()).unwrap();
+    let dir = TestDir::new();
+    let overlay = mount_fixed(&dir.overlay()).unwrap();
     let second = mount_fixed(path_of(&overlay)).unwrap_err();
     assert!(matches!(second, Error::Busy { .. }), "{second}");
     assert!(second.to_string().contains("ambit (fuse.ambit)"), "{second}");
-    // Another filesystem is left alone as long as it holds something.
-    let bind = place.0.path().join("bind");
+    // Another filesystem is left alone unless it is empty.
+    let bind = dir.0.path().join("bind");
     fs::create_dir(&bind).unwrap();
     let flags = rustix::mount::MountFlags::empty();
     rustix::mount::mount("tmpfs", &bind, "tmpfs", flags, None::<&std::ffi::CStr>).unwrap();
@@ -257,10 +257,10 @@ fn what_is_alive_is_left_alone() {
 
 #[test]
 fn the_mount_of_a_dead_server_is_replaced() {
-    let place = Place::new();
-    let path = place.overlay();
+    let dir = TestDir::new();
+    let path = dir.overlay();
     let (child, device, _) = start_predecessor(&path);
-    // Attributes that the kernel remembers must not make the dead look alive.
+    // Cached attributes must not make a dead server look alive.
     assert!(fs::metadata(&path).unwrap().is_dir());
     drop(device);
     kill(child);
@@ -270,10 +270,10 @@ fn the_mount_of_a_dead_server_is_replaced() {
     assert_eq!(fs::read_dir(&path).unwrap().count(), 0, "the dead mount is gone too");
 }
 
-/// Set for the process that makes a visit.
+/// Environment variable of the process that makes a visit.
 const VISIT: &str = "AMBIT_TEST_VISIT";
 
-/// No test: the part of the visitor, which has the overlay as standard input.
+/// No test: the visitor, with the overlay as standard input.
 #[test]
 fn visitor() {
     if std::env::var_os(VISIT).is_some() {
@@ -298,10 +298,10 @@ fn in_child(visit: Visit<'_>, _: Duration) -> rustix::io::Result<()> {
 
 #[test]
 fn a_server_that_is_killed_while_names_are_looked_up_ends() {
-    let place = Place::new();
+    let dir = TestDir::new();
     // Its threads answer nothing.
-    let (mut child, ..) = start(&place.overlay(), NEVER_ANSWERS);
-    let asked = place.0.path().join("made/asked");
+    let (mut child, ..) = start(&dir.overlay(), NEVER_ANSWERS);
+    let asked = dir.0.path().join("made/asked");
     while !asked.exists() {
         thread::yield_now();
     }
@@ -309,9 +309,9 @@ fn a_server_that_is_killed_while_names_are_looked_up_ends() {
     let until = Instant::now() + Duration::from_secs(20);
     while child.try_wait().unwrap().is_none() {
         if Instant::now() > until {
-            // The only way out of state D.
+            // Only an abort ends state D.
             let flags = rustix::mount::UnmountFlags::FORCE;
-            let _ = rustix::mount::unmount(place.overlay(), flags);
+            let _ = rustix::mount::unmount(dir.overlay(), flags);
             panic!("a server that was killed waits for itself");
         }
         thread::sleep(Duration::from_millis(20));
@@ -320,10 +320,10 @@ fn a_server_that_is_killed_while_names_are_looked_up_ends() {
 
 #[test]
 fn what_was_unmounted_is_attached_again() {
-    let place = Place::new();
-    let overlay = mount_fixed(&place.overlay()).unwrap();
+    let dir = TestDir::new();
+    let overlay = mount_fixed(&dir.overlay()).unwrap();
     let path = path_of(&overlay).to_owned();
-    let bind = place.0.path().join("bind");
+    let bind = dir.0.path().join("bind");
     fs::write(&bind, "").unwrap();
     rustix::mount::mount_bind(path.join("proc/uptime"), &bind).unwrap();
     let detach = |path: &Path| {
@@ -351,9 +351,9 @@ fn what_was_unmounted_is_attached_again() {
 }
 
 #[test]
-fn what_is_mounted_at_its_place_meanwhile_stays() {
-    let place = Place::new();
-    let overlay = mount_fixed(&place.overlay()).unwrap();
+fn a_foreign_mount_at_the_mount_point_stays() {
+    let dir = TestDir::new();
+    let overlay = mount_fixed(&dir.overlay()).unwrap();
     let path = path_of(&overlay).to_owned();
     rustix::mount::unmount(&path, rustix::mount::UnmountFlags::DETACH).unwrap();
     let flags = rustix::mount::MountFlags::empty();
@@ -367,11 +367,11 @@ fn what_is_mounted_at_its_place_meanwhile_stays() {
 
 #[test]
 fn files_with_triggers_whose_connection_was_aborted_are_served_anew() {
-    let place = Place::new();
-    let overlay = mount_fixed(&place.overlay()).unwrap();
+    let dir = TestDir::new();
+    let overlay = mount_fixed(&dir.overlay()).unwrap();
     let path = path_of(&overlay).to_owned();
     let pressure = path.join("proc/pressure");
-    // Ends the connection, whether or not it can be unmounted.
+    // MNT_FORCE aborts the connection even if the unmount fails.
     let _ = rustix::mount::unmount(&pressure, rustix::mount::UnmountFlags::FORCE);
     while !overlay.pressure_is_finished() {
         thread::yield_now();
@@ -384,8 +384,8 @@ fn files_with_triggers_whose_connection_was_aborted_are_served_anew() {
 
 #[test]
 fn a_successor_answers_what_was_in_flight() {
-    let place = Place::new();
-    let path = place.overlay();
+    let dir = TestDir::new();
+    let path = dir.overlay();
     let (child, device, record) = start_predecessor(&path);
     let kept = File::open(path.join("proc/meminfo")).unwrap();
     let mut start = [0; 100];
@@ -401,8 +401,8 @@ fn a_successor_answers_what_was_in_flight() {
             })
         })
         .collect();
-    // The predecessor has answered all it will: two requests stick to its threads, one stays in
-    // the queue. If they should come later than that, the successor answers them all the same.
+    // The predecessor answers nothing more: two requests block its threads, one stays in the queue.
+    // If they come later, the successor answers them all the same.
     thread::sleep(Duration::from_millis(100));
     kill(child);
 
@@ -412,7 +412,7 @@ fn a_successor_answers_what_was_in_flight() {
         let text = reader.join().unwrap().unwrap();
         assert!(text.starts_with("cpu  30 0 12 900"), "{text}");
     }
-    // A file that was open all the time reads on.
+    // A file that stayed open can be read on.
     let mut rest = Vec::new();
     (&kept).read_to_end(&mut rest).unwrap();
     assert!(rest.starts_with(&start));
@@ -424,8 +424,8 @@ fn a_successor_answers_what_was_in_flight() {
 
 #[test]
 fn the_files_with_triggers_are_taken_over_too() {
-    let place = Place::new();
-    let path = place.overlay();
+    let dir = TestDir::new();
+    let path = dir.overlay();
     let (child, (device, record), (second, second_record)) = start_predecessor_with_pressure(&path);
     let memory = path.join("proc/pressure/memory");
     assert!(fs::metadata(&memory).unwrap().is_file());
@@ -442,10 +442,11 @@ fn the_files_with_triggers_are_taken_over_too() {
 
 #[test]
 fn others_are_served_while_every_thread_hangs() {
-    // As a kernel of today is served, and as one before 6.9: on a device of its own for each session.
+    // Served as on a current kernel, and as before 6.9: with a clone of the device for each
+    // session.
     for minor in [None, Some(39u32)] {
-        let place = Place::new();
-        let path = place.overlay();
+        let dir = TestDir::new();
+        let path = dir.overlay();
         let (child, device, mut record) = start_predecessor(&path);
         kill(child);
         if let Some(minor) = minor {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use ambit_keeper::link::{Held, Link};
+use ambit_keeper::client::{Inherited, KeeperClient};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use super::Error;
@@ -33,7 +33,7 @@ impl Runtime {
         }
     }
 
-    fn take(self, peer: Peer, threads: &Arc<Threads>, link: &Link) {
+    fn take(self, peer: Peer, threads: &Arc<Threads>, link: &KeeperClient) {
         match self {
             Self::Oci => oci::accepted(peer, threads, link),
             Self::Lxc => threads.watch(Arc::new(lxc::Connection::accepted(peer, link.clone()))),
@@ -54,7 +54,7 @@ struct Shared {
     wake: OwnedFd,
     stopping: AtomicBool,
     threads: Arc<Threads>,
-    link: Link,
+    link: KeeperClient,
 }
 
 impl Acceptor {
@@ -63,8 +63,8 @@ impl Acceptor {
         sockets: Vec<(Runtime, PathBuf)>,
         is_successor: bool,
         threads: Arc<Threads>,
-        link: &Link,
-        held: &mut Held,
+        link: &KeeperClient,
+        held: &mut Inherited,
     ) -> Result<Self, Error> {
         let mut entrances = Vec::new();
         for (runtime, path) in sockets {

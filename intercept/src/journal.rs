@@ -10,7 +10,7 @@ use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ambit_keeper::link::{Held, Link};
+use ambit_keeper::client::{Inherited, KeeperClient};
 use ambit_keeper::memory::{Lasting, Memory};
 use ambit_sysinfo::{Account, Budget, Charge, What};
 use libseccomp_sys::{seccomp_data, seccomp_notif, seccomp_notif_resp};
@@ -75,7 +75,7 @@ pub(super) struct Left {
 
 impl Journal {
     /// Takes over the journal of a predecessor, or begins one.
-    pub(super) fn open(link: &Link, held: &mut Held) -> Result<Arc<Self>, Error> {
+    pub(super) fn open(link: &KeeperClient, held: &mut Inherited) -> Result<Arc<Self>, Error> {
         let (slots, fresh) = Memory::open(NAME, SLOTS, link, held)
             .map_err(|source| Error::System { what: "no memory for the journal", source })?;
         let places = Budget::new(What::Calls, SLOTS);
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn a_slot_is_taken_and_given_back() {
-        let journal = Journal::open(&Link::default(), &mut Held::default()).unwrap();
+        let journal = Journal::open(&KeeperClient::default(), &mut Inherited::default()).unwrap();
         let payer = payer("a");
         let (first, second) = (journal.entry(&payer), journal.entry(&payer));
         assert_ne!(first.index, second.index);
@@ -256,7 +256,7 @@ mod tests {
 
     #[test]
     fn more_calls_than_slots_are_answered_too() {
-        let journal = Journal::open(&Link::default(), &mut Held::default()).unwrap();
+        let journal = Journal::open(&KeeperClient::default(), &mut Inherited::default()).unwrap();
         let payer = payer("a");
         let entries: Vec<_> = (0..SLOTS + 2).map(|_| journal.entry(&payer)).collect();
         assert!(entries[SLOTS].index.is_none());
@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn a_container_with_many_calls_leaves_slots_for_others() {
-        let journal = Journal::open(&Link::default(), &mut Held::default()).unwrap();
+        let journal = Journal::open(&KeeperClient::default(), &mut Inherited::default()).unwrap();
         let (one, other) = (payer("a"), payer("b"));
         let entries: Vec<_> = (0..SLOTS).map(|_| journal.entry(&one)).collect();
         let has_slot = |entry: &&Entry| entry.index.is_some();

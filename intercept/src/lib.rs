@@ -18,6 +18,7 @@ mod arch;
 mod audit;
 mod bucket;
 mod call;
+mod call_recorder;
 mod caller_thread;
 mod counters;
 mod cpu_mask;
@@ -50,19 +51,19 @@ mod transport;
 mod trapped;
 mod verdict;
 mod warden;
-mod witness;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use ambit_keeper::link::{Held, Link};
+use ambit_keeper::client::{Inherited, KeeperClient};
 use ambit_sysinfo::Views;
 
 pub use account::ContainerCounts;
 pub use arch::Abi;
 pub use call::Call;
+pub use call_recorder::{CallRecorder, InHand};
 pub use counters::{CallCount, Counts};
 pub use error::Error;
 pub use policies::{Container, Matcher, Policies};
@@ -71,7 +72,6 @@ pub use syscalls::context::Context;
 pub use syscalls::handler::{Cost, Description, Handler, Repeat, Screen};
 pub use syscalls::{HANDLERS, Settings, VIEW};
 pub use verdict::{Cause, Refusal, Verdict};
-pub use witness::{InHand, Witness};
 
 use accept::{Acceptor, Runtime};
 use journal::Journal;
@@ -100,7 +100,7 @@ pub struct Options {
     /// Who acts, for handlers that need it.
     pub acts: Option<Arc<acts::Acts>>,
     /// Who knows which calls must not be handled.
-    pub witness: Option<Arc<dyn Witness>>,
+    pub call_recorder: Option<Arc<dyn CallRecorder>>,
     /// Containers have what a predecessor left: a socket that cannot be bound is no reason to end.
     pub is_successor: bool,
 }
@@ -129,7 +129,7 @@ impl Notifier {
     /// # Errors
     /// The kernel lacks user notification, or a socket cannot be bound.
     pub fn start(views: Arc<dyn Views>, options: Options) -> Result<Self, Error> {
-        Self::take_over(views, options, &Link::default(), &mut Held::default())
+        Self::take_over(views, options, &KeeperClient::default(), &mut Inherited::default())
     }
 
     /// Starts with what a predecessor left with the keeper: sockets, listeners and connections.
@@ -139,14 +139,17 @@ impl Notifier {
     pub fn take_over(
         views: Arc<dyn Views>,
         options: Options,
-        link: &Link,
-        held: &mut Held,
+        link: &KeeperClient,
+        held: &mut Inherited,
     ) -> Result<Self, Error> {
-        let Options { oci_socket, lxc_socket, policies, acts, witness, is_successor } = options;
+        let Options { oci_socket, lxc_socket, policies, acts, call_recorder, is_successor } =
+            options;
         listener::check_sizes()?;
         let journal = Journal::open(link, held)?;
-        let pipeline =
-            Pipeline::new(views).with_acts(acts).with_policies(policies).with_witness(witness);
+        let pipeline = Pipeline::new(views)
+            .with_acts(acts)
+            .with_policies(policies)
+            .with_call_recorder(call_recorder);
         // From here on, dropping it stops what runs already.
         let mut notifier = Self { threads: Threads::start(pipeline, journal)?, acceptor: None };
         let threads = Arc::clone(&notifier.threads);
@@ -176,7 +179,7 @@ impl Notifier {
     }
 
     /// Goes on with the listeners of a predecessor.
-    fn take_listeners(&self, link: &Link, held: &mut Held) {
+    fn take_listeners(&self, link: &KeeperClient, held: &mut Inherited) {
         for (number, fd) in held.take_numbered(listener::LISTENER) {
             let about = held.take_bytes(&format!("{}{number}", listener::ABOUT));
             // Without it the container has what all have: it came the moment the server died.
@@ -299,7 +302,7 @@ mod tests {
             tasks: Tasks { total: 3, ..Tasks::default() },
             load: Load::default(),
             clock: Clock::default(),
-            extra: ambit_sysinfo::extra::Extra::default(),
+            stats: ambit_sysinfo::stats::Stats::default(),
         }
     }
 

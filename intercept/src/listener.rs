@@ -7,7 +7,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use ambit_keeper::link::Link;
+use ambit_keeper::client::KeeperClient;
 use ambit_kernel::sys;
 use libseccomp_sys::{
     SECCOMP_ADDFD_FLAG_SEND, SECCOMP_USER_NOTIF_FLAG_CONTINUE, seccomp_data, seccomp_notif,
@@ -44,7 +44,7 @@ pub(super) struct Listener {
 /// What the keeper has of a listener.
 #[derive(Debug)]
 struct Kept {
-    link: Link,
+    link: KeeperClient,
     number: u64,
 }
 
@@ -66,7 +66,7 @@ impl Listener {
     }
 
     /// The keeper has it under this number.
-    pub(super) fn kept(self, link: Link, number: u64) -> Self {
+    pub(super) fn kept(self, link: KeeperClient, number: u64) -> Self {
         Self { kept: Some(Kept { link, number }), ..self }
     }
 

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ambit_keeper::link::Link;
+use ambit_keeper::client::KeeperClient;
 use ambit_kernel::channel;
 use ambit_sysinfo::Limiter;
 use libseccomp_sys::{seccomp_notif, seccomp_notif_resp};
@@ -78,7 +78,7 @@ struct Monitor {
     /// Its listener has been told how to wake.
     takes_turns: AtomicBool,
     trouble: Limiter,
-    link: Link,
+    link: KeeperClient,
     /// The number of the connection with the keeper.
     number: u64,
 }
@@ -110,7 +110,7 @@ type Descriptors = [Option<OwnedFd>; 3];
 
 impl Connection {
     /// A connection that a monitor has just made.
-    pub(super) fn accepted(peer: Peer, link: Link) -> Self {
+    pub(super) fn accepted(peer: Peer, link: KeeperClient) -> Self {
         let Peer { fd, pid } = peer;
         let number = link.number();
         link.store(&format!("{CONNECTION}{number}"), &fd);
@@ -121,7 +121,7 @@ impl Connection {
     pub(super) fn take_over(
         fd: OwnedFd,
         number: u64,
-        link: Link,
+        link: KeeperClient,
         journal: &Arc<Journal>,
     ) -> Option<Self> {
         let monitor = getsockopt(&fd, PeerCredentials).ok()?.pid();
@@ -133,7 +133,7 @@ impl Connection {
         fd: OwnedFd,
         pid: i32,
         number: u64,
-        link: Link,
+        link: KeeperClient,
         left: Mutex<Option<Box<(Left, Entry)>>>,
     ) -> Self {
         let (member, takes_turns) = (Mutex::default(), AtomicBool::new(false));
@@ -396,7 +396,7 @@ mod tests {
 
     use super::super::tests::Fixed;
     use super::*;
-    use ambit_keeper::link::Held;
+    use ambit_keeper::client::Inherited;
 
     struct Peer {
         fd: OwnedFd,
@@ -409,9 +409,15 @@ mod tests {
         fn new() -> Self {
             let (fd, server) = channel::pair().unwrap();
             let pid = i32::try_from(std::process::id()).unwrap();
-            let connection =
-                Arc::new(Connection::new(server, pid, 0, Link::default(), Mutex::default()));
-            let journal = Journal::open(&Link::default(), &mut Held::default()).unwrap();
+            let connection = Arc::new(Connection::new(
+                server,
+                pid,
+                0,
+                KeeperClient::default(),
+                Mutex::default(),
+            ));
+            let journal =
+                Journal::open(&KeeperClient::default(), &mut Inherited::default()).unwrap();
             let pipeline = Arc::new(Pipeline::new(Arc::new(Fixed::new())));
             Self { fd, connection, pipeline, journal }
         }
@@ -556,7 +562,7 @@ mod tests {
     fn another_pid_namespace_is_left_to_the_kernel() {
         let mut monitor = Peer::new();
         let fd = monitor.connection.fd.try_clone().unwrap();
-        let foreign = Connection::new(fd, 1, 0, Link::default(), Mutex::default());
+        let foreign = Connection::new(fd, 1, 0, KeeperClient::default(), Mutex::default());
         monitor.connection = Arc::new(foreign);
         let proc = File::open("/proc/self").unwrap();
         let (_, answer) = monitor.ask(&packet("x", 0), &[proc.as_fd(), memory().as_fd()]);

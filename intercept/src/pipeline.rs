@@ -17,6 +17,7 @@ use super::account::{Account, Accounts};
 use super::acting::Acting;
 use super::acts::Acts;
 use super::audit::{Audit, Caller, Notes, Record};
+use super::call_recorder::{CallRecorder, InHand};
 use super::counters::{Counters, Outcome};
 use super::dispatch::Dispatch;
 use super::memory::Memory;
@@ -24,7 +25,6 @@ use super::policies::{Current, Policies};
 use super::policy::Policy;
 use super::syscalls::HANDLERS;
 use super::trapped::Trapped;
-use super::witness::{InHand, Witness};
 use crate::pending::Pending;
 use crate::syscalls::context::Context;
 use crate::syscalls::handler::{Handler, Repeat};
@@ -42,7 +42,7 @@ pub(super) struct Pipeline {
     acts: Option<Arc<Acts>>,
     acting: Acting,
     policies: Current,
-    witness: Option<Arc<dyn Witness>>,
+    call_recorder: Option<Arc<dyn CallRecorder>>,
 }
 
 impl Pipeline {
@@ -62,7 +62,7 @@ impl Pipeline {
             acts,
             acting,
             policies,
-            witness: None,
+            call_recorder: None,
         }
     }
 
@@ -82,8 +82,8 @@ impl Pipeline {
     }
 
     /// Records calls that are in hand.
-    pub(super) fn with_witness(self, witness: Option<Arc<dyn Witness>>) -> Self {
-        Self { witness, ..self }
+    pub(super) fn with_call_recorder(self, call_recorder: Option<Arc<dyn CallRecorder>>) -> Self {
+        Self { call_recorder, ..self }
     }
 
     /// Looks up the call of a thread.
@@ -144,7 +144,10 @@ impl Pipeline {
         let (verdict, outcome) = if trapped.is_inspected {
             // While it lives, the call is in hand.
             let (tid, data) = (trapped.call.tid, &trapped.data);
-            let in_hand = self.witness.as_deref().map(|witness| InHand::begin(witness, tid, data));
+            let in_hand = self
+                .call_recorder
+                .as_deref()
+                .map(|call_recorder| InHand::begin(call_recorder, tid, data));
             match in_hand {
                 Some(None) => (Verdict::Continue, Outcome::Failed),
                 _ => self.answer(HANDLERS[handler], trapped, pending, memory, repeat),

@@ -1,4 +1,4 @@
-//! Points in time as RFC 3339 has them, in UTC.
+//! Formats times according to RFC 3339, in UTC.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -24,7 +24,7 @@ pub fn seconds(time: SystemTime) -> String {
     whole.split('.').next().map_or(String::new(), |text| format!("{text}Z"))
 }
 
-/// Year, month and day, so many days after 1970 began.
+/// Returns year, month and day of a number of days since 1970-01-01.
 fn date(mut days: u64) -> (u64, u64, u64) {
     let leap = |year: u64| {
         year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_those_of_the_calendar() {
+    fn leap_years_and_ends_of_months_are_correct() {
         for (seconds, text) in [
             (0, "1970-01-01T00:00:00"),
             (951_782_400, "2000-02-29T00:00:00"),

@@ -1,8 +1,10 @@
-//! The processes that the keeper starts: servers, each with its broker, which is no child of it. Filters
-//! and lost capabilities pass to descendants, and those of a server must not bind a helper.
+//! The processes that the keeper starts: servers, each with a broker.
 //!
-//! Nothing here waits: messages that a server does not take are sent later, and what was killed is
-//! collected when it has ended.
+//! The broker is a child of the keeper and not of the server: seccomp filters and dropped
+//! capabilities pass to descendants, and those of a server must not apply to helpers.
+//!
+//! Nothing here blocks: messages that a server does not read are sent later, and killed processes
+//! are reaped when they have ended.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, ExitStatus, Stdio};
@@ -18,11 +20,11 @@ use super::edition::Edition;
 use super::program::Program;
 use super::wire::{self, Outbox};
 
-/// A server that says nothing for so long has stopped working.
-const SILENCE: Duration = Duration::from_secs(10);
-/// How long a server may take until it serves.
-const START: Duration = Duration::from_secs(20);
-/// How long a new program may take for its check.
+/// A server that sends nothing for this long is killed.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a server may take from its start until it serves.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a new program may take to check itself.
 pub(super) const CHECK: Duration = Duration::from_secs(10);
 /// The longest pause before another broker is started.
 const BROKER_PAUSE: Duration = Duration::from_secs(1);
@@ -47,14 +49,14 @@ impl Process {
         match pidfd_open(rustix::process::Pid::from_child(&child), PidfdFlags::empty()) {
             Ok(pidfd) => Ok(Self { child, pidfd }),
             Err(errno) => {
-                // Its connection is closed: it ends by itself, if it is not killed.
+                // If kill(2) fails, it still ends: its connection is closed.
                 let _ = child.kill();
                 Err(errno).context("pidfd_open (Linux 5.3)")
             }
         }
     }
 
-    /// How it ended, if it has.
+    /// Returns `None` while it runs, then its exit status, if that is known.
     pub(super) fn ended(&mut self) -> Option<Option<ExitStatus>> {
         match self.child.try_wait() {
             Ok(None) => None,
@@ -64,24 +66,24 @@ impl Process {
     }
 
     pub(super) fn kill(&mut self) {
-        // It may have ended.
+        // An error means that it has ended.
         let _ = self.child.kill();
     }
 }
 
-/// Processes that are not needed any more and have not ended yet.
+/// Processes that were killed and have not been reaped yet.
 #[derive(Debug, Default)]
-pub(super) struct Graveyard(pub(super) Vec<Process>);
+pub(super) struct Dying(pub(super) Vec<Process>);
 
-impl Graveyard {
-    /// Kills a process, and collects it later.
-    pub(super) fn bury(&mut self, mut process: Process) {
+impl Dying {
+    /// Kills a process, to reap it later.
+    pub(super) fn dismiss(&mut self, mut process: Process) {
         process.kill();
         self.0.push(process);
     }
 
-    /// Collects those that have ended.
-    pub(super) fn collect(&mut self) {
+    /// Reaps the processes that have ended.
+    pub(super) fn reap(&mut self) {
         self.0.retain_mut(|process| process.ended().is_none());
     }
 }
@@ -91,14 +93,14 @@ impl Graveyard {
 pub(super) struct Broker {
     pub(super) process: Option<Process>,
     started: Instant,
-    /// When another one is started, if there is none.
+    /// When the next broker is started, if there is none.
     pub(super) due: Instant,
     pause: Duration,
-    /// What was said last of why there is none.
-    complaint: String,
+    /// The last logged reason why there is none.
+    last_error: String,
 }
 
-/// A process that serves, or is about to.
+/// A server: the one that serves, the standby or the candidate.
 #[derive(Debug)]
 pub(super) struct Server {
     pub(super) process: Process,
@@ -110,20 +112,20 @@ pub(super) struct Server {
     pub(super) heard: Instant,
     pub(super) is_candidate: bool,
     pub(super) prepared: bool,
-    /// Since when it serves.
+    /// When it began to serve.
     pub(super) serving: Option<Instant>,
-    /// It will say nothing more, but has not ended yet.
-    pub(super) is_mute: bool,
+    /// True if it has closed its connection, but has not ended yet.
+    pub(super) is_disconnected: bool,
     /// When it was killed.
     pub(super) killed: Option<Instant>,
-    /// Why it cannot serve, in its own words.
+    /// Why it cannot serve: the error that it has sent.
     pub(super) failure: Option<String>,
     /// The configuration that it has read from disk.
     pub(super) configuration: Option<OwnedFd>,
 }
 
 impl Server {
-    /// Starts one and its broker; one that is a candidate checks itself first.
+    /// Starts a server and its broker. A candidate checks itself first.
     pub(super) fn start(
         edition: &Edition,
         arguments: &[std::ffi::OsString],
@@ -141,11 +143,11 @@ impl Server {
         }
         let (connection, brokers) = wire::pair().context("socketpair")?;
         outbox.push(format!("{} {restarts}", wire::BROKER), Some(Rc::new(connection)));
-        // The socket is empty, and all of it must be there when the server begins.
+        // The socket's buffer is empty, and the server expects all of these when it starts.
         anyhow::ensure!(outbox.flush(socket.as_fd()).context("sendmsg")?, "sendmsg: no room");
         let own = arguments.iter().map(AsRef::as_ref).chain(["--kept".as_ref()]);
         let process = Process::start(&edition.program, &own.collect::<Vec<_>>(), theirs)?;
-        // If that fails, the connection is that of a broker that has died.
+        // If that fails, the server sees a broker that has died.
         let mut broker = Broker::new();
         broker.start_at(&edition.program, arguments, brokers);
         let now = Instant::now();
@@ -160,90 +162,92 @@ impl Server {
             is_candidate,
             prepared: false,
             serving: None,
-            is_mute: false,
+            is_disconnected: false,
             killed: None,
             failure: None,
             configuration: None,
         })
     }
 
-    /// The same, whose turn it is from now on.
-    pub(super) fn begin(self) -> Self {
+    /// Returns the standby as the server, with its times counted from now.
+    pub(super) fn promote(self) -> Self {
         let now = Instant::now();
         Self { started: now, heard: now, ..self }
     }
 
-    /// Says something to it, now or when it reads.
-    pub(super) fn say(&mut self, text: impl Into<String>, fd: Option<Rc<OwnedFd>>) {
+    /// Sends a message to it, now or when it reads.
+    pub(super) fn send(&mut self, text: impl Into<String>, fd: Option<Rc<OwnedFd>>) {
         self.outbox.push(text.into(), fd);
         self.flush();
     }
 
-    /// Sends what waits. When it is gone, that is seen elsewhere.
+    /// Sends the pending messages. Errors are ignored: the end of the process is reported by its
+    /// pidfd.
     pub(super) fn flush(&mut self) {
         let _ = self.outbox.flush(self.socket.as_fd());
     }
 
-    pub(super) fn has_more_to_hear(&self) -> bool {
+    /// True if messages to it are pending.
+    pub(super) fn has_unsent(&self) -> bool {
         !self.outbox.is_empty()
     }
 
-    /// What it says, if it has said something.
+    /// Returns the next message from it, if there is one.
     pub(super) fn receive(&mut self) -> Option<(String, Option<OwnedFd>)> {
         match wire::receive(&self.socket, RecvFlags::DONTWAIT) {
             Ok(Some(message)) => Some(message),
-            // A process that dies takes a while to lay down what it has, and needs processors for it.
+            // A dying process closes its descriptors some time before it has ended.
             Ok(None) => {
-                self.is_mute = true;
+                self.is_disconnected = true;
                 None
             }
             Err(_) => None,
         }
     }
 
-    /// How long it has served, as far as it was heard of.
+    /// Returns how long it had served when its last message came.
     pub(super) fn served(&self) -> Option<Duration> {
         self.serving.map(|since| self.heard.saturating_duration_since(since))
     }
 
-    /// When it has been silent for too long.
+    /// Returns when it will have been silent for too long.
     pub(super) fn silent_at(&self) -> Instant {
         self.heard
             + if !self.prepared && self.is_candidate {
                 CHECK
             } else if self.serving.is_some() {
-                SILENCE
+                SILENCE_TIMEOUT
             } else {
-                START
+                START_TIMEOUT
             }
     }
 
-    /// Replaces its broker if that has ended; `restarts` counts those.
-    pub(super) fn look_at_broker(&mut self, arguments: &[std::ffi::OsString], restarts: &mut u64) {
+    /// Replaces its broker if that has ended. `restarts` counts the brokers that were replaced.
+    pub(super) fn check_broker(&mut self, arguments: &[std::ffi::OsString], restarts: &mut u64) {
         if let Some(process) = &mut self.broker.process {
             let Some(end) = process.ended() else { return };
-            // One that ends in order has lost its server, whose end is seen in a moment.
+            // A broker exits with status 0 when its server has ended.
             if end.is_none_or(|end| !end.success()) {
                 let how = end.map_or("for no known reason".to_owned(), |end| end.to_string());
-                self.broker.complain(format!("the broker ended ({how}) and is started again"));
+                self.broker.log_error(format!("the broker ended ({how}) and is started again"));
                 *restarts += 1;
             }
             self.broker.process = None;
-            self.broker.wait();
+            self.broker.schedule();
         }
         if self.broker.due > Instant::now() {
             return;
         }
         if let Some(connection) = self.broker.start(&self.edition.program, arguments) {
-            self.say(format!("{} {restarts}", wire::BROKER), Some(connection));
+            self.send(format!("{} {restarts}", wire::BROKER), Some(connection));
         }
     }
 
-    /// Lets go of it: it and its broker have nothing to do any more.
-    pub(super) fn bury(self, graveyard: &mut Graveyard) {
-        // Requests that the broker has not read yet are those of a server that is gone.
+    /// Kills it and its broker.
+    pub(super) fn dismiss(self, dying: &mut Dying) {
+        // The broker's unread requests are from this server, so they are not needed any more.
         for process in [Some(self.process), self.broker.process].into_iter().flatten() {
-            graveyard.bury(process);
+            dying.dismiss(process);
         }
     }
 }
@@ -251,29 +255,29 @@ impl Server {
 impl Broker {
     fn new() -> Self {
         let now = Instant::now();
-        let (process, pause, complaint) = (None, Duration::ZERO, String::new());
-        Self { process, started: now, due: now, pause, complaint }
+        let (process, pause, last_error) = (None, Duration::ZERO, String::new());
+        Self { process, started: now, due: now, pause, last_error }
     }
 
-    /// Has the next one start later and later, unless this one has lived for long.
-    fn wait(&mut self) {
+    /// Schedules the next start, after a pause that doubles unless the last broker has lived long.
+    fn schedule(&mut self) {
         if self.started.elapsed() > BROKER_PAUSE * 10 {
             self.pause = Duration::ZERO;
-            self.complaint.clear();
+            self.last_error.clear();
         }
         self.pause = (self.pause * 2).clamp(Duration::from_millis(10), BROKER_PAUSE);
         self.due = Instant::now() + self.pause;
     }
 
-    /// Says why there is none, once for brokers that end one after the other.
-    fn complain(&mut self, complaint: String) {
-        if complaint != self.complaint {
-            stderr::line(&complaint);
-            self.complaint = complaint;
+    /// Logs why there is no broker, once for the same reason.
+    fn log_error(&mut self, error: String) {
+        if error != self.last_error {
+            stderr::line(&error);
+            self.last_error = error;
         }
     }
 
-    /// Starts one, and returns the server's connection to it.
+    /// Starts a broker, and returns the server's connection to it.
     fn start(
         &mut self,
         program: &Program,
@@ -282,14 +286,14 @@ impl Broker {
         match wire::pair() {
             Ok((ours, theirs)) => self.start_at(program, arguments, theirs).then(|| Rc::new(ours)),
             Err(error) => {
-                self.complain(format!("no broker: socketpair: {error}"));
-                self.wait();
+                self.log_error(format!("no broker: socketpair: {error}"));
+                self.schedule();
                 None
             }
         }
     }
 
-    /// Starts one at this end of a connection. If that fails, it is tried again after a pause.
+    /// Starts a broker with this end of a connection. If that fails, schedules another attempt.
     fn start_at(
         &mut self,
         program: &Program,
@@ -304,16 +308,16 @@ impl Broker {
                 true
             }
             Err(error) => {
-                self.complain(format!("no broker: {}", one_line(&error)));
-                self.wait();
+                self.log_error(format!("no broker: {}", one_line(&error)));
+                self.schedule();
                 false
             }
         }
     }
 }
 
-/// True if the kernel had no room for a process or a descriptor: nothing is wrong with the program.
-pub(super) fn is_want_of_room(error: &anyhow::Error) -> bool {
+/// True if the kernel was out of processes, memory or descriptors. The program is not at fault.
+pub(super) fn is_out_of_resources(error: &anyhow::Error) -> bool {
     let number = error.chain().find_map(|cause| {
         let of_std = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
         of_std.or_else(|| Some(cause.downcast_ref::<rustix::io::Errno>()?.raw_os_error()))

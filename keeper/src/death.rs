@@ -1,8 +1,8 @@
-//! The end of a server: whether it has come, and what follows.
+//! The end of a server: detects it, and starts what follows.
 //!
-//! A server that is silent is killed. One that does not end even then sleeps in the kernel, where no
-//! signal reaches it (state D): its FUSE connections are aborted, so that the next server can mount
-//! new ones, and it is not waited for any more.
+//! The keeper kills a server that sends nothing. A server that does not end after SIGKILL is in
+//! uninterruptible sleep (state D): the keeper aborts its FUSE connections, so that the next server
+//! can mount new ones, and stops waiting for it.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, ExitStatus};
@@ -13,39 +13,44 @@ use anyhow::Context;
 use nix::sys::signal::Signal;
 
 use super::child::Process;
-use super::process::{Keeper, LAST_MOMENT, LONGEST_PAUSE, Stop};
+use super::process::{Keeper, LONGEST_PAUSE, SHUTDOWN_TIMEOUT, Stop};
 use super::wire;
 
-/// A process that has not ended so long after SIGKILL is in state D, and may be for ever.
+/// A process that has not ended this long after SIGKILL is in state D, and may stay there for ever.
 const UNKILLABLE: Duration = Duration::from_secs(60);
-/// A server that lives longer than this did not fail at once.
+/// A server that lives longer than this is restarted without a pause.
 const STABLE: Duration = Duration::from_secs(2);
-/// The longest pause after one that has served for a moment.
+/// The longest pause after a server that has served.
 const SHORT_PAUSE: Duration = Duration::from_millis(16);
-/// How long the search for dead files may take.
+/// The time limit of the search for dead files.
 const SEARCH: Duration = Duration::from_secs(30);
-/// What belongs to a FUSE connection in the store, and the names of the connections.
+/// The suffixes of the names of a FUSE connection's descriptors in the store, and the connections.
 const OF_CONNECTION: [&str; 3] = ["", "-init", "-abort"];
 const CONNECTIONS: [&str; 2] = ["overlay", "pressure"];
 
-/// What is done with a server.
+/// What the keeper does with a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
-    /// It goes on, or ends soon.
+    /// The server goes on, or ends soon.
     Wait,
     Kill,
-    /// It has ended.
+    /// The server has ended.
     Ended,
-    /// It does not end: its connections are aborted, and others take its place.
-    GiveUp,
+    /// The server does not end: its connections are aborted, and the next server is started.
+    Abandon,
 }
 
 impl Fate {
-    /// Of a server that is late, or was killed so long ago.
-    fn of(has_ended: bool, is_late: bool, killed: Option<Duration>, patience: Duration) -> Self {
+    /// Decides for a server that is late, or was killed `killed` ago.
+    fn decide(
+        has_ended: bool,
+        is_late: bool,
+        killed: Option<Duration>,
+        patience: Duration,
+    ) -> Self {
         match (has_ended, killed) {
             (true, _) => Self::Ended,
-            (false, Some(since)) if since >= patience => Self::GiveUp,
+            (false, Some(since)) if since >= patience => Self::Abandon,
             (false, None) if is_late => Self::Kill,
             _ => Self::Wait,
         }
@@ -53,16 +58,17 @@ impl Fate {
 }
 
 impl Keeper {
-    /// How long a server that was killed may take to end.
+    /// Returns how long a server that was killed may take to end.
     pub(super) fn patience(&self) -> Duration {
         match self.stopping {
-            Some(Stop::Keep | Stop::Release) => LAST_MOMENT,
+            Some(Stop::Keep | Stop::Release) => SHUTDOWN_TIMEOUT,
             _ => UNKILLABLE,
         }
     }
 
-    /// Has the server ended, or should it?
-    pub(super) fn look_at_server(&mut self, now: Instant) -> Option<ExitCode> {
+    /// Checks whether the server has ended, or must be killed. Returns the keeper's exit status if
+    /// the keeper ends too.
+    pub(super) fn check_server(&mut self, now: Instant) -> Option<ExitCode> {
         let (patience, stop_by) = (self.patience(), self.stop_by);
         let Some(server) = &mut self.server else {
             let over = self.stopping.is_some();
@@ -72,7 +78,7 @@ impl Keeper {
         let is_late = is_silent || stop_by.is_some_and(|by| by <= now);
         let ended = server.process.ended();
         let killed = server.killed.map(|killed| now.saturating_duration_since(killed));
-        match Fate::of(ended.is_some(), is_late, killed, patience) {
+        match Fate::decide(ended.is_some(), is_late, killed, patience) {
             Fate::Wait => return None,
             Fate::Kill => {
                 stderr::line("the server does not answer and is killed");
@@ -82,37 +88,38 @@ impl Keeper {
             }
             Fate::Ended => {}
             // The service manager keeps the files as they are.
-            Fate::GiveUp if self.stopping == Some(Stop::Keep) => {}
-            Fate::GiveUp => self.give_up(),
+            Fate::Abandon if self.stopping == Some(Stop::Keep) => {}
+            Fate::Abandon => self.abort_connections(),
         }
-        // What it said last is heard first.
+        // Its last messages are handled first.
         self.listen();
         let server = self.server.take()?;
         let (lived, served) = (server.started.elapsed(), server.served());
         let was_silent = server.killed.is_some();
-        server.bury(&mut self.graveyard);
+        server.dismiss(&mut self.dying);
         let ended = ended.flatten();
         match self.stopping {
             Some(Stop::Replace) => self.replace(served),
             Some(_) => return Some(self.end(code(ended))),
-            // It never worked: the one that started us is told.
+            // No server has ever served: the keeper's parent gets the exit status.
             None if !self.is_needed => return Some(self.end(code(ended))),
-            // A mistaken configuration, and none was kept: only systemd holds what there is.
-            None if self.served_nothing_and(ended) => return Some(self.end(code(ended))),
+            // The configuration is invalid and no earlier one is held: systemd keeps the
+            // descriptors.
+            None if self.has_no_configuration(ended) => return Some(self.end(code(ended))),
             None => self.follow(ended, lived, served, was_silent),
         }
         None
     }
 
-    /// True after the exit status of a mistaken configuration, if a service manager holds
-    /// everything and no configuration is known that could be used.
-    fn served_nothing_and(&self, ended: Option<ExitStatus>) -> bool {
+    /// True after the exit status of an invalid configuration, if a service manager holds all
+    /// descriptors and there is no earlier configuration to use.
+    fn has_no_configuration(&self, ended: Option<ExitStatus>) -> bool {
         ended.and_then(|ended| ended.code()) == Some(i32::from(self.contract.misconfigured))
             && self.editions.current().configuration.is_none()
             && self.store.outlives_us()
     }
 
-    /// Has another server follow the one that has ended.
+    /// Schedules the start of another server.
     fn follow(
         &mut self,
         ended: Option<ExitStatus>,
@@ -126,26 +133,26 @@ impl Keeper {
         self.restarts += 1;
         let crashed = ended.is_some_and(has_crashed).then_some(wire::CRASHED);
         self.ended = crashed.or(was_silent.then_some(wire::SILENT));
-        // One that has served is not broken: containers wait for the next one.
+        // A program that has served works, and containers wait for the next server.
         let longest = if served.is_some() { SHORT_PAUSE } else { LONGEST_PAUSE };
         self.pause = if lived > STABLE {
             Duration::ZERO
         } else {
             (self.pause * 2).clamp(Duration::from_millis(1), longest)
         };
-        // One that stands by is there already, and took its time.
+        // A standby is started already, so that its start needs no pause.
         let is_ready = served.is_some() && self.standby.is_some();
         let pause = if is_ready { Duration::ZERO } else { self.pause };
         self.start_at = Some(Instant::now() + pause);
     }
 
-    /// A server has died that has served for so long: if that was too early and too often, the next
-    /// ones are started from what was there before.
+    /// Counts the death of a server that has served for `served`. After too many early deaths, the
+    /// next servers are started from the program and the configuration from before.
     pub(super) fn count_death(&mut self, served: Option<Duration>) {
         if !self.editions.died(served) {
             return;
         }
-        // The file on disk has the other configuration.
+        // The file on disk has the configuration that failed.
         self.editions.current_mut().instead = true;
         self.pause = Duration::ZERO;
         self.dismiss_standby();
@@ -156,8 +163,9 @@ impl Keeper {
         ));
     }
 
-    /// The server does not end: its files are given up, so that the next one can serve new ones.
-    fn give_up(&mut self) {
+    /// Aborts the FUSE connections of a server that does not end, so that the next server can mount
+    /// new ones.
+    fn abort_connections(&mut self) {
         for connection in CONNECTIONS {
             let aborted = self.store.get(&format!("{connection}-abort"));
             if let Some(Err(errno)) = aborted.map(|abort| rustix::io::write(abort, b"1")) {
@@ -178,8 +186,8 @@ impl Keeper {
         ));
     }
 
-    /// Has a process write to the log which containers have dead files. It looks into all mount
-    /// namespaces, which may take long or hang: the keeper and the server do not.
+    /// Starts a process that logs which containers have dead files. Reading all mount namespaces
+    /// may take long or hang, so the keeper and the server do not do it.
     pub(super) fn search_dead_files(&mut self) {
         let nothing = std::fs::File::open("/dev/null").context("cannot open /dev/null");
         let program = &self.editions.current().program;
@@ -192,16 +200,16 @@ impl Keeper {
         }
     }
 
-    pub(super) fn look_at_search(&mut self, now: Instant) {
+    pub(super) fn check_search(&mut self, now: Instant) {
         let is_over =
             |(search, until): &mut (Process, Instant)| *until <= now || search.ended().is_some();
         if let Some((search, _)) = self.search.take_if(is_over) {
-            self.graveyard.bury(search);
+            self.dying.dismiss(search);
         }
     }
 }
 
-/// Did it end by itself, and not by what another process sent to it?
+/// True if the process ended itself, and not by a signal that another process sent.
 fn has_crashed(status: ExitStatus) -> bool {
     let from_outside = [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGINT].map(|one| one as i32);
     status.signal().map_or(!status.success(), |signal| !from_outside.contains(&signal))
@@ -218,18 +226,19 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    /// Looks every second at a server that does not end by itself, and is late from the tenth second
-    /// on; SIGKILL ends it so long after it was sent, or never.
+    /// Checks once a second a server that does not end itself, and is late from the tenth second
+    /// on. It ends `dies_within` seconds after SIGKILL, or never.
     fn fates(dies_within: Option<u64>) -> Vec<(u64, Fate)> {
         let (mut killed, mut fates) = (None, Vec::new());
         for second in 0..200 {
             let since = killed.map(|at| second - at);
             let has_ended = since.zip(dies_within).is_some_and(|(since, within)| since >= within);
-            let fate = Fate::of(has_ended, second >= 10, since.map(Duration::from_secs), PATIENCE);
+            let fate =
+                Fate::decide(has_ended, second >= 10, since.map(Duration::from_secs), PATIENCE);
             match fate {
                 Fate::Wait => continue,
                 Fate::Kill => killed = Some(second),
-                Fate::Ended | Fate::GiveUp => {
+                Fate::Ended | Fate::Abandon => {
                     fates.push((second, fate));
                     break;
                 }
@@ -240,12 +249,12 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_does_not_end_is_killed_once_and_given_up_after_a_minute() {
-        assert_eq!(fates(None), [(10, Fate::Kill), (70, Fate::GiveUp)]);
+    fn a_server_that_does_not_end_is_killed_once_and_abandoned_after_a_minute() {
+        assert_eq!(fates(None), [(10, Fate::Kill), (70, Fate::Abandon)]);
     }
 
     #[test]
-    fn one_that_takes_long_to_end_is_waited_for() {
+    fn a_server_that_ends_within_a_minute_of_sigkill_is_not_abandoned() {
         assert_eq!(fates(Some(59)), [(10, Fate::Kill), (69, Fate::Ended)]);
         assert_eq!(fates(Some(0)), [(10, Fate::Kill), (11, Fate::Ended)]);
     }

@@ -1,4 +1,4 @@
-//! What servers are started from: a program and a configuration.
+//! An edition: the program and the configuration that servers are started from.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -15,7 +15,7 @@ pub(super) struct Edition {
     pub(super) program: Rc<Program>,
     /// The text of the last good configuration.
     pub(super) configuration: Option<Rc<OwnedFd>>,
-    /// It is used whatever the file on disk has.
+    /// True if the configuration is used instead of the file on disk.
     pub(super) instead: bool,
 }
 

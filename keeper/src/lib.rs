@@ -1,18 +1,19 @@
-//! The keeper: the parent of the server and of its broker, which holds what must outlive them.
+//! The keeper: the parent process of the server and of its broker. It holds the descriptors that
+//! must outlive them.
 //!
-//! `ambit serve` becomes the keeper and starts the server as its child. The server gives it every
-//! descriptor that a container depends on, under a name, as one gives them to systemd's store;
-//! when the server dies, its successor gets all of them back and goes on. The keeper has one
-//! thread, waits in one poll(2), reads only what the server says, and never looks into what it
-//! holds. Until it is stopped it never exits, and it waits for nothing without a bound: not for a
-//! process, a peer of a socket, or standard error.
+//! `ambit serve` becomes the keeper and starts the server as its child. The server sends every
+//! descriptor that a container depends on to the keeper, under a name, like sd_notify(3) with
+//! `FDSTORE=1`. When the server dies, the next server gets all of them back. The keeper has one
+//! thread, waits in one poll(2), reads only messages of the server, and never reads the descriptors
+//! that it holds. It does not exit until it is stopped. It never waits without a time limit: not
+//! for a process, a peer of a socket, or standard error.
 //!
-//! Start reading at [`process`] (the keeper), then [`link`] (the server's side of it).
+//! Start reading at [`process`] (the keeper), then [`client`] (the server's side).
 
 mod child;
+pub mod client;
 mod death;
 mod edition;
-pub mod link;
 mod manager;
 pub mod memory;
 pub mod process;

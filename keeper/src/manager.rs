@@ -1,6 +1,9 @@
-//! The service manager (`sd_notify(3)`): is told the state of the service, and given descriptors to
-//! store. Telling waits for a moment at most, because what it does not have yet is lost if the keeper
-//! is killed. What it does not take in that time is told later, in order and without waiting.
+//! The service manager (sd_notify(3)), which gets the state of the service and descriptors to
+//! store.
+//!
+//! Sending blocks for up to [`SEND_TIMEOUT`], because what the service manager does not have yet is
+//! lost if the keeper is killed. What it does not take in that time is sent later, in order and
+//! without blocking.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,10 +17,10 @@ use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketT
 use ambit_kernel::channel;
 use ambit_kernel::output::stderr;
 
-/// How long it may take to take something.
-const MOMENT: Duration = Duration::from_millis(500);
+/// How long sending a message may block.
+const SEND_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// systemd, or what stands in for it.
+/// The connection to systemd, or to another service manager with its protocol.
 #[derive(Debug)]
 pub(super) struct Manager {
     socket: OwnedFd,
@@ -27,8 +30,8 @@ pub(super) struct Manager {
 }
 
 impl Manager {
-    /// The one that started this process. systemd says in `FDSTORE` how many descriptors it stores
-    /// (version 254).
+    /// Finds the service manager that started this process, by `NOTIFY_SOCKET`. `FDSTORE` has the
+    /// number of descriptors that systemd stores (since version 254).
     pub(super) fn find() -> Option<Self> {
         let path = std::env::var("NOTIFY_SOCKET").ok()?;
         let most = std::env::var("FDSTORE").ok().and_then(|most| most.parse::<u32>().ok());
@@ -43,22 +46,22 @@ impl Manager {
         let flags = SocketFlags::CLOEXEC;
         let kind = SocketType::DGRAM;
         let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None).ok()?;
-        let _ = set_socket_timeout(&socket, Timeout::Send, Some(MOMENT));
+        let _ = set_socket_timeout(&socket, Timeout::Send, Some(SEND_TIMEOUT));
         Some(Self { socket, address, stores, waiting: VecDeque::new() })
     }
 
-    /// True if it stores descriptors.
+    /// True if the service manager stores descriptors.
     pub(super) fn stores(&self) -> bool {
         self.stores
     }
 
-    /// True if nothing is left to tell.
-    pub(super) fn has_told(&self) -> bool {
+    /// True if no message is pending.
+    pub(super) fn is_flushed(&self) -> bool {
         self.waiting.is_empty()
     }
 
-    /// Tells it something. What is removed need not be stored before.
-    pub(super) fn tell(&mut self, text: String, fd: Option<Rc<OwnedFd>>) {
+    /// Sends a message, now or later. A removal cancels the pending messages of the same name.
+    pub(super) fn notify(&mut self, text: String, fd: Option<Rc<OwnedFd>>) {
         if let Some(removed) = text.strip_prefix("FDSTOREREMOVE=1\n") {
             let of_it = |text: &str| text.lines().any(|line| line == removed);
             self.waiting.retain(|(earlier, _)| !of_it(earlier));
@@ -71,11 +74,11 @@ impl Manager {
         }
     }
 
-    /// Tells what it did not take before. True if nothing is left.
+    /// Sends the pending messages. True if none is left.
     pub(super) fn flush(&mut self) -> bool {
         while let Some((text, fd)) = self.waiting.front() {
             match self.send(text, fd.as_ref(), SendFlags::DONTWAIT) {
-                // EAGAIN: its queue is full. ECONNREFUSED, ENOENT: it is being executed anew.
+                // EAGAIN: its queue is full. ECONNREFUSED, ENOENT: systemd is in daemon-reexec.
                 Err(Errno::AGAIN | Errno::INTR | Errno::TOOMANYREFS | Errno::NOMEM) => {
                     return false;
                 }
@@ -106,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_manager_that_does_not_read_is_not_waited_for_and_is_told_later() {
+    fn messages_to_a_manager_that_does_not_read_are_sent_later() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
@@ -114,7 +117,7 @@ mod tests {
         let mut manager = Manager::at(path.to_str().unwrap(), true).unwrap();
         let file = Rc::new(OwnedFd::from(tempfile::tempfile().unwrap()));
         for number in 0..2000 {
-            manager.tell(number.to_string(), Some(Rc::clone(&file)));
+            manager.notify(number.to_string(), Some(Rc::clone(&file)));
         }
         assert!(!manager.waiting.is_empty());
         let mut buffer = [0; 16];

@@ -1,13 +1,13 @@
-//! The keeper's process: starts the server, holds its descriptors, and starts it again.
+//! The keeper's process: starts the server, holds its descriptors, and restarts it.
 //!
-//! It knows three things of a server: that it is prepared (it has read its configuration and
-//! opened what it needs), that it serves, and when it was last heard of. A server that dies is
-//! replaced at once, later and later while its successors die too; one that is silent is killed.
-//! A new program is started beside the old server, which is asked to leave when the new one is
-//! prepared, and goes on when that fails.
+//! It tracks three facts about a server: whether it is prepared (it has read its configuration and
+//! opened what it needs), whether it serves, and when its last message came. A server that dies is
+//! replaced at once, and after growing pauses if its successors die too. A server that is silent is
+//! killed. A new program, the candidate, is started beside the server. When the candidate is
+//! prepared, the server is asked to leave; if the candidate fails, the server goes on.
 //!
-//! While a server serves, another one stands by: it has come so far that it only needs what the
-//! server has, and waits for that. What it said is left unread until it is its turn.
+//! While a server serves, a standby waits: it is prepared, and lacks only the descriptors of the
+//! server. Its messages are left unread until it becomes the server.
 
 use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
@@ -22,40 +22,40 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::child::{CHECK, Graveyard, Process, Server, is_want_of_room};
+use super::child::{CHECK, Dying, Process, Server, is_out_of_resources};
 use super::edition::{self, Edition};
 use super::program::Program;
 use super::store::Store;
 use super::succession::Succession;
 use super::wire;
 
-/// How long a server may take to leave.
+/// How long a server may take to end after it was asked to.
 const LEAVE: Duration = Duration::from_secs(5);
-/// How long the keeper waits for what it has killed, and for the service manager, when it ends.
-pub(super) const LAST_MOMENT: Duration = Duration::from_secs(2);
-/// A keeper that wakes so much later than it wanted was frozen or stopped, and the server probably
-/// with it: no silence is counted then.
+/// How long the keeper, when it ends, waits for killed processes and for the service manager.
+pub(super) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
+/// A keeper that wakes this much late was frozen or stopped, and the server probably with it. The
+/// silence of the server does not count then.
 const OVERSLEPT: Duration = Duration::from_secs(2);
 /// The longest pause between two starts.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// The longest pause after the kernel had no room for a process.
-const NO_ROOM_PAUSE: Duration = Duration::from_millis(500);
-/// How long the service manager is left alone that has not taken something.
+/// The longest pause after the kernel was out of processes, memory or descriptors.
+const OUT_OF_RESOURCES_PAUSE: Duration = Duration::from_millis(500);
+/// The pause before another attempt to send to the service manager.
 const MANAGER_PAUSE: Duration = Duration::from_millis(10);
 
-/// The name of the last good configuration in the store. Servers get it in another way.
+/// The name of the last good configuration in the store. Servers get it as an early message.
 const CONFIGURATION: &str = "configuration";
 
-/// What the keeper has to know of the program that it starts.
+/// What the keeper must know about the program that it starts.
 #[derive(Debug)]
 pub struct Contract {
     /// The arguments of a server; `--kept` follows them, and `--broker` those of a broker.
     pub arguments: Vec<std::ffi::OsString>,
     /// The exit status of a server that has no configuration to use.
     pub misconfigured: u8,
-    /// The name of the socket that commands connect to. It is closed as soon as the service stops:
-    /// a command that asks then is refused at once, and does not wait.
-    pub entrance: &'static str,
+    /// The name of the socket that commands connect to. It is closed as soon as the service stops,
+    /// so that a command that connects then is refused at once and does not wait.
+    pub control_socket: &'static str,
 }
 
 pub(super) struct Keeper {
@@ -63,45 +63,45 @@ pub(super) struct Keeper {
     pub(super) editions: Succession<Edition>,
     pub(super) store: Store,
     pub(super) server: Option<Server>,
-    /// The server that follows when the server dies. One that dies itself is missed until the next
-    /// server serves, so that a program that cannot start is not started in a loop.
+    /// The server that takes over when the server dies. If the standby itself dies, it is replaced
+    /// when the next server serves, so that a program that cannot start is not started in a loop.
     pub(super) standby: Option<Server>,
-    /// A new program that is to take over.
+    /// The server of a new program, until it takes over.
     candidate: Option<(Server, Edition)>,
-    pub(super) graveyard: Graveyard,
-    /// Containers depend on what is held: the keeper may not end by itself any more.
+    pub(super) dying: Dying,
+    /// True if containers depend on the descriptors: the keeper may not end by itself any more.
     pub(super) is_needed: bool,
     pub(super) restarts: u64,
     broker_restarts: u64,
-    /// What the next server hears of how the last one ended, if there is something to tell.
+    /// The message for the next server about how the last one ended, if it crashed or was silent.
     pub(super) ended: Option<&'static str>,
     pub(super) pause: Duration,
     pub(super) start_at: Option<Instant>,
-    /// What was said last of why no server can be started.
-    complaint: String,
-    /// A connection was aborted: when its successor serves, the log says which containers have
-    /// dead files.
+    /// The last logged reason why no server can be started.
+    last_error: String,
+    /// True if a connection was aborted: when the next server serves, the containers with dead
+    /// files are logged.
     pub(super) has_dead_files: bool,
     pub(super) search: Option<(Process, Instant)>,
-    /// The end: what is left of it when the server is gone.
+    /// Set while the server is asked to end: what follows its end.
     pub(super) stopping: Option<Stop>,
     pub(super) stop_by: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stop {
-    /// Everything stays with systemd.
+    /// The keeper ends, and systemd holds the descriptors.
     Keep,
-    /// Nothing stays.
+    /// The keeper ends and removes all descriptors.
     Release,
     /// The candidate takes over.
     Replace,
 }
 
-/// Keeps a server, until it is told to stop.
+/// Runs the keeper, until it is told to stop. Returns its exit status.
 ///
 /// # Errors
-/// No first server can be started, or signals cannot be received.
+/// The first server cannot be started, or signals cannot be received.
 pub fn keep(contract: Contract) -> anyhow::Result<ExitCode> {
     let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     limit.current = limit.maximum;
@@ -115,7 +115,7 @@ pub fn keep(contract: Contract) -> anyhow::Result<ExitCode> {
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let signals = SignalFd::with_flags(&signals, flags).context("signalfd")?;
     let _ = rustix::thread::set_name(c"ambit");
-    // The usual one may wait for standard error.
+    // The default hook may block on standard error.
     std::panic::set_hook(Box::new(|panic| stderr::line(&format!("the keeper: {panic}"))));
     let program = Rc::new(Program::own()?);
     let configuration = store.get(CONFIGURATION).map(Rc::clone);
@@ -127,13 +127,13 @@ pub fn keep(contract: Contract) -> anyhow::Result<ExitCode> {
         server: None,
         standby: None,
         candidate: None,
-        graveyard: Graveyard::default(),
+        dying: Dying::default(),
         restarts: 0,
         broker_restarts: 0,
         ended: None,
         pause: Duration::ZERO,
         start_at: Some(Instant::now()),
-        complaint: String::new(),
+        last_error: String::new(),
         has_dead_files: false,
         search: None,
         stopping: None,
@@ -145,8 +145,8 @@ pub fn keep(contract: Contract) -> anyhow::Result<ExitCode> {
 impl Keeper {
     fn run(&mut self, signals: &SignalFd) -> anyhow::Result<ExitCode> {
         loop {
-            // What it holds is lost for ever if it ends: even a defect of its own must not end it.
-            match std::panic::catch_unwind(AssertUnwindSafe(|| self.turn(signals))) {
+            // The descriptors are lost if the keeper ends, so it survives a panic of its own.
+            match std::panic::catch_unwind(AssertUnwindSafe(|| self.run_once(signals))) {
                 Ok(Ok(None)) => {}
                 Ok(ended) => return ended.map(|code| code.unwrap_or(ExitCode::FAILURE)),
                 Err(_) => std::thread::sleep(Duration::from_millis(100)),
@@ -154,55 +154,55 @@ impl Keeper {
         }
     }
 
-    /// Waits for something, and does what is to be done then. The result is that of the process.
-    fn turn(&mut self, signals: &SignalFd) -> anyhow::Result<Option<ExitCode>> {
+    /// Waits for events and handles them. Returns the exit status when the keeper is to end.
+    fn run_once(&mut self, signals: &SignalFd) -> anyhow::Result<Option<ExitCode>> {
         if self.start_at.is_some_and(|at| at <= Instant::now()) {
             self.start_server()?;
         }
         let now = self.wait(signals);
         while let Ok(Some(signal)) = signals.read_signal() {
             match i32::try_from(signal.ssi_signo).map(Signal::try_from) {
-                Ok(Ok(Signal::SIGHUP)) => self.say("reload"),
+                Ok(Ok(Signal::SIGHUP)) => self.send("reload"),
                 _ if self.store.outlives_us() => self.stop(Stop::Keep),
                 _ => self.stop(Stop::Release),
             }
         }
         self.store.flush();
-        self.graveyard.collect();
+        self.dying.reap();
         self.listen();
-        self.look_at_candidate(now);
-        self.look_at_standby();
-        self.look_at_search(now);
+        self.check_candidate(now);
+        self.check_standby();
+        self.check_search(now);
         if self.stopping.is_none() {
             for server in self.server.iter_mut().chain(&mut self.standby) {
-                server.look_at_broker(&self.contract.arguments, &mut self.broker_restarts);
+                server.check_broker(&self.contract.arguments, &mut self.broker_restarts);
             }
         }
-        Ok(self.look_at_server(now))
+        Ok(self.check_server(now))
     }
 
-    /// Has the standby's turn begin, or starts a server.
+    /// Makes the standby the server, or starts a server.
     fn start_server(&mut self) -> anyhow::Result<()> {
         self.start_at = None;
-        self.look_at_standby();
+        self.check_standby();
         if let Some(standby) = self.standby.take() {
-            self.server = Some(standby.begin());
+            self.server = Some(standby.promote());
             return Ok(());
         }
         match self.start(self.editions.current(), false) {
             Ok(server) => {
-                self.complaint.clear();
+                self.last_error.clear();
                 self.server = Some(server);
             }
             Err(error) if !self.is_needed => return Err(error),
             Err(error) => {
-                let complaint = one_line(&error);
-                if complaint != self.complaint {
-                    stderr::line(&format!("no server can be started: {complaint}"));
-                    self.complaint = complaint;
+                let reason = one_line(&error);
+                if reason != self.last_error {
+                    stderr::line(&format!("no server can be started: {reason}"));
+                    self.last_error = reason;
                 }
-                let longest = if is_want_of_room(&error) {
-                    NO_ROOM_PAUSE
+                let longest = if is_out_of_resources(&error) {
+                    OUT_OF_RESOURCES_PAUSE
                 } else {
                     self.count_death(None);
                     LONGEST_PAUSE
@@ -218,16 +218,16 @@ impl Keeper {
         Server::start(edition, &self.contract.arguments, is_candidate, self.broker_restarts)
     }
 
-    /// Sleeps until something happens or is due, and returns when that was.
+    /// Sleeps until an event or a deadline, and returns the time.
     fn wait(&mut self, signals: &SignalFd) -> Instant {
-        // One that is prepared waits for its turn.
+        // A prepared candidate waits until the server has left.
         let candidate = || self.candidate.iter().map(|(one, _)| one).filter(|one| !one.prepared);
         let servers = || self.server.iter().chain(candidate());
         let mut fds = vec![PollFd::new(signals, PollFlags::IN)];
         for server in servers() {
             fds.push(PollFd::new(&server.process.pidfd, PollFlags::IN));
-            let more = if server.has_more_to_hear() { PollFlags::OUT } else { PollFlags::empty() };
-            if !server.is_mute {
+            let more = if server.has_unsent() { PollFlags::OUT } else { PollFlags::empty() };
+            if !server.is_disconnected {
                 fds.push(PollFd::new(&server.socket, PollFlags::IN | more));
             }
         }
@@ -240,7 +240,7 @@ impl Keeper {
         }
         let now = Instant::now();
         let due = [self.start_at, self.search.as_ref().map(|(_, until)| *until)];
-        let manager = (!self.store.has_told()).then(|| now + MANAGER_PAUSE);
+        let manager = (!self.store.is_flushed()).then(|| now + MANAGER_PAUSE);
         let server = self.server.as_ref().map(|server| self.due(server));
         let missing = with_brokers().filter(|one| one.broker.process.is_none());
         let missing = missing.filter(|_| self.stopping.is_none()).map(|one| one.broker.due);
@@ -249,7 +249,7 @@ impl Keeper {
         let left = due.map(|due| due.saturating_duration_since(now));
         let timeout = left.map(|left| Timespec {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(1),
-            // One more millisecond, so that it is not too early.
+            // One more millisecond, so that poll(2) does not return before the deadline.
             tv_nsec: i64::from(left.subsec_nanos()).saturating_add(1_000_000).min(999_999_999),
         });
         let _ = poll(&mut fds, timeout.as_ref());
@@ -261,7 +261,7 @@ impl Keeper {
         woken
     }
 
-    /// When the server has to be looked at, if it does not say or do anything.
+    /// Returns when the server must be checked, if no event comes before.
     fn due(&self, server: &Server) -> Instant {
         match server.killed {
             Some(killed) => killed + self.patience(),
@@ -269,7 +269,7 @@ impl Keeper {
         }
     }
 
-    /// Takes what the server says.
+    /// Handles the server's messages.
     pub(super) fn listen(&mut self) {
         loop {
             let Some(server) = &mut self.server else { return };
@@ -285,14 +285,14 @@ impl Keeper {
                 ("serving", _) => self.served(),
                 ("reloaded", text) => {
                     let served = server.served();
-                    // What it has read is not proven by how long it served before.
+                    // The time that it served before does not prove the new configuration.
                     server.serving = Some(Instant::now());
                     if let Some(text) = text {
                         self.configure(text, served);
                         self.store_configuration();
                     }
                     self.dismiss_standby();
-                    self.have_standby();
+                    self.start_standby();
                 }
                 ("stop", _) if self.store.outlives_us() => self.stop(Stop::Keep),
                 ("stop" | "release", _) => self.stop(Stop::Release),
@@ -302,7 +302,7 @@ impl Keeper {
         }
     }
 
-    /// The server has begun to serve.
+    /// Handles the message that the server has begun to serve.
     fn served(&mut self) {
         if let Some(server) = &mut self.server {
             server.serving = Some(Instant::now());
@@ -310,14 +310,14 @@ impl Keeper {
         self.is_needed = true;
         self.store_configuration();
         self.store.notify("READY=1");
-        self.have_standby();
+        self.start_standby();
         if std::mem::take(&mut self.has_dead_files) {
             self.search_dead_files();
         }
     }
 
-    /// Servers are started with this configuration from now on, if the file on disk is wrong. The
-    /// last one has served for so long.
+    /// Makes this the configuration that servers use if the file on disk is invalid. `served` is
+    /// how long the server has served with the one before.
     fn configure(&mut self, text: OwnedFd, served: Option<Duration>) {
         let current = self.editions.current();
         let Some(before) = &current.configuration else {
@@ -329,12 +329,12 @@ impl Keeper {
                 Edition { configuration: Some(Rc::new(text)), instead: false, ..current.clone() };
             self.editions.replace(next, served);
         } else if current.instead {
-            // The file on disk has it again.
+            // The file on disk has this configuration again.
             self.editions.current_mut().instead = false;
         }
     }
 
-    /// A server serves with this configuration: it outlives the keeper too.
+    /// Stores the configuration with which a server serves, so that it outlives the keeper.
     fn store_configuration(&mut self) {
         let Some(current) = &self.editions.current().configuration else { return };
         if self.store.get(CONFIGURATION).is_none_or(|held| !Rc::ptr_eq(held, current)) {
@@ -342,23 +342,23 @@ impl Keeper {
         }
     }
 
-    /// Gives the server everything, and the word to go.
+    /// Sends all descriptors to the server, then the command to serve.
     fn hand_over(&mut self) {
         let Some(server) = &mut self.server else { return };
         server.prepared = true;
         for (name, fd) in self.store.iter().filter(|(name, _)| *name != CONFIGURATION) {
-            server.say(format!("held {name}"), Some(Rc::clone(fd)));
+            server.send(format!("held {name}"), Some(Rc::clone(fd)));
         }
         if let Some(how) = self.ended {
-            server.say(how, None);
+            server.send(how, None);
         }
-        server.say(format!("go {}", self.restarts), None);
+        server.send(format!("go {}", self.restarts), None);
     }
 
-    /// Says something to the server.
-    fn say(&mut self, text: &str) {
+    /// Sends a message to the server.
+    fn send(&mut self, text: &str) {
         if let Some(server) = &mut self.server {
-            server.say(text, None);
+            server.send(text, None);
         }
     }
 
@@ -368,17 +368,17 @@ impl Keeper {
         }
         if how != Stop::Replace {
             self.store.notify("STOPPING=1");
-            self.store.remove(self.contract.entrance);
+            self.store.remove(self.contract.control_socket);
         }
         self.stopping = Some(how);
         self.stop_by = Some(Instant::now() + LEAVE);
         self.start_at = None;
         self.dismiss_standby();
-        self.say(if how == Stop::Release { "release" } else { "leave" });
+        self.send(if how == Stop::Release { "release" } else { "leave" });
     }
 
-    /// Starts a standby, if there is none and there will be a use for it.
-    fn have_standby(&mut self) {
+    /// Starts a standby, unless there is one or the keeper is stopping.
+    fn start_standby(&mut self) {
         if self.standby.is_some() || self.stopping.is_some() {
             return;
         }
@@ -388,25 +388,25 @@ impl Keeper {
         }
     }
 
-    /// Ends the standby: it is of another program or configuration, or not needed any more.
+    /// Kills the standby, because its program or configuration is outdated or the keeper stops.
     pub(super) fn dismiss_standby(&mut self) {
         if let Some(standby) = self.standby.take() {
-            standby.bury(&mut self.graveyard);
+            standby.dismiss(&mut self.dying);
         }
     }
 
-    /// Has the standby ended?
-    fn look_at_standby(&mut self) {
+    /// Removes the standby if it has ended.
+    fn check_standby(&mut self) {
         if self.standby.as_mut().is_some_and(|standby| standby.process.ended().is_some()) {
             stderr::line("the standby has ended; a server that dies takes longer to replace");
             self.dismiss_standby();
         }
     }
 
-    /// Starts a new program beside the server.
+    /// Starts a new program beside the server, as the candidate.
     fn try_program(&mut self, program: &Path) {
         if self.candidate.is_some() || self.stopping.is_some() {
-            return self.say("refused another change is under way");
+            return self.send("refused another program is being started already");
         }
         let started = Program::open(program).and_then(|program| {
             let (program, current) = (Rc::new(program), self.editions.current().clone());
@@ -415,17 +415,17 @@ impl Keeper {
         });
         match started {
             Ok(candidate) => self.candidate = Some(candidate),
-            Err(error) => self.say(&format!("refused {}", one_line(&error))),
+            Err(error) => self.send(&format!("refused {}", one_line(&error))),
         }
     }
 
-    /// Is the new program prepared, or has it failed?
-    fn look_at_candidate(&mut self, now: Instant) {
+    /// Checks whether the candidate is prepared, or has failed.
+    fn check_candidate(&mut self, now: Instant) {
         let Some((candidate, _)) = &mut self.candidate else { return };
         if candidate.prepared {
             return;
         }
-        // Seen before what it said last is heard.
+        // Read before its last messages are, so that none is missed.
         let ended = candidate.process.ended();
         candidate.flush();
         while let Some((text, fd)) = candidate.receive() {
@@ -444,17 +444,17 @@ impl Keeper {
         }
         let said = candidate.failure.take();
         if let Some((candidate, _)) = self.candidate.take() {
-            candidate.bury(&mut self.graveyard);
+            candidate.dismiss(&mut self.dying);
         }
         let how = match ended {
             None => format!("it was not ready after {} s", CHECK.as_secs()),
             Some(end) => end.map_or("it ended".to_owned(), |end| end.to_string()),
         };
         let why = said.unwrap_or(how);
-        self.say(&format!("refused the new program failed before it served: {why}"));
+        self.send(&format!("refused the new program failed before it served: {why}"));
     }
 
-    /// The new program takes the place of the server, which has served for so long.
+    /// Makes the candidate the server. `served` is how long the server before has served.
     pub(super) fn replace(&mut self, served: Option<Duration>) {
         self.stopping = None;
         self.stop_by = None;
@@ -472,24 +472,24 @@ impl Keeper {
         self.hand_over();
     }
 
-    /// Ends what is left, for a moment at most.
+    /// Ends the remaining processes, and waits for them for up to [`SHUTDOWN_TIMEOUT`].
     pub(super) fn end(&mut self, code: ExitCode) -> ExitCode {
         if let Some((candidate, _)) = self.candidate.take() {
-            candidate.bury(&mut self.graveyard);
+            candidate.dismiss(&mut self.dying);
         }
         if let Some((search, _)) = self.search.take() {
-            self.graveyard.bury(search);
+            self.dying.dismiss(search);
         }
         self.dismiss_standby();
-        // The same if it ends because it cannot serve.
-        self.store.remove(self.contract.entrance);
+        // Not removed yet if the keeper ends because no server could be started.
+        self.store.remove(self.contract.control_socket);
         if self.stopping == Some(Stop::Release) {
             self.store.clear();
         }
-        let until = Instant::now() + LAST_MOMENT;
+        let until = Instant::now() + SHUTDOWN_TIMEOUT;
         loop {
-            self.graveyard.collect();
-            if (self.store.flush() && self.graveyard.0.is_empty()) || Instant::now() >= until {
+            self.dying.reap();
+            if (self.store.flush() && self.dying.0.is_empty()) || Instant::now() >= until {
                 return code;
             }
             std::thread::sleep(Duration::from_millis(1));

@@ -1,5 +1,5 @@
-//! A program that the keeper starts: held open, so that it can be started again after its file was
-//! replaced or deleted, as a package manager does.
+//! A program that the keeper starts. Its file is held open, so that it can be started again after a
+//! package manager has replaced or deleted the file.
 
 use std::fs::File;
 use std::io::Read;
@@ -16,28 +16,28 @@ use anyhow::Context;
 pub(super) struct Program {
     path: PathBuf,
     file: File,
-    /// The kernel gives the interpreter a path, which must lead to the script after `execve`: it
-    /// is started by the path that it was found at.
+    /// True for a script, which is started by its path: the kernel passes a path to the
+    /// interpreter, which must lead to the script after `execve`.
     is_script: bool,
 }
 
 impl Program {
-    /// The program of this process.
+    /// Opens the program of this process.
     pub(super) fn own() -> anyhow::Result<Self> {
         const OWN: &str = "/proc/self/exe";
         let path = std::fs::read_link(OWN).unwrap_or_else(|_| OWN.into());
         Ok(Self { path, ..Self::open(Path::new(OWN))? })
     }
 
-    /// The program at a path.
+    /// Opens the program at a path.
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let cannot = || format!("cannot start {}", path.display());
-        // A FIFO would be waited for.
+        // O_NONBLOCK: opening a FIFO would block.
         let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
         let mut file = opened.with_context(cannot)?;
         anyhow::ensure!(
             file.metadata().is_ok_and(|about| about.is_file()),
-            "{}: it is no file",
+            "{}: it is not a regular file",
             cannot()
         );
         let mut first = [0; 2];
@@ -45,12 +45,12 @@ impl Program {
         Ok(Self { path: path.to_owned(), file, is_script })
     }
 
-    /// Where it was found.
+    /// The path that it was opened at.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Starts it.
+    /// Returns a command that starts it.
     pub(super) fn command(&self) -> Command {
         let mut command = if self.is_script {
             Command::new(&self.path)
@@ -89,6 +89,6 @@ mod tests {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         assert!(Program::open(&path).unwrap().command().arg("word").status().unwrap().success());
         let refused = Program::open(folder.path()).unwrap_err();
-        assert!(refused.to_string().contains("no file"), "{refused}");
+        assert!(refused.to_string().contains("not a regular file"), "{refused}");
     }
 }

@@ -17,7 +17,7 @@ use rustix::net::{
     socket_with,
 };
 
-use super::link::Link;
+use super::client::KeeperClient;
 
 /// Why a socket cannot be bound.
 #[derive(Debug, thiserror::Error)]
@@ -168,7 +168,7 @@ impl Entrance {
         &mut self,
         kept: Option<OwnedFd>,
         is_successor: bool,
-        link: &Link,
+        link: &KeeperClient,
     ) -> Result<(), Error> {
         if let Some(fd) = kept {
             // The keeper has it already. If its file is gone, the first look finds that.
@@ -190,7 +190,7 @@ impl Entrance {
 
     /// Binds the socket anew if its file is gone. Returns what it replaces then, which may have
     /// connections that nothing has accepted.
-    pub fn look(&mut self, link: &Link) -> Option<Option<Arc<Listening>>> {
+    pub fn look(&mut self, link: &KeeperClient) -> Option<Option<Arc<Listening>>> {
         if self.listening.as_ref().is_some_and(|socket| socket.is_in_place()) {
             return None;
         }
@@ -206,7 +206,7 @@ impl Entrance {
         }
     }
 
-    fn replace(&mut self, socket: Listening, link: &Link) -> Option<Arc<Listening>> {
+    fn replace(&mut self, socket: Listening, link: &KeeperClient) -> Option<Arc<Listening>> {
         self.failed = false;
         link.store(self.name, &socket);
         self.listening.replace(Arc::new(socket))
@@ -300,7 +300,7 @@ mod tests {
     fn a_socket_whose_file_is_gone_is_bound_anew() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run/s");
-        let link = Link::default();
+        let link = KeeperClient::default();
         let mut entrance = Entrance::new("s", path.clone(), SocketType::STREAM);
         entrance.open(None, false, &link).unwrap();
         assert!(entrance.look(&link).is_none(), "it is in place");
@@ -320,7 +320,7 @@ mod tests {
         // A file where the folder should be, so that root cannot make it either.
         let blocker = folder.path().join("run");
         fs::write(&blocker, "").unwrap();
-        let link = Link::default();
+        let link = KeeperClient::default();
         let mut entrance = Entrance::new("s", blocker.join("s"), SocketType::STREAM);
         assert!(entrance.open(None, false, &link).is_err());
         entrance.open(None, true, &link).unwrap();

@@ -1,5 +1,5 @@
-//! What the keeper holds: descriptors by name. systemd's store gets a copy of each, where there is
-//! one, and gives them back when the keeper itself starts again.
+//! The descriptors that the keeper holds, by name. systemd's file descriptor store gets a copy of
+//! each, if there is one, and passes them on when the keeper itself is started again.
 
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -8,10 +8,10 @@ use ambit_kernel::output::stderr;
 
 use super::manager::Manager;
 
-/// Descriptors at most: each container has two, and each monitor of LXC one.
-const MOST: usize = 16 << 10;
+/// The most descriptors that are held: two for each container, one for each monitor of LXC.
+const MAX_DESCRIPTORS: usize = 16 << 10;
 
-/// The descriptors, in the order in which they came.
+/// The descriptors, in the order in which they were stored.
 #[derive(Debug)]
 pub(super) struct Store {
     held: Vec<(String, Rc<OwnedFd>)>,
@@ -19,12 +19,12 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// With what systemd kept, where there is a systemd that keeps.
+    /// Opens the store with the descriptors that systemd passed on, if any.
     pub(super) fn open() -> Self {
         Self { held: inherited(), manager: Manager::find() }
     }
 
-    /// True if another process holds these when the keeper is gone.
+    /// True if systemd holds the descriptors when the keeper has ended.
     pub(super) fn outlives_us(&self) -> bool {
         self.manager.as_ref().is_some_and(Manager::stores)
     }
@@ -34,27 +34,27 @@ impl Store {
         self.held.is_empty()
     }
 
-    /// Holds a descriptor. One of the same name is replaced.
+    /// Stores a descriptor. One of the same name is replaced.
     pub(super) fn put(&mut self, name: &str, fd: OwnedFd) {
         self.put_shared(name, Rc::new(fd));
     }
 
-    /// The same with a descriptor that the keeper uses itself.
+    /// Like [`Self::put`], with a descriptor that the keeper uses itself.
     pub(super) fn put_shared(&mut self, name: &str, fd: Rc<OwnedFd>) {
         self.remove(name);
-        if self.held.len() >= MOST {
+        if self.held.len() >= MAX_DESCRIPTORS {
             stderr::line(&format!(
-                "the keeper holds {MOST} descriptors already; {name} is not kept"
+                "the keeper holds {MAX_DESCRIPTORS} descriptors already; {name} is not kept"
             ));
             return;
         }
         if let Some(manager) = self.manager.as_mut().filter(|manager| manager.stores()) {
-            manager.tell(format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0"), Some(Rc::clone(&fd)));
+            manager.notify(format!("FDSTORE=1\nFDNAME={name}\nFDPOLL=0"), Some(Rc::clone(&fd)));
         }
         self.held.push((name.to_owned(), fd));
     }
 
-    /// Lets go of one.
+    /// Removes the descriptor of this name.
     pub(super) fn remove(&mut self, name: &str) {
         let before = self.held.len();
         self.held.retain(|(held, _)| held != name);
@@ -63,7 +63,7 @@ impl Store {
         }
     }
 
-    /// Lets go of all.
+    /// Removes all descriptors.
     pub(super) fn clear(&mut self) {
         for (name, _) in std::mem::take(&mut self.held) {
             self.forget(&name);
@@ -72,39 +72,39 @@ impl Store {
 
     fn forget(&mut self, name: &str) {
         if let Some(manager) = self.manager.as_mut().filter(|manager| manager.stores()) {
-            manager.tell(format!("FDSTOREREMOVE=1\nFDNAME={name}"), None);
+            manager.notify(format!("FDSTOREREMOVE=1\nFDNAME={name}"), None);
         }
     }
 
-    /// The one of this name.
+    /// Returns the descriptor of this name.
     pub(super) fn get(&self, name: &str) -> Option<&Rc<OwnedFd>> {
         self.held.iter().find(|(held, _)| held == name).map(|(_, fd)| fd)
     }
 
-    /// All of them.
+    /// Iterates over names and descriptors.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Rc<OwnedFd>)> {
         self.held.iter().map(|(name, fd)| (name.as_str(), fd))
     }
 
-    /// Tells the service manager about the service, where there is one.
+    /// Sends a state of the service to the service manager, if there is one.
     pub(super) fn notify(&mut self, state: &str) {
         if let Some(manager) = &mut self.manager {
-            manager.tell(state.to_owned(), None);
+            manager.notify(state.to_owned(), None);
         }
     }
 
-    /// True if the service manager knows everything.
-    pub(super) fn has_told(&self) -> bool {
-        self.manager.as_ref().is_none_or(Manager::has_told)
+    /// True if no message to the service manager is pending.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.manager.as_ref().is_none_or(Manager::is_flushed)
     }
 
-    /// Tells the service manager what it did not take before. True if it knows everything then.
+    /// Sends the pending messages to the service manager. True if none is left.
     pub(super) fn flush(&mut self) -> bool {
         self.manager.as_mut().is_none_or(Manager::flush)
     }
 }
 
-/// What systemd passed on, by the names under which it was stored.
+/// Returns the descriptors that systemd passed on (sd_listen_fds_with_names(3)).
 fn inherited() -> Vec<(String, Rc<OwnedFd>)> {
     let own = |name: &str| std::env::var(name).ok();
     if own("LISTEN_PID").as_deref() != Some(&*std::process::id().to_string()) {
@@ -118,7 +118,7 @@ fn inherited() -> Vec<(String, Rc<OwnedFd>)> {
     names.zip(fds).filter_map(own).collect()
 }
 
-/// True if a service manager keeps for the next start what the keeper holds.
+/// True if a service manager holds the keeper's descriptors for the next start.
 #[must_use]
 pub fn has_manager() -> bool {
     Manager::find().is_some_and(|manager| manager.stores())

@@ -1,17 +1,17 @@
-//! What the keeper starts servers from, and when it goes back to what it started them from before.
+//! The current edition, and the one to fall back to.
 //!
-//! A new program, or a new configuration, is on trial until a server has served with it for a minute. If
-//! three servers die before that, or one before it has served at all, servers are started from the
-//! last one that served for a minute.
+//! A new program or configuration is unproven until a server has served with it for a minute. If
+//! three servers die before that, or one dies before it has served at all, the keeper falls back to
+//! the last edition with which a server has served for a minute.
 
 use std::time::Duration;
 
-/// A server that lives for so long proves what it was started from.
+/// A server that serves for this long proves its edition.
 const PROVEN: Duration = Duration::from_secs(60);
-/// So many servers may die earlier than that.
+/// The number of earlier deaths after which the keeper falls back.
 const EARLY_DEATHS: u32 = 3;
 
-/// The current one, and the one before while the current one is on trial.
+/// The current edition, and the previous one while the current one is unproven.
 #[derive(Debug)]
 pub(super) struct Succession<T> {
     current: T,
@@ -34,8 +34,8 @@ impl<T> Succession<T> {
         &mut self.current
     }
 
-    /// Makes `next` current, on trial. `served` is how long the server of
-    /// the current one has served.
+    /// Makes `next` current and unproven. `served` is how long the server of the current edition
+    /// has served.
     pub(super) fn replace(&mut self, next: T, served: Option<Duration>) {
         self.note(served);
         let current = std::mem::replace(&mut self.current, next);
@@ -45,8 +45,8 @@ impl<T> Succession<T> {
         (self.is_proven, self.has_served, self.early_deaths) = (false, false, 0);
     }
 
-    /// A server of the current one has died, after it has served for so long. True if the one
-    /// before is current again.
+    /// Notes that a server of the current edition has died after it had served for `served`. True
+    /// if the previous edition is current again.
     pub(super) fn died(&mut self, served: Option<Duration>) -> bool {
         self.note(served);
         if self.is_proven {
@@ -79,7 +79,7 @@ mod tests {
     const LONG: Option<Duration> = Some(PROVEN);
 
     #[test]
-    fn three_early_deaths_bring_the_one_before_back() {
+    fn three_early_deaths_restore_the_previous_edition() {
         let mut succession = Succession::new("old");
         succession.replace("new", LONG);
         assert!(!succession.died(SHORT) && !succession.died(None));
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_never_served_is_given_up_at_once() {
+    fn an_edition_that_never_served_is_dropped_after_one_death() {
         let mut succession = Succession::new("old");
         succession.replace("new", SHORT);
         assert!(succession.died(None));
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_served_for_a_minute_stays() {
+    fn an_edition_that_served_for_a_minute_stays() {
         let mut succession = Succession::new("old");
         succession.replace("new", LONG);
         assert!(!succession.died(SHORT) && !succession.died(LONG));
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_one_that_served_for_a_minute_is_kept_over_others() {
+    fn the_last_proven_edition_is_restored() {
         let mut succession = Succession::new("proven");
         succession.replace("second", LONG);
         succession.replace("third", SHORT);

@@ -1,8 +1,8 @@
-//! Messages between the keeper and a server: one line of text and at most one descriptor each,
-//! over a SEQPACKET pair, which keeps their boundaries and what a dead sender sent.
+//! Messages between the keeper and a server: one line of text and at most one descriptor each, over
+//! a SEQPACKET pair. It keeps message boundaries, and what a dead sender sent can still be read.
 //!
-//! Sending never waits: neither side may be held up by the other one, which may be stopped. What
-//! does not fit into the socket waits in an [`Outbox`].
+//! Sending never blocks, because the peer may be stopped (SIGSTOP). Messages that do not fit into
+//! the socket wait in an [`Outbox`].
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,49 +12,50 @@ pub(crate) use ambit_kernel::channel::pair;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
-/// The longest message: a path and what goes before it.
-const LONGEST: usize = 8192;
+/// The longest message in bytes: a command and a path.
+const MAX_LENGTH: usize = 8192;
 
-/// What a program hears first that is started beside one that serves. Programs that do not know it
-/// pass over it.
+/// The first message to a candidate, a new program that is started beside the server: check
+/// yourself. Programs that do not know it ignore it.
 pub const CHECK: &str = "check";
 
-/// What a server hears before it goes, if the one before it ended itself: by a fault or by giving up.
-/// One that was killed tells less of what it was at. Programs that do not know it pass over it.
+/// Sent before `go` if the previous server ended itself, by a fatal signal of its own or with an
+/// error. The crash guard needs it: a server that was killed did not crash because of a request.
+/// Programs that do not know it ignore it.
 pub const CRASHED: &str = "crashed";
 
-/// The same if the keeper killed it because it said nothing any more.
+/// Sent before `go` if the keeper killed the previous server because it sent nothing any more.
 pub const SILENT: &str = "silent";
 
-/// What a server hears first, with the text of the last good configuration: it is used if the file
-/// on disk is wrong.
+/// An early message to a server, with the text of the last good configuration: it is used if the
+/// file on disk is invalid.
 pub const CONFIGURATION: &str = "configuration";
 
-/// The same for a configuration that is used instead of the file on disk, because servers that used
-/// that one died early.
+/// Like [`CONFIGURATION`], but the text is used instead of the file on disk, because servers with
+/// that file died early.
 pub const INSTEAD: &str = "configuration-instead";
 
-/// The text of the configuration that a server has read from disk.
+/// Sent by a server, with the text of the configuration that it has read from disk.
 pub const CONFIGURED: &str = "configured";
 
-/// The socket of the server's broker; the number behind it says how often a broker was replaced.
-/// Without a descriptor, it comes later.
+/// The socket of the server's broker, and the number of brokers that were replaced. Without a
+/// descriptor, the broker is not started yet.
 pub const BROKER: &str = "broker";
 
 /// Sends a message.
 ///
 /// # Errors
-/// The other side is gone, or has not read for so long that there is no room (EAGAIN).
+/// The peer has closed the connection, or the socket's buffer is full (EAGAIN).
 pub fn send(to: BorrowedFd<'_>, text: &str, fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
     let fds: Vec<_> = fd.into_iter().collect();
-    let text = text.get(..text.floor_char_boundary(LONGEST)).unwrap_or(text);
+    let text = text.get(..text.floor_char_boundary(MAX_LENGTH)).unwrap_or(text);
     channel::send(to, text.as_bytes(), &fds, SendFlags::DONTWAIT)
 }
 
-/// Messages that wait until the other side reads, in order.
+/// Messages that wait until the peer reads, in order.
 ///
-/// A name is stored or removed once only: the later message takes the place of the earlier one. So
-/// there are no more messages than names that changed, however long the other side does not read.
+/// A later `store` or `remove` of a name replaces the earlier one. So there are at most as many
+/// messages as names that changed, however long the peer does not read.
 #[derive(Debug)]
 pub struct Outbox<F>(VecDeque<(String, Option<F>)>);
 
@@ -79,15 +80,15 @@ impl<F: AsFd> Outbox<F> {
         self.0.push_back((text, fd));
     }
 
-    /// Sends what there is room for. True if nothing is left.
+    /// Sends as many messages as the socket takes. True if none is left.
     ///
     /// # Errors
-    /// The other side is gone.
+    /// The peer has closed the connection.
     pub fn flush(&mut self, to: BorrowedFd<'_>) -> Result<bool, Errno> {
         while let Some((text, fd)) = self.0.front() {
             match send(to, text, fd.as_ref().map(AsFd::as_fd)) {
                 Ok(()) => drop(self.0.pop_front()),
-                // ETOOMANYREFS: too many descriptors are on their way.
+                // ETOOMANYREFS: too many descriptors are in flight.
                 Err(Errno::AGAIN | Errno::TOOMANYREFS | Errno::NOMEM | Errno::NOBUFS) => {
                     return Ok(false);
                 }
@@ -103,15 +104,16 @@ fn name_of(text: &str) -> Option<&str> {
     text.strip_prefix("store ").or_else(|| text.strip_prefix("remove "))
 }
 
-/// Receives a message; waits for it unless `flags` say otherwise. `None`: the other side is gone.
+/// Receives a message, and blocks unless `flags` has `DONTWAIT`. `None` if the peer has closed the
+/// connection.
 ///
 /// # Errors
-/// EAGAIN when there is none and it was not to be waited for.
+/// EAGAIN if there is no message, with `DONTWAIT`.
 pub fn receive(
     from: impl AsFd,
     flags: RecvFlags,
 ) -> Result<Option<(String, Option<OwnedFd>)>, Errno> {
-    let mut buffer = [0; LONGEST];
+    let mut buffer = [0; MAX_LENGTH];
     let received = match channel::receive(from, &mut buffer, flags) {
         Err(Errno::CONNRESET) => return Ok(None),
         other => other?,
@@ -128,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_peer_that_does_not_read_holds_nothing_up_and_misses_nothing() {
+    fn a_peer_that_does_not_read_blocks_nothing_and_misses_nothing() {
         let (near, far) = pair().unwrap();
         let mut outbox = Outbox::default();
         let file = || Some(OwnedFd::from(tempfile::tempfile().unwrap()));

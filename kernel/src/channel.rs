@@ -63,7 +63,7 @@ pub fn send(
     })
 }
 
-/// Sends bytes with descriptors to an address, which need not have been there before.
+/// Sends bytes with descriptors to an address. The socket need not be connected.
 ///
 /// # Errors
 /// As [`send`].

@@ -7,7 +7,7 @@ use crate::text::maps::{Access, Coverage};
 use crate::text::status::{Credentials, Status};
 use crate::text::{control_groups, limits, mountinfo, numbers, profile, scan, stat, watches};
 
-/// Every parser, on the same bytes: a list of mounts and whatever else it may be taken for.
+/// Runs every parser on the same bytes.
 pub fn parse_all(text: &[u8]) {
     let status = Status(text);
     for label in ["Name:", "Umask:", "Tgid:", "Uid:", "Groups:", "NSpid:", "CapEff:", ""] {

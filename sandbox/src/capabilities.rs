@@ -1,8 +1,8 @@
-//! Capabilities of a sandbox that keeps the host's users: few.
+//! Drops capabilities in a sandbox without a user namespace.
 //!
-//! In a user namespace of its own a sandbox has all of them, over what is its own. Without one
-//! every capability is the host's; this leaves the set that container engines leave, less
-//! CAP_MKNOD, because nothing else here would keep root from making and opening the host's disks.
+//! In a user namespace of its own, a sandbox has all capabilities over its own resources. Without
+//! one, a capability is one over the host. So it keeps the set that container engines keep, without
+//! CAP_MKNOD: nothing else keeps its root from making and opening nodes of the host's disks.
 
 use anyhow::{Context, Result};
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -21,7 +21,7 @@ const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::AUDIT_WRITE)
     .union(CapabilitySet::SETFCAP);
 
-/// Drops all others, for good.
+/// Drops all capabilities but [`KEPT`], also from the bounding set.
 pub(super) fn drop_most() -> Result<()> {
     for number in 0..64 {
         let one = CapabilitySet::from_bits_retain(1 << number);
@@ -29,7 +29,7 @@ pub(super) fn drop_most() -> Result<()> {
             continue;
         }
         match rustix::thread::remove_capability_from_bounding_set(one) {
-            // Beyond the last one this kernel knows.
+            // EINVAL: the number is beyond the kernel's last capability.
             Err(rustix::io::Errno::INVAL) => break,
             other => other.context("cannot drop capabilities: prctl")?,
         }
@@ -41,6 +41,6 @@ pub(super) fn drop_most() -> Result<()> {
         inheritable: CapabilitySet::empty(),
     };
     rustix::thread::set_capabilities(None, kept).context("cannot drop capabilities: capset")?;
-    // Executing as root would otherwise be the only way left to get any, and it must give no more.
+    // Ambient capabilities would survive an execve(2) by a user other than root.
     rustix::thread::clear_ambient_capability_set().context("cannot drop capabilities: prctl")
 }

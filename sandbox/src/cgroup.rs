@@ -4,9 +4,9 @@
 //! group of each hierarchy, at `ambit/run-PID`, so that our own limits hold for the sandbox too;
 //! a cgroup2 hierarchy beside them gets one as well, for its pressure files. With v2 alone they
 //! lie at `/ambit/run-PID`: below a group that has processes of its own, such as ours, the kernel
-//! allows none with controllers. Nobody else in this package uses `cgroups-rs`.
+//! allows none with controllers. Only this module and `limits` use `cgroups-rs`.
 //!
-//! Limits are in `limits`. Nothing here ever kills or moves a process that is not the sandbox's.
+//! Nothing here kills or moves a process of anything but the sandbox.
 
 use std::collections::HashMap;
 use std::io;
@@ -27,8 +27,8 @@ use super::options::Options;
 /// The folder that all sandboxes of this user share.
 const FAMILY: &str = "ambit";
 
-/// How long processes that act for a sandbox may outlive it.
-const LAST_ACTS: Duration = Duration::from_secs(3);
+/// How long workers in the sandbox's control groups may outlive the sandbox.
+const WORKER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The control groups of one sandbox. Dropping it removes them; their processes must have ended.
 #[derive(Debug)]
@@ -36,14 +36,14 @@ pub(super) struct Group {
     groups: Cgroup,
     /// The group in a cgroup2 hierarchy beside v1 ones.
     beside: Option<PathBuf>,
-    /// Where each of them is shown below `/sys/fs/cgroup`, and where it is.
+    /// For each group, the name of its mount below `/sys/fs/cgroup`, and its path.
     places: Vec<(String, PathBuf)>,
     id: String,
     owner: u32,
 }
 
 impl Group {
-    /// Makes the groups with their limits, and removes what dead sandboxes left.
+    /// Makes the groups with their limits, and removes those of dead sandboxes.
     pub(super) fn create(options: &Options) -> Result<Self> {
         let mounts = hostmounts::all()?;
         if !mounts.iter().any(|mount| mount.kind.starts_with("cgroup")) {
@@ -53,7 +53,7 @@ impl Group {
         }
         let own = own_paths()?;
         let owner = std::process::id();
-        // Another pid namespace may have a process of our number, and a sandbox.
+        // A process of another pid namespace may have our pid, and a sandbox.
         for attempt in 0..100 {
             let id = match attempt {
                 0 => format!("run-{owner}"),
@@ -65,7 +65,7 @@ impl Group {
             }
             group.remove_leftovers();
             group.make()?;
-            // From here on, dropping it removes what was made.
+            // From here on, dropping it removes the groups.
             limits::apply(&group.groups, options)?;
             return Ok(group);
         }
@@ -90,7 +90,7 @@ impl Group {
             let place = subsystem.to_controller().path().to_owned();
             // cpu and cpuacct may be one hierarchy, with two names for one place.
             if !places.iter().any(|(_, seen)| *seen == place) {
-                places.push((shelf_name(&place, mounts), place));
+                places.push((mount_name(&place, mounts), place));
             }
         }
         let beside = own.unified.as_ref().and_then(|path| {
@@ -98,13 +98,13 @@ impl Group {
             Some(mount.path.join(path.strip_prefix(&mount.root).ok()?).join(&name))
         });
         if let Some(place) = &beside {
-            places.push((shelf_name(place, mounts), place.clone()));
+            places.push((mount_name(place, mounts), place.clone()));
         }
         Self { groups, beside, places, id, owner }
     }
 
     fn make(&mut self) -> Result<()> {
-        // Another sandbox that ends may take the shared folder away between our two steps.
+        // Another sandbox that ends may remove the shared folder between our two mkdir(2) calls.
         let mut tries = 3;
         while let Err(error) = self.groups.create() {
             tries -= 1;
@@ -112,7 +112,7 @@ impl Group {
                 return Err(explain(&error)).context("cannot make control groups: mkdir");
             }
         }
-        // It only adds pressure files: a kernel that refuses it is no reason to stop.
+        // This group only adds pressure files, so a failure is ignored.
         if let Some(place) = self.beside.take_if(|place| std::fs::create_dir_all(place).is_err()) {
             self.places.retain(|(_, other)| *other != place);
         }
@@ -139,13 +139,13 @@ impl Group {
         &self.id
     }
 
-    /// Where each group is shown below `/sys/fs/cgroup`, and where it is.
+    /// For each group, the name of its mount below `/sys/fs/cgroup`, and its path.
     pub(super) fn places(&self) -> &[(String, PathBuf)] {
         &self.places
     }
 
     /// Removes groups of sandboxes whose `ambit run` was killed. A group with processes in it
-    /// cannot be removed, so a wrong guess harms nobody.
+    /// cannot be removed, so a wrong guess does no harm.
     fn remove_leftovers(&self) {
         for family in self.places.iter().filter_map(|(_, place)| place.parent()) {
             let Ok(entries) = std::fs::read_dir(family) else { continue };
@@ -169,8 +169,8 @@ impl Drop for Group {
         if std::process::id() != self.owner {
             return;
         }
-        // What acted for the sandbox sees its end a moment later, and then ends too.
-        let until = Instant::now() + LAST_ACTS;
+        // Workers in these groups end soon after the sandbox.
+        let until = Instant::now() + WORKER_TIMEOUT;
         for (_, place) in &self.places {
             while place.exists() && !empty(place) && Instant::now() < until {
                 std::thread::sleep(Duration::from_millis(5));
@@ -179,7 +179,7 @@ impl Drop for Group {
                 let place = place.display();
                 output::complain(format_args!("ambit: cannot remove {place}: {error}"));
             }
-            // The shared folder goes with the last of them.
+            // Succeeds for the last sandbox only: the folder is not empty before.
             if let Some(family) = place.parent() {
                 let _ = std::fs::remove_dir(family);
             }
@@ -202,7 +202,8 @@ fn own_paths() -> Result<Own> {
     Ok(Own { legacy, unified })
 }
 
-/// A group's path seen from its hierarchy's mount point, which in a container may not be the top.
+/// Returns a group's path below its hierarchy's mount point, which in a container may not be the
+/// root of the hierarchy.
 fn below_mount(path: &str, controller: &str) -> String {
     let mount = V1::new();
     let top = cgroups_rs::fs::Hierarchy::subsystems(&mount)
@@ -214,8 +215,8 @@ fn below_mount(path: &str, controller: &str) -> String {
     below.unwrap_or(path).to_string_lossy().into_owned()
 }
 
-/// The name of the mount below `/sys/fs/cgroup` that a place is on.
-fn shelf_name(place: &Path, mounts: &[Mounted]) -> String {
+/// Returns the name of the mount below `/sys/fs/cgroup` that a group is on.
+fn mount_name(place: &Path, mounts: &[Mounted]) -> String {
     mounts
         .iter()
         .filter(|mount| mount.kind.starts_with("cgroup") && place.starts_with(&mount.path))
@@ -228,7 +229,7 @@ fn parse_owner(name: &str) -> Option<u32> {
     name.strip_prefix("run-")?.split('-').next()?.parse().ok()
 }
 
-/// Removes a group and the groups below it. One that is gone is no error.
+/// Removes a group and the groups below it. A group that does not exist is no error.
 fn remove(place: &Path) -> io::Result<()> {
     match std::fs::read_dir(place) {
         Ok(entries) => {
@@ -239,7 +240,7 @@ fn remove(place: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     }
-    // The kernel empties a group a little after its last process was waited for.
+    // The kernel empties a group some time after its last process was reaped.
     let mut tries = 50;
     loop {
         match std::fs::remove_dir(place) {
@@ -272,12 +273,12 @@ mod tests {
     }
 
     #[test]
-    fn removing_what_is_not_there_is_no_error() {
+    fn removing_a_group_that_does_not_exist_is_no_error() {
         remove(Path::new("/nonexistent/group")).unwrap();
     }
 
     #[test]
-    fn a_group_is_shown_under_its_hierarchys_name() {
+    fn a_group_has_the_name_of_its_hierarchys_mount() {
         let mount = |path: &str, kind: &str| Mounted {
             root: "/".into(),
             path: path.into(),
@@ -289,7 +290,7 @@ mod tests {
             mount("/sys/fs/cgroup/cpu,cpuacct", "cgroup"),
             mount("/sys/fs/cgroup/unified", "cgroup2"),
         ];
-        let name = |place: &str| shelf_name(Path::new(place), &mounts);
+        let name = |place: &str| mount_name(Path::new(place), &mounts);
         assert_eq!(name("/sys/fs/cgroup/cpu,cpuacct/ambit/run-1"), "cpu,cpuacct");
         assert_eq!(name("/sys/fs/cgroup/unified/ambit/run-1"), "unified");
     }

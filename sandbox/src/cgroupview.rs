@@ -1,7 +1,7 @@
 //! The sandbox's `/sys/fs/cgroup`: its own control groups, read-only.
 //!
-//! They are bind mounts of exactly its own groups, so there is nothing above them to look at.
-//! Inside its cgroup namespace the kernel shows each of them as `/`.
+//! They are bind mounts of exactly its own groups, so the groups above them are not visible. Inside
+//! its cgroup namespace the kernel shows each of them as `/`.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ use super::owners::Owners;
 
 const PLACE: &str = "sys/fs/cgroup";
 
-/// Mounts each group at its name below `/sys/fs/cgroup`; an empty name is the place itself, as
+/// Mounts each group at its name below `/sys/fs/cgroup`. An empty name is `/sys/fs/cgroup` itself, as
 /// with cgroup v2 alone.
 pub(super) fn build(root: &Root, owners: &Owners, groups: &[(String, PathBuf)]) -> Result<()> {
     let set = MountAttrFlags::MOUNT_ATTR_RDONLY

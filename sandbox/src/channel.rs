@@ -1,7 +1,7 @@
 //! Messages between the processes that make a sandbox.
 //!
-//! Both ends are this program; the sandbox's command never holds one. A peer that dies is an error,
-//! never a hang.
+//! Both ends are this program; the sandbox's command never holds one. If the peer dies, receiving
+//! fails and does not block.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -13,23 +13,22 @@ use serde::{Deserialize, Serialize};
 /// A message, without its descriptors.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Message {
-    /// It went wrong, for this reason.
+    /// The sender has failed, for this reason.
     Failed(String),
     /// A process was started: its number.
     Started(i32),
     /// A mount for this target.
     File(String),
-    /// The overlay and, if it has them, the pressure files upon it, as mounts that are attached nowhere;
-    /// with the paths of its files for the sandbox.
+    /// The overlay and, if it has them, the pressure files upon it, as mounts that are attached
+    /// nowhere; with the paths of its files for the sandbox.
     Overlay(Vec<String>),
     /// Build the root now, for the init with this number.
     Build(i32),
-    /// What was to be made is there.
+    /// The receiver's request was carried out.
     Built,
     /// Enter the root and get ready.
     Enter,
-    /// Ready to start the command; with the listener and the terminal, in this order, as far as there
-    /// are such.
+    /// Ready to start the command; with the listener and the terminal, in this order, if there are.
     Ready { listener: bool, terminal: bool },
     /// Start the command.
     Go,
@@ -97,14 +96,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_becomes_the_receivers_error() {
+    fn a_failure_of_the_sender_is_the_error_of_the_receiver() {
         let (one, other) = Channel::pair().unwrap();
         one.fail(&anyhow::anyhow!("no room").context("cannot mount"));
         assert_eq!(other.receive().unwrap_err().to_string(), "cannot mount: no room");
     }
 
     #[test]
-    fn a_dead_peer_and_another_message_are_errors() {
+    fn a_dead_peer_and_an_unexpected_message_are_errors() {
         let (one, other) = Channel::pair().unwrap();
         one.send(&Message::Built, &[]).unwrap();
         assert!(other.started().unwrap_err().to_string().contains("Built came"));

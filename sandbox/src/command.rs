@@ -1,11 +1,11 @@
-//! The last steps before the command's program takes over.
+//! The last steps of the child process before it executes the command.
 
 use std::ffi::{CString, NulError, OsString};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
-use ambit_kernel::sys::close_range::close_from;
+use ambit_kernel::sys::close_range::close_on_exec_from;
 use ambit_kernel::sys::signal_defaults::restore_sigpipe;
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -19,12 +19,12 @@ use super::terminal;
 pub(super) struct NotStarted {
     /// In one line.
     pub(super) reason: String,
-    /// The exit status that tells it, as env(1) has it.
+    /// The exit status, as env(1) defines it: 126 or 127.
     pub(super) status: i32,
 }
 
-/// Becomes the command. Returns only when that fails.
-pub(super) fn become_it(setup: &Setup, folder: &Path, terminal: Option<&OwnedFd>) -> NotStarted {
+/// Executes the command. Returns only if that fails.
+pub(super) fn exec_command(setup: &Setup, folder: &Path, terminal: Option<&OwnedFd>) -> NotStarted {
     match prepare(setup, folder, terminal) {
         Ok((command, environment)) => {
             let Err(error) = nix::unistd::execvpe(&command[0], &command, &environment);
@@ -59,16 +59,17 @@ fn prepare(
     let environment = strings(environment(std::env::vars_os(), folder))?;
     match terminal {
         Some(terminal) => terminal::take(terminal)?,
-        // A group of its own, so that stopping it works and signals of a terminal reach all of it.
+        // A process group of its own, so that it can be stopped and signals of a terminal reach all
+        // of its processes.
         None => rustix::process::setpgid(None, None).context("setpgid")?,
     }
     restore_sigpipe().context("sigaction")?;
     setup.signals.restore_mask()?;
-    close_from(3).context("cannot close descriptors: close_range")?;
+    close_on_exec_from(3).context("cannot have descriptors closed: close_range")?;
     Ok((command, environment))
 }
 
-/// The caller's, but for the current folder.
+/// Returns the caller's environment, with `PWD` set to the current folder.
 fn environment(
     caller: impl Iterator<Item = (OsString, OsString)>,
     folder: &Path,
@@ -95,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_environment_is_the_callers_but_for_the_folder() {
+    fn the_environment_is_the_callers_except_pwd() {
         let caller = [("PATH", "/bin"), ("PWD", "/old"), ("OLDPWD", "/older")];
         let caller = caller.into_iter().map(|(name, value)| (name.into(), value.into()));
         let lines: Vec<_> = environment(caller, Path::new("/new")).collect();
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_tells_why_a_command_did_not_start() {
+    fn a_missing_command_is_127_and_one_that_cannot_be_executed_126() {
         let missing = not_started("frob", Errno::ENOENT);
         assert_eq!(missing.status, 127);
         assert_eq!(missing.reason, "cannot run frob: it is not in the sandbox");

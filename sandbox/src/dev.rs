@@ -1,8 +1,8 @@
 //! The sandbox's `/dev`: a tmpfs with the devices every program expects, its own terminals, and
 //! the devices it was given.
 //!
-//! Nodes are made by the host's root on a tmpfs of the host's, then given to the sandbox's root:
-//! inside a user namespace they could be neither made nor, on a filesystem of its own, opened.
+//! Nodes are made by the host's root on a tmpfs of the host's, then chowned to the sandbox's root:
+//! inside a user namespace they can be neither made nor, on a filesystem of its own, opened.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ const LINKS: [(&str, &str); 5] = [
     ("ptmx", "pts/ptmx"),
 ];
 
-/// The group that owns terminals, in every distribution.
+/// The group `tty`, which owns terminals.
 const TTY_GROUP: u32 = 5;
 
 /// Builds `/dev`. Must run in the sandbox's ipc namespace, for its message queues.
@@ -54,7 +54,7 @@ pub(super) fn build(root: &Root, owners: &Owners, devices: &[PathBuf]) -> Result
     for folder in ["dev/pts", "dev/shm", "dev/mqueue"] {
         root.make(Path::new(folder), Kind::Folder, owners)?;
     }
-    // Where the terminal is bound, when there is one.
+    // The terminal is bound here, if there is one.
     root.make(Path::new("dev/console"), Kind::File, owners)?;
 
     let group = owners.gid.saturating_add(TTY_GROUP).to_string();

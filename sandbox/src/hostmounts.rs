@@ -1,8 +1,7 @@
-//! Which mounts of the host lie below a folder, so that a sandbox can be shown the folder whole.
+//! Lists the mounts of the host below a folder that a sandbox is shown.
 //!
-//! A recursive clone would not do: it fails as a whole when one filesystem in it cannot be
-//! idmapped, and it would carry the kernel's own filesystems and other programs' FUSE mounts
-//! along.
+//! A recursive clone of the folder is not used: it fails if one filesystem in it cannot be idmapped,
+//! and it includes the kernel's filesystems and FUSE mounts of other programs.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -10,7 +9,7 @@ use std::path::{Path, PathBuf};
 use ambit_kernel::text::mountinfo::{self, Mounted};
 use anyhow::{Context, Result};
 
-/// Filesystems that show the kernel's state, or that only their owner may look into.
+/// Filesystems that show the kernel's state, or that only their owner may access.
 const KERNELS: [&str; 25] = [
     "autofs",
     "binfmt_misc",
@@ -39,13 +38,13 @@ const KERNELS: [&str; 25] = [
     "tracefs",
 ];
 
-/// All mounts this process sees.
+/// Returns all mounts in this process's mount namespace.
 pub(super) fn all() -> Result<Vec<Mounted>> {
     mountinfo::own().context("cannot read /proc/self/mountinfo")
 }
 
-/// The places below `folder` where something worth showing is mounted, outer ones first. What
-/// lies below one of `hidden` or below a filesystem of the kernel's is left out.
+/// Returns the mount points below `folder` that a sandbox is shown, outer ones first. Those below one
+/// of `hidden` or below a filesystem of the kernel are left out.
 pub(super) fn below(mounts: &[Mounted], folder: &Path, hidden: &[&str]) -> Vec<PathBuf> {
     let kernels = |mount: &&Mounted| {
         KERNELS.contains(&mount.kind.as_str()) || mount.kind.starts_with("fuse.")
@@ -64,7 +63,7 @@ pub(super) fn below(mounts: &[Mounted], folder: &Path, hidden: &[&str]) -> Vec<P
     points
 }
 
-/// A path relative to `/`, as calls below a root's descriptor want it.
+/// Returns a path without its leading `/`, for calls that take the descriptor of a root.
 pub(super) fn relative(path: &Path) -> &Path {
     let bytes = path.as_os_str().as_bytes();
     let start = bytes.iter().position(|&byte| byte != b'/').unwrap_or(bytes.len());

@@ -1,9 +1,9 @@
-//! Process 1 of a sandbox: gets ready, starts the command, and stays as its init.
+//! Process 1 of a sandbox: enters the root, starts the command, and stays as its init.
 //!
-//! It forwards signals to the command, waits for orphans, and ends with the command's status,
-//! whereupon the kernel ends whatever else runs in the sandbox. It has no threads, keeps no
-//! descriptor of the host's but its standard ones, and must never do work on behalf of what runs
-//! in the sandbox: everything here can be attacked by the sandbox's root.
+//! It forwards signals to the command, reaps orphans, and ends with the command's status; the kernel
+//! then kills all other processes of the sandbox. It has no threads and keeps no descriptor of the
+//! host but the standard ones. It must never do work for processes of the sandbox: the sandbox's
+//! root can attack everything here.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -22,7 +22,7 @@ use super::options::{Intercept, Setup};
 use super::signals::{Signals, is_for_group};
 use super::{FAILED, capabilities, command, terminal};
 
-/// Everything that init does. Returns its exit status.
+/// Runs init. Returns its exit status.
 pub(super) fn main(channel: &Channel, setup: &Setup) -> i32 {
     match get_ready(channel, setup).and_then(|terminal| start(setup, terminal)) {
         Ok((child, _terminal)) => reap(channel, &setup.signals, child),
@@ -38,15 +38,16 @@ fn get_ready(channel: &Channel, setup: &Setup) -> Result<Option<OwnedFd>> {
     channel.expect(&Message::Enter)?;
     let _ = rustix::thread::set_name(c"ambit-init");
     if setup.own_users {
-        // A copy that belongs to our user namespace: all mounts in it are locked.
+        // A copy of the builder's namespace that belongs to our user namespace: all mounts in it are
+        // locked (mount_namespaces(7)).
         nix::sched::unshare(CloneFlags::CLONE_NEWNS)
             .context("cannot make a mount namespace: unshare")?;
     } else {
-        // Ours is the host's program, which root in the sandbox must not get hold of.
+        // This process runs the host's program, which root in the sandbox must not trace or read.
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
             .context("cannot become undumpable: prctl")?;
     }
-    // The caller's terminal is not ours: nothing in here may type on it (TIOCSTI).
+    // Leaves the caller's terminal: no process in the sandbox may type on it (TIOCSTI).
     rustix::process::setsid().context("cannot make a session: setsid")?;
     nix::unistd::sethostname(&setup.hostname).context("cannot set the host name: sethostname")?;
 
@@ -57,8 +58,8 @@ fn get_ready(channel: &Channel, setup: &Setup) -> Result<Option<OwnedFd>> {
         capabilities::drop_most()?;
     }
     hand_over(channel, listener.as_ref(), pair.as_ref())?;
-    // Were the listener kept here, calls would wait for ever once the server is gone, instead of
-    // failing.
+    // If init kept the listener, calls would block for ever after the end of the server, instead of
+    // failing with ENOSYS.
     drop(listener);
     channel.expect(&Message::Go)?;
     Ok(pair.map(|pair| pair.slave))
@@ -75,8 +76,8 @@ fn hand_over(
     channel.send(&ready, &fds)
 }
 
-/// Starts the command. Its terminal stays open here, so that what it wrote last can still be
-/// read when it has ended.
+/// Starts the command. Init keeps its terminal open, so that the last output can still be read when
+/// the command has ended.
 fn start(setup: &Setup, terminal: Option<OwnedFd>) -> Result<(Pid, Option<OwnedFd>)> {
     let folder = if rustix::process::chdir(&setup.folder).is_ok() {
         setup.folder.as_path()
@@ -86,7 +87,7 @@ fn start(setup: &Setup, terminal: Option<OwnedFd>) -> Result<(Pid, Option<OwnedF
     };
     match fork().context("cannot start the command: fork")? {
         Fork::Child => {
-            let error = command::become_it(setup, folder, terminal.as_ref());
+            let error = command::exec_command(setup, folder, terminal.as_ref());
             output::complain(format_args!("ambit: {}", error.reason));
             std::process::exit(error.status);
         }
@@ -99,7 +100,7 @@ fn start(setup: &Setup, terminal: Option<OwnedFd>) -> Result<(Pid, Option<OwnedF
     }
 }
 
-/// Waits for the command's end; orphans are waited for on the way.
+/// Reaps processes until the command has ended.
 fn reap(channel: &Channel, signals: &Signals, child: Pid) -> i32 {
     loop {
         while let Some(signal) = signals.next() {
@@ -118,7 +119,7 @@ fn reap(channel: &Channel, signals: &Signals, child: Pid) -> i32 {
                 let mut wait = [PollFd::new(signals, PollFlags::IN)];
                 let _ = poll(&mut wait, None);
             }
-            // Without children the command cannot be running.
+            // ECHILD: there are no children, so the command has ended.
             Err(nix::errno::Errno::ECHILD) => return i32::from(FAILED),
             _ => {}
         }
@@ -126,7 +127,7 @@ fn reap(channel: &Channel, signals: &Signals, child: Pid) -> i32 {
 }
 
 fn pass_on(child: Pid, signal: Signal) {
-    // The command leads its own process group, unless it has not got that far yet.
+    // The command leads its own process group, unless it has not called setpgid(2) yet.
     let group = Pid::from_raw(-child.as_raw());
     if !(is_for_group(signal) && kill(group, signal).is_ok()) {
         // It may have ended just now.

@@ -2,9 +2,10 @@
 //!
 //! [`prepare`] does everything that forks, and must be called before any thread exists; what it
 //! returns is a sandbox that waits for its root. [`Prepared::run`] then asks the caller for a
-//! [`Service`] (the running daemon or an embedded server, which starts threads), gives the
-//! overlay's files and the listener to it and the sandbox, and relays until the command ends.
-//! Dropping a [`Prepared`] ends the sandbox and leaves nothing behind.
+//! [`Service`] (the running daemon or an embedded server, which starts threads), passes the
+//! overlay's files to the sandbox and the listener to the service, and relays signals and the
+//! terminal until the command ends. Dropping a [`Prepared`] ends the sandbox and removes its control
+//! groups.
 //!
 //! Start reading at `spawn` (which processes, in which order), then `root` (what is mounted
 //! where). Nothing here formats or computes a number that the sandbox sees.
@@ -49,18 +50,17 @@ use cgroup::Group;
 use channel::Message;
 use owners::Owners;
 
-/// Exit status of bad usage, as clap has it.
+/// Exit status of a usage error, the same as clap's.
 const USAGE: u8 = 2;
-/// Exit status when the sandbox could not be made.
+/// Exit status if the sandbox could not be made.
 const FAILED: u8 = 125;
 
-/// Where the sandbox gets the overlay's files from.
+/// The mounts that the sandbox gets the overlay's files from.
 #[derive(Debug)]
 pub enum OverlayMounts {
     /// From a daemon's mount point, as this process sees it.
     At(PathBuf),
-    /// From mounts that are attached nowhere, which this process may serve itself: it must not look
-    /// names up in them.
+    /// Detached mounts. This process may serve them itself, so it must not look names up in them.
     Detached {
         /// The overlay.
         overlay: OwnedFd,
@@ -69,7 +69,8 @@ pub enum OverlayMounts {
     },
 }
 
-/// Who serves the overlay and answers system calls: the running daemon or an embedded server.
+/// The service that serves the overlay and answers system calls: the running daemon or an embedded
+/// server.
 pub trait Service {
     /// The overlay.
     ///
@@ -87,9 +88,8 @@ pub trait Service {
     fn stop(self: Box<Self>);
 }
 
-/// Runs a sandbox from its options to its exit status. `files` are the overlay's, relative to
-/// its root, such as `proc/meminfo`; `start` is called when everything has been forked. Failures
-/// are told in one line.
+/// Runs a sandbox. Returns its exit status. `files` are paths in the overlay, such as `proc/meminfo`;
+/// `start` is called after the last fork(2). An error is printed in one line.
 pub fn run(
     options: Options,
     files: &[&str],
@@ -174,7 +174,7 @@ impl Prepared {
         files: &[&str],
         start: impl FnOnce(&Self) -> Result<Box<dyn Service>>,
     ) -> Result<u8> {
-        // Copies of mounts are made here, which no other namespace is to be told.
+        // Mounts are copied here, and must not propagate to other namespaces.
         nix::sched::unshare(CloneFlags::CLONE_NEWNS)
             .context("cannot make a mount namespace: unshare")?;
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
@@ -186,8 +186,8 @@ impl Prepared {
         status
     }
 
-    /// Gives the sandbox its root, its listener to the service, and the word to start. Returns
-    /// the master side of its terminal.
+    /// Has the root built, passes the listener to the service, and has the command started. Returns
+    /// the master side of the sandbox's terminal.
     fn complete(&mut self, files: &[&str], service: &dyn Service) -> Result<Option<OwnedFd>> {
         let processes = &self.processes;
         let mut others = Vec::new();
@@ -249,7 +249,7 @@ fn wait(init: Pid) -> Result<u8> {
     let status = match waitpid(init, None).context("cannot wait for the sandbox: waitpid")? {
         WaitStatus::Exited(_, status) => status,
         WaitStatus::Signaled(_, signal, _) => 128 + signal as i32,
-        other => anyhow::bail!("the sandbox ended in a way nobody knows: {other:?}"),
+        other => anyhow::bail!("the sandbox ended with an unknown status: {other:?}"),
     };
     Ok(u8::try_from(status).unwrap_or(u8::MAX))
 }

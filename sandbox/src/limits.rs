@@ -1,7 +1,7 @@
 //! The limits of a sandbox's control groups.
 //!
-//! Each is set by its own call, because `Cgroup::apply` of `cgroups-rs` passes over failures in
-//! silence. A limit that the system cannot set is an error, never a sandbox without it.
+//! Each is set by its own call, because `Cgroup::apply` of `cgroups-rs` ignores failures. A limit
+//! that cannot be set is an error.
 
 use anyhow::{Context, Result, bail};
 use cgroups_rs::fs::cpu::CpuController;
@@ -12,10 +12,10 @@ use cgroups_rs::fs::{Cgroup, Controller, MaxValue, Subsystem};
 
 use super::options::Options;
 
-/// Length of a scheduling period, as every container engine has it.
+/// The scheduling period, the same as in container engines.
 const PERIOD_US: u64 = 100_000;
 
-/// Sets what the command line asks for.
+/// Sets the limits of the command line.
 pub(super) fn apply(group: &Cgroup, options: &Options) -> Result<()> {
     if let Some(bytes) = options.memory {
         memory(group, bytes, options.swap)?;
@@ -74,13 +74,13 @@ fn memory(group: &Cgroup, bytes: u64, swap: Option<u64>) -> Result<()> {
         }
         return Ok(());
     }
-    // As much swap as memory when nothing is said, as other engines do.
+    // Without `--swap`, as much swap as memory, as in container engines.
     let swap = swap.unwrap_or(bytes);
     // v1 counts memory and swap together.
     let value = if group.v2() { swap } else { bytes.saturating_add(swap) };
     MemController::set_memswap_limit(memory, signed(value))
         .and_then(|()| match swap {
-            // Of the sum, what a tighter group above has no memory for would be swap.
+            // If a group above has a tighter memory limit, the rest of the sum would be swap.
             0 if !group.v2() => memory.set_swappiness(0),
             _ => Ok(()),
         })
@@ -134,7 +134,7 @@ fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-/// What `cgroups-rs` knows about a failure, in one line.
+/// Returns an error of `cgroups-rs` and its cause in one line.
 pub(super) fn explain(error: &cgroups_rs::fs::error::Error) -> anyhow::Error {
     let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
     anyhow::anyhow!("{}{}", error.kind(), cause.unwrap_or_default())

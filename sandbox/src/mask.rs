@@ -1,8 +1,8 @@
-//! What must not be reached through `/proc` and `/sys`.
+//! Covers files of `/proc` and `/sys` that a sandbox must not reach.
 //!
-//! Of `/proc` only when the host's users are kept: inside a user namespace the kernel itself
-//! refuses most files, which belong to a root that the sandbox does not have. Without one, its
-//! root owns them, capabilities or not. What everybody can read is covered in either case.
+//! Most files of `/proc` are covered only without a user namespace: inside one the kernel refuses
+//! access, because they belong to the host's root. Without one, the sandbox's root owns them, with
+//! or without capabilities. World-readable files are covered in both cases.
 
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -13,9 +13,9 @@ use rustix::mount::MountAttrFlags;
 use super::mounts::{Detached, Kind, Root};
 use super::owners::Owners;
 
-/// Settings of the whole machine: to be read only.
+/// Settings of the whole machine, which are made read-only.
 const SETTINGS: [&str; 5] = ["proc/sys", "proc/sysrq-trigger", "proc/irq", "proc/bus", "proc/fs"];
-/// Memory, keys and tables of the whole machine: not to be read at all.
+/// Memory, keys and tables of the whole machine, which are hidden.
 const SECRETS: [&str; 8] = [
     "proc/asound",
     "proc/kcore",
@@ -44,11 +44,11 @@ const HOST_USE: [&str; 14] = [
     "sys/kernel/vmcoreinfo",
 ];
 
-/// The machine's disks and how busy they are. Who has one of them needs to know it.
+/// The machine's disks and their statistics. A sandbox that was given a disk needs them.
 const DISKS: [&str; 4] =
     ["sys/block", "sys/class/block", "sys/dev/block", "sys/devices/virtual/block"];
 
-/// Covers them. `devices` are those that the sandbox was given.
+/// Covers the files. `devices` are those that the sandbox was given.
 pub(super) fn cover(root: &Root, owners: &Owners, devices: &[PathBuf]) -> Result<()> {
     hide(root, owners, &HOST_USE)?;
     let is_disk = |device: &PathBuf| {

@@ -16,7 +16,7 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, O
 use super::hostmounts::relative;
 use super::owners::{ActingAs, Owners};
 
-/// How often a name is looked up again that was thrown away at once. Twice would be bad luck.
+/// How often a lookup is repeated if the kernel has dropped the name at once.
 const TRIES: usize = 100;
 
 /// A mount that is attached nowhere yet.
@@ -30,9 +30,9 @@ impl Detached {
         copy_at(CWD, path).with_context(|| format!("cannot copy {}: open_tree", path.display()))
     }
 
-    /// A copy of a file of the overlay, whose name others may look up at the same time. The
-    /// kernel can throw a name away meanwhile (`ambit_fuse::visit` tells why), and what has no name
-    /// cannot be attached.
+    /// Copies a file of the overlay, whose name other processes may look up at the same time. The
+    /// kernel can drop the dentry meanwhile (`ambit_fuse::visit` explains why), and an unhashed
+    /// dentry cannot be attached.
     pub(super) fn copy_of_shared(path: &Path) -> Result<Self> {
         for _ in 0..TRIES {
             let copy = Self::copy_of(path)?;
@@ -43,7 +43,7 @@ impl Detached {
         anyhow::bail!("cannot copy {}: it vanishes while it is looked up", path.display())
     }
 
-    /// Is its root still to be found in its filesystem?
+    /// True if its root still has a name in its filesystem.
     fn has_name(&self) -> bool {
         let shown = format!("/proc/self/fd/{}", self.0.as_raw_fd());
         rustix::fs::readlink(shown, Vec::new())
@@ -88,8 +88,8 @@ impl Detached {
             .context("cannot change a mount's attributes: mount_setattr")
     }
 
-    /// Makes the owners of its files the sandbox's users. False when the filesystem cannot:
-    /// then its files keep the host's owners, who are nobody inside.
+    /// Maps the owners of its files to the sandbox's users. False if the filesystem cannot be
+    /// idmapped: then its files belong to the overflow user (65534) inside.
     pub(super) fn map_owners(&self, owners: &Owners) -> bool {
         owners.namespace.as_ref().is_none_or(|namespace| {
             mount_setattr(&self.0, MountAttrFlags::empty(), Some(namespace.as_fd())).is_ok()
@@ -110,7 +110,7 @@ pub(super) fn copy_at(folder: impl AsFd, path: &Path) -> rustix::io::Result<Deta
     rustix::mount::open_tree(folder, path, flags).map(Detached)
 }
 
-/// What is to be made when a target is missing.
+/// The kind of a target that is created if it is missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Folder,

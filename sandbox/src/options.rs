@@ -1,5 +1,5 @@
-//! What a sandbox is made of, and what is done for it by functions of the program: this package
-//! knows neither the overlay nor system calls that are intercepted.
+//! The options of a sandbox. Some are functions of the program, because this package depends neither
+//! on the overlay nor on the interception of system calls.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use super::signals::Signals;
 
-/// A sandbox, before it is made.
+/// The options of a sandbox.
 #[derive(Debug)]
 pub struct Options {
     /// The most memory, in bytes.
@@ -39,8 +39,8 @@ pub struct Options {
     pub attach_pressure: AttachPressure,
 }
 
-/// Attaches the second mount, that of the pressure files, upon the first one, which is the overlay's.
-/// The process that calls this does not serve them.
+/// Attaches the second mount, that of the pressure files, upon the first one, which is the
+/// overlay's. The process that calls this does not serve them.
 pub type AttachPressure = fn(BorrowedFd<'_>, Option<BorrowedFd<'_>>) -> rustix::io::Result<()>;
 
 /// A bind mount in a sandbox.
@@ -50,7 +50,7 @@ pub struct Bind {
     pub source: PathBuf,
     /// In the sandbox: absolute.
     pub target: PathBuf,
-    /// May it be written?
+    /// True if it must not be written.
     pub read_only: bool,
 }
 
@@ -63,17 +63,17 @@ impl fmt::Debug for Intercept {
     }
 }
 
-/// What init has to know.
+/// The options that init needs.
 #[derive(Debug)]
 pub(super) struct Setup {
     pub(super) hostname: String,
-    /// Where the command starts, when that place is there.
+    /// The command's current folder, if it exists in the sandbox.
     pub(super) folder: PathBuf,
     pub(super) command: Vec<OsString>,
     pub(super) intercept: Option<Intercept>,
-    /// Does it get a terminal of its own?
+    /// True if it gets a terminal of its own.
     pub(super) terminal: bool,
-    /// Is there a user namespace?
+    /// True if it has a user namespace.
     pub(super) own_users: bool,
     pub(super) signals: Signals,
 }

@@ -1,9 +1,9 @@
-//! The files of an overlay that is attached nowhere, copied by the builder.
+//! Copies the files of a detached overlay, in the builder.
 //!
 //! `ambit run` without a daemon serves the overlay itself, and must not look names up in it
-//! (`ambit_fuse::visit` says why). The builder was forked before the device was opened, and has a
-//! mount namespace of its own, where it can attach the overlay for a moment: the kernel copies
-//! attached mounts only (before Linux 6.15).
+//! (`ambit_fuse::visit` explains why). The builder was forked before the device was opened. It
+//! attaches the overlay for a moment in its own mount namespace, because the kernel copies attached
+//! mounts only (before Linux 6.15).
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;

@@ -19,7 +19,7 @@ use super::owners::Owners;
 /// The files by their names in `/proc/pressure`.
 const FILES: [&str; 3] = ["cpu", "io", "memory"];
 
-/// Where the sandbox's pressure files are.
+/// The pressure files of the sandbox's control group, if it can set triggers on them.
 #[derive(Debug)]
 pub(super) struct Pressure {
     folder: Option<PathBuf>,
@@ -37,7 +37,7 @@ impl Pressure {
             let file = folder.join(format!("{name}.pressure"));
             let give = || {
                 std::os::unix::fs::chown(&file, Some(owners.uid), Some(owners.gid))?;
-                if anybody_may() {
+                if users_may_set_triggers() {
                     fs::set_permissions(&file, fs::Permissions::from_mode(0o666))?;
                 }
                 std::io::Result::Ok(())
@@ -54,17 +54,17 @@ impl Pressure {
     }
 }
 
-/// Do cgroup namespaces bound what may be written in the cgroup2 hierarchy?
+/// True if the cgroup2 hierarchy is mounted with `nsdelegate`.
 fn delegates_by_namespace() -> bool {
     let Ok(mounts) = hostmounts::all() else { return true };
     let mut unified = mounts.iter().filter(|mount| mount.kind == "cgroup2");
     unified.any(|mount| mount.options.split(',').any(|option| option == "nsdelegate"))
 }
 
-/// Since Linux 6.4 everybody may set triggers, with windows of whole two seconds, and files in
-/// `/proc/pressure` are writable for all. Before, a trigger of an ordinary user would get a
-/// real-time thread of the kernel's.
-fn anybody_may() -> bool {
+/// True if users without CAP_SYS_RESOURCE may set triggers. Since Linux 6.4 they may, with windows of
+/// a multiple of two seconds, and the files in `/proc/pressure` are writable for all. Before, each
+/// trigger had a real-time kernel thread.
+fn users_may_set_triggers() -> bool {
     let uname = rustix::system::uname();
     let release = uname.release().to_string_lossy();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);

@@ -1,8 +1,8 @@
-//! While the command runs: signals go in, terminal bytes go both ways, its end is waited for.
+//! Relays signals to the command and bytes between the two terminals, until the command ends.
 //!
-//! One thread, one poll, and nothing in it blocks: bytes that a terminal does not take yet wait in
-//! a small buffer, and meanwhile no more are read from the other one. So signals pass while the
-//! caller's terminal is stopped.
+//! One thread with one poll(2), which never blocks elsewhere: bytes that a terminal does not take yet
+//! wait in a small buffer, and until they are written no more are read from the other terminal. So
+//! signals are relayed while the caller's terminal is stopped.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,11 +18,11 @@ use super::channel::{Channel, Message};
 use super::signals::{Signals, is_for_end};
 use super::terminal::{self, Raw};
 
-/// How long the last output of a command may wait for the caller's terminal, if the command was told
-/// to end.
+/// How long the last output of a command may wait for the caller's terminal, if the command was
+/// told to end.
 const LAST_OUTPUT: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
-/// Relays until init has ended. It is left to be waited for.
+/// Relays until init has ended. The caller must reap it.
 pub(super) fn until_end(
     init: Pid,
     ended: &OwnedFd,
@@ -62,7 +62,7 @@ pub(super) fn until_end(
     }
 }
 
-/// False if nothing happens in time.
+/// Waits for events. False if there is none in time.
 fn wait(fds: &mut [PollFd<'_>], timeout: Option<&Timespec>) -> Result<bool> {
     match poll(fds, timeout) {
         Ok(count) => Ok(count > 0),
@@ -80,12 +80,11 @@ fn pass_on(init: Pid, signal: Signal, window: Option<&Window>) {
     }
 }
 
-/// Init has said something: that the command was stopped, or why it ended. False when nothing
-/// more will come.
+/// Handles a message of init: the command was stopped, or failed. False if init has closed its end.
 fn stopped_or_said(channel: &Channel, has_window: bool) -> bool {
     match channel.receive() {
-        // What the caller's shell sees is this process: it stops like the command. In a terminal
-        // of its own the command has its own shell, or nobody, to wake it.
+        // The caller's shell waits for this process, so it stops like the command. With a terminal of
+        // its own, the command is continued by a shell in the sandbox or not at all.
         Ok((Message::Stopped, _)) if !has_window => {
             let _ = raise(Signal::SIGSTOP);
             true
@@ -149,8 +148,8 @@ impl Window {
         }
     }
 
-    /// What is waited for. A file of which nothing is wanted is left out: its end would be reported
-    /// again and again.
+    /// Returns the files to poll. A file without requested events is left out, because poll(2)
+    /// reports POLLHUP for it again and again.
     fn wanted(&self) -> Vec<(End, PollFlags)> {
         let (typed, printed) = (!self.typed.is_empty(), !self.printed.is_empty());
         let pick = |wanted: bool, flag: PollFlags| if wanted { flag } else { PollFlags::empty() };
@@ -162,7 +161,7 @@ impl Window {
         all.into_iter().filter(|(_, flags)| !flags.is_empty()).collect()
     }
 
-    /// Passes on what an end has or takes.
+    /// Reads from or writes to a terminal that is ready.
     fn relay(&mut self, end: End) {
         match end {
             End::Sandbox => {
@@ -177,8 +176,8 @@ impl Window {
         }
     }
 
-    /// Shows what the command printed last. A terminal that is stopped is waited for until a signal
-    /// tells this process to end.
+    /// Writes the command's last output. Waits for a stopped terminal until a signal tells this
+    /// process to end.
     fn finish(mut self, signals: &Signals, mut told_to_end: bool) -> Result<()> {
         loop {
             while self.read_printed() {}
@@ -197,8 +196,7 @@ impl Window {
         }
     }
 
-    /// Reads what the sandbox has, unless the caller's terminal has to take something first. True
-    /// when there may be more.
+    /// Reads the sandbox's output, unless earlier output is pending. True if there may be more.
     fn read_printed(&mut self) -> bool {
         if !self.printed.is_empty() {
             return false;
@@ -212,7 +210,7 @@ impl Window {
                 return true;
             }
             Err(Errno::AGAIN | Errno::INTR) => {}
-            // EIO: nobody has the other side open.
+            // EIO: no process has the other side open.
             Err(_) => self.sandbox_open = false,
         }
         false
@@ -243,8 +241,8 @@ impl Window {
     }
 }
 
-/// Writes what is taken without waiting, and keeps the rest. False when nothing will be taken any
-/// more.
+/// Writes as much as is possible without blocking, and keeps the rest. False if the other side is
+/// closed.
 fn write_some(to: &OwnedFd, bytes: &mut Vec<u8>) -> bool {
     while !bytes.is_empty() {
         match rustix::io::write(to, bytes) {

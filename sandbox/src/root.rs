@@ -19,12 +19,12 @@ use super::options::{AttachPressure, Bind};
 use super::owners::Owners;
 use super::{cgroupview, dev, mask};
 
-/// Places of the host that a sandbox without its own root filesystem has for itself.
+/// Folders that are empty and private in a sandbox without a root filesystem of its own.
 const PRIVATE: [(&str, &str); 3] = [("tmp", "1777"), ("run", "755"), ("var/tmp", "1777")];
-/// What of the host's root is never shown.
+/// Folders of the host's root that are never shown.
 const HIDDEN: [&str; 6] = ["/proc", "/sys", "/dev", "/tmp", "/run", "/var/tmp"];
 
-/// What the root is made of.
+/// The parts of the root.
 #[derive(Debug)]
 pub(super) struct Plan {
     /// The folder that becomes the root; the host's root, read-only, when there is none.
@@ -36,11 +36,11 @@ pub(super) struct Plan {
     pub(super) cgroups: Vec<(String, PathBuf)>,
 }
 
-/// Builds it and enters it. `files` are mounts of the overlay with their targets. Must run in the
-/// sandbox's pid and ipc namespaces and in a private mount namespace of the host's.
+/// Builds the root and enters it. `files` are mounts of the overlay with their targets. Must run in
+/// the sandbox's pid and ipc namespaces and in a private mount namespace of the host's.
 pub(super) fn build(plan: &Plan, owners: &Owners, files: &[(String, Detached)]) -> Result<()> {
     let mounts = hostmounts::all()?;
-    // Folders and devices that are made here have the modes that are asked for.
+    // Without a umask, folders and devices get exactly the requested modes.
     rustix::process::umask(rustix::fs::Mode::empty());
     let nodev = MountAttrFlags::MOUNT_ATTR_NODEV;
     let data = nodev | MountAttrFlags::MOUNT_ATTR_NOSUID;
@@ -65,7 +65,7 @@ pub(super) fn build(plan: &Plan, owners: &Owners, files: &[(String, Detached)]) 
     cgroupview::build(&root, owners, &plan.cgroups)?;
     dev::build(&root, owners, &plan.devices)?;
     if plan.rootfs.is_none() {
-        // Users of a namespace can make no device nodes but those that an interceptor makes for them.
+        // In a user namespace, only nodes that ambit makes for the sandbox can exist.
         let own = if owners.namespace.is_some() { data.difference(nodev) } else { data };
         for (place, mode) in PRIVATE {
             root.attach_if_there(&Detached::tmpfs(owners, mode, own)?, Path::new(place))?;
@@ -87,22 +87,22 @@ pub(super) fn build(plan: &Plan, owners: &Owners, files: &[(String, Detached)]) 
     root.enter()
 }
 
-/// Copies one mount of the host with the sandbox's owners, or as it is where the filesystem
-/// cannot map owners; then, if asked, says so.
+/// Copies one mount of the host with the owners mapped to the sandbox's users. If the filesystem
+/// cannot be idmapped, copies it without, and prints a note if `warn` is true.
 fn copy(source: &Path, set: MountAttrFlags, owners: &Owners, warn: bool) -> Result<Detached> {
     let mount = Detached::copy_of(source)?;
     mount.set(set).with_context(|| source.display().to_string())?;
     if !belongs(source, owners) && !mount.map_owners(owners) && warn {
         output::complain(format_args!(
-            "ambit: the filesystem of {} cannot map owners: its files belong to nobody inside",
+            "ambit: the filesystem of {} cannot be idmapped: inside its files belong to user 65534",
             source.display()
         ));
     }
     Ok(mount)
 }
 
-/// Does the folder belong to the sandbox's users already, as a root filesystem that was unpacked
-/// for a user namespace does?
+/// True if the folder belongs to the sandbox's users already, like a root filesystem that was
+/// unpacked for a user namespace.
 fn belongs(source: &Path, owners: &Owners) -> bool {
     owners.namespace.is_some()
         && rustix::fs::stat(source).is_ok_and(|status| {

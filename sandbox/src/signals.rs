@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-/// What reaches the command. Faults (SIGSEGV and its kin) are our own; SIGTTIN and SIGTTOU
-/// belong to whoever reads the terminal.
+/// The signals that are relayed to the command. Others are not: SIGSEGV and the like are faults of
+/// this process, and SIGTTIN and SIGTTOU are about its own access to the terminal.
 const PASSED_ON: [Signal; 10] = [
     Signal::SIGHUP,
     Signal::SIGINT,
@@ -23,7 +23,7 @@ const PASSED_ON: [Signal; 10] = [
     Signal::SIGWINCH,
 ];
 
-/// Signals that a terminal sends to everything in its foreground, and not to one process.
+/// Signals that a terminal sends to its foreground process group.
 const FROM_TERMINAL: [Signal; 4] =
     [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTSTP, Signal::SIGCONT];
 
@@ -65,12 +65,12 @@ impl std::os::fd::AsFd for Signals {
     }
 }
 
-/// Does it tell a process to end?
+/// True for signals that tell a process to end.
 pub(super) fn is_for_end(signal: Signal) -> bool {
     [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM].contains(&signal)
 }
 
-/// Does it go to the command's whole process group?
+/// True for signals that are sent to the command's whole process group.
 pub(super) fn is_for_group(signal: Signal) -> bool {
     FROM_TERMINAL.contains(&signal)
 }

@@ -78,7 +78,7 @@ pub(super) fn start(
     }
 }
 
-/// Runs what a child process is for, and ends it whatever happens.
+/// Runs the main function of a child process, and exits even if it panics.
 fn become_process(main: impl FnOnce() -> i32) -> ! {
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
     let status = std::panic::catch_unwind(AssertUnwindSafe(main)).unwrap_or(FAILED.into());
@@ -164,7 +164,7 @@ fn in_namespaces_of(init: Pid, act: impl FnOnce() -> Result<()>) -> Result<()> {
 
 fn stage_main(channel: &Channel, group: &Group, owners: &Owners, setup: &Setup) -> i32 {
     let stage = || -> Result<()> {
-        // Before the cgroup namespace is made: its root is where we are then.
+        // Before unshare(CLONE_NEWCGROUP): the current cgroup becomes the root of the namespace.
         group.join()?;
         if let Some(namespace) = &owners.namespace {
             become_root_in(namespace)?;

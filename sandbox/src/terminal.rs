@@ -1,7 +1,8 @@
-//! The terminal: one of the sandbox's own, and the caller's as its window.
+//! The sandbox's own pseudo terminal, and the caller's terminal that it is relayed to.
 //!
-//! The command never gets the caller's terminal itself, because whoever holds a terminal can type
-//! on it. Init opens a pseudo terminal of the sandbox's own devpts and sends its master side out.
+//! The command never gets the caller's terminal, because a process that holds a terminal can type on
+//! it (TIOCSTI). Init opens a pseudo terminal of the sandbox's own devpts and sends the master side
+//! to `ambit run`.
 
 use std::fs::File;
 use std::io;
@@ -20,14 +21,14 @@ pub(super) struct Pair {
     pub(super) slave: OwnedFd,
 }
 
-/// Are standard input, output and error all terminals?
+/// True if standard input, output and error are all terminals.
 pub(super) fn is_wanted() -> bool {
     use std::io::IsTerminal;
 
     io::stdin().is_terminal() && io::stdout().is_terminal() && io::stderr().is_terminal()
 }
 
-/// Opens one of the sandbox's own. Must run inside.
+/// Opens a pseudo terminal of the sandbox. Must run inside.
 pub(super) fn open_inside() -> Result<Pair> {
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let master = rustix::fs::openat(CWD, "/dev/pts/ptmx", flags, Mode::empty())
@@ -36,7 +37,7 @@ pub(super) fn open_inside() -> Result<Pair> {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)
         .context("cannot open a terminal: TIOCGPTPEER")?;
-    // Only what writes to the console by name misses it.
+    // If this fails, only programs that open /dev/console miss it.
     let _ = bind_console(&master);
     Ok(Pair { master, slave })
 }
@@ -56,7 +57,7 @@ pub(super) fn take(slave: &OwnedFd) -> Result<()> {
     standard(slave.as_fd()).context("cannot use the terminal: dup2")
 }
 
-/// Lets go of the caller's terminal: standard descriptors become `/dev/null`.
+/// Closes the caller's terminal: the standard descriptors become `/dev/null`.
 pub(super) fn leave_host() -> Result<()> {
     let null = File::options().read(true).write(true).open("/dev/null");
     let null = null.context("cannot open the sandbox's /dev/null")?;
@@ -69,8 +70,8 @@ fn standard(fd: BorrowedFd<'_>) -> nix::Result<()> {
     nix::unistd::dup2_stderr(fd)
 }
 
-/// Opens a terminal once more, for reads or writes that do not wait. The caller's shell has the file
-/// of this process too, and would find it changed.
+/// Opens a terminal again with O_NONBLOCK. The flag must not be set on the open file of this process,
+/// which the caller's shell shares.
 pub(super) fn reopen(terminal: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd> {
     let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let name = format!("/proc/self/fd/{}", terminal.as_raw_fd());
@@ -104,7 +105,7 @@ impl Raw {
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        // Not when everything is shown: a terminal that is stopped may never show it.
+        // Now, and not after the output is drained: a stopped terminal may never drain it.
         let _ = rustix::termios::tcsetattr(io::stdin(), OptionalActions::Now, &self.0);
     }
 }

@@ -1,5 +1,5 @@
-//! A document of TOML with the places of its values: structs of settings are read from it, and
-//! what is wrong in it is explained with the place and with what would be right.
+//! A TOML document with the spans of its values. Structs of settings are read from it, and errors
+//! have the place and the allowed values.
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -8,24 +8,24 @@ use super::LXD;
 use ambit_intercept::Settings;
 use ambit_intercept::settings::{Key, Section, Table, nearest};
 
-/// What is wrong in a document, and where.
+/// An error in a document, with its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
     /// The offset in the text.
     pub at: usize,
-    /// The path of the key that has it, such as `mount.allowed`.
+    /// The path of the key, such as `mount.allowed`.
     pub path: String,
-    /// What is wrong, and what would be right.
+    /// The error, and the allowed values.
     pub reason: String,
 }
 
 impl Mistake {
-    /// A mistake of a key.
+    /// Creates the error of a key.
     pub fn new(at: usize, path: &str, reason: impl Into<String>) -> Self {
         Self { at, path: path.to_owned(), reason: reason.into() }
     }
 
-    /// The same, with the path of the table in front.
+    /// Prepends the path of the table.
     #[must_use]
     pub fn below(mut self, table: &str) -> Self {
         let dot = if self.path.is_empty() { "" } else { "." };
@@ -41,7 +41,7 @@ impl std::fmt::Display for Mistake {
     }
 }
 
-/// Reads a table of settings, in which other keys have been as well.
+/// Reads a table of settings, from which other keys were taken before.
 ///
 /// # Errors
 /// A key is unknown, or a value is wrong.
@@ -57,19 +57,19 @@ pub(super) fn read<T: Section>(table: DeTable<'_>, others: &[&'static str]) -> R
     }
 }
 
-/// Takes a table of settings out of the one that it is in.
+/// Takes a table of settings out of its parent table.
 ///
 /// # Errors
-/// As [`read`], or the key is something else than a table.
+/// Those of [`read`], or the value is not a table.
 pub(super) fn take<T: Section>(document: &mut DeTable<'_>, name: &str) -> Result<T, Mistake> {
     let table = take_table(document, name)?;
     read(table.unwrap_or_default(), &[]).map_err(|mistake| mistake.below(name))
 }
 
-/// Takes a table out of the one that it is in.
+/// Takes a table out of its parent table.
 ///
 /// # Errors
-/// The key is something else than a table.
+/// The value is not a table.
 pub(super) fn take_table<'i>(
     document: &mut DeTable<'i>,
     name: &str,
@@ -82,7 +82,7 @@ pub(super) fn take_table<'i>(
     }
 }
 
-/// Where the key at a path is.
+/// Returns the span of the key at a path.
 pub(super) fn place(table: &DeTable<'_>, path: &str) -> Option<usize> {
     let (name, rest) = path.split_once('.').unwrap_or((path, ""));
     let (key, value) = table.get_key_value(name)?;
@@ -90,7 +90,7 @@ pub(super) fn place(table: &DeTable<'_>, path: &str) -> Option<usize> {
     below.or(Some(key.span().start))
 }
 
-/// The path of the innermost key that has this place in its name or its value.
+/// Returns the path of the innermost key whose name or value contains this offset.
 fn path_at(table: &DeTable<'_>, at: usize) -> Option<Vec<String>> {
     table.iter().find_map(|(key, value)| {
         let below = value.get_ref().as_table().and_then(|table| path_at(table, at));
@@ -100,7 +100,7 @@ fn path_at(table: &DeTable<'_>, at: usize) -> Option<Vec<String>> {
     })
 }
 
-/// What serde says, in terms of the configuration.
+/// Rewrites an error of serde in terms of the configuration.
 fn explain(
     error: &toml::de::Error,
     table: &DeTable<'_>,
@@ -117,7 +117,7 @@ fn explain(
             table.keys.iter().map(|key| key.name).chain(others.iter().copied()).collect();
         return Mistake::new(at, &above, unknown_key(name, &known));
     }
-    // Keys inside of a value, such as a filesystem in `fuse`, are no settings.
+    // Keys inside a value, such as a filesystem in `fuse`, are not settings.
     let paths = (1..=path.len()).rev().map(|length| path[..length].join("."));
     let (path, key) = paths
         .map(|path| (keys.find(&path), path))
@@ -134,7 +134,7 @@ fn explain(
     Mistake::new(at, &path, reason)
 }
 
-/// What a key takes, and an example.
+/// Returns the allowed values of a key, and an example.
 #[must_use]
 pub fn what_fits(key: &Key) -> String {
     if key.table.is_some() {
@@ -155,7 +155,7 @@ pub fn what_fits(key: &Key) -> String {
     }
 }
 
-/// What is meant most likely by a key that does not exist.
+/// Returns the key that an unknown key most likely means.
 pub fn unknown_key(name: &str, known: &[&str]) -> String {
     let hint = if let Some(spelling) = new_spelling(name) {
         spelling
@@ -174,7 +174,7 @@ pub fn unknown_key(name: &str, known: &[&str]) -> String {
     format!("unknown key {shown:?}: {hint}")
 }
 
-/// How a setting is written whose name is that of LXD, or has the table in front of a dot.
+/// Returns how to write a setting whose name is that of LXD, or has its table and a dot in front.
 fn new_spelling(name: &str) -> Option<String> {
     if name == "security" {
         return Some(format!("what LXD calls {LXD}NAME is NAME in [intercept]"));

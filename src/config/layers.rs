@@ -1,7 +1,7 @@
-//! Layers of `[intercept]`: what a section says of some containers lies over what is said of all.
+//! Layers of `[intercept]`: a `[[container]]` section overrides the table for all containers.
 //!
-//! Layers are laid over each other as tables of TOML, where every value keeps its place in the
-//! text, and the result is read into [`Settings`] once.
+//! Layers are merged as TOML tables, in which every value keeps its span, and the result is read
+//! into [`Settings`] once.
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -10,11 +10,11 @@ use super::document::{self, Mistake};
 use ambit_intercept::settings::{Section, Table};
 use ambit_intercept::{Policy, Settings, VIEW};
 
-/// The policy of some layers. In each of them `NAME = true` may stand for a table, and `view` for
-/// two of them.
+/// Merges layers into a policy. In each of them `NAME = true` may stand for a table, and `view` for
+/// two calls.
 ///
 /// # Errors
-/// Something in them is wrong; the place is that in the text.
+/// A key or a value is invalid; the error has its place in the text.
 pub fn policy<'i>(layers: &[&DeTable<'i>]) -> Result<Policy, Mistake> {
     let mut all = DeTable::new();
     for layer in layers {
@@ -28,7 +28,8 @@ fn call(name: &str) -> Option<&'static Table> {
     Settings::TABLE.key(name)?.table.filter(|table| table.key("enabled").is_some())
 }
 
-/// Replaces what a layer gives: a value, the keys of a table, or a whole call that is switched off.
+/// Overrides with the keys of a layer: a value, the keys of a table, or a call that is switched
+/// off.
 fn merge<'i>(below: &mut DeTable<'i>, layer: &DeTable<'i>) -> Result<(), Mistake> {
     if let Some(view) = layer.get("view")
         && let Some(on) = view.get_ref().as_bool()

@@ -1,5 +1,5 @@
-//! What is printed of the configuration: a default file, and the reference in `docs`. Both are
-//! made from the descriptions of the settings.
+//! Prints a default configuration file and the reference in `docs`. Both are generated from the
+//! descriptions of the settings.
 
 use std::fmt::Write;
 
@@ -7,7 +7,7 @@ use super::{Audit, Daemon, LXD, Overlay};
 use ambit_intercept::settings::{Key, Section, Table};
 use ambit_intercept::{Matcher, Settings};
 
-/// How wide a terminal is.
+/// The width at which prose is wrapped.
 const WIDTH: usize = 80;
 
 const HEAD: &str = "\
@@ -28,7 +28,7 @@ unknown key is an error. `ambit config --default` prints a file that has all of 
 This page is printed by `ambit config --reference`.
 ";
 
-/// The tables of a file, with their headers.
+/// Returns the tables of a file, with their headers.
 pub fn tables() -> Vec<(String, &'static Table)> {
     let sections = [
         ("daemon", Daemon::TABLE),
@@ -45,12 +45,12 @@ pub fn tables() -> Vec<(String, &'static Table)> {
     sections.into_iter().flat_map(below).collect()
 }
 
-/// The table of a key, unless it has nothing but the switch.
+/// Returns the table of a key, unless it has only `enabled`.
 fn large(key: &Key) -> Option<&'static Table> {
     key.table.filter(|table| table.keys.len() > 1)
 }
 
-/// A file that has every key as a comment, and so holds the defaults.
+/// Returns a file with every key and its default as a comment.
 #[must_use]
 pub fn default_file() -> String {
     let mut text = HEAD.to_owned();
@@ -81,7 +81,7 @@ pub fn default_file() -> String {
     text
 }
 
-/// The page about all keys, in Markdown.
+/// Returns the reference of all keys, in Markdown.
 #[must_use]
 pub fn reference() -> String {
     let mut text = REFERENCE.to_owned();
@@ -103,7 +103,7 @@ pub fn reference() -> String {
     text
 }
 
-/// The name that LXD has for a key, or for the switch of a call.
+/// Returns LXD's name for a key, or for `enabled` of a call.
 fn lxd_name(key: &Key) -> Option<&'static str> {
     key.lxd.or_else(|| key.table?.key("enabled")?.lxd)
 }
@@ -134,7 +134,7 @@ fn is_empty(value: &toml::Value) -> bool {
         || value.as_table().is_some_and(toml::Table::is_empty)
 }
 
-/// A doc comment in one line.
+/// Returns a doc comment in one line.
 fn prose(doc: &[&str]) -> String {
     doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ")
 }
@@ -144,7 +144,7 @@ fn comment(text: &mut String, prose: &str) {
     text.push('\n');
 }
 
-/// Breaks prose into lines with something in front of each.
+/// Wraps prose into lines with a prefix.
 fn wrapped(prose: &str, width: usize, front: &str) -> String {
     let mut lines = vec![String::new()];
     for word in prose.split_whitespace() {

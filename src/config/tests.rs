@@ -1,4 +1,4 @@
-//! The configuration as a user writes it: what is read, and what is said of mistakes.
+//! The configuration as a user writes it: the values that are read, and the errors.
 
 use super::*;
 

@@ -1,7 +1,8 @@
-//! The words of `ambit run --intercept`: names of calls, and settings such as `mount.allowed=ext4`.
+//! Parses the list of `ambit run --intercept`: names of calls, and settings such as
+//! `mount.allowed=ext4`.
 //!
-//! They are those of `[intercept]`: a list becomes a table of TOML, and is read as the
-//! configuration is.
+//! The names are the keys of `[intercept]`: the list is converted to a TOML table, which is read
+//! like the configuration.
 
 use std::ops::Range;
 
@@ -12,14 +13,14 @@ use crate::config::{self, LXD, layers};
 use ambit_intercept::settings::{Key, Section, nearest};
 use ambit_intercept::{HANDLERS, Policy, Settings};
 
-/// True if a word is the name of a setting, and not of a call.
+/// True if an element of the list is a setting, and not the name of a call.
 #[must_use]
 pub fn is_setting(word: &str) -> bool {
     let key = Settings::TABLE.key(word);
     word.contains('.') || word != "view" && key.is_some_and(|key| key.table.is_none())
 }
 
-/// Why calls of a policy that are on grant nothing.
+/// Returns a message for each call of a policy that is on and grants nothing.
 #[must_use]
 pub fn grant_nothing(policy: &Policy) -> Vec<&'static str> {
     let Settings { mount, bpf, .. } = policy.settings();
@@ -33,11 +34,11 @@ pub fn grant_nothing(policy: &Policy) -> Vec<&'static str> {
     reasons.collect()
 }
 
-/// The policy of a list of words: calls, and `SETTING` or `SETTING=VALUE`, whose parts are joined
-/// by `+`.
+/// Parses a list into a policy. An element is the name of a call, `SETTING` or `SETTING=VALUE`; the
+/// items of a value are joined by `+`.
 ///
 /// # Errors
-/// A word is unknown or has a wrong value, or a setting's call is not in the list.
+/// An element is unknown or has an invalid value, or a setting's call is not in the list.
 pub fn parse(list: &str) -> Result<Policy, String> {
     let words = list.split(',').map(str::trim).filter(|word| !word.is_empty());
     let (settings, calls): (Vec<_>, Vec<_>) = words.partition(|word| is_setting(name_of(word)));
@@ -52,7 +53,7 @@ pub fn parse(list: &str) -> Result<Policy, String> {
         insert(&mut switch, "enabled", DeValue::Boolean(true), 0..0);
         insert(&mut table, name, DeValue::Table(switch), 0..0);
     }
-    // Errors find a setting by its place, for which its number in the list will do.
+    // Errors find a setting by its span, for which its index in the list is used.
     for (place, word) in (0..).map(|at| at..at + 1).zip(settings) {
         let name = name_of(word);
         let key = Settings::TABLE.find(name).filter(|key| key.table.is_none());
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_switch_that_grants_nothing_is_told() {
+    fn a_call_that_grants_nothing_without_settings_has_a_message() {
         for (list, told) in [
             ("bpf,mount", 2),
             ("bpf,bpf.devices=false,sysinfo", 1),
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_with_what_is_right() {
+    fn errors_name_the_allowed_values() {
         for (list, right) in [
             ("sysinf", "did you mean sysinfo?"),
             ("swapon", "known are: view, sysinfo"),

@@ -1,27 +1,27 @@
-//! The command line of lxcfs: short options that can be joined, long ones with `=` or a blank,
-//! in any order with the mount point.
+//! The command line of lxcfs: short options that can be joined, and long ones with `=` or a blank,
+//! before or after the mount point.
 //!
-//! Options of any version of lxcfs are accepted, so that no unit file or hook has to change:
-//! what has no meaning here is ignored, with a notice where the administrator should know.
+//! Options of all versions of lxcfs are accepted, so that no unit file or hook must be changed.
+//! Options without a meaning here are ignored, some of them with a notice.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
-/// What to do.
+/// The action of a command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
     /// Serve.
     Serve(Serve),
-    /// Tell the version.
+    /// Print the version.
     Version,
-    /// Tell the usage, because it was asked for or for want of a mount point.
+    /// Print the usage, because of `-h` or because the mount point is missing.
     Usage,
-    /// Two options exclude each other, or one lacks its value.
+    /// Usage error: two options exclude each other, or a value is missing.
     Wrong(String),
 }
 
-/// How to serve.
+/// The options of serving.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools, reason = "each is an option")]
 pub struct Serve {
@@ -35,17 +35,17 @@ pub struct Serve {
     pub loadavg: bool,
     /// Show no swap.
     pub no_swap: bool,
-    /// Show nothing of compressed swap.
+    /// Hide compressed swap.
     pub no_zswap: bool,
     /// Cap processors by the quota.
     pub cfs: bool,
-    /// Let triggers be set on pressure.
+    /// Allow triggers on pressure files.
     pub psi_poll: bool,
-    /// What was ignored.
+    /// Notices about ignored options.
     pub notices: Vec<String>,
 }
 
-/// Understands the arguments after the program's name.
+/// Parses the arguments after the program's name.
 #[must_use]
 pub fn parse(args: Vec<OsString>) -> Request {
     let mut parser = Parser { args: args.into_iter(), ..Parser::default() };
@@ -101,7 +101,7 @@ impl Parser {
             "pidfile" => self.pid_file = Some(self.value("--pidfile", value)?),
             "runtime-dir" => self.runtime_dir = Some(self.value("--runtime-dir", value)?),
             "enable-psi-poll" => self.psi_poll = true,
-            // Pids are always found without a race.
+            // ambit always uses pidfds.
             "enable-pidfd" => {}
             "enable-cgroup" => {
                 self.notices.push("--enable-cgroup: /cgroup is not served".to_owned());
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn options_in_every_form() {
+    fn options_are_accepted_in_every_form() {
         let plain = serve("/var/lib/lxcfs");
         assert_eq!(plain.mount, Path::new("/var/lib/lxcfs"));
         assert_eq!(plain.pid_file, Path::new("/run/lxcfs.pid"));
@@ -198,14 +198,14 @@ mod tests {
     }
 
     #[test]
-    fn what_means_nothing_here_is_told() {
+    fn options_without_a_meaning_have_a_notice() {
         let serve = serve("-o allow_other,nonempty --enable-cgroup --from-the-future -z /m");
         assert_eq!(serve.notices.len(), 4, "{:?}", serve.notices);
         assert_eq!(serve.notices[0], "-o allow_other,nonempty is ignored");
     }
 
     #[test]
-    fn usage_version_and_mistakes() {
+    fn usage_version_and_usage_errors_are_recognised() {
         assert_eq!(of(""), Request::Usage);
         assert_eq!(of("-f -h /m"), Request::Usage);
         assert_eq!(of("/a /b"), Request::Usage);

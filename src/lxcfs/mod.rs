@@ -1,8 +1,8 @@
-//! `ambit lxcfs`, or ambit under the name `lxcfs`: the files alone, with the command line, the
-//! pid file, the signals and the mount of lxcfs, so that units and hooks made for it go on.
+//! `ambit lxcfs`, or ambit under the name `lxcfs`: serves the files only, with the command line,
+//! the pid file, the signals and the mount of lxcfs, so that units and hooks for lxcfs work.
 //!
-//! It opens no socket and answers no system call. Where it differs from lxcfs on purpose is
-//! told in docs/lxcfs-differences.md. Start reading at [`main`].
+//! It opens no socket and answers no system call. docs/lxcfs-differences.md has the intended
+//! differences. Start reading at [`main`].
 
 pub mod args;
 pub mod pid_file;
@@ -27,7 +27,7 @@ use args::{Request, Serve};
 use pid_file::PidFile;
 use switch::Switch;
 
-/// The name under which this is started, and the source and type of the mount.
+/// The name of the program, and the source and type of the mount.
 const NAME: &str = "lxcfs";
 
 const USAGE: &str = "Usage: lxcfs <directory>
@@ -46,13 +46,13 @@ const USAGE: &str = "Usage: lxcfs <directory>
       --enable-psi-poll   let triggers be set on /proc/pressure
       --runtime-dir=DIR   where the pid file is [default: /run]";
 
-/// Is this the name of lxcfs, wherever it is installed?
+/// True if this path has the name of lxcfs.
 #[must_use]
 pub fn is_its_name(program: Option<&OsString>) -> bool {
     program.and_then(|path| Path::new(path).file_name()).is_some_and(|name| name == NAME)
 }
 
-/// Does what the arguments after the name say.
+/// Runs `ambit lxcfs` with the arguments after the name.
 #[must_use]
 pub fn main(args: Vec<OsString>) -> ExitCode {
     let serve_as = match args::parse(args) {
@@ -89,7 +89,7 @@ fn serve(options: &Serve) -> anyhow::Result<()> {
         .build()
         .context("cannot start the event loop")?;
     runtime.block_on(async {
-        // Before the pid file: who reads it may send a signal at once.
+        // Before the pid file is written: a process that reads it may send a signal at once.
         let mut terminated = signal(SignalKind::terminate())?;
         let mut interrupted = signal(SignalKind::interrupt())?;
         let mut hung_up = signal(SignalKind::hangup())?;

@@ -1,6 +1,6 @@
-//! The pid file as lxcfs keeps it: locked by its owner, the number and a newline, removed at
-//! the end. The lock is what tells a second instance that the first one lives; a file that a
-//! killed one left behind is taken over.
+//! The pid file in the format of lxcfs: locked by its owner, with the pid and a newline, removed at
+//! the end. The lock tells a second instance that the first one runs; the file of a killed instance
+//! is reused.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn holds_this_process_and_goes_with_it() {
+    fn it_has_the_pid_and_is_removed_on_drop() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.pid");
         std::fs::write(&path, "a longer text of a predecessor\n").unwrap();

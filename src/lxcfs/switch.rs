@@ -1,30 +1,30 @@
-//! What SIGUSR2 switches: with virtualisation off, everybody sees the machine's own files.
+//! The switch that SIGUSR2 toggles: while it is off, containers see the machine's own files.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ambit_sysinfo::view::Origin;
-use ambit_sysinfo::{Error, Extras, Host, Numbers, Stall, TriggerFile, View, Views};
+use ambit_sysinfo::{Error, Host, Numbers, Stall, StatSet, TriggerFile, View, Views};
 
-/// Numbers that can be switched off.
+/// [`Views`] that can be switched to the machine's own numbers.
 pub struct Switch {
     views: Arc<dyn Views>,
     off: AtomicBool,
 }
 
 impl Switch {
-    /// These numbers, switched on.
+    /// Wraps views, switched on.
     #[must_use]
     pub fn new(views: Arc<dyn Views>) -> Self {
         Self { views, off: AtomicBool::new(false) }
     }
 
-    /// Switches, and tells whether containers see their own numbers now.
+    /// Toggles the switch. True if containers see their own numbers now.
     pub fn toggle(&self) -> bool {
         self.off.fetch_xor(true, Ordering::Relaxed)
     }
 
-    /// What is shown of a container: the machine, while it is off.
+    /// Returns the container's view, or the machine's while switched off.
     fn pass(&self, view: Arc<View>) -> Arc<View> {
         if !self.off.load(Ordering::Relaxed) {
             return view;
@@ -35,14 +35,14 @@ impl Switch {
 
 impl Views for Switch {
     fn view(&self, tid: u32) -> Result<Arc<View>, Error> {
-        self.view_with(tid, Extras::NONE)
+        self.view_with(tid, StatSet::NONE)
     }
 
-    fn view_with(&self, tid: u32, wanted: Extras) -> Result<Arc<View>, Error> {
+    fn view_with(&self, tid: u32, wanted: StatSet) -> Result<Arc<View>, Error> {
         self.views.view_with(tid, wanted).map(|view| self.pass(view))
     }
 
-    fn numbers(&self, tid: u32, wanted: Extras) -> Result<Numbers, Error> {
+    fn numbers(&self, tid: u32, wanted: StatSet) -> Result<Numbers, Error> {
         let Numbers { view, account } = self.views.numbers(tid, wanted)?;
         Ok(Numbers { view: self.pass(view), account })
     }

@@ -1,4 +1,4 @@
-//! What a profile cannot say: what an engine lacks, what the configuration does not grant, and what
+//! Advice beside a profile: what an engine lacks, what the configuration does not grant, and what
 //! else a container needs.
 
 use std::fmt::Write;
@@ -8,7 +8,7 @@ use super::rules::Rule;
 use super::{Engine, Wish};
 use ambit_intercept::{HANDLERS, Policies, Policy};
 
-/// What to know before containers have the profile.
+/// Returns warnings about the use of the profile.
 pub(super) fn general(
     engine: Engine,
     rules: &[Rule],
@@ -29,7 +29,7 @@ pub(super) fn general(
     let ungranted = policies.ungranted(policy);
     if !ungranted.is_empty() {
         said.push(format!(
-            "the configuration has {} for no container: such calls are reported and left to the \
+            "the configuration grants {} to no container: such calls are reported and left to the \
              kernel until it has",
             ungranted.join(", ")
         ));
@@ -71,7 +71,7 @@ fn acts(policy: &Policy) -> bool {
     policy.names().any(|name| privileged.clone().any(|one| one.name == name))
 }
 
-/// How a container gets the profile in this file.
+/// Returns the configuration with which a container uses the profile in this file.
 pub(super) fn usage(engine: Engine, file: &Path, wish: &Wish<'_>, overlay: &Path) -> String {
     let file = file.display();
     match engine {

@@ -1,7 +1,8 @@
 //! Profiles of liblxc, version 2: a line for each rule, under the architectures it is for.
 //!
-//! liblxc adds a rule under `[all]` for the machine's architecture and those compatible with it. A
-//! call has the first rule that names it, so lines of the base for calls of ours are taken out.
+//! liblxc adds a rule under `[all]` for the machine's architecture and those compatible with it.
+//! The first rule for a call is used, so lines of the base for calls that ambit handles are
+//! removed.
 
 use std::fmt::Write;
 
@@ -10,7 +11,7 @@ use anyhow::bail;
 use super::rules::{Condition, Rule};
 use super::{Base, Profile, Wish};
 
-/// The profile.
+/// Writes the profile.
 pub(super) fn profile(base: Option<Base<'_>>, wish: &Wish<'_>) -> anyhow::Result<Profile> {
     let mut profile = Profile::default();
     let lets_pass = match base {
@@ -32,7 +33,7 @@ pub(super) fn profile(base: Option<Base<'_>>, wish: &Wish<'_>) -> anyhow::Result
     Ok(profile)
 }
 
-/// Takes over what the base says of other calls. Does a call go on that it does not name?
+/// Copies the base's rules for other calls. True if the base allows calls that it does not name.
 fn keep(base: Base<'_>, wish: &Wish<'_>, profile: &mut Profile) -> anyhow::Result<bool> {
     let at = |line: usize| format!("{}:{line}", base.path.display());
     let mut lines = base.text.lines().enumerate().map(|(index, line)| (index + 1, line));
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_base_keeps_what_is_not_ours() {
+    fn rules_of_the_base_for_other_calls_are_kept() {
         let base = "2\ndenylist\nreject_force_umount # not umount -f\n[all]\nkexec_load errno 1\n\
                     sysinfo errno 38\n[x86_64]\nmknod\n";
         let (text, said) = made(Some(base), "sysinfo,mknod").unwrap();
@@ -150,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_what_is_allowed_keeps_the_other_arguments() {
+    fn with_an_allow_list_other_arguments_stay_allowed() {
         let (text, said) =
             made(Some("2\nallowlist errno 1\n[all]\nread\nmknod\n"), "mknod").unwrap();
         assert_eq!(text.matches("mknod allow [1,").count(), 4, "{text}");
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_profile_is_refused_with_its_line() {
+    fn an_invalid_profile_is_an_error_with_its_line() {
         for (base, said) in [
             ("", "base:1:"),
             ("1\nallowlist\n5\n", "base:1: this is no profile"),

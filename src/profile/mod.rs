@@ -1,8 +1,8 @@
 //! `ambit profile`: the seccomp profile with which an engine's containers report calls.
 //!
-//! What is reported derives from the handlers alone (`rules.rs`); `oci.rs` and `lxc.rs` write it in
-//! the words of an engine and merge it into a profile that is already there. Nothing here decides
-//! what is answered: that is the configuration's. Start reading at `rules.rs`.
+//! The handlers alone decide what is reported (`rules.rs`). `oci.rs` and `lxc.rs` write it in the
+//! format of an engine and merge it into an existing profile. The configuration decides which of
+//! the reported calls are granted. Start reading at `rules.rs`.
 
 mod advice;
 mod lxc;
@@ -39,7 +39,7 @@ pub struct ProfileArgs {
     output: Option<PathBuf>,
 }
 
-/// Whose words a profile has.
+/// The format of a profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Engine {
     /// liblxc, and what is built on it
@@ -48,7 +48,7 @@ enum Engine {
     Oci,
 }
 
-/// A profile, and what its user should know.
+/// A profile, and warnings for its user.
 #[derive(Debug, Default)]
 struct Profile {
     text: String,
@@ -62,7 +62,7 @@ struct Base<'a> {
     text: &'a str,
 }
 
-/// What a profile is made of, apart from its base.
+/// The contents of a profile, apart from its base.
 #[derive(Debug)]
 struct Wish<'a> {
     rules: &'a [rules::Rule],
@@ -82,7 +82,7 @@ pub fn run(args: &ProfileArgs, config: &Config) -> anyhow::Result<()> {
     };
     let rules = rules::of(&policy);
     if rules.is_empty() {
-        bail!("no call is to be reported: name some with --intercept, such as sysinfo,mknod");
+        bail!("no call is reported: name some with --intercept, such as sysinfo,mknod");
     }
     if let Some(label) = args.label.as_deref().filter(|label| label.contains(char::is_control)) {
         bail!("--label {label:?} has control characters");
@@ -115,7 +115,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// Names only: settings are the configuration's.
+/// Parses a list of names of calls. A setting in it is an error.
 fn parse(list: &str) -> anyhow::Result<Policy> {
     for word in list.split(',').map(str::trim) {
         let name = word.split('=').next().unwrap_or(word);
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_have_names_only() {
+    fn a_setting_in_the_list_is_an_error() {
         assert_eq!(
             parse("sysinfo, mknod").unwrap().names().collect::<Vec<_>>(),
             ["sysinfo", "mknod"]

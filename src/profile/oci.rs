@@ -1,9 +1,9 @@
 //! Profiles in JSON: that of the OCI runtime specification, and that of Docker and Podman, which
 //! adds conditions (`includes`, `excludes`) and `archMap` to it.
 //!
-//! A name is taken out of the base before our rule for it is added, with the conditions that the base had: which of
-//! two rules for one call wins differs from runtime to runtime. What is in the base and not ours to
-//! know is kept as it is.
+//! A name is removed from the base's rules before ambit's rule for it is added, with the conditions
+//! of the base: runtimes differ in which of two rules for one call they use. Unknown fields of the
+//! base are kept.
 
 use ambit_kernel::sys::arches::compatible;
 use anyhow::{anyhow, bail};
@@ -17,7 +17,7 @@ use super::{Base, Profile, Wish};
 const ALLOW: &str = "SCMP_ACT_ALLOW";
 const NOTIFY: &str = "SCMP_ACT_NOTIFY";
 
-/// A profile. Fields that we have no use for are in `rest`.
+/// A profile. Fields that ambit does not use are in `rest`.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Seccomp {
@@ -37,7 +37,7 @@ struct Seccomp {
 /// One of its rules.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 struct Entry {
-    /// Older profiles have one name in each.
+    /// The only name, in older profiles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     name: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -72,7 +72,7 @@ struct Linux {
     seccomp: Option<Seccomp>,
 }
 
-/// The profile.
+/// Writes the profile.
 pub(super) fn profile(base: Option<Base<'_>>, wish: &Wish<'_>) -> anyhow::Result<Profile> {
     let mut warnings = Vec::new();
     let own = base.map(parse).transpose()?.flatten();
@@ -99,7 +99,7 @@ pub(super) fn profile(base: Option<Base<'_>>, wish: &Wish<'_>) -> anyhow::Result
     Ok(Profile { text, warnings })
 }
 
-/// A base; `None` when it is a config.json without a profile.
+/// Parses a base. `None` if it is a config.json without a profile.
 fn parse(base: Base<'_>) -> anyhow::Result<Option<Seccomp>> {
     let Base { path, text } = base;
     let error = |error: serde_json::Error| {
@@ -115,7 +115,7 @@ fn parse(base: Base<'_>) -> anyhow::Result<Option<Seccomp>> {
     serde_json::from_str(text).map_err(error).map(Some)
 }
 
-/// What there is without a base.
+/// Returns the profile that is used without a base.
 fn permissive() -> Seccomp {
     let arches = compatible(ScmpArch::native());
     Seccomp {
@@ -136,7 +136,7 @@ impl Seccomp {
         self.rest.contains_key("archMap") || self.syscalls.iter().flatten().any(conditional)
     }
 
-    /// Does a call go on that no rule is about?
+    /// True if the default action lets calls pass.
     fn lets_pass(&self) -> bool {
         [ALLOW, "SCMP_ACT_LOG"].contains(&self.default_action.as_str())
     }
@@ -147,7 +147,7 @@ impl Entry {
         self.name.iter().chain(&self.names).map(String::as_str)
     }
 
-    /// Does it hold for some containers only?
+    /// True if it applies to some containers only.
     fn is_conditional(&self) -> bool {
         ["includes", "excludes"].iter().any(|key| match self.rest.get(*key) {
             Some(Value::Object(map)) => !map.is_empty(),
@@ -155,7 +155,7 @@ impl Entry {
         })
     }
 
-    /// A rule of ours, for the containers that this one is for.
+    /// Returns a rule of ambit for the containers of this rule.
     fn with(&self, syscall: &str, action: &str, condition: Option<Condition>) -> Self {
         let rest = self.rest.iter().filter(|(key, _)| *key == "includes" || *key == "excludes");
         Self {
@@ -167,14 +167,14 @@ impl Entry {
         }
     }
 
-    /// Our rules in its place: what is reported, and with what else the call goes on.
+    /// Returns ambit's rules in its place: the arguments that are reported, and those that pass.
     fn replaced(&self, rule: &Rule, lets_pass: bool) -> Vec<Self> {
         let one = |action, condition| self.with(rule.syscall, action, condition);
         if rule.conditions.is_empty() {
             return vec![one(NOTIFY, None)];
         }
         let others = if lets_pass { Some(Vec::new()) } else { rule.otherwise() };
-        // Reporting all is right too, only slower.
+        // Reporting all calls is correct too, but slower.
         let Some(others) = others else { return vec![one(NOTIFY, None)] };
         let reported = rule.conditions.iter().map(|condition| one(NOTIFY, Some(*condition)));
         reported.chain(others.into_iter().map(|other| one(ALLOW, Some(other)))).collect()
@@ -210,7 +210,7 @@ fn merge(seccomp: &mut Seccomp, rule: &Rule, warnings: &mut Vec<String>) -> anyh
             );
         }
         let passes = [ALLOW, "SCMP_ACT_LOG", NOTIFY].contains(&entry.action.as_str());
-        // What is refused where another rule does not hold stays refused there.
+        // A call that is refused if another rule does not apply stays refused there.
         if !passes && entry.is_conditional() {
             entries.push(entry);
             continue;
@@ -248,7 +248,7 @@ fn merge(seccomp: &mut Seccomp, rule: &Rule, warnings: &mut Vec<String>) -> anyh
     Ok(())
 }
 
-/// Puts names together that have the same rule of ours.
+/// Groups names that have the same rule.
 fn join(entries: Vec<Entry>) -> Vec<Entry> {
     let mut joined: Vec<Entry> = Vec::new();
     for entry in entries {
@@ -279,7 +279,7 @@ fn listen(seccomp: &mut Seccomp, wish: &Wish<'_>, warnings: &mut Vec<String>) {
     }
 }
 
-/// The name of an architecture in profiles.
+/// Returns the name of an architecture in profiles.
 fn name_of(arch: ScmpArch) -> Option<&'static str> {
     const NAMES: [&str; 20] = [
         "SCMP_ARCH_X86_64",
@@ -362,18 +362,18 @@ mod tests {
     }
 
     #[test]
-    fn names_leave_the_rules_of_dockers_base() {
+    fn reported_names_are_removed_from_the_rules_of_dockers_base() {
         let (profile, said) = made(Some(DOCKERS), "sysinfo,mknod,mount").unwrap();
         assert!(said.contains("Docker and Podman work out"), "{said}");
         assert_eq!(profile["archMap"][0]["architecture"], "SCMP_ARCH_X86_64", "kept");
         assert_eq!(of(&profile, "sysinfo").len(), 1);
         assert_eq!(of(&profile, "sysinfo")[0]["action"], NOTIFY);
         assert_eq!(of(&profile, "read")[0]["action"], ALLOW);
-        // What is not reported goes on as before.
+        // Arguments that are not reported pass as before.
         let mknod = of(&profile, "mknod");
         let count = |action| mknod.iter().filter(|entry| entry["action"] == action).count();
         assert_eq!((count(NOTIFY), count(ALLOW)), (1, 4));
-        // Who could not mount before still cannot.
+        // Containers that could not mount before still cannot.
         for entry in of(&profile, "mount") {
             let (which, action) = (&entry["includes"]["caps"], &entry["action"]);
             let refused =
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_is_a_base_too() {
+    fn a_config_json_is_accepted_as_a_base() {
         let seccomp = r#"{"defaultAction":"SCMP_ACT_ERRNO","architectures":["SCMP_ARCH_X86_64"],
             "listenerPath":"/other","syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW"},
             {"names":["mknod"],"action":"SCMP_ACT_KILL"}]}"#;
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_profile_is_refused_with_its_line() {
+    fn an_invalid_profile_is_an_error_with_its_line() {
         for (base, said) in [
             ("{\n  \"defaultAction\": }", "base.json:2:"),
             ("{\"syscalls\": []}", "missing field `defaultAction`"),

@@ -1,24 +1,24 @@
-//! Which calls a policy has reported, and with which arguments: what the handlers say of themselves.
+//! The calls that a policy has reported, with the conditions on their arguments, from the handlers.
 //!
-//! Profiles of engines may refuse what they do not list. A call that is reported with some
-//! arguments only must then be allowed with all others, and no format has a "not": so the
-//! others are spelled out, as conditions of which one holds whenever none of the handler's does.
+//! A profile may refuse all calls that it does not list. A call that is reported with some
+//! arguments only must then be allowed with all others. No format has a "not", so the complement is
+//! written as conditions of which at least one holds if none of the handler's does.
 
 use libseccomp::ScmpSyscall;
 
 use ambit_intercept::{HANDLERS, Policy};
 
-/// A call, as a filter reports it.
+/// The rule for a call in a filter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Rule {
     pub(super) syscall: &'static str,
-    /// One of these holds; none: all calls are reported.
+    /// The call is reported if one of these holds, or always if the list is empty.
     pub(super) conditions: Vec<Condition>,
-    /// Whether libseccomp here has a number for it.
+    /// True if the libseccomp of this machine knows the call.
     pub(super) known: bool,
 }
 
-/// The masked argument has the value.
+/// A condition: the masked argument equals the value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Condition {
     pub(super) argument: u32,
@@ -26,10 +26,10 @@ pub(super) struct Condition {
     pub(super) value: u64,
 }
 
-/// More conditions than this are worse than a few calls in vain.
+/// The most conditions of a complement. Beyond that, all calls are reported.
 const MANY: usize = 64;
 
-/// What the handlers of a policy have reported.
+/// Returns the rules of the handlers of a policy.
 pub(super) fn of(policy: &Policy) -> Vec<Rule> {
     let on: Vec<_> = policy.names().collect();
     let handlers = HANDLERS.iter().filter(|handler| on.contains(&handler.describe().name));
@@ -48,8 +48,8 @@ pub(super) fn of(policy: &Policy) -> Vec<Rule> {
 }
 
 impl Rule {
-    /// Conditions of which one holds exactly when none of the rule's does. `None` when they are too
-    /// many, or about several arguments.
+    /// Returns the complement: conditions of which one holds exactly if none of the rule's does.
+    /// `None` if there are too many, or if they are about several arguments.
     pub(super) fn otherwise(&self) -> Option<Vec<Condition>> {
         let argument = self.conditions.first()?.argument;
         let mut others = vec![Condition { argument, mask: 0, value: 0 }];
@@ -68,7 +68,8 @@ impl Rule {
 }
 
 impl Condition {
-    /// What fits this one and not the other: in at least one bit it is different.
+    /// Returns conditions for the values that match this condition and not the other: at least one
+    /// bit differs.
     fn against(self, other: Self) -> impl Iterator<Item = Self> {
         let bits = (0..u64::BITS).map(|at| 1 << at).filter(move |bit| other.mask & bit != 0);
         bits.filter_map(move |bit| {
@@ -87,7 +88,7 @@ impl Condition {
     }
 }
 
-/// Leaves out what another one covers.
+/// Removes conditions that another one covers.
 fn fewest(mut all: Vec<Condition>) -> Vec<Condition> {
     all.sort_by_key(|condition| condition.mask.count_ones());
     let mut kept: Vec<Condition> = Vec::new();
@@ -114,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn every_call_of_every_handler_is_there() {
+    fn every_call_of_every_handler_has_a_rule() {
         let rules = all();
         for handler in HANDLERS {
             for syscall in handler.describe().syscalls {
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn device_nodes_have_four_other_kinds() {
+    fn the_complement_of_device_nodes_has_four_conditions() {
         let mknod = all().into_iter().find(|rule| rule.syscall == "mknod").unwrap();
         assert_eq!(mknod.otherwise().unwrap().len(), 4);
     }

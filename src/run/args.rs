@@ -1,7 +1,7 @@
 //! The command line of `ambit run`: names, help, and the parsers of its values.
 //!
-//! Every parser answers bad input with one line that says what would have been right. Nothing
-//! here touches the system except to ask which processors are online.
+//! Every parser reports bad input in one line that has the allowed values. Nothing here accesses
+//! the system, except to read which processors are online.
 
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
@@ -137,12 +137,13 @@ fn cpuset(text: &str) -> Result<CpuSet, String> {
     Ok(wanted)
 }
 
-/// What `--intercept` says.
+/// The value of `--intercept`.
 #[derive(Debug, Clone)]
 pub struct Intercept {
-    /// Which calls are answered.
+    /// The policy: which calls are answered.
     pub policy: Policy,
-    /// The first setting that is given, if one is; without any the configuration's hold.
+    /// The first setting in the list, if there is one; without any, those of the configuration
+    /// apply.
     pub setting: Option<String>,
 }
 
@@ -175,7 +176,8 @@ fn bind(text: &str) -> Result<Bind, String> {
     };
     let place = resolve(source)?;
     let target = match target {
-        // By the name it was given, unless that has a `..`, whose meaning depends on links.
+        // The target is the source as given, unless that has a `..`, whose meaning depends on
+        // links.
         None | Some("") => std::path::absolute(source)
             .ok()
             .filter(|path| !path.components().any(|part| part == Component::ParentDir))
@@ -246,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_size_is_explained() {
+    fn an_invalid_size_is_an_error_that_names_the_units() {
         assert_eq!(
             size("5X").unwrap_err(),
             "5X is not a size: use a number with K, M, G or T, such as 256M"
@@ -287,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_are_told_from_calls() {
+    fn settings_are_distinguished_from_calls() {
         let both = intercept("mount,mount.allowed=ext4,mknod").unwrap();
         assert_eq!(both.setting.as_deref(), Some("mount.allowed"));
         assert_eq!(both.policy.names().collect::<Vec<_>>(), ["mknod", "mount"]);
@@ -317,13 +319,13 @@ mod tests {
     }
 
     #[test]
-    fn a_relative_source_is_bound_where_it_is() {
+    fn a_relative_source_is_bound_at_its_absolute_path() {
         let here = std::env::current_dir().unwrap();
         assert_eq!(bind(".").unwrap().target, here);
     }
 
     #[test]
-    fn devices_are_devices() {
+    fn only_device_nodes_below_dev_are_accepted() {
         assert_eq!(device("/dev/null").unwrap(), Path::new("/dev/null"));
         assert!(device("/etc/passwd").unwrap_err().contains("not a device"));
     }

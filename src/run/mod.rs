@@ -1,8 +1,8 @@
-//! `ambit run`: its arguments, and who serves its sandbox: the running daemon, or a server in this
-//! very process. The sandbox itself is the package `ambit-sandbox`.
+//! `ambit run`: its arguments, and the service of its sandbox: the running daemon, or a server in
+//! this process. The sandbox itself is the package `ambit-sandbox`.
 //!
-//! Both get the listener the same way a container engine would hand it over, so that a sandbox
-//! is one more container and nothing special.
+//! Both services get the listener in the same way as from a container engine, so that a sandbox is
+//! served like any other container.
 
 mod args;
 
@@ -57,15 +57,15 @@ fn service(config: &Config, intercept: &Intercept) -> anyhow::Result<Box<dyn Ser
     if let Ok(status) = control::ask_status(&config.socket("control.sock")) {
         if let Some(setting) = &intercept.setting {
             anyhow::bail!(
-                "--intercept {setting} is the running daemon's to decide: set it in its configuration, \
+                "--intercept {setting} has no effect with a running daemon: set it in its configuration, \
                  in [intercept] or in a [[container]] section"
             );
         }
-        // Harmless calls are answered because they are asked for.
+        // Calls that grant no rights are answered if they are asked for.
         let asked = config.policies.ungranted(&intercept.policy.privileged()).join(", ");
         if !asked.is_empty() {
             output::complain(format_args!(
-                "ambit: note: the configuration has {asked} for no container: the kernel answers"
+                "ambit: note: the configuration grants {asked} to no container: the kernel answers"
             ));
         }
         let socket = config.socket("oci.sock");
@@ -75,7 +75,7 @@ fn service(config: &Config, intercept: &Intercept) -> anyhow::Result<Box<dyn Ser
     Ok(Box::new(Embedded::start(config, intercept)?))
 }
 
-/// The daemon that runs already.
+/// The running daemon, as the service of a sandbox.
 struct Daemon {
     mount: PathBuf,
     socket: PathBuf,
@@ -97,8 +97,8 @@ impl Service for Daemon {
     fn stop(self: Box<Self>) {}
 }
 
-/// A server in this process. Its overlay is attached nowhere: the builder of the sandbox, which holds no
-/// device, attaches and copies it.
+/// A server in this process, as the service of a sandbox. Its overlay is detached: the builder of
+/// the sandbox, which does not hold the FUSE device, attaches and copies it.
 struct Embedded {
     server: Server,
     policy: Policy,

@@ -1,8 +1,8 @@
-//! Who pays for what a caller uses up.
+//! Accounts: each caller is charged for the resources that it makes the daemon hold.
 //!
-//! The name that an account has must be one that a container, or a user of the host, cannot make
-//! more of. A pid namespace is none: a container nests them, and a user of the host makes them in a
-//! user namespace of its own. So an [`Owner`] is, in this order:
+//! An account is named by something that a container, or a user of the host, cannot create at will.
+//! A pid namespace alone is no such name: a container nests them, and a user of the host makes them
+//! in a user namespace. So an [`Owner`] is, in this order:
 //!
 //! 1. the **user** who made the outermost user namespace that the caller's outermost pid namespace
 //!    belongs to, unless that is root: all rootless containers of a user are one account;
@@ -12,10 +12,10 @@
 //!    that namespace if root made it, or else the caller's **real uid**, which a set-user-ID program
 //!    does not change.
 //!
-//! The user of a user namespace is the one who made it (`NS_GET_OWNER_UID`) and not the uid that the
-//! caller has there: a range of subordinate ids gives a user 65536 of these. A program of such an id
-//! that runs outside of the user's namespaces is an account of its own; [`Budget`](crate::Budget)
-//! leaves something free for others all the same.
+//! The user of a user namespace is its creator (`NS_GET_OWNER_UID`) and not the uid that the caller
+//! has in it: a range of subordinate ids gives a user 65536 of those. A program with such a uid
+//! outside of the user's namespaces has an account of its own; [`Budget`](crate::Budget) leaves a
+//! part of each resource free for other accounts all the same.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -30,16 +30,17 @@ use rustix::io::Errno;
 
 use crate::budget::What;
 use crate::clock;
+use crate::context::Context;
 use crate::namespace_init;
-use crate::shared::Shared;
 
-/// What an account is named by.
+/// The name of an account.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Owner {
     /// A user of the host.
     User(u32),
     /// A container: its outermost pid namespace, and when the first process of that started, in
-    /// ticks after boot, because numbers of namespaces are handed out again.
+    /// ticks after boot. The start is part of the name because inode numbers of namespaces are
+    /// reused.
     Container {
         /// The inode of the pid namespace.
         namespace: u64,
@@ -48,14 +49,14 @@ pub enum Owner {
     },
     /// A container of root that shares the daemon's pid namespace: its outermost user namespace.
     Users(u64),
-    /// A container by the name that its runtime has given to root's sockets.
+    /// A container by the name that its runtime passed on a socket of root.
     Named(Box<str>),
 }
 
 impl Owner {
-    /// Who pays for a thread. Looks at nothing that the container uses.
-    pub(crate) fn of(tid: u32, shared: &Shared) -> io::Result<Self> {
-        let Shared { proc, options, own_namespace, .. } = shared;
+    /// Returns the owner of a thread. Reads nothing that the container controls.
+    pub(crate) fn find(tid: u32, context: &Context) -> io::Result<Self> {
+        let Context { proc, options, own_namespace, .. } = context;
         let ask = options.ask_kernel;
         let (mut file, mut number) = (proc.open_namespace(tid, "pid")?, None);
         loop {
@@ -64,15 +65,15 @@ impl Owner {
                 break;
             }
             number = Some(found);
-            match around((ask.parent)(file.as_fd()))? {
-                Some(around) if inode(around.as_fd())? != *own_namespace => file = around,
-                // The last one below ours, or nothing above it is seen.
+            match visible_namespace((ask.parent)(file.as_fd()))? {
+                Some(parent) if inode(parent.as_fd())? != *own_namespace => file = parent,
+                // The parent is the daemon's own namespace, or the kernel shows none.
                 _ => break,
             }
         }
-        let Some(namespace) = number else { return Self::of_host(tid, shared) };
-        let users = around((ask.users)(file.as_fd()))?;
-        let users = users.map(|users| outermost_users(users, shared)).transpose()?;
+        let Some(namespace) = number else { return Self::find_on_host(tid, context) };
+        let users = visible_namespace((ask.users)(file.as_fd()))?;
+        let users = users.map(|users| outermost_user_namespace(users, context)).transpose()?;
         if let Some((user, _)) = users.flatten()
             && user != 0
         {
@@ -84,14 +85,14 @@ impl Owner {
         Ok(Self::Container { namespace, start })
     }
 
-    /// The same for a thread in the daemon's own pid namespace.
-    pub(crate) fn of_host(tid: u32, shared: &Shared) -> io::Result<Self> {
-        let proc = &shared.proc;
-        // What may not be looked at is no container's (`Callers::identify`).
-        let users = proc.namespace(tid, "user").unwrap_or(shared.own_users);
-        if users != shared.own_users
+    /// Returns the owner of a thread in the daemon's own pid namespace.
+    pub(crate) fn find_on_host(tid: u32, context: &Context) -> io::Result<Self> {
+        let proc = &context.proc;
+        // A thread that root may not inspect belongs to no container (`Callers::identify`).
+        let users = proc.namespace(tid, "user").unwrap_or(context.own_users);
+        if users != context.own_users
             && let Some((user, number)) =
-                outermost_users(proc.open_namespace(tid, "user")?, shared)?
+                outermost_user_namespace(proc.open_namespace(tid, "user")?, context)?
         {
             return Ok(if user == 0 { Self::Users(number) } else { Self::User(user) });
         }
@@ -100,7 +101,7 @@ impl Owner {
         user.map(Self::User).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
-    /// A number of it, the same for every process that asks, and never 0.
+    /// Returns a number for the owner: the same in every process, and never 0.
     pub(crate) fn number(&self) -> u64 {
         match self {
             // Numbers of namespaces are larger than 2^31.
@@ -111,7 +112,7 @@ impl Owner {
         }
     }
 
-    /// What a number tells of an account, for the log.
+    /// Describes the owner that a number stands for, for the log.
     #[must_use]
     pub fn describe_number(number: u64) -> String {
         match (number, number >> 32) {
@@ -135,11 +136,12 @@ impl fmt::Display for Owner {
     }
 }
 
-/// The namespace around another one; `None` where the kernel shows none. Any other failure, such
-/// as no descriptor being left, is an error: an inner namespace must not pass for an outermost one.
-fn around(found: io::Result<OwnedFd>) -> io::Result<Option<OwnedFd>> {
+/// Returns a namespace that an ioctl has opened; `None` where the kernel shows none (EPERM, ENOTTY).
+/// Any other failure, such as EMFILE, is an error: an inner namespace must not be taken for the
+/// outermost one.
+fn visible_namespace(found: io::Result<OwnedFd>) -> io::Result<Option<OwnedFd>> {
     match found {
-        Ok(around) => Ok(Some(around)),
+        Ok(namespace) => Ok(Some(namespace)),
         Err(error) if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) => Ok(None),
         Err(error) if error.raw_os_error() == Some(Errno::NOTTY.raw_os_error()) => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(None),
@@ -147,17 +149,20 @@ fn around(found: io::Result<OwnedFd>) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// The outermost user namespace below the daemon's that this one is in: who made it, and its
-/// number. `None`: it is the daemon's own, or the kernel does not tell.
-fn outermost_users(mut users: OwnedFd, shared: &Shared) -> io::Result<Option<(u32, u64)>> {
-    let ask = shared.options.ask_kernel;
+/// Returns the creator and the inode number of the outermost user namespace below the daemon's that
+/// contains this one. `None`: it is the daemon's own, or the kernel does not tell.
+fn outermost_user_namespace(
+    mut users: OwnedFd,
+    context: &Context,
+) -> io::Result<Option<(u32, u64)>> {
+    let ask = context.options.ask_kernel;
     let mut number = inode(users.as_fd())?;
-    if number == shared.own_users {
+    if number == context.own_users {
         return Ok(None);
     }
-    while let Some(outer) = around((ask.parent)(users.as_fd()))? {
+    while let Some(outer) = visible_namespace((ask.parent)(users.as_fd()))? {
         let its_number = inode(outer.as_fd())?;
-        if its_number == shared.own_users {
+        if its_number == context.own_users {
             break;
         }
         (users, number) = (outer, its_number);
@@ -174,7 +179,7 @@ pub(crate) fn real_user(status: &[u8]) -> Option<u32> {
     Status(status).numbers("Uid:").next()
 }
 
-/// What one owner holds of everything that can be used up.
+/// The amount of each resource that one owner holds.
 #[derive(Debug)]
 pub struct Account {
     owner: Owner,
@@ -183,24 +188,23 @@ pub struct Account {
 }
 
 impl Account {
-    /// An account that holds nothing.
+    /// Creates an account that holds nothing.
     #[must_use]
     pub fn new(owner: Owner) -> Arc<Self> {
         Arc::new(Self { owner, held: Default::default(), reported: Default::default() })
     }
 
-    /// Who pays.
     #[must_use]
+    /// Returns the owner that pays.
     pub fn owner(&self) -> &Owner {
         &self.owner
     }
 
-    /// How much it holds.
     pub(crate) fn held(&self, what: What) -> &AtomicUsize {
         &self.held[what as usize]
     }
 
-    /// True when the log has said that it used up its part, until it holds nothing again.
+    /// Set from the log line about a refusal until the account holds nothing of the resource.
     pub(crate) fn is_reported(&self, what: What) -> bool {
         self.reported[what as usize].load(Ordering::Relaxed)
     }
@@ -210,12 +214,12 @@ impl Account {
     }
 }
 
-/// The accounts that hold something or are known by a container.
+/// The accounts that are in use: by a charge, or by a known container.
 #[derive(Debug, Default)]
 pub(crate) struct Accounts(Mutex<HashMap<Owner, Weak<Account>>>);
 
 impl Accounts {
-    /// The account of an owner.
+    /// Returns the owner's account, and creates it if there is none.
     pub(crate) fn get(&self, owner: Owner) -> Arc<Account> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(account) = all.get(&owner).and_then(Weak::upgrade) {
@@ -244,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_tells_which_account_it_is() {
+    fn an_owner_number_identifies_the_owner() {
         let container = Owner::Container { namespace: 4_026_532_190, start: 7 };
         let owners = [Owner::User(0), Owner::User(1000), container, Owner::Users(4_026_532_191)];
         let described = owners.map(|owner| Owner::describe_number(owner.number()));

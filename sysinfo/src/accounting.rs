@@ -1,4 +1,6 @@
-//! The accounting of one daemon: start it once, ask it from any thread.
+//! The accounting of one daemon. One instance is started per process and may be called from any
+//! thread. It owns the load sampler thread; all reading of a container is in `container.rs`, all
+//! identification in `callers.rs`. Start reading at [`Accounting::view_of`].
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
@@ -8,32 +10,33 @@ use ambit_kernel::text::scan;
 
 use crate::KernelFiles;
 use crate::account::Owner;
-use crate::baselines::Baselines;
 use crate::budget::{Descriptors, What};
 use crate::callers::{Caller, Callers};
 use crate::clock;
 use crate::container::Container;
-use crate::extra::Extras;
+use crate::context::{self, Context, OpenCounter, Options};
+use crate::counter_store::CounterStore;
 use crate::hierarchy::Hierarchies;
 use crate::host::Host;
 use crate::host_files::HostFiles;
 use crate::kernel_names::KernelNames;
 use crate::personality;
 use crate::pressure::{self, Stall, TriggerFile};
-use crate::shared::{self, Open, Options, Shared};
+use crate::stats::StatSet;
 use crate::tasks::{Counter, RecentCounts};
 use crate::view::View;
 use crate::{Error, Numbers, Views, load};
 
-/// Knows all containers that asked.
+/// All known containers, and the thread that samples their load.
 #[derive(Debug)]
 pub struct Accounting {
-    shared: Shared,
+    context: Context,
     callers: Callers,
     wake: Arc<Wake>,
 }
 
-/// Wakes the load sampler: it sleeps for good while there is nothing to sample.
+/// Wakes the load sampler thread, which sleeps without a timeout while no container is to be
+/// sampled.
 #[derive(Debug, Default)]
 struct Wake {
     state: Mutex<WakeState>,
@@ -61,7 +64,7 @@ impl Accounting {
         Self::over(options, hierarchies, proc, sys)
     }
 
-    /// The same with given hierarchies, procfs and sysfs.
+    /// Starts accounting with these hierarchies, procfs and sysfs.
     ///
     /// # Errors
     /// They cannot be read.
@@ -78,8 +81,8 @@ impl Accounting {
         let options = Options { open_containers, ..options };
         let mut text = Vec::new();
         let offset = proc.read_of(own, "timens_offsets", &mut text).ok();
-        let [namespaces, cgroups, pressure_files] = shared::budgets();
-        let shared = Shared {
+        let [namespaces, cgroups, pressure_files] = context::budgets();
+        let context = Context {
             own_offset: offset.and_then(clock::boottime_offset).unwrap_or(0),
             own_namespace: proc.pid_namespace(own).map_err(read("/proc/self/ns/pid"))?,
             // A kernel without user namespaces has no such file, for no task.
@@ -87,9 +90,9 @@ impl Accounting {
             namespaces,
             cgroups,
             pressure_files,
-            open: Open::default(),
+            open: OpenCounter::default(),
             options,
-            baselines: std::sync::OnceLock::new(),
+            counter_store: std::sync::OnceLock::new(),
             proc,
             host,
             hierarchies,
@@ -97,7 +100,7 @@ impl Accounting {
             counted: RecentCounts::default(),
         };
         let wake = Arc::new(Wake::default());
-        let this = Arc::new(Self { shared, callers: Callers::new(), wake: wake.clone() });
+        let this = Arc::new(Self { context, callers: Callers::new(), wake: wake.clone() });
         let weak = Arc::downgrade(&this);
         std::thread::Builder::new()
             .name("load".to_owned())
@@ -106,18 +109,18 @@ impl Accounting {
         Ok(this)
     }
 
-    /// Remembers counters in this file, which outlives the process, and goes on from those that a
-    /// predecessor remembered there. To be called before anybody asks.
+    /// Keeps counters in this file, which outlives the process, and continues from those that a
+    /// predecessor wrote there. Must be called before the first view is taken.
     pub fn remember(&self, file: std::os::fd::OwnedFd) {
         let processors =
-            self.shared.host.snapshot().online.iter().last().map_or(1, |last| last + 1);
-        // A second call changes nothing.
-        let _ = self.shared.baselines.set(Baselines::open(file, processors as usize));
-        // Their loads go on, whether they ask again or not.
-        self.wake.want();
+            self.context.host.snapshot().online.iter().last().map_or(1, |last| last + 1);
+        // A second call has no effect.
+        let _ = self.context.counter_store.set(CounterStore::open(file, processors as usize));
+        // Load averages of recorded containers are sampled before their first request.
+        self.wake.request_sampling();
     }
 
-    /// The container that a thread belongs to.
+    /// Returns the container that a thread belongs to.
     ///
     /// # Errors
     /// The thread is gone or not visible.
@@ -126,72 +129,78 @@ impl Accounting {
     }
 
     fn caller(&self, tid: u32) -> Result<Caller, Error> {
-        self.callers.identify(tid, clock::now(), &self.shared)
+        self.callers.identify(tid, clock::now(), &self.context)
     }
 
-    /// A number of the account of a thread, the same for every process that asks, and whatever
-    /// namespaces the thread's container makes.
+    /// Returns the number of the owner of a thread: the same in every process, whatever namespaces
+    /// the thread's container creates.
     #[must_use]
     pub fn owner_number(&self, tid: u32) -> Option<u64> {
-        Owner::of(tid, &self.shared).ok().map(|owner| owner.number())
+        Owner::find(tid, &self.context).ok().map(|owner| owner.number())
     }
 
     /// The current numbers of a container.
     ///
     /// # Errors
-    /// Nothing was ever read of it, and nothing can be read now.
+    /// No sample of it was ever taken, and none can be taken now.
     pub fn view_of(&self, container: &Container) -> Result<Arc<View>, Error> {
-        let view = self.current(container, clock::now(), Extras::NONE);
-        self.callers.sweep_if_crowded(&self.shared);
+        let view = self.current(container, clock::now(), StatSet::NONE);
+        self.callers.sweep_if_crowded(&self.context);
         view
     }
 
-    fn current(&self, container: &Container, now: u64, wanted: Extras) -> Result<Arc<View>, Error> {
-        // Not only at its first view: the sampler gives up a container that is not asked for.
+    fn current(
+        &self,
+        container: &Container,
+        now: u64,
+        wanted: StatSet,
+    ) -> Result<Arc<View>, Error> {
+        // The sampler stops sampling a container that has no readers, so this is checked at every
+        // view.
         let is_overdue = container.is_overdue();
-        let view = container.view(now, &self.shared, wanted)?;
+        let view = container.view(now, &self.context, wanted)?;
         if is_overdue {
-            self.wake.want();
+            self.wake.request_sampling();
         }
         Ok(view)
     }
 
-    /// All containers that asked, this process or a predecessor, and still exist.
+    /// Returns all containers with a request to this process or to a predecessor that still exist.
     pub fn containers(&self) -> Vec<Arc<Container>> {
-        self.callers.adopt_recorded(&self.shared);
-        self.callers.sweep(&self.shared);
+        self.callers.adopt_recorded(&self.context);
+        self.callers.sweep(&self.context);
         self.callers.containers()
     }
 
-    /// The machine.
+    /// Returns a snapshot of the machine.
     pub fn host(&self) -> Arc<Host> {
-        self.shared.host.snapshot()
+        self.context.host.snapshot()
     }
 
-    /// How many processes the kernel has killed for want of memory (Linux 4.13).
+    /// Returns how many processes the OOM killer has killed on the machine (Linux 4.13).
     pub fn oom_kills(&self) -> Option<u64> {
         let mut text = Vec::new();
-        self.shared.proc.read("vmstat", &mut text).ok()?;
+        self.context.proc.read("vmstat", &mut text).ok()?;
         scan::pairs(&text).find(|(key, _)| *key == b"oom_kill").map(|(_, count)| count)
     }
 
-    /// Where the cgroups are.
+    /// Returns the mounted cgroup hierarchies.
     pub fn hierarchies(&self) -> &Hierarchies {
-        &self.shared.hierarchies
+        &self.context.hierarchies
     }
 
-    /// One round of the load sampler; is there anything left to sample?
+    /// Runs one round of the load sampler. True while any container is to be sampled.
     fn sample_loads(&self, counter: &mut Counter) -> bool {
-        self.callers.sweep(&self.shared);
+        self.callers.sweep(&self.context);
         let now = clock::now();
         let mut any = false;
         for container in self.callers.containers() {
-            // Sampling opens files again; not those of all containers at once.
-            self.callers.sweep_if_crowded(&self.shared);
-            if now.saturating_sub(container.asked()) <= self.shared.options.load_bound
+            // Sampling opens the files of containers again; the number of open files stays bounded.
+            self.callers.sweep_if_crowded(&self.context);
+            if now.saturating_sub(container.last_use()) <= self.context.options.load_bound
                 && !container.is_host()
             {
-                container.sample_load(&self.shared, counter);
+                container.sample_load(&self.context, counter);
                 any = true;
             }
         }
@@ -201,18 +210,18 @@ impl Accounting {
 
 impl Views for Accounting {
     fn view(&self, tid: u32) -> Result<Arc<View>, Error> {
-        self.view_with(tid, Extras::NONE)
+        self.view_with(tid, StatSet::NONE)
     }
 
-    fn view_with(&self, tid: u32, wanted: Extras) -> Result<Arc<View>, Error> {
+    fn view_with(&self, tid: u32, wanted: StatSet) -> Result<Arc<View>, Error> {
         self.numbers(tid, wanted).map(|numbers| numbers.view)
     }
 
-    fn numbers(&self, tid: u32, wanted: Extras) -> Result<Numbers, Error> {
+    fn numbers(&self, tid: u32, wanted: StatSet) -> Result<Numbers, Error> {
         let now = clock::now();
-        let Caller { container, account } = self.callers.identify(tid, now, &self.shared)?;
+        let Caller { container, account } = self.callers.identify(tid, now, &self.context)?;
         let view = self.current(&container, now, wanted)?;
-        self.callers.sweep_if_crowded(&self.shared);
+        self.callers.sweep_if_crowded(&self.context);
         Ok(Numbers { view, account: Some(account) })
     }
 
@@ -223,42 +232,42 @@ impl Views for Accounting {
 
     fn trigger_file(&self, tid: u32, stall: Stall) -> Result<TriggerFile, Error> {
         let Caller { container, account } = self.caller(tid)?;
-        let charge = self.shared.pressure_files.charge(Some(&account), 1);
+        let charge = self.context.pressure_files.charge(Some(&account), 1);
         let charge = charge.ok_or(Error::UsedUp(What::PressureFiles))?;
         let membership = container.membership();
-        let file = pressure::open(tid, container.is_host(), &membership, stall, &self.shared)?;
-        let privileged = pressure::is_privileged(tid, &self.shared);
+        let file = pressure::open(tid, container.is_host(), &membership, stall, &self.context)?;
+        let privileged = pressure::is_privileged(tid, &self.context);
         Ok(TriggerFile { file, charge, privileged })
     }
 
     fn has_32_bit_personality(&self, tid: u32) -> bool {
         let mut text = Vec::new();
-        self.shared.proc.read_of(tid, "personality", &mut text).is_ok_and(personality::is_32_bit)
+        self.context.proc.read_of(tid, "personality", &mut text).is_ok_and(personality::is_32_bit)
     }
 
     fn host(&self) -> Option<Arc<Host>> {
-        Some(self.shared.host.snapshot())
+        Some(self.context.host.snapshot())
     }
 }
 
 impl Drop for Accounting {
     fn drop(&mut self) {
-        self.wake.end();
+        self.wake.stop();
     }
 }
 
 impl Wake {
-    fn want(&self) {
+    fn request_sampling(&self) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).wanted = true;
         self.changed.notify_all();
     }
 
-    fn end(&self) {
+    fn stop(&self) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).ended = true;
         self.changed.notify_all();
     }
 
-    /// Sleeps until something is to be sampled; `false` when accounting ended.
+    /// Sleeps until a container is to be sampled; `false` when accounting ends.
     fn until_wanted(&self) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self
@@ -269,7 +278,7 @@ impl Wake {
         !state.ended
     }
 
-    /// Sleeps for one interval; `false` when accounting ended.
+    /// Sleeps for one interval; `false` when accounting ends.
     fn pause(&self) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let interval = Duration::from_nanos(load::INTERVAL);
@@ -281,13 +290,14 @@ impl Wake {
     }
 }
 
-/// What failed when a file was read.
+/// Makes the error for a failed read of this file.
 fn read(file: &str) -> impl FnOnce(io::Error) -> Error {
     let file = file.to_owned();
     move |source| Error::Read { file, source }
 }
 
-/// How many containers keep their files open: some forty each, and twice as many in between.
+/// How many containers keep their files open: each has about forty, up to twice as many containers
+/// have files open between two sweeps.
 fn affordable() -> usize {
     (Descriptors::of_this_process().files / 80).max(8)
 }
@@ -296,7 +306,7 @@ fn sample_loads(accounting: &Weak<Accounting>, wake: &Wake) {
     let mut counter = Counter::new();
     while wake.until_wanted() {
         if let Some(accounting) = accounting.upgrade() {
-            accounting.callers.adopt_recorded(&accounting.shared);
+            accounting.callers.adopt_recorded(&accounting.context);
         }
         loop {
             if !wake.pause() {
@@ -351,17 +361,17 @@ mod tests {
         let identity = crate::container::Identity { namespace: 0, init: None, is_host: false };
         let membership = crate::membership::Membership::parse(b"0::/c\n");
         let account = Account::new(Owner::User(0));
-        let charge = accounting.shared.cgroups.charge(Some(&account), 1).unwrap();
-        Container::new(identity, membership, (account, charge), &accounting.shared)
+        let charge = accounting.context.cgroups.charge(Some(&account), 1).unwrap();
+        Container::new(identity, membership, (account, charge), &accounting.context)
     }
 
     #[test]
-    fn a_container_that_was_given_up_is_sampled_again_when_it_is_read() {
+    fn a_read_resumes_sampling_of_an_unused_container() {
         let root = tempfile::tempdir().unwrap();
         let options = Options { age_bound: 0, ..Options::default() };
         let accounting = Accounting::with(options, files(root.path())).unwrap();
-        // Without the sampler's thread, which would see at once that it is wanted.
-        accounting.wake.end();
+        // The sampler thread would consume the request at once: it is stopped.
+        accounting.wake.stop();
         while Arc::strong_count(&accounting.wake) > 1 {
             std::thread::yield_now();
         }
@@ -377,7 +387,7 @@ mod tests {
         assert!(!is_wanted());
     }
 
-    /// Whoever begins to read when another has finished sees no less than that one.
+    /// A read that begins after another one has ended shows no smaller counter.
     #[test]
     fn concurrent_readers_never_see_less_than_was_seen() {
         let root = tempfile::tempdir().unwrap();
@@ -394,9 +404,10 @@ mod tests {
                     while !ended.load(Ordering::Relaxed) {
                         let before: Vec<_> =
                             seen.iter().map(|seen| seen.load(Ordering::SeqCst)).collect();
-                        // Some want what few files show, which makes a sample of its own.
-                        let wanted = if reader % 2 == 0 { Extras::NONE } else { Extras::EVENTS };
-                        let view = one.view(clock::now(), &accounting.shared, wanted).unwrap();
+                        // Some ask for more statistics, which takes a new sample.
+                        let wanted =
+                            if reader % 2 == 0 { StatSet::NONE } else { StatSet::VM_EVENTS };
+                        let view = one.view(clock::now(), &accounting.context, wanted).unwrap();
                         let total = &view.cpu.total;
                         let now = [total.user, total.idle, view.clock.idle];
                         for ((now, before), seen) in now.iter().zip(before).zip(seen) {
@@ -406,7 +417,7 @@ mod tests {
                     }
                 });
             }
-            // In place and in one piece, as the kernel changes its files.
+            // Written in place by one system call, as the kernel changes its files.
             let stat = std::fs::OpenOptions::new().write(true).open(stat).unwrap();
             for step in 1..=300_u64 {
                 let text =
@@ -436,13 +447,13 @@ mod tests {
             std::fs::create_dir(&path).unwrap();
             one.close_files();
             assert_eq!(accounting.view_of(&one).unwrap().memory, good, "{file}");
-            // Who comes only now is told that there are no numbers, and not somebody else's.
+            // A container without a view gets an error, and not the numbers of another one.
             assert!(accounting.view_of(&container(&accounting)).is_err(), "{file}");
             std::fs::remove_dir(&path).unwrap();
             std::fs::write(&path, text).unwrap();
             assert_eq!(accounting.view_of(&one).unwrap().memory, good, "{file}");
         }
-        // Nor the parent's, when the cgroup is gone.
+        // A removed cgroup is not replaced by its parent.
         std::fs::remove_dir_all(&cgroup).unwrap();
         one.close_files();
         assert_eq!(accounting.view_of(&one).unwrap().memory, good);
@@ -478,15 +489,15 @@ mod tests {
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, kind, mode, 0).unwrap();
         known.close_files();
         std::thread::scope(|scope| {
-            // Opening it waits for somebody who writes.
+            // Opening a FIFO for reading waits for a writer.
             let stuck = [&known, &unknown].map(|one| scope.spawn(|| accounting.view_of(one)));
             std::thread::sleep(Duration::from_millis(1500));
             assert_eq!(accounting.view_of(&known).unwrap().memory, good);
             assert!(matches!(accounting.view_of(&unknown), Err(Error::Read { .. })));
-            // Neither the sampler of loads nor who asks for cgroups is held up.
-            known.sample_load(&accounting.shared, &mut Counter::new());
+            // Neither the load sampler nor a query of the cgroups waits.
+            known.sample_load(&accounting.context, &mut Counter::new());
             assert_eq!(known.membership().path(), "/c");
-            // One open ends both waits; what they read is nothing, which is a failure.
+            // One open for writing ends both waits; the empty text that they read is a failure.
             while stuck.iter().any(|thread| !thread.is_finished()) {
                 let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
                 drop(rustix::fs::open(&fifo, flags, rustix::fs::Mode::empty()));

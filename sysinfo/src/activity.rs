@@ -1,5 +1,6 @@
-//! Load averages and tasks of one container between two counts, without a lock: the sampler
-//! writes, everybody reads.
+//! Load averages and task counts of one container, as of the last count of its threads. The load
+//! sampler writes them and readers of views load them, without a lock: each number is an atomic of
+//! its own. The arithmetic is in `load.rs`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -18,17 +19,18 @@ pub(crate) struct Activity {
     in_iowait: AtomicU64,
     threads: AtomicU64,
     newest_pid: AtomicU64,
-    /// When it was counted; 0 for never.
+    /// Time of the last count, in nanoseconds awake; 0 before the first one.
     counted: AtomicU64,
 }
 
 impl Activity {
-    /// The averages, when they were taken, and the newest process, for a successor.
+    /// The words of a counter record: load averages, time of the last count, newest process id,
+    /// tasks.
     pub(crate) fn words(&self) -> [u64; 8] {
         self.all().map(|word| word.load(Ordering::Relaxed))
     }
 
-    /// Goes on from what a predecessor had, at most `now` old.
+    /// Continues from the words of a predecessor; their time is capped at `now`.
     pub(crate) fn restore(&self, words: [u64; 8], now: u64) {
         self.all().iter().zip(words).for_each(|(own, word)| own.store(word, Ordering::Relaxed));
         self.counted.fetch_min(now, Ordering::Relaxed);
@@ -60,20 +62,22 @@ impl Activity {
         self.age(now, used, blocked);
     }
 
-    /// Nothing ran since the last count: each thread is in the state that it was in.
+    /// Records that no thread ran since the last count, so that each is in the state it was in.
     pub(crate) fn record_unchanged(&self, now: u64) {
         self.age(now, 0, self.blocked.load(Ordering::Relaxed));
     }
 
-    /// There are no numbers: nothing is taken to run, and what was blocked to be still blocked.
+    /// Records that the threads cannot be counted: none is taken to be running, and the blocked
+    /// ones to be still blocked.
     pub(crate) fn record_unknown(&self, now: u64) {
         self.running.store(0, Ordering::Relaxed);
         self.record_unchanged(now);
     }
 
-    /// Ages the averages up to `now`. A count tells of the interval before it, of two when it is
-    /// late, and of no other. Over a longer gap as many threads ran as `used` processor time, that
-    /// since the last count, is on average, and those were blocked that were so at both ends.
+    /// Ages the averages up to `now`. A count stands for the interval before it, or for two when it
+    /// is late. Over a longer gap, the number of running threads is the average that `used`, the
+    /// processor time since the last count, implies; threads are taken as blocked if they were
+    /// blocked at both ends.
     fn age(&self, now: u64, used: u64, blocked: u64) {
         let before = self.counted.load(Ordering::Relaxed);
         if before == 0 {
@@ -85,7 +89,7 @@ impl Activity {
         if intervals == 0 {
             return;
         }
-        // On the grid of the first count, so that late counts do not make intervals longer.
+        // Advances by whole intervals, so that late counts do not make intervals longer.
         self.counted.store(before.saturating_add(intervals * INTERVAL), Ordering::Relaxed);
         let running = self.running.load(Ordering::Relaxed);
         let active = running.saturating_add(self.blocked.load(Ordering::Relaxed));
@@ -99,7 +103,6 @@ impl Activity {
         self.fifteen.store(load.fifteen, Ordering::Relaxed);
     }
 
-    /// The averages.
     pub(crate) fn load(&self) -> Load {
         Load {
             one: self.one.load(Ordering::Relaxed),
@@ -108,7 +111,7 @@ impl Activity {
         }
     }
 
-    /// The tasks; `threads` is what the pids controller says, where there is one.
+    /// Returns the task counts. `threads` is the count of the pids controller, where there is one.
     pub(crate) fn tasks(&self, threads: Option<u64>) -> Tasks {
         let newest_pid = self.newest_pid.load(Ordering::Relaxed).max(1);
         Tasks {
@@ -170,7 +173,7 @@ mod tests {
     fn late_counts_do_not_lose_intervals() {
         let activity = Activity::default();
         let one = Counts { running: 1, ..Counts::default() };
-        // A fifth late each time: in twelve intervals ten counts.
+        // Each count is late by a fifth: ten counts in twelve intervals.
         for count in 1..=11 {
             activity.record(one, None, 6 * INTERVAL / 5, count * 6 * INTERVAL / 5);
         }

@@ -1,12 +1,12 @@
-//! What callers can use up, and how much of it one account may hold.
+//! Budgets: bounds how much of each resource of the daemon one account may hold.
 //!
-//! One rule for every resource, without a setting: **an account may hold as much as is still free**.
-//! Alone it gets half, and each of `n` accounts that take what they can gets one part of `n + 1`;
-//! one part is always left for the next (dynamic thresholds: Choudhury and Hahne, 1998). What an
-//! account holds first is always granted, so that a container that comes when all is taken is
-//! served too: that is what [`Descriptors`] keep a reserve for.
+//! One rule for every resource, without a setting: **an account may hold as much as is still
+//! free**. A single account gets half, and each of `n` accounts that take all they can gets one
+//! part of `n + 1`; one part always stays free (dynamic thresholds: Choudhury and Hahne, 1998). The
+//! first unit of an account is always granted, so that a new container is served when everything is
+//! taken; [`Descriptors`] keep a reserve for that.
 //!
-//! A [`Charge`] gives back what it took when it is dropped. No lock is taken.
+//! Dropping a [`Charge`] returns what it took. No lock is taken.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,21 +16,20 @@ use rustix::process::{Resource, getrlimit};
 use crate::account::Account;
 use crate::limiter::Limiter;
 
-/// What can be used up.
+/// A bounded resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum What {
-    /// Pressure files that are open for triggers: a descriptor each, and timers of the kernel.
+    /// Pressure files opened for triggers: each takes a descriptor and a timer in the kernel.
     PressureFiles,
-    /// Bytes of text that open files hold.
+    /// Bytes of rendered text that open files keep.
     Texts,
-    /// Pid namespaces that are known: a descriptor each.
+    /// Known pid namespaces: each takes a descriptor.
     Namespaces,
-    /// Cgroups of the daemon's own pid namespace that are known.
+    /// Known cgroups of the daemon's own pid namespace.
     Cgroups,
-    /// Places in the journal of calls.
+    /// Slots in the journal of intercepted calls.
     Calls,
-    /// Processes that act for one set of control groups and wait for the next act: some descriptors
-    /// each.
+    /// Idle workers, which act in one set of control groups: each takes some descriptors.
     Workers,
 }
 
@@ -43,8 +42,8 @@ impl What {
             Self::Texts => "bytes of text in open files",
             Self::Namespaces => "pid namespaces",
             Self::Cgroups => "control groups",
-            Self::Calls => "calls in hand",
-            Self::Workers => "workers that wait",
+            Self::Calls => "calls in progress",
+            Self::Workers => "idle workers",
         }
     }
 }
@@ -55,32 +54,32 @@ impl std::fmt::Display for What {
     }
 }
 
-/// How much there is of one resource, and how much of it is taken.
+/// The size of one resource and how much of it is taken.
 #[derive(Debug)]
 pub struct Budget {
     what: What,
     size: usize,
-    /// What one account may hold, however much is free.
+    /// The most that one account may hold, even if more is free.
     each: usize,
     taken: AtomicUsize,
     lines: Limiter,
 }
 
 impl Budget {
-    /// So much of a resource, of which nothing is taken.
+    /// Creates a budget of this size, of which nothing is taken.
     #[must_use]
     pub fn new(what: What, size: usize) -> Arc<Self> {
         Self::with_most(what, size, usize::MAX)
     }
 
-    /// The same, of which one account may hold at most `each`.
+    /// Creates a budget of which one account may hold at most `each`.
     #[must_use]
     pub fn with_most(what: What, size: usize, each: usize) -> Arc<Self> {
         Arc::new(Self { what, size, each, taken: AtomicUsize::new(0), lines: Limiter::default() })
     }
 
-    /// Charges an account. `None`: it has used up what it may hold, which the log says once.
-    /// Without an account only the whole is bounded.
+    /// Charges an account. `None` if it would hold more than it may; the first refusal is logged.
+    /// Without an account, only the total is bounded.
     pub fn charge(
         self: &Arc<Self>,
         account: Option<&Arc<Account>>,
@@ -95,7 +94,7 @@ impl Budget {
         charge
     }
 
-    /// The same without a line in the log.
+    /// Charges an account without logging a refusal.
     pub fn try_charge(
         self: &Arc<Self>,
         account: Option<&Arc<Account>>,
@@ -105,8 +104,8 @@ impl Budget {
         charge.grow(amount).then_some(charge)
     }
 
-    /// How much is taken.
     #[must_use]
+    /// Returns the amount that is taken.
     pub fn taken(&self) -> usize {
         self.taken.load(Ordering::Relaxed)
     }
@@ -117,13 +116,16 @@ impl Budget {
         {
             account.set_reported(self.what, true);
             let held = account.held(self.what).load(Ordering::Relaxed);
-            let (who, what, all) = (account.owner(), self.what, self.size);
-            tracing::warn!(suppressed, "{who} has used up its part: it has {held} of {all} {what}");
+            let (owner, what, all) = (account.owner(), self.what, self.size);
+            tracing::warn!(
+                suppressed,
+                "{owner} has used up its part: it has {held} of {all} {what}"
+            );
         }
     }
 }
 
-/// What was taken from a budget; given back when it is dropped.
+/// An amount taken from a budget; returned when it is dropped.
 #[derive(Debug)]
 pub struct Charge {
     budget: Arc<Budget>,
@@ -138,8 +140,8 @@ impl Charge {
         self.account.as_ref()
     }
 
-    /// Makes it a charge of another amount. `false`: the account may not hold that much more, and
-    /// the amount is what it was.
+    /// Changes the amount. `false` if the account may not hold that much more; the amount is
+    /// unchanged then.
     pub fn resize(&mut self, amount: usize) -> bool {
         match amount.checked_sub(self.amount) {
             Some(more) => self.grow(more),
@@ -187,22 +189,23 @@ impl Drop for Charge {
     }
 }
 
-/// How the descriptors of this process are divided (`RLIMIT_NOFILE`). What is left, a quarter, is kept
-/// for listeners, for what acts take for a moment, and for first visits of new containers.
+/// How the descriptors of this process (`RLIMIT_NOFILE`) are divided. A quarter is in no share: it
+/// is for listeners, for short use by privileged operations, and for the first request of a new
+/// container.
 #[derive(Debug, Clone, Copy)]
 pub struct Descriptors {
-    /// Kept files of containers.
+    /// For cgroup files kept open.
     pub files: usize,
-    /// Pressure files that containers hold open.
+    /// For pressure files that containers hold open.
     pub pressure_files: usize,
-    /// First processes of pid namespaces.
+    /// For pidfds of the first processes of pid namespaces.
     pub namespaces: usize,
-    /// Workers that wait, and have four each.
+    /// How many idle workers, with four descriptors each, there may be.
     pub workers: usize,
 }
 
 impl Descriptors {
-    /// Divides what this process may have open.
+    /// Divides the `RLIMIT_NOFILE` of this process.
     #[must_use]
     pub fn of_this_process() -> Self {
         let limit = getrlimit(Resource::Nofile).current;
@@ -242,13 +245,13 @@ mod tests {
         assert_eq!(first.len(), 600);
         let second = take(&budget, &accounts[1]);
         assert_eq!(second.len(), 300);
-        assert_eq!(take(&budget, &accounts[2]).len(), 150, "something is left for the next");
+        assert_eq!(take(&budget, &accounts[2]).len(), 150, "a part stays free");
         drop(first);
         assert!(budget.charge(Some(&accounts[0]), 400).is_some());
     }
 
     #[test]
-    fn what_an_account_holds_first_is_granted_when_all_is_taken() {
+    fn the_first_unit_of_an_account_is_granted_when_all_is_taken() {
         let budget = Budget::new(What::Namespaces, 4);
         let _all = [1, 2, 3, 4, 5, 6].map(|user| budget.charge(Some(&account(user)), 1).unwrap());
         let (late, none) = (account(9), None);
@@ -258,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn an_account_holds_no_more_than_each_may() {
+    fn an_account_is_bounded_while_more_is_free() {
         let budget = Budget::with_most(What::PressureFiles, 5000, 128);
         let (one, other) = (account(1), account(2));
         let mut held = take(&budget, &one);
@@ -269,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn accounts_of_different_resources_do_not_meet() {
+    fn resources_are_bounded_independently() {
         let account = account(1);
         let namespaces = Budget::with_most(What::Namespaces, 100, 1);
         let texts = Budget::with_most(What::Texts, 100, 1);
@@ -289,7 +292,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_taken_is_what_charges_hold(
+        fn taken_is_the_sum_of_all_charges(
             steps: Vec<(u8, bool, u16)>, size in 1..5000_usize, each in 1..5000_usize,
         ) {
             let budget = Budget::with_most(What::Texts, size, each);

@@ -1,16 +1,14 @@
-//! Which container a thread belongs to, and which account pays for what it uses up.
+//! Identifies the container and the account of a calling thread.
 //!
-//! A thread in a pid namespace of its own belongs to the container whose first process is that
-//! namespace's number one, and is judged by that process's cgroup: a container is one machine,
-//! however it divides itself. A namespace that a process of a container made without moving the
-//! first process to another cgroup (`unshare`, bwrap, browsers) is a part of that container. A
-//! thread in the daemon's own pid namespace is judged by its own cgroup. Never forks.
+//! The container of a thread in a pid namespace below the daemon's is that of the namespace's first
+//! process, whose cgroup has the limits. A pid namespace whose first process stays in the cgroups
+//! of its creator (`unshare`, bwrap, browsers) is part of the creator's container. A thread in the
+//! daemon's own pid namespace belongs to its own cgroup.
 //!
-//! **A number is believed only while something holds it.** A thread id is looked up anew for every
-//! request: a thread that ends gives its number to a thread of any container at once. The number of
-//! a pid namespace is that of one namespace for as long as its container is known, because the
-//! pidfd of its first process keeps the namespace (`alloc_pid`, `put_pid` in kernel/pid.c). A
-//! thread of the host is known by its folder in `/proc`, which is empty once that thread has ended.
+//! **A number is valid only while a descriptor pins what it names.** The number of a thread that
+//! has ended is reused at once, so thread ids are looked up for every request. The pidfd of its
+//! first process keeps a pid namespace (`alloc_pid`, `put_pid` in kernel/pid.c). A thread of the
+//! host is pinned by its folder in `/proc`. Start reading at [`Callers::identify`].
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -23,51 +21,52 @@ use rustix::process::{Pid, PidfdFlags};
 
 use crate::Error;
 use crate::account::{Account, Accounts, Owner};
-use crate::baselines::Baselines;
 use crate::budget::{Charge, What};
 use crate::cgroup_namespace;
 use crate::clock;
 use crate::container::{Container, Identity, Init};
+use crate::context::Context;
+use crate::counter_store::CounterStore;
 use crate::membership::Membership;
 use crate::namespace_init;
 use crate::procfs::Task;
-use crate::shared::Shared;
 
-/// How old the cgroup and the uid of a thread of the host may be: those can change.
+/// Nanoseconds for which the cgroup and the uid of a thread of the host are cached; both can
+/// change.
 const HOST_THREAD_BOUND: u64 = 20_000_000;
 const SHARDS: usize = 32;
-/// How many threads of the host each shard remembers: one descriptor each.
+/// How many threads of the host each shard caches, with one descriptor each.
 const SHARD_SIZE: usize = 4;
 /// `MAX_PID_NS_LEVEL` of the kernel: pid namespaces do not nest deeper.
 const DEEPEST: u32 = 32;
-/// A cgroup of the host that nobody asked from for so long is forgotten.
+/// Nanoseconds without a request after which a cgroup of the host is forgotten.
 const HOST_CGROUP_BOUND: u64 = 600_000_000_000;
-/// How often ended containers are looked for because an account has used up its part.
+/// Shortest interval, in nanoseconds, between sweeps that a refused charge causes.
 const REFUSAL_SWEEP: u64 = 200_000_000;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Key {
+enum ContainerKey {
     Namespace(u64),
     Cgroup(Arc<Membership>),
 }
 
-type Registry = HashMap<Key, Arc<Container>>;
+type Registry = HashMap<ContainerKey, Arc<Container>>;
 
-/// A thread's container, and who pays for what the thread uses up.
+/// A thread's container and account.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     pub(crate) container: Arc<Container>,
     pub(crate) account: Arc<Account>,
 }
 
-/// All known containers, and the threads of the host that asked a moment ago.
+/// All known containers, and a cache of threads of the host.
 #[derive(Debug)]
 pub(crate) struct Callers {
     registry: ArcSwap<Registry>,
     accounts: Accounts,
-    /// Held while containers are added and forgotten: how many were added since it was last swept.
+    /// Locked while containers are added or forgotten; counts those added since the last sweep.
     adding: Mutex<usize>,
-    /// When it was last swept because of a refusal.
+    /// Time of the last sweep that a refused charge caused.
     swept: AtomicU64,
     host_threads: [Mutex<Vec<HostThread>>; SHARDS],
 }
@@ -97,73 +96,75 @@ impl Callers {
         }
     }
 
-    /// All known containers.
     pub(crate) fn containers(&self) -> Vec<Arc<Container>> {
-        self.registry.load().values().filter(|one| !one.is_part()).cloned().collect()
+        self.registry.load().values().filter(|one| !one.is_nested()).cloned().collect()
     }
 
-    /// The container and the account of a thread that asks `now`.
-    pub(crate) fn identify(&self, tid: u32, now: u64, shared: &Shared) -> Result<Caller, Error> {
-        let Caller { container, account } = self.of_thread(tid, now, shared)?;
-        Ok(Caller { container: self.whole_of(container, now, DEEPEST, shared), account })
+    /// Returns the container and the account of a thread.
+    pub(crate) fn identify(&self, tid: u32, now: u64, context: &Context) -> Result<Caller, Error> {
+        let Caller { container, account } = self.identify_namespace(tid, now, context)?;
+        Ok(Caller { container: self.enclosing_or_self(container, now, DEEPEST, context), account })
     }
 
-    /// The container that this one is a part of, or itself. Looks at so many pid namespaces around
-    /// its own.
-    fn whole_of(
+    /// Returns the outermost container that this one is part of, or itself. Follows at most this
+    /// many enclosing pid namespaces.
+    fn enclosing_or_self(
         &self,
         found: Arc<Container>,
         now: u64,
         around: u32,
-        shared: &Shared,
+        context: &Context,
     ) -> Arc<Container> {
-        let whole = match found.whole(now) {
-            Ok(whole) => whole,
+        let enclosing = match found.enclosing(now) {
+            Ok(enclosing) => enclosing,
             Err(()) => {
                 let init = found.init_pid().filter(|_| around > 0);
-                let maker = init.and_then(|init| maker(init, shared));
-                let outer = maker.and_then(|maker| self.of_thread(maker, now, shared).ok());
-                let whole =
-                    outer.map(|outer| self.whole_of(outer.container, now, around - 1, shared));
-                // A number that was handed out again meanwhile can lead back.
-                let whole = whole.filter(|whole| !Arc::ptr_eq(whole, &found));
-                found.set_whole(whole.clone(), now);
-                whole
+                let parent_in_container = init.and_then(|init| parent_in_container(init, context));
+                let outer = parent_in_container.and_then(|parent_in_container| {
+                    self.identify_namespace(parent_in_container, now, context).ok()
+                });
+                let enclosing = outer
+                    .map(|outer| self.enclosing_or_self(outer.container, now, around - 1, context));
+                // A reused number can lead back to the same container.
+                let enclosing = enclosing.filter(|enclosing| !Arc::ptr_eq(enclosing, &found));
+                found.set_enclosing(enclosing.clone(), now);
+                enclosing
             }
         };
-        whole.unwrap_or(found)
+        enclosing.unwrap_or(found)
     }
 
-    /// The pid namespace of a thread, or its cgroup in the daemon's own, and the thread's account.
-    fn of_thread(&self, tid: u32, now: u64, shared: &Shared) -> Result<Caller, Error> {
-        let namespace = match shared.proc.pid_namespace(tid) {
+    /// Returns the container of a thread's pid namespace, or of its cgroup in the daemon's own, and
+    /// the account.
+    fn identify_namespace(&self, tid: u32, now: u64, context: &Context) -> Result<Caller, Error> {
+        let namespace = match context.proc.pid_namespace(tid) {
             Ok(namespace) => namespace,
-            // Not to be inspected (a security module, or the machine's own PID 1): no
-            // container's process can arrange that against root, so it is the host's.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => shared.own_namespace,
+            // EACCES: a security module forbids it, or it is the PID 1 of the machine. No process
+            // of a container can arrange that against root, so it is taken as the host's.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => context.own_namespace,
             Err(error) => return Err(unknown(tid)(error)),
         };
-        if namespace == shared.own_namespace {
-            return self.identify_host(tid, now, shared);
+        if namespace == context.own_namespace {
+            return self.identify_host(tid, now, context);
         }
-        let key = Key::Namespace(namespace);
+        let key = ContainerKey::Namespace(namespace);
         if let Some(container) = self.registry.load().get(&key) {
-            return Ok(Caller::of(container));
+            return Ok(Caller::for_container(container));
         }
         let mut adding = self.lock_adding();
         if let Some(container) = self.registry.load().get(&key) {
-            return Ok(Caller::of(container));
+            return Ok(Caller::for_container(container));
         }
-        let (identity, membership) = new_container(tid, namespace, shared)?;
-        let account = self.accounts.get(Owner::of(tid, shared).map_err(unknown(tid))?);
-        let charge = self.charge(&mut adding, What::Namespaces, &account, shared)?;
+        let (identity, membership) = new_container(tid, namespace, context)?;
+        let account = self.accounts.get(Owner::find(tid, context).map_err(unknown(tid))?);
+        let charge = self.charge(&mut adding, What::Namespaces, &account, context)?;
         let payer = (account.clone(), charge);
-        let container = Container::new(identity, membership, payer, shared);
-        Ok(Caller { container: self.add(&mut adding, key, container, shared), account })
+        let container = Container::new(identity, membership, payer, context);
+        Ok(Caller { container: self.add(&mut adding, key, container, context), account })
     }
 
-    /// The same for a thread in the daemon's own pid namespace.
-    fn identify_host(&self, tid: u32, now: u64, shared: &Shared) -> Result<Caller, Error> {
+    /// Identifies a thread in the daemon's own pid namespace.
+    fn identify_host(&self, tid: u32, now: u64, context: &Context) -> Result<Caller, Error> {
         let shard = &self.host_threads[tid as usize % SHARDS];
         let known = lock(shard);
         if let Some(thread) = known.iter().find(|thread| thread.tid == tid && thread.is_fresh(now))
@@ -172,13 +173,13 @@ impl Callers {
             return Ok(thread.caller.clone());
         }
         drop(known);
-        let task = shared.proc.open_task(tid).map_err(unknown(tid))?;
+        let task = context.proc.open_task(tid).map_err(unknown(tid))?;
         let mut text = Vec::new();
-        let text = shared.proc.read_of(tid, "cgroup", &mut text).map_err(unknown(tid))?;
+        let text = context.proc.read_of(tid, "cgroup", &mut text).map_err(unknown(tid))?;
         let membership = Membership::parse(text);
-        let owner = Owner::of_host(tid, shared).map_err(unknown(tid))?;
+        let owner = Owner::find_on_host(tid, context).map_err(unknown(tid))?;
         let account = self.accounts.get(owner);
-        let container = self.of_host_cgroup(membership, &account, shared)?;
+        let container = self.identify_host_cgroup(membership, &account, context)?;
         let caller = Caller { container, account };
         let mut known = lock(shard);
         known.retain(|thread| thread.tid != tid && thread.is_fresh(now));
@@ -188,13 +189,13 @@ impl Callers {
         Ok(caller)
     }
 
-    fn of_host_cgroup(
+    fn identify_host_cgroup(
         &self,
         membership: Membership,
         account: &Arc<Account>,
-        shared: &Shared,
+        context: &Context,
     ) -> Result<Arc<Container>, Error> {
-        let key = Key::Cgroup(Arc::new(membership.clone()));
+        let key = ContainerKey::Cgroup(Arc::new(membership.clone()));
         if let Some(container) = self.registry.load().get(&key) {
             return Ok(container.clone());
         }
@@ -202,25 +203,26 @@ impl Callers {
         if let Some(container) = self.registry.load().get(&key) {
             return Ok(container.clone());
         }
-        let charge = self.charge(&mut adding, What::Cgroups, account, shared)?;
-        let is_host = membership.is_root(&shared.hierarchies);
+        let charge = self.charge(&mut adding, What::Cgroups, account, context)?;
+        let is_host = membership.is_root(&context.hierarchies);
         let identity = Identity { namespace: 0, init: None, is_host };
         let payer = (account.clone(), charge);
-        let container = Container::new(identity, membership, payer, shared);
-        Ok(self.add(&mut adding, key, container, shared))
+        let container = Container::new(identity, membership, payer, context);
+        Ok(self.add(&mut adding, key, container, context))
     }
 
-    /// Charges an account for one more container, if need be after those that ended are forgotten.
+    /// Charges an account for one more container. A refused charge is tried again after ended
+    /// containers are forgotten.
     fn charge(
         &self,
         added: &mut usize,
         what: What,
         account: &Arc<Account>,
-        shared: &Shared,
+        context: &Context,
     ) -> Result<Charge, Error> {
         let budget = match what {
-            What::Cgroups => &shared.cgroups,
-            _ => &shared.namespaces,
+            What::Cgroups => &context.cgroups,
+            _ => &context.namespaces,
         };
         if let Some(charge) = budget.try_charge(Some(account), 1) {
             return Ok(charge);
@@ -229,45 +231,45 @@ impl Callers {
         if now.saturating_sub(self.swept.load(Ordering::Relaxed)) > REFUSAL_SWEEP {
             self.swept.store(now, Ordering::Relaxed);
             *added = 0;
-            self.sweep_locked(shared);
+            self.sweep_locked(context);
         }
         budget.charge(Some(account), 1).ok_or(Error::UsedUp(what))
     }
 
-    /// Registers the containers that a predecessor recorded, so that they are listed and their
-    /// load averages go on before they ask again. The first call looks at each process of the
+    /// Registers the containers of a predecessor's records, so that they are listed and their load
+    /// is sampled before their first request. The first call reads the files of each process of the
     /// machine; concurrent callers wait for it, later calls do nothing.
-    pub(crate) fn adopt_recorded(&self, shared: &Shared) {
-        if let Some(baselines) = shared.baselines.get() {
-            baselines.adopted.call_once_force(|_| self.search_processes(baselines, shared));
+    pub(crate) fn adopt_recorded(&self, context: &Context) {
+        if let Some(store) = context.counter_store.get() {
+            store.adopted.call_once_force(|_| self.find_recorded(store, context));
         }
     }
 
-    fn search_processes(&self, baselines: &Baselines, shared: &Shared) {
-        let left = baselines.unclaimed();
+    fn find_recorded(&self, store: &CounterStore, context: &Context) {
+        let left = store.unclaimed();
         let cgroups = left.iter().filter(|(namespace, _)| *namespace == 0);
         let mut cgroups: HashSet<u64> = cgroups.map(|&(_, key)| key).collect();
         let namespaces = left.iter().map(|&(namespace, _)| namespace);
         let mut namespaces: HashSet<u64> = namespaces.filter(|&number| number != 0).collect();
         let (mut alive, mut all_seen) = (HashSet::new(), true);
-        let Ok(processes) = shared.proc.processes() else { return };
+        let Ok(processes) = context.proc.processes() else { return };
         let mut text = Vec::new();
         for pid in processes {
             if namespaces.is_empty() && cgroups.is_empty() {
                 break;
             }
-            match shared.proc.pid_namespace(pid) {
+            match context.proc.pid_namespace(pid) {
                 Ok(namespace) if namespaces.contains(&namespace) => {
                     alive.insert(namespace);
-                    if self.identify(pid, clock::now(), shared).is_ok() {
+                    if self.identify(pid, clock::now(), context).is_ok() {
                         namespaces.remove(&namespace);
                     }
                 }
-                Ok(namespace) if namespace == shared.own_namespace && !cgroups.is_empty() => {
-                    let text = shared.proc.read_of(pid, "cgroup", &mut text);
+                Ok(namespace) if namespace == context.own_namespace && !cgroups.is_empty() => {
+                    let text = context.proc.read_of(pid, "cgroup", &mut text);
                     let key = text.ok().map(|text| Membership::parse(text).key());
                     if key.is_some_and(|key| cgroups.contains(&key))
-                        && self.identify_host(pid, clock::now(), shared).is_ok()
+                        && self.identify_host(pid, clock::now(), context).is_ok()
                     {
                         cgroups.retain(|other| Some(*other) != key);
                     }
@@ -276,25 +278,26 @@ impl Callers {
                 Err(error) => all_seen &= error.kind() != io::ErrorKind::PermissionDenied,
             }
         }
-        // A cgroup without a process can have one again; a namespace cannot.
+        // A record of a pid namespace without processes is obsolete. One of a cgroup is kept:
+        // processes can enter it again.
         let gone = left.into_iter().filter(|(namespace, _)| namespaces.contains(namespace));
         gone.filter(|(namespace, _)| all_seen && !alive.contains(namespace))
-            .for_each(|key| baselines.discard_unclaimed(key));
+            .for_each(|key| store.discard_unclaimed(key));
     }
 
     fn add(
         &self,
         added: &mut usize,
-        key: Key,
+        key: ContainerKey,
         container: Container,
-        shared: &Shared,
+        context: &Context,
     ) -> Arc<Container> {
-        // A container can make namespaces by the thousand, faster than the regular sweep comes round;
-        // the descriptors that they take would be missing for others.
+        // A container can create thousands of namespaces between two regular sweeps, whose
+        // descriptors would be missing for other containers.
         *added += 1;
-        if *added > shared.options.open_containers / 2 {
+        if *added > context.options.open_containers / 2 {
             *added = 0;
-            self.sweep_locked(shared);
+            self.sweep_locked(context);
         }
         let container = Arc::new(container);
         let mut registry = Registry::clone(&self.registry.load());
@@ -303,46 +306,45 @@ impl Callers {
         container
     }
 
-    /// What is in the first registry and not in the second needs no baseline any more.
-    fn give_back(&self, before: &Registry, after: &Registry, shared: &Shared) {
-        let Some(baselines) = shared.baselines.get() else { return };
+    /// Releases the counter records of containers that are only in the first registry.
+    fn release_records(&self, before: &Registry, after: &Registry, context: &Context) {
+        let Some(store) = context.counter_store.get() else { return };
         let gone = before.iter().filter(|(key, _)| !after.contains_key(key));
-        gone.filter_map(|(_, container)| container.baseline())
-            .for_each(|at| baselines.give_back(at));
+        gone.filter_map(|(_, container)| container.counter_slot()).for_each(|at| store.release(at));
     }
 
-    /// Forgets containers that ended, and lets all but [`open_containers`] close their files.
+    /// Forgets containers that have ended, and closes the files of all but [`open_containers`].
     ///
     /// [`open_containers`]: crate::Options::open_containers
-    pub(crate) fn sweep(&self, shared: &Shared) {
+    pub(crate) fn sweep(&self, context: &Context) {
         let mut added = self.lock_adding();
         *added = 0;
-        self.sweep_locked(shared);
+        self.sweep_locked(context);
     }
 
-    /// The same when too many containers have opened their files again since the last time, unless
-    /// another thread is at it.
-    pub(crate) fn sweep_if_crowded(&self, shared: &Shared) {
-        if shared.open.count() > shared.options.open_containers.saturating_mul(2)
+    /// Sweeps when too many containers have opened files since the last sweep, unless another
+    /// thread is sweeping.
+    pub(crate) fn sweep_if_crowded(&self, context: &Context) {
+        if context.open.count() > context.options.open_containers.saturating_mul(2)
             && let Ok(mut added) = self.adding.try_lock()
         {
             *added = 0;
-            self.sweep_locked(shared);
+            self.sweep_locked(context);
         }
     }
 
-    fn sweep_locked(&self, shared: &Shared) {
-        let open = shared.options.open_containers;
+    fn sweep_locked(&self, context: &Context) {
+        let open = context.options.open_containers;
         let now = clock::now();
         let forgotten = |container: &Container| {
-            let unused = now.saturating_sub(container.asked()) > HOST_CGROUP_BOUND;
+            let unused = now.saturating_sub(container.last_use()) > HOST_CGROUP_BOUND;
             container.is_gone() || (container.init_pid().is_none() && unused)
         };
         let registry = self.registry.load();
         if registry.values().any(|container| forgotten(container)) {
             let mut registry = Registry::clone(&registry);
             registry.retain(|_, container| !forgotten(container));
-            self.give_back(&self.registry.load(), &registry, shared);
+            self.release_records(&self.registry.load(), &registry, context);
             self.registry.store(Arc::new(registry));
         }
         for shard in &self.host_threads {
@@ -360,16 +362,17 @@ impl Callers {
 }
 
 impl Caller {
-    fn of(container: &Arc<Container>) -> Self {
+    fn for_container(container: &Arc<Container>) -> Self {
         Self { container: container.clone(), account: container.account().clone() }
     }
 }
 
-/// First the container of each account that was asked for last, then the second of each, and so on:
-/// an account with many containers does not close the files of one that has few.
+/// Orders containers for keeping their files open: the most recently used container of each
+/// account, then the second of each, and so on. So an account with many containers does not close
+/// the files of an account with few.
 fn in_order_of_use(registry: &Registry) -> Vec<&Arc<Container>> {
     let mut all: Vec<_> = registry.values().collect();
-    all.sort_by_cached_key(|container| std::cmp::Reverse(container.asked()));
+    all.sort_by_cached_key(|container| std::cmp::Reverse(container.last_use()));
     let mut before: HashMap<&Owner, usize> = HashMap::new();
     let mut ranked: Vec<_> = all
         .into_iter()
@@ -387,8 +390,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Why a thread is not known: it has ended, or a system call of ours failed, which is not the
-/// thread's end.
+/// Makes the error for a failed lookup of a thread: [`Error::Gone`] if it has ended, else the
+/// failed system call, which does not mean that it ended.
 fn unknown(tid: u32) -> impl Fn(io::Error) -> Error {
     move |source| {
         let has_ended = source.kind() == io::ErrorKind::NotFound
@@ -400,15 +403,15 @@ fn unknown(tid: u32) -> impl Fn(io::Error) -> Error {
     }
 }
 
-/// The parent of a pid namespace's first process, where the namespace is a part of the parent's
-/// container: both are in the same cgroups, and the parent is in a container itself. An engine
-/// moves the first process of a container to a cgroup of its own.
+/// Returns the parent of a pid namespace's first process if the namespace is part of the parent's
+/// container: both are in the same cgroups, and the parent is in a container itself. A container
+/// engine moves the first process of a container to a cgroup of its own.
 ///
-/// A parent that has ended was replaced by one of the same pid namespace.
-fn maker(init: u32, shared: &Shared) -> Option<u32> {
-    let (proc, text) = (&shared.proc, &mut Vec::new());
+/// If the parent has ended, the process was reparented to one of the same pid namespace.
+fn parent_in_container(init: u32, context: &Context) -> Option<u32> {
+    let (proc, text) = (&context.proc, &mut Vec::new());
     let parent = namespace_init::parent(proc, init, text).filter(|&parent| parent != 0)?;
-    if proc.pid_namespace(parent).ok()? == shared.own_namespace {
+    if proc.pid_namespace(parent).ok()? == context.own_namespace {
         return None;
     }
     let own = proc.read_of(init, "cgroup", text).ok()?.to_vec();
@@ -416,18 +419,18 @@ fn maker(init: u32, shared: &Shared) -> Option<u32> {
     same.then_some(parent)
 }
 
-/// Pins the init of a namespace and learns what never changes about it.
+/// Pins the first process of a namespace and reads what never changes about it.
 fn new_container(
     tid: u32,
     namespace: u64,
-    shared: &Shared,
+    context: &Context,
 ) -> Result<(Identity, Membership), Error> {
-    let (proc, ask, unknown) = (&shared.proc, shared.options.ask_kernel, unknown(tid));
+    let (proc, ask, unknown) = (&context.proc, context.options.ask_kernel, unknown(tid));
     let pid = namespace_init::find(proc, tid, namespace, ask).map_err(&unknown)?;
     let process = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Error::Gone(tid))?;
     let pidfd = rustix::process::pidfd_open(process, PidfdFlags::empty());
     let pidfd = pidfd.map_err(|errno| unknown(errno.into()))?;
-    // From here on the number is pinned, if it still names the same process.
+    // The pidfd pins the number, if it still names the same process.
     if proc.pid_namespace(pid).map_err(&unknown)? != namespace {
         return Err(Error::Gone(tid));
     }
@@ -436,7 +439,7 @@ fn new_container(
     let start = clock::start_of(stat).ok_or(Error::Gone(tid))?;
     let offset = proc.read_of(pid, "timens_offsets", &mut text).ok();
     let offset = offset.and_then(clock::boottime_offset);
-    let offset = offset.map(|offset| offset.saturating_sub(shared.own_offset));
+    let offset = offset.map(|offset| offset.saturating_sub(context.own_offset));
     let text = proc.read_of(pid, "cgroup", &mut text).map_err(&unknown)?;
     let membership = cgroup_namespace::membership(proc, pid, text);
     let init = Init { pid, pidfd, start, offset: offset.filter(|&offset| offset != 0) };
@@ -448,7 +451,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_of_ours_is_not_the_end_of_the_reader() {
+    fn only_enoent_and_esrch_mean_that_the_thread_has_ended() {
         for errno in [Errno::NOENT, Errno::SRCH] {
             assert!(matches!(unknown(7)(errno.into()), Error::Gone(7)), "{errno}");
         }

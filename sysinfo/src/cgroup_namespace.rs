@@ -1,13 +1,14 @@
-//! The root of a container's cgroup namespace: the cgroup that its engine made, whichever child of it
-//! the container's first process has moved to since (the entrypoint of Docker-in-Docker, systemd).
+//! Finds the root of a container's cgroup namespace: the cgroup that its engine created, even if
+//! the container's first process has moved to a child of it since (the entrypoint of
+//! Docker-in-Docker, systemd).
 //!
-//! The kernel shows paths of cgroups relative to the reader's namespace, with a `/..` for each level
-//! above its root. A thread enters the container's namespace and reads where the daemon is from
-//! there, which tells how deep the root lies. The container has no part in that answer: it can mount
-//! any cgroup that it sees, and move its first process, but not the daemon.
+//! The kernel shows cgroup paths relative to the root of the reader's cgroup namespace, with a
+//! `/..` for each level above it. A thread enters the container's namespace and reads the path of
+//! the daemon there, which gives the depth of the root. The container cannot influence that path:
+//! it can mount any cgroup that it sees, and move its own processes, but not the daemon.
 //!
-//! A namespace that the first process shares with its parent is not its own: an engine inside
-//! another container made it with `--cgroupns=host`, and its root is that other container.
+//! A namespace that the first process shares with its parent is not used: an engine inside another
+//! container started it with `--cgroupns=host`, and its root is that of the other container.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -17,7 +18,7 @@ use crate::KernelFiles;
 use crate::membership::Membership;
 use crate::namespace_init;
 
-/// The cgroups of a container, from the text of its first process's `cgroup` file. Where its
+/// Returns the cgroups of a container from the text of its first process's `cgroup` file. If its
 /// namespace cannot be entered, they are those of the first process.
 pub(crate) fn membership(proc: &KernelFiles, init: u32, text: &[u8]) -> Membership {
     let roots = own_namespace(proc, init).and_then(|namespace| {
@@ -32,11 +33,11 @@ pub(crate) fn membership(proc: &KernelFiles, init: u32, text: &[u8]) -> Membersh
     }
 }
 
-/// The cgroup namespace of a first process, unless it is its parent's.
+/// Opens the cgroup namespace of a first process; `None` if it is that of its parent.
 fn own_namespace(proc: &KernelFiles, init: u32) -> Option<OwnedFd> {
     let own = proc.namespace(init, "cgroup").ok()?;
     let parent = namespace_init::parent(proc, init, &mut Vec::new());
-    // A parent outside of the daemon's pid namespace has the number 0.
+    // A parent outside of the daemon's pid namespace is shown as 0.
     let parent = parent.filter(|&parent| parent != 0).unwrap_or(std::process::id());
     if proc.namespace(parent, "cgroup").ok()? == own {
         return None;
@@ -44,7 +45,7 @@ fn own_namespace(proc: &KernelFiles, init: u32) -> Option<OwnedFd> {
     proc.open_namespace(init, "cgroup").ok()
 }
 
-/// The `cgroup` files of the daemon and of the first process, as read from inside the namespace.
+/// Reads the `cgroup` files of the daemon and of the first process inside the namespace.
 fn read_inside(
     proc: &KernelFiles,
     init: u32,
@@ -57,7 +58,7 @@ fn read_inside(
         proc.read_of(init, "cgroup", &mut its_init).ok()?;
         Some((own, its_init))
     };
-    // The namespace is the thread's, and ends with it.
+    // setns(2) affects the calling thread only, so a thread is started for it.
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("cgroupns".to_owned());
         thread.spawn_scoped(scope, read).ok()?.join().ok()?

@@ -1,4 +1,6 @@
-//! Clocks: now, a process's start, and the shift of a time namespace. Nanoseconds throughout.
+//! Clocks: the time now, the start of a process, and the offset of a time namespace. All values are
+//! nanoseconds; [`now`] includes suspend, [`awake`] does not, and the two must never be compared.
+//! The clocks are read through the vDSO.
 
 use ambit_kernel::text::{scan, stat};
 
@@ -12,9 +14,9 @@ pub fn now() -> u64 {
     read(rustix::time::ClockId::Boottime)
 }
 
-/// Nanoseconds that the machine was awake (CLOCK_MONOTONIC), for deadlines, which must not run out
-/// because the machine slept, and for what the kernel counts only while it is awake: load
-/// averages and idle time.
+/// Nanoseconds that the machine was awake (CLOCK_MONOTONIC). For deadlines, which must not expire
+/// because of a suspend, and for what the kernel counts only while awake: load averages and idle
+/// time.
 #[must_use]
 pub fn awake() -> u64 {
     read(rustix::time::ClockId::Monotonic)

@@ -1,9 +1,10 @@
-//! One container: who its init is, where its cgroups are, and its current [`View`].
+//! One container: its first process, its cgroups, and its current [`View`].
 //!
-//! A view that is younger than the age bound is served as it is. Otherwise one thread takes a
-//! new sample while the others go on with the last view; they wait only when that is older
-//! than a second. A kernel file that does not answer costs the thread that reads it and nobody
-//! else: the others wait for a bounded time, then go on with the last view however old it is.
+//! A view younger than the age bound is returned as it is. Otherwise one thread takes a new sample;
+//! other threads return the last view, or wait for the sample if that view is older than a second.
+//! A read of a kernel file that hangs blocks only the thread that reads: the waiting threads have a
+//! deadline, after which they return the last view, however old. The view of one container must
+//! never be returned for another. Start reading at [`Container::view`].
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
@@ -17,75 +18,76 @@ use rustix::event::{PollFd, PollFlags};
 use crate::Error;
 use crate::account::Account;
 use crate::activity::Activity;
-use crate::baselines;
 use crate::budget::Charge;
 use crate::cgroup_namespace;
 use crate::clock;
+use crate::context::{Context, OpenGuard};
+use crate::counter_store;
 use crate::cpu::{self, CpuClock};
 use crate::derive;
-use crate::extra::{Extra, ExtraSampler, Extras};
 use crate::hierarchy::Controller;
 use crate::host::Host;
 use crate::membership::Membership;
 use crate::policy::BootTime;
 use crate::sample::Sample;
-use crate::shared::{OneOpen, Shared};
-use crate::source::extra::ExtraFiles;
 use crate::source::huge::HugeFiles;
 use crate::source::nodes::NodeFiles;
+use crate::source::stats::StatFiles;
 use crate::source::{self, Source};
+use crate::stats::{StatSampler, StatSet, Stats};
 use crate::tasks::Counter;
 use crate::view::{Clock, Cpu, Origin, View};
 
-/// Older views are waited for.
+/// Age in nanoseconds above which a view is not returned without waiting for a new sample.
 const HARD_BOUND: u64 = 1_000_000_000;
-/// A container this young is still being set up: engines move it and set its limits while its
-/// files are looked at already. No number of it is kept.
-const YOUTH: u64 = 2_000_000_000;
-/// How often those who wait for a sample look for it.
-const LOOK: Duration = Duration::from_millis(1);
-/// How often the cgroup of the init is looked up again: runtimes move it while they start.
+/// Age in nanoseconds below which every request takes a new sample: a container engine may still
+/// move the container and set its limits.
+const SETUP_TIME: u64 = 2_000_000_000;
+/// How often a thread that waits for a sample tries the lock.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
+/// How often the cgroup of the first process is read again: runtimes move it while they start.
 const MEMBERSHIP_BOUND: u64 = 500_000_000;
-/// How often it is looked up whether a young container is a part of another one.
-const YOUNG_BOUND: u64 = 20_000_000;
+/// How often it is looked up whether a young container is part of another one.
+const YOUNG_MEMBERSHIP_BOUND: u64 = 20_000_000;
 
 thread_local! {
-    /// For the texts of kernel files.
+    /// Buffer for the texts of kernel files.
     static TEXT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A container, or a cgroup of the host that a process asked from.
+/// A container, or a cgroup of the host with a process that made a request.
 pub struct Container {
     identity: Identity,
-    /// Who pays for what it makes the daemon hold; of a cgroup of the host, who asked from it first.
+    /// The account that is charged for the container. For a cgroup of the host, it is that of the
+    /// first caller.
     account: Arc<Account>,
-    /// What it costs to know it.
+    /// The charge for knowing the container.
     _charge: Charge,
-    /// Where its counters are remembered, and under which key.
-    baseline: Option<(usize, baselines::Key)>,
+    /// Slot and key of its counter record.
+    counter_record: Option<(usize, counter_store::RecordKey)>,
     activity: Activity,
     view: ArcSwapOption<View>,
-    /// When the view was taken.
-    taken: AtomicU64,
-    /// When somebody last asked.
-    asked: AtomicU64,
+    /// Time of the view's sample.
+    view_taken: AtomicU64,
+    /// Time of the last request.
+    last_use: AtomicU64,
     membership: ArcSwap<Membership>,
-    /// The container that it is a part of, and when that was looked up.
-    whole: ArcSwapOption<Container>,
-    whole_checked: AtomicU64,
-    /// When the sample began that is being taken; 0: none is.
-    began: AtomicU64,
+    /// The container that it is part of, and the time of that lookup.
+    enclosing: ArcSwapOption<Container>,
+    enclosing_checked: AtomicU64,
+    /// Start of the sample in progress; 0 if there is none.
+    sample_began: AtomicU64,
     sampler: Mutex<Sampler>,
 }
 
-/// Who a container is; never changes.
+/// Identity of a container; never changes.
 #[derive(Debug)]
 pub(crate) struct Identity {
     /// The inode of its pid namespace; 0 for a cgroup in the host's pid namespace.
     pub(crate) namespace: u64,
     /// Its first process; `None` in the host's pid namespace.
     pub(crate) init: Option<Init>,
-    /// Is this the machine itself?
+    /// True for the machine itself.
     pub(crate) is_host: bool,
 }
 
@@ -96,17 +98,17 @@ pub(crate) struct Init {
     pub(crate) pidfd: OwnedFd,
     /// Nanoseconds after boot.
     pub(crate) start: u64,
-    /// Shift of the container's boot time clock against the daemon's, when it has a time
-    /// namespace of its own: the kernel shifts what it shows there by the same amount.
+    /// Offset of the container's boot time clock to the daemon's, if it has a time namespace of its
+    /// own: the kernel adds it to the clocks that it shows there.
     pub(crate) offset: Option<i64>,
 }
 
 struct Sampler {
     checked: u64,
-    /// Set while files may be open.
-    open: Option<OneOpen>,
+    /// Counts the container as one with open files while this is set.
+    open: Option<OpenGuard>,
     source: Box<dyn Source>,
-    extra: ExtraSampler,
+    stats: StatSampler,
     huge: HugeFiles,
     nodes: NodeFiles,
     sample: Sample,
@@ -114,9 +116,9 @@ struct Sampler {
     /// Processor time at the last count of threads, and counts skipped since.
     busy_at_count: u64,
     skipped: u32,
-    /// Counts taken.
-    turn: usize,
-    /// For what is remembered.
+    /// Number of counts taken.
+    round: usize,
+    /// Buffer for the counter record.
     record: Vec<u8>,
 }
 
@@ -125,25 +127,25 @@ impl Container {
         identity: Identity,
         membership: Membership,
         (account, charge): (Arc<Account>, Charge),
-        shared: &Shared,
+        context: &Context,
     ) -> Self {
         let now = clock::now();
         let start = identity.init.as_ref().map_or(0, |init| init.start.min(now));
         let mut source =
-            source::open(&shared.hierarchies, &membership, shared.options.memory_limit);
-        let extra = ExtraSampler::new(ExtraFiles::new(&shared.hierarchies, &membership));
-        // Whether the machine slept before the container's start or since is not known; in the
-        // usual case, before.
+            source::open(&context.hierarchies, &membership, context.options.memory_limit);
+        let stats = StatSampler::new(StatFiles::new(&context.hierarchies, &membership));
+        // It is not known whether the machine was suspended before the container's start or since;
+        // before is the usual case.
         let awake = clock::awake();
         let mut clock = CpuClock::starting_at(awake.saturating_sub(now.saturating_sub(start)));
         let activity = Activity::default();
-        let remembered = shared.baselines.get().filter(|_| !identity.is_host);
-        let baseline = remembered.and_then(|baselines| {
+        let store = context.counter_store.get().filter(|_| !identity.is_host);
+        let counter_record = store.and_then(|store| {
             let key = match &identity.init {
                 Some(init) => (identity.namespace, init.start),
                 None => (0, membership.key()),
             };
-            let (place, words) = baselines.of(key);
+            let (slot, words) = store.claim(key);
             if let Some(words) = words {
                 let mut words = words.into_iter();
                 let first = std::array::from_fn(|_| words.next().unwrap_or(0));
@@ -151,40 +153,40 @@ impl Container {
                 clock = CpuClock::restored(&mut words, awake);
                 source.resume(clock.used());
             }
-            place.map(|place| (place, key))
+            slot.map(|slot| (slot, key))
         });
         Self {
             identity,
             account,
             _charge: charge,
-            baseline,
+            counter_record,
             activity,
             view: ArcSwapOption::empty(),
-            taken: AtomicU64::new(0),
-            asked: AtomicU64::new(now),
+            view_taken: AtomicU64::new(0),
+            last_use: AtomicU64::new(now),
             membership: ArcSwap::from_pointee(membership),
-            whole: ArcSwapOption::empty(),
-            whole_checked: AtomicU64::new(0),
-            began: AtomicU64::new(0),
+            enclosing: ArcSwapOption::empty(),
+            enclosing_checked: AtomicU64::new(0),
+            sample_began: AtomicU64::new(0),
             sampler: Mutex::new(Sampler {
                 checked: now,
                 open: None,
                 source,
-                extra,
+                stats,
                 huge: HugeFiles::default(),
                 nodes: NodeFiles::default(),
                 sample: Sample::default(),
                 busy_at_count: clock.used().total(),
                 clock,
-                // What a predecessor counted is counted again.
+                // A predecessor's count is not reused: the first count is not skipped.
                 skipped: 3,
-                turn: 0,
+                round: 0,
                 record: Vec::new(),
             }),
         }
     }
 
-    /// Who pays for what it makes the daemon hold.
+    /// Returns the account that is charged for the container.
     pub(crate) fn account(&self) -> &Arc<Account> {
         &self.account
     }
@@ -195,7 +197,7 @@ impl Container {
         self.identity.init.as_ref().map(|init| init.pid)
     }
 
-    /// Is this the machine itself?
+    /// True for the machine itself.
     #[must_use]
     pub fn is_host(&self) -> bool {
         self.identity.is_host
@@ -213,34 +215,36 @@ impl Container {
         self.membership.load_full()
     }
 
-    /// The last view, if there was any.
+    /// Returns the last view, if there is one.
     #[must_use]
     pub fn last_view(&self) -> Option<Arc<View>> {
         self.view.load_full()
     }
 
-    /// The container that this pid namespace is a part of; `Err` when that is to be looked up.
-    pub(crate) fn whole(&self, now: u64) -> Result<Option<Arc<Self>>, ()> {
-        let age = now.saturating_sub(self.whole_checked.load(Ordering::Acquire));
-        let bound = if self.is_young(now) { YOUNG_BOUND } else { MEMBERSHIP_BOUND };
+    /// Returns the container that this pid namespace is part of; `Err` when that must be looked up
+    /// again.
+    pub(crate) fn enclosing(&self, now: u64) -> Result<Option<Arc<Self>>, ()> {
+        let age = now.saturating_sub(self.enclosing_checked.load(Ordering::Acquire));
+        let bound = if self.is_young(now) { YOUNG_MEMBERSHIP_BOUND } else { MEMBERSHIP_BOUND };
         if self.identity.init.is_some() && age > bound {
             return Err(());
         }
-        Ok(self.whole.load_full())
+        Ok(self.enclosing.load_full())
     }
 
-    /// Records what [`Self::whole`] returns from `now` on.
-    pub(crate) fn set_whole(&self, whole: Option<Arc<Self>>, now: u64) {
-        self.whole.store(whole);
-        self.whole_checked.store(now, Ordering::Release);
+    /// Sets what [`Self::enclosing`] returns from `now` on.
+    pub(crate) fn set_enclosing(&self, enclosing: Option<Arc<Self>>, now: u64) {
+        self.enclosing.store(enclosing);
+        self.enclosing_checked.store(now, Ordering::Release);
     }
 
-    /// True for a pid namespace that is a part of another container.
-    pub(crate) fn is_part(&self) -> bool {
-        self.whole.load().is_some()
+    /// True for a pid namespace that is part of another container.
+    pub(crate) fn is_nested(&self) -> bool {
+        self.enclosing.load().is_some()
     }
 
-    /// Has its first process ended? A host cgroup has none; it is forgotten when unused.
+    /// True when its first process has ended. A cgroup of the host has none; it is forgotten when
+    /// unused.
     pub(crate) fn is_gone(&self) -> bool {
         let Some(init) = &self.identity.init else { return false };
         let mut poll = [PollFd::new(&init.pidfd, PollFlags::IN)];
@@ -248,25 +252,27 @@ impl Container {
         rustix::event::poll(&mut poll, Some(&now)).is_ok_and(|ready| ready > 0)
     }
 
-    /// Where its counters are remembered.
-    pub(crate) fn baseline(&self) -> Option<usize> {
-        self.baseline.map(|(place, _)| place)
+    /// Returns the slot of its counter record.
+    pub(crate) fn counter_slot(&self) -> Option<usize> {
+        self.counter_record.map(|(slot, _)| slot)
     }
 
-    /// Before they are shown: who reads them must never see less later.
-    fn remember(&self, sampler: &mut Sampler, shared: &Shared) {
-        if let (Some(baselines), Some((place, key))) = (shared.baselines.get(), self.baseline) {
+    /// Writes the counter record. Called before the counters are shown, so that a reader never sees
+    /// smaller ones later.
+    fn remember(&self, sampler: &mut Sampler, context: &Context) {
+        if let (Some(store), Some((slot, key))) = (context.counter_store.get(), self.counter_record)
+        {
             let words = self.activity.words().into_iter().chain(sampler.clock.words());
-            baselines.write(place, key, words, &mut sampler.record);
+            store.write(slot, key, words, &mut sampler.record);
         }
     }
 
     fn is_young(&self, now: u64) -> bool {
-        self.identity.init.as_ref().is_some_and(|init| now.saturating_sub(init.start) < YOUTH)
+        self.identity.init.as_ref().is_some_and(|init| now.saturating_sub(init.start) < SETUP_TIME)
     }
 
-    /// True when the load sampler does not know the container, or has given it up: its threads
-    /// are to be counted again.
+    /// True when the load sampler does not sample the container: its threads must be counted for
+    /// the view.
     pub(crate) fn is_overdue(&self) -> bool {
         if self.identity.is_host {
             return self.activity.is_new();
@@ -274,28 +280,28 @@ impl Container {
         self.activity.is_stale(clock::awake())
     }
 
-    /// As if the load sampler had given the container up.
+    /// Simulates that the load sampler has stopped sampling the container.
     #[cfg(test)]
     pub(crate) fn miss_counts(&self) {
         self.activity.restore(self.activity.words(), 1);
     }
 
-    /// When somebody last asked for its numbers.
-    pub(crate) fn asked(&self) -> u64 {
-        self.asked.load(Ordering::Relaxed)
+    /// Returns the time of the last request for its numbers.
+    pub(crate) fn last_use(&self) -> u64 {
+        self.last_use.load(Ordering::Relaxed)
     }
 
-    /// Its numbers of `now`, with what is wanted of those that few files show.
+    /// Returns a view that is recent at `now` and contains these statistics.
     pub(crate) fn view(
         &self,
         now: u64,
-        shared: &Shared,
-        wanted: Extras,
+        context: &Context,
+        wanted: StatSet,
     ) -> Result<Arc<View>, Error> {
-        self.asked.store(now, Ordering::Relaxed);
-        let age = now.saturating_sub(self.taken.load(Ordering::Acquire));
-        let last = || self.view.load_full().filter(|view| view.extra.sampled.contains(wanted));
-        if age <= shared.options.age_bound
+        self.last_use.store(now, Ordering::Relaxed);
+        let age = now.saturating_sub(self.view_taken.load(Ordering::Acquire));
+        let last = || self.view.load_full().filter(|view| view.stats.sampled.contains(wanted));
+        if age <= context.options.age_bound
             && !self.is_young(now)
             && let Some(view) = last()
         {
@@ -310,21 +316,21 @@ impl Container {
                 {
                     return Ok(view);
                 }
-                let Some(sampler) = self.lock_within(shared.options.patience) else {
+                let Some(sampler) = self.lock_within(context.options.patience) else {
                     return self.view.load_full().ok_or_else(|| self.hangs());
                 };
                 if let Some(view) = last()
-                    && self.taken.load(Ordering::Acquire) >= now
+                    && self.view_taken.load(Ordering::Acquire) >= now
                 {
                     return Ok(view);
                 }
                 sampler
             }
         };
-        match self.refresh(&mut sampler, shared, wanted) {
+        match self.refresh(&mut sampler, context, wanted) {
             Ok(view) => Ok(view),
-            // Its cgroup is on its way out, or a file fails: the last good numbers are better
-            // than none, and never another container's.
+            // The cgroup is being removed, or a file fails: the last good numbers of this container
+            // are shown.
             Err(error) => self.view.load_full().ok_or(error),
         }
     }
@@ -333,64 +339,64 @@ impl Container {
     fn refresh(
         &self,
         sampler: &mut Sampler,
-        shared: &Shared,
-        wanted: Extras,
+        context: &Context,
+        wanted: StatSet,
     ) -> Result<Arc<View>, Error> {
-        self.began.store(clock::awake(), Ordering::Relaxed);
-        let view = self.sample(sampler, shared, wanted);
-        self.began.store(0, Ordering::Relaxed);
+        self.sample_began.store(clock::awake(), Ordering::Relaxed);
+        let view = self.sample(sampler, context, wanted);
+        self.sample_began.store(0, Ordering::Relaxed);
         view
     }
 
     fn sample(
         &self,
         sampler: &mut Sampler,
-        shared: &Shared,
-        wanted: Extras,
+        context: &Context,
+        wanted: StatSet,
     ) -> Result<Arc<View>, Error> {
         let now = clock::now();
-        sampler.open.get_or_insert_with(|| shared.open.one_more());
-        self.follow(sampler, shared, now);
+        sampler.open.get_or_insert_with(|| context.open.register());
+        self.follow(sampler, context, now);
         sampler.sample = Sample {
             busy: std::mem::take(&mut sampler.sample.busy).emptied(),
             ..Sample::default()
         };
         TEXT.with_borrow_mut(|text| sampler.source.sample(&mut sampler.sample, text))?;
         if self.is_overdue() {
-            self.count_threads(sampler, shared, &mut Counter::new());
+            self.count_threads(sampler, context, &mut Counter::new());
         }
-        let host = shared.host.snapshot();
+        let host = context.host.snapshot();
         if !host.huge_pools.is_empty() {
             let Sampler { huge, sample, .. } = &mut *sampler;
             let membership = &self.membership.load();
             let (pools, found) = (&host.huge_pools, &mut sample.huge);
             TEXT.with_borrow_mut(|text| {
-                huge.sample(pools, &shared.hierarchies, membership, found, text)
+                huge.sample(pools, &context.hierarchies, membership, found, text)
             })?;
         }
         {
             let Sampler { nodes, sample, .. } = &mut *sampler;
             let membership = &self.membership.load();
             sample.nodes = TEXT.with_borrow_mut(|text| {
-                nodes.sample(&host, &shared.hierarchies, membership, text)
+                nodes.sample(&host, &context.hierarchies, membership, text)
             })?;
         }
-        let mut view = self.derive(sampler, host, shared, now);
-        view.extra = sampler.extra.sample(wanted, shared);
+        let mut view = self.derive(sampler, host, context, now);
+        view.stats = sampler.stats.sample(wanted, context);
         let view = Arc::new(view);
         self.view.store(Some(view.clone()));
-        self.taken.store(now, Ordering::Release);
+        self.view_taken.store(now, Ordering::Release);
         Ok(view)
     }
 
-    fn derive(&self, sampler: &mut Sampler, host: Arc<Host>, shared: &Shared, now: u64) -> View {
-        let visible = cpu::visible(&sampler.sample, &host, shared.options.cpu_policy);
-        // The kernel counts no idle time while the machine sleeps.
+    fn derive(&self, sampler: &mut Sampler, host: Arc<Host>, context: &Context, now: u64) -> View {
+        let visible = cpu::visible(&sampler.sample, &host, context.options.cpu_policy);
+        // The kernel does not count idle time during a suspend.
         sampler.clock.advance(clock::awake(), &sampler.sample.busy, &visible);
-        self.remember(sampler, shared);
+        self.remember(sampler, context);
         let sample = &sampler.sample;
-        let mut swap = derive::swap(sample, &host, shared.options.swap);
-        if !shared.options.zswap {
+        let mut swap = derive::swap(sample, &host, context.options.swap);
+        if !context.options.zswap {
             (swap.zswap, swap.zswapped) = (0, 0);
         }
         View {
@@ -399,14 +405,14 @@ impl Container {
             swap,
             tasks: self.activity.tasks(sample.threads),
             load: self.activity.load(),
-            clock: self.clock(&host, shared.options.boot_time, sampler.clock.idle(), now),
+            clock: self.clock(&host, context.options.boot_time, sampler.clock.idle(), now),
             nodes: sample.nodes.as_ref().map(|nodes| nodes.allowed.clone()),
             cpu: Cpu {
                 seed: sample.quota_of,
-                possible: shared.options.possible,
+                possible: context.options.possible,
                 ..sampler.clock.view(visible)
             },
-            extra: Extra::default(),
+            stats: Stats::default(),
             host,
         }
     }
@@ -415,8 +421,8 @@ impl Container {
         let host_clock = Clock { uptime: now, idle, boot_time: host.boot_time };
         let Some(init) = &self.identity.init else { return host_clock };
         match init.offset {
-            // What the kernel shows in a time namespace is shifted already: the same shift
-            // here makes uptime, boot time, start times and CLOCK_BOOTTIME agree.
+            // The kernel adds the offset to what it shows in a time namespace. Added here as well,
+            // uptime, boot time, start times and CLOCK_BOOTTIME agree.
             Some(offset) => Clock {
                 uptime: now.saturating_add_signed(offset).min(now),
                 boot_time: host.boot_time.saturating_sub_signed(offset.div_euclid(1_000_000_000)),
@@ -426,7 +432,7 @@ impl Container {
                 uptime: now.saturating_sub(init.start),
                 boot_time: match policy {
                     BootTime::Host => host.boot_time,
-                    // The time of day less the uptime, without its jitter.
+                    // The time of day less the uptime, rounded so that it does not jitter.
                     BootTime::Container => {
                         host.boot_time.saturating_add(init.start / 1_000_000_000)
                     }
@@ -436,25 +442,25 @@ impl Container {
         }
     }
 
-    /// Follows the init into another cgroup.
-    fn follow(&self, sampler: &mut Sampler, shared: &Shared, now: u64) {
+    /// Switches to the cgroups of the first process if that was moved.
+    fn follow(&self, sampler: &mut Sampler, context: &Context, now: u64) {
         if now.saturating_sub(sampler.checked) < MEMBERSHIP_BOUND && !self.is_young(now) {
             return;
         }
         sampler.checked = now;
         let Some(init) = &self.identity.init else { return };
         TEXT.with_borrow_mut(|text| {
-            if let Ok(text) = shared.proc.read_of(init.pid, "cgroup", text)
-                && !self.membership.load().is(text)
-                // The pid could be somebody else's by now.
+            if let Ok(text) = context.proc.read_of(init.pid, "cgroup", text)
+                && !self.membership.load().has_text(text)
+                // The pid may have been reused.
                 && !self.is_gone()
             {
-                let membership = cgroup_namespace::membership(&shared.proc, init.pid, text);
+                let membership = cgroup_namespace::membership(&context.proc, init.pid, text);
                 let membership = Arc::new(membership);
-                let limit = shared.options.memory_limit;
-                sampler.source = source::open(&shared.hierarchies, &membership, limit);
+                let limit = context.options.memory_limit;
+                sampler.source = source::open(&context.hierarchies, &membership, limit);
                 let path = |one: &Membership| {
-                    one.path_of(Controller::Cpuacct, &shared.hierarchies).map(str::to_owned)
+                    one.path_of(Controller::Cpuacct, &context.hierarchies).map(str::to_owned)
                 };
                 if path(&membership) == path(&self.membership.load()) {
                     sampler.source.resume(sampler.clock.used());
@@ -464,61 +470,62 @@ impl Container {
                 }
                 sampler.huge.close();
                 sampler.nodes.close();
-                sampler.extra.follow(ExtraFiles::new(&shared.hierarchies, &membership));
+                sampler.stats.follow(StatFiles::new(&context.hierarchies, &membership));
                 self.membership.store(membership);
             }
         });
     }
 
-    /// Counts threads and ages the load averages; called by the load sampler.
-    pub(crate) fn sample_load(&self, shared: &Shared, counter: &mut Counter) {
-        // Where a file hangs, the others are sampled all the same.
+    /// Counts threads and ages the load averages. Called by the load sampler.
+    pub(crate) fn sample_load(&self, context: &Context, counter: &mut Counter) {
+        // A container whose files hang does not delay the sampling of others.
         let Some(mut sampler) = self.lock_within(HARD_BOUND) else { return };
-        if !self.activity.is_new() && self.refresh(&mut sampler, shared, Extras::NONE).is_err() {
+        if !self.activity.is_new() && self.refresh(&mut sampler, context, StatSet::NONE).is_err() {
             self.activity.record_unknown(clock::awake());
             return;
         }
-        self.count_threads(&mut sampler, shared, counter);
+        self.count_threads(&mut sampler, context, counter);
     }
 
-    fn count_threads(&self, sampler: &mut Sampler, shared: &Shared, counter: &mut Counter) {
+    fn count_threads(&self, sampler: &mut Sampler, context: &Context, counter: &mut Counter) {
         let now = clock::awake();
         let busy = sampler.sample.busy.total();
         let used = busy.saturating_sub(sampler.busy_at_count);
         let unchanged = busy == sampler.busy_at_count && busy != 0 && !self.activity.is_new();
         sampler.busy_at_count = busy;
-        // Counting by reading each thread is dear, and no thread changes its state without running:
-        // where nothing ran, they are looked at only now and then.
+        // Reading the state of each thread is expensive, and a thread that does not run does not
+        // change its state. If no processor time was used, the threads are counted only every
+        // fourth time.
         if unchanged && sampler.skipped < 3 {
             sampler.skipped += 1;
             self.activity.record_unchanged(now);
             return;
         }
         sampler.skipped = 0;
-        sampler.turn = sampler.turn.wrapping_add(1);
-        let counts = counter.count_shared(shared, &self.membership.load(), sampler.turn);
+        sampler.round = sampler.round.wrapping_add(1);
+        let counts = counter.count_shared(context, &self.membership.load(), sampler.round);
         let newest = counts.newest.and_then(|pid| {
             TEXT.with_borrow_mut(|text| {
-                let status = shared.proc.read_of(pid, "status", text).ok()?;
+                let status = context.proc.read_of(pid, "status", text).ok()?;
                 crate::namespace_init::innermost_pid(status).map(u64::from)
             })
         });
         self.activity.record(counts, newest, used, now);
     }
 
-    /// Gives the kept descriptors back; the next sample opens them again.
+    /// Closes the kept descriptors; the next sample opens them again.
     pub(crate) fn close_files(&self) {
         if let Ok(mut sampler) = self.sampler.try_lock() {
             sampler.source.close();
             sampler.huge.close();
             sampler.nodes.close();
-            sampler.extra.close();
+            sampler.stats.close();
             sampler.open = None;
         }
     }
 
-    /// The sampler, unless another thread has been at one sample for so long already. Who comes
-    /// late does not begin to wait anew.
+    /// Locks the sampler, unless a sample has been in progress for this long. The deadline is that
+    /// of the sample, not of the wait: a thread that comes late waits for the rest only.
     fn lock_within(&self, patience: u64) -> Option<MutexGuard<'_, Sampler>> {
         let until = clock::awake().saturating_add(patience);
         loop {
@@ -527,15 +534,15 @@ impl Container {
                 Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
                 Err(TryLockError::WouldBlock) => {}
             }
-            let (now, began) = (clock::awake(), self.began.load(Ordering::Relaxed));
-            if now >= until || (began != 0 && now >= began.saturating_add(patience)) {
+            let (now, sample_began) = (clock::awake(), self.sample_began.load(Ordering::Relaxed));
+            if now >= until || (sample_began != 0 && now >= sample_began.saturating_add(patience)) {
                 return None;
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 
-    /// There never was a view, and a file of it does not answer.
+    /// The error for a container without a view whose file hangs.
     pub(crate) fn hangs(&self) -> Error {
         Error::Read {
             file: self.membership.load().path().to_owned(),

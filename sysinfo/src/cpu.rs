@@ -1,10 +1,10 @@
-//! Visible processors, and time on them that never runs backwards.
+//! The processors a container is shown, and counters of their time that never decrease.
 //!
-//! The kernel tells how much processor time a cgroup used, but not how it is spread (v2), nor
-//! what "idle" means for it. [`CpuClock`] turns usage into `cpu` lines: each visible processor
-//! gets the time that the machine was awake, of which used time is taken and the rest is idle.
-//! Time beyond what the visible processors could have spent is carried to the next intervals, up
-//! to two seconds of each processor, and no processor is more than fully busy.
+//! The kernel tells how much processor time a cgroup used, but not on which processors (v2), and
+//! counts no idle time for it. [`CpuClock`] turns usage into the `cpu` lines of `/proc/stat`: each
+//! visible processor gets the time that the machine was awake, divided into used and idle time.
+//! Used time that exceeds what the visible processors can show is carried to the next intervals, up
+//! to two seconds for each processor; no processor is more than fully busy.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,14 +18,14 @@ use crate::view::{Cpu, Times};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CpuPolicy {
-    /// Its cpuset, capped by its quota rounded up.
+    /// The processors of its cpuset, as many as its quota can keep busy.
     #[default]
     Quota,
-    /// Its cpuset.
+    /// The processors of its cpuset.
     Cpuset,
 }
 
-/// The processors a container is shown: never none, never one that is offline.
+/// Returns the processors a container is shown: at least one, and only online ones.
 #[must_use]
 pub fn visible(sample: &Sample, host: &Host, policy: CpuPolicy) -> CpuSet {
     let online = &host.online;
@@ -48,7 +48,7 @@ struct Spent {
 }
 
 impl Spent {
-    /// Cuts busy time down to `most`, each part in proportion.
+    /// Reduces busy time to `most`, each part in proportion.
     fn cut(&mut self, most: u64) {
         let total = self.user.saturating_add(self.nice).saturating_add(self.system);
         if total > most {
@@ -72,10 +72,10 @@ impl Spent {
     }
 }
 
-/// How much time of each visible processor is carried at most. What a quota's bursts and late
-/// ticks leave over is a fraction of a second. Real-time tasks that no quota limits leave over
-/// more than can ever be shown, and a container that is idle again must look idle.
-const OWED_BOUND: u64 = 2_000_000_000;
+/// Most time carried for each visible processor, in nanoseconds. The bursts of a quota and late
+/// ticks carry a fraction of a second. Real-time tasks without a quota use more than can ever be
+/// shown, and a container that is idle again must look idle.
+const CARRY_BOUND: u64 = 2_000_000_000;
 
 /// The accumulated time of one container.
 #[derive(Debug, Default)]
@@ -85,42 +85,42 @@ pub struct CpuClock {
     /// Usage at that time.
     last: Busy,
     /// Used, but not yet shown.
-    owed: Spent,
+    carried: Spent,
     /// By processor number; kept when a processor is no longer visible.
     spent: Vec<Spent>,
     started: bool,
 }
 
 impl CpuClock {
-    /// A clock that starts with the container: its first interval is the container's life.
+    /// Creates a clock whose first interval is the life of the container so far.
     #[must_use]
     pub fn starting_at(start: u64) -> Self {
         Self { at: start, ..Self::default() }
     }
 
-    /// Everything there is to know of it, for a successor.
+    /// The words of a counter record: the whole state.
     pub(crate) fn words(&self) -> impl Iterator<Item = u64> {
         let spent = |spent: &Spent| [spent.user, spent.nice, spent.system, spent.idle];
         let Busy { user, nice, system, per_cpu } = &self.last;
         let first = [self.at, u64::from(self.started), *user, *nice, *system];
         let counts = [self.spent.len() as u64, per_cpu.len() as u64];
-        let first = first.into_iter().chain(spent(&self.owed)).chain(counts);
+        let first = first.into_iter().chain(spent(&self.carried)).chain(counts);
         let per_cpu = per_cpu.iter().flat_map(|&(user, system)| [user, system]);
         first.chain(self.spent.iter().flat_map(spent)).chain(per_cpu)
     }
 
-    /// The clock that a predecessor wrote down, at most `now` old.
+    /// Restores a clock from the words of a record; their time is capped at `now`.
     pub(crate) fn restored(words: &mut impl Iterator<Item = u64>, now: u64) -> Self {
         let mut next = || words.next().unwrap_or(0);
         let (at, started) = (next().min(now), next() != 0);
         let (user, nice, system) = (next(), next(), next());
-        let owed = Spent { user: next(), nice: next(), system: next(), idle: next() };
+        let carried = Spent { user: next(), nice: next(), system: next(), idle: next() };
         let (spent, per_cpu) = (next().min(1 << 16), next().min(1 << 16));
         let spent = (0..spent)
             .map(|_| Spent { user: next(), nice: next(), system: next(), idle: next() })
             .collect();
         let per_cpu = (0..per_cpu).map(|_| (next(), next())).collect();
-        Self { at, last: Busy { user, nice, system, per_cpu }, owed, spent, started }
+        Self { at, last: Busy { user, nice, system, per_cpu }, carried, spent, started }
     }
 
     /// Usage at the end of the last interval.
@@ -128,12 +128,12 @@ impl CpuClock {
         &self.last
     }
 
-    /// The container moved to another cgroup, which counts from its own beginning.
+    /// Resets the usage counters: the container was moved to a cgroup that counts from 0.
     pub(crate) fn change_cgroup(&mut self) {
-        (self.last, self.owed, self.started) = (Busy::default(), Spent::default(), false);
+        (self.last, self.carried, self.started) = (Busy::default(), Spent::default(), false);
     }
 
-    /// Accounts for the interval up to `now`, in which `visible` processors were shown.
+    /// Adds the interval up to `now`, in which `visible` processors were shown.
     pub fn advance(&mut self, now: u64, busy: &Busy, visible: &CpuSet) {
         let wall = now.saturating_sub(self.at);
         self.at = self.at.max(now);
@@ -149,13 +149,13 @@ impl CpuClock {
             system: busy.system.saturating_sub(self.last.system),
             idle: 0,
         };
-        // Where the same time is divided anew, one part decreases, and what the others increase by
-        // was used before.
+        // When time already counted is divided in another way, one part decreases and the others
+        // grow by time that was shown before. Only growth of the total is new.
         pool.cut(busy.total().saturating_sub(self.last.total()));
-        pool.user = pool.user.saturating_add(self.owed.user);
-        pool.nice = pool.nice.saturating_add(self.owed.nice);
-        pool.system = pool.system.saturating_add(self.owed.system);
-        // First each visible processor's own time, where the kernel told it.
+        pool.user = pool.user.saturating_add(self.carried.user);
+        pool.nice = pool.nice.saturating_add(self.carried.nice);
+        pool.system = pool.system.saturating_add(self.carried.system);
+        // First the time of each visible processor, where the kernel gives it.
         let mut room: Vec<(u32, u64)> = visible.iter().map(|cpu| (cpu, wall)).collect();
         for (cpu, room) in &mut room {
             let index = *cpu as usize;
@@ -168,7 +168,7 @@ impl CpuClock {
             let system = system.saturating_sub(system_before);
             take(&mut pool.system, &mut spent.system, system, room);
         }
-        // Then the rest, evenly, as far as there is room; the fullest first, so that what they
+        // Then the rest, evenly. Processors with the least room come first, so that what they
         // cannot take goes to the others.
         room.sort_by_key(|&(_, room)| room);
         let mut left = count;
@@ -185,15 +185,15 @@ impl CpuClock {
             spent.idle = spent.idle.saturating_add(*room);
             left -= 1;
         }
-        // What a cgroup used before the container's first process, or before ambit knew it,
-        // cannot be placed and is not owed.
-        pool.cut(if self.started { OWED_BOUND.saturating_mul(count) } else { 0 });
-        self.owed = pool;
+        // Time used before the container's first process, or before the container was known,
+        // belongs to no interval and is not carried.
+        pool.cut(if self.started { CARRY_BOUND.saturating_mul(count) } else { 0 });
+        self.carried = pool;
         self.started = true;
         self.last.clone_from(busy);
     }
 
-    /// What is shown of it.
+    /// Returns the processor times of a view.
     #[must_use]
     pub fn view(&self, visible: CpuSet) -> Cpu {
         let mut total = Times::default();
@@ -209,7 +209,7 @@ impl CpuClock {
         Cpu { online: visible, times, total, ..Cpu::default() }
     }
 
-    /// Idle nanoseconds, summed over all processors ever visible.
+    /// Returns idle nanoseconds, summed over all processors that were ever visible.
     #[must_use]
     pub fn idle(&self) -> u64 {
         self.spent.iter().fold(0, |sum, spent| sum.saturating_add(spent.idle))
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_shown_is_dropped_after_two_seconds() {
+    fn at_most_two_seconds_are_carried() {
         // A real-time task uses two processors for an hour; one is shown.
         let one = CpuSet::first(1);
         let mut clock = CpuClock::starting_at(0);
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn time_that_is_divided_anew_is_not_used_again() {
+    fn a_new_division_of_counted_time_adds_nothing() {
         let one = CpuSet::first(1);
         let mut clock = CpuClock::starting_at(0);
         let per_cpu = |user, system| Busy { user, system, per_cpu: vec![(user, system)], nice: 0 };
@@ -312,7 +312,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is used and shown, nothing decreases, no processor is more than fully busy,
+        /// For any usage and visible set: nothing decreases, no processor is more than fully busy,
         /// and the lines of processors that stay visible add up to the aggregate.
         #[test]
         fn counters_never_decrease(steps in proptest::collection::vec(
@@ -344,8 +344,8 @@ mod tests {
             }
         }
 
-        /// Over restarts, after which the same time may be divided otherwise: what is shown and
-        /// what is owed is what was used, as far as the shown processors can show it.
+        /// Across restarts, after which time may be divided in another way: shown plus carried time
+        /// is the used time, as far as the visible processors can show it.
         #[test]
         fn all_time_is_shown_once(steps in proptest::collection::vec(
             (1u64..3 * SECOND, 0u64..3 * SECOND, 0u64..=100, 1u32..5, any::<bool>()), 1..40)) {
@@ -365,14 +365,14 @@ mod tests {
                 clock.advance(now, &busy, &CpuSet::first(cpus));
                 let spent = clock.spent.iter().map(|one| one.user + one.nice + one.system);
                 let shown: u64 = spent.sum();
-                let owed = clock.owed.user + clock.owed.nice + clock.owed.system;
-                fits &= owed < OWED_BOUND * u64::from(cpus);
-                prop_assert!(shown + owed <= used);
-                prop_assert!(!fits || shown + owed == used, "{shown} + {owed} of {used}");
-                prop_assert!(owed <= OWED_BOUND * u64::from(cpus));
-                prop_assert!(owed == 0 || clock.idle() == before, "owed by one that is idle");
+                let carried = clock.carried.user + clock.carried.nice + clock.carried.system;
+                fits &= carried < CARRY_BOUND * u64::from(cpus);
+                prop_assert!(shown + carried <= used);
+                prop_assert!(!fits || shown + carried == used, "{shown} + {carried} of {used}");
+                prop_assert!(carried <= CARRY_BOUND * u64::from(cpus));
+                prop_assert!(carried == 0 || clock.idle() == before, "carried by one that is idle");
             }
-            // Idle for so long that nothing is owed any more.
+            // Idle until nothing is carried any more.
             let busy = clock.used().clone();
             clock.advance(now + 10 * SECOND, &busy, &CpuSet::first(1));
             let before = clock.idle();

@@ -1,6 +1,7 @@
 //! A set of processor numbers, in the kernel's list format (`0-3,8,10-11`).
 //!
-//! Numbers above [`CpuSet::MAX`] are refused rather than trusted to size memory.
+//! Numbers above [`CpuSet::MAX`] are refused, because the set takes memory in proportion to the
+//! largest number.
 
 use std::fmt;
 
@@ -11,7 +12,7 @@ pub struct CpuSet {
 }
 
 impl CpuSet {
-    /// The largest processor number that is believed; the kernel's own ceiling is 8192.
+    /// The largest processor number that is accepted; `NR_CPUS` is at most 8192.
     pub const MAX: u32 = 65_535;
 
     /// Parses a list such as `0-3,8`. Surrounding white space is ignored and an empty list is
@@ -47,7 +48,8 @@ impl CpuSet {
         set
     }
 
-    /// By whole words: a text of nothing but long ranges takes no longer than its length.
+    /// Works on whole words, so that a text of many long ranges is parsed in time linear in its
+    /// length.
     fn insert_range(&mut self, first: u32, last: u32) {
         let (start, end) = (first as usize / 64, last as usize / 64);
         if self.words.len() <= end {
@@ -72,7 +74,7 @@ impl CpuSet {
         self.words[word] |= 1 << (cpu % 64);
     }
 
-    /// Is this processor in the set?
+    /// True if the set contains this processor.
     #[must_use]
     pub fn contains(&self, cpu: u32) -> bool {
         self.words.get(cpu as usize / 64).is_some_and(|word| word >> (cpu % 64) & 1 == 1)
@@ -84,7 +86,7 @@ impl CpuSet {
         self.words.iter().map(|word| word.count_ones() as usize).sum()
     }
 
-    /// Does it have none?
+    /// True for the empty set.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.words.iter().all(|&word| word == 0)

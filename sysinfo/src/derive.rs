@@ -1,11 +1,11 @@
-//! From raw values to the numbers that are shown: the one place where limits, fallbacks and
-//! invariants are applied.
+//! Derives the numbers that are shown from a sample: the only place that applies limits, fallbacks
+//! and invariants.
 //!
-//! Always true of the result: free ≤ available ≤ total, free + used ≤ total, parts of memory ≤ used
-//! memory, swap free ≤ total ≤ the machine's, nothing wraps.
+//! Invariants of the result: free ≤ available ≤ total, free + used ≤ total, parts of memory ≤ used
+//! memory, swap free ≤ total ≤ the machine's, no subtraction wraps.
 //!
-//! Sizes and usage are the container's own. What is free or available is less where others use
-//! memory under the same limit, or the machine's.
+//! Total and usage are the container's own. Free and available memory are reduced by what siblings
+//! use under a common limit, and by what the machine has left.
 
 use crate::host::Host;
 use crate::limit::Limit;
@@ -27,11 +27,11 @@ pub fn memory(sample: &Sample, host: &Host) -> Memory {
     let total = total_memory(sample, machine);
     let used = sample.usage.min(total);
     let stat = &sample.stat;
-    // The machine's huge pages are part of its memory, and nothing else can have them.
+    // Pools of huge pages are part of the machine's memory and of use for nothing else.
     let huge_only = total.saturating_sub(host.memory_total.saturating_sub(host.huge_bytes()));
     let unused = (total - huge_only).saturating_sub(used);
-    // The rows lag behind the usage by what each processor has in stock, so a row can exceed
-    // it. Programs subtract these from each other: nothing may be larger than what it is in.
+    // memory.stat lags behind the usage by the per-CPU charge batch, so a row can exceed it.
+    // Programs subtract these numbers from each other: no part may exceed its whole.
     let cached = stat.file.min(used);
     let shmem = stat.shmem.min(cached);
     let slab_reclaimable = stat.slab_reclaimable.min(used - cached);
@@ -41,7 +41,7 @@ pub fn memory(sample: &Sample, host: &Host) -> Memory {
     let part = |bytes: u64| bytes.min(used);
     Memory {
         total,
-        // The size less the own usage, unless others leave less than that.
+        // Total less own usage, or what ancestors and the machine leave, if that is less.
         free: unused.min(available),
         available,
         used,
@@ -73,8 +73,8 @@ pub fn memory(sample: &Sample, host: &Host) -> Memory {
     }
 }
 
-/// Huge pages of a container: what the machine has, up to the limit, less what the container
-/// uses. Where nothing accounts for them there are none to show.
+/// Derives the huge pages of a container: the machine's pools up to the limit, less the container's
+/// usage. None without a hugetlb controller.
 fn huge(sample: &Sample, host: &Host) -> Memory {
     let mut memory = Memory::default();
     for HugeSample { size, usage, promised, limit } in &sample.huge {
@@ -109,17 +109,17 @@ pub fn swap(sample: &Sample, host: &Host, policy: SwapPolicy) -> Swap {
         (_, Some(swap)) => (swap.limit.capped_at(host.swap_total), swap.usage),
         (_, None) => return Swap::default(),
     };
-    // The limit can be set below what is used already. Programs subtract what is cached from what
-    // is used, so neither part may be larger.
+    // The limit can be set below the usage. Programs subtract cached from used swap, so it may not
+    // be larger.
     let used = used.min(total);
     let left = memory.swap.map_or(Limit::Unlimited, |swap| swap.left);
     Swap {
         total,
-        // The size less the own usage, unless others leave less than that.
+        // Total less own usage, or what ancestors and the machine leave, if that is less.
         free: left.min(left_by_host(host, "SwapFree")).capped_at(total - used),
         used,
         cached: memory.stat.swapcached.min(memory.usage).min(used),
-        // Compressed pages are charged as memory, and hold the places in swap that they had.
+        // zswap is charged as memory; its pages keep their swap slots.
         zswap: memory
             .stat
             .zswap
@@ -129,8 +129,8 @@ pub fn swap(sample: &Sample, host: &Host, policy: SwapPolicy) -> Swap {
     }
 }
 
-/// The memory that a container could have without a limit: the machine's, or that of the nodes that
-/// it is bound to.
+/// Memory of a container without a limit, in bytes: that of the machine, or of the nodes of its
+/// cpuset.
 fn machine_memory(sample: &Sample, host: &Host) -> u64 {
     let Some(nodes) = &sample.nodes else { return host.memory_total };
     let allowed = host.topology.nodes.iter().filter(|node| nodes.allowed.contains(node.number));
@@ -141,7 +141,7 @@ fn machine_memory(sample: &Sample, host: &Host) -> u64 {
 /// The memory a container is shown to have, in bytes.
 fn total_memory(memory: &MemorySample, machine: u64) -> u64 {
     match memory.limit.capped_at(machine) {
-        // A limit of zero admits no process, so nobody can be reading: it is a limit being set up.
+        // A limit of 0 admits no process: the container is still being set up.
         0 => machine,
         total => total,
     }
@@ -184,7 +184,7 @@ fn memory_of_host(host: &Host, total: u64) -> Memory {
     }
 }
 
-/// What the machine leaves; no bound where its kernel does not tell.
+/// Free memory or swap of the machine; unlimited if the kernel has no such line.
 fn left_by_host(host: &Host, label: &str) -> Limit {
     meminfo_line(host, label).map_or(Limit::Unlimited, Limit::At)
 }
@@ -207,7 +207,7 @@ mod tests {
     use super::*;
     use crate::host::{HostTexts, HugePool};
     use crate::sample::{MemoryStat, NodeSample, SwapSample};
-    use crate::topology::{NodeFacts, Topology};
+    use crate::topology::{NodeAttributes, Topology};
 
     fn host() -> Host {
         Host::parse(HostTexts {
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_use_under_a_limit_above_or_on_the_machine_is_not_available() {
+    fn memory_used_by_siblings_or_the_machine_is_not_available() {
         let stat = MemoryStat { file: 8 << 20, inactive_file: 8 << 20, ..MemoryStat::default() };
         let mut sample = limited(Limit::At(300 << 20), 10 << 20, stat);
         let mut shown = |left| {
@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn a_container_has_no_more_than_the_nodes_it_is_bound_to() {
         let mut host = host();
-        let node = |number, memory| NodeFacts { number, memory, ..NodeFacts::default() };
+        let node = |number, memory| NodeAttributes { number, memory, ..NodeAttributes::default() };
         let nodes = vec![node(0, 262_144), node(1, 786_432)];
         host.topology = Arc::new(Topology { nodes, ..Topology::default() });
         let mut sample = limited(Limit::Unlimited, 10 << 20, MemoryStat::default());

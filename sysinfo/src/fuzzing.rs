@@ -1,28 +1,28 @@
 //! The parsers of kernel text, private ones included, as fuzz targets call them (`fuzz/`).
 //!
-//! Compiled for tests and with the feature `fuzzing` only. Nothing here checks what the numbers
-//! mean: whatever the bytes are, no parser may panic, and none may take longer than the text is
-//! long.
+//! Compiled for tests and with the feature `fuzzing` only. Whatever the input, no parser may panic
+//! or take more than linear time; the values of the result are not checked, except for the
+//! invariants in [`check`].
 
 use std::io;
 use std::sync::Arc;
 
 use crate::cpu::{self, CpuClock, CpuPolicy};
 use crate::cpuset::CpuSet;
-use crate::extra::{Events, Extra};
 use crate::hierarchy::Controller;
 use crate::host::{Host, HostTexts, RawFiles};
 use crate::limit::Limit;
 use crate::membership::Membership;
 use crate::policy::SwapPolicy;
 use crate::sample::Sample;
+use crate::stats::{Stats, VmEvents};
 use crate::view::{Clock, Load, Origin, Tasks, View};
 use crate::{
-    clock, derive, extra, hierarchy, kernel_names, namespace_init, personality, pressure, procfs,
-    source, tasks, topology,
+    clock, derive, hierarchy, kernel_names, namespace_init, personality, pressure, procfs, source,
+    stats, tasks, topology,
 };
 
-/// Every parser of text that comes from the kernel.
+/// Runs every parser of kernel text.
 pub fn parse_all(text: &[u8]) {
     let host = Host::parse(HostTexts { meminfo: text, cpuinfo: text, stat: text, online: text });
     let blocks: usize = host.cpuinfo.blocks().map(|(_, block)| block.len()).sum();
@@ -46,11 +46,11 @@ pub fn parse_all(text: &[u8]) {
     kernel_names::parse(text);
     source::parse(text);
     let mut io = Vec::new();
-    source::extra::parse(text, &mut io, &mut [0; Events::NAMES.len()]);
-    extra::parse(&Same(text));
+    source::stats::parse(text, &mut io, &mut [0; VmEvents::NAMES.len()]);
+    stats::parse(&Same(text));
 }
 
-/// A machine all of whose files have one text.
+/// A machine in which every file has this text.
 struct Same<'t>(&'t [u8]);
 
 impl RawFiles for Same<'_> {
@@ -60,7 +60,7 @@ impl RawFiles for Same<'_> {
     }
 }
 
-/// The view of a container whose files have these texts, one after the other.
+/// Derives the view of a container from the texts of its files.
 #[must_use]
 pub fn view(texts: &[&[u8]]) -> View {
     let text = |at: usize| texts.get(at).copied().unwrap_or_default();
@@ -76,7 +76,7 @@ pub fn view(texts: &[&[u8]]) -> View {
     view_of(&sample, host, policy)
 }
 
-/// The view of one sample.
+/// Derives the view of one sample.
 #[must_use]
 pub fn view_of(sample: &Sample, host: Host, policy: SwapPolicy) -> View {
     let visible = cpu::visible(sample, &host, CpuPolicy::Quota);
@@ -95,12 +95,12 @@ pub fn view_of(sample: &Sample, host: Host, policy: SwapPolicy) -> View {
         clock: Clock { uptime: step, idle: clock.idle(), boot_time: host.boot_time },
         nodes: None,
         cpu: clock.view(visible),
-        extra: Extra::default(),
+        stats: Stats::default(),
         host: Arc::new(host),
     }
 }
 
-/// What is always true of a view.
+/// Asserts the invariants of a view.
 pub fn check(view: &View) {
     let (memory, swap, cpu) = (&view.memory, &view.swap, &view.cpu);
     assert!(memory.free <= memory.available && memory.available <= memory.total);
@@ -123,7 +123,7 @@ mod tests {
 
     /// Every file of every recorded kernel goes through every parser.
     #[test]
-    fn the_seeds_are_understood_or_refused() {
+    fn recorded_kernel_files_do_not_panic_a_parser() {
         let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")];
         let mut files = 0;
         while let Some(folder) = folders.pop() {
@@ -142,7 +142,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_view_breaks_a_promise(texts in proptest::collection::vec("[0-9a-z:, \n]{0,60}", 0..13)) {
+        fn every_view_keeps_the_invariants(texts in proptest::collection::vec("[0-9a-z:, \n]{0,60}", 0..13)) {
             let texts: Vec<&[u8]> = texts.iter().map(String::as_bytes).collect();
             check(&view(&texts));
         }

@@ -1,9 +1,9 @@
-//! The hash of everything that a successor, another process or a later release computes again:
-//! keys of records, node ids, which processors a quota leaves. FNV-1a and the finalizer of
-//! SplitMix64 are fixed here; the standard library's hashers may change with the compiler.
+//! Hashes whose values must be the same in every process and release: keys of counter records, node
+//! ids, the choice of processors under a quota. FNV-1a and the finalizer of SplitMix64 are
+//! implemented here; the standard library's hashers may change with the compiler.
 //!
-//! Neither resists a caller that looks for collisions: what is kept under these hashes must stay
-//! correct when two things share one.
+//! Neither resists deliberate collisions: a table keyed by these hashes must stay correct when two
+//! keys collide.
 
 /// FNV-1a of 64 bits.
 #[must_use]
@@ -11,15 +11,14 @@ pub fn fnv1a(bytes: &[u8]) -> u64 {
     fnv1a_words(bytes.iter().map(|&byte| u64::from(byte)))
 }
 
-/// The same in steps of a whole word instead of a byte.
+/// FNV-1a with a whole word for each step instead of a byte.
 #[must_use]
 pub fn fnv1a_words(words: impl Iterator<Item = u64>) -> u64 {
     words.fold(0xcbf2_9ce4_8422_2325, |hash, word| (hash ^ word).wrapping_mul(0x100_0000_01b3))
 }
 
-/// The `index`-th number of the SplitMix64 sequence that a seed begins. All bits of it depend on
-/// all bits of the seed, which the low bits of FNV-1a do not; different indices give different
-/// numbers.
+/// Returns the `index`-th number of the SplitMix64 sequence of a seed. All its bits depend on all
+/// bits of the seed, unlike the low bits of FNV-1a; different indices give different numbers.
 #[must_use]
 pub fn splitmix64(seed: u64, index: u64) -> u64 {
     let mut z = seed.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));

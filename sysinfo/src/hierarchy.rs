@@ -1,7 +1,7 @@
-//! Where the controllers are: cgroup v2, v1, or some on each (hybrid), as mounted on this host.
+//! The mounted cgroup hierarchies: v2, v1, or controllers on both (hybrid).
 //!
-//! Existing mounts are copied for this process alone once, at start (`private_mount`): what is mounted
-//! over their files later is not seen.
+//! The mounts found at start are cloned into detached mounts of this process (`private_mount`), so
+//! later mounts over their files have no effect. Start reading at [`Hierarchies::discover`].
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,7 +15,7 @@ use crate::Error;
 use crate::membership::Membership;
 use crate::private_mount;
 
-/// The controllers accounting reads.
+/// A controller that accounting reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the variants carry the kernel's names")]
 pub enum Controller {
@@ -30,7 +30,7 @@ pub enum Controller {
 }
 
 impl Controller {
-    /// All of them.
+    /// All controllers.
     pub const ALL: [Self; 7] =
         [Self::Memory, Self::Cpu, Self::Cpuacct, Self::Cpuset, Self::Pids, Self::Io, Self::Hugetlb];
 
@@ -134,14 +134,15 @@ impl Hierarchies {
     pub fn from_mountinfo(text: &[u8], root: &Path) -> Result<Self, Error> {
         let mut mounts: Vec<Mounted> = Vec::new();
         for mount in mountinfo::all(text) {
-            // The last one covers those before it.
+            // A later mount on the same mount point hides the earlier one.
             match mounts.iter_mut().find(|other| other.path == mount.path) {
                 Some(covered) => *covered = mount,
                 None => mounts.push(mount),
             }
         }
-        // A hierarchy may be mounted more than once: best is one that shows all of it. One from outside
-        // of this cgroup namespace (`/..`) has other paths than `/proc/<pid>/cgroup`.
+        // A hierarchy may be mounted more than once; a mount of its root is preferred. A mount from
+        // outside of this cgroup namespace (`/..`) does not match the paths in
+        // `/proc/<pid>/cgroup`.
         mounts.sort_by_key(|mount| (mount.root != Path::new("/"), mount.root.starts_with("/..")));
         let is_fixture = root != Path::new("/");
         let mut found = Self::default();
@@ -164,7 +165,7 @@ impl Hierarchies {
                         found.freezer = found.freezer.or_else(|| is_freezer.then(|| mount.clone()));
                         found.legacy.extend(new.into_iter().map(|c| (c, mount.clone())));
                     } else if is_freezer {
-                        // Nothing is accounted there.
+                        // The freezer accounts for nothing, so a failure is not an error.
                         found.freezer = Mount::open(path, &shows, is_fixture).ok();
                     }
                 }
@@ -205,13 +206,13 @@ impl Hierarchies {
         Some((mount, mount.relative(membership.legacy(controller)?)?))
     }
 
-    /// Does the unified hierarchy have this controller?
+    /// True if the unified hierarchy has this controller.
     #[must_use]
     pub fn is_unified(&self, controller: Controller) -> bool {
         self.unified.as_ref().is_some_and(|(_, controllers)| controllers.contains(&controller))
     }
 
-    /// How the host is set up, in the usual words.
+    /// Returns `v1`, `v2` or `hybrid`.
     #[must_use]
     pub fn layout(&self) -> &'static str {
         match (&self.unified, self.legacy.is_empty()) {
@@ -222,7 +223,7 @@ impl Hierarchies {
     }
 }
 
-/// Controllers of the unified hierarchy. `cpu.stat` has the processor usage there, so
+/// Returns the controllers of the unified hierarchy. Its `cpu.stat` has the processor usage, so
 /// `cpuacct` counts as present unless a v1 hierarchy has it.
 fn unified_controllers(mount: &Mount) -> Result<Vec<Controller>, Error> {
     let mut text = Vec::new();
@@ -313,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_mounts_the_whole_hierarchy_counts() {
+    fn a_mount_of_the_root_is_preferred() {
         let dir = world(&[("pod", "memory\n"), ("outer", "memory\n"), ("c", "memory\n")]);
         let lines = [
             "28 1 0:1 / /covered rw - cgroup2 cgroup2 rw",
@@ -330,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_without_cgroups_is_told_so() {
+    fn a_host_without_cgroups_is_an_error() {
         let error = Hierarchies::from_mountinfo(b"", Path::new("/")).unwrap_err();
         assert!(error.to_string().contains("mounted cgroup file system"));
     }

@@ -1,4 +1,4 @@
-//! What the machine has: facts that are the same for every container.
+//! The machine: what is the same for every container.
 //!
 //! A [`Host`] is one parsed snapshot shared by all views; `host_files.rs` reads it, once per
 //! interval for all containers. It never decides what a container may see of it.
@@ -26,19 +26,19 @@ pub struct Host {
     pub page_size: u64,
     /// Size of a transparent huge page in bytes; 0 where the kernel has none.
     pub transparent_page: u64,
-    /// Pools of huge pages, those of no page left out.
+    /// Pools of huge pages that have pages.
     pub huge_pools: Vec<HugePool>,
     /// The kernel's `/proc/cpuinfo`, divided by processor.
     pub cpuinfo: CpuInfo,
-    /// The same as the kernel shows it to 32-bit programs, on architectures where that differs.
+    /// `/proc/cpuinfo` as shown to 32-bit programs, on architectures where it differs.
     pub cpuinfo_32: Option<CpuInfo>,
     /// Processors that are online.
     pub online: CpuSet,
     /// `btime` of `/proc/stat`: seconds since the epoch.
     pub boot_time: u64,
-    /// How processors and memory are arranged.
+    /// The topology of processors and memory nodes.
     pub topology: Arc<Topology>,
-    /// Where the kernel's own text is read for callers that belong to no container.
+    /// Reads the kernel's files for callers that belong to no container.
     pub raw: Option<Arc<dyn RawFiles>>,
 }
 
@@ -49,22 +49,22 @@ pub struct HugePool {
     pub size: u64,
     /// How many pages there are.
     pub pages: u64,
-    /// Is it the size that `/proc/meminfo` counts in pages?
+    /// True for the size that `/proc/meminfo` counts in pages.
     pub is_default: bool,
 }
 
-/// Reads the kernel's own files, past every overlay.
+/// Reads the kernel's files, not those of the overlay.
 pub trait RawFiles: Send + Sync {
     /// Appends the content of a file such as `proc/meminfo` or `sys/devices/system/cpu/online`.
     ///
     /// # Errors
-    /// What the kernel says when the file is opened or read.
+    /// The error of the kernel when the file is opened or read.
     fn read(&self, path: &str, text: &mut Vec<u8>) -> io::Result<()>;
 
     /// True for a folder such as `sys/dev/block/8:0/slaves` that has entries.
     ///
     /// # Errors
-    /// What the kernel says when the folder is opened or read.
+    /// The error of the kernel when the folder is opened or read.
     fn is_populated(&self, path: &str) -> io::Result<bool> {
         let _ = path;
         Err(io::ErrorKind::Unsupported.into())
@@ -85,7 +85,7 @@ pub struct HostTexts<'a> {
 }
 
 impl Host {
-    /// Parses a snapshot. What a text lacks is zero or empty.
+    /// Parses a snapshot. Missing values are zero or empty.
     #[must_use]
     pub fn parse(texts: HostTexts<'_>) -> Self {
         let meminfo: Vec<MeminfoLine> =
@@ -152,7 +152,7 @@ pub struct MeminfoLine {
     pub label: Box<str>,
     /// The number: KiB where the line ends in `kB`, pages otherwise (`HugePages_*`).
     pub value: u64,
-    /// Does the line end in `kB`?
+    /// True if the line ends in `kB`.
     pub kib: bool,
 }
 
@@ -192,7 +192,7 @@ impl CpuInfo {
         let mut tail = text.len()..text.len();
         for (index, &(cpu, start)) in starts.iter().enumerate() {
             let next = starts.get(index + 1).map_or(text.len(), |&(_, next)| next);
-            // The last block ends at its empty line; what follows describes the machine
+            // The last block ends at its empty line; the text after it describes the machine
             // (`Hardware` on arm, `timebase` on powerpc).
             let end = match memchr::memmem::find(&text[start..next], b"\n\n") {
                 Some(gap) if index + 1 == starts.len() => start + gap + 2,
@@ -204,7 +204,7 @@ impl CpuInfo {
         Self { text, head, blocks, tail }
     }
 
-    /// What stands before the first processor.
+    /// The text before the first processor.
     #[must_use]
     pub fn head(&self) -> &[u8] {
         &self.text[self.head.clone()]
@@ -215,7 +215,7 @@ impl CpuInfo {
         self.blocks.iter().map(|(cpu, range)| (*cpu, &self.text[range.clone()]))
     }
 
-    /// What stands after the last processor.
+    /// The text after the last processor.
     #[must_use]
     pub fn tail(&self) -> &[u8] {
         &self.text[self.tail.clone()]

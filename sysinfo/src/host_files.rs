@@ -1,7 +1,8 @@
-//! Reads the machine's own files, once per interval for all containers.
+//! Reads the machine's files into a [`Host`] snapshot, once per interval for all containers. Never
+//! reads a file of a container. Start reading at [`HostFiles::snapshot`].
 //!
-//! Facts that hardly change (processor descriptions, boot time) are read rarely: on a machine
-//! with hundreds of processors `/proc/cpuinfo` alone takes the kernel milliseconds.
+//! Files that hardly change (processor descriptions, boot time) are read rarely: on a machine with
+//! hundreds of processors `/proc/cpuinfo` alone takes the kernel milliseconds.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -47,8 +48,7 @@ struct Texts {
 }
 
 impl Texts {
-    /// Puts what is read in the place of what was read last, which stays when nothing is to be had.
-    /// Is it another text?
+    /// Replaces a text by a newly read one, unless nothing could be read. True if it changed.
     fn replace(
         &mut self,
         text: impl Fn(&mut Self) -> &mut Vec<u8>,
@@ -82,16 +82,16 @@ impl HostFiles {
         let mut texts = Texts::default();
         this.raw.proc.read("meminfo", &mut texts.meminfo)?;
         this.refresh(&mut texts, clock::now());
-        // The next one finds nothing new, and does not read how the processors are arranged again.
+        // The next snapshot finds the texts unchanged and does not read the topology again.
         this.reading = Mutex::new(texts);
         Ok(this)
     }
 
-    /// The machine now, or as it was a moment ago.
+    /// Returns a snapshot that is at most one interval old.
     pub fn snapshot(&self) -> Arc<Host> {
         let now = clock::now();
         if now.saturating_sub(self.taken.load(Ordering::Acquire)) > SHORT
-            // One reader at a time; the others take the last snapshot.
+            // One thread reads; the others use the last snapshot.
             && let Ok(mut texts) = self.reading.try_lock()
         {
             self.refresh(&mut texts, now);
@@ -141,7 +141,7 @@ impl HostFiles {
             true => self.raw.transparent_page().unwrap_or(0),
             false => last.transparent_page,
         };
-        // Pools of other sizes show in one line alone, their sum with the first.
+        // `Hugetlb` is the sum of all pools: if it exceeds the default pool, there are others.
         let counted: u64 =
             host.huge_pools.iter().map(|pool| pool.size.saturating_mul(pool.pages)).sum();
         if host.huge_bytes() > counted {
@@ -172,7 +172,7 @@ impl Raw {
         scan::decimal(&text)
     }
 
-    /// Adds the pools of huge pages that are not there yet.
+    /// Adds the missing pools of huge pages.
     fn other_pools(&self, pools: &mut Vec<HugePool>) {
         const POOLS: &str = "kernel/mm/hugepages";
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

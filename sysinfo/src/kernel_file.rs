@@ -1,4 +1,5 @@
-//! Reading kernel files (procfs, cgroupfs) without allocation once warm.
+//! Reads kernel files (procfs, cgroupfs), without allocation after the first reads. Knows no format
+//! of any file. Start reading at [`KeptFile`].
 //!
 //! Such files are generated at the moment they are read. A file with one record (every value
 //! file, `memory.stat`, `/proc/<pid>/cgroup`) comes whole in one read if the buffer is large
@@ -12,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-/// What the largest value file takes (`memory.stat` has about 4 KiB); larger ones grow it.
+/// Initial size of a buffer, which grows for larger files (`memory.stat` has about 4 KiB).
 const ONE_READ: usize = 16 * 1024;
 
 /// A file that stays open between samples.

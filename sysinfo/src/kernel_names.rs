@@ -1,13 +1,14 @@
-//! Names of what the running kernel counts: the keys of `/proc/vmstat` and the lines of
-//! `/proc/interrupts` that belong to no device. Read when first needed and only once: they are
-//! fixed when a kernel is built, and `/proc/interrupts` of a large machine takes milliseconds.
+//! The keys of the running kernel's `/proc/vmstat` and the lines of `/proc/interrupts` that belong
+//! to no device. They are read when first needed and only once: they are fixed when a kernel is
+//! built, and `/proc/interrupts` of a large machine takes milliseconds. No count is taken from
+//! these files.
 
 use std::sync::{Arc, OnceLock};
 
 use ambit_kernel::text::scan;
 
-use crate::extra::Interrupt;
 use crate::host::RawFiles;
+use crate::stats::Interrupt;
 
 /// The names, once read.
 #[derive(Debug, Default)]
@@ -26,7 +27,8 @@ impl KernelNames {
     }
 }
 
-/// What cannot be read is empty, and read again next time.
+/// Returns the value, reading it if it is not known. After a failure it is empty and read again
+/// next time.
 fn once<T>(
     kept: &OnceLock<Arc<[T]>>,
     kernel: Option<&dyn RawFiles>,
@@ -47,7 +49,7 @@ fn parse_vmstat(text: &[u8]) -> Arc<[Box<str>]> {
     scan::pairs(text).filter_map(|(key, _)| Some(std::str::from_utf8(key).ok()?.into())).collect()
 }
 
-/// Lines of devices have numbers as labels, and behind them names of devices and drivers.
+/// Lines of devices have a number as label.
 fn parse_interrupts(text: &[u8]) -> Arc<[Interrupt]> {
     let mut lines = scan::lines(text);
     let cpus = lines.next().map_or(0, |heading| scan::words(heading).count());
@@ -61,7 +63,7 @@ fn parse_interrupts(text: &[u8]) -> Arc<[Interrupt]> {
         let rest = &line[colon + 1..];
         let counts = scan::words(rest).take(cpus).take_while(is_count).count();
         let per_cpu = counts == cpus && (cpus > 1 || scan::words(rest).count() > 1);
-        // The kernel separates them by blanks of its own, which are part of its layout.
+        // The blanks in front of the description are part of the kernel's layout.
         let mut description = rest;
         for _ in 0..counts {
             description = description.trim_ascii_start();

@@ -1,25 +1,26 @@
-//! Accounting: who is asking, what a container has and uses, and the numbers it is shown.
+//! Accounting: identifies the container of a calling thread, reads its limits and usage, and
+//! derives the numbers it is shown.
 //!
 //! The layers never mix: sources read kernel files into a `Sample` of raw values, `derive`
 //! turns it into a [`View`], and front ends (files, system calls) format the `View`. This
-//! package knows nothing of FUSE, seccomp or text layouts, and contains no unsafe code.
+//! package knows nothing of FUSE, seccomp or text layouts, and forbids `unsafe_code`.
 //!
-//! Start reading at [`Views`], the one question front ends ask, then [`View`].
+//! Start reading at [`Views`], the interface for front ends, then [`View`].
 #![forbid(unsafe_code)]
 
 mod account;
 mod accounting;
 mod activity;
-mod baselines;
 mod budget;
 mod callers;
 mod cgroup_namespace;
 pub mod clock;
 mod container;
+mod context;
+mod counter_store;
 pub mod cpu;
 pub mod cpuset;
 pub mod derive;
-pub mod extra;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod hash;
@@ -39,8 +40,8 @@ pub mod pressure;
 mod private_mount;
 mod procfs;
 pub mod sample;
-mod shared;
 pub mod source;
+pub mod stats;
 mod steady;
 pub mod sysinfo;
 mod tasks;
@@ -53,101 +54,100 @@ pub use account::{Account, Owner};
 pub use accounting::Accounting;
 pub use budget::{Budget, Charge, Descriptors, What};
 pub use container::Container;
+pub use context::Options;
 pub use cpuset::CpuSet;
-pub use extra::Extras;
 pub use host::{Host, HostTexts};
 pub use limit::Limit;
 pub use limiter::Limiter;
 pub use namespace_init::AskKernel;
 pub use pressure::{Stall, TriggerFile};
 pub use private_mount::KernelFiles;
-pub use shared::Options;
+pub use stats::StatSet;
 pub use topology::Topology;
 pub use view::View;
 
-/// Answers the one question front ends ask: which numbers does the container of this thread
-/// see now?
+/// The interface for front ends: returns the numbers of the container of a thread.
 pub trait Views: Send + Sync {
-    /// The numbers of the container that the thread belongs to. `tid` is a thread id in the
+    /// Returns the numbers of the container that the thread belongs to. `tid` is a thread id in the
     /// daemon's own pid namespace, as FUSE requests and seccomp notifications report it.
     ///
     /// # Errors
-    /// The thread is gone, or nothing was ever read of its container.
+    /// The thread has ended, or no sample of its container was ever taken.
     fn view(&self, tid: u32) -> Result<Arc<View>, Error>;
 
-    /// The same, together with numbers that few files show.
+    /// Returns a view that also contains these [`Stats`](stats::Stats).
     ///
     /// # Errors
     /// As [`Self::view`].
-    fn view_with(&self, tid: u32, _wanted: Extras) -> Result<Arc<View>, Error> {
+    fn view_with(&self, tid: u32, _wanted: StatSet) -> Result<Arc<View>, Error> {
         self.view(tid)
     }
 
-    /// The same, and who pays for what is held of them.
+    /// Returns the view and the account that is charged for text that an open file keeps of it.
     ///
     /// # Errors
     /// As [`Self::view`].
-    fn numbers(&self, tid: u32, wanted: Extras) -> Result<Numbers, Error> {
+    fn numbers(&self, tid: u32, wanted: StatSet) -> Result<Numbers, Error> {
         Ok(Numbers { view: self.view_with(tid, wanted)?, account: None })
     }
 
-    /// The last numbers of a thread's container, whatever their age: nothing is read for them that
-    /// could hang.
+    /// Returns the last numbers of a thread's container, whatever their age. Reads no file of a
+    /// container, so it cannot hang.
     ///
     /// # Errors
-    /// The thread is gone, or there never were any.
+    /// The thread has ended, or no sample of its container was ever taken.
     fn last_view(&self, tid: u32) -> Result<Arc<View>, Error> {
         self.view(tid)
     }
 
-    /// The kernel's pressure file of the container of a thread, for triggers.
+    /// Opens the kernel's pressure file of the container of a thread, to set a trigger on it.
     ///
     /// # Errors
-    /// The thread is gone, or nothing accounts for its container's pressure (EOPNOTSUPP).
+    /// The thread has ended, or its container has no pressure file (EOPNOTSUPP).
     fn trigger_file(&self, tid: u32, stall: Stall) -> Result<TriggerFile, Error> {
         let _ = tid;
         let source = rustix::io::Errno::OPNOTSUPP.into();
         Err(Error::Read { file: format!("/proc/pressure/{}", stall.name()), source })
     }
 
-    /// Has the thread the personality of a 32-bit program (`PER_LINUX32`)?
+    /// True for a thread with the personality of a 32-bit program (`PER_LINUX32`).
     fn has_32_bit_personality(&self, _tid: u32) -> bool {
         false
     }
 
-    /// The machine, where it is known. Asks nothing of any container and never waits for one.
+    /// Returns the machine, if it is known. Reads no file of a container and never waits for one.
     fn host(&self) -> Option<Arc<Host>> {
         None
     }
 }
 
-/// The numbers that a thread sees, and the account of the thread, where there are accounts.
+/// The numbers that a thread sees, and its account.
 #[derive(Debug, Clone)]
 pub struct Numbers {
-    /// The numbers.
+    /// The view of the thread's container.
     pub view: Arc<View>,
-    /// Who pays for what an open file holds of them.
+    /// The account that pays for text kept in open files; `None` where there are no accounts.
     pub account: Option<Arc<Account>>,
 }
 
 /// Why there are no numbers.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The thread that asked does not exist any more, or is outside the daemon's pid namespace.
+    /// The thread does not exist any more, or is outside the daemon's pid namespace.
     #[error("thread {0} is gone or not visible from the daemon's pid namespace")]
     Gone(u32),
-    /// The account of the thread holds all that it may of something.
-    #[error("the caller has used up its part of all {0}; what it closes it can open again")]
+    /// The account of the thread holds as much of a resource as it may.
+    #[error("the account of the caller holds as many {0} as it may; close some to open others")]
     UsedUp(What),
     /// A kernel file could not be opened or read.
     #[error("cannot read {file}: {source}")]
     Read {
         /// The file.
         file: String,
-        /// What the kernel said.
+        /// The error of the system call.
         source: std::io::Error,
     },
-    /// A kernel file has not the format that was expected.
+    /// A kernel file does not have the expected format.
     #[error("cannot understand {file}: {wanted} was expected")]
     Parse {
         /// The file.

@@ -1,4 +1,6 @@
-//! A limit that may be absent. "max" is a variant, never a number.
+//! A limit of a cgroup, which may be absent. "max" is a variant, never a number, so that it takes
+//! part in no arithmetic. Limits are combined here; `derive.rs` applies them. Start reading at
+//! [`Limit`].
 
 use ambit_kernel::text::scan;
 
@@ -8,12 +10,12 @@ pub enum Limit {
     /// No limit was set.
     #[default]
     Unlimited,
-    /// So many units at most.
+    /// A limit of this many units.
     At(u64),
 }
 
 impl Limit {
-    /// A limit as cgroup v2 writes it: `max` or a number.
+    /// Parses a limit as cgroup v2 prints it: `max` or a number.
     #[must_use]
     pub fn parse(text: &[u8]) -> Option<Self> {
         let text = text.trim_ascii();
@@ -29,7 +31,7 @@ impl Limit {
         }
     }
 
-    /// What is left below the limit when this much is used.
+    /// Returns the limit less this usage, at least 0.
     #[must_use]
     pub fn less(self, usage: u64) -> Self {
         match self {
@@ -38,7 +40,7 @@ impl Limit {
         }
     }
 
-    /// The limit where it is below what the machine has, else what the machine has.
+    /// Returns the smaller of the limit and what the machine has.
     #[must_use]
     pub fn capped_at(self, machine: u64) -> u64 {
         match self {
@@ -47,8 +49,8 @@ impl Limit {
         }
     }
 
-    /// Takes the page counter's ceiling of cgroup v1 for "no limit": `LONG_MAX` rounded down to
-    /// the page size, which is 4 KiB to 64 KiB.
+    /// Converts a limit of cgroup v1. The ceiling of the page counter means "no limit": `LONG_MAX`
+    /// rounded down to the page size, which is 4 KiB to 64 KiB.
     #[must_use]
     pub fn from_v1(bytes: u64) -> Self {
         const CEILING: u64 = (i64::MAX as u64) & !0xFFFF;

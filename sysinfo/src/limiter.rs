@@ -1,9 +1,11 @@
-//! Keeps what a container triggers from filling the log: one message per second and place.
+//! Rate limit for log messages that a container can trigger, so that it cannot fill the log: one
+//! message per second for each call site. The number of suppressed messages is part of the next
+//! one. Start reading at [`Limiter::pass`].
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// Lets one message pass per second.
+/// Allows one message per second.
 #[derive(Debug)]
 pub struct Limiter {
     start: Instant,
@@ -13,14 +15,14 @@ pub struct Limiter {
 }
 
 impl Default for Limiter {
-    /// Lets the first message pass.
+    /// The first message is allowed.
     fn default() -> Self {
         Self { start: Instant::now(), last: AtomicU64::new(0), suppressed: AtomicU64::new(0) }
     }
 }
 
 impl Limiter {
-    /// May a message pass now? Then the number of those that were suppressed before it.
+    /// Returns the number of messages suppressed since the last one if a message may be logged now.
     pub fn pass(&self) -> Option<u64> {
         self.pass_at(self.start.elapsed().as_secs())
     }

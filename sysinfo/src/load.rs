@@ -1,12 +1,13 @@
-//! Load averages, by the kernel's own arithmetic (`kernel/sched/loadavg.c`), from the number of
-//! a container's runnable and uninterruptible threads, taken every five seconds.
+//! Load averages by the kernel's own arithmetic (`kernel/sched/loadavg.c`), from the number of a
+//! container's runnable and uninterruptible threads, counted every five seconds. Floating point
+//! must not be used: the fixed-point results are those of the kernel.
 
 use crate::view::Load;
 
-/// Between two samples, in nanoseconds.
+/// Nanoseconds between two counts of threads.
 pub(crate) const INTERVAL: u64 = 5_000_000_000;
 
-/// One thread in the fixed point of the averages.
+/// One thread, in the fixed point of the averages.
 pub(crate) const ONE: u64 = 1 << Load::SHIFT;
 /// `1/exp(5s/1min)`, `1/exp(5s/5min)`, `1/exp(5s/15min)` in that fixed point.
 const DECAY: [u64; 3] = [1884, 2014, 2037];
@@ -18,8 +19,8 @@ impl Load {
         self.after_average(intervals, active.saturating_mul(ONE))
     }
 
-    /// The same with a number of threads in fixed point. More than fifteen minutes' worth of
-    /// intervals change nothing any more.
+    /// The same with a number of threads in fixed point. At most 2000 intervals are computed, after
+    /// which the averages have converged.
     pub(crate) fn after_average(self, intervals: u64, active: u64) -> Self {
         let mut load = self;
         for _ in 0..intervals.min(2000) {

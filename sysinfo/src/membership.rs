@@ -1,12 +1,15 @@
-//! Which cgroup a process is in, per hierarchy: the text of `/proc/<pid>/cgroup`.
+//! The cgroups of a process in each hierarchy: the text of `/proc/<pid>/cgroup`. A container's
+//! cgroups are those of its first process, cut to the root of the container's cgroup namespace.
+//! Nothing that the container writes may lead to a cgroup of another one. Start reading at
+//! `Membership::at_root`.
 
 use ambit_kernel::text::control_groups;
 
 use crate::hash::fnv1a;
 use crate::hierarchy::{Controller, Hierarchies};
 
-/// systemd puts itself into this child of a container's cgroup; the container is the parent, also
-/// where it has no cgroup namespace of its own that would tell.
+/// systemd moves itself into this child of the container's cgroup. The suffix is cut, also for
+/// containers without a cgroup namespace.
 const INIT_SCOPE: &str = "/init.scope";
 
 /// The cgroups of one process, as the kernel lists them.
@@ -14,30 +17,30 @@ const INIT_SCOPE: &str = "/init.scope";
 pub struct Membership {
     /// The text of the file.
     text: Box<str>,
-    /// The same with the container's cgroups instead of those of its first process.
+    /// The same text with each path cut to the root of the container's cgroup namespace.
     at_root: Option<Box<str>>,
 }
 
 impl std::hash::Hash for Membership {
-    /// By the text alone: counters are kept under this hash for a successor.
+    /// Hashes the text alone, as [`Self::key`] does for counter records.
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         self.text.hash(state);
     }
 }
 
 impl Membership {
-    /// Takes the text of `/proc/<pid>/cgroup`.
+    /// Parses the text of `/proc/<pid>/cgroup`.
     #[must_use]
     pub fn parse(text: &[u8]) -> Self {
         Self { text: String::from_utf8_lossy(text).into(), at_root: None }
     }
 
-    /// Takes the text of a container's first process and cuts each path to the root of the
-    /// container's cgroup namespace. `outside` and `inside` are the daemon's own text, as read
-    /// outside and inside of that namespace, `init` is that of the first process as read inside.
+    /// Parses the text of a container's first process and cuts each path to the root of the
+    /// container's cgroup namespace. `outside` and `inside` are the text of the daemon, as read
+    /// outside and inside of that namespace; `init` is that of the first process as read inside.
     ///
     /// Only the depth of the root is taken from those, never a name: the result is always the
-    /// first process's cgroup or an ancestor of it.
+    /// cgroup of the first process or an ancestor of it.
     pub(crate) fn at_root(text: &[u8], outside: &[u8], inside: &[u8], init: &[u8]) -> Self {
         let plain = Self::parse(text);
         let path_in = |text, id| lines(text).find(|line| line.0 == id).map(|line| line.2);
@@ -51,13 +54,13 @@ impl Membership {
         Self { at_root: Some(at_root.into()), ..plain }
     }
 
-    /// Is this the same text?
+    /// True if it was parsed from this text.
     #[must_use]
-    pub fn is(&self, text: &[u8]) -> bool {
+    pub fn has_text(&self, text: &[u8]) -> bool {
         self.text.as_bytes() == text
     }
 
-    /// A number for these cgroups, the same in every process and release.
+    /// Returns a hash of the text, the same in every process and release.
     #[must_use]
     pub fn key(&self) -> u64 {
         fnv1a(self.text.as_bytes())
@@ -82,7 +85,7 @@ impl Membership {
             .map(|(_, _, path)| path)
     }
 
-    /// Is the process in the root cgroup of every hierarchy that has one of our controllers?
+    /// True if the process is in the root cgroup of every hierarchy with a [`Controller`].
     #[must_use]
     pub fn is_root(&self, hierarchies: &Hierarchies) -> bool {
         Controller::ALL
@@ -99,7 +102,7 @@ impl Membership {
         hierarchies.legacy_mount(controller).and_then(|_| self.legacy(controller))
     }
 
-    /// What to call the container: the last component of its longest cgroup path.
+    /// Returns a name for the container: the last component of its longest cgroup path.
     #[must_use]
     pub fn name(&self) -> &str {
         let longest = self.lines().map(|(_, _, path)| path).max_by_key(|path| path.len());
@@ -109,7 +112,7 @@ impl Membership {
             .unwrap_or("/")
     }
 
-    /// The longest cgroup path, for people.
+    /// Returns the longest cgroup path, for messages.
     #[must_use]
     pub fn path(&self) -> &str {
         self.lines().map(|(_, _, path)| path).max_by_key(|path| path.len()).unwrap_or("/")
@@ -132,9 +135,9 @@ fn lines(text: &[u8]) -> impl Iterator<Item = (&str, &str, &str)> {
     })
 }
 
-/// How many levels below the root of the hierarchy the root of a cgroup namespace lies, from the
-/// daemon's path outside and inside of it. `None` for the root itself, which is no container, and
-/// where the container's first process was moved out of its namespace.
+/// Computes how many levels below the root of the hierarchy the root of a cgroup namespace is, from
+/// the daemon's path outside and inside of it. `None` for the root itself, which is no container,
+/// and if the first process was moved out of its namespace.
 fn root_depth(outside: Option<&str>, inside: Option<&str>, init: Option<&str>) -> Option<usize> {
     let is_up = |part: &&str| *part == "..";
     let parts = |path| str::split(path, '/').filter(|part| !part.is_empty());
@@ -146,7 +149,7 @@ fn root_depth(outside: Option<&str>, inside: Option<&str>, init: Option<&str>) -
     Some(common + up).filter(|&depth| depth > 0)
 }
 
-/// So many parts of a path from its beginning, or all.
+/// Returns the first `count` components of a path.
 fn first_parts(path: &str, count: usize) -> &str {
     let end = path.match_indices('/').nth(count).map_or(path.len(), |(at, _)| at);
     &path[..end]
@@ -159,13 +162,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_container_that_divides_itself_is_the_root_of_its_namespace() {
+    fn paths_are_cut_to_the_root_of_the_cgroup_namespace() {
         let cut = |init: &str, own: &str, own_inside: &str, init_inside: &str| {
             let line = |path: &str| format!("0::{path}\n").into_bytes();
             let [init, own, own_inside, init_inside] =
                 [init, own, own_inside, init_inside].map(line);
             let cut = Membership::at_root(&init, &own, &own_inside, &init_inside);
-            assert!(cut.is(&init), "changes are still seen in the file's own text");
+            assert!(cut.has_text(&init), "changes are still seen in the file's own text");
             cut.unified().unwrap().to_owned()
         };
         let own = "/system.slice/ambit.service";

@@ -1,8 +1,9 @@
-//! The first process of a pid namespace, found without forking.
+//! Finds the first process of a pid namespace, without forking.
 //!
-//! Linux 6.11 answers by an ioctl ([`AskKernel`]). On older kernels the ancestors of the task that
-//! asked are walked, and as a last resort (a task that joined the namespace from outside has none
-//! in it) every process is looked at. That happens once per namespace; the result is kept.
+//! Linux 6.11 has an ioctl for it ([`AskKernel`]). On older kernels the ancestors of the calling
+//! thread are searched. If that fails, because the thread has entered the namespace from outside,
+//! all processes are searched. This happens once for each namespace; the result is kept. Start
+//! reading at [`find`].
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,22 +13,22 @@ use ambit_kernel::text::status::Status;
 use crate::KernelFiles;
 
 /// What the kernel tells of an open namespace file by ioctl(2) (ioctl_nsfs(2)). The daemon supplies
-/// the calls, because they are unsafe.
+/// the calls; this package makes none.
 #[derive(Debug, Clone, Copy)]
 pub struct AskKernel {
-    /// The process that is number one in a pid namespace, in the daemon's numbering
+    /// Returns the pid of the first process of a pid namespace, in the daemon's numbering
     /// (`NS_GET_PID_FROM_PIDNS`, Linux 6.11).
     pub init: fn(BorrowedFd<'_>) -> io::Result<u32>,
-    /// The pid or user namespace that this one was made in (`NS_GET_PARENT`).
+    /// Opens the parent of a pid or user namespace (`NS_GET_PARENT`).
     pub parent: fn(BorrowedFd<'_>) -> io::Result<OwnedFd>,
-    /// The user namespace that a namespace of another kind belongs to (`NS_GET_USERNS`).
+    /// Opens the user namespace that owns a namespace (`NS_GET_USERNS`).
     pub users: fn(BorrowedFd<'_>) -> io::Result<OwnedFd>,
-    /// The user that made a user namespace (`NS_GET_OWNER_UID`).
+    /// Returns the uid of the creator of a user namespace (`NS_GET_OWNER_UID`).
     pub owner: fn(BorrowedFd<'_>) -> io::Result<u32>,
 }
 
 impl AskKernel {
-    /// Asks nothing.
+    /// No ioctl is available.
     pub const NOTHING: Self = Self {
         init: |_| Err(io::ErrorKind::Unsupported.into()),
         parent: |_| Err(io::ErrorKind::Unsupported.into()),
@@ -36,7 +37,7 @@ impl AskKernel {
     };
 }
 
-/// The process that is number one in the namespace of this thread.
+/// Returns the first process of the pid namespace of this thread.
 pub(crate) fn find(
     proc: &KernelFiles,
     tid: u32,
@@ -46,8 +47,8 @@ pub(crate) fn find(
     find_in(proc, tid, proc.open_namespace(tid, "pid")?.as_fd(), namespace, ask)
 }
 
-/// The process that is number one in a namespace, given as its file and its number, which this thread
-/// is in or below.
+/// Returns the first process of a pid namespace, given by its file and inode number. The thread is
+/// in the namespace or in one below it.
 pub(crate) fn find_in(
     proc: &KernelFiles,
     tid: u32,
@@ -82,7 +83,7 @@ fn by_ancestors(proc: &KernelFiles, tid: u32, namespace: u64, text: &mut Vec<u8>
     None
 }
 
-/// The parent of a process; 0 where that is in no pid namespace that we see.
+/// Returns the parent of a process; 0 if that is outside of the daemon's pid namespace.
 pub(crate) fn parent(proc: &KernelFiles, pid: u32, text: &mut Vec<u8>) -> Option<u32> {
     let status = proc.read_of(pid, "status", text).ok()?;
     Status(status).numbers("PPid:").next()
@@ -93,7 +94,7 @@ fn is_init(proc: &KernelFiles, pid: u32, namespace: u64, text: &mut Vec<u8>) -> 
     innermost == Some(1) && proc.pid_namespace(pid).is_ok_and(|found| found == namespace)
 }
 
-/// A process's id in its own namespace, from the text of `/proc/<pid>/status`.
+/// Parses a process's id in its own namespace from the text of `/proc/<pid>/status`.
 pub(crate) fn innermost_pid(status: &[u8]) -> Option<u32> {
     Status(status).numbers("NSpid:").last()
 }
@@ -109,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn without_the_ioctl_the_ancestors_tell() {
+    fn without_the_ioctl_the_ancestors_are_searched() {
         let proc = KernelFiles::procfs().unwrap();
         let this = std::process::id();
         let mut child = std::process::Command::new("unshare")
@@ -120,7 +121,7 @@ mod tests {
         let mut ready = [0; 6];
         io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
         let namespaces = |pid| proc.pid_namespace(pid).unwrap();
-        // The innermost shell's child: any process of another namespace than ours below unshare.
+        // Searches for any process in another pid namespace below `unshare`.
         let inside = proc
             .processes()
             .unwrap()

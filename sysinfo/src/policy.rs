@@ -1,31 +1,34 @@
-//! Where there is more than one honest answer, the administrator chooses one here.
+//! Policies: choices of the administrator where more than one number is correct.
 //!
-//! A policy says which numbers are shown, never whose. `source` reads what a policy needs,
-//! `derive` and `container` apply it; nothing else asks.
+//! A policy selects which numbers of the container are shown; it must never make numbers of another
+//! container visible. `source` reads the files that a policy needs, `derive` and `container` apply
+//! it.
 
 use serde::{Deserialize, Serialize};
 
-/// Which processors and memory nodes a container is told that there could be.
+/// Which processors and memory nodes are shown as possible.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Possible {
-    /// The machine's. A thread can run on every one that its cpuset has, whatever the quota, and
-    /// programs with an entry for each processor write behind a table that is smaller.
+    /// Those of the machine. A thread can run on each processor of its cpuset, whatever the quota,
+    /// and programs with a table entry for each possible processor would write beyond the end of a
+    /// smaller table.
     #[default]
     Machine,
-    /// Those it is shown.
+    /// Those that the container is shown as online.
     View,
 }
 
-/// Which limit is the container's memory.
+/// Which limit is shown as the container's memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MemoryLimit {
-    /// The one at which the kernel kills: `memory.max`.
+    /// The limit at which the kernel kills: `memory.max`.
     #[default]
     Max,
-    /// The one at which the kernel throttles and reclaims, when it is the tighter one:
-    /// `memory.high` of cgroup v2. The soft limit of v1 is a wish for times of need, no limit.
+    /// The limit at which the kernel throttles and reclaims, if it is lower: `memory.high` of
+    /// cgroup v2. The soft limit of v1 is not enforced unless memory is short, so it does not
+    /// count.
     High,
 }
 
@@ -33,12 +36,12 @@ pub enum MemoryLimit {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SwapPolicy {
-    /// What it may use.
+    /// The container's limit of swap.
     #[default]
     Limit,
-    /// What the machine has, less what the container uses.
+    /// All swap of the machine, less what the container uses.
     Host,
-    /// None.
+    /// No swap.
     None,
 }
 
@@ -50,7 +53,7 @@ pub enum BootTime {
     /// needs.
     #[default]
     Host,
-    /// The start of its first process, so that boot time and uptime make the current time. `ps`
-    /// then shows start times that lie in the future.
+    /// The start of its first process, so that boot time plus uptime is the current time. `ps` then
+    /// shows start times in the future.
     Container,
 }

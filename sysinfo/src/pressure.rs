@@ -1,8 +1,9 @@
-//! The kernel's own pressure files of a container, opened so that triggers can be set on them.
+//! Opens the kernel's pressure files of a container, to set triggers on them.
 //!
-//! A trigger lives as long as the open file it was written to, and its poll is the kernel's: who
-//! serves the files forwards both. The file is that of the container's own cgroup, never an
-//! ancestor's, whose pressure is somebody else's. Documentation/accounting/psi.rst.
+//! A trigger lives as long as the open file that it was written to, and poll(2) on that file waits
+//! for it: the overlay forwards writes and polls. The file is always that of the container's own
+//! cgroup, never of an ancestor, which would show the pressure of siblings. See
+//! Documentation/accounting/psi.rst. Start reading at `open`.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -14,10 +15,10 @@ use rustix::io::Errno;
 
 use crate::Error;
 use crate::budget::Charge;
+use crate::context::Context;
 use crate::membership::Membership;
-use crate::shared::Shared;
 
-/// What tasks wait for.
+/// The resource that stalled tasks wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the variants carry the kernel's names")]
 pub enum Stall {
@@ -43,10 +44,10 @@ impl Stall {
 pub struct TriggerFile {
     /// The kernel's file.
     pub file: OwnedFd,
-    /// What its account pays for it.
+    /// The charge to the account of the opener.
     pub charge: Charge,
-    /// May the opener choose any window? Others may have windows of whole two seconds, which
-    /// need no real-time thread of the kernel's.
+    /// True if the opener may choose any window. Without CAP_SYS_RESOURCE windows are multiples of
+    /// two seconds, which need no real-time kernel thread.
     pub privileged: bool,
 }
 
@@ -58,34 +59,35 @@ pub(crate) fn open(
     is_host: bool,
     membership: &Arc<Membership>,
     stall: Stall,
-    shared: &Shared,
+    context: &Context,
 ) -> Result<OwnedFd, Error> {
     let name = stall.name();
     let (folder, path): (BorrowedFd<'_>, String) = if is_host {
-        (std::os::fd::AsFd::as_fd(&*shared.proc), format!("pressure/{name}"))
+        (std::os::fd::AsFd::as_fd(&*context.proc), format!("pressure/{name}"))
     } else {
-        let found = shared.hierarchies.unified_cgroup(membership);
+        let found = context.hierarchies.unified_cgroup(membership);
         let found = found.filter(|(_, cgroup)| !cgroup.is_empty());
         let found =
             found.map(|(mount, cgroup)| (mount.root(), format!("{cgroup}/{name}.pressure")));
-        // Nothing accounts for this container's pressure.
+        // The container has no cgroup below the root of cgroup2.
         found.ok_or_else(|| failed(tid, name, Errno::OPNOTSUPP.into()))?
     };
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
     rustix::fs::openat(folder, &*path, flags, Mode::empty()).map_err(|errno| {
-        // Without PSI there are no such files.
+        // Without PSI the files do not exist.
         let errno = if errno == Errno::NOENT { Errno::OPNOTSUPP } else { errno };
         failed(tid, name, errno.into())
     })
 }
 
-/// Has a thread the capability, in whichever user namespace? So the kernel asks as well.
-pub(crate) fn is_privileged(tid: u32, shared: &Shared) -> bool {
+/// True if a thread has the capability in any user namespace, which is what the kernel checks as
+/// well.
+pub(crate) fn is_privileged(tid: u32, context: &Context) -> bool {
     let mut text = Vec::new();
-    shared.proc.read_of(tid, "status", &mut text).is_ok_and(has_resource_capability)
+    context.proc.read_of(tid, "status", &mut text).is_ok_and(has_resource_capability)
 }
 
-/// The text is `/proc/<tid>/status`.
+/// Parses the text of `/proc/<tid>/status`.
 pub(crate) fn has_resource_capability(status: &[u8]) -> bool {
     Status(status).radix("CapEff:", 16).is_some_and(|set| set & SYS_RESOURCE != 0)
 }

@@ -1,9 +1,9 @@
-//! Mounts of the kernel's filesystems for this process alone: attached nowhere, so nothing can be mounted
-//! over their files.
+//! Detached mounts of procfs, sysfs and cgroup filesystems. No process can mount over their files,
+//! because they are attached nowhere.
 //!
-//! The files that the overlay serves may lie over the machine's own: a container engine that shares
-//! `/sys` with the host mounts them there. A server that read `/sys/devices/system/cpu/online` by
-//! its path would then wait for itself.
+//! The overlay may be mounted over the machine's own files: a container engine that shares `/sys`
+//! with the host mounts it there. A server that reads `/sys/devices/system/cpu/online` by its path
+//! would wait for its own reply, so it must read through [`KernelFiles`] only.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,7 +13,7 @@ use crate::kernel_file::read_to_end;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
 
-/// A kept directory descriptor of a procfs or sysfs.
+/// The root directory of a procfs or sysfs.
 #[derive(Debug)]
 pub struct KernelFiles(OwnedFd);
 
@@ -34,7 +34,8 @@ impl KernelFiles {
         Ok(Self(instance("sysfs", Path::new("/sys"))?))
     }
 
-    /// Opens a directory that looks like one of them (fixtures), or `/proc` or `/sys` itself.
+    /// Opens a directory with the layout of procfs or sysfs (a fixture), or `/proc` or `/sys`
+    /// itself.
     ///
     /// # Errors
     /// The directory cannot be opened.
@@ -42,7 +43,8 @@ impl KernelFiles {
         Ok(Self(folder(path)?))
     }
 
-    /// Reads a file such as `meminfo` or `devices/system/cpu/online` to its end; the text is appended.
+    /// Reads a file such as `meminfo` or `devices/system/cpu/online` to its end; the text is
+    /// appended.
     ///
     /// # Errors
     /// The file cannot be opened or read.
@@ -57,14 +59,14 @@ impl AsFd for KernelFiles {
     }
 }
 
-/// A new mount of a filesystem that exists once, such as `proc` or `sysfs`. Where that is not allowed
-/// (a container), what is mounted at the path ([`copy`]).
+/// Makes a new detached mount of procfs or sysfs. If that is not allowed (in a container), clones
+/// the mount at the path ([`copy`]).
 fn instance(kind: &str, path: &Path) -> io::Result<OwnedFd> {
     new_instance(kind).or_else(|_| copy(path))
 }
 
-/// A copy of what is mounted at a path, without what is mounted below it. Where that is not allowed, or
-/// before Linux 5.2, the folder itself.
+/// Clones the mount at a path, without the mounts below it. If that is not allowed, or before Linux
+/// 5.2, opens the folder.
 pub(crate) fn copy(path: &Path) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     match rustix::mount::open_tree(CWD, path, flags) {
@@ -73,7 +75,7 @@ pub(crate) fn copy(path: &Path) -> io::Result<OwnedFd> {
     }
 }
 
-/// A folder as it is found.
+/// Opens a folder by its path.
 pub(crate) fn folder(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
@@ -93,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sysfs_is_this_machines() {
+    fn sysfs_is_that_of_this_machine() {
         let mut text = Vec::new();
         KernelFiles::sysfs().unwrap().read("devices/system/cpu/online", &mut text).unwrap();
         assert!(text.starts_with(b"0"));

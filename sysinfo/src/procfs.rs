@@ -1,4 +1,6 @@
-//! What accounting reads of processes and threads in its procfs.
+//! Reads files of processes and threads in procfs, and pins a task by a descriptor of its folder.
+//! What is found by a number is valid only while the task is pinned; see `callers.rs`. Start
+//! reading at [`Task`].
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,7 +11,7 @@ use crate::KernelFiles;
 use crate::kernel_file::ShortPath;
 
 impl KernelFiles {
-    /// Replaces the text by that of `<pid>/<name>`.
+    /// Reads `<pid>/<name>` into an emptied buffer.
     pub(crate) fn read_of<'t>(
         &self,
         pid: u32,
@@ -21,7 +23,8 @@ impl KernelFiles {
         Ok(text)
     }
 
-    /// The inode number of a task's namespace of this kind (`pid`, `cgroup`), in one system call.
+    /// Returns the inode number of a task's namespace of this kind (`pid`, `cgroup`), by one system
+    /// call.
     pub(crate) fn namespace(&self, tid: u32, kind: &str) -> io::Result<u64> {
         let path = ShortPath::of_namespace(tid, kind);
         let mut target = [0u8; 48];
@@ -29,7 +32,7 @@ impl KernelFiles {
         inode(&target[..len]).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
     }
 
-    /// The inode number of a task's pid namespace, in one system call.
+    /// Returns the inode number of a task's pid namespace, by one system call.
     pub(crate) fn pid_namespace(&self, tid: u32) -> io::Result<u64> {
         self.namespace(tid, "pid")
     }
@@ -41,7 +44,7 @@ impl KernelFiles {
         Ok(rustix::fs::openat(self.as_fd(), path.as_c_str(), flags, Mode::empty())?)
     }
 
-    /// Opens the folder of a task. It stays that of the same task, whichever gets its number later.
+    /// Opens the folder of a task. It refers to the same task even if the number is reused.
     pub(crate) fn open_task(&self, tid: u32) -> io::Result<Task> {
         let path = ShortPath::of_process(tid, &"");
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -75,8 +78,8 @@ impl KernelFiles {
 pub(crate) struct Task(OwnedFd);
 
 impl Task {
-    /// True while the task has not ended, in one system call: nothing is found in the folder after
-    /// that.
+    /// True while the task has not ended, by one system call: after that nothing is found in the
+    /// folder.
     pub(crate) fn is_alive(&self) -> bool {
         rustix::fs::accessat(&self.0, c"ns", rustix::fs::Access::EXISTS, AtFlags::empty()).is_ok()
     }

@@ -1,11 +1,12 @@
-//! Raw counters of one container at one instant, in neutral units. No interpretation: what a
-//! kernel does not tell stays `None` or zero, and `derive.rs` decides what that means.
+//! A sample: the raw counters of one container at one instant, in the units of cgroup v2. Values
+//! that the kernel does not give are `None` or zero. Nothing is interpreted here; `derive.rs` does
+//! that.
 
 use crate::cpuset::CpuSet;
 use crate::hash::fnv1a;
 use crate::limit::Limit;
 
-/// What one pass over a container's cgroup files gave.
+/// The result of one pass over a container's cgroup files.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sample {
     /// Memory; `None` when no memory controller accounts for this container.
@@ -14,9 +15,9 @@ pub struct Sample {
     pub cpus: Option<CpuSet>,
     /// The tightest quota of the cgroup and its ancestors.
     pub quota: Option<Quota>,
-    /// A number for the nearest cgroup that has a quota, 0 without one: those that share a quota
-    /// are shown the same processors. It stays the same while quotas change, and when the
-    /// container's processes are divided among cgroups below that one.
+    /// Hash of the path of the nearest cgroup with a quota, 0 without one: containers with a common
+    /// quota are shown the same processors. It does not depend on the value of the quota, nor on
+    /// sub-cgroups below that cgroup.
     pub quota_of: u64,
     /// Processor time used since the cgroup was made.
     pub busy: Busy,
@@ -33,7 +34,7 @@ pub struct Sample {
 pub struct NodeSample {
     /// Their numbers; each has memory.
     pub allowed: CpuSet,
-    /// What they could give without swapping, in bytes.
+    /// What can be allocated on them without swapping, in bytes.
     pub left: Limit,
 }
 
@@ -57,10 +58,10 @@ pub struct MemorySample {
     pub usage: u64,
     /// The tightest limit of the cgroup and its ancestors.
     pub limit: Limit,
-    /// The least that any limit of the cgroup and its ancestors leaves: the limit, less what is
-    /// charged where it is set, siblings included, and cannot be reclaimed.
+    /// The smallest rest of any limit of the cgroup and its ancestors: the limit less what is
+    /// charged there, siblings included, and cannot be reclaimed.
     pub left: Limit,
-    /// What the charged bytes are.
+    /// The rows of `memory.stat`.
     pub stat: MemoryStat,
     /// Swap; `None` when swap is not accounted.
     pub swap: Option<SwapSample>,
@@ -73,7 +74,7 @@ pub struct SwapSample {
     pub usage: u64,
     /// The tightest limit of the cgroup and its ancestors.
     pub limit: Limit,
-    /// The least that the limit of an ancestor leaves, siblings included.
+    /// The smallest rest of the limit of any ancestor, siblings included.
     pub left: Limit,
 }
 
@@ -121,8 +122,8 @@ impl Sample {
 }
 
 impl MemoryStat {
-    /// Bytes that the kernel gives back without swapping: page cache that is no shared memory, and
-    /// reclaimable slab. Rows lag behind the usage and never make up more than it.
+    /// Returns the bytes that can be reclaimed without swapping: page cache without shmem, and
+    /// reclaimable slab. At most the usage, behind which the rows lag.
     #[must_use]
     pub fn reclaimable(&self, usage: u64) -> u64 {
         let file = self.active_file.saturating_add(self.inactive_file).min(self.file);
@@ -140,7 +141,7 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// A quota, unless the numbers make none.
+    /// Makes a quota; `None` for a period of 0.
     #[must_use]
     pub fn new(quota: u64, period: u64) -> Option<Self> {
         (period > 0).then_some(Self { quota, period })
@@ -154,7 +155,7 @@ impl Quota {
         if others < own { other } else { self }
     }
 
-    /// Processors this quota can keep busy, rounded up, at least one.
+    /// Returns how many processors the quota can keep busy, rounded up, at least one.
     #[must_use]
     pub fn processors(self) -> usize {
         usize::try_from(self.quota.div_ceil(self.period)).unwrap_or(usize::MAX).max(1)
@@ -181,7 +182,7 @@ impl Busy {
         self.user.saturating_add(self.nice).saturating_add(self.system)
     }
 
-    /// Zero, with the memory of the list kept.
+    /// Returns zero counters, with the allocation of the list kept.
     #[must_use]
     pub fn emptied(mut self) -> Self {
         self.per_cpu.clear();

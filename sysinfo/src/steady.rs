@@ -1,7 +1,8 @@
-//! A counter that never decreases, whatever its source does: a cgroup that is left for another
-//! one, a device that is unplugged and comes back, a counter that an administrator resets.
+//! A counter that never decreases although its source may start again: a container that is moved to
+//! another cgroup, a device that is removed and comes back, a counter that an administrator resets.
+//! Start reading at [`Steady::advance`].
 
-/// One counter and what was counted before its source last started again.
+/// A counter, and the sum before its source last started again.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Steady {
     base: u64,
@@ -9,7 +10,8 @@ pub(crate) struct Steady {
 }
 
 impl Steady {
-    /// Takes what the source says now. Less than before means that it started again.
+    /// Takes the current value of the source. A smaller value than before means that the source
+    /// started again.
     pub(crate) fn advance(&mut self, raw: u64) {
         if raw < self.last {
             self.base = self.base.saturating_add(self.last);
@@ -17,7 +19,6 @@ impl Steady {
         self.last = raw;
     }
 
-    /// Everything counted so far.
     pub(crate) fn total(self) -> u64 {
         self.base.saturating_add(self.last)
     }
@@ -30,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_source_that_starts_again_is_added_to_what_it_said_before() {
+    fn a_source_that_starts_again_adds_to_the_total() {
         let mut counter = Steady::default();
         let totals = [5, 9, 2, 4].map(|raw| {
             counter.advance(raw);

@@ -1,8 +1,8 @@
 //! [`View`] as the `struct sysinfo` of sysinfo(2), for 64-bit and 32-bit callers.
 //!
-//! Every field comes from the same view as the files, so `free` of busybox (which asks the
-//! kernel) and of procps (which reads `/proc/meminfo`) print the same. Layouts:
-//! `include/uapi/linux/sysinfo.h` and `struct compat_sysinfo` in `kernel/sys.c`.
+//! Every field comes from the same view as the files, so that busybox `free` (sysinfo(2)) and
+//! procps `free` (`/proc/meminfo`) print the same. Layouts: `include/uapi/linux/sysinfo.h` and
+//! `struct compat_sysinfo` in `kernel/sys.c`. Start reading at [`encode`].
 
 use crate::view::{Load, View};
 
@@ -44,7 +44,7 @@ pub fn encode(view: &View, abi: Abi) -> Encoded {
         view.swap.total,
         view.swap.free,
     ]
-    // /proc/meminfo counts in KiB: the same rounding here, so that both agree to the byte.
+    // Rounded to KiB as in /proc/meminfo, so that both agree to the byte.
     .map(|bytes| bytes & !0x3FF);
     let loads = [view.load.one, view.load.five, view.load.fifteen]
         .map(|load| load << (LOAD_SHIFT - Load::SHIFT));
@@ -77,8 +77,8 @@ pub fn encode(view: &View, abi: Abi) -> Encoded {
     }
 }
 
-/// The unit that makes every number fit 32 bits: one byte where that is enough, as the kernel
-/// does it, else the smallest power of two of at least a page.
+/// Returns the `mem_unit` with which every number fits 32 bits: 1 if possible, as in the kernel,
+/// else the smallest power of two of at least a page.
 fn unit_for(memory: &[u64], page: u64) -> u32 {
     let page = u32::try_from(page).unwrap_or(0).max(4096);
     let largest = memory.iter().copied().max().unwrap_or(0);
@@ -123,7 +123,7 @@ mod tests {
             tasks: Tasks { total: 70_000, ..Tasks::default() },
             load: Load { one: 1 << Load::SHIFT, five: 0, fifteen: 0 },
             clock: Clock { uptime: 1_500_000_000, ..Clock::default() },
-            extra: crate::extra::Extra::default(),
+            stats: crate::stats::Stats::default(),
         }
     }
 

@@ -1,23 +1,22 @@
-//! The numbers a container is shown.
+//! The numbers that a container is shown.
 //!
-//! A [`View`] is derived from one `Sample` in one place (`derive.rs`) and is
-//! immutable afterwards. Every file and every answered system call formats a `View`; none of
-//! them computes. Units: bytes for memory, USER_HZ ticks for processor times, nanoseconds for
-//! clocks.
+//! A [`View`] is derived from one [`Sample`](crate::sample::Sample) in one place (`derive.rs`) and is
+//! immutable. Every file and every intercepted system call formats a view; none of them computes.
+//! Units: bytes for memory, USER_HZ ticks for processor times, nanoseconds for clocks.
 
 use std::sync::Arc;
 
 use crate::cpuset::CpuSet;
-use crate::extra::Extra;
 use crate::host::Host;
 use crate::policy::Possible;
+use crate::stats::Stats;
 
 /// All numbers one container is shown at one instant.
 #[derive(Debug, Clone)]
 pub struct View {
-    /// Whose numbers these are.
+    /// Whether these are the numbers of a container or of the machine.
     pub origin: Origin,
-    /// Facts of the machine: order of the lines in `/proc/meminfo`, processor descriptions.
+    /// The machine: order of the lines in `/proc/meminfo`, processor descriptions.
     pub host: Arc<Host>,
     /// Memory, in bytes.
     pub memory: Memory,
@@ -33,11 +32,11 @@ pub struct View {
     pub load: Load,
     /// Uptime and boot time.
     pub clock: Clock,
-    /// Numbers that few files show, when they were asked for.
-    pub extra: Extra,
+    /// Statistics that were asked for.
+    pub stats: Stats,
 }
 
-/// Whose numbers a [`View`] shows.
+/// Whether a [`View`] has the numbers of a container or of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
     /// The machine itself: the caller is in the root cgroup of every hierarchy and in the
@@ -53,15 +52,14 @@ pub enum Origin {
 pub struct Memory {
     /// The tightest limit over the cgroup and its ancestors, at most the machine's memory.
     pub total: u64,
-    /// `total` less everything that is charged and less `huge_only`; less where others, under a
-    /// limit above or on the machine, leave less available.
+    /// `total` less everything that is charged and less `huge_only`; at most `available`.
     pub free: u64,
-    /// What could be had without swapping: free, page cache and reclaimable slab, as far as every
-    /// limit above and the machine leave it.
+    /// What can be allocated without swapping: free memory, page cache and reclaimable slab,
+    /// reduced to what the limits of ancestors and the machine leave.
     pub available: u64,
     /// Charged bytes, page cache included.
     pub used: u64,
-    /// The part of `total` that only huge pages of the machine's pools can be.
+    /// The part of `total` that is in pools of huge pages of the machine.
     pub huge_only: u64,
     /// Page cache including shmem, as `Cached:` counts it.
     pub cached: u64,
@@ -102,9 +100,9 @@ pub struct Memory {
 /// Swap of a container. `free <= total` always holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Swap {
-    /// What the container may swap out, at most the machine's swap.
+    /// The limit of swap, at most the machine's swap.
     pub total: u64,
-    /// What is left of it, as far as limits above and the machine leave it.
+    /// Unused swap, reduced to what the limits of ancestors and the machine leave.
     pub free: u64,
     /// What the container has swapped out.
     pub used: u64,
@@ -124,14 +122,14 @@ pub struct Cpu {
     pub online: CpuSet,
     /// Time of each visible processor, in ascending order of its number.
     pub times: Vec<(u32, Times)>,
-    /// The aggregate line: the sum of `times`, plus what was spent on processors that were
-    /// visible once and are no longer, so that it never decreases.
+    /// The aggregate line: the sum of `times`, plus the time of processors that were visible
+    /// before, so that it never decreases.
     pub total: Times,
-    /// What is chosen by, where not all processors can be shown: see [`Topology::choose`].
+    /// Seed of the choice of processors under a quota: see [`Topology::choose`].
     ///
     /// [`Topology::choose`]: crate::Topology::choose
     pub seed: u64,
-    /// Which processors there could be.
+    /// Which processors are shown as possible.
     pub possible: Possible,
 }
 
@@ -156,13 +154,13 @@ pub struct Times {
 pub struct Tasks {
     /// Threads, at least one.
     pub total: u64,
-    /// Runnable threads when last sampled, at least one: whoever reads this runs.
+    /// Runnable threads when last sampled, at least one: the reader.
     pub running: u64,
-    /// Threads that waited for input or output when last sampled, as far as that can be told.
+    /// Threads in I/O wait when last sampled, as far as cgroups tell.
     pub blocked: u64,
-    /// The newest process id handed out, in the container's own numbering, as far as seen.
+    /// The newest process id seen, in the container's own numbering.
     pub newest_pid: u64,
-    /// Processes created so far, as far as seen; never decreases.
+    /// Processes created, as far as seen; never decreases.
     pub forks: u64,
 }
 

@@ -1,5 +1,5 @@
-//! Every file of a recorded container in turn is empty, missing, nonsense, or fails: whatever it is,
-//! the numbers hold together, and nothing panics. docs/fallbacks.md tells what is shown.
+//! Each cgroup file of a recorded container is in turn empty, missing, unreadable or nonsense: the
+//! numbers stay consistent, and nothing panics. docs/fallbacks.md describes what is shown.
 #![allow(clippy::unwrap_used, reason = "a test fails where something is missing")]
 
 use std::fs;
@@ -17,7 +17,7 @@ use ambit_sysinfo::{derive, source};
 /// The container with limits, see tests/fixtures/README.md.
 const LIMITED: &str = "100";
 
-/// What a file can be.
+/// How a file is broken.
 #[derive(Debug, Clone, Copy)]
 enum Broken {
     Missing,
@@ -56,7 +56,7 @@ impl Broken {
 }
 
 #[track_caller]
-fn holds_together(sample: &Sample, host: &Host, what: &str) {
+fn assert_consistent(sample: &Sample, host: &Host, what: &str) {
     let memory = derive::memory(sample, host);
     assert!(memory.free <= memory.available && memory.available <= memory.total, "{what}");
     assert!(memory.total <= host.memory_total, "{what}: more than the machine has");
@@ -70,7 +70,7 @@ fn holds_together(sample: &Sample, host: &Host, what: &str) {
 }
 
 #[test]
-fn whatever_a_file_says_the_numbers_hold_together() {
+fn broken_files_leave_the_numbers_consistent() {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
     for name in ["linux-6.12-v2-2cpu", "linux-6.1-v1-1cpu", "linux-6.18-hybrid-2cpu"] {
         let copy = tempfile::tempdir().unwrap();
@@ -98,9 +98,9 @@ fn whatever_a_file_says_the_numbers_hold_together() {
             let text = fs::read(&path).unwrap();
             for how in ALL {
                 how.put(&path);
-                // A failure is told: the last numbers are shown then.
+                // After an error the last numbers are shown, so it is not checked further.
                 if let Ok(sample) = sample() {
-                    holds_together(&sample, &host, &format!("{how:?} {}", path.display()));
+                    assert_consistent(&sample, &host, &format!("{how:?} {}", path.display()));
                     broken += usize::from(sample != good);
                 }
                 Broken::undo(&path, &text);

@@ -1,5 +1,5 @@
-//! What asking costs, counted instead of timed: a warm view allocates nothing, and a new sample
-//! only the view itself.
+//! The cost of a view, counted in allocations instead of time: a warm view allocates nothing, a new
+//! sample only the view itself.
 #![allow(unsafe_code, reason = "counting allocations takes an allocator of our own")]
 #![allow(clippy::unwrap_used, reason = "a test fails where something is missing")]
 
@@ -47,8 +47,8 @@ fn a_warm_view_allocates_nothing() {
     let accounting = Accounting::start(options).unwrap();
     let tid = this_thread();
     accounting.view(tid).unwrap();
-    // The thread is known for a moment only, and identifying a thread of the host anew reads
-    // its cgroup: the least of many rounds is the warm one.
+    // A thread of the host is cached for 20 ms only, and identifying it again reads its cgroup: the
+    // smallest of many rounds is a warm one.
     let least = (0..1000).map(|_| allocations(|| drop(accounting.view(tid).unwrap()))).min();
     assert_eq!(least, Some(0));
 }

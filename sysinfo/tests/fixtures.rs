@@ -1,5 +1,5 @@
-//! Recorded kernels, from their files to the numbers that are shown: every fixture, each of its
-//! three containers (see tests/fixtures/README.md for the limits they were recorded with).
+//! Derives the numbers of recorded kernels from their files: three containers of every fixture (see
+//! tests/fixtures/README.md for their limits).
 #![allow(clippy::unwrap_used, reason = "a test fails where something is missing")]
 
 use std::path::{Path, PathBuf};
@@ -85,7 +85,7 @@ impl World {
 }
 
 #[test]
-fn the_host_is_understood() {
+fn the_host_files_are_parsed() {
     for world in worlds() {
         let count = world.name.rsplit('-').next().unwrap().trim_end_matches("cpu");
         let count: usize = count.parse().unwrap();

@@ -1,5 +1,5 @@
-//! A container that is 64 levels deep on a machine of 4 TiB and 1024 processors, made of plain files:
-//! limits of every level count, and what it costs is a few files a level.
+//! A container 64 levels deep on a machine of 4 TiB and 1024 processors, made of plain files:
+//! limits of every level count, and a sample reads a few files for each level.
 #![allow(clippy::unwrap_used, reason = "a test fails where something is missing")]
 
 use std::fs;
@@ -26,7 +26,7 @@ fn host() -> Host {
     })
 }
 
-/// Folders one in the other, the limits of the last one wide open.
+/// Nested folders; the limits of the last one are absent.
 fn tree(root: &Path) -> Vec<String> {
     let top = "sys/fs/cgroup".to_owned();
     let levels: Vec<String> = (0..LEVELS)
@@ -73,7 +73,7 @@ fn limits_of_sixty_four_levels_count() {
     assert_eq!(cpu::visible(&sample, &host, CpuPolicy::Quota).len(), 1024);
     assert_eq!(sample.threads, Some(50_000));
 
-    // Wherever the tightest one is set.
+    // The lowest limit counts at any level.
     for level in [0, 31, LEVELS - 1] {
         let put = |file: &str, text: &str| {
             fs::write(dir.path().join(&levels[level]).join(file), text).unwrap();

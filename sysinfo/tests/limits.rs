@@ -1,5 +1,5 @@
-//! Limits and usage of any size, in any order, with and without swap accounting, read from files as
-//! the kernel writes them: what is shown holds together under every policy.
+//! Limits and usage of any size, set in any order, with and without swap accounting, read from
+//! files as the kernel writes them: what is shown is consistent under every policy.
 #![allow(clippy::unwrap_used, reason = "a test fails where something is missing")]
 
 use std::fs;
@@ -38,7 +38,7 @@ fn sample(mounts: &[u8], cgroup: &[u8], root: &Path, limit: MemoryLimit) -> Samp
     sample
 }
 
-/// What is shown, after all that is always true of it was looked at.
+/// Derives what is shown, and asserts the invariants.
 fn shown(sample: &Sample) -> (Memory, Swap) {
     let host = host();
     let memory = derive::memory(sample, &host);
@@ -55,7 +55,7 @@ fn shown(sample: &Sample) -> (Memory, Swap) {
     (memory, derive::swap(sample, &host, SwapPolicy::Limit))
 }
 
-/// Sizes from nothing to beyond every machine, those near each other among them.
+/// Sizes from 0 to more than any machine has, with pairs that are close to each other.
 fn bytes() -> impl Strategy<Value = u64> {
     prop_oneof![0..=3_u64, 0..=1_u64 << 31, (0..=1024_u64).prop_map(|mib| mib << 20), any::<u64>()]
 }
@@ -116,15 +116,15 @@ proptest! {
         prop_assert_eq!(swap.free, wanted.saturating_sub(swapped.unwrap_or(0)).min(machine));
     }
 
-    /// What is available is the least of what any level leaves: its limit, less what is charged
-    /// there and cannot be reclaimed.
+    /// Available memory is the smallest rest of any level: its limit, less what is charged there
+    /// and cannot be reclaimed.
     #[test]
     fn available_is_what_the_tightest_level_leaves(
         mut levels in prop::collection::vec(
             (prop::option::of(1..=2048_u64), 0..=700_u64, 0..=700_u64), 1..5),
         v1: bool,
     ) {
-        // Each level is charged for those below it as well.
+        // Each level is also charged for those below it.
         for at in (1..levels.len()).rev() {
             let (_, hard, cache) = levels[at];
             levels[at - 1].1 += hard;

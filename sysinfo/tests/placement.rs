@@ -1,5 +1,6 @@
-//! Which processors a quota leaves: containers spread evenly over the allowed ones, cores, caches
-//! and nodes stay whole, and a changed quota or cpuset moves as little as it can.
+//! The choice of processors under a quota: containers spread evenly over the allowed processors,
+//! cores, caches and nodes stay whole, and a change of quota or cpuset moves as few processors as
+//! possible.
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
@@ -50,7 +51,7 @@ fn containers_spread_evenly_over_the_allowed_processors() {
         // A part of the cores of one node, and threads of different cores.
         (&machine, "1-3,9-11", &[1, 2, 4]),
         (&machine, "0,5,11", &[1]),
-        // A machine that tells nothing of its arrangement.
+        // A machine without topology.
         (&unknown, "0-63", &[1, 2, 48]),
         (&unknown, "0,63,700", &[1, 2]),
     ] {
@@ -87,7 +88,7 @@ fn cores_and_nodes_stay_whole() {
     }
 }
 
-/// A container is moved when these numbers change.
+/// If these numbers change, running containers are moved to other processors.
 #[test]
 fn the_choice_is_the_same_in_every_release() {
     let topology = machine::topology();
@@ -115,7 +116,7 @@ fn view(online: CpuSet, seed: u64) -> View {
     let topology = MACHINE.with(Arc::clone);
     View {
         nodes: None,
-        extra: Default::default(),
+        stats: Default::default(),
         origin: Origin::Container,
         host: Arc::new(Host { topology, ..Host::default() }),
         memory: Memory::default(),

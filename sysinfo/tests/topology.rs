@@ -1,4 +1,5 @@
-//! Reading the arrangement of a machine, and what each view shows of it.
+//! Reads the topology of a recorded machine and checks what views show of it: no view may name a
+//! processor or node that it hides, and the shares of the nodes add up.
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
@@ -7,7 +8,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use ambit_sysinfo::topology::{CACHE_FILES, Fact, TOPOLOGY_FILES, fact};
+use ambit_sysinfo::topology::{Attribute, CACHE_FILES, TOPOLOGY_FILES, attribute};
 use ambit_sysinfo::view::{Clock, Cpu, Load, Memory, Origin, Swap, Tasks};
 use ambit_sysinfo::{CpuSet, Host, Topology, View};
 use proptest::prelude::*;
@@ -17,7 +18,7 @@ mod machine;
 
 fn view(topology: &Arc<Topology>, online: CpuSet) -> View {
     View {
-        extra: Default::default(),
+        stats: Default::default(),
         origin: Origin::Container,
         host: Arc::new(Host { topology: Arc::clone(topology), ..Host::default() }),
         memory: Memory::default(),
@@ -35,7 +36,7 @@ fn at(names: &[(&str, ambit_sysinfo::topology::Form)], name: &str) -> usize {
 }
 
 #[test]
-fn the_machine_is_read_as_it_is() {
+fn the_topology_of_the_machine_is_read() {
     let topology = machine::topology();
     assert_eq!((topology.kernel_max, topology.mask_digits), (Some(8191), 4));
     assert_eq!(topology.cpus.len(), 16);
@@ -43,14 +44,17 @@ fn the_machine_is_read_as_it_is() {
     let cpu = topology.cpu(13).unwrap();
     assert_eq!((cpu.node, cpu.has_online), (Some(1), true));
     assert!(!topology.cpu(0).unwrap().has_online, "the boot processor stays");
-    let of = |name| fact(&cpu.topology, at(TOPOLOGY_FILES, name));
-    assert_eq!(of("physical_package_id"), Some(&Fact::Value("1".into())));
+    let of = |name| attribute(&cpu.topology, at(TOPOLOGY_FILES, name));
+    assert_eq!(of("physical_package_id"), Some(&Attribute::Value("1".into())));
     assert_eq!(of("cluster_id"), None, "this kernel lacks it");
     let siblings = Arc::new(CpuSet::parse(b"5,13").unwrap());
-    assert_eq!(of("thread_siblings_list"), Some(&Fact::List(siblings.clone())));
-    assert_eq!(of("thread_siblings"), Some(&Fact::Mask(siblings)));
+    assert_eq!(of("thread_siblings_list"), Some(&Attribute::List(siblings.clone())));
+    assert_eq!(of("thread_siblings"), Some(&Attribute::Mask(siblings)));
     let cache = cpu.cache(3).unwrap();
-    assert_eq!(fact(&cache.files, at(CACHE_FILES, "size")), Some(&Fact::Value("16384K".into())));
+    assert_eq!(
+        attribute(&cache.files, at(CACHE_FILES, "size")),
+        Some(&Attribute::Value("16384K".into()))
+    );
     let node = topology.node(1).unwrap();
     assert_eq!((node.cpus.to_string().as_str(), node.memory), ("4-7,12-15", 8_388_607));
     assert_eq!(node.distances, [(0, 21), (1, 10)]);
@@ -58,7 +62,7 @@ fn the_machine_is_read_as_it_is() {
 }
 
 #[test]
-fn a_machine_without_any_of_it_has_none() {
+fn a_machine_without_these_files_has_an_empty_topology() {
     let empty = tempfile::tempdir().unwrap();
     let topology = Topology::read(File::open(empty.path()).unwrap().as_fd());
     assert_eq!(topology, Topology::default());
@@ -86,22 +90,22 @@ proptest! {
         let view = view(&MACHINE.with(Arc::clone), online.clone());
         prop_assert_eq!(view.shown_cpus(), online);
         for cpu in 0..machine::CPUS {
-            let facts = view.cpu_facts(cpu);
-            prop_assert_eq!(facts.is_some(), cpus.contains(&cpu));
-            let Some(facts) = facts else { continue };
-            let caches = facts.caches.iter().flat_map(|cache| &cache.files);
-            for (_, fact) in facts.topology.iter().chain(caches) {
-                if let Fact::List(set) | Fact::Mask(set) = fact {
+            let attributes = view.cpu_attributes(cpu);
+            prop_assert_eq!(attributes.is_some(), cpus.contains(&cpu));
+            let Some(attributes) = attributes else { continue };
+            let caches = attributes.caches.iter().flat_map(|cache| &cache.files);
+            for (_, attribute) in attributes.topology.iter().chain(caches) {
+                if let Attribute::List(set) | Attribute::Mask(set) = attribute {
                     let shown: BTreeSet<_> = view.shown_of(set).iter().collect();
                     prop_assert!(shown.contains(&cpu) && shown.is_subset(&cpus));
                 }
             }
-            let node = view.node_facts(facts.node.unwrap()).unwrap();
+            let node = view.node_attributes(attributes.node.unwrap()).unwrap();
             prop_assert!(node.cpus.contains(cpu), "its node is shown");
         }
         let parts = view.shown_nodes().map(|node| view.part_of(node.number, number));
         prop_assert_eq!(parts.sum::<u64>(), number);
-        // A node has no more than it has, however much the container may have in all.
+        // The share of a node is at most its memory, however much memory the container has.
         let mut large = view.clone();
         large.memory.total = number << 10;
         for node in large.shown_nodes() {

@@ -1,6 +1,7 @@
-//! What callers use up of the daemon is counted by what they cannot multiply: a container that nests
-//! pid namespaces, and a user of the host who makes them, get one part, and others do not notice.
-//! And a number that the kernel gives to a thread of another container is that container's.
+//! The daemon's resources are accounted to what callers cannot multiply: a container with nested
+//! pid namespaces, and a user of the host who makes them, have one account, and others are not
+//! affected. A thread id that the kernel reuses for a thread of another container shows that
+//! container.
 
 use std::fs;
 use std::time::Instant;
@@ -111,7 +112,7 @@ fn has_pressure() -> bool {
 }
 
 #[test]
-fn nested_pid_namespaces_share_one_part_of_the_pressure_files() {
+fn nested_pid_namespaces_share_one_account_of_pressure_files() {
     if !has_pressure() {
         return;
     }
@@ -136,7 +137,7 @@ fn nested_pid_namespaces_share_one_part_of_the_pressure_files() {
 }
 
 #[test]
-fn a_user_of_the_host_has_one_part_whatever_namespaces_it_makes() {
+fn a_user_of_the_host_has_one_account_for_all_its_namespaces() {
     if !has_pressure() {
         return;
     }

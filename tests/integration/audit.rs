@@ -1,5 +1,5 @@
-//! What is told of acts afterwards, and what one container can take from the others: the audit log,
-//! counts, budgets, and calls that hang.
+//! The audit log and the counts of operations, and the limits that protect containers from each
+//! other: rate limits, and calls that hang.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -60,7 +60,7 @@ fn counts(daemon: &Daemon, call: &str) -> Value {
 }
 
 #[test]
-fn acts_are_logged_and_what_is_not_listed_is_not() {
+fn operations_are_logged_and_calls_left_to_the_kernel_are_not() {
     let (daemon, _folder, log) = audited("");
     let script = "cd /tmp; /mnt/node_call make n 1 3; /mnt/node_call make n 1 3; /mnt/node_call make $'a\\nb\"' 1 5
         /mnt/node_call make fuse 10 229; mkfifo f; mkdir d; /mnt/node_call opaque d; busybox free >/dev/null
@@ -157,7 +157,7 @@ fn mounts_and_priorities_are_logged_with_the_reason() {
 }
 
 #[test]
-fn a_log_that_was_moved_is_opened_anew_on_reload() {
+fn reload_opens_a_log_that_was_moved() {
     let (daemon, folder, log) = audited("");
     let make = |name: &str| {
         let script = format!("/mnt/node_call make /tmp/{name} 1 3");
@@ -192,7 +192,7 @@ fn interrupted(path: &str, count: u32, often: u32) -> String {
 }
 
 #[test]
-fn a_call_that_signals_interrupt_is_one_act() {
+fn a_call_that_signals_interrupt_is_logged_once() {
     let (daemon, _folder, log) = audited("");
     let script = interrupted("/tmp/n", 50, 2000);
     let said = sandbox::run(&daemon, &ALL, &script).ok();
@@ -205,7 +205,7 @@ fn a_call_that_signals_interrupt_is_one_act() {
 }
 
 #[test]
-fn under_lxc_a_call_that_signals_interrupt_is_one_act() {
+fn under_lxc_a_call_that_signals_interrupt_is_logged_once() {
     let (daemon, _folder, _log) = audited("");
     let script = interrupted("/root/n", 500 / machine::slowness(), 2000);
     let output = lxc::run(&daemon, 144 << 20, 100_000, &script);
@@ -215,7 +215,7 @@ fn under_lxc_a_call_that_signals_interrupt_is_one_act() {
 }
 
 #[test]
-fn a_flood_fills_no_log_and_is_told() {
+fn a_flood_is_logged_as_a_number_of_omitted_lines() {
     let (daemon, _folder, log) = audited("");
     let mut run =
         sandbox::command(&daemon, &ALL, "/mnt/node_call flood /tmp 20 2000; echo; read line");
@@ -235,7 +235,7 @@ fn a_flood_fills_no_log_and_is_told() {
 }
 
 #[test]
-fn whoever_uses_its_budget_up_waits_and_others_do_not() {
+fn a_container_over_its_rate_limit_is_delayed_and_others_are_not() {
     let (daemon, _folder, _log) = audited("limit.calls = 60\n");
     let flood = "for i in 1 2 3 4 5 6 7 8; do /mnt/sysinfo loop 40 & done
         echo begun; wait; echo flooded; read line";
@@ -251,7 +251,7 @@ fn whoever_uses_its_budget_up_waits_and_others_do_not() {
     let status = daemon.status();
     let all = status["intercepted"].as_array().unwrap();
     let delayed = all.iter().filter_map(|one| one["delayed"].as_u64()).max();
-    assert!(delayed > Some(0), "nobody was delayed: {status}");
+    assert!(delayed > Some(0), "no call was delayed: {status}");
     assert!(counts(&daemon, "sysinfo")["granted"].as_u64().unwrap() >= 320, "{status}");
     flooding.signal_group(Signal::KILL);
     drop(flooding);
@@ -269,12 +269,12 @@ fn hang(folder: &Path) -> (PathBuf, Running) {
 }
 
 #[test]
-fn an_act_that_hangs_does_not_hold_up_other_calls_of_its_container() {
+fn an_operation_that_hangs_does_not_delay_other_calls_of_its_container() {
     let (daemon, folder, _log) = audited("");
     let (hung, server) = hang(folder.path());
     let bind = format!("{}:/run/hung", hung.display());
     let args = [&ALL[..], &["--memory", "96M", "--bind", &bind]].concat();
-    // The first node is made by whoever then takes the next calls too.
+    // The thread that makes the first node also takes the next calls.
     let script =
         "cd /tmp; sh -c '/mnt/node_call make a 1 3; /mnt/node_call make /run/hung/hang/b 1 3' &
         sleep 1; /mnt/sysinfo | grep ^total_kb; wait; /mnt/node_call make c 1 3";
@@ -286,7 +286,7 @@ fn an_act_that_hangs_does_not_hold_up_other_calls_of_its_container() {
 }
 
 #[test]
-fn memory_that_hangs_holds_up_its_own_container_alone() {
+fn memory_that_hangs_delays_its_own_container_only() {
     let (daemon, folder, _log) = audited("");
     let (hung, server) = hang(folder.path());
     let bind = format!("{}:/run/hung", hung.display());

@@ -1,5 +1,5 @@
-//! What the files answer to everything but a plain read, compared with the kernel's own files:
-//! docs/file-behaviour.md says where they may differ.
+//! Operations other than a plain read on the files, compared with the kernel's own files.
+//! docs/file-behaviour.md lists the allowed differences.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -33,7 +33,7 @@ const FILES: &[&str] = &[
     "sys/devices/system/cpu/cpu0/topology/core_id",
 ];
 
-const NOBODY: &str = "setpriv --reuid=65534 --regid=65534 --clear-groups";
+const OTHER_USER: &str = "setpriv --reuid=65534 --regid=65534 --clear-groups";
 
 /// The third column of the table, by operation.
 fn documented() -> BTreeMap<String, String> {
@@ -54,7 +54,7 @@ fn answers(output: &str) -> BTreeMap<&str, &str> {
 }
 
 #[test]
-fn every_operation_ends_as_with_the_kernels_file() {
+fn every_operation_has_the_result_of_the_kernels_file() {
     let (daemon, allowed) = (Daemon::start(), documented());
     let cgroup = Cgroup::new("operations", Limits::default());
     let program = machine::program("operations").display().to_string();
@@ -62,7 +62,7 @@ fn every_operation_ends_as_with_the_kernels_file() {
     let mut compared = 0;
     let there = |file: &&&str| Path::new("/").join(file).exists();
     let files: Vec<_> = FILES.iter().filter(there).copied().collect();
-    for user in ["", NOBODY] {
+    for user in ["", OTHER_USER] {
         let script = format!(
             "for f in {}; do echo \"@@ $f\"; {user} {program} /$f; echo --; \
              {user} {program} {}/$f; done",
@@ -97,7 +97,7 @@ fn every_operation_ends_as_with_the_kernels_file() {
 
 /// The kernel remembers that there is nothing to poll.
 #[test]
-fn polling_costs_the_daemon_nothing() {
+fn polling_sends_no_requests_to_the_daemon() {
     if machine::slowness() > 1 {
         return machine::not_on_this_kernel("counting by ptrace at native speed");
     }
@@ -128,21 +128,21 @@ fn polling_costs_the_daemon_nothing() {
     assert!(calls < 500, "{calls} system calls of the daemon for 5000 polls");
 }
 
-/// What only root may see of the machine is nobody's inside, and root's there is not the host's.
+/// Files that only the host's root may read cannot be read inside, not even by root there.
 #[test]
-fn nothing_of_the_host_for_anybody_inside() {
+fn files_of_the_hosts_root_cannot_be_read_inside() {
     let daemon = Daemon::start();
     let cgroup = Cgroup::new("leaks", Limits { memory: Some(64 << 20), ..Limits::default() });
     let read = |user: &str, file: &str| {
         let path = daemon.file(file).display().to_string();
         run(&mut cgroup.script(&format!("{user} cat {path}")))
     };
-    let refused = read(NOBODY, "proc/slabinfo");
+    let refused = read(OTHER_USER, "proc/slabinfo");
     assert!(refused.status != 0 && refused.stdout.is_empty(), "{refused:?}");
     assert!(refused.stderr.contains("Permission denied"), "{refused:?}");
     let slabs = read("", "proc/slabinfo").ok();
     assert_eq!(slabs.lines().count(), 2, "only the header: {slabs}");
-    for user in ["", NOBODY] {
+    for user in ["", OTHER_USER] {
         let partitions = read(user, "proc/partitions").ok();
         let disks = partitions.lines().skip(2).count();
         assert_eq!(disks, 0, "a container that used no disk sees {partitions}");

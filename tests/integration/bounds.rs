@@ -1,4 +1,4 @@
-//! Which bound shows: none, a parent's, a quota, a cpuset, swap.
+//! The limits that are shown: none, a parent's, a quota, a cpuset, swap.
 
 use crate::harness::cgroup::{Cgroup, Limits};
 use crate::harness::command::run;
@@ -52,7 +52,7 @@ fn sees_processors(survey: &Survey, wanted: usize) {
 }
 
 #[test]
-fn without_limits_the_machine_and_ones_own_usage() {
+fn without_limits_the_machines_size_and_the_containers_usage_are_shown() {
     let survey = ask(&[]);
     sees_memory(&survey, machine::memory_kb());
     sees_processors(&survey, machine::processors());
@@ -111,7 +111,7 @@ fn swap_is_what_the_machine_has_and_the_limit_leaves() {
 }
 
 #[test]
-fn what_was_swapped_out_is_swap_and_no_memory() {
+fn swapped_out_memory_is_swap_and_not_memory() {
     if machine::swap_kb() == 0 {
         return machine::not_on_this_kernel("swap");
     }

@@ -15,8 +15,9 @@ use crate::harness::{cgroup, lxc, machine, oci, sandbox};
 const MIB: u64 = 1 << 20;
 const ON: &str = "bpf.enabled = true\nbpf.devices = true\n";
 
-/// Before each script: `$g` is the container's own control group, `$g/a` one below it, which the host
-/// lets it make at some time. `try GROUP DEVICE` says whether a process there can open a device.
+/// Before each script: `$g` is the container's own control group, `$g/a` one below it, which the
+/// host lets it make at some time. `try GROUP DEVICE` says whether a process there can open a
+/// device.
 const PRELUDE: &str = "d=/root; [ -w $d ] || d=/tmp; g=$d/bpf-group; mkdir $g; mount -t cgroup2 none $g || exit 9
     n=0; until mkdir $g/a 2>/dev/null; do n=$((n+1)); [ $n -lt 600 ] || exit 8; sleep .1; done
     try() { sh -c 'echo 0 >$0/cgroup.procs || echo no move; : <$1' $1 $2 2>/dev/null && echo open || echo closed; }
@@ -46,7 +47,8 @@ fn find_container() -> Option<(PathBuf, u32)> {
     })
 }
 
-/// Gives a control group to a user, as the kernel's documentation of cgroup v2 has it. Returns what it was.
+/// Gives a control group to a user, as the kernel's documentation of cgroup v2 has it. Returns what
+/// it was.
 fn delegate(group: &Path, user: u32) -> Vec<(PathBuf, u32)> {
     let files = ["", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"];
     let files = files.map(|file| if file.is_empty() { group.to_owned() } else { group.join(file) });
@@ -112,12 +114,12 @@ const HELD: &str = "open\nload: ok\nattach: ok\nclosed\nopen\nopen\n\
     query: ok\n1, flags 2\nopen: ok\nreplace: ok\nopen\nclosed\nquery: ok\ndetach: ok\nopen\n";
 
 #[test]
-fn a_policy_holds_until_it_is_taken_away() {
+fn a_policy_applies_until_it_is_detached() {
     assert_eq!(run(ON, POLICY), HELD);
 }
 
 #[test]
-fn changes_are_logged_and_looking_is_not() {
+fn changes_are_logged_and_queries_are_not() {
     let folder = readable_dir();
     let log = folder.path().join("audit.log");
     let lines = format!("{ON}\n[audit]\nfile = {log:?}\n");
@@ -171,7 +173,7 @@ fn every_thread_and_word_size_is_served() {
 }
 
 #[test]
-fn what_is_wrong_has_the_kernels_errno_and_the_rest_is_refused() {
+fn invalid_arguments_have_the_kernels_errno_and_other_commands_are_refused() {
     let text = run(ON, "$call edges $g/a; echo $?");
     let expected = "no attribute: EFAULT\nnowhere: EFAULT\ncut off: EFAULT\na huge attribute: E2BIG\n\
         an endless one: E2BIG\nan unknown field: E2BIG\n\
@@ -197,7 +199,7 @@ fn nothing_is_granted_unless_both_keys_are_on() {
 }
 
 #[test]
-fn only_who_has_the_right_in_its_container_may() {
+fn only_callers_with_the_capability_in_their_container_are_served() {
     let script = "unshare -Ur $call load; setpriv --reuid 1000 --clear-groups $call load
         setpriv --bounding-set=-sys_admin,-bpf $call load; setpriv --bounding-set=-sys_admin,-net_admin $call load
         setpriv --bounding-set=-sys_admin $call deny $g/a 1 5; try $g/a /dev/zero";
@@ -233,7 +235,7 @@ fn control_groups_that_are_not_its_own_are_out_of_reach() {
 }
 
 #[test]
-fn the_hosts_programs_hold_whatever_is_attached_below() {
+fn the_hosts_programs_apply_whatever_is_attached_below() {
     let daemon = Daemon::start_at(Place::intercepting(ON));
     // Both count.
     let added = |group: &Path| drop(on_host(&["deny", group.to_str().unwrap(), "1", "7", "2"]));

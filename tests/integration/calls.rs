@@ -1,6 +1,6 @@
-//! Every call, by everybody who can make it: granted, refused, with bad arguments, by a thread, by a
-//! 32-bit program, after a chroot, from a nested user namespace, and while it is off. One container
-//! of each engine tells all of it, so that they can be compared.
+//! Every call, by every kind of caller: granted, refused, with bad arguments, by a thread, by a
+//! 32-bit program, after a chroot, from a nested user namespace, and while it is off. The same
+//! script runs in a container of each engine, so that the results can be compared.
 
 use crate::harness::command::Output;
 use crate::harness::daemon::{Daemon, Place};
@@ -101,7 +101,8 @@ fn mounted(calls: &[&str]) -> String {
     "ok\nok\nEPERM\nEINVAL\nENOENT\n".repeat(calls.len()) + "EPERM\nok\n"
 }
 
-/// All of it, for somebody who runs a script in a container, with a folder that is the container's.
+/// Runs all of it, with a function that runs a script in a container, and a folder of the
+/// container.
 #[track_caller]
 fn tells_the_table(folder: &str, run: impl Fn(&Daemon, &str) -> Output) {
     machine::needs(&["mke2fs", "setfattr", "chrt", "tar", "python3"]);

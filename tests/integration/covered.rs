@@ -1,5 +1,5 @@
-//! The overlay's files lie over the machine's own, where the daemon runs: a container engine that shares
-//! `/sys` with the host mounts them there. The daemon's own numbers come from below.
+//! The overlay's files lie over the machine's own, where the daemon runs: a container engine that
+//! shares `/sys` with the host mounts them there. The daemon's own numbers come from below.
 
 use std::fs;
 use std::process::Command;

@@ -1,4 +1,5 @@
-//! A request that ends every server that handles it: the next one does not, and others never notice.
+//! A request that crashes every server that handles it is refused after three crashes, and other
+//! callers are not affected.
 
 use std::fs;
 
@@ -10,8 +11,8 @@ use crate::survival::{resends, survivors};
 /// What is logged of a request that is not handled any more.
 const LINE: &str = "servers died at the same request";
 
-/// A daemon with a defect: programs called `deadly-…` kill it by opening a file or calling sysinfo. What
-/// it may use of memory is limited: all of it is one of the ways.
+/// A daemon with a defect: programs called `deadly-…` kill it by opening a file or calling sysinfo.
+/// What it may use of memory is limited: all of it is one of the ways.
 fn defective() -> (Daemon, Cgroup) {
     let place = Place::intercepting("mknod = true\n");
     let mut serve = place.serve();
@@ -41,7 +42,7 @@ fn restarts(daemon: &Daemon) -> u64 {
 }
 
 #[test]
-fn what_kills_every_server_is_not_handled_for_ever() {
+fn a_request_that_crashes_every_server_is_refused() {
     let (daemon, _cgroup) = defective();
     let (stop, others) = survivors(&daemon, 2);
     for (how, call) in [("abort", "fault"), ("stack", "memory")] {

@@ -1,5 +1,5 @@
-//! Many containers reading at once: nobody ever sees another's number, nothing fails, and the
-//! daemon does not grow.
+//! Many containers that read at once: no container sees the numbers of another one, no read fails,
+//! and the daemon's memory does not grow.
 
 use std::time::Duration;
 
@@ -82,7 +82,7 @@ fn the_status_of_a_new_server_lists_more_containers_than_it_may_open_files_for()
 /// What one start looks up is shared with the others: the host's root, the overlay, the control
 /// groups. The first to use a daemon look every name up for the first time.
 #[test]
-fn sandboxes_that_start_at_once_do_not_hinder_each_other() {
+fn sandboxes_that_start_at_the_same_time_do_not_fail() {
     for _ in 0..2 {
         let daemon = Daemon::start();
         let starts: Vec<_> = (0..STARTS)

@@ -1,5 +1,5 @@
-//! A connection that is aborted: the daemon's own files come back, and the dead ones in containers
-//! are told with what to do.
+//! A FUSE connection that is aborted: the daemon mounts its files again, and names the containers
+//! with dead files and the remedy.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::harness::machine::{self, AMBIT};
 use crate::harness::sandbox;
 
 #[test]
-fn dead_files_are_told_and_the_daemons_own_are_mounted_anew() {
+fn dead_files_are_reported_and_the_overlay_is_mounted_again() {
     let daemon = Daemon::start();
     let script = "echo ready; while :; do sleep 0.1; done";
     let mut running = start(&mut sandbox::command(&daemon, &[], script));

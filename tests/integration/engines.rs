@@ -1,5 +1,5 @@
-//! The same story under runc, crun and LXC, with the overlay bound by hand and our sockets as
-//! their listeners.
+//! runc, crun and LXC show the same numbers, with the overlay bound by hand and the daemon's
+//! sockets as their listeners.
 
 use crate::harness::daemon::Daemon;
 use crate::harness::machine;
@@ -54,7 +54,7 @@ fn oci(engine: &str, userns: bool) {
 /// Runtimes touch the files while they build a container, before they limit it: nothing read
 /// then may be shown to the container itself.
 #[test]
-fn the_first_read_of_a_container_is_right() {
+fn the_first_read_of_a_container_shows_its_limits() {
     let daemon = Daemon::start();
     for _ in 0..5 {
         let script = "read -r line </proc/meminfo; echo \"$line\"";

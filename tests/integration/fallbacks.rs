@@ -19,10 +19,10 @@ fn limited(name: &str, mib: u64) -> Cgroup {
     Cgroup::new(name, Limits { memory: Some(mib * MIB), ..Limits::default() })
 }
 
-/// Containers die in the middle of reading, again and again: nobody else notices, and the log
+/// Containers die in the middle of reading, again and again: no other reader fails, and the log
 /// does not fill.
 #[test]
-fn an_init_that_dies_takes_only_its_own_readers_along() {
+fn the_death_of_an_init_fails_only_reads_of_its_container() {
     let daemon = Daemon::start();
     let files = ["meminfo", "stat", "uptime", "vmstat", "loadavg", "pressure/cpu"];
     let files = files.map(|name| daemon.file("proc").join(name).display().to_string()).join(" ");
@@ -51,9 +51,9 @@ fn an_init_that_dies_takes_only_its_own_readers_along() {
 }
 
 /// A file that a container opened goes on in other hands when the container and its cgroup are
-/// gone: what was read stays readable, and from the start it shows the reader, nobody else.
+/// gone: what was read stays readable, and from the start it shows the reader's own numbers only.
 #[test]
-fn a_handle_survives_its_container() {
+fn an_open_file_survives_its_container() {
     let daemon = Daemon::start();
     let cgroup = limited("gone", 48);
     let meminfo = daemon.file("proc/meminfo").display().to_string();
@@ -86,7 +86,7 @@ fn a_handle_survives_its_container() {
 
 /// A process that leaves its cgroup with a file open, and the cgroup goes.
 #[test]
-fn a_reader_is_shown_where_it_is_now() {
+fn a_reader_that_moved_sees_its_new_cgroup() {
     let daemon = Daemon::start();
     let (first, second) = (limited("first", 40), limited("second", 56));
     let dirs = |cgroup: &Cgroup| {
@@ -115,7 +115,7 @@ fn a_reader_is_shown_where_it_is_now() {
 
 /// No memory controller of its own: the nearest cgroup above that has one.
 #[test]
-fn without_a_controller_the_nearest_above_counts() {
+fn without_a_controller_the_nearest_cgroup_above_is_shown() {
     let daemon = Daemon::start();
     let above = limited("above", 88);
     let mut plain: Vec<PathBuf> = Vec::new();

@@ -1,6 +1,6 @@
 //! Containers that do their worst: paths and memory that change while they are looked at, callers
 //! that die and whose numbers others get, helpers that do not do what helpers do, floods. Nothing
-//! is gained, nobody hangs, and afterwards the host is as it was.
+//! is gained, no other caller hangs, and afterwards the host is as it was.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -71,14 +71,14 @@ fn deadline() -> u32 {
     if machine::slowness() == 1 { 3 } else { 10 }
 }
 
-/// A folder of the host that no container is given, with an image in it; everybody could write it.
+/// A folder of the host that no container is given, with an image in it; all users may write it.
 fn outside() -> tempfile::TempDir {
     let outside = readable_dir();
     fs::set_permissions(outside.path(), fs::Permissions::from_mode(0o777)).unwrap();
     outside
 }
 
-/// Is there nothing in it, on it, or said of it?
+/// True if the folder is unchanged, nothing is mounted on it, and no output names it.
 #[track_caller]
 fn is_untouched(folder: &Path) {
     let content: Vec<_> = fs::read_dir(folder).unwrap().flatten().collect();
@@ -91,7 +91,7 @@ fn is_untouched(folder: &Path) {
 }
 
 #[test]
-fn paths_that_flip_never_lead_out() {
+fn paths_that_change_never_lead_out_of_the_container() {
     let attack = Attack::on(ALL);
     let outside = outside();
     let way = format!("../../../../../../..{}", outside.path().display());
@@ -105,7 +105,7 @@ fn paths_that_flip_never_lead_out() {
 }
 
 #[test]
-fn no_path_leads_out() {
+fn no_path_leads_out_of_the_container() {
     let attack = Attack::on(ALL);
     let outside = outside();
     let image = outside.path().join("image");
@@ -121,7 +121,7 @@ fn no_path_leads_out() {
 }
 
 #[test]
-fn arguments_that_change_have_one_meaning() {
+fn arguments_that_change_during_the_call_are_read_once() {
     let attack = Attack::on(ALL);
     fs::create_dir(attack.stage.folder().join("own")).unwrap();
     let own = attack.stage.folder().join("own");
@@ -144,7 +144,7 @@ fn arguments_that_change_have_one_meaning() {
 }
 
 #[test]
-fn odd_bytes_have_the_meaning_that_the_kernel_gives_them() {
+fn unusual_bytes_in_paths_are_handled_as_by_the_kernel() {
     let attack = Attack::on(ALL);
     let text = attack.run("/mnt/hostile bytes /tmp/m /run/i/ext4; /mnt/hostile marks /tmp/m").ok();
     let expected = "commas without an end: ok\nno words: ok\na second string: ok\n\
@@ -160,7 +160,7 @@ fn odd_bytes_have_the_meaning_that_the_kernel_gives_them() {
 }
 
 #[test]
-fn files_that_block_hold_nobody_up() {
+fn files_that_block_do_not_delay_other_callers() {
     let lines = format!(
         "{ALL}mount.fuse = {{ squashfs = \"squashfuse\" }}\nmount.deadline = {}\n",
         deadline() - 1
@@ -191,7 +191,8 @@ fn files_that_block_hold_nobody_up() {
     attack.ends();
 }
 
-/// A superblock that is being made holds up `sync` on the host for as long as its image is withheld.
+/// A superblock that is being made holds up `sync` on the host for as long as its image is
+/// withheld.
 #[test]
 fn images_that_a_container_serves_itself_are_not_read() {
     let attack = Attack::on(ALL);
@@ -243,7 +244,7 @@ fn a_hundred_threads_flood_every_call() {
 }
 
 #[test]
-fn the_numbers_of_dead_callers_are_nobody_else() {
+fn a_reused_thread_id_gets_nothing_of_the_dead_caller() {
     let last = Path::new("/proc/sys/kernel/ns_last_pid");
     if !last.exists() {
         return machine::not_on_this_kernel("choosing process numbers (CONFIG_CHECKPOINT_RESTORE)");
@@ -309,7 +310,7 @@ fn victim(last: &Path, id: u32, home: &Path) -> Option<Child> {
 }
 
 #[test]
-fn helpers_that_misbehave_leave_nothing_and_show_nothing() {
+fn helpers_that_misbehave_leave_nothing_and_reveal_nothing() {
     let kinds = ["hang", "exit", "die", "flood", "fork", "swarm", "junk"];
     let helpers: Vec<_> = kinds.map(|kind| format!("{kind} = \"/run/i/fuse-{kind}\"")).into();
     let lines = format!(
@@ -342,8 +343,8 @@ fn helpers_that_misbehave_leave_nothing_and_show_nothing() {
         assert!(text.contains(&format!("{kind} {errno}\n")), "{kind}: {text}");
     }
     assert!(text.ends_with("\n0\nall ended\n"), "{text}");
-    // Processes of ours are seen, and that is all. What the helper is given is its own already, just
-    // before it has a name of its own.
+    // Processes of ours are seen, and that is all. What the helper is given is its own already,
+    // just before it has a name of its own.
     assert!(text.contains("ambit-broker stat \n"), "{text}");
     let given = ["/dev/fuse", "/dev/null", "/memfd:output (deleted)", ".image"];
     let shown = |line: &&str| {

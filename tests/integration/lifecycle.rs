@@ -1,4 +1,4 @@
-//! Starting, stopping, dying, and leaving nothing behind.
+//! The daemon and sandboxes start, stop and die, and leave nothing behind.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -56,7 +56,7 @@ fn a_second_daemon_on_the_same_sockets_is_refused() {
 }
 
 #[test]
-fn outside_nothing_changes() {
+fn processes_outside_see_the_machine() {
     let before = outside();
     {
         let daemon = Daemon::start();

@@ -1,7 +1,7 @@
-//! Inside `ambit run --memory 256M --cpus 1`, every program tells the same story: 256 MiB, one
-//! processor, started a moment ago.
+//! Inside `ambit run --memory 256M --cpus 1` every program shows the same: 256 MiB, one processor,
+//! started a moment ago.
 //!
-//! One sandbox is asked everything once; each test looks at its part.
+//! All programs run once, in one sandbox; each test checks a part of their output.
 
 use std::sync::OnceLock;
 
@@ -120,7 +120,7 @@ fn swap_agrees_between_files_and_calls() {
 }
 
 #[test]
-fn what_shows_the_hosts_use_is_hidden() {
+fn files_that_show_the_hosts_usage_are_hidden() {
     assert_eq!(survey().get("hidden"), "");
 }
 
@@ -151,7 +151,7 @@ fn every_program_sees_one_processor() {
 }
 
 #[test]
-fn affinity_keeps_the_rules_of_the_kernel() {
+fn sched_getaffinity_fails_as_the_kernels_does() {
     for name in machine::runnable(&["affinity", "affinity-musl", "affinity-32"]) {
         let answer = survey().get(name);
         let has =

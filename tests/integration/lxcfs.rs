@@ -147,7 +147,7 @@ fn signals_pid_file_and_mount_are_those_of_lxcfs() {
 
 /// Incus starts one for each instance.
 #[test]
-fn one_for_each_instance() {
+fn several_instances_run_side_by_side() {
     let (first, second) = (Lxcfs::ours(&["-f", "--enable-cfs"]), Lxcfs::ours(&["-u"]));
     let cgroup = Cgroup::new(
         "each",
@@ -229,8 +229,8 @@ fn the_layout_is_that_of_debians_lxcfs() {
     drop((ours.stop(), theirs.stop()));
 }
 
-/// Runs a script in a container with Debian's hooks as LXC includes them, and our server where they look
-/// for lxcfs. Returns what it printed, and LXC's log.
+/// Runs a script in a container with Debian's hooks as LXC includes them, and our server where they
+/// look for lxcfs. Returns what it printed, and LXC's log.
 #[track_caller]
 fn hooked(args: &[&str], nested: bool, script: &str) -> (String, String) {
     machine::needs(&["lxc-execute", "newuidmap", "lxcfs"]);
@@ -277,8 +277,8 @@ fn hooked(args: &[&str], nested: bool, script: &str) -> (String, String) {
     (output.stdout, log)
 }
 
-/// The container has a place for lxcfs, for containers in it: the hook binds the whole overlay there, which
-/// the kernel refuses if anything is mounted upon that.
+/// The container has a place for lxcfs, for containers in it: the hook binds the whole overlay
+/// there, which the kernel refuses if anything is mounted upon that.
 #[test]
 fn debians_hook_binds_our_files() {
     let script = "cat /proc/meminfo; echo @@; cat /proc/stat; echo @@; ls /sys/devices/system/cpu; \

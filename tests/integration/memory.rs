@@ -1,5 +1,4 @@
-//! Results are written into the memory of the caller, as far as it could write there itself, and
-//! into no other.
+//! Results are written into the caller's memory only, and only where the caller itself could write.
 
 use std::fs;
 use std::process::Command;

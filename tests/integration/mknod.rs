@@ -37,7 +37,7 @@ fn leaves_nothing(daemon: Daemon) {
 
 fn workers() -> Vec<String> {
     let all = fs::read_dir("/proc").unwrap().flatten();
-    // One that nobody has waited for yet has no command line.
+    // A zombie has no command line.
     all.filter(|entry| {
         let text = |file| fs::read_to_string(entry.path().join(file)).unwrap_or_default();
         text("comm") == "ambit-act\n" && !text("cmdline").is_empty()
@@ -63,7 +63,7 @@ fn harmless_devices_are_made_and_work() {
 }
 
 #[test]
-fn all_else_is_the_kernels() {
+fn all_other_nodes_are_left_to_the_kernel() {
     let daemon = daemon(ON);
     let script = "mkdir at; /mnt/node_call edges /tmp/at; ls at
         unshare -Urm /mnt/node_call make at/nested 1 3
@@ -119,18 +119,18 @@ print(open("/proc/self/comm", "rb").read(), os.stat("n").st_rdev == os.makedev(1
 }
 
 #[test]
-fn nothing_is_made_while_it_is_off() {
+fn no_node_is_made_while_the_call_is_off() {
     let daemon = daemon("setxattr = false\n");
     let script = "/mnt/node_call make n 1 3; mkdir d; /mnt/node_call opaque d";
     let output = run(&daemon, script);
-    let note = "the configuration has mknod, setxattr for no container: the kernel answers";
+    let note = "the configuration grants mknod, setxattr to no container: the kernel answers";
     assert!(output.stderr.contains(note), "{output:?}");
     assert_eq!(output.ok(), "EPERM\nEPERM\n");
     leaves_nothing(daemon);
 }
 
 #[test]
-fn filesystems_that_forbid_devices_get_none() {
+fn no_device_is_made_on_a_filesystem_that_forbids_devices() {
     let daemon = daemon(ON);
     let script = "mkdir own nodev; mount -t tmpfs own own; mount -t tmpfs -o nodev nodev nodev
         for d in own nodev own; do /mnt/node_call make $d/n 1 3; ls $d; done";
@@ -152,7 +152,7 @@ const BOUND_SAYS: &str = "ok\nok\nEEXIST\nn 1:3 640 0:0\nsub/z 1:5 644 0:0\n3\nb
 #[test]
 fn devices_are_mounted_below_dev_where_nodes_are_forbidden() {
     let daemon = daemon("mknod.enabled = true\nmknod.bind = true\n");
-    // Whoever may not mount gets no node either, and no file is left.
+    // A caller that may not mount gets no node either, and no file is left.
     let script = format!(
         "mount -t tmpfs dev /dev; mkdir /tmp/r; mount --bind /tmp/r /root
          setpriv --bounding-set=-sys_admin /mnt/node_call make /dev/few 1 3; ls /dev; {BOUND}"
@@ -180,7 +180,7 @@ fn every_thread_word_size_and_root_is_served() {
 }
 
 #[test]
-fn a_thread_may_be_somebody_else_at_each_call() {
+fn a_thread_may_change_its_identity_between_calls() {
     let daemon = daemon(ON);
     let script =
         "/mnt/node_call changes /tmp && find . -type c | sort | xargs stat -c '%n %a %u:%g'";
@@ -195,7 +195,7 @@ fn a_thread_may_be_somebody_else_at_each_call() {
 }
 
 #[test]
-fn what_a_caller_was_in_can_be_unmounted_when_it_has_ended() {
+fn the_folder_of_a_caller_can_be_unmounted_after_its_end() {
     let daemon = daemon(ON);
     let script = "mkdir m; busy=0
         for i in 1 2 3 4 5 6 7 8 9 10; do
@@ -205,7 +205,7 @@ fn what_a_caller_was_in_can_be_unmounted_when_it_has_ended() {
         done; echo $busy";
     let text = run(&daemon, script).ok();
     let busy = text.strip_prefix(&"EPERM\n".repeat(10)).unwrap_or_else(|| panic!("{text}"));
-    // Both hear of the end at once, and whoever unmounts may be the quicker one now and then.
+    // Both see the end at the same time, and the unmount may come first now and then.
     assert!(busy.trim().parse::<u32>().unwrap() < 5, "{text}");
     leaves_nothing(daemon);
 }
@@ -241,8 +241,8 @@ fn killed_workers_are_replaced() {
     }
     let text = making.finish(machine::patience(60)).ok();
     let (calls, last) = text.split_once("failed: ").unwrap();
-    // One that was killed in the middle of its task has made the node, or has not. If it was just about to
-    // start, the kernel answered.
+    // One that was killed in the middle of its task has made the node, or has not. If it was just
+    // about to start, the kernel answered.
     for line in calls.lines().filter(|line| *line != "begun") {
         assert!(["EINTR", "EPERM", "not there ENOENT"].contains(&line), "{text}");
     }

@@ -1,4 +1,4 @@
-//! Commands whose output is not taken: a reader that has gone, a device that is full.
+//! Commands whose output cannot be written: a closed pipe, a full device.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -49,7 +49,7 @@ fn stage() -> (Daemon, crate::harness::command::Running) {
 }
 
 #[test]
-fn a_reader_that_has_gone_is_no_failure() {
+fn a_closed_pipe_is_no_failure() {
     let (daemon, container) = stage();
     for words in COMMANDS {
         let (reads, writes) = rustix::pipe::pipe().unwrap();
@@ -63,7 +63,7 @@ fn a_reader_that_has_gone_is_no_failure() {
 }
 
 #[test]
-fn a_full_device_is_told_in_one_line() {
+fn a_full_device_is_an_error_in_one_line() {
     let (daemon, container) = stage();
     let full = || OwnedFd::from(File::options().write(true).open("/dev/full").unwrap());
     for words in COMMANDS {

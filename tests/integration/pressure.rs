@@ -10,7 +10,7 @@ use crate::harness::daemon::{Daemon, readable_dir};
 use crate::harness::machine;
 use crate::harness::sandbox;
 
-/// 150 ms of stalls in two seconds, which everybody may ask for.
+/// 150 ms of stalls in two seconds, a trigger that unprivileged users may set.
 const TRIGGER: &str = "some 150000 2000000";
 
 /// Three busy loops; below a quota, or on few processors, they wait for each other.
@@ -55,7 +55,7 @@ fn in_a_sandbox_a_trigger_fires_for_its_own_load() {
     };
     let own = sandbox::run(&daemon, &["--cpus", "0.5"], &script(LOAD));
     assert!(fired(&own) >= 1, "{own:?}");
-    // Somebody else's load does not.
+    // The load of another container does not.
     let other = Cgroup::new("other", Limits { quota: Some(20_000), ..Limits::default() });
     let mut load = other.script(&format!("{LOAD} wait"));
     let loading = start(&mut load);
@@ -81,7 +81,7 @@ fn in_the_shared_tree_a_trigger_fires_for_its_own_load() {
 
 /// What the kernel says to the same program on its own file.
 #[test]
-fn mistakes_are_answered_as_the_kernel_does() {
+fn invalid_triggers_fail_as_with_the_kernel() {
     if !has_pressure() {
         return;
     }

@@ -1,5 +1,5 @@
-//! Profiles that `ambit profile` merges into one that refuses what it does not list, in real engines.
-//! Those without a base are what all other tests of engines have.
+//! Profiles that `ambit profile` merges into one that refuses what it does not list, in real
+//! engines. Those without a base are what all other tests of engines have.
 
 use std::fs;
 
@@ -14,8 +14,8 @@ use crate::harness::{lxc, oci, profile};
 const MIB: u64 = 1 << 20;
 const ON: &str = "mknod = true\nsetxattr = true\nsched_setscheduler = true\nmount = true\n";
 
-/// What is reported, what is not but has the same name, and what the base refuses. Not every kernel has
-/// these attributes on tmpfs, but none forbids them.
+/// What is reported, what is not but has the same name, and what the base refuses. Not every kernel
+/// has these attributes on tmpfs, but none forbids them.
 const INSIDE: &str = r#"cd /root; /mnt/node_call make null 1 3; /mnt/node_call make memory 1 1
 mkfifo fifo && echo fifo; mknod white c 0 0 && echo white; mkdir d m; /mnt/node_call opaque d
 setfattr -n user.long -v longer d 2>&1 | grep -c 'not permitted'; setfattr -n user.one -v 1 d 2>&1 | grep -c 'not permitted'
@@ -100,7 +100,7 @@ fn a_written_profile_comes_with_the_lines_of_a_container() {
 }
 
 #[test]
-fn mistakes_end_with_status_2_and_print_no_profile() {
+fn usage_errors_have_status_2_and_print_no_profile() {
     let folder = readable_dir();
     let base = folder.path().join("base.json");
     fs::write(&base, "{\n  \"syscalls\": []\n}\n").unwrap();
@@ -109,7 +109,7 @@ fn mistakes_end_with_status_2_and_print_no_profile() {
     for (args, said) in [
         (&["--for", "lxc", "--intercept", "nonsense"][..], "known are: view, sysinfo"),
         (&["--for", "oci", "--intercept", "mount,mount.allowed=ext4"], "belongs in [intercept]"),
-        (&["--for", "oci", "--intercept", ""], "no call is to be reported"),
+        (&["--for", "oci", "--intercept", ""], "no call is reported"),
         (&["--for", "docker"], "possible values: lxc, oci"),
         (&["--for", "oci", "--base", base], &of_base),
     ] {

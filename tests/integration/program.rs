@@ -134,7 +134,7 @@ fn another_user_cannot_keep_a_sandbox_from_its_own_server() {
 fn binds_are_writable_or_not_as_asked() {
     let daemon = Daemon::start();
     let (open, closed) = (readable_dir(), readable_dir());
-    // Where the file system cannot be idmapped, root of the sandbox is nobody there.
+    // Where the filesystem cannot be idmapped, root of the sandbox is the overflow user.
     let anybody = std::os::unix::fs::PermissionsExt::from_mode(0o777);
     fs::set_permissions(open.path(), anybody).unwrap();
     let binds =
@@ -218,25 +218,25 @@ fn a_configuration_is_checked_before_it_is_used() {
 }
 
 #[test]
-fn not_being_root_is_said() {
+fn a_user_other_than_root_is_refused_with_a_message() {
     machine::needs(&["setpriv"]);
     let place = Place::new();
-    // The program is copied to where nobody may read it.
+    // The program is copied to a path that the other user may execute.
     let dir = readable_dir();
     let copy = dir.path().join("ambit");
     fs::copy(AMBIT, &copy).unwrap();
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
-    let nobody = |args: &[&str]| {
+    let as_other_user = |args: &[&str]| {
         let mut command = quiet("setpriv");
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy).args(args);
         run(&mut command)
     };
     let config = place.config();
     let config = config.to_str().unwrap();
-    let output = nobody(&["serve", "--config", config]);
+    let output = as_other_user(&["serve", "--config", config]);
     is_refused(&output, &["root"]);
     assert_eq!(output.stderr.lines().count(), 1, "{output:?}");
-    is_refused(&nobody(&["run", "--config", config, "--", "true"]), &["root"]);
+    is_refused(&as_other_user(&["run", "--config", config, "--", "true"]), &["root"]);
 }
 
 #[test]
@@ -249,7 +249,7 @@ fn help_and_version_succeed() {
 }
 
 #[test]
-fn check_finds_this_machine_fit() {
+fn check_succeeds_on_this_machine() {
     let text = ambit(&["check"]).ok();
     assert!(text.to_lowercase().contains("fuse") && text.contains("seccomp"), "{text}");
 }

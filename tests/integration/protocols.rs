@@ -1,5 +1,5 @@
-//! Who may speak to the sockets, and what happens to those who speak wrongly: real sockets of a real
-//! daemon. What is said right is tested by the engines themselves.
+//! Which processes may use the sockets, and what malformed messages do, on real sockets of a real
+//! daemon. Correct messages are tested with the engines.
 
 use std::fs::{self, File, Permissions};
 use std::io::{IoSlice, Read, Write};
@@ -78,7 +78,7 @@ fn wrong_messages_of_runtimes_are_refused_and_leave_nothing() {
     let sent = (0..1024).take_while(|_| endless.write_all(&spaces).is_ok()).count();
     assert!((8..1024).contains(&sent), "{sent} times 64 KiB were taken");
     is_closed(&endless);
-    // One that says nothing holds up nobody.
+    // A connection that sends nothing delays no other one.
     let silent = UnixStream::connect(&path).unwrap();
     is_served(&daemon);
     drop(silent);
@@ -95,7 +95,8 @@ fn wrong_messages_of_runtimes_are_refused_and_leave_nothing() {
     daemon.stop().0.ok();
 }
 
-/// What a process of this user can do with a socket: whether it may connect, and whether it is heard.
+/// What a process of this user can do with a socket: whether it may connect, and whether it is
+/// heard.
 fn as_user(uid: u32, path: &Path, kind: SocketType) -> std::io::Result<usize> {
     let path = path.to_owned();
     let thread = std::thread::spawn(move || {
@@ -119,13 +120,13 @@ fn as_user(uid: u32, path: &Path, kind: SocketType) -> std::io::Result<usize> {
 }
 
 #[test]
-fn only_root_is_heard() {
+fn a_user_other_than_root_is_refused() {
     let mut daemon = Daemon::start();
     for (name, kind) in [("oci.sock", SocketType::STREAM), ("lxc.sock", SocketType::SEQPACKET)] {
         let path = daemon.socket(name);
         let error = as_user(65_534, &path, kind).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{name}");
-        // Even where somebody opened it to all.
+        // Even if its mode allows all users.
         fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
         assert_eq!(as_user(65_534, &path, kind).unwrap(), 0, "{name}: the end at once");
     }
@@ -137,7 +138,7 @@ fn only_root_is_heard() {
 
 /// A monitor connects again when the daemon was gone: nothing need be restarted.
 #[test]
-fn liblxc_comes_back_to_a_daemon_that_was_started_anew() {
+fn liblxc_reconnects_to_a_restarted_daemon() {
     let daemon = Daemon::start();
     let go = readable_dir();
     let script = "ask() { /mnt/sysinfo | grep ^total_kb || echo no answer; }

@@ -1,4 +1,4 @@
-//! Priorities that containers give their own threads, and what they must not reach.
+//! Priorities that containers set for their own threads, and threads that they must not change.
 
 use std::fs;
 use std::io::Write;
@@ -22,8 +22,8 @@ fn each(commands: &[&str]) -> String {
     commands.iter().map(|one| format!("{one} >/dev/null 2>&1 && echo ok || echo no\n")).collect()
 }
 
-/// Can a thread in a control group have real-time priority at all? With `CONFIG_RT_GROUP_SCHED` a new
-/// one has no share of it.
+/// Can a thread in a control group have real-time priority at all? With `CONFIG_RT_GROUP_SCHED` a
+/// new one has no share of it.
 pub(crate) fn real_time() -> bool {
     let group = cgroup::Cgroup::new(
         "real-time",
@@ -36,7 +36,7 @@ pub(crate) fn real_time() -> bool {
     can
 }
 
-/// Can numbers of other threads than the caller be told (Linux 6.11)?
+/// True if thread ids other than the caller's can be translated (Linux 6.11).
 fn finds_others() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
@@ -109,14 +109,14 @@ fn real_time_is_granted_as_far_as_the_control_group_has_it() {
     daemon.stop().0.ok();
 }
 
-/// Whoever runs this says whether it may lower its own nice value.
+/// Prints whether the process may lower its own nice value.
 const LOWER: &str = "/usr/bin/python3 -c '
 import os
 try: os.setpriority(0, 0, -5); print(-5)
 except PermissionError: print(\"refused\")'";
 
 #[test]
-fn others_are_out_of_reach_and_only_root_may() {
+fn only_root_sets_priorities_and_only_of_its_own_threads() {
     let script = format!(
         "setpriv --reuid 1000 --clear-groups {LOWER}; setpriv --bounding-set=-sys_nice {LOWER}
          unshare -Ur {LOWER}; renice -n -5 -p {} >/dev/null 2>&1
@@ -132,7 +132,7 @@ fn others_are_out_of_reach_and_only_root_may() {
 }
 
 #[test]
-fn what_the_kernel_grants_is_not_taken_away() {
+fn priorities_that_the_kernel_grants_are_still_granted() {
     let daemon = Daemon::start_at(Place::intercepting(
         "sched_setscheduler.enabled = true\nsched_setscheduler.nice = 5\n",
     ));
@@ -157,7 +157,7 @@ fn every_thread_and_word_size_is_served() {
 }
 
 #[test]
-fn nothing_is_set_while_it_is_off() {
+fn no_priority_is_set_while_the_call_is_off() {
     assert_eq!(run("sched_setscheduler = false\n", LOWER), "refused\n");
 }
 

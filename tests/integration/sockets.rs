@@ -30,7 +30,7 @@ fn takes_containers(daemon: &Daemon) {
 }
 
 #[test]
-fn removed_sockets_come_back() {
+fn removed_sockets_are_bound_again() {
     let mut daemon = Daemon::start();
     fs::remove_dir_all(daemon.place().runtime()).unwrap();
     // The command waits for that.

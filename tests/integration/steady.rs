@@ -1,5 +1,5 @@
-//! Containers come and go, readers stand still in the middle of what they do: memory and
-//! descriptors stay as they are, and nobody waits for anybody.
+//! Containers come and go, and readers stop in the middle of a read: the daemon's memory and
+//! descriptors do not grow, and readers do not wait for each other.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -26,10 +26,10 @@ fn come_and_go(daemon: &Daemon, count: usize) {
 }
 
 #[test]
-fn containers_that_are_gone_are_forgotten() {
+fn ended_containers_are_removed() {
     let daemon = Daemon::start();
     come_and_go(&daemon, 20);
-    // Those that are gone are looked for when somebody asks.
+    // Ended containers are removed when the status is asked for.
     let pids = [daemon.server_pid(), daemon.pid()];
     let early = pids.map(held);
     come_and_go(&daemon, 200);
@@ -50,7 +50,7 @@ fn containers_that_are_gone_are_forgotten() {
 }
 
 #[test]
-fn readers_that_stand_still_hold_up_nobody() {
+fn readers_that_are_stopped_do_not_delay_others() {
     let daemon = Daemon::start();
     let script = format!("echo ready; while :; do cat {}; done", daemon.file("proc/*").display());
     let mut readers: Vec<_> = (0..4)

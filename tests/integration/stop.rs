@@ -40,7 +40,7 @@ fn a_daemon_can_be_started_as_soon_as_stop_returns() {
         assert!(!daemon.place().is_mounted() && !daemon.socket("control.sock").exists());
         let next = command::start(&mut daemon.place().serve());
         place = daemon.ended_at();
-        // The next one is in nobody's way.
+        // The next daemon can start.
         let until = Instant::now() + machine::patience(10);
         while place.ambit(&["status"]).status != 0 {
             assert!(Instant::now() < until, "the next daemon does not serve");

@@ -104,7 +104,7 @@ fn a_signal_passes_while_the_terminal_takes_no_output() {
 }
 
 #[test]
-fn what_was_printed_last_is_shown_when_the_terminal_takes_it() {
+fn the_last_output_is_shown_when_the_terminal_continues() {
     let daemon = Daemon::start();
     // More than the caller's terminal holds (12 KiB), less than both do: the command ends.
     let mut running = InTerminal::start(&daemon, "seq 1 3800; echo last");
@@ -120,7 +120,7 @@ fn what_was_printed_last_is_shown_when_the_terminal_takes_it() {
 }
 
 #[test]
-fn what_is_typed_arrives() {
+fn typed_text_reaches_the_command() {
     let daemon = Daemon::start();
     let mut running = InTerminal::start(&daemon, "read -r line; echo got $line");
     let mut typed = File::from(running.master.as_fd().try_clone_to_owned().unwrap());

@@ -34,7 +34,7 @@
 #define OPAQUE "trusted.overlay.opaque"
 #define EXT4 0xef53
 
-/* Whoever reads this takes it for a helper that is given a device. */
+/* Looks like a helper that was given a device. */
 const volatile char library[] = "libfuse3.so";
 
 static volatile int stop;

@@ -1,7 +1,7 @@
 /*
  * Memory that hangs: a file of a FUSE filesystem whose server never answers a read.
- *   hung_memory serve FOLDER            mounts it there, prints "mounted" and serves until it is killed; nobody is told either
- *                                       what "hang" is
+ *   hung_memory serve FOLDER            mounts it there, prints "mounted" and serves until it is killed; a
+ *                                       lookup of the name "hang" is not answered either
  *   hung_memory call FILE THREADS       passes the file's memory to sysinfo(2) in so many threads, prints "hanging"
  */
 #define _GNU_SOURCE

@@ -10,7 +10,7 @@
  *   node_call opaque PATH               setxattr of trusted.overlay.opaque
  *   node_call opaque_at FOLDER          setxattrat of it: by folder and path, by a link, of a descriptor, with odd arguments
  *   node_call loop PATH COUNT           prints how many nanoseconds a mknod takes, its removal not counted
- *   node_call changes FOLDER            one thread that is somebody else, or somewhere else, at each of its calls
+ *   node_call changes FOLDER            one thread that changes its ids or its folder before each of its calls
  *   node_call table FOLDER WHO          all calls but mount in FOLDER; WHO is leader, thread, chroot, or nested (a user namespace of its own)
  */
 #include "hostile.h"

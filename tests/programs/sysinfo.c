@@ -37,7 +37,7 @@ int main(int argc, char **argv)
 		printf("%.0f\n", ((b.tv_sec - a.tv_sec) * 1e9 + (b.tv_nsec - a.tv_nsec)) / count);
 		return 0;
 	}
-	/* Whoever fills the structure fills all of it: nothing of this may shine through. */
+	/* The kernel and ambit fill the whole structure: none of these bytes may remain. */
 	memset(&s, 0x5a, sizeof(s));
 	if (sysinfo(&s)) {
 		perror("sysinfo");

@@ -46,7 +46,7 @@ UNIT
     cat >/run/systemd/system/scenario.service <<UNIT
 [Unit]
 DefaultDependencies=no
-# As multi-user.target does with a unit that is enabled: one that nobody wants is forgotten when it stops, with what it left.
+# As multi-user.target does with a unit that is enabled: systemd discards a stopped unit that no other unit wants, with its store.
 Wants=ambit.service
 SuccessAction=exit-force
 FailureAction=exit-force

@@ -84,7 +84,7 @@ static int pin(int pid)
     return last;
 }
 
-/* As pid 1 of a namespace of its own, asks for itself, a child and nobody. */
+/* As pid 1 of a namespace of its own, asks for itself, a child and a pid that does not exist. */
 static void print_in_namespace(void)
 {
     if (unshare(CLONE_NEWPID))

@@ -131,7 +131,8 @@ impl Rseq {
     /// an area already (glibc 2.35 and later; musl has none).
     fn register() -> Option<Self> {
         let area = Box::<Area>::default();
-        rseq(&area, 0).then_some(Self(area))
+        // SAFETY: the area is on the heap, and `drop` unregisters it or leaves it allocated.
+        unsafe { rseq(&area, 0) }.then_some(Self(area))
     }
 
     fn cpu_id(&self) -> u32 {
@@ -139,9 +140,11 @@ impl Rseq {
     }
 }
 
-fn rseq(area: &Area, flags: libc::c_int) -> bool {
-    // SAFETY: the kernel writes into the area until it is unregistered. It is made of atomics on
-    // the heap, and `Rseq` unregisters it before it is freed.
+/// # Safety
+/// An area that this registers stays where it is until it is unregistered.
+unsafe fn rseq(area: &Area, flags: libc::c_int) -> bool {
+    // SAFETY: the kernel writes into the area, which is made of atomics and has the size that is
+    // passed. The caller promises that the area stays.
     unsafe {
         libc::syscall(libc::SYS_rseq, &raw const *area, size_of::<Area>(), flags, SIGNATURE) == 0
     }
@@ -149,7 +152,8 @@ fn rseq(area: &Area, flags: libc::c_int) -> bool {
 
 impl Drop for Rseq {
     fn drop(&mut self) {
-        if !rseq(&self.0, UNREGISTER) {
+        // SAFETY: nothing is registered by this.
+        if !unsafe { rseq(&self.0, UNREGISTER) } {
             // The kernel goes on writing: the memory must stay.
             std::mem::forget(std::mem::take(&mut self.0));
         }

@@ -4,7 +4,7 @@
 //! Members: 13 bits of processor number (`NR_CPUS` is 8192 at most), then 9 bits of [`Part`].
 
 use ambit_sysinfo::View;
-use ambit_sysinfo::topology::{CACHE_FILES, Fact, TOPOLOGY_FILES, fact};
+use ambit_sysinfo::topology::{Attribute, CACHE_FILES, TOPOLOGY_FILES, attribute};
 
 use super::{Family, Shape, list, mask, numbered};
 use crate::text::Text;
@@ -16,7 +16,7 @@ pub(super) struct Cpus;
 const PART_BITS: u32 = 9;
 const LARGEST: u32 = (1 << 13) - 1;
 
-/// What of a processor. Its number is part of node ids and never changes.
+/// A file or directory of a processor. Its number is part of node ids and never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     Whole,
@@ -43,7 +43,7 @@ impl Part {
         }
     }
 
-    fn of(number: u32) -> Option<Self> {
+    fn from_number(number: u32) -> Option<Self> {
         match number {
             0 => Some(Self::Whole),
             1 => Some(Self::Online),
@@ -61,26 +61,26 @@ impl Part {
 }
 
 fn split(member: u32) -> (u32, Option<Part>) {
-    (member >> PART_BITS, Part::of(member & ((1 << PART_BITS) - 1)))
+    (member >> PART_BITS, Part::from_number(member & ((1 << PART_BITS) - 1)))
 }
 
 fn member(cpu: u32, part: Part) -> u32 {
     cpu << PART_BITS | part.number()
 }
 
-/// The fact that a file shows.
-fn shown(view: &View, cpu: u32, part: Part) -> Option<&Fact> {
-    let facts = view.cpu_facts(cpu)?;
+/// Returns the attribute that a file shows.
+fn shown(view: &View, cpu: u32, part: Part) -> Option<&Attribute> {
+    let attributes = view.cpu_attributes(cpu)?;
     match part {
-        Part::TopologyFile(at) => fact(&facts.topology, at),
-        Part::CacheFile(index, at) => fact(&facts.cache(index)?.files, at),
+        Part::TopologyFile(at) => attribute(&attributes.topology, at),
+        Part::CacheFile(index, at) => attribute(&attributes.cache(index)?.files, at),
         _ => None,
     }
 }
 
 fn node_of(view: &View, cpu: u32) -> Option<u32> {
-    let node = view.cpu_facts(cpu)?.node?;
-    view.node_facts(node).map(|facts| facts.number)
+    let node = view.cpu_attributes(cpu)?.node?;
+    view.node_attributes(node).map(|attributes| attributes.number)
 }
 
 impl Family for Cpus {
@@ -91,14 +91,14 @@ impl Family for Cpus {
     fn shape(&self, view: &View, member: u32) -> Option<Shape> {
         let (cpu, part) = split(member);
         let part = part.filter(|_| view.shows_cpu(cpu))?;
-        let facts = view.cpu_facts(cpu);
+        let attributes = view.cpu_attributes(cpu);
         let there = match part {
             Part::Whole => true,
-            Part::Online => facts?.has_online,
-            Part::Topology => !facts?.topology.is_empty(),
-            Part::Cache => !facts?.caches.is_empty(),
+            Part::Online => attributes?.has_online,
+            Part::Topology => !attributes?.topology.is_empty(),
+            Part::Cache => !attributes?.caches.is_empty(),
             Part::Node => node_of(view, cpu).is_some(),
-            Part::Index(index) => facts?.cache(index).is_some(),
+            Part::Index(index) => attributes?.cache(index).is_some(),
             Part::TopologyFile(_) | Part::CacheFile(..) => shown(view, cpu, part).is_some(),
         };
         there.then_some(match part {
@@ -132,19 +132,19 @@ impl Family for Cpus {
                 .collect();
         };
         let (cpu, part) = split(directory);
-        let facts = view.cpu_facts(cpu);
-        let parts: Vec<Part> = match (part, facts) {
+        let attributes = view.cpu_attributes(cpu);
+        let parts: Vec<Part> = match (part, attributes) {
             (Some(Part::Whole), _) => {
                 vec![Part::Online, Part::Topology, Part::Cache, Part::Node]
             }
-            (Some(Part::Topology), Some(facts)) => {
-                facts.topology.iter().map(|&(at, _)| Part::TopologyFile(at)).collect()
+            (Some(Part::Topology), Some(attributes)) => {
+                attributes.topology.iter().map(|&(at, _)| Part::TopologyFile(at)).collect()
             }
-            (Some(Part::Cache), Some(facts)) => {
-                facts.caches.iter().map(|cache| Part::Index(cache.index)).collect()
+            (Some(Part::Cache), Some(attributes)) => {
+                attributes.caches.iter().map(|cache| Part::Index(cache.index)).collect()
             }
-            (Some(Part::Index(index)), Some(facts)) => {
-                let files = facts.cache(index).map_or(&[][..], |cache| &cache.files);
+            (Some(Part::Index(index)), Some(attributes)) => {
+                let files = attributes.cache(index).map_or(&[][..], |cache| &cache.files);
                 files.iter().map(|&(at, _)| Part::CacheFile(index, at)).collect()
             }
             _ => Vec::new(),
@@ -176,12 +176,12 @@ impl Family for Cpus {
                 out.put("../../node/node").dec(node_of(view, cpu).unwrap_or(0).into());
                 return;
             }
-            // The directories of a container are those of processors that are online.
+            // Containers are shown online processors only.
             Some(Part::Online) => drop(out.byte(b'1')),
             Some(part) => match shown(view, cpu, part) {
-                Some(Fact::Value(value)) => drop(out.put(value.as_bytes())),
-                Some(Fact::List(set)) => list(&view.shown_of(set), out),
-                Some(Fact::Mask(set)) => mask(&view.shown_of(set), view, out),
+                Some(Attribute::Value(value)) => drop(out.put(value.as_bytes())),
+                Some(Attribute::List(set)) => list(&view.shown_of(set), out),
+                Some(Attribute::Mask(set)) => mask(&view.shown_of(set), view, out),
                 None => {}
             },
             None => {}
@@ -191,7 +191,7 @@ impl Family for Cpus {
 
     fn find(&self, view: &View, directory: Option<u32>, name: &[u8]) -> Option<u32> {
         let Some(directory) = directory else {
-            // Asked for at every step of a path: no list of all processors is made for it.
+            // Called for each component of a path, so no list of all processors is made.
             let cpu = numbered(name, "cpu").filter(|&cpu| cpu <= LARGEST && view.shows_cpu(cpu))?;
             return Some(member(cpu, Part::Whole));
         };
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn parts_and_their_numbers_are_inverse() {
         for number in 0..1 << PART_BITS {
-            if let Some(part) = Part::of(number) {
+            if let Some(part) = Part::from_number(number) {
                 assert_eq!(part.number(), number, "{part:?}");
             }
         }

@@ -1,13 +1,12 @@
-//! Directories whose entries are the caller's own: `cpuN` and `nodeN`.
+//! Families: directories whose entries differ between callers, `cpuN` and `nodeN`.
 //!
-//! The rest of the tree is the same for everybody and for ever; of a family, each caller is
-//! shown the members that its [`View`] has, and everything else does not exist for it. The
-//! kernel keeps names for all containers together, so nothing that is answered here may be
-//! remembered by name: `filesystem.rs` gives such entries no validity.
+//! The rest of the tree is fixed; of a family, each caller sees the members that its [`View`] has,
+//! and no others exist for it. The kernel's dcache is common to all containers, so no answer about
+//! a member may be cached by name: `filesystem.rs` gives such entries a validity of 0.
 //!
-//! A member is a number of 22 bits that its family gives a meaning, and node ids are made of it
-//! (`Member::id`): no table is needed to know what an id means, so that a successor understands
-//! its predecessor's. A new family is one new module and one line in [`FAMILIES`].
+//! A member is a number of 22 bits whose meaning is up to the family, and its node id is computed
+//! from it (`Member::id`): no table is needed, so that a successor understands the ids of its
+//! predecessor. To add a family, add a module and a line in [`FAMILIES`].
 
 mod cpus;
 mod node_meminfo;
@@ -22,7 +21,7 @@ use crate::text::Text;
 /// All families. Their positions are part of node ids: new ones go to the end.
 pub static FAMILIES: &[&dyn Family] = &[&cpus::Cpus, &nodes::Nodes];
 
-/// What a member is.
+/// The kind of a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
     /// A directory of other members.
@@ -33,28 +32,29 @@ pub enum Shape {
     Link,
 }
 
-/// A kind of directory that there is one of for each thing of the machine.
+/// A family of directories, with one directory for each object of the machine.
 pub trait Family: Sync + Debug {
-    /// The directory of the tree that the members are in.
+    /// Returns the directory of the fixed tree that contains the members.
     fn directory(&self) -> &'static str;
 
-    /// What a member is; `None` when the caller is not shown it.
+    /// Returns the kind of a member; `None` if the caller does not see it.
     fn shape(&self, view: &View, member: u32) -> Option<Shape>;
 
-    /// The member that a member is in; `None` for those directly in [`Self::directory`].
+    /// Returns the directory of a member; `None` for [`Self::directory`].
     fn parent(&self, member: u32) -> Option<u32>;
 
-    /// What a directory (`None`: the family's own) holds for the caller, in ascending order.
+    /// Returns the entries of a directory (`None`: [`Self::directory`]) for the caller, in
+    /// ascending order.
     fn members(&self, view: &View, directory: Option<u32>) -> Vec<u32>;
 
     /// Writes the last component of a member's path.
     fn name(&self, view: &View, member: u32, out: &mut Text);
 
-    /// Writes a file, or the target of a link, as the caller sees it. Only for members that have
-    /// a shape.
+    /// Writes the content of a file or the target of a link for the caller. Called only for members
+    /// that the caller sees.
     fn render(&self, view: &View, member: u32, out: &mut Text);
 
-    /// What a directory holds under this name for the caller.
+    /// Returns the entry of this name in a directory, for the caller.
     fn find(&self, view: &View, directory: Option<u32>, name: &[u8]) -> Option<u32> {
         let mut text = Text::new();
         self.members(view, directory).into_iter().find(|&member| {
@@ -72,12 +72,12 @@ pub(crate) struct Member {
     number: u32,
 }
 
-/// Ids from here on are members'; those of the fixed tree stay below.
+/// The smallest id of a member; ids of the fixed tree are smaller.
 pub(crate) const FIRST_ID: u64 = 0xFF00_0000;
 const MEMBER_BITS: u32 = 22;
 
 impl Member {
-    /// The member that a node id means.
+    /// Returns the member of a node id.
     pub(crate) fn of_id(id: u64) -> Option<Self> {
         let id = u32::try_from(id.checked_sub(FIRST_ID)?).ok()?;
         let family = FAMILIES.get((id >> MEMBER_BITS) as usize)?;
@@ -91,34 +91,34 @@ impl Member {
         FIRST_ID + ((place.unwrap_or(0) as u64) << MEMBER_BITS) + u64::from(self.number)
     }
 
-    /// The order of listings.
+    /// Its offset in listings.
     pub(crate) fn number(self) -> u32 {
         self.number
     }
 
-    /// What it is for this caller.
+    /// Its kind for this caller.
     pub(crate) fn shape(self, view: &View) -> Option<Shape> {
         self.family.shape(view, self.number)
     }
 
-    /// The member it is in; `None` when it is directly in its family's directory.
+    /// Its directory; `None` for the directory of its family.
     pub(crate) fn parent(self) -> Option<Self> {
         self.family.parent(self.number).map(|number| Self { number, ..self })
     }
 
-    /// What it holds for this caller.
+    /// Its entries for this caller.
     pub(crate) fn members(self, view: &View) -> impl Iterator<Item = Self> {
         let members = self.family.members(view, Some(self.number)).into_iter();
         members.map(move |number| Self { number, ..self })
     }
 
-    /// What it holds under this name for this caller.
+    /// Its entry of this name for this caller.
     pub(crate) fn find(self, view: &View, name: &[u8]) -> Option<Self> {
         let number = self.family.find(view, Some(self.number), name)?;
         Some(Self { number, ..self })
     }
 
-    /// What a directory of the tree holds for this caller besides its fixed files.
+    /// Returns the members in a directory of the fixed tree, for this caller.
     pub(crate) fn all_in(directory: &str, view: &View) -> impl Iterator<Item = Self> {
         let family = FAMILIES.iter().find(|family| family.directory() == directory);
         family.into_iter().flat_map(|&family| {
@@ -127,7 +127,7 @@ impl Member {
         })
     }
 
-    /// What a directory of the tree holds under this name for this caller.
+    /// Returns the member of this name in a directory of the fixed tree, for this caller.
     pub(crate) fn find_in(directory: &str, view: &View, name: &[u8]) -> Option<Self> {
         let family = *FAMILIES.iter().find(|family| family.directory() == directory)?;
         Some(Self { family, number: family.find(view, None, name)? })
@@ -157,7 +157,7 @@ impl Member {
     }
 }
 
-/// The number of a name such as `cpu12`, written as the kernel writes it.
+/// Parses a name such as `cpu12`, without leading zeros, as the kernel prints it.
 pub(crate) fn numbered(name: &[u8], prefix: &str) -> Option<u32> {
     let digits = std::str::from_utf8(name.strip_prefix(prefix.as_bytes())?).ok()?;
     let number: u32 = digits.parse().ok()?;
@@ -165,13 +165,13 @@ pub(crate) fn numbered(name: &[u8], prefix: &str) -> Option<u32> {
     (plain && (digits.len() == 1 || !digits.starts_with('0'))).then_some(number)
 }
 
-/// A set as a list, without the end of the line.
+/// Writes a set as a list, without a newline.
 fn list(set: &CpuSet, out: &mut Text) {
     // Writing to a `Text` cannot fail.
     let _ = write!(out, "{set}");
 }
 
-/// A set as a mask, without the end of the line.
+/// Writes a set as a mask, without a newline.
 fn mask(set: &CpuSet, view: &View, out: &mut Text) {
     let topology = view.topology();
     let digits = match topology.mask_digits {

@@ -3,13 +3,13 @@
 //! `/proc/meminfo` shows, unless that is more than they have.
 
 use ambit_sysinfo::View;
-use ambit_sysinfo::topology::NodeFacts;
+use ambit_sysinfo::topology::NodeAttributes;
 
 use crate::files::meminfo::number;
 use crate::text::Text;
 
 /// Writes the file.
-pub(super) fn render(view: &View, node: &NodeFacts, out: &mut Text) {
+pub(super) fn render(view: &View, node: &NodeAttributes, out: &mut Text) {
     let part = |number: u64| view.part_of(node.number, number);
     let kib = |label| number(label, view).unwrap_or(0);
     let total = part(kib("MemTotal"));
@@ -19,7 +19,8 @@ pub(super) fn render(view: &View, node: &NodeFacts, out: &mut Text) {
             "MemTotal" => total,
             "MemFree" => free,
             "MemUsed" => total - free,
-            // Nodes do not tell block device pages and swapped ones from other cached pages.
+            // The kernel counts block device pages and the swap cache of a node among its file
+            // pages.
             "FilePages" => part(kib("Cached").saturating_add(kib("SwapCached"))),
             label => part(kib(label)),
         };

@@ -1,10 +1,10 @@
 //! `/sys/devices/system/node`: the memory nodes of the processors the container is shown, and those
-//! that its memory is bound to. On a machine whose kernel knows no nodes the directory is empty.
+//! that its memory is bound to. Without NUMA support in the kernel the directory is empty.
 //!
 //! Members: 0..16 are the lists of the directory itself; from `NODES` on 10 bits of node number
 //! and 5 bits of [`Part`]; from `LINKS` on the links to processors, by 13 bits of their number.
 
-use ambit_sysinfo::topology::{NODE_FILES, NODE_LISTS, NodeFacts};
+use ambit_sysinfo::topology::{NODE_FILES, NODE_LISTS, NodeAttributes};
 use ambit_sysinfo::{CpuSet, View};
 
 use super::{Family, Shape, list, mask, node_meminfo, numbered};
@@ -20,7 +20,7 @@ const FILE_BITS: u32 = 5;
 const LARGEST: u32 = (1 << 10) - 1;
 const LARGEST_CPU: u32 = (1 << 13) - 1;
 
-/// A member, taken apart.
+/// A member, decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     /// A file of the directory itself, by its position in [`NODE_LISTS`].
@@ -44,7 +44,7 @@ impl Part {
         }
     }
 
-    fn of(number: u32) -> Option<Self> {
+    fn from_number(number: u32) -> Option<Self> {
         if number < NODES {
             return Some(Self::List(number as usize));
         }
@@ -60,9 +60,9 @@ impl Part {
     }
 }
 
-/// The node that a processor's link is in.
-fn home(view: &View, cpu: u32) -> Option<&NodeFacts> {
-    view.node_facts(view.cpu_facts(cpu)?.node?)
+/// Returns the node of a processor.
+fn home(view: &View, cpu: u32) -> Option<&NodeAttributes> {
+    view.node_attributes(view.cpu_attributes(cpu)?.node?)
 }
 
 impl Family for Nodes {
@@ -71,23 +71,24 @@ impl Family for Nodes {
     }
 
     fn shape(&self, view: &View, member: u32) -> Option<Shape> {
-        match Part::of(member)? {
+        match Part::from_number(member)? {
             Part::List(at) => {
                 view.topology().node_lists.iter().find(|list| list.0 == at).map(|_| Shape::File)
             }
-            Part::Whole(node) => view.node_facts(node).map(|_| Shape::Directory),
-            Part::File(node, at) => {
-                view.node_facts(node).filter(|node| node.files.contains(&at)).map(|_| Shape::File)
-            }
+            Part::Whole(node) => view.node_attributes(node).map(|_| Shape::Directory),
+            Part::File(node, at) => view
+                .node_attributes(node)
+                .filter(|node| node.files.contains(&at))
+                .map(|_| Shape::File),
             Part::Cpu(cpu) => home(view, cpu).map(|_| Shape::Link),
         }
     }
 
     fn parent(&self, member: u32) -> Option<u32> {
-        match Part::of(member)? {
+        match Part::from_number(member)? {
             Part::List(_) | Part::Whole(_) => None,
             Part::File(node, _) => Some(Part::Whole(node).number()),
-            // A link has nothing below it whose parent it could be; nobody asks for its own.
+            // A link contains no member, so this is not called for one.
             Part::Cpu(_) => None,
         }
     }
@@ -99,15 +100,15 @@ impl Family for Nodes {
             let nodes = nodes.filter(|&node| node <= LARGEST).map(Part::Whole);
             return lists.chain(nodes).map(Part::number).collect();
         };
-        let Some(Part::Whole(number)) = Part::of(directory) else { return Vec::new() };
-        let Some(node) = view.node_facts(number) else { return Vec::new() };
+        let Some(Part::Whole(number)) = Part::from_number(directory) else { return Vec::new() };
+        let Some(node) = view.node_attributes(number) else { return Vec::new() };
         let files = node.files.iter().map(|&at| Part::File(number, at));
         let cpus = node.cpus.iter().filter(|&cpu| cpu <= LARGEST_CPU && view.shows_cpu(cpu));
         files.chain(cpus.map(Part::Cpu)).map(Part::number).collect()
     }
 
     fn name(&self, _: &View, member: u32, out: &mut Text) {
-        match Part::of(member) {
+        match Part::from_number(member) {
             None => {}
             Some(Part::List(at)) => drop(out.put(NODE_LISTS.get(at).unwrap_or(&""))),
             Some(Part::Whole(node)) => drop(out.put("node").dec(node.into())),
@@ -117,7 +118,7 @@ impl Family for Nodes {
     }
 
     fn render(&self, view: &View, member: u32, out: &mut Text) {
-        match Part::of(member) {
+        match Part::from_number(member) {
             Some(Part::List(at)) => {
                 let nodes: CpuSet = view.shown_nodes().map(|node| node.number).collect();
                 match view.topology().node_lists.iter().find(|list| list.0 == at) {
@@ -136,7 +137,7 @@ impl Family for Nodes {
                 out.newline();
             }
             Some(Part::File(number, at)) => {
-                if let Some(node) = view.node_facts(number) {
+                if let Some(node) = view.node_attributes(number) {
                     file(view, node, NODE_FILES.get(at).unwrap_or(&""), out);
                 }
             }
@@ -146,13 +147,13 @@ impl Family for Nodes {
     }
 
     fn find(&self, view: &View, directory: Option<u32>, name: &[u8]) -> Option<u32> {
-        let part = match directory.map(Part::of) {
+        let part = match directory.map(Part::from_number) {
             None => match numbered(name, "node") {
                 Some(node) => Part::Whole(node),
                 None => Part::List(NODE_LISTS.iter().position(|list| list.as_bytes() == name)?),
             },
             Some(Some(Part::Whole(node))) => match numbered(name, "cpu") {
-                Some(cpu) if view.cpu_facts(cpu)?.node == Some(node) => Part::Cpu(cpu),
+                Some(cpu) if view.cpu_attributes(cpu)?.node == Some(node) => Part::Cpu(cpu),
                 Some(_) => return None,
                 None => {
                     Part::File(node, NODE_FILES.iter().position(|file| file.as_bytes() == name)?)
@@ -160,23 +161,24 @@ impl Family for Nodes {
             },
             Some(_) => return None,
         };
-        // Numbers that are too large for an id are nobody's.
+        // A number that does not fit in an id names no member.
         let found = part.number();
-        (Part::of(found) == Some(part) && self.shape(view, found).is_some()).then_some(found)
+        (Part::from_number(found) == Some(part) && self.shape(view, found).is_some())
+            .then_some(found)
     }
 }
 
-/// Does this list of [`NODE_LISTS`] name nodes with memory?
+/// True if this list of [`NODE_LISTS`] names nodes with memory.
 fn is_of_memory(list: usize) -> bool {
     NODE_LISTS.get(list).is_some_and(|name| name.ends_with("_memory"))
 }
 
-fn file(view: &View, node: &NodeFacts, name: &str, out: &mut Text) {
+fn file(view: &View, node: &NodeAttributes, name: &str, out: &mut Text) {
     match name {
         "cpulist" => list(&view.shown_of(&node.cpus), out),
         "cpumap" => mask(&view.shown_of(&node.cpus), view, out),
         "distance" => {
-            let shown = node.distances.iter().filter(|to| view.node_facts(to.0).is_some());
+            let shown = node.distances.iter().filter(|to| view.node_attributes(to.0).is_some());
             for (index, &(_, distance)) in shown.enumerate() {
                 if index > 0 {
                     out.space();
@@ -186,7 +188,7 @@ fn file(view: &View, node: &NodeFacts, name: &str, out: &mut Text) {
         }
         "meminfo" => return node_meminfo::render(view, node, out),
         "numastat" => {
-            // Cgroups count allocations by node, but not whether another one was wanted.
+            // Cgroups do not account allocations by wanted node.
             for label in &node.numastat {
                 out.put(label.as_bytes()).put(" 0").newline();
             }
@@ -211,10 +213,10 @@ mod tests {
             Part::Cpu(0),
             Part::Cpu(LARGEST_CPU),
         ] {
-            assert_eq!(Part::of(part.number()), Some(part));
+            assert_eq!(Part::from_number(part.number()), Some(part));
             assert!(part.number() < 1 << 22);
         }
-        assert_eq!(Part::of(LINKS + LARGEST_CPU + 1), None);
+        assert_eq!(Part::from_number(LINKS + LARGEST_CPU + 1), None);
         assert!(NODE_FILES.len() < 1 << FILE_BITS);
     }
 }

@@ -2,10 +2,10 @@
 //! list format and with the kernel's numbers.
 //!
 //! `online` and `present` are the container's. `possible` and `kernel_max` are the machine's, as on
-//! a machine with slots for more processors than it has: tcmalloc, LTTng-UST and libbpf have a table
-//! with an entry for each possible processor and index it by the number of the one that a thread
-//! runs on, and under a quota that is any of the cpuset's. `offline` is what the kernel says of such
-//! a machine: the possible ones that are not online.
+//! a machine with more CPU slots than processors: tcmalloc, LTTng-UST and libbpf have a table with
+//! an entry for each possible processor and index it by the number of the processor that a thread
+//! runs on, which under a quota is any of the cpuset. `offline` is possible less online, as in the
+//! kernel.
 
 use std::fmt::Write;
 
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn possible_processors_are_the_machines_unless_the_view_is_asked_for() {
+    fn possible_processors_follow_the_policy() {
         let mut view = fixture::view();
         let mut host = (*view.host).clone();
         std::sync::Arc::make_mut(&mut host.topology).possible = CpuSet::first(8);
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_kernel_tells_nothing_possible_reaches_to_the_last_that_is_online() {
+    fn without_a_kernel_file_possible_ends_at_the_last_online_processor() {
         let view = fixture::view();
         assert!(view.topology().possible.is_empty());
         assert_eq!(fixture::render(&CpuList::Possible, &view), "0-1\n");

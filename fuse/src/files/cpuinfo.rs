@@ -1,10 +1,10 @@
 //! `/proc/cpuinfo`: the processors the container is shown, described as the machine describes
 //! them.
 //!
-//! Processors keep their numbers, so that affinity masks, `online` and this file name the same
-//! ones. `siblings` and `cpu cores` count visible processors only: programs that multiply
-//! sockets, cores and threads arrive at the number of processors listed. The rest of a
-//! processor's lines is copied; nothing is allocated once a thread has rendered this file.
+//! Processors keep their numbers, so that affinity masks, `online` and this file agree. `siblings`
+//! and `cpu cores` count visible processors only: sockets times cores times threads is then the
+//! number of processors listed. The other lines are copied; nothing is allocated after a thread has
+//! rendered this file once.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -39,7 +39,7 @@ impl OverlayFile for CpuInfo {
     }
 
     fn longest(&self, host: &Host) -> usize {
-        // Two counts can get longer by a few digits.
+        // Two counts can become longer by a few digits.
         let longest = |info: &Blocks| {
             info.blocks().map(|(_, block)| block.len() + 16).sum::<usize>()
                 + info.head().len()
@@ -50,7 +50,7 @@ impl OverlayFile for CpuInfo {
 }
 
 thread_local! {
-    /// (socket, core) of each visible processor, sorted. Kept so that it need not be allocated.
+    /// (socket, core) of each visible processor, sorted. Kept to avoid an allocation.
     static SOCKETS: RefCell<Vec<(u64, u64)>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -78,7 +78,7 @@ fn render(info: &Blocks, view: &View, cores: &mut Vec<(u64, u64)>, out: &mut Tex
     tail(info.tail(), online, out);
 }
 
-/// How many visible processors a socket has, and on how many cores they are.
+/// Counts the visible processors of a socket, and their cores.
 fn count(cores: &[(u64, u64)], socket: u64) -> (u64, u64) {
     let first = cores.partition_point(|&(other, _)| other < socket);
     let end = cores.partition_point(|&(other, _)| other <= socket);
@@ -86,8 +86,8 @@ fn count(cores: &[(u64, u64)], socket: u64) -> (u64, u64) {
     (mine.len() as u64, mine.chunk_by(|a, b| a == b).count() as u64)
 }
 
-/// Where a processor is, and where its lines count its neighbours (x86 prints them in this
-/// order, long before its longest lines).
+/// Socket and core of a processor, and the positions of `siblings` and `cpu cores` in its lines
+/// (x86 prints them in this order, before its longest lines).
 struct Topology {
     socket: u64,
     siblings: Range<usize>,
@@ -124,14 +124,14 @@ impl Topology {
     }
 }
 
-/// Where the value of a `label : value` line stands.
+/// Returns the range of the value in a line `label : value`.
 fn value(line: &[u8]) -> Option<Range<usize>> {
     let colon = line.iter().position(|&byte| byte == b':')?;
     let blanks = line[colon + 1..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
     Some(colon + 1 + blanks..line.len())
 }
 
-/// What stands before the processors: on s390x it counts them.
+/// Writes the text before the processors. On s390x it has their number.
 fn head(head: &[u8], count: usize, out: &mut Text) {
     for line in scan::lines(head) {
         match value(line) {
@@ -145,7 +145,7 @@ fn head(head: &[u8], count: usize, out: &mut Text) {
     }
 }
 
-/// What stands after the processors: on s390x a second paragraph for each, begun by its number.
+/// Writes the text after the processors. On s390x it has a second paragraph for each.
 fn tail(mut tail: &[u8], online: &CpuSet, out: &mut Text) {
     let mut shown = true;
     while !tail.is_empty() {

@@ -1,10 +1,10 @@
-//! `/proc/diskstats`: the devices the container read or wrote, and nothing of others.
+//! `/proc/diskstats`: the block devices with I/O of the container.
 //!
 //! Layout of `diskstats_show` in `block/genhd.c` since Linux 5.5: 20 columns. Cgroups account
 //! bytes and operations; merged requests, times, requests in flight and flushes are 0.
 
-use ambit_sysinfo::extra::Device;
-use ambit_sysinfo::{Extras, Host, View};
+use ambit_sysinfo::stats::Device;
+use ambit_sysinfo::{Host, StatSet, View};
 
 use crate::overlay::OverlayFile;
 use crate::text::Text;
@@ -18,12 +18,12 @@ impl OverlayFile for Diskstats {
         "proc/diskstats"
     }
 
-    fn needs(&self) -> Extras {
-        Extras::IO
+    fn needs(&self) -> StatSet {
+        StatSet::IO
     }
 
     fn render(&self, view: &View, out: &mut Text) {
-        for device in view.extra.devices.iter() {
+        for device in view.stats.devices.iter() {
             line(device, out);
         }
     }
@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn without_input_and_output_it_is_empty() {
         let mut view = fixture::view();
-        view.extra.devices = std::sync::Arc::default();
+        view.stats.devices = std::sync::Arc::default();
         assert_eq!(fixture::render(&Diskstats, &view), "");
     }
 }

@@ -4,7 +4,7 @@
 //! devices are left out, because they name the machine's hardware. Layout of
 //! `show_interrupts` in `kernel/irq/proc.c`.
 
-use ambit_sysinfo::{Extras, Host, View};
+use ambit_sysinfo::{Host, StatSet, View};
 
 use crate::overlay::OverlayFile;
 use crate::text::Text;
@@ -18,8 +18,8 @@ impl OverlayFile for Interrupts {
         "proc/interrupts"
     }
 
-    fn needs(&self) -> Extras {
-        Extras::INTERRUPTS
+    fn needs(&self) -> StatSet {
+        StatSet::INTERRUPTS
     }
 
     fn render(&self, view: &View, out: &mut Text) {
@@ -28,7 +28,7 @@ impl OverlayFile for Interrupts {
             heading(cpu, 8, out);
         }
         out.newline();
-        for line in view.extra.interrupts.iter() {
+        for line in view.stats.interrupts.iter() {
             out.pad_to(3usize.saturating_sub(line.label.len())).put(line.label.as_bytes());
             out.byte(b':');
             let columns = if line.per_cpu { view.cpu.online.len() } else { 1 };
@@ -40,12 +40,12 @@ impl OverlayFile for Interrupts {
     }
 
     fn longest(&self, host: &Host) -> usize {
-        // No architecture has more lines of its own, nor longer ones.
+        // An upper bound for the lines of every architecture.
         32 * (48 + host.online.len() * 16)
     }
 }
 
-/// `CPU7` and blanks up to the next column.
+/// Writes `CPU7` and blanks up to the next column.
 pub(super) fn heading(cpu: u32, width: usize, out: &mut Text) {
     out.put("CPU").dec(cpu.into());
     let digits = cpu.checked_ilog10().map_or(1, |log| log as usize + 1);

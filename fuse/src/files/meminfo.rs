@@ -1,10 +1,10 @@
 //! `/proc/meminfo`: the container's memory, in the running kernel's own set and order of lines.
 //!
-//! Every line of the machine's file appears, so that programs find what this kernel version
-//! has. Its number is the view's when `LINES` knows the label; the machine's when it is a fact
-//! and no measurement (size of a huge page, size of the address space); else 0, so that a label
-//! of a future kernel shows nothing of the machine. Numbers that the kernel prints as sums are
-//! sums of the printed parts. Layout of `fs/proc/meminfo.c`.
+//! All lines of the machine's file are shown, so that programs find those of this kernel version.
+//! The number of a line is the view's if `LINES` has the label, and the machine's if it is a
+//! constant of the machine and no measurement (size of a huge page, size of the address space).
+//! Else it is 0, so that an unknown label of a future kernel shows nothing of the machine. Sums are
+//! computed from the printed parts. Layout of `fs/proc/meminfo.c`.
 
 use ambit_sysinfo::View;
 
@@ -21,8 +21,8 @@ impl OverlayFile for Meminfo {
     }
 
     fn render(&self, view: &View, out: &mut Text) {
-        // The machine's lines come in the order of LINES but for those unknown to it, so the
-        // search for a label starts behind the one before and ends at once.
+        // The machine's lines have the order of LINES, except for unknown ones, so the search for a
+        // label starts after the previous one.
         let mut next = 0;
         for line in &view.host.meminfo {
             let found = (next..LINES.len()).chain(0..next).find(|&at| LINES[at].0 == &*line.label);
@@ -31,7 +31,7 @@ impl OverlayFile for Meminfo {
                     next = at + 1;
                     match LINES[at].1 {
                         Value::Kib(number) => number(view),
-                        Value::Fact => line.value,
+                        Value::HostConstant => line.value,
                     }
                 }
                 None => 0,
@@ -41,8 +41,8 @@ impl OverlayFile for Meminfo {
     }
 }
 
-/// Label and colon fill 16 columns, the number is right aligned to the 24th; longer labels are
-/// followed by one blank and leave less room.
+/// Writes a line. Label and colon fill 16 columns, the number is right aligned to the 24th; longer
+/// labels are followed by one blank and leave less room.
 fn row(label: &str, value: u64, kib: bool, out: &mut Text) {
     out.put(label).byte(b':');
     let start = match label.len() + 1 {
@@ -56,32 +56,32 @@ fn row(label: &str, value: u64, kib: bool, out: &mut Text) {
     out.newline();
 }
 
-/// The container's number of a line in KiB, for the `meminfo` of memory nodes; `None` for what
-/// shows nothing of the container.
+/// Returns the container's number of a line in KiB, for the `meminfo` of memory nodes; `None` for a
+/// line that shows nothing of the container.
 pub(crate) fn number(label: &str, view: &View) -> Option<u64> {
     LINES.iter().find(|line| line.0 == label).and_then(|line| match line.1 {
         Kib(number) => Some(number(view)),
-        Fact => None,
+        HostConstant => None,
     })
 }
 
-/// Where the number of a line comes from.
+/// The origin of a line's number.
 enum Value {
     /// The container's number, in the unit of the line: KiB but for pages of huge pools.
     Kib(fn(&View) -> u64),
-    /// The machine's number is a fact that says nothing of its use.
-    Fact,
+    /// The machine's number, a constant that says nothing of its use.
+    HostConstant,
 }
 
-use Value::{Fact, Kib};
+use Value::{HostConstant, Kib};
 
-/// The lines that show something, in the order of `fs/proc/meminfo.c` (6.18). Not here, so 0:
+/// The lines whose number is not 0, in the order of `fs/proc/meminfo.c` (6.18). Not listed, so 0:
 ///
 /// - `Buffers`: a cgroup counts block device pages as page cache.
 /// - `ShmemPmdMapped`, `FilePmdMapped` are 0 below: cgroups do not count how huge pages are mapped.
-/// - `HugePages_Surp`: which pages of a pool are surplus, only the machine knows.
+/// - `HugePages_Surp`: cgroups do not account which pages of a pool are surplus.
 /// - `NFS_Unstable`, `Bounce`, `WritebackTmp`, `VmallocUsed`, `VmallocChunk`, `Balloon`,
-///   `HardwareCorrupted`, `Cma*`, `Unaccepted`, `DirectMap*`: the machine's business.
+///   `HardwareCorrupted`, `Cma*`, `Unaccepted`, `DirectMap*`: numbers of the machine.
 const LINES: &[(&str, Value)] = &[
     ("MemTotal", Kib(|view| kib(view.memory.total))),
     ("MemFree", Kib(|view| kib(view.memory.free))),
@@ -115,7 +115,7 @@ const LINES: &[(&str, Value)] = &[
     ("SecPageTables", Kib(|view| kib(view.memory.secondary_page_tables))),
     ("CommitLimit", Kib(commit_limit)),
     ("Committed_AS", Kib(committed)),
-    ("VmallocTotal", Fact),
+    ("VmallocTotal", HostConstant),
     ("Percpu", Kib(|view| kib(view.memory.percpu))),
     ("AnonHugePages", Kib(|view| kib(view.memory.anon_huge))),
     ("ShmemHugePages", Kib(|view| kib(view.memory.shmem_huge))),
@@ -125,7 +125,7 @@ const LINES: &[(&str, Value)] = &[
     ("HugePages_Total", Kib(|view| view.memory.huge_total)),
     ("HugePages_Free", Kib(|view| view.memory.huge_free)),
     ("HugePages_Rsvd", Kib(|view| view.memory.huge_reserved)),
-    ("Hugepagesize", Fact),
+    ("Hugepagesize", HostConstant),
     ("Hugetlb", Kib(|view| kib(view.memory.huge_bytes))),
 ];
 
@@ -133,14 +133,14 @@ fn kib(bytes: u64) -> u64 {
     bytes >> 10
 }
 
-/// What the kernel's formula gives for a machine of the container's size with the default
-/// `vm.overcommit_ratio` of 50: huge pages cannot be promised to anything else.
+/// Computes the kernel's formula for a machine of the container's size with the default
+/// `vm.overcommit_ratio` of 50, without the huge pages.
 fn commit_limit(view: &View) -> u64 {
     kib(view.memory.total.saturating_sub(view.memory.huge_only)) / 2 + kib(view.swap.total)
 }
 
-/// Cgroups do not account promised memory. The least it can be is what was promised and is in
-/// use: anonymous and shared memory, and what of it was swapped out.
+/// Cgroups do not account committed memory. The lower bound is what is in use of it: anonymous and
+/// shared memory, and what was swapped out of it.
 fn committed(view: &View) -> u64 {
     kib(view.memory.anon) + kib(view.memory.shmem) + kib(view.swap.used)
 }
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_huge_pages_can_be_cannot_be_promised() {
+    fn huge_page_pools_do_not_count_for_the_commit_limit() {
         let mut view = fixture::view();
         (view.memory.total, view.memory.huge_only, view.swap.total) = (1 << 30, 256 << 20, 0);
         let text = fixture::render(&Meminfo, &view);
@@ -230,7 +230,7 @@ mod tests {
         );
     }
 
-    /// The lines of every recorded kernel: none shows a number of the machine that is no fact.
+    /// The lines of every recorded kernel: no number of the machine is shown but its constants.
     #[test]
     fn nothing_of_any_recorded_machine_shows() {
         let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures");
@@ -240,7 +240,7 @@ mod tests {
                 continue;
             };
             kernels += 1;
-            // The machine's numbers, made recognizable.
+            // Replaces the machine's numbers by recognizable ones.
             let marked: String = text
                 .lines()
                 .filter_map(|line| line.split_once(':'))
@@ -263,8 +263,8 @@ mod tests {
             );
             let leaks = shown.lines().filter(|line| line.contains("98765432"));
             let leaks: Vec<_> = leaks.map(|line| line.split_once(':').unwrap().0).collect();
-            let facts = ["VmallocTotal", "Hugepagesize"];
-            assert!(leaks.iter().all(|label| facts.contains(label)), "{folder:?}: {leaks:?}");
+            let constants = ["VmallocTotal", "Hugepagesize"];
+            assert!(leaks.iter().all(|label| constants.contains(label)), "{folder:?}: {leaks:?}");
         }
         assert!(kernels >= 9, "{kernels}");
     }

@@ -1,4 +1,6 @@
-//! The files of the overlay, one module each, and the list that everything derives from.
+//! The files of the overlay, one module for each, and the list of all of them. The tree, bind
+//! mounts and tests are derived from the list. A file must not be reachable in another way. Start
+//! reading at [`FILES`].
 
 use crate::overlay::OverlayFile;
 use cpu_lists::CpuList;

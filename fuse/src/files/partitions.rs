@@ -1,9 +1,9 @@
-//! `/proc/partitions`: the devices the container read or wrote, with their sizes.
+//! `/proc/partitions`: the block devices with I/O of the container, with their sizes.
 //!
-//! The machine's other disks are none of the container's business. Layout of
-//! `show_partition` in `block/genhd.c`: blocks of 1024 bytes.
+//! Other disks of the machine are not shown. Layout of `show_partition` in `block/genhd.c`: blocks
+//! of 1024 bytes.
 
-use ambit_sysinfo::{Extras, Host, View};
+use ambit_sysinfo::{Host, StatSet, View};
 
 use crate::overlay::OverlayFile;
 use crate::text::Text;
@@ -17,13 +17,13 @@ impl OverlayFile for Partitions {
         "proc/partitions"
     }
 
-    fn needs(&self) -> Extras {
-        Extras::IO
+    fn needs(&self) -> StatSet {
+        StatSet::IO
     }
 
     fn render(&self, view: &View, out: &mut Text) {
         out.put("major minor  #blocks  name").newline().newline();
-        for device in view.extra.devices.iter().filter(|device| device.size > 0) {
+        for device in view.stats.devices.iter().filter(|device| device.size > 0) {
             out.right(device.major.into(), 4).space().space().right(device.minor.into(), 7).space();
             out.right(device.size >> 10, 10).space().put(device.name.as_bytes()).newline();
         }

@@ -1,10 +1,10 @@
 //! `/proc/pressure/*`: how long the container's own tasks were stalled.
 //!
-//! The text is the kernel's own, of the container's cgroup. Where the kernel accounts no
-//! pressure, or not for this container, the files read as on a machine that never stalled.
-//! Layout of `psi_show` in `kernel/sched/psi.c`.
+//! The text is that of the kernel for the container's cgroup. Without PSI, or without a cgroup of
+//! cgroup2, the files read as on a machine that never stalled. Layout of `psi_show` in
+//! `kernel/sched/psi.c`.
 
-use ambit_sysinfo::{Extras, View};
+use ambit_sysinfo::{StatSet, View};
 
 use crate::overlay::OverlayFile;
 use crate::text::Text;
@@ -32,12 +32,12 @@ impl OverlayFile for Pressure {
         }
     }
 
-    fn needs(&self) -> Extras {
-        Extras::PRESSURE
+    fn needs(&self) -> StatSet {
+        StatSet::PRESSURE
     }
 
     fn render(&self, view: &View, out: &mut Text) {
-        let pressure = &view.extra.pressure;
+        let pressure = &view.stats.pressure;
         let text = match self {
             Self::Cpu => &pressure.cpu,
             Self::Io => &pressure.io,

@@ -1,8 +1,9 @@
 //! `/proc/slabinfo`: no caches.
 //!
-//! Kernels account slab by cgroup as two sums only (`Slab:` of `/proc/meminfo`). The machine's
-//! list tells what others do and is for root alone on the host: it is never shown, and this
-//! file has the mode of the kernel's. Layout of `print_slabinfo_header` in `mm/slab_common.c`.
+//! The kernel accounts slab of a cgroup as two sums only (`Slab:` of `/proc/meminfo`). The
+//! machine's list shows the work of other containers and is for root on the host: it is never
+//! shown. This file has the mode of the kernel's. Layout of `print_slabinfo_header` in
+//! `mm/slab_common.c`.
 
 use ambit_sysinfo::View;
 

@@ -1,8 +1,7 @@
 //! `/proc/stat`: processor times of the container, and how many processes it made.
 //!
 //! Layout of `fs/proc/stat.c`. The totals of interrupts, context switches and softirqs are not
-//! accounted by cgroups; their lines stay, because programs look for them, and read 0 rather
-//! than tell what the rest of the machine does.
+//! accounted by cgroups; their lines stay, because programs look for them, and are 0.
 
 use ambit_sysinfo::view::Times;
 use ambit_sysinfo::{Host, View};

@@ -1,7 +1,7 @@
 //! `/proc/swaps`: the container's swap as one virtual area.
 //!
-//! The machine's own areas are not listed: their names and fill levels are none of the
-//! container's business. Layout of `swap_show` in `mm/swapfile.c`.
+//! The machine's swap areas are not listed: their names and usage are not the container's. Layout
+//! of `swap_show` in `mm/swapfile.c`.
 
 use ambit_sysinfo::View;
 
@@ -32,7 +32,7 @@ impl OverlayFile for Swaps {
     }
 }
 
-/// A number and as many tabs as keep the next column below its heading.
+/// Writes a number and tabs up to the next heading.
 fn column(kib: u64, out: &mut Text) {
     out.dec(kib).put(if kib < 10_000_000 { "\t\t" } else { "\t" });
 }

@@ -1,5 +1,7 @@
-//! `/sys/devices/system/cpu/uevent`: empty, as the kernel's is. It is there because the hook that
-//! distributions ship for lxcfs takes it for the sign that the whole directory can be bound.
+//! `/sys/devices/system/cpu/uevent`: empty, as the kernel's is.
+//!
+//! The hook that distributions ship for lxcfs binds the whole directory if this file exists. It has
+//! no content to render.
 
 use ambit_sysinfo::View;
 

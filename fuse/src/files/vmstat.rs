@@ -1,10 +1,10 @@
 //! `/proc/vmstat`: the running kernel's own keys in its order, with the container's numbers.
 //!
-//! What is counted by container has its number: pages of the same view as `/proc/meminfo`,
-//! events of `memory.stat`, input and output. Every other key reads 0, so that a key of a future
-//! kernel shows nothing of the machine. Layout of `vmstat_show` in `mm/vmstat.c`.
+//! Keys that cgroups account have the container's numbers: pages from the same view as
+//! `/proc/meminfo`, events of `memory.stat`, block I/O. Every other key is 0, so that an unknown
+//! key of a future kernel shows nothing of the machine. Layout of `vmstat_show` in `mm/vmstat.c`.
 
-use ambit_sysinfo::{Extras, Host, View};
+use ambit_sysinfo::{Host, StatSet, View};
 
 use crate::overlay::OverlayFile;
 use crate::text::Text;
@@ -18,12 +18,12 @@ impl OverlayFile for Vmstat {
         "proc/vmstat"
     }
 
-    fn needs(&self) -> Extras {
-        Extras::EVENTS | Extras::IO
+    fn needs(&self) -> StatSet {
+        StatSet::VM_EVENTS | StatSet::IO
     }
 
     fn render(&self, view: &View, out: &mut Text) {
-        for key in view.extra.vmstat.iter() {
+        for key in view.stats.vmstat.iter() {
             let value = pages(key, view).or_else(|| events(key, view)).unwrap_or(0);
             out.put(key.as_bytes()).space().dec(value).newline();
         }
@@ -35,7 +35,7 @@ impl OverlayFile for Vmstat {
     }
 }
 
-/// How many pages there are of a kind now; kernel stacks are in KiB as on the machine.
+/// Returns the current number of pages of a kind; kernel stacks are in KiB as on the machine.
 pub(super) fn pages(key: &str, view: &View) -> Option<u64> {
     let memory = &view.memory;
     let bytes = match key {
@@ -73,14 +73,14 @@ fn huge_pages(bytes: u64, view: &View) -> u64 {
     bytes.checked_div(view.host.transparent_page).unwrap_or(0)
 }
 
-/// How often something happened. `pgpgin` and `pgpgout` count KiB, whatever their names say.
+/// Returns the count of an event. `pgpgin` and `pgpgout` count KiB, whatever their names say.
 fn events(key: &str, view: &View) -> Option<u64> {
-    // What a device is made of counts the same bytes; the kernel counts what was asked for once.
-    let devices = view.extra.devices.iter().filter(|device| !device.has_slaves);
+    // A stacked device and its slaves count the same bytes; the kernel counts each request once.
+    let devices = view.stats.devices.iter().filter(|device| !device.has_slaves);
     match key {
         "pgpgin" => Some(devices.fold(0, |kib, d| d.io.read_bytes.saturating_add(kib)) >> 10),
         "pgpgout" => Some(devices.fold(0, |kib, d| d.io.written_bytes.saturating_add(kib)) >> 10),
-        _ => view.extra.events.get(key),
+        _ => view.stats.events.get(key),
     }
 }
 
@@ -123,13 +123,13 @@ mod tests {
     }
 
     #[test]
-    fn what_alerts_watch_agrees_with_meminfo() {
+    fn page_counts_agree_with_meminfo() {
         let mut view = fixture::view();
         std::sync::Arc::make_mut(&mut view.host).transparent_page = 2 << 20;
         view.memory.anon_huge = 6 << 20;
         view.memory.file_huge = 4 << 20;
         view.memory.unevictable = 8192;
-        view.extra.events = view.extra.events.with("oom_kill", 3);
+        view.stats.events = view.stats.events.with("oom_kill", 3);
         let shown = shown_of(&view);
         assert_eq!(shown["oom_kill"], 3);
         assert_eq!((shown["nr_mlock"], shown["nr_unevictable"]), (2, 2));
@@ -139,11 +139,11 @@ mod tests {
     }
 
     #[test]
-    fn a_device_and_what_it_is_made_of_count_once() {
+    fn a_stacked_device_and_its_slaves_count_once() {
         let mut view = fixture::view();
-        let mut mapped = view.extra.devices[0].clone();
+        let mut mapped = view.stats.devices[0].clone();
         (mapped.name, mapped.has_slaves) = ("dm-0".into(), true);
-        view.extra.devices = [view.extra.devices[0].clone(), mapped].into();
+        view.stats.devices = [view.stats.devices[0].clone(), mapped].into();
         assert_eq!(shown_of(&view)["pgpgin"], shown()["pgpgin"]);
     }
 

@@ -1,6 +1,6 @@
 //! `/proc/zoneinfo`: the container's memory as one zone of one node.
 //!
-//! A container has no zones; programs read this file for free pages and watermarks (psutil adds
+//! A container has no zones, but programs read this file for free pages and watermarks (psutil adds
 //! up the `low` ones). The zone has the pages of `/proc/meminfo` and `/proc/vmstat`, and no
 //! watermarks or reserves. Layout of `zoneinfo_show_print` in `mm/vmstat.c`.
 
@@ -14,7 +14,7 @@ use crate::text::Text;
 #[derive(Debug)]
 pub struct Zoneinfo;
 
-/// What is counted by node.
+/// Counters of a node.
 const NODE: [&str; 17] = [
     "nr_inactive_anon",
     "nr_active_anon",
@@ -34,7 +34,7 @@ const NODE: [&str; 17] = [
     "nr_anon_transparent_hugepages",
     "nr_kernel_stack",
 ];
-/// What is counted by zone.
+/// Counters of a zone.
 const ZONE: [&str; 8] = [
     "nr_free_pages",
     "nr_zone_inactive_anon",

@@ -1,13 +1,14 @@
-//! `/proc/pressure` as a filesystem of its own, on which triggers can be set.
+//! `/proc/pressure` as a filesystem of its own, on whose files triggers can be set.
 //!
-//! The overlay is read-only and answers no poll, and both hold for a whole connection; triggers
-//! need a write and a poll. So these three files are served once more by a second connection,
-//! mounted over `proc/pressure` of the overlay: writable, and the only one that polls. A file is
-//! read like any other of the overlay; a write goes to the pressure file of the container's own
-//! cgroup, which the kernel judges; a poll waits for the kernel's event (`triggers`).
+//! The overlay is read-only and does not answer POLL, and both hold for a whole connection;
+//! triggers need writes and polls. So these three files are served again by a second connection,
+//! mounted over `proc/pressure` of the overlay. Reads are answered as in the overlay; a write goes
+//! to the pressure file of the container's own cgroup, where the kernel checks it; a poll waits for
+//! the kernel's event (`triggers`).
 //!
-//! A trigger ends with its open file, as in the kernel. A server that dies takes it along: after
-//! a takeover poll answers as for a file without a trigger (POLLERR), and programs set it anew.
+//! A trigger ends with its open file, as in the kernel. The triggers of a server that dies are
+//! lost: after a takeover a poll is answered as for a file without a trigger (POLLERR), and
+//! programs set it again. Start reading at `PressureFilesystem`.
 
 mod refused;
 mod triggers;
@@ -27,25 +28,25 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use crate::connection::Manned;
+use crate::connection::PooledFilesystem;
 use crate::counters::Counters;
 use crate::filesystem::past_the_cache;
+use crate::recorder::{FileRequest, Operation, Refuse, RequestRecorder};
 use crate::service::{Service, errno};
+use crate::thread_pool::{self, ThreadKind, ThreadPool};
 use crate::tree::{Node, ROOT};
-use crate::warden::{self, Crew, Relief};
-use crate::witness::{Asked, Operation, Refuse, Witness};
 use refused::refuse_the_rest;
 use triggers::Triggers;
 #[cfg(feature = "fuzzing")]
 pub(crate) use triggers::window;
 
-/// Where it is mounted, below the root of the overlay.
+/// Its mount point, below the root of the overlay.
 pub const DIRECTORY: &str = "proc/pressure";
 
-/// Names and attributes never change.
+/// Validity of names and attributes, which never change.
 const VALID: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Everybody may set triggers, as in the kernel's `/proc/pressure`.
+/// Every user may set triggers, as in the kernel's `/proc/pressure`.
 const MODE: u16 = 0o666;
 
 /// The three files.
@@ -54,20 +55,20 @@ pub(crate) struct PressureFilesystem {
     service: Arc<Service>,
     views: Arc<dyn Views>,
     triggers: Arc<Triggers>,
-    kind: Relief,
+    kind: ThreadKind,
 }
 
 impl PressureFilesystem {
-    /// The files over these numbers.
-    pub(crate) fn new(witness: Option<Arc<dyn Witness>>, views: Arc<dyn Views>) -> Self {
-        let service = Arc::new(Service::new(witness, views.clone()));
-        Self { service, views, triggers: Arc::new(Triggers::new()), kind: Relief::Usual }
+    /// Creates the filesystem of these views.
+    pub(crate) fn new(recorder: Option<Arc<dyn RequestRecorder>>, views: Arc<dyn Views>) -> Self {
+        let service = Arc::new(Service::new(recorder, views.clone()));
+        Self { service, views, triggers: Arc::new(Triggers::new()), kind: ThreadKind::Regular }
     }
 
-    /// The node of the overlay that a node of ours is: our root is its directory.
+    /// Returns the node of the overlay for a node of this filesystem, whose root is the directory.
     fn node(&self, id: u64) -> Result<&Node, Errno> {
         let tree = &self.service.tree;
-        let directory = tree.at(DIRECTORY).ok_or(Errno::ENOENT)?;
+        let directory = tree.find_path(DIRECTORY).ok_or(Errno::ENOENT)?;
         if id == ROOT {
             return Ok(directory);
         }
@@ -82,13 +83,13 @@ impl PressureFilesystem {
         }
     }
 
-    /// Opens the kernel's file beside an open file.
+    /// Opens the kernel's pressure file for an open file.
     fn open_kernels(&self, node: &Node, handle: u64, thread: u32) -> Result<(), Errno> {
         let stall = [Stall::Cpu, Stall::Io, Stall::Memory]
             .into_iter()
             .find(|stall| stall.name() == node.name())
             .ok_or(Errno::EISDIR)?;
-        if warden::must_not_wait() {
+        if thread_pool::must_not_wait() {
             return Err(Errno::EIO);
         }
         let file = self.views.trigger_file(thread, stall).map_err(|error| match &error {
@@ -103,7 +104,7 @@ impl PressureFilesystem {
 
     fn write(&self, id: u64, handle: u64, thread: u32, text: &[u8]) -> Result<u32, Errno> {
         let node = self.node(id)?;
-        // Not opened for writing when it was opened, or opened of a predecessor.
+        // It was not opened for writing, or by a predecessor.
         if !self.triggers.has(handle) {
             self.open_kernels(node, handle, thread)?;
         }
@@ -111,22 +112,23 @@ impl PressureFilesystem {
         u32::try_from(text.len()).map_err(|_| Errno::EINVAL)
     }
 
-    /// Runs the code of one request. When it panics, the reply it owned is dropped: EIO.
-    fn guard<R: Refuse>(&self, asked: Asked, reply: R, request: impl FnOnce(R)) {
-        self.service.crew.at_work(self.kind, asked, reply, |_, reply| {
-            if catch_unwind(AssertUnwindSafe(|| request(reply))).is_err() {
+    /// Handles one request in the thread pool. After a panic the reply is dropped, so that fuser
+    /// answers EIO.
+    fn guard<R: Refuse>(&self, request: FileRequest, reply: R, work: impl FnOnce(R)) {
+        self.service.pool.handle(self.kind, request, reply, |_, reply| {
+            if catch_unwind(AssertUnwindSafe(|| work(reply))).is_err() {
                 Counters::add(&self.service.counters.panics);
             }
         });
     }
 }
 
-impl Manned for PressureFilesystem {
-    fn crew(&self) -> Arc<Crew> {
-        Arc::clone(&self.service.crew)
+impl PooledFilesystem for PressureFilesystem {
+    fn pool(&self) -> Arc<ThreadPool> {
+        Arc::clone(&self.service.pool)
     }
 
-    fn served_by(self, kind: Relief) -> Self {
+    fn with_thread_kind(self, kind: ThreadKind) -> Self {
         Self { kind, ..self }
     }
 }
@@ -139,7 +141,7 @@ impl Filesystem for PressureFilesystem {
     fn destroy(&mut self) {}
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.guard(Asked::of(Operation::Lookup, parent, req), reply, |reply| {
+        self.guard(FileRequest::new(Operation::Lookup, parent, req), reply, |reply| {
             let directory = self.node(parent.0).map(|node| node.id);
             let found = directory.and_then(|directory| {
                 self.service.tree.child(directory, name.as_bytes()).ok_or(Errno::ENOENT)
@@ -154,7 +156,7 @@ impl Filesystem for PressureFilesystem {
     fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
 
     fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.guard(Asked::of(Operation::Getattr, ino, req), reply, |reply| {
+        self.guard(FileRequest::new(Operation::Getattr, ino, req), reply, |reply| {
             match self.node(ino.0) {
                 Ok(node) => reply.attr(&VALID, &self.attributes(node)),
                 Err(errno) => reply.error(errno),
@@ -162,7 +164,7 @@ impl Filesystem for PressureFilesystem {
         });
     }
 
-    /// A shell's `>` truncates, which the kernel's files let pass.
+    /// The `>` of a shell truncates, which the kernel's files allow.
     fn setattr(
         &self,
         req: &Request,
@@ -181,7 +183,7 @@ impl Filesystem for PressureFilesystem {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        self.guard(Asked::of(Operation::Setattr, ino, req), reply, |reply| {
+        self.guard(FileRequest::new(Operation::Setattr, ino, req), reply, |reply| {
             match self.node(ino.0) {
                 _ if mode.is_some() || uid.is_some() || gid.is_some() => reply.error(Errno::EPERM),
                 Ok(node) => reply.attr(&VALID, &self.attributes(node)),
@@ -191,19 +193,19 @@ impl Filesystem for PressureFilesystem {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.guard(Asked::of(Operation::Open, ino, req), reply, |reply| {
+        self.guard(FileRequest::new(Operation::Open, ino, req), reply, |reply| {
             let opened = self.node(ino.0).and_then(|node| {
                 if past_the_cache(flags) {
                     return Err(Errno::EINVAL);
                 }
                 let handle = self.service.open(node.id, req.pid())?;
                 if flags.acc_mode() != OpenAccMode::O_RDONLY {
-                    // A handle whose text is not kept is shared, and cannot have a trigger.
+                    // UNKEPT is the handle of several files, so it cannot have a trigger.
                     let opened = match handle {
                         0 => Err(Errno::EMFILE),
                         _ => self.open_kernels(node, handle, req.pid()),
                     };
-                    // The kernel tells only the writer that there is no PSI.
+                    // Without PSI the kernel's files fail on write(2), not on open(2).
                     if let Err(errno) = opened
                         && errno != Errno::EOPNOTSUPP
                     {
@@ -234,8 +236,8 @@ impl Filesystem for PressureFilesystem {
         reader: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.guard(Asked::of(Operation::Read, ino, req), reply, |reply| {
-            // As in the overlay: what fills the page cache would be everybody's.
+        self.guard(FileRequest::new(Operation::Read, ino, req), reply, |reply| {
+            // As in the overlay: the page cache is common to all containers.
             if reader.is_none() {
                 return reply.error(Errno::EINVAL);
             }
@@ -267,7 +269,7 @@ impl Filesystem for PressureFilesystem {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.guard(Asked::of(Operation::Write, ino, req), reply, |reply| {
+        self.guard(FileRequest::new(Operation::Write, ino, req), reply, |reply| {
             match self.write(ino.0, handle.0, req.pid(), text) {
                 Ok(written) => reply.written(written),
                 Err(errno) => reply.error(errno),
@@ -285,7 +287,7 @@ impl Filesystem for PressureFilesystem {
         flags: PollFlags,
         reply: ReplyPoll,
     ) {
-        self.guard(Asked::of(Operation::Poll, ino, req), reply, |reply| {
+        self.guard(FileRequest::new(Operation::Poll, ino, req), reply, |reply| {
             let sleeps = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
             reply.poll(self.triggers.poll(handle.0, events, sleeps.then_some(notifier)));
         });
@@ -301,7 +303,7 @@ impl Filesystem for PressureFilesystem {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.guard(Asked::of(Operation::Release, ino, req), reply, |reply| {
+        self.guard(FileRequest::new(Operation::Release, ino, req), reply, |reply| {
             self.triggers.release(handle.0);
             self.service.release(handle.0);
             reply.ok();
@@ -324,7 +326,7 @@ impl Filesystem for PressureFilesystem {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        self.guard(Asked::of(Operation::Readdir, ino, req), reply, |mut reply| {
+        self.guard(FileRequest::new(Operation::Readdir, ino, req), reply, |mut reply| {
             let tree = &self.service.tree;
             let files = self.node(ROOT).ok().and_then(|directory| tree.children(directory.id));
             let files = files.into_iter().flatten();

@@ -1,7 +1,8 @@
-//! What nobody can do in `/proc/pressure`, with the kernel's own refusals: left to fuser, each
-//! would log a warning, and containers choose how many requests they send.
+//! The requests that `/proc/pressure` always refuses, with the kernel's errors. fuser's defaults
+//! would log a warning for each, and containers choose how many they send. Included in `mod.rs` as
+//! a macro.
 
-/// The methods of [`fuser::Filesystem`] that always refuse.
+/// Implements the methods of [`fuser::Filesystem`] that always refuse.
 macro_rules! refuse_the_rest {
     () => {
         refuse_the_rest! {

@@ -1,10 +1,10 @@
-//! Triggers that containers set: the kernel's files they live in, and the thread that waits for
-//! all of them.
+//! Triggers that containers have set: the kernel's files that they belong to, and the thread that
+//! polls all of them.
 //!
-//! A trigger belongs to one open file of a container. Its event is taken out of the kernel by
-//! whoever polls first, so nobody but the one thread here may poll the kernel's file: it keeps
-//! the event for the container's next poll, and wakes the container when it sleeps in one. How many
-//! files an account may hold is decided before one is opened ([`TriggerFile::charge`]).
+//! A trigger belongs to one open file of a container. The first poll of the kernel's file consumes
+//! its event, so only the thread here may poll it: it keeps the event for the container's next
+//! poll, and wakes the container if it sleeps in one. How many files an account may have is decided
+//! before a file is opened ([`TriggerFile::charge`]). Start reading at [`Triggers::set`].
 
 use std::collections::HashMap;
 use std::io;
@@ -17,24 +17,24 @@ use fuser::{Errno, PollEvents, PollNotifier};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
 
-/// Unprivileged windows are multiples of this many microseconds, as the kernel has it.
+/// Unprivileged windows are multiples of this many microseconds, as in the kernel.
 const UNPRIVILEGED_WINDOW: u64 = 2_000_000;
 
-/// What a pressure file is ready for whenever it is asked.
+/// Events for which a pressure file is always ready.
 fn always() -> PollEvents {
     PollEvents::POLLIN | PollEvents::POLLOUT | PollEvents::POLLRDNORM | PollEvents::POLLWRNORM
 }
 
-/// Identifies the thread's own wake-up among handles, which are never this.
+/// Identifies the eventfd that stops the thread. No handle has this value.
 const STOP: u64 = u64::MAX;
 
 /// All open files that can have triggers.
 pub(super) struct Triggers {
-    shared: OnceLock<Arc<Shared>>,
+    poller: OnceLock<Arc<Poller>>,
     files: Arc<Mutex<HashMap<u64, Armed>>>,
 }
 
-struct Shared {
+struct Poller {
     epoll: Epoll,
     stop: EventFd,
 }
@@ -43,34 +43,34 @@ struct Armed {
     kernels: TriggerFile,
     /// A trigger was set.
     set: bool,
-    /// It fired since it was last asked.
+    /// Set when it has fired since the last poll.
     fired: bool,
-    /// The kernel has taken it away: the cgroup was removed.
+    /// Set when the kernel has removed it with the cgroup.
     gone: bool,
-    /// A sleeper of the container's.
+    /// Wakes a thread of the container that sleeps in poll(2).
     waiter: Option<PollNotifier>,
 }
 
 impl Triggers {
     pub(super) fn new() -> Self {
-        Self { shared: OnceLock::new(), files: Arc::default() }
+        Self { poller: OnceLock::new(), files: Arc::default() }
     }
 
-    /// Keeps the kernel's file beside an open file of a container.
+    /// Stores the kernel's file for an open file of a container.
     pub(super) fn open(&self, handle: u64, kernels: TriggerFile) {
         let armed = Armed { kernels, set: false, fired: false, gone: false, waiter: None };
         lock(&self.files).insert(handle, armed);
     }
 
-    /// Is there a kernel's file beside this open file?
+    /// True if there is a kernel's file for this open file.
     pub(super) fn has(&self, handle: u64) -> bool {
         lock(&self.files).contains_key(&handle)
     }
 
-    /// Sets a trigger: the kernel judges what is written, but for the one rule that concerns who
-    /// the writer is, because the file was opened by us.
+    /// Sets a trigger. The kernel checks what is written, except for the rule about unprivileged
+    /// windows, because for the kernel the daemon is the opener.
     pub(super) fn set(&self, handle: u64, text: &[u8]) -> Result<(), Errno> {
-        let shared = self.shared()?;
+        let poller = self.poller()?;
         let mut files = lock(&self.files);
         let armed = files.get_mut(&handle).ok_or(Errno::EBADF)?;
         if !armed.kernels.privileged
@@ -80,12 +80,13 @@ impl Triggers {
         }
         rustix::io::write(&armed.kernels.file, text).map_err(io::Error::from)?;
         let event = EpollEvent::new(EpollFlags::EPOLLPRI, handle);
-        shared.epoll.add(&armed.kernels.file, event).map_err(io::Error::from)?;
+        poller.epoll.add(&armed.kernels.file, event).map_err(io::Error::from)?;
         armed.set = true;
         Ok(())
     }
 
-    /// What an open file is ready for. With a notifier, its owner sleeps when nothing happened.
+    /// Returns the events for which an open file is ready. If there are none, the notifier wakes
+    /// the caller of poll(2) later.
     pub(super) fn poll(
         &self,
         handle: u64,
@@ -94,7 +95,7 @@ impl Triggers {
     ) -> PollEvents {
         let mut files = lock(&self.files);
         match files.get_mut(&handle).filter(|armed| armed.set && !armed.gone) {
-            // So the kernel answers for a file without a trigger.
+            // The kernel's answer for a file without a trigger.
             None => always() | PollEvents::POLLERR | PollEvents::POLLPRI,
             Some(armed) if events.contains(PollEvents::POLLPRI) && armed.fired => {
                 armed.fired = false;
@@ -107,51 +108,51 @@ impl Triggers {
         }
     }
 
-    /// The container closed its file: the kernel takes the trigger away with ours.
+    /// Closes the kernel's file, which removes the trigger, when the container has closed its file.
     pub(super) fn release(&self, handle: u64) {
         lock(&self.files).remove(&handle);
     }
 
-    /// The epoll instance and its thread, started for the first trigger.
-    fn shared(&self) -> Result<&Arc<Shared>, Errno> {
-        if let Some(shared) = self.shared.get() {
-            return Ok(shared);
+    /// Returns the epoll instance. It and its thread are started for the first trigger.
+    fn poller(&self) -> Result<&Arc<Poller>, Errno> {
+        if let Some(poller) = self.poller.get() {
+            return Ok(poller);
         }
-        // Nobody else may start a second one meanwhile.
+        // Locked so that only one thread starts it.
         let _starting = lock(&self.files);
-        if let Some(shared) = self.shared.get() {
-            return Ok(shared);
+        if let Some(poller) = self.poller.get() {
+            return Ok(poller);
         }
-        let start = || -> io::Result<Arc<Shared>> {
+        let start = || -> io::Result<Arc<Poller>> {
             let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
             let stop = EventFd::new()?;
             epoll.add(&stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
-            let shared = Arc::new(Shared { epoll, stop });
-            let (watched, files) = (Arc::clone(&shared), Arc::clone(&self.files));
+            let poller = Arc::new(Poller { epoll, stop });
+            let (watched, files) = (Arc::clone(&poller), Arc::clone(&self.files));
             thread::Builder::new()
                 .name("ambit-pressure".into())
                 .spawn(move || watch(&watched, &files))?;
-            Ok(shared)
+            Ok(poller)
         };
-        let shared = start().map_err(Errno::from)?;
-        Ok(self.shared.get_or_init(|| shared))
+        let poller = start().map_err(Errno::from)?;
+        Ok(self.poller.get_or_init(|| poller))
     }
 }
 
 impl Drop for Triggers {
     fn drop(&mut self) {
-        if let Some(shared) = self.shared.get() {
-            // It can only be full, and then the thread is on its way.
-            let _ = shared.stop.write(1);
+        if let Some(poller) = self.poller.get() {
+            // Fails only if the counter is full, and then the thread is already woken.
+            let _ = poller.stop.write(1);
         }
     }
 }
 
-/// Waits for events of all triggers, until it is told to stop.
-fn watch(shared: &Shared, files: &Mutex<HashMap<u64, Armed>>) {
+/// Waits for events of all triggers, until the eventfd stops it.
+fn watch(poller: &Poller, files: &Mutex<HashMap<u64, Armed>>) {
     let mut events = [EpollEvent::empty(); 64];
     loop {
-        let count = match shared.epoll.wait(&mut events, EpollTimeout::NONE) {
+        let count = match poller.epoll.wait(&mut events, EpollTimeout::NONE) {
             Ok(count) => count,
             Err(nix::errno::Errno::EINTR) => continue,
             Err(error) => {
@@ -164,12 +165,12 @@ fn watch(shared: &Shared, files: &Mutex<HashMap<u64, Armed>>) {
                 return;
             }
             let mut files = lock(files);
-            // Closed meanwhile.
+            // The file was closed meanwhile.
             let Some(armed) = files.get_mut(&event.data()) else { continue };
             if event.events().intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
                 armed.gone = true;
-                // It would be reported for ever.
-                let _ = shared.epoll.delete(armed.kernels.file.as_fd());
+                // Else epoll_wait(2) would return the error event for ever.
+                let _ = poller.epoll.delete(armed.kernels.file.as_fd());
             } else {
                 armed.fired = true;
             }
@@ -178,13 +179,13 @@ fn watch(shared: &Shared, files: &Mutex<HashMap<u64, Armed>>) {
             if let Some(waiter) = waiter
                 && let Err(error) = waiter.notify()
             {
-                tracing::debug!(%error, "cannot wake who waits for a pressure trigger");
+                tracing::debug!(%error, "cannot wake a thread that polls a pressure trigger");
             }
         }
     }
 }
 
-/// The window of a trigger, `some|full THRESHOLD WINDOW`, in microseconds.
+/// Parses the window of a trigger, `some|full THRESHOLD WINDOW`, in microseconds.
 pub(crate) fn window(text: &[u8]) -> Option<u64> {
     let text = text.split(|&byte| byte == 0).next()?;
     let mut words = std::str::from_utf8(text).ok()?.split_ascii_whitespace();
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_closed_gives_back_what_it_cost() {
+    fn closing_a_file_returns_its_charge() {
         let (triggers, budget) = (Triggers::new(), Budget::new(What::PressureFiles, 9));
         (1..=9).for_each(|handle| triggers.open(handle, charged_to(&budget, false)));
         assert_eq!(budget.taken(), 9);

@@ -1,4 +1,6 @@
-//! Directories whose entries are each caller's own, asked for by callers with different views.
+//! Families over a socket pair: directories whose entries differ between callers. Callers with
+//! different views list, look up and read the same directories, and none may see a processor or
+//! node of another. Start reading at `every_caller_lists_its_own_processors`.
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
@@ -109,8 +111,8 @@ fn what_is_another_callers_is_not_there() {
         assert_eq!(kernel.open(id, 0), Err(ENOENT));
         assert_eq!(kernel.readlink(id), Err(ENOENT));
     }
-    // Not even through an open file does a text of another's processor come anew.
-    assert!(kernel.read(file, handle, 0, 100).is_ok(), "rendered for who opened it");
+    // A read from the start of an open file does not render hidden processors.
+    assert!(kernel.read(file, handle, 0, 100).is_ok(), "rendered for its opener");
     assert_eq!(kernel.read(file, handle, 0, 100), Err(ENOENT));
 }
 
@@ -153,7 +155,7 @@ fn only_what_is_listed_can_be_looked_up() {
     ] {
         assert_eq!(kernel.walk(&format!("sys/devices/system/{path}")), Err(ENOENT), "{path}");
     }
-    // Ids that nobody was given.
+    // Ids that were never returned.
     for id in (0..1 << 24).step_by(4099).map(|id| 0xFF00_0000 + id) {
         if let Ok(attr) = kernel.getattr(id) {
             assert_eq!(attr.ino, id);
@@ -180,7 +182,7 @@ fn walk_all(kernel: &mut Kernel, path: &str, seen: &mut BTreeSet<String>) {
                 assert!(text.ends_with('\n') || path.ends_with("/uevent"), "{path}");
             }
             _ => {
-                // A link leads to what is there.
+                // The target of a link exists.
                 let target = kernel.readlink(id).unwrap();
                 let target = format!("sys/devices/system/{}", &target["../../".len()..]);
                 assert_eq!(kernel.walk(&target).unwrap().mode >> 12, 4, "{target}");

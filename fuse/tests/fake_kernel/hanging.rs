@@ -1,4 +1,6 @@
-//! Containers whose numbers are long in coming, as where a file of the kernel hangs.
+//! Containers whose numbers take long, as if a kernel file hangs. Requests of other containers must
+//! be answered meanwhile, and the hanging ones after the patience. No test here asserts a time.
+//! Start reading at `Hanging`.
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::collections::{HashMap, HashSet};
@@ -12,10 +14,10 @@ use ambit_sysinfo::{Error, View, Views};
 use crate::container;
 use crate::kernel::{EIO, Kernel, OPEN, READ, read_request};
 
-/// Threads below this one belong to containers of their own, which hang until they are told: whoever
-/// samples one hangs, and others are refused at once, or shown the last good numbers.
+/// Threads below this id belong to one container each, whose sample hangs until `end`. The first
+/// thread that samples one hangs; others get an error at once, or the last good numbers.
 const OTHERS: u32 = 1000;
-/// Of threads from this one on there are last good numbers.
+/// Threads from this id on have last good numbers.
 const KNOWN: u32 = 500;
 /// The last good number of others, in kB.
 const LAST: u64 = 5;
@@ -59,15 +61,15 @@ impl Views for Hanging {
     }
 }
 
-/// Threads that were started because others hang, those of other tests included.
-fn relief() -> usize {
+/// Counts the substitutes, also those of other tests.
+fn substitutes() -> usize {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
     let names = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok());
-    names.filter(|name| name == "ambit-relief\n").count()
+    names.filter(|name| name == "fuse-substitute\n").count()
 }
 
 #[test]
-fn containers_that_hang_hold_up_no_other_however_many_they_are() {
+fn any_number_of_hanging_containers_delays_no_other() {
     const HUNG: u32 = 22;
     let views = Arc::new(Hanging::default());
     let (mut kernel, overlay) = Kernel::start(views.clone(), 8);
@@ -78,11 +80,11 @@ fn containers_that_hang_hold_up_no_other_however_many_they_are() {
             (kernel.send(OPEN, node, &[0; 8]), thread)
         })
         .collect();
-    // They come before in the queue.
+    // Their requests are first in the queue.
     kernel.thread = OTHERS + 7;
     let text = kernel.cat("proc/meminfo").unwrap();
     assert!(text.contains(&format!(" {} kB\n", 1007 << 10)), "{text}");
-    assert!(relief() >= 14, "{}", relief());
+    assert!(substitutes() >= 14, "{}", substitutes());
     views.end();
     let handles: Vec<_> = (0..HUNG)
         .map(|_| {
@@ -126,7 +128,7 @@ fn when_all_threads_hang_the_last_good_numbers_are_shown() {
         assert_eq!(kernel.receive().1, 0);
     }
     kernel.thread = OTHERS + 7;
-    // As soon as that is seen, and then by everybody.
+    // True for every container, as soon as the watchdog has noticed.
     while !shows(&kernel.cat("proc/meminfo").unwrap(), 1007 << 10) {}
     kernel.thread = HUNG + 1;
     while kernel.cat("proc/meminfo").is_err() {}
@@ -145,7 +147,7 @@ fn a_server_ends_without_a_thread_that_hangs() {
 }
 
 #[test]
-fn who_waits_for_a_file_that_hangs_is_answered_at_last() {
+fn the_reader_of_a_file_that_hangs_is_answered_after_the_patience() {
     let views = Arc::new(Hanging::default());
     let patience = Duration::from_secs(1);
     let options = MountOptions { threads: 4, patience, ..MountOptions::new("/nowhere") };
@@ -167,7 +169,7 @@ fn who_waits_for_a_file_that_hangs_is_answered_at_last() {
         })
         .collect();
     assert_eq!(answers[&again], Err(EIO));
-    // Its thread is at the file still.
+    // Its thread is still in the read that hangs.
     kernel.release(node, kept);
     let [unknown, known] = asked.map(|asked| crate::u64_at(answers[&asked].as_ref().unwrap(), 0));
     kernel.thread = 1;
@@ -177,7 +179,7 @@ fn who_waits_for_a_file_that_hangs_is_answered_at_last() {
     let last = kernel.read(node, known, 0, 4096).unwrap();
     assert!(last.starts_with(format!("MemTotal: {:>14} kB\n", KNOWN << 10).as_bytes()));
     kernel.release(node, known);
-    // The threads that come back answer nobody a second time, and keep no file open.
+    // The threads that return send no second answer, and keep no file open.
     views.end();
     while overlay.counters().opens < 3 {
         std::thread::yield_now();

@@ -100,12 +100,12 @@ impl Kernel {
         }
     }
 
-    /// A connection that is begun, and its server.
+    /// Starts a connection and its server.
     pub fn start(views: Arc<dyn Views>, threads: usize) -> (Self, Overlay) {
         Self::start_with(views, MountOptions { threads, ..MountOptions::new("/nowhere") })
     }
 
-    /// The same with other options.
+    /// Starts a connection and its server with these options.
     pub fn start_with(views: Arc<dyn Views>, options: MountOptions) -> (Self, Overlay) {
         let (ours, device) = pair();
         rustix::net::send(&ours, &init_record(), SendFlags::empty()).unwrap();
@@ -165,7 +165,7 @@ impl Kernel {
     }
 
     fn receive_borrowed(&mut self) -> (u64, i32, &[u8]) {
-        // A fuzzer's timer interrupts.
+        // The timer of the fuzzer interrupts system calls.
         let (length, _) = retry_on_intr(|| {
             rustix::net::recv(&self.socket, &mut self.answer[..], RecvFlags::empty())
         })
@@ -189,14 +189,14 @@ impl Kernel {
         if error == 0 { Ok(body) } else { Err(error) }
     }
 
-    /// Looks up a name of the fixed tree, which may be remembered.
+    /// Looks up a name of the fixed tree, which has a validity.
     pub fn lookup(&mut self, parent: u64, name: &str) -> Result<Attr, i32> {
         let (attr, name_holds) = self.lookup_any(parent, name)?;
         assert!(name_holds > 300 * 86_400, "{name}");
         Ok(attr)
     }
 
-    /// Looks up a name that is the caller's own, which must not be remembered.
+    /// Looks up a member of a family, which must not have a validity.
     pub fn lookup_own(&mut self, parent: u64, name: &str) -> Result<Attr, i32> {
         let (attr, name_holds) = self.lookup_any(parent, name)?;
         assert_eq!(name_holds, 0, "{name}");
@@ -209,7 +209,7 @@ impl Kernel {
         body.push(0);
         let entry = self.call(LOOKUP, parent, &body)?;
         assert_eq!(entry.len(), 128);
-        // The size of a long file is the reader's own and holds for no time.
+        // The size of a long file differs between callers and has no validity.
         assert!(u64_at(&entry, 24) == 0 || u64_at(&entry, 24) > 300 * 86_400);
         assert_eq!(u32_at(&entry, 32), 0, "no part of a second");
         let attr = attr(&entry[40..]);
@@ -240,7 +240,7 @@ impl Kernel {
         Ok(attr(&answer[16..]))
     }
 
-    /// Opens a file; direct I/O and no FLUSH is what every one of them wants.
+    /// Opens a file and asserts the flags for direct I/O and no FLUSH.
     pub fn open(&mut self, node: u64, flags: u32) -> Result<u64, i32> {
         let mut body = [0; 8];
         body[..4].copy_from_slice(&flags.to_ne_bytes());

@@ -47,7 +47,7 @@ fn every_file_is_found_read_and_closed() {
         assert_eq!((attr.mode, attr.uid, attr.gid), (mode, 0, 0), "{path}");
         assert!(attr.size > 0, "{path}");
         assert_eq!(kernel.getattr(attr.ino).unwrap(), attr);
-        // The size of a long file is that of one more text, which the look-up takes.
+        // The size of a long file is found by rendering it once more at LOOKUP.
         let texts = if attr.size == 4096 { 1 } else { 2 };
         let before = overlay.counters().renders;
         let text = kernel.cat(path).unwrap();
@@ -188,7 +188,7 @@ fn every_opcode_is_answered_and_none_changes_anything() {
     let body = [0; 128];
     // INIT, DESTROY and the two FORGETs are not answered, or end the session.
     for opcode in (3..=60).filter(|opcode| ![26, 38, 42].contains(opcode)) {
-        // WRITE and SETXATTR carry as many bytes as they say: fuser insists on that.
+        // fuser requires as many bytes as WRITE and SETXATTR announce.
         let body = match opcode {
             16 => &body[..40],
             21 => &body[..9],
@@ -202,7 +202,7 @@ fn every_opcode_is_answered_and_none_changes_anything() {
 }
 
 #[test]
-fn a_broken_request_costs_nobody_else_anything() {
+fn a_broken_request_affects_no_other_request() {
     let (mut kernel, _overlay) = start();
     let node = kernel.walk("proc/meminfo").unwrap().ino;
     assert_eq!(kernel.call(4000, node, &[]), Err(ENOSYS), "an unknown opcode");
@@ -222,7 +222,7 @@ fn a_panic_is_answered_and_survived() {
     }
     kernel.thread = 5;
     assert!(kernel.cat("proc/meminfo").is_ok());
-    // Counted when the stack is unwound, which is after the answer.
+    // The panic is counted after the answer, when the stack is unwound.
     while overlay.counters().panics < 5 {
         std::thread::yield_now();
     }
@@ -250,7 +250,7 @@ fn a_successor_serves_what_its_predecessor_opened() {
 }
 
 #[test]
-fn a_handle_nobody_gave_out_is_served_and_closed_without_harm() {
+fn an_unknown_handle_is_served_and_closed() {
     let (mut kernel, _overlay) = start();
     let node = kernel.walk("proc/uptime").unwrap().ino;
     for handle in [0, 1, u64::MAX] {

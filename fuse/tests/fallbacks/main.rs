@@ -1,5 +1,5 @@
-//! The table of docs/fallbacks.md, row by row: what is shown where something is missing, fails or
-//! ends, and that it is never another container's or the machine's use.
+//! Tests the table of docs/fallbacks.md, row by row: what is shown if something is missing, fails
+//! or ends, and that it is never a number of another container or the usage of the machine.
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::collections::BTreeSet;
@@ -17,10 +17,10 @@ mod kernel;
 mod machine;
 mod world;
 
-/// What shows that a row is true.
+/// The test of a row.
 enum Proof {
     Here(fn()),
-    /// What needs other processes, descriptors or nodes of memory is in this file.
+    /// A test in this file, because it needs other processes, descriptors or memory nodes.
     In(&'static str),
 }
 
@@ -118,7 +118,7 @@ fn the_table_is_true_row_by_row() {
     }
 }
 
-/// Every file that is served is in a row of the table, so that it says what every file falls back to.
+/// Every file is in a row of the table.
 #[test]
 fn every_file_has_a_row() {
     let named: BTreeSet<&str> = TABLE
@@ -138,9 +138,9 @@ fn every_file_has_a_row() {
     }
 }
 
-/// Nothing that the container is shown is the other's, nor the machine's use.
+/// Asserts that the container is shown no number of the other container nor of the machine's usage.
 #[track_caller]
-fn shows_nobody_else(world: &mut World) {
+fn shows_own_numbers_only(world: &mut World) {
     for (path, text) in world.everything() {
         let text = text.unwrap_or_default();
         for secret in SECRETS {
@@ -176,10 +176,10 @@ fn nodes(world: &mut World) -> u64 {
 fn has_memory(world: &mut World, kib: u64) {
     let all = [world.kib("MemTotal"), zone(world), nodes(world)];
     assert_eq!(all, [kib; 3], "meminfo, zoneinfo, nodes");
-    shows_nobody_else(world);
+    shows_own_numbers_only(world);
 }
 
-/// So many of these processors, the same in all files.
+/// Asserts that this many of these processors are shown, the same ones in all files.
 #[track_caller]
 fn has_processors(world: &mut World, count: usize, of: &str) {
     let list = world.cat("sys/devices/system/cpu/online");
@@ -196,10 +196,10 @@ fn has_processors(world: &mut World, count: usize, of: &str) {
     for file in ["proc/softirqs", "proc/interrupts"] {
         assert_eq!(world.cat(file).lines().next().unwrap().matches("CPU").count(), count, "{file}");
     }
-    shows_nobody_else(world);
+    shows_own_numbers_only(world);
 }
 
-/// With everything there, the numbers are those that the rows are compared with.
+/// If nothing is missing, the numbers are those that the rows are compared with.
 #[test]
 fn with_everything_there_the_numbers_are_the_containers_own() {
     for mut world in [World::v2(), World::v1()] {
@@ -213,7 +213,7 @@ fn with_everything_there_the_numbers_are_the_containers_own() {
     assert!(world.cat("proc/partitions").contains("sda"));
     assert_eq!(world.kib("HugePages_Total"), 2);
     assert!(world.cat("proc/pressure/cpu").contains("avg10=1.25"));
-    // Its neighbour does have the numbers that nobody else may be shown.
+    // The other container is shown the numbers that this one must not be shown.
     for (file, secret) in [("proc/meminfo", SECRETS[0]), ("proc/diskstats", SECRETS[1])] {
         assert!(world.try_cat(THEIRS, file).unwrap().contains(secret), "{file}");
     }
@@ -228,7 +228,7 @@ fn no_memory_controller() {
     world.is_in(OURS, "above/plain");
     has_memory(&mut world, 80 << 10);
     assert_eq!(world.kib("MemFree"), 79 << 10);
-    // Nor has anything above: it is the machine's.
+    // No ancestor has a controller either: the numbers are those of the machine.
     fs::create_dir_all(world.path("cg/none/plain")).unwrap();
     world.is_in(OURS, "none/plain");
     std::thread::sleep(Duration::from_millis(30));
@@ -252,7 +252,7 @@ fn no_limit() {
         let mut world = World::v2();
         world.write("memory.max", limit);
         has_memory(&mut world, MACHINE);
-        // 8 MiB are used, and 16 MiB can only be huge pages.
+        // 8 MiB are used, and 16 MiB are in huge page pools.
         assert_eq!(world.kib("MemFree"), MACHINE - (24 << 10));
     }
     let mut world = World::v1();
@@ -268,7 +268,7 @@ fn no_swap_accounting() {
     let mut world = World::v1();
     world.remove("memory.memsw.usage_in_bytes");
     assert_eq!(swap_of(&mut world), [0, 0]);
-    shows_nobody_else(&mut world);
+    shows_own_numbers_only(&mut world);
 }
 
 fn no_cpuset() {
@@ -316,7 +316,7 @@ fn no_processor_accounting() {
             uptime.split(' ').map(|clock| clock.trim().parse().unwrap()).collect();
         // Two idle processors.
         assert!(clocks[1] > 0.0 && clocks[1] <= 2.0 * clocks[0] + 0.1, "{uptime}");
-        shows_nobody_else(&mut world);
+        shows_own_numbers_only(&mut world);
     }
 }
 
@@ -326,7 +326,7 @@ fn no_io_controller() {
     for mut world in [world, World::v1()] {
         assert_eq!(world.cat("proc/diskstats"), "");
         assert_eq!(world.cat("proc/partitions"), "major minor  #blocks  name\n\n");
-        shows_nobody_else(&mut world);
+        shows_own_numbers_only(&mut world);
     }
 }
 
@@ -357,7 +357,7 @@ fn no_account() {
     let counts = softirqs.lines().skip(1).flat_map(|line| line.split_whitespace().skip(1));
     assert!(counts.into_iter().all(|count| count == "0"), "{softirqs}");
     assert!(world.cat("proc/interrupts").contains("LOC:"), "lines without a device stay");
-    shows_nobody_else(&mut world);
+    shows_own_numbers_only(&mut world);
 }
 
 fn no_hugetlb() {
@@ -379,12 +379,12 @@ fn no_pids() {
 fn no_nodes() {
     let mut world = World::with_own_sys();
     fs::remove_dir_all(world.path("sys/devices/system/node")).unwrap();
-    // The arrangement is read when processors come or go.
+    // The topology is read again when processors come or go.
     world.write("sys/devices/system/cpu/online", "0-14\n");
     std::thread::sleep(Duration::from_millis(250));
     assert_eq!(world.kib("MemTotal"), 64 << 10);
     assert!(world.try_cat(OURS, "sys/devices/system/node/node0/meminfo").is_err());
-    shows_nobody_else(&mut world);
+    shows_own_numbers_only(&mut world);
 }
 
 fn no_possible() {
@@ -393,7 +393,7 @@ fn no_possible() {
     world.write("sys/devices/system/cpu/online", "0-14\n");
     std::thread::sleep(Duration::from_millis(250));
     assert_eq!(world.cat("sys/devices/system/cpu/possible"), "0-14\n");
-    shows_nobody_else(&mut world);
+    shows_own_numbers_only(&mut world);
 }
 
 fn no_arrangement() {
@@ -454,10 +454,10 @@ fn what_fails_at_first_is_an_error() {
         let mut world = World::v2();
         world.fail(file);
         for (path, text) in world.everything() {
-            // A member is looked up first, and nobody knows what there is.
+            // A member is looked up first, which fails without a view.
             assert_eq!(text, Err(EIO), "{path}, when {file} fails");
         }
-        // Which is its own trouble alone.
+        // Other containers are not affected.
         assert!(world.try_cat(THEIRS, "proc/meminfo").unwrap().contains(SECRETS[0]));
     }
     let mut world = World::v2();
@@ -471,7 +471,7 @@ fn what_few_files_show_fails() {
     world.fail("cpu.pressure");
     assert_eq!(world.cat("proc/diskstats"), "");
     assert!(world.cat("proc/pressure/cpu").contains("avg10=0.00"));
-    shows_nobody_else(&mut world);
+    shows_own_numbers_only(&mut world);
     let mut world = World::v2();
     let files = ["proc/diskstats", "proc/partitions", "proc/vmstat", "proc/pressure/cpu"];
     let good = files.map(|file| world.cat(file));
@@ -528,11 +528,11 @@ impl tracing::Subscriber for &'static Lines {
     fn exit(&self, _: &tracing::span::Id) {}
 }
 
-/// Containers choose how many reads fail; the log does not fill with them.
+/// Containers choose how many reads fail, so the log must be rate limited.
 #[test]
 fn a_thousand_reads_that_fail_write_next_to_nothing_to_the_log() {
     let counts = tracing::subscriber::set_global_default(&LINES);
-    assert!(counts.is_ok(), "nobody else in this program counts lines");
+    assert!(counts.is_ok(), "no other subscriber is set in this program");
     tracing::info!("the first line is counted");
     assert_eq!(LINES.0.swap(0, Ordering::Relaxed), 1);
     let mut world = World::v2();

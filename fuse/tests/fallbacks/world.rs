@@ -1,5 +1,5 @@
-//! A machine of plain files, cgroup v2 or v1, with two containers on it, so that anything can be
-//! missing or fail. Every number is different, so that it shows whose it is.
+//! A machine of plain files, with cgroup v2 or v1 and two containers, in which any file can be
+//! missing or fail. All numbers differ, so that a number identifies its origin.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -21,7 +21,7 @@ pub(crate) const THEIRS: u32 = 200;
 /// KiB of the machine.
 pub(crate) const MACHINE: u64 = 1 << 20;
 
-/// What only the other container or the machine has: a container must never be shown it.
+/// Numbers of the other container or the machine that must not be shown.
 pub(crate) const SECRETS: [&str; 4] = ["49152", "7654321", "3333333", "4242424"];
 
 pub(crate) struct World {
@@ -41,9 +41,9 @@ impl World {
         Self::new(true)
     }
 
-    /// Whose `/sys` can be changed; the others share one.
+    /// Creates a world with a `/sys` that can be changed; the others share one.
     pub(crate) fn with_own_sys() -> Self {
-        Self::of(false, build_sys)
+        Self::with_sys(false, build_sys)
     }
 
     fn new(legacy: bool) -> Self {
@@ -52,10 +52,10 @@ impl World {
             build_sys(sys.path());
             sys
         });
-        Self::of(legacy, |sys| symlink(SYS.path(), sys).unwrap())
+        Self::with_sys(legacy, |sys| symlink(SYS.path(), sys).unwrap())
     }
 
-    fn of(legacy: bool, sys: impl FnOnce(&Path)) -> Self {
+    fn with_sys(legacy: bool, sys: impl FnOnce(&Path)) -> Self {
         let root = tempfile::tempdir().unwrap();
         sys(&root.path().join("sys"));
         build_proc(&root.path().join("proc"));
@@ -73,7 +73,7 @@ impl World {
         world
     }
 
-    /// Has a thread be in this control group.
+    /// Moves a thread to this control group.
     pub(crate) fn is_in(&self, thread: u32, cgroup: &str) {
         let text = match self.legacy {
             false => format!("0::/{cgroup}\n"),
@@ -109,7 +109,7 @@ impl World {
         fs::remove_file(self.path(file)).unwrap();
     }
 
-    /// Reading a folder fails, as a file does that says EIO.
+    /// Replaces a file by a folder: reading it fails, as with EIO.
     #[track_caller]
     pub(crate) fn fail(&self, file: &str) {
         self.remove(file);
@@ -127,9 +127,9 @@ impl World {
         self.kernel.cat(file)
     }
 
-    /// Has the container's files be opened again, as those of a container that nobody asked for lately.
+    /// Closes the container's files, as for a container without recent requests.
     pub(crate) fn close_files(&self) {
-        // None may keep them open.
+        // No container may keep its files open.
         self.accounting.containers();
     }
 
@@ -146,7 +146,7 @@ impl World {
         line.and_then(|line| line.split_whitespace().nth(1)).unwrap().parse().unwrap()
     }
 
-    /// Every file and what it shows to the container, without what time alone changes.
+    /// Returns every file with its text for the container, without what time alone changes.
     pub(crate) fn everything(&mut self) -> Vec<(String, Result<String, i32>)> {
         let files = ambit_fuse::FILES.iter().map(|file| file.path().to_owned());
         let members = ["cpu/cpu1/online", "cpu/cpu1/topology/core_id", "node/node0/meminfo"];

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use ambit_keeper::link::{Held, Link};
+use ambit_keeper::client::{Inherited, KeeperClient};
 use rustix::net::SocketType;
 
 use super::message::Message;
@@ -34,21 +34,21 @@ pub(crate) fn entrance(path: PathBuf) -> Entrance {
 }
 
 /// Reads a new connection.
-pub(crate) fn accepted(peer: Peer, threads: &Arc<Threads>, link: &Link) {
+pub(crate) fn accepted(peer: Peer, threads: &Arc<Threads>, link: &KeeperClient) {
     let number = link.number();
     link.store(&format!("{CONNECTION}{number}"), &peer.fd);
     read(Connection { peer, number }, threads, link);
 }
 
 /// Reads the connections that a predecessor had not read.
-pub(crate) fn take_over(threads: &Arc<Threads>, link: &Link, held: &mut Held) {
+pub(crate) fn take_over(threads: &Arc<Threads>, link: &KeeperClient, held: &mut Inherited) {
     for (number, fd) in held.take_numbered(CONNECTION) {
         read(Connection { peer: Peer { fd, pid: 0 }, number }, threads, link);
     }
 }
 
 /// Reads a connection on a thread of its own.
-fn read(connection: Connection, threads: &Arc<Threads>, link: &Link) {
+fn read(connection: Connection, threads: &Arc<Threads>, link: &KeeperClient) {
     let (threads, link) = (Arc::clone(threads), link.clone());
     let reader = std::thread::Builder::new().name("notify-oci-read".into());
     let spawned = reader.spawn(move || {
@@ -61,7 +61,7 @@ fn read(connection: Connection, threads: &Arc<Threads>, link: &Link) {
 }
 
 /// Reads one connection and adopts its listener.
-fn take(peer: &Peer, threads: &Threads, link: &Link) {
+fn take(peer: &Peer, threads: &Threads, link: &KeeperClient) {
     let (message, fd) = match receive(peer.fd.as_fd()) {
         Ok(received) => received,
         Err(error) => {

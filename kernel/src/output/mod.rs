@@ -1,8 +1,8 @@
-//! What the program prints: the one way to write to standard output and error. `print!` and its kin
-//! panic when a write fails and are not used.
+//! The one way to write to standard output and error. `print!` and `eprintln!` panic when a write fails
+//! and are not used.
 //!
-//! Commands wait for their reader. One that closes its end of a pipe has what it wanted, so the rest
-//! is dropped. Any other failure to write standard output is an error of the command. A message that
+//! Commands wait for their reader. A reader that closes its end of a pipe needs no more, so the rest is
+//! dropped. Any other failure to write standard output is an error of the command. A message that
 //! standard error does not take is dropped. The keeper and the log of the server must not wait: they
 //! write through [`stderr`].
 
@@ -20,13 +20,13 @@ pub struct Unwritable(#[from] io::Error);
 /// Writes a text to standard output.
 ///
 /// # Errors
-/// The file or its device takes no more. A closed pipe is none.
+/// The file or its device takes no more. A closed pipe is no error.
 pub fn print(text: impl fmt::Display) -> Result<(), Unwritable> {
     let mut stdout = io::stdout().lock();
     unless_closed(write!(stdout, "{text}").and_then(|()| stdout.flush()))
 }
 
-/// Takes a closed pipe for success.
+/// Turns the error of a closed pipe into success.
 ///
 /// # Errors
 /// Every other failure.
@@ -37,8 +37,8 @@ pub fn unless_closed(written: io::Result<()>) -> Result<(), Unwritable> {
     }
 }
 
-/// An error and its causes in one line. A cause that the line has already is not said again: many
-/// errors name theirs.
+/// Returns an error and its causes in one line. A cause that the line already contains is left out:
+/// the text of many errors contains that of their cause.
 #[must_use]
 pub fn one_line(error: &impl AsRef<dyn Error + Send + Sync>) -> String {
     let first: &(dyn Error + 'static) = error.as_ref();
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_is_said_once() {
+    fn a_cause_is_printed_once() {
         #[derive(Debug, thiserror::Error)]
         #[error("cannot read x: {source}")]
         struct Names {

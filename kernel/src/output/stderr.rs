@@ -1,8 +1,8 @@
-//! Standard error for processes that must go on whatever becomes of it: closed, full, or a pipe or
+//! Standard error for processes that must go on when it is closed or full, or when it is a pipe or
 //! terminal whose reader has stopped reading.
 //!
-//! Writing never fails, never panics and never waits. What cannot be written at once is lost; the
-//! next text that is written says how much that was. Start reading at [`Stderr`].
+//! Writing never fails, never panics and never waits. A text that cannot be written at once is lost;
+//! the next one that is written is preceded by the number of lost ones. Start reading at [`Stderr`].
 
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,7 +17,7 @@ use rustix::net::SendFlags;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Stderr;
 
-/// Writes one line of the program's own. It begins with the program's name.
+/// Writes one line, with the program's name in front.
 pub fn line(text: &str) {
     let _ = Stderr.write(format!("ambit: {text}\n").as_bytes());
 }
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_pipe_a_full_device_and_a_socket_fail_nothing() {
+    fn a_closed_pipe_a_full_device_and_a_socket_are_no_error() {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let closed = Sink::open(&writer);
         drop(reader);

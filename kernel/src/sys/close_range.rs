@@ -1,48 +1,29 @@
 //! `close_range(2)` (Linux 5.9), which neither nix nor rustix offers.
-//!
-//! Used before a program is executed, so that it inherits its standard descriptors and nothing
-//! else. Never call it where a descriptor above the given number is still owned by a value that
-//! will be dropped: after it, only `execve` or `_exit` may follow.
-#![allow(unsafe_code, reason = "close_range(2) has no safe wrapper in nix or rustix")]
 
 use std::io;
 
-/// Closes every descriptor from `first` on.
+use super::raw;
+
+/// Closes every descriptor from 3 on except one. For a process that was just forked and never returns
+/// to the code that owns the others: no value that owns one may be used or dropped afterwards.
 ///
 /// # Errors
 /// The kernel is older than 5.9, or a seccomp filter forbids the call.
-pub fn close_from(first: u32) -> io::Result<()> {
-    // SAFETY: the call takes three integers and touches no memory of ours. Descriptors that
-    // values still own become invalid; callers execute a program or end right after it.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0u32) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-/// Closes every descriptor from 3 on but one.
-///
-/// # Errors
-/// As [`close_from`].
 pub fn close_all_but(kept: u32) -> io::Result<()> {
-    close_from(kept.saturating_add(1))?;
+    raw::close_range(kept.saturating_add(1).max(3), u32::MAX, 0)?;
     if kept > 3 {
-        // SAFETY: as above.
-        let result = unsafe { libc::syscall(libc::SYS_close_range, 3, kept - 1, 0u32) };
-        if result != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        raw::close_range(3, kept - 1, 0)?;
     }
     Ok(())
 }
 
-/// Lets every descriptor from `first` on be closed by `execve` (Linux 5.11).
+/// Sets `FD_CLOEXEC` on every descriptor from `first` on, so that the next `execve` closes it (Linux
+/// 5.11).
 ///
 /// # Errors
 /// The kernel is older than 5.11, or a seccomp filter forbids the call.
 pub fn close_on_exec_from(first: u32) -> io::Result<()> {
-    // SAFETY: as above; no descriptor becomes invalid here.
-    let result =
-        unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    Ok(raw::close_range(first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)?)
 }
 
 #[cfg(test)]
@@ -50,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn closing_a_range_without_descriptors_succeeds() {
-        close_from(u32::MAX - 1).unwrap();
+    fn a_range_without_descriptors_is_no_error() {
+        close_on_exec_from(u32::MAX - 1).unwrap();
     }
 }

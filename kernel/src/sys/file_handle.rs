@@ -1,52 +1,20 @@
-//! Another descriptor of a file, by way of another mount of its filesystem (`open_by_handle_at(2)`).
+//! Opens a folder again through another mount of its filesystem (`open_by_handle_at(2)`).
 //!
-//! A descriptor from a container leads nowhere above the root of the mount that it was opened through;
-//! one by our own mount does.
-#![allow(unsafe_code, reason = "no crate has file handles")]
+//! A descriptor from a container leads nowhere above the root of the mount that it was opened through.
+//! A descriptor that was opened through a mount of the daemon does.
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 
-/// Handles of control groups have eight bytes.
-const LONGEST: usize = 32;
-
-/// `struct file_handle`.
-#[repr(C)]
-struct Handle {
-    length: u32,
-    kind: i32,
-    bytes: [u8; LONGEST],
-}
+use super::raw;
 
 /// Opens a folder anew, below a mount of the same filesystem. Needs `CAP_DAC_READ_SEARCH`.
 ///
 /// # Errors
-/// It is of another filesystem (ESTALE) or of one without handles (EOPNOTSUPP), or it is gone.
+/// ESTALE: it is gone, or of another filesystem. EOPNOTSUPP: the filesystem has no handles.
 pub fn reopen(folder: BorrowedFd<'_>, mount: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-    let mut handle = Handle { length: LONGEST as u32, kind: 0, bytes: [0; LONGEST] };
-    let mut ignored = 0;
-    // SAFETY: an empty path; the kernel writes no more bytes than `length` says there are, and one
-    // number.
-    let named = unsafe {
-        libc::syscall(
-            libc::SYS_name_to_handle_at,
-            folder.as_raw_fd(),
-            c"".as_ptr(),
-            &raw mut handle,
-            &raw mut ignored,
-            libc::AT_EMPTY_PATH,
-        )
-    };
-    Errno::result(named)?;
-    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
-    // SAFETY: the kernel reads the handle that it wrote.
-    let opened = unsafe {
-        libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), &raw mut handle, flags)
-    };
-    let fd = RawFd::try_from(Errno::result(opened)?).map_err(|_| Errno::EBADF)?;
-    // SAFETY: the kernel just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    raw::open_folder(mount, &raw::name_to_handle(folder)?)
 }
 
 #[cfg(test)]

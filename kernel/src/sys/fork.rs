@@ -1,21 +1,21 @@
 //! `fork(2)`, and `clone(2)` with `CLONE_PARENT`, for a process that has one thread.
 //!
-//! Both are unsafe in general because a child of a threaded process may find locks held for ever
-//! by threads that do not exist in it. Here they are safe because both refuse when
-//! `/proc/self/task` shows a second thread. Everything in this program that forks does so before
-//! the first thread is started.
-#![allow(unsafe_code, reason = "fork(2) has no safe form; single-threadedness is checked here")]
+//! In a process with threads, a child may find locks that are held for ever by threads that it does
+//! not have. Both functions refuse to fork such a process. Everything in this program that forks does
+//! so before the first thread is started.
 
 use std::io;
 
 use nix::unistd::Pid;
+
+use super::raw;
 
 /// Which of the two processes this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fork {
     /// The new process.
     Child,
-    /// The process that called, with the number of the new one.
+    /// The process that called, with the id of the new one.
     Parent(Pid),
 }
 
@@ -24,43 +24,16 @@ pub enum Fork {
 /// # Errors
 /// This process has threads, or the kernel has no room for another process.
 pub fn fork() -> io::Result<Fork> {
-    refuse_threads()?;
-    // SAFETY: this process has one thread, so nothing in the child's copy of the memory is left
-    // in the middle of a change.
-    match unsafe { libc::fork() } {
-        -1 => Err(io::Error::last_os_error()),
-        0 => Ok(Fork::Child),
-        pid => Ok(Fork::Parent(Pid::from_raw(pid))),
-    }
+    Ok(raw::fork(false)?.map_or(Fork::Child, Fork::Parent))
 }
 
-/// Makes a process that is a child of *our parent*: it waits for it, and the new process gets its
-/// parent-death signal when our parent ends.
+/// Makes a process that is a child of *our parent*: our parent waits for it, and the new process gets
+/// its parent-death signal when our parent ends.
 ///
 /// # Errors
 /// This process has threads, or the kernel has no room for another process.
 pub fn fork_for_parent() -> io::Result<Fork> {
-    refuse_threads()?;
-    let flags = libc::c_long::from(libc::CLONE_PARENT | libc::SIGCHLD);
-    // SAFETY: without CLONE_VM this is fork(2): the child gets a copy of the memory and of this
-    // stack (stack pointer 0 means "the same"), and this process has one thread. The C library's
-    // cached thread number stays the parent's; nothing here uses it.
-    match unsafe { libc::syscall(libc::SYS_clone, flags, 0usize, 0usize, 0usize, 0usize) } {
-        -1 => Err(io::Error::last_os_error()),
-        0 => Ok(Fork::Child),
-        pid => Ok(Fork::Parent(Pid::from_raw(i32::try_from(pid).map_err(io::Error::other)?))),
-    }
-}
-
-fn refuse_threads() -> io::Result<()> {
-    // A process whose /proc cannot be read is trusted to have been checked before.
-    let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
-    if threads > 1 {
-        return Err(io::Error::other(format!(
-            "this process has {threads} threads and cannot fork"
-        )));
-    }
-    Ok(())
+    Ok(raw::fork(true)?.map_or(Fork::Child, Fork::Parent))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! Which FUSE filesystems exist, whoever mounted them: the kernel's own list of connections.
+//! The kernel's list of FUSE connections (`fusectl`), which has the filesystems of all mount namespaces.
 //!
-//! It is mounted privately and attached nowhere. A connection is listed as long as its filesystem
+//! It is mounted detached, at no path. A connection is listed as long as its filesystem
 //! exists, even if its server has ended.
 
 use std::io;
@@ -10,11 +10,12 @@ use rustix::fs::{AtFlags, statat};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use rustix::mount::{fsconfig_create, fsmount, fsopen};
 
-/// The list.
+/// The list of connections.
 #[derive(Debug)]
 pub struct Connections(OwnedFd);
 
-/// One that is in the list. A later one on the same device is another one.
+/// A connection of the list. The inode of its entry distinguishes it from a later connection that gets
+/// the same device number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Connection {
     device: u64,
@@ -22,10 +23,10 @@ pub struct Connection {
 }
 
 impl Connections {
-    /// Opens it.
+    /// Opens the list.
     ///
     /// # Errors
-    /// The kernel has no FUSE, or this process not the host's rights.
+    /// The kernel has no FUSE, or this process lacks `CAP_SYS_ADMIN` on the host.
     pub fn open() -> io::Result<Self> {
         let context = fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_create(context.as_fd())?;
@@ -33,7 +34,7 @@ impl Connections {
         Ok(Self(fsmount(context.as_fd(), flags, MountAttrFlags::empty())?))
     }
 
-    /// The connection of the filesystem on this device.
+    /// Returns the connection of the filesystem on this device.
     #[must_use]
     pub fn of(&self, device: u64) -> Option<Connection> {
         let entry = statat(&self.0, device.to_string(), AtFlags::SYMLINK_NOFOLLOW).ok()?;

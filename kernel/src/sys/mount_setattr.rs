@@ -2,12 +2,13 @@
 //!
 //! Changes attributes of a mount through a descriptor of it; with a user namespace the mount
 //! becomes *idmapped*. Never works on paths: the callers hold the mount they mean.
-#![allow(unsafe_code, reason = "mount_setattr(2) has no safe wrapper in nix or rustix")]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 pub use rustix::mount::MountAttrFlags;
+
+use super::raw;
 
 /// `MOUNT_ATTR_IDMAP`, which rustix does not list.
 const IDMAP: u64 = 0x0010_0000;
@@ -32,20 +33,7 @@ pub fn mount_setattr(
         attributes.attr_set |= IDMAP;
         attributes.userns_fd = u64::try_from(namespace.as_raw_fd()).map_err(io::Error::other)?;
     }
-    let flags = libc::AT_EMPTY_PATH;
-    // SAFETY: the path is a constant C string, the structure lives through the call and its size
-    // is passed with it; the kernel only reads both.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_fd().as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    Ok(raw::mount_setattr(mount.as_fd(), &attributes)?)
 }
 
 #[cfg(test)]

@@ -1,34 +1,10 @@
 //! `PROCMAP_QUERY` of Linux 6.11: asks an open `/proc/<tid>/maps` for one mapping, without text.
-#![allow(unsafe_code, reason = "an ioctl that no crate defines")]
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use nix::errno::Errno;
 
-/// `struct procmap_query` of include/uapi/linux/fs.h. What is not asked for is zero.
-#[repr(C)]
-#[derive(Default)]
-struct Query {
-    size: u64,
-    flags: u64,
-    address: u64,
-    start: u64,
-    end: u64,
-    vma_flags: u64,
-    page_size: u64,
-    offset: u64,
-    inode: u64,
-    major: u32,
-    minor: u32,
-    name_size: u32,
-    build_id_size: u32,
-    name_address: u64,
-    build_id_address: u64,
-}
-
-mod ioctls {
-    nix::ioctl_readwrite!(procmap_query, b'f', 17, super::Query);
-}
+use super::raw::{self, MappingQuery, PROCMAP_QUERY};
 
 /// `PROCMAP_QUERY_VMA_READABLE`
 pub const READABLE: u64 = 1;
@@ -45,13 +21,29 @@ pub fn end_of_mapping(
     address: u64,
     flags: u64,
 ) -> Result<Option<u64>, Errno> {
-    let size = size_of::<Query>() as u64;
-    let mut query = Query { size, flags, address, ..Query::default() };
-    // SAFETY: the kernel reads and writes one structure of the size that it is told, which lives
-    // until the call returns; both addresses in it are null and have the size 0.
-    match unsafe { ioctls::procmap_query(maps.as_raw_fd(), &raw mut query) } {
-        Ok(_) => Ok(Some(query.end)),
+    let mut query = MappingQuery::new(address, flags);
+    match raw::ioctl(maps, &PROCMAP_QUERY, &mut query) {
+        Ok(_) => Ok(Some(query.end())),
         Err(Errno::ENOENT) => Ok(None),
         Err(errno) => Err(errno),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn the_mapping_of_a_variable_ends_above_it() {
+        let maps = File::open("/proc/self/maps").unwrap();
+        let here = 0u64;
+        let address = std::ptr::from_ref(&here).addr() as u64;
+        match end_of_mapping(maps.as_fd(), address, READABLE | WRITABLE) {
+            Ok(end) => assert!(end.unwrap() > address),
+            Err(errno) => assert_eq!(errno, Errno::ENOTTY, "only kernels before 6.11 lack it"),
+        }
     }
 }

@@ -1,13 +1,15 @@
-//! Scheduling of another thread by its number: `sched_setscheduler(2)` and `sched_setattr(2)`.
-#![allow(unsafe_code, reason = "neither nix nor rustix offers them")]
+//! Scheduling of another thread by its number: `sched_setscheduler(2)` and `sched_setattr(2)`, which
+//! neither nix nor rustix offers.
 
 use nix::errno::Errno;
+
+use super::raw;
 
 /// `struct sched_attr` as it was in Linux 3.14 (`SCHED_ATTR_SIZE_VER0`).
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Attributes {
-    /// Bytes of this structure.
+    /// Bytes of this structure. [`set_attributes`] sets it itself.
     pub size: u32,
     /// `SCHED_*`.
     pub policy: u32,
@@ -24,24 +26,29 @@ pub struct Attributes {
 /// Sets how a thread is scheduled.
 ///
 /// # Errors
-/// What the kernel says.
+/// What sched_setattr(2) returns.
 pub fn set_attributes(tid: i32, attributes: Attributes) -> Result<(), Errno> {
-    let attributes = Attributes { size: size_of::<Attributes>() as u32, ..attributes };
-    // SAFETY: the kernel reads one structure of the size that is in it.
-    let result =
-        unsafe { libc::syscall(libc::SYS_sched_setattr, tid, &raw const attributes, 0u32) };
-    Errno::result(result).map(drop)
+    let Attributes { size, policy, flags, nice, priority, times: [runtime, deadline, period] } =
+        attributes;
+    let attributes = libc::sched_attr {
+        size,
+        sched_policy: policy,
+        sched_flags: flags,
+        sched_nice: nice,
+        sched_priority: priority,
+        sched_runtime: runtime,
+        sched_deadline: deadline,
+        sched_period: period,
+    };
+    raw::sched_setattr(tid, attributes)
 }
 
 /// Sets policy and priority of a thread; its nice value stays.
 ///
 /// # Errors
-/// What the kernel says.
+/// What sched_setscheduler(2) returns.
 pub fn set_policy(tid: i32, policy: i32, priority: i32) -> Result<(), Errno> {
-    let parameters = libc::sched_param { sched_priority: priority };
-    // SAFETY: the kernel reads one structure of this type.
-    let result = unsafe { libc::sched_setscheduler(tid, policy, &raw const parameters) };
-    Errno::result(result).map(drop)
+    raw::sched_setscheduler(tid, policy, priority)
 }
 
 #[cfg(test)]
@@ -49,9 +56,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_thread_may_be_is_set_and_a_stranger_is_not_found() {
+    fn a_thread_is_scheduled_and_a_missing_one_is_esrch() {
         assert_eq!(size_of::<Attributes>(), 48);
-        // Of a thread that ends with it.
+        // Of a thread of its own, so that other tests are not scheduled like it.
         let set = || {
             set_policy(0, libc::SCHED_BATCH, 0).and_then(|()| {
                 let policy = libc::SCHED_BATCH.unsigned_abs();

@@ -1,20 +1,26 @@
-//! Whether there is a setxattrat(2), Linux 6.13.
-#![allow(unsafe_code, reason = "one raw system call")]
+//! Whether the kernel has setxattrat(2), which is of Linux 6.13.
 
 use std::sync::OnceLock;
 
 use nix::errno::Errno;
 
-/// Has this kernel the call of this number? The call itself is one that every kernel refuses.
+use super::raw;
+
+/// True if `number` is that of setxattrat(2) on this architecture and the kernel has the call. The
+/// kernel is asked once.
 #[must_use]
 pub fn exists(number: i32) -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
-    *ANSWER.get_or_init(|| {
-        let nothing = std::ptr::null::<u8>();
-        // SAFETY: flags and size that do not exist; the kernel follows no pointer.
-        let result = unsafe {
-            libc::syscall(number.into(), -1, nothing, u32::MAX, nothing, nothing, 0usize)
-        };
-        Errno::result(result) == Err(Errno::EINVAL)
-    })
+    libc::c_long::from(number) == raw::SETXATTRAT
+        && *ANSWER.get_or_init(|| raw::probe_setxattrat() == Errno::EINVAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_number_of_the_call_is_looked_for() {
+        assert!(!exists(-1) && !exists(0));
+    }
 }

@@ -1,19 +1,15 @@
 //! Whether two threads have the same descriptors (`kcmp(2)`, `CONFIG_KCMP`).
-#![allow(unsafe_code, reason = "kcmp(2) has no wrapper in nix or rustix")]
 
 use nix::errno::Errno;
 
-// include/uapi/linux/kcmp.h
-const KCMP_FILES: i32 = 2;
+use super::raw;
 
-/// Do these threads share their table of descriptors?
+/// True if these threads share their table of descriptors.
 ///
 /// # Errors
-/// One of them is gone, or the kernel cannot tell (ENOSYS).
+/// ESRCH: one of them is gone. ENOSYS: the kernel has no kcmp(2).
 pub fn shared(one: i32, other: i32) -> Result<bool, Errno> {
-    // SAFETY: plain numbers.
-    let compared = unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILES, 0, 0) };
-    Errno::result(compared).map(|order| order == 0)
+    raw::kcmp_files(one, other).map(|order| order == 0)
 }
 
 #[cfg(test)]

@@ -2,21 +2,19 @@
 //!
 //! The Rust runtime ignores SIGPIPE, and ignored signals stay ignored across `execve`: without
 //! this, `yes | head -1` inside a sandbox would never end.
-#![allow(unsafe_code, reason = "sigaction(2) is unsafe because handlers may be; there is none")]
 
 use std::io;
 
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::signal::Signal;
+
+use super::raw;
 
 /// Makes SIGPIPE end the process again.
 ///
 /// # Errors
 /// Never on Linux: the signal exists and may be changed.
 pub fn restore_sigpipe() -> io::Result<()> {
-    let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-    // SAFETY: the default action runs no code of ours.
-    unsafe { sigaction(Signal::SIGPIPE, &default) }?;
-    Ok(())
+    Ok(raw::default_action(Signal::SIGPIPE)?)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::mountinfo::Mounted;
 use super::scan;
 
-/// Number, controllers and path of each line. The path may contain colons.
+/// Returns number, controllers and path of each line. The path may contain colons.
 pub fn lines(text: &[u8]) -> impl Iterator<Item = (&[u8], &[u8], &[u8])> {
     scan::lines(text).filter_map(|line| {
         let mut fields = line.splitn(3, |&byte| byte == b':');
@@ -17,13 +17,13 @@ pub fn lines(text: &[u8]) -> impl Iterator<Item = (&[u8], &[u8], &[u8])> {
     })
 }
 
-/// Controllers and path of each line.
+/// Returns controllers and path of each line.
 fn places(text: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     lines(text).map(|(_, controllers, path)| (controllers, path))
 }
 
-/// The one that a container is known by: that of cgroup v2 if it is in one, or that of the first
-/// controller that has one. Empty when there is none.
+/// Returns the path by which a container is known: that of cgroup v2, or that of the first hierarchy
+/// whose path is not the root, or the root. Empty if the text has no line.
 #[must_use]
 pub fn path(text: &[u8]) -> String {
     let unified = places(text).find(|(controllers, _)| controllers.is_empty());
@@ -33,7 +33,7 @@ pub fn path(text: &[u8]) -> String {
     chosen.map_or_else(String::new, |(_, path)| String::from_utf8_lossy(path).into_owned())
 }
 
-/// The last part of the first path that has one, for people.
+/// Returns the last component of the first path that has one, for messages.
 #[must_use]
 pub fn name(text: &[u8]) -> Option<String> {
     let last = |(_, path): (&'_ [u8], &'_ [u8])| {
@@ -43,8 +43,8 @@ pub fn name(text: &[u8]) -> Option<String> {
     places(text).find_map(last)
 }
 
-/// Where they are in the host's files. A hierarchy that is not
-/// mounted has no limits that anybody could have set.
+/// Returns the folders of the control groups below the mounts of their hierarchies. A hierarchy that
+/// is not mounted is left out: limits cannot be set in it.
 pub fn folders(mounts: &[Mounted], text: &[u8]) -> impl Iterator<Item = PathBuf> {
     let place =
         |(controllers, path)| folder(mounts, controllers, Path::new(OsStr::from_bytes(path)));
@@ -62,7 +62,7 @@ fn folder(mounts: &[Mounted], controllers: &[u8], path: &Path) -> Option<PathBuf
             ("cgroup", all) => all.split(|&byte| byte == b',').all(|one| has(mount, one)),
             _ => false,
         };
-        // Without the slash at its start, or what is joined would be the whole path.
+        // `join` replaces the whole path by one that starts with a slash.
         let below = path.strip_prefix(&mount.root).ok().filter(|_| fits)?;
         Some(mount.path.join(below))
     })
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_container_is_known_by_one_of_them() {
+    fn the_path_of_cgroup_v2_comes_first() {
         assert_eq!(path(b"4:memory:/lxc/a:b\n0::/\n"), "/lxc/a:b");
         assert_eq!(path(b"4:memory:/lxc/a\n0::/user/x\n"), "/user/x");
         assert_eq!((&*path(b"0::/\n"), &*path(b"")), ("/", ""));

@@ -2,7 +2,7 @@
 
 use super::scan;
 
-/// Which ids of the host those of a user namespace are.
+/// The ranges by which ids of a user namespace are mapped to ids of the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IdMap(Vec<Range>);
 
@@ -14,7 +14,7 @@ struct Range {
 }
 
 impl IdMap {
-    /// Takes the text apart. What is no range is passed over.
+    /// Parses the text. A line that is no range is skipped.
     #[must_use]
     pub fn parse(text: &[u8]) -> Self {
         let range = |line| {
@@ -25,7 +25,7 @@ impl IdMap {
         Self(scan::lines(text).filter_map(range).collect())
     }
 
-    /// What an id of the host is called inside.
+    /// Returns the id in the namespace for an id of the host.
     #[must_use]
     pub fn inside(&self, id: u32) -> Option<u32> {
         self.0.iter().find_map(|range| {
@@ -34,7 +34,7 @@ impl IdMap {
         })
     }
 
-    /// What an id of the namespace is on the host.
+    /// Returns the id on the host for an id of the namespace.
     #[must_use]
     pub fn outside(&self, id: u32) -> Option<u32> {
         self.0.iter().find_map(|range| {
@@ -43,7 +43,7 @@ impl IdMap {
         })
     }
 
-    /// The ids of the host that it leads to: first, count.
+    /// Returns the ranges of ids of the host: first id, number of ids.
     #[must_use]
     pub fn outsiders(&self) -> Vec<(u32, u32)> {
         self.0.iter().map(|range| (range.outside, range.count)).collect()
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_range_is_passed_over() {
+    fn a_line_that_is_no_range_is_skipped() {
         let map =
             IdMap::parse(b"0 1\n-1 0 5\n0 4294967296 1\n\xff 1 1\n\n4294967290 4294967290 100\n");
         assert_eq!(map.outsiders(), [(4_294_967_290, 100)]);

@@ -2,10 +2,10 @@
 
 use super::scan;
 
-/// A name is this long, then soft and hard limit follow.
+/// The width of the column of names; the soft and the hard limit follow.
 const NAME: usize = 25;
 
-/// Resource, soft and hard limit, in the order of the kernel's numbers.
+/// Returns resource, soft and hard limit, in the order of the kernel's numbers.
 #[must_use]
 pub fn parse(text: &[u8]) -> Vec<(i32, u64, u64)> {
     let number = |word: &[u8]| match word {

@@ -2,14 +2,14 @@
 //! ascending order.
 //!
 //! The path, or the name that a program gave its memory, may have any length and any bytes but a
-//! newline, which the kernel escapes. Only the two fields in front of it are looked at.
+//! newline, which the kernel escapes. Only the first two fields are parsed.
 
-/// What a mapping must allow.
+/// The access that a mapping must allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// To read it.
+    /// Reading.
     Read,
-    /// To write it.
+    /// Writing.
     Write,
 }
 
@@ -30,7 +30,7 @@ pub struct Coverage {
 }
 
 impl Coverage {
-    /// For the addresses from `start` to `end`, which is not among them.
+    /// Creates a scan of the addresses from `start` to `end`, exclusive.
     #[must_use]
     pub fn new(start: u64, end: u64, access: Access) -> Self {
         Self { access, covered: start, end, head: [0; HEAD], length: 0 }
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_what_the_kernel_says() {
+    fn a_variable_can_be_written_and_a_constant_only_read() {
         let text = std::fs::read("/proc/self/maps").unwrap();
         let (written, constant) = (Box::new(7u64), "constant");
         let write = |at: u64| covered(&text, at, at + 8, Access::Write);

@@ -1,7 +1,7 @@
-//! What the kernel writes about processes, taken apart by pure functions on bytes.
+//! Parsers of what the kernel writes about processes: pure functions on bytes.
 //!
-//! Names in it are what a container chose, so nothing here expects UTF-8. Texts with numbers of whole
-//! machines and of control groups are taken apart in `ambit-sysinfo`, with the scanners of [`scan`].
+//! A container chooses the names in these texts, so nothing here expects UTF-8. Texts with numbers of
+//! whole machines and of control groups are parsed in `ambit-sysinfo`, with the scanners of [`scan`].
 
 pub mod control_groups;
 pub mod id_map;
@@ -21,10 +21,10 @@ use std::str::FromStr;
 
 use rustix::fs::{Mode, OFlags, openat};
 
-/// Enough for a status with 65536 groups.
+/// The most bytes that are read: enough for a status with 65536 groups.
 const LONGEST: u64 = 1 << 20;
 
-/// Reads a file below an open `/proc/<tid>`, and no more of it than the kernel ever writes.
+/// Reads a file below an open `/proc/<tid>`, up to a length that no such file has.
 ///
 /// # Errors
 /// The thread is gone, or the kernel has no such file.
@@ -35,7 +35,7 @@ pub fn read(proc: BorrowedFd<'_>, file: &str) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// The numbers in a text; what is none of this kind is passed over.
+/// Returns the numbers of a text. A word that is no number of this type is skipped.
 pub fn numbers<N: FromStr>(text: &[u8]) -> impl Iterator<Item = N> {
     scan::words(text).filter_map(|word| std::str::from_utf8(word).ok()?.parse().ok())
 }

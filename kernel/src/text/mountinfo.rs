@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-/// A mount, as far as it matters here.
+/// A mount: the fields of its line that ambit uses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mounted {
-    /// Where in the filesystem it begins.
+    /// The folder of the filesystem that is the root of the mount.
     pub root: PathBuf,
     /// Where it is mounted.
     pub path: PathBuf,
@@ -28,7 +28,7 @@ pub struct Mounted {
     pub options: String,
 }
 
-/// The topmost mount exactly at a path, which must be absolute and free of symbolic links.
+/// Returns the topmost mount exactly at a path, which must be absolute and free of symbolic links.
 ///
 /// # Errors
 /// There is no `/proc`.
@@ -36,12 +36,12 @@ pub fn top(path: &Path) -> io::Result<Option<Mounted>> {
     Ok(own()?.into_iter().rfind(|mount| mount.path == path))
 }
 
-/// Tells when the list of mounts of this process changes.
+/// A watch of the list of mounts of this process.
 #[derive(Debug)]
 pub struct Watch(fs::File);
 
 impl Watch {
-    /// Watches from now on.
+    /// Starts the watch.
     ///
     /// # Errors
     /// There is no `/proc`.
@@ -49,7 +49,7 @@ impl Watch {
         fs::File::open("/proc/self/mountinfo").map(Self)
     }
 
-    /// True if the list has changed since this was asked last (`proc_pid_mounts(5)`). Reads nothing.
+    /// True if the list has changed since the last call (`proc_pid_mounts(5)`). Reads nothing.
     #[must_use]
     pub fn has_changed(&self) -> bool {
         let mut poll = [PollFd::new(&self.0, PollFlags::PRI)];
@@ -59,7 +59,7 @@ impl Watch {
     }
 }
 
-/// All mounts that this process sees.
+/// Returns all mounts that this process sees.
 ///
 /// # Errors
 /// There is no `/proc`.
@@ -67,7 +67,7 @@ pub fn own() -> io::Result<Vec<Mounted>> {
     Ok(all(&fs::read("/proc/self/mountinfo")?).collect())
 }
 
-/// All mounts of a list, those further up later.
+/// Returns all mounts of a list. A mount comes after those that it covers.
 pub fn all(text: &[u8]) -> impl Iterator<Item = Mounted> {
     text.split(|&byte| byte == b'\n').filter_map(parse)
 }
@@ -87,7 +87,7 @@ fn parse(line: &[u8]) -> Option<Mounted> {
     Some(Mounted { root, path, minor, kind, source, options })
 }
 
-/// Blank, tab, newline and backslash are written as three octal digits.
+/// Decodes blank, tab, newline and backslash, which the kernel writes as three octal digits.
 fn unescape(field: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -125,7 +125,7 @@ mod tests {
     proptest::proptest! {
         /// Paths and sources are names that containers choose.
         #[test]
-        fn whatever_the_list_says_nothing_panics(text in "([0-9]{1,3}|:|/|-|\\\\[0-7]{0,4}|[ \n]|fuse){0,60}") {
+        fn any_list_is_parsed_without_a_panic(text in "([0-9]{1,3}|:|/|-|\\\\[0-7]{0,4}|[ \n]|fuse){0,60}") {
             let mounts = all(text.as_bytes()).count();
             proptest::prop_assert!(mounts <= text.lines().count());
         }

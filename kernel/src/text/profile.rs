@@ -1,6 +1,6 @@
 //! `/proc/<tid>/attr/apparmor/current`.
 
-/// The profile without its mode, of text such as `lxc-container-default-cgns (enforce)`.
+/// Returns the profile without its mode, of text such as `lxc-container-default-cgns (enforce)`.
 #[must_use]
 pub fn parse(text: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(text).ok()?.trim_end_matches(['\n', '\0']);

@@ -1,8 +1,8 @@
 //! Byte scanners for the formats of kernel text: flat keyed (`key value` lines), nested keyed
-//! (`8:0 rbytes=1 wbytes=2`), single values and lists. No allocation, no copying, and no
-//! panic whatever the bytes are.
+//! (`8:0 rbytes=1 wbytes=2`), single values and lists. They never allocate or copy, and no bytes make
+//! them panic.
 
-/// The lines of a text, without their newline.
+/// Returns the lines of a text, without their newline.
 pub fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -18,7 +18,7 @@ pub fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// The decimal number at the start of a text, after blanks. It saturates instead of wrapping.
+/// Returns the decimal number at the start of a text, after blanks. It saturates instead of wrapping.
 #[must_use]
 pub fn decimal(text: &[u8]) -> Option<u64> {
     let text = text.trim_ascii_start();
@@ -31,7 +31,7 @@ pub fn decimal(text: &[u8]) -> Option<u64> {
     value
 }
 
-/// A signed number; cgroup v1 writes "no quota" as -1.
+/// Returns a signed number; cgroup v1 writes "no quota" as -1.
 #[must_use]
 pub fn signed(text: &[u8]) -> Option<i64> {
     let text = text.trim_ascii_start();
@@ -41,7 +41,7 @@ pub fn signed(text: &[u8]) -> Option<i64> {
     }
 }
 
-/// The `key value` pairs of a flat keyed file.
+/// Returns the `key value` pairs of a flat keyed file.
 pub fn pairs(text: &[u8]) -> impl Iterator<Item = (&[u8], u64)> {
     lines(text).filter_map(|line| {
         let space = memchr::memchr(b' ', line)?;
@@ -49,7 +49,7 @@ pub fn pairs(text: &[u8]) -> impl Iterator<Item = (&[u8], u64)> {
     })
 }
 
-/// The words of a line, separated by blanks.
+/// Returns the words of a line, separated by blanks.
 pub fn words(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty())
 }
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn pairs_skip_what_is_not_a_pair() {
+    fn a_line_that_is_no_pair_is_skipped() {
         let text = b"anon 4096\nbroken\nfile x\nshmem 1";
         let found: Vec<_> = pairs(text).collect();
         assert_eq!(found, [(b"anon".as_slice(), 4096), (b"shmem".as_slice(), 1)]);
@@ -78,7 +78,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_panics(text in proptest::collection::vec(any::<u8>(), 0..400)) {
+        fn any_bytes_are_scanned_without_a_panic(text in proptest::collection::vec(any::<u8>(), 0..400)) {
             let _ = (decimal(&text), signed(&text));
             let total: usize = lines(&text).map(|line| line.len() + 1).sum();
             prop_assert!(total <= text.len() + 1);

@@ -3,14 +3,14 @@
 
 use super::scan;
 
-/// The fields behind the name. The first is the state, field 3 of `proc_pid_stat(5)`.
+/// Returns the fields behind the name. The first is the state, field 3 of `proc_pid_stat(5)`.
 #[must_use]
 pub fn fields(stat: &[u8]) -> Option<impl Iterator<Item = &[u8]>> {
     let name_ends = memchr::memrchr(b')', stat)?;
     Some(scan::words(&stat[name_ends + 1..]))
 }
 
-/// The letter of the state, such as `R`.
+/// Returns the letter of the state, such as `R`.
 #[must_use]
 pub fn state(stat: &[u8]) -> Option<u8> {
     fields(stat)?.next()?.first().copied()

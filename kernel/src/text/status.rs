@@ -3,50 +3,50 @@
 use super::scan;
 use memchr::memmem;
 
-/// The text. The kernel escapes newlines in the name of the program that it begins with, so no
-/// name can bring a line of its own; other bytes of it are as the program chose them.
+/// The text. It begins with the name of the program, in which the kernel escapes newlines, so a name
+/// cannot add a line. The program chooses the other bytes of the name.
 #[derive(Debug, Clone, Copy)]
 pub struct Status<'a>(pub &'a [u8]);
 
 impl<'a> Status<'a> {
-    /// What follows a label such as `Uid:`, without blanks around it.
+    /// Returns the text behind a label such as `Uid:`, without blanks around it.
     #[must_use]
     pub fn value(self, label: &str) -> Option<&'a [u8]> {
         let find = |line: &'a [u8]| line.strip_prefix(label.as_bytes());
         scan::lines(self.0).find_map(find).map(<[u8]>::trim_ascii)
     }
 
-    /// The numbers that follow a label; none when the line is missing.
+    /// Returns the numbers behind a label; none if the line is missing.
     pub fn numbers(self, label: &str) -> impl Iterator<Item = u32> + use<'a> {
         super::numbers(self.value(label).unwrap_or_default())
     }
 
-    /// The one number that follows a label, written to another base than ten.
+    /// Returns the one number behind a label, which is written to another base than ten.
     #[must_use]
     pub fn radix(self, label: &str, radix: u32) -> Option<u64> {
         number(self.value(label)?, radix)
     }
 }
 
-/// Who a thread is, for the files that it uses.
+/// The credentials of a thread by which the kernel checks its access to files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credentials {
-    /// Its process.
+    /// The id of its process.
     pub tgid: u32,
-    /// The mask for modes of new files; Linux before 4.7 does not tell it.
+    /// The umask. `None` before Linux 4.7, which does not show it.
     pub umask: Option<u32>,
-    /// The user whose permissions count.
+    /// The user id for filesystem access (`fsuid`).
     pub fsuid: u32,
-    /// The group.
+    /// The group id for filesystem access (`fsgid`).
     pub fsgid: u32,
     /// Supplementary groups.
     pub groups: Vec<u32>,
-    /// The capabilities in force.
+    /// The effective capabilities.
     pub effective: u64,
 }
 
 impl Credentials {
-    /// In one pass over the lines that have it, and not over the many between. `None`: it is no status.
+    /// Parses a status in one pass, up to the last line that is needed. `None`: it is no status.
     #[must_use]
     pub fn of(status: Status<'_>) -> Option<Self> {
         let (mut tgid, mut umask, mut fsuid, mut fsgid) = (None, None, None, None);
@@ -93,7 +93,7 @@ mod tests {
                           NSpid:\t900\t31\t2\nCapEff:\t000001ffffffffff\n";
 
     #[test]
-    fn facts_follow_their_labels() {
+    fn values_follow_their_labels() {
         let status = Status(TEXT);
         assert_eq!(status.numbers("Uid:").collect::<Vec<_>>(), [0, 1, 2, 3]);
         assert_eq!(status.numbers("Groups:").collect::<Vec<_>>(), [4, 5]);
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials_are_all_there_or_none() {
+    fn a_missing_line_is_no_credentials() {
         let all = Credentials::of(Status(TEXT));
         assert_eq!(all, None, "no Tgid, no Gid");
         let before = [b"Tgid:\t31\nGid:\t5\t6\t7\t8\n", TEXT].concat();
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_tells_ones_own_credentials() {
+    fn credentials_of_this_thread_are_those_of_the_calls() {
         let text = std::fs::read("/proc/thread-self/status").unwrap();
         let all = Credentials::of(Status(&text)).unwrap();
         let effective = rustix::thread::capabilities(None).unwrap().effective;
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_no_text_hides_nothing() {
+    fn a_name_that_is_not_utf_8_hides_no_line() {
         let thread = std::thread::spawn(|| {
             // Cut off in the middle of a letter, as the kernel does with long names.
             rustix::thread::set_name(c"w\xc3\xa4chter-\xc3").unwrap();

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::scan;
 
-/// The watches that the kernel still has: their numbers, in lines such as
+/// Returns the numbers of the watches that the kernel still has, from lines such as
 /// `inotify wd:1f ino:2 sdev:fd00001 mask:400 ...`.
 #[must_use]
 pub fn parse(text: &[u8]) -> HashSet<u64> {

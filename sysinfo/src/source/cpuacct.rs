@@ -1,10 +1,10 @@
 //! Processor time of cgroup v1, exact and divided into user and system.
 //!
-//! The kernel has both, but in two files: `cpuacct.usage_percpu` is exact, and the columns of
-//! `cpuacct.usage_all` are samples taken at each timer tick. A container under a quota wakes in
-//! step with the ticks, so that its samples can be a fifth too many or too few. Here the exact
-//! time is divided as the samples are, which is what the kernel does for processes
-//! (`cputime_adjust` in `kernel/sched/cputime.c`). Nothing decreases.
+//! The kernel has exact times in `cpuacct.usage_percpu`, and their division in `cpuacct.usage_all`,
+//! which is sampled at each timer tick. A container under a quota wakes in step with the ticks, so
+//! that its samples can be wrong by a fifth. Here the exact time is divided in proportion to the
+//! samples, as the kernel does for processes (`cputime_adjust` in `kernel/sched/cputime.c`). No
+//! result ever decreases. Start reading at [`Cpuacct::sample`].
 
 use ambit_kernel::text::scan;
 
@@ -13,17 +13,18 @@ use crate::Error;
 use crate::cpuset::CpuSet;
 use crate::sample::Busy;
 
-/// The files of one cgroup, and what they said last.
+/// The files of one cgroup and their last values.
 pub(super) struct Cpuacct {
     sampled: CgroupFile,
     exact: CgroupFile,
-    /// Samples up to now: number of the processor, user and system time, as the file lists them.
+    /// Samples at the last reading: processor number, user and system time, in the order of the
+    /// file.
     ticks: Vec<(u64, u64, u64)>,
-    /// By processor number.
+    /// Last values by processor number.
     known: Vec<Known>,
 }
 
-/// One processor at the last reading.
+/// Values of one processor at the last reading.
 #[derive(Debug, Clone, Copy, Default)]
 struct Known {
     exact: u64,
@@ -46,7 +47,7 @@ impl Cpuacct {
         let exact = self.exact.read(buffer)?;
         let mut exact = exact.map(|text| scan::words(text).map(|n| scan::decimal(n).unwrap_or(0)));
         for &(cpu, user, system) in &self.ticks {
-            // One number for each possible processor, in the order of the other file.
+            // One number for each possible processor, in the order of `usage_all`.
             let exact = exact.as_mut().and_then(Iterator::next);
             let Ok(cpu) = usize::try_from(cpu) else { continue };
             if cpu > CpuSet::MAX as usize {
@@ -70,7 +71,7 @@ impl Cpuacct {
         Ok(true)
     }
 
-    /// Goes on from time that is divided already.
+    /// Continues from time that is already divided.
     pub(super) fn resume(&mut self, used: &Busy) {
         self.known.clear();
         self.known.extend(used.per_cpu.iter().map(|&(user, system)| Known::resumed(user, system)));
@@ -83,7 +84,8 @@ impl Cpuacct {
 }
 
 impl Known {
-    /// Which ticks the time was divided by is not known: none is new at the first reading.
+    /// The samples of the earlier division are unknown: u64::MAX makes those of the first reading
+    /// count as old.
     fn resumed(user: u64, system: u64) -> Self {
         let exact = user.saturating_add(system);
         Self { exact, ticks: (u64::MAX, u64::MAX), user, system }
@@ -93,7 +95,7 @@ impl Known {
         let spent = exact.saturating_sub(self.exact);
         let user = ticks.0.saturating_sub(self.ticks.0);
         let system = ticks.1.saturating_sub(self.ticks.1);
-        // Between two ticks there is no sample: divided as all time so far.
+        // Without a new sample, time is divided in proportion to all samples so far.
         let (user, system) = if user == 0 && system == 0 { ticks } else { (user, system) };
         let all = u128::from(user) + u128::from(system);
         let share = (u128::from(spent) * u128::from(system)).checked_div(all).unwrap_or(0);
@@ -133,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_of_processors() {
+    fn the_lines_of_usage_all_are_parsed() {
         let lines: Vec<_> = parse(b"cpu user system\n0 100 10\n1 200 20\n").collect();
         assert_eq!(lines, [(0, 100, 10), (1, 200, 20)]);
     }
@@ -153,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_successor_divides_on() {
+    fn a_successor_continues_the_division() {
         let mut known = Known::default();
         known.advance(1000, (900, 300));
         known.advance(2000, (900, 900));

@@ -1,8 +1,9 @@
-//! Huge pages of one container: `hugetlb.<size>.*` of v2 or v1.
+//! Reads the huge pages of one container: `hugetlb.<size>.*` of v2 or v1.
 //!
-//! Read only on machines that have a pool of huge pages, which few have. Limits are folded over
-//! the ancestors in both versions: v1 shows only what was set at each level, too. Files:
-//! Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/hugetlb.rst.
+//! Read only on machines that have a pool of huge pages, which are few. In both versions the files
+//! show the limit of one level only, so the smallest of all ancestors is taken. See
+//! Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/hugetlb.rst. Start reading at
+//! [`HugeFiles::sample`].
 
 use ambit_kernel::text::scan;
 
@@ -14,7 +15,7 @@ use crate::limit::Limit;
 use crate::membership::Membership;
 use crate::sample::HugeSample;
 
-/// The files of one container, made for the pools of the machine.
+/// The files of one container, for the pools of the machine.
 #[derive(Debug, Default)]
 pub(crate) struct HugeFiles {
     sizes: Vec<Files>,
@@ -60,8 +61,7 @@ impl HugeFiles {
 }
 
 impl Files {
-    /// `None` where no controller accounts for the container, the root included: it has no such
-    /// files.
+    /// `None` without a hugetlb controller, and for the root cgroup, which has no such files.
     fn new(size: u64, hierarchies: &Hierarchies, membership: &Membership) -> Option<Self> {
         let legacy = || {
             let (mount, cgroup) = hierarchies.legacy_cgroup(Controller::Hugetlb, membership)?;

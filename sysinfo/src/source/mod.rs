@@ -1,13 +1,14 @@
-//! Where a container's raw numbers come from: one trait, an implementation for each cgroup
-//! version, chosen per controller.
+//! Sources: read a container's cgroup files into a [`Sample`]. One trait, with an implementation
+//! for each cgroup version, chosen for each controller.
 //!
-//! A source keeps the descriptors of its files between samples, because opening one costs ten
-//! times what reading it does. All of them can be closed and come back by themselves.
+//! A source keeps its files open between samples, because opening a file costs ten times as much as
+//! reading it. They can be closed at any time; the next sample opens them again. A source must
+//! never read a file of an ancestor as if it were the container's. Start reading at [`open`].
 
 mod cpuacct;
-pub(crate) mod extra;
 pub(crate) mod huge;
 pub(crate) mod nodes;
+pub(crate) mod stats;
 mod v1;
 mod v2;
 
@@ -24,23 +25,23 @@ use crate::sample::{Busy, Sample};
 
 /// Fills samples for one container.
 pub trait Source: Send {
-    /// Adds what this source knows to an emptied sample. The buffer is for the texts of files and
-    /// worth keeping: it belongs to the thread, because containers are many and threads few.
+    /// Adds the values of this source to an empty sample. The buffer holds the texts of files and
+    /// should be reused: one for each thread, because there are many containers and few threads.
     ///
     /// # Errors
-    /// A file that should be there cannot be read: the cgroup is gone, or the disk of a fixture
-    /// fails. Files that a kernel does not have are no error.
+    /// A file that exists cannot be read, or its cgroup was removed. A file that the kernel does
+    /// not have is no error.
     fn sample(&mut self, sample: &mut Sample, buffer: &mut Vec<u8>) -> Result<(), Error>;
 
-    /// Divides processor time on from what `used` is divided into, which was read of the same
-    /// cgroup before: by a predecessor, or by a source that this one replaces.
+    /// Continues the division of processor time from `used`, which was read of the same cgroup by a
+    /// predecessor or by a source that this one replaces.
     fn resume(&mut self, used: &Busy);
 
     /// Closes the kept descriptors; the next sample opens them again.
     fn close(&mut self);
 }
 
-/// The source for a container in these cgroups: v2, v1, or both on a hybrid host.
+/// Returns the source for a container in these cgroups: v2, v1, or both on a hybrid host.
 pub fn open(
     hierarchies: &Hierarchies,
     membership: &Membership,
@@ -55,7 +56,7 @@ pub fn open(
     }
 }
 
-/// Some controllers on each version: both add what they have.
+/// Controllers on both versions: each source adds its own.
 struct Hybrid {
     v2: Option<v2::Unified>,
     v1: Option<v1::Legacy>,
@@ -91,9 +92,9 @@ impl Source for Hybrid {
     }
 }
 
-/// A controller can be enabled for a cgroup after its processes have started (`systemctl
-/// set-property`), and no event tells. A file that was missing is looked for again after so long,
-/// which costs a failing open for each, and nothing where all controllers are enabled.
+/// Nanoseconds after which a missing file is looked for again. A controller can be enabled for a
+/// cgroup while its processes run (`systemctl set-property`), without any event. Each attempt costs
+/// a failing open(2); if all controllers are enabled, there is none.
 const MISSING_BOUND: u64 = 500_000_000;
 
 /// One file of one cgroup, opened when first read.
@@ -102,7 +103,7 @@ struct CgroupFile {
     root: crate::hierarchy::Mount,
     path: Box<str>,
     kept: Option<KeptFile>,
-    /// When it was looked for and not there.
+    /// Time of the last failed attempt to open it.
     missing: Option<u64>,
 }
 
@@ -112,7 +113,7 @@ impl CgroupFile {
         Self { root: root.clone(), path: path.into(), kept: None, missing: None }
     }
 
-    /// The content, `None` when there is no such file.
+    /// Returns the content; `None` if there is no such file.
     fn read<'b>(&mut self, buffer: &'b mut Vec<u8>) -> Result<Option<&'b [u8]>, Error> {
         if self.kept.is_none() {
             if self.missing.is_some_and(|at| clock::now().saturating_sub(at) < MISSING_BOUND) {
@@ -128,9 +129,11 @@ impl CgroupFile {
         let Some(kept) = &self.kept else { return Ok(None) };
         match kept.read(buffer) {
             Ok(text) => Ok(Some(text)),
-            // The file is there, but not in this state of the cgroup (a threaded one, PSI off).
+            // EOPNOTSUPP: the file has no content in this state of the cgroup (threaded, or PSI
+            // off).
             Err(error) if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => Ok(None),
-            // ENODEV: the cgroup was removed, or its controller disabled; look again next time.
+            // ENODEV: the cgroup was removed, or its controller disabled. The next sample opens the
+            // file again.
             Err(error) => {
                 self.kept = None;
                 Err(self.error(error))
@@ -138,13 +141,13 @@ impl CgroupFile {
         }
     }
 
-    /// Its cgroup, relative to the root of the mount.
+    /// Returns the path of its cgroup, relative to the root of the mount.
     fn cgroup(&self) -> &str {
         self.path.rsplit_once('/').map_or("", |(cgroup, _)| cgroup)
     }
 
-    /// A file that is missing together with its cgroup is an error: what an ancestor says
-    /// would be somebody else's.
+    /// Fails if the cgroup does not exist. Else a removed cgroup would be taken for one without a
+    /// controller, and be shown the numbers of an ancestor.
     fn check_cgroup(&self) -> Result<(), Error> {
         let cgroup = match self.cgroup() {
             "" => ".",
@@ -164,7 +167,7 @@ impl CgroupFile {
     }
 }
 
-/// A cgroup and its ancestors, nearest first, the root (the empty path) last.
+/// Iterates over a cgroup and its ancestors, the nearest first, the root (the empty path) last.
 fn lineage(cgroup: &str) -> impl Iterator<Item = &str> {
     let mut next = Some(cgroup);
     std::iter::from_fn(move || {
@@ -184,8 +187,8 @@ pub(crate) fn parse(text: &[u8]) {
     v2::parse(text);
 }
 
-/// A sample of texts instead of files: usage, limit, rows, swap usage, swap limit, quota,
-/// processor time, processors.
+/// Makes a sample of texts instead of files: usage, limit, memory.stat, swap usage, swap limit,
+/// quota, processor time, processors.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn sample_of(legacy: bool, texts: [&[u8]; 8]) -> Sample {
     let mut sample = if legacy { v1::sample_of(&texts) } else { v2::sample_of(&texts) };

@@ -1,8 +1,8 @@
-//! The memory nodes that a container is bound to: `cpuset.mems`.
+//! Reads the memory nodes of a container's cpuset: `cpuset.mems`.
 //!
-//! Read only on machines with memory on several nodes. What these nodes leave is read only for a
-//! container that is bound to some of them. Files: Documentation/admin-guide/cgroup-v2.rst and
-//! cgroup-v1/cpusets.rst.
+//! Read only on machines with memory on several nodes. The free memory of the nodes is read only
+//! for a container whose cpuset excludes some. See Documentation/admin-guide/cgroup-v2.rst and
+//! cgroup-v1/cpusets.rst. Start reading at [`NodeFiles::sample`].
 
 use ambit_kernel::text::scan;
 
@@ -15,14 +15,14 @@ use crate::limit::Limit;
 use crate::membership::Membership;
 use crate::sample::NodeSample;
 
-/// The files of one container, made when they are first read; the first that is there tells.
+/// The files of one container, nearest level first; the first that exists counts.
 #[derive(Debug, Default)]
 pub(crate) struct NodeFiles {
     files: Option<Vec<CgroupFile>>,
 }
 
 impl NodeFiles {
-    /// Reads which nodes the container is bound to; `None` where it may use them all.
+    /// Reads the nodes of the cpuset; `None` if it has all nodes with memory.
     pub(crate) fn sample(
         &mut self,
         host: &Host,
@@ -73,7 +73,8 @@ fn files(hierarchies: &Hierarchies, membership: &Membership) -> Vec<CgroupFile> 
     unified().or_else(legacy).unwrap_or_default()
 }
 
-/// What these nodes could give without swapping: free memory, page cache, reclaimable slab.
+/// Returns the bytes that can be allocated on these nodes without swapping: free memory, page
+/// cache, reclaimable slab.
 fn left(raw: &dyn RawFiles, nodes: &CpuSet, text: &mut Vec<u8>) -> Option<u64> {
     let mut kib: u64 = 0;
     for node in nodes.iter() {
@@ -98,7 +99,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::topology::{NodeFacts, Topology};
+    use crate::topology::{NodeAttributes, Topology};
 
     #[derive(Debug)]
     struct Sysfs;
@@ -115,7 +116,7 @@ mod tests {
     }
 
     fn host() -> Host {
-        let node = |number, memory| NodeFacts { number, memory, ..NodeFacts::default() };
+        let node = |number, memory| NodeAttributes { number, memory, ..NodeAttributes::default() };
         let nodes = vec![node(0, 1 << 20), node(1, 900), node(2, 0)];
         let topology = Arc::new(Topology { nodes, ..Topology::default() });
         Host { topology, raw: Some(Arc::new(Sysfs)), ..Host::default() }
@@ -145,7 +146,7 @@ mod tests {
                 &[
                     ("c/cgroup.controllers", "cpuset\n"),
                     ("c/a/cpuset.mems.effective", mems),
-                    // Its controller is not enabled there.
+                    // The controller is not enabled here.
                     ("c/a/b/cgroup.procs", ""),
                 ],
             ))

@@ -1,6 +1,7 @@
-//! cgroup v1. The kernel folds memory limits over the ancestors itself (`hierarchical_*` rows
-//! of `memory.stat`), quotas it does not. Hierarchies may be mounted in any combination, `cpu`
-//! and `cpuacct` together or apart. Files: Documentation/admin-guide/cgroup-v1/.
+//! Reads a container's files in cgroup v1 hierarchies. The kernel gives the smallest memory limit
+//! of all ancestors (`hierarchical_*` rows of `memory.stat`), but not the smallest quota.
+//! Hierarchies may be mounted in any combination, `cpu` and `cpuacct` together or apart. See
+//! Documentation/admin-guide/cgroup-v1/. Start reading at [`Legacy::new`].
 
 use ambit_kernel::text::scan;
 
@@ -42,14 +43,14 @@ struct Ancestor {
 }
 
 impl Legacy {
-    /// `None` when no v1 hierarchy has one of our controllers.
+    /// `None` if no v1 hierarchy has a [`Controller`].
     pub(super) fn new(hierarchies: &Hierarchies, membership: &Membership) -> Option<Self> {
         let place = |controller| hierarchies.legacy_cgroup(controller, membership);
         let file = |controller, name: &str| {
             place(controller).map(|(mount, cgroup)| CgroupFile::new(mount, cgroup, name))
         };
-        // The root cgroup accounts for the whole machine: for memory, the host's own numbers
-        // are better, and v2 has none at its root either.
+        // The root cgroup accounts for the whole machine. For its memory, the machine's own numbers
+        // are used, as on v2.
         let limited = place(Controller::Memory).filter(|(_, cgroup)| !cgroup.is_empty());
         let legacy = Self {
             memory: limited.map(|(mount, cgroup)| MemoryFiles {
@@ -95,7 +96,7 @@ impl Source for Legacy {
         }
         for (file, period) in &mut self.quotas {
             let Some(quota) = file.read(buffer)?.and_then(scan::signed) else { continue };
-            // -1 is no quota
+            // -1: no quota.
             let Ok(quota) = u64::try_from(quota) else { continue };
             let Some(period) = period.read(buffer)?.and_then(scan::decimal) else { continue };
             if let Some(quota) = Quota::new(quota, period) {
@@ -164,10 +165,11 @@ impl MemoryFiles {
         };
         let Some(text) = self.stat.read(buffer)? else { return Ok(None) };
         let (mut stat, limit, limit_with_swap) = stat(text);
-        // No row tells slab from stacks and page tables, or what of it can be reclaimed.
+        // No row tells slab from stacks and page tables, nor what of it can be reclaimed.
         stat.slab_unreclaimable = self.kernel.read(buffer)?.and_then(scan::decimal).unwrap_or(0);
         let with_swap = self.with_swap.read(buffer)?.and_then(scan::decimal);
-        // A cgroup that never swaps has no swap beyond what it swapped before.
+        // With swappiness 0 no page is swapped out any more: the cgroup has no swap beyond its
+        // usage.
         let never =
             with_swap.is_some() && self.swappiness.read(buffer)?.and_then(scan::decimal) == Some(0);
         let swap = with_swap.map(|both| swap(usage, both, limit, limit_with_swap, never));
@@ -182,9 +184,9 @@ impl MemoryFiles {
 }
 
 impl Ancestor {
-    /// What its limit leaves to the cgroups below; only exact where it is less than `bound`.
-    /// `tightest` is the limit that the kernel found over all ancestors: one below that is not
-    /// enforced here (`memory.use_hierarchy` is 0, before Linux 5.11).
+    /// Returns the rest of this level's limit, exact only if it is below `bound`. `tightest` is the
+    /// limit that the kernel found over all ancestors: a lower one at this level is not enforced
+    /// (`memory.use_hierarchy` is 0, before Linux 5.11).
     fn left(
         &mut self,
         tightest: Limit,
@@ -207,20 +209,21 @@ impl Ancestor {
     }
 }
 
-/// v1 counts and limits memory and swap together; the limits are changed one after the other, so
-/// that for a moment both together can be below memory alone.
+/// Derives swap from memory and memory+swap, which v1 counts and limits together. The two limits
+/// are set one after the other, so that for a moment that of memory+swap can be lower than that of
+/// memory.
 fn swap(usage: u64, with_swap: u64, memory: Limit, both: Limit, never: bool) -> SwapSample {
     let used = with_swap.saturating_sub(usage);
     let limit = match (both, memory) {
         (Limit::At(both), Limit::At(memory)) => Limit::At(both.saturating_sub(memory)),
         (limit, _) => limit,
     };
-    // An ancestor limits both together: swapping memory out changes nothing of what it leaves.
+    // Ancestors limit memory+swap: swapping out does not change what they leave.
     let limit = if never { limit.min(Limit::At(used)) } else { limit };
     SwapSample { usage: used, limit, left: Limit::Unlimited }
 }
 
-/// The rows and both hierarchical limits. Only `total_*` rows include the children.
+/// Parses the rows and both hierarchical limits. Only `total_*` rows include the children.
 fn stat(text: &[u8]) -> (MemoryStat, Limit, Limit) {
     let mut stat = MemoryStat::default();
     let (mut limit, mut limit_with_swap) = (Limit::Unlimited, Limit::Unlimited);
@@ -254,7 +257,7 @@ fn stat(text: &[u8]) -> (MemoryStat, Limit, Limit) {
     (stat, limit, limit_with_swap)
 }
 
-/// `user` and `system` in USER_HZ ticks, on kernels before 4.9.
+/// Parses `user` and `system` in USER_HZ ticks, on kernels before 4.9.
 fn usage_sum(text: &[u8], busy: &mut Busy) {
     for (key, ticks) in scan::pairs(text) {
         let time = ticks.saturating_mul(crate::clock::TICK);
@@ -313,8 +316,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the order in which limits are changed: nothing wraps, and swappiness 0 shows no
-        /// swap beyond what is used.
+        /// In any order of changes of the limits nothing wraps, and swappiness 0 shows no swap
+        /// beyond the usage.
         #[test]
         fn swap_never_wraps(usage: u64, with_swap: u64, memory: Option<u64>, both: Option<u64>) {
             let limit = |limit: Option<u64>| limit.map_or(Limit::Unlimited, Limit::At);

@@ -1,5 +1,6 @@
-//! cgroup v2. Limits are folded over the ancestors, because v2 shows only what was set at each
-//! level. Files: Documentation/admin-guide/cgroup-v2.rst.
+//! Reads a container's files in the unified hierarchy. v2 shows only the limit of each level, so
+//! the smallest of all ancestors is computed here. See Documentation/admin-guide/cgroup-v2.rst.
+//! Start reading at [`Unified::new`].
 
 use ambit_kernel::text::scan;
 
@@ -36,12 +37,12 @@ struct Level {
     high: Option<CgroupFile>,
     swap_usage: CgroupFile,
     swap_max: CgroupFile,
-    /// What the files said last.
+    /// The limit at the last reading.
     limit: Limit,
 }
 
 impl Unified {
-    /// `None` when the unified hierarchy has none of our controllers.
+    /// `None` if the unified hierarchy has no [`Controller`].
     pub(super) fn new(
         hierarchies: &Hierarchies,
         membership: &Membership,
@@ -138,7 +139,8 @@ impl Source for Unified {
 
 impl MemoryFiles {
     fn sample(&mut self, buffer: &mut Vec<u8>) -> Result<Option<MemorySample>, Error> {
-        // An ancestor accounts for a cgroup that has no memory controller.
+        // Without a memory controller in the cgroup itself, the nearest ancestor with one accounts
+        // for it.
         let Some((own, usage)) = self.nearest(|level| &mut level.usage, buffer)? else {
             return Ok(None);
         };
@@ -148,7 +150,7 @@ impl MemoryFiles {
             level.limit = level.limit(buffer)?;
             limit = limit.min(level.limit);
         }
-        // Ancestors are charged for what siblings use as well, so they can only leave less.
+        // Ancestors are also charged for siblings, so they can only leave less.
         let mut left = limit.less(usage - stat.reclaimable(usage));
         for level in &mut self.levels[own + 1..] {
             left = left.min(level.left(left, buffer)?);
@@ -175,7 +177,7 @@ impl MemoryFiles {
         Ok(Some(swap))
     }
 
-    /// The number at the nearest level that has the file, and which level that is.
+    /// Returns the value of the nearest level that has the file, and the index of that level.
     fn nearest(
         &mut self,
         file: impl Fn(&mut Level) -> &mut CgroupFile,
@@ -199,8 +201,8 @@ impl Level {
         Ok(limit)
     }
 
-    /// What the limit leaves to the cgroups below; only exact where it is less than `bound`, so
-    /// that `memory.stat`, the dear file, is read where the limit is near alone.
+    /// Returns the rest of the limit, exact only if it is below `bound`: `memory.stat`, which is
+    /// expensive, is read only if the limit is near.
     fn left(&mut self, bound: Limit, buffer: &mut Vec<u8>) -> Result<Limit, Error> {
         if self.limit == Limit::Unlimited {
             return Ok(Limit::Unlimited);
@@ -223,23 +225,24 @@ fn read<'b>(
     file.as_mut().map_or(Ok(None), |file| file.read(buffer))
 }
 
-/// How user time is divided. `user_usec` is exact and includes niced time; `nice_usec` jumps at timer
-/// ticks, so that their difference goes back and forth. What a jump is ahead of the exact time is
-/// taken from the time that follows: nothing decreases, and nothing is counted twice.
+/// Divides user time. `user_usec` is exact and includes niced time; `nice_usec` jumps at timer
+/// ticks, so that the difference of the two goes back and forth. The part of a jump that is ahead
+/// of the exact time is taken from the time that follows: nothing decreases, and nothing is counted
+/// twice.
 #[derive(Debug, Clone, Copy, Default)]
 struct Niced {
-    /// What the file said last.
+    /// Values at the last reading.
     all: u64,
     ticks: u64,
-    /// Niced, but not taken yet.
+    /// Niced time that is ahead of the exact time.
     ahead: u64,
     nice: u64,
     user: u64,
 }
 
 impl Niced {
-    /// Goes on from time that is divided already. Which ticks it was divided by is not known: none
-    /// is new at the first reading.
+    /// Continues from time that is already divided. The ticks of the earlier division are unknown:
+    /// u64::MAX makes those of the first reading count as old.
     fn resumed(used: &Busy) -> Self {
         let (user, nice) = (used.user, used.nice);
         Self { all: user.saturating_add(nice), ticks: u64::MAX, ahead: 0, nice, user }
@@ -256,7 +259,7 @@ impl Niced {
     }
 }
 
-/// Processor time.
+/// Parses the processor times of `cpu.stat`.
 fn cpu_stat(text: &[u8], niced: &mut Niced, busy: &mut Busy) {
     let (mut all, mut ticks) = (0, 0);
     for (key, microseconds) in scan::pairs(text) {
@@ -351,7 +354,7 @@ mod tests {
     #[test]
     fn niced_time_that_jumps_at_ticks_is_not_counted_twice() {
         let (mut niced, mut busy) = (Niced::default(), Busy::default());
-        // A niced loop for 100 ms, looked at each millisecond, with a tick every four.
+        // A niced loop of 100 ms, sampled each millisecond, with a tick every four.
         for ms in 1..=100_u64 {
             let text = format!("user_usec {}\nnice_usec {}\n", ms * 1000, ms / 4 * 4000);
             cpu_stat(text.as_bytes(), &mut niced, &mut busy);
@@ -361,9 +364,9 @@ mod tests {
     }
 
     #[test]
-    fn a_successor_divides_on() {
+    fn a_successor_continues_the_division() {
         let (mut niced, mut busy) = (Niced::default(), Busy::default());
-        // The samples are ahead of the exact time, as those of a container in step with the tick.
+        // The ticks are ahead of the exact time.
         cpu_stat(b"user_usec 1000\nsystem_usec 0\nnice_usec 1500\n", &mut niced, &mut busy);
         cpu_stat(b"user_usec 2000\nsystem_usec 0\nnice_usec 1500\n", &mut niced, &mut busy);
         let before = busy.clone();
@@ -396,13 +399,13 @@ mod tests {
     }
 
     #[test]
-    fn rows_that_start_alike_are_told_apart() {
+    fn rows_with_a_common_prefix_are_distinguished() {
         let rows = stat(b"anon 1\nfile 2\nfile_mapped 3\nanon_thp 4\nnew_row 5\n");
         assert_eq!((rows.anon, rows.file, rows.file_mapped, rows.anon_thp), (1, 2, 3, 4));
     }
 
     #[test]
-    fn memory_high_counts_when_it_is_asked_for() {
+    fn memory_high_counts_by_the_policy_high() {
         let dir = tempfile::tempdir().unwrap();
         let put = |path: &str, text: &str| {
             let path = dir.path().join(path);

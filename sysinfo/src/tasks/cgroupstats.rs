@@ -1,5 +1,6 @@
-//! `CGROUPSTATS_CMD_GET` of the taskstats generic netlink family: threads of one v1 cgroup by
-//! state, counted by the kernel (include/uapi/linux/cgroupstats.h). cgroup v2 answers EINVAL.
+//! The command `CGROUPSTATS_CMD_GET` of the taskstats generic netlink family: the kernel counts the
+//! threads of one v1 cgroup by state (include/uapi/linux/cgroupstats.h). For cgroup v2 it answers
+//! EINVAL. Start reading at [`Cgroupstats::count`].
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -19,22 +20,22 @@ const CGROUPSTATS_TYPE_CGROUP_STATS: u16 = 1;
 /// Message header plus generic netlink header.
 const HEADERS: usize = 16 + 4;
 
-/// Threads of one cgroup, its children not included. The kernel puts a thread into a column only
-/// if its state has no flags (`cgroupstats_build` in kernel/cgroup/cgroup-v1.c): a freezable sleep
-/// and a killable one are in none of the first four.
+/// Threads of one cgroup by state, its children not included. The kernel counts a thread in a
+/// column only if its state has no flags (`cgroupstats_build` in kernel/cgroup/cgroup-v1.c): a
+/// freezable or killable sleep is in none of the first four.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Found {
+pub(super) struct StateCounts {
     sleeping: u64,
     pub(super) running: u64,
     stopped: u64,
-    /// In uninterruptible sleep, waiting for input or output or for something else.
+    /// In uninterruptible sleep, in I/O wait or not.
     pub(super) uninterruptible: u64,
-    /// In any other state, waiting for input or output.
+    /// In any other state, in I/O wait.
     pub(super) io_wait: u64,
 }
 
-impl Found {
-    /// Those that are certainly not blocked.
+impl StateCounts {
+    /// Returns the number of threads that are certainly not blocked.
     pub(super) fn at_rest_or_running(self) -> u64 {
         self.sleeping.saturating_add(self.running).saturating_add(self.stopped)
     }
@@ -68,8 +69,8 @@ impl Cgroupstats {
         Ok(this)
     }
 
-    /// Counts the threads of the cgroup whose directory this is.
-    pub(super) fn of(&mut self, cgroup: BorrowedFd<'_>) -> io::Result<Found> {
+    /// Counts the threads of the cgroup with this directory.
+    pub(super) fn count(&mut self, cgroup: BorrowedFd<'_>) -> io::Result<StateCounts> {
         let fd = cgroup.as_raw_fd().to_ne_bytes();
         let stats = self.ask(
             CGROUPSTATS_CMD_GET,
@@ -77,7 +78,7 @@ impl Cgroupstats {
             &fd,
             CGROUPSTATS_TYPE_CGROUP_STATS,
         )?;
-        Ok(found(stats))
+        Ok(parse_counts(stats))
     }
 
     /// Sends one command with one attribute and returns one attribute of the answer.
@@ -102,19 +103,19 @@ impl Cgroupstats {
             let errno = i32::from_ne_bytes(errno.unwrap_or_default());
             return Err(io::Error::from_raw_os_error(errno.saturating_neg()));
         }
-        let found = attributes(answer.get(HEADERS..).unwrap_or_default());
-        let found = found.into_iter().find(|(kind, _)| *kind == wanted);
-        found.map(|(_, value)| value).ok_or_else(|| io::ErrorKind::InvalidData.into())
+        let parse_counts = attributes(answer.get(HEADERS..).unwrap_or_default());
+        let parse_counts = parse_counts.into_iter().find(|(kind, _)| *kind == wanted);
+        parse_counts.map(|(_, value)| value).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 }
 
 /// `struct cgroupstats`
-fn found(stats: &[u8]) -> Found {
+fn parse_counts(stats: &[u8]) -> StateCounts {
     let mut numbers = stats
         .chunks_exact(8)
         .map(|chunk| u64::from_ne_bytes(chunk.first_chunk().copied().unwrap_or_default()));
     let mut next = || numbers.next().unwrap_or(0);
-    Found {
+    StateCounts {
         sleeping: next(),
         running: next(),
         stopped: next(),
@@ -128,20 +129,20 @@ fn field(bytes: &[u8], at: usize) -> Option<u16> {
 }
 
 fn attributes(mut rest: &[u8]) -> Vec<(u16, &[u8])> {
-    let mut found = Vec::new();
+    let mut parse_counts = Vec::new();
     while let (Some(len), Some(kind)) = (field(rest, 0), field(rest, 2)) {
         let len = usize::from(len);
         let Some(value) = rest.get(4..len) else { break };
-        found.push((kind, value));
+        parse_counts.push((kind, value));
         rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
-    found
+    parse_counts
 }
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn parse(answer: &[u8]) {
     let _ = attributes(answer);
-    let _ = found(answer).at_rest_or_running();
+    let _ = parse_counts(answer).at_rest_or_running();
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
-//! How many threads of a container run, wait in the kernel, and exist.
+//! Counts the threads of a container: running, blocked, in I/O wait, and in total.
 //!
-//! cgroup v1 counts by itself (`cgroupstats` over netlink, a few microseconds a cgroup), but its
-//! columns leave out threads in killable sleep (FUSE, NFS, a parent in vfork) and, since Linux 6.1,
-//! most that sleep. Where the columns do not tell of all threads, and on v2, the state of each
-//! thread is read, of very many threads that of a part. Sub-cgroups count, however deep.
+//! For cgroup v1 the kernel counts (`cgroupstats` over netlink, a few microseconds for each
+//! cgroup), but its columns leave out threads in killable sleep (FUSE, NFS, a parent in vfork) and,
+//! since Linux 6.1, most sleeping threads. If the columns do not add up to all threads, and on v2,
+//! the state of each thread is read; of very many threads, that of a part. Sub-cgroups of any depth
+//! count. Start reading at [`Counter::count_shared`].
 
 mod cgroupstats;
 
@@ -16,22 +17,22 @@ use rustix::fs::{Dir, Mode, OFlags};
 
 use crate::KernelFiles;
 use crate::clock;
+use crate::context::Context;
 use crate::hierarchy::{Controller, Hierarchies, Mount};
 use crate::membership::Membership;
-use crate::shared::Shared;
 
 use cgroupstats::Cgroupstats;
 
-/// Containers do not nest deeper; a directory loop cannot exist, a hostile depth can.
+/// Bounds the recursion: a hostile container can nest cgroups deeper.
 const DEEPEST: usize = 128;
 
-/// States that are read for one count at most, a few microseconds each. Of more threads one in two,
-/// in three and so on stands for all, each time another one.
+/// Most thread states read for one count; each takes a few microseconds. Of more threads every
+/// second, third and so on is read and stands for the others, with another offset for each count.
 const MOST_READ: usize = 8192;
 
-/// How long a count holds for other containers of the same cgroup, in nanoseconds. Pid namespaces
-/// share the cgroup that they were made in: without this, n of them there would have the threads
-/// of all n looked at n times.
+/// Nanoseconds for which a count is used for other containers of the same cgroup. Nested pid
+/// namespaces are in the same cgroup: without this, n of them would count the threads of all n for
+/// n times.
 const SHARED_FOR: u64 = 1_000_000_000;
 
 /// Counts of the last second by cgroup.
@@ -59,9 +60,9 @@ pub(crate) struct Counts {
     pub(crate) running: u64,
     /// In uninterruptible sleep, killable or not: these count for load averages.
     pub(crate) blocked: u64,
-    /// Waiting for input or output, as far as that can be told: the kernel's `nr_iowait`.
+    /// In I/O wait, as far as that can be known: the kernel's `nr_iowait`.
     pub(crate) in_iowait: u64,
-    /// All of them.
+    /// In any state.
     pub(crate) threads: u64,
     /// The highest process id, in the daemon's numbering.
     pub(crate) newest: Option<u32>,
@@ -74,17 +75,17 @@ pub(crate) struct Counter {
     text: Vec<u8>,
 }
 
-/// What is counted, and how.
+/// A count in progress.
 struct Count<'a> {
     hierarchies: &'a Hierarchies,
     proc: &'a KernelFiles,
     legacy: bool,
     counts: Counts,
-    /// Threads whose states are to be read; of those that are not running only, where the kernel
-    /// counted the running ones.
+    /// Threads whose states must be read. If the kernel has counted the running threads of their
+    /// cgroup, only blocked ones are counted.
     unknown: Vec<(u32, Running)>,
-    /// Threads that the kernel says are, or can be, waiting for input or output.
-    told_iowait: u64,
+    /// Threads that are in I/O wait, or can be, by the kernel's columns.
+    reported_iowait: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,7 +95,7 @@ enum Running {
 }
 
 impl Counter {
-    /// Opens what counting needs.
+    /// Opens the netlink socket, if the kernel has the family.
     #[must_use]
     pub(crate) fn new() -> Self {
         let stats = Cgroupstats::open()
@@ -102,23 +103,24 @@ impl Counter {
         Self { stats: stats.ok(), text: Vec::new() }
     }
 
-    /// Counts the threads of a container, unless those of its cgroup were counted within a second;
-    /// none when it has no cgroup of its own. `turn` is another one each time.
+    /// Counts the threads of a container, or returns the count of its cgroup of the last second. A
+    /// container without a cgroup of its own has none. `round` must differ from that of the last
+    /// count.
     pub(crate) fn count_shared(
         &mut self,
-        shared: &Shared,
+        context: &Context,
         membership: &Membership,
-        turn: usize,
+        round: usize,
     ) -> Counts {
-        let Shared { hierarchies, proc, counted, .. } = shared;
-        let Some((mount, cgroup, _)) = place(hierarchies, membership) else {
+        let Context { hierarchies, proc, counted, .. } = context;
+        let Some((mount, cgroup, _)) = cgroup_to_count(hierarchies, membership) else {
             return Counts::default();
         };
-        // The same path can be another cgroup in another hierarchy.
+        // The same path is another cgroup in another hierarchy.
         let cgroup = format!("{} {cgroup}", mount.root().as_raw_fd());
         let now = clock::awake();
         counted.get(&cgroup, now).unwrap_or_else(|| {
-            let counts = self.count(hierarchies, membership, proc, turn);
+            let counts = self.count(hierarchies, membership, proc, round);
             counted.put(&cgroup, now, counts);
             counts
         })
@@ -129,22 +131,22 @@ impl Counter {
         hierarchies: &Hierarchies,
         membership: &Membership,
         proc: &KernelFiles,
-        turn: usize,
+        round: usize,
     ) -> Counts {
-        let Some((mount, cgroup, legacy)) = place(hierarchies, membership) else {
+        let Some((mount, cgroup, legacy)) = cgroup_to_count(hierarchies, membership) else {
             return Counts::default();
         };
         let Ok(dir) = open_dir(mount.root(), cgroup) else { return Counts::default() };
         let counts = Counts::default();
         let mut count =
-            Count { hierarchies, proc, legacy, counts, unknown: Vec::new(), told_iowait: 0 };
+            Count { hierarchies, proc, legacy, counts, unknown: Vec::new(), reported_iowait: 0 };
         self.walk(&dir, &mut count, 0);
-        self.read_states(&mut count, turn);
+        self.read_states(&mut count, round);
         let mut counts = count.counts;
-        // A thread that is blocked need not wait for a disk: its parent, a lock, a server can be
-        // what it waits for. No container has more that do than the machine.
+        // A blocked thread need not wait for I/O: it can wait for its child, a lock or a server.
+        // The count is at most that of the machine.
         let told = legacy && self.stats.is_some();
-        let most = if told { count.told_iowait } else { counts.blocked };
+        let most = if told { count.reported_iowait } else { counts.blocked };
         counts.in_iowait = if most == 0 { 0 } else { most.min(self.machine_iowait(proc)) };
         counts
     }
@@ -156,14 +158,14 @@ impl Counter {
         let tids = || scan::lines(&self.text).filter_map(scan::decimal);
         let threads = tids().count() as u64;
         let told = match &mut self.stats {
-            Some(stats) if count.legacy && threads > 0 => stats.of(dir.as_fd()).ok(),
+            Some(stats) if count.legacy && threads > 0 => stats.count(dir.as_fd()).ok(),
             _ => None,
         };
         let running = told.map_or(Running::NotCounted, |_| Running::Counted);
         if let Some(told) = told {
             count.counts.running = count.counts.running.saturating_add(told.running);
             let iowait = told.uninterruptible.saturating_add(told.io_wait);
-            count.told_iowait = count.told_iowait.saturating_add(iowait);
+            count.reported_iowait = count.reported_iowait.saturating_add(iowait);
         }
         count.counts.threads = count.counts.threads.saturating_add(threads);
         if told.is_none_or(|told| told.at_rest_or_running() < threads) {
@@ -176,7 +178,7 @@ impl Counter {
             let newest = newest.and_then(|pid| u32::try_from(pid).ok());
             count.counts.newest = count.counts.newest.max(newest);
         }
-        // A directory of the cgroup file system has two links and one for each child.
+        // A cgroup directory has two links and one for each child.
         let childless = rustix::fs::fstat(dir).is_ok_and(|stat| stat.st_nlink <= 2);
         if childless || depth == DEEPEST {
             return;
@@ -193,10 +195,10 @@ impl Counter {
         }
     }
 
-    fn read_states(&mut self, count: &mut Count<'_>, turn: usize) {
+    fn read_states(&mut self, count: &mut Count<'_>, round: usize) {
         let step = count.unknown.len().div_ceil(MOST_READ).max(1);
         let stands_for = step as u64;
-        for &(tid, running) in count.unknown.iter().skip(turn % step).step_by(step) {
+        for &(tid, running) in count.unknown.iter().skip(round % step).step_by(step) {
             match count.proc.read_of(tid, "stat", &mut self.text).ok().and_then(stat::state) {
                 Some(b'R') if running == Running::NotCounted => count.counts.running += stands_for,
                 Some(b'D') if !self.is_frozen(tid, count) => count.counts.blocked += stands_for,
@@ -205,8 +207,8 @@ impl Counter {
         }
     }
 
-    /// True for a thread that the freezer of cgroup v1 stopped: it looks blocked in
-    /// `/proc/<tid>/stat` (`__task_state_index` in include/linux/sched.h), and is no load.
+    /// True for a thread stopped by the freezer of cgroup v1: it has state D in `/proc/<tid>/stat`
+    /// (`__task_state_index` in include/linux/sched.h) but is no load.
     fn is_frozen(&mut self, tid: u32, count: &Count<'_>) -> bool {
         let Some(mount) = &count.hierarchies.freezer else { return false };
         let Ok(text) = count.proc.read_of(tid, "cgroup", &mut self.text) else { return false };
@@ -232,9 +234,9 @@ impl Counter {
     }
 }
 
-/// The cgroup to count in: v1 first, because the kernel counts there, and never the root, which
-/// holds what belongs to no container.
-fn place<'a>(
+/// Returns the cgroup to count in. v1 is preferred, because the kernel counts there. The root is
+/// never used: it holds threads of no container.
+fn cgroup_to_count<'a>(
     hierarchies: &'a Hierarchies,
     membership: &'a Membership,
 ) -> Option<(&'a Mount, &'a str, bool)> {
@@ -263,8 +265,7 @@ mod tests {
 
     use super::*;
 
-    /// 50,000 threads in groups that lie 64 levels deep, none is lost; what is read of each is its
-    /// own state and nothing of the rest of the machine.
+    /// 50,000 threads in cgroups of 64 levels. All are counted, and only their own states are read.
     #[test]
     fn fifty_thousand_threads_are_counted_sixty_four_levels_deep() {
         const LEVELS: u32 = 64;
@@ -281,7 +282,7 @@ mod tests {
             std::fs::write(folder.join("cgroup.procs"), &list).unwrap();
             folder.push("deeper");
         }
-        // The others ended meanwhile.
+        // The other threads have ended.
         for (tid, state) in [(1, 'R'), (2, 'D'), (63, 'R'), (THREADS, 'S')] {
             let folder = root.path().join(format!("proc/{tid}"));
             std::fs::create_dir_all(&folder).unwrap();
@@ -292,20 +293,20 @@ mod tests {
         let proc = KernelFiles::at(&root.path().join("proc")).unwrap();
         let mut counter = Counter { stats: None, text: Vec::new() };
         let membership = Membership::parse(b"0::/c\n");
-        // A part of the threads is looked at each time: after so many times each of them was.
-        let turns = (THREADS as usize).div_ceil(MOST_READ);
+        // A part of the threads is read in each round; after this many rounds each was read once.
+        let rounds = (THREADS as usize).div_ceil(MOST_READ);
         let (mut running, mut blocked) = (0, 0);
-        for turn in 0..turns {
-            let counts = counter.count(&hierarchies, &membership, &proc, turn);
+        for round in 0..rounds {
+            let counts = counter.count(&hierarchies, &membership, &proc, round);
             assert_eq!((counts.threads, counts.newest), (THREADS.into(), Some(THREADS)));
             (running, blocked) = (running + counts.running, blocked + counts.blocked);
         }
-        assert_eq!((running / turns as u64, blocked / turns as u64), (2, 1));
+        assert_eq!((running / rounds as u64, blocked / rounds as u64), (2, 1));
     }
 
     /// A cgroup v1 container of plain files: three blocked threads, one of which is frozen.
     #[test]
-    fn frozen_threads_are_not_blocked_and_no_container_waits_more_than_the_machine() {
+    fn frozen_threads_are_not_blocked_and_iowait_is_at_most_the_machines() {
         let root = tempfile::tempdir().unwrap();
         let write = |path: &str, text: &str| {
             let path = root.path().join(path);
@@ -336,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_count_holds_for_its_cgroup_and_for_a_second() {
+    fn a_count_is_used_for_its_cgroup_for_a_second() {
         let recent = RecentCounts::default();
         let counts = Counts { threads: 3, ..Counts::default() };
         recent.put("/a", 5, counts);

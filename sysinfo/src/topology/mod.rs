@@ -1,10 +1,11 @@
-//! How the machine's processors and memory are arranged: what `/sys/devices/system/cpu/cpuN` and
-//! `/sys/devices/system/node/nodeN` tell.
+//! The topology of the machine: what `/sys/devices/system/cpu/cpuN` and
+//! `/sys/devices/system/node/nodeN` contain.
 //!
-//! A [`Topology`] holds facts of the machine, read once and again when processors come or go
-//! (`read.rs`). Which processors a container is shown is the [`View`]'s business: everything that
-//! names other processors or nodes is kept as a set, to be cut to the view (`shown.rs`), never as
-//! the kernel's text. Which processors a quota leaves follows the arrangement (`placement.rs`). Files that this kernel lacks are absent here.
+//! A [`Topology`] is read at start and again when processors come or go (`read.rs`). It describes
+//! the machine; which processors a container is shown is decided in its [`View`]. Values that name
+//! other processors or nodes are kept as sets, never as the kernel's text, so that they can be cut
+//! to those of the view (`shown.rs`). The choice of processors under a quota follows the topology
+//! (`placement.rs`). Files that the kernel does not have are absent.
 //!
 //! The positions of names in [`TOPOLOGY_FILES`], [`CACHE_FILES`], [`NODE_LISTS`] and [`NODE_FILES`]
 //! are part of node ids that the kernel remembers: new names go to the end.
@@ -21,14 +22,14 @@ use std::sync::Arc;
 
 use crate::cpuset::CpuSet;
 
-/// What a file of a processor holds.
+/// The form of a file's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// One value of this processor.
     Value,
     /// A list of processors.
     List,
-    /// The mask of the same processors as the list of this name.
+    /// The mask of the processors in the list of this name.
     MaskOf(&'static str),
 }
 
@@ -87,50 +88,50 @@ pub const NODE_FILES: &[&str] = &["cpulist", "cpumap", "distance", "meminfo", "n
 /// The arrangement of one machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Topology {
-    /// The largest number that a processor can have under this kernel.
+    /// The largest processor number of this kernel.
     pub kernel_max: Option<u32>,
-    /// Processors that the kernel can have: no thread ever runs on another one.
+    /// Possible processors: no thread ever runs on another one.
     pub possible: CpuSet,
     /// Hexadecimal digits of a mask of processors.
     pub mask_digits: usize,
-    /// Processors that are present, by number.
-    pub cpus: Vec<CpuFacts>,
-    /// Memory nodes, by number; empty where the kernel knows none.
-    pub nodes: Vec<NodeFacts>,
-    /// Which of [`NODE_LISTS`] there are, by position, with the nodes they name.
+    /// Present processors, in the order of their numbers.
+    pub cpus: Vec<CpuAttributes>,
+    /// Memory nodes, in the order of their numbers; empty without NUMA support.
+    pub nodes: Vec<NodeAttributes>,
+    /// The existing [`NODE_LISTS`], by position, with their nodes.
     pub node_lists: Vec<(usize, CpuSet)>,
 }
 
 /// One processor.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CpuFacts {
+pub struct CpuAttributes {
     /// Its number.
     pub number: u32,
     /// The node it belongs to.
     pub node: Option<u32>,
-    /// Can it be taken offline? Then it has a file `online`.
+    /// True if it can be taken offline. Then it has a file `online`.
     pub has_online: bool,
-    /// Which of [`TOPOLOGY_FILES`] it has, by position.
-    pub topology: Vec<(usize, Fact)>,
+    /// Its [`TOPOLOGY_FILES`], by position.
+    pub topology: Vec<(usize, Attribute)>,
     /// Its caches, by index.
-    pub caches: Vec<CacheFacts>,
-    /// What it shares with others, from the largest group to the core.
+    pub caches: Vec<CacheAttributes>,
+    /// Groups of processors that it belongs to, from the largest to the core.
     groups: placement::Groups,
 }
 
 /// One cache of a processor.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CacheFacts {
+pub struct CacheAttributes {
     /// The number in `indexN`.
     pub index: u32,
-    /// Which of [`CACHE_FILES`] it has, by position.
-    pub files: Vec<(usize, Fact)>,
+    /// Its [`CACHE_FILES`], by position.
+    pub files: Vec<(usize, Attribute)>,
 }
 
-/// What one file of a processor tells.
+/// The content of one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fact {
-    /// A value, without the end of its line.
+pub enum Attribute {
+    /// A value without its newline.
     Value(Box<str>),
     /// Processors, printed as a list.
     List(Arc<CpuSet>),
@@ -140,16 +141,16 @@ pub enum Fact {
 
 /// One memory node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct NodeFacts {
+pub struct NodeAttributes {
     /// Its number.
     pub number: u32,
     /// Its processors.
     pub cpus: CpuSet,
     /// Its memory in KiB.
     pub memory: u64,
-    /// Which of [`NODE_FILES`] it has, by position.
+    /// Its [`NODE_FILES`], by position.
     pub files: Vec<usize>,
-    /// Distances to the nodes of the machine, with the numbers of those.
+    /// Distance to each node of the machine, with the node's number.
     pub distances: Vec<(u32, u64)>,
     /// The lines of its `meminfo`.
     pub meminfo: Vec<NodeLine>,
@@ -162,38 +163,38 @@ pub struct NodeFacts {
 pub struct NodeLine {
     /// Such as `MemTotal`.
     pub label: Box<str>,
-    /// Columns from the colon to the end of a number that is not too long for them.
+    /// Columns from the colon to the end of the number, if that is not longer.
     pub width: usize,
-    /// Does the line end in `kB`?
+    /// True if the line ends in `kB`.
     pub kib: bool,
 }
 
 impl Topology {
-    /// What is known of a processor.
+    /// Returns a processor by its number.
     #[must_use]
-    pub fn cpu(&self, number: u32) -> Option<&CpuFacts> {
+    pub fn cpu(&self, number: u32) -> Option<&CpuAttributes> {
         let place = self.cpus.binary_search_by_key(&number, |cpu| cpu.number).ok()?;
         self.cpus.get(place)
     }
 
-    /// What is known of a node.
+    /// Returns a node by its number.
     #[must_use]
-    pub fn node(&self, number: u32) -> Option<&NodeFacts> {
+    pub fn node(&self, number: u32) -> Option<&NodeAttributes> {
         let place = self.nodes.binary_search_by_key(&number, |node| node.number).ok()?;
         self.nodes.get(place)
     }
 }
 
-impl CpuFacts {
-    /// A cache by its index.
+impl CpuAttributes {
+    /// Returns a cache by its index.
     #[must_use]
-    pub fn cache(&self, index: u32) -> Option<&CacheFacts> {
+    pub fn cache(&self, index: u32) -> Option<&CacheAttributes> {
         self.caches.iter().find(|cache| cache.index == index)
     }
 }
 
-/// What a list of files has at a position of its table of names.
+/// Returns the content of the file at this position of its table of names.
 #[must_use]
-pub fn fact(files: &[(usize, Fact)], position: usize) -> Option<&Fact> {
-    files.iter().find(|(at, _)| *at == position).map(|(_, fact)| fact)
+pub fn attribute(files: &[(usize, Attribute)], position: usize) -> Option<&Attribute> {
+    files.iter().find(|(at, _)| *at == position).map(|(_, attribute)| attribute)
 }

@@ -1,34 +1,35 @@
-//! Which of the allowed processors a quota leaves.
+//! Chooses the processors that a container with a quota is shown.
 //!
-//! Each container orders the machine's processors in its own way, and a quota leaves the first of
-//! the allowed ones. So a larger quota adds processors to those of a smaller one, and a processor
-//! that is allowed or forbidden moves no other. The order is by random numbers (rendezvous
-//! hashing), drawn from the container's seed for each processor: the first is any of the allowed
-//! ones with the same chance. Those that follow are its siblings, then the rest of its cluster,
-//! cache, die, node and package: a group has the rank of its best member, so that groups stay
-//! whole.
+//! Each container has its own order of the machine's processors, and a quota selects the first of
+//! the allowed ones. So a larger quota adds processors to those of a smaller one, and a change of
+//! the cpuset moves no other processor. The order is that of random numbers (rendezvous hashing)
+//! drawn from the container's seed for each processor: each allowed processor has the same chance
+//! to be the first. It is followed by its siblings, then by the rest of its cluster, cache, die,
+//! node and package: a group has the rank of its first member, so that groups stay together.
 //!
 //! The order is the same in every process and release: a change here moves running containers.
 
 use std::cmp::Reverse;
 
-use super::{CACHE_FILES, CpuFacts, Fact, Form, TOPOLOGY_FILES, Topology, fact};
+use super::{Attribute, CACHE_FILES, CpuAttributes, Form, TOPOLOGY_FILES, Topology, attribute};
 use crate::cpuset::CpuSet;
 use crate::hash::splitmix64;
 
-/// Groups that a processor is in, the largest first and itself last, each by a number of its own.
+/// The groups of a processor, from the largest to the processor itself, each as a number.
 pub(super) type Groups = [u32; 9];
 
 impl Topology {
-    /// As many of these processors, in the order of the container with this seed.
+    /// Returns `count` of the allowed processors, in the order of the container with this seed.
     #[must_use]
     pub fn choose(&self, allowed: &CpuSet, count: usize, seed: u64) -> CpuSet {
         if count >= allowed.len() {
             return allowed.clone();
         }
         let candidate = |cpu| Candidate {
-            // A processor of which nothing is known is a core of its own.
-            groups: self.cpu(cpu).map_or([0, 0, 0, 0, 0, 0, 0, cpu, cpu], |facts| facts.groups),
+            // A processor without topology is a core of its own.
+            groups: self
+                .cpu(cpu)
+                .map_or([0, 0, 0, 0, 0, 0, 0, cpu, cpu], |attributes| attributes.groups),
             weight: splitmix64(seed, cpu.into()),
         };
         let mut candidates: Vec<_> = allowed.iter().map(candidate).collect();
@@ -49,10 +50,10 @@ impl Candidate {
     }
 }
 
-/// The place of the processor itself among its groups.
+/// Index of the processor itself among its groups.
 const CPU: usize = size_of::<Groups>() / size_of::<u32>() - 1;
 
-/// Takes the first `count` of candidates that are in the same groups above this level.
+/// Chooses the first `count` candidates, which are in the same groups above this level.
 fn choose_from(candidates: &mut [Candidate], level: usize, count: usize, chosen: &mut CpuSet) {
     if count >= candidates.len() {
         candidates.iter().for_each(|candidate| chosen.insert(candidate.cpu()));
@@ -78,11 +79,11 @@ fn choose_from(candidates: &mut [Candidate], level: usize, count: usize, chosen:
     }
 }
 
-/// The groups of a processor, which are known by their lowest member. Of several names of one
-/// kind of group, the kernel has at least one.
-pub(super) fn groups(facts: &CpuFacts) -> Groups {
+/// Returns the groups of a processor, each named by its lowest member. Of several file names for
+/// one kind of group, the kernel has at least one.
+pub(super) fn groups(attributes: &CpuAttributes) -> Groups {
     let lowest = |names: &[&str]| {
-        let set = names.iter().find_map(|name| set(&facts.topology, TOPOLOGY_FILES, name))?;
+        let set = names.iter().find_map(|name| set(&attributes.topology, TOPOLOGY_FILES, name))?;
         set.iter().next()
     };
     let group = |names: &[&str]| lowest(names).unwrap_or(0);
@@ -90,28 +91,32 @@ pub(super) fn groups(facts: &CpuFacts) -> Groups {
         group(&["drawer_siblings_list"]),
         group(&["book_siblings_list"]),
         group(&["package_cpus_list", "core_siblings_list"]),
-        facts.node.unwrap_or(0),
+        attributes.node.unwrap_or(0),
         group(&["die_cpus_list"]),
-        last_cache(facts).and_then(|set| set.iter().next()).unwrap_or(0),
+        last_cache(attributes).and_then(|set| set.iter().next()).unwrap_or(0),
         group(&["cluster_cpus_list"]),
-        lowest(&["core_cpus_list", "thread_siblings_list"]).unwrap_or(facts.number),
-        facts.number,
+        lowest(&["core_cpus_list", "thread_siblings_list"]).unwrap_or(attributes.number),
+        attributes.number,
     ]
 }
 
-/// The processors that share the largest cache.
-fn last_cache(facts: &CpuFacts) -> Option<&CpuSet> {
-    let level = |files: &[(usize, Fact)]| match fact(files, at(CACHE_FILES, "level")?)? {
-        Fact::Value(level) => level.parse::<u32>().ok(),
+/// Returns the processors that share the last-level cache.
+fn last_cache(attributes: &CpuAttributes) -> Option<&CpuSet> {
+    let level = |files: &[(usize, Attribute)]| match attribute(files, at(CACHE_FILES, "level")?)? {
+        Attribute::Value(level) => level.parse::<u32>().ok(),
         _ => None,
     };
-    let last = facts.caches.iter().max_by_key(|cache| level(&cache.files))?;
+    let last = attributes.caches.iter().max_by_key(|cache| level(&cache.files))?;
     set(&last.files, CACHE_FILES, "shared_cpu_list")
 }
 
-fn set<'f>(files: &'f [(usize, Fact)], names: &[(&str, Form)], name: &str) -> Option<&'f CpuSet> {
-    match fact(files, at(names, name)?)? {
-        Fact::List(set) => Some(set),
+fn set<'f>(
+    files: &'f [(usize, Attribute)],
+    names: &[(&str, Form)],
+    name: &str,
+) -> Option<&'f CpuSet> {
+    match attribute(files, at(names, name)?)? {
+        Attribute::List(set) => Some(set),
         _ => None,
     }
 }

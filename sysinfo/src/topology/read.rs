@@ -1,8 +1,8 @@
-//! Reads the arrangement below a descriptor of `/sys` that was opened before any overlay could
-//! cover it.
+//! Reads the topology below a descriptor of `/sys` that was opened before an overlay could be
+//! mounted over it.
 //!
-//! Masks are not read: each has a list of the same processors beside it. Sets that are equal are
-//! kept once: on a large machine nearly all of them are.
+//! Masks are not read, because each has a list of the same processors. Equal sets are stored once:
+//! on a large machine most of them are equal. Start reading at [`Topology::read`].
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::BorrowedFd;
@@ -12,8 +12,8 @@ use ambit_kernel::text::scan;
 use rustix::fs::{Mode, OFlags};
 
 use super::{
-    CACHE_FILES, CacheFacts, CpuFacts, Fact, Form, NODE_FILES, NODE_LISTS, NodeFacts, NodeLine,
-    TOPOLOGY_FILES, Topology, placement,
+    Attribute, CACHE_FILES, CacheAttributes, CpuAttributes, Form, NODE_FILES, NODE_LISTS,
+    NodeAttributes, NodeLine, TOPOLOGY_FILES, Topology, placement,
 };
 use crate::cpuset::CpuSet;
 use crate::kernel_file::read_to_end;
@@ -22,7 +22,7 @@ const CPU: &str = "devices/system/cpu";
 const NODE: &str = "devices/system/node";
 
 impl Topology {
-    /// Reads the arrangement of the machine whose `/sys` this is. What cannot be read is absent.
+    /// Reads the topology below this `/sys`. What cannot be read is absent.
     #[must_use]
     pub fn read(sys: BorrowedFd<'_>) -> Self {
         let mut reader = Reader { sys, text: Vec::new(), sets: HashMap::new() };
@@ -74,46 +74,46 @@ impl Reader<'_> {
         names.collect()
     }
 
-    /// The numbers of the entries `<prefix>N`, in order.
+    /// Returns the numbers of the entries `<prefix>N`, in order.
     fn numbered(&self, path: &str, prefix: &str) -> BTreeSet<u32> {
         let names = self.names(path);
         names.iter().filter_map(|name| number(name, prefix)).collect()
     }
 
-    fn cpu(&mut self, number: u32, node: Option<u32>) -> CpuFacts {
+    fn cpu(&mut self, number: u32, node: Option<u32>) -> CpuAttributes {
         let path = format!("{CPU}/cpu{number}");
         let indexes = self.numbered(&format!("{path}/cache"), "index");
-        let mut facts = CpuFacts {
+        let mut attributes = CpuAttributes {
             number,
             node,
             has_online: self.names(&path).contains("online"),
-            topology: self.facts(&format!("{path}/topology"), TOPOLOGY_FILES),
+            topology: self.attributes(&format!("{path}/topology"), TOPOLOGY_FILES),
             caches: indexes
                 .into_iter()
-                .map(|index| CacheFacts {
+                .map(|index| CacheAttributes {
                     index,
-                    files: self.facts(&format!("{path}/cache/index{index}"), CACHE_FILES),
+                    files: self.attributes(&format!("{path}/cache/index{index}"), CACHE_FILES),
                 })
                 .collect(),
-            ..CpuFacts::default()
+            ..CpuAttributes::default()
         };
-        facts.groups = placement::groups(&facts);
-        facts
+        attributes.groups = placement::groups(&attributes);
+        attributes
     }
 
-    fn facts(&mut self, path: &str, files: &[(&str, Form)]) -> Vec<(usize, Fact)> {
+    fn attributes(&mut self, path: &str, files: &[(&str, Form)]) -> Vec<(usize, Attribute)> {
         let names = self.names(path);
         let there = files.iter().enumerate().filter(|(_, (name, _))| names.contains(*name));
         let read = |(at, &(name, form)): (usize, &(&str, Form))| {
-            let fact = match form {
+            let attribute = match form {
                 Form::Value => {
                     let text = self.text(&format!("{path}/{name}"))?;
-                    Fact::Value(std::str::from_utf8(text).ok()?.trim_end().into())
+                    Attribute::Value(std::str::from_utf8(text).ok()?.trim_end().into())
                 }
-                Form::List => Fact::List(self.set(&format!("{path}/{name}"))?),
-                Form::MaskOf(list) => Fact::Mask(self.set(&format!("{path}/{list}"))?),
+                Form::List => Attribute::List(self.set(&format!("{path}/{name}"))?),
+                Form::MaskOf(list) => Attribute::Mask(self.set(&format!("{path}/{list}"))?),
             };
-            Some((at, fact))
+            Some((at, attribute))
         };
         there.filter_map(read).collect()
     }
@@ -123,8 +123,8 @@ impl Reader<'_> {
         Some(Arc::clone(self.sets.entry(set.clone()).or_insert_with(|| Arc::new(set))))
     }
 
-    /// How many digits the kernel gives a mask here: a mask is needed to know.
-    fn mask_digits(&mut self, cpus: &[CpuFacts]) -> usize {
+    /// Returns the number of digits in a mask on this machine, from any mask.
+    fn mask_digits(&mut self, cpus: &[CpuAttributes]) -> usize {
         let digits = cpus.iter().find_map(|cpu| {
             let mask = self.text(&format!("{CPU}/cpu{}/topology/thread_siblings", cpu.number))?;
             Some(digits(mask))
@@ -132,25 +132,28 @@ impl Reader<'_> {
         digits.unwrap_or(0)
     }
 
-    fn node(&mut self, number: u32, online: &[u32]) -> NodeFacts {
+    fn node(&mut self, number: u32, online: &[u32]) -> NodeAttributes {
         let path = format!("{NODE}/node{number}");
         let names = self.names(&path);
         let files = NODE_FILES.iter().enumerate().filter(|(_, name)| names.contains(**name));
-        let mut facts =
-            NodeFacts { number, files: files.map(|(at, _)| at).collect(), ..NodeFacts::default() };
+        let mut attributes = NodeAttributes {
+            number,
+            files: files.map(|(at, _)| at).collect(),
+            ..NodeAttributes::default()
+        };
         if let Some(set) = self.text(&format!("{path}/cpulist")).and_then(CpuSet::parse) {
-            facts.cpus = set;
+            attributes.cpus = set;
         }
         if let Some(row) = self.text(&format!("{path}/distance")) {
-            facts.distances = distances(row, online);
+            attributes.distances = distances(row, online);
         }
         if let Some(text) = self.text(&format!("{path}/meminfo")) {
-            (facts.meminfo, facts.memory) = meminfo(text);
+            (attributes.meminfo, attributes.memory) = meminfo(text);
         }
         if let Some(text) = self.text(&format!("{path}/numastat")) {
-            facts.numastat = first_words(text);
+            attributes.numastat = first_words(text);
         }
-        facts
+        attributes
     }
 }
 
@@ -166,13 +169,13 @@ fn digits(mask: &[u8]) -> usize {
     mask.iter().filter(|byte| byte.is_ascii_hexdigit()).count()
 }
 
-/// The kernel prints a column for each node that is online.
+/// Parses distances: the kernel prints a column for each online node.
 fn distances(row: &[u8], online: &[u32]) -> Vec<(u32, u64)> {
     let row = row.split(u8::is_ascii_whitespace).filter_map(scan::decimal);
     online.iter().copied().zip(row).collect()
 }
 
-/// The lines of a node's `meminfo`, and its memory.
+/// Parses the lines of a node's `meminfo`, and its memory.
 fn meminfo(text: &[u8]) -> (Vec<NodeLine>, u64) {
     let (mut lines, mut memory) = (Vec::new(), 0);
     for (line, value) in scan::lines(text).filter_map(meminfo_line) {
@@ -190,8 +193,8 @@ fn first_words(text: &[u8]) -> Vec<Box<str>> {
     scan::lines(text).filter_map(label).collect()
 }
 
-/// The layout and the number of `Node 0 MemTotal:       17262796 kB` (`drivers/base/node.c`
-/// prints numbers of KiB in 8 columns and others in 5; longer ones push the line's end).
+/// Parses layout and number of `Node 0 MemTotal: 17262796 kB` (`drivers/base/node.c` prints numbers
+/// of KiB in 8 columns and others in 5; longer ones push the line's end).
 fn meminfo_line(line: &[u8]) -> Option<(NodeLine, u64)> {
     let line = std::str::from_utf8(line).ok()?;
     let (head, rest) = line.split_once(':')?;

@@ -1,43 +1,43 @@
-//! What of the machine's arrangement one view shows.
+//! Cuts the machine's topology to what one view shows.
 //!
-//! A node is shown when one of its processors is, or when the container is bound to its memory. The
-//! memory of a container is divided among the shown nodes that it may use by their share of the
-//! machine's memory, without a remainder: the nodes add up to what `/proc/meminfo` shows, unless
-//! that is more than the shown nodes have.
+//! A node is shown if one of its processors is, or if it is in the container's `cpuset.mems`. The
+//! memory of a container is divided among the shown nodes that it may use, in proportion to their
+//! memory and without a remainder: the nodes add up to what `/proc/meminfo` shows, unless that
+//! exceeds the memory of the shown nodes. No number of a hidden processor or node may be shown.
 
-use super::{CpuFacts, NODE_LISTS, NodeFacts, Topology};
+use super::{CpuAttributes, NODE_LISTS, NodeAttributes, Topology};
 use crate::cpuset::CpuSet;
 use crate::policy::Possible;
 use crate::view::{Origin, View};
 
 impl View {
-    /// How the machine is arranged.
+    /// Returns the topology of the machine.
     #[must_use]
     pub fn topology(&self) -> &Topology {
         &self.host.topology
     }
 
-    /// Is this processor shown? The machine itself is shown also those that are offline.
+    /// True if this processor is shown. On the machine itself, offline processors are shown too.
     #[must_use]
     pub fn shows_cpu(&self, cpu: u32) -> bool {
         let is_host = self.origin == Origin::Host;
         self.cpu.online.contains(cpu) || (is_host && self.topology().cpu(cpu).is_some())
     }
 
-    /// The processors that a thread of the container can find itself on. A quota limits time and
-    /// no scheduler: the kernel runs the container on all that its cpuset has, and programs with
-    /// an entry for each processor index by these numbers.
+    /// Returns the possible processors: those that a thread of the container can run on. A quota
+    /// limits time only; the kernel runs the container on all processors of its cpuset, and
+    /// programs with a table entry for each processor index it by these numbers.
     #[must_use]
     pub fn possible_cpus(&self) -> &CpuSet {
         match self.cpu.possible {
             Possible::View => &self.cpu.online,
-            // Where the kernel does not tell.
+            // The kernel has no file `possible`.
             Possible::Machine if self.topology().possible.is_empty() => &self.host.online,
             Possible::Machine => &self.topology().possible,
         }
     }
 
-    /// The nodes that a thread of the container can find itself on.
+    /// Returns the possible nodes: those that a thread of the container can run on.
     #[must_use]
     pub fn possible_nodes(&self) -> CpuSet {
         let is_it = |list: &&(usize, CpuSet)| NODE_LISTS.get(list.0) == Some(&"possible");
@@ -47,8 +47,9 @@ impl View {
         }
     }
 
-    /// What an affinity mask of these processors is shown as: as many as the container is shown,
-    /// those first, then others in the container's own order. Never empty unless the mask is.
+    /// Returns what is shown for this affinity mask: as many processors as the container is shown,
+    /// first those that are shown, then others in the container's own order. Never empty unless the
+    /// mask is.
     #[must_use]
     pub fn affinity_of(&self, mask: &CpuSet) -> CpuSet {
         let shown = self.shown_of(mask);
@@ -61,7 +62,7 @@ impl View {
         shown.iter().chain(others.iter()).collect()
     }
 
-    /// The processors that have a directory.
+    /// Returns the processors that have a directory `cpuN`.
     #[must_use]
     pub fn shown_cpus(&self) -> CpuSet {
         match self.origin {
@@ -73,20 +74,20 @@ impl View {
         }
     }
 
-    /// What is known of a shown processor.
+    /// Returns a processor if it is shown.
     #[must_use]
-    pub fn cpu_facts(&self, cpu: u32) -> Option<&CpuFacts> {
+    pub fn cpu_attributes(&self, cpu: u32) -> Option<&CpuAttributes> {
         self.topology().cpu(cpu).filter(|_| self.shows_cpu(cpu))
     }
 
-    /// Of these processors, those that are shown.
+    /// Returns those of the given processors that are shown.
     #[must_use]
     pub fn shown_of(&self, cpus: &CpuSet) -> CpuSet {
         cpus.intersection(&self.cpu.online)
     }
 
-    /// The nodes that are shown, by number.
-    pub fn shown_nodes(&self) -> impl Iterator<Item = &NodeFacts> {
+    /// Iterates over the shown nodes, in the order of their numbers.
+    pub fn shown_nodes(&self) -> impl Iterator<Item = &NodeAttributes> {
         self.topology().nodes.iter().filter(|node| {
             self.origin == Origin::Host
                 || node.cpus.iter().any(|cpu| self.cpu.online.contains(cpu))
@@ -94,19 +95,20 @@ impl View {
         })
     }
 
-    /// What is known of a shown node.
+    /// Returns a node if it is shown.
     #[must_use]
-    pub fn node_facts(&self, node: u32) -> Option<&NodeFacts> {
-        self.shown_nodes().find(|facts| facts.number == node)
+    pub fn node_attributes(&self, node: u32) -> Option<&NodeAttributes> {
+        self.shown_nodes().find(|attributes| attributes.number == node)
     }
 
-    /// The part of a number of the container, in KiB, that belongs to a node. A node has no larger
-    /// part of the container's memory than it has memory.
+    /// Returns the share of a node in a number of the container, in KiB. The share of the total is
+    /// at most the memory of the node.
     #[must_use]
     pub fn part_of(&self, node: u32, number: u64) -> u64 {
         let allowed = |node| self.nodes.as_ref().is_none_or(|nodes| nodes.contains(node));
-        let usable = || self.shown_nodes().filter(|facts| allowed(facts.number));
-        let weights = || usable().map(|facts| (facts.number, u128::from(facts.memory)));
+        let usable = || self.shown_nodes().filter(|attributes| allowed(attributes.number));
+        let weights =
+            || usable().map(|attributes| (attributes.number, u128::from(attributes.memory)));
         let all: u128 = weights().map(|(_, weight)| weight).sum();
         let all = all.max(u128::from(self.memory.total >> 10));
         if all == 0 || !weights().any(|(number, _)| number == node) {

@@ -158,7 +158,7 @@ fn read(file: &mut File) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Does this program run here, and succeed?
+/// True if this program runs here and succeeds.
 pub(crate) fn runs(command: &mut Command) -> bool {
     command
         .stdout(Stdio::null())

@@ -181,8 +181,8 @@ impl Daemon {
         serde_json::from_str(&said.stdout).ok()
     }
 
-    /// `ambit status --json`. Where a machine is too slow for the five seconds that the command has, it
-    /// is asked again.
+    /// `ambit status --json`. Where a machine is too slow for the five seconds that the command
+    /// has, it is asked again.
     #[track_caller]
     pub(crate) fn status(&self) -> serde_json::Value {
         let until = Instant::now() + machine::patience(5);

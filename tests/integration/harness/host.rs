@@ -66,7 +66,7 @@ impl Host {
     }
 }
 
-/// Are there two servers with threads, one that serves and one that stands by?
+/// True if two servers have threads: the one that serves and the standby.
 fn has_standby(daemon: &Daemon) -> bool {
     let (_, ours) = processes(daemon);
     let threads =

@@ -28,7 +28,8 @@ impl<'a> Row<'a> {
         Self { reason, ..self }
     }
 
-    /// Prints the row of two sizes in bytes, and fails if they are further apart than the tolerance.
+    /// Prints the row of two sizes in bytes, and fails if they are further apart than the
+    /// tolerance.
     #[track_caller]
     pub(crate) fn bytes(self, shown: u64, right: u64, tolerance: u64) {
         const MIB: f64 = (1 << 20) as f64;

@@ -123,7 +123,7 @@ fn a_helper_of_the_host_is_static_or_glibcs() {
 }
 
 #[test]
-fn helpers_that_hang_or_fail_are_told_and_end() {
+fn helpers_that_hang_or_fail_are_logged_and_killed() {
     let lines = "mount.enabled = true\nmount.deadline = 2\n\
                  mount.fuse = { ext4 = \"/run/i/hang\", xfs = \"/run/i/fail\", btrfs = \"none\" }\n";
     let stage = Stage::new(lines);

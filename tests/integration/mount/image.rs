@@ -116,7 +116,7 @@ fn an_image_behind_a_loop_device_of_the_host_is_not_written() {
 }
 
 #[test]
-fn a_device_that_is_mounted_gets_no_helper_and_the_other_way_round() {
+fn a_device_is_not_mounted_by_the_kernel_and_a_helper_at_once() {
     let stage = Stage::new(BOTH);
     let device = Loop::of(&stage.image());
     let text = script(&format!(
@@ -132,7 +132,7 @@ fn a_device_that_is_mounted_gets_no_helper_and_the_other_way_round() {
 }
 
 #[test]
-fn an_image_in_use_is_in_use_for_the_next_daemon_too() {
+fn an_image_stays_in_use_after_a_restart_of_the_daemon() {
     for (mount, expected) in
         [("k a 0; echo kept >a/kept", "ok\nEBUSY\nEBUSY\n"), ("h a 0", "EBUSY\nEBUSY\nEBUSY\n")]
     {
@@ -172,7 +172,7 @@ fn a_mount_waits_for_the_helper_of_the_one_before() {
 }
 
 #[test]
-fn what_a_helper_wrote_is_there_for_the_next_mount() {
+fn the_next_mount_has_the_data_that_a_helper_wrote() {
     let stage = Stage::new(BOTH);
     let text = script(
         "for i in $(seq 8); do h a 0; dd if=/dev/urandom of=a/f$i bs=64k count=8 2>/dev/null

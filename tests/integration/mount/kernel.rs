@@ -50,7 +50,7 @@ fn an_image_is_mounted_by_its_path() {
 }
 
 #[test]
-fn squashfs_is_mounted_directly_and_owners_are_nobody_unless_shifted() {
+fn squashfs_is_mounted_directly_and_owners_are_unmapped_unless_shifted() {
     if !fs::read_to_string("/proc/filesystems").unwrap().contains("squashfs") {
         return machine::not_on_this_kernel("squashfs");
     }
@@ -86,7 +86,7 @@ fn a_call_that_signals_interrupt_mounts_once() {
 }
 
 #[test]
-fn a_mount_that_is_there_is_the_containers_but_not_its_superblock() {
+fn a_container_may_change_its_mount_but_not_the_superblock() {
     let stage = Stage::new(SHIFTED);
     let again = "mkdir -p other; /mnt/mount_call again m other";
     let script = format!(
@@ -104,7 +104,7 @@ fn a_mount_that_is_there_is_the_containers_but_not_its_superblock() {
 }
 
 #[test]
-fn filesystems_of_the_network_come_from_where_the_policy_says() {
+fn network_filesystems_are_mounted_from_allowed_sources_only() {
     let stage = Stage::new(
         "mount.enabled = true\nmount.allowed = [\"9p\", \"nfs\"]\nmount.sources = [\"9p=share-?\"]\n",
     );

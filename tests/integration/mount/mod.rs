@@ -1,5 +1,5 @@
-//! Filesystems that containers mount: by the kernel, shifted, by a helper, or not at all. What is
-//! gained is asserted inside, what must not be left over on the host.
+//! Filesystems that containers mount: by the kernel, shifted, by a helper, or not at all. Results
+//! are asserted inside the container; that nothing is left over, on the host.
 
 mod engines;
 mod helper;

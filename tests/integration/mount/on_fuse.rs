@@ -33,7 +33,7 @@ fn both(options: &str, script: &str) -> [String; 2] {
 }
 
 #[test]
-fn a_folder_on_it_is_no_obstacle() {
+fn a_caller_with_its_folder_on_fuse_is_served() {
     let script = "cd m/folder; /mnt/mount_call /run/i/ext4 /tmp/x ext4 0; umount /tmp/x 2>/dev/null
         /mnt/node_call make /tmp/absolute 1 3; /mnt/node_call make ../../relative 1 3
         /mnt/node_call make here 1 3; /mnt/node_call opaque ../marked; /mnt/node_call opaque /tmp/x";
@@ -46,7 +46,7 @@ fn a_folder_on_it_is_no_obstacle() {
 }
 
 #[test]
-fn a_root_on_it_is_no_obstacle() {
+fn a_caller_with_its_root_on_fuse_is_served() {
     let script =
         "mount --bind /run/i m/images; chroot m /mount_call-static /images/ext4 /target ext4 0
         umount m/target 2>/dev/null; umount m/images; chroot m /memory strings /folder";

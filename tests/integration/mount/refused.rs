@@ -1,4 +1,4 @@
-//! What is not granted, what is wrong, and what is the kernel's.
+//! Mounts that are refused, fail, or are left to the kernel.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use super::{Loop, SHIFTED, Stage};
 use crate::harness::{cgroup, command, machine, sandbox};
 
 #[test]
-fn what_is_not_granted_is_refused_with_the_kernels_words() {
+fn a_mount_that_is_not_granted_fails_as_with_the_kernel() {
     let stage = Stage::new(SHIFTED);
     let call = |words: &str| format!("/mnt/mount_call {words}\n");
     let script = [
@@ -53,7 +53,7 @@ fn nothing_is_mounted_while_it_is_off() {
 }
 
 #[test]
-fn the_new_mount_api_is_whole_or_absent() {
+fn the_new_mount_api_is_complete_or_enosys() {
     let stage = Stage::new(SHIFTED);
     let script = "for t in ext4 squashfs tmpfs ext3; do /mnt/mount_call fsopen $t; done";
     assert_eq!(stage.run(&[], script).ok(), "ENOSYS\nENOSYS\nok\nok\n");
@@ -61,7 +61,7 @@ fn the_new_mount_api_is_whole_or_absent() {
 }
 
 #[test]
-fn errors_mean_what_the_documentation_says() {
+fn errors_are_those_of_the_documentation() {
     let stage = Stage::new(
         "mount.enabled = true\nmount.allowed = [\"ext4\", \"hugetlbfs\", \"nosuchfs\"]\n\
          mount.fuse = { xfs = \"nosuchhelper\" }\n",
@@ -69,7 +69,7 @@ fn errors_mean_what_the_documentation_says() {
     let private = stage.folder().join("private");
     fs::copy(stage.folder().join("ext4"), &private).unwrap();
     fs::set_permissions(&private, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-    // Nobody in the container.
+    // Users of the host that are not mapped in the container.
     std::os::unix::fs::chown(&private, Some(700_000), Some(700_000)).unwrap();
     let script = "at() { /mnt/mount_call $1 $2 $3 0 $4; }; mkdir -m 700 closed; mkdir closed/m; chown 7 closed
         at /run/i/private m ext4; at /run/i/ext4/x m ext4; at /run/i/nothing m ext4; at /run/i/ext4 nothing ext4
@@ -87,7 +87,7 @@ fn errors_mean_what_the_documentation_says() {
 }
 
 #[test]
-fn odd_arguments_are_answered_as_by_the_kernel() {
+fn unusual_arguments_are_answered_as_by_the_kernel() {
     let stage = Stage::new(SHIFTED);
     let text = stage.run(&[], "/mnt/mount_call edges /run/i/ext4 /tmp/m ext4").ok();
     let expected = "at the end: ok\nodd bytes: EPERM\ndata that ends with memory: ok\n\

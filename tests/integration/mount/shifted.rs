@@ -26,8 +26,8 @@ fn owners_are_shifted_or_the_mount_is_refused() {
     }
 }
 
-/// What containers write with their users, the host finds with the same numbers on the image, and the
-/// other way round.
+/// What containers write with their users, the host finds with the same numbers on the image, and
+/// the other way round.
 #[test]
 fn filesystems_with_owners_are_shifted_both_ways() {
     let makers: [(&str, &[&str]); 3] = [

@@ -1,4 +1,4 @@
-//! The server is killed or stands still.
+//! The server is killed or stopped.
 
 use std::collections::BTreeSet;
 use std::fs;

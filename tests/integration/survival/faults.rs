@@ -1,4 +1,4 @@
-//! What goes wrong around the keeper: it goes on, and so do reads and calls.
+//! Faults around the keeper: it goes on, and so do reads and calls.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -148,7 +148,7 @@ fn standard_error_that_cannot_be_written_ends_nothing() {
 }
 
 #[test]
-fn a_kernel_without_room_for_a_process_is_waited_for() {
+fn the_keeper_retries_while_no_process_can_be_started() {
     let daemon = Daemon::start();
     let cgroup = cgroup::Cgroup::new("keeper", cgroup::Limits::default());
     let Some(pids) = cgroup.dirs().find(|dir| dir.join("pids.max").exists()) else {
@@ -189,7 +189,7 @@ fn a_program_that_was_deleted_is_started_again() {
 }
 
 #[test]
-fn a_program_that_dies_early_three_times_is_followed_by_the_one_before() {
+fn after_three_early_deaths_the_previous_program_is_started() {
     let mut daemon = Daemon::start();
     let folder = readable_dir();
     let (program, before) = (copy(folder.path()), program_of(&daemon));
@@ -207,7 +207,7 @@ fn a_program_that_dies_early_three_times_is_followed_by_the_one_before() {
 }
 
 #[test]
-fn a_mistake_in_the_configuration_leaves_the_last_good_one() {
+fn with_an_invalid_configuration_the_last_good_one_is_used() {
     let mut daemon = keeper::managed(Place::intercepting("mknod = true\n"));
     let mut maker = Maker::start(&daemon);
     let config = daemon.place().config();
@@ -239,7 +239,7 @@ fn a_mistake_in_the_configuration_leaves_the_last_good_one() {
 }
 
 #[test]
-fn an_empty_configuration_leaves_the_last_good_one() {
+fn with_an_empty_configuration_the_last_good_one_is_used() {
     let daemon = Daemon::start();
     let config = daemon.place().config();
     let right = fs::read_to_string(&config).unwrap();
@@ -253,7 +253,7 @@ fn an_empty_configuration_leaves_the_last_good_one() {
 }
 
 #[test]
-fn a_first_start_with_a_mistake_is_an_error() {
+fn a_first_start_with_an_invalid_configuration_is_an_error() {
     let place = Place::intercepting("mistake = 1\n");
     let output = command::run(&mut place.serve());
     assert_eq!(output.status, 78, "{output:?}");
@@ -261,7 +261,7 @@ fn a_first_start_with_a_mistake_is_an_error() {
 }
 
 #[test]
-fn a_configuration_with_which_servers_die_is_followed_by_the_one_before() {
+fn a_configuration_with_which_servers_die_is_reverted() {
     let daemon = Daemon::start();
     let config = daemon.place().config();
     let right = fs::read_to_string(&config).unwrap();
@@ -303,7 +303,7 @@ fn a_broker_that_dies_is_replaced() {
 }
 
 #[test]
-fn a_keeper_that_is_stopped_holds_nothing_up_and_misses_nothing() {
+fn a_stopped_keeper_blocks_nothing_and_misses_nothing() {
     let daemon = Daemon::start_at(Place::intercepting("mknod = true\n"));
     let mut early = Maker::start(&daemon);
     let keeper = Pid::from_raw(keeper::pid(&daemon)).unwrap();
@@ -336,7 +336,7 @@ fn a_keeper_that_is_stopped_holds_nothing_up_and_misses_nothing() {
 /// A server in state D: one of its threads looks a name up in the files that it serves, and the one
 /// that has read this request dies before it answers.
 #[test]
-fn a_server_that_sigkill_does_not_end_is_given_up() {
+fn the_connections_of_a_server_in_state_d_are_aborted() {
     if !super::resends() {
         return machine::not_on_this_kernel("a request that is read from the device itself");
     }

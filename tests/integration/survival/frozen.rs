@@ -102,7 +102,7 @@ impl Drop for Freezer {
 }
 
 #[test]
-fn a_frozen_container_holds_up_nobody_and_goes_on() {
+fn a_frozen_container_delays_no_other_and_goes_on() {
     let daemon = Daemon::start_at(Place::intercepting("mknod = true\n"));
     let (stop, mut running) = survivors(&daemon, 2);
     let freezers: Vec<_> =

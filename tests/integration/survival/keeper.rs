@@ -9,7 +9,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::harness::daemon::{Daemon, Place};
 use crate::harness::{command, machine};
 
-/// A daemon below a stand-in for a service manager, which has a descriptor store and starts it again.
+/// A daemon below a stand-in for a service manager, which has a descriptor store and starts it
+/// again.
 pub(super) fn managed(place: Place) -> Daemon {
     let store = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/fd_store.py");
     let mut serve = command::quiet(store);
@@ -77,7 +78,7 @@ fn a_server_that_lost_its_keeper_serves_until_it_is_stopped() {
             "stop" => drop(ambit(&["stop"]).ok()),
             _ => kill_process(pid, Signal::TERM).unwrap(),
         }
-        // One that nobody waits for has no command line.
+        // A zombie has no command line.
         let line = format!("/proc/{server}/cmdline");
         while fs::read(&line).is_ok_and(|line| !line.is_empty()) {
             assert!(Instant::now() < until, "it does not end");

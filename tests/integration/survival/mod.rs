@@ -1,4 +1,4 @@
-//! The server dies, is replaced, is stopped and started: nothing inside a container notices.
+//! The server dies, is replaced, stopped and started: no read or call of a container fails.
 
 mod crash;
 mod faults;

@@ -40,7 +40,7 @@ fn mounts_while_killed(lines: &str, kind: &str) {
     let daemon = Daemon::start_at(Place::intercepting(lines));
     let before = mounts().lines().count();
     // A mount whose call was ended with EINTR may come a moment later: it is waited for, at the end
-    // for longer, because on a busy machine it comes when nobody waits any more.
+    // for longer, because on a busy machine it comes after the caller has stopped waiting.
     let write = if kind == "ext4" { "echo word >m/file && cat m/file" } else { "cat m/kept" };
     let script = format!(
         "mkdir /tmp/m; cd /tmp; echo ready; while [ ! -e /run/i/stop ]; do

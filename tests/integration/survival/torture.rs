@@ -148,8 +148,8 @@ fn nothing_fails_while_servers_are_killed_and_replaced() {
     keeper::release(daemon);
 }
 
-/// Has the keeper start nothing for a moment, in which the server and the one that follows it die. It
-/// stays in the cgroup that is returned; what it started before is not limited.
+/// Has the keeper start nothing for a moment, in which the server and the one that follows it die.
+/// It stays in the cgroup that is returned; what it started before is not limited.
 fn leave_no_room(daemon: &Daemon, number: usize) -> Cgroup {
     let cgroup = Cgroup::new(&format!("keeper-{number}"), Limits::default());
     let limited = cgroup.dirs().find(|dir| dir.join("pids.max").exists());

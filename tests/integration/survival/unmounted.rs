@@ -1,4 +1,4 @@
-//! The overlay is unmounted by others, or a server is killed before it serves.
+//! The overlay is unmounted by hand, or a server is killed before it serves.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -24,7 +24,7 @@ pub(super) fn wait_for_triggers(daemon: &Daemon) {
 }
 
 #[test]
-fn an_overlay_that_was_unmounted_comes_back() {
+fn an_overlay_that_was_unmounted_is_attached_again() {
     let daemon = Daemon::start();
     let script = "echo ready; until [ -e /srv/stop ]; do sleep 0.1; done; head -1 /proc/meminfo";
     let stop = readable_dir();
@@ -82,7 +82,7 @@ fn a_mount_point_behind_a_symbolic_link_is_mounted_once() {
 }
 
 #[test]
-fn what_a_container_unmounted_stays_unmounted() {
+fn a_containers_own_unmount_is_not_undone() {
     let daemon = Daemon::start();
     let file = daemon.file("proc/uptime");
     let stop = readable_dir();

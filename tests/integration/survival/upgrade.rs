@@ -54,14 +54,14 @@ fn a_program_that_fails_its_check_leaves_the_old_one() {
 }
 
 #[test]
-fn a_program_that_dies_before_it_serves_is_followed_by_the_old_one() {
+fn a_program_that_dies_before_it_serves_is_reverted() {
     let daemon = Daemon::start();
     let folder = readable_dir();
     // It passes the check and says so, and then it is gone.
     let text = "exec python3 -c 'import os, socket
 s = socket.socket(fileno=os.dup(0)); s.send(b\"prepared\"); s.recv(9)'";
     let server = daemon.server_pid();
-    // Its end is the answer, or nobody listens for a moment.
+    // Its end is the answer, or no daemon listens for a moment.
     reload_with(&daemon, &script(folder.path(), "short", text));
     assert!(text::kb(&next_read(&daemon), "MemTotal") > 0);
     assert_ne!(daemon.server_pid(), server);
@@ -70,7 +70,7 @@ s = socket.socket(fileno=os.dup(0)); s.send(b\"prepared\"); s.recv(9)'";
 }
 
 #[test]
-fn a_program_of_another_version_begins_anew_and_fails_nothing() {
+fn a_program_with_other_layout_versions_fails_no_read_or_call() {
     let daemon = Daemon::start_at(Place::intercepting("mknod = true\n"));
     let folder = readable_dir();
     let other = another_version(folder.path());

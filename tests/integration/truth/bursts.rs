@@ -1,5 +1,5 @@
-//! Bursts of a quota: a container that saved up time uses more than its quota for a moment, and then
-//! more than the processors that it is shown could have spent.
+//! Bursts of a quota: a container that saved up time uses more than its quota for a moment, and
+//! then more than the processors that it is shown could have spent.
 
 use std::fs;
 

@@ -13,7 +13,8 @@ use crate::harness::{machine, sandbox};
 /// loop itself: wide, since right is 50 and wrong is 0, 25 (of two processors) or 100.
 const APART: f64 = 15.0;
 
-/// Each look is taken between two notes: the time of day, the loop's own processor time, the load average.
+/// Each look is taken between two notes: the time of day, the loop's own processor time, the load
+/// average.
 const LOOK: &str = "(while :; do :; done) & busy=$!
     note() {
         read -r load rest </proc/loadavg
@@ -58,9 +59,9 @@ fn busy([first, last]: [Note; 2]) -> f64 {
     (last.ticks - first.ticks) / (last.time - first.time)
 }
 
-/// One thread that always wants to run is a load of one, reached with the time constant of a minute. It is
-/// taken every five seconds, so it is that much late; now and then one of the programs that look
-/// wants to run as well in that moment.
+/// One thread that always wants to run is a load of one, reached with the time constant of a
+/// minute. It is taken every five seconds, so it is that much late; now and then one of the
+/// programs that look wants to run as well in that moment.
 #[track_caller]
 fn rises_towards_one(notes: &[Note]) {
     let begin = notes[0].time;

@@ -130,7 +130,7 @@ pub(super) fn up(text: &str) -> Option<f64> {
 }
 
 #[test]
-fn texts_are_taken_apart() {
+fn printed_numbers_are_parsed() {
     assert_eq!(leading("  12.50, 3"), Some(12.5));
     assert_eq!(after("KiB Mem :   524288 total", "Mem :"), Some(524_288.0));
     assert_eq!(before("  77 K total memory", " K total memory"), Some(77.0));

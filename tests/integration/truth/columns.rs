@@ -16,7 +16,7 @@ const MIB: u64 = 1 << 20;
 pub(super) struct Column {
     pub(super) name: &'static str,
     pub(super) args: &'static [&'static str],
-    /// Is there a tighter control group above?
+    /// True if a control group above has a tighter limit.
     pub(super) nested: bool,
     memory: Option<u64>,
     swap: Option<u64>,
@@ -110,7 +110,7 @@ impl Column {
         self.swap.map_or(machine, |limit| limit.min(machine))
     }
 
-    /// Is some of its memory swapped out while programs are asked?
+    /// True if some of its memory is swapped out while programs run.
     pub(super) fn swaps(&self) -> bool {
         self.name == "memory+swap" && machine::swap_kb() > 0
     }

@@ -1,5 +1,5 @@
-//! Kinds of memory: locked, huge, names that the kernel keeps. What is shown of each is held against
-//! what the container's cgroup counts, and against what a program used.
+//! Kinds of memory: locked, huge, names that the kernel keeps. What is shown of each is held
+//! against what the container's cgroup counts, and against what a program used.
 
 use std::fs;
 

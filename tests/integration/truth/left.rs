@@ -1,5 +1,5 @@
-//! What is left: memory that others use under the same limit or on the machine, a container that
-//! divides itself, a controller that is enabled late, kills, huge pages.
+//! Available memory: memory that others use under the same limit or on the machine, a container
+//! with nested cgroups, a controller that is enabled late, kills, huge pages.
 //!
 //! Each situation is made for real. What is shown is held against what the kernel counts and, where
 //! it is about available memory, against whether a program that uses it lives.
@@ -20,8 +20,8 @@ use crate::harness::text::{first_number, kb, list_length};
 /// page tables and stacks, and each processor keeps some pages in stock.
 const PERCENT: u64 = 5;
 
-/// What is shown as available is there, and not much more: a program that uses a little less lives, and
-/// so do `others`; with a little more the kernel kills it. What it had by then was available.
+/// What is shown as available is there, and not much more: a program that uses a little less lives,
+/// and so do `others`; with a little more the kernel kills it. What it had by then was available.
 #[track_caller]
 fn is_there(what: &str, container: &Container<'_>, cgroup: &Cgroup, others: &mut [Running]) {
     let available = container.meminfo("MemAvailable");
@@ -46,7 +46,7 @@ fn is_there(what: &str, container: &Container<'_>, cgroup: &Cgroup, others: &mut
 }
 
 #[test]
-fn what_is_available_alone_under_a_limit_is_there() {
+fn available_memory_can_be_used_under_an_own_limit() {
     let daemon = Daemon::start();
     let cgroup = Cgroup::new("alone", limits(200));
     let container = Container::start(&daemon, &cgroup);
@@ -54,7 +54,7 @@ fn what_is_available_alone_under_a_limit_is_there() {
 }
 
 #[test]
-fn what_a_sibling_uses_under_the_same_limit_is_not_available() {
+fn memory_of_a_sibling_under_the_same_limit_is_not_available() {
     let daemon = Daemon::start();
     let slice = Cgroup::new("slice", limits(300));
     let (own, busy) = (slice.child("own", limits(400)), slice.child("busy", Limits::default()));
@@ -69,7 +69,7 @@ fn what_a_sibling_uses_under_the_same_limit_is_not_available() {
 }
 
 #[test]
-fn a_container_that_divides_itself_is_accounted_as_a_whole() {
+fn a_container_with_nested_cgroups_is_accounted_as_a_whole() {
     let daemon = Daemon::start();
     let cgroup = Cgroup::new("divided", limits(200));
     let container = Container::start(&daemon, &cgroup);
@@ -111,14 +111,15 @@ fn a_shared_cgroup_namespace_does_not_hide_a_cgroup_of_its_own() {
 }
 
 #[test]
-fn what_others_use_on_the_machine_is_not_available() {
+fn memory_of_other_processes_of_the_machine_is_not_available() {
     let daemon = Daemon::start();
     // None of it can be swapped out, where cgroups say so.
     let no_swap = Limits { swap: Some(0), ..Limits::default() };
     let cgroup = Cgroup::new("unlimited", no_swap);
     let container = Container::start(&daemon, &cgroup);
     let kernel = || kb(&fs::read_to_string("/proc/meminfo").unwrap(), "MemAvailable") << 10;
-    // A guest is filled to a half; natively the machine is others' as well, and stays as full as it is.
+    // A guest is filled to a half; natively the machine is others' as well, and stays as full as it
+    // is.
     let is_guest = machine::slowness() > 1;
     let full = Cgroup::new("full", no_swap);
     let mut others = eaten(&full, if is_guest { kernel() / 2 } else { 64 * MIB });

@@ -34,8 +34,8 @@ note() {
 }
 "#;
 
-/// Leaves 40 MiB that nobody looks at, and has the kernel swap them out (21 is `MADV_PAGEOUT`). v1
-/// counts them as memory until their pages are needed, so others are wanted and given back.
+/// Leaves 40 MiB that no process touches, and has the kernel swap them out (21 is `MADV_PAGEOUT`).
+/// v1 counts them as memory until their pages are needed, so others are wanted and given back.
 const SWAPPED_OUT: &str = "/usr/bin/python3 -c '
 import mmap, time
 kept = mmap.mmap(-1, 40 << 20, mmap.MAP_PRIVATE)

@@ -1,5 +1,5 @@
-//! Over the death of a server no time is invented: what a container is shown to have used is what
-//! its control group used, and an idle one looks idle.
+//! The processor times that are shown after the death of a server are those that the container's
+//! control group used, and an idle container is shown idle.
 
 use std::fs;
 use std::path::Path;
@@ -54,7 +54,7 @@ pub(super) fn used(cgroup: &Cgroup) -> u64 {
 }
 
 #[test]
-fn a_killed_server_leaves_no_time_that_was_not_used() {
+fn after_a_killed_server_only_used_time_is_shown() {
     let daemon = Daemon::start();
     let cgroup = Cgroup::new("restarts", Limits::default());
     let mut command = cgroup.script(WORK);

@@ -1,5 +1,5 @@
-//! `ambit-verify` in containers with and without ambit. That it finds nothing wrong under each kind of limit
-//! is a row of the matrix.
+//! `ambit-verify` in containers with and without ambit. That it finds nothing wrong under each kind
+//! of limit is a row of the matrix.
 
 use serde_json::Value;
 

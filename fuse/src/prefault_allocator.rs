@@ -1,41 +1,44 @@
 #![allow(unsafe_code, reason = "an allocator, which passes everything to the system's")]
-//! An allocator that makes the first pages of large zeroed memory present at once.
+//! A global allocator that pre-faults the first pages of large zeroed allocations.
 //!
-//! The buffers that requests are read into are such memory, and fuser makes them. When a server is
-//! killed while one of its threads waits for a request, that thread still takes one. The kernel
-//! then copies into pages that are present, but does not make others present for a process that is
-//! dying: it ends the request with EIO instead of keeping it for the successor, and a reader in
-//! some container sees that. A program that serves a connection therefore has this as its global
-//! allocator, and no huge pages, whose making takes present pages away for a moment.
+//! fuser reads requests into such allocations. When a server is killed while a thread is in read(2)
+//! on the device, that read still takes a request. The kernel then copies it into present pages,
+//! but does not fault in others for a dying process: it ends the request with EIO instead of
+//! keeping it for the successor, and a reader in a container gets that error. A program that serves
+//! a connection therefore uses this allocator, and disables huge pages, because collapsing small
+//! pages into one makes them absent for a moment. It must never change what the caller of the
+//! allocator sees.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
-/// Memory of this size and more may be a buffer of requests.
+/// Smallest size of an allocation that may be a buffer for requests.
 const LARGE: usize = 64 << 10;
-/// Requests are a header with a name or little text: two pages, wherever in the first one begins.
+/// Pre-faulted bytes: a request is a header with a name or a short text, which is two pages at any
+/// alignment.
 const REACHED: usize = 4 * PAGE;
-/// The smallest page: where pages are larger, some are touched twice.
+/// The smallest page size: where pages are larger, some are written twice.
 const PAGE: usize = 4096;
 
-/// The system's allocator, with this one difference.
+/// The system's allocator with pre-faulting.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Touched;
+pub struct PrefaultAllocator;
 
 // SAFETY: every call is passed to the system's allocator unchanged; what is written afterwards is
 // within the memory that it gave, and is what is there already.
-unsafe impl GlobalAlloc for Touched {
+unsafe impl GlobalAlloc for PrefaultAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's promise is the one that is asked for.
+        // SAFETY: the caller promises a layout whose size is not 0, which is all that System needs.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as above.
+        // SAFETY: the caller promises a layout whose size is not 0; System needs no more for zeroes.
         let memory = unsafe { System.alloc_zeroed(layout) };
         if layout.size() >= LARGE && !memory.is_null() {
             for at in (0..REACHED).step_by(PAGE) {
-                // SAFETY: below the size, and nobody else has the memory yet. Volatile, because
-                // writing what is there has no other effect than the one it is for.
+                // SAFETY: `at` is below REACHED, which is below the size, and the memory has no other
+                // user before it is returned. Volatile, because the compiler would leave out a
+                // write of the zero that is there already.
                 unsafe { memory.add(at).write_volatile(0) };
             }
         }
@@ -43,12 +46,14 @@ unsafe impl GlobalAlloc for Touched {
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: as above.
+        // SAFETY: the caller promises that the memory is from this allocator, hence from System, and
+        // was allocated with this layout.
         unsafe { System.dealloc(memory, layout) }
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: as above.
+        // SAFETY: the caller promises memory of this allocator, hence of System, its layout, and a new
+        // size that is not 0 and does not overflow.
         unsafe { System.realloc(memory, layout, size) }
     }
 }
@@ -60,7 +65,7 @@ mod tests {
 
     use super::*;
 
-    /// Is the page at this address present? `Documentation/admin-guide/mm/pagemap.rst`.
+    /// True if the page at this address is present (`Documentation/admin-guide/mm/pagemap.rst`).
     fn is_present(address: usize) -> bool {
         let size = rustix::param::page_size();
         let mut entry = [0; 8];
@@ -83,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_request_can_fill_is_present() {
-        assert_eq!(present(&Touched), REACHED / PAGE);
+    fn the_pages_of_a_request_are_present() {
+        assert_eq!(present(&PrefaultAllocator), REACHED / PAGE);
     }
 }

@@ -1,44 +1,44 @@
-//! Numbers that few files show: input and output, events of memory management, pressure, and
-//! the names of what the running kernel counts.
+//! Statistics that only a few files show: block I/O by device, vm events, pressure, and the names
+//! of the running kernel's interrupts and vmstat keys.
 //!
-//! They are sampled only for a reader of such a file, so that readers of `/proc/meminfo` do not
-//! pay for them; a view says in [`Extra::sampled`] which of them are as fresh as the rest of
-//! it. Counters never decrease (`steady.rs`). Start reading at [`Extras`].
+//! They are sampled only for a reader of such a file, so that a read of `/proc/meminfo` does not
+//! pay for them; [`Stats::sampled`] says which of them are as recent as the rest of the view.
+//! Counters never decrease (`steady.rs`). Start reading at [`StatSet`].
 
 use std::ops::BitOr;
 use std::sync::Arc;
 
 use ambit_kernel::text::scan;
 
+use crate::context::Context;
 use crate::host::RawFiles;
-use crate::shared::Shared;
-use crate::source::extra::{ExtraFiles, Raw};
+use crate::source::stats::{RawStats, StatFiles};
 use crate::steady::Steady;
 
-/// A set of parts of [`Extra`].
+/// A set of kinds of statistics.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Extras(u8);
+pub struct StatSet(u8);
 
-impl Extras {
-    /// Nothing: what most files need.
+impl StatSet {
+    /// No statistics: what most files need.
     pub const NONE: Self = Self(0);
     /// Input and output by device.
     pub const IO: Self = Self(1);
-    /// Events of memory management.
-    pub const EVENTS: Self = Self(2);
+    /// Events of memory management (`/proc/vmstat`).
+    pub const VM_EVENTS: Self = Self(2);
     /// Pressure stall information.
     pub const PRESSURE: Self = Self(4);
     /// Names of the interrupts that belong to no device.
     pub const INTERRUPTS: Self = Self(8);
 
-    /// Are all of these in the set?
+    /// True if the set contains all of these.
     #[must_use]
     pub fn contains(self, others: Self) -> bool {
         self.0 & others.0 == others.0
     }
 }
 
-impl BitOr for Extras {
+impl BitOr for StatSet {
     type Output = Self;
 
     fn bitor(self, other: Self) -> Self {
@@ -46,17 +46,17 @@ impl BitOr for Extras {
     }
 }
 
-/// The numbers that few files show.
+/// Statistics of a container.
 #[derive(Debug, Clone, Default)]
-pub struct Extra {
-    /// Which parts were sampled together with the rest of the view. The others are empty, or
-    /// what was last known.
-    pub sampled: Extras,
-    /// Devices the container read or wrote, in the order in which it first did.
+pub struct Stats {
+    /// Which kinds were sampled with the rest of the view. The others are empty or from an earlier
+    /// sample.
+    pub sampled: StatSet,
+    /// Devices with I/O of the container, in the order of their first use.
     pub devices: Arc<[Device]>,
-    /// What memory management counted.
-    pub events: Events,
-    /// Stall times.
+    /// Counts of vm events.
+    pub events: VmEvents,
+    /// Texts of the pressure files.
     pub pressure: Arc<Pressure>,
     /// The keys of the running kernel's `/proc/vmstat`, in its order.
     pub vmstat: Arc<[Box<str>]>,
@@ -64,7 +64,7 @@ pub struct Extra {
     pub interrupts: Arc<[Interrupt]>,
 }
 
-/// A block device and what a container did with it since it started.
+/// A block device and the container's I/O on it since it started.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Device {
     /// Device number.
@@ -75,10 +75,10 @@ pub struct Device {
     pub name: Box<str>,
     /// Its size in bytes.
     pub size: u64,
-    /// What was read and written.
+    /// The counters.
     pub io: Io,
-    /// True for a device that is made of others (LVM, dm-crypt, md), which count the same bytes.
-    /// Known when [`Extras::EVENTS`] were sampled.
+    /// True for a stacked device (LVM, dm-crypt, md): its slaves count the same bytes. Known if
+    /// [`StatSet::VM_EVENTS`] were sampled.
     pub has_slaves: bool,
 }
 
@@ -98,9 +98,9 @@ pub struct Io {
 /// Events that `/proc/vmstat` counts under the same name as `memory.stat` or, the kills,
 /// `memory.events` (`memory.oom_control` on cgroup v1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Events([u64; Events::NAMES.len()]);
+pub struct VmEvents([u64; VmEvents::NAMES.len()]);
 
-impl Events {
+impl VmEvents {
     /// Their names, sorted.
     pub const NAMES: [&'static str; 47] = [
         "numa_hint_faults",
@@ -152,13 +152,13 @@ impl Events {
         "zswpwb",
     ];
 
-    /// How often it happened; `None` for what is not accounted by container.
+    /// Returns a count; `None` for an event that cgroups do not account.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<u64> {
         Self::index(name.as_bytes()).map(|at| self.0[at])
     }
 
-    /// For tests and examples: sets one of them.
+    /// Sets a count, for tests and examples.
     #[must_use]
     pub fn with(mut self, name: &str, count: u64) -> Self {
         if let Some(at) = Self::index(name.as_bytes()) {
@@ -172,14 +172,14 @@ impl Events {
     }
 }
 
-impl Default for Events {
+impl Default for VmEvents {
     fn default() -> Self {
         Self([0; Self::NAMES.len()])
     }
 }
 
-/// The kernel's own text of each pressure file of the container's cgroup; `None` where there is
-/// no such file.
+/// The kernel's text of each pressure file of the container's cgroup; `None` if there is no such
+/// file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the fields carry the kernel's own names")]
 pub struct Pressure {
@@ -191,45 +191,45 @@ pub struct Pressure {
 /// A line of `/proc/interrupts` that belongs to no device, such as `LOC`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Interrupt {
-    /// What stands before the colon.
+    /// The text before the colon.
     pub label: Box<str>,
-    /// What stands behind the counts.
+    /// The text after the counts.
     pub description: Box<str>,
-    /// Is it counted by processor? Some, such as `ERR`, are one number.
+    /// True if it has a count for each processor. Some, such as `ERR`, have one for the machine.
     pub per_cpu: bool,
 }
 
-/// What a container's sampler keeps to answer with steady counters.
+/// Reads the statistics of one container and keeps its counters from decreasing.
 #[derive(Debug)]
-pub(crate) struct ExtraSampler {
-    files: ExtraFiles,
-    raw: Raw,
-    devices: Vec<Counted>,
-    events: [Steady; Events::NAMES.len()],
-    last: Extra,
+pub(crate) struct StatSampler {
+    files: StatFiles,
+    raw: RawStats,
+    devices: Vec<DeviceCounters>,
+    events: [Steady; VmEvents::NAMES.len()],
+    last: Stats,
     text: Vec<u8>,
 }
 
 #[derive(Debug)]
-struct Counted {
+struct DeviceCounters {
     number: (u32, u32),
     counts: [Steady; 6],
 }
 
-impl ExtraSampler {
-    pub(crate) fn new(files: ExtraFiles) -> Self {
+impl StatSampler {
+    pub(crate) fn new(files: StatFiles) -> Self {
         Self {
             files,
-            raw: Raw::default(),
+            raw: RawStats::default(),
             devices: Vec::new(),
-            events: [Steady::default(); Events::NAMES.len()],
-            last: Extra::default(),
+            events: [Steady::default(); VmEvents::NAMES.len()],
+            last: Stats::default(),
             text: Vec::new(),
         }
     }
 
-    /// Goes on with the files of another cgroup.
-    pub(crate) fn follow(&mut self, files: ExtraFiles) {
+    /// Switches to the files of another cgroup.
+    pub(crate) fn follow(&mut self, files: StatFiles) {
         self.files = files;
     }
 
@@ -237,34 +237,34 @@ impl ExtraSampler {
         self.files.close();
     }
 
-    /// Samples what is wanted. What cannot be read stays as it was last known.
-    pub(crate) fn sample(&mut self, wanted: Extras, shared: &Shared) -> Extra {
+    /// Samples these kinds of statistics. A kind that cannot be read keeps its last values.
+    pub(crate) fn sample(&mut self, wanted: StatSet, context: &Context) -> Stats {
         self.last.sampled = wanted;
-        if wanted == Extras::NONE {
+        if wanted == StatSet::NONE {
             return self.last.clone();
         }
-        let host = shared.host.snapshot();
+        let host = context.host.snapshot();
         let kernel = host.raw.as_deref();
-        if wanted.contains(Extras::IO) && self.files.io(&mut self.raw).is_ok() {
+        if wanted.contains(StatSet::IO) && self.files.io(&mut self.raw).is_ok() {
             self.count_io();
-            self.last.devices = self.devices(kernel, wanted.contains(Extras::EVENTS));
+            self.last.devices = self.devices(kernel, wanted.contains(StatSet::VM_EVENTS));
         }
-        if wanted.contains(Extras::EVENTS) {
+        if wanted.contains(StatSet::VM_EVENTS) {
             if self.files.events(&mut self.raw).is_ok() {
                 for (counter, raw) in self.events.iter_mut().zip(self.raw.events) {
                     counter.advance(raw);
                 }
-                self.last.events = Events(self.events.map(Steady::total));
+                self.last.events = VmEvents(self.events.map(Steady::total));
             }
-            self.last.vmstat = shared.names.vmstat(kernel);
+            self.last.vmstat = context.names.vmstat(kernel);
         }
-        if wanted.contains(Extras::PRESSURE)
+        if wanted.contains(StatSet::PRESSURE)
             && let Ok(pressure) = self.files.pressure(&mut self.raw)
         {
             self.last.pressure = Arc::new(pressure);
         }
-        if wanted.contains(Extras::INTERRUPTS) {
-            self.last.interrupts = shared.names.interrupts(kernel);
+        if wanted.contains(StatSet::INTERRUPTS) {
+            self.last.interrupts = context.names.interrupts(kernel);
         }
         self.last.clone()
     }
@@ -274,7 +274,7 @@ impl ExtraSampler {
             let at = match self.devices.iter().position(|known| known.number == number) {
                 Some(at) => at,
                 None => {
-                    self.devices.push(Counted { number, counts: Default::default() });
+                    self.devices.push(DeviceCounters { number, counts: Default::default() });
                     self.devices.len() - 1
                 }
             };
@@ -286,10 +286,10 @@ impl ExtraSampler {
         }
     }
 
-    /// Devices with their names; one that is gone has none and is not shown.
+    /// Returns the devices that exist, with their names.
     fn devices(&mut self, kernel: Option<&dyn RawFiles>, slaves: bool) -> Arc<[Device]> {
         let text = &mut self.text;
-        let device = |counted: &Counted| {
+        let device = |counted: &DeviceCounters| {
             let (major, minor) = counted.number;
             let (name, size) = name_and_size(kernel?, major, minor, text)?;
             let [read_bytes, written_bytes, discarded_bytes, reads, writes, discards] =
@@ -302,7 +302,7 @@ impl ExtraSampler {
     }
 }
 
-/// What sysfs says of a block device.
+/// Reads name and size of a block device from sysfs.
 fn name_and_size(
     kernel: &dyn RawFiles,
     major: u32,
@@ -315,11 +315,11 @@ fn name_and_size(
     let name = std::str::from_utf8(name).ok()?.into();
     text.clear();
     kernel.read(&format!("sys/dev/block/{major}:{minor}/size"), text).ok()?;
-    // In units of 512 bytes, whatever the device's blocks are.
+    // Counted in 512 bytes, whatever the block size of the device.
     Some((name, scan::decimal(text)?.saturating_mul(512)))
 }
 
-/// Partitions and devices of their own have an empty folder `slaves`, or none.
+/// True for a stacked device. The folder `slaves` of other devices is empty, partitions have none.
 fn has_slaves(kernel: &dyn RawFiles, major: u32, minor: u32) -> bool {
     kernel.is_populated(&format!("sys/dev/block/{major}:{minor}/slaves")).unwrap_or(false)
 }
@@ -356,8 +356,8 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_is_made_of_others_is_told_from_them() {
-        let mut sampler = ExtraSampler::new(ExtraFiles::default());
+    fn stacked_devices_have_slaves() {
+        let mut sampler = StatSampler::new(StatFiles::default());
         let io = Io { read_bytes: 1, ..Io::default() };
         sampler.raw.io = vec![((254, 0), io), ((253, 0), io)];
         sampler.count_io();
@@ -368,11 +368,11 @@ mod tests {
 
     #[test]
     fn devices_have_the_kernels_names_and_steady_counters() {
-        let mut sampler = ExtraSampler::new(ExtraFiles::default());
+        let mut sampler = StatSampler::new(StatFiles::default());
         let io = |read_bytes| Io { read_bytes, reads: 1, ..Io::default() };
         sampler.raw.io = vec![((254, 0), io(4096)), ((8, 0), io(1))];
         sampler.count_io();
-        // It left for a cgroup that has read less.
+        // The container was moved to a cgroup with fewer reads.
         sampler.raw.io = vec![((254, 0), io(512))];
         sampler.count_io();
         let devices = sampler.devices(Some(&Sysfs), false);
@@ -384,16 +384,16 @@ mod tests {
 
     #[test]
     fn events_are_found_by_name() {
-        let events = Events::default().with("pgfault", 7);
+        let events = VmEvents::default().with("pgfault", 7);
         assert_eq!(events.get("pgfault"), Some(7));
         assert_eq!(events.get("pgmajfault"), Some(0));
         assert_eq!(events.get("pgalloc_normal"), None);
     }
 
     #[test]
-    fn sets() {
-        let both = Extras::IO | Extras::EVENTS;
-        assert!(both.contains(Extras::IO) && both.contains(Extras::NONE));
-        assert!(!Extras::IO.contains(both));
+    fn a_set_contains_its_parts() {
+        let both = StatSet::IO | StatSet::VM_EVENTS;
+        assert!(both.contains(StatSet::IO) && both.contains(StatSet::NONE));
+        assert!(!StatSet::IO.contains(both));
     }
 }

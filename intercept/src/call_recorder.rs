@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use libseccomp_sys::seccomp_data;
 
 /// Is told which call each thread is about to handle.
-pub trait Witness: Send + Sync + Debug {
+pub trait CallRecorder: Send + Sync + Debug {
     /// This call of this thread is about to be handled. Returns the place of the record, or `None` if
     /// the call must be left to the kernel.
     fn begin_call(&self, thread: u32, data: &seccomp_data) -> Option<usize>;
@@ -18,21 +18,25 @@ pub trait Witness: Send + Sync + Debug {
 /// A call that is being handled: its record is cleared when this is dropped.
 #[derive(Debug)]
 pub struct InHand<'a> {
-    witness: &'a dyn Witness,
+    call_recorder: &'a dyn CallRecorder,
     place: usize,
 }
 
 impl<'a> InHand<'a> {
-    /// Tells the witness. `None` if the call must be left to the kernel.
+    /// Tells the call_recorder. `None` if the call must be left to the kernel.
     #[must_use]
-    pub fn begin(witness: &'a dyn Witness, thread: u32, data: &seccomp_data) -> Option<Self> {
-        let place = witness.begin_call(thread, data)?;
-        Some(Self { witness, place })
+    pub fn begin(
+        call_recorder: &'a dyn CallRecorder,
+        thread: u32,
+        data: &seccomp_data,
+    ) -> Option<Self> {
+        let place = call_recorder.begin_call(thread, data)?;
+        Some(Self { call_recorder, place })
     }
 }
 
 impl Drop for InHand<'_> {
     fn drop(&mut self) {
-        self.witness.end_call(self.place);
+        self.call_recorder.end_call(self.place);
     }
 }

@@ -1,7 +1,7 @@
-//! The server's side of the connection to its keeper.
+//! The server's side of the connection to the keeper.
 //!
-//! A server without a keeper (inside `ambit run`) has a link that goes nowhere: everything then
-//! lives and ends with the process.
+//! A server without a keeper (inside `ambit run`) has an empty [`KeeperClient`]: nothing outlives
+//! the process then.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, Write};
@@ -19,53 +19,54 @@ use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use super::wire::{self, Outbox};
 
-/// The socket of a new broker, among what a predecessor left.
+/// The name of the connection to a new broker among the inherited descriptors.
 pub const BROKER: &str = wire::BROKER;
 
-/// The name of a server's own process with the keeper.
+/// The name of the pidfd of a server's own process.
 const SERVER: &str = "server";
-/// A server that lost its keeper answers what it was at, and leaves sooner than this.
-const LEAVES: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+/// How long a server waits for the end of the previous one. A server whose keeper was killed
+/// answers the calls that it is handling and ends sooner than this.
+const PREDECESSOR_TIMEOUT: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
 
-/// What tells the keeper that all is well.
+/// The heartbeat: a message that only tells the keeper that the server works.
 pub const ALIVE: &str = "beat";
 
-/// A connection to the keeper, or none.
+/// The connection to the keeper, or none.
 #[derive(Debug, Clone, Default)]
-pub struct Link(Option<Arc<Shared>>);
+pub struct KeeperClient(Option<Arc<Shared>>);
 
 #[derive(Debug)]
 struct Shared {
     socket: OwnedFd,
-    /// The next number of a name that is counted.
+    /// The number for the next numbered name.
     next: AtomicU64,
     restarts: AtomicU64,
-    /// The server before this one ended itself.
+    /// True if the previous server ended itself.
     crashed: AtomicBool,
-    /// The keeper killed it because it said nothing any more.
+    /// True if the keeper killed the previous server because it sent nothing any more.
     silent: AtomicBool,
-    /// It was there and is not any more.
+    /// True if the keeper has ended.
     lost: AtomicBool,
     broker_restarts: AtomicU64,
-    /// What the keeper has not read yet.
+    /// Messages that the keeper has not read yet.
     waiting: Mutex<Waiting>,
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
     outbox: Outbox<OwnedFd>,
-    /// A thread sends it as soon as the keeper reads.
+    /// True while a thread waits to send them.
     is_flushed: bool,
 }
 
-/// What the keeper has for a server before that does anything.
+/// The keeper's first messages, which a server reads before it does anything else.
 #[derive(Debug, Default)]
 pub struct Orders {
-    /// It was started beside another program that serves, and is to check itself.
+    /// True if this program was started beside the server, and must check itself.
     pub is_candidate: bool,
     /// The last good configuration.
     pub configuration: Option<Kept>,
-    /// The keeper starts brokers; this is the connection to the first one, if there was room for it.
+    /// Set if the keeper starts brokers: the connection to the first one, if it was sent.
     pub broker: Option<Option<OwnedFd>>,
 }
 
@@ -76,29 +77,29 @@ pub struct Kept {
     pub text: String,
     /// When it was read from disk.
     pub read: SystemTime,
-    /// It is used whatever is on disk.
+    /// True if it is used instead of the file on disk.
     pub instead: bool,
 }
 
-/// What a predecessor left with the keeper.
+/// The descriptors that the previous server stored with the keeper, by name.
 #[derive(Debug, Default)]
-pub struct Held(BTreeMap<String, OwnedFd>);
+pub struct Inherited(BTreeMap<String, OwnedFd>);
 
-impl Held {
-    /// Was there no predecessor?
+impl Inherited {
+    /// True if there was no previous server.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Takes what has this name.
+    /// Takes the descriptor of this name.
     pub fn take(&mut self, name: &str) -> Option<OwnedFd> {
         self.0.remove(name)
     }
 
-    /// Takes what has this name, which ends with the version of its layout. What programs of other
-    /// versions left of it is let go of: it would be old when they come back.
-    pub fn take_version(&mut self, name: &str, link: &Link) -> Option<OwnedFd> {
+    /// Takes the descriptor of this name, which ends with the version of its layout. Removes those
+    /// of other versions: they would be out of date when such a program is started again.
+    pub fn take_version(&mut self, name: &str, keeper: &KeeperClient) -> Option<OwnedFd> {
         let kind = name.rsplit_once('.').map_or(name, |(kind, _)| kind);
         let other = |held: &str| {
             let version = held.strip_prefix(kind).and_then(|rest| rest.strip_prefix('.'));
@@ -108,17 +109,17 @@ impl Held {
         for other in others {
             tracing::info!(kept = other, wanted = name, "another version's is not used");
             self.0.remove(&other);
-            link.remove(&other);
+            keeper.remove(&other);
         }
         self.take(name)
     }
 
-    /// Takes the bytes that were kept under this name.
+    /// Takes the bytes that were stored under this name.
     pub fn take_bytes(&mut self, name: &str) -> Option<Vec<u8>> {
         read(&self.take(name)?).ok()
     }
 
-    /// Takes everything whose name is this and a number.
+    /// Takes all descriptors whose name is this prefix and a number.
     pub fn take_numbered(&mut self, prefix: &str) -> Vec<(u64, OwnedFd)> {
         let number = |name: &String| name.strip_prefix(prefix)?.parse::<u64>().ok();
         let names: Vec<_> =
@@ -129,16 +130,16 @@ impl Held {
     }
 }
 
-impl Link {
-    /// The connection that the keeper started this process with, as its standard input.
+impl KeeperClient {
+    /// Takes the connection that the keeper started this process with, as its standard input.
     ///
     /// # Errors
-    /// It is none.
+    /// Standard input is closed, or cannot be replaced by `/dev/null`.
     pub fn inherit() -> anyhow::Result<Self> {
         let stdin = rustix::stdio::stdin();
         let socket = rustix::io::fcntl_dupfd_cloexec(stdin, 3).context("no keeper: dup")?;
         let nothing = std::fs::File::open("/dev/null").context("cannot open /dev/null")?;
-        // What is forked from here must not have a copy.
+        // Child processes must not have a copy.
         rustix::stdio::dup2_stdin(&nothing).context("dup2")?;
         Ok(Self::over(socket))
     }
@@ -152,13 +153,13 @@ impl Link {
         Self(Some(Arc::new(shared)))
     }
 
-    /// Is there a keeper?
+    /// True if this process was started by a keeper.
     #[must_use]
     pub fn is_kept(&self) -> bool {
         self.0.is_some()
     }
 
-    /// What the keeper has said before this process began.
+    /// Reads the messages that the keeper sent before it started this process.
     #[must_use]
     pub fn orders(&self) -> Orders {
         let mut orders = Orders::default();
@@ -181,17 +182,18 @@ impl Link {
         orders
     }
 
-    /// Tells that everything is ready but for what the predecessor has, and waits until that has
-    /// come and the predecessor is gone.
+    /// Tells the keeper that this process is prepared, and waits for the descriptors of the
+    /// previous server and for its end.
     ///
     /// # Errors
-    /// The keeper is gone.
-    pub fn take_over(&self) -> anyhow::Result<Held> {
-        let mut held = self.wait_for_held()?;
-        if let Some(predecessor) = held.take(SERVER) {
-            // The keeper may have died and not its server. A call that both act on has two effects.
+    /// The keeper has ended.
+    pub fn take_over(&self) -> anyhow::Result<Inherited> {
+        let mut inherited = self.wait_for_inherited()?;
+        if let Some(predecessor) = inherited.take(SERVER) {
+            // If only the keeper has died, its server still runs. A call that both handled would be
+            // executed twice.
             let mut ended = [PollFd::new(&predecessor, PollFlags::IN)];
-            if retry_on_intr(|| poll(&mut ended, Some(&LEAVES))) == Ok(0) {
+            if retry_on_intr(|| poll(&mut ended, Some(&PREDECESSOR_TIMEOUT))) == Ok(0) {
                 tracing::warn!("the server of a keeper that was killed does not leave");
             }
         }
@@ -199,12 +201,12 @@ impl Link {
             let this = pidfd_open(getpid(), PidfdFlags::empty()).context("pidfd_open")?;
             self.store(SERVER, this);
         }
-        Ok(held)
+        Ok(inherited)
     }
 
-    fn wait_for_held(&self) -> anyhow::Result<Held> {
-        let mut held = Held::default();
-        let Some(shared) = &self.0 else { return Ok(held) };
+    fn wait_for_inherited(&self) -> anyhow::Result<Inherited> {
+        let mut inherited = Inherited::default();
+        let Some(shared) = &self.0 else { return Ok(inherited) };
         wire::send(shared.socket.as_fd(), "prepared", None).context("the keeper is gone")?;
         loop {
             let message = wire::receive(&shared.socket, RecvFlags::empty());
@@ -212,32 +214,32 @@ impl Link {
             let (text, fd) = message.context("the keeper is gone")?;
             match (text.split_once(' '), fd) {
                 (Some(("held", name)), Some(fd)) => {
-                    drop(held.0.insert(name.to_owned(), fd));
+                    drop(inherited.0.insert(name.to_owned(), fd));
                 }
                 (Some((wire::BROKER, _)), Some(fd)) => {
                     shared.note_broker(&text);
-                    drop(held.0.insert(BROKER.to_owned(), fd));
+                    drop(inherited.0.insert(BROKER.to_owned(), fd));
                 }
                 (None, _) if text == wire::CRASHED => shared.crashed.store(true, Ordering::Relaxed),
                 (None, _) if text == wire::SILENT => shared.silent.store(true, Ordering::Relaxed),
                 (Some(("go", restarts)), _) => {
                     shared.restarts.store(restarts.parse().unwrap_or(0), Ordering::Relaxed);
                     let number = |name: &String| name.rsplit_once('-')?.1.parse::<u64>().ok();
-                    let last = held.0.keys().filter_map(number).max().unwrap_or(0);
+                    let last = inherited.0.keys().filter_map(number).max().unwrap_or(0);
                     shared.next.store(last + 1, Ordering::Relaxed);
-                    return Ok(held);
+                    return Ok(inherited);
                 }
                 _ => {}
             }
         }
     }
 
-    /// Leaves a descriptor with the keeper.
+    /// Stores a descriptor with the keeper.
     pub fn store(&self, name: &str, fd: impl AsFd) {
-        self.say(&format!("store {name}"), Some(fd.as_fd()));
+        self.send(&format!("store {name}"), Some(fd.as_fd()));
     }
 
-    /// Leaves bytes with the keeper.
+    /// Stores bytes with the keeper, in a memfd.
     pub fn store_bytes(&self, name: &str, bytes: &[u8]) {
         if self.0.is_none() {
             return;
@@ -248,33 +250,33 @@ impl Link {
         }
     }
 
-    /// Says something with this text as a file.
-    pub fn say_with_text(&self, verb: &str, text: &str) {
+    /// Sends a message with this text in a memfd.
+    pub fn send_with_text(&self, verb: &str, text: &str) {
         if self.0.is_none() {
             return;
         }
         match memory("configuration", text.as_bytes()) {
-            Ok(memory) => drop(self.say(verb, Some(memory.as_fd()))),
+            Ok(memory) => drop(self.send(verb, Some(memory.as_fd()))),
             Err(error) => {
                 tracing::error!(%error, "the keeper has no copy of the configuration: memfd_create");
-                let _ = self.say(verb, None);
+                let _ = self.send(verb, None);
             }
         }
     }
 
-    /// A number for a name that was not used yet.
+    /// Returns a number that no stored name has yet.
     #[must_use]
     pub fn number(&self) -> u64 {
         self.0.as_ref().map_or(0, |shared| shared.next.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// The keeper lets go of it.
+    /// Removes the descriptor of this name from the keeper.
     pub fn remove(&self, name: &str) {
-        self.say(&format!("remove {name}"), None);
+        self.send(&format!("remove {name}"), None);
     }
 
-    /// Says something to the keeper, as soon as it reads. False: there is none to hear it.
-    pub fn say(&self, text: &str, fd: Option<BorrowedFd<'_>>) -> bool {
+    /// Sends a message to the keeper, now or as soon as it reads. False if there is no keeper.
+    pub fn send(&self, text: &str, fd: Option<BorrowedFd<'_>>) -> bool {
         let Some(shared) = self.0.as_ref().filter(|_| !self.is_lost()) else { return false };
         let mut waiting = shared.waiting();
         let said = if waiting.outbox.is_empty() {
@@ -286,7 +288,7 @@ impl Link {
             Ok(()) => {}
             Err(Errno::AGAIN | Errno::TOOMANYREFS | Errno::NOMEM | Errno::NOBUFS) => {
                 match fd.map(|fd| fd.try_clone_to_owned()).transpose() {
-                    // What waits already tells as well that this process is alive.
+                    // The pending messages are a heartbeat too.
                     Ok(_) if text == ALIVE => {}
                     Ok(fd) => waiting.outbox.push(text.to_owned(), fd),
                     Err(error) => tracing::error!("not kept for a successor: {text}: dup: {error}"),
@@ -298,12 +300,13 @@ impl Link {
         !self.is_lost()
     }
 
-    /// Has a thread send what waits. If there is none, the next message tries again.
+    /// Starts a thread that sends the pending messages. If that fails, the next message tries
+    /// again.
     fn flush_later(&self, shared: &Arc<Shared>, waiting: &mut Waiting) {
         if waiting.is_flushed {
             return;
         }
-        let (link, own) = (self.clone(), Arc::clone(shared));
+        let (keeper, own) = (self.clone(), Arc::clone(shared));
         let flush = move || {
             loop {
                 let mut room = [PollFd::new(&own.socket, PollFlags::OUT)];
@@ -313,10 +316,10 @@ impl Link {
                 waiting.is_flushed = flushed == Ok(false);
                 drop(waiting);
                 match flushed {
-                    // There is room in the socket, but too much is on its way.
+                    // The socket is writable, but too many descriptors are in flight.
                     Ok(false) => std::thread::sleep(Duration::from_millis(1)),
                     Ok(true) => return,
-                    Err(errno) => return link.lose("what it missed", errno),
+                    Err(errno) => return keeper.lose("pending messages", errno),
                 }
             }
         };
@@ -328,35 +331,35 @@ impl Link {
         if let Some(shared) = &self.0
             && !shared.lost.swap(true, Ordering::Relaxed)
         {
-            tracing::error!("the keeper does not hear {text:?}: {errno}");
+            tracing::error!("the keeper has ended: {text:?} was not sent: {errno}");
         }
     }
 
-    /// Was there a keeper that is gone?
+    /// True if the keeper has ended.
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.0.as_ref().is_some_and(|shared| shared.lost.load(Ordering::Relaxed))
     }
 
-    /// How often a server was started again after one had died.
+    /// Returns how many servers have died and were replaced.
     #[must_use]
     pub fn restarts(&self) -> u64 {
         self.0.as_ref().map_or(0, |shared| shared.restarts.load(Ordering::Relaxed))
     }
 
-    /// Did the server before this one end itself? One that was killed did not.
+    /// True if the previous server ended itself, and was not killed.
     #[must_use]
     pub fn predecessor_crashed(&self) -> bool {
         self.0.as_ref().is_some_and(|shared| shared.crashed.load(Ordering::Relaxed))
     }
 
-    /// Was the server before this one killed because it said nothing any more?
+    /// True if the keeper killed the previous server because it sent nothing any more.
     #[must_use]
     pub fn predecessor_was_silent(&self) -> bool {
         self.0.as_ref().is_some_and(|shared| shared.silent.load(Ordering::Relaxed))
     }
 
-    /// The process that started all, which is the service as others see it.
+    /// Returns the process id of the service: the keeper's, or this process's without a keeper.
     #[must_use]
     pub fn service_pid(&self) -> u32 {
         match (&self.0, rustix::process::getppid()) {
@@ -367,15 +370,15 @@ impl Link {
         }
     }
 
-    /// How often a broker was started again after one had died.
+    /// Returns how many brokers have died and were replaced.
     #[must_use]
     pub fn broker_restarts(&self) -> u64 {
         self.0.as_ref().map_or(0, |shared| shared.broker_restarts.load(Ordering::Relaxed))
     }
 
-    /// Waits for what the keeper says next. `None`: it is gone.
+    /// Waits for the next message from the keeper. `None` if the keeper has ended.
     #[must_use]
-    pub fn hear(&self) -> Option<(String, Option<OwnedFd>)> {
+    pub fn receive(&self) -> Option<(String, Option<OwnedFd>)> {
         let shared = self.0.as_ref()?;
         let heard = wire::receive(&shared.socket, RecvFlags::empty()).ok().flatten();
         match &heard {
@@ -399,14 +402,14 @@ impl Shared {
     }
 }
 
-/// The configuration in a file that the keeper holds.
+/// Reads the configuration in a memfd that the keeper holds.
 fn kept(file: &OwnedFd, instead: bool) -> std::io::Result<Kept> {
     let text = String::from_utf8(read(file)?).map_err(std::io::Error::other)?;
     let read = std::fs::File::from(file.try_clone()?).metadata()?.modified()?;
     Ok(Kept { text, read, instead })
 }
 
-/// A file in memory with these bytes.
+/// Creates a memfd with these bytes.
 fn memory(name: &str, bytes: &[u8]) -> std::io::Result<OwnedFd> {
     let memory = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?;
     let mut file = std::fs::File::from(memory);
@@ -427,24 +430,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_kept_is_found_by_name_and_number() {
-        let mut held = Held::default();
+    fn inherited_descriptors_are_found_by_name_and_number() {
+        let mut inherited = Inherited::default();
         for name in ["listener-7", "listener-12", "about-7"] {
-            held.0.insert(name.to_owned(), memory(name, name.as_bytes()).unwrap());
+            inherited.0.insert(name.to_owned(), memory(name, name.as_bytes()).unwrap());
         }
-        assert_eq!(held.take_bytes("about-7").as_deref(), Some(&b"about-7"[..]));
-        let numbers: Vec<_> = held.take_numbered("listener-").iter().map(|(n, _)| *n).collect();
+        assert_eq!(inherited.take_bytes("about-7").as_deref(), Some(&b"about-7"[..]));
+        let numbers: Vec<_> =
+            inherited.take_numbered("listener-").iter().map(|(n, _)| *n).collect();
         assert_eq!(numbers, [12, 7]);
-        assert!(held.take("listener-7").is_none());
+        assert!(inherited.take("listener-7").is_none());
     }
 
     #[test]
-    fn a_keeper_that_is_stopped_is_told_everything_when_it_goes_on() {
+    fn a_stopped_keeper_receives_all_messages_after_it_is_continued() {
         let (near, far) = wire::pair().unwrap();
-        let link = Link::over(near);
+        let keeper = KeeperClient::over(near);
         for number in 0..500 {
-            link.store(&format!("listener-{number}"), tempfile::tempfile().unwrap());
-            assert!(link.say(ALIVE, None));
+            keeper.store(&format!("listener-{number}"), tempfile::tempfile().unwrap());
+            assert!(keeper.send(ALIVE, None));
         }
         let mut stored = 0;
         while stored < 500 {
@@ -455,18 +459,18 @@ mod tests {
             }
         }
         drop(far);
-        assert!(!link.say(ALIVE, None) && link.is_lost());
+        assert!(!keeper.send(ALIVE, None) && keeper.is_lost());
     }
 
     #[test]
-    fn another_versions_memory_is_not_used() {
-        let mut held = Held::default();
+    fn memory_of_another_layout_version_is_not_used() {
+        let mut inherited = Inherited::default();
         for name in ["journal.1", "journal.2", "journal.x", "journals.1"] {
-            held.0.insert(name.to_owned(), memory(name, name.as_bytes()).unwrap());
+            inherited.0.insert(name.to_owned(), memory(name, name.as_bytes()).unwrap());
         }
-        assert!(held.take_version("journal.3", &Link::default()).is_none());
-        let left: Vec<_> = held.0.keys().map(String::as_str).collect();
+        assert!(inherited.take_version("journal.3", &KeeperClient::default()).is_none());
+        let left: Vec<_> = inherited.0.keys().map(String::as_str).collect();
         assert_eq!(left, ["journal.x", "journals.1"]);
-        assert!(held.take_version("journals.1", &Link::default()).is_some());
+        assert!(inherited.take_version("journals.1", &KeeperClient::default()).is_some());
     }
 }

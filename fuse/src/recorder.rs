@@ -1,5 +1,7 @@
-//! Who notes what each thread is about to handle, where that outlives the process: a request that
-//! kills the server is sent to its successor again, and somebody must know it then.
+//! The interface of a recorder of requests: it stores the request that each thread is about to
+//! handle where that outlives the process. The kernel sends a request that killed the server to the
+//! successor again, which must then refuse it. Nothing here decides; see
+//! [`RequestRecorder::begin`].
 
 use std::fmt::Debug;
 
@@ -12,24 +14,24 @@ use crate::tree::Tree;
 
 /// A request that is about to be handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Asked {
-    /// What is asked for.
+pub struct FileRequest {
+    /// The operation.
     pub operation: Operation,
-    /// Of which node.
+    /// The node id.
     pub node: u64,
-    /// By which thread; 0 if the kernel does not say.
+    /// The id of the calling thread; 0 if the kernel does not give it.
     pub thread: u32,
 }
 
-impl Asked {
-    pub(crate) fn of(operation: Operation, node: INodeNo, request: &Request) -> Self {
+impl FileRequest {
+    pub(crate) fn new(operation: Operation, node: INodeNo, request: &Request) -> Self {
         Self { operation, node: node.0, thread: request.pid() }
     }
 }
 
 macro_rules! operations {
     ($($name:ident = $number:literal),*) => {
-        /// What can be asked for, with the kernel's numbers.
+        /// The FUSE operations that are handled, with the kernel's numbers.
         #[allow(missing_docs, reason = "the names are the kernel's")]
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[repr(u32)]
@@ -63,7 +65,7 @@ operations!(
     Readdirplus = 44
 );
 
-/// A request in words, perhaps of another version of this program.
+/// Describes a request, which may be that of another version of this program.
 #[must_use]
 pub fn describe(operation: u32, node: u64) -> String {
     let asked = name(operation).map_or_else(|| operation.to_string(), str::to_uppercase);
@@ -73,19 +75,20 @@ pub fn describe(operation: u32, node: u64) -> String {
     }
 }
 
-/// Is told what each thread is about to handle.
-pub trait Witness: Send + Sync + Debug {
-    /// A place for a thread that serves, until the process ends.
-    fn enlist(&self) -> usize;
+/// Records the request that each thread is about to handle.
+pub trait RequestRecorder: Send + Sync + Debug {
+    /// Returns a slot for a serving thread, which it keeps until the process ends.
+    fn register_thread(&self) -> usize;
 
-    /// The thread at this place is about to handle a request. False: it must not, and answers EIO.
-    fn begin(&self, place: usize, asked: Asked) -> bool;
+    /// Records that the thread of this slot is about to handle a request. If false, the request
+    /// must not be handled and is answered EIO.
+    fn begin(&self, slot: usize, asked: FileRequest) -> bool;
 
-    /// It has done so, or has answered EIO.
-    fn end(&self, place: usize);
+    /// Records that the request was answered.
+    fn end(&self, slot: usize);
 }
 
-/// A reply that can be an error.
+/// A reply that can be EIO.
 pub(crate) trait Refuse {
     fn refuse(self);
 }
@@ -118,7 +121,7 @@ mod tests {
     use crate::tree::node_id;
 
     #[test]
-    fn a_request_is_told_in_words() {
+    fn a_request_is_described_by_operation_and_path() {
         let open = describe(Operation::Open as u32, node_id("proc/meminfo"));
         assert_eq!(open, "OPEN of proc/meminfo");
         assert_eq!(describe(99, 5), "99 of node 5");

@@ -1,47 +1,46 @@
-//! Where the numbers that few files show come from: `io.stat` (v2) or `blkio.*` (v1),
-//! `memory.stat`, and the pressure files of cgroup2, which are there on hybrid hosts as well.
+//! Reads the statistics of a container: `io.stat` (v2) or `blkio.*` (v1), `memory.stat`, and the
+//! pressure files of cgroup2, which exist on hybrid hosts as well.
 //!
-//! Input and output is that of the container's own cgroup, never that of an ancestor: where
-//! nothing accounts for it, there is none to show. Files:
-//! Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/blkio-controller.rst.
+//! I/O must be that of the container's own cgroup, never of an ancestor: without an io controller
+//! there is none. See Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/blkio-controller.rst.
+//! Start reading at [`StatFiles`].
 
 use ambit_kernel::text::scan;
 
 use super::{CgroupFile, lineage};
 use crate::Error;
-use crate::extra::{Events, Io, Pressure};
 use crate::hierarchy::{Controller, Hierarchies, Mount};
 use crate::membership::Membership;
+use crate::stats::{Io, Pressure, VmEvents};
 
 /// The files of one container.
 #[derive(Debug, Default)]
-pub(crate) struct ExtraFiles {
+pub(crate) struct StatFiles {
     unified_io: Option<CgroupFile>,
-    /// Bytes and operations. The second pair counts where the first does not: since Linux 6.10
-    /// the throttling counters stand still on a disk that was never throttled, and those of
-    /// BFQ count what its scheduler handles.
+    /// Bytes and operations, of two policies. Since Linux 6.10 the throttling counters do not move
+    /// on a disk that was never throttled; the counters of BFQ count what its scheduler handles.
     legacy_io: Vec<(CgroupFile, CgroupFile)>,
-    /// The nearest level that has the file tells.
+    /// By level; the nearest one that has the file counts.
     unified_memory: Vec<(CgroupFile, CgroupFile)>,
     legacy_memory: Option<(CgroupFile, CgroupFile)>,
     pressure: Option<[CgroupFile; 3]>,
 }
 
-/// What the files said.
+/// The values read.
 #[derive(Debug)]
-pub(crate) struct Raw {
+pub(crate) struct RawStats {
     pub(crate) io: Vec<((u32, u32), Io)>,
-    pub(crate) events: [u64; Events::NAMES.len()],
+    pub(crate) events: [u64; VmEvents::NAMES.len()],
     buffer: Vec<u8>,
 }
 
-impl Default for Raw {
+impl Default for RawStats {
     fn default() -> Self {
-        Self { io: Vec::new(), events: [0; Events::NAMES.len()], buffer: Vec::new() }
+        Self { io: Vec::new(), events: [0; VmEvents::NAMES.len()], buffer: Vec::new() }
     }
 }
 
-impl ExtraFiles {
+impl StatFiles {
     pub(crate) fn new(hierarchies: &Hierarchies, membership: &Membership) -> Self {
         let below_root = |(_, cgroup): &(&Mount, &str)| !cgroup.is_empty();
         let unified = hierarchies.unified_cgroup(membership).filter(below_root);
@@ -71,9 +70,9 @@ impl ExtraFiles {
         }
     }
 
-    /// Input and output by device number.
-    pub(crate) fn io(&mut self, raw: &mut Raw) -> Result<(), Error> {
-        let Raw { io, buffer, .. } = raw;
+    /// Reads I/O by device number.
+    pub(crate) fn io(&mut self, raw: &mut RawStats) -> Result<(), Error> {
+        let RawStats { io, buffer, .. } = raw;
         io.clear();
         if let Some(file) = &mut self.unified_io
             && let Some(text) = file.read(buffer)?
@@ -94,9 +93,9 @@ impl ExtraFiles {
         Ok(())
     }
 
-    /// Events of memory management.
-    pub(crate) fn events(&mut self, raw: &mut Raw) -> Result<(), Error> {
-        let Raw { events, buffer, .. } = raw;
+    /// Reads the vm events.
+    pub(crate) fn events(&mut self, raw: &mut RawStats) -> Result<(), Error> {
+        let RawStats { events, buffer, .. } = raw;
         events.fill(0);
         for (stat, kills) in &mut self.unified_memory {
             if let Some(text) = stat.read(buffer)? {
@@ -118,8 +117,8 @@ impl ExtraFiles {
         Ok(())
     }
 
-    /// The pressure files, as they are.
-    pub(crate) fn pressure(&mut self, raw: &mut Raw) -> Result<Pressure, Error> {
+    /// Reads the texts of the pressure files.
+    pub(crate) fn pressure(&mut self, raw: &mut RawStats) -> Result<Pressure, Error> {
         let Some([cpu, io, memory]) = &mut self.pressure else { return Ok(Pressure::default()) };
         let mut read = |file: &mut CgroupFile| -> Result<Option<Box<[u8]>>, Error> {
             Ok(file.read(&mut raw.buffer)?.filter(|text| !text.is_empty()).map(Box::from))
@@ -171,7 +170,8 @@ fn unified_io(text: &[u8], found: &mut Vec<((u32, u32), Io)>) {
     }
 }
 
-/// Lines of `254:0 Read 4096`; a device that both policies count has the larger number.
+/// Parses lines of `254:0 Read 4096`. For a device that both policies count, the larger number is
+/// taken.
 fn blkio_rows(
     text: &[u8],
     found: &mut Vec<((u32, u32), Io)>,
@@ -207,9 +207,9 @@ fn device_number(word: &[u8]) -> Option<(u32, u32)> {
     Some((number(&word[..colon])?, number(&word[colon + 1..])?))
 }
 
-fn scan_events(text: &[u8], prefix: &[u8], events: &mut [u64; Events::NAMES.len()]) {
+fn scan_events(text: &[u8], prefix: &[u8], events: &mut [u64; VmEvents::NAMES.len()]) {
     for (key, count) in scan::pairs(text) {
-        if let Some(at) = key.strip_prefix(prefix).and_then(Events::index) {
+        if let Some(at) = key.strip_prefix(prefix).and_then(VmEvents::index) {
             events[at] = count;
         }
     }
@@ -219,7 +219,7 @@ fn scan_events(text: &[u8], prefix: &[u8], events: &mut [u64; Events::NAMES.len(
 pub(crate) fn parse(
     text: &[u8],
     found: &mut Vec<((u32, u32), Io)>,
-    events: &mut [u64; Events::NAMES.len()],
+    events: &mut [u64; VmEvents::NAMES.len()],
 ) {
     unified_io(text, found);
     blkio_rows(text, found, |io| [&mut io.reads, &mut io.writes, &mut io.discards]);
@@ -260,16 +260,16 @@ mod tests {
 
     #[test]
     fn events_of_both_versions() {
-        let mut events = [0; Events::NAMES.len()];
+        let mut events = [0; VmEvents::NAMES.len()];
         scan_events(b"pgfault 1\ntotal_pgfault 2\ntotal_pgpgin 3\n", b"total_", &mut events);
-        assert_eq!(events[Events::index(b"pgfault").unwrap()], 2);
+        assert_eq!(events[VmEvents::index(b"pgfault").unwrap()], 2);
         scan_events(b"anon 9\npgfault 5\n", b"", &mut events);
-        assert_eq!(events[Events::index(b"pgfault").unwrap()], 5);
+        assert_eq!(events[VmEvents::index(b"pgfault").unwrap()], 5);
         assert_eq!(events.iter().sum::<u64>(), 5);
         scan_events(b"max 8\noom 7\noom_kill 6\noom_group_kill 0\n", b"", &mut events);
-        assert_eq!(events[Events::index(b"oom_kill").unwrap()], 6);
+        assert_eq!(events[VmEvents::index(b"oom_kill").unwrap()], 6);
         scan_events(b"oom_kill_disable 0\nunder_oom 0\noom_kill 9\n", b"", &mut events);
-        assert_eq!(events[Events::index(b"oom_kill").unwrap()], 9);
+        assert_eq!(events[VmEvents::index(b"oom_kill").unwrap()], 9);
         assert_eq!(events.iter().sum::<u64>(), 14);
     }
 

@@ -1,11 +1,13 @@
-//! What all containers share: options, the host, where the cgroups are.
+//! The context that all containers use: options, the host snapshot, the hierarchies, the budgets.
+//! It never changes after the start, except through the types it holds. Start reading at
+//! [`Options`].
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::KernelFiles;
-use crate::baselines::{self, Baselines};
 use crate::budget::{Budget, Descriptors, What};
+use crate::counter_store::{self, CounterStore};
 use crate::cpu::CpuPolicy;
 use crate::hierarchy::Hierarchies;
 use crate::host_files::HostFiles;
@@ -14,33 +16,33 @@ use crate::namespace_init::AskKernel;
 use crate::policy::{BootTime, MemoryLimit, Possible, SwapPolicy};
 use crate::tasks::RecentCounts;
 
-/// How accounting works.
+/// Settings of accounting.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// How many processors a container is shown.
     pub cpu_policy: CpuPolicy,
-    /// Which processors and nodes a container is told that there could be.
+    /// Which processors and nodes are shown as possible.
     pub possible: Possible,
-    /// Which limit is the container's memory.
+    /// Which limit is shown as the container's memory.
     pub memory_limit: MemoryLimit,
     /// How much swap a container is shown.
     pub swap: SwapPolicy,
-    /// Is a container shown how much of its swap is compressed in memory?
+    /// True if a container is shown how much of its swap is compressed in memory.
     pub zswap: bool,
     /// Which boot time a container is shown.
     pub boot_time: BootTime,
     /// How old a view may be, in nanoseconds.
     pub age_bound: u64,
-    /// How long a sample that another thread takes is waited for, in nanoseconds; then the last
-    /// view is shown, however old.
+    /// How long a thread waits for a sample that another thread takes, in nanoseconds. Then it
+    /// returns the last view, however old.
     pub patience: u64,
-    /// How long after it was last asked for the load averages of a container are kept up, in
-    /// nanoseconds. After that they are made up for when it is asked for again.
+    /// How long after its last request the load averages of a container are sampled, in
+    /// nanoseconds. After that they are computed from its processor time at the next request.
     pub load_bound: u64,
-    /// How many containers keep their files open. The others close theirs: of each account those that
-    /// were asked for least recently.
+    /// How many containers keep their files open. The least recently used containers of each
+    /// account close theirs.
     pub open_containers: usize,
-    /// Asks the kernel about namespaces.
+    /// The ioctls on namespace files.
     pub ask_kernel: AskKernel,
 }
 
@@ -62,14 +64,14 @@ impl Default for Options {
     }
 }
 
-/// Pressure files that one account may hold: the kernel runs a timer for each trigger.
+/// Most pressure files of one account: the kernel runs a timer for each trigger.
 const PRESSURE_FILES: usize = 128;
 
-/// The budgets of a process: of pid namespaces, of cgroups and of pressure files.
+/// Makes the budgets of pid namespaces, of cgroups and of pressure files.
 pub(crate) fn budgets() -> [Arc<Budget>; 3] {
     let descriptors = Descriptors::of_this_process();
-    // Each has a place in the counter store, one half of which is for either.
-    let known = baselines::MOST / 2;
+    // Each known container has a slot in the counter store, half of which is for each kind.
+    let known = counter_store::MOST / 2;
     [
         Budget::new(What::Namespaces, descriptors.namespaces.min(known)),
         Budget::new(What::Cgroups, known),
@@ -77,55 +79,55 @@ pub(crate) fn budgets() -> [Arc<Budget>; 3] {
     ]
 }
 
-/// How many containers have files open.
+/// Counts the containers that have files open.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Open(Arc<AtomicUsize>);
+pub(crate) struct OpenCounter(Arc<AtomicUsize>);
 
-/// One of them, until it is dropped.
+/// Counts for one container until it is dropped.
 #[derive(Debug)]
-pub(crate) struct OneOpen(Open);
+pub(crate) struct OpenGuard(OpenCounter);
 
-impl Open {
+impl OpenCounter {
     pub(crate) fn count(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn one_more(&self) -> OneOpen {
+    pub(crate) fn register(&self) -> OpenGuard {
         self.0.fetch_add(1, Ordering::Relaxed);
-        OneOpen(self.clone())
+        OpenGuard(self.clone())
     }
 }
 
-impl Drop for OneOpen {
+impl Drop for OpenGuard {
     fn drop(&mut self) {
         self.0.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Shared by all containers; never changes.
+/// What all containers use; never changes.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct Context {
     pub(crate) options: Options,
-    /// Where counters are remembered for a successor.
-    pub(crate) baselines: OnceLock<Baselines>,
+    /// The counter store, once it is opened.
+    pub(crate) counter_store: OnceLock<CounterStore>,
     pub(crate) proc: Arc<KernelFiles>,
     pub(crate) host: HostFiles,
     pub(crate) hierarchies: Hierarchies,
     pub(crate) names: KernelNames,
-    /// Threads that were counted a moment ago.
+    /// Recent counts of threads, by cgroup.
     pub(crate) counted: RecentCounts,
     /// The daemon's own pid namespace.
     pub(crate) own_namespace: u64,
     /// The daemon's own user namespace.
     pub(crate) own_users: u64,
-    /// Pid namespaces that may be known.
+    /// Budget of known pid namespaces.
     pub(crate) namespaces: Arc<Budget>,
-    /// Cgroups of the daemon's own pid namespace that may be known.
+    /// Budget of known cgroups of the daemon's own pid namespace.
     pub(crate) cgroups: Arc<Budget>,
-    /// Pressure files that may be open.
+    /// Budget of open pressure files.
     pub(crate) pressure_files: Arc<Budget>,
     /// Containers that have files open.
-    pub(crate) open: Open,
+    pub(crate) open: OpenCounter,
     /// The boot time offset of the daemon's own time namespace.
     pub(crate) own_offset: i64,
 }

@@ -1,0 +1,292 @@
+//! The threads that serve a connection, and the watchdog that starts a substitute for each one that
+//! hangs.
+//!
+//! No deadline ends a read(2) of a kernel file that hangs: the thread that samples the container is
+//! lost until the file answers. Without substitutes, a few containers with hanging files would stop
+//! the overlay for all.
+//!
+//! The request of a thread that hangs is answered by the watchdog after `patience`
+//! (`request_slot.rs`).
+//!
+//! The number of substitutes is bounded. If all hang, a thread of last resort serves, which must
+//! not wait for a file of a container: it shows the last good numbers. A substitute stays when the
+//! hang is over, because a session cannot be told to end.
+//!
+//! The watchdog sleeps while there are no requests. Start reading at [`ThreadPool::handle`].
+
+use std::cell::{Cell, OnceCell};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{JoinHandle, Thread};
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::recorder::{FileRequest, Refuse, RequestRecorder};
+use crate::request_slot::RequestSlot;
+
+/// Interval of the watchdog while there are requests.
+const INTERVAL: Duration = Duration::from_millis(200);
+/// Number of checks that find a thread asleep at the same request after which it counts as hung.
+/// Checks are counted instead of time, because this process may be stopped meanwhile. Only a
+/// sleeping thread hangs, because a request may take long when processors are short.
+const HUNG_AFTER: u32 = 5;
+/// Number of checks without a request after which the watchdog is idle.
+const IDLE_AFTER: u32 = 10;
+/// Interval of an idle watchdog.
+const IDLE_INTERVAL: Duration = Duration::from_secs(30);
+/// Most substitutes.
+pub(crate) const MAX_SUBSTITUTES: usize = 16;
+/// Most threads of last resort: one is enough, unless a file of the machine hangs too.
+const MAX_LAST_RESORT: usize = 4;
+
+/// A thread that runs a session.
+pub(crate) type SessionThread = JoinHandle<io::Result<()>>;
+
+/// The threads of a connection and their requests.
+#[derive(Debug, Default)]
+pub(crate) struct ThreadPool {
+    slots: Mutex<Vec<Arc<RequestSlot>>>,
+    substitutes: Mutex<Vec<SessionThread>>,
+    last_resort: Mutex<Vec<SessionThread>>,
+    /// Set while all threads but those of last resort hang.
+    is_full: Mutex<bool>,
+    changed: Condvar,
+    /// Number of threads that hung at the last check.
+    hung: AtomicUsize,
+    is_idle: AtomicBool,
+    ended: AtomicBool,
+    watchdog: OnceLock<Thread>,
+    recorder: Option<Arc<dyn RequestRecorder>>,
+}
+
+thread_local! {
+    /// The slots of this thread, which serves one connection in its life.
+    static SLOT: OnceCell<(Arc<RequestSlot>, usize)> = const { OnceCell::new() };
+    static MUST_NOT_WAIT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The purpose of a thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ThreadKind {
+    /// Serves requests.
+    Regular,
+    /// Serves while all others hang, and never waits for a file of a container.
+    LastResort,
+}
+
+/// True if the calling thread is one of last resort and all others hang.
+pub(crate) fn must_not_wait() -> bool {
+    MUST_NOT_WAIT.get()
+}
+
+impl ThreadPool {
+    /// Creates a pool whose requests are recorded.
+    pub(crate) fn with_recorder(recorder: Option<Arc<dyn RequestRecorder>>) -> Self {
+        Self { recorder, ..Self::default() }
+    }
+
+    /// Handles one request, unless the recorder refuses it.
+    pub(crate) fn handle<R: Refuse>(
+        &self,
+        kind: ThreadKind,
+        request: FileRequest,
+        reply: R,
+        work: impl FnOnce(&RequestSlot, R),
+    ) {
+        SLOT.with(|slot| {
+            let (slot, recorder_slot) = slot.get_or_init(|| self.register_thread(kind));
+            slot.begin_request();
+            if slot.is_last_resort {
+                MUST_NOT_WAIT.set(*lock(&self.is_full));
+            }
+            if self.is_idle.load(Ordering::Relaxed) {
+                self.wake();
+            }
+            match &self.recorder {
+                None => work(slot, reply),
+                Some(recorder) => {
+                    if recorder.begin(*recorder_slot, request) {
+                        work(slot, reply);
+                    } else {
+                        reply.refuse();
+                    }
+                    recorder.end(*recorder_slot);
+                }
+            }
+            slot.end_request();
+            if slot.is_last_resort {
+                self.wait_until_full();
+            }
+        });
+    }
+
+    /// Blocks a thread of last resort until all others hang.
+    fn wait_until_full(&self) {
+        let unneeded = |is_full: &mut bool| !*is_full && !self.ended.load(Ordering::Acquire);
+        drop(self.changed.wait_while(lock(&self.is_full), unneeded));
+    }
+
+    fn register_thread(&self, kind: ThreadKind) -> (Arc<RequestSlot>, usize) {
+        let slot = Arc::new(RequestSlot::for_this_thread(kind == ThreadKind::LastResort));
+        lock(&self.slots).push(slot.clone());
+        (slot, self.recorder.as_ref().map_or(0, |recorder| recorder.register_thread()))
+    }
+
+    fn wake(&self) {
+        if let Some(watchdog) = self.watchdog.get() {
+            watchdog.unpark();
+        }
+    }
+
+    /// Returns how many threads hang.
+    pub(crate) fn hung(&self) -> usize {
+        self.hung.load(Ordering::Relaxed)
+    }
+
+    /// True if a substitute has ended, which it does only when the connection has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        let any =
+            |threads: &Mutex<Vec<SessionThread>>| lock(threads).iter().any(JoinHandle::is_finished);
+        any(&self.substitutes) || any(&self.last_resort)
+    }
+
+    /// True if all substitutes have ended.
+    pub(crate) fn have_all_ended(&self) -> bool {
+        let all =
+            |threads: &Mutex<Vec<SessionThread>>| lock(threads).iter().all(JoinHandle::is_finished);
+        all(&self.substitutes) && all(&self.last_resort)
+    }
+
+    /// Ends the watchdog; no thread is started any more.
+    pub(crate) fn close(&self) {
+        let is_full = lock(&self.is_full);
+        self.ended.store(true, Ordering::Release);
+        self.changed.notify_all();
+        drop(is_full);
+        self.wake();
+    }
+
+    /// Starts the watchdog of a connection with this many threads. It calls `start` for each
+    /// substitute, and answers a request that a thread has not answered within `patience`.
+    pub(crate) fn start_watchdog(
+        self: &Arc<Self>,
+        threads: usize,
+        patience: Duration,
+        start: impl Fn(ThreadKind) -> Result<SessionThread, Error> + Send + 'static,
+    ) -> io::Result<()> {
+        let pool = Arc::clone(self);
+        let watchdog =
+            std::thread::Builder::new().name("fuse-watchdog".into()).spawn(move || {
+                let late =
+                    u32::try_from(patience.as_millis() / INTERVAL.as_millis()).unwrap_or(u32::MAX);
+                let seen = Vec::with_capacity(64);
+                Watchdog { pool, threads, late, seen, hung_last_resort: 0 }.run(start);
+            })?;
+        // Set before it is needed: the watchdog is idle after ten checks at the earliest.
+        let _ = self.watchdog.set(watchdog.thread().clone());
+        Ok(())
+    }
+}
+
+struct Watchdog {
+    pool: Arc<ThreadPool>,
+    /// Number of threads that serve from the start.
+    threads: usize,
+    /// Number of checks after which a request is answered in place of its thread.
+    late: u32,
+    /// The sequence number of each thread, and the checks that found it unchanged.
+    seen: Vec<(u64, u32)>,
+    /// Threads of last resort that hang.
+    hung_last_resort: usize,
+}
+
+impl Watchdog {
+    fn run(mut self, start: impl Fn(ThreadKind) -> Result<SessionThread, Error>) {
+        let mut idle = 0;
+        while !self.pool.ended.load(Ordering::Acquire) {
+            idle = if self.look() { 0 } else { idle + 1 };
+            self.start_substitutes(&start);
+            // Serving threads see `is_idle` before the last check, so that none misses to wake an
+            // idle watchdog.
+            self.pool.is_idle.store(idle >= IDLE_AFTER, Ordering::Relaxed);
+            std::thread::park_timeout(if idle > IDLE_AFTER { IDLE_INTERVAL } else { INTERVAL });
+        }
+    }
+
+    /// Checks all threads. True if a request was handled since the last check, or is being handled.
+    fn look(&mut self) -> bool {
+        let slots = lock(&self.pool.slots);
+        self.seen.resize(slots.len(), (0, 0));
+        let (mut active, mut hung, mut hung_last_resort) = (false, 0, 0);
+        for (slot, (seen, looks)) in slots.iter().zip(&mut self.seen) {
+            let now = slot.sequence();
+            let is_busy = now % 2 == 1;
+            active |= is_busy || now != *seen;
+            if now != *seen || !is_busy {
+                *looks = 0;
+            } else if !slot.is_running() {
+                *looks += 1;
+            }
+            *seen = now;
+            let count = if slot.is_last_resort { &mut hung_last_resort } else { &mut hung };
+            *count += usize::from(*looks >= HUNG_AFTER);
+            if *looks == self.late && slot.answer_late(now) {
+                tracing::debug!("a request is answered in place of a thread that hangs");
+            }
+        }
+        drop(slots);
+        self.pool.hung.store(hung, Ordering::Relaxed);
+        self.hung_last_resort = hung_last_resort;
+        active
+    }
+
+    /// Starts a substitute for each thread that hangs, and one of last resort if all hang.
+    fn start_substitutes(&mut self, start: impl Fn(ThreadKind) -> Result<SessionThread, Error>) {
+        let hung = self.pool.hung();
+        let mut substitutes = lock(&self.pool.substitutes);
+        while substitutes.len() < hung.min(MAX_SUBSTITUTES) {
+            let Some(thread) = begin(&start, ThreadKind::Regular) else { return };
+            substitutes.push(thread);
+            tracing::warn!(
+                "a thread that serves files is in a read of a kernel file that hangs: a substitute is \
+                 started ({} of at most {MAX_SUBSTITUTES})",
+                substitutes.len()
+            );
+        }
+        drop(substitutes);
+        let is_full = hung >= self.threads + MAX_SUBSTITUTES;
+        let mut was_full = lock(&self.pool.is_full);
+        if std::mem::replace(&mut *was_full, is_full) != is_full {
+            self.pool.changed.notify_all();
+            if is_full {
+                tracing::error!(
+                    "all {hung} threads that serve files are in reads of kernel files that hang: every \
+                     container is shown its last good numbers"
+                );
+            }
+        }
+        drop(was_full);
+        let mut last_resort = lock(&self.pool.last_resort);
+        if is_full
+            && last_resort.len() == self.hung_last_resort
+            && last_resort.len() < MAX_LAST_RESORT
+        {
+            last_resort.extend(begin(&start, ThreadKind::LastResort));
+        }
+    }
+}
+
+fn begin(
+    start: impl Fn(ThreadKind) -> Result<SessionThread, Error>,
+    kind: ThreadKind,
+) -> Option<SessionThread> {
+    let failed = |error: &Error| {
+        tracing::error!("cannot start a substitute for a thread that hangs: {error}");
+    };
+    start(kind).inspect_err(failed).ok()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
