@@ -2,55 +2,18 @@
 //!
 //! Nothing is cached between requests: a node id determines the entry, and each request checks anew
 //! whether the caller may see it. A member must never be visible to a caller whose view does not
-//! have it. Start reading at [`TreeEntry`].
+//! have it. Start reading at
+//! [`DirectoryEntry`].
 
 use std::borrow::Cow;
 
 use ambit_sysinfo::View;
-use fuser::{Errno, FileType};
+use fuser::Errno;
 
 use crate::families::{FAMILIES, Member, Shape};
-use crate::overlay::WORLD_READABLE;
 use crate::service::Service;
 use crate::text::Text;
-use crate::tree::{Node, NodeKind};
-
-/// A file, directory or link of the overlay.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum TreeEntry<'t> {
-    /// A directory or file that every caller sees.
-    Fixed(&'t Node),
-    /// A member of a family that this caller is shown.
-    Member(Member, Shape),
-}
-
-impl TreeEntry<'_> {
-    /// Its node id.
-    pub(crate) fn id(&self) -> u64 {
-        match self {
-            Self::Fixed(node) => node.id,
-            Self::Member(member, _) => member.id(),
-        }
-    }
-
-    /// The type that listings and attributes show.
-    pub(crate) fn file_type(&self) -> FileType {
-        match self {
-            Self::Fixed(node) => node.file_type(),
-            Self::Member(_, Shape::Directory) => FileType::Directory,
-            Self::Member(_, Shape::File) => FileType::RegularFile,
-            Self::Member(_, Shape::Link) => FileType::Symlink,
-        }
-    }
-
-    /// The permissions of a file.
-    pub(crate) fn mode(&self) -> u16 {
-        match self {
-            Self::Fixed(Node { kind: NodeKind::File(file), .. }) => file.mode(),
-            _ => WORLD_READABLE,
-        }
-    }
-}
+use crate::tree::{Node, NodeKind, TreeEntry};
 
 /// One entry of a listing.
 #[derive(Debug)]

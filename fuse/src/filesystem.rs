@@ -30,11 +30,12 @@ use rustix::fs::OFlags;
 
 use crate::connection::PooledFilesystem;
 use crate::counters::Counters;
-use crate::entries::{DirectoryEntry, TreeEntry};
+use crate::entries::DirectoryEntry;
 use crate::recorder::{FileRequest, Operation, Refuse, RequestRecorder};
 use crate::request_slot::{OPENED, RequestSlot};
 use crate::service::Service;
 use crate::thread_pool::{ThreadKind, ThreadPool};
+use crate::tree::TreeEntry;
 
 /// Validity of names and attributes of the fixed tree, which never change. Members of families have
 /// none, because the dcache is common to all containers. Missing names are not cached either: they

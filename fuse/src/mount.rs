@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ambit_kernel::text::mountinfo;
-use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
@@ -83,14 +83,6 @@ pub(crate) fn copy(mount: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
 pub(crate) fn open_mount(path: &Path) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty())
-}
-
-/// Returns the number of the connection of a mount, or of another open folder. Its server gets no
-/// request.
-pub(crate) fn number(mount: BorrowedFd<'_>) -> Option<u32> {
-    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
-    let stat = rustix::fs::statx(mount, "", flags, StatxFlags::empty()).ok()?;
-    (stat.stx_dev_major == 0).then_some(stat.stx_dev_minor)
 }
 
 /// The absolute path of a mount point without symbolic links, free to be mounted on.

@@ -22,9 +22,10 @@ use crate::counters::{Counters, Counts};
 use crate::error::Error;
 use crate::filesystem::OverlayFilesystem;
 use crate::mount::{self, Writes};
-use crate::pressure::{self, PressureFilesystem};
+use crate::pressure::PressureFilesystem;
 use crate::recorder::RequestRecorder;
 use crate::spare::MountKind;
+use crate::tree::PRESSURE;
 use crate::visit::{self, Visit, Visitor};
 
 /// Deadline for the process that looks up all names.
@@ -213,7 +214,7 @@ impl Overlay {
             self.attach(path)?;
             return Ok(Restored::Mounts);
         }
-        let place = path.join(pressure::DIRECTORY);
+        let place = path.join(PRESSURE);
         let aborted = self.pressure_is_finished();
         if aborted {
             drop(self.pressure_connection().take());
@@ -234,7 +235,7 @@ impl Overlay {
     /// As [`Self::takeover`].
     pub fn takeover_pressure(&self, device: OwnedFd, init_record: &[u8]) -> Result<(), Error> {
         let init = InitRequest::from_record(init_record)?;
-        let path = self.options.path.as_ref().map(|path| path.join(pressure::DIRECTORY));
+        let path = self.options.path.as_ref().map(|path| path.join(PRESSURE));
         let (serving, filesystem) = (self.serving_pressure(), self.pressure_filesystem());
         let connection =
             FuseConnection::serve(device, init, Stage::Live, path.as_deref(), serving, filesystem)?;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::Error;
 use crate::mount::{self, Writes};
+use crate::visit;
 
 /// Properties of a mount.
 #[derive(Debug, Clone, Copy)]
@@ -43,7 +44,7 @@ impl Spare {
     }
 
     fn keep(device: Arc<OwnedFd>, kind: MountKind, mount: Option<OwnedFd>) -> Self {
-        let number = mount.as_ref().and_then(|mount| mount::number(mount.as_fd()));
+        let number = mount.as_ref().and_then(|mount| visit::number(mount.as_fd()));
         Self { device, kind, mount: Mutex::new(mount), number }
     }
 

@@ -12,13 +12,15 @@ use std::time::SystemTime;
 use ambit_sysinfo::hash::fnv1a;
 use fuser::{FileAttr, FileType, INodeNo};
 
-use crate::entries::TreeEntry;
-use crate::families::FAMILIES;
+use crate::families::{FAMILIES, Member, Shape};
 use crate::files::FILES;
-use crate::overlay::{OverlayFile, PAGE};
+use crate::overlay::{OverlayFile, PAGE, WORLD_READABLE};
 
 /// The root directory.
 pub const ROOT: u64 = INodeNo::ROOT.0;
+
+/// The mount point of the pressure files, below the root of the overlay.
+pub const PRESSURE: &str = "proc/pressure";
 
 /// The id of the node at a path below the root; the empty path is the root itself.
 #[must_use]
@@ -203,6 +205,43 @@ impl Tree {
                 2 + u32::try_from(directories).unwrap_or(0)
             }
             _ => 1,
+        }
+    }
+}
+
+/// A file, directory or link of the overlay.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum TreeEntry<'t> {
+    /// A directory or file that every caller sees.
+    Fixed(&'t Node),
+    /// A member of a family that this caller is shown.
+    Member(Member, Shape),
+}
+
+impl TreeEntry<'_> {
+    /// Its node id.
+    pub(crate) fn id(&self) -> u64 {
+        match self {
+            Self::Fixed(node) => node.id,
+            Self::Member(member, _) => member.id(),
+        }
+    }
+
+    /// The type that listings and attributes show.
+    pub(crate) fn file_type(&self) -> FileType {
+        match self {
+            Self::Fixed(node) => node.file_type(),
+            Self::Member(_, Shape::Directory) => FileType::Directory,
+            Self::Member(_, Shape::File) => FileType::RegularFile,
+            Self::Member(_, Shape::Link) => FileType::Symlink,
+        }
+    }
+
+    /// The permissions of a file.
+    pub(crate) fn mode(&self) -> u16 {
+        match self {
+            Self::Fixed(Node { kind: NodeKind::File(file), .. }) => file.mode(),
+            _ => WORLD_READABLE,
         }
     }
 }

@@ -10,12 +10,11 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags};
 
-use crate::mount::number;
-use crate::pressure;
+use crate::tree::PRESSURE;
 
 /// Most mounts stacked on the directory of the pressure files that are removed.
 const LAYERS: usize = 16;
@@ -81,14 +80,14 @@ impl Visit<'_> {
 fn attach(overlay: BorrowedFd<'_>, pressure: BorrowedFd<'_>) -> rustix::io::Result<()> {
     use std::os::fd::AsFd;
 
-    let mut place = find(overlay, pressure::DIRECTORY)?;
+    let mut place = find(overlay, PRESSURE)?;
     for _ in 0..LAYERS {
         if number(place.as_fd()) == number(overlay) {
             break;
         }
         let mounted = format!("/proc/self/fd/{}", place.as_raw_fd());
         rustix::mount::unmount(mounted, UnmountFlags::DETACH)?;
-        place = find(overlay, pressure::DIRECTORY)?;
+        place = find(overlay, PRESSURE)?;
     }
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(pressure, "", place, "", flags)
@@ -96,4 +95,12 @@ fn attach(overlay: BorrowedFd<'_>, pressure: BorrowedFd<'_>) -> rustix::io::Resu
 
 fn find(overlay: BorrowedFd<'_>, name: &str) -> Result<std::os::fd::OwnedFd, Errno> {
     rustix::fs::openat(overlay, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Returns the number of the connection of a mount, or of another open folder. Its server gets no
+/// request.
+pub(crate) fn number(mount: BorrowedFd<'_>) -> Option<u32> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let stat = rustix::fs::statx(mount, "", flags, StatxFlags::empty()).ok()?;
+    (stat.stx_dev_major == 0).then_some(stat.stx_dev_minor)
 }

@@ -17,6 +17,8 @@
 //! outside of the user's namespaces has an account of its own; [`Budget`](crate::Budget) leaves a
 //! part of each resource free for other accounts all the same.
 
+pub(crate) mod budget;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
@@ -28,7 +30,7 @@ use ambit_kernel::text::status::Status;
 use rustix::fs::fstat;
 use rustix::io::Errno;
 
-use crate::budget::What;
+use crate::account::budget::What;
 use crate::clock;
 use crate::context::Context;
 use crate::namespace_init;

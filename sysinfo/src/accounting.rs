@@ -10,7 +10,7 @@ use ambit_kernel::text::scan;
 
 use crate::KernelFiles;
 use crate::account::Owner;
-use crate::budget::{Descriptors, What};
+use crate::account::budget::{Descriptors, What};
 use crate::callers::{Caller, Callers};
 use crate::clock;
 use crate::container::Container;

@@ -20,8 +20,8 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::Error;
+use crate::account::budget::{Charge, What};
 use crate::account::{Account, Accounts, Owner};
-use crate::budget::{Charge, What};
 use crate::cgroup_namespace;
 use crate::clock;
 use crate::container::{Container, Identity, Init};
@@ -204,7 +204,7 @@ impl Callers {
             return Ok(container.clone());
         }
         let charge = self.charge(&mut adding, What::Cgroups, account, context)?;
-        let is_host = membership.is_root(&context.hierarchies);
+        let is_host = context.hierarchies.has_at_root(&membership);
         let identity = Identity { namespace: 0, init: None, is_host };
         let payer = (account.clone(), charge);
         let container = Container::new(identity, membership, payer, context);

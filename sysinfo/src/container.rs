@@ -17,8 +17,8 @@ use rustix::event::{PollFd, PollFlags};
 
 use crate::Error;
 use crate::account::Account;
+use crate::account::budget::Charge;
 use crate::activity::Activity;
-use crate::budget::Charge;
 use crate::cgroup_namespace;
 use crate::clock;
 use crate::context::{Context, OpenGuard};
@@ -34,7 +34,8 @@ use crate::source::huge::HugeFiles;
 use crate::source::nodes::NodeFiles;
 use crate::source::stats::StatFiles;
 use crate::source::{self, Source};
-use crate::stats::{StatSampler, StatSet, Stats};
+use crate::stat_sampler::StatSampler;
+use crate::stats::{StatSet, Stats};
 use crate::tasks::Counter;
 use crate::view::{Clock, Cpu, Origin, View};
 
@@ -460,7 +461,7 @@ impl Container {
                 let limit = context.options.memory_limit;
                 sampler.source = source::open(&context.hierarchies, &membership, limit);
                 let path = |one: &Membership| {
-                    one.path_of(Controller::Cpuacct, &context.hierarchies).map(str::to_owned)
+                    context.hierarchies.path_of(Controller::Cpuacct, one).map(str::to_owned)
                 };
                 if path(&membership) == path(&self.membership.load()) {
                     sampler.source.resume(sampler.clock.used());
@@ -503,7 +504,9 @@ impl Container {
         }
         sampler.skipped = 0;
         sampler.round = sampler.round.wrapping_add(1);
-        let counts = counter.count_shared(context, &self.membership.load(), sampler.round);
+        let Context { hierarchies, proc, counted, .. } = context;
+        let shared = (hierarchies, &**proc, counted);
+        let counts = counter.count_shared(shared, &self.membership.load(), sampler.round);
         let newest = counts.newest.and_then(|pid| {
             TEXT.with_borrow_mut(|text| {
                 let status = context.proc.read_of(pid, "status", text).ok()?;

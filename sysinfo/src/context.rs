@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::KernelFiles;
-use crate::budget::{Budget, Descriptors, What};
+use crate::account::budget::{Budget, Descriptors, What};
 use crate::counter_store::{self, CounterStore};
 use crate::cpu::CpuPolicy;
 use crate::hierarchy::Hierarchies;

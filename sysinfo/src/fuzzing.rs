@@ -19,7 +19,7 @@ use crate::stats::{Stats, VmEvents};
 use crate::view::{Clock, Load, Origin, Tasks, View};
 use crate::{
     clock, derive, hierarchy, kernel_names, namespace_init, personality, pressure, procfs, source,
-    stats, tasks, topology,
+    stat_sampler, tasks, topology,
 };
 
 /// Runs every parser of kernel text.
@@ -47,7 +47,7 @@ pub fn parse_all(text: &[u8]) {
     source::parse(text);
     let mut io = Vec::new();
     source::stats::parse(text, &mut io, &mut [0; VmEvents::NAMES.len()]);
-    stats::parse(&Same(text));
+    stat_sampler::parse(&Same(text));
 }
 
 /// A machine in which every file has this text.

@@ -12,51 +12,9 @@ use ambit_kernel::text::mountinfo::{self, Mounted};
 use ambit_kernel::text::scan;
 
 use crate::Error;
+pub use crate::controller::Controller;
 use crate::membership::Membership;
 use crate::private_mount;
-
-/// A controller that accounting reads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the variants carry the kernel's names")]
-pub enum Controller {
-    Memory,
-    Cpu,
-    Cpuacct,
-    Cpuset,
-    Pids,
-    /// `blkio` in cgroup v1.
-    Io,
-    Hugetlb,
-}
-
-impl Controller {
-    /// All controllers.
-    pub const ALL: [Self; 7] =
-        [Self::Memory, Self::Cpu, Self::Cpuacct, Self::Cpuset, Self::Pids, Self::Io, Self::Hugetlb];
-
-    /// The kernel's name.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Memory => "memory",
-            Self::Cpu => "cpu",
-            Self::Cpuacct => "cpuacct",
-            Self::Cpuset => "cpuset",
-            Self::Pids => "pids",
-            Self::Io => "io",
-            Self::Hugetlb => "hugetlb",
-        }
-    }
-
-    /// The kernel's name in cgroup v1.
-    #[must_use]
-    pub fn legacy_name(self) -> &'static str {
-        match self {
-            Self::Io => "blkio",
-            other => other.name(),
-        }
-    }
-}
 
 /// The root of one mounted hierarchy.
 #[derive(Debug, Clone)]
@@ -210,6 +168,27 @@ impl Hierarchies {
     #[must_use]
     pub fn is_unified(&self, controller: Controller) -> bool {
         self.unified.as_ref().is_some_and(|(_, controllers)| controllers.contains(&controller))
+    }
+
+    /// The cgroup in the hierarchy that has a controller, `/init.scope` cut.
+    #[must_use]
+    pub fn path_of<'m>(
+        &self,
+        controller: Controller,
+        membership: &'m Membership,
+    ) -> Option<&'m str> {
+        if self.is_unified(controller) {
+            return membership.unified();
+        }
+        self.legacy_mount(controller).and_then(|_| membership.legacy(controller))
+    }
+
+    /// True if the process is in the root cgroup of every hierarchy with a [`Controller`].
+    #[must_use]
+    pub fn has_at_root(&self, membership: &Membership) -> bool {
+        Controller::ALL
+            .into_iter()
+            .all(|controller| self.path_of(controller, membership).is_none_or(|path| path == "/"))
     }
 
     /// Returns `v1`, `v2` or `hybrid`.

@@ -11,12 +11,12 @@
 mod account;
 mod accounting;
 mod activity;
-mod budget;
 mod callers;
 mod cgroup_namespace;
 pub mod clock;
 mod container;
 mod context;
+mod controller;
 mod counter_store;
 pub mod cpu;
 pub mod cpuset;
@@ -41,6 +41,7 @@ mod private_mount;
 mod procfs;
 pub mod sample;
 pub mod source;
+mod stat_sampler;
 pub mod stats;
 mod steady;
 pub mod sysinfo;
@@ -50,9 +51,9 @@ pub mod view;
 
 use std::sync::Arc;
 
+pub use account::budget::{Budget, Charge, Descriptors, What};
 pub use account::{Account, Owner};
 pub use accounting::Accounting;
-pub use budget::{Budget, Charge, Descriptors, What};
 pub use container::Container;
 pub use context::Options;
 pub use cpuset::CpuSet;

@@ -5,8 +5,8 @@
 
 use ambit_kernel::text::control_groups;
 
+use crate::controller::Controller;
 use crate::hash::fnv1a;
-use crate::hierarchy::{Controller, Hierarchies};
 
 /// systemd moves itself into this child of the container's cgroup. The suffix is cut, also for
 /// containers without a cgroup namespace.
@@ -83,23 +83,6 @@ impl Membership {
         self.lines()
             .find(|(_, names, _)| names.split(',').any(|name| name == controller))
             .map(|(_, _, path)| path)
-    }
-
-    /// True if the process is in the root cgroup of every hierarchy with a [`Controller`].
-    #[must_use]
-    pub fn is_root(&self, hierarchies: &Hierarchies) -> bool {
-        Controller::ALL
-            .into_iter()
-            .all(|controller| self.path_of(controller, hierarchies).is_none_or(|path| path == "/"))
-    }
-
-    /// The cgroup in the hierarchy that has a controller, `/init.scope` cut.
-    #[must_use]
-    pub fn path_of(&self, controller: Controller, hierarchies: &Hierarchies) -> Option<&str> {
-        if hierarchies.is_unified(controller) {
-            return self.unified();
-        }
-        hierarchies.legacy_mount(controller).and_then(|_| self.legacy(controller))
     }
 
     /// Returns a name for the container: the last component of its longest cgroup path.

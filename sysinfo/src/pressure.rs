@@ -14,7 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::Error;
-use crate::budget::Charge;
+use crate::account::budget::Charge;
 use crate::context::Context;
 use crate::membership::Membership;
 

@@ -55,7 +55,7 @@ impl World {
     fn sample(&self, pid: &str) -> Sample {
         let cgroup = std::fs::read(self.root.join("proc").join(pid).join("cgroup")).unwrap();
         let membership = Membership::parse(&cgroup);
-        assert!(!membership.is_root(&self.hierarchies), "{}: {pid} is in a cgroup", self.name);
+        assert!(!self.hierarchies.has_at_root(&membership), "{}: {pid} is in a cgroup", self.name);
         let mut source = source::open(&self.hierarchies, &membership, MemoryLimit::Max);
         let mut sample = Sample::default();
         let mut buffer = Vec::new();

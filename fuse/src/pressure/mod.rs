@@ -34,14 +34,11 @@ use crate::filesystem::past_the_cache;
 use crate::recorder::{FileRequest, Operation, Refuse, RequestRecorder};
 use crate::service::{Service, errno};
 use crate::thread_pool::{self, ThreadKind, ThreadPool};
-use crate::tree::{Node, ROOT};
+use crate::tree::{Node, PRESSURE, ROOT};
 use refused::refuse_the_rest;
 use triggers::Triggers;
 #[cfg(feature = "fuzzing")]
 pub(crate) use triggers::window;
-
-/// Its mount point, below the root of the overlay.
-pub const DIRECTORY: &str = "proc/pressure";
 
 /// Validity of names and attributes, which never change.
 const VALID: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -68,7 +65,7 @@ impl PressureFilesystem {
     /// Returns the node of the overlay for a node of this filesystem, whose root is the directory.
     fn node(&self, id: u64) -> Result<&Node, Errno> {
         let tree = &self.service.tree;
-        let directory = tree.find_path(DIRECTORY).ok_or(Errno::ENOENT)?;
+        let directory = tree.find_path(PRESSURE).ok_or(Errno::ENOENT)?;
         if id == ROOT {
             return Ok(directory);
         }

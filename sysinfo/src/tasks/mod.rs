@@ -17,7 +17,6 @@ use rustix::fs::{Dir, Mode, OFlags};
 
 use crate::KernelFiles;
 use crate::clock;
-use crate::context::Context;
 use crate::hierarchy::{Controller, Hierarchies, Mount};
 use crate::membership::Membership;
 
@@ -108,11 +107,10 @@ impl Counter {
     /// count.
     pub(crate) fn count_shared(
         &mut self,
-        context: &Context,
+        (hierarchies, proc, counted): (&Hierarchies, &KernelFiles, &RecentCounts),
         membership: &Membership,
         round: usize,
     ) -> Counts {
-        let Context { hierarchies, proc, counted, .. } = context;
         let Some((mount, cgroup, _)) = cgroup_to_count(hierarchies, membership) else {
             return Counts::default();
         };
