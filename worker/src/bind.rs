@@ -1,9 +1,9 @@
-//! A device node under `/dev` of a container where the filesystem forbids them: made on a filesystem
-//! of its own, and mounted over an empty file.
+//! Bind-mounts a device node below a container's `/dev` where the filesystem does not support
+//! nodes: the node is made on a new tmpfs and mounted over an empty file.
 //!
-//! The file is made as the caller, in its namespaces and with its rights, and so is the mount: what
-//! it could not do itself fails here too. Only the node is made with the host's rights, in a place
-//! where no name of the container leads ([`super::mount::clean_node`]).
+//! The file and the mount are made as the caller, in its namespaces and with its rights: what the
+//! caller could not do itself fails here too. Only the node is made with the host's rights, in a
+//! root where no path of the container is looked up ([`super::mount::clean_node`]).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -19,33 +19,34 @@ use super::caller::Caller;
 use super::failure::{Failure, OnOurSide, OrFail};
 use super::mount::clean_node;
 
-/// Seconds that it may take.
+/// The alarm(2) of the process, in seconds.
 const LONGEST: u32 = 6;
 
-/// A node that is to appear in a container.
+/// A device node to be mounted in a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bind {
-    /// Where, and which.
+    /// The path, the mode and the device number.
     pub node: Mknod,
-    /// Whose it is, in the host's numbers.
+    /// Its owner and group, as ids of the host.
     pub owner: (u32, u32),
-    /// The caller's mask for modes.
+    /// The caller's umask(2).
     pub umask: u32,
 }
 
-/// Makes it appear, as a process that becomes the caller.
+/// Makes the node, makes this process the caller, and mounts the node.
 pub(super) fn bind(bind: &Bind, caller: &Caller) -> Result<(), Failure> {
     nix::unistd::alarm::set(LONGEST);
-    // What the node's filesystem takes is the container's to pay for.
+    // First: the memory of the node's filesystem is charged to the container.
     caller.enter_groups()?;
     let mode = bind.node.mode & 0o777 & !bind.umask;
     let node = clean_node(bind.node.device, mode, bind.owner).on_our_side()?;
     caller.enter_users()?;
     caller.enter()?;
-    let (folder, name) = bind.node.place().ok_or_else(|| refused("the path has no name"))?;
+    let (folder, name) =
+        bind.node.place().ok_or_else(|| refused("the path has no last component"))?;
     let folder = open_folder(folder)?;
     if !is_below_dev(folder.as_fd())? {
-        return Err(refused("only below /dev nodes are mounted where none can be made"));
+        return Err(refused("device nodes are bind-mounted below /dev only"));
     }
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(&folder, name, flags, Mode::empty())
@@ -66,7 +67,7 @@ fn open_folder(path: &[u8]) -> Result<OwnedFd, Failure> {
         .or_fail("openat2 of the node's folder as the caller")
 }
 
-/// Is a folder on the filesystem that is mounted on `/dev`? All of that mount is below.
+/// True if a directory is on the mount at `/dev`. All of that mount is below `/dev`.
 fn is_below_dev(folder: BorrowedFd<'_>) -> Result<bool, Failure> {
     let look = |folder: BorrowedFd<'_>| -> Result<Statx, Failure> {
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;

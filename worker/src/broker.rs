@@ -1,9 +1,13 @@
-//! The process that starts others: single-threaded, with the host's rights. The keeper starts it
-//! beside the server; without a keeper it is forked before there are threads.
+//! The broker: a single-threaded process with the host's rights that forks all processes which work
+//! for containers. The keeper starts it beside the server. Without a keeper the daemon forks it
+//! before it has threads.
 //!
-//! It forks one process for every errand and goes on listening, so one that hangs holds up
-//! nobody. It keeps no descriptor but its own end of the connection, ends with the daemon, and
-//! lets the mounts that are under way come to their end. If it dies, the keeper starts another one.
+//! The broker forks one process for each request and then listens again, so a request that hangs
+//! does not delay others. It must never hold a descriptor besides its end of the connection and the
+//! source locks, nor do the work itself. It ends with the daemon; mounts that are being made are
+//! completed. If the broker dies, the keeper starts another one.
+//!
+//! Start reading at [`Broker::mount`] for the daemon's side and at [`serve`] for the broker's.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -32,52 +36,53 @@ use super::line::Line;
 use super::mount::{Order, Turns};
 use super::{act, mount};
 
-/// The longest request: three strings of a page each, written as numbers.
+/// The longest request, in bytes: three strings of a page each, as JSON arrays of numbers.
 const LONGEST: usize = 128 << 10;
-/// How much longer than its deadline a mount may take to report.
+/// How long the daemon waits for a report after the deadline of a mount.
 const GRACE: Duration = Duration::from_secs(3);
-/// How long a request waits for another broker when the keeper is to start one. The kernel answers
-/// the call after that.
+/// How long a request waits until the keeper has started another broker. After that the call is
+/// left to the kernel.
 const ANOTHER: Duration = Duration::from_secs(2);
-/// How long a broker may take to take a request.
+/// The send timeout for a request.
 const TAKEN: Duration = Duration::from_secs(5);
 
-/// What is to be done, without the descriptors. Those are, in this order: where to report; for
-/// a mount, the inotify instance that watches it; of a caller users, mounts, root, folder and other
-/// namespaces; control groups.
+/// A request to the broker. Its descriptors are sent beside it, in this order: the channel for the
+/// report; for a mount, the inotify instance that watches it; the caller's user namespace, mount
+/// namespace, root, working directory and other namespaces; `cgroup.procs` of control groups.
 #[derive(Debug, Serialize, Deserialize)]
 enum Errand {
-    /// A mount for a caller.
+    /// Make a mount.
     Mount(Order, Told),
-    /// A file that a caller may change, opened.
+    /// Open a file that the caller may write.
     Find(Find, Told),
-    /// A device node where the filesystem forbids them.
+    /// Bind-mount a device node where the filesystem does not support them.
     Bind(Bind, Told),
-    /// A lasting worker in the control groups.
+    /// Start a long-lived worker in the control groups.
     Worker,
 }
 
-/// A caller, without its descriptors.
+/// The part of a [`Caller`] that is not a descriptor.
 #[derive(Debug, Serialize, Deserialize)]
 struct Told {
     facts: Facts,
+    /// The kinds (`CLONE_NEW*`) of the other namespaces.
     others: Vec<i32>,
 }
 
-/// The connection to the broker.
+/// The daemon's connection to the broker.
 #[derive(Debug)]
 pub struct Broker {
     connection: Mutex<Option<Arc<OwnedFd>>>,
     replaced: Condvar,
-    /// How long another one may take to come after one has died.
+    /// How long to wait for another broker after one has died.
     patience: Duration,
 }
 
 impl Broker {
-    /// Starts it as a child of this process.
+    /// Forks the broker as a child of this process.
     ///
     /// # Errors
-    /// This process has threads already, or there is no room for another one.
+    /// This process has threads already, or socketpair(2) or fork(2) fails.
     pub fn start() -> std::io::Result<Self> {
         let (ours, theirs) = channel::pair()?;
         match fork()? {
@@ -89,21 +94,23 @@ impl Broker {
         }
     }
 
-    /// One that the keeper starts and replaces. `None`: it comes later.
+    /// Returns the connection to a broker that the keeper starts and replaces. With `None` the
+    /// first connection comes later, by [`Broker::replace`].
     #[must_use]
     pub fn kept(connection: Option<OwnedFd>) -> Self {
         Self::connected(connection, ANOTHER)
     }
 
-    /// Is the broker that a keeper has started with its connection as standard input.
+    /// Runs the broker in this process. The keeper has started it with the connection as standard
+    /// input.
     ///
     /// # Errors
-    /// There is no connection.
+    /// Standard input is not open.
     pub fn serve_keeper() -> std::io::Result<()> {
         let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
         rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
-        // Helpers must not inherit the keeper's mask of signals. Signals of a terminal are for the
-        // keeper alone.
+        // Helpers must not inherit the keeper's signal mask. Only the keeper gets the signals of a
+        // terminal.
         SigSet::empty().thread_set_mask()?;
         let _ = rustix::process::setsid();
         work(&socket);
@@ -118,9 +125,9 @@ impl Broker {
         broker
     }
 
-    /// Goes on with another broker.
+    /// Continues with the connection of another broker.
     pub fn replace(&self, connection: OwnedFd) {
-        // It may be stopped.
+        // A broker that is stopped (SIGSTOP) does not receive.
         let _ = set_socket_timeout(&connection, Timeout::Send, Some(TAKEN));
         *self.lock() = Some(Arc::new(connection));
         self.replaced.notify_all();
@@ -130,7 +137,7 @@ impl Broker {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The connection, or another one than that of a broker that has died.
+    /// Waits for a connection that is not `dead`, the one of a broker that has died.
     fn connection(&self, dead: Option<&Arc<OwnedFd>>, until: Instant) -> Option<Arc<OwnedFd>> {
         let is_none = |now: &mut Option<Arc<OwnedFd>>| match (now, dead) {
             (Some(now), Some(dead)) => Arc::ptr_eq(now, dead),
@@ -142,8 +149,9 @@ impl Broker {
         if is_none(&mut now) { None } else { now.clone() }
     }
 
-    /// Has something mounted, and waits for it. What the kernel mounts is watched by this inotify
-    /// instance: the result is the watch's number. For a helper it is the number of its device.
+    /// Makes a mount and waits until it is attached. Adds an inotify watch for the root of a kernel
+    /// filesystem to `watches` and returns the watch descriptor. For a helper, returns the device
+    /// number of its filesystem.
     ///
     /// # Errors
     /// Nothing was mounted.
@@ -158,26 +166,26 @@ impl Broker {
         self.for_caller(&errand, caller, Some(watches))?.receive_number(until)
     }
 
-    /// Has a file opened (`O_PATH`) that the caller may change.
+    /// Opens a file (`O_PATH`) that the caller may write.
     ///
     /// # Errors
-    /// It may not, or there is none.
+    /// The file does not exist, or the caller may not write it.
     pub fn find(&self, find: &Find, caller: &Caller, until: Instant) -> Result<OwnedFd, Failure> {
         let line = self.for_caller(&Errand::Find(find.clone(), caller.into()), caller, None)?;
         let file = line.receive(until)?.pop();
-        file.ok_or_else(|| wrong("no file was passed on"))
+        file.ok_or_else(|| wrong("a report without a file"))
     }
 
-    /// Has a device node appear below a caller's `/dev`.
+    /// Bind-mounts a device node below the caller's `/dev`.
     ///
     /// # Errors
-    /// It may not, or there was no room.
+    /// The caller may not create the file below the mount, or the node could not be made.
     pub fn bind(&self, bind: &Bind, caller: &Caller, until: Instant) -> Result<(), Failure> {
         let errand = Errand::Bind(bind.clone(), caller.into());
         self.for_caller(&errand, caller, None)?.receive(until).map(drop)
     }
 
-    /// Starts a worker in these control groups. Its first message has a descriptor of itself.
+    /// Starts a worker in these control groups. The worker's first message has its own pidfd.
     pub(super) fn worker(&self, groups: &[OwnedFd]) -> Result<Line, Failure> {
         self.send(&Errand::Worker, groups.iter().map(AsFd::as_fd))
     }
@@ -194,7 +202,7 @@ impl Broker {
         self.send(errand, first.into_iter().chain(callers))
     }
 
-    /// Sends an errand; the answer comes by the line.
+    /// Sends a request, and returns the channel on which the report arrives.
     fn send<'a>(
         &self,
         errand: &Errand,
@@ -221,7 +229,7 @@ impl Broker {
                 }
             }
         }
-        Err(Failure::nobody_acts("the broker is gone"))
+        Err(Failure::nobody_acts("the broker has ended"))
     }
 }
 
@@ -232,8 +240,8 @@ impl From<&Caller> for Told {
     }
 }
 
-/// A service manager may have the OOM killer spare the daemon; what acts for containers, in their
-/// control groups, is not spared.
+/// Raises a negative `oom_score_adj`, which a service manager may have set to protect the daemon,
+/// to 0: a process that works in a container's control groups must not be protected.
 fn spare_nobody() {
     const FILE: &str = "/proc/self/oom_score_adj";
     let score = std::fs::read(FILE).ok().and_then(|text| text::numbers::<i32>(&text).next());
@@ -242,21 +250,23 @@ fn spare_nobody() {
     }
 }
 
-/// What the broker does, for as long as the daemon is there.
+/// Runs the broker until the daemon closes the connection.
 fn work(socket: &OwnedFd) {
     let _ = rustix::thread::set_name(c"ambit-broker");
     spare_nobody();
-    // No other process may wait for what a mount leaves behind, and until one does, the container
-    // that it was for cannot end.
+    // Processes that a failed mount leaves behind must be reaped: a zombie in the container's pid
+    // namespace keeps its init from ending.
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
     let _ = close_all_but(socket.as_raw_fd().unsigned_abs());
     match Turns::new() {
         Ok(turns) => serve(socket, &turns),
-        Err(error) => complain(format_args!("ambit: the broker has no memory: {error}")),
+        Err(error) => complain(format_args!(
+            "ambit: the broker cannot make its source locks: memfd_create: {error}"
+        )),
     }
 }
 
-/// Until the daemon is gone.
+/// Forks a process for each request until the daemon closes the connection.
 fn serve(socket: &OwnedFd, turns: &Turns) {
     let mut bytes = vec![0; LONGEST];
     loop {
@@ -267,7 +277,7 @@ fn serve(socket: &OwnedFd, turns: &Turns) {
                 Err(_) => break false,
             }
         };
-        // Whoever ended while nobody asks for anything is waited for a little later.
+        // While children run, the loop wakes every 100 ms to reap them.
         let soon = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
         let patience = running.then_some(&soon);
         match poll(&mut [PollFd::new(socket, PollFlags::IN)], patience) {
@@ -286,13 +296,13 @@ fn serve(socket: &OwnedFd, turns: &Turns) {
                 run(&bytes[..length], fds, line, turns);
                 leave(0)
             }
-            // Without a process its line is closed, and the daemon says so.
+            // If fork(2) failed, the channel is closed, which the daemon reports as EIO.
             Ok(Fork::Parent(_)) | Err(_) => {}
         }
     }
 }
 
-/// Does an errand, in a process of its own.
+/// Carries out one request in this process, which was forked for it.
 fn run(request: &[u8], mut fds: Vec<OwnedFd>, line: Line, turns: &Turns) {
     let errand = match serde_json::from_slice(request) {
         Ok(errand) => errand,
@@ -331,7 +341,7 @@ fn caller(told: Told, fds: Vec<OwnedFd>) -> Result<Caller, Failure> {
 }
 
 fn wrong(what: &str) -> Failure {
-    Failure::new(Errno::EPROTO, format!("a wrong request: {what}")).on_our_side()
+    Failure::new(Errno::EPROTO, format!("a malformed request: {what}")).on_our_side()
 }
 
 #[cfg(test)]
@@ -343,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_waits_for_the_broker_after_one_that_died() {
+    fn a_request_waits_for_the_next_broker_after_one_has_died() {
         let (ours, theirs) = channel::pair().unwrap();
         drop(theirs);
         let broker = Broker::kept(Some(ours));

@@ -1,8 +1,10 @@
-//! Becoming the caller: its control groups, namespaces, root, folder, ids and capabilities.
+//! Becoming the caller: its control groups, namespaces, root, working directory, ids and
+//! capabilities.
 //!
 //! Everything is entered by descriptors that were opened while the caller was known to wait, never
-//! by a number or a path. What acts afterwards can do nothing that the caller could not do itself.
-//! Where any of it fails, the kernel answers the call.
+//! by a pid or a path. A process that has become the caller must never have a right that the caller
+//! does not have. Where any step fails, the call is left to the kernel. Start reading at
+//! [`Caller::enter`]; `pin.rs` makes a [`Caller`].
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -16,7 +18,7 @@ use super::child::die_with_parent;
 use super::failure::{Failure, OnOurSide, OrFail};
 use ambit_kernel::text::id_map::IdMap;
 
-/// The thread that called mount(2), as descriptors and numbers of its own user namespace.
+/// The thread that made the system call, as descriptors, and as ids of its own user namespace.
 #[derive(Debug)]
 pub struct Caller {
     /// Its user namespace.
@@ -27,48 +29,48 @@ pub struct Caller {
     pub others: Vec<(i32, OwnedFd)>,
     /// Its root, `O_PATH`.
     pub root: OwnedFd,
-    /// Its folder, `O_PATH`.
+    /// Its working directory, `O_PATH`.
     pub folder: OwnedFd,
     /// `cgroup.procs` of its control groups, open for writing.
     pub groups: Vec<OwnedFd>,
-    /// What can be written down.
+    /// What is not a descriptor.
     pub facts: Facts,
 }
 
-/// The maps of a caller's user namespace.
+/// `uid_map` and `gid_map` of a caller's user namespace.
 #[derive(Debug)]
 pub struct IdMaps {
-    /// Those of users.
+    /// `uid_map`.
     pub users: IdMap,
-    /// Those of groups.
+    /// `gid_map`.
     pub groups: IdMap,
 }
 
-/// Numbers of a caller.
+/// The attributes of a caller that its `/proc/<tid>` shows as text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
-    /// User and group, in its own namespace.
+    /// Effective user and group, as ids of its own user namespace.
     pub ids: (u32, u32),
-    /// Supplementary groups, in its own namespace.
+    /// Supplementary groups, as ids of its own user namespace.
     pub supplementary: Vec<u32>,
-    /// Capabilities it can use, and those it can ever get.
+    /// The effective capabilities.
     pub effective: u64,
-    /// The bounding set.
+    /// The capability bounding set.
     pub bounding: u64,
-    /// Whether it can gain nothing by executing programs.
+    /// Set if execve(2) grants no privileges (`PR_SET_NO_NEW_PRIVS`).
     pub no_new_privs: bool,
-    /// The mask for modes of new files.
+    /// The file mode creation mask, umask(2).
     pub umask: u32,
     /// The AppArmor profile that confines it.
     pub label: Option<String>,
     /// Resource limits: number, soft, hard.
     pub limits: Vec<(i32, u64, u64)>,
-    /// How readily it is killed when memory is short, -1000 to 1000.
+    /// `oom_score_adj`, -1000 to 1000.
     pub oom_score: i32,
 }
 
 impl Caller {
-    /// Enters its control groups alone: what is used from here on is the container's.
+    /// Enters the control groups alone: resources used from here on are charged to the container.
     pub(super) fn enter_groups(&self) -> Result<(), Failure> {
         for group in &self.groups {
             let entered = rustix::io::write(group, b"0");
@@ -77,19 +79,20 @@ impl Caller {
         Ok(())
     }
 
-    /// Enters everything but the mount namespace: from here on this process has all capabilities,
-    /// but over the container only, while it still sees the host's files. Its children are in the
-    /// caller's pid namespace.
+    /// Enters all namespaces but the mount namespace. From here on this process has all
+    /// capabilities in the container's user namespace and none over the host, and still sees the
+    /// host's files. Its children are in the caller's pid namespace.
     pub(super) fn enter_users(&self) -> Result<(), Failure> {
         self.enter_namespaces().on_our_side()
     }
 
     fn enter_namespaces(&self) -> Result<(), Failure> {
-        // From its pid namespace the container sees what acts for it, and may not look inside: there
-        // are descriptors of the host. Executing a program ends this.
+        // The container can see this process in its pid namespace. It must not open the
+        // `/proc/<pid>` files, because this process has descriptors of the host. execve(2) makes it
+        // dumpable again.
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
             .or_fail("prctl(PR_SET_DUMPABLE)")?;
-        // With the host's rights: some may be the host's own, or those of a pod.
+        // Before the user namespace: some namespaces may belong to the host or to a pod.
         for (kind, namespace) in &self.others {
             let kind = CloneFlags::from_bits_retain(*kind);
             setns(namespace, kind).or_fail(format!("setns to the caller's {kind:?}"))?;
@@ -97,14 +100,16 @@ impl Caller {
         setns(&self.users, CloneFlags::CLONE_NEWUSER).or_fail("setns to the caller's users")
     }
 
-    /// Enters the rest, its control groups among them.
+    /// Enters the control groups and the mount namespace, and assumes ids, root, working directory
+    /// and capabilities. [`Caller::enter_users`] comes first.
     pub(super) fn enter(&self) -> Result<(), Failure> {
-        // What the daemon was spared must not spare what acts for a container. To lower it needs a
-        // capability that there may not be.
+        // A low `oom_score_adj` of the daemon must not protect a process that works for a
+        // container. Errors are ignored: lowering the value needs CAP_SYS_RESOURCE, which may be
+        // missing.
         let _ = std::fs::write("/proc/self/oom_score_adj", self.facts.oom_score.to_string());
         self.enter_groups()?;
-        // Refused when the mount namespace is not one of this user namespace's: then the caller
-        // may not mount either.
+        // Fails if the mount namespace does not belong to this user namespace. The caller may not
+        // mount then either.
         setns(&self.mounts, CloneFlags::CLONE_NEWNS)
             .or_fail("setns to the caller's mounts")
             .on_our_side()?;
@@ -112,9 +117,8 @@ impl Caller {
         self.lay_down_rights().on_our_side()
     }
 
-    /// Its root and folder. A FUSE filesystem asks for the ids of a process that enters one, and
-    /// refuses those that its user namespace does not map (EOVERFLOW), so they are the caller's
-    /// already.
+    /// Enters root and working directory. The ids must be the caller's already: chdir(2) to a FUSE
+    /// filesystem fails with EOVERFLOW for ids that its user namespace does not map.
     fn enter_folders(&self) -> Result<(), Failure> {
         rustix::process::fchdir(&self.root).or_fail("fchdir to the caller's root")?;
         rustix::process::chroot(".").or_fail("chroot to the caller's root")?;
@@ -123,7 +127,7 @@ impl Caller {
         Ok(())
     }
 
-    /// Its ids; all capabilities over the container are kept.
+    /// Assumes the caller's ids and keeps all capabilities in the container's user namespace.
     fn take_ids(&self) -> Result<(), Failure> {
         let groups: Vec<_> = self.facts.supplementary.iter().map(|&id| Gid::from_raw(id)).collect();
         rustix::thread::set_thread_groups(&groups).or_fail("setgroups")?;
@@ -131,20 +135,20 @@ impl Caller {
         rustix::thread::set_keep_capabilities(true).or_fail("prctl(PR_SET_KEEPCAPS)")?;
         rustix::thread::set_thread_res_gid(gid, gid, gid).or_fail("setresgid")?;
         rustix::thread::set_thread_res_uid(uid, uid, uid).or_fail("setresuid")?;
-        // Those in force may have gone with the ids.
+        // setresuid(2) clears the effective set.
         let all = rustix::thread::capabilities(None).or_fail("capget")?;
         let all = CapabilitySets { effective: all.permitted, ..all };
         rustix::thread::set_capabilities(None, all).or_fail("capset")
     }
 
-    /// No capability that it does not use.
+    /// Drops all capabilities that the caller does not have.
     fn lay_down_rights(&self) -> Result<(), Failure> {
         let effective = CapabilitySet::from_bits_retain(self.facts.effective);
         for number in 0..64u64 {
             if self.facts.bounding >> number & 1 == 0 {
                 let one = CapabilitySet::from_bits_retain(1 << number);
                 if rustix::thread::remove_capability_from_bounding_set(one).is_err() {
-                    break; // beyond the last one this kernel knows
+                    break; // EINVAL: the kernel has no capability of this number
                 }
             }
         }
@@ -159,8 +163,8 @@ impl Caller {
         Ok(())
     }
 
-    /// Takes its resource limits, for a program that is to be executed. What would be more than
-    /// we have ourselves stays at ours.
+    /// Sets the caller's resource limits, for a program that is executed next. A hard limit above
+    /// the one of this process is lowered to that.
     pub(super) fn take_limits(&self) {
         for &(number, soft, hard) in &self.facts.limits {
             let Some(resource) = RESOURCES.iter().find(|&&one| one as i32 == number) else {
@@ -172,13 +176,12 @@ impl Caller {
         }
     }
 
-    /// The user namespace, for mounts that are to be shifted to it.
     pub(super) fn users(&self) -> impl AsFd + '_ {
         self.users.as_fd()
     }
 }
 
-/// The limits that a program inherits.
+/// All limits of setrlimit(2).
 const RESOURCES: [Resource; 16] = [
     Resource::RLIMIT_AS,
     Resource::RLIMIT_CORE,

@@ -1,8 +1,8 @@
-//! Processes that make a mount together, and the end of all of them when it does not work out.
+//! Child processes that make a mount, and how all of them are ended when the mount fails.
 //!
-//! Helpers put themselves into the background, so an ancestor collects them
-//! (`PR_SET_CHILD_SUBREAPER`) until the mount is made. Only a process that still sees the host's
-//! `/proc` may look for descendants: in the container's, numbers mean other processes.
+//! Helpers daemonize, so an ancestor is their subreaper (`PR_SET_CHILD_SUBREAPER`) until the mount
+//! is made. Only a process that still sees the host's `/proc` may search for descendants: in the
+//! container's `/proc` the same pids name other processes. Start reading at [`Child`].
 
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 
 use super::failure::{Failure, OnOurSide, OrFail};
 
-/// How long a killed process may take to end: it may be held up in a filesystem that hangs.
+/// How long to wait for a killed process. One that is blocked in a hung filesystem does not end.
 const GRACE: Duration = Duration::from_millis(500);
 
 /// A child process.
@@ -26,19 +26,19 @@ pub(super) struct Child {
     end: End,
 }
 
-/// What happens to a child that nobody waits for any more.
+/// What happens to a running child when its [`Child`] is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
-    /// It is killed.
+    /// The child is killed.
     Alone,
-    /// It is killed with everything that it started.
+    /// The child and all its descendants are killed.
     Family,
-    /// Somebody above kills it.
+    /// The child keeps running; an ancestor with [`End::Family`] kills it if need be.
     Left,
 }
 
 impl Child {
-    /// Starts one that does this and ends. It dies with the process that started it.
+    /// Forks a child that runs `main` and exits. The child is killed when its parent ends.
     pub(super) fn start(end: End, main: impl FnOnce()) -> Result<Self, Failure> {
         match fork().or_fail("fork").on_our_side()? {
             Fork::Parent(pid) => Ok(Self { pid, running: true, end }),
@@ -50,14 +50,14 @@ impl Child {
         }
     }
 
-    /// Waits for its end; it has said all it had to say.
+    /// Reaps a child that has reported its result and is about to exit.
     pub(super) fn finish(mut self) {
         self.reap(Instant::now() + GRACE);
     }
 
-    /// Lets go of it and of what it started: it works for nobody any more.
+    /// Kills the child alone and leaves its descendants running.
     pub(super) fn let_go(mut self) {
-        // Its children are in the background already, and become those of their init.
+        // The descendants have daemonized already; the init of their pid namespace adopts them.
         let _ = kill(self.pid, Signal::SIGKILL);
         self.reap(Instant::now() + GRACE);
         self.running = false;
@@ -86,20 +86,19 @@ impl Drop for Child {
     }
 }
 
-/// For a process that acts for another one: it ends when that one does. Must be called again after
-/// every change of credentials.
+/// Has the kernel kill this process when its parent ends. Must be called again after every change
+/// of credentials, which clears the setting (prctl(2)).
 pub(super) fn die_with_parent() {
     let signal = Some(rustix::process::Signal::KILL);
     let _ = rustix::process::set_parent_process_death_signal(signal);
 }
 
-/// Ends this process.
 pub(super) fn leave(status: i32) -> ! {
     std::process::exit(status)
 }
 
-/// Kills everything below a process. What starts meanwhile is found in the next round: a stopped
-/// process starts nothing.
+/// Kills all descendants of a process. They are stopped first, because a stopped process forks no
+/// more. Processes that were forked meanwhile are found in the next round.
 fn end_descendants(pid: Pid) {
     for _ in 0..8 {
         let all = descendants(pid);

@@ -1,22 +1,21 @@
-//! Why something was not done: the errno for the caller, and a sentence for the log.
+//! The error of this package: the errno for the caller, and a message for the log.
 //!
-//! Only the act itself has an errno that the caller is told. What fails before it, on our side
-//! (taking on the caller's identity, entering its control groups and namespaces, a process or a
-//! descriptor that there is no room for), is marked by [`OnOurSide`]: the kernel then answers the
-//! call, as if it were not intercepted.
+//! Only an error of the operation itself is returned to the caller. An error before the operation
+//! is marked by [`OnOurSide`]: assuming the caller's identity, entering its control groups and
+//! namespaces, a process or descriptor that could not be made. Such a call is left to the kernel,
+//! as if it were not intercepted.
 
 use nix::errno::Errno;
 
-/// Something that was not done.
+/// The reason why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Failure {
-    /// What the system call returns.
+    /// The errno that the system call returns.
     pub errno: Errno,
-    /// What the administrator reads: the object, the system call, the kernel's or the helper's
-    /// own words.
+    /// The log message: the object, the system call, and what the kernel or the helper reported.
     pub message: String,
-    /// The act was not tried: the kernel answers the call.
+    /// Set if the operation was not tried: the call is left to the kernel.
     pub untried: bool,
 }
 
@@ -25,18 +24,18 @@ impl Failure {
         Self { errno, message: message.into(), untried: false }
     }
 
-    /// There is nobody to do it.
+    /// No process can carry out the request.
     pub(super) fn nobody_acts(message: impl Into<String>) -> Self {
         Self::new(Errno::ENOSYS, message).on_our_side()
     }
 
-    /// It failed before the act was tried.
+    /// Marks an error that happened before the operation was tried.
     pub(crate) fn on_our_side(self) -> Self {
         Self { untried: true, ..self }
     }
 }
 
-/// Marks failures of what comes before an act.
+/// Marks errors of steps before the operation.
 pub(super) trait OnOurSide {
     fn on_our_side(self) -> Self;
 }
@@ -47,7 +46,7 @@ impl<T> OnOurSide for Result<T, Failure> {
     }
 }
 
-/// Errors of the three libraries that make system calls.
+/// Converts the error types of nix, rustix and std to an errno.
 pub(super) trait Number: std::fmt::Display {
     fn number(&self) -> Errno;
 }
@@ -70,7 +69,7 @@ impl Number for std::io::Error {
     }
 }
 
-/// Says what failed.
+/// Adds the object and the system call to an error.
 pub(super) trait OrFail<T> {
     fn or_fail(self, what: impl Into<String>) -> Result<T, Failure>;
 }

@@ -1,8 +1,9 @@
-//! Finding a file as the caller does, with the capabilities that it has over its own files.
+//! Opens a file that the caller may write, with the capabilities that it has in its user namespace.
 //!
-//! For callers that pass over permissions (`CAP_DAC_OVERRIDE`): only the kernel can judge that, and
-//! only for a process of the caller's user namespace. Such a process is made for each file, which
-//! is slow; permissions alone are enough for nearly all.
+//! For callers with `CAP_DAC_OVERRIDE`: only the kernel can decide whether the capability applies
+//! to a file, and only for a process in the caller's user namespace. A process is forked for each
+//! file, which is slow; for nearly all calls file permissions suffice and this is not used. Nothing
+//! is opened before the process has become the caller.
 
 use std::os::fd::OwnedFd;
 
@@ -14,24 +15,24 @@ use serde::{Deserialize, Serialize};
 use super::caller::Caller;
 use super::failure::{Failure, OrFail};
 
-/// Seconds that it may take.
+/// The alarm(2) of the process, in seconds.
 const LONGEST: u32 = 6;
 
-/// A file that the caller wants to change.
+/// A file that the caller wants to write.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Find {
-    /// Its path; empty for the caller's folder itself.
+    /// The path; empty for the caller's working directory itself.
     pub path: Vec<u8>,
-    /// A folder, in which something is to be made?
+    /// Set if the path must be a directory, in which a file will be created.
     pub folder: bool,
-    /// Is a symbolic link at the end followed?
+    /// Set if a symbolic link as last component is followed.
     pub follow: bool,
 }
 
-/// Opens it, as a process that becomes the caller.
+/// Makes this process the caller and opens the file (`O_PATH`).
 pub(super) fn find(find: &Find, caller: &Caller) -> Result<OwnedFd, Failure> {
-    // Whoever asked has given up by then. A filesystem of the container may hang for ever, and its
-    // control group could not be removed.
+    // The daemon has given up by then. A filesystem of the container may hang for ever, and a
+    // process in it would keep its control group from being removed.
     nix::unistd::alarm::set(LONGEST);
     caller.enter_users()?;
     caller.enter()?;
@@ -43,7 +44,7 @@ pub(super) fn find(find: &Find, caller: &Caller) -> Result<OwnedFd, Failure> {
     let file = file.or_fail("openat2 as the caller")?;
     let mut access = AccessFlags::W_OK;
     access.set(AccessFlags::X_OK, find.folder);
-    // By the effective ids and capabilities.
+    // faccessat(2) with AT_EACCESS checks with the effective ids and capabilities.
     let flags = AtFlags::AT_EMPTY_PATH | AtFlags::AT_EACCESS;
     faccessat(&file, c"", access, flags).or_fail("faccessat as the caller")?;
     Ok(file)

@@ -1,9 +1,13 @@
-//! Work for containers that needs more rights than they have.
+//! Privileged work for containers: mounts, device nodes and other operations that need more rights
+//! than a container has.
 //!
-//! [`Broker`] is a process with one thread that forks everything else: a process for each
-//! mount (`mount`), and a lasting one for the quick acts of a control group (`act`). What acts in
-//! the caller's place is told by descriptors and numbers that were taken while the caller was
-//! known to wait ([`Caller`], [`act::Actor`]).
+//! [`Broker`] is a single-threaded process that forks all others: one process for each mount
+//! ([`mount`]), and one long-lived worker for each set of control groups ([`act`]). A process that
+//! works as the caller gets descriptors and numbers only, which were taken while the caller was
+//! known to wait in its system call ([`Caller`], [`act::Actor`]).
+//!
+//! This package must never decide whether a call is granted: the policies are in `intercept`. Start
+//! reading at `broker.rs`.
 
 pub mod act;
 mod bind;

@@ -1,6 +1,8 @@
-//! Messages between the processes that act: a result, a text, descriptors.
+//! The channel between the processes of this package: it carries a result, a text and descriptors.
 //!
-//! SEQPACKET keeps messages whole, a peer that dies is an end of file, and every wait has an end.
+//! SEQPACKET keeps messages whole, and a peer that dies is an end of file. A receiver must never
+//! wait without a deadline, because the peer may be blocked in a filesystem of the container. Start
+//! reading at [`Line::report`] and [`Line::receive`].
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
@@ -14,10 +16,10 @@ use serde::de::DeserializeOwned;
 
 use super::failure::{Failure, OnOurSide, OrFail};
 
-/// The longest text that is passed on.
+/// The longest text, in bytes. Longer ones are cut off.
 const TEXT: usize = 4096;
 
-/// One end of a connection.
+/// One end of a channel.
 #[derive(Debug)]
 pub(super) struct Line(OwnedFd);
 
@@ -27,14 +29,14 @@ impl Line {
         Ok((Self(one), Self(other)))
     }
 
-    /// Reports success, with what there is to hand over.
+    /// Reports success, with descriptors.
     pub(super) fn done(&self, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
         self.send(0, "", fds)
     }
 
-    /// Reports a result, whichever.
+    /// Reports success with descriptors, or an error.
     pub(super) fn report(&self, result: Result<Vec<OwnedFd>, Failure>) {
-        // Whoever does not listen any more does not need it.
+        // Errors are ignored: a peer that has closed its end does not wait for the result.
         let _ = match result {
             Ok(fds) => self.done(&fds.iter().map(AsFd::as_fd).collect::<Vec<_>>()),
             Err(failure) => self.send(number(&failure), &failure.message, &[]),
@@ -49,7 +51,7 @@ impl Line {
             .on_our_side()
     }
 
-    /// Reports a result that is a number.
+    /// Reports success with a number, or an error.
     pub(super) fn report_number(&self, result: Result<Option<u64>, Failure>) {
         match result {
             Ok(Some(number)) => drop(self.send(0, &number.to_string(), &[])),
@@ -57,25 +59,26 @@ impl Line {
         }
     }
 
-    /// Reports success, with a value.
+    /// Reports success, with a value as JSON.
     pub(super) fn done_with(&self, value: &impl Serialize) -> Result<(), Failure> {
         let text = serde_json::to_string(value)
             .map_err(|error| Failure::new(Errno::EINVAL, error.to_string()))?;
         self.send(0, &text, &[])
     }
 
-    /// Waits for a report that has a value.
+    /// Waits for a report, and returns its value.
     pub(super) fn receive_value<T: DeserializeOwned>(&self, until: Instant) -> Result<T, Failure> {
         let (_, text) = self.take(until)?;
         serde_json::from_str(&text).map_err(|error| Failure::new(Errno::EPROTO, error.to_string()))
     }
 
-    /// Waits for the peer's report. Its failure, its end and the deadline are failures here.
+    /// Waits for a report, and returns its descriptors. An error that the peer reports is returned;
+    /// EIO if the peer has ended, ETIMEDOUT after `until`.
     pub(super) fn receive(&self, until: Instant) -> Result<Vec<OwnedFd>, Failure> {
         self.take(until).map(|(fds, _)| fds)
     }
 
-    /// Waits for a report that may have a number.
+    /// Waits for a report, and returns its number if it has one.
     pub(super) fn receive_number(&self, until: Instant) -> Result<Option<u64>, Failure> {
         self.take(until).map(|(_, text)| text.parse().ok())
     }
@@ -88,7 +91,7 @@ impl Line {
             received.or_fail("recvmsg from another process").on_our_side()?;
         match bytes[..length].split_first_chunk::<4>() {
             None => {
-                let message = "a process that acts ended unexpectedly";
+                let message = "the process that carries out the request ended unexpectedly";
                 Err(Failure::new(Errno::EIO, message).on_our_side())
             }
             Some(([0, 0, 0, 0], text)) => Ok((fds, String::from_utf8_lossy(text).into_owned())),
@@ -100,7 +103,7 @@ impl Line {
 }
 
 impl Line {
-    /// The bare connection.
+    /// Returns the socket.
     pub(super) fn into_fd(self) -> OwnedFd {
         self.0
     }
@@ -118,7 +121,7 @@ impl AsFd for Line {
     }
 }
 
-/// A failure as a number: its errno, negative if the act was not tried.
+/// Encodes an error as its errno, negative if the operation was not tried.
 fn number(failure: &Failure) -> i32 {
     let errno = failure.errno as i32;
     if failure.untried { -errno } else { errno }
@@ -129,7 +132,7 @@ fn failure(number: i32, message: impl Into<String>) -> Failure {
     if number < 0 { failure.on_our_side() } else { failure }
 }
 
-/// Waits for one of these, at most until then.
+/// Waits until one of these descriptors is ready. ETIMEDOUT after `until`.
 pub(super) fn wait(fds: &mut [PollFd<'_>], until: Instant) -> Result<(), Failure> {
     loop {
         let left = until.saturating_duration_since(Instant::now());
@@ -138,7 +141,7 @@ pub(super) fn wait(fds: &mut [PollFd<'_>], until: Instant) -> Result<(), Failure
             tv_nsec: left.subsec_nanos().into(),
         };
         match poll(fds, Some(&left)) {
-            Ok(0) => return Err(Failure::new(Errno::ETIMEDOUT, "it took too long")),
+            Ok(0) => return Err(Failure::new(Errno::ETIMEDOUT, "the request took too long")),
             Err(rustix::io::Errno::INTR) => {}
             other => return other.map(|_| ()).or_fail("poll").on_our_side(),
         }
@@ -169,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_peer_and_a_silent_one_are_failures() {
+    fn a_dead_or_silent_peer_is_an_error() {
         let (one, other) = Line::pair().unwrap();
         let silent = other.receive(Instant::now()).unwrap_err();
         assert_eq!(silent.errno, Errno::ETIMEDOUT);

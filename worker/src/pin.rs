@@ -1,8 +1,8 @@
-//! What the caller is, taken from its `/proc/<tid>` while it waits in its system call.
+//! Reads a caller from its `/proc/<tid>` while it waits in its system call.
 //!
-//! Whoever calls this makes sure afterwards that the caller still waits: only then what was found
-//! under a number is the caller's. `/proc/self/cgroup` paths are looked up below the hierarchies'
-//! mount points of the host.
+//! The thread id may have been reused, so code that calls [`Caller::pin`] must check afterwards
+//! that the caller still waits. Only then the result describes the caller. Paths of
+//! `/proc/<tid>/cgroup` are looked up below the mount points of the hierarchies on the host.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -18,8 +18,8 @@ use rustix::fs::{CWD, Mode, OFlags};
 use super::caller::{Caller, Facts, IdMaps};
 use super::failure::{Failure, OnOurSide, OrFail};
 
-/// Namespaces besides users and mounts, in an order in which they can be entered. A kernel may
-/// lack some.
+/// All namespaces besides user and mount, in an order in which they can be entered. An older kernel
+/// lacks some.
 const OTHERS: [(&str, i32); 6] = [
     ("ns/pid", CloneFlags::CLONE_NEWPID.bits()),
     ("ns/net", CloneFlags::CLONE_NEWNET.bits()),
@@ -30,10 +30,10 @@ const OTHERS: [(&str, i32); 6] = [
 ];
 
 impl Caller {
-    /// Reads everything, and the maps of its ids. `proc` is the caller's `/proc/<tid>`.
+    /// Opens what [`Caller`] has and reads the id maps. `proc` is the caller's `/proc/<tid>`.
     ///
     /// # Errors
-    /// The caller is gone, or it has something that cannot be entered.
+    /// The caller has ended, one of its ids is not mapped, or a descriptor cannot be opened.
     pub fn pin(proc: BorrowedFd<'_>) -> Result<(Self, IdMaps), Failure> {
         Self::read(proc).on_our_side()
     }
@@ -47,8 +47,8 @@ impl Caller {
         let status = Status(&status);
         let users = IdMap::parse(&text("uid_map")?);
         let maps = IdMaps { users, groups: IdMap::parse(&text("gid_map")?) };
-        let unmapped = || Failure::new(Errno::EPERM, "the caller has ids that it does not have");
-        // Real, effective, saved, of the filesystem.
+        let unmapped = || Failure::new(Errno::EPERM, "an id of the caller is not mapped");
+        // The order is real, effective, saved, filesystem.
         let inside = |map: &IdMap, label: &str| {
             status.numbers(label).nth(1).and_then(|id| map.inside(id)).ok_or_else(unmapped)
         };
@@ -85,7 +85,7 @@ impl Caller {
     }
 }
 
-/// `cgroup.procs` of each of its control groups, open for writing. `text` is that of
+/// Opens `cgroup.procs` of each control group for writing. `text` is the content of
 /// `/proc/<tid>/cgroup`.
 pub(super) fn control_groups(text: &[u8]) -> Result<Vec<OwnedFd>, Failure> {
     let mounts = mountinfo::own().or_fail("mountinfo")?;
@@ -98,7 +98,7 @@ pub(super) fn control_groups(text: &[u8]) -> Result<Vec<OwnedFd>, Failure> {
     control_groups::folders(&mounts, text).map(open).collect()
 }
 
-/// Where cgroup v2 is mounted, from its top on.
+/// Returns the path of the root control group of cgroup v2.
 pub(super) fn top_of_cgroup2() -> Option<PathBuf> {
     control_groups::folders(&mountinfo::own().ok()?, b"0::/").next()
 }

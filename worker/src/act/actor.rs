@@ -1,7 +1,9 @@
-//! Pinning a caller for a quick act: less of it than for a mount, because it is done for every call.
+//! Pins the caller of a privileged operation. This reads less than `pin.rs` does for a mount,
+//! because it is done for every call.
 //!
-//! A file of a thread's `/proc` tells of that very thread or fails once it has ended, so a number that
-//! has come round again is noticed.
+//! A read in an open `/proc/<tid>` directory fails once the thread has ended, so a reused thread id
+//! is noticed. Nothing here may block: the files are of the kernel, never of the container. Start
+//! reading at [`Actor::read`].
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -15,42 +17,45 @@ use ambit_kernel::text::{
     status::{Credentials, Status},
 };
 
+/// `CAP_DAC_OVERRIDE` and `CAP_DAC_READ_SEARCH`.
 const CAP_DAC: u64 = 1 << 1 | 1 << 2;
 
-/// A caller, as descriptors and numbers of the host.
+/// A pinned caller, as descriptors and as ids of the host.
 #[derive(Debug)]
 pub struct Actor {
     /// Its root, `O_PATH`.
     pub root: OwnedFd,
-    /// Where paths start: its folder, or the file that it named by a descriptor. `None`: its root.
+    /// The directory at which paths start: the working directory, or the file of a `dirfd`. `None`
+    /// stands for the root.
     pub base: Option<OwnedFd>,
-    /// Its process. A worker ends with it: the control group of both may then be removed.
+    /// The pidfd of its process. A worker ends with that process, so that the control group of both
+    /// can be removed.
     pub process: OwnedFd,
-    /// The number of its process.
+    /// The pid of its process.
     pub leader: i32,
     /// Its user namespace.
     pub users: OwnedFd,
-    /// The text of its `/proc/<tid>/cgroup`.
+    /// The content of its `/proc/<tid>/cgroup`.
     pub groups: Vec<u8>,
-    /// Whom it acts as.
+    /// The ids that a worker assumes for it.
     pub who: Identity,
-    /// The capabilities that it can use in its user namespace.
+    /// The effective capabilities in its user namespace.
     pub effective: u64,
 }
 
-/// Where paths start.
+/// The directory at which a path of the caller starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Base {
-    /// At the caller's root: the path is absolute, or there is none.
+    /// The caller's root: the path is absolute, or there is no path.
     Root,
-    /// The caller's folder.
+    /// The caller's working directory.
     Folder,
-    /// One of its descriptors.
+    /// A descriptor of the caller.
     Descriptor(i32),
 }
 
 impl Base {
-    /// What `dirfd` means for this path.
+    /// Returns the base of a path for a `dirfd` argument, as openat(2) does.
     #[must_use]
     pub fn of(dirfd: i32, path: &[u8]) -> Self {
         match dirfd {
@@ -62,11 +67,11 @@ impl Base {
 }
 
 impl Actor {
-    /// Reads what a thread is now. `proc` is its `/proc/<tid>`. The caller makes sure afterwards that the
-    /// thread still waits.
+    /// Reads a thread from `proc`, its `/proc/<tid>`. The code that calls this must check
+    /// afterwards that the thread still waits in its system call.
     ///
     /// # Errors
-    /// The thread is gone, or there is no such descriptor (EBADF).
+    /// The thread has ended, or it has no such descriptor (EBADF).
     pub fn read(proc: BorrowedFd<'_>, base: Base) -> Result<Self, Errno> {
         let text = |name: &str| text::read(proc, name).map_err(|_| Errno::SRCH);
         let open = |name: &str, flags| openat(proc, name, flags | OFlags::CLOEXEC, Mode::empty());
@@ -97,13 +102,13 @@ impl Actor {
         })
     }
 
-    /// Can it use this capability?
+    /// True if this capability is effective.
     #[must_use]
     pub fn can(&self, capability: u32) -> bool {
         self.effective >> capability & 1 == 1
     }
 
-    /// May it pass over permissions of files of its own user namespace?
+    /// True if it can override permissions of files that belong to its user namespace.
     #[must_use]
     pub fn passes_over_permissions(&self) -> bool {
         self.effective & CAP_DAC != 0

@@ -1,7 +1,8 @@
-//! Taking on a caller's identity for one act, and as few capabilities as the act needs.
+//! Assumes a caller's identity for one operation, with as few capabilities as it needs.
 //!
-//! The worker stays in the host's user namespace, so a capability here is one over the host. None
-//! that passes over permissions is in force while a path of the container is walked.
+//! The worker stays in the host's user namespace, so its capabilities are capabilities over the
+//! host. None that overrides file permissions may be effective while a path of the container is
+//! resolved. Start reading at [`Identity::take_on`].
 
 use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
@@ -11,26 +12,26 @@ use rustix::process::Gid;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
 
-/// Whom the kernel takes the worker for, in the host's numbers.
+/// The ids and the umask that a worker assumes, as ids of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// The user that owns what is made, and whose permissions count.
+    /// The filesystem user id: the owner of new files, and the user for permission checks.
     pub uid: u32,
-    /// The group.
+    /// The filesystem group id.
     pub gid: u32,
     /// Supplementary groups.
     pub groups: Vec<u32>,
-    /// The mask for modes of new files.
+    /// The file mode creation mask, umask(2).
     pub umask: u32,
 }
 
-/// What it takes to become somebody else.
+/// The capabilities that a change of identity needs.
 const CHANGE: CapabilitySet = CapabilitySet::SETUID
     .union(CapabilitySet::SETGID)
     .union(CapabilitySet::SYS_CHROOT)
     .union(CapabilitySet::DAC_READ_SEARCH);
 
-/// All that a worker ever uses.
+/// All capabilities that a worker ever uses.
 const ALL: CapabilitySet = CHANGE
     .union(CapabilitySet::MKNOD)
     .union(CapabilitySet::DAC_OVERRIDE)
@@ -39,16 +40,16 @@ const ALL: CapabilitySet = CHANGE
     .union(CapabilitySet::NET_ADMIN)
     .union(CapabilitySet::BPF);
 
-/// Those of them that this process has: a service manager may withhold some, and Linux before 5.8 does
-/// not know all.
+/// The part of [`ALL`] that this process has. A service manager may withhold some, and Linux before
+/// 5.8 lacks CAP_BPF.
 static PERMITTED: OnceLock<CapabilitySet> = OnceLock::new();
 
-/// Gives up for good what no act needs.
+/// Drops all capabilities that no operation needs, for good.
 pub(super) fn lay_down() -> Result<(), Errno> {
     for number in 0..64u32 {
         let one = CapabilitySet::from_bits_retain(1 << number);
         if !ALL.contains(one) && rustix::thread::remove_capability_from_bounding_set(one).is_err() {
-            break; // beyond the last one this kernel knows
+            break; // EINVAL: the kernel has no capability of this number
         }
     }
     rustix::thread::clear_ambient_capability_set()?;
@@ -58,7 +59,7 @@ pub(super) fn lay_down() -> Result<(), Errno> {
     use_only(CHANGE)
 }
 
-/// From here on these capabilities are in force, and no others.
+/// Sets the effective capabilities.
 pub(super) fn use_only(effective: CapabilitySet) -> Result<(), Errno> {
     let inheritable = CapabilitySet::empty();
     let permitted = PERMITTED.get().copied().unwrap_or(ALL);
@@ -67,13 +68,15 @@ pub(super) fn use_only(effective: CapabilitySet) -> Result<(), Errno> {
 }
 
 impl Identity {
-    /// Becomes it, with no more capabilities than these: permissions are the caller's, and paths
-    /// start at its root. When this fails it is not known who this process is.
+    /// Assumes the ids, the umask and the root, with `rights` as effective capabilities. After an
+    /// error the ids of this process are unknown.
     pub(super) fn take_on(&self, root: BorrowedFd<'_>, rights: CapabilitySet) -> Result<(), Errno> {
         use_only(CHANGE)?;
-        // First: a FUSE filesystem refuses ids that its user namespace does not map (EOVERFLOW).
+        // Before chdir(2): it fails with EOVERFLOW on a FUSE filesystem whose user namespace does
+        // not map the ids.
         self.change_to()?;
-        // The kernel takes some of the capabilities away with the ids, or gives them back.
+        // setfsuid(2) clears or restores CAP_DAC_* and others in the effective set:
+        // capabilities(7).
         use_only(CHANGE)?;
         rustix::process::fchdir(root)?;
         rustix::process::chroot(".")?;
@@ -83,7 +86,8 @@ impl Identity {
     fn change_to(&self) -> Result<(), Errno> {
         let groups: Vec<_> = self.groups.iter().map(|&id| Gid::from_raw(id)).collect();
         rustix::thread::set_thread_groups(&groups)?;
-        // Neither says whether it worked; asking for an id that there is none of tells.
+        // setfsuid(2) and setfsgid(2) return no error. A call with an invalid id returns the
+        // current one.
         nix::unistd::setfsgid(self.gid.into());
         nix::unistd::setfsuid(self.uid.into());
         let now = (nix::unistd::setfsuid(u32::MAX.into()), nix::unistd::setfsgid(u32::MAX.into()));

@@ -1,8 +1,9 @@
-//! Device nodes.
+//! The operation `mknod`: makes a character device.
 //!
-//! The folder is found with the caller's permissions, the node is made with `CAP_MKNOD` in
-//! addition: the kernel judges everything else, and the node is the caller's. The device policy
-//! of the caller's control group decides too.
+//! The directory is resolved with the caller's permissions, and the node is made with `CAP_MKNOD`
+//! in addition. So the kernel checks everything else, the node belongs to the caller, and the
+//! device policy of the caller's control group applies. `CAP_DAC_OVERRIDE` must never be effective
+//! during the lookup. Start reading at [`Mknod::act`].
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -13,32 +14,32 @@ use serde::{Deserialize, Serialize};
 use super::identity::use_only;
 use super::reply::Reply;
 
-/// A character device that is to be made.
+/// The arguments of the operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mknod {
-    /// Where, as the caller named it.
+    /// The path, as the caller gave it.
     pub path: Vec<u8>,
-    /// Permissions, before the mask.
+    /// The permissions, before the umask.
     pub mode: u32,
     /// The device number.
     pub device: u64,
 }
 
-/// Filesystems by device number, and whether their device nodes can be opened.
+/// Filesystems by `st_dev`, each with whether its device nodes can be opened.
 pub(super) type Opens = Vec<(u64, bool)>;
 
-/// What making a node takes. It passes over no permissions, so it may be in force while the folder
-/// is looked for.
+/// The capability for mknod(2). It overrides no file permissions, so it may be effective while the
+/// directory is resolved.
 pub(super) const RIGHTS: CapabilitySet = CapabilitySet::MKNOD;
 
-/// How many filesystems are remembered.
+/// The most filesystems in [`Opens`].
 const REMEMBERED: usize = 64;
 
-/// Devices that can be opened and closed without any effect.
+/// Devices (major, minor) that can be opened and closed without any effect.
 const HARMLESS: [(u32, u32); 9] =
     [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (10, 229)];
 
-/// The folder that a path's last name is in, and that name with the slashes after it.
+/// Splits a path into its directory and its last component with the slashes after it.
 #[must_use]
 pub(super) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = path.iter().rposition(|&byte| byte != b'/')? + 1;
@@ -49,19 +50,19 @@ pub(super) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 impl Mknod {
-    /// The folder in which the node is to be.
+    /// Returns the directory of the node.
     #[must_use]
     pub fn folder(&self) -> &[u8] {
         split(&self.path).map_or(b"/", |(folder, _)| folder)
     }
 
-    /// That folder, and the node's name with the slashes after it.
+    /// Returns the directory of the node, and the last component with the slashes after it.
     pub(crate) fn place(&self) -> Option<(&[u8], &[u8])> {
         split(&self.path)
     }
 
-    /// Makes the node. `found` is its folder, if the caller was found to have the right to write
-    /// there in spite of the permissions.
+    /// Makes the node. `found` is its directory, if [`crate::Find`] has shown that the caller's
+    /// capabilities override the permissions there.
     pub(super) fn act(
         &self,
         base: BorrowedFd<'_>,
@@ -69,8 +70,8 @@ impl Mknod {
         opens: &mut Opens,
     ) -> Reply {
         match self.make(base, found, opens) {
-            // The kernel says the same, unless the way leads through /proc/self or its like, which
-            // is not the worker's.
+            // The path may lead through /proc/self or another magic link, which differs for the
+            // worker. Otherwise the kernel returns the same errno.
             Err(rustix::io::Errno::LOOP | rustix::io::Errno::NOENT) if found.is_none() => {
                 Reply::Kernel
             }
@@ -79,7 +80,7 @@ impl Mknod {
         }
     }
 
-    /// False: nodes of the filesystem cannot be opened, and none was made.
+    /// Returns false if no node was made, because nodes of the filesystem cannot be opened.
     fn make(
         &self,
         base: BorrowedFd<'_>,
@@ -87,7 +88,7 @@ impl Mknod {
         opens: &mut Opens,
     ) -> Result<bool, rustix::io::Errno> {
         let Some((folder, name)) = split(&self.path) else {
-            // Nothing but slashes, or nothing at all.
+            // The path is empty or has slashes only.
             let empty = self.path.is_empty();
             return Err(if empty { rustix::io::Errno::NOENT } else { rustix::io::Errno::EXIST });
         };
@@ -102,7 +103,7 @@ impl Mknod {
             }
         };
         let flags = rustix::fs::fstatvfs(folder)?.f_flag;
-        // On a read-only one nothing will be made, and the kernel knows the errno.
+        // On a read-only mount mknodat(2) below returns the errno.
         if flags.contains(StatVfsMountFlags::NODEV) && !flags.contains(StatVfsMountFlags::RDONLY) {
             let there = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).is_ok();
             return if there { Err(rustix::io::Errno::EXIST) } else { Ok(false) };
@@ -119,8 +120,8 @@ impl Mknod {
         Ok(false)
     }
 
-    /// Can nodes of this filesystem be opened? Those of one that was mounted in a user namespace
-    /// cannot, and only an attempt tells.
+    /// True if device nodes of this filesystem can be opened. Those of a filesystem that was
+    /// mounted in a user namespace cannot (`SB_I_NODEV`), which only open(2) shows.
     fn can_be_opened(
         &self,
         folder: BorrowedFd<'_>,
@@ -135,13 +136,13 @@ impl Mknod {
         if !HARMLESS.contains(&device) {
             return Ok(true);
         }
-        // Its permissions are not the question.
+        // So that the mode of the node does not matter.
         use_only(CapabilitySet::DAC_OVERRIDE)?;
         let flags =
             OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened = rustix::fs::openat(folder, name, flags, Mode::empty());
         use_only(CapabilitySet::empty())?;
-        // The device policy of the control group says EPERM, which is another matter.
+        // EACCES is from SB_I_NODEV. The device policy of the control group returns EPERM.
         let can = !matches!(opened, Err(rustix::io::Errno::ACCESS));
         if opens.len() >= REMEMBERED {
             opens.clear();
@@ -156,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_name_keeps_what_the_kernel_judges() {
+    fn the_last_component_keeps_dots_and_trailing_slashes() {
         let text = |path: &'static str| {
             split(path.as_bytes())
                 .map(|(folder, name)| [folder, name].map(|part| std::str::from_utf8(part).unwrap()))

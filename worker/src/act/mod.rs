@@ -1,10 +1,12 @@
-//! Quick acts: calls that are a few system calls when made with the rights to make them.
+//! Privileged operations: system calls that need a few system calls with more rights than the
+//! caller has.
 //!
-//! A worker is a small process in the control groups of those for whom it acts, so that what an act
-//! uses is theirs and their device policy decides. It takes one `Task` at a time from its socket,
-//! takes on root, users and mask of the caller, and never executes a program or forks. It ends
-//! together with the process that asked last, because a control group with a process in it cannot
-//! be removed, or when nobody has asked for a while. Start reading at `process.rs`.
+//! A worker is a small process in the control groups of its callers, so what an operation uses is
+//! charged to them and their device policy applies. It takes one `Task` at a time from its socket
+//! and assumes root, ids and umask of the caller. It must never execute a program, fork, or hold a
+//! capability that overrides file permissions while it resolves a path of the container. It ends
+//! with the process that called last, because a control group with a process in it cannot be
+//! removed, or after two seconds without a task. Start reading at `process.rs`.
 
 mod actor;
 pub mod bpf;

@@ -1,4 +1,8 @@
-//! The workers that there are: one for each set of control groups that asked lately.
+//! The pool of workers: one for each set of control groups from which an operation came lately.
+//!
+//! A worker that does not answer in time is killed, and a call that it may have carried out is
+//! never repeated unless the operation is repeatable. A worker that waits for its next task is
+//! charged to the container's budget of workers. Start reading at [`Workers::act`].
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -23,42 +27,42 @@ use crate::broker::Broker;
 use crate::failure::{Failure, OnOurSide, OrFail};
 use crate::pin::control_groups;
 
-/// So many times the patience is had with a worker that is not hung but waits for a processor, and
-/// with one that starts, which touches nothing of the container's.
+/// The timeout is extended up to this many times for a worker that is runnable, so not blocked, and
+/// for a worker that starts, which does not touch files of the container.
 pub const TIMES: u32 = 4;
 
-/// Room for what an answer has besides the act's own bytes: two numbers.
+/// The size of an answer without the operation's own bytes: two numbers.
 const ANSWER: usize = 16;
 
-/// Descriptors of a worker that waits: its socket, its process, and some to spare.
+/// The descriptors that a waiting worker is charged with: its socket, its pidfd, and two spare.
 const DESCRIPTORS_EACH: usize = 4;
 
-/// Starts workers and gives them tasks.
+/// Starts workers and sends tasks to them.
 #[derive(Debug)]
 pub struct Workers {
     broker: Arc<Broker>,
-    /// The workers by the text of `/proc/<tid>/cgroup`.
+    /// The workers by the content of `/proc/<tid>/cgroup`.
     running: Mutex<HashMap<Vec<u8>, Place>>,
-    /// Workers that wait for the next act.
+    /// The budget of workers that wait for the next task.
     waiting: Arc<Budget>,
-    /// How long a task may take.
+    /// The timeout of a task.
     patience: Duration,
 }
 
-/// For one set of control groups: its worker, when there is one.
+/// The worker of one set of control groups, if it is running.
 type Place = Arc<Mutex<Option<Worker>>>;
 
-/// A running one. It ends when this is dropped.
+/// A running worker, which is killed when this is dropped.
 #[derive(Debug)]
 struct Worker {
     line: OwnedFd,
     process: OwnedFd,
-    /// What its waiting costs.
+    /// The budget that it holds while it waits.
     charge: Option<Charge>,
 }
 
 impl Workers {
-    /// None is running yet.
+    /// Returns a pool without workers. `patience` is the timeout of a task.
     #[must_use]
     pub fn new(broker: Arc<Broker>, patience: Duration) -> Self {
         let waiting = Descriptors::of_this_process().workers / DESCRIPTORS_EACH;
@@ -66,12 +70,12 @@ impl Workers {
         Self { broker, running: Mutex::default(), waiting, patience }
     }
 
-    /// Has something done for a caller, in its control groups. `more` are descriptors that the act
-    /// needs in addition. A worker waits for the next act for as long as `payer` pays for it: a
-    /// container can have control groups without end.
+    /// Runs an operation for a caller, in a worker in its control groups. `more` are descriptors
+    /// that the operation needs in addition. The worker is kept for the next task if the budget of
+    /// `payer` allows it, because a container can make any number of control groups.
     ///
     /// # Errors
-    /// It was not done in time, or there is nobody to do it.
+    /// ETIMEDOUT if the operation did not end in time, ENOSYS if no worker could be started.
     pub fn act(
         &self,
         actor: &Actor,
@@ -82,12 +86,12 @@ impl Workers {
         let place = self.place(&actor.groups);
         let mut worker = place.lock().unwrap_or_else(PoisonError::into_inner);
         let mut was_killed = false;
-        // It has ended in the meantime, most likely; one that just started has not.
+        // A worker that was kept may have ended in the meantime; one that just started has not.
         for _ in 0..3 {
             let mut running = match worker.take() {
                 Some(running) => running,
                 None => match self.start(&actor.groups) {
-                    // It may have been done: that is no call for the kernel to answer.
+                    // The operation may have been done, so the call is not left to the kernel.
                     Err(_) if was_killed => return Err(killed()),
                     started => started?,
                 },
@@ -98,19 +102,23 @@ impl Workers {
                         running.charge = self.waiting.charge(payer, 1);
                     }
                     *worker = Some(running).filter(|running| running.charge.is_some());
-                    // The one that was killed had done it already, most likely.
+                    // The worker that was killed had most likely made the file already.
                     let is_done = was_killed && answer.reply == Reply::Failed(Errno::EEXIST);
                     return Ok(if is_done { Reply::Done.into() } else { answer });
                 }
                 Ok(None) => {}
-                // Workers die with their broker.
+                // A worker is killed when its broker ends.
                 Err(failure) if failure.errno == Errno::EINTR && what.is_repeatable() => {
                     was_killed = true;
                 }
                 Err(failure) => return Err(failure),
             }
         }
-        Err(if was_killed { killed() } else { Failure::nobody_acts("workers end at once") })
+        Err(if was_killed {
+            killed()
+        } else {
+            Failure::nobody_acts("three workers ended before they took the task")
+        })
     }
 
     fn place(&self, groups: &[u8]) -> Place {
@@ -118,7 +126,7 @@ impl Workers {
         if let Some(place) = running.get(groups) {
             return Arc::clone(place);
         }
-        // A worker that is in use is kept, and so is one that has not ended yet.
+        // Drop the entries of workers that have ended and are not in use.
         running.retain(|_, place| {
             let runs = || place.try_lock().is_ok_and(|one| one.as_ref().is_some_and(Worker::runs));
             Arc::strong_count(place) > 1 || runs()
@@ -134,21 +142,23 @@ impl Workers {
                 Ok((line, process))
             };
             let (line, process) = ask().or_else(|failure: Failure| match failure.errno {
-                // The broker may have died with the request; there is another one then.
+                // The broker may have died with the request. The keeper starts another one.
                 Errno::EIO => ask(),
                 _ => Err(failure),
             })?;
-            let process = process.ok_or_else(|| Failure::nobody_acts("a worker says nothing"))?;
+            let process = process.ok_or_else(|| Failure::nobody_acts("a worker sent no pidfd"))?;
             let line = line.into_fd();
             set_socket_timeout(&line, Timeout::Recv, Some(self.patience)).or_fail("SO_RCVTIMEO")?;
             Ok(Worker { line, process, charge: None })
         });
-        started.map_err(|failure| Failure::nobody_acts(format!("no worker: {failure}")))
+        started.map_err(|failure| {
+            Failure::nobody_acts(format!("no worker could be started: {failure}"))
+        })
     }
 }
 
 impl Worker {
-    /// Its answer; `None` when it had ended before it was asked.
+    /// Sends a task and waits for the answer. `None` if the worker ended before it took the task.
     fn ask(
         &self,
         actor: &Actor,
@@ -171,7 +181,7 @@ impl Worker {
         self.answer(what.room()).map(Some)
     }
 
-    /// Waits for the answer, of which so many bytes may be the act's own.
+    /// Waits for the answer. `room` is the most bytes that the operation returns.
     fn answer(&self, room: usize) -> Result<Answer, Failure> {
         let mut bytes = vec![0; room + ANSWER];
         let mut turns = 1;
@@ -179,9 +189,9 @@ impl Worker {
             match channel::receive(&self.line, &mut bytes, RecvFlags::empty()) {
                 Err(rustix::io::Errno::AGAIN) if turns < TIMES && self.is_runnable() => turns += 1,
                 Err(rustix::io::Errno::AGAIN) => {
-                    return Err(Failure::new(Errno::ETIMEDOUT, "it took too long"));
+                    return Err(Failure::new(Errno::ETIMEDOUT, "the operation took too long"));
                 }
-                // The worker has ended, as after an empty message.
+                // The worker has ended. An empty message, handled below, means the same.
                 Err(_) => return Err(killed()),
                 Ok(received) => break received,
             }
@@ -190,7 +200,7 @@ impl Worker {
         Ok(Answer { fd: fds.pop(), ..answer })
     }
 
-    /// Does it run, or wait for a processor?
+    /// True if it is running or waiting for a CPU (state R).
     fn is_runnable(&self) -> bool {
         let about = format!("/proc/self/fdinfo/{}", self.process.as_raw_fd());
         let about = std::fs::read(about).unwrap_or_default();
@@ -211,7 +221,7 @@ fn killed() -> Failure {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // It may hang in a filesystem of the container.
+        // It may be blocked in a filesystem of the container.
         let _ = rustix::process::pidfd_send_signal(self.process.as_fd(), Signal::KILL);
     }
 }

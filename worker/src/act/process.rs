@@ -1,4 +1,7 @@
-//! The process that acts: one task at a time, then it waits for the next.
+//! The process of a worker: it carries out one task at a time and waits for the next.
+//!
+//! After a failed change of identity the worker must never take another task, because its ids are
+//! then unknown. It executes nothing and forks nothing. Start reading at [`serve`].
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -16,22 +19,22 @@ use crate::child::die_with_parent;
 use crate::failure::{Failure, OrFail};
 use crate::line::Line;
 
-/// The longest task: a path of a page, and as many groups as there can be.
+/// The longest task, in bytes: a path of a page, and as many groups as there can be (65,536).
 pub(super) const LONGEST: usize = 1 << 20;
-/// How long it waits for the next task.
+/// How long a worker waits for the next task.
 const PATIENCE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
 
 struct Worker {
     line: OwnedFd,
-    /// `/proc/self/fd`, which the container's root does not show.
+    /// `/proc/self/fd`, opened before the root is changed.
     fds: OwnedFd,
     opens: Opens,
     bpf: bpf::Surroundings,
-    /// The process that asked last.
+    /// The pidfd of the process that called last.
     caller: Option<OwnedFd>,
 }
 
-/// Serves one control group until it is not needed any more.
+/// Serves one set of control groups until the worker ends.
 pub(crate) fn serve(line: Line, groups: Vec<OwnedFd>) {
     match prepare(groups) {
         Err(failure) => line.report(Err(failure)),
@@ -45,16 +48,16 @@ pub(crate) fn serve(line: Line, groups: Vec<OwnedFd>) {
 }
 
 struct Prepared {
-    /// This process.
+    /// The pidfd of this process.
     this: OwnedFd,
     fds: OwnedFd,
     bpf: bpf::Surroundings,
 }
 
-/// Enters the control groups and lays down what is not needed.
+/// Enters the control groups, opens what needs the host's root, and drops capabilities.
 fn prepare(groups: Vec<OwnedFd>) -> Result<Prepared, Failure> {
     let _ = rustix::thread::set_name(c"ambit-act");
-    // Without a controlling terminal, and out of reach of the signals of one.
+    // A new session has no controlling terminal, so it gets no signals from one.
     rustix::process::setsid().or_fail("setsid")?;
     for group in groups {
         rustix::io::write(group, b"0").or_fail("write to the caller's cgroup.procs")?;
@@ -83,10 +86,11 @@ impl Worker {
             let answer = self.act(postcard::from_bytes(&bytes[..length]), fds);
             let goes_on = answer.is_some();
             if !goes_on {
-                // The next task goes to another worker.
+                // From here on send(2) of the daemon fails with EPIPE, and it starts another
+                // worker.
                 let _ = rustix::net::shutdown(&self.line, Shutdown::Read);
             }
-            // It was not tried: the kernel answers.
+            // The operation was not tried, so the call is left to the kernel.
             let answer = answer.unwrap_or_else(|| Reply::Kernel.into());
             if self.send(&answer).is_err() || !goes_on {
                 return;
@@ -94,8 +98,9 @@ impl Worker {
         }
     }
 
-    /// Waits for a task, or for the end: of the caller, of the daemon, or of patience. From then on no
-    /// task can be sent; one that was just sent is still done.
+    /// Waits for a task, the end of the daemon, the end of the caller's process, or the timeout. In
+    /// the last two cases the socket is shut down, so no further task can be sent. A task that was
+    /// sent before is still carried out.
     fn wait(&self) {
         let mut watched = vec![PollFd::new(&self.line, PollFlags::IN)];
         watched.extend(self.caller.as_ref().map(|caller| PollFd::new(caller, PollFlags::IN)));
@@ -111,15 +116,16 @@ impl Worker {
         channel::send(&self.line, &bytes, &fd, SendFlags::empty())
     }
 
-    /// Is whoever asked dead? What it asked last is still there, but its successor has another worker do
-    /// it, and done by both it would be done again after the caller has gone on.
+    /// True if the daemon has ended. Its last task is still in the socket, but its successor sends
+    /// the same task to another worker. If this worker carried it out too, it could do so after the
+    /// caller has continued.
     fn is_abandoned(&self) -> bool {
         let mut line = [PollFd::new(&self.line, PollFlags::empty())];
         let _ = poll(&mut line, Some(&Timespec::default()));
         line[0].revents().contains(PollFlags::HUP)
     }
 
-    /// `None`: it could not become the caller, and is nobody in particular now.
+    /// Carries out a task. `None` if the change of identity failed, so that the ids are unknown.
     fn act(&mut self, task: postcard::Result<Task<'_>>, fds: Vec<OwnedFd>) -> Option<Answer> {
         let mut fds = fds.into_iter();
         let (Ok(Task { who, what }), Some(process), Some(root), Some(base)) =

@@ -1,18 +1,21 @@
-//! How an act ended, and what a worker answers.
+//! The result of an operation, and the answer of a worker that carries it.
+//!
+//! A `Reply` is sent as one number, so a new variant needs a number of its own in both conversions.
+//! Errnos are positive, all other results are 0 or negative.
 
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-/// What a worker answers.
+/// The answer of a worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Answer {
-    /// How the act ended.
+    /// The result of the operation.
     pub reply: Reply,
-    /// What else there is to tell; what it means depends on the act.
+    /// Data that the operation returns; each one defines its own.
     pub bytes: Vec<u8>,
-    /// What was opened, if anything was.
+    /// The descriptor that the operation returns, if any.
     #[serde(skip)]
     pub fd: Option<OwnedFd>,
 }
@@ -23,17 +26,17 @@ impl From<Reply> for Answer {
     }
 }
 
-/// How an act ended.
+/// The result of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "i32", into = "i32")]
 pub enum Reply {
-    /// It was done.
+    /// It succeeded.
     Done,
-    /// It was not, and this is why.
+    /// It failed, and the caller gets this errno.
     Failed(Errno),
-    /// It is none of ours: the kernel answers the caller.
+    /// It was not tried: the call is left to the kernel.
     Kernel,
-    /// The filesystem is one whose device nodes cannot be opened.
+    /// No node was made, because device nodes of this filesystem cannot be opened.
     NoDevices,
 }
 
@@ -73,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn replies_are_numbers() {
+    fn a_reply_is_the_same_after_its_encoding_as_a_number() {
         for reply in [Reply::Done, Reply::Failed(Errno::EEXIST), Reply::Kernel, Reply::NoDevices] {
             assert_eq!(Reply::from(i32::from(reply)), reply);
         }

@@ -1,7 +1,9 @@
-//! `trusted.overlay.opaque`, with which overlayfs marks what hides the layers below.
+//! The operation `setxattr` for `trusted.overlay.opaque`, by which overlayfs marks a directory that
+//! hides the layers below.
 //!
-//! The kernel asks for nothing but the host's `CAP_SYS_ADMIN`. Here the caller must be allowed to
-//! write the file, and the file must belong to users of its container.
+//! For this attribute the kernel checks `CAP_SYS_ADMIN` over the host and nothing else. So this
+//! operation must itself check that the caller may write the file, and that the file belongs to
+//! users of the container. Start reading at [`SetOpaque::act`].
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
@@ -15,28 +17,28 @@ use serde::{Deserialize, Serialize};
 use super::identity::use_only;
 use super::reply::Reply;
 
-/// The attribute, and the only value it may get.
+/// The attribute. [`VALUE`] is the only value that is set.
 pub(super) const NAME: &str = "trusted.overlay.opaque";
 const VALUE: &[u8] = b"y";
 
-/// A file that is to be marked.
+/// The arguments of the operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetOpaque {
-    /// Which, as the caller named it; without a path it is the base itself.
+    /// The path, as the caller gave it. `None` stands for the base itself.
     pub path: Option<Vec<u8>>,
-    /// Is a symbolic link at the end followed?
+    /// Set if a symbolic link as last component is followed.
     pub follow: bool,
-    /// `XATTR_CREATE` and `XATTR_REPLACE`.
+    /// `XATTR_CREATE` or `XATTR_REPLACE`, or 0.
     pub flags: u32,
-    /// The users of the container on the host: first, count.
+    /// The users of the container, as ranges of ids of the host: first, count.
     pub users: Vec<(u32, u32)>,
-    /// The groups of the container on the host.
+    /// The groups of the container, likewise.
     pub groups: Vec<(u32, u32)>,
 }
 
 impl SetOpaque {
-    /// Sets it. `found` is the file, if the caller was found to have the right to write it in
-    /// spite of the permissions. `fds` is the worker's own `/proc/self/fd`.
+    /// Sets the attribute. `found` is the file, if [`crate::Find`] has shown that the caller's
+    /// capabilities override its permissions. `fds` is the worker's own `/proc/self/fd`.
     pub(super) fn act(
         &self,
         base: BorrowedFd<'_>,
@@ -46,7 +48,7 @@ impl SetOpaque {
         match self.set(base, found, fds) {
             Ok(true) => Reply::Done,
             Ok(false) => Reply::Kernel,
-            // As for device nodes.
+            // As in `mknod.rs`: the path may lead through a magic link.
             Err(Errno::LOOP | Errno::NOENT) if found.is_none() => Reply::Kernel,
             Err(errno) => Reply::from(Err::<(), _>(errno)),
         }
@@ -86,7 +88,8 @@ impl SetOpaque {
             faccessat(file, c"", AccessFlags::W_OK, flags)
                 .map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
         }
-        // An O_PATH descriptor has no attributes; its link in /proc leads to the very file.
+        // fsetxattr(2) fails with EBADF for an O_PATH descriptor, so setxattr(2) is called with its
+        // link in /proc.
         if rustix::process::fchdir(fds).is_err() || use_only(CapabilitySet::SYS_ADMIN).is_err() {
             return Ok(false);
         }

@@ -1,4 +1,8 @@
-//! What a worker is asked.
+//! The task that is sent to a worker: an operation and the identity to assume for it.
+//!
+//! No operation may have a capability in force that overrides file permissions while a path is
+//! resolved ([`What::rights`]). To add an operation: a file with its arguments and its code, a
+//! variant of [`What`], and a line in `process.rs`.
 
 use std::borrow::Cow;
 
@@ -10,30 +14,30 @@ use super::identity::Identity;
 use super::mknod::{self, Mknod};
 use super::set_opaque::SetOpaque;
 
-/// An act for a caller. With it come descriptors: the caller's process, its root, the file that paths
-/// start from, and those that an act needs in addition.
+/// An operation for a caller. Its descriptors are sent beside it, in this order: the pidfd of the
+/// caller's process, its root, the directory at which paths start, and those that the operation
+/// needs in addition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Task<'a> {
-    /// For whom.
+    /// The identity to assume.
     pub(super) who: Cow<'a, Identity>,
-    /// What.
+    /// The operation.
     pub(super) what: Cow<'a, What>,
 }
 
-/// The acts. To add one: a file with its arguments and what it does, and a line here and in
-/// `process.rs`.
+/// A privileged operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum What {
-    /// A device node.
+    /// Make a device node.
     Mknod(Mknod),
-    /// The mark of an opaque folder or file of overlayfs.
+    /// Mark a directory or file of overlayfs as opaque.
     SetOpaque(SetOpaque),
-    /// Programs that decide on devices.
+    /// Load, attach or query device programs.
     Bpf(Bpf),
 }
 
 impl What {
-    /// True if doing it once more changes nothing, or fails with EEXIST.
+    /// True if a repetition changes nothing, or fails with EEXIST.
     pub(super) fn is_repeatable(&self) -> bool {
         match self {
             Self::Mknod(_) | Self::SetOpaque(_) => true,
@@ -41,7 +45,8 @@ impl What {
         }
     }
 
-    /// The capabilities in force while its path is walked: none that passes over permissions.
+    /// Returns the capabilities that are effective while the path is resolved. None of them
+    /// overrides file permissions.
     pub(super) fn rights(&self) -> CapabilitySet {
         match self {
             Self::Mknod(_) => mknod::RIGHTS,
@@ -49,7 +54,7 @@ impl What {
         }
     }
 
-    /// How many bytes it may have to tell, besides how it ended.
+    /// Returns the most bytes of data in the answer.
     pub(super) fn room(&self) -> usize {
         match self {
             Self::Mknod(_) | Self::SetOpaque(_) => 0,

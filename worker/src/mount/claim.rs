@@ -1,17 +1,9 @@
-//! Claims: a file or block device that a filesystem writes is used by this filesystem alone.
+//! Claims: a file or block device that one filesystem writes must not be used by another one.
 //!
-//! There is no table: the kernel has every use, and each ends with its last descriptor.
-//!
-//! - A loop device says which file it is on. One that was made here has a mark, and is used again for
-//!   a mount that reads or writes as it does: the kernel then gives the superblock that exists.
-//! - A helper has a descriptor of its source, opened as the caller, with a lock (`F_OFD_SETLK`) of one
-//!   byte far behind the end, for reading or writing. Which byte says which filesystem it serves. The
-//!   lock is taken once the helper has opened its source: ntfs-3g locks the whole file itself, and
-//!   then is the one that is seen. flock(2) is left to helpers; fuse2fs needs it from 1.48 on.
-//! - A block device that is mounted, or a helper has opened with `O_EXCL`, cannot be opened so again.
-//!
-//! All looks happen while the mount has the turn of its source (`turn.rs`). What may ask the filesystem
-//! of the source, and so wait for a container, is done by a process that is on the container's account.
+//! There is no table of uses: the kernel has every use, and each ends with its last descriptor. All
+//! checks run while the mount has the lock of its source (`turn.rs`). A check that may call into
+//! the filesystem of the source, and so block on the container, must run in a process that is
+//! charged to the container. Start reading at [`Source`], which lists the kinds of use.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -31,18 +23,32 @@ use crate::child::{Child, End};
 use crate::failure::{Failure, OnOurSide, OrFail};
 use crate::line::Line;
 
-/// The first of the bytes that helpers lock; the number of a filesystem's device is added. No file is
-/// that long, and qemu, which locks single bytes too, has the first few hundred.
+/// The offset of the bytes that helpers lock; the device number of the filesystem is added. No file
+/// is that long. qemu locks single bytes too, within the first few hundred.
 const FIRST: i64 = 1 << 62;
+/// The number of these bytes.
 const BYTES: i64 = 1 << 32;
 
-/// A use may end a moment after the mount: udev looks into new loop devices, for one.
+/// How long to wait for a use that may be short: udev, for example, opens each new loop device.
 const SETTLED: Duration = Duration::from_secs(1);
-/// What is left of the deadline to say that a use did not end.
+/// The part of the deadline that is kept for the report that a use did not end.
 const REPORT: Duration = Duration::from_millis(500);
+/// The interval of the checks.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// A file or block device that is going to be mounted, as its caller has opened it.
+/// A file or block device to be mounted, as it was opened as the caller.
+///
+/// Another use of it is found as follows:
+///
+/// - A loop device reports its backing file. A device that ambit made is marked, and is used again
+///   for a mount with the same access: the kernel then returns the existing superblock.
+/// - A helper has a descriptor of its source, opened as the caller, with an OFD lock
+///   (`F_OFD_SETLK`) on one byte far behind the end of the file, for reading or writing. The offset
+///   of the byte tells which filesystem the helper serves. The lock is set after the helper has
+///   opened its source: ntfs-3g locks the whole file itself, and then its own lock is the one that
+///   is found. flock(2) is not used, because fuse2fs from 1.48 on uses it.
+/// - A block device that is mounted, or that a helper opened with `O_EXCL`, cannot be opened with
+///   `O_EXCL`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Source {
     place: Place,
@@ -53,33 +59,33 @@ pub(super) struct Source {
 enum Place {
     /// A file: `st_dev` and `st_ino`.
     File(u64, u64),
-    /// A block device, whatever its node: `st_rdev`.
+    /// A block device: `st_rdev`.
     Device(u64),
 }
 
-/// The result of a look at a source.
+/// The result of one check of a source.
 #[derive(Debug)]
 enum Found {
     /// Nothing conflicts with a new mount.
     Free,
     /// A loop device that was made here for the same file and access.
     Ours(File),
-    /// A use that conflicts with a new mount.
+    /// Another use conflicts with a new mount.
     Used { by: String, stays: Stays },
 }
 
-/// How long a use is waited for.
+/// How long to wait for the end of a conflicting use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stays {
-    /// Not at all: it ends when it is unmounted.
+    /// Not at all: the use ends with umount(2).
     Mounted,
-    /// A moment.
+    /// For [`SETTLED`].
     Settling,
-    /// As long as the mount may take: it is ending.
+    /// Until the deadline of the mount: the use is about to end.
     Ending,
 }
 
-/// True while the filesystem on this device is mounted, which a helper serves. Needs the host's rights.
+/// True while the FUSE filesystem with this device number is mounted. Needs the host's rights.
 pub(super) fn is_mounted(device: u64) -> bool {
     Connections::open().map_or(true, |all| all.of(device).is_some())
 }
@@ -94,16 +100,18 @@ pub(super) fn wait_for_locks(
     wait(|| Ok(look_at_locks(source, writes, &is_mounted)), until).map(drop)
 }
 
-/// Has the helper's descriptor of its source say which filesystem uses it. The filesystem is mounted.
+/// Locks the byte of the filesystem by the helper's descriptor of its source. The filesystem is
+/// mounted already.
 pub(super) fn mark(source: BorrowedFd<'_>, device: u64) {
     let kind = if writes(source) { libc::F_WRLCK } else { libc::F_RDLCK };
     let byte = range(kind, FIRST + i64::try_from(device).unwrap_or(0) % BYTES, 1);
-    // Refused where the helper has a lock itself, which then says so, and where there are none.
+    // Errors are ignored: a helper with a lock of its own is found by that, and some filesystems
+    // have no locks.
     let _ = fcntl(source, FcntlArg::F_OFD_SETLK(&byte));
 }
 
 impl Source {
-    /// What this is. `None`: neither a file nor a block device.
+    /// Identifies a source. `None` if it is neither a file nor a block device.
     pub(super) fn new(source: BorrowedFd<'_>) -> Result<Option<Self>, Failure> {
         let status = fstat(source).or_fail("fstat of the source")?;
         let place = match FileType::from_raw_mode(status.st_mode) {
@@ -114,7 +122,7 @@ impl Source {
         Ok(Some(Self { place, writes: writes(source) }))
     }
 
-    /// Waits for its turn.
+    /// Locks the source.
     pub(super) fn turn(&self, turns: &Turns, until: Instant) -> Result<Turn, Failure> {
         let number = match self.place {
             Place::File(device, inode) => (device, inode),
@@ -123,7 +131,7 @@ impl Source {
         turns.wait(number, until)
     }
 
-    /// Waits until no device conflicts with a helper. A process of its own looks.
+    /// Waits until no device conflicts with a helper. The checks run in a process of their own.
     pub(super) fn wait_for_helper(&self, until: Instant) -> Result<(), Failure> {
         let (line, theirs) = Line::pair()?;
         let looking = Child::start(End::Alone, || {
@@ -138,8 +146,8 @@ impl Source {
         Ok(())
     }
 
-    /// Waits until no device conflicts with a mount by the kernel. The result is the loop device that is
-    /// made for it already, if there is one. Needs the surroundings of [`scene`].
+    /// Waits until no device conflicts with a mount by the kernel. Returns the loop device that
+    /// ambit has made for the source already, if there is one. Needs the root of [`scene::enter`].
     pub(super) fn wait_for_kernel(&self, until: Instant) -> Result<Option<File>, Failure> {
         wait(|| self.look_at_devices(true), until)
     }
@@ -147,17 +155,17 @@ impl Source {
     fn look_at_devices(&self, kernel: bool) -> Result<Found, Failure> {
         match self.place {
             Place::File(device, inode) => self.look_at_loops((device, inode), kernel),
-            // The kernel itself refuses to mount what is in use.
+            // The kernel itself returns EBUSY for a device in use.
             Place::Device(_) if kernel => Ok(Found::Free),
             Place::Device(device) => self.look_at_device(device),
         }
     }
 
-    /// The loop devices of the host and of ours.
+    /// Checks all loop devices, the host's and those that ambit made.
     fn look_at_loops(&self, file: (u64, u64), kernel: bool) -> Result<Found, Failure> {
         let mut found = Found::Free;
         for (name, device) in loop_device::all()? {
-            // What is free by now is none.
+            // Fails for a device without a backing file, which may have been freed meanwhile.
             let Ok(status) = status_of(device.as_fd()) else { continue };
             if (status.device, status.inode) != file {
                 continue;
@@ -177,7 +185,7 @@ impl Source {
         Ok(found)
     }
 
-    /// A block device that a helper is to serve.
+    /// Checks a block device for a helper.
     fn look_at_device(&self, device: u64) -> Result<Found, Failure> {
         const NODE: &str = "/dev/source";
         if !std::path::Path::new(NODE).exists() {
@@ -189,7 +197,7 @@ impl Source {
         };
         let alone = open(libc::O_EXCL);
         let used = alone.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY));
-        // A device that is read-only itself is only read, whatever has opened it.
+        // Readers do not exclude each other, and a read-only device has readers only.
         if !used || !self.writes && open(0).is_ok_and(|device| is_read_only(device.as_fd())) {
             return Ok(Found::Free);
         }
@@ -202,7 +210,7 @@ fn writes(source: BorrowedFd<'_>) -> bool {
     fcntl_getfl(source).is_ok_and(|flags| flags & OFlags::ACCMODE != OFlags::RDONLY)
 }
 
-/// Looks until nothing conflicts, or a conflict has lasted too long: EBUSY.
+/// Repeats a check until nothing conflicts. EBUSY if a conflict lasts too long.
 fn wait(
     look: impl Fn() -> Result<Found, Failure>,
     until: Instant,
@@ -227,11 +235,11 @@ fn wait(
     }
 }
 
-/// Helpers, of ours and others: ntfs-3g locks all of a file, whoever started it.
+/// Checks for locks of helpers. ntfs-3g locks the whole file also if ambit did not start it.
 fn look_at_locks(source: BorrowedFd<'_>, writes: bool, is_mounted: impl Fn(u64) -> bool) -> Found {
     let kind = if writes { libc::F_WRLCK } else { libc::F_RDLCK };
     let mut lock = range(kind, FIRST, BYTES);
-    // A filesystem without locks has none that exclude anything.
+    // A filesystem without locks returns an error.
     let asked = fcntl(source, FcntlArg::F_OFD_GETLK(&mut lock));
     if asked.is_err() || i32::from(lock.l_type) == libc::F_UNLCK {
         return Found::Free;
@@ -263,7 +271,7 @@ mod tests {
         matches!(look_at_locks(file.as_fd(), writes(file.as_fd()), |_| true), Found::Free)
     }
 
-    /// A process that another test starts keeps the lock too, until it executes its program.
+    /// A child of another test inherits the descriptor and holds the lock until its execve(2).
     fn is_freed(file: &File) -> bool {
         let soon = Instant::now() + Duration::from_secs(20);
         wait_for_locks(file.as_fd(), |_| false, soon).is_ok()
@@ -307,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_is_waited_for_and_what_stays_is_not() {
+    fn a_use_that_ends_is_waited_for_and_a_mounted_one_is_not() {
         let looks = std::cell::Cell::new(0);
         let ends = |stays| {
             looks.set(0);

@@ -1,9 +1,9 @@
-//! What a helper must do without: it runs outside of the container's own seccomp filter, which
-//! cannot be copied, and the container chooses its program.
+//! Confines a helper, whose program the container may choose and which does not run under the
+//! container's own seccomp filter: a filter cannot be copied to another process.
 //!
-//! A filter of ours takes its place. It forbids what engines' default filters forbid and no
-//! filesystem needs, in every ABI, and lets mount(2) and the new mount API through, by which helpers mount. An
-//! AppArmor profile is taken over from the caller.
+//! A filter of ambit takes its place. It denies, in every ABI, what the default filters of
+//! container engines deny and no filesystem needs. It must allow mount(2) and the new mount API,
+//! which helpers use. The AppArmor profile is the caller's. Start reading at [`filter`].
 
 use std::io::Write;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -17,6 +17,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::failure::{Failure, OrFail};
 
+/// The system calls that return EPERM.
 const FORBIDDEN: [&str; 39] = [
     "acct",
     "add_key",
@@ -58,10 +59,10 @@ const FORBIDDEN: [&str; 39] = [
     "userfaultfd",
     "vhangup",
 ];
-/// All flags of clone(2) that make namespaces.
+/// All flags of clone(2) that create namespaces.
 const NAMESPACES: u64 = 0x7e02_0000;
 
-/// Forbids it to this process and all that it starts.
+/// Installs the filter for this process and its descendants.
 pub(super) fn filter() -> Result<(), Failure> {
     let build = || -> Result<(), libseccomp::error::SeccompError> {
         let mut context = ScmpFilterContext::new(ScmpAction::Allow)?;
@@ -80,9 +81,10 @@ pub(super) fn filter() -> Result<(), Failure> {
             let made = ScmpArgCompare::new(0, ScmpCompareOp::MaskedEqual(bit), bit);
             context.add_rule_conditional(no, ScmpSyscall::from_name("clone")?, &[made])?;
         }
-        // Its flags are in memory; the C library falls back to clone(2).
+        // Its flags are in memory, where a filter cannot read them. The C library falls back to
+        // clone(2) on ENOSYS.
         context.add_rule(ScmpAction::Errno(libc::ENOSYS), ScmpSyscall::from_name("clone3")?)?;
-        // Set by the caller if it is to be: the helper may be set-user-ID like any other program.
+        // no_new_privs is as the caller has it: a helper may be a set-user-ID program.
         context.set_ctl_nnp(false)?;
         context.load()
     };
@@ -90,13 +92,13 @@ pub(super) fn filter() -> Result<(), Failure> {
         .map_err(|error| Failure::new(Errno::EPERM, format!("cannot confine the helper: {error}")))
 }
 
-/// The host's `/proc`, for [`take_label`].
+/// Opens the host's `/proc`, for [`take_label`].
 pub(super) fn host_proc() -> Result<OwnedFd, Failure> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open("/proc", flags, Mode::empty()).or_fail("open of /proc")
 }
 
-/// Has the program that is executed next run under this AppArmor profile.
+/// Sets the AppArmor profile for the next execve(2).
 pub(super) fn take_label(proc: BorrowedFd<'_>, label: &str) -> Result<(), Failure> {
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     let file = rustix::fs::openat(proc, "self/attr/apparmor/exec", flags, Mode::empty())

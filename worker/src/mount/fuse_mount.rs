@@ -1,7 +1,9 @@
-//! The mount of an open `/dev/fuse`, in the caller's user namespace, and whether it answers.
+//! Makes a FUSE mount for an open `/dev/fuse` in the caller's user namespace, and probes whether it
+//! answers.
 //!
-//! The superblock belongs to the container: the kernel lets nobody open a device node on it, and
-//! its owners are the container's users.
+//! The superblock belongs to the container's user namespace: the kernel lets no process open a
+//! device node on it, and file owners are the container's users. Only [`probe`] may call into the
+//! filesystem, which can block for ever. Start reading at [`make`].
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -13,10 +15,10 @@ use super::order::Order;
 use crate::caller::Caller;
 use crate::failure::{Failure, OrFail};
 
-/// The longest string that fsconfig(2) takes.
+/// The longest string that fsconfig(2) accepts, in bytes.
 const LONGEST: usize = 255;
 
-/// Makes it; it is attached nowhere, and waits for a server.
+/// Makes a detached mount, which waits for a server.
 pub(super) fn make(
     order: &Order,
     caller: &Caller,
@@ -29,14 +31,14 @@ pub(super) fn make(
         if let Some(source) = order.source.as_deref().filter(|name| name.len() <= LONGEST) {
             rustix::mount::fsconfig_set_string(context, "source", source)?;
         }
-        // The kernel shows `fuse.` in front of it.
+        // The kernel shows the type as `fuse.` and the subtype.
         let subtype = order.filesystem.strip_prefix("fuse.").unwrap_or(&order.filesystem);
         set("subtype", subtype)?;
         set("fd", &device.as_raw_fd().to_string())?;
         set("rootmode", "40000")?;
         set("user_id", &caller.facts.ids.0.to_string())?;
         set("group_id", &caller.facts.ids.1.to_string())?;
-        // Modes and owners are the filesystem's, for all users of the container.
+        // All users of the container have access; the kernel checks modes and owners.
         rustix::mount::fsconfig_set_flag(context, "allow_other")?;
         rustix::mount::fsconfig_set_flag(context, "default_permissions")?;
         if order.read_only {
@@ -50,7 +52,8 @@ pub(super) fn make(
     make().or_fail("making a fuse filesystem as the caller: fsopen")
 }
 
-/// Asks for the root's attributes, and waits. Only a process that may be killed calls this.
+/// Waits until the filesystem returns the attributes of its root. Must be called in a process that
+/// can be killed.
 pub(super) fn probe(mount: BorrowedFd<'_>) -> Result<(), Failure> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
     rustix::fs::statx(mount, "", flags, StatxFlags::BASIC_STATS)
@@ -58,21 +61,22 @@ pub(super) fn probe(mount: BorrowedFd<'_>) -> Result<(), Failure> {
         .or_fail("the filesystem does not answer: statx of its root")
 }
 
-/// The number of a filesystem's device, as the kernel names its connections. Asks no filesystem.
+/// Returns the device number of a filesystem, which is the name of its FUSE connection in fusectl.
+/// Does not call into the filesystem.
 pub(super) fn device(mount: BorrowedFd<'_>) -> Result<u64, Failure> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let status = rustix::fs::statx(mount, "", flags, StatxFlags::empty()).or_fail("statx")?;
     Ok(u64::from(status.stx_dev_major) << 20 | u64::from(status.stx_dev_minor))
 }
 
-/// The same of what is mounted on the target now.
+/// Returns the device number of the filesystem that is mounted on the target now.
 pub(super) fn device_on(order: &Order) -> Result<u64, Failure> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let root = rustix::fs::openat(CWD, &*order.target, flags, Mode::empty());
     device(root.or_fail("open of the target")?.as_fd())
 }
 
-/// The mount that the target is on. Asks no filesystem.
+/// Returns the id of the mount at the target. Does not call into the filesystem.
 pub(super) fn mount_id(order: &Order) -> Result<u64, Failure> {
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
     let status =

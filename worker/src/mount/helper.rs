@@ -1,16 +1,11 @@
-//! A mount by a program: the configured helper, started as the caller.
+//! Makes a mount by a helper: a configured FUSE program that is started as the caller.
 //!
-//! ```text
-//! acts as the caller ── has its namespaces, control groups, root, folder, ids and capabilities
-//!  ├─ starter   in its pid namespace: starts the helper, collects what it puts into the background
-//!  │   └─ helper   serves the filesystem
-//!  └─ probe     waits for the filesystem's first answer
-//! ```
-//!
-//! A helper on libfuse 3 is given an open `/dev/fuse` whose mount is attached once it answers; any
-//! other one mounts by itself, and has mounted when its first process ends with status 0, which is
-//! what every mount program does. When it serves, all processes here end: the helper then is a
-//! child of the container's init, as if the caller had started it, and ends with the mount.
+//! A helper that uses libfuse 3 gets an open `/dev/fuse`, whose mount is attached once the
+//! filesystem answers. Any other helper calls mount(2) itself, and has mounted when its first
+//! process exits with status 0, as all mount programs do. When the filesystem is served, all
+//! processes here end: the helper is then a child of the container's init, as if the caller had
+//! started it, and ends with the mount. It must never run with rights that the caller does not
+//! have. Start reading at [`mount`].
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -34,10 +29,17 @@ use crate::child::{Child, End};
 use crate::failure::{Failure, OnOurSide, OrFail};
 use crate::line::{Line, wait};
 
-/// How long a helper may take to explain a failure that is seen already.
+/// How long to wait for a helper's message after its failure has been detected.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Mounts. The result is the number of the filesystem's device.
+/// Makes the mount, and returns the device number of the filesystem.
+///
+/// ```text
+/// child   has the caller's namespaces, control groups, root, directory, ids and capabilities
+///  ├─ starter   in its pid namespace: starts the helper, is the subreaper of what it daemonizes
+///  │   └─ helper   serves the filesystem
+///  └─ probe     waits for the filesystem's first answer
+/// ```
 pub(super) fn mount(
     order: &Order,
     handler: &Handler,
@@ -51,7 +53,7 @@ pub(super) fn mount(
         let failed = result.is_err();
         theirs.report_number(result);
         if failed {
-            // To be found and killed with all that was started.
+            // Keeps running, so that the parent can find and kill all descendants.
             let _ = theirs.receive(until + LAST_WORDS * 2);
         }
     })?;
@@ -60,13 +62,14 @@ pub(super) fn mount(
     let _turn = source.map(|source| source.turn(turns, until)).transpose()?;
     source.map(|source| source.wait_for_helper(until)).transpose()?;
     line.done(&[])?;
-    // A little more, so that who acts can tell the helper's own words.
+    // Longer than the child's deadline, so that it can report the helper's message.
     let device = line.receive_number(until + LAST_WORDS)?;
     actor.finish();
     Ok(device)
 }
 
-/// What is done as the caller. The result is the number of the filesystem's device, if it has one.
+/// Becomes the caller, starts the helper and attaches the mount. Returns the device number of the
+/// filesystem, if it is known.
 fn act(
     main: &Line,
     order: &Order,
@@ -122,7 +125,7 @@ fn act(
         line.receive(until)
             .and_then(|_| match fuse_mount::mount_id(order)? {
                 id if id == before => {
-                    Err(Failure::new(Errno::EIO, "it ended well but mounted nothing"))
+                    Err(Failure::new(Errno::EIO, "exit status 0, but nothing is mounted"))
                 }
                 _ => Ok(()),
             })
@@ -142,8 +145,9 @@ fn act(
     }
 }
 
-/// The file or block device that the helper is going to open, for what it may do with it. Without
-/// one it serves something else, or says itself what is wrong.
+/// Opens the file or block device that the helper will serve, for reading and, if possible,
+/// writing. `None` if the source is something else, or cannot be opened: the helper then reports
+/// the error.
 fn open_source(order: &Order) -> Option<OwnedFd> {
     let path = order.source.as_deref()?;
     let kind = rustix::fs::stat(path).map(|status| FileType::from_raw_mode(status.st_mode));
@@ -165,7 +169,7 @@ fn mark(source: Option<BorrowedFd<'_>>, device: Option<u64>) {
     }
 }
 
-/// Starts the helper, and a process that watches it.
+/// Forks the starter, which starts the helper and waits for it.
 fn start(
     program: &Program,
     words: &[std::ffi::CString],
@@ -177,14 +181,14 @@ fn start(
     let starter = Child::start(End::Left, move || {
         let run = move || program::execute(program, words, device.as_ref(), surroundings);
         let ended = program::watch(run);
-        // What it has put into the background must be found until the mount is made.
+        // Daemonized processes must be descendants of the starter until the mount is made.
         theirs.report(ended.map(|()| Vec::new()));
         let _ = theirs.receive(until + LAST_WORDS);
     })?;
     Ok((starter, line))
 }
 
-/// Waits for the filesystem's first answer, or the helper's failure.
+/// Waits for the filesystem's first answer, or for an error of the helper.
 fn answered(mount: &OwnedFd, helper: &Line, until: Instant) -> Result<(), Failure> {
     let (line, theirs) = Line::pair()?;
     let probe = Child::start(End::Alone, || {
@@ -196,7 +200,7 @@ fn answered(mount: &OwnedFd, helper: &Line, until: Instant) -> Result<(), Failur
     let (answer, end) = (!ends[0].revents().is_empty(), !ends[1].revents().is_empty());
     let background = end && !answer;
     if background {
-        // It is in the background now, or it failed.
+        // The helper has daemonized, or it has failed.
         helper.receive(until)?;
     }
     match line.receive(until) {
@@ -205,7 +209,7 @@ fn answered(mount: &OwnedFd, helper: &Line, until: Instant) -> Result<(), Failur
             Ok(())
         }
         Err(failure) => {
-            // It closed the device: its exit status and words say why.
+            // The helper has closed the device: its exit status and output have the reason.
             if !background {
                 helper.receive(until.min(Instant::now() + LAST_WORDS))?;
             }

@@ -1,10 +1,11 @@
-//! A helper that is a program of the host: the container need not have it.
+//! A helper that is a program of the host, so that the container does not need to have it.
 //!
-//! It runs as the caller in all of the caller's namespaces, where the host's files are not to be
-//! seen. So it is opened with the host's rights before anything is entered, and copied into sealed
-//! memory afterwards: on the container's account, and so that nobody who looks into the helper's
-//! `/proc` gets hold of a file of the host. A program that is linked dynamically is started by a
-//! copy of its loader, which is given copies of all its libraries; it looks for none by name.
+//! It runs as the caller in all of the caller's namespaces, where the host's files are not visible.
+//! So it is opened with the host's rights before any namespace is entered, and is then copied to
+//! sealed memory: the copies are charged to the container, and a process that reads the helper's
+//! `/proc` directory must never get a file of the host. A dynamically linked program is started by
+//! a copy of its loader, which gets copies of all its libraries and looks up none by name. Start
+//! reading at [`HostProgram::open`].
 
 use std::ffi::CString;
 use std::fs::File;
@@ -20,13 +21,13 @@ use rustix::fs::{MemfdFlags, SealFlags};
 
 use crate::failure::{Failure, OrFail};
 
-/// The longest program or library; all of them count for the container.
+/// The largest program or library, in bytes. All copies are charged to the container.
 const LONGEST: u64 = 64 << 20;
-/// `MFD_EXEC` (Linux 6.3): memory that may be executed, where that has to be said.
+/// `MFD_EXEC` (Linux 6.3), which is needed if `vm.memfd_noexec` is set.
 const EXEC: MemfdFlags = MemfdFlags::from_bits_retain(0x10);
-/// `PT_INTERP` of ELF.
+/// The ELF program header type `PT_INTERP`.
 const INTERPRETER: u32 = 3;
-/// What a program has that is linked to libfuse 3, and what libfuse 3 itself has.
+/// A string in programs that are linked to libfuse 3, and one in libfuse 3 itself.
 const LIBFUSE3: [&[u8]; 2] = [b"libfuse3.so", b"/dev/fd/%u%n"];
 
 /// A program of the host, opened.
@@ -34,24 +35,24 @@ const LIBFUSE3: [&[u8]; 2] = [b"libfuse3.so", b"/dev/fd/%u%n"];
 pub(super) struct HostProgram {
     path: PathBuf,
     program: File,
-    /// Its loader and its libraries, when it is linked dynamically.
+    /// Its loader and its libraries, if it is dynamically linked.
     linked: Option<(File, Vec<File>)>,
     takes_device: bool,
 }
 
-/// A copy that can be executed.
+/// An executable copy.
 #[derive(Debug)]
 pub(super) struct Image {
-    /// What the kernel executes.
+    /// The file for execveat(2): the program or its loader.
     pub(super) start: OwnedFd,
-    /// Words that come before the program's own: none for a static program.
+    /// The arguments for the loader, in front of the program's own. Empty for a static program.
     pub(super) words: Vec<CString>,
-    /// What the loader opens; open while the helper starts.
+    /// The files that the loader opens. They must be open during execveat(2).
     pub(super) files: Vec<OwnedFd>,
 }
 
 impl HostProgram {
-    /// Opens the program. Needs the host's rights and its root.
+    /// Opens the program. Needs the host's rights and root.
     pub(super) fn open(path: &str) -> Result<Self, Failure> {
         let gone = |error: std::io::Error| {
             Failure::new(Errno::ENODEV, format!("the host has no {path}: open: {error}"))
@@ -83,12 +84,12 @@ impl HostProgram {
         &self.path
     }
 
-    /// Is it a helper that serves a `/dev/fuse` it is given?
+    /// True if the helper accepts an open `/dev/fuse` as its mount point.
     pub(super) fn takes_device(&self) -> bool {
         self.takes_device
     }
 
-    /// Copies it, on the account of whoever this process has become.
+    /// Copies the program. The memory is charged to the control groups of this process.
     pub(super) fn copy(&self) -> Result<Image, Failure> {
         let program = sealed(&self.program)?;
         let Some((loader, libraries)) = &self.linked else {
@@ -99,7 +100,7 @@ impl HostProgram {
         let name = |file: &OwnedFd| format!("/proc/self/fd/{}", file.as_raw_fd());
         let preload = files.iter().map(name).collect::<Vec<_>>().join(":");
         let own = self.path.to_string_lossy().into_owned();
-        // The container's cache of libraries is for others.
+        // The container's ld.so.cache is for its own libraries.
         let mut words = vec![own.clone(), "--inhibit-cache".into(), "--argv0".into(), own];
         words.extend(["--preload".into(), preload, name(&program)]);
         files.push(program);
@@ -118,12 +119,12 @@ fn content(file: &File, path: &str) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
-/// Is this a program on libfuse 3, linked to it or containing it?
+/// True if a program is linked to libfuse 3, dynamically or statically.
 pub(super) fn is_libfuse3s(bytes: &[u8]) -> bool {
     LIBFUSE3.iter().any(|word| bytes.windows(word.len()).any(|window| window == *word))
 }
 
-/// The loader that a program of this machine's word size names.
+/// Returns the loader that an ELF program names. `None` for a static program.
 fn interpreter(bytes: &[u8]) -> Option<String> {
     let number = |at: usize, length: usize| -> Option<usize> {
         let field = bytes.get(at..at.checked_add(length)?)?;
@@ -131,7 +132,7 @@ fn interpreter(bytes: &[u8]) -> Option<String> {
         number[..length].copy_from_slice(field);
         usize::try_from(u64::from_le_bytes(number)).ok()
     };
-    // 64 bits, little endian; of other programs nothing is known, and the kernel refuses them.
+    // 64 bits, little endian. For other programs execve(2) fails.
     if bytes.get(4..6) != Some(&[2, 1]) {
         return None;
     }
@@ -148,7 +149,7 @@ fn interpreter(bytes: &[u8]) -> Option<String> {
     None
 }
 
-/// Its loader says what it would load on the host. Nothing of the program itself runs.
+/// Has the loader list the libraries that it would load on the host. No code of the program runs.
 fn libraries(path: &Path, loader: &str) -> Result<(PathBuf, Vec<PathBuf>), Failure> {
     let wrong = |what: String| {
         let path = path.display();
@@ -173,7 +174,7 @@ fn libraries(path: &Path, loader: &str) -> Result<(PathBuf, Vec<PathBuf>), Failu
     Ok((PathBuf::from(loader), loaded(&text)))
 }
 
-/// The paths in what `ld.so --list` prints: `NAME => PATH (ADDRESS)`.
+/// Parses the output of `ld.so --list`: `NAME => PATH (ADDRESS)`.
 fn loaded(text: &str) -> Vec<PathBuf> {
     let path = |line: &str| {
         let (path, _) = line.split_once(" => ")?.1.rsplit_once(" (")?;
@@ -182,7 +183,7 @@ fn loaded(text: &str) -> Vec<PathBuf> {
     text.lines().filter_map(path).collect()
 }
 
-/// A copy in memory that nobody can change any more.
+/// Copies a file to a memory file with all seals.
 fn sealed(file: &File) -> Result<OwnedFd, Failure> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let memory = match rustix::fs::memfd_create("helper", flags | EXEC) {
@@ -221,14 +222,14 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_a_helper_says_why() {
+    fn a_missing_program_and_a_script_are_refused_with_the_reason() {
         let failure = |path: &str| HostProgram::open(path).unwrap_err().message;
         assert!(failure("/no/such").contains("the host has no /no/such"));
         assert!(failure("/etc/passwd").contains("script"));
     }
 
     #[test]
-    fn copies_cannot_be_changed() {
+    fn a_sealed_copy_cannot_be_written() {
         let copy = File::from(sealed(&File::open("/etc/passwd").unwrap()).unwrap());
         assert!(copy.write_at(b"x", 0).is_err() && copy.set_len(0).is_err());
     }

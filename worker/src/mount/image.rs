@@ -1,9 +1,9 @@
-//! Where an image file may be.
+//! Checks the filesystem on which an image file is.
 //!
-//! The kernel reads an image with the host's rights and waits for it without an end. On a filesystem
-//! that a container serves itself, or has put over such a one, the container decides how long: as
-//! long as a superblock is being made, even `sync` on the host waits. So an image has to be on a
-//! filesystem of the host's, or in memory.
+//! The kernel reads an image with the host's rights and waits for it without a timeout. On a FUSE
+//! filesystem of the container, or an overlay on top of one, the container decides how long that
+//! takes. While a superblock is being made even sync(2) on the host waits. So an image must be on a
+//! filesystem that belongs to the host, or in memory. Start reading at [`refuse_a_containers_own`].
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
@@ -22,8 +22,8 @@ use crate::line::Line;
 /// `TMPFS_MAGIC` and `RAMFS_MAGIC`
 const MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 
-/// Refuses an image that a container could withhold. A process of its own asks, because it has to be
-/// among the container's users for it.
+/// Returns EACCES for an image on a filesystem of the container's own. The check runs in a process
+/// of its own, which enters the container's user namespace.
 pub(super) fn refuse_a_containers_own(
     source: &OwnedFd,
     caller: &Caller,
@@ -40,13 +40,13 @@ pub(super) fn refuse_a_containers_own(
 }
 
 fn look(source: &OwnedFd, caller: &Caller) -> Result<(), Failure> {
-    // Should it have to wait after all, then on the container's account.
+    // If the check blocks after all, the process is charged to the container.
     caller.enter_groups()?;
     let filesystem = fstatfs(source).or_fail("fstatfs of the source").on_our_side()?;
     if MEMORY.contains(&filesystem.f_type.cast_unsigned()) {
         return Ok(());
     }
-    // It may be that of another one of the container's user namespaces.
+    // The filesystem may belong to another user namespace of the container.
     let users = outermost(caller.users.try_clone().or_fail("dup").on_our_side()?);
     setns(users, CloneFlags::CLONE_NEWUSER)
         .or_fail("setns to the container's users")
@@ -61,7 +61,7 @@ fn look(source: &OwnedFd, caller: &Caller) -> Result<(), Failure> {
     ))
 }
 
-/// The user namespace of the container in which this one is: the last one below ours.
+/// Returns the outermost user namespace of the container: the ancestor just below the host's.
 fn outermost(mut users: OwnedFd) -> OwnedFd {
     let own = std::fs::File::open("/proc/self/ns/user").ok().and_then(|own| place(&own));
     while let Ok(above) = user_namespace::parent(users.as_fd()) {

@@ -1,8 +1,9 @@
-//! A mount by the kernel: the caller opens, the host makes, the caller attaches.
+//! Makes a mount by the kernel: the source is opened as the caller, the superblock is made with the
+//! host's rights, and the mount is attached as the caller.
 //!
-//! Two processes: one is the caller in everything but name, and so the container's device policy,
-//! permissions and root decide what it can open and where it can mount; the other one has the
-//! host's rights and never looks anything up in the container.
+//! There are two processes. One is the caller in everything but its pid, so the container's device
+//! policy, permissions and root decide what it can open and where it can mount. The other one has
+//! the host's rights and must never look up a path of the container. Start reading at [`mount`].
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
@@ -21,7 +22,7 @@ use crate::child::{Child, End};
 use crate::failure::{Failure, OnOurSide, OrFail};
 use crate::line::Line;
 
-/// Mounts.
+/// Makes the mount, and returns the watch descriptor of its root.
 pub(super) fn mount(
     order: &Order,
     superblock: &Superblock,
@@ -55,7 +56,8 @@ pub(super) fn mount(
     drop(turn);
     let watch = match mount.first().map(|mount| watch(mount.as_fd(), watches)) {
         Some(Ok(watch)) => Some(watch),
-        // A server in the network may forbid it; it is no image, and takes no device.
+        // A network filesystem may not support it. It has no image and no loop device, so it need
+        // not be counted.
         Some(Err(failure)) if superblock.on_device => return Err(failure),
         _ => None,
     };
@@ -67,7 +69,8 @@ pub(super) fn mount(
     Ok(watch)
 }
 
-/// Watches the root of a new filesystem: the watch ends with the filesystem, and keeps nothing.
+/// Adds an inotify watch for the root of a new filesystem. The watch ends with the filesystem, and
+/// does not keep it mounted.
 fn watch(mount: BorrowedFd<'_>, watches: BorrowedFd<'_>) -> Result<u64, Failure> {
     let root = format!("/proc/self/fd/{}", mount.as_raw_fd());
     let number = inotify::add_watch(watches, root, WatchFlags::DELETE_SELF).or_fail(
@@ -77,7 +80,7 @@ fn watch(mount: BorrowedFd<'_>, watches: BorrowedFd<'_>) -> Result<u64, Failure>
     Ok(number.unsigned_abs().into())
 }
 
-/// What is done as the caller.
+/// Becomes the caller, opens target and source, and attaches the mount.
 fn act(
     line: &Line,
     order: &Order,
@@ -92,11 +95,12 @@ fn act(
     line.done(&source.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
     drop(source);
     let mount = line.receive(until)?.pop();
-    let mount = mount.ok_or_else(|| Failure::new(Errno::EIO, "no mount came").on_our_side())?;
+    let mount =
+        mount.ok_or_else(|| Failure::new(Errno::EIO, "a message without a mount").on_our_side())?;
     attach(mount.as_fd(), target.as_fd())
 }
 
-/// The target, as mount(2) finds it.
+/// Opens the target, following symbolic links as mount(2) does.
 pub(super) fn find_target(order: &Order) -> Result<OwnedFd, Failure> {
     rustix::fs::openat(CWD, &*order.target, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .or_fail(format!("open of the target {}", String::from_utf8_lossy(&order.target)))
@@ -107,23 +111,23 @@ pub(super) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     let moved = rustix::mount::move_mount(mount, "", target, "", flags);
     if moved == Err(rustix::io::Errno::INVAL) {
-        // What mount(2) says of a filesystem's folder over something that is none.
+        // mount(2) returns ENOTDIR for a target that is not a directory.
         let status = rustix::fs::statx(target, "", AtFlags::EMPTY_PATH, StatxFlags::TYPE);
         let kind = status.map(|status| FileType::from_raw_mode(status.stx_mode.into()));
         if kind.is_ok_and(|kind| kind != FileType::Directory) {
-            return Err(Failure::new(Errno::ENOTDIR, "the target is no folder"));
+            return Err(Failure::new(Errno::ENOTDIR, "the target is not a directory"));
         }
     }
     moved.or_fail("move_mount to the target")
 }
 
-/// The block device or image, for what the mount will do with it.
+/// Opens the block device or image, for reading or for reading and writing as the mount needs.
 fn open_source(order: &Order) -> Result<OwnedFd, Failure> {
     let Some(path) = order.source.as_deref() else {
         return Err(Failure::new(Errno::EINVAL, "a source is needed: a block device or an image"));
     };
     let access = if order.read_only { OFlags::RDONLY } else { OFlags::RDWR };
-    // Neither a FIFO nor a line may hold us up.
+    // open(2) of a FIFO or a serial line must not block.
     let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let shown = String::from_utf8_lossy(path);
     let source = rustix::fs::openat(CWD, path, flags, Mode::empty())
@@ -131,6 +135,9 @@ fn open_source(order: &Order) -> Result<OwnedFd, Failure> {
     let status = rustix::fs::fstat(&source).or_fail("fstat of the source")?;
     match FileType::from_raw_mode(status.st_mode) {
         FileType::BlockDevice | FileType::RegularFile => Ok(source),
-        _ => Err(Failure::new(Errno::ENOTBLK, format!("{shown} is no block device and no image"))),
+        _ => Err(Failure::new(
+            Errno::ENOTBLK,
+            format!("{shown} is neither a block device nor an image"),
+        )),
     }
 }

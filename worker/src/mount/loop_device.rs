@@ -1,7 +1,8 @@
-//! A loop device for an image file that was opened as the caller.
+//! Loop devices for image files that were opened as the caller.
 //!
-//! The device is made for the open file, not for its path, is read-only if the mount is, and
-//! frees itself when its last user is gone (`LO_FLAGS_AUTOCLEAR`): the mount.
+//! A device is made for the open file and never for a path. It is read-only if the mount is, and
+//! frees itself when its last user, the mount, is gone (`LO_FLAGS_AUTOCLEAR`). Start reading at
+//! [`attach`].
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -15,13 +16,14 @@ use rustix::fs::FileType;
 use super::scene;
 use crate::failure::{Failure, OrFail};
 
-/// Block devices of this major number are loop devices.
+/// The major number of loop devices.
 const LOOP: u32 = 7;
-/// `LOOP_CTL_GET_FREE` and `LOOP_CONFIGURE` are two steps; others take devices in between.
+/// The most attempts: another process may take the device between `LOOP_CTL_GET_FREE` and
+/// `LOOP_CONFIGURE`.
 const TRIES: u32 = 64;
 
-/// A loop device with this file. It is released when it is closed and not mounted. Needs the
-/// surroundings of [`scene`], and `control` from outside of them.
+/// Makes a loop device for this file. The device is freed when it is closed and not mounted. Needs
+/// the root of [`scene::enter`]; `control` is the host's `/dev/loop-control`.
 pub(super) fn attach(
     control: &File,
     image: BorrowedFd<'_>,
@@ -48,13 +50,14 @@ pub(super) fn attach(
             }
         }
     }
-    Err(Failure::new(Errno::EBUSY, "others took every loop device that was free"))
+    Err(Failure::new(Errno::EBUSY, "other processes took every free loop device"))
 }
 
-/// Opens every loop device that has a file, and returns it with its name. Needs the surroundings
-/// of [`scene`]; only reads, so that nothing that uses one is held up by it.
+/// Opens every loop device that has a backing file, read-only, and returns each with its name.
+/// Needs the root of [`scene::enter`].
 pub(super) fn all() -> Result<Vec<(String, File)>, Failure> {
-    // Lists what has a size, with the minor number, which is not always the number in the name.
+    // The file lists devices whose size is not 0. The minor number is not always the number in the
+    // name.
     let text = std::fs::read("/proc/partitions").or_fail("read of /proc/partitions")?;
     let mut all = Vec::new();
     for minor in minors(&text) {
@@ -62,13 +65,13 @@ pub(super) fn all() -> Result<Vec<(String, File)>, Failure> {
             .read(true)
             .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
             .open(node(minor)?);
-        // It may be gone by now.
+        // A device that has been removed meanwhile is left out.
         all.extend(file.map(|file| (format!("/dev/loop{minor}"), file)));
     }
     Ok(all)
 }
 
-/// The minor numbers of loop devices, without those of their partitions.
+/// Parses the minor numbers of loop devices, without those of their partitions.
 fn minors(partitions: &[u8]) -> impl Iterator<Item = u32> {
     partitions.split(|&byte| byte == b'\n').filter_map(|line| {
         let name = line.rsplit(|&byte| byte == b' ').next()?.strip_prefix(b"loop")?;
@@ -78,7 +81,7 @@ fn minors(partitions: &[u8]) -> impl Iterator<Item = u32> {
     })
 }
 
-/// The path of a device's node in the surroundings.
+/// Returns the path of a device node in the new root, and makes the node if needed.
 fn node(minor: u32) -> Result<String, Failure> {
     let path = format!("/dev/loop{minor}");
     if !std::path::Path::new(&path).exists() {

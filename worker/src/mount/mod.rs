@@ -1,12 +1,12 @@
-//! Mounts for containers: what happens once policy has granted one.
+//! Makes a mount that policy has granted.
 //!
-//! [`run`] belongs into a process of its own, without threads and with the host's rights: it makes
-//! processes that lay those rights down for good. Start reading at `kernel_mount` (the kernel's
-//! filesystems) and `helper` (programs). Nothing here decides whether something may be mounted,
-//! and nothing opens a path of the container with other rights than the caller's.
+//! [`run`] needs a single-threaded process of its own with the host's rights: it forks processes
+//! that drop those rights for good. Nothing here may decide whether a mount is granted, and no path
+//! of the container may be opened with other rights than the caller's.
 //!
-//! When it fails nothing is left: processes are killed, mounts that are attached nowhere and loop
-//! devices go with their last descriptor.
+//! After an error nothing is left: processes are killed, and detached mounts and loop devices are
+//! freed with their last descriptor. Start reading at `kernel_mount` (filesystems of the kernel)
+//! and `helper` (FUSE programs).
 
 mod claim;
 mod confine;
@@ -31,11 +31,11 @@ pub use turn::Turns;
 
 use super::{Caller, Failure};
 
-/// Mounts. The root of what the kernel mounts gets a watch, whose number is the result; for a helper
-/// it is the number of the filesystem's device.
+/// Makes the mount. For a filesystem of the kernel, adds an inotify watch for its root to `watches`
+/// and returns the watch descriptor. For a helper, returns the device number of the filesystem.
 ///
 /// # Errors
-/// Nothing was mounted; the failure has the errno for the caller and the reason for the log.
+/// Nothing was mounted.
 pub fn run(
     order: &Order,
     caller: &Caller,

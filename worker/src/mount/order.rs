@@ -1,4 +1,8 @@
-//! What is to be mounted: everything that was decided, as it is handed to the process that acts.
+//! The description of a granted mount: everything that policy has decided, as it is sent to the
+//! process that makes the mount.
+//!
+//! Paths are bytes as the caller gave them, and must only be resolved as the caller. Start reading
+//! at [`Order`].
 
 use std::time::Duration;
 
@@ -7,53 +11,53 @@ use serde::{Deserialize, Serialize};
 /// A mount that policy grants.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
-    /// The source, as the caller named it.
+    /// The source, as the caller gave it.
     pub source: Option<Vec<u8>>,
-    /// The target, as the caller named it.
+    /// The target, as the caller gave it.
     pub target: Vec<u8>,
-    /// The kernel's name of the filesystem.
+    /// The filesystem type.
     pub filesystem: String,
     /// `MOUNT_ATTR_*`.
     pub attributes: u64,
-    /// Is nothing written?
+    /// Set for a read-only mount, whose source is opened for reading.
     pub read_only: bool,
-    /// Who mounts.
+    /// Kernel or helper.
     pub how: How,
-    /// How long it may take.
+    /// The timeout.
     pub deadline: Duration,
 }
 
-/// Who makes the filesystem.
+/// The maker of the filesystem.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum How {
     /// The kernel.
     Kernel(Superblock),
-    /// A program, as the caller.
+    /// A FUSE program that runs as the caller.
     Helper(Handler),
 }
 
-/// A program that serves a filesystem by FUSE.
+/// A FUSE program and its options.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Handler {
-    /// Where it is.
+    /// The program.
     pub program: Executable,
-    /// Options of the filesystem.
+    /// The options of the filesystem.
     pub options: Vec<Vec<u8>>,
-    /// Options of the mount, for a program that mounts by itself.
+    /// The options of the mount, for a program that calls mount(2) itself.
     pub mount_options: Vec<String>,
 }
 
-/// The program of a helper.
+/// The executable of a helper.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Executable {
-    /// Its name, or its path in the container.
+    /// Its name or path in the container.
     InContainer(String),
     /// Its path on the host.
     OnHost(String),
 }
 
 impl Executable {
-    /// The name or path.
+    /// Returns the name or path.
     pub(super) fn name(&self) -> &str {
         match self {
             Self::InContainer(name) | Self::OnHost(name) => name,
@@ -61,13 +65,13 @@ impl Executable {
     }
 }
 
-/// What the kernel is told of a filesystem.
+/// The parameters of a filesystem of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Superblock {
-    /// Parameters without (flags) and with values.
+    /// The parameters for fsconfig(2), flags without a value.
     pub parameters: Vec<(Vec<u8>, Option<Vec<u8>>)>,
-    /// Is the source a block device or an image file?
+    /// Set if the source is a block device or an image file.
     pub on_device: bool,
-    /// Are the owners of its files the container's users?
+    /// Set if file owners are mapped to the container's user namespace (`MOUNT_ATTR_IDMAP`).
     pub shift: bool,
 }

@@ -1,4 +1,8 @@
-//! The helper's program: where it is in the container, how it is called, and what it says.
+//! The program of a helper: where it is in the container, its command line, its execution and its
+//! output.
+//!
+//! The helper is never executed before it is confined (`confine.rs`), and its output must never
+//! block it or take more than a page. Start reading at [`execute`] and [`watch`].
 
 use std::ffi::CString;
 use std::io::Read;
@@ -22,25 +26,25 @@ use crate::caller::Caller;
 use crate::child::leave;
 use crate::failure::{Failure, Number, OnOurSide, OrFail};
 
-/// Where programs are in the container.
+/// The directories in which a program is searched for in the container.
 const PLACES: [&str; 6] =
     ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
-/// How much of what it says is kept.
+/// How many bytes of its output are kept.
 const OUTPUT: usize = 4096;
-/// How much of a program is read to see what it is linked to.
+/// How many bytes of a program are read to find out whether it uses libfuse 3.
 const PROGRAM: u64 = 16 << 20;
 
-/// A helper that exists.
+/// The executable of a helper.
 #[derive(Debug)]
 pub(super) struct Program {
     path: PathBuf,
     takes_device: bool,
-    /// A copy, of one that is not in the container.
+    /// The copy of a program of the host.
     image: Option<Image>,
 }
 
 impl Program {
-    /// Looks for it in the current root.
+    /// Searches for the program below the current root. ENODEV if it is not there.
     pub(super) fn find(name: &str) -> Result<Self, Failure> {
         let runs =
             |path: &Path| rustix::fs::access(path, Access::EXEC_OK).is_ok() && path.is_file();
@@ -49,7 +53,7 @@ impl Program {
         } else {
             PLACES.iter().map(|place| Path::new(place).join(name)).find(|path| runs(path))
         };
-        // mount(8) explains ENODEV as a filesystem type that is not known.
+        // For ENODEV mount(8) reports an unknown filesystem type.
         let path = path.ok_or_else(|| {
             Failure::new(Errno::ENODEV, format!("the helper {name} is not in the container"))
         })?;
@@ -57,7 +61,7 @@ impl Program {
         Ok(Self { path, takes_device, image: None })
     }
 
-    /// A copy of one of the host.
+    /// Copies a program of the host.
     pub(super) fn of_the_host(program: &HostProgram) -> Result<Self, Failure> {
         Ok(Self {
             path: program.path().to_owned(),
@@ -66,12 +70,12 @@ impl Program {
         })
     }
 
-    /// Is it a helper that serves a `/dev/fuse` it is given?
+    /// True if the helper accepts an open `/dev/fuse` as its mount point.
     pub(super) fn takes_device(&self) -> bool {
         self.takes_device
     }
 
-    /// The command line of a helper that mounts by itself.
+    /// Returns the command line of a helper that calls mount(2) itself.
     pub(super) fn arguments(
         &self,
         order: &Order,
@@ -82,7 +86,7 @@ impl Program {
         self.line(order, &order.target, &options)
     }
 
-    /// The command line of a helper that is given a device.
+    /// Returns the command line of a helper that gets an open `/dev/fuse`.
     pub(super) fn arguments_with_device(
         &self,
         order: &Order,
@@ -112,14 +116,14 @@ impl Program {
         let mut words =
             words.map_err(|_| Failure::new(Errno::EINVAL, "a NUL in an argument of the helper"))?;
         if let Some(image) = self.image.as_ref().filter(|image| !image.words.is_empty()) {
-            // The loader's own words, which end with the program.
+            // The loader's arguments end with the program.
             words.splice(..1, image.words.iter().cloned());
         }
         Ok(words)
     }
 }
 
-/// A path that no program takes for an option.
+/// Returns a path that does not start with a dash, so that no program parses it as an option.
 fn operand(path: &[u8]) -> Vec<u8> {
     if path.starts_with(b"-") { [b"./", path].concat() } else { path.to_vec() }
 }
@@ -131,7 +135,7 @@ fn is_on_libfuse3(path: &Path) -> bool {
     read && bytes.starts_with(b"\x7fELF") && is_libfuse3s(&bytes)
 }
 
-/// What a helper gets from the process that starts it.
+/// What a helper gets from the starter.
 #[derive(Debug)]
 pub(super) struct Surroundings<'a> {
     /// The host's `/dev/null`.
@@ -139,12 +143,13 @@ pub(super) struct Surroundings<'a> {
     pub(super) output: &'a Output,
     /// The host's `/proc`.
     pub(super) proc: &'a OwnedFd,
-    /// What the helper serves, opened as the caller: it stays open as long as the helper lives.
+    /// The source, opened as the caller. It stays open in the helper, whose lock it carries
+    /// (`claim.rs`).
     pub(super) source: Option<BorrowedFd<'a>>,
     pub(super) caller: &'a Caller,
 }
 
-/// Becomes the helper.
+/// Confines this process and executes the helper. Returns the error if that fails.
 pub(super) fn execute(
     program: &Program,
     words: &[CString],
@@ -187,13 +192,13 @@ pub(super) fn execute(
     Failure::new(errno, format!("cannot execute {}: {errno}", program.path.display()))
 }
 
-/// Starts the helper and waits for its end. What it puts into the background becomes a child of
-/// this process, and when this one ends, of the container's init.
+/// Starts the helper and waits for its exit. Processes that it daemonizes become children of this
+/// process, and after its end of the container's init.
 pub(super) fn watch(run: impl FnOnce() -> Failure) -> Result<(), Failure> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .or_fail("prctl(PR_SET_CHILD_SUBREAPER)")
         .on_our_side()?;
-    // Not a `Child`: it must not end with us.
+    // Not a `Child`, which would be killed when this process ends.
     let helper = match fork().or_fail("fork").on_our_side()? {
         Fork::Child => {
             let failure = run();
@@ -202,7 +207,7 @@ pub(super) fn watch(run: impl FnOnce() -> Failure) -> Result<(), Failure> {
         }
         Fork::Parent(helper) => helper,
     };
-    // With its `/dev/fuse`: once the helper is gone, nobody may keep the filesystem waiting.
+    // Closes `/dev/fuse`: once the helper has ended, the connection must be aborted.
     drop(run);
     loop {
         match waitpid(helper, None) {
@@ -223,13 +228,13 @@ pub(super) fn watch(run: impl FnOnce() -> Failure) -> Result<(), Failure> {
     }
 }
 
-/// The exit status of shells for a program that cannot be executed.
+/// The exit status for a program that cannot be executed, as in shells.
 const NOT_EXECUTED: i32 = 126;
-/// That of a program that was not started because it would not have been confined.
+/// The exit status for a program that was not executed because it could not be confined.
 const NOT_CONFINED: i32 = 125;
 
-/// What a helper says on its standard output and error: a file of fixed size, so that it can
-/// neither fill anything nor be held up, whoever reads it and however long it lives.
+/// The standard output and error of a helper: a memory file of fixed size. A helper that runs for
+/// long can neither fill memory by its output nor block on it.
 #[derive(Debug)]
 pub(super) struct Output(OwnedFd);
 
@@ -243,7 +248,8 @@ impl Output {
         Ok(Self(file))
     }
 
-    /// A failure of the helper, in its own words if it had any.
+    /// Adds the output of the helper to its error. The errno is taken from the output if it is more
+    /// specific.
     pub(super) fn explain(&self, name: &str, failure: &Failure) -> Failure {
         let mut bytes = [0; OUTPUT];
         let length = rustix::io::pread(&self.0, &mut bytes, 0).unwrap_or(0);
@@ -253,13 +259,13 @@ impl Output {
             errno @ (Errno::EINVAL | Errno::EIO) => spoken(said).unwrap_or(errno),
             errno => errno,
         };
-        let said = if said.is_empty() { "it said nothing" } else { said };
+        let said = if said.is_empty() { "no output" } else { said };
         let words: Vec<_> = said.split_whitespace().collect();
         Failure::new(errno, format!("{name}: {}: {}", failure.message, words.join(" ")))
     }
 }
 
-/// The error that a message speaks of, by the C library's words for it.
+/// Finds an errno by the text of strerror(3) in a message.
 fn spoken(message: &str) -> Option<Errno> {
     const KNOWN: [Errno; 9] = [
         Errno::EACCES,
@@ -280,14 +286,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn helpers_have_an_errno_too() {
+    fn the_errno_is_found_in_a_helpers_message() {
         assert_eq!(spoken("fuse: mount failed: Operation not permitted"), Some(Errno::EPERM));
         assert_eq!(spoken("s.img: Permission denied."), Some(Errno::EACCES));
         assert_eq!(spoken("This doesn't look like a squashfs image."), None);
     }
 
     #[test]
-    fn output_is_bounded_and_never_holds_anybody_up() {
+    fn output_is_bounded_and_never_blocks_the_helper() {
         let output = Output::new().unwrap();
         let mut written = 0;
         while let Ok(length) = rustix::io::write(&output.0, &[b'x'; 1000]) {
@@ -300,13 +306,13 @@ mod tests {
     }
 
     #[test]
-    fn no_path_is_an_option() {
+    fn a_path_that_starts_with_a_dash_is_not_an_option() {
         assert_eq!(operand(b"-o"), b"./-o");
         assert_eq!(operand(b"/dev/sda"), b"/dev/sda");
     }
 
     #[test]
-    fn what_is_no_program_is_not_found() {
+    fn a_missing_or_relative_program_is_enodev() {
         assert_eq!(Program::find("no-such-helper").unwrap_err().errno, Errno::ENODEV);
         assert_eq!(Program::find("../bin/sh").unwrap_err().errno, Errno::ENODEV);
         assert!(!Program::find("/bin/sh").unwrap().takes_device());

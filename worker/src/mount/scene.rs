@@ -1,9 +1,10 @@
-//! The private surroundings in which a superblock is made with the host's rights.
+//! A private root for the process that makes a superblock with the host's rights.
 //!
-//! An empty root of our own, in a mount namespace of our own: whatever a filesystem looks up by
-//! name finds nothing of the host's and nothing of the container's. The one path in it is the
-//! source, under the name that the caller gave, so that `/proc/mounts` inside shows that name; it
-//! leads to the very file that was opened as the caller, and nothing is opened by path again.
+//! The root is an empty tmpfs in a new mount namespace, attached nowhere else: a filesystem that
+//! looks up a name finds no file of the host and none of the container. The one path in it is the
+//! source, under the name that the caller gave, so that `/proc/mounts` shows that name. It is a
+//! link to the file that was opened as the caller, so no path of the container is opened again.
+//! Start reading at [`enter`].
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -17,10 +18,10 @@ use rustix::mount::{
 
 use crate::failure::{Failure, OrFail};
 
-/// Where the new mount is attached for a moment.
+/// Where [`lock`] attaches the new mount.
 const PLACE: &str = "/.mount";
 
-/// Moves this process into new surroundings.
+/// Moves this process to a new mount namespace with a new root.
 pub(super) fn enter() -> Result<(), Failure> {
     unshare(CloneFlags::CLONE_NEWNS).or_fail("unshare of mounts")?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
@@ -36,7 +37,7 @@ pub(super) fn enter() -> Result<(), Failure> {
     attach(fresh("proc")?.as_fd(), "/proc")
 }
 
-/// A filesystem of the kernel's own, without options.
+/// Makes a detached mount of a filesystem without source and options.
 fn fresh(kind: &str) -> Result<OwnedFd, Failure> {
     let make = || {
         let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
@@ -53,7 +54,8 @@ fn attach(mount: BorrowedFd<'_>, target: &str) -> Result<(), Failure> {
         .or_fail(format!("move_mount in a new root to {target}"))
 }
 
-/// A name for an open file that this process can look up: the one it was given, where that can be.
+/// Returns a path of an open file in the new root: the path that the caller gave, if it can be
+/// created, or the link in `/proc/self/fd`.
 pub(super) fn name(file: BorrowedFd<'_>, given: &[u8]) -> Vec<u8> {
     let link = format!("/proc/self/fd/{}", file.as_raw_fd());
     let given = Path::new(std::ffi::OsStr::from_bytes(given));
@@ -63,7 +65,7 @@ pub(super) fn name(file: BorrowedFd<'_>, given: &[u8]) -> Vec<u8> {
     }
 }
 
-/// A path whose parts we can make in an empty root.
+/// Returns the absolute path for a link of this name. `None` if it cannot be created.
 fn usable(given: &Path) -> Option<PathBuf> {
     let parts = given.components().filter(|part| !matches!(part, Component::CurDir));
     let mut path = PathBuf::from("/");
@@ -84,14 +86,14 @@ fn place_link(link: &str, path: &Path) -> Option<()> {
     rustix::fs::symlink(link, path).ok()
 }
 
-/// A device node in the surroundings.
+/// Makes a device node in the new root.
 pub(super) fn node(path: &str, kind: FileType, number: u64) -> Result<(), Failure> {
     rustix::fs::mknodat(CWD, path, kind, Mode::from_raw_mode(0o600), number)
         .or_fail(format!("mknod of {path}"))
 }
 
-/// A character device, on a filesystem of its own in new surroundings, as a mount that is attached
-/// nowhere. This process stays in the surroundings.
+/// Makes a character device on a new tmpfs, and returns a detached mount of it. This process stays
+/// in the new root.
 pub(crate) fn clean_node(
     number: u64,
     mode: u32,
@@ -107,10 +109,10 @@ pub(crate) fn clean_node(
     rustix::mount::open_tree(CWD, NODE, flags).or_fail("open_tree of a new node")
 }
 
-/// Gives a mount's attributes the lock that attributes have which come from a more privileged
-/// namespace: the container can then not take `nodev` off again, by a remount of a mount that is
-/// its own. The kernel sets it when it copies a mount namespace for other users, so that is what
-/// this process does, which afterwards has no rights over the host any more.
+/// Locks the attributes of a mount (`MNT_LOCK_*`), so that the container cannot clear `nodev` by a
+/// remount. The kernel sets the locks when it copies a mount namespace for a less privileged user
+/// namespace: mount_namespaces(7). So this process enters `users`, where it has no rights over the
+/// host any more, and unshares its mount namespace.
 pub(super) fn lock(mount: &OwnedFd, users: impl AsFd) -> Result<OwnedFd, Failure> {
     attach(mount.as_fd(), PLACE)?;
     nix::sched::setns(users.as_fd(), CloneFlags::CLONE_NEWUSER)
@@ -125,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_can_be_made_are_kept() {
+    fn a_path_that_can_be_created_is_kept() {
         let path = |given: &str| usable(Path::new(given));
         assert_eq!(path("/dev/loop7"), Some("/dev/loop7".into()));
         assert_eq!(path("disk.img"), Some("/disk.img".into()));

@@ -1,8 +1,9 @@
-//! A filesystem of the kernel's, made with the host's rights by the new mount API.
+//! Makes a filesystem of the kernel with the host's rights, by the new mount API.
 //!
-//! Runs in a process of its own that ends with it, in the surroundings of [`scene`]. It gets the
-//! source as a descriptor that was opened as the caller, and returns a mount that is attached
-//! nowhere. What the kernel has to say about a failure is read from the filesystem's context.
+//! Runs in a process of its own, with the root of [`scene::enter`]. It gets the source as a
+//! descriptor that was opened as the caller, and returns a detached mount. It must never look up a
+//! path that the container can change. Error messages of the filesystem are read from its context.
+//! Start reading at [`make`].
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -28,7 +29,7 @@ pub(super) fn make(
     caller: &Caller,
     until: Instant,
 ) -> Result<OwnedFd, Failure> {
-    // A filesystem of the network talks through the caller's interfaces.
+    // A network filesystem uses the caller's network interfaces.
     if let Some((_, network)) =
         caller.others.iter().find(|(kind, _)| *kind == CloneFlags::CLONE_NEWNET.bits())
     {
@@ -64,7 +65,8 @@ pub(super) fn make(
     scene::lock(&mount, caller.users()).on_our_side()
 }
 
-/// Waits until the source may be mounted; the result is the loop device that it is behind already.
+/// Waits until the source may be mounted. Returns the loop device that ambit has made for it
+/// already, if there is one.
 fn made_already(source: BorrowedFd<'_>, until: Instant) -> Result<Option<File>, Failure> {
     claim::wait_for_locks(source, claim::is_mounted, until)?;
     match Source::new(source)? {
@@ -78,7 +80,7 @@ fn is_file(source: BorrowedFd<'_>) -> Result<bool, Failure> {
     Ok(FileType::from_raw_mode(status.st_mode) == FileType::RegularFile)
 }
 
-/// A filesystem context. Opened where modprobe can be found: its module may have to be loaded.
+/// A filesystem context. It is opened before the root changes, because fsopen(2) may load a module.
 struct Loader(OwnedFd);
 
 impl Loader {
@@ -130,11 +132,11 @@ fn create(
         .map_err(explain("fsmount".into()))
 }
 
-/// What the filesystem said, in its own words.
+/// Reads the error messages of the filesystem.
 fn words_of(context: BorrowedFd<'_>) -> String {
     let mut words = Vec::new();
     let mut line = [0; 1024];
-    // One message a read; ENODATA ends it. The kernel keeps eight.
+    // read(2) returns one message, and ENODATA after the last. The kernel keeps eight.
     while let Ok(length @ 1..) = rustix::io::read(context, &mut line) {
         let text = String::from_utf8_lossy(&line[..length]);
         words.push(text.trim_end().to_owned());
@@ -145,6 +147,7 @@ fn words_of(context: BorrowedFd<'_>) -> String {
     words.join("; ")
 }
 
+/// Maps file owners to the caller's user namespace.
 fn shift(mount: &OwnedFd, caller: &Caller, filesystem: &str) -> Result<(), Failure> {
     mount_setattr(mount, MountAttrFlags::empty(), Some(caller.users.as_fd())).map_err(|error| {
         match error.number() {

@@ -1,9 +1,10 @@
-//! Turns: mounts of the same source are made one after another.
+//! Locks of sources: two mounts of the same source are made one after the other.
 //!
-//! Between the look at who uses a source and the moment from which this use can be seen lies the
-//! start of a helper or the making of a loop device. The memory of the broker has one byte for each
-//! source; a mount keeps the lock of that byte while it is made. The kernel releases the lock when the
-//! process that makes the mount ends, however it does.
+//! A mount checks that its source is unused, then starts a helper or makes a loop device, and only
+//! after that its own use is visible to others. The lock covers this interval. A memory file of the
+//! broker has one byte for each source, and a mount holds an OFD lock of that byte. The kernel
+//! releases the lock when the process that makes the mount ends, so no path of the code can leave
+//! one behind. Start reading at [`Turns::wait`].
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -18,28 +19,28 @@ use crate::failure::{Failure, OnOurSide, OrFail};
 /// How often a lock is tried again.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// The turns of all sources.
+/// The locks of all sources.
 #[derive(Debug)]
 pub struct Turns(OwnedFd);
 
-/// A turn: while it exists no other mount of the same source is made.
+/// The lock of a source. It is released on drop.
 #[derive(Debug)]
 pub(super) struct Turn {
     _locked: File,
 }
 
 impl Turns {
-    /// Makes the memory for them.
+    /// Makes the memory file.
     ///
     /// # Errors
-    /// There is none.
+    /// memfd_create(2) fails.
     pub fn new() -> std::io::Result<Self> {
         Ok(Self(rustix::fs::memfd_create("turns", MemfdFlags::CLOEXEC)?))
     }
 
-    /// Waits for the turn of a source, given by two numbers that no other source has.
+    /// Locks a source, which two numbers identify. EBUSY after `until`.
     pub(super) fn wait(&self, source: (u64, u64), until: Instant) -> Result<Turn, Failure> {
-        // Locks belong to the open file, so that each turn needs one of its own.
+        // An OFD lock belongs to the open file description, so each lock needs its own.
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -68,13 +69,13 @@ impl Turns {
     }
 }
 
-/// The byte of a source. Two sources that have the same only wait for each other.
+/// Returns the byte of a source. Two sources with the same byte wait for each other needlessly.
 fn place((device, inode): (u64, u64)) -> i64 {
     let mixed = device.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ inode;
     (mixed & (u64::MAX >> 1)).cast_signed()
 }
 
-/// A lock for `fcntl(2)`.
+/// Returns a `struct flock` for fcntl(2).
 pub(super) fn range(kind: i32, start: i64, length: i64) -> libc::flock {
     libc::flock {
         l_type: kind as libc::c_short,
@@ -90,10 +91,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_source_has_one_turn_at_a_time() {
+    fn a_source_is_locked_by_one_mount_at_a_time() {
         let turns = Turns::new().unwrap();
         let now = Instant::now();
-        // A process that another test starts has the lock too, until it executes its program.
+        // A child of another test inherits the descriptor and holds the lock until its execve(2).
         let soon = now + Duration::from_secs(20);
         let turn = turns.wait((1, 2), now).unwrap();
         assert_eq!(turns.wait((1, 2), now).unwrap_err().errno, Errno::EBUSY);

@@ -1,11 +1,13 @@
-//! Programs that decide on devices: having them verified, and attaching them to control groups of a
+//! The operation `bpf`: has device programs verified and attaches them to control groups of a
 //! container.
 //!
-//! A container never gets a program itself (`stand_in.rs` says why). Descriptors that it names by
-//! number are taken here and not in the daemon: what a container has open may hang when it is closed, and
-//! this process can be left to itself. A program never gets more rights to be verified than `CAP_BPF` and
-//! `CAP_NET_ADMIN` give: without `CAP_PERFMON` the verifier forbids what leaks addresses and speculates
-//! on. `place.rs` says which control groups are the container's.
+//! A container must never get a descriptor of a program (`stand_in.rs` says why), and a program
+//! must never be verified with more rights than `CAP_BPF` and `CAP_NET_ADMIN`: without
+//! `CAP_PERFMON` the verifier rejects programs that leak addresses or speculate on them.
+//! Descriptors of the caller are duplicated here and not in the daemon: closing a file of a
+//! container may block, and a worker can be given up.
+//!
+//! Start reading at `Bpf::act`; `place.rs` decides which control groups belong to the container.
 
 mod place;
 mod program;
@@ -26,46 +28,49 @@ use stand_in::{Content, StandIn};
 pub(super) use place::Surroundings;
 pub use program::{ALIGNMENT, LONGEST, is_plain};
 
-/// The longest log of the verifier that a caller gets.
+/// The longest verifier log that a caller gets, in bytes.
 pub const LONGEST_LOG: usize = 64 << 10;
-/// Numbers of programs that a worker remembers.
+/// The most program ids that a worker remembers.
 const REMEMBERED: usize = 1024;
-/// The most programs of a control group.
+/// The most programs of a control group (`BPF_CGROUP_MAX_PROGS`).
 const PROGRAMS: usize = 64;
 
+/// The capabilities to load, attach and query programs.
 const RIGHTS: CapabilitySet = CapabilitySet::BPF.union(CapabilitySet::NET_ADMIN);
-/// Opening a program by its number takes more.
+/// The capabilities to open a program by its id.
 const OPENING: CapabilitySet = RIGHTS.union(CapabilitySet::SYS_ADMIN);
 
-/// What is to be done. In addition to what every task has come a descriptor of the thread whose
-/// descriptors are meant, and its cgroup namespace.
+/// The commands of bpf(2). Two more descriptors are sent with each: the pidfd of the thread whose
+/// descriptors are named, and its cgroup namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Bpf {
-    /// Have a program verified. The answer has what stands for it, and the verifier's log as bytes.
+    /// Have a program verified. The answer has a stand-in as descriptor, and the verifier log as
+    /// data.
     Load(Load),
-    /// Attach one.
+    /// Attach a program.
     Attach {
-        /// To which control group.
+        /// The control group.
         to: Target,
-        /// A descriptor of the caller.
+        /// The program: a descriptor of the caller.
         program: i32,
         /// `BPF_F_ALLOW_MULTI` and the like.
         flags: u32,
-        /// Instead of this one, a descriptor too.
+        /// The program that it replaces: a descriptor of the caller.
         replaced: Option<i32>,
     },
-    /// Detach one.
+    /// Detach a program.
     Detach {
-        /// From which control group.
+        /// The control group.
         from: Target,
-        /// A descriptor of the caller, or none.
+        /// The program: a descriptor of the caller, or any other number for the only program.
         program: i32,
     },
-    /// Ask for those that are attached. The answer has flags and numbers as bytes.
+    /// List the attached programs. The answer has the flags and the program ids as data.
     Query(Target),
-    /// Open one that was asked for before, by its number. The answer has what stands for it.
+    /// Open a program by an id that an earlier query returned. The answer has a stand-in as
+    /// descriptor.
     Open(u32),
-    /// Ask what a program is. The answer has the kernel's `struct bpf_prog_info`.
+    /// Describe a program. The answer has the kernel's `struct bpf_prog_info` as data.
     Info(i32),
 }
 
@@ -74,35 +79,35 @@ pub enum Bpf {
 pub struct Target {
     /// A descriptor of the caller.
     pub fd: i32,
-    /// The users of the container on the host: first, count.
+    /// The users of the container, as ranges of ids of the host: first, count.
     pub users: Vec<(u32, u32)>,
 }
 
-/// A program that is to be loaded.
+/// The arguments of `BPF_PROG_LOAD`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Load {
-    /// What it decides on. Of other kinds only the verifier's opinion is to be had.
+    /// The program type. Programs of other types than devices are verified and not attached.
     pub kind: bpf::Kind,
     /// `struct bpf_insn`, eight bytes each.
     pub instructions: Vec<u64>,
-    /// Without the zero at its end.
+    /// The license without its terminating NUL.
     pub license: Vec<u8>,
-    /// With zeros at its end.
+    /// The name, padded with NULs.
     pub name: [u8; 16],
-    /// Of the alignment of memory.
+    /// The flags; [`ALIGNMENT`] has all that are allowed.
     pub flags: u32,
-    /// What the verifier is to say.
+    /// The verifier log.
     pub log: Log,
 }
 
-/// What the verifier is to say.
+/// The log that a caller requests of the verifier.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Log {
-    /// How much.
+    /// The log level.
     pub level: u32,
-    /// How many bytes at most; as the caller has it, but not more than [`LONGEST_LOG`].
+    /// The size of the caller's buffer in bytes, at most [`LONGEST_LOG`].
     pub size: u32,
-    /// Is there a place for it?
+    /// Set if the caller has a buffer.
     pub wanted: bool,
 }
 
@@ -116,7 +121,7 @@ impl Bpf {
         }
     }
 
-    /// `more` is the thread and its cgroup namespace.
+    /// Runs the command. `more` has the pidfd of the thread, and its cgroup namespace.
     pub(super) fn act(&self, more: &[OwnedFd], surroundings: &mut Surroundings) -> Answer {
         let [thread, groups, ..] = more else { return Reply::Kernel.into() };
         let caller = Caller { thread: thread.as_fd(), groups: groups.as_fd() };
@@ -139,7 +144,7 @@ impl Bpf {
 }
 
 impl Load {
-    /// Loads it under this name.
+    /// Loads the program under this name.
     fn load(&self, name: [u8; 16], log: Option<&mut [u8]>) -> Result<OwnedFd, Reply> {
         let license = std::ffi::CString::new(&*self.license).unwrap_or_default();
         let program = bpf::Program {
@@ -153,11 +158,11 @@ impl Load {
         with(RIGHTS, || bpf::load(program, bpf::Log { level, size, buffer: log }))
     }
 
-    /// Has the verifier judge it, and makes what stands for it.
+    /// Has the program verified, and makes its stand-in.
     fn verify(&self) -> Answer {
         let mut log = vec![0; if self.log.wanted { LONGEST_LOG } else { 0 }];
         let loaded = self.load(self.name, self.log.wanted.then_some(&mut *log));
-        // With the zero at its end.
+        // The caller gets the log with its terminating NUL.
         let end = log.iter().position(|&byte| byte == 0).map_or(log.len(), |end| end + 1);
         log.truncate(if end > 1 { end } else { 0 });
         let silent = Self { log: Log::default(), ..self.clone() };
@@ -170,18 +175,18 @@ impl Load {
     }
 }
 
-/// What stands for a program whose number was told before: numbers of others are none of the container's
-/// business.
+/// Makes the stand-in of a program whose id an earlier query returned. All other ids are refused:
+/// they may be programs of the host.
 fn open(id: u32, surroundings: &Surroundings) -> Result<OwnedFd, Reply> {
     if !surroundings.told.contains(&id) {
         return Err(Reply::Failed(Errno::EPERM));
     }
-    // Is it there?
+    // Fails if the program is no longer loaded.
     with(OPENING, || bpf::by_id(id))?;
     stand_in::make(&Content::Attached(id)).map_err(|_| Reply::Kernel)
 }
 
-/// Whose descriptors and control groups are meant.
+/// The thread whose descriptors are named, and its cgroup namespace.
 #[derive(Clone, Copy)]
 struct Caller<'a> {
     thread: BorrowedFd<'a>,
@@ -189,7 +194,7 @@ struct Caller<'a> {
 }
 
 impl Caller<'_> {
-    /// One of its descriptors.
+    /// Duplicates one of its descriptors.
     fn take(self, fd: i32) -> Result<OwnedFd, Reply> {
         if fd < 0 {
             return Err(Reply::Failed(Errno::EBADF));
@@ -200,12 +205,12 @@ impl Caller<'_> {
         })
     }
 
-    /// What one of its descriptors stands for.
+    /// Reads the stand-in that one of its descriptors refers to.
     fn stand_in(self, fd: i32) -> Result<StandIn, Reply> {
         stand_in::read(self.take(fd)?).ok_or(Reply::Failed(Errno::EINVAL))
     }
 
-    /// The control group that is meant, if it is one of the container's.
+    /// Opens a control group, if it belongs to the container.
     fn place(self, target: &Target, surroundings: &Surroundings) -> Result<OwnedFd, Reply> {
         let named = self.take(target.fd)?;
         surroundings.own(named.as_fd(), self.groups, &target.users)
@@ -225,7 +230,7 @@ impl Caller<'_> {
         let old = replaced.map(|old| find(&place, &old)?.ok_or(Reply::Failed(Errno::ENOENT)));
         let old = old.transpose()?;
         let there = find(&place, &program)?;
-        // As the kernel: one is attached only once, unless it takes its own place.
+        // As in the kernel: a program is attached only once, unless it replaces itself.
         let number = |program: &Option<Found>| program.as_ref().map(|program| program.id);
         if there.is_some() && number(&there) != number(&old) {
             return Err(Reply::Failed(Errno::EINVAL));
@@ -235,7 +240,7 @@ impl Caller<'_> {
                 load.load(program.name, None)?
             }
             Content::Program(_) => return Err(Reply::Failed(Errno::EINVAL)),
-            // Only one that was told of, wherever in the container it is attached.
+            // Only an id that an earlier query returned, from any control group of the container.
             Content::Attached(id) if surroundings.told.contains(id) => {
                 with(OPENING, || bpf::by_id(*id))?
             }
@@ -246,7 +251,7 @@ impl Caller<'_> {
     }
 
     fn detach(self, from: &Target, program: i32, surroundings: &Surroundings) -> Result<(), Reply> {
-        // None of them: the kernel then takes the only one, or refuses.
+        // Without a program, the kernel detaches the only one or returns an error.
         let program = self.stand_in(program).ok();
         let place = self.place(from, surroundings)?;
         let found = match program {
@@ -269,7 +274,7 @@ impl Caller<'_> {
     }
 
     fn info(self, fd: i32, surroundings: &Surroundings) -> Result<Vec<u8>, Reply> {
-        // Of anything else the kernel tells.
+        // Other objects have information that the kernel returns.
         let program = self.stand_in(fd).map_err(|_| Reply::Kernel)?;
         let loaded = match &program.content {
             Content::Program(load) => load.load(load.name, None)?,
@@ -278,22 +283,22 @@ impl Caller<'_> {
             }
             Content::Attached(_) => return Err(Reply::Failed(Errno::EPERM)),
         };
-        // Without the rights to see what it consists of.
+        // Without capabilities the kernel does not return the instructions.
         with(CapabilitySet::empty(), || bpf::info(loaded.as_fd()).map(|info| info.to_vec()))
     }
 }
 
-/// A program that is attached.
+/// An attached program.
 struct Found {
     id: u32,
     program: OwnedFd,
 }
 
-/// The one attached to a control group that this stands for.
+/// Finds the attached program that a stand-in refers to.
 fn find(place: &OwnedFd, wanted: &StandIn) -> Result<Option<Found>, Reply> {
     let (_, ids) = with(RIGHTS, || bpf::attached(place.as_fd()))?;
     for id in ids {
-        // It may be gone in the meantime.
+        // It may have been detached and freed in the meantime.
         let Ok(program) = with(OPENING, || bpf::by_id(id)) else { continue };
         let is = match wanted.content {
             Content::Attached(number) => number == id,
@@ -307,7 +312,7 @@ fn find(place: &OwnedFd, wanted: &StandIn) -> Result<Option<Found>, Reply> {
     Ok(None)
 }
 
-/// Does something with these capabilities, and without any afterwards.
+/// Calls `act` with these effective capabilities, and clears them afterwards.
 fn with<T>(rights: CapabilitySet, act: impl FnOnce() -> Result<T, Errno>) -> Result<T, Reply> {
     use_only(rights).map_err(|_| Reply::Kernel)?;
     let done = act();

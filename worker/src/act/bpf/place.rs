@@ -1,15 +1,10 @@
-//! Which control groups are a container's own: those below the root of its cgroup namespace that belong
-//! to one of its users.
+//! Decides which control groups belong to a container: those below the root of its cgroup namespace
+//! that are owned by one of its users.
 //!
-//! The root itself is not: the host's programs are attached there, and whoever may attach or detach there
-//! could put its own in their place. Below, the kernel runs all programs from the top down to a task's
-//! control group, and the first refusal counts — as long as every one above was attached with
-//! `BPF_F_ALLOW_MULTI`. One that was attached with `BPF_F_ALLOW_OVERRIDE` instead would not be run any
-//! more for a control group that has one of its own, so nothing is attached below such a one. (Below one
-//! with neither flag the kernel allows nothing anyway.)
-//!
-//! Control groups are told apart by their numbers in the hierarchy, never by paths: the caller's
-//! descriptor may be of a mount of its own.
+//! The root itself does not belong to it: programs of the host are attached there, and a caller
+//! that may attach or detach there could replace them. Control groups are compared by their inode
+//! numbers in the hierarchy, never by paths: the caller's descriptor may be from another mount.
+//! Start reading at [`Surroundings::own`].
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -28,19 +23,19 @@ use crate::pin::top_of_cgroup2;
 
 /// `CGROUP2_SUPER_MAGIC`
 const CGROUP2: u64 = 0x6367_7270;
-/// The number of the topmost control group.
+/// The inode number of the root control group.
 const TOP: u64 = 1;
-/// Control groups in each other, at most.
+/// The most levels of control groups that are walked.
 const DEEPEST: usize = 1024;
 
-/// What the worker sees of control groups, opened before it took on anybody's root.
+/// The host's view of control groups, opened before the worker changes its root.
 #[derive(Debug)]
 pub(in crate::act) struct Surroundings {
-    /// Our mount of cgroup v2, if there is one.
+    /// The host's mount of cgroup v2, if there is one.
     mount: Option<OwnedFd>,
-    /// Our own cgroup namespace.
+    /// The worker's own cgroup namespace.
     namespace: Option<OwnedFd>,
-    /// Programs that callers asked for: their numbers.
+    /// The program ids that queries have returned.
     pub(super) told: Vec<u32>,
 }
 
@@ -55,8 +50,8 @@ impl Surroundings {
         Self { mount, namespace, told: Vec::new() }
     }
 
-    /// The control group that a caller's descriptor leads to, by our own mount, if it is one of the
-    /// container's. `groups` is the caller's cgroup namespace.
+    /// Opens the control group of a caller's descriptor in the host's mount. EPERM if it does not
+    /// belong to the container. `groups` is the caller's cgroup namespace.
     pub(super) fn own(
         &self,
         named: BorrowedFd<'_>,
@@ -66,13 +61,13 @@ impl Surroundings {
         let (Some(mount), Some(_)) = (&self.mount, &self.namespace) else {
             return Err(Reply::Kernel);
         };
-        // As the kernel calls what is no control group of v2.
+        // The errno of the kernel for a descriptor that is not a cgroup v2 directory.
         if !is_control_group(named) {
             return Err(Reply::Failed(Errno::EBADF));
         }
         let place =
             with(CapabilitySet::DAC_READ_SEARCH, || file_handle::reopen(named, mount.as_fd()));
-        // A file in it is as little a control group.
+        // Also for a file in a control group.
         let place = place.map_err(|_| Reply::Failed(Errno::EBADF))?;
         let owner = fstat(&place).map_err(|_| Reply::Kernel)?.st_uid;
         let within =
@@ -85,16 +80,16 @@ impl Surroundings {
         }
     }
 
-    /// The number of the control group at the root of a cgroup namespace: that at which a mount made
-    /// in it starts. Such a mount of the host's own namespace would change options of the whole
-    /// hierarchy; this one is never that (see the handler).
+    /// Returns the inode number of the control group at the root of a cgroup namespace, which is
+    /// the root of a mount made in it. `groups` must not be the host's cgroup namespace, where such
+    /// a mount would change options of the whole hierarchy; the handler of the call checks that.
     fn top_of(&self, groups: BorrowedFd<'_>) -> Result<u64, Reply> {
         with(CapabilitySet::SYS_ADMIN, || {
             let own = self.namespace.as_ref().ok_or(Errno::ENOENT)?;
             setns(groups, CloneFlags::CLONE_NEWCGROUP)?;
             let top = mounted_top();
             if setns(own, CloneFlags::CLONE_NEWCGROUP).is_err() {
-                // Not fit for anybody any more.
+                // A worker in the container's cgroup namespace must take no further task.
                 leave(1);
             }
             top.map_err(|errno| Errno::from_raw(errno.raw_os_error()))
@@ -114,8 +109,14 @@ fn is_control_group(fd: BorrowedFd<'_>) -> bool {
     fstatfs(fd).is_ok_and(|filesystem| filesystem.f_type.cast_unsigned() == CGROUP2)
 }
 
-/// Is a control group below the one of this number, and are all programs from there on up run for it
-/// too? Those in between are the container's own.
+/// True if a control group is below the one of inode number `top`, and the programs of `top` and of
+/// all control groups above are run for it too. The control groups in between are the container's
+/// own.
+///
+/// The kernel runs the programs of all control groups from the root down to the task's own, and one
+/// that denies is enough, if all of them were attached with `BPF_F_ALLOW_MULTI`. A program with
+/// `BPF_F_ALLOW_OVERRIDE` is not run for a descendant that has a program of its own, so nothing may
+/// be attached below it. Below a program with neither flag the kernel itself allows nothing.
 fn is_below(place: &OwnedFd, top: u64) -> Result<bool, Reply> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut below = false;
@@ -125,7 +126,7 @@ fn is_below(place: &OwnedFd, top: u64) -> Result<bool, Reply> {
             openat(&at, "..", flags, Mode::empty())
                 .map_err(|errno| Errno::from_raw(errno.raw_os_error()))
         })?;
-        // Above our own mount, which then does not show the whole hierarchy.
+        // The walk has left the mount, which then does not show the whole hierarchy.
         if !is_control_group(at.as_fd()) {
             return Ok(false);
         }

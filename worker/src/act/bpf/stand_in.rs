@@ -1,12 +1,14 @@
-//! What a container gets in the place of a program: a sealed file that says what the program is.
+//! The stand-in of a program: a sealed memory file that describes the program, which a container
+//! gets instead of the program itself.
 //!
-//! Since Linux 5.8 whoever has a descriptor of such a program may attach it, without any capability, to
-//! every control group that it can open for reading: to its container's own, where the host's
-//! programs are, and to others'. So no container ever gets one. It gets a file of memory that cannot change, which the
-//! kernel takes for no program. When it is to be attached, it is read, looked through and loaded again.
+//! Since Linux 5.8 a process with a descriptor of a device program may attach it, without any
+//! capability, to every control group that it can open for reading. That includes the root of its
+//! container, where programs of the host are attached, and other containers. So a container must
+//! never get such a descriptor. The kernel does not accept a memory file as a program. To attach a
+//! stand-in, a worker reads it, checks its instructions and loads the program again.
 //!
-//! Nothing is believed because it stands in such a file. A container can make one itself; that gives
-//! it what asking for the same would.
+//! The content of a stand-in is not trusted: a container can make one itself, which grants it
+//! nothing that bpf(2) would not. Start reading at [`read`].
 
 use std::fs::File;
 use std::io::Write;
@@ -20,30 +22,31 @@ use serde::{Deserialize, Serialize};
 use super::program::{ALIGNMENT, LONGEST, is_plain};
 use super::{Load, Log};
 
-/// What a file says.
+/// The content of a stand-in.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Content {
     /// A program that the verifier accepted.
     Program(Load),
-    /// One that is attached somewhere, by its number.
+    /// An attached program, by its id.
     Attached(u32),
 }
 
-/// A file of a container, read.
+/// A stand-in that was read from a descriptor of a container.
 #[derive(Debug)]
 pub(super) struct StandIn {
     pub(super) content: Content,
-    /// The name under which its program is loaded: it tells programs of the same content apart.
+    /// The name under which its program is loaded. It is unique for each stand-in, so that two with
+    /// the same content can be told apart.
     pub(super) name: [u8; 16],
 }
 
-/// The longest content: each instruction is a number of up to 20 digits.
+/// The longest content in bytes: each instruction is a number of up to 20 digits.
 const SIZE: usize = 128 << 10;
 
 const SEALS: SealFlags =
     SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
 
-/// A new file.
+/// Makes a stand-in.
 pub(super) fn make(content: &Content) -> Result<OwnedFd, Errno> {
     let number = |errno: rustix::io::Errno| Errno::from_raw(errno.raw_os_error());
     let bytes = serde_json::to_vec(content).map_err(|_| Errno::EINVAL)?;
@@ -54,9 +57,9 @@ pub(super) fn make(content: &Content) -> Result<OwnedFd, Errno> {
     Ok(file.into())
 }
 
-/// Reads a descriptor of a container. `None`: it is none of these.
+/// Reads a descriptor of a container. `None` if it is not a stand-in.
 pub(super) fn read(fd: OwnedFd) -> Option<StandIn> {
-    // Only files of memory have seals; one that cannot change cannot make a reader wait either.
+    // Only memory files have seals, so the read below cannot block.
     if !fcntl_get_seals(&fd).is_ok_and(|seals| seals.contains(SEALS)) {
         return None;
     }
@@ -72,7 +75,7 @@ pub(super) fn read(fd: OwnedFd) -> Option<StandIn> {
             return None;
         }
     }
-    // Numbers of files of memory are not given out twice.
+    // Inode numbers of memory files are not reused.
     let mut name = [0; 16];
     let text = format!("ambit_{:x}", status.st_ino & 0xf_ffff_ffff);
     name[..text.len()].copy_from_slice(text.as_bytes());
@@ -84,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read_and_cannot_be_changed() {
+    fn a_stand_in_is_read_back_and_cannot_be_written() {
         let (one, other) =
             (make(&Content::Attached(7)).unwrap(), make(&Content::Attached(7)).unwrap());
         assert!(File::from(one.try_clone().unwrap()).write_all(b"x").is_err());
@@ -94,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_in_files_are_looked_through_again() {
+    fn the_program_of_a_stand_in_is_checked_again() {
         let load = |instruction, flags| Load {
             kind: ambit_kernel::sys::bpf::Kind::Device,
             instructions: vec![instruction],
@@ -113,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn other_files_are_none() {
+    fn an_unsealed_or_empty_file_is_not_a_stand_in() {
         assert!(read(File::open("/dev/null").unwrap().into()).is_none());
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = memfd_create("x", flags).unwrap();
