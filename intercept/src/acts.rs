@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ambit_worker::act::{TIMES, Workers};
-use ambit_worker::{Broker, Failure};
+use ambit_worker::operation::{TIMES, Workers};
+use ambit_worker::{Broker, Error};
 
 use super::live_mounts::LiveMounts;
 use super::verdict::{Cause, Refusal, Verdict};
@@ -38,7 +38,7 @@ pub(super) fn patience() -> Duration {
 }
 
 /// What a failure on our side means for the call.
-pub(super) fn refusal(failure: &Failure) -> Result<Verdict, Refusal> {
+pub(super) fn refusal(failure: &Error) -> Result<Verdict, Refusal> {
     if failure.untried {
         return Err(Refusal::Continue(Cause::System("a process that acts", failure.errno)));
     }

@@ -8,7 +8,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::call::Call;
 use crate::syscalls::context::Context;
 use crate::verdict::Refusal;
-use ambit_worker::act::Actor;
+use ambit_worker::operation::CallerHandle;
 
 /// `PIDFD_THREAD`, Linux 6.9.
 const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL.unsigned_abs());
@@ -18,7 +18,7 @@ const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL.unsigned_ab
 pub(super) fn pidfd(
     call: &Call,
     cx: &Context<'_>,
-    actor: &Actor,
+    actor: &CallerHandle,
 ) -> Result<Option<OwnedFd>, Refusal> {
     let tid = call.tid.cast_signed();
     let own = Pid::from_raw(tid).ok_or(Refusal::Gone)?;

@@ -27,43 +27,43 @@ use serde::{Deserialize, Serialize};
 use ambit_kernel::output::complain;
 use ambit_kernel::text;
 
-use super::bind::Bind;
+use super::bind_device::Bind;
 use super::caller::{Caller, Facts};
-use super::child::leave;
-use super::failure::Failure;
+use super::child::exit;
+use super::error::Error;
 use super::find::Find;
-use super::line::Line;
-use super::mount::{Order, Turns};
-use super::{act, mount};
+use super::mount::{Order, SourceLocks};
+use super::report_channel::ReportChannel;
+use super::{mount, operation};
 
 /// The longest request, in bytes: three strings of a page each, as JSON arrays of numbers.
 const LONGEST: usize = 128 << 10;
 /// How long the daemon waits for a report after the deadline of a mount.
-const GRACE: Duration = Duration::from_secs(3);
+const REPORT_GRACE: Duration = Duration::from_secs(3);
 /// How long a request waits until the keeper has started another broker. After that the call is
 /// left to the kernel.
-const ANOTHER: Duration = Duration::from_secs(2);
+const REPLACEMENT: Duration = Duration::from_secs(2);
 /// The send timeout for a request.
-const TAKEN: Duration = Duration::from_secs(5);
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A request to the broker. Its descriptors are sent beside it, in this order: the channel for the
 /// report; for a mount, the inotify instance that watches it; the caller's user namespace, mount
 /// namespace, root, working directory and other namespaces; `cgroup.procs` of control groups.
 #[derive(Debug, Serialize, Deserialize)]
-enum Errand {
+enum Request {
     /// Make a mount.
-    Mount(Order, Told),
+    Mount(Order, CallerInfo),
     /// Open a file that the caller may write.
-    Find(Find, Told),
+    Find(Find, CallerInfo),
     /// Bind-mount a device node where the filesystem does not support them.
-    Bind(Bind, Told),
+    Bind(Bind, CallerInfo),
     /// Start a long-lived worker in the control groups.
     Worker,
 }
 
 /// The part of a [`Caller`] that is not a descriptor.
 #[derive(Debug, Serialize, Deserialize)]
-struct Told {
+struct CallerInfo {
     facts: Facts,
     /// The kinds (`CLONE_NEW*`) of the other namespaces.
     others: Vec<i32>,
@@ -89,7 +89,7 @@ impl Broker {
             Fork::Parent(_) => Ok(Self::connected(Some(ours), Duration::ZERO)),
             Fork::Child => {
                 work(&theirs);
-                leave(0)
+                exit(0)
             }
         }
     }
@@ -98,7 +98,7 @@ impl Broker {
     /// first connection comes later, by [`Broker::replace`].
     #[must_use]
     pub fn kept(connection: Option<OwnedFd>) -> Self {
-        Self::connected(connection, ANOTHER)
+        Self::connected(connection, REPLACEMENT)
     }
 
     /// Runs the broker in this process. The keeper has started it with the connection as standard
@@ -128,7 +128,7 @@ impl Broker {
     /// Continues with the connection of another broker.
     pub fn replace(&self, connection: OwnedFd) {
         // A broker that is stopped (SIGSTOP) does not receive.
-        let _ = set_socket_timeout(&connection, Timeout::Send, Some(TAKEN));
+        let _ = set_socket_timeout(&connection, Timeout::Send, Some(SEND_TIMEOUT));
         *self.lock() = Some(Arc::new(connection));
         self.replaced.notify_all();
     }
@@ -160,80 +160,80 @@ impl Broker {
         order: &Order,
         caller: &Caller,
         watches: BorrowedFd<'_>,
-    ) -> Result<Option<u64>, Failure> {
-        let until = Instant::now() + order.deadline + GRACE;
-        let errand = Errand::Mount(order.clone(), caller.into());
-        self.for_caller(&errand, caller, Some(watches))?.receive_number(until)
+    ) -> Result<Option<u64>, Error> {
+        let until = Instant::now() + order.deadline + REPORT_GRACE;
+        let request = Request::Mount(order.clone(), caller.into());
+        self.for_caller(&request, caller, Some(watches))?.receive_number(until)
     }
 
     /// Opens a file (`O_PATH`) that the caller may write.
     ///
     /// # Errors
     /// The file does not exist, or the caller may not write it.
-    pub fn find(&self, find: &Find, caller: &Caller, until: Instant) -> Result<OwnedFd, Failure> {
-        let line = self.for_caller(&Errand::Find(find.clone(), caller.into()), caller, None)?;
-        let file = line.receive(until)?.pop();
-        file.ok_or_else(|| wrong("a report without a file"))
+    pub fn find(&self, find: &Find, caller: &Caller, until: Instant) -> Result<OwnedFd, Error> {
+        let report = self.for_caller(&Request::Find(find.clone(), caller.into()), caller, None)?;
+        let file = report.receive(until)?.pop();
+        file.ok_or_else(|| malformed("a report without a file"))
     }
 
     /// Bind-mounts a device node below the caller's `/dev`.
     ///
     /// # Errors
     /// The caller may not create the file below the mount, or the node could not be made.
-    pub fn bind(&self, bind: &Bind, caller: &Caller, until: Instant) -> Result<(), Failure> {
-        let errand = Errand::Bind(bind.clone(), caller.into());
-        self.for_caller(&errand, caller, None)?.receive(until).map(drop)
+    pub fn bind_device(&self, bind: &Bind, caller: &Caller, until: Instant) -> Result<(), Error> {
+        let request = Request::Bind(bind.clone(), caller.into());
+        self.for_caller(&request, caller, None)?.receive(until).map(drop)
     }
 
     /// Starts a worker in these control groups. The worker's first message has its own pidfd.
-    pub(super) fn worker(&self, groups: &[OwnedFd]) -> Result<Line, Failure> {
-        self.send(&Errand::Worker, groups.iter().map(AsFd::as_fd))
+    pub(super) fn worker(&self, groups: &[OwnedFd]) -> Result<ReportChannel, Error> {
+        self.send(&Request::Worker, groups.iter().map(AsFd::as_fd))
     }
 
     fn for_caller(
         &self,
-        errand: &Errand,
+        request: &Request,
         caller: &Caller,
         first: Option<BorrowedFd<'_>>,
-    ) -> Result<Line, Failure> {
+    ) -> Result<ReportChannel, Error> {
         let fixed = [&caller.users, &caller.mounts, &caller.root, &caller.folder];
         let others = caller.others.iter().map(|(_, namespace)| namespace);
         let callers = fixed.into_iter().chain(others).chain(&caller.groups).map(AsFd::as_fd);
-        self.send(errand, first.into_iter().chain(callers))
+        self.send(request, first.into_iter().chain(callers))
     }
 
     /// Sends a request, and returns the channel on which the report arrives.
     fn send<'a>(
         &self,
-        errand: &Errand,
+        request: &Request,
         fds: impl Iterator<Item = BorrowedFd<'a>>,
-    ) -> Result<Line, Failure> {
-        let (line, theirs) = Line::pair()?;
-        let bytes = serde_json::to_vec(errand)
-            .map_err(|error| Failure::new(Errno::EINVAL, error.to_string()).on_our_side())?;
+    ) -> Result<ReportChannel, Error> {
+        let (report, theirs) = ReportChannel::pair()?;
+        let bytes = serde_json::to_vec(request)
+            .map_err(|error| Error::new(Errno::EINVAL, error.to_string()).mark_untried())?;
         let mut all = vec![theirs.as_fd()];
         for fd in fds {
             all.push(fd);
         }
         if bytes.len() > LONGEST {
             let message = "the request is too long for the broker";
-            return Err(Failure::new(Errno::E2BIG, message).on_our_side());
+            return Err(Error::new(Errno::E2BIG, message).mark_untried());
         }
         let (until, mut dead) = (Instant::now() + self.patience, None);
         while let Some(socket) = self.connection(dead.as_ref(), until) {
             match channel::send(&socket, &bytes, &all, SendFlags::empty()) {
-                Ok(()) => return Ok(line),
+                Ok(()) => return Ok(report),
                 Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => dead = Some(socket),
                 Err(errno) => {
-                    return Err(Failure::nobody_acts(format!("sendmsg to the broker: {errno}")));
+                    return Err(Error::unavailable(format!("sendmsg to the broker: {errno}")));
                 }
             }
         }
-        Err(Failure::nobody_acts("the broker has ended"))
+        Err(Error::unavailable("the broker has ended"))
     }
 }
 
-impl From<&Caller> for Told {
+impl From<&Caller> for CallerInfo {
     fn from(caller: &Caller) -> Self {
         let others = caller.others.iter().map(|(kind, _)| *kind).collect();
         Self { facts: caller.facts.clone(), others }
@@ -242,7 +242,7 @@ impl From<&Caller> for Told {
 
 /// Raises a negative `oom_score_adj`, which a service manager may have set to protect the daemon,
 /// to 0: a process that works in a container's control groups must not be protected.
-fn spare_nobody() {
+fn reset_oom_score() {
     const FILE: &str = "/proc/self/oom_score_adj";
     let score = std::fs::read(FILE).ok().and_then(|text| text::numbers::<i32>(&text).next());
     if score.is_some_and(|score| score < 0) {
@@ -253,13 +253,13 @@ fn spare_nobody() {
 /// Runs the broker until the daemon closes the connection.
 fn work(socket: &OwnedFd) {
     let _ = rustix::thread::set_name(c"ambit-broker");
-    spare_nobody();
+    reset_oom_score();
     // Processes that a failed mount leaves behind must be reaped: a zombie in the container's pid
     // namespace keeps its init from ending.
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
     let _ = close_all_but(socket.as_raw_fd().unsigned_abs());
-    match Turns::new() {
-        Ok(turns) => serve(socket, &turns),
+    match SourceLocks::new() {
+        Ok(locks) => serve(socket, &locks),
         Err(error) => complain(format_args!(
             "ambit: the broker cannot make its source locks: memfd_create: {error}"
         )),
@@ -267,7 +267,7 @@ fn work(socket: &OwnedFd) {
 }
 
 /// Forks a process for each request until the daemon closes the connection.
-fn serve(socket: &OwnedFd, turns: &Turns) {
+fn serve(socket: &OwnedFd, locks: &SourceLocks) {
     let mut bytes = vec![0; LONGEST];
     loop {
         let running = loop {
@@ -292,9 +292,9 @@ fn serve(socket: &OwnedFd, turns: &Turns) {
         }
         match fork() {
             Ok(Fork::Child) => {
-                let line = Line::from(fds.remove(0));
-                run(&bytes[..length], fds, line, turns);
-                leave(0)
+                let daemon = ReportChannel::from(fds.remove(0));
+                run(&bytes[..length], fds, daemon, locks);
+                exit(0)
             }
             // If fork(2) failed, the channel is closed, which the daemon reports as EIO.
             Ok(Fork::Parent(_)) | Err(_) => {}
@@ -303,53 +303,53 @@ fn serve(socket: &OwnedFd, turns: &Turns) {
 }
 
 /// Carries out one request in this process, which was forked for it.
-fn run(request: &[u8], mut fds: Vec<OwnedFd>, line: Line, turns: &Turns) {
-    let errand = match serde_json::from_slice(request) {
-        Ok(errand) => errand,
-        Err(error) => return line.report(Err(wrong(&error.to_string()))),
+fn run(bytes: &[u8], mut fds: Vec<OwnedFd>, daemon: ReportChannel, locks: &SourceLocks) {
+    let request = match serde_json::from_slice(bytes) {
+        Ok(request) => request,
+        Err(error) => return daemon.report(Err(malformed(&error.to_string()))),
     };
-    let done = match errand {
-        Errand::Worker => return act::serve(line, fds),
-        Errand::Mount(order, told) => {
+    let done = match request {
+        Request::Worker => return operation::serve(daemon, fds),
+        Request::Mount(order, info) => {
             if fds.is_empty() {
-                return line.report(Err(wrong("a descriptor is missing")));
+                return daemon.report(Err(malformed("a descriptor is missing")));
             }
             let watches = fds.remove(0);
-            let mounted = caller(told, fds)
-                .and_then(|caller| mount::run(&order, &caller, watches.as_fd(), turns));
-            return line.report_number(mounted);
+            let mounted = receive_caller(info, fds)
+                .and_then(|caller| mount::run(&order, &caller, watches.as_fd(), locks));
+            return daemon.report_number(mounted);
         }
-        Errand::Bind(bind, told) => caller(told, fds)
-            .and_then(|caller| super::bind::bind(&bind, &caller))
+        Request::Bind(bind, info) => receive_caller(info, fds)
+            .and_then(|caller| super::bind_device::bind_device(&bind, &caller))
             .map(|()| Vec::new()),
-        Errand::Find(find, told) => caller(told, fds)
+        Request::Find(find, info) => receive_caller(info, fds)
             .and_then(|caller| super::find::find(&find, &caller))
             .map(|file| vec![file]),
     };
-    line.report(done);
+    daemon.report(done);
 }
 
-fn caller(told: Told, fds: Vec<OwnedFd>) -> Result<Caller, Failure> {
+fn receive_caller(info: CallerInfo, fds: Vec<OwnedFd>) -> Result<Caller, Error> {
     let mut fds = fds.into_iter();
-    let mut next = || fds.next().ok_or_else(|| wrong("a descriptor is missing"));
+    let mut next = || fds.next().ok_or_else(|| malformed("a descriptor is missing"));
     let (users, mounts, root, folder) = (next()?, next()?, next()?, next()?);
-    let others: Result<Vec<_>, Failure> =
-        told.others.iter().map(|&kind| Ok((kind, next()?))).collect();
+    let others: Result<Vec<_>, Error> =
+        info.others.iter().map(|&kind| Ok((kind, next()?))).collect();
     let others = others?;
     let groups = fds.collect();
-    Ok(Caller { users, mounts, others, root, folder, groups, facts: told.facts })
+    Ok(Caller { users, mounts, others, root, folder, groups, facts: info.facts })
 }
 
-fn wrong(what: &str) -> Failure {
-    Failure::new(Errno::EPROTO, format!("a malformed request: {what}")).on_our_side()
+fn malformed(what: &str) -> Error {
+    Error::new(Errno::EPROTO, format!("a malformed request: {what}")).mark_untried()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn ask(broker: &Broker) -> Result<Line, Failure> {
-        broker.send(&Errand::Worker, std::iter::empty())
+    fn ask(broker: &Broker) -> Result<ReportChannel, Error> {
+        broker.send(&Request::Worker, std::iter::empty())
     }
 
     #[test]
@@ -372,7 +372,7 @@ mod tests {
     fn without_a_keeper_the_kernel_answers_at_once() {
         let (ours, theirs) = channel::pair().unwrap();
         drop(theirs);
-        let failure = ask(&Broker::connected(Some(ours), Duration::ZERO)).unwrap_err();
-        assert!(failure.untried, "{failure}");
+        let error = ask(&Broker::connected(Some(ours), Duration::ZERO)).unwrap_err();
+        assert!(error.untried, "{error}");
     }
 }

@@ -15,7 +15,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
 
 use super::child::die_with_parent;
-use super::failure::{Failure, OnOurSide, OrFail};
+use super::error::{Context, Error, MarkUntried};
 use ambit_kernel::text::id_map::IdMap;
 
 /// The thread that made the system call, as descriptors, and as ids of its own user namespace.
@@ -71,10 +71,10 @@ pub struct Facts {
 
 impl Caller {
     /// Enters the control groups alone: resources used from here on are charged to the container.
-    pub(super) fn enter_groups(&self) -> Result<(), Failure> {
+    pub(super) fn enter_groups(&self) -> Result<(), Error> {
         for group in &self.groups {
             let entered = rustix::io::write(group, b"0");
-            entered.or_fail("write to the caller's cgroup.procs").on_our_side()?;
+            entered.context("write to the caller's cgroup.procs").mark_untried()?;
         }
         Ok(())
     }
@@ -82,27 +82,27 @@ impl Caller {
     /// Enters all namespaces but the mount namespace. From here on this process has all
     /// capabilities in the container's user namespace and none over the host, and still sees the
     /// host's files. Its children are in the caller's pid namespace.
-    pub(super) fn enter_users(&self) -> Result<(), Failure> {
-        self.enter_namespaces().on_our_side()
+    pub(super) fn enter_users(&self) -> Result<(), Error> {
+        self.enter_namespaces().mark_untried()
     }
 
-    fn enter_namespaces(&self) -> Result<(), Failure> {
+    fn enter_namespaces(&self) -> Result<(), Error> {
         // The container can see this process in its pid namespace. It must not open the
         // `/proc/<pid>` files, because this process has descriptors of the host. execve(2) makes it
         // dumpable again.
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
-            .or_fail("prctl(PR_SET_DUMPABLE)")?;
+            .context("prctl(PR_SET_DUMPABLE)")?;
         // Before the user namespace: some namespaces may belong to the host or to a pod.
         for (kind, namespace) in &self.others {
             let kind = CloneFlags::from_bits_retain(*kind);
-            setns(namespace, kind).or_fail(format!("setns to the caller's {kind:?}"))?;
+            setns(namespace, kind).context(format!("setns to the caller's {kind:?}"))?;
         }
-        setns(&self.users, CloneFlags::CLONE_NEWUSER).or_fail("setns to the caller's users")
+        setns(&self.users, CloneFlags::CLONE_NEWUSER).context("setns to the caller's users")
     }
 
     /// Enters the control groups and the mount namespace, and assumes ids, root, working directory
     /// and capabilities. [`Caller::enter_users`] comes first.
-    pub(super) fn enter(&self) -> Result<(), Failure> {
+    pub(super) fn enter(&self) -> Result<(), Error> {
         // A low `oom_score_adj` of the daemon must not protect a process that works for a
         // container. Errors are ignored: lowering the value needs CAP_SYS_RESOURCE, which may be
         // missing.
@@ -111,38 +111,38 @@ impl Caller {
         // Fails if the mount namespace does not belong to this user namespace. The caller may not
         // mount then either.
         setns(&self.mounts, CloneFlags::CLONE_NEWNS)
-            .or_fail("setns to the caller's mounts")
-            .on_our_side()?;
-        self.take_ids().and_then(|()| self.enter_folders()).on_our_side()?;
-        self.lay_down_rights().on_our_side()
+            .context("setns to the caller's mounts")
+            .mark_untried()?;
+        self.set_ids().and_then(|()| self.enter_folders()).mark_untried()?;
+        self.drop_capabilities().mark_untried()
     }
 
     /// Enters root and working directory. The ids must be the caller's already: chdir(2) to a FUSE
     /// filesystem fails with EOVERFLOW for ids that its user namespace does not map.
-    fn enter_folders(&self) -> Result<(), Failure> {
-        rustix::process::fchdir(&self.root).or_fail("fchdir to the caller's root")?;
-        rustix::process::chroot(".").or_fail("chroot to the caller's root")?;
-        rustix::process::fchdir(&self.folder).or_fail("fchdir to the caller's folder")?;
+    fn enter_folders(&self) -> Result<(), Error> {
+        rustix::process::fchdir(&self.root).context("fchdir to the caller's root")?;
+        rustix::process::chroot(".").context("chroot to the caller's root")?;
+        rustix::process::fchdir(&self.folder).context("fchdir to the caller's folder")?;
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(self.facts.umask));
         Ok(())
     }
 
     /// Assumes the caller's ids and keeps all capabilities in the container's user namespace.
-    fn take_ids(&self) -> Result<(), Failure> {
+    fn set_ids(&self) -> Result<(), Error> {
         let groups: Vec<_> = self.facts.supplementary.iter().map(|&id| Gid::from_raw(id)).collect();
-        rustix::thread::set_thread_groups(&groups).or_fail("setgroups")?;
+        rustix::thread::set_thread_groups(&groups).context("setgroups")?;
         let (uid, gid) = (Uid::from_raw(self.facts.ids.0), Gid::from_raw(self.facts.ids.1));
-        rustix::thread::set_keep_capabilities(true).or_fail("prctl(PR_SET_KEEPCAPS)")?;
-        rustix::thread::set_thread_res_gid(gid, gid, gid).or_fail("setresgid")?;
-        rustix::thread::set_thread_res_uid(uid, uid, uid).or_fail("setresuid")?;
+        rustix::thread::set_keep_capabilities(true).context("prctl(PR_SET_KEEPCAPS)")?;
+        rustix::thread::set_thread_res_gid(gid, gid, gid).context("setresgid")?;
+        rustix::thread::set_thread_res_uid(uid, uid, uid).context("setresuid")?;
         // setresuid(2) clears the effective set.
-        let all = rustix::thread::capabilities(None).or_fail("capget")?;
+        let all = rustix::thread::capabilities(None).context("capget")?;
         let all = CapabilitySets { effective: all.permitted, ..all };
-        rustix::thread::set_capabilities(None, all).or_fail("capset")
+        rustix::thread::set_capabilities(None, all).context("capset")
     }
 
     /// Drops all capabilities that the caller does not have.
-    fn lay_down_rights(&self) -> Result<(), Failure> {
+    fn drop_capabilities(&self) -> Result<(), Error> {
         let effective = CapabilitySet::from_bits_retain(self.facts.effective);
         for number in 0..64u64 {
             if self.facts.bounding >> number & 1 == 0 {
@@ -152,12 +152,12 @@ impl Caller {
                 }
             }
         }
-        let permitted = rustix::thread::capabilities(None).or_fail("capget")?.permitted & effective;
+        let permitted = rustix::thread::capabilities(None).context("capget")?.permitted & effective;
         let inheritable = CapabilitySet::empty();
         let sets = CapabilitySets { effective: permitted, permitted, inheritable };
-        rustix::thread::set_capabilities(None, sets).or_fail("capset")?;
+        rustix::thread::set_capabilities(None, sets).context("capset")?;
         if self.facts.no_new_privs {
-            rustix::thread::set_no_new_privs(true).or_fail("prctl(PR_SET_NO_NEW_PRIVS)")?;
+            rustix::thread::set_no_new_privs(true).context("prctl(PR_SET_NO_NEW_PRIVS)")?;
         }
         die_with_parent();
         Ok(())
@@ -165,7 +165,7 @@ impl Caller {
 
     /// Sets the caller's resource limits, for a program that is executed next. A hard limit above
     /// the one of this process is lowered to that.
-    pub(super) fn take_limits(&self) {
+    pub(super) fn set_limits(&self) {
         for &(number, soft, hard) in &self.facts.limits {
             let Some(resource) = RESOURCES.iter().find(|&&one| one as i32 == number) else {
                 continue;

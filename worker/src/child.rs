@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::failure::{Failure, OnOurSide, OrFail};
+use super::error::{Context, Error, MarkUntried};
 
 /// How long to wait for a killed process. One that is blocked in a hung filesystem does not end.
 const GRACE: Duration = Duration::from_millis(500);
@@ -23,29 +23,29 @@ const GRACE: Duration = Duration::from_millis(500);
 pub(super) struct Child {
     pid: Pid,
     running: bool,
-    end: End,
+    on_drop: OnDrop,
 }
 
 /// What happens to a running child when its [`Child`] is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum OnDrop {
     /// The child is killed.
-    Alone,
+    Kill,
     /// The child and all its descendants are killed.
-    Family,
-    /// The child keeps running; an ancestor with [`End::Family`] kills it if need be.
-    Left,
+    KillTree,
+    /// The child keeps running; an ancestor with [`OnDrop::KillTree`] kills it if need be.
+    Leave,
 }
 
 impl Child {
     /// Forks a child that runs `main` and exits. The child is killed when its parent ends.
-    pub(super) fn start(end: End, main: impl FnOnce()) -> Result<Self, Failure> {
-        match fork().or_fail("fork").on_our_side()? {
-            Fork::Parent(pid) => Ok(Self { pid, running: true, end }),
+    pub(super) fn start(on_drop: OnDrop, main: impl FnOnce()) -> Result<Self, Error> {
+        match fork().context("fork").mark_untried()? {
+            Fork::Parent(pid) => Ok(Self { pid, running: true, on_drop }),
             Fork::Child => {
                 die_with_parent();
                 let done = std::panic::catch_unwind(AssertUnwindSafe(main)).is_ok();
-                leave(i32::from(!done))
+                exit(i32::from(!done))
             }
         }
     }
@@ -56,7 +56,7 @@ impl Child {
     }
 
     /// Kills the child alone and leaves its descendants running.
-    pub(super) fn let_go(mut self) {
+    pub(super) fn detach(mut self) {
         // The descendants have daemonized already; the init of their pid namespace adopts them.
         let _ = kill(self.pid, Signal::SIGKILL);
         self.reap(Instant::now() + GRACE);
@@ -75,10 +75,10 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        if !self.running || self.end == End::Left {
+        if !self.running || self.on_drop == OnDrop::Leave {
             return;
         }
-        if self.end == End::Family {
+        if self.on_drop == OnDrop::KillTree {
             end_descendants(self.pid);
         }
         let _ = kill(self.pid, Signal::SIGKILL);
@@ -93,7 +93,7 @@ pub(super) fn die_with_parent() {
     let _ = rustix::process::set_parent_process_death_signal(signal);
 }
 
-pub(super) fn leave(status: i32) -> ! {
+pub(super) fn exit(status: i32) -> ! {
     std::process::exit(status)
 }
 

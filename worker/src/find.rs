@@ -13,7 +13,7 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use serde::{Deserialize, Serialize};
 
 use super::caller::Caller;
-use super::failure::{Failure, OrFail};
+use super::error::{Context, Error};
 
 /// The alarm(2) of the process, in seconds.
 const LONGEST: u32 = 6;
@@ -30,7 +30,7 @@ pub struct Find {
 }
 
 /// Makes this process the caller and opens the file (`O_PATH`).
-pub(super) fn find(find: &Find, caller: &Caller) -> Result<OwnedFd, Failure> {
+pub(super) fn find(find: &Find, caller: &Caller) -> Result<OwnedFd, Error> {
     // The daemon has given up by then. A filesystem of the container may hang for ever, and a
     // process in it would keep its control group from being removed.
     nix::unistd::alarm::set(LONGEST);
@@ -41,11 +41,11 @@ pub(super) fn find(find: &Find, caller: &Caller) -> Result<OwnedFd, Failure> {
     flags.set(OFlags::NOFOLLOW, !find.follow);
     let path: &[u8] = if find.path.is_empty() { b"." } else { &find.path };
     let file = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
-    let file = file.or_fail("openat2 as the caller")?;
+    let file = file.context("openat2 as the caller")?;
     let mut access = AccessFlags::W_OK;
     access.set(AccessFlags::X_OK, find.folder);
     // faccessat(2) with AT_EACCESS checks with the effective ids and capabilities.
     let flags = AtFlags::AT_EMPTY_PATH | AtFlags::AT_EACCESS;
-    faccessat(&file, c"", access, flags).or_fail("faccessat as the caller")?;
+    faccessat(&file, c"", access, flags).context("faccessat as the caller")?;
     Ok(file)
 }

@@ -2,26 +2,26 @@
 //! than a container has.
 //!
 //! [`Broker`] is a single-threaded process that forks all others: one process for each mount
-//! ([`mount`]), and one long-lived worker for each set of control groups ([`act`]). A process that
-//! works as the caller gets descriptors and numbers only, which were taken while the caller was
-//! known to wait in its system call ([`Caller`], [`act::Actor`]).
+//! ([`mount`]), and one long-lived worker for each set of control groups ([`operation`]). A process
+//! that works as the caller gets descriptors and numbers only, which were taken while the caller
+//! was known to wait in its system call ([`Caller`], [`operation::CallerHandle`]).
 //!
 //! This package must never decide whether a call is granted: the policies are in `intercept`. Start
 //! reading at `broker.rs`.
 
-pub mod act;
-mod bind;
+mod bind_device;
 mod broker;
 mod caller;
 mod child;
-mod failure;
+mod error;
 mod find;
-mod line;
 pub mod mount;
+pub mod operation;
 mod pin;
+mod report_channel;
 
-pub use bind::Bind;
+pub use bind_device::Bind;
 pub use broker::Broker;
 pub use caller::{Caller, Facts, IdMaps};
-pub use failure::Failure;
+pub use error::Error;
 pub use find::Find;

@@ -16,7 +16,7 @@ use nix::sched::CloneFlags;
 use rustix::fs::{CWD, Mode, OFlags};
 
 use super::caller::{Caller, Facts, IdMaps};
-use super::failure::{Failure, OnOurSide, OrFail};
+use super::error::{Context, Error, MarkUntried};
 
 /// All namespaces besides user and mount, in an order in which they can be entered. An older kernel
 /// lacks some.
@@ -34,20 +34,20 @@ impl Caller {
     ///
     /// # Errors
     /// The caller has ended, one of its ids is not mapped, or a descriptor cannot be opened.
-    pub fn pin(proc: BorrowedFd<'_>) -> Result<(Self, IdMaps), Failure> {
-        Self::read(proc).on_our_side()
+    pub fn pin(proc: BorrowedFd<'_>) -> Result<(Self, IdMaps), Error> {
+        Self::read(proc).mark_untried()
     }
 
-    fn read(proc: BorrowedFd<'_>) -> Result<(Self, IdMaps), Failure> {
+    fn read(proc: BorrowedFd<'_>) -> Result<(Self, IdMaps), Error> {
         let open = |name: &str, flags: OFlags| {
             rustix::fs::openat(proc, name, flags | OFlags::CLOEXEC, Mode::empty())
         };
-        let text = |name: &str| text::read(proc, name).or_fail(format!("read of {name}"));
+        let text = |name: &str| text::read(proc, name).context(format!("read of {name}"));
         let status = text("status")?;
         let status = Status(&status);
         let users = IdMap::parse(&text("uid_map")?);
         let maps = IdMaps { users, groups: IdMap::parse(&text("gid_map")?) };
-        let unmapped = || Failure::new(Errno::EPERM, "an id of the caller is not mapped");
+        let unmapped = || Error::new(Errno::EPERM, "an id of the caller is not mapped");
         // The order is real, effective, saved, filesystem.
         let inside = |map: &IdMap, label: &str| {
             status.numbers(label).nth(1).and_then(|id| map.inside(id)).ok_or_else(unmapped)
@@ -59,15 +59,15 @@ impl Caller {
             match open(name, OFlags::RDONLY) {
                 Ok(namespace) => others.push((kind, namespace)),
                 Err(rustix::io::Errno::NOENT) => {}
-                Err(errno) => return Err(errno).or_fail(format!("open of {name}")),
+                Err(errno) => return Err(errno).context(format!("open of {name}")),
             }
         }
         let caller = Self {
-            users: open("ns/user", OFlags::RDONLY).or_fail("open of ns/user")?,
-            mounts: open("ns/mnt", OFlags::RDONLY).or_fail("open of ns/mnt")?,
+            users: open("ns/user", OFlags::RDONLY).context("open of ns/user")?,
+            mounts: open("ns/mnt", OFlags::RDONLY).context("open of ns/mnt")?,
             others,
-            root: open("root", OFlags::PATH).or_fail("open of root")?,
-            folder: open("cwd", OFlags::PATH).or_fail("open of cwd")?,
+            root: open("root", OFlags::PATH).context("open of root")?,
+            folder: open("cwd", OFlags::PATH).context("open of cwd")?,
             groups: control_groups(&text("cgroup")?)?,
             facts: Facts {
                 ids: (inside(&maps.users, "Uid:")?, inside(&maps.groups, "Gid:")?),
@@ -87,13 +87,13 @@ impl Caller {
 
 /// Opens `cgroup.procs` of each control group for writing. `text` is the content of
 /// `/proc/<tid>/cgroup`.
-pub(super) fn control_groups(text: &[u8]) -> Result<Vec<OwnedFd>, Failure> {
-    let mounts = mountinfo::own().or_fail("mountinfo")?;
+pub(super) fn control_groups(text: &[u8]) -> Result<Vec<OwnedFd>, Error> {
+    let mounts = mountinfo::own().context("mountinfo")?;
     let open = |folder: PathBuf| {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         let file = folder.join("cgroup.procs");
         let opened = rustix::fs::openat(CWD, &file, flags, Mode::empty());
-        opened.or_fail(format!("open of {}", file.display()))
+        opened.context(format!("open of {}", file.display()))
     };
     control_groups::folders(&mounts, text).map(open).collect()
 }

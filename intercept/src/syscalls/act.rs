@@ -4,8 +4,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use ambit_kernel::sys::user_namespace;
-use ambit_worker::act::{Actor, Answer, Base, Reply, What};
-use ambit_worker::{Bind, Caller, Failure, Find};
+use ambit_worker::operation::{Answer, Base, CallerHandle, Operation, Reply};
+use ambit_worker::{Bind, Caller, Error, Find};
 use nix::errno::Errno;
 
 use super::context::Context;
@@ -23,7 +23,7 @@ pub(super) fn pin(
     cx: &Context<'_>,
     base: Base,
     capability: u32,
-) -> Result<Option<Actor>, Refusal> {
+) -> Result<Option<CallerHandle>, Refusal> {
     pin_if(call, cx, base, |actor| actor.can(capability))
 }
 
@@ -32,11 +32,11 @@ pub(super) fn pin_if(
     call: &Call,
     cx: &Context<'_>,
     base: Base,
-    is: impl FnOnce(&Actor) -> bool,
-) -> Result<Option<Actor>, Refusal> {
+    is: impl FnOnce(&CallerHandle) -> bool,
+) -> Result<Option<CallerHandle>, Refusal> {
     // What cannot be opened, such as a number that is no descriptor, is left to the kernel.
-    let actor = Actor::read(cx.proc(call)?.as_fd(), base).ok();
-    let fits = |actor: &Actor| Origin::of(actor.users.as_fd()).fits(cx.settings.nested);
+    let actor = CallerHandle::read(cx.proc(call)?.as_fd(), base).ok();
+    let fits = |actor: &CallerHandle| Origin::of(actor.users.as_fd()).fits(cx.settings.nested);
     Ok(actor.filter(|actor| is(actor) && fits(actor)))
 }
 
@@ -45,15 +45,15 @@ pub(super) fn pin_if(
 pub(super) fn act(
     call: &Call,
     cx: &Context<'_>,
-    actor: &Actor,
-    what: &What,
+    actor: &CallerHandle,
+    what: &Operation,
     find: impl FnOnce() -> Option<Find>,
 ) -> Result<Verdict, Refusal> {
     let Some(acts) = cx.acts else { return Ok(Verdict::Continue) };
     let over = actor.passes_over_permissions();
     let payer = cx.account.map(|account| &account.payer);
     let ask = |more: &[BorrowedFd<'_>]| {
-        acts.workers.act(actor, what, more, payer).map(|answer| answer.reply)
+        acts.workers.perform(actor, what, more, payer).map(|answer| answer.reply)
     };
     let mut reply = ask(&[]);
     let mut found = None;
@@ -63,12 +63,13 @@ pub(super) fn act(
         reply = find_as(call, cx, acts, actor, &find)?
             .and_then(|file| ask(&[found.insert(file).as_fd()]));
     }
-    if let (Ok(Reply::NoDevices), What::Mknod(node), true) = (&reply, what, cx.settings.mknod.bind)
+    if let (Ok(Reply::NoDevices), Operation::Mknod(node), true) =
+        (&reply, what, cx.settings.mknod.bind)
     {
         let owner = (actor.who.uid, actor.who.gid);
         let bind = Bind { node: node.clone(), owner, umask: actor.who.umask };
         let (until, caller) = (Instant::now() + DEADLINE, as_whole(call, cx, actor)?);
-        reply = match caller.and_then(|caller| acts.broker.bind(&bind, &caller, until)) {
+        reply = match caller.and_then(|caller| acts.broker.bind_device(&bind, &caller, until)) {
             Ok(()) => Ok(Reply::Done),
             Err(failure) if failure.untried => Err(failure),
             Err(failure) => {
@@ -99,13 +100,13 @@ pub(super) fn act(
 pub(super) fn ask(
     call: &Call,
     cx: &Context<'_>,
-    actor: &Actor,
-    what: &What,
+    actor: &CallerHandle,
+    what: &Operation,
     more: &[BorrowedFd<'_>],
 ) -> Result<Answer, Refusal> {
     let Some(acts) = cx.acts else { return Ok(Reply::Kernel.into()) };
     let payer = cx.account.map(|account| &account.payer);
-    acts.workers.act(actor, what, more, payer).or_else(|failure| {
+    acts.workers.perform(actor, what, more, payer).or_else(|failure| {
         warn(call, cx, &failure);
         match refusal(&failure)? {
             Verdict::Fail(errno) => Ok(Reply::Failed(errno).into()),
@@ -114,7 +115,7 @@ pub(super) fn ask(
     })
 }
 
-fn warn(call: &Call, cx: &Context<'_>, failure: &Failure) {
+fn warn(call: &Call, cx: &Context<'_>, failure: &Error) {
     if let Some(suppressed) = cx.may_say() {
         let (container, tid) = (cx.container, call.tid);
         tracing::warn!(container, tid, suppressed, "nothing done: {failure}");
@@ -126,9 +127,9 @@ fn find_as(
     call: &Call,
     cx: &Context<'_>,
     acts: &Acts,
-    actor: &Actor,
+    actor: &CallerHandle,
     find: &Find,
-) -> Result<Result<OwnedFd, Failure>, Refusal> {
+) -> Result<Result<OwnedFd, Error>, Refusal> {
     let caller = as_whole(call, cx, actor)?;
     Ok(caller.and_then(|caller| acts.broker.find(find, &caller, Instant::now() + DEADLINE)))
 }
@@ -137,8 +138,8 @@ fn find_as(
 fn as_whole(
     call: &Call,
     cx: &Context<'_>,
-    actor: &Actor,
-) -> Result<Result<Caller, Failure>, Refusal> {
+    actor: &CallerHandle,
+) -> Result<Result<Caller, Error>, Refusal> {
     let proc = cx.proc(call)?;
     let caller = Caller::pin(proc.as_fd());
     let base = actor.base.as_ref().map(OwnedFd::try_clone).transpose();

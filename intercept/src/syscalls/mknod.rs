@@ -1,6 +1,6 @@
 //! mknod(2) and mknodat(2): character devices that give access to nothing.
 //!
-//! What is made, and by whom, is decided here from registers alone; `ambit_worker::act::Mknod`
+//! What is made, and by whom, is decided here from registers alone; `ambit_worker::operation::Mknod`
 //! makes it where the caller may. Everything else is the kernel's, above all the whiteouts of
 //! overlayfs (device 0:0), which it allows everybody.
 
@@ -16,12 +16,12 @@ use crate::syscalls::context::Context;
 use crate::syscalls::handler::{Cost, Description, Handler, Repeat, Screen};
 use crate::verdict::{Refusal, Verdict};
 use ambit_worker::Find;
-use ambit_worker::act::{Base, Mknod as Make, What};
+use ambit_worker::operation::{Base, Mknod as Make, Operation};
 
 const CAP_MKNOD: u32 = 27;
 
 /// Attempts of callers that signals interrupt.
-static ONCE: Once<(Base, What)> = Once::new();
+static ONCE: Once<(Base, Operation)> = Once::new();
 
 /// Character devices that every container may have: they give access to nothing.
 const HARMLESS: [Device; 7] = [
@@ -138,9 +138,9 @@ impl Handler for Mknod {
             return Ok(Verdict::Continue);
         };
         let device = rustix::fs::makedev(device.0, device.1);
-        let make = (base, What::Mknod(Make { path, mode: call.uint(mode) & 0o7777, device }));
+        let make = (base, Operation::Mknod(Make { path, mode: call.uint(mode) & 0o7777, device }));
         let find = || match &make.1 {
-            What::Mknod(node) => {
+            Operation::Mknod(node) => {
                 Some(Find { path: node.folder().to_vec(), folder: true, follow: true })
             }
             _ => None,

@@ -19,7 +19,7 @@ use crate::syscalls::context::Context;
 use crate::syscalls::handler::{Description, Handler, Screen};
 use crate::thread_id;
 use crate::verdict::{Refusal, Verdict};
-use ambit_worker::act::{Actor, Base};
+use ambit_worker::operation::{Base, CallerHandle};
 
 const CAP_SYS_NICE: u32 = 23;
 /// The flag of sched_setscheduler(2), and that of sched_setattr(2).
@@ -204,7 +204,7 @@ fn whole(read: Result<usize, Refusal>, length: usize) -> Result<bool, Refusal> {
 }
 
 /// Is the caller the root of its user namespace?
-fn is_root(call: &Call, cx: &Context<'_>, actor: &Actor) -> Result<bool, Refusal> {
+fn is_root(call: &Call, cx: &Context<'_>, actor: &CallerHandle) -> Result<bool, Refusal> {
     Ok(super::id_map(call, cx, "uid_map")?.outside(0) == Some(actor.who.uid))
 }
 
@@ -212,7 +212,7 @@ fn is_root(call: &Call, cx: &Context<'_>, actor: &Actor) -> Result<bool, Refusal
 fn own_thread(
     call: &Call,
     cx: &Context<'_>,
-    actor: &Actor,
+    actor: &CallerHandle,
     tid: i32,
 ) -> Result<Option<OwnedFd>, Refusal> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;

@@ -18,7 +18,7 @@ use crate::syscalls::context::Context;
 use crate::syscalls::handler::{Cost, Description, Handler, Screen};
 use crate::verdict::{Refusal, Verdict};
 use ambit_worker::Find;
-use ambit_worker::act::{Base, SetOpaque, What};
+use ambit_worker::operation::{Base, Operation, SetOpaque};
 
 const CAP_SYS_ADMIN: u32 = 21;
 const NAME: &[u8] = b"trusted.overlay.opaque";
@@ -26,7 +26,7 @@ const NAME: &[u8] = b"trusted.overlay.opaque";
 const FLAGS: u32 = 3;
 
 /// Attempts of callers that signals interrupt: with `XATTR_CREATE` a second one fails.
-static ONCE: Once<(Base, What)> = Once::new();
+static ONCE: Once<(Base, Operation)> = Once::new();
 
 /// `struct xattr_args` of Linux 6.13: an address of 64 bits, a size and flags, in any word size.
 const ARGS: usize = 16;
@@ -183,7 +183,8 @@ impl Handler for Setxattr {
         };
         let (users, groups) = (ranges(call, cx, "uid_map")?, ranges(call, cx, "gid_map")?);
         let find = path.clone().map(|path| Find { path, folder: false, follow });
-        let set = What::SetOpaque(SetOpaque { path, follow, flags: wish.flags, users, groups });
+        let set =
+            Operation::SetOpaque(SetOpaque { path, follow, flags: wish.flags, users, groups });
         let set = (base, set);
         ONCE.act((cx.container, call.tid), &set, acts::patience(), cx, || {
             act::act(call, cx, &actor, &set.1, || find)

@@ -1,8 +1,8 @@
 //! Claims: a file or block device that one filesystem writes must not be used by another one.
 //!
 //! There is no table of uses: the kernel has every use, and each ends with its last descriptor. All
-//! checks run while the mount has the lock of its source (`turn.rs`). A check that may call into
-//! the filesystem of the source, and so block on the container, must run in a process that is
+//! checks run while the mount has the lock of its source (`source_lock.rs`). A check that may call
+//! into the filesystem of the source, and so block on the container, must run in a process that is
 //! charged to the container. Start reading at [`Source`], which lists the kinds of use.
 
 use std::fs::{File, OpenOptions};
@@ -17,11 +17,11 @@ use nix::fcntl::{FcntlArg, fcntl};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
 use serde::{Deserialize, Serialize};
 
-use super::turn::{Turn, Turns, range};
-use super::{loop_device, scene};
-use crate::child::{Child, End};
-use crate::failure::{Failure, OnOurSide, OrFail};
-use crate::line::Line;
+use super::source_lock::{SourceLock, SourceLocks, range};
+use super::{detached_root, loop_device};
+use crate::child::{Child, OnDrop};
+use crate::error::{Context, Error, MarkUntried};
+use crate::report_channel::ReportChannel;
 
 /// The offset of the bytes that helpers lock; the device number of the filesystem is added. No file
 /// is that long. qemu locks single bytes too, within the first few hundred.
@@ -51,12 +51,12 @@ const PAUSE: Duration = Duration::from_millis(50);
 ///   `O_EXCL`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Source {
-    place: Place,
+    id: SourceId,
     writes: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-enum Place {
+enum SourceId {
     /// A file: `st_dev` and `st_ino`.
     File(u64, u64),
     /// A block device: `st_rdev`.
@@ -95,7 +95,7 @@ pub(super) fn wait_for_locks(
     source: BorrowedFd<'_>,
     is_mounted: impl Fn(u64) -> bool,
     until: Instant,
-) -> Result<(), Failure> {
+) -> Result<(), Error> {
     let writes = writes(source);
     wait(|| Ok(look_at_locks(source, writes, &is_mounted)), until).map(drop)
 }
@@ -112,57 +112,58 @@ pub(super) fn mark(source: BorrowedFd<'_>, device: u64) {
 
 impl Source {
     /// Identifies a source. `None` if it is neither a file nor a block device.
-    pub(super) fn new(source: BorrowedFd<'_>) -> Result<Option<Self>, Failure> {
-        let status = fstat(source).or_fail("fstat of the source")?;
-        let place = match FileType::from_raw_mode(status.st_mode) {
-            FileType::RegularFile => Place::File(status.st_dev, status.st_ino),
-            FileType::BlockDevice => Place::Device(status.st_rdev),
+    pub(super) fn new(source: BorrowedFd<'_>) -> Result<Option<Self>, Error> {
+        let status = fstat(source).context("fstat of the source")?;
+        let id = match FileType::from_raw_mode(status.st_mode) {
+            FileType::RegularFile => SourceId::File(status.st_dev, status.st_ino),
+            FileType::BlockDevice => SourceId::Device(status.st_rdev),
             _ => return Ok(None),
         };
-        Ok(Some(Self { place, writes: writes(source) }))
+        Ok(Some(Self { id, writes: writes(source) }))
     }
 
     /// Locks the source.
-    pub(super) fn turn(&self, turns: &Turns, until: Instant) -> Result<Turn, Failure> {
-        let number = match self.place {
-            Place::File(device, inode) => (device, inode),
-            Place::Device(device) => (u64::MAX, device),
+    pub(super) fn lock(&self, locks: &SourceLocks, until: Instant) -> Result<SourceLock, Error> {
+        let number = match self.id {
+            SourceId::File(device, inode) => (device, inode),
+            SourceId::Device(device) => (u64::MAX, device),
         };
-        turns.wait(number, until)
+        locks.acquire(number, until)
     }
 
     /// Waits until no device conflicts with a helper. The checks run in a process of their own.
-    pub(super) fn wait_for_helper(&self, until: Instant) -> Result<(), Failure> {
-        let (line, theirs) = Line::pair()?;
-        let looking = Child::start(End::Alone, || {
-            let free = scene::enter()
-                .on_our_side()
+    pub(super) fn wait_for_helper(&self, until: Instant) -> Result<(), Error> {
+        let (channel, theirs) = ReportChannel::pair()?;
+        let looking = Child::start(OnDrop::Kill, || {
+            let free = detached_root::enter()
+                .mark_untried()
                 .and_then(|()| wait(|| self.look_at_devices(false), until));
             theirs.report(free.map(|_| Vec::new()));
         })?;
         drop(theirs);
-        line.receive(until)?;
+        channel.receive(until)?;
         looking.finish();
         Ok(())
     }
 
     /// Waits until no device conflicts with a mount by the kernel. Returns the loop device that
-    /// ambit has made for the source already, if there is one. Needs the root of [`scene::enter`].
-    pub(super) fn wait_for_kernel(&self, until: Instant) -> Result<Option<File>, Failure> {
+    /// ambit has made for the source already, if there is one. Needs the root of
+    /// [`detached_root::enter`].
+    pub(super) fn wait_for_kernel(&self, until: Instant) -> Result<Option<File>, Error> {
         wait(|| self.look_at_devices(true), until)
     }
 
-    fn look_at_devices(&self, kernel: bool) -> Result<Found, Failure> {
-        match self.place {
-            Place::File(device, inode) => self.look_at_loops((device, inode), kernel),
+    fn look_at_devices(&self, kernel: bool) -> Result<Found, Error> {
+        match self.id {
+            SourceId::File(device, inode) => self.look_at_loops((device, inode), kernel),
             // The kernel itself returns EBUSY for a device in use.
-            Place::Device(_) if kernel => Ok(Found::Free),
-            Place::Device(device) => self.look_at_device(device),
+            SourceId::Device(_) if kernel => Ok(Found::Free),
+            SourceId::Device(device) => self.look_at_device(device),
         }
     }
 
     /// Checks all loop devices, the host's and those that ambit made.
-    fn look_at_loops(&self, file: (u64, u64), kernel: bool) -> Result<Found, Failure> {
+    fn look_at_loops(&self, file: (u64, u64), kernel: bool) -> Result<Found, Error> {
         let mut found = Found::Free;
         for (name, device) in loop_device::all()? {
             // Fails for a device without a backing file, which may have been freed meanwhile.
@@ -186,10 +187,10 @@ impl Source {
     }
 
     /// Checks a block device for a helper.
-    fn look_at_device(&self, device: u64) -> Result<Found, Failure> {
+    fn look_at_device(&self, device: u64) -> Result<Found, Error> {
         const NODE: &str = "/dev/source";
         if !std::path::Path::new(NODE).exists() {
-            scene::node(NODE, FileType::BlockDevice, device)?;
+            detached_root::node(NODE, FileType::BlockDevice, device)?;
         }
         let open = |flags| {
             let flags = flags | libc::O_NONBLOCK | libc::O_CLOEXEC;
@@ -211,10 +212,7 @@ fn writes(source: BorrowedFd<'_>) -> bool {
 }
 
 /// Repeats a check until nothing conflicts. EBUSY if a conflict lasts too long.
-fn wait(
-    look: impl Fn() -> Result<Found, Failure>,
-    until: Instant,
-) -> Result<Option<File>, Failure> {
+fn wait(look: impl Fn() -> Result<Found, Error>, until: Instant) -> Result<Option<File>, Error> {
     let began = Instant::now();
     let until = until.checked_sub(REPORT).unwrap_or(began);
     loop {
@@ -229,7 +227,7 @@ fn wait(
             Stays::Ending => until,
         };
         if Instant::now() >= patience {
-            return Err(Failure::new(Errno::EBUSY, format!("the source is in use: {by}")));
+            return Err(Error::new(Errno::EBUSY, format!("the source is in use: {by}")));
         }
         std::thread::sleep(PAUSE);
     }
@@ -324,7 +322,7 @@ mod tests {
                 let used = Found::Used { by: "x".into(), stays };
                 Ok(if looks.get() < 3 { used } else { Found::Free })
             };
-            wait(look, Instant::now() + Duration::from_secs(60)).map_err(|failure| failure.errno)
+            wait(look, Instant::now() + Duration::from_secs(60)).map_err(|error| error.errno)
         };
         assert!(ends(Stays::Ending).is_ok() && ends(Stays::Settling).is_ok());
         assert_eq!((ends(Stays::Mounted).unwrap_err(), looks.get()), (Errno::EBUSY, 1));

@@ -15,7 +15,7 @@ use libseccomp::{
 use nix::errno::Errno;
 use rustix::fs::{Mode, OFlags};
 
-use crate::failure::{Failure, OrFail};
+use crate::error::{Context, Error};
 
 /// The system calls that return EPERM.
 const FORBIDDEN: [&str; 39] = [
@@ -63,7 +63,7 @@ const FORBIDDEN: [&str; 39] = [
 const NAMESPACES: u64 = 0x7e02_0000;
 
 /// Installs the filter for this process and its descendants.
-pub(super) fn filter() -> Result<(), Failure> {
+pub(super) fn filter() -> Result<(), Error> {
     let build = || -> Result<(), libseccomp::error::SeccompError> {
         let mut context = ScmpFilterContext::new(ScmpAction::Allow)?;
         context.set_act_badarch(ScmpAction::Errno(libc::ENOSYS))?;
@@ -72,7 +72,7 @@ pub(super) fn filter() -> Result<(), Failure> {
         }
         let no = ScmpAction::Errno(libc::EPERM);
         for name in FORBIDDEN {
-            // An older libseccomp knows fewer names, a newer kernel's calls among them.
+            // An older libseccomp lacks the names of newer system calls.
             if let Ok(syscall) = ScmpSyscall::from_name(name) {
                 context.add_rule(no, syscall)?;
             }
@@ -88,20 +88,19 @@ pub(super) fn filter() -> Result<(), Failure> {
         context.set_ctl_nnp(false)?;
         context.load()
     };
-    build()
-        .map_err(|error| Failure::new(Errno::EPERM, format!("cannot confine the helper: {error}")))
+    build().map_err(|error| Error::new(Errno::EPERM, format!("cannot confine the helper: {error}")))
 }
 
-/// Opens the host's `/proc`, for [`take_label`].
-pub(super) fn host_proc() -> Result<OwnedFd, Failure> {
+/// Opens the host's `/proc`, for [`set_label`].
+pub(super) fn host_proc() -> Result<OwnedFd, Error> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open("/proc", flags, Mode::empty()).or_fail("open of /proc")
+    rustix::fs::open("/proc", flags, Mode::empty()).context("open of /proc")
 }
 
 /// Sets the AppArmor profile for the next execve(2).
-pub(super) fn take_label(proc: BorrowedFd<'_>, label: &str) -> Result<(), Failure> {
+pub(super) fn set_label(proc: BorrowedFd<'_>, label: &str) -> Result<(), Error> {
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     let file = rustix::fs::openat(proc, "self/attr/apparmor/exec", flags, Mode::empty())
-        .or_fail("open of attr/apparmor/exec")?;
-    write!(std::fs::File::from(file), "exec {label}").or_fail(format!("the profile {label}"))
+        .context("open of attr/apparmor/exec")?;
+    write!(std::fs::File::from(file), "exec {label}").context(format!("the profile {label}"))
 }

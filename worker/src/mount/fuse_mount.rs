@@ -13,7 +13,7 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use super::order::Order;
 use crate::caller::Caller;
-use crate::failure::{Failure, OrFail};
+use crate::error::{Context, Error};
 
 /// The longest string that fsconfig(2) accepts, in bytes.
 const LONGEST: usize = 255;
@@ -23,7 +23,7 @@ pub(super) fn make(
     order: &Order,
     caller: &Caller,
     device: BorrowedFd<'_>,
-) -> Result<OwnedFd, Failure> {
+) -> Result<OwnedFd, Error> {
     let make = || {
         let context = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
         let context = context.as_fd();
@@ -49,40 +49,40 @@ pub(super) fn make(
         let attributes = MountAttrFlags::from_bits_retain(attributes);
         rustix::mount::fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
     };
-    make().or_fail("making a fuse filesystem as the caller: fsopen")
+    make().context("making a fuse filesystem as the caller: fsopen")
 }
 
 /// Waits until the filesystem returns the attributes of its root. Must be called in a process that
 /// can be killed.
-pub(super) fn probe(mount: BorrowedFd<'_>) -> Result<(), Failure> {
+pub(super) fn probe(mount: BorrowedFd<'_>) -> Result<(), Error> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
     rustix::fs::statx(mount, "", flags, StatxFlags::BASIC_STATS)
         .map(drop)
-        .or_fail("the filesystem does not answer: statx of its root")
+        .context("the filesystem does not answer: statx of its root")
 }
 
 /// Returns the device number of a filesystem, which is the name of its FUSE connection in fusectl.
 /// Does not call into the filesystem.
-pub(super) fn device(mount: BorrowedFd<'_>) -> Result<u64, Failure> {
+pub(super) fn device(mount: BorrowedFd<'_>) -> Result<u64, Error> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-    let status = rustix::fs::statx(mount, "", flags, StatxFlags::empty()).or_fail("statx")?;
+    let status = rustix::fs::statx(mount, "", flags, StatxFlags::empty()).context("statx")?;
     Ok(u64::from(status.stx_dev_major) << 20 | u64::from(status.stx_dev_minor))
 }
 
 /// Returns the device number of the filesystem that is mounted on the target now.
-pub(super) fn device_on(order: &Order) -> Result<u64, Failure> {
+pub(super) fn device_on(order: &Order) -> Result<u64, Error> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let root = rustix::fs::openat(CWD, &*order.target, flags, Mode::empty());
-    device(root.or_fail("open of the target")?.as_fd())
+    device(root.context("open of the target")?.as_fd())
 }
 
 /// Returns the id of the mount at the target. Does not call into the filesystem.
-pub(super) fn mount_id(order: &Order) -> Result<u64, Failure> {
+pub(super) fn mount_id(order: &Order) -> Result<u64, Error> {
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
     let status =
-        rustix::fs::statx(CWD, &*order.target, flags, StatxFlags::MNT_ID).or_fail("statx")?;
+        rustix::fs::statx(CWD, &*order.target, flags, StatxFlags::MNT_ID).context("statx")?;
     if status.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
-        return Err(Failure::new(Errno::ENOSYS, "mount.fuse needs Linux 5.8 (STATX_MNT_ID)"));
+        return Err(Error::new(Errno::ENOSYS, "mount.fuse needs Linux 5.8 (STATX_MNT_ID)"));
     }
     Ok(status.stx_mnt_id)
 }

@@ -22,12 +22,12 @@ use super::fuse_mount;
 use super::host_program::HostProgram;
 use super::kernel_mount::{attach, find_target};
 use super::order::{Executable, Handler, Order};
-use super::program::{self, Output, Program, Surroundings};
-use super::turn::Turns;
+use super::program::{self, HelperContext, Output, Program};
+use super::source_lock::SourceLocks;
 use crate::caller::Caller;
-use crate::child::{Child, End};
-use crate::failure::{Failure, OnOurSide, OrFail};
-use crate::line::{Line, wait};
+use crate::child::{Child, OnDrop};
+use crate::error::{Context, Error, MarkUntried};
+use crate::report_channel::{ReportChannel, wait};
 
 /// How long to wait for a helper's message after its failure has been detected.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -44,12 +44,12 @@ pub(super) fn mount(
     order: &Order,
     handler: &Handler,
     caller: &Caller,
-    turns: &Turns,
+    locks: &SourceLocks,
     until: Instant,
-) -> Result<Option<u64>, Failure> {
-    let (line, theirs) = Line::pair()?;
-    let actor = Child::start(End::Family, || {
-        let result = act(&theirs, order, handler, caller, until);
+) -> Result<Option<u64>, Error> {
+    let (channel, theirs) = ReportChannel::pair()?;
+    let child = Child::start(OnDrop::KillTree, || {
+        let result = run_as_caller(&theirs, order, handler, caller, until);
         let failed = result.is_err();
         theirs.report_number(result);
         if failed {
@@ -58,25 +58,25 @@ pub(super) fn mount(
         }
     })?;
     drop(theirs);
-    let source: Option<Source> = line.receive_value(until)?;
-    let _turn = source.map(|source| source.turn(turns, until)).transpose()?;
+    let source: Option<Source> = channel.receive_value(until)?;
+    let _lock = source.map(|source| source.lock(locks, until)).transpose()?;
     source.map(|source| source.wait_for_helper(until)).transpose()?;
-    line.done(&[])?;
+    channel.done(&[])?;
     // Longer than the child's deadline, so that it can report the helper's message.
-    let device = line.receive_number(until + LAST_WORDS)?;
-    actor.finish();
+    let device = channel.receive_number(until + LAST_WORDS)?;
+    child.finish();
     Ok(device)
 }
 
 /// Becomes the caller, starts the helper and attaches the mount. Returns the device number of the
 /// filesystem, if it is known.
-fn act(
-    main: &Line,
+fn run_as_caller(
+    parent: &ReportChannel,
     order: &Order,
     handler: &Handler,
     caller: &Caller,
     until: Instant,
-) -> Result<Option<u64>, Failure> {
+) -> Result<Option<u64>, Error> {
     let host = match &handler.program {
         Executable::OnHost(path) => Ok(HostProgram::open(path)?),
         Executable::InContainer(name) => Err(name),
@@ -84,10 +84,11 @@ fn act(
     let connections = Connections::open().ok();
     caller.enter_users()?;
     let null = OpenOptions::new().read(true).write(true).open("/dev/null");
-    let null = null.or_fail("open of /dev/null").on_our_side()?;
-    // The container need not have this device: opened here, its filesystem is the container's.
+    let null = null.context("open of /dev/null").mark_untried()?;
+    // The container need not have this device. It is opened in the container's user namespace,
+    // because the kernel requires that of the mount to be the same.
     let device = OpenOptions::new().read(true).write(true).open("/dev/fuse");
-    let proc = confine::host_proc().on_our_side()?;
+    let proc = confine::host_proc().mark_untried()?;
     caller.enter()?;
     let target = find_target(order)?;
     let program = match host {
@@ -96,22 +97,22 @@ fn act(
     };
     let source = open_source(order);
     let source = source.as_ref().map(AsFd::as_fd);
-    let what = source.map_or(Ok(None), Source::new)?;
-    main.done_with(&what)?;
-    main.receive(until)?;
+    let identified = source.map_or(Ok(None), Source::new)?;
+    parent.done_with(&identified)?;
+    parent.receive(until)?;
     if let Some(source) = source {
         let is_mounted = |device| connections.as_ref().is_none_or(|all| all.of(device).is_some());
         claim::wait_for_locks(source, is_mounted, until)?;
     }
-    let output = Output::new().on_our_side()?;
-    let surroundings = Surroundings { null: &null, output: &output, proc: &proc, source, caller };
+    let output = Output::new().mark_untried()?;
+    let context = HelperContext { null: &null, output: &output, proc: &proc, source, caller };
     let result = if program.takes_device() {
-        let device = device.or_fail("open of /dev/fuse").on_our_side()?;
+        let device = device.context("open of /dev/fuse").mark_untried()?;
         let mount = fuse_mount::make(order, caller, device.as_fd())?;
         let words = program.arguments_with_device(order, handler, device.as_fd())?;
-        let (starter, line) = start(&program, &words, Some(device), &surroundings, until)?;
+        let (starter, channel) = start(&program, &words, Some(device), &context, until)?;
         let device = fuse_mount::device(mount.as_fd()).ok();
-        answered(&mount, &line, until)
+        answered(&mount, &channel, until)
             .and_then(|()| {
                 mark(source, device);
                 attach(mount.as_fd(), target.as_fd())
@@ -121,11 +122,12 @@ fn act(
         drop(device);
         let before = fuse_mount::mount_id(order)?;
         let words = program.arguments(order, handler)?;
-        let (starter, line) = start(&program, &words, None, &surroundings, until)?;
-        line.receive(until)
+        let (starter, channel) = start(&program, &words, None, &context, until)?;
+        channel
+            .receive(until)
             .and_then(|_| match fuse_mount::mount_id(order)? {
                 id if id == before => {
-                    Err(Failure::new(Errno::EIO, "exit status 0, but nothing is mounted"))
+                    Err(Error::new(Errno::EIO, "exit status 0, but nothing is mounted"))
                 }
                 _ => Ok(()),
             })
@@ -137,11 +139,11 @@ fn act(
     };
     match result {
         Ok((starter, device)) => {
-            starter.let_go();
+            starter.detach();
             Ok(device)
         }
-        Err(failure) if failure.untried => Err(failure),
-        Err(failure) => Err(output.explain(handler.program.name(), &failure)),
+        Err(error) if error.untried => Err(error),
+        Err(error) => Err(output.explain(handler.program.name(), &error)),
     }
 }
 
@@ -174,28 +176,28 @@ fn start(
     program: &Program,
     words: &[std::ffi::CString],
     device: Option<File>,
-    surroundings: &Surroundings<'_>,
+    context: &HelperContext<'_>,
     until: Instant,
-) -> Result<(Child, Line), Failure> {
-    let (line, theirs) = Line::pair()?;
-    let starter = Child::start(End::Left, move || {
-        let run = move || program::execute(program, words, device.as_ref(), surroundings);
+) -> Result<(Child, ReportChannel), Error> {
+    let (channel, theirs) = ReportChannel::pair()?;
+    let starter = Child::start(OnDrop::Leave, move || {
+        let run = move || program::execute(program, words, device.as_ref(), context);
         let ended = program::watch(run);
         // Daemonized processes must be descendants of the starter until the mount is made.
         theirs.report(ended.map(|()| Vec::new()));
         let _ = theirs.receive(until + LAST_WORDS);
     })?;
-    Ok((starter, line))
+    Ok((starter, channel))
 }
 
 /// Waits for the filesystem's first answer, or for an error of the helper.
-fn answered(mount: &OwnedFd, helper: &Line, until: Instant) -> Result<(), Failure> {
-    let (line, theirs) = Line::pair()?;
-    let probe = Child::start(End::Alone, || {
+fn answered(mount: &OwnedFd, helper: &ReportChannel, until: Instant) -> Result<(), Error> {
+    let (channel, theirs) = ReportChannel::pair()?;
+    let probe = Child::start(OnDrop::Kill, || {
         theirs.report(fuse_mount::probe(mount.as_fd()).map(|()| Vec::new()));
     })?;
     drop(theirs);
-    let mut ends = [PollFd::new(&line, PollFlags::IN), PollFd::new(helper, PollFlags::IN)];
+    let mut ends = [PollFd::new(&channel, PollFlags::IN), PollFd::new(helper, PollFlags::IN)];
     wait(&mut ends, until)?;
     let (answer, end) = (!ends[0].revents().is_empty(), !ends[1].revents().is_empty());
     let background = end && !answer;
@@ -203,17 +205,17 @@ fn answered(mount: &OwnedFd, helper: &Line, until: Instant) -> Result<(), Failur
         // The helper has daemonized, or it has failed.
         helper.receive(until)?;
     }
-    match line.receive(until) {
+    match channel.receive(until) {
         Ok(_) => {
             probe.finish();
             Ok(())
         }
-        Err(failure) => {
+        Err(error) => {
             // The helper has closed the device: its exit status and output have the reason.
             if !background {
                 helper.receive(until.min(Instant::now() + LAST_WORDS))?;
             }
-            Err(failure)
+            Err(error)
         }
     }
 }

@@ -19,7 +19,7 @@ use std::process::{Command, Stdio};
 use nix::errno::Errno;
 use rustix::fs::{MemfdFlags, SealFlags};
 
-use crate::failure::{Failure, OrFail};
+use crate::error::{Context, Error};
 
 /// The largest program or library, in bytes. All copies are charged to the container.
 const LONGEST: u64 = 64 << 20;
@@ -53,14 +53,14 @@ pub(super) struct Image {
 
 impl HostProgram {
     /// Opens the program. Needs the host's rights and root.
-    pub(super) fn open(path: &str) -> Result<Self, Failure> {
+    pub(super) fn open(path: &str) -> Result<Self, Error> {
         let gone = |error: std::io::Error| {
-            Failure::new(Errno::ENODEV, format!("the host has no {path}: open: {error}"))
+            Error::new(Errno::ENODEV, format!("the host has no {path}: open: {error}"))
         };
         let program = File::open(path).map_err(gone)?;
         let bytes = content(&program, path)?;
         if !bytes.starts_with(b"\x7fELF") {
-            return Err(Failure::new(
+            return Err(Error::new(
                 Errno::ENOEXEC,
                 format!("{path} is a script: a helper of the host has to be a binary"),
             ));
@@ -74,7 +74,7 @@ impl HostProgram {
         let takes_device = libraries.iter().any(|library| {
             library.file_name().is_some_and(|name| name.as_bytes().starts_with(b"libfuse3.so"))
         });
-        let open = |path: &PathBuf| File::open(path).or_fail(format!("open of {}", path.display()));
+        let open = |path: &PathBuf| File::open(path).context(format!("open of {}", path.display()));
         let linked = (open(&loader)?, libraries.iter().map(open).collect::<Result<_, _>>()?);
         Ok(Self { path, program, linked: Some(linked), takes_device })
     }
@@ -90,7 +90,7 @@ impl HostProgram {
     }
 
     /// Copies the program. The memory is charged to the control groups of this process.
-    pub(super) fn copy(&self) -> Result<Image, Failure> {
+    pub(super) fn copy(&self) -> Result<Image, Error> {
         let program = sealed(&self.program)?;
         let Some((loader, libraries)) = &self.linked else {
             return Ok(Image { start: program, words: Vec::new(), files: Vec::new() });
@@ -105,16 +105,16 @@ impl HostProgram {
         words.extend(["--preload".into(), preload, name(&program)]);
         files.push(program);
         let words: Result<_, _> = words.into_iter().map(CString::new).collect();
-        let words = words.map_err(|_| Failure::new(Errno::EINVAL, "a NUL in a path"))?;
+        let words = words.map_err(|_| Error::new(Errno::EINVAL, "a NUL in a path"))?;
         Ok(Image { start, words, files })
     }
 }
 
-fn content(file: &File, path: &str) -> Result<Vec<u8>, Failure> {
+fn content(file: &File, path: &str) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
-    file.take(LONGEST + 1).read_to_end(&mut bytes).or_fail(format!("read of {path}"))?;
+    file.take(LONGEST + 1).read_to_end(&mut bytes).context(format!("read of {path}"))?;
     if bytes.len() as u64 > LONGEST {
-        return Err(Failure::new(Errno::EFBIG, format!("{path} is longer than 64 MiB")));
+        return Err(Error::new(Errno::EFBIG, format!("{path} is longer than 64 MiB")));
     }
     Ok(bytes)
 }
@@ -150,10 +150,10 @@ fn interpreter(bytes: &[u8]) -> Option<String> {
 }
 
 /// Has the loader list the libraries that it would load on the host. No code of the program runs.
-fn libraries(path: &Path, loader: &str) -> Result<(PathBuf, Vec<PathBuf>), Failure> {
+fn libraries(path: &Path, loader: &str) -> Result<(PathBuf, Vec<PathBuf>), Error> {
     let wrong = |what: String| {
         let path = path.display();
-        Failure::new(
+        Error::new(
             Errno::ENOEXEC,
             format!("{path} is dynamically linked and {what}; give a static one"),
         )
@@ -163,7 +163,7 @@ fn libraries(path: &Path, loader: &str) -> Result<(PathBuf, Vec<PathBuf>), Failu
     }
     let mut list = Command::new(loader);
     list.arg("--list").arg(path).env_clear().stdin(Stdio::null());
-    let said = list.output().or_fail(format!("execution of {loader}"))?;
+    let said = list.output().context(format!("execution of {loader}"))?;
     let text = String::from_utf8_lossy(&said.stdout);
     if !said.status.success() {
         return Err(wrong(format!("{loader} --list fails")));
@@ -184,23 +184,23 @@ fn loaded(text: &str) -> Vec<PathBuf> {
 }
 
 /// Copies a file to a memory file with all seals.
-fn sealed(file: &File) -> Result<OwnedFd, Failure> {
+fn sealed(file: &File) -> Result<OwnedFd, Error> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let memory = match rustix::fs::memfd_create("helper", flags | EXEC) {
         Err(rustix::io::Errno::INVAL) => rustix::fs::memfd_create("helper", flags),
         other => other,
     };
-    let memory = File::from(memory.or_fail("memfd_create for a copy of the helper")?);
+    let memory = File::from(memory.context("memfd_create for a copy of the helper")?);
     let (mut part, mut at) = (vec![0; 1 << 16], 0);
-    while let length @ 1.. = file.read_at(&mut part, at).or_fail("read of the helper")? {
-        memory.write_all_at(&part[..length], at).or_fail("write of a copy of the helper")?;
+    while let length @ 1.. = file.read_at(&mut part, at).context("read of the helper")? {
+        memory.write_all_at(&part[..length], at).context("write of a copy of the helper")?;
         at += length as u64;
         if at > LONGEST {
-            return Err(Failure::new(Errno::EFBIG, "a library is longer than 64 MiB"));
+            return Err(Error::new(Errno::EFBIG, "a library is longer than 64 MiB"));
         }
     }
     let seals = SealFlags::SEAL | SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK;
-    rustix::fs::fcntl_add_seals(&memory, seals).or_fail("fcntl(F_ADD_SEALS)")?;
+    rustix::fs::fcntl_add_seals(&memory, seals).context("fcntl(F_ADD_SEALS)")?;
     Ok(memory.into())
 }
 
@@ -223,9 +223,9 @@ mod tests {
 
     #[test]
     fn a_missing_program_and_a_script_are_refused_with_the_reason() {
-        let failure = |path: &str| HostProgram::open(path).unwrap_err().message;
-        assert!(failure("/no/such").contains("the host has no /no/such"));
-        assert!(failure("/etc/passwd").contains("script"));
+        let error = |path: &str| HostProgram::open(path).unwrap_err().message;
+        assert!(error("/no/such").contains("the host has no /no/such"));
+        assert!(error("/etc/passwd").contains("script"));
     }
 
     #[test]

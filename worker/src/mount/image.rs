@@ -15,9 +15,9 @@ use nix::sched::{CloneFlags, setns};
 use rustix::fs::{fstat, fstatfs};
 
 use crate::caller::Caller;
-use crate::child::{Child, End};
-use crate::failure::{Failure, OnOurSide, OrFail};
-use crate::line::Line;
+use crate::child::{Child, OnDrop};
+use crate::error::{Context, Error, MarkUntried};
+use crate::report_channel::ReportChannel;
 
 /// `TMPFS_MAGIC` and `RAMFS_MAGIC`
 const MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
@@ -28,33 +28,33 @@ pub(super) fn refuse_a_containers_own(
     source: &OwnedFd,
     caller: &Caller,
     until: Instant,
-) -> Result<(), Failure> {
-    let (line, theirs) = Line::pair()?;
-    let asking = Child::start(End::Alone, || {
+) -> Result<(), Error> {
+    let (channel, theirs) = ReportChannel::pair()?;
+    let asking = Child::start(OnDrop::Kill, || {
         theirs.report(look(source, caller).map(|()| Vec::new()));
     })?;
     drop(theirs);
-    line.receive(until)?;
+    channel.receive(until)?;
     asking.finish();
     Ok(())
 }
 
-fn look(source: &OwnedFd, caller: &Caller) -> Result<(), Failure> {
+fn look(source: &OwnedFd, caller: &Caller) -> Result<(), Error> {
     // If the check blocks after all, the process is charged to the container.
     caller.enter_groups()?;
-    let filesystem = fstatfs(source).or_fail("fstatfs of the source").on_our_side()?;
+    let filesystem = fstatfs(source).context("fstatfs of the source").mark_untried()?;
     if MEMORY.contains(&filesystem.f_type.cast_unsigned()) {
         return Ok(());
     }
     // The filesystem may belong to another user namespace of the container.
-    let users = outermost(caller.users.try_clone().or_fail("dup").on_our_side()?);
+    let users = outermost(caller.users.try_clone().context("dup").mark_untried()?);
     setns(users, CloneFlags::CLONE_NEWUSER)
-        .or_fail("setns to the container's users")
-        .on_our_side()?;
+        .context("setns to the container's users")
+        .mark_untried()?;
     if !is_within_our_users(source.as_fd()) {
         return Ok(());
     }
-    Err(Failure::new(
+    Err(Error::new(
         Errno::EACCES,
         "the image is on a filesystem of the container's own (FUSE or overlay), which could keep \
          the host waiting: put it on a disk or a tmpfs",
@@ -63,9 +63,9 @@ fn look(source: &OwnedFd, caller: &Caller) -> Result<(), Failure> {
 
 /// Returns the outermost user namespace of the container: the ancestor just below the host's.
 fn outermost(mut users: OwnedFd) -> OwnedFd {
-    let own = std::fs::File::open("/proc/self/ns/user").ok().and_then(|own| place(&own));
+    let own = std::fs::File::open("/proc/self/ns/user").ok().and_then(|own| file_id(&own));
     while let Ok(above) = user_namespace::parent(users.as_fd()) {
-        if place(&above) == own {
+        if file_id(&above) == own {
             break;
         }
         users = above;
@@ -73,6 +73,6 @@ fn outermost(mut users: OwnedFd) -> OwnedFd {
     users
 }
 
-fn place(namespace: impl AsFd) -> Option<(u64, u64)> {
+fn file_id(namespace: impl AsFd) -> Option<(u64, u64)> {
     fstat(namespace).ok().map(|status| (status.st_dev, status.st_ino))
 }

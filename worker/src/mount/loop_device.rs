@@ -13,8 +13,8 @@ use ambit_kernel::text;
 use nix::errno::Errno;
 use rustix::fs::FileType;
 
-use super::scene;
-use crate::failure::{Failure, OrFail};
+use super::detached_root;
+use crate::error::{Context, Error};
 
 /// The major number of loop devices.
 const LOOP: u32 = 7;
@@ -23,42 +23,39 @@ const LOOP: u32 = 7;
 const TRIES: u32 = 64;
 
 /// Makes a loop device for this file. The device is freed when it is closed and not mounted. Needs
-/// the root of [`scene::enter`]; `control` is the host's `/dev/loop-control`.
+/// the root of [`detached_root::enter`]; `control` is the host's `/dev/loop-control`.
 pub(super) fn attach(
     control: &File,
     image: BorrowedFd<'_>,
     read_only: bool,
-) -> Result<File, Failure> {
+) -> Result<File, Error> {
     for _ in 0..TRIES {
         let number = free_number(control.as_fd())
-            .or_fail("no loop device is free: ioctl(LOOP_CTL_GET_FREE)")?;
+            .context("no loop device is free: ioctl(LOOP_CTL_GET_FREE)")?;
         let path = node(number)?;
         let device = OpenOptions::new()
             .read(true)
             .write(!read_only)
             .custom_flags(libc::O_CLOEXEC)
             .open(&path)
-            .or_fail(format!("open of {path}"))?;
+            .context(format!("open of {path}"))?;
         match configure(device.as_fd(), image, read_only) {
             Ok(()) => return Ok(device),
             Err(Errno::EBUSY) => {}
             Err(errno) => {
-                return Err(Failure::new(
-                    errno,
-                    format!("ioctl(LOOP_CONFIGURE) of {path}: {errno}"),
-                ));
+                return Err(Error::new(errno, format!("ioctl(LOOP_CONFIGURE) of {path}: {errno}")));
             }
         }
     }
-    Err(Failure::new(Errno::EBUSY, "other processes took every free loop device"))
+    Err(Error::new(Errno::EBUSY, "other processes took every free loop device"))
 }
 
 /// Opens every loop device that has a backing file, read-only, and returns each with its name.
-/// Needs the root of [`scene::enter`].
-pub(super) fn all() -> Result<Vec<(String, File)>, Failure> {
+/// Needs the root of [`detached_root::enter`].
+pub(super) fn all() -> Result<Vec<(String, File)>, Error> {
     // The file lists devices whose size is not 0. The minor number is not always the number in the
     // name.
-    let text = std::fs::read("/proc/partitions").or_fail("read of /proc/partitions")?;
+    let text = std::fs::read("/proc/partitions").context("read of /proc/partitions")?;
     let mut all = Vec::new();
     for minor in minors(&text) {
         let file = OpenOptions::new()
@@ -82,10 +79,10 @@ fn minors(partitions: &[u8]) -> impl Iterator<Item = u32> {
 }
 
 /// Returns the path of a device node in the new root, and makes the node if needed.
-fn node(minor: u32) -> Result<String, Failure> {
+fn node(minor: u32) -> Result<String, Error> {
     let path = format!("/dev/loop{minor}");
     if !std::path::Path::new(&path).exists() {
-        scene::node(&path, FileType::BlockDevice, rustix::fs::makedev(LOOP, minor))?;
+        detached_root::node(&path, FileType::BlockDevice, rustix::fs::makedev(LOOP, minor))?;
     }
     Ok(path)
 }

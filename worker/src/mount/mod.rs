@@ -10,6 +10,7 @@
 
 mod claim;
 mod confine;
+mod detached_root;
 mod fuse_mount;
 mod helper;
 mod host_program;
@@ -18,18 +19,17 @@ mod kernel_mount;
 mod loop_device;
 mod order;
 mod program;
-mod scene;
+mod source_lock;
 mod superblock;
-mod turn;
 
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
+pub(super) use detached_root::detached_node;
 pub use order::{Executable, Handler, How, Order, Superblock};
-pub(super) use scene::clean_node;
-pub use turn::Turns;
+pub use source_lock::SourceLocks;
 
-use super::{Caller, Failure};
+use super::{Caller, Error};
 
 /// Makes the mount. For a filesystem of the kernel, adds an inotify watch for its root to `watches`
 /// and returns the watch descriptor. For a helper, returns the device number of the filesystem.
@@ -40,13 +40,13 @@ pub fn run(
     order: &Order,
     caller: &Caller,
     watches: BorrowedFd<'_>,
-    turns: &Turns,
-) -> Result<Option<u64>, Failure> {
+    locks: &SourceLocks,
+) -> Result<Option<u64>, Error> {
     let until = Instant::now() + order.deadline;
     match &order.how {
         How::Kernel(superblock) => {
-            kernel_mount::mount(order, superblock, caller, (watches, turns), until)
+            kernel_mount::mount(order, superblock, caller, (watches, locks), until)
         }
-        How::Helper(handler) => helper::mount(order, handler, caller, turns, until),
+        How::Helper(handler) => helper::mount(order, handler, caller, locks, until),
     }
 }

@@ -23,8 +23,8 @@ use super::confine;
 use super::host_program::{HostProgram, Image, is_libfuse3s};
 use super::order::{Handler, Order};
 use crate::caller::Caller;
-use crate::child::leave;
-use crate::failure::{Failure, Number, OnOurSide, OrFail};
+use crate::child::exit;
+use crate::error::{Context, Error, MarkUntried, ToErrno};
 
 /// The directories in which a program is searched for in the container.
 const PLACES: [&str; 6] =
@@ -45,7 +45,7 @@ pub(super) struct Program {
 
 impl Program {
     /// Searches for the program below the current root. ENODEV if it is not there.
-    pub(super) fn find(name: &str) -> Result<Self, Failure> {
+    pub(super) fn find(name: &str) -> Result<Self, Error> {
         let runs =
             |path: &Path| rustix::fs::access(path, Access::EXEC_OK).is_ok() && path.is_file();
         let path = if name.contains('/') {
@@ -55,14 +55,14 @@ impl Program {
         };
         // For ENODEV mount(8) reports an unknown filesystem type.
         let path = path.ok_or_else(|| {
-            Failure::new(Errno::ENODEV, format!("the helper {name} is not in the container"))
+            Error::new(Errno::ENODEV, format!("the helper {name} is not in the container"))
         })?;
         let takes_device = is_on_libfuse3(&path);
         Ok(Self { path, takes_device, image: None })
     }
 
     /// Copies a program of the host.
-    pub(super) fn of_the_host(program: &HostProgram) -> Result<Self, Failure> {
+    pub(super) fn of_the_host(program: &HostProgram) -> Result<Self, Error> {
         Ok(Self {
             path: program.path().to_owned(),
             takes_device: program.takes_device(),
@@ -80,10 +80,10 @@ impl Program {
         &self,
         order: &Order,
         handler: &Handler,
-    ) -> Result<Vec<CString>, Failure> {
+    ) -> Result<Vec<CString>, Error> {
         let mut options = handler.options.clone();
         options.extend(handler.mount_options.iter().map(|option| option.clone().into_bytes()));
-        self.line(order, &order.target, &options)
+        self.command_line(order, &order.target, &options)
     }
 
     /// Returns the command line of a helper that gets an open `/dev/fuse`.
@@ -92,20 +92,20 @@ impl Program {
         order: &Order,
         handler: &Handler,
         device: BorrowedFd<'_>,
-    ) -> Result<Vec<CString>, Failure> {
+    ) -> Result<Vec<CString>, Error> {
         let mut options = handler.options.clone();
         if order.read_only {
             options.push(b"ro".to_vec());
         }
-        self.line(order, format!("/dev/fd/{}", device.as_raw_fd()).as_bytes(), &options)
+        self.command_line(order, format!("/dev/fd/{}", device.as_raw_fd()).as_bytes(), &options)
     }
 
-    fn line(
+    fn command_line(
         &self,
         order: &Order,
         target: &[u8],
         options: &[Vec<u8>],
-    ) -> Result<Vec<CString>, Failure> {
+    ) -> Result<Vec<CString>, Error> {
         let source = order.source.as_deref().unwrap_or(b"none");
         let mut words =
             vec![self.path.as_os_str().as_bytes().to_vec(), operand(source), operand(target)];
@@ -114,7 +114,7 @@ impl Program {
         }
         let words: Result<Vec<_>, _> = words.into_iter().map(CString::new).collect();
         let mut words =
-            words.map_err(|_| Failure::new(Errno::EINVAL, "a NUL in an argument of the helper"))?;
+            words.map_err(|_| Error::new(Errno::EINVAL, "a NUL in an argument of the helper"))?;
         if let Some(image) = self.image.as_ref().filter(|image| !image.words.is_empty()) {
             // The loader's arguments end with the program.
             words.splice(..1, image.words.iter().cloned());
@@ -137,7 +137,7 @@ fn is_on_libfuse3(path: &Path) -> bool {
 
 /// What a helper gets from the starter.
 #[derive(Debug)]
-pub(super) struct Surroundings<'a> {
+pub(super) struct HelperContext<'a> {
     /// The host's `/dev/null`.
     pub(super) null: &'a std::fs::File,
     pub(super) output: &'a Output,
@@ -154,33 +154,33 @@ pub(super) fn execute(
     program: &Program,
     words: &[CString],
     device: Option<&std::fs::File>,
-    surroundings: &Surroundings<'_>,
-) -> Failure {
-    let Surroundings { null, output, proc, source, caller } = surroundings;
+    context: &HelperContext<'_>,
+) -> Error {
+    let HelperContext { null, output, proc, source, caller } = context;
     let confine = || {
         if let Some(label) = &caller.facts.label {
-            confine::take_label(proc.as_fd(), label)?;
+            confine::set_label(proc.as_fd(), label)?;
         }
         confine::filter()
     };
-    if let Err(failure) = confine() {
-        return failure.on_our_side();
+    if let Err(error) = confine() {
+        return error.mark_untried();
     }
-    let become_it = || -> Result<std::convert::Infallible, Errno> {
+    let exec_as_caller = || -> Result<std::convert::Infallible, Errno> {
         let _ = rustix::process::setsid();
         let _ = restore_sigpipe();
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
         nix::unistd::dup2_stdin(null)?;
         nix::unistd::dup2_stdout(&output.0)?;
         nix::unistd::dup2_stderr(&output.0)?;
-        close_on_exec_from(3).map_err(|error| error.number())?;
+        close_on_exec_from(3).map_err(|error| error.errno())?;
         let keep = |fd: BorrowedFd<'_>| {
             let kept = rustix::io::FdFlags::empty();
-            rustix::io::fcntl_setfd(fd, kept).map_err(|errno| errno.number())
+            rustix::io::fcntl_setfd(fd, kept).map_err(|errno| errno.errno())
         };
         let files = program.image.iter().flat_map(|image| &image.files).map(AsFd::as_fd);
         files.chain(device.map(AsFd::as_fd)).chain(*source).try_for_each(keep)?;
-        caller.take_limits();
+        caller.set_limits();
         let path = c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
         let environment = [path, c"LC_ALL=C"];
         match &program.image {
@@ -188,22 +188,22 @@ pub(super) fn execute(
             None => nix::unistd::execve(&words[0], words, &environment),
         }
     };
-    let Err(errno) = become_it();
-    Failure::new(errno, format!("cannot execute {}: {errno}", program.path.display()))
+    let Err(errno) = exec_as_caller();
+    Error::new(errno, format!("cannot execute {}: {errno}", program.path.display()))
 }
 
 /// Starts the helper and waits for its exit. Processes that it daemonizes become children of this
 /// process, and after its end of the container's init.
-pub(super) fn watch(run: impl FnOnce() -> Failure) -> Result<(), Failure> {
+pub(super) fn watch(run: impl FnOnce() -> Error) -> Result<(), Error> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
-        .or_fail("prctl(PR_SET_CHILD_SUBREAPER)")
-        .on_our_side()?;
+        .context("prctl(PR_SET_CHILD_SUBREAPER)")
+        .mark_untried()?;
     // Not a `Child`, which would be killed when this process ends.
-    let helper = match fork().or_fail("fork").on_our_side()? {
+    let helper = match fork().context("fork").mark_untried()? {
         Fork::Child => {
-            let failure = run();
-            output::complain(&failure);
-            leave(if failure.untried { NOT_CONFINED } else { NOT_EXECUTED })
+            let error = run();
+            output::complain(&error);
+            exit(if error.untried { NOT_CONFINED } else { NOT_EXECUTED })
         }
         Fork::Parent(helper) => helper,
     };
@@ -214,16 +214,16 @@ pub(super) fn watch(run: impl FnOnce() -> Failure) -> Result<(), Failure> {
             Ok(WaitStatus::Exited(_, 0)) => return Ok(()),
             Ok(WaitStatus::Exited(_, NOT_CONFINED)) => {
                 let message = "the helper could not be confined";
-                return Err(Failure::new(Errno::EPERM, message).on_our_side());
+                return Err(Error::new(Errno::EPERM, message).mark_untried());
             }
             Ok(WaitStatus::Exited(_, status)) => {
-                return Err(Failure::new(Errno::EINVAL, format!("exit status {status}")));
+                return Err(Error::new(Errno::EINVAL, format!("exit status {status}")));
             }
             Ok(WaitStatus::Signaled(_, signal, _)) => {
-                return Err(Failure::new(Errno::EIO, format!("killed by {signal}")));
+                return Err(Error::new(Errno::EIO, format!("killed by {signal}")));
             }
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(Failure::new(errno, "waitpid of the helper")),
+            Err(errno) => return Err(Error::new(errno, "waitpid of the helper")),
         }
     }
 }
@@ -239,29 +239,29 @@ const NOT_CONFINED: i32 = 125;
 pub(super) struct Output(OwnedFd);
 
 impl Output {
-    pub(super) fn new() -> Result<Self, Failure> {
+    pub(super) fn new() -> Result<Self, Error> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let file = rustix::fs::memfd_create("output", flags).or_fail("memfd_create")?;
-        rustix::fs::ftruncate(&file, OUTPUT as u64).or_fail("ftruncate of a memfd")?;
+        let file = rustix::fs::memfd_create("output", flags).context("memfd_create")?;
+        rustix::fs::ftruncate(&file, OUTPUT as u64).context("ftruncate of a memfd")?;
         let seals = SealFlags::GROW | SealFlags::SHRINK;
-        rustix::fs::fcntl_add_seals(&file, seals).or_fail("fcntl(F_ADD_SEALS)")?;
+        rustix::fs::fcntl_add_seals(&file, seals).context("fcntl(F_ADD_SEALS)")?;
         Ok(Self(file))
     }
 
     /// Adds the output of the helper to its error. The errno is taken from the output if it is more
     /// specific.
-    pub(super) fn explain(&self, name: &str, failure: &Failure) -> Failure {
+    pub(super) fn explain(&self, name: &str, error: &Error) -> Error {
         let mut bytes = [0; OUTPUT];
         let length = rustix::io::pread(&self.0, &mut bytes, 0).unwrap_or(0);
         let said = String::from_utf8_lossy(&bytes[..length]);
         let said = said.trim_matches(|c: char| c == '\0' || c.is_whitespace());
-        let errno = match failure.errno {
+        let errno = match error.errno {
             errno @ (Errno::EINVAL | Errno::EIO) => spoken(said).unwrap_or(errno),
             errno => errno,
         };
         let said = if said.is_empty() { "no output" } else { said };
         let words: Vec<_> = said.split_whitespace().collect();
-        Failure::new(errno, format!("{name}: {}: {}", failure.message, words.join(" ")))
+        Error::new(errno, format!("{name}: {}: {}", error.message, words.join(" ")))
     }
 }
 
@@ -300,9 +300,9 @@ mod tests {
             written += length;
             assert!(written <= OUTPUT);
         }
-        let failure = output.explain("frob", &Failure::new(Errno::EINVAL, "exit status 1"));
-        assert!(failure.message.starts_with("frob: exit status 1: xxx"));
-        assert!(failure.message.len() < OUTPUT + 100);
+        let error = output.explain("frob", &Error::new(Errno::EINVAL, "exit status 1"));
+        assert!(error.message.starts_with("frob: exit status 1: xxx"));
+        assert!(error.message.len() < OUTPUT + 100);
     }
 
     #[test]

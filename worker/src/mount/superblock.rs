@@ -1,6 +1,6 @@
 //! Makes a filesystem of the kernel with the host's rights, by the new mount API.
 //!
-//! Runs in a process of its own, with the root of [`scene::enter`]. It gets the source as a
+//! Runs in a process of its own, with the root of [`detached_root::enter`]. It gets the source as a
 //! descriptor that was opened as the caller, and returns a detached mount. It must never look up a
 //! path that the container can change. Error messages of the filesystem are read from its context.
 //! Start reading at [`make`].
@@ -17,9 +17,9 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use super::claim::{self, Source};
 use super::order::{Order, Superblock};
-use super::{loop_device, scene};
+use super::{detached_root, loop_device};
 use crate::caller::Caller;
-use crate::failure::{Failure, Number, OnOurSide, OrFail};
+use crate::error::{Context, Error, MarkUntried, ToErrno};
 
 /// Makes the mount.
 pub(super) fn make(
@@ -28,14 +28,14 @@ pub(super) fn make(
     source: Option<&OwnedFd>,
     caller: &Caller,
     until: Instant,
-) -> Result<OwnedFd, Failure> {
+) -> Result<OwnedFd, Error> {
     // A network filesystem uses the caller's network interfaces.
     if let Some((_, network)) =
         caller.others.iter().find(|(kind, _)| *kind == CloneFlags::CLONE_NEWNET.bits())
     {
         setns(network, CloneFlags::CLONE_NEWNET)
-            .or_fail("setns to the caller's network")
-            .on_our_side()?;
+            .context("setns to the caller's network")
+            .mark_untried()?;
     }
     let control = match source {
         Some(source) if is_file(source.as_fd())? => Some(
@@ -43,13 +43,13 @@ pub(super) fn make(
                 .read(true)
                 .write(true)
                 .open("/dev/loop-control")
-                .or_fail("open of /dev/loop-control: image files need loop devices")
-                .on_our_side()?,
+                .context("open of /dev/loop-control: image files need loop devices")
+                .mark_untried()?,
         ),
         _ => None,
     };
     let loader = Loader::open(&order.filesystem)?;
-    scene::enter().on_our_side()?;
+    detached_root::enter().mark_untried()?;
     let made = source.map_or(Ok(None), |source| made_already(source.as_fd(), until))?;
     let device = match (source, &control, made) {
         (.., Some(made)) => Some(made),
@@ -62,12 +62,12 @@ pub(super) fn make(
     if superblock.shift {
         shift(&mount, caller, &order.filesystem)?;
     }
-    scene::lock(&mount, caller.users()).on_our_side()
+    detached_root::lock(&mount, caller.users()).mark_untried()
 }
 
 /// Waits until the source may be mounted. Returns the loop device that ambit has made for it
 /// already, if there is one.
-fn made_already(source: BorrowedFd<'_>, until: Instant) -> Result<Option<File>, Failure> {
+fn made_already(source: BorrowedFd<'_>, until: Instant) -> Result<Option<File>, Error> {
     claim::wait_for_locks(source, claim::is_mounted, until)?;
     match Source::new(source)? {
         Some(source) => source.wait_for_kernel(until),
@@ -75,8 +75,8 @@ fn made_already(source: BorrowedFd<'_>, until: Instant) -> Result<Option<File>, 
     }
 }
 
-fn is_file(source: BorrowedFd<'_>) -> Result<bool, Failure> {
-    let status = rustix::fs::fstat(source).or_fail("fstat of the source")?;
+fn is_file(source: BorrowedFd<'_>) -> Result<bool, Error> {
+    let status = rustix::fs::fstat(source).context("fstat of the source")?;
     Ok(FileType::from_raw_mode(status.st_mode) == FileType::RegularFile)
 }
 
@@ -84,10 +84,10 @@ fn is_file(source: BorrowedFd<'_>) -> Result<bool, Failure> {
 struct Loader(OwnedFd);
 
 impl Loader {
-    fn open(filesystem: &str) -> Result<Self, Failure> {
+    fn open(filesystem: &str) -> Result<Self, Error> {
         rustix::mount::fsopen(filesystem, FsOpenFlags::FSOPEN_CLOEXEC)
             .map(Self)
-            .or_fail(format!("fsopen of {filesystem}"))
+            .context(format!("fsopen of {filesystem}"))
     }
 }
 
@@ -97,18 +97,18 @@ fn create(
     source: Option<&OwnedFd>,
     device: Option<&File>,
     Loader(context): Loader,
-) -> Result<OwnedFd, Failure> {
+) -> Result<OwnedFd, Error> {
     let explain = |what: String| {
         let context = context.as_fd();
         move |errno: rustix::io::Errno| {
             let said = words_of(context);
             let said = if said.is_empty() { String::new() } else { format!(": {said}") };
-            Failure::new(errno.number(), format!("{what}: {errno}{said}"))
+            Error::new(errno.errno(), format!("{what}: {errno}{said}"))
         }
     };
     let given = order.source.as_deref();
     let named = match (device.map(AsFd::as_fd).or(source.map(AsFd::as_fd)), given) {
-        (Some(file), given) => Some(scene::name(file, given.unwrap_or_default())),
+        (Some(file), given) => Some(detached_root::name(file, given.unwrap_or_default())),
         (None, given) => given.map(<[u8]>::to_vec),
     };
     if let Some(name) = named {
@@ -126,7 +126,7 @@ fn create(
     rustix::mount::fsconfig_create(&context)
         .map_err(explain(format!("making the {} filesystem: fsconfig", order.filesystem)))?;
     let attributes = MountAttrFlags::from_bits_retain(
-        u32::try_from(order.attributes).map_err(|_| Failure::new(Errno::EINVAL, "attributes"))?,
+        u32::try_from(order.attributes).map_err(|_| Error::new(Errno::EINVAL, "attributes"))?,
     );
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
         .map_err(explain("fsmount".into()))
@@ -148,17 +148,17 @@ fn words_of(context: BorrowedFd<'_>) -> String {
 }
 
 /// Maps file owners to the caller's user namespace.
-fn shift(mount: &OwnedFd, caller: &Caller, filesystem: &str) -> Result<(), Failure> {
+fn shift(mount: &OwnedFd, caller: &Caller, filesystem: &str) -> Result<(), Error> {
     mount_setattr(mount, MountAttrFlags::empty(), Some(caller.users.as_fd())).map_err(|error| {
-        match error.number() {
-            Errno::EINVAL => Failure::new(
+        match error.errno() {
+            Errno::EINVAL => Error::new(
                 Errno::EOPNOTSUPP,
                 format!(
                     "this kernel cannot shift the owners of {filesystem} (mount_setattr with \
                      MOUNT_ATTR_IDMAP: EINVAL): leave mount.shift out, or use mount.fuse"
                 ),
             ),
-            errno => Failure::new(errno, format!("mount_setattr(MOUNT_ATTR_IDMAP): {errno}")),
+            errno => Error::new(errno, format!("mount_setattr(MOUNT_ATTR_IDMAP): {errno}")),
         }
     })
 }

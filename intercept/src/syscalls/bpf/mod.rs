@@ -2,7 +2,7 @@
 //!
 //! Container engines and service managers use them on cgroup v2 for the control groups that they make.
 //! Granted are loading such a program, attaching and detaching it below the container's own control
-//! group, and asking for those that are attached there: `ambit_worker::act::bpf` does it, and what a
+//! group, and asking for those that are attached there: `ambit_worker::operation::bpf` does it, and what a
 //! container gets is a file that stands for a program, never a program. The caller's attribute is read
 //! once and only what is known of it is passed on (`request.rs`); programs are looked through
 //! before the verifier sees them. All else is the kernel's.
@@ -24,8 +24,8 @@ use crate::syscalls::act;
 use crate::syscalls::context::Context;
 use crate::syscalls::handler::{Cost, Description, Handler, Repeat, Screen};
 use crate::verdict::{Refusal, Verdict};
-use ambit_worker::act::bpf::{Bpf, Target};
-use ambit_worker::act::{Actor, Answer, Base, Reply, What};
+use ambit_worker::operation::bpf::{Bpf, Target};
+use ambit_worker::operation::{Answer, Base, CallerHandle, Operation, Reply};
 
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;
@@ -107,7 +107,7 @@ impl Handler for BpfPrograms {
             Parsed::Wrong(errno) => Err(errno),
             Parsed::Other => return Ok(Verdict::Continue),
         };
-        let may = |actor: &Actor| {
+        let may = |actor: &CallerHandle| {
             actor.can(CAP_SYS_ADMIN) || actor.can(CAP_BPF) && actor.can(CAP_NET_ADMIN)
         };
         let Some(actor) = act::pin_if(call, cx, Base::Root, may)? else {
@@ -176,7 +176,12 @@ fn name(command: u32) -> &'static str {
 }
 
 /// Something that must not be done twice.
-fn change(call: &Call, cx: &Context<'_>, actor: &Actor, bpf: &Bpf) -> Result<Verdict, Refusal> {
+fn change(
+    call: &Call,
+    cx: &Context<'_>,
+    actor: &CallerHandle,
+    bpf: &Bpf,
+) -> Result<Verdict, Refusal> {
     ONCE.act((cx.container, call.tid), bpf, acts::patience(), cx, || {
         let answer = ask(call, cx, actor, bpf.clone())?;
         if answer.reply == Reply::Done
@@ -190,14 +195,14 @@ fn change(call: &Call, cx: &Context<'_>, actor: &Actor, bpf: &Bpf) -> Result<Ver
     })
 }
 
-fn ask(call: &Call, cx: &Context<'_>, actor: &Actor, bpf: Bpf) -> Result<Answer, Refusal> {
+fn ask(call: &Call, cx: &Context<'_>, actor: &CallerHandle, bpf: Bpf) -> Result<Answer, Refusal> {
     let groups = cx.open(call, "ns/cgroup")?;
     let thread = caller_thread::pidfd(call, cx, actor)?;
     // A container without a cgroup namespace of its own sees the host's: nothing there is its own.
     let (true, Some(thread)) = (act::belongs_to_a_container(&groups), thread) else {
         return Ok(Reply::Kernel.into());
     };
-    act::ask(call, cx, actor, &What::Bpf(bpf), &[thread.as_fd(), groups.as_fd()])
+    act::ask(call, cx, actor, &Operation::Bpf(bpf), &[thread.as_fd(), groups.as_fd()])
 }
 
 fn ended(reply: Reply) -> Verdict {

@@ -11,7 +11,7 @@ use super::{OBJ_GET_INFO_BY_FD, PROG_ATTACH, PROG_DETACH, PROG_GET_FD_BY_ID, PRO
 use crate::call::Call;
 use crate::syscalls::context::Context;
 use crate::verdict::{Refusal, Verdict};
-use ambit_worker::act::bpf::{ALIGNMENT, LONGEST, LONGEST_LOG, Load, Log, is_plain};
+use ambit_worker::operation::bpf::{ALIGNMENT, LONGEST, LONGEST_LOG, Load, Log, is_plain};
 
 /// The kernel copies no more than a page.
 const PAGE: usize = 4096;

@@ -31,7 +31,7 @@ use crate::syscalls::context::Context;
 use crate::syscalls::handler::{Cost, Description, Handler, Repeat, Screen};
 use crate::verdict::{Cause, Refusal, Verdict};
 use ambit_worker::mount::{How, Order};
-use ambit_worker::{Caller, Failure, IdMaps};
+use ambit_worker::{Caller, Error, IdMaps};
 
 /// The kernel reads strings of this length at most, and options where its pages are the smallest.
 const PAGE: usize = 4096;
@@ -139,14 +139,14 @@ impl Handler for Mount {
 }
 
 /// Has it mounted, if there is room for another filesystem of this container.
-fn mount(acts: &Acts, cx: &Context<'_>, order: &Order, caller: &Caller) -> Result<(), Failure> {
-    let uncounted = |error: std::io::Error| Failure {
+fn mount(acts: &Acts, cx: &Context<'_>, order: &Order, caller: &Caller) -> Result<(), Error> {
+    let uncounted = |error: std::io::Error| Error {
         errno: Errno::EAGAIN,
         message: format!("the container's mounts cannot be counted: {error}"),
         untried: true,
     };
     let most = cx.settings.limit.mounts;
-    let place = acts.mounts.place(cx.container, most).map_err(uncounted)?.ok_or_else(|| Failure {
+    let place = acts.mounts.place(cx.container, most).map_err(uncounted)?.ok_or_else(|| Error {
         errno: Errno::ENOSPC,
         message: format!(
             "the container has {most} filesystems mounted, as many as limit.mounts allows: unmount \
@@ -179,7 +179,7 @@ fn rules(settings: &MountSettings) -> Rules<'_> {
 }
 
 /// One line for each mount that policy granted, whether it worked or not.
-fn audit(call: &Call, cx: &Context<'_>, order: &Order, result: &Result<(), Failure>) {
+fn audit(call: &Call, cx: &Context<'_>, order: &Order, result: &Result<(), Error>) {
     let Some(suppressed) = cx.may_say() else { return };
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let source = order.source.as_deref().map(text);

@@ -7,9 +7,10 @@
 //! Descriptors of the caller are duplicated here and not in the daemon: closing a file of a
 //! container may block, and a worker can be given up.
 //!
-//! Start reading at `Bpf::act`; `place.rs` decides which control groups belong to the container.
+//! Start reading at `Bpf::perform`; `control_group.rs` decides which control groups belong to the
+//! container.
 
-mod place;
+mod control_group;
 mod program;
 mod stand_in;
 
@@ -25,7 +26,7 @@ use super::identity::use_only;
 use super::reply::{Answer, Reply};
 use stand_in::{Content, StandIn};
 
-pub(super) use place::Surroundings;
+pub(super) use control_group::HostControlGroups;
 pub use program::{ALIGNMENT, LONGEST, is_plain};
 
 /// The longest verifier log that a caller gets, in bytes.
@@ -122,22 +123,22 @@ impl Bpf {
     }
 
     /// Runs the command. `more` has the pidfd of the thread, and its cgroup namespace.
-    pub(super) fn act(&self, more: &[OwnedFd], surroundings: &mut Surroundings) -> Answer {
+    pub(super) fn perform(&self, more: &[OwnedFd], host: &mut HostControlGroups) -> Answer {
         let [thread, groups, ..] = more else { return Reply::Kernel.into() };
-        let caller = Caller { thread: thread.as_fd(), groups: groups.as_fd() };
+        let caller = CallerThread { thread: thread.as_fd(), groups: groups.as_fd() };
         let opened = |fd| Answer { fd: Some(fd), ..Reply::Done.into() };
-        let told = |bytes| Answer { bytes, ..Reply::Done.into() };
+        let data = |bytes| Answer { bytes, ..Reply::Done.into() };
         let done = match self {
             Self::Load(load) => return load.verify(),
-            Self::Attach { to, program, flags, replaced } => caller
-                .attach(to, *program, *flags, *replaced, surroundings)
-                .map(|()| Reply::Done.into()),
-            Self::Detach { from, program } => {
-                caller.detach(from, *program, surroundings).map(|()| Reply::Done.into())
+            Self::Attach { to, program, flags, replaced } => {
+                caller.attach(to, *program, *flags, *replaced, host).map(|()| Reply::Done.into())
             }
-            Self::Query(target) => caller.query(target, surroundings).map(told),
-            Self::Open(id) => open(*id, surroundings).map(opened),
-            Self::Info(fd) => caller.info(*fd, surroundings).map(told),
+            Self::Detach { from, program } => {
+                caller.detach(from, *program, host).map(|()| Reply::Done.into())
+            }
+            Self::Query(target) => caller.query(target, host).map(data),
+            Self::Open(id) => open(*id, host).map(opened),
+            Self::Info(fd) => caller.info(*fd, host).map(data),
         };
         done.unwrap_or_else(Answer::from)
     }
@@ -177,8 +178,8 @@ impl Load {
 
 /// Makes the stand-in of a program whose id an earlier query returned. All other ids are refused:
 /// they may be programs of the host.
-fn open(id: u32, surroundings: &Surroundings) -> Result<OwnedFd, Reply> {
-    if !surroundings.told.contains(&id) {
+fn open(id: u32, host: &HostControlGroups) -> Result<OwnedFd, Reply> {
+    if !host.known.contains(&id) {
         return Err(Reply::Failed(Errno::EPERM));
     }
     // Fails if the program is no longer loaded.
@@ -188,14 +189,14 @@ fn open(id: u32, surroundings: &Surroundings) -> Result<OwnedFd, Reply> {
 
 /// The thread whose descriptors are named, and its cgroup namespace.
 #[derive(Clone, Copy)]
-struct Caller<'a> {
+struct CallerThread<'a> {
     thread: BorrowedFd<'a>,
     groups: BorrowedFd<'a>,
 }
 
-impl Caller<'_> {
+impl CallerThread<'_> {
     /// Duplicates one of its descriptors.
-    fn take(self, fd: i32) -> Result<OwnedFd, Reply> {
+    fn duplicate(self, fd: i32) -> Result<OwnedFd, Reply> {
         if fd < 0 {
             return Err(Reply::Failed(Errno::EBADF));
         }
@@ -207,13 +208,13 @@ impl Caller<'_> {
 
     /// Reads the stand-in that one of its descriptors refers to.
     fn stand_in(self, fd: i32) -> Result<StandIn, Reply> {
-        stand_in::read(self.take(fd)?).ok_or(Reply::Failed(Errno::EINVAL))
+        stand_in::read(self.duplicate(fd)?).ok_or(Reply::Failed(Errno::EINVAL))
     }
 
     /// Opens a control group, if it belongs to the container.
-    fn place(self, target: &Target, surroundings: &Surroundings) -> Result<OwnedFd, Reply> {
-        let named = self.take(target.fd)?;
-        surroundings.own(named.as_fd(), self.groups, &target.users)
+    fn group(self, target: &Target, host: &HostControlGroups) -> Result<OwnedFd, Reply> {
+        let named = self.duplicate(target.fd)?;
+        host.own(named.as_fd(), self.groups, &target.users)
     }
 
     fn attach(
@@ -222,14 +223,14 @@ impl Caller<'_> {
         program: i32,
         flags: u32,
         replaced: Option<i32>,
-        surroundings: &Surroundings,
+        host: &HostControlGroups,
     ) -> Result<(), Reply> {
         let program = self.stand_in(program)?;
-        let place = self.place(to, surroundings)?;
+        let group = self.group(to, host)?;
         let replaced = replaced.map(|fd| self.stand_in(fd)).transpose()?;
-        let old = replaced.map(|old| find(&place, &old)?.ok_or(Reply::Failed(Errno::ENOENT)));
+        let old = replaced.map(|old| find(&group, &old)?.ok_or(Reply::Failed(Errno::ENOENT)));
         let old = old.transpose()?;
-        let there = find(&place, &program)?;
+        let there = find(&group, &program)?;
         // As in the kernel: a program is attached only once, unless it replaces itself.
         let number = |program: &Option<Found>| program.as_ref().map(|program| program.id);
         if there.is_some() && number(&there) != number(&old) {
@@ -241,46 +242,42 @@ impl Caller<'_> {
             }
             Content::Program(_) => return Err(Reply::Failed(Errno::EINVAL)),
             // Only an id that an earlier query returned, from any control group of the container.
-            Content::Attached(id) if surroundings.told.contains(id) => {
-                with(OPENING, || bpf::by_id(*id))?
-            }
+            Content::Attached(id) if host.known.contains(id) => with(OPENING, || bpf::by_id(*id))?,
             Content::Attached(_) => return Err(Reply::Failed(Errno::EPERM)),
         };
         let old = old.as_ref().map(|old| old.program.as_fd());
-        with(RIGHTS, || bpf::attach(place.as_fd(), loaded.as_fd(), flags, old))
+        with(RIGHTS, || bpf::attach(group.as_fd(), loaded.as_fd(), flags, old))
     }
 
-    fn detach(self, from: &Target, program: i32, surroundings: &Surroundings) -> Result<(), Reply> {
+    fn detach(self, from: &Target, program: i32, host: &HostControlGroups) -> Result<(), Reply> {
         // Without a program, the kernel detaches the only one or returns an error.
         let program = self.stand_in(program).ok();
-        let place = self.place(from, surroundings)?;
+        let group = self.group(from, host)?;
         let found = match program {
-            Some(program) => Some(find(&place, &program)?.ok_or(Reply::Failed(Errno::ENOENT))?),
+            Some(program) => Some(find(&group, &program)?.ok_or(Reply::Failed(Errno::ENOENT))?),
             None => None,
         };
         let found = found.as_ref().map(|found| found.program.as_fd());
-        with(RIGHTS, || bpf::detach(place.as_fd(), found))
+        with(RIGHTS, || bpf::detach(group.as_fd(), found))
     }
 
-    fn query(self, target: &Target, surroundings: &mut Surroundings) -> Result<Vec<u8>, Reply> {
-        let place = self.place(target, surroundings)?;
-        let (flags, ids) = with(RIGHTS, || bpf::attached(place.as_fd()))?;
-        let told = &mut surroundings.told;
-        if told.len() + ids.len() > REMEMBERED {
-            told.clear();
+    fn query(self, target: &Target, host: &mut HostControlGroups) -> Result<Vec<u8>, Reply> {
+        let group = self.group(target, host)?;
+        let (flags, ids) = with(RIGHTS, || bpf::attached(group.as_fd()))?;
+        let known = &mut host.known;
+        if known.len() + ids.len() > REMEMBERED {
+            known.clear();
         }
-        told.extend(&ids);
+        known.extend(&ids);
         Ok([flags].iter().chain(&ids).flat_map(|number| number.to_ne_bytes()).collect())
     }
 
-    fn info(self, fd: i32, surroundings: &Surroundings) -> Result<Vec<u8>, Reply> {
+    fn info(self, fd: i32, host: &HostControlGroups) -> Result<Vec<u8>, Reply> {
         // Other objects have information that the kernel returns.
         let program = self.stand_in(fd).map_err(|_| Reply::Kernel)?;
         let loaded = match &program.content {
             Content::Program(load) => load.load(load.name, None)?,
-            Content::Attached(id) if surroundings.told.contains(id) => {
-                with(OPENING, || bpf::by_id(*id))?
-            }
+            Content::Attached(id) if host.known.contains(id) => with(OPENING, || bpf::by_id(*id))?,
             Content::Attached(_) => return Err(Reply::Failed(Errno::EPERM)),
         };
         // Without capabilities the kernel does not return the instructions.
@@ -295,8 +292,8 @@ struct Found {
 }
 
 /// Finds the attached program that a stand-in refers to.
-fn find(place: &OwnedFd, wanted: &StandIn) -> Result<Option<Found>, Reply> {
-    let (_, ids) = with(RIGHTS, || bpf::attached(place.as_fd()))?;
+fn find(group: &OwnedFd, wanted: &StandIn) -> Result<Option<Found>, Reply> {
+    let (_, ids) = with(RIGHTS, || bpf::attached(group.as_fd()))?;
     for id in ids {
         // It may have been detached and freed in the meantime.
         let Ok(program) = with(OPENING, || bpf::by_id(id)) else { continue };

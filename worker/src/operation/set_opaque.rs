@@ -3,7 +3,7 @@
 //!
 //! For this attribute the kernel checks `CAP_SYS_ADMIN` over the host and nothing else. So this
 //! operation must itself check that the caller may write the file, and that the file belongs to
-//! users of the container. Start reading at [`SetOpaque::act`].
+//! users of the container. Start reading at [`SetOpaque::perform`].
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
@@ -39,7 +39,7 @@ pub struct SetOpaque {
 impl SetOpaque {
     /// Sets the attribute. `found` is the file, if [`crate::Find`] has shown that the caller's
     /// capabilities override its permissions. `fds` is the worker's own `/proc/self/fd`.
-    pub(super) fn act(
+    pub(super) fn perform(
         &self,
         base: BorrowedFd<'_>,
         found: Option<BorrowedFd<'_>>,

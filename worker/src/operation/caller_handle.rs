@@ -3,7 +3,7 @@
 //!
 //! A read in an open `/proc/<tid>` directory fails once the thread has ended, so a reused thread id
 //! is noticed. Nothing here may block: the files are of the kernel, never of the container. Start
-//! reading at [`Actor::read`].
+//! reading at [`CallerHandle::read`].
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -22,7 +22,7 @@ const CAP_DAC: u64 = 1 << 1 | 1 << 2;
 
 /// A pinned caller, as descriptors and as ids of the host.
 #[derive(Debug)]
-pub struct Actor {
+pub struct CallerHandle {
     /// Its root, `O_PATH`.
     pub root: OwnedFd,
     /// The directory at which paths start: the working directory, or the file of a `dirfd`. `None`
@@ -66,7 +66,7 @@ impl Base {
     }
 }
 
-impl Actor {
+impl CallerHandle {
     /// Reads a thread from `proc`, its `/proc/<tid>`. The code that calls this must check
     /// afterwards that the thread still waits in its system call.
     ///
@@ -127,13 +127,16 @@ mod tests {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let proc = format!("/proc/{}", child.id());
         let proc = openat(rustix::fs::CWD, proc, flags, Mode::empty()).unwrap();
-        let folder = Actor::read(proc.as_fd(), Base::Folder).unwrap();
-        let root = Actor::read(proc.as_fd(), Base::Root).unwrap();
+        let folder = CallerHandle::read(proc.as_fd(), Base::Folder).unwrap();
+        let root = CallerHandle::read(proc.as_fd(), Base::Root).unwrap();
         assert!(folder.base.is_some() && root.base.is_none());
         assert_eq!(folder.leader, child.id().cast_signed());
-        assert_eq!(Actor::read(proc.as_fd(), Base::Descriptor(99)).unwrap_err(), Errno::BADF);
+        assert_eq!(
+            CallerHandle::read(proc.as_fd(), Base::Descriptor(99)).unwrap_err(),
+            Errno::BADF
+        );
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(Actor::read(proc.as_fd(), Base::Root).is_err());
+        assert!(CallerHandle::read(proc.as_fd(), Base::Root).is_err());
     }
 }

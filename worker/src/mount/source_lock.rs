@@ -4,7 +4,7 @@
 //! after that its own use is visible to others. The lock covers this interval. A memory file of the
 //! broker has one byte for each source, and a mount holds an OFD lock of that byte. The kernel
 //! releases the lock when the process that makes the mount ends, so no path of the code can leave
-//! one behind. Start reading at [`Turns::wait`].
+//! one behind. Start reading at [`SourceLocks::acquire`].
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -14,55 +14,55 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use rustix::fs::MemfdFlags;
 
-use crate::failure::{Failure, OnOurSide, OrFail};
+use crate::error::{Context, Error, MarkUntried};
 
-/// How often a lock is tried again.
+/// The interval between two attempts to lock.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// The locks of all sources.
 #[derive(Debug)]
-pub struct Turns(OwnedFd);
+pub struct SourceLocks(OwnedFd);
 
 /// The lock of a source. It is released on drop.
 #[derive(Debug)]
-pub(super) struct Turn {
+pub(super) struct SourceLock {
     _locked: File,
 }
 
-impl Turns {
+impl SourceLocks {
     /// Makes the memory file.
     ///
     /// # Errors
     /// memfd_create(2) fails.
     pub fn new() -> std::io::Result<Self> {
-        Ok(Self(rustix::fs::memfd_create("turns", MemfdFlags::CLOEXEC)?))
+        Ok(Self(rustix::fs::memfd_create("source-locks", MemfdFlags::CLOEXEC)?))
     }
 
     /// Locks a source, which two numbers identify. EBUSY after `until`.
-    pub(super) fn wait(&self, source: (u64, u64), until: Instant) -> Result<Turn, Failure> {
+    pub(super) fn acquire(&self, source: (u64, u64), until: Instant) -> Result<SourceLock, Error> {
         // An OFD lock belongs to the open file description, so each lock needs its own.
         let file = OpenOptions::new()
             .read(true)
             .write(true)
             .open(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
-            .or_fail("open of the turns")
-            .on_our_side()?;
-        let lock = range(libc::F_WRLCK, place(source), 1);
+            .context("open of the source locks")
+            .mark_untried()?;
+        let lock = range(libc::F_WRLCK, offset(source), 1);
         loop {
             match fcntl(&file, FcntlArg::F_OFD_SETLK(&lock)) {
-                Ok(_) => return Ok(Turn { _locked: file }),
+                Ok(_) => return Ok(SourceLock { _locked: file }),
                 Err(Errno::EAGAIN | Errno::EACCES) if Instant::now() < until => {
                     std::thread::sleep(PAUSE);
                 }
                 Err(Errno::EAGAIN | Errno::EACCES) => {
-                    return Err(Failure::new(
+                    return Err(Error::new(
                         Errno::EBUSY,
                         "another mount of the same file or device did not end in time",
                     ));
                 }
                 Err(errno) => {
-                    let failure = Failure::new(errno, "fcntl(F_OFD_SETLK) of a turn");
-                    return Err(failure.on_our_side());
+                    let error = Error::new(errno, "fcntl(F_OFD_SETLK) of a source lock");
+                    return Err(error.mark_untried());
                 }
             }
         }
@@ -70,7 +70,7 @@ impl Turns {
 }
 
 /// Returns the byte of a source. Two sources with the same byte wait for each other needlessly.
-fn place((device, inode): (u64, u64)) -> i64 {
+fn offset((device, inode): (u64, u64)) -> i64 {
     let mixed = device.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ inode;
     (mixed & (u64::MAX >> 1)).cast_signed()
 }
@@ -92,15 +92,15 @@ mod tests {
 
     #[test]
     fn a_source_is_locked_by_one_mount_at_a_time() {
-        let turns = Turns::new().unwrap();
+        let locks = SourceLocks::new().unwrap();
         let now = Instant::now();
         // A child of another test inherits the descriptor and holds the lock until its execve(2).
         let soon = now + Duration::from_secs(20);
-        let turn = turns.wait((1, 2), now).unwrap();
-        assert_eq!(turns.wait((1, 2), now).unwrap_err().errno, Errno::EBUSY);
-        turns.wait((1, 3), soon).unwrap();
-        turns.wait((u64::MAX, u64::MAX), soon).unwrap();
-        drop(turn);
-        turns.wait((1, 2), soon).unwrap();
+        let held = locks.acquire((1, 2), now).unwrap();
+        assert_eq!(locks.acquire((1, 2), now).unwrap_err().errno, Errno::EBUSY);
+        locks.acquire((1, 3), soon).unwrap();
+        locks.acquire((u64::MAX, u64::MAX), soon).unwrap();
+        drop(held);
+        locks.acquire((1, 2), soon).unwrap();
     }
 }

@@ -8,8 +8,8 @@
 //! with the process that called last, because a control group with a process in it cannot be
 //! removed, or after two seconds without a task. Start reading at `process.rs`.
 
-mod actor;
 pub mod bpf;
+mod caller_handle;
 mod identity;
 mod mknod;
 mod pool;
@@ -18,11 +18,11 @@ mod reply;
 mod set_opaque;
 mod task;
 
-pub use actor::{Actor, Base};
+pub use caller_handle::{Base, CallerHandle};
 pub use identity::Identity;
 pub use mknod::Mknod;
 pub use pool::{TIMES, Workers};
 pub(super) use process::serve;
 pub use reply::{Answer, Reply};
 pub use set_opaque::SetOpaque;
-pub use task::What;
+pub use task::Operation;

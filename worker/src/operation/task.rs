@@ -1,8 +1,8 @@
 //! The task that is sent to a worker: an operation and the identity to assume for it.
 //!
 //! No operation may have a capability in force that overrides file permissions while a path is
-//! resolved ([`What::rights`]). To add an operation: a file with its arguments and its code, a
-//! variant of [`What`], and a line in `process.rs`.
+//! resolved ([`Operation::rights`]). To add an operation: a file with its arguments and its code, a
+//! variant of [`Operation`], and a line in `process.rs`.
 
 use std::borrow::Cow;
 
@@ -20,14 +20,14 @@ use super::set_opaque::SetOpaque;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Task<'a> {
     /// The identity to assume.
-    pub(super) who: Cow<'a, Identity>,
+    pub(super) identity: Cow<'a, Identity>,
     /// The operation.
-    pub(super) what: Cow<'a, What>,
+    pub(super) operation: Cow<'a, Operation>,
 }
 
 /// A privileged operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum What {
+pub enum Operation {
     /// Make a device node.
     Mknod(Mknod),
     /// Mark a directory or file of overlayfs as opaque.
@@ -36,7 +36,7 @@ pub enum What {
     Bpf(Bpf),
 }
 
-impl What {
+impl Operation {
     /// True if a repetition changes nothing, or fails with EEXIST.
     pub(super) fn is_repeatable(&self) -> bool {
         match self {

@@ -16,42 +16,42 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
 };
 
-use crate::failure::{Failure, OrFail};
+use crate::error::{Context, Error};
 
 /// Where [`lock`] attaches the new mount.
 const PLACE: &str = "/.mount";
 
 /// Moves this process to a new mount namespace with a new root.
-pub(super) fn enter() -> Result<(), Failure> {
-    unshare(CloneFlags::CLONE_NEWNS).or_fail("unshare of mounts")?;
+pub(super) fn enter() -> Result<(), Error> {
+    unshare(CloneFlags::CLONE_NEWNS).context("unshare of mounts")?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", private).or_fail("mount(MS_PRIVATE) of /")?;
+    rustix::mount::mount_change("/", private).context("mount(MS_PRIVATE) of /")?;
     let root = fresh("tmpfs")?;
     attach(root.as_fd(), "/")?;
-    rustix::process::fchdir(&root).or_fail("fchdir to a new root")?;
-    rustix::process::chroot(".").or_fail("chroot to a new root")?;
+    rustix::process::fchdir(&root).context("fchdir to a new root")?;
+    rustix::process::chroot(".").context("chroot to a new root")?;
     rustix::process::umask(Mode::empty());
     for folder in ["/proc", "/dev", PLACE] {
-        rustix::fs::mkdir(folder, Mode::from_raw_mode(0o700)).or_fail("mkdir in a new root")?;
+        rustix::fs::mkdir(folder, Mode::from_raw_mode(0o700)).context("mkdir in a new root")?;
     }
     attach(fresh("proc")?.as_fd(), "/proc")
 }
 
 /// Makes a detached mount of a filesystem without source and options.
-fn fresh(kind: &str) -> Result<OwnedFd, Failure> {
+fn fresh(kind: &str) -> Result<OwnedFd, Error> {
     let make = || {
         let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
         rustix::mount::fsconfig_create(context.as_fd())?;
         let flags = FsMountFlags::FSMOUNT_CLOEXEC;
         rustix::mount::fsmount(context.as_fd(), flags, MountAttrFlags::empty())
     };
-    make().or_fail(format!("fsopen of a {kind}"))
+    make().context(format!("fsopen of a {kind}"))
 }
 
-fn attach(mount: BorrowedFd<'_>, target: &str) -> Result<(), Failure> {
+fn attach(mount: BorrowedFd<'_>, target: &str) -> Result<(), Error> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     rustix::mount::move_mount(mount, "", CWD, target, flags)
-        .or_fail(format!("move_mount in a new root to {target}"))
+        .context(format!("move_mount in a new root to {target}"))
 }
 
 /// Returns a path of an open file in the new root: the path that the caller gave, if it can be
@@ -87,39 +87,39 @@ fn place_link(link: &str, path: &Path) -> Option<()> {
 }
 
 /// Makes a device node in the new root.
-pub(super) fn node(path: &str, kind: FileType, number: u64) -> Result<(), Failure> {
+pub(super) fn node(path: &str, kind: FileType, number: u64) -> Result<(), Error> {
     rustix::fs::mknodat(CWD, path, kind, Mode::from_raw_mode(0o600), number)
-        .or_fail(format!("mknod of {path}"))
+        .context(format!("mknod of {path}"))
 }
 
 /// Makes a character device on a new tmpfs, and returns a detached mount of it. This process stays
 /// in the new root.
-pub(crate) fn clean_node(
+pub(crate) fn detached_node(
     number: u64,
     mode: u32,
     (uid, gid): (u32, u32),
-) -> Result<OwnedFd, Failure> {
+) -> Result<OwnedFd, Error> {
     const NODE: &str = "/node";
     enter()?;
     node(NODE, FileType::CharacterDevice, number)?;
     let owner = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
-    rustix::fs::chown(NODE, Some(owner.0), Some(owner.1)).or_fail("chown of a new node")?;
-    rustix::fs::chmod(NODE, Mode::from_raw_mode(mode)).or_fail("chmod of a new node")?;
+    rustix::fs::chown(NODE, Some(owner.0), Some(owner.1)).context("chown of a new node")?;
+    rustix::fs::chmod(NODE, Mode::from_raw_mode(mode)).context("chmod of a new node")?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    rustix::mount::open_tree(CWD, NODE, flags).or_fail("open_tree of a new node")
+    rustix::mount::open_tree(CWD, NODE, flags).context("open_tree of a new node")
 }
 
 /// Locks the attributes of a mount (`MNT_LOCK_*`), so that the container cannot clear `nodev` by a
 /// remount. The kernel sets the locks when it copies a mount namespace for a less privileged user
 /// namespace: mount_namespaces(7). So this process enters `users`, where it has no rights over the
 /// host any more, and unshares its mount namespace.
-pub(super) fn lock(mount: &OwnedFd, users: impl AsFd) -> Result<OwnedFd, Failure> {
+pub(super) fn lock(mount: &OwnedFd, users: impl AsFd) -> Result<OwnedFd, Error> {
     attach(mount.as_fd(), PLACE)?;
     nix::sched::setns(users.as_fd(), CloneFlags::CLONE_NEWUSER)
-        .or_fail("setns to the container's users")?;
-    unshare(CloneFlags::CLONE_NEWNS).or_fail("unshare of mounts as the container")?;
+        .context("setns to the container's users")?;
+    unshare(CloneFlags::CLONE_NEWNS).context("unshare of mounts as the container")?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    rustix::mount::open_tree(CWD, PLACE, flags).or_fail("open_tree of the new mount")
+    rustix::mount::open_tree(CWD, PLACE, flags).context("open_tree of the new mount")
 }
 
 #[cfg(test)]

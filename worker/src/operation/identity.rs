@@ -2,7 +2,7 @@
 //!
 //! The worker stays in the host's user namespace, so its capabilities are capabilities over the
 //! host. None that overrides file permissions may be effective while a path of the container is
-//! resolved. Start reading at [`Identity::take_on`].
+//! resolved. Start reading at [`Identity::assume`].
 
 use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
@@ -26,13 +26,13 @@ pub struct Identity {
 }
 
 /// The capabilities that a change of identity needs.
-const CHANGE: CapabilitySet = CapabilitySet::SETUID
+const CHANGE_IDENTITY: CapabilitySet = CapabilitySet::SETUID
     .union(CapabilitySet::SETGID)
     .union(CapabilitySet::SYS_CHROOT)
     .union(CapabilitySet::DAC_READ_SEARCH);
 
 /// All capabilities that a worker ever uses.
-const ALL: CapabilitySet = CHANGE
+const ALL: CapabilitySet = CHANGE_IDENTITY
     .union(CapabilitySet::MKNOD)
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::SYS_ADMIN)
@@ -45,7 +45,7 @@ const ALL: CapabilitySet = CHANGE
 static PERMITTED: OnceLock<CapabilitySet> = OnceLock::new();
 
 /// Drops all capabilities that no operation needs, for good.
-pub(super) fn lay_down() -> Result<(), Errno> {
+pub(super) fn drop_capabilities() -> Result<(), Errno> {
     for number in 0..64u32 {
         let one = CapabilitySet::from_bits_retain(1 << number);
         if !ALL.contains(one) && rustix::thread::remove_capability_from_bounding_set(one).is_err() {
@@ -56,7 +56,7 @@ pub(super) fn lay_down() -> Result<(), Errno> {
     rustix::thread::set_no_new_privs(true)?;
     let permitted = rustix::thread::capabilities(None)?.permitted & ALL;
     let _ = PERMITTED.set(permitted);
-    use_only(CHANGE)
+    use_only(CHANGE_IDENTITY)
 }
 
 /// Sets the effective capabilities.
@@ -70,20 +70,20 @@ pub(super) fn use_only(effective: CapabilitySet) -> Result<(), Errno> {
 impl Identity {
     /// Assumes the ids, the umask and the root, with `rights` as effective capabilities. After an
     /// error the ids of this process are unknown.
-    pub(super) fn take_on(&self, root: BorrowedFd<'_>, rights: CapabilitySet) -> Result<(), Errno> {
-        use_only(CHANGE)?;
+    pub(super) fn assume(&self, root: BorrowedFd<'_>, rights: CapabilitySet) -> Result<(), Errno> {
+        use_only(CHANGE_IDENTITY)?;
         // Before chdir(2): it fails with EOVERFLOW on a FUSE filesystem whose user namespace does
         // not map the ids.
-        self.change_to()?;
+        self.set_ids()?;
         // setfsuid(2) clears or restores CAP_DAC_* and others in the effective set:
         // capabilities(7).
-        use_only(CHANGE)?;
+        use_only(CHANGE_IDENTITY)?;
         rustix::process::fchdir(root)?;
         rustix::process::chroot(".")?;
         use_only(rights)
     }
 
-    fn change_to(&self) -> Result<(), Errno> {
+    fn set_ids(&self) -> Result<(), Errno> {
         let groups: Vec<_> = self.groups.iter().map(|&id| Gid::from_raw(id)).collect();
         rustix::thread::set_thread_groups(&groups)?;
         // setfsuid(2) and setfsgid(2) return no error. A call with an invalid id returns the

@@ -3,7 +3,7 @@
 //! The directory is resolved with the caller's permissions, and the node is made with `CAP_MKNOD`
 //! in addition. So the kernel checks everything else, the node belongs to the caller, and the
 //! device policy of the caller's control group applies. `CAP_DAC_OVERRIDE` must never be effective
-//! during the lookup. Start reading at [`Mknod::act`].
+//! during the lookup. Start reading at [`Mknod::perform`].
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -57,13 +57,13 @@ impl Mknod {
     }
 
     /// Returns the directory of the node, and the last component with the slashes after it.
-    pub(crate) fn place(&self) -> Option<(&[u8], &[u8])> {
+    pub(crate) fn split_path(&self) -> Option<(&[u8], &[u8])> {
         split(&self.path)
     }
 
     /// Makes the node. `found` is its directory, if [`crate::Find`] has shown that the caller's
     /// capabilities override the permissions there.
-    pub(super) fn act(
+    pub(super) fn perform(
         &self,
         base: BorrowedFd<'_>,
         found: Option<BorrowedFd<'_>>,

@@ -2,7 +2,7 @@
 //!
 //! A worker that does not answer in time is killed, and a call that it may have carried out is
 //! never repeated unless the operation is repeatable. A worker that waits for its next task is
-//! charged to the container's budget of workers. Start reading at [`Workers::act`].
+//! charged to the container's budget of workers. Start reading at [`Workers::perform`].
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -19,12 +19,12 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::Signal;
 
-use super::actor::Actor;
+use super::caller_handle::CallerHandle;
 use super::process::LONGEST;
 use super::reply::{Answer, Reply};
-use super::task::{Task, What};
+use super::task::{Operation, Task};
 use crate::broker::Broker;
-use crate::failure::{Failure, OnOurSide, OrFail};
+use crate::error::{Context, Error, MarkUntried};
 use crate::pin::control_groups;
 
 /// The timeout is extended up to this many times for a worker that is runnable, so not blocked, and
@@ -42,7 +42,7 @@ const DESCRIPTORS_EACH: usize = 4;
 pub struct Workers {
     broker: Arc<Broker>,
     /// The workers by the content of `/proc/<tid>/cgroup`.
-    running: Mutex<HashMap<Vec<u8>, Place>>,
+    running: Mutex<HashMap<Vec<u8>, Slot>>,
     /// The budget of workers that wait for the next task.
     waiting: Arc<Budget>,
     /// The timeout of a task.
@@ -50,19 +50,19 @@ pub struct Workers {
 }
 
 /// The worker of one set of control groups, if it is running.
-type Place = Arc<Mutex<Option<Worker>>>;
+type Slot = Arc<Mutex<Option<Worker>>>;
 
 /// A running worker, which is killed when this is dropped.
 #[derive(Debug)]
 struct Worker {
-    line: OwnedFd,
+    socket: OwnedFd,
     process: OwnedFd,
     /// The budget that it holds while it waits.
     charge: Option<Charge>,
 }
 
 impl Workers {
-    /// Returns a pool without workers. `patience` is the timeout of a task.
+    /// Retimeouts a pool without workers. `patience` is the timeout of a task.
     #[must_use]
     pub fn new(broker: Arc<Broker>, patience: Duration) -> Self {
         let waiting = Descriptors::of_this_process().workers / DESCRIPTORS_EACH;
@@ -76,27 +76,27 @@ impl Workers {
     ///
     /// # Errors
     /// ETIMEDOUT if the operation did not end in time, ENOSYS if no worker could be started.
-    pub fn act(
+    pub fn perform(
         &self,
-        actor: &Actor,
-        what: &What,
+        caller: &CallerHandle,
+        operation: &Operation,
         more: &[BorrowedFd<'_>],
         payer: Option<&Arc<Account>>,
-    ) -> Result<Answer, Failure> {
-        let place = self.place(&actor.groups);
-        let mut worker = place.lock().unwrap_or_else(PoisonError::into_inner);
+    ) -> Result<Answer, Error> {
+        let slot = self.slot(&caller.groups);
+        let mut worker = slot.lock().unwrap_or_else(PoisonError::into_inner);
         let mut was_killed = false;
         // A worker that was kept may have ended in the meantime; one that just started has not.
         for _ in 0..3 {
             let mut running = match worker.take() {
                 Some(running) => running,
-                None => match self.start(&actor.groups) {
+                None => match self.start(&caller.groups) {
                     // The operation may have been done, so the call is not left to the kernel.
                     Err(_) if was_killed => return Err(killed()),
                     started => started?,
                 },
             };
-            match running.ask(actor, what, more) {
+            match running.ask(caller, operation, more) {
                 Ok(Some(answer)) => {
                     if running.charge.is_none() {
                         running.charge = self.waiting.charge(payer, 1);
@@ -108,52 +108,51 @@ impl Workers {
                 }
                 Ok(None) => {}
                 // A worker is killed when its broker ends.
-                Err(failure) if failure.errno == Errno::EINTR && what.is_repeatable() => {
+                Err(error) if error.errno == Errno::EINTR && operation.is_repeatable() => {
                     was_killed = true;
                 }
-                Err(failure) => return Err(failure),
+                Err(error) => return Err(error),
             }
         }
         Err(if was_killed {
             killed()
         } else {
-            Failure::nobody_acts("three workers ended before they took the task")
+            Error::unavailable("three workers ended before they took the task")
         })
     }
 
-    fn place(&self, groups: &[u8]) -> Place {
+    fn slot(&self, groups: &[u8]) -> Slot {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(place) = running.get(groups) {
-            return Arc::clone(place);
+        if let Some(slot) = running.get(groups) {
+            return Arc::clone(slot);
         }
         // Drop the entries of workers that have ended and are not in use.
-        running.retain(|_, place| {
-            let runs = || place.try_lock().is_ok_and(|one| one.as_ref().is_some_and(Worker::runs));
-            Arc::strong_count(place) > 1 || runs()
+        running.retain(|_, slot| {
+            let runs = || slot.try_lock().is_ok_and(|one| one.as_ref().is_some_and(Worker::runs));
+            Arc::strong_count(slot) > 1 || runs()
         });
         Arc::clone(running.entry(groups.to_owned()).or_default())
     }
 
-    fn start(&self, groups: &[u8]) -> Result<Worker, Failure> {
+    fn start(&self, groups: &[u8]) -> Result<Worker, Error> {
         let started = control_groups(groups).and_then(|groups| {
             let ask = || {
-                let line = self.broker.worker(&groups)?;
-                let process = line.receive(Instant::now() + self.patience * TIMES)?.pop();
-                Ok((line, process))
+                let socket = self.broker.worker(&groups)?;
+                let process = socket.receive(Instant::now() + self.patience * TIMES)?.pop();
+                Ok((socket, process))
             };
-            let (line, process) = ask().or_else(|failure: Failure| match failure.errno {
+            let (socket, process) = ask().or_else(|error: Error| match error.errno {
                 // The broker may have died with the request. The keeper starts another one.
                 Errno::EIO => ask(),
-                _ => Err(failure),
+                _ => Err(error),
             })?;
-            let process = process.ok_or_else(|| Failure::nobody_acts("a worker sent no pidfd"))?;
-            let line = line.into_fd();
-            set_socket_timeout(&line, Timeout::Recv, Some(self.patience)).or_fail("SO_RCVTIMEO")?;
-            Ok(Worker { line, process, charge: None })
+            let process = process.ok_or_else(|| Error::unavailable("a worker sent no pidfd"))?;
+            let socket = socket.into_fd();
+            set_socket_timeout(&socket, Timeout::Recv, Some(self.patience))
+                .context("SO_RCVTIMEO")?;
+            Ok(Worker { socket, process, charge: None })
         });
-        started.map_err(|failure| {
-            Failure::nobody_acts(format!("no worker could be started: {failure}"))
-        })
+        started.map_err(|error| Error::unavailable(format!("no worker could be started: {error}")))
     }
 }
 
@@ -161,35 +160,38 @@ impl Worker {
     /// Sends a task and waits for the answer. `None` if the worker ended before it took the task.
     fn ask(
         &self,
-        actor: &Actor,
-        what: &What,
+        caller: &CallerHandle,
+        operation: &Operation,
         more: &[BorrowedFd<'_>],
-    ) -> Result<Option<Answer>, Failure> {
-        let task = Task { who: Cow::Borrowed(&actor.who), what: Cow::Borrowed(what) };
+    ) -> Result<Option<Answer>, Error> {
+        let task =
+            Task { identity: Cow::Borrowed(&caller.who), operation: Cow::Borrowed(operation) };
         let task = postcard::to_allocvec(&task)
-            .map_err(|error| Failure::new(Errno::EINVAL, error.to_string()).on_our_side())?;
+            .map_err(|error| Error::new(Errno::EINVAL, error.to_string()).mark_untried())?;
         if task.len() > LONGEST {
-            return Err(Failure::nobody_acts("the task is too long"));
+            return Err(Error::unavailable("the task is too long"));
         }
-        let base = actor.base.as_ref().unwrap_or(&actor.root);
-        let mut fds = vec![actor.process.as_fd(), actor.root.as_fd(), base.as_fd()];
+        let base = caller.base.as_ref().unwrap_or(&caller.root);
+        let mut fds = vec![caller.process.as_fd(), caller.root.as_fd(), base.as_fd()];
         fds.extend(more);
-        match channel::send(&self.line, &task, &fds, SendFlags::empty()) {
+        match channel::send(&self.socket, &task, &fds, SendFlags::empty()) {
             Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => return Ok(None),
-            sent => sent.or_fail("sendmsg to a worker").on_our_side()?,
+            sent => sent.context("sendmsg to a worker").mark_untried()?,
         }
-        self.answer(what.room()).map(Some)
+        self.answer(operation.room()).map(Some)
     }
 
-    /// Waits for the answer. `room` is the most bytes that the operation returns.
-    fn answer(&self, room: usize) -> Result<Answer, Failure> {
+    /// Waits for the answer. `room` is the most bytes that the operation retimeouts.
+    fn answer(&self, room: usize) -> Result<Answer, Error> {
         let mut bytes = vec![0; room + ANSWER];
-        let mut turns = 1;
+        let mut timeouts = 1;
         let Received { length, mut fds, .. } = loop {
-            match channel::receive(&self.line, &mut bytes, RecvFlags::empty()) {
-                Err(rustix::io::Errno::AGAIN) if turns < TIMES && self.is_runnable() => turns += 1,
+            match channel::receive(&self.socket, &mut bytes, RecvFlags::empty()) {
+                Err(rustix::io::Errno::AGAIN) if timeouts < TIMES && self.is_runnable() => {
+                    timeouts += 1
+                }
                 Err(rustix::io::Errno::AGAIN) => {
-                    return Err(Failure::new(Errno::ETIMEDOUT, "the operation took too long"));
+                    return Err(Error::new(Errno::ETIMEDOUT, "the operation took too long"));
                 }
                 // The worker has ended. An empty message, handled below, means the same.
                 Err(_) => return Err(killed()),
@@ -215,8 +217,8 @@ impl Worker {
     }
 }
 
-fn killed() -> Failure {
-    Failure::new(Errno::EINTR, "a worker was killed in the middle of its task")
+fn killed() -> Error {
+    Error::new(Errno::EINTR, "a worker was killed in the middle of its task")
 }
 
 impl Drop for Worker {

@@ -4,7 +4,7 @@
 //! The root itself does not belong to it: programs of the host are attached there, and a caller
 //! that may attach or detach there could replace them. Control groups are compared by their inode
 //! numbers in the hierarchy, never by paths: the caller's descriptor may be from another mount.
-//! Start reading at [`Surroundings::own`].
+//! Start reading at [`HostControlGroups::own`].
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -17,8 +17,8 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, 
 use rustix::thread::CapabilitySet;
 
 use super::with;
-use crate::act::reply::Reply;
-use crate::child::leave;
+use crate::child::exit;
+use crate::operation::reply::Reply;
 use crate::pin::top_of_cgroup2;
 
 /// `CGROUP2_SUPER_MAGIC`
@@ -30,24 +30,24 @@ const DEEPEST: usize = 1024;
 
 /// The host's view of control groups, opened before the worker changes its root.
 #[derive(Debug)]
-pub(in crate::act) struct Surroundings {
+pub(in crate::operation) struct HostControlGroups {
     /// The host's mount of cgroup v2, if there is one.
     mount: Option<OwnedFd>,
     /// The worker's own cgroup namespace.
     namespace: Option<OwnedFd>,
     /// The program ids that queries have returned.
-    pub(super) told: Vec<u32>,
+    pub(super) known: Vec<u32>,
 }
 
-impl Surroundings {
-    pub(in crate::act) fn open() -> Self {
+impl HostControlGroups {
+    pub(in crate::operation) fn open() -> Self {
         let mount = top_of_cgroup2().and_then(|path| {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             openat(CWD, path, flags, Mode::empty()).ok()
         });
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let namespace = openat(CWD, "/proc/self/ns/cgroup", flags, Mode::empty()).ok();
-        Self { mount, namespace, told: Vec::new() }
+        Self { mount, namespace, known: Vec::new() }
     }
 
     /// Opens the control group of a caller's descriptor in the host's mount. EPERM if it does not
@@ -65,16 +65,16 @@ impl Surroundings {
         if !is_control_group(named) {
             return Err(Reply::Failed(Errno::EBADF));
         }
-        let place =
+        let group =
             with(CapabilitySet::DAC_READ_SEARCH, || file_handle::reopen(named, mount.as_fd()));
         // Also for a file in a control group.
-        let place = place.map_err(|_| Reply::Failed(Errno::EBADF))?;
-        let owner = fstat(&place).map_err(|_| Reply::Kernel)?.st_uid;
+        let group = group.map_err(|_| Reply::Failed(Errno::EBADF))?;
+        let owner = fstat(&group).map_err(|_| Reply::Kernel)?.st_uid;
         let within =
             |&(first, count): &(u32, u32)| owner.checked_sub(first).is_some_and(|at| at < count);
         let top = self.top_of(groups)?;
-        if users.iter().any(within) && is_below(&place, top)? {
-            Ok(place)
+        if users.iter().any(within) && is_below(&group, top)? {
+            Ok(group)
         } else {
             Err(Reply::Failed(Errno::EPERM))
         }
@@ -90,7 +90,7 @@ impl Surroundings {
             let top = mounted_top();
             if setns(own, CloneFlags::CLONE_NEWCGROUP).is_err() {
                 // A worker in the container's cgroup namespace must take no further task.
-                leave(1);
+                exit(1);
             }
             top.map_err(|errno| Errno::from_raw(errno.raw_os_error()))
         })
@@ -117,10 +117,10 @@ fn is_control_group(fd: BorrowedFd<'_>) -> bool {
 /// that denies is enough, if all of them were attached with `BPF_F_ALLOW_MULTI`. A program with
 /// `BPF_F_ALLOW_OVERRIDE` is not run for a descendant that has a program of its own, so nothing may
 /// be attached below it. Below a program with neither flag the kernel itself allows nothing.
-fn is_below(place: &OwnedFd, top: u64) -> Result<bool, Reply> {
+fn is_below(group: &OwnedFd, top: u64) -> Result<bool, Reply> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut below = false;
-    let mut at = place.try_clone().map_err(|_| Reply::Kernel)?;
+    let mut at = group.try_clone().map_err(|_| Reply::Kernel)?;
     for _ in 0..DEEPEST {
         at = with(CapabilitySet::DAC_READ_SEARCH, || {
             openat(&at, "..", flags, Mode::empty())

@@ -3,7 +3,7 @@
 //!
 //! The file and the mount are made as the caller, in its namespaces and with its rights: what the
 //! caller could not do itself fails here too. Only the node is made with the host's rights, in a
-//! root where no path of the container is looked up ([`super::mount::clean_node`]).
+//! root where no path of the container is looked up ([`super::mount::detached_node`]).
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -14,10 +14,10 @@ use rustix::fs::{
 use rustix::mount::{MoveMountFlags, move_mount};
 use serde::{Deserialize, Serialize};
 
-use super::act::Mknod;
 use super::caller::Caller;
-use super::failure::{Failure, OnOurSide, OrFail};
-use super::mount::clean_node;
+use super::error::{Context, Error, MarkUntried};
+use super::mount::detached_node;
+use super::operation::Mknod;
 
 /// The alarm(2) of the process, in seconds.
 const LONGEST: u32 = 6;
@@ -34,44 +34,44 @@ pub struct Bind {
 }
 
 /// Makes the node, makes this process the caller, and mounts the node.
-pub(super) fn bind(bind: &Bind, caller: &Caller) -> Result<(), Failure> {
+pub(super) fn bind_device(bind: &Bind, caller: &Caller) -> Result<(), Error> {
     nix::unistd::alarm::set(LONGEST);
     // First: the memory of the node's filesystem is charged to the container.
     caller.enter_groups()?;
     let mode = bind.node.mode & 0o777 & !bind.umask;
-    let node = clean_node(bind.node.device, mode, bind.owner).on_our_side()?;
+    let node = detached_node(bind.node.device, mode, bind.owner).mark_untried()?;
     caller.enter_users()?;
     caller.enter()?;
     let (folder, name) =
-        bind.node.place().ok_or_else(|| refused("the path has no last component"))?;
+        bind.node.split_path().ok_or_else(|| refused("the path has no last component"))?;
     let folder = open_folder(folder)?;
     if !is_below_dev(folder.as_fd())? {
         return Err(refused("device nodes are bind-mounted below /dev only"));
     }
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(&folder, name, flags, Mode::empty())
-        .or_fail("open of a new file as the caller")?;
+        .context("open of a new file as the caller")?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    move_mount(&node, "", &file, "", flags).or_fail("move_mount of a node").inspect_err(|_| {
+    move_mount(&node, "", &file, "", flags).context("move_mount of a node").inspect_err(|_| {
         let _ = rustix::fs::unlinkat(&folder, name, AtFlags::empty());
     })
 }
 
-fn refused(why: &str) -> Failure {
-    Failure::new(Errno::EPERM, why)
+fn refused(why: &str) -> Error {
+    Error::new(Errno::EPERM, why)
 }
 
-fn open_folder(path: &[u8]) -> Result<OwnedFd, Failure> {
+fn open_folder(path: &[u8]) -> Result<OwnedFd, Error> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)
-        .or_fail("openat2 of the node's folder as the caller")
+        .context("openat2 of the node's folder as the caller")
 }
 
 /// True if a directory is on the mount at `/dev`. All of that mount is below `/dev`.
-fn is_below_dev(folder: BorrowedFd<'_>) -> Result<bool, Failure> {
-    let look = |folder: BorrowedFd<'_>| -> Result<Statx, Failure> {
+fn is_below_dev(folder: BorrowedFd<'_>) -> Result<bool, Error> {
+    let look = |folder: BorrowedFd<'_>| -> Result<Statx, Error> {
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        statx(folder, "", flags, StatxFlags::MNT_ID).or_fail("statx of a folder")
+        statx(folder, "", flags, StatxFlags::MNT_ID).context("statx of a folder")
     };
     let (dev, folder) = (look(open_folder(b"/dev")?.as_fd())?, look(folder)?);
     let tells = |stat: &Statx| stat.stx_mask & StatxFlags::MNT_ID.bits() != 0;
