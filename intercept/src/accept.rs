@@ -1,8 +1,9 @@
-//! The sockets that runtimes connect to, and the thread that accepts their connections.
+//! The sockets that OCI runtimes and liblxc connect to, and the thread that accepts connections.
 //!
-//! Engines know the sockets by their paths. One whose file was removed is bound anew when
-//! [`Acceptor::look`] finds that, and a successor that cannot bind one serves without it and tries
-//! again there.
+//! Container engines know the sockets by their paths. [`Acceptor::look`] binds a socket again whose
+//! file was removed. A successor that cannot bind a socket serves without it, and tries again
+//! there. The thread must never wait for a peer: connections are read elsewhere (`oci/serve.rs`,
+//! `lxc.rs`).
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ use super::thread::Threads;
 use super::{lxc, oci};
 use ambit_keeper::socket::{Entrance, Listening, Peer};
 
-/// Whose connections a socket takes.
+/// The kind of peer that connects to a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Runtime {
     Oci,
@@ -58,7 +59,7 @@ struct Shared {
 }
 
 impl Acceptor {
-    /// Binds the sockets, or goes on with those of a predecessor, and starts the thread.
+    /// Binds the sockets, or takes over those of a predecessor, and starts the thread.
     pub(super) fn start(
         sockets: Vec<(Runtime, PathBuf)>,
         is_successor: bool,
@@ -90,7 +91,7 @@ impl Acceptor {
         Ok(Self { shared, thread })
     }
 
-    /// Binds the sockets anew whose files are gone.
+    /// Binds the sockets again whose files were removed.
     pub(super) fn look(&self) {
         let mut replaced = Vec::new();
         for (runtime, entrance) in self.shared.lock().iter_mut() {
@@ -102,7 +103,7 @@ impl Acceptor {
             return;
         }
         self.shared.wake();
-        // Connections that were made while the file was there.
+        // Accept the connections that were made before the file was removed.
         for (runtime, before) in replaced {
             self.shared.accept_all(runtime, before.as_deref());
         }
@@ -147,7 +148,7 @@ impl Shared {
     }
 
     fn wake(&self) {
-        // It can only fail when the counter is full, and then the thread is awake.
+        // This fails only if the counter is full, and then the thread is awake.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 

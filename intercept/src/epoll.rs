@@ -1,11 +1,11 @@
-//! One epoll instance per listener thread, and the way sources get into it.
+//! The event loop of a listener thread: one epoll instance, and the sources that it watches.
 //!
-//! A source is registered by whoever has it; the thread finds it in the inbox when its first
-//! event arrives. So registering never waits for the thread, and the thread takes the inbox's
-//! lock only for sources it has not seen.
+//! Any thread may add a source ([`Watch::add`]); the listener thread finds it in the inbox when its
+//! first event arrives. So adding never waits for the listener thread, and the listener thread
+//! takes the inbox's lock only for sources that it has not seen.
 //!
-//! A source may hang the thread that is at it (`warden.rs`): another thread goes on with all
-//! sources then, and the old one ends when it comes back.
+//! If the thread hangs in a call of one source (`warden.rs`), another thread takes over all
+//! sources, and the old one ends when its call returns.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use super::Error;
 use super::bucket;
 
-/// What an epoll instance watches.
+/// An epoll instance and its sources.
 #[derive(Debug)]
 pub(super) struct Watch<S> {
     epoll: OwnedFd,
@@ -28,30 +28,30 @@ pub(super) struct Watch<S> {
     stopping: AtomicBool,
     next: AtomicU64,
     inbox: Mutex<Vec<(u64, S)>>,
-    /// Does any source have to wait?
+    /// True if a source is paused.
     waiting: AtomicBool,
-    /// Touched by the thread in charge alone, unless that hangs and another one takes its place.
+    /// Changed by the thread in charge alone, unless that hangs and another one takes its place.
     sources: Mutex<Sources<S>>,
     /// The number of the thread in charge.
     charge: AtomicU64,
-    /// Since when it is at a source; 0 while it waits.
+    /// Since when it has been handling an event; 0 while it waits.
     since: AtomicU64,
-    /// How often it has been at one.
+    /// How many events were handled.
     turns: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Sources<S> {
     all: BTreeMap<u64, Arc<S>>,
-    /// Those that have to wait, and until when.
+    /// Paused sources: until when, and the token.
     paused: Vec<(u64, u64)>,
 }
 
 /// The event of the eventfd that ends the thread.
 const WAKE: u64 = 0;
 
-/// Ready sources that one wait returns at most. Few: while the thread works on them, the rest
-/// of the list goes stale.
+/// The highest number of events that one epoll_wait(2) returns. It is small because the rest of the
+/// list becomes outdated while the thread handles the first ones.
 const BATCH: usize = 16;
 
 impl<S: AsFd> Watch<S> {
@@ -76,10 +76,10 @@ impl<S: AsFd> Watch<S> {
         })
     }
 
-    /// Hands a source over to the thread.
+    /// Adds a source, which the thread watches from now on.
     pub(super) fn add(&self, source: S) -> Result<(), Error> {
         let token = self.next.fetch_add(1, Ordering::Relaxed);
-        // Held until the source is in: its first event may come before epoll::add returns.
+        // Locked until the source is in: its first event may arrive before epoll::add returns.
         let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
         let data = epoll::EventData::new_u64(token);
         epoll::add(&self.epoll, source.as_fd(), data, epoll::EventFlags::IN)
@@ -99,22 +99,22 @@ impl<S: AsFd> Watch<S> {
     /// Makes [`Self::run`] return.
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
-        // It can only fail when the counter is full, and then the thread is awake.
+        // This fails only if the counter is full, and then the thread is awake.
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
-    /// The number of the thread in charge, for [`Self::run`].
+    /// Returns the number of the thread in charge, for [`Self::run`].
     pub(super) fn charge(&self) -> u64 {
         self.charge.load(Ordering::Acquire)
     }
 
-    /// How often a thread has been at a source, and whether it is at one now.
+    /// Returns how many events were handled, and whether one is being handled now.
     pub(super) fn activity(&self) -> (u64, bool) {
         (self.turns.load(Ordering::Relaxed), self.since.load(Ordering::SeqCst) != 0)
     }
 
-    /// If the thread in charge is at one source for longer than this, puts another one in its place:
-    /// it is to call [`Self::run`] with the number that is returned.
+    /// If the thread in charge has been handling one event for longer than this, takes the charge
+    /// from it. The caller then starts a thread that calls [`Self::run`] with the returned number.
     pub(super) fn replace_if_hung(&self, nanoseconds: u64) -> Option<u64> {
         let since = self.since.load(Ordering::SeqCst);
         if since == 0 || bucket::now().saturating_sub(since) < nanoseconds {
@@ -126,9 +126,9 @@ impl<S: AsFd> Watch<S> {
         Some(charge + 1)
     }
 
-    /// Calls `ready` for every source that has something, until [`Self::stop`], or until another
-    /// thread has taken the place of this one. A source for which it says [`Keep::No`] is dropped.
-    /// Returns the sources that are left to whom is in charge.
+    /// Calls `ready` for every source that is ready, until [`Self::stop`], or until another thread
+    /// has taken the place of this one. Returns the remaining sources after [`Self::stop`], and
+    /// none if another thread is in charge.
     pub(super) fn run(&self, charge: u64, mut ready: impl FnMut(&S, Ready) -> Keep) -> Vec<Arc<S>> {
         let mut events: Vec<epoll::Event> = Vec::with_capacity(BATCH);
         while !self.stopping.load(Ordering::Acquire) {
@@ -136,7 +136,7 @@ impl<S: AsFd> Watch<S> {
             match epoll::wait(&self.epoll, spare_capacity(&mut events), wait.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => {
-                    // EBADF and EINVAL: only a defect of this file can cause them.
+                    // EBADF and EINVAL can only be caused by a defect of this file.
                     tracing::error!("epoll_wait: {errno}; a listener thread ends");
                     break;
                 }
@@ -160,7 +160,7 @@ impl<S: AsFd> Watch<S> {
                 match keep {
                     Keep::Yes => {}
                     Keep::No => {
-                        // Closing is not enough: a duplicate (the keeper's) keeps it watched.
+                        // Closing is not enough: the keeper's duplicate keeps it in the epoll set.
                         let _ = epoll::delete(&self.epoll, source.as_fd());
                         self.lock().all.remove(&token);
                     }
@@ -201,7 +201,7 @@ impl<S: AsFd> Watch<S> {
         sources.all.get(&token).map(Arc::clone)
     }
 
-    /// Does not look at a source for some time. What it has waits in the kernel.
+    /// Ignores a source for some time. Its notifications wait in the kernel.
     fn pause(&self, token: u64, source: &Arc<S>, nanoseconds: u64) {
         let mut sources = self.lock();
         if sources.paused.iter().any(|(_, paused)| *paused == token) {
@@ -213,7 +213,7 @@ impl<S: AsFd> Watch<S> {
         }
     }
 
-    /// Looks at sources again that have waited long enough. How long until the next one has.
+    /// Watches sources again whose pause is over. Returns the time until the next pause is over.
     fn resume(&self) -> Option<Timespec> {
         if !self.waiting.load(Ordering::Relaxed) {
             return None;
@@ -231,29 +231,31 @@ impl<S: AsFd> Watch<S> {
         });
         self.waiting.store(!paused.is_empty(), Ordering::Relaxed);
         let next = paused.iter().map(|(until, _)| until - now).min()?;
-        // A kernel without epoll_pwait2 counts milliseconds.
+        // A kernel without epoll_pwait2(2) counts in milliseconds.
         let wait = Duration::from_nanos(next.max(1_000_000));
         Timespec::try_from(wait).ok()
     }
 }
 
-/// What is known of a source that has something.
+/// The event of a source.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ready {
-    /// When it was found, as the bucket counts.
+    /// When the event was found, by [`bucket::now`].
     pub(super) at: u64,
-    /// Others have something too: the thread goes on with those.
+    /// Set if other sources were ready at the same time.
     pub(super) crowded: bool,
     pub(super) readable: bool,
     pub(super) hung_up: bool,
 }
 
-/// Is the source watched any longer?
+/// What happens to a source after its event was handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Keep {
+    /// It is watched.
     Yes,
-    /// Yes, but not before so many nanoseconds have passed.
+    /// It is watched again after so many nanoseconds.
     After(u64),
+    /// It is removed.
     No,
 }
 
@@ -266,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sources_are_served_until_they_end_and_the_rest_is_returned() {
+    fn a_source_is_served_until_it_ends_and_the_others_are_returned() {
         let watch = Watch::new().unwrap();
         let (mut near, far) = UnixStream::pair().unwrap();
         let (idle, _other) = UnixStream::pair().unwrap();
@@ -292,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn another_thread_goes_on_when_one_hangs() {
+    fn another_thread_serves_all_sources_when_one_hangs() {
         let watch = Watch::new().unwrap();
         let (mut hangs, one) = UnixStream::pair().unwrap();
         let (mut works, two) = UnixStream::pair().unwrap();
@@ -332,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_can_be_made_to_wait() {
+    fn a_paused_source_is_not_served_before_its_time() {
         let watch = Watch::new().unwrap();
         let (mut near, far) = UnixStream::pair().unwrap();
         let (send, receive) = mpsc::channel();

@@ -1,10 +1,13 @@
-#![allow(unsafe_code, reason = "the kernel writes into memory that outlives the process")]
-//! The calls that were received and not answered yet, in memory that the keeper holds too.
+//! The journal: the calls that were received and not answered yet, in memory that the keeper holds
+//! too.
 //!
-//! The kernel delivers a notification once. It is received straight into this memory, so there is
-//! no moment in which a server that is killed has one that its successor does not know. Before an
-//! act begins that is noted, and its outcome before it is sent. A successor sends the outcome, does
-//! again what was not begun or what can be repeated, and has an errno for what cannot.
+//! The kernel delivers a notification once. It is received directly into this memory, so a
+//! successor knows every call of a server that was killed at any moment. The journal records that
+//! an operation begins before it begins, and its answer before that is sent. A successor sends a
+//! recorded answer, runs a call again that had not begun or may be repeated
+//! ([`Repeat`](crate::Repeat)), and answers EINTR to the others. A slot must never be read or
+//! written by a thread that has not taken it.
+#![allow(unsafe_code, reason = "the kernel writes into memory that outlives the process")]
 
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU32, AtomicU64, Ordering};
@@ -19,9 +22,9 @@ use nix::errno::Errno;
 use super::Error;
 use super::listener::Listener;
 
-/// Its name with the keeper. Another layout gets another name.
+/// The name of the memory with the keeper. Another layout needs another name.
 const NAME: &str = "journal-of-calls.1";
-/// Calls at a time that are noted. Those above are answered too, but not after a crash.
+/// Calls that are recorded at a time. Calls beyond that are answered too, but not after a crash.
 const SLOTS: usize = 1024;
 
 const EMPTY: u32 = 0;
@@ -41,22 +44,23 @@ struct Slot {
     notification: UnsafeCell<seccomp_notif>,
 }
 
-// SAFETY: a slot is used by the one entry that has taken its index from `free`; what several
-// threads could touch is atomic.
+// SAFETY: `notification` is accessed only by the one entry that has taken the slot's index from
+// `free`; the other fields are atomic.
 unsafe impl Sync for Slot {}
-// SAFETY: numbers only; zeroes are an empty slot.
+// SAFETY: the fields are integers, for which every bit pattern is valid; zeroes are an empty slot.
 unsafe impl Lasting for Slot {}
 
 /// All slots.
 pub(super) struct Journal {
     slots: Memory<Slot>,
     free: Mutex<Vec<usize>>,
+    /// The calls of a predecessor that were not taken over yet.
     left: Mutex<Vec<Left>>,
-    /// The slots, of which no container may have all.
+    /// The budget of slots, so that one container cannot have all.
     places: Arc<Budget>,
 }
 
-/// How far a call of a predecessor had come.
+/// How far the handling of a call had come when a predecessor died.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Phase {
     Received,
@@ -74,14 +78,14 @@ pub(super) struct Left {
 }
 
 impl Journal {
-    /// Takes over the journal of a predecessor, or begins one.
+    /// Takes over the journal of a predecessor, or makes one.
     pub(super) fn open(link: &KeeperClient, held: &mut Inherited) -> Result<Arc<Self>, Error> {
         let (slots, fresh) = Memory::open(NAME, SLOTS, link, held)
             .map_err(|source| Error::System { what: "no memory for the journal", source })?;
         let places = Budget::new(What::Calls, SLOTS);
         let mut journal = Self { slots, free: Mutex::default(), left: Mutex::default(), places };
         let (mut free, mut left) = (Vec::new(), Vec::new());
-        // Pages of a new one that nobody looks at do not exist.
+        // A new journal is not read, so that its pages are not allocated.
         for index in (0..SLOTS).rev() {
             match if fresh { None } else { journal.look(index) } {
                 None if fresh => free.push(index),
@@ -96,13 +100,14 @@ impl Journal {
         Ok(Arc::new(journal))
     }
 
-    /// What a predecessor left in a slot.
+    /// Returns the call that a predecessor left in a slot.
     fn look(&self, index: usize) -> Option<Left> {
         let slot = &self.slots[index];
-        // SAFETY: plain numbers; nobody has the slot, and the predecessor is dead.
+        // SAFETY: every bit pattern is a valid `seccomp_notif`. No entry has the slot yet, and the
+        // predecessor has ended.
         let notification = unsafe { *slot.notification.get() };
         let phase = match slot.state.load(Ordering::Acquire) {
-            // Noted by the kernel alone: the server was killed inside of RECV.
+            // The kernel may have written this after the server was killed inside of RECV.
             RECEIVED if notification.id != 0 => Phase::Received,
             ACTING => Phase::Acting,
             DONE => Phase::Done(seccomp_notif_resp {
@@ -120,11 +125,12 @@ impl Journal {
     fn clear(&self, index: usize) {
         let slot = &self.slots[index];
         slot.state.store(EMPTY, Ordering::Release);
-        // SAFETY: nobody else has the slot.
+        // SAFETY: the slot belongs to the entry that is dropped, or to no entry while the journal
+        // is opened.
         unsafe { *slot.notification.get() = NOTHING };
     }
 
-    /// The calls of one listener that a predecessor left, each with its slot.
+    /// Takes the calls of one listener that a predecessor left, each with its slot.
     pub(super) fn left(self: &Arc<Self>, listener: u64) -> Vec<(Left, Entry)> {
         let mut all = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         let of_it = all.extract_if(.., |left| left.listener == listener);
@@ -135,13 +141,14 @@ impl Journal {
         of_it.map(|left| (entry(left.index), left)).map(|(entry, left)| (left, entry)).collect()
     }
 
-    /// Is no call under way?
+    /// True if no call is under way.
     pub(super) fn is_idle(&self) -> bool {
         let waiting = self.left.lock().unwrap_or_else(PoisonError::into_inner).len();
         self.free.lock().unwrap_or_else(PoisonError::into_inner).len() + waiting == SLOTS
     }
 
-    /// A slot for the next call of a container. One that has used up its part gets none.
+    /// Takes a slot for the next call of a container. The entry has no slot if the container has
+    /// used up its share, or if all slots are taken.
     pub(super) fn entry(self: &Arc<Self>, payer: &Arc<Account>) -> Entry {
         let charge = self.places.try_charge(Some(payer), 1);
         let take = || self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -157,7 +164,7 @@ const NOTHING: seccomp_notif = seccomp_notif {
     data: seccomp_data { nr: 0, arch: 0, instruction_pointer: 0, args: [0; 6] },
 };
 
-/// A place in the journal, from the receipt of a call until it was answered.
+/// The entry of a call in the journal, from its receipt until it was answered.
 pub(super) struct Entry {
     journal: Arc<Journal>,
     index: Option<usize>,
@@ -165,37 +172,37 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// Takes one request, as [`Listener::receive`] does.
+    /// Receives one notification into the slot, as [`Listener::receive`] does.
     pub(super) fn receive(&mut self, listener: &Listener) -> Result<seccomp_notif, Errno> {
         let Some(index) = self.index else { return listener.receive() };
         let slot = &self.journal.slots[index];
         slot.listener.store(listener.number(), Ordering::Relaxed);
         slot.state.store(RECEIVED, Ordering::Release);
-        // SAFETY: nobody else has the slot, and it is zero since it was cleared.
+        // SAFETY: this entry alone has the slot, and no other reference to it exists.
         let received = listener.receive_into(unsafe { &mut *slot.notification.get() });
-        // SAFETY: as above.
+        // SAFETY: this entry alone has the slot, and the reference of the line above has ended.
         received.map(|()| unsafe { *slot.notification.get() })
     }
 
-    /// Notes a request that came by a connection with this number, where it stays until it was
-    /// answered.
+    /// Records a call that arrived by the liblxc connection with this number. Its packet stays in
+    /// that connection until it was answered.
     pub(super) fn note(&self, connection: u64, notification: seccomp_notif) {
         let Some(index) = self.index else { return };
         let slot = &self.journal.slots[index];
         slot.listener.store(connection, Ordering::Relaxed);
-        // SAFETY: nobody else has the slot.
+        // SAFETY: this entry alone has the slot, and `&self` gives out no reference to it.
         unsafe { *slot.notification.get() = notification };
         slot.state.store(RECEIVED, Ordering::Release);
     }
 
-    /// An act begins.
+    /// Records that an operation begins.
     pub(super) fn acting(&self) {
         if let Some(index) = self.index {
             self.journal.slots[index].state.store(ACTING, Ordering::Release);
         }
     }
 
-    /// It is decided; what is sent next is this.
+    /// Records the answer that is sent next.
     pub(super) fn done(&self, answer: &seccomp_notif_resp) {
         let Some(index) = self.index else { return };
         let slot = &self.journal.slots[index];
@@ -238,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_is_taken_and_given_back() {
+    fn a_slot_records_a_call_until_its_entry_is_dropped() {
         let journal = Journal::open(&KeeperClient::default(), &mut Inherited::default()).unwrap();
         let payer = payer("a");
         let (first, second) = (journal.entry(&payer), journal.entry(&payer));
@@ -255,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn more_calls_than_slots_are_answered_too() {
+    fn a_call_without_a_slot_has_an_entry_too() {
         let journal = Journal::open(&KeeperClient::default(), &mut Inherited::default()).unwrap();
         let payer = payer("a");
         let entries: Vec<_> = (0..SLOTS + 2).map(|_| journal.entry(&payer)).collect();

@@ -1,8 +1,8 @@
-//! A seccomp listener: the five ioctls, nothing else.
+//! A seccomp listener: the five ioctls of seccomp_unotify(2), nothing else.
 //!
-//! The crate libseccomp is not used here: it folds ENOENT ("the target is gone", benign and
-//! frequent) into ECANCELED, drops requests of architectures it does not know after the kernel
-//! has handed them over, and lacks ADDFD and SET_FLAGS. This file never decides what to answer.
+//! This file must never decide what to answer. The crate libseccomp is not used here, because it
+//! turns ENOENT (the caller does not wait any more, which is frequent) into ECANCELED, drops
+//! notifications of architectures that it does not know, and lacks ADDFD and SET_FLAGS.
 #![allow(unsafe_code, reason = "the ioctls of seccomp user notification")]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -25,7 +25,8 @@ mod ioctls {
     nix::ioctl_readwrite!(send, b'!', 1, seccomp_notif_resp);
     nix::ioctl_write_ptr!(id_valid, b'!', 2, u64);
     nix::ioctl_write_ptr!(addfd, b'!', 3, seccomp_notif_addfd);
-    // The header has it write eight bytes, though the flags are the argument itself.
+    // The header defines it with a pointer to eight bytes, but the argument is the flags
+    // themselves.
     pub(super) const SET_FLAGS: nix::sys::ioctl::ioctl_num_type =
         nix::request_code_write!(b'!', 4, size_of::<u64>());
     nix::ioctl_write_int_bad!(set_flags, SET_FLAGS);
@@ -41,20 +42,23 @@ pub(super) struct Listener {
     kept: Option<Kept>,
 }
 
-/// What the keeper has of a listener.
+/// Where the keeper has a duplicate of a listener.
 #[derive(Debug)]
 struct Kept {
     link: KeeperClient,
     number: u64,
 }
 
-/// The name of a listener with the keeper, before its number.
+/// The prefix of a listener's name with the keeper; its number follows.
 pub(super) const LISTENER: &str = "listener-";
-/// The name of what is known of its container, before the same number.
+/// The prefix of the name of its container's description; the same number follows.
 pub(super) const ABOUT: &str = "about-";
 
 impl Listener {
-    /// Takes a descriptor over after looking whether it is a listener at all.
+    /// Takes over a descriptor.
+    ///
+    /// # Errors
+    /// The descriptor is not a listener.
     pub(super) fn adopt(fd: OwnedFd) -> Result<Self, Error> {
         if let Err(errno) = id_valid(fd.as_fd(), 0)
             && errno != Errno::ENOENT
@@ -65,12 +69,12 @@ impl Listener {
         Ok(Self { fd, kept: None })
     }
 
-    /// The keeper has it under this number.
+    /// Sets the number under which the keeper has a duplicate.
     pub(super) fn kept(self, link: KeeperClient, number: u64) -> Self {
         Self { kept: Some(Kept { link, number }), ..self }
     }
 
-    /// Nobody will ever call through it again: the keeper lets go of it too.
+    /// Makes the keeper close its duplicate too. Called when no call can come any more.
     pub(super) fn forget(&self) {
         if let Some(Kept { link, number }) = &self.kept {
             link.remove(&format!("{LISTENER}{number}"));
@@ -78,32 +82,34 @@ impl Listener {
         }
     }
 
-    /// Takes one request. Call it once per readiness: it sleeps when there is none.
+    /// Receives one notification. It blocks if there is none, so it is called once for each event.
     ///
-    /// ENOENT: the target died or got a signal meanwhile. EINTR: we got one.
+    /// # Errors
+    /// ENOENT if the caller died or got a signal meanwhile, EINTR if this thread got a signal.
     pub(super) fn receive(&self) -> Result<seccomp_notif, Errno> {
         let mut request = EMPTY;
         self.receive_into(&mut request)?;
         Ok(request)
     }
 
-    /// The same into a place that must be zero: the kernel refuses any other.
+    /// Receives one notification into `request`, which must be zero: the kernel checks that.
     pub(super) fn receive_into(&self, request: &mut seccomp_notif) -> Result<(), Errno> {
-        // SAFETY: the kernel writes one struct of this type; its size was compared at start.
+        // SAFETY: the kernel writes one struct of this type; `check_sizes` compared its size at
+        // start.
         unsafe { ioctls::recv(self.fd.as_raw_fd(), request) }.map(drop)
     }
 
-    /// Its number with the keeper; 0 without one.
+    /// Returns its number with the keeper; 0 without one.
     pub(super) fn number(&self) -> u64 {
         self.kept.as_ref().map_or(0, |kept| kept.number)
     }
 
-    /// Sends an answer that was decided before.
+    /// Sends an answer in the kernel's form.
     pub(super) fn send(&self, answer: seccomp_notif_resp) -> Result<(), Errno> {
         send(self.fd.as_fd(), answer)
     }
 
-    /// Answers a request. ENOENT: nobody waits for the answer any more.
+    /// Answers a notification. ENOENT if the caller does not wait for the answer any more.
     pub(super) fn answer(&self, id: u64, verdict: &Verdict) -> Result<(), Errno> {
         if let Verdict::Install(fd) = verdict {
             return install(self.fd.as_fd(), id, fd.as_fd());
@@ -111,12 +117,12 @@ impl Listener {
         send(self.fd.as_fd(), response(id, verdict))
     }
 
-    /// Another descriptor of the same listener, for a thread that answers later.
+    /// Returns another descriptor of the same listener, without its number with the keeper.
     pub(super) fn duplicate(&self) -> std::io::Result<Self> {
         Ok(Self { fd: self.fd.try_clone()?, kept: None })
     }
 
-    /// Gives the descriptor back.
+    /// Returns the descriptor.
     pub(super) fn into_fd(self) -> OwnedFd {
         self.fd
     }
@@ -135,23 +141,23 @@ const EMPTY: seccomp_notif = seccomp_notif {
     data: seccomp_data { nr: 0, arch: 0, instruction_pointer: 0, args: [0; 6] },
 };
 
-/// The target and whoever answers take turns: from here on each hands its processor over to the other
-/// one directly instead of waking an idle one (12 us a round trip instead of 100 and more). Without that
-/// (EINVAL before Linux 6.6) everything works, only slower.
+/// Sets `SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP`: the caller and the thread that answers then wake each
+/// other on the same CPU instead of an idle one (12 us a round trip instead of 100 and more).
+/// Before Linux 6.6 (EINVAL) everything works, but slower.
 pub(super) fn take_turns(listener: BorrowedFd<'_>) {
-    // SAFETY: the argument is a plain number.
+    // SAFETY: the argument is an integer; the kernel accesses no memory.
     if let Err(errno) = unsafe { ioctls::set_flags(listener.as_raw_fd(), SYNC_WAKE_UP) } {
         tracing::debug!("callers are woken slowly: SECCOMP_IOCTL_NOTIF_SET_FLAGS: {errno}");
     }
 }
 
-/// Does somebody still wait for the answer to this request?
+/// Checks that the notification is pending. ENOENT if its caller does not wait any more.
 pub(super) fn id_valid(listener: BorrowedFd<'_>, id: u64) -> Result<(), Errno> {
-    // SAFETY: the kernel reads eight bytes.
+    // SAFETY: the kernel reads the eight bytes of `id`, which lives until the call returns.
     unsafe { ioctls::id_valid(listener.as_raw_fd(), &raw const id) }.map(drop)
 }
 
-/// Copies a descriptor into the target, where it is the result of the call.
+/// Installs a descriptor in the caller and answers the call with its number.
 pub(super) fn install(listener: BorrowedFd<'_>, id: u64, fd: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut request = seccomp_notif_addfd {
         id,
@@ -160,13 +166,13 @@ pub(super) fn install(listener: BorrowedFd<'_>, id: u64, fd: BorrowedFd<'_>) -> 
         newfd: 0,
         newfd_flags: libc::O_CLOEXEC.unsigned_abs(),
     };
-    // SAFETY: the kernel reads one struct of this type.
+    // SAFETY: the kernel reads one struct of this type, and `request` lives until the call returns.
     match unsafe { ioctls::addfd(listener.as_raw_fd(), &raw const request) } {
         Ok(_) => Ok(()),
-        // FLAG_SEND is of Linux 5.14: before, adding and answering are two steps.
+        // SECCOMP_ADDFD_FLAG_SEND is of Linux 5.14. Before, adding and answering are two steps.
         Err(Errno::EINVAL) => {
             request.flags = 0;
-            // SAFETY: as above.
+            // SAFETY: the kernel reads one struct of this type, which lives until the call returns.
             let number = unsafe { ioctls::addfd(listener.as_raw_fd(), &raw const request) }?;
             send(listener, response(id, &Verdict::Return(i64::from(number))))
         }
@@ -174,7 +180,8 @@ pub(super) fn install(listener: BorrowedFd<'_>, id: u64, fd: BorrowedFd<'_>) -> 
     }
 }
 
-/// A verdict as the kernel's structure. A descriptor cannot be expressed: it becomes CONTINUE.
+/// Returns the kernel's structure for a verdict. It cannot hold a descriptor: that becomes
+/// CONTINUE.
 pub(super) fn response(id: u64, verdict: &Verdict) -> seccomp_notif_resp {
     let mut response = seccomp_notif_resp { id, val: 0, error: 0, flags: 0 };
     match verdict {
@@ -188,11 +195,12 @@ pub(super) fn response(id: u64, verdict: &Verdict) -> seccomp_notif_resp {
 }
 
 fn send(listener: BorrowedFd<'_>, mut response: seccomp_notif_resp) -> Result<(), Errno> {
-    // SAFETY: the kernel reads one struct of this type.
+    // SAFETY: the kernel reads one struct of this type; `response` is a local variable.
     unsafe { ioctls::send(listener.as_raw_fd(), &raw mut response) }.map(drop)
 }
 
-/// Compares our structures with the kernel's: a larger one would be written past our buffer.
+/// Compares the sizes of this program's structures with the kernel's. The kernel would write a
+/// larger one past the end of the buffer.
 pub(super) fn check_sizes() -> Result<(), Error> {
     let kernel =
         sys::seccomp::notification_sizes().map_err(|errno| Error::Unsupported { errno })?;
@@ -209,23 +217,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_kernel_fits() {
+    fn this_kernel_has_structures_of_the_known_sizes() {
         check_sizes().unwrap();
     }
 
     #[test]
-    fn the_number_is_the_headers() {
+    fn set_flags_has_the_number_of_the_kernels_header() {
         assert_eq!(ioctls::SET_FLAGS, 0x4008_2104);
     }
 
     #[test]
-    fn a_plain_file_is_no_listener() {
+    fn a_plain_file_is_not_a_listener() {
         let error = Listener::adopt(File::open("/dev/null").unwrap().into()).unwrap_err();
         assert!(matches!(error, Error::NoListener { .. }), "{error}");
     }
 
     #[test]
-    fn verdicts_become_answers() {
+    fn a_verdict_is_encoded_as_the_kernel_expects() {
         let fail = response(7, &Verdict::Fail(Errno::EFAULT));
         assert_eq!((fail.id, fail.val, fail.error, fail.flags), (7, 0, -libc::EFAULT, 0));
         let value = response(7, &Verdict::Return(8));

@@ -1,14 +1,14 @@
-//! The proxy protocol of liblxc (`lxc.seccomp.notify.proxy = unix:/run/ambit/lxc.sock`).
+//! The transport of liblxc's proxy protocol (`lxc.seccomp.notify.proxy =
+//! unix:/run/ambit/lxc.sock`).
 //!
-//! The monitor of every container connects once and sends one packet per trapped call; it does
-//! nothing else until the answer is there. An answer has no number: one that comes after the
-//! monitor's timeout of 30 s would be taken for the answer to the next call. So whatever is
-//! late or has become void closes the connection, and the monitor connects again.
+//! The monitor of each container connects once and sends one packet per trapped call; it blocks
+//! until the answer arrives. An answer has no number: one that came after the monitor's timeout of
+//! 30 s would be taken for the answer to the next call. So a late answer must never be sent: the
+//! connection is closed instead, and the monitor connects again.
 //!
-//! A packet stays in the socket, which the keeper holds too, until its answer was sent: a successor
-//! finds it there, with its descriptors, and in the journal how far it had come.
-//!
-//! `lxc_packet.rs` has the layout.
+//! A packet stays in the socket, which the keeper holds too, until its answer was sent. A successor
+//! finds it there with its descriptors, and in the journal how far its handling had come.
+//! `lxc_packet.rs` has the layout. Start reading at [`Connection::serve`].
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -38,21 +38,21 @@ use crate::pending::Pending;
 use crate::verdict::Verdict;
 use ambit_keeper::socket::{Entrance, Peer};
 
-/// Well below the 30 s after which liblxc stops waiting.
+/// An answer that takes longer is not sent. Well below the 30 s after which liblxc stops waiting.
 const DEADLINE: Duration = Duration::from_secs(25);
 
-/// How long a packet is not looked at that another thread is answering, in nanoseconds.
+/// How long a connection is paused whose packet another thread is answering, in nanoseconds.
 const BUSY: u64 = 5_000_000;
 
-/// How long a monitor may take to pass an answer on.
+/// How long a monitor may take to pass an answer to the kernel.
 const PASSING_ON: Duration = Duration::from_secs(2);
 
 /// The name of the socket with the keeper.
 const SOCKET: &str = "lxc";
-/// The name of a connection with the keeper, before its number.
+/// The prefix of a connection's name with the keeper; its number follows.
 pub(super) const CONNECTION: &str = "lxc-";
 
-/// The socket that monitors connect to.
+/// Returns the socket that monitors connect to.
 pub(super) fn entrance(path: PathBuf) -> Entrance {
     Entrance::new(SOCKET, path, SocketType::SEQPACKET)
 }
@@ -61,29 +61,30 @@ pub(super) fn entrance(path: PathBuf) -> Entrance {
 #[derive(Debug)]
 pub(super) struct Connection {
     fd: OwnedFd,
-    /// Its packet, which stays until it is answered, is being looked at.
+    /// Set while a thread handles the packet, which stays in the socket until it is answered.
     serving: AtomicBool,
     monitor: Arc<Monitor>,
 }
 
-/// What is known of a monitor, whichever descriptor its connection has.
+/// The state of a monitor, shared by all descriptors of its connection.
 #[derive(Debug)]
 struct Monitor {
-    /// The process that connected, in our pid namespace.
+    /// The process id of the monitor in the daemon's pid namespace.
     pid: i32,
     /// The container of the last packet; a monitor has only one.
     member: Mutex<Option<Member>>,
-    /// What a predecessor was at.
+    /// The call that a predecessor was handling.
     left: Mutex<Option<Box<(Left, Entry)>>>,
-    /// Its listener has been told how to wake.
+    /// Set after `SYNC_WAKE_UP` was set on its listener.
     takes_turns: AtomicBool,
+    /// Limits log lines about the monitor.
     trouble: Limiter,
     link: KeeperClient,
     /// The number of the connection with the keeper.
     number: u64,
 }
 
-/// Takes a connection back that another thread had.
+/// Returns a connection to the listener threads after another thread had it.
 type Back = Box<dyn FnOnce(Arc<Connection>) + Send>;
 
 impl AsFd for Connection {
@@ -92,7 +93,7 @@ impl AsFd for Connection {
     }
 }
 
-/// A call that came in a packet.
+/// A call that arrived in a packet.
 struct Asked {
     connection: Arc<Connection>,
     /// The packet without its cookie.
@@ -109,7 +110,7 @@ struct Asked {
 type Descriptors = [Option<OwnedFd>; 3];
 
 impl Connection {
-    /// A connection that a monitor has just made.
+    /// Returns a connection that a monitor has just made.
     pub(super) fn accepted(peer: Peer, link: KeeperClient) -> Self {
         let Peer { fd, pid } = peer;
         let number = link.number();
@@ -117,7 +118,7 @@ impl Connection {
         Self::new(fd, pid, number, link, Mutex::default())
     }
 
-    /// A connection that a predecessor accepted.
+    /// Returns a connection that a predecessor accepted.
     pub(super) fn take_over(
         fd: OwnedFd,
         number: u64,
@@ -142,28 +143,29 @@ impl Connection {
         Self { fd, serving: AtomicBool::new(false), monitor: Arc::new(monitor) }
     }
 
-    /// The same connection by another descriptor, for a thread that answers later.
+    /// Returns the same connection by another descriptor, for a thread that answers later.
     fn duplicate(&self) -> std::io::Result<Self> {
         let (fd, monitor) = (self.fd.try_clone()?, Arc::clone(&self.monitor));
         Ok(Self { fd, serving: AtomicBool::new(false), monitor })
     }
 
-    /// It has ended: the keeper lets go of it too.
+    /// Makes the keeper close its duplicate too. Called when the connection has ended.
     pub(super) fn forget(&self) {
         let Monitor { link, number, .. } = &*self.monitor;
         link.remove(&format!("{CONNECTION}{number}"));
     }
 
-    /// The name of its container: that of the monitor's cgroup, `lxc.monitor.NAME`, because the
-    /// monitor says nothing before the first call.
+    /// Returns the name of its container, from the monitor's cgroup `lxc.monitor.NAME`: before the
+    /// first call the monitor sends nothing that names it.
     pub(super) fn container(&self) -> String {
         let group = cgroup_of(&format!("/proc/{}/cgroup", self.monitor.pid));
         let name = group.rsplit('/').next().and_then(|last| last.strip_prefix("lxc.monitor."));
         name.map_or_else(|| format!("monitor {} of liblxc", self.monitor.pid), str::to_owned)
     }
 
-    /// Answers one packet. One that takes long is answered by another thread, which gives the
-    /// connection `back`: until then the packet makes it readable.
+    /// Answers one packet. A call that may block is answered by another thread, which then calls
+    /// `back` with the connection. Until then no listener thread watches the connection, because
+    /// the packet keeps it readable.
     pub(super) fn serve(
         self: &Arc<Self>,
         pipeline: &Arc<Pipeline>,
@@ -171,7 +173,7 @@ impl Connection {
         threads: usize,
         back: Back,
     ) -> Keep {
-        // A thread that hangs in an answer was replaced by this one, which sees the same packet.
+        // This thread has replaced one that hangs in an answer, and sees the same packet.
         if self.serving.swap(true, Ordering::Acquire) {
             return Keep::After(BUSY);
         }
@@ -211,7 +213,7 @@ impl Connection {
             Err(error) => {
                 self.complain(&error);
                 self.consume();
-                // The monitor takes an empty packet for a refusal; silence would stall it.
+                // The monitor takes an empty packet as a refusal. Without an answer it would block.
                 return if self.send(&[]) { Keep::Yes } else { self.ended() };
             }
         };
@@ -239,7 +241,7 @@ impl Connection {
         Keep::No
     }
 
-    /// Notes a call, or finds how far a predecessor had come with it.
+    /// Records a call in the journal, or takes over the entry that a predecessor has for it.
     fn begin(
         &self,
         packet: &Packet<'_>,
@@ -247,7 +249,7 @@ impl Connection {
         journal: &Arc<Journal>,
     ) -> (Entry, Phase) {
         let left = self.monitor.left.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // What has another number was answered.
+        // An entry with another id belongs to a call that was answered.
         if let Some((left, entry)) =
             left.map(|left| *left).filter(|(left, _)| left.notification.id == packet.id)
         {
@@ -259,7 +261,7 @@ impl Connection {
         (entry, Phase::Received)
     }
 
-    /// The call of a packet, with its container's policy.
+    /// Returns the call of a packet, with its container's policy.
     fn look_up(&self, packet: &Packet<'_>, pipeline: &Pipeline) -> Trapped {
         let mut member = self.monitor.member.lock().unwrap_or_else(PoisonError::into_inner);
         member.take_if(|member| member.container.cookie != packet.cookie());
@@ -272,8 +274,8 @@ impl Connection {
             })
         });
         let account = Arc::clone(member.account(pipeline.accounts()));
-        // Thread ids are those of the monitor's pid namespace. That it is ours shows in the
-        // monitor having the same id in both.
+        // The thread id counts in the monitor's pid namespace. That is the daemon's namespace if
+        // the monitor has the same id in both.
         let policy = if packet.monitor_pid == self.monitor.pid {
             member.policy(pipeline.policies()).clone()
         } else {
@@ -284,8 +286,8 @@ impl Connection {
         pipeline.look_up(packet.tid, packet.data, account, policy)
     }
 
-    /// A look at the packet, which stays: its length (`None` if it is too long or lost descriptors) and what came
-    /// with it. `None`: the monitor is gone.
+    /// Peeks at the packet. Returns its length (`None` if it is too long or lost descriptors) and
+    /// its descriptors. `None` if the monitor has closed the connection.
     fn look(&self, buffer: &mut [u8]) -> Result<Option<(Option<usize>, Descriptors)>, Errno> {
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         let message = channel::receive(&self.fd, buffer, flags)?;
@@ -299,12 +301,13 @@ impl Connection {
         Ok(Some((is_whole.then_some(message.length), descriptors)))
     }
 
-    /// The packet was answered: takes it out of the socket.
+    /// Removes the packet from the socket, after it was answered.
     fn consume(&self) {
         let _ = rustix::net::recv(&self.fd, &mut [0; 1][..], RecvFlags::DONTWAIT);
     }
 
-    /// False: the monitor is gone, or does not read, and so does not wait for this.
+    /// False if the monitor has ended, or if its socket is full: then it does not wait for an
+    /// answer.
     fn send(&self, packet: &[u8]) -> bool {
         send(&self.fd, packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).is_ok()
     }
@@ -346,17 +349,18 @@ impl Transport for Asked {
         {
             self.connection.complain(&format_args!("SECCOMP_IOCTL_NOTIF_ADDFD: {errno}"));
         }
-        // A descriptor that was installed was the answer; what the monitor sends now comes too late, as it
-        // should.
+        // Installing a descriptor has answered the call. The answer that the monitor passes on
+        // after that has no effect.
         let answer = response(self.id, verdict);
         entry.done(&answer);
         if self.reply(&answer) { Ok(()) } else { gone }
     }
 
-    /// Does so unless the predecessor has: the monitor then passes the answer on in a moment, and the
-    /// call is not pending any more. A second answer would be taken for that to the next call.
+    /// Sends the answer unless the predecessor has sent it. If it has, the monitor passes it on
+    /// within a moment, and the call is not pending any more. A second answer would be taken for
+    /// the answer to the next call.
     fn answer_again(&self, answer: &seccomp_notif_resp) -> bool {
-        // Without the listener it cannot be seen.
+        // Without the listener this cannot be found out.
         let Some(listener) = &self.listener else { return false };
         let until = Instant::now() + PASSING_ON;
         while listener::id_valid(listener.as_fd(), self.id).is_ok() {
@@ -369,7 +373,7 @@ impl Transport for Asked {
         true
     }
 
-    /// Without its connection the monitor has the kernel answer, and connects again.
+    /// Closes the connection. The monitor then leaves the call to the kernel, and connects again.
     fn refuse(&self) -> Result<(), nix::errno::Errno> {
         self.connection.ended();
         Ok(())
@@ -431,19 +435,19 @@ mod tests {
         }
     }
 
-    /// The memory of this very process.
+    /// Opens the memory of this process.
     fn memory() -> File {
         File::options().read(true).write(true).open("/proc/self/mem").unwrap()
     }
 
-    /// A packet for sysinfo of this very process, with a buffer of its own.
+    /// Returns a packet for sysinfo(2) of this process, with a buffer at this address.
     fn packet(cookie: &str, address: u64) -> Vec<u8> {
         let me = i32::try_from(std::process::id()).unwrap();
         lxc_packet::tests::sysinfo(me, me.unsigned_abs(), address, cookie)
     }
 
     #[test]
-    fn a_sender_without_listener_gets_136_bytes() {
+    fn a_monitor_that_sends_no_listener_gets_an_answer_of_136_bytes() {
         let monitor = Peer::new();
         let proc = File::open("/proc/self").unwrap();
         let buffer = [0u8; 112];
@@ -471,7 +475,7 @@ mod tests {
         for _ in 0..2 {
             let (length, descriptors) = monitor.connection.look(&mut seen).unwrap().unwrap();
             assert_eq!(&seen[..length.unwrap()], packet);
-            assert!(descriptors[0].is_some(), "each look has the descriptors");
+            assert!(descriptors[0].is_some(), "each peek has the descriptors");
         }
         let keep = monitor.connection.serve(&monitor.pipeline, &monitor.journal, 1, Box::new(drop));
         assert_eq!(keep, Keep::Yes);
@@ -479,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_that_another_thread_is_at_is_left_to_it() {
+    fn a_packet_that_another_thread_handles_stays_in_the_socket() {
         let monitor = Peer::new();
         monitor.connection.serving.store(true, Ordering::Relaxed);
         let (keep, answer) = monitor.ask(b"whatever", &[]);
@@ -505,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn a_void_request_closes_the_connection() {
+    fn a_call_of_a_thread_that_has_ended_closes_the_connection() {
         let monitor = Peer::new();
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let proc = File::open(format!("/proc/{}", child.id())).unwrap();
@@ -515,7 +519,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_late_is_not_given() {
+    fn a_late_answer_is_not_sent() {
         let monitor = Peer::new();
         let proc = OwnedFd::from(File::open("/proc/self").unwrap());
         let memory = OwnedFd::from(memory());
@@ -524,7 +528,7 @@ mod tests {
         let packet = lxc_packet::decode(&bytes).unwrap();
         for (age, in_time) in [(DEADLINE, false), (DEADLINE - DEADLINE / 2, true)] {
             let Some(received) = Instant::now().checked_sub(age) else {
-                panic!("this machine has just booted")
+                panic!("this machine was booted less than {age:?} ago")
             };
             let Peer { connection, pipeline, journal, .. } = &monitor;
             let call = connection.look_up(&packet, pipeline);
@@ -547,11 +551,11 @@ mod tests {
     }
 
     #[test]
-    fn with_a_listener_it_tells_whether_the_call_is_pending() {
+    fn a_call_that_its_listener_does_not_know_is_not_answered() {
         let monitor = Peer::new();
         let proc = File::open("/proc/self").unwrap();
         let buffer = [0u8; 112];
-        // It knows no such call, or is no listener at all.
+        // The third descriptor is not a listener, so the call is not pending.
         let memory = memory();
         let fds = [proc.as_fd(), memory.as_fd(), proc.as_fd()];
         let (keep, answer) = monitor.ask(&packet("101", buffer.as_ptr() as u64), &fds);
@@ -559,7 +563,7 @@ mod tests {
     }
 
     #[test]
-    fn another_pid_namespace_is_left_to_the_kernel() {
+    fn a_call_of_another_pid_namespace_is_left_to_the_kernel() {
         let mut monitor = Peer::new();
         let fd = monitor.connection.fd.try_clone().unwrap();
         let foreign = Connection::new(fd, 1, 0, KeeperClient::default(), Mutex::default());

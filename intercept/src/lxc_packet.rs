@@ -1,10 +1,12 @@
-//! Layout of the packets of liblxc's proxy protocol, in native byte order.
+//! The layout of the packets of liblxc's proxy protocol, in native byte order.
+//!
+//! Packets come from a process outside of the daemon: no bytes may make [`decode`] panic.
 //!
 //! | offset | size | field |
 //! |---|---|---|
 //! | 0 | 8 | reserved, zero |
 //! | 8 | 4 | process id of the monitor, in its own pid namespace |
-//! | 12 | 4 | process id of the container's init, likewise |
+//! | 12 | 4 | process id of the container's init, in the same namespace |
 //! | 16 | 2+2+2+2 | sizes of the three structures of seccomp, padding |
 //! | 24 | 8 | length of the cookie |
 //! | 32 | 80 | `struct seccomp_notif` |
@@ -16,7 +18,7 @@ use libseccomp_sys::{seccomp_data, seccomp_notif_resp};
 /// Length of a packet without its cookie, and of every answer.
 pub(super) const FIXED: usize = 136;
 
-/// The longest packet that is taken. Peers have room for cookies of 64 bytes.
+/// The length of the longest packet that is accepted. liblxc has room for cookies of 64 bytes.
 pub(super) const LONGEST: usize = FIXED + 256;
 
 /// A decoded request.
@@ -32,7 +34,7 @@ pub(super) struct Packet<'a> {
     cookie: &'a [u8],
 }
 
-/// What is wrong with a packet.
+/// Why a packet is malformed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Malformed {
     #[error("its length is wrong")]
@@ -45,7 +47,7 @@ pub(super) enum Malformed {
     Descriptors,
 }
 
-/// Takes a packet apart.
+/// Decodes a packet.
 pub(super) fn decode(packet: &[u8]) -> Result<Packet<'_>, Malformed> {
     let (fixed, cookie) = packet.split_first_chunk::<FIXED>().ok_or(Malformed::Length)?;
     if u64_at(fixed, 0) != 0 {
@@ -75,13 +77,13 @@ pub(super) fn decode(packet: &[u8]) -> Result<Packet<'_>, Malformed> {
 }
 
 impl Packet<'_> {
-    /// The cookie, which names the container (`lxc.seccomp.notify.cookie`).
+    /// Returns the cookie, which names the container (`lxc.seccomp.notify.cookie`).
     pub(super) fn cookie(&self) -> &str {
         std::str::from_utf8(self.cookie).unwrap_or("(not text)")
     }
 }
 
-/// The answer to a packet: all but its cookie, with the response filled in.
+/// Returns the answer to a packet: the packet without its cookie, with the response filled in.
 pub(super) fn reply(mut packet: [u8; FIXED], response: &seccomp_notif_resp) -> [u8; FIXED] {
     packet[112..120].copy_from_slice(&response.id.to_ne_bytes());
     packet[120..128].copy_from_slice(&response.val.to_ne_bytes());
@@ -113,7 +115,7 @@ pub(super) mod tests {
     use super::super::arch;
     use super::*;
 
-    /// A request for sysinfo(2) of the native architecture, as liblxc sends it.
+    /// Returns a packet for sysinfo(2) of the native architecture, as liblxc sends it.
     pub(in super::super) fn sysinfo(monitor: i32, tid: u32, address: u64, cookie: &str) -> Vec<u8> {
         let native = arch::of_this_kernel()[0];
         let mut packet = Vec::new();
@@ -131,7 +133,7 @@ pub(super) mod tests {
         packet
     }
 
-    /// What liblxc 5.0.2 sent for `free` of busybox on x86_64, with the cookie "web".
+    /// The packet that liblxc 5.0.2 sent for `free` of busybox on x86_64, with the cookie "web".
     #[cfg(all(target_arch = "x86_64", target_endian = "little"))]
     const GOLDEN: &str = "\
         0000000000000000 7a000000 7b000000 5000 1800 4000 0000 0300000000000000 \
@@ -142,7 +144,7 @@ pub(super) mod tests {
 
     #[cfg(all(target_arch = "x86_64", target_endian = "little"))]
     #[test]
-    fn a_golden_packet() {
+    fn a_packet_of_liblxc_is_decoded_and_answered() {
         let digits: Vec<u8> = GOLDEN.bytes().filter(u8::is_ascii_hexdigit).collect();
         let packet: Vec<u8> = digits
             .chunks(2)
@@ -165,7 +167,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn a_malformed_packet_is_refused_with_the_reason() {
         let good = sysinfo(1, 2, 3, "c");
         assert_eq!(decode(&good[..135]).unwrap_err(), Malformed::Length);
         assert_eq!(decode(&good[..136]).unwrap_err(), Malformed::Length, "cookie missing");
@@ -179,7 +181,7 @@ pub(super) mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        fn no_bytes_make_decode_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
             let _ = decode(&bytes);
         }
     }

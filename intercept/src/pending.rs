@@ -1,4 +1,8 @@
-//! How to see that a request is still pending.
+//! The check that a notification is still pending: that its caller waits in the same system call.
+//!
+//! What was opened by thread id belongs to the caller only if this check succeeds afterwards,
+//! because until then its thread id cannot have passed to another thread. No result may be written,
+//! and no operation performed, before it.
 
 use std::os::fd::BorrowedFd;
 
@@ -7,17 +11,18 @@ use rustix::fs::{AtFlags, statat};
 use super::listener::id_valid;
 use super::verdict::Refusal;
 
-/// How to see that a request is still pending.
+/// How to check that a notification is still pending.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Pending<'a> {
-    /// Ask the listener for the request's id.
+    /// By the listener and the notification's id.
     Listener(BorrowedFd<'a>, u64),
-    /// liblxc before 4.0.5 keeps the listener to itself. It sends an open `/proc/<tid>`, in
-    /// which nothing can be found once the thread is gone.
+    /// By an open `/proc/<tid>`, whose files cannot be opened once the thread has ended. liblxc
+    /// before 4.0.5 sends that and does not send the listener.
     Directory(BorrowedFd<'a>),
 }
 
 impl Pending<'_> {
+    /// Returns [`Refusal::Gone`] if the notification is not pending any more.
     pub(super) fn check(&self) -> Result<(), Refusal> {
         let there = match self {
             Self::Listener(listener, id) => id_valid(*listener, *id).is_ok(),

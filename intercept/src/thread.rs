@@ -1,8 +1,9 @@
-//! The listener threads: they take requests, have them decided and answer, all inline.
+//! The listener threads: each receives a notification, has it decided, and answers it itself.
 //!
-//! A hand-over to another thread would cost more than the answer (17 against 8 us a round trip)
-//! and defeat SYNC_WAKE_UP. So a handler that runs here must not block; one that does so
-//! nevertheless costs a thread (`warden.rs`). Calls that are acted on are handed over (`acting.rs`).
+//! Passing it to another thread would cost more than the answer (17 against 8 us a round trip) and
+//! defeat SYNC_WAKE_UP. So a handler that runs here must never block; a thread that blocks
+//! nevertheless is replaced (`warden.rs`). Calls that need a privileged operation are queued for
+//! other threads (`acting.rs`). Start reading at `Threads::ready`.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -30,26 +31,27 @@ use super::{Adopted, Error};
 use crate::pending::Pending;
 use crate::verdict::Verdict;
 
-/// How many calls of one container are answered before those of the next one: of one thread, and of
-/// several, which call faster than one can.
+/// How many calls of one container are answered before those of the next one, if one of its threads
+/// calls; and if several call, which together call faster than one can.
 const TURN: u32 = 16;
 const TURN_OF_SEVERAL: u32 = TURN / 4;
 
-/// So long, in nanoseconds, a turn takes at most: who comes back later may have lost its place (`warden.rs`).
+/// The longest turn, in nanoseconds: a thread that handles one event for longer may be replaced
+/// (`warden.rs`).
 const LONGEST_TURN: u64 = 10_000_000;
 
-/// How long its next call may take to come.
+/// How long a listener thread waits for the next call of the same container.
 const SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000 };
 
-/// What a listener thread does when it has answered a call.
+/// What a listener thread does after it has answered a call.
 enum Next {
-    /// It may look for another one from there. This one was of that thread.
+    /// It may receive another call of the same listener. The thread with this id made the last one.
     Look(u32),
-    /// It may not.
+    /// It returns to the event loop.
     Leave(Keep),
 }
 
-/// What a listener thread watches.
+/// A source of calls that a listener thread watches.
 #[derive(Debug)]
 pub(super) enum Source {
     /// The listener of a container.
@@ -74,14 +76,14 @@ pub(super) struct Threads {
     journal: Arc<Journal>,
     watches: Vec<Watch<Source>>,
     next: AtomicUsize,
-    /// The thread in charge of each.
+    /// The thread in charge of each of `watches`.
     handles: Mutex<Vec<Option<Handle>>>,
     warden: OnceLock<Warden>,
 }
 
 impl Threads {
-    /// One thread per four processors: a round trip is mostly two context switches, and the
-    /// target sleeps meanwhile.
+    /// Starts one thread per four CPUs: a round trip is mostly two context switches, and the caller
+    /// sleeps meanwhile.
     pub(super) fn start(pipeline: Pipeline, journal: Arc<Journal>) -> Result<Arc<Self>, Error> {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let count = (processors / 4).max(1);
@@ -116,7 +118,8 @@ impl Threads {
         Ok(())
     }
 
-    /// Replaces threads that hang. Returns how many calls there have been, and whether one is under way.
+    /// Replaces threads that hang. Returns how many events were handled, and whether one is being
+    /// handled now.
     pub(super) fn look_after(self: &Arc<Self>) -> (u64, bool) {
         let (mut turns, mut busy) = (0, false);
         for (index, watch) in self.watches.iter().enumerate() {
@@ -133,14 +136,14 @@ impl Threads {
         (turns, busy)
     }
 
-    /// Gives a source to one of the threads.
+    /// Adds a source to one of the threads.
     pub(super) fn add(&self, source: Source) -> Result<(), Error> {
         let index = self.next.fetch_add(1, Ordering::Relaxed) % self.watches.len();
         self.watches[index].add(source)
     }
 
-    /// Goes on with the listener of a predecessor: finishes what that one had received, then watches
-    /// it.
+    /// Takes over the listener of a predecessor: finishes the calls that the predecessor had
+    /// received, then watches the listener.
     pub(super) fn take_over(&self, listener: Listener, mut member: Member) -> Result<(), Error> {
         let listener = Arc::new(listener);
         let account = Arc::clone(member.account(self.pipeline.accounts()));
@@ -159,7 +162,7 @@ impl Threads {
         self.add(Source::Listener { listener, member: Mutex::new(member) })
     }
 
-    /// The containers whose calls come here, also those that have made none.
+    /// Returns the names of all containers with a listener or a connection.
     pub(super) fn containers(&self) -> BTreeSet<String> {
         let mut containers = BTreeSet::new();
         for watch in &self.watches {
@@ -184,15 +187,15 @@ impl Threads {
         &self.pipeline
     }
 
-    /// Ends the threads, each after what it is at, and returns the listeners that they had. One
-    /// that hangs is not waited for.
+    /// Ends each thread after the call that it is answering, and returns the listeners. Does not
+    /// wait for a thread that hangs.
     pub(super) fn stop(&self) -> Vec<Adopted> {
         self.watches.iter().for_each(Watch::stop);
         let mut left = Vec::new();
         for index in 0..self.watches.len() {
             loop {
                 let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
-                // The warden may put another one in its place meanwhile.
+                // The warden may replace the thread meanwhile.
                 match handles[index].take_if(|handle| handle.is_finished()) {
                     Some(handle) => {
                         left.extend(handle.join().unwrap_or_default());
@@ -225,7 +228,7 @@ impl Threads {
         adopted.collect()
     }
 
-    /// How many threads there are for calls that do not block.
+    /// Returns the number of listener threads.
     pub(super) fn count(&self) -> usize {
         self.watches.len()
     }
@@ -235,7 +238,7 @@ impl Threads {
             warden.wake();
         }
         match source {
-            // All tasks under the filter are gone: nobody will ever call again.
+            // All tasks under the filter have ended, so no call can come any more.
             Source::Listener { listener, .. } if ready.hung_up => {
                 listener.forget();
                 Keep::No
@@ -253,15 +256,16 @@ impl Threads {
         }
     }
 
+    /// Adds a connection of liblxc to one of the threads.
     pub(super) fn watch(&self, connection: Arc<lxc::Connection>) {
         if let Err(error) = self.add(Source::LxcConnection(connection)) {
             tracing::error!("a connection of liblxc is lost: {error}");
         }
     }
 
-    /// Answers a container that has called: once, and more often when it makes one call after the
-    /// other and others do so too. Going from one to the next with each call, this thread would never
-    /// sleep, and whoever was answered would wait for its processor.
+    /// Answers a call of a container. If it makes one call after the other, and other containers
+    /// call too, answers up to [`TURN`] calls of it. Otherwise this thread would alternate between
+    /// the containers without ever sleeping, and each caller would wait for the CPU of this thread.
     fn serve_listener(
         &self,
         listener: &Arc<Listener>,
@@ -297,8 +301,8 @@ impl Threads {
         Keep::Yes
     }
 
-    /// Takes exactly one request and answers it. One, because a second RECV would sleep if there
-    /// is none, and a readiness promises only one.
+    /// Receives exactly one notification and answers it. Only one, because an event promises one,
+    /// and a second RECV would block if there is none.
     fn answer(
         &self,
         listener: &Arc<Listener>,
@@ -309,7 +313,8 @@ impl Threads {
         let mut entry = self.journal.entry(&account.payer);
         let notification = match entry.receive(listener) {
             Ok(notification) => notification,
-            // The target died or got a signal between readiness and RECV; we got a signal.
+            // ENOENT: the caller died or got a signal between the event and RECV. EINTR: this
+            // thread got a signal.
             Err(Errno::ENOENT | Errno::EINTR) => return Next::Leave(Keep::Yes),
             Err(errno) => {
                 let container = &account.id;
@@ -351,7 +356,7 @@ impl Transport for Notification {
     }
 
     fn answer_again(&self, answer: &seccomp_notif_resp) -> bool {
-        // ENOENT: it was sent, or the caller does not wait any more.
+        // ENOENT: the predecessor sent it, or the caller does not wait any more.
         self.listener.send(*answer).is_ok()
     }
 
@@ -366,5 +371,5 @@ impl Transport for Notification {
     fn release(self, _delivered: bool) {}
 }
 
-/// A running thread; it returns the listeners it still had.
+/// A running thread. It returns the listeners that it still had.
 type Handle = JoinHandle<Vec<Adopted>>;

@@ -1,5 +1,9 @@
-//! What both transports do with a call that was received: have it decided, here or by the queue of acts,
-//! and answer it. `thread.rs` receives from listeners of the kernel, `lxc.rs` from monitors of liblxc.
+//! What both transports do with a received call: have it decided, on this thread or on one of the
+//! queue (`acting.rs`), and answer it.
+//!
+//! `thread.rs` receives calls from listeners, `lxc.rs` from monitors of liblxc. A caller must never
+//! be left without an answer: if the answer is refused, the call is left to the kernel. Start
+//! reading at [`Received::serve`].
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -14,27 +18,27 @@ use crate::pending::Pending;
 use crate::syscalls::handler::{Cost, Repeat};
 use crate::verdict::Verdict;
 
-/// A call as its transport has it until it is answered.
+/// The transport's side of a call, until it is answered.
 pub(super) trait Transport: Send + Sized + 'static {
-    /// How to see that the caller still waits.
+    /// Returns how to check that the caller still waits.
     fn pending(&self) -> Pending<'_>;
 
-    /// The caller's memory, if it came with the call.
+    /// Returns the caller's `/proc/<tid>/mem`, if it was sent with the call.
     fn memory(&self) -> Option<BorrowedFd<'_>>;
 
-    /// Sends the verdict, after the answer was noted in the journal. ENOENT: the caller did not get it.
+    /// Records the answer in the journal and sends it. ENOENT if it was not delivered.
     fn answer(&self, verdict: &Verdict, entry: &Entry) -> Result<(), Errno>;
 
-    /// Sends an answer that a predecessor has decided. False if the caller did not get it.
+    /// Sends an answer that a predecessor has decided. False if it was not delivered.
     fn answer_again(&self, answer: &seccomp_notif_resp) -> bool;
 
-    /// Lets the kernel answer.
+    /// Leaves the call to the kernel.
     fn refuse(&self) -> Result<(), Errno>;
 
-    /// Prepares for an answer by another thread. False if there are no descriptors for that.
+    /// Prepares for an answer by another thread. False if a descriptor cannot be duplicated.
     fn leave_thread(&mut self) -> bool;
 
-    /// Called by that thread after the answer.
+    /// Called after the answer, by the thread that sent it.
     fn release(self, delivered: bool);
 }
 
@@ -43,24 +47,25 @@ pub(super) struct Received<T> {
     pub(super) transport: T,
     pub(super) call: Trapped,
     pub(super) entry: Entry,
-    /// How far a predecessor had come with it.
+    /// How far its handling had come when a predecessor died.
     pub(super) phase: Phase,
 }
 
-/// What the thread that received a call did with it.
+/// Where a received call is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Served {
-    /// It answered.
+    /// On the thread that received it.
     Here {
-        /// The caller got the answer.
+        /// True if the caller got the answer.
         delivered: bool,
     },
-    /// Another thread has the call, or the kernel answers it.
+    /// On another thread, or by the kernel.
     Elsewhere,
 }
 
 impl<T: Transport> Received<T> {
-    /// Has the call answered: on this thread, one of so many, if that does not block.
+    /// Answers the call on this thread, which is one of `threads` listener threads, or queues it if
+    /// it may block.
     pub(super) fn serve(self, now: u64, threads: usize, pipeline: &Arc<Pipeline>) -> Served {
         let account = Arc::clone(&self.call.account);
         let blocks = self.call.cost() == Cost::Act || matches!(self.phase, Phase::Done(_));
@@ -71,7 +76,7 @@ impl<T: Transport> Received<T> {
         Served::Elsewhere
     }
 
-    /// Has the call answered by a thread of the queue. If there is none, the kernel answers.
+    /// Queues the call for another thread. If that is not possible, the kernel answers.
     fn queue(mut self, pipeline: &Arc<Pipeline>) {
         if !self.transport.leave_thread() {
             let _ = self.transport.refuse();
@@ -89,13 +94,13 @@ impl<T: Transport> Received<T> {
                 self.entry.acting();
             }
             let delivered = self.answer(&own);
-            // The journal forgets the call before the next one of its connection is received.
+            // Clear the slot in the journal before the next call of the connection is received.
             drop(self.entry);
             self.transport.release(delivered);
         });
     }
 
-    /// Decides and answers. Returns whether the caller got the answer.
+    /// Decides and answers. True if the caller got the answer.
     fn answer(&self, pipeline: &Pipeline) -> bool {
         let Self { transport, call, entry, phase } = self;
         let repeat = match phase {
@@ -110,7 +115,7 @@ impl<T: Transport> Received<T> {
         let answered = transport.answer(&verdict, entry);
         pipeline.settled(call, answered.is_ok());
         match answered {
-            // ENOENT: a signal ended the call, or the caller died. It asks again or never.
+            // ENOENT: a signal interrupted the call, or the caller died.
             Ok(()) | Err(Errno::ENOENT) => {}
             Err(errno) => pipeline.refused(&call.account.id, transport.refuse(), errno),
         }

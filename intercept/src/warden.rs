@@ -1,28 +1,28 @@
-//! Looks after the listener threads: one that hangs is replaced.
+//! The watchdog of the listener threads: replaces a thread that hangs.
 //!
-//! What a listener thread does should never block, but it touches memory of its target, which may
-//! be a file of a filesystem that hangs (the container's own FUSE server, that does not answer), and
-//! then no signal and no deadline ends the access. The thread is lost until the target dies. Others
-//! must not wait for it: another thread takes its place, and `account.rs` keeps the container's
-//! next calls off the listener threads.
+//! A listener thread does nothing that should block, but it accesses memory of its caller, which
+//! may be a mapped file of a filesystem that hangs (such as a FUSE server of the container that
+//! does not answer). No signal and no deadline ends such an access: the thread hangs until the
+//! caller dies. Other containers must not wait for it, so another thread takes its place
+//! (`epoll.rs`), and `account.rs` keeps further calls of that container off the listener threads.
 //!
-//! It sleeps while nobody calls.
+//! The watchdog must not wake an idle machine: it sleeps while there are no calls.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Thread;
 use std::time::Duration;
 
-/// A thread that is at one call for so long hangs.
+/// A thread that handles one event for so many nanoseconds hangs.
 pub(super) const HUNG: u64 = 50_000_000;
-/// How often is looked while there are calls.
+/// The interval of checks while there are calls.
 const LOOK: Duration = Duration::from_millis(20);
-/// So many looks without a call, and it sleeps.
+/// After so many checks without a call it sleeps.
 const QUIET: u32 = 50;
-/// Asleep, it looks nevertheless this often.
+/// The interval of checks while it sleeps.
 const ASLEEP: Duration = Duration::from_secs(30);
 
-/// The warden's thread.
+/// The thread of the watchdog.
 #[derive(Debug)]
 pub(super) struct Warden {
     thread: Thread,
@@ -36,8 +36,9 @@ struct State {
 }
 
 impl Warden {
-    /// `look` replaces threads that hang. It returns how many calls there have been and whether one
-    /// is being answered, or `None` when there are no threads any more.
+    /// Starts the thread. `look` replaces threads that hang. It returns how many events were
+    /// handled and whether one is being handled now, or `None` if there are no listener threads any
+    /// more.
     pub(super) fn start(
         look: impl Fn() -> Option<(u64, bool)> + Send + 'static,
     ) -> std::io::Result<Self> {
@@ -62,7 +63,7 @@ impl Warden {
         Ok(Self { thread: thread.thread().clone(), state })
     }
 
-    /// A listener thread is about to answer.
+    /// Wakes the thread if it sleeps. Called before an event is handled.
     pub(super) fn wake(&self) {
         if self.state.asleep.load(Ordering::SeqCst) {
             self.thread.unpark();

@@ -1,4 +1,6 @@
-//! Sends a listener to a running daemon, as an OCI runtime does.
+//! Sends a listener to a running daemon, as an OCI runtime does: for `ambit run` and tests.
+//!
+//! It must never wait for the daemon longer than [`PATIENCE`].
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -12,12 +14,12 @@ use rustix::net::SendFlags;
 use super::message::{LISTENER, Message, State};
 use super::receive::PATIENCE;
 
-/// Hands the listener of container `id`, whose init is `pid`, to the daemon behind `socket`.
-/// The protocol has no acknowledgement: success means that the message is on its way, and calls
-/// wait until it was read.
+/// Sends the listener of container `id`, whose init is `pid`, to the daemon that listens on
+/// `socket`. The protocol has no acknowledgement: success means that the message is in the socket.
+/// Calls of the container wait until the daemon has read it.
 ///
 /// # Errors
-/// Nobody listens on the socket, or the message cannot be sent.
+/// No process listens on the socket, or the message cannot be sent.
 pub fn deliver(
     socket: &Path,
     listener: BorrowedFd<'_>,
@@ -44,7 +46,7 @@ pub fn deliver(
     })?;
     let mut stream = UnixStream::connect(socket)?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    // A stream may take a part of the rest; one byte it takes whole.
+    // sendmsg(2) on a stream may send a part only. One byte cannot be split.
     let (first, rest) = message.split_at(1);
     channel::send(&stream, first, &[listener], SendFlags::empty())?;
     stream.write_all(rest)

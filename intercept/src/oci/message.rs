@@ -1,6 +1,7 @@
-//! `ContainerProcessState` of the OCI runtime specification, as far as it matters.
+//! The fields of `ContainerProcessState` of the OCI runtime specification that are used here.
 //!
-//! The version is not looked at: crun says 0.2.0, runc says what it was built with.
+//! The version is ignored: crun always sends 0.2.0, runc the version that it was built with. Fields
+//! that are not known are ignored, so that no message costs a container its listener.
 
 use std::collections::BTreeMap;
 
@@ -9,15 +10,15 @@ use serde::{Deserialize, Serialize};
 /// The name that the specification gives the listener.
 pub(super) const LISTENER: &str = "seccompFd";
 
-/// What a runtime sends along with the listener.
+/// What a runtime sends with the listener.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Message {
     #[serde(default)]
     pub(super) oci_version: String,
-    /// Names of the descriptors, in their order.
+    /// The names of the descriptors, in the order in which they are sent.
     pub(super) fds: Vec<String>,
-    /// The process that installed the filter, as the runtime sees it.
+    /// The process that installed the filter, in the runtime's pid namespace.
     #[serde(default)]
     pub(super) pid: i32,
     /// `listenerMetadata` of the profile.
@@ -26,7 +27,7 @@ pub(super) struct Message {
     pub(super) state: State,
 }
 
-/// State of the container.
+/// The state of the container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct State {
@@ -45,19 +46,19 @@ pub(super) struct State {
 }
 
 impl Message {
-    /// Where the listener is among the descriptors.
+    /// Returns the index of the listener among the descriptors.
     pub(super) fn listener(&self) -> Option<usize> {
         self.fds.iter().position(|name| name == LISTENER)
     }
 
-    /// An annotation of the container.
+    /// Returns an annotation of the container.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn annotation(&self, key: &str) -> Option<&str> {
         self.state.annotations.as_ref()?.get(key).map(String::as_str)
     }
 }
 
-/// For fuzz targets: takes what a runtime may send.
+/// For fuzz targets: parses what a runtime may send.
 #[cfg(feature = "fuzzing")]
 pub(in super::super) fn parse(text: &[u8]) {
     for message in serde_json::Deserializer::from_slice(text).into_iter::<Message>().flatten() {
@@ -72,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_runc_sends() {
+    fn a_message_of_runc_is_read() {
         let message: Message = serde_json::from_str(
             r#"{"ociVersion":"1.0.2","fds":["seccompFd"],"pid":4242,"metadata":"policy=x",
                 "state":{"ociVersion":"1.0.2","id":"web","status":"creating","pid":4242,
@@ -85,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn what_crun_sends() {
+    fn a_message_of_crun_is_read() {
         let message: Message = serde_json::from_str(
             r#"{"ociVersion":"0.2.0","fds":["other","seccompFd"],"pid":7,"metadata":"",
                 "state":{"ociVersion":"1.0","id":"a","pid":7,"root":"/r","bundle":"/b",

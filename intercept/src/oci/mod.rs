@@ -1,13 +1,13 @@
-//! Listeners from OCI runtimes (`linux.seccomp.listenerPath`).
+//! Receives listeners from OCI runtimes (`linux.seccomp.listenerPath`).
 //!
-//! For every process that installs a filter the runtime connects to our socket, sends one JSON
-//! object with the listener attached, and sooner or later closes. There is no answer and no
-//! second chance: once we close a listener, the calls of its container fail with ENOSYS for
-//! ever. So a message is read generously, and what is wrong with its annotations never costs
-//! the listener.
+//! For every process that installs a filter, the runtime connects to the daemon's socket, sends one
+//! JSON object with the listener attached, and closes the connection some time later. There is no
+//! answer, and the runtime never sends a listener twice. After the daemon closes a listener, the
+//! calls of its container fail with ENOSYS for ever. So a listener must never be lost because of an
+//! unexpected field or a wrong annotation.
 //!
-//! `message.rs` is the JSON, `receive.rs` reads a connection, `serve.rs` adopts the listener,
-//! `deliver.rs` the other side, for our own sandboxes.
+//! `message.rs` is the JSON, `receive.rs` reads a connection, and `serve.rs` adopts the listener:
+//! start there. `deliver.rs` is the sender, for sandboxes of `ambit run`.
 
 mod deliver;
 mod message;
@@ -19,5 +19,5 @@ mod serve;
 pub use deliver::deliver;
 pub(super) use serve::{accepted, entrance, take_over};
 
-/// The annotation that chooses the calls to be answered for a container: a comma list of names.
+/// The annotation that chooses the calls that are answered for a container: names between commas.
 pub const ANNOTATION: &str = "ambit.intercept";

@@ -1,8 +1,8 @@
-//! Reads the message of a runtime: the JSON and the descriptors.
+//! Reads the message of an OCI runtime: the JSON and the descriptors.
 //!
-//! The end of the JSON is the end of the message. runc 1.1 and crun 1.8 keep the connection
-//! open while the container runs, so waiting for them to close it would leave every call of the
-//! container unanswered.
+//! The end of the JSON is the end of the message. runc 1.1 and crun 1.8 keep the connection open
+//! while the container runs, so this must never wait for the end of the stream: every call of the
+//! container would wait with it.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -15,16 +15,16 @@ use rustix::net::RecvFlags;
 
 use super::message::{LISTENER, Message};
 
-/// Annotations can be long; peers that read 16 or 32 KiB fail.
+/// The longest message that is accepted, in bytes: annotations can be longer than 32 KiB.
 const LONGEST: usize = 1 << 20;
 
-/// Descriptors taken from one connection; the specification knows one.
+/// The highest number of descriptors that one connection may send; the specification defines one.
 const DESCRIPTORS: usize = 16;
 
-/// A runtime that takes longer has died or is no runtime.
+/// How long a runtime may take to send its message.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What is wrong with a message.
+/// Why a message is refused.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error("recvmsg: {0}")]
@@ -45,7 +45,7 @@ pub(super) enum Error {
     NoListener,
 }
 
-/// The message and its listener. Every other descriptor is closed.
+/// Receives a message and its listener. Every other descriptor is closed.
 pub(super) fn receive(connection: BorrowedFd<'_>) -> Result<(Message, OwnedFd), Error> {
     let deadline = Instant::now() + PATIENCE;
     let mut text = Vec::new();
@@ -67,7 +67,7 @@ pub(super) fn receive(connection: BorrowedFd<'_>) -> Result<(Message, OwnedFd), 
     Ok((message, listener))
 }
 
-/// Appends what has arrived. `false`: the runtime has closed the connection.
+/// Appends what has arrived. False if the runtime has closed the connection.
 fn receive_part(
     connection: BorrowedFd<'_>,
     deadline: Instant,
@@ -118,7 +118,7 @@ mod tests {
 
     const JSON: &str = r#"{"fds":["x","seccompFd"],"pid":1,"state":{"id":"web"}}"#;
 
-    /// What is made of a message whose sender keeps the connection open.
+    /// Receives a message whose sender keeps the connection open.
     fn exchange(parts: &[&[u8]], files: &[&str]) -> Result<(Message, OwnedFd), Error> {
         let (near, far) = UnixStream::pair().unwrap();
         let files: Vec<File> = files.iter().map(|path| File::open(path).unwrap()).collect();
@@ -128,7 +128,7 @@ mod tests {
             let fds = &fds;
             scope.spawn(move || {
                 channel::send(stream, parts[0], fds, SendFlags::empty()).unwrap();
-                // The other side may have given up.
+                // The receiver may have refused the message and closed the connection.
                 let _ = parts[1..].iter().try_for_each(|part| stream.write_all(part));
             });
             let result = receive(far.as_fd());
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn an_incomplete_message_is_refused_with_the_reason() {
         let error = exchange(&[JSON.as_bytes()], &["/dev/null"]).unwrap_err();
         assert!(matches!(error, Error::NoListener), "{error}");
         let (near, far) = UnixStream::pair().unwrap();

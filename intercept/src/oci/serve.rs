@@ -1,7 +1,8 @@
-//! Connections of OCI runtimes.
+//! Reads connections of OCI runtimes and adopts their listeners.
 //!
-//! Each one is read on a short-lived thread of its own: a runtime that hangs must not
-//! keep the listener of another container waiting.
+//! Each connection is read on a short-lived thread of its own: a runtime that hangs must never
+//! delay the listener of another container. The keeper holds a connection until it was read, and
+//! then its listener, so that neither is lost with the server. Start reading at `take`.
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ use ambit_keeper::socket::{Entrance, Peer};
 
 /// The name of the socket with the keeper.
 const SOCKET: &str = "oci";
-/// The name of a connection that was not read yet, before its number.
+/// The prefix of the name of a connection that was not read yet; its number follows.
 const CONNECTION: &str = "oci-";
 
 /// A connection that a runtime made, and its number with the keeper.
@@ -28,7 +29,7 @@ struct Connection {
     number: u64,
 }
 
-/// The socket that runtimes connect to.
+/// Returns the socket that runtimes connect to.
 pub(crate) fn entrance(path: PathBuf) -> Entrance {
     Entrance::new(SOCKET, path, SocketType::STREAM)
 }
@@ -70,7 +71,7 @@ fn take(peer: &Peer, threads: &Threads, link: &KeeperClient) {
         }
     };
     let pid = message.pid;
-    // The keeper has it before anything else is done: nobody can ever send it again.
+    // Store it with the keeper first: the runtime never sends it again.
     let number = link.number();
     link.store(&format!("{LISTENER}{number}"), &fd);
     let container = container(message);
@@ -95,7 +96,7 @@ fn take(peer: &Peer, threads: &Threads, link: &KeeperClient) {
     }
 }
 
-/// What the runtime says of the container, and its control group.
+/// Returns the container as the runtime describes it, with its cgroup.
 fn container(message: Message) -> Container {
     let pid = if message.pid > 0 { message.pid } else { message.state.pid };
     Container {
