@@ -1,7 +1,9 @@
-//! What one container has had of us: counts per call, and what is left of its budgets.
+//! The account of one container: counts of its calls, and its budgets of calls and log lines.
 //!
-//! A container may have several listeners (one for each process that a runtime starts in it); they
-//! share one account, which is forgotten with the last of them. Calls touch atomics only.
+//! A container may have several listeners (one for each process that a runtime starts in it). They
+//! share one account, which is removed with the last of them. The account also decides whether a
+//! call of the container may run on a listener thread ([`Account::inline`]). A call must never take
+//! a lock here: it uses atomics only.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -13,18 +15,19 @@ use nix::sys::resource::{UsageWho, getrusage};
 use super::bucket::{self, Bucket};
 use super::counters::{CallCount, Counters};
 
-/// A call that took longer on a listener thread shows that its container's memory or files hang, or
-/// that the thread had to wait for a processor.
+/// In nanoseconds. If a call takes longer on a listener thread, either memory or files of its
+/// container hang, or the thread waited for a CPU.
 const SLOW: u64 = 10_000_000;
 
-/// How long is looked then whether threads sleep in such calls; and how long a container in whose
-/// calls they did has them answered by threads of their own.
+/// In nanoseconds. After a slow call, listener threads record for this long whether they sleep in
+/// slow calls of the container. If one did, the calls of the container run on other threads for
+/// this long.
 const PROBATION: u64 = 30_000_000_000;
 
-/// The shortest delay: below it, waiting costs more than answering.
+/// The shortest delay, in nanoseconds: a shorter wait costs more than an answer.
 const SHORTEST: u64 = 1_000_000;
 
-/// Who calls again within this time makes one call after the other.
+/// A container that calls again within so many nanoseconds makes one call after the other.
 const OFTEN: u64 = 1_000_000;
 
 /// Lines per second that the audit log takes from one container.
@@ -38,26 +41,32 @@ const MESSAGES: u64 = 20;
 pub(super) struct Account {
     /// The container's id.
     pub(super) id: String,
-    /// Who pays for what its calls use up. Only root names containers here.
+    /// Holds the resources that its calls use. Only root can name containers, so the name is enough
+    /// to identify the container.
     pub(super) payer: Arc<ambit_sysinfo::Account>,
     pub(super) counters: Counters,
     calls: Bucket,
+    /// How often its budget of calls was used up.
     delayed: AtomicU64,
+    /// The budget of lines in the audit log.
     lines: Bucket,
+    /// Lines that were left out of the audit log since the last report.
     left_out: AtomicU64,
+    /// The budget of lines in the daemon's own log.
     messages: Bucket,
+    /// Lines that were left out of the daemon's own log since the last one that was not.
     unsaid: AtomicU64,
-    /// When it called last.
+    /// When it made its last call.
     last: AtomicU64,
     /// Calls that are being answered on listener threads.
     inline: AtomicU32,
-    /// Until when threads are watched that answer its calls.
+    /// Until when listener threads record whether they sleep in its calls.
     watched: AtomicU64,
-    /// Until when it is on probation.
+    /// Until when its calls do not run on listener threads.
     suspect: AtomicU64,
 }
 
-/// What a container has had, for `ambit status`.
+/// The counts of a container, for `ambit status`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContainerCounts {
     /// The container's id.
@@ -87,7 +96,8 @@ impl Account {
         }
     }
 
-    /// One call more, `now`. How long the next one has to wait, in nanoseconds.
+    /// Counts one call at `now` against the budget. Returns how many nanoseconds the next call must
+    /// wait, if it must.
     pub(super) fn spend(&self, now: u64, per_second: u64) -> Option<u64> {
         let wait = self.calls.spend(now, per_second);
         (wait > 0).then(|| {
@@ -96,12 +106,12 @@ impl Account {
         })
     }
 
-    /// Makes it one call after the other? Called with each, `now`.
+    /// True if the container makes one call after the other. Called once for each call, at `now`.
     pub(super) fn calls_often(&self, now: u64) -> bool {
         now.saturating_sub(self.last.swap(now, Ordering::Relaxed)) < OFTEN
     }
 
-    /// May another line be logged? If not, it is counted.
+    /// True if the audit log may have another line. Otherwise the line is counted as left out.
     pub(super) fn may_log(&self) -> bool {
         let may = self.lines.take(bucket::now(), LINES);
         if !may {
@@ -110,8 +120,8 @@ impl Account {
         may
     }
 
-    /// May the daemon's own log have another line about its calls? Then the number of those that
-    /// were suppressed before it.
+    /// Returns the number of lines that were suppressed before this one, if the daemon's own log
+    /// may have another line about this container.
     pub(super) fn may_say(&self) -> Option<u64> {
         if self.messages.take(bucket::now(), MESSAGES) {
             return Some(self.unsaid.swap(0, Ordering::Relaxed));
@@ -120,17 +130,18 @@ impl Account {
         None
     }
 
+    /// Counts a line that is left out of the audit log.
     pub(super) fn leave_out(&self) {
         self.left_out.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The lines that were left out since the last time.
+    /// Returns the number of lines that were left out of the audit log since the last call.
     pub(super) fn left_out(&self) -> u64 {
         self.left_out.swap(0, Ordering::Relaxed)
     }
 
-    /// Begins, `now`, to answer a call on one of so many listener threads. `None`: its calls hang, or have
-    /// hung a while ago, and must not hold up those of others.
+    /// Begins, at `now`, to answer a call on one of `threads` listener threads. `None` if calls of
+    /// the container hang, or did so recently: they must not delay the calls of other containers.
     pub(super) fn inline(&self, now: u64, threads: usize) -> Option<Inline<'_>> {
         if self.suspect.load(Ordering::Relaxed) > now {
             return None;
@@ -147,7 +158,8 @@ impl Account {
 pub(super) struct Inline<'a> {
     account: &'a Account,
     began: u64,
-    /// How often this thread had slept before, if that is watched: asking costs.
+    /// How often this thread had slept before the call. Read only while the account is watched,
+    /// because it costs a system call.
     slept: Option<i64>,
 }
 
@@ -166,7 +178,7 @@ impl Drop for Inline<'_> {
     }
 }
 
-/// How often this thread has gone to sleep. Whoever is only kept from running does not.
+/// Returns how often this thread has gone to sleep. A thread that waits for a CPU does not sleep.
 fn sleeps() -> i64 {
     getrusage(UsageWho::RUSAGE_THREAD).map_or(0, |usage| usage.voluntary_context_switches())
 }
@@ -176,7 +188,7 @@ fn sleeps() -> i64 {
 pub(super) struct Accounts(Mutex<HashMap<String, Weak<Account>>>);
 
 impl Accounts {
-    /// The account of a container.
+    /// Returns the account of a container, which is made if there is none.
     pub(super) fn of(&self, id: &str) -> Arc<Account> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(account) = all.get(id).and_then(Weak::upgrade) {
@@ -188,7 +200,7 @@ impl Accounts {
         account
     }
 
-    /// What all of them have had, by name.
+    /// Returns the counts of all containers, sorted by name.
     pub(super) fn read(&self) -> Vec<ContainerCounts> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|_, account| account.strong_count() > 0);
@@ -210,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn listeners_of_a_container_share_an_account_that_ends_with_them() {
+    fn listeners_of_a_container_share_one_account() {
         let accounts = Accounts::default();
         let (first, second) = (accounts.of("a"), accounts.of("a"));
         assert!(Arc::ptr_eq(&first, &second));
@@ -222,10 +234,10 @@ mod tests {
     }
 
     #[test]
-    fn what_a_container_does_fills_no_log() {
+    fn log_lines_about_one_container_are_limited() {
         let account = Account::new("a");
         let said = (0..1000).filter(|_| account.may_say().is_some()).count();
-        // A second's worth at once, and what comes back meanwhile.
+        // The lines of one second at once, and those that the budget gains meanwhile.
         assert!((20..500).contains(&said), "{said}");
         assert_eq!(account.unsaid.load(Ordering::Relaxed) as usize, 1000 - said);
     }
@@ -248,7 +260,7 @@ mod tests {
         };
         slow(true);
         slow(false);
-        assert!(account.inline(bucket::now(), 8).is_some(), "it may have waited for a processor");
+        assert!(account.inline(bucket::now(), 8).is_some(), "it may have waited for a CPU");
         slow(true);
         assert!(account.inline(bucket::now(), 8).is_none(), "on probation");
     }

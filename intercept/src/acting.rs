@@ -1,31 +1,35 @@
-//! Threads for calls that take long, so that the listener threads never block.
+//! The queue of privileged operations, and its threads.
 //!
-//! Containers take turns: however many calls one of them makes, another one's next call waits for
-//! those under way at most. What one container may have under way and waiting is bounded; over the
-//! limit the kernel answers instead. Threads end when there is nothing to do.
+//! A call that needs a privileged operation may block, so a listener thread must never run it. The
+//! containers take turns: the next call of a container waits for running operations at most,
+//! however many calls another container has queued. The number of running and waiting operations of
+//! one container is bounded; a call over the limit is left to the kernel. Idle threads end.
+//!
+//! Start reading at [`Acting::hand_over`].
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Acts at a time.
+/// Operations that run at a time, not counting those that hang.
 const THREADS: usize = 64;
 
-/// Acts of one container at a time: its filesystems may hang, and threads with them.
+/// Running operations of one container: its filesystems may hang, and threads with them.
 const EACH: usize = 8;
 
-/// Threads at most, with those that hang: an act for so long is lost to its container alone, which
-/// has no more than its own eight.
+/// The highest number of threads, including those that hang.
 const MOST: usize = 1024;
+/// An operation that runs for longer counts as hung, and another thread may be started for it. It
+/// still counts towards the eight of its container.
 const LOST: Duration = Duration::from_secs(10);
 
-/// How long a thread waits for something to do.
+/// How long an idle thread waits before it ends.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// With `true` it acts, with `false` it is told that it may not.
+/// Called with `true` to perform the operation, with `false` if it is over the limit.
 type Act = Box<dyn FnOnce(bool) + Send>;
 
-/// The acts that are under way and those that wait.
+/// The operations that run and those that wait.
 #[derive(Clone, Default)]
 pub(super) struct Acting(Arc<Shared>);
 
@@ -37,7 +41,7 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// In the order of their turns.
+    /// In the order of their turns: the first one is served next.
     containers: VecDeque<Container>,
     threads: usize,
     idle: usize,
@@ -50,9 +54,9 @@ struct Container {
 }
 
 impl Acting {
-    /// Runs this with `true` in another thread, when it is the container's turn. With `false` it runs at
-    /// once in this one: when `limit` acts of the container are under way or wait already, or no thread
-    /// can be started.
+    /// Calls `act(true)` in another thread, when it is the container's turn. Calls `act(false)` at
+    /// once in this thread if `limit` operations of the container run or wait already, or if no
+    /// thread can be started.
     pub(super) fn hand_over(
         &self,
         container: &str,
@@ -73,7 +77,7 @@ impl Acting {
         }
         one.waiting.push_back(Box::new(act));
         if state.idle > 0 {
-            // First, or the thread that is woken waits for the lock.
+            // Unlock first: otherwise the thread that is woken waits for the lock.
             drop(state);
             self.0.work.notify_one();
         } else if state.threads < THREADS || state.may_replace_lost() {
@@ -81,7 +85,7 @@ impl Acting {
             let thread = std::thread::Builder::new().name("act".into());
             match thread.spawn(move || shared.run()) {
                 Ok(_) => state.threads += 1,
-                // Whoever is at work takes it later.
+                // A running thread takes it when it has finished its operation.
                 Err(_) if state.threads > 0 => {}
                 Err(_) => {
                     let act = state.containers[at].waiting.pop_back();
@@ -100,13 +104,13 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a thread does.
+    /// Performs operations until there has been none for [`IDLE`].
     fn run(&self) {
         let mut state = self.lock();
         loop {
             if let Some((id, began, act)) = state.take() {
                 drop(state);
-                // A handler's panic is caught where it runs; this thread must go on in any case.
+                // `pipeline.rs` catches a panic of a handler. This catches any other one.
                 let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| act(true)));
                 state = self.lock();
                 state.ended(&id, began);
@@ -126,14 +130,14 @@ impl Shared {
 }
 
 impl State {
-    /// Do enough threads hang for another one?
+    /// True if another thread may be started in place of one that hangs.
     fn may_replace_lost(&self) -> bool {
         let under_way = self.containers.iter().flat_map(|one| &one.under_way);
         let lost = under_way.filter(|began| began.elapsed() > LOST).count();
         self.threads < (THREADS + lost).min(MOST)
     }
 
-    /// The next act: that of the container that has waited longest for its turn.
+    /// Takes the next operation, from the container that has waited longest for its turn.
     fn take(&mut self) -> Option<(Arc<str>, Instant, Act)> {
         let at = self.containers.iter().position(Container::ready)?;
         let mut one = self.containers.remove(at)?;
@@ -171,7 +175,7 @@ mod tests {
 
     use super::*;
 
-    /// Hands over so many acts that wait for the receiver's sender to be dropped.
+    /// Queues `count` operations that block until the returned sender is dropped.
     fn blocked(acting: &Acting, container: &str, count: usize) -> std::sync::mpsc::Sender<()> {
         let (sender, receiver) = channel::<()>();
         let receiver: Arc<Mutex<Receiver<()>>> = Arc::new(Mutex::new(receiver));
@@ -208,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_the_end_of_one_act() {
+    fn a_panic_ends_one_operation_and_no_other() {
         let acting = Acting::default();
         let (sender, receiver) = channel();
         acting.hand_over("a", 9, |_| panic!("on purpose"));

@@ -1,4 +1,7 @@
-//! Who acts for containers, for handlers that do more than read.
+//! Privileged operations: what handlers use that do more than read and write the caller's memory.
+//!
+//! The operations run in processes of the package `worker`, never in this one. `LiveMounts` counts
+//! what was mounted. Start reading at `syscalls/act.rs`, which prepares an operation for a caller.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,22 +12,22 @@ use ambit_worker::{Broker, Error};
 use super::live_mounts::LiveMounts;
 use super::verdict::{Cause, Refusal, Verdict};
 
-/// How long a quick act may take. A filesystem that hangs is the container's own trouble; what it
-/// holds up is one of its calls.
+/// How long an operation that is not a mount may take. A filesystem that hangs delays one call of
+/// its own container.
 pub(super) const DEADLINE: Duration = Duration::from_secs(5);
 
-/// The processes that act.
+/// The processes that perform privileged operations.
 #[derive(Debug)]
 pub struct Acts {
-    /// Starts the others.
+    /// Forks the other processes.
     pub broker: Arc<Broker>,
     pub(super) workers: Workers,
-    /// What was mounted.
+    /// The filesystems that were mounted for containers and still exist.
     pub(super) mounts: LiveMounts,
 }
 
 impl Acts {
-    /// With this broker.
+    /// Returns operations whose processes this broker forks.
     #[must_use]
     pub fn new(broker: Arc<Broker>) -> Self {
         let workers = Workers::new(Arc::clone(&broker), DEADLINE);
@@ -32,12 +35,13 @@ impl Acts {
     }
 }
 
-/// How long a quick act takes at most, on a machine whose processors are short.
+/// The longest time that an operation that is not a mount can take: the deadline of a worker that
+/// waits for a CPU is extended up to [`TIMES`] times.
 pub(super) fn patience() -> Duration {
     DEADLINE * TIMES
 }
 
-/// What a failure on our side means for the call.
+/// The verdict after an operation failed: CONTINUE if it was not attempted, otherwise its errno.
 pub(super) fn refusal(failure: &Error) -> Result<Verdict, Refusal> {
     if failure.untried {
         return Err(Refusal::Continue(Cause::System("a process that acts", failure.errno)));

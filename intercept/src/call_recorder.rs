@@ -1,21 +1,24 @@
 //! The interface to what records the call that each thread is handling, in memory that outlives the
-//! process: the kernel sends a call that kills the server to its successor again.
+//! process (the crash guard of the program).
+//!
+//! A call that kills the server is in the journal, and its successor handles it again. The recorder
+//! finds such calls, and leaves them to the kernel.
 
 use std::fmt::Debug;
 
 use libseccomp_sys::seccomp_data;
 
-/// Is told which call each thread is about to handle.
+/// Records the call that each thread is handling.
 pub trait CallRecorder: Send + Sync + Debug {
-    /// This call of this thread is about to be handled. Returns the place of the record, or `None` if
-    /// the call must be left to the kernel.
+    /// Records that this call of this caller's thread is about to be handled. Returns the place of
+    /// the record, or `None` if the call must be left to the kernel.
     fn begin_call(&self, thread: u32, data: &seccomp_data) -> Option<usize>;
 
-    /// The call at this place has been handled.
+    /// Clears the record at this place, after the call was handled.
     fn end_call(&self, place: usize);
 }
 
-/// A call that is being handled: its record is cleared when this is dropped.
+/// The record of a call that is being handled. Dropping it clears the record.
 #[derive(Debug)]
 pub struct InHand<'a> {
     call_recorder: &'a dyn CallRecorder,
@@ -23,7 +26,7 @@ pub struct InHand<'a> {
 }
 
 impl<'a> InHand<'a> {
-    /// Tells the call_recorder. `None` if the call must be left to the kernel.
+    /// Records the call. `None` if it must be left to the kernel.
     #[must_use]
     pub fn begin(
         call_recorder: &'a dyn CallRecorder,

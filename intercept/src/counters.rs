@@ -1,4 +1,6 @@
-//! How often each handler answered, in all and for one container: `ambit status` and the metrics.
+//! Counters of the outcomes of each handler, for the whole daemon and for one container.
+//!
+//! `ambit status` and the metrics show them. Counting must never take a lock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,21 +11,21 @@ use super::syscalls::HANDLERS;
 pub struct CallCount {
     /// The handler's name.
     pub name: &'static str,
-    /// Calls that returned a result of ours.
+    /// Calls that returned a result of a handler.
     pub granted: u64,
-    /// Calls that returned an error of ours.
+    /// Calls that returned an errno of a handler.
     pub refused: u64,
-    /// Calls that the kernel ran: switched off, or nothing to add.
+    /// Calls that the kernel ran, because they are switched off or not granted.
     pub continued: u64,
-    /// Calls that the kernel ran because something of ours failed.
+    /// Calls that the kernel ran because the daemon failed to answer them.
     pub failed: u64,
-    /// Answers that nobody waited for any more: a signal came, or the caller died. They are
-    /// counted above too.
+    /// Answers that were not delivered, because the caller got a signal or died. These calls are
+    /// also counted above.
     pub late: u64,
 }
 
 impl CallCount {
-    /// Calls that returned something of ours.
+    /// Returns the number of calls that a handler answered.
     #[must_use]
     pub fn served(&self) -> u64 {
         self.granted + self.refused
@@ -35,11 +37,11 @@ impl CallCount {
 pub struct Counts {
     /// One entry per handler, in the order of their list.
     pub calls: Vec<CallCount>,
-    /// Calls that no handler answers, which a filter trapped nevertheless.
+    /// Calls that a filter trapped although no handler answers them.
     pub unknown: u64,
 }
 
-/// What became of a call.
+/// The outcome of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
     Granted,

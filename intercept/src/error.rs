@@ -1,10 +1,13 @@
-//! What can go wrong outside of a request. What goes wrong within one is a `Refusal`.
+//! The errors of this package outside of a call.
+//!
+//! Within a call a handler returns a `Refusal` (`verdict.rs`). `filter.rs` has an error type of its
+//! own, because a filter is installed without a notifier.
 
 use std::io;
 
 use nix::errno::Errno;
 
-/// Why notifications cannot be taken.
+/// Why notifications cannot be received.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -14,7 +17,7 @@ pub enum Error {
          Linux 5.5 or later built with CONFIG_SECCOMP_FILTER is needed"
     )]
     Unsupported {
-        /// What the kernel said.
+        /// The errno of the kernel.
         errno: Errno,
     },
     /// The kernel's structures are not those this program was built for.
@@ -28,18 +31,18 @@ pub enum Error {
         /// As this program has them.
         ours: [usize; 3],
     },
-    /// A descriptor that was handed over is no listener.
+    /// A descriptor that was passed as a listener is not one.
     #[error("the descriptor is no seccomp listener (SECCOMP_IOCTL_NOTIF_ID_VALID: {errno})")]
     NoListener {
-        /// What the kernel said.
+        /// The errno of the kernel.
         errno: Errno,
     },
-    /// A system call of ours failed.
+    /// A system call of the daemon failed.
     #[error("{what}: {source}")]
     System {
         /// The call and what it was for.
         what: &'static str,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
     /// A socket cannot be bound.
@@ -48,6 +51,7 @@ pub enum Error {
 }
 
 impl Error {
+    /// Returns a function that wraps an errno of the call `what`.
     pub(super) fn system(what: &'static str) -> impl FnOnce(rustix::io::Errno) -> Self {
         move |errno| Self::System { what, source: errno.into() }
     }

@@ -1,14 +1,13 @@
-//! System calls of containers, answered through seccomp user notification.
+//! Answers system calls of containers through seccomp user notification.
 //!
-//! Requests come from listeners that OCI runtimes deliver (`oci`), from monitors of liblxc
-//! (`lxc`), or from [`Notifier::adopt`]; all of them go one way (`pipeline.rs`) to one of the
-//! handlers listed in `syscalls/mod.rs`. Interception only ever adds: what is not granted is
-//! CONTINUE, and the kernel judges it.
+//! Notifications come from listeners that OCI runtimes deliver (`oci`), from monitors of liblxc
+//! (`lxc`), or from [`Notifier::adopt`]. All of them pass through `pipeline.rs` to one of the
+//! handlers listed in `syscalls/mod.rs`. A call that is not granted is answered CONTINUE: the
+//! kernel then runs it with the caller's own rights. Nothing here takes a right from a container.
 //!
-//! Start reading at `syscalls/handler.rs` (what a handler is) and `syscalls/sysinfo.rs` (the smallest
-//! one), then `thread.rs` and `pipeline.rs` (the way of a request). Only `listener.rs` and
-//! `journal.rs` contain
-//! unsafe code.
+//! Start reading at `syscalls/handler.rs` (what a handler is) and `syscalls/sysinfo.rs` (the
+//! smallest one), then `thread.rs` and `pipeline.rs` (the way of a notification). Unsafe code is in
+//! `listener.rs` and `journal.rs`, and in one test of `arch.rs`.
 
 mod accept;
 mod account;
@@ -80,39 +79,41 @@ use pipeline::Pipeline;
 use policies::Member;
 use thread::{Source, Threads};
 
-/// Can this kernel hand calls over, in the layout that this program knows?
+/// Checks that the kernel has seccomp user notification, with structures of the sizes that this
+/// program was built for.
 ///
 /// # Errors
-/// It cannot.
+/// The kernel lacks it, or its structures have other sizes.
 pub fn check_kernel() -> Result<(), Error> {
     listener::check_sizes()
 }
 
-/// How notifications are taken.
+/// Where notifications come from, and how they are answered.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// Where OCI runtimes deliver listeners (`listenerPath`), usually `/run/ambit/oci.sock`.
     pub oci_socket: Option<PathBuf>,
     /// Where liblxc connects (`lxc.seccomp.notify.proxy`), usually `/run/ambit/lxc.sock`.
     pub lxc_socket: Option<PathBuf>,
-    /// What is answered, unless a container has a policy of its own.
+    /// Which calls are answered, unless a container has a policy of its own.
     pub policies: Policies,
-    /// Who acts, for handlers that need it.
+    /// Performs privileged operations. Without it, calls that need one are left to the kernel.
     pub acts: Option<Arc<acts::Acts>>,
-    /// Who knows which calls must not be handled.
+    /// Records the call that each thread is handling, and knows which calls must not be handled.
     pub call_recorder: Option<Arc<dyn CallRecorder>>,
-    /// Containers have what a predecessor left: a socket that cannot be bound is no reason to end.
+    /// Set if this server follows another one. A socket that cannot be bound is then no error,
+    /// because the containers that run already are served without it.
     pub is_successor: bool,
 }
 
-/// A listener with what is known of it, for whoever serves it next.
+/// A listener, its container and policy, as [`Notifier::stop`] returns them.
 #[derive(Debug)]
 pub struct Adopted {
     /// The listener. When its last copy is closed, the container's calls fail with ENOSYS.
     pub listener: OwnedFd,
     /// The container's name.
     pub container: String,
-    /// What is answered for it.
+    /// Which of its calls are answered.
     pub policy: Policy,
 }
 
@@ -132,7 +133,7 @@ impl Notifier {
         Self::take_over(views, options, &KeeperClient::default(), &mut Inherited::default())
     }
 
-    /// Starts with what a predecessor left with the keeper: sockets, listeners and connections.
+    /// Starts with the sockets, listeners and connections that the keeper holds for a predecessor.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -150,7 +151,7 @@ impl Notifier {
             .with_acts(acts)
             .with_policies(policies)
             .with_call_recorder(call_recorder);
-        // From here on, dropping it stops what runs already.
+        // If a later step fails, dropping `notifier` stops the threads.
         let mut notifier = Self { threads: Threads::start(pipeline, journal)?, acceptor: None };
         let threads = Arc::clone(&notifier.threads);
         for (number, fd) in held.take_numbered(lxc::CONNECTION) {
@@ -171,18 +172,19 @@ impl Notifier {
         Ok(notifier)
     }
 
-    /// Binds sockets anew whose files were removed.
+    /// Binds sockets again whose files were removed.
     pub fn look_at_sockets(&self) {
         if let Some(acceptor) = &self.acceptor {
             acceptor.look();
         }
     }
 
-    /// Goes on with the listeners of a predecessor.
+    /// Takes over the listeners of a predecessor.
     fn take_listeners(&self, link: &KeeperClient, held: &mut Inherited) {
         for (number, fd) in held.take_numbered(listener::LISTENER) {
             let about = held.take_bytes(&format!("{}{number}", listener::ABOUT));
-            // Without it the container has what all have: it came the moment the server died.
+            // The description is missing if the server died between storing the listener and
+            // storing it. The container then has the policy for all containers.
             let container = about.and_then(|about| serde_json::from_slice(&about).ok());
             let member = Member::configured(container.unwrap_or_default());
             let adopted = Listener::adopt(fd).and_then(|listener| {
@@ -194,10 +196,10 @@ impl Notifier {
         }
     }
 
-    /// Takes over the listener of one container. Nobody else may receive from it.
+    /// Takes over the listener of one container. No other process may receive from it.
     ///
     /// # Errors
-    /// The descriptor is no listener.
+    /// The descriptor is not a listener.
     pub fn adopt(&self, listener: OwnedFd, container: &str, policy: Policy) -> Result<(), Error> {
         let listener = Listener::adopt(listener)?;
         self.threads.add(Source::Listener {
@@ -206,32 +208,34 @@ impl Notifier {
         })
     }
 
-    /// What is answered for containers without a policy of their own.
+    /// Returns the policies for containers that were adopted without a policy.
     #[must_use]
     pub fn policies(&self) -> Arc<Policies> {
         self.threads.pipeline().policies().get()
     }
 
-    /// The containers whose calls are reported here, also those that have made none.
+    /// Returns the names of all containers with a listener or a connection, also of those that have
+    /// made no call.
     #[must_use]
     pub fn listeners(&self) -> Vec<String> {
         self.threads.containers().into_iter().collect()
     }
 
-    /// Changes what is answered, from the next call on. Containers that were adopted with a policy
+    /// Replaces the policies, from the next call on. Containers that were adopted with a policy
     /// keep it.
     pub fn reload(&self, policies: Policies) {
         self.threads.pipeline().policies().replace(policies);
     }
 
-    /// How often each handler answered.
+    /// Returns how often each handler answered.
     #[must_use]
     pub fn counters(&self) -> Counts {
         self.threads.pipeline().counters().read()
     }
 
-    /// Takes no more calls, and waits until those that were taken are answered: a successor of
-    /// another version does not know them. Those that take longer are in the journal.
+    /// Stops receiving calls, and waits up to `patience` until those that were received are
+    /// answered: a successor of another version may not read this journal. Calls that take longer
+    /// stay in the journal.
     pub fn settle(&self, patience: Duration) {
         // The keeper has copies of the listeners.
         drop(self.threads.stop());
@@ -242,27 +246,27 @@ impl Notifier {
         self.flush();
     }
 
-    /// What each container has had that has a listener or a connection.
+    /// Returns the counts of each container that has a listener or a connection.
     #[must_use]
     pub fn containers(&self) -> Vec<ContainerCounts> {
         self.threads.pipeline().accounts().read()
     }
 
-    /// Logs what is granted and refused from now on to this file, which is opened anew, or to none.
+    /// Opens this file and writes the audit log to it from now on. `None` ends the audit log.
     ///
     /// # Errors
-    /// The file cannot be opened; everything stays as it was.
+    /// The file cannot be opened. The log then continues in the file it had.
     pub fn audit(&self, file: Option<&Path>) -> std::io::Result<()> {
         self.threads.pipeline().audit().open(file)
     }
 
-    /// Waits, though not for long, until the audit log is written.
+    /// Waits until the audit log is written, for a few seconds at most.
     fn flush(&self) {
         self.threads.pipeline().audit().flush();
     }
 
-    /// Ends the threads, after the answers they are at, and removes the sockets. The listeners
-    /// are returned so that somebody else can serve them; calls wait meanwhile.
+    /// Ends each thread after the call that it is answering, and removes the sockets. Returns the
+    /// listeners, so that another process can serve them; calls wait meanwhile.
     #[must_use = "closing the listeners makes the containers' calls fail with ENOSYS"]
     pub fn stop(mut self) -> Vec<Adopted> {
         self.end()
@@ -306,7 +310,7 @@ mod tests {
         }
     }
 
-    /// Everybody sees the same.
+    /// Returns the same view for all callers.
     pub(super) struct Fixed(Arc<View>);
 
     impl Fixed {
@@ -324,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_exist_while_it_runs() {
+    fn sockets_exist_while_the_notifier_runs() {
         let folder = tempfile::tempdir().unwrap();
         let (oci, lxc) = (folder.path().join("oci.sock"), folder.path().join("lxc.sock"));
         let options = Options {
@@ -336,13 +340,13 @@ mod tests {
         assert!(oci.exists() && lxc.exists());
         let second = Notifier::start(Arc::new(Fixed::new()), options).unwrap_err();
         assert!(matches!(second, super::Error::Socket { .. }), "{second}");
-        assert!(oci.exists() && lxc.exists(), "the second leaves them alone");
+        assert!(oci.exists() && lxc.exists(), "the second notifier does not remove them");
         assert!(notifier.stop().is_empty());
         assert!(!oci.exists() && !lxc.exists());
     }
 
     #[test]
-    fn what_is_no_listener_is_refused() {
+    fn a_descriptor_that_is_not_a_listener_is_refused() {
         let notifier = Notifier::start(Arc::new(Fixed::new()), Options::default()).unwrap();
         let file = std::fs::File::open("/dev/null").unwrap();
         let error = notifier.adopt(file.into(), "c", Policy::default()).unwrap_err();

@@ -1,10 +1,11 @@
-//! How many filesystems that were mounted for a container still exist.
+//! Counts the filesystems that were mounted for a container and still exist, for `limit.mounts`.
 //!
-//! Each superblock's root has a watch of one inotify instance. A watch keeps neither the mount nor
-//! the superblock, and the kernel removes it together with the superblock, wherever in the container
-//! that was mounted last. So the watches that there are, are the filesystems that there are. Those of
-//! helpers cannot be watched, because only their own users may look at them; the kernel lists them
-//! (`ambit_kernel::sys::fuse_connections`). A daemon that starts anew counts from nothing: watches end with the process.
+//! One inotify instance has a watch on the root of each superblock. A watch keeps neither the mount
+//! nor the superblock alive, and the kernel removes it together with the superblock. So the number
+//! of watches is the number of filesystems. Filesystems of helpers cannot be watched, because only
+//! their own users may access them; the kernel lists their connections
+//! (`ambit_kernel::sys::fuse_connections`). Watches end with the process, so a server that is
+//! started again counts from zero. Start reading at [`LiveMounts::place`].
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -25,15 +26,15 @@ pub(super) struct LiveMounts {
 
 #[derive(Debug, Default)]
 struct Owners {
-    /// Whose filesystem a watch is on. Containers that mount the same image have the same one.
+    /// Watches and their containers. Containers that mount the same image share a watch.
     of: BTreeSet<(u64, String)>,
-    /// Whose filesystem is served by a helper.
+    /// FUSE connections of helpers and their containers.
     helpers: Vec<(Connection, String)>,
-    /// Mounts under way.
+    /// The number of mounts of a container that are under way.
     coming: HashMap<String, usize>,
 }
 
-/// Room for one more.
+/// A reserved place for one more filesystem. Dropping it ends the reservation.
 #[derive(Debug)]
 pub(super) struct Place<'a> {
     all: &'a LiveMounts,
@@ -41,10 +42,10 @@ pub(super) struct Place<'a> {
 }
 
 impl LiveMounts {
-    /// Room for one more filesystem of a container. `None`: it has as many as it may.
+    /// Reserves a place for one more filesystem of a container. `None` if it has `most` already.
     ///
     /// # Errors
-    /// They cannot be counted.
+    /// The filesystems cannot be counted.
     pub(super) fn place<'a>(
         &'a self,
         container: &'a str,
@@ -89,22 +90,22 @@ impl LiveMounts {
 }
 
 impl Place<'_> {
-    /// The inotify instance that is to watch the filesystem's root.
+    /// Returns the inotify instance for the watch on the filesystem's root.
     pub(super) fn watches(&self) -> std::io::Result<BorrowedFd<'_>> {
         self.all.watches().map(AsFd::as_fd)
     }
 
-    /// The filesystem is there, and has this watch.
+    /// Counts a filesystem that was mounted and has this watch.
     pub(super) fn taken(&self, watch: u64) {
         self.all.lock().of.insert((watch, self.container.to_owned()));
     }
 
-    /// The filesystem is there, on this device, and a helper serves it.
+    /// Counts a filesystem that a helper serves and that has this device number.
     ///
     /// # Errors
     /// It cannot be counted.
     pub(super) fn served(&self, device: u64) -> std::io::Result<()> {
-        // What was unmounted already, or is none of FUSE, is not in the list.
+        // It is not in the list if it was unmounted meanwhile, or if it is not FUSE.
         if let Some(connection) = self.all.connections()?.of(device) {
             self.all.lock().helpers.push((connection, self.container.to_owned()));
         }
@@ -124,9 +125,9 @@ impl Drop for Place<'_> {
     }
 }
 
-/// The watches that the kernel still has.
+/// Returns the watches that the kernel still has.
 fn live(watches: &OwnedFd) -> std::io::Result<HashSet<u64>> {
-    // What they have reported only takes room.
+    // Discard the events, which would fill the queue.
     let mut events = [0; 4096];
     while rustix::io::read(watches, &mut events).is_ok_and(|length| length > 0) {}
     let text = std::fs::read(format!("/proc/self/fdinfo/{}", watches.as_raw_fd()))?;
@@ -144,11 +145,11 @@ mod tests {
         let all = LiveMounts::default();
         let folder = std::env::temp_dir();
         let one = all.place("a", 1).unwrap().unwrap();
-        assert!(all.place("a", 1).unwrap().is_none(), "it is coming");
+        assert!(all.place("a", 1).unwrap().is_none(), "a mount is under way");
         let watch = add_watch(one.watches().unwrap(), &folder, WatchFlags::DELETE_SELF).unwrap();
         one.taken(u64::try_from(watch).unwrap());
         drop(one);
-        assert!(all.place("a", 1).unwrap().is_none(), "it is there");
+        assert!(all.place("a", 1).unwrap().is_none(), "the filesystem exists");
         assert!(all.place("a", 2).unwrap().is_some());
         assert!(all.place("b", 1).unwrap().is_some(), "another container");
         let other = all.place("b", 1).unwrap().unwrap();
@@ -158,6 +159,6 @@ mod tests {
             assert!(all.place(container, 1).unwrap().is_none(), "{container} has it too");
         }
         remove_watch(all.watches().unwrap(), watch).unwrap();
-        assert!(all.place("a", 1).unwrap().is_some(), "it is gone");
+        assert!(all.place("a", 1).unwrap().is_some(), "the filesystem is gone");
     }
 }

@@ -1,4 +1,8 @@
-//! What containers may mount.
+//! The settings of mount(2): which filesystems are mounted for containers, and how.
+//!
+//! They are declared here, outside of `syscalls/mount/`, because the configuration checks them when
+//! it is read. A filesystem has one way to be mounted: by the kernel, or by a helper. The docs of
+//! the fields are the reference in docs/configuration.md.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,11 +17,12 @@ settings! {
     pub struct MountSettings {
         /// True if the calls are answered.
         pub enabled: bool = false, lxd "mount";
-        /// Filesystems that the kernel mounts with the host's rights. Its parsers then read what the
-        /// container wrote, and a crafted image can take the host over: for containers you trust.
+        /// Filesystems that the kernel mounts with the host's rights. Its parsers then read what
+        /// the container wrote, and a crafted image can take the host over: for containers you
+        /// trust.
         pub allowed: Vec<String> = Vec::new(), such as r#"["ext4"]"#, lxd "mount.allowed";
-        /// Filesystems that a program serves, run as the caller: the safe way. The program is one of
-        /// the container, or of the host with `host:` in front of its path.
+        /// Filesystems that a program serves, run as the caller: the safe way. The program is one
+        /// of the container, or of the host with `host:` in front of its path.
         pub fuse: BTreeMap<String, String> = BTreeMap::new(),
             such as r#"{ squashfs = "squashfuse" }"#, lxd "mount.fuse";
         /// Where filesystems of the network are mounted from: patterns, for all types or after
@@ -25,28 +30,30 @@ settings! {
         pub sources: Vec<String> = Vec::new(), such as r#"["nfs=filer:/export/*"]"#;
         /// True if the owners of what the kernel mounts are the container's users.
         pub shift: bool = false, lxd "mount.shift";
-        /// True if device nodes and set-user-ID programs of what is mounted have a meaning: `nosuid`
-        /// and `nodev` are not forced.
+        /// True if device nodes and set-user-ID programs of what is mounted have a meaning:
+        /// `nosuid` and `nodev` are not forced.
         pub dev_and_suid: bool = false;
         /// True if user namespaces that the container made itself may mount too.
         pub nested: bool = false;
-        /// How many seconds a mount may take. It is below the 30 s after which liblxc stops waiting.
+        /// How many seconds a mount may take. It is below the 30 s after which liblxc stops
+        /// waiting.
         pub deadline: u64 = 20, within 1..=24;
         check MountSettings::contradiction;
     }
 }
 
-/// In front of the path of a helper that is a program of the host.
+/// The prefix of the path of a helper that is a program of the host.
 const HOST: &str = "host:";
 
-/// The path of a helper that is a program of the host.
+/// Returns the path of a helper that is a program of the host. `None` if it is one of the
+/// container.
 #[must_use]
 pub fn on_the_host(helper: &str) -> Option<&str> {
     helper.strip_prefix(HOST)
 }
 
 impl MountSettings {
-    /// What is wrong with filesystems and helpers, if anything.
+    /// Returns the first contradiction between filesystems and helpers, if there is one.
     fn contradiction(&self) -> Option<WrongValue> {
         let wrong = |key: &str, reason: String| Some((key.to_owned(), reason));
         if let Some(never) = self.allowed.iter().find(|name| is_never_mounted(name)) {
@@ -75,7 +82,7 @@ impl MountSettings {
         None
     }
 
-    /// How long a mount may take.
+    /// Returns how long a mount may take.
     #[must_use]
     pub fn patience(&self) -> Duration {
         Duration::from_secs(self.deadline)
@@ -88,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_type_has_one_way() {
+    fn a_type_in_two_lists_is_an_error() {
         let mut settings = MountSettings { allowed: vec!["ext4".into()], ..Default::default() };
         assert_eq!(settings.wrong_value(), None);
         let wrong = |settings: &MountSettings| {

@@ -1,10 +1,13 @@
-//! One effect for a call that a signal ends and the kernel makes again.
+//! The replay cache: one effect for a call that a signal interrupts and the kernel restarts.
 //!
-//! Without `WAIT_KILLABLE_RECV` any handled signal takes the target out of its wait; the call is
-//! then reported anew, from the same thread with the same arguments, while the first act is under
-//! way or done. It gets the first one's result. A program that is interrupted all the time would
-//! otherwise pile up mounts, or be told that its own node exists already, and never get an answer.
-//! A result that the kernel took counts as delivered and is not kept.
+//! Without `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV` any handled signal takes the caller out of its
+//! wait. The call is then reported again, by the same thread with the same arguments, while the
+//! first operation runs or after it has ended. The restarted call gets the result of the first one.
+//! A program that is interrupted all the time would otherwise pile up mounts, or be told that its
+//! own node exists already. An operation is never performed twice while its result is kept. A
+//! result that the kernel accepted counts as delivered and is not kept.
+//!
+//! Start reading at [`Once::act`].
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -16,36 +19,37 @@ use nix::errno::Errno;
 use crate::syscalls::context::Context;
 use crate::verdict::{Refusal, Verdict};
 
-/// How long a result is good for after an attempt that did not get it.
+/// How long a result is kept after an attempt that did not get it.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// How many results of one container are kept that no caller waits for.
+/// How many undelivered results of one container are kept.
 const KEPT: usize = 64;
 
-/// How often is looked whether a caller still waits.
+/// The interval at which a thread checks whether its caller still waits.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// Who calls: its container and its thread.
+/// A caller: its container and its thread id.
 pub(super) type Who<'a> = (&'a str, u32);
 
-/// How a call ended that was acted on.
+/// The result of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Return(i64),
     Fail(Errno),
     Continue,
-    /// Nothing was done, because the caller did not wait any more or something of ours failed: whoever
-    /// comes next acts.
+    /// Nothing was done, because the caller no longer waited or the operation could not be
+    /// attempted. The next attempt performs the operation.
     Untried,
 }
 
-/// Acts that are under way, and results that nobody took. `A` is what tells calls of a thread
-/// apart.
+/// Operations that run, and results that were not delivered. `A` describes an operation: attempts
+/// of one thread with equal descriptions are the same call.
 #[derive(Debug)]
 pub(super) struct Once<A> {
     acts: Mutex<Vec<Act<A>>>,
     ended: Condvar,
-    /// How many wait for that: nobody is woken for nothing. Changed and read under the lock.
+    /// How many threads wait for `ended`, so that it is not notified without need. Changed and read
+    /// under the lock.
     waiting: AtomicUsize,
 }
 
@@ -55,7 +59,7 @@ struct Act<A> {
     tid: u32,
     what: A,
     outcome: Option<(Outcome, Instant)>,
-    /// The outcome is on its way, by this thread of ours; whether it arrives is not known yet.
+    /// Set while this thread sends the outcome, and its delivery is not known yet.
     answering: Option<ThreadId>,
 }
 
@@ -68,7 +72,7 @@ impl<A: Clone + PartialEq> Act<A> {
         self.outcome.is_none() || self.answering.is_some()
     }
 
-    /// Is there an outcome that is older than this?
+    /// True if there is an outcome that is older than this.
     fn is_older(&self, age: Duration) -> bool {
         self.outcome.is_some_and(|(_, at)| at.elapsed() > age)
     }
@@ -79,7 +83,8 @@ impl<A: Clone + PartialEq> Once<A> {
         Self { acts: Mutex::new(Vec::new()), ended: Condvar::new(), waiting: AtomicUsize::new(0) }
     }
 
-    /// Acts, unless that was done for this very call. An act takes no longer than `patience`.
+    /// Performs an operation, or returns the result that it already has for this call. The
+    /// operation takes no longer than `patience`.
     pub(super) fn act(
         &self,
         who: Who<'_>,
@@ -115,7 +120,7 @@ impl<A: Clone + PartialEq> Once<A> {
         })
     }
 
-    /// `taken` tells whether the caller still waits for the result.
+    /// Returns the outcome. `taken` is true while the caller waits for it.
     fn outcome(
         &self,
         who: Who<'_>,
@@ -131,7 +136,7 @@ impl<A: Clone + PartialEq> Once<A> {
             |acts: &mut Vec<Act<A>>| acts.iter().any(|act| act.is(who, what) && act.is_under_way());
         let until = Instant::now() + patience * 2;
         while under_way(&mut acts) {
-            // Interrupted again: whoever comes next waits, not all of them.
+            // Interrupted again: only the newest attempt waits.
             if !taken() || Instant::now() > until {
                 return interrupted;
             }
@@ -144,7 +149,7 @@ impl<A: Clone + PartialEq> Once<A> {
             done.answering = Some(thread::current().id());
             return done.outcome.map_or(interrupted, |(outcome, _)| outcome);
         }
-        // Whoever has waited may be of the past: its caller got the result through a later attempt.
+        // This attempt may be an old one, whose caller got the result through a later attempt.
         if !taken() {
             return interrupted;
         }
@@ -174,9 +179,9 @@ impl<A: Clone + PartialEq> Once<A> {
         }
     }
 
-    /// The caller got the result that this thread had for it, as far as the kernel tells, or did not
-    /// because a signal came first: then it is kept for the call that the kernel makes again. Called
-    /// by the thread that asked for the result; those that had none for this caller change nothing.
+    /// Called by the thread that sent a result, after the kernel accepted it or refused it. If it
+    /// was not delivered, because a signal came first, it is kept for the restarted call. If this
+    /// thread had no result for this caller, nothing changes.
     pub(super) fn settled(&self, who: Who<'_>, delivered: bool) {
         let this = Some(thread::current().id());
         let mut acts = self.acts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -186,7 +191,7 @@ impl<A: Clone + PartialEq> Once<A> {
         }
         for act in acts.iter_mut().filter(|act| answered(act)) {
             act.answering = None;
-            // Where signals come all the time, many attempts may follow.
+            // A program that gets signals all the time may need many attempts.
             if let Some((_, at)) = &mut act.outcome {
                 *at = Instant::now();
             }
@@ -201,7 +206,7 @@ impl<A: Clone + PartialEq> Once<A> {
     }
 }
 
-/// An act that panics was not done, and is not under way any more.
+/// Removes the entry of an operation that panics.
 struct Unwinding<'a, A: Clone + PartialEq> {
     once: &'a Once<A>,
     who: Who<'a>,
@@ -225,10 +230,10 @@ mod tests {
     const WRONG: Outcome = Outcome::Fail(Errno::ENOENT);
 
     #[test]
-    fn a_call_that_is_made_again_gets_the_first_ones_result() {
+    fn a_restarted_call_gets_the_result_of_the_first() {
         let once = Once::new();
         let who = ("c", 7);
-        let again = || panic!("acted twice");
+        let again = || panic!("performed twice");
         assert_eq!(once.outcome(who, &"/a", LONG, || WRONG, || true), WRONG);
         for _ in 0..2 {
             once.settled(who, false);
@@ -241,12 +246,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_tried_is_tried_by_the_next() {
+    fn an_operation_that_was_not_attempted_is_performed_by_the_next_attempt() {
         let once = Once::new();
         let who = ("c", 7);
         let untried = || Outcome::Untried;
         assert_eq!(once.outcome(who, &"/a", LONG, untried, || true), Outcome::Untried);
-        let panics = || once.outcome(who, &"/b", LONG, || panic!("an act that fails"), || true);
+        let panics =
+            || once.outcome(who, &"/b", LONG, || panic!("an operation that fails"), || true);
         let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics));
         assert!(caught.is_err());
         for what in ["/a", "/b"] {
@@ -255,25 +261,25 @@ mod tests {
     }
 
     #[test]
-    fn an_attempt_that_is_late_leaves_no_result_for_the_next_call() {
+    fn a_late_attempt_leaves_no_result_for_the_next_call() {
         let once = Once::new();
         let who = ("c", 7);
         assert_eq!(once.outcome(who, &"/a", LONG, || DONE, || true), DONE);
         once.settled(who, false);
-        let again = || panic!("acted twice");
+        let again = || panic!("performed twice");
         assert_eq!(once.outcome(who, &"/a", LONG, again, || true), DONE);
-        // Another attempt, interrupted before, comes to its end only now.
+        // An attempt that was interrupted earlier ends only now.
         std::thread::scope(|scope| drop(scope.spawn(|| once.settled(who, false)).join()));
         assert!(once.acts.lock().unwrap().iter().all(|act| act.answering.is_some()));
         once.settled(who, true);
         assert_eq!(once.outcome(who, &"/a", LONG, || WRONG, || true), WRONG, "another call");
-        let late = || panic!("nobody waits for it");
+        let late = || panic!("the caller does not wait");
         let interrupted = Outcome::Fail(Errno::EINTR);
         assert_eq!(once.outcome(("c", 8), &"/a", LONG, late, || false), interrupted);
     }
 
     #[test]
-    fn a_result_is_kept_as_long_as_attempts_to_get_it_follow() {
+    fn a_result_is_kept_while_the_call_is_restarted() {
         let once = Once::new();
         let who = ("c", 7);
         once.outcome(who, &"/a", LONG, || DONE, || true);
@@ -288,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn others_act_for_themselves() {
+    fn other_callers_and_other_operations_have_results_of_their_own() {
         let once = Once::new();
         once.outcome(("c", 7), &"/a", LONG, || DONE, || true);
         for (who, what) in [(("c", 8), "/a"), (("d", 7), "/a"), (("c", 7), "/b")] {
@@ -297,12 +303,12 @@ mod tests {
     }
 
     #[test]
-    fn what_another_thread_had_no_result_for_is_not_settled_by_it() {
+    fn a_thread_without_a_result_does_not_remove_that_of_another_thread() {
         let once = Once::new();
         let who = ("c", 7);
         once.outcome(who, &"/a", LONG, || DONE, || true);
         std::thread::scope(|scope| {
-            // It was interrupted while it waited, or it was about another call.
+            // This thread was interrupted while it waited, or it answered another call.
             scope.spawn(|| once.settled(who, false));
         });
         once.settled(who, true);
@@ -310,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn it_waits_for_an_act_that_is_under_way() {
+    fn a_restarted_call_waits_for_the_running_operation() {
         let once = Once::new();
         let (begun, begin) = std::sync::mpsc::channel();
         let slow = || {

@@ -1,4 +1,8 @@
-//! Who made a user namespace.
+//! The owner of a user namespace, which decides whether privileged operations are performed for it.
+//!
+//! A container's user namespace is a child of the daemon's own. One that a container made itself is
+//! further down, and is allowed only with the setting `nested`. A caller in the daemon's own user
+//! namespace, or in one outside of it, must never be allowed.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
@@ -7,20 +11,21 @@ use rustix::fs::fstat;
 
 use ambit_kernel::sys::user_namespace;
 
-/// Who made a user namespace; that never changes.
+/// The owner of a user namespace, which never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// The host.
+    /// The daemon's own user namespace: it was made for a container.
     Host,
-    /// A container.
+    /// A user namespace below the daemon's own: a container made it.
     Container,
-    /// It is our own, or none below it.
+    /// It is the daemon's own user namespace, or not a descendant of it.
     Foreign,
 }
 
 impl Origin {
+    /// Returns the owner of a user namespace.
     pub(super) fn of(users: BorrowedFd<'_>) -> Self {
-        /// Our own.
+        /// Device and inode of the daemon's own user namespace.
         static OWN: OnceLock<Option<(u64, u64)>> = OnceLock::new();
         let place = |fd: BorrowedFd<'_>| fstat(fd).ok().map(|stat| (stat.st_dev, stat.st_ino));
         let own = *OWN.get_or_init(|| {
@@ -38,7 +43,8 @@ impl Origin {
         }
     }
 
-    /// Is it a container's? With `nested`, one that a container made will do.
+    /// True if operations are performed for the user namespace. With `nested`, they are also
+    /// performed for one that a container made.
     pub(super) fn fits(self, nested: bool) -> bool {
         self == Self::Host || nested && self == Self::Container
     }

@@ -1,8 +1,11 @@
-//! The way of every call, wherever it comes from: dispatch, policy, screen, act, verdict.
+//! Decides each call, whichever transport it comes from: runs its handler, counts and audits it.
 //!
-//! It always ends in exactly one verdict. What is unknown, switched off, or fails on our side
-//! is CONTINUE: the kernel then runs the call with the target's own rights, so that nothing
-//! hangs and nothing is granted by mistake. Nothing here allocates, locks or forks.
+//! The result is always exactly one verdict. A call that is unknown or switched off, and one whose
+//! handler fails or panics, is CONTINUE: the kernel then runs the call with the caller's own
+//! rights, so that no call hangs and nothing is granted by mistake. Without the audit log, nothing
+//! in this file allocates, locks or forks for a call that succeeds.
+//!
+//! Start reading at [`Pipeline::decide`].
 
 use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,14 +33,16 @@ use crate::syscalls::context::Context;
 use crate::syscalls::handler::{Handler, Repeat};
 use crate::verdict::{Refusal, Verdict};
 
-/// Decides requests.
+/// Decides calls.
 pub(super) struct Pipeline {
     views: Arc<dyn Views>,
     dispatch: Dispatch,
     counters: Counters,
     accounts: Accounts,
     audit: Audit,
+    /// Limits log lines about failures.
     failures: Limiter,
+    /// Limits log lines about calls over `limit.acts`.
     crowds: Limiter,
     acts: Option<Arc<Acts>>,
     acting: Acting,
@@ -66,22 +71,22 @@ impl Pipeline {
         }
     }
 
-    /// With these policies for containers that have none of their own.
+    /// Sets the policies for containers that have none of their own.
     pub(super) fn with_policies(self, policies: Policies) -> Self {
         Self { policies: Current::new(policies), ..self }
     }
 
-    /// The policies of the moment.
+    /// Returns the current policies.
     pub(super) fn policies(&self) -> &Current {
         &self.policies
     }
 
-    /// With somebody who acts.
+    /// Sets what performs privileged operations.
     pub(super) fn with_acts(self, acts: Option<Arc<Acts>>) -> Self {
         Self { acts, ..self }
     }
 
-    /// Records calls that are in hand.
+    /// Sets what records the calls that are being handled.
     pub(super) fn with_call_recorder(self, call_recorder: Option<Arc<dyn CallRecorder>>) -> Self {
         Self { call_recorder, ..self }
     }
@@ -97,7 +102,7 @@ impl Pipeline {
         Trapped::look_up(&self.dispatch, tid, data, account, policy)
     }
 
-    /// The answer to a call arrived, or its caller did not wait for it any more.
+    /// Called when the answer to a call was delivered, or when its caller no longer waited for it.
     pub(super) fn settled(&self, trapped: &Trapped, delivered: bool) {
         if let (Some(handler), false) = (trapped.handler, delivered) {
             self.count(handler, Outcome::Late, &trapped.account);
@@ -110,17 +115,17 @@ impl Pipeline {
         account.counters.count(handler, outcome);
     }
 
-    /// Where calls are decided that take long.
+    /// Returns the queue of calls that need a privileged operation.
     pub(super) fn acting(&self) -> &Acting {
         &self.acting
     }
 
-    /// What each container has had.
+    /// Returns the accounts of all containers.
     pub(super) fn accounts(&self) -> &Accounts {
         &self.accounts
     }
 
-    /// Where acts are logged.
+    /// Returns the audit log.
     pub(super) fn audit(&self) -> &Audit {
         &self.audit
     }
@@ -129,7 +134,7 @@ impl Pipeline {
         &self.counters
     }
 
-    /// The verdict on a call. `repeat` says what it means that a predecessor may have begun it.
+    /// Returns the verdict on a call. `repeat` says what to do if a predecessor may have begun it.
     pub(super) fn decide(
         &self,
         trapped: &Trapped,
@@ -142,7 +147,7 @@ impl Pipeline {
             return Verdict::Continue;
         };
         let (verdict, outcome) = if trapped.is_inspected {
-            // While it lives, the call is in hand.
+            // The call is recorded until this is dropped.
             let (tid, data) = (trapped.call.tid, &trapped.data);
             let in_hand = self
                 .call_recorder
@@ -179,16 +184,16 @@ impl Pipeline {
             account: Some(account),
             notes: Notes::new(audited),
         };
-        // Looked at before: a signal may take the caller away while the act is under way.
+        // Read before the handler runs: a signal may end the call while an operation runs.
         let status = if audited { cx.status(call) } else { Vec::new() };
         let began = audited.then(Instant::now);
-        // Nothing of ours is shared with the handler that a panic could leave half-done.
+        // The handler has no mutable state of this process that a panic could leave inconsistent.
         let result = catch_unwind(AssertUnwindSafe(|| handler.run(call, &cx)));
         let (verdict, outcome) = match result {
             Ok(Ok(Verdict::Continue) | Err(Refusal::Gone)) => {
                 (Verdict::Continue, Outcome::Continued)
             }
-            // The predecessor did it and could not tell any more.
+            // The predecessor completed the operation, and died before it could answer.
             Ok(Ok(Verdict::Fail(Errno::EEXIST)) | Err(Refusal::Fail(Errno::EEXIST)))
                 if repeat == Repeat::Exists =>
             {
@@ -238,7 +243,7 @@ impl Pipeline {
         (verdict, outcome)
     }
 
-    /// A container has more calls under way than it may: the kernel answers one.
+    /// Logs that a container has more calls under way than it may, and that the kernel answers one.
     pub(super) fn too_many(&self, account: &Account) {
         let container = &account.id;
         if let Some(suppressed) = self.crowds.pass() {
@@ -250,8 +255,8 @@ impl Pipeline {
         }
     }
 
-    /// Our answer was refused, which only a defect or a descriptor that cannot be installed can
-    /// cause: the target must not wait for ever.
+    /// Logs that the kernel refused an answer, which only a defect, or a descriptor that cannot be
+    /// installed, can cause. `onward` is the result of leaving the call to the kernel instead.
     pub(super) fn refused(&self, container: &str, onward: Result<(), Errno>, errno: Errno) {
         if let Some(suppressed) = self.failures.pass() {
             tracing::error!(
@@ -324,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_on_our_side_is_left_to_the_kernel() {
+    fn a_call_whose_handler_fails_is_left_to_the_kernel() {
         for (verdict, pipeline) in
             [sysinfo(Broken, &Policy::default()), sysinfo(Panics, &Policy::default())]
         {
@@ -335,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_switched_off_is_left_to_the_kernel() {
+    fn a_call_that_is_switched_off_is_left_to_the_kernel() {
         let (verdict, pipeline) = sysinfo(Panics, &Policy::none());
         assert!(matches!(verdict, Verdict::Continue), "{verdict:?}");
         assert_eq!(pipeline.counters().read().calls[0].continued, 1);
@@ -354,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_null_pointer_is_an_error_of_the_target() {
+    fn a_null_pointer_is_efault() {
         struct Fixed;
         impl Views for Fixed {
             fn view(&self, _tid: u32) -> Result<Arc<View>, Error> {

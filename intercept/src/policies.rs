@@ -1,5 +1,9 @@
-//! Which policy a container has: the configuration's for all, or that of the first section that
-//! fits it. Containers keep their listener while the configuration changes.
+//! The policies of a configuration, and which of them a container has.
+//!
+//! A container has the policy of the first section that matches it, or else the policy for all. The
+//! configuration may change while a container runs: [`Member`] then looks its policy up again at
+//! its next call. A call that finds no change must never take a lock here. Start reading at
+//! [`Policies::of`].
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +16,7 @@ use super::account::{Account, Accounts};
 use super::policy::Policy;
 use super::settings::settings;
 
-/// What is known of a container when its listener arrives.
+/// The description of a container when its listener arrives.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Container {
@@ -22,9 +26,9 @@ pub struct Container {
     pub metadata: String,
     /// `lxc.seccomp.notify.cookie`.
     pub cookie: String,
-    /// Its control group.
+    /// The path of its cgroup.
     pub cgroup: String,
-    /// What its annotations say.
+    /// Its annotations.
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -47,7 +51,7 @@ settings! {
 }
 
 impl Matcher {
-    /// Is the section for this container?
+    /// True if the section is for this container.
     #[must_use]
     pub fn fits(&self, container: &Container) -> bool {
         let fits = |pattern: &str, text: &str| wildmatch::WildMatch::new(pattern).matches(text);
@@ -64,7 +68,7 @@ impl Matcher {
             && self.annotations.iter().all(annotation)
     }
 
-    /// Does it say anything? A section for no container in particular is a mistake.
+    /// True if no key is set. Such a section would match all containers, and is an error.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -74,20 +78,20 @@ impl Matcher {
 /// The policies of a configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policies {
-    /// For containers that no section fits.
+    /// For containers that no section matches.
     pub all: Policy,
-    /// The first one that fits counts.
+    /// The first one that matches is used.
     pub sections: Vec<(Matcher, Policy)>,
 }
 
 impl Policies {
-    /// One for all containers.
+    /// Returns one policy for all containers.
     #[must_use]
     pub fn for_all(all: Policy) -> Self {
         Self { all, sections: Vec::new() }
     }
 
-    /// The calls of a policy that no container has in these.
+    /// Returns the calls of `policy` that none of these policies has.
     #[must_use]
     pub fn ungranted(&self, policy: &Policy) -> Vec<&'static str> {
         let all = || self.sections.iter().map(|(_, policy)| policy).chain([&self.all]);
@@ -95,7 +99,7 @@ impl Policies {
         policy.names().filter(|name| !granted(name)).collect()
     }
 
-    /// What is answered for this container.
+    /// Returns the policy of this container.
     #[must_use]
     pub fn of(&self, container: &Container) -> Policy {
         let own = self.sections.iter().find(|(matcher, _)| matcher.fits(container));
@@ -111,14 +115,14 @@ impl Policies {
         policy
     }
 
-    /// Does any of them have calls that are acted on?
+    /// True if one of them has a call that may need a privileged operation.
     #[must_use]
     pub fn act(&self) -> bool {
         self.all.acts() || self.sections.iter().any(|(_, policy)| policy.acts())
     }
 }
 
-/// The policies of the moment. Reading the number of their generation is all that a call costs.
+/// The current policies. A call only reads the number of their generation.
 #[derive(Debug)]
 pub(super) struct Current {
     generation: AtomicU64,
@@ -126,7 +130,7 @@ pub(super) struct Current {
 }
 
 impl Current {
-    /// Generations are counted from 1: what is of generation 0 has no policy yet.
+    /// Generations are counted from 1: a member of generation 0 has no policy yet.
     pub(super) fn new(policies: Policies) -> Self {
         Self { generation: AtomicU64::new(1), policies: Mutex::new(Arc::new(policies)) }
     }
@@ -135,7 +139,7 @@ impl Current {
         Arc::clone(&self.policies.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// From the next call on these hold.
+    /// Replaces the policies, from the next call on.
     pub(super) fn replace(&self, policies: Policies) {
         *self.policies.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(policies);
         self.generation.fetch_add(1, Ordering::Release);
@@ -147,14 +151,13 @@ impl Current {
 pub(super) struct Member {
     pub(super) container: Arc<Container>,
     policy: Policy,
-    /// The generation that the policy is of; `None` when it was given together with the listener
-    /// and stays.
+    /// The generation of the policy. `None` if it was given with the listener and never changes.
     generation: Option<u64>,
     account: Option<Arc<Account>>,
 }
 
 impl Member {
-    /// With the policy that the configuration has for it.
+    /// Returns a container whose policy is the one of the configuration.
     pub(super) fn configured(container: Container) -> Self {
         Self {
             container: Arc::new(container),
@@ -164,18 +167,18 @@ impl Member {
         }
     }
 
-    /// With a policy of its own.
+    /// Returns a container with a policy of its own.
     pub(super) fn fixed(id: &str, policy: Policy) -> Self {
         let container = Container { id: id.to_owned(), ..Container::default() };
         Self { container: Arc::new(container), policy, generation: None, account: None }
     }
 
-    /// What it has had.
+    /// Returns its account.
     pub(super) fn account(&mut self, accounts: &Accounts) -> &Arc<Account> {
         self.account.get_or_insert_with(|| accounts.of(&self.container.id))
     }
 
-    /// Its policy of now.
+    /// Returns its current policy.
     pub(super) fn policy(&mut self, current: &Current) -> &Policy {
         if let Some(generation) = &mut self.generation {
             let now = current.generation.load(Ordering::Acquire);
@@ -187,14 +190,15 @@ impl Member {
         &self.policy
     }
 
-    /// The policy as it was when it was last asked for.
+    /// Returns the policy as [`Self::policy`] last returned it.
     pub(super) fn last_policy(&self) -> &Policy {
         &self.policy
     }
 }
 
-/// A control group, from a file `/proc/<pid>/cgroup`: that of cgroup v2 if it is in one, or that of
-/// the first controller that has one. Empty when there is no such process.
+/// Returns the path of a cgroup, from a file `/proc/<pid>/cgroup`: that of cgroup v2 if the process
+/// is in one, otherwise that of the first controller that has one. Empty if there is no such
+/// process.
 pub(super) fn cgroup_of(file: &str) -> String {
     control_groups::path(&std::fs::read(file).unwrap_or_default())
 }
@@ -212,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_section_that_fits_counts() {
+    fn the_first_section_that_matches_is_used() {
         let section = |matcher, list: [&str; 1]| (matcher, Policy::from_names(list).unwrap());
         let by_id = Matcher { id: Some("web-?".into()), ..Matcher::default() };
         let by_cgroup = Matcher { cgroup: Some("/lxc*/ci/*".into()), ..Matcher::default() };
@@ -227,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn annotations_choose_a_section_and_ask_for_less() {
+    fn annotations_choose_a_section_and_can_only_remove_privileged_calls() {
         let annotated =
             Matcher { annotations: [("team".into(), "ci".into())].into(), ..Matcher::default() };
         let both = Policy::from_names(["sysinfo", "mknod"]).unwrap();
@@ -241,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_reaches_members() {
+    fn a_changed_configuration_applies_to_the_next_call() {
         let current = Current::new(Policies::default());
         let mut member = Member::configured(container("a", "/"));
         let mut own = Member::fixed("b", Policy::none());

@@ -1,6 +1,8 @@
-//! Which handlers answer, for everything or for one container.
+//! A policy: which handlers answer, with their settings, for all containers or for one.
 //!
-//! The names, the defaults and the order all come from [`HANDLERS`]; there is no second list.
+//! The names, the defaults and the order all come from [`HANDLERS`]; there is no second list. An
+//! annotation of a container must never switch on a handler that is privileged and not configured
+//! (`Policy::requested`).
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,6 +14,7 @@ use crate::syscalls::handler::Cost;
 /// A choice of handlers, with their settings. Cheap to clone.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Policy {
+    /// One bit per handler, in the order of [`HANDLERS`].
     on: u64,
     settings: Arc<Settings>,
 }
@@ -19,33 +22,33 @@ pub struct Policy {
 const _: () = assert!(HANDLERS.len() <= 64, "a policy has one bit per handler");
 
 impl Policy {
-    /// Nothing is answered.
+    /// Returns the policy without handlers.
     #[must_use]
     pub fn none() -> Self {
         Self { on: 0, settings: Arc::default() }
     }
 
-    /// The same handlers with these settings.
+    /// Returns the same handlers with these settings.
     #[must_use]
     pub fn with(self, settings: Settings) -> Self {
         Self { settings: Arc::new(settings), ..self }
     }
 
-    /// What goes with the handlers.
+    /// Returns the settings of the handlers.
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// Does one of the handlers act?
+    /// True if one of the handlers may need a privileged operation.
     #[must_use]
     pub fn acts(&self) -> bool {
         let mut handlers = HANDLERS.iter().enumerate();
         handlers.any(|(at, handler)| self.has(at) && handler.cost() != Cost::Inline)
     }
 
-    /// Exactly the handlers of these names. Blanks around names and empty names are ignored,
-    /// so that a comma list can be split and passed on.
+    /// Returns the policy with exactly these handlers. Blanks around names and empty names are
+    /// ignored, so that a list can be split at its commas and passed.
     ///
     /// # Errors
     /// There is no handler of that name.
@@ -85,9 +88,9 @@ impl Policy {
         Ok(())
     }
 
-    /// What a container may have that asks for these names, given the configured policy: a
-    /// handler that grants something must be configured, any other may be asked for. Unknown
-    /// names are returned for the log.
+    /// Returns the policy of a container whose annotation asks for these names. It has a privileged
+    /// handler only if this policy has it; it may ask for any other handler. Also returns the
+    /// unknown names, for the log.
     pub(super) fn requested<'a>(&self, list: &'a str) -> (Self, Vec<&'a str>) {
         let mut policy = Self { on: 0, settings: Arc::clone(&self.settings) };
         let names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
@@ -97,20 +100,20 @@ impl Policy {
         (policy, unknown)
     }
 
-    /// Only those of its handlers that grant something.
+    /// Returns the policy with only those of its handlers that are privileged.
     #[must_use]
     pub fn privileged(&self) -> Self {
         let some = Self::all_where(|description| description.privileged);
         Self { on: self.on & some.on, settings: Arc::clone(&self.settings) }
     }
 
-    /// Is the handler with this index in [`HANDLERS`] on?
+    /// True if the handler with this index in [`HANDLERS`] is on.
     #[must_use]
     pub(super) fn has(&self, index: usize) -> bool {
         self.on >> index & 1 == 1
     }
 
-    /// The names of the handlers that are on.
+    /// Returns the names of the handlers that are on.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
         HANDLERS
             .iter()
@@ -133,7 +136,7 @@ impl Default for Policy {
 }
 
 impl From<Settings> for Policy {
-    /// The handlers that are enabled in the settings.
+    /// Returns the policy with the handlers that are enabled in the settings.
     fn from(settings: Settings) -> Self {
         let on = settings.enabled().iter().rev().fold(0, |bits, on| bits << 1 | u64::from(*on));
         Self { on, settings: Arc::new(settings) }
@@ -169,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_view_is_answered_by_default() {
+    fn the_calls_of_view_are_answered_by_default() {
         assert_eq!(Policy::default().names().collect::<Vec<_>>(), VIEW);
         assert_eq!(Policy::from_names(["view"]).unwrap(), Policy::default());
     }
@@ -197,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_name_is_answered_with_the_known_ones() {
+    fn an_unknown_name_is_an_error_that_lists_the_known_ones() {
         let error = Policy::from_names(["sysinf"]).unwrap_err().to_string();
         assert!(error.contains("\"sysinf\"") && error.contains("mean sysinfo?"), "{error}");
         let error = Policy::from_names(["swapon"]).unwrap_err().to_string();
@@ -207,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_gets_what_is_harmless() {
+    fn a_container_may_ask_for_calls_that_are_not_privileged() {
         let (policy, unknown) = Policy::none().requested("sched_getaffinity, nonsense");
         assert_eq!(policy.names().collect::<Vec<_>>(), ["sched_getaffinity"]);
         assert_eq!(unknown, ["nonsense"]);

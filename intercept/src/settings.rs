@@ -1,15 +1,16 @@
-//! Settings: structs of serde, each field of which is a key of the configuration.
+//! Structs of settings: each field is a key of the configuration.
 //!
-//! `settings!` declares a struct with the default of each field, and a [`Table`] that describes
-//! it: the parser, the reference, the default file, the words of `--intercept` and the suggestions
-//! in errors all derive from the one declaration. A key is one line there, and its doc comment.
+//! `settings!` declares a struct with the default of each field, and a [`Table`] that describes it.
+//! The parser, the reference in docs/configuration.md, the default file, the words of `--intercept`
+//! and the suggestions in errors derive from that one declaration: there must be no second list of
+//! keys. A key is one line there, and its doc comment, which users read.
 
 /// A table of the configuration.
 #[derive(Debug)]
 pub struct Table {
     /// Its doc comment, line by line.
     pub doc: &'static [&'static str],
-    /// What can be in it.
+    /// Its keys.
     pub keys: &'static [Key],
 }
 
@@ -22,9 +23,9 @@ pub struct Key {
     pub doc: &'static [&'static str],
     /// Returns the default, which optional keys do not have.
     pub default: fn() -> Option<toml::Value>,
-    /// Which numbers it takes, as a range of Rust.
+    /// The numbers that it takes, as a range of Rust.
     pub range: Option<&'static str>,
-    /// A value in the spelling of TOML.
+    /// An example of a value, in TOML.
     pub example: Option<&'static str>,
     /// The name in LXD and Incus, after `security.syscalls.intercept.`.
     pub lxd: Option<&'static str>,
@@ -32,7 +33,7 @@ pub struct Key {
     pub table: Option<&'static Table>,
 }
 
-/// Which key of a struct has a wrong value, and why. The path is relative to the struct.
+/// The path of a key with a wrong value, relative to the struct, and the reason.
 pub type WrongValue = (String, String);
 
 /// A struct of settings, as `settings!` declares it.
@@ -40,18 +41,18 @@ pub trait Section: Default + serde::de::DeserializeOwned {
     /// Its description.
     const TABLE: &'static Table;
 
-    /// The first value that is out of its range, or contradicts another one.
+    /// Returns the first value that is out of its range or contradicts another one.
     fn wrong_value(&self) -> Option<WrongValue>;
 }
 
 impl Table {
-    /// The key of this name.
+    /// Returns the key of this name.
     #[must_use]
     pub fn key(&self, name: &str) -> Option<&'static Key> {
         self.keys.iter().find(|key| key.name == name)
     }
 
-    /// The key at a path such as `mount.allowed`.
+    /// Returns the key at a path such as `mount.allowed`.
     #[must_use]
     pub fn find(&self, path: &str) -> Option<&'static Key> {
         match path.split_once('.') {
@@ -60,7 +61,7 @@ impl Table {
         }
     }
 
-    /// The paths of all keys that are no tables.
+    /// Returns the paths of all keys that are not tables.
     #[must_use]
     pub fn paths(&self) -> Vec<String> {
         let paths = self.keys.iter().flat_map(|key| match key.table {
@@ -74,14 +75,14 @@ impl Table {
 }
 
 impl Key {
-    /// A value that shows what the key takes: its example, or its default.
+    /// Returns a value that the key takes: its example, or its default.
     #[must_use]
     pub fn example(&self) -> Option<toml::Value> {
         let parsed = self.example.map(|text| text.parse().unwrap_or_else(|_| text.into()));
         parsed.or_else(self.default)
     }
 
-    /// Which numbers it takes, in words.
+    /// Returns the numbers that it takes, in words.
     #[must_use]
     pub fn range(&self) -> Option<String> {
         let (from, to) = self.range?.split_once("..")?;
@@ -90,9 +91,9 @@ impl Key {
     }
 }
 
-/// The candidate that a misspelt word most likely means.
+/// Returns the candidate that a misspelt word most likely means.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // A long word is no slip of a finger, and the distance takes the square of its length.
+    // A long word is not a typing error, and computing the distance takes the square of its length.
     if word.len() > 64 {
         return None;
     }
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_declaration_is_a_struct_and_its_description() {
+    fn a_declaration_makes_a_struct_and_its_description() {
         let sample: Sample = toml::from_str("limit = { calls = 7 }\n").unwrap();
         assert_eq!((sample.number, sample.limit.calls, sample.limit.acts), (3, 7, 512));
         assert_eq!(Sample::TABLE.doc, [" A table", " of two lines."]);
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_stay_in_their_range() {
+    fn a_number_out_of_its_range_is_an_error() {
         assert_eq!(Sample::default().wrong_value(), None);
         let text = "number = 6\n";
         let (path, reason) = toml::from_str::<Sample>(text).unwrap().wrong_value().unwrap();
@@ -237,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_word_is_near() {
+    fn a_misspelt_word_has_a_suggestion() {
         let words = ["allowed", "fuse", "dev_and_suid"];
         assert_eq!(nearest("alowd", words), Some("allowed"));
         assert_eq!(nearest("fues", words), Some("fuse"));

@@ -1,4 +1,7 @@
-//! A trapped call with everything that its answer depends on. It is looked up once and then carried.
+//! A trapped call with everything that its answer depends on: handler, policy and account.
+//!
+//! These are looked up once, when the call is received, and then carried with it. A change of the
+//! configuration must not change the policy of a call that was received before.
 
 use std::sync::Arc;
 
@@ -18,13 +21,13 @@ pub(super) struct Trapped {
     pub(super) call: Call,
     /// The registers as the kernel reported them.
     pub(super) data: seccomp_data,
-    /// The index in [`HANDLERS`]; `None` if no handler answers such calls.
+    /// The index in [`HANDLERS`]. `None` if no handler answers this call.
     pub(super) handler: Option<usize>,
-    /// The container has the handler, which may have an answer.
+    /// True if the policy has the handler, and the handler may have an answer.
     pub(super) is_inspected: bool,
-    /// What is answered for the container.
+    /// The policy of the container.
     pub(super) policy: Policy,
-    /// What the container has had.
+    /// The account of the container.
     pub(super) account: Arc<Account>,
 }
 
@@ -51,17 +54,17 @@ impl Trapped {
         self.handler.map(|index| HANDLERS[index])
     }
 
-    /// Where it is decided.
+    /// Returns where the handler runs.
     pub(super) fn cost(&self) -> Cost {
         self.code().filter(|_| self.is_inspected).map_or(Cost::Inline, Handler::cost)
     }
 
-    /// What is done if its act had begun when a predecessor died.
+    /// Returns what to do if its operation had begun when a predecessor died.
     pub(super) fn repeat(&self) -> Repeat {
         self.code().map_or(Repeat::Safe, |handler| handler.repeat(&self.call))
     }
 
-    /// Tells the handler whether the caller got the answer.
+    /// Tells the handler whether the answer was delivered.
     pub(super) fn settled(&self, delivered: bool) {
         if self.cost() != Cost::Inline
             && let Some(handler) = self.code()

@@ -1,4 +1,8 @@
-//! What may become of a call: an answer, or a reason why there is none.
+//! The result of a handler: a verdict, or the reason why it has none.
+//!
+//! A [`Verdict`] is sent to the kernel (`listener.rs`). A [`Refusal`] becomes one in `pipeline.rs`.
+//! An errno of a failed call of the daemon must never become the caller's: that is
+//! [`Refusal::Continue`].
 
 use std::os::fd::OwnedFd;
 
@@ -7,34 +11,34 @@ use nix::errno::Errno;
 /// The answer to a call.
 #[derive(Debug)]
 pub enum Verdict {
-    /// The kernel runs the call with the target's own rights.
+    /// The kernel runs the call with the caller's own rights.
     Continue,
     /// The call returns this.
     Return(i64),
     /// The call fails.
     Fail(Errno),
-    /// The call returns this descriptor, newly opened in the target.
+    /// The descriptor is installed in the caller, and the call returns its number.
     Install(OwnedFd),
 }
 
 /// Why a handler gave no answer.
 #[derive(Debug)]
 pub enum Refusal {
-    /// Nobody waits for the answer any more. Nothing was done.
+    /// The caller does not wait for the answer any more. Nothing was done.
     Gone,
-    /// The target gets the errno that the kernel would have given it.
+    /// The call fails with the errno that the kernel would have returned.
     Fail(Errno),
-    /// Something of ours failed: the kernel runs the call.
+    /// The daemon failed: the kernel runs the call.
     Continue(Cause),
 }
 
-/// What failed on our side, for the log.
+/// What failed in the daemon, for the log.
 #[derive(Debug, thiserror::Error)]
 pub enum Cause {
-    /// There are no numbers for the container.
+    /// There is no view of the container.
     #[error(transparent)]
     View(#[from] ambit_sysinfo::Error),
-    /// A system call of ours failed.
+    /// A system call of the daemon failed.
     #[error("{0}: {1}")]
     System(&'static str, Errno),
 }

@@ -1,4 +1,7 @@
 //! The file of the audit log, and the thread that writes it.
+//!
+//! A thread that answers a call must never wait for the disk: [`Log::add`] leaves the line out if
+//! the queue is full. The thread later writes a line that says how many lines were left out.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -13,35 +16,38 @@ use super::record;
 use crate::account::Account;
 use ambit_sysinfo::Limiter;
 
-/// Lines that wait for the disk at most.
+/// The length of the queue, in lines.
 const WAITING: usize = 4096;
 
-/// How long after a flood it is told what was left out.
+/// The interval at which the number of left-out lines is written.
 const TELL: Duration = Duration::from_secs(1);
 
-/// How long is waited for the disk when the server ends.
+/// How long [`Log::flush`] waits for the disk.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 enum Message {
     Line(Arc<Account>, Vec<u8>),
-    /// Everything before is written.
+    /// Reply when all messages before this one are written.
     Flush(SyncSender<()>),
 }
 
-/// An open file. Its thread ends, after the last line, when it is dropped.
+/// An open log file. When it is dropped, its thread writes the lines that wait, and ends.
 #[derive(Debug)]
 pub(super) struct Log {
     queue: SyncSender<Message>,
 }
 
 impl Log {
-    /// Opens a file for lines that follow those it has.
+    /// Opens a file, to append to it.
+    ///
+    /// # Errors
+    /// The file cannot be opened, or is not a regular file.
     pub(super) fn open(path: &Path) -> std::io::Result<Self> {
         let file = File::options()
             .append(true)
             .create(true)
             .mode(0o600)
-            // A pipe that nobody reads would block; std adds O_CLOEXEC.
+            // O_NONBLOCK: opening a pipe without a reader would block. std adds O_CLOEXEC.
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
             .open(path)?;
         if !file.metadata()?.is_file() {
@@ -52,14 +58,14 @@ impl Log {
         Ok(Self { queue })
     }
 
-    /// Adds a line of the container with this account. It is left out when the disk cannot follow.
+    /// Adds a line of the container with this account. The line is left out if the queue is full.
     pub(super) fn add(&self, account: &Arc<Account>, line: Vec<u8>) {
         if self.queue.try_send(Message::Line(Arc::clone(account), line)).is_err() {
             account.leave_out();
         }
     }
 
-    /// Waits, though not for long, until everything so far is written.
+    /// Waits until all lines so far are written, for [`PATIENCE`] twice at most.
     pub(super) fn flush(&self) {
         let (written, wait) = sync_channel(1);
         let mut message = Message::Flush(written);
@@ -76,18 +82,18 @@ impl Log {
     }
 }
 
-/// What the thread does.
+/// Writes the lines of the queue until its senders are dropped.
 fn write(mut file: File, lines: &Receiver<Message>) {
     let failures = Limiter::default();
     let mut put = |line: &[u8]| {
-        // One write per line: whoever reads the file sees whole lines.
+        // One write(2) per line, so that readers of the file see whole lines.
         if let Err(error) = file.write_all(line)
             && let Some(suppressed) = failures.pass()
         {
             tracing::error!(suppressed, "a line of the audit log is lost: {error}");
         }
     };
-    // Containers that may have lines left out.
+    // Containers that had a line since the last report, and may have had lines left out.
     let mut recent: HashMap<String, Arc<Account>> = HashMap::new();
     let mut told = Instant::now();
     loop {
@@ -123,6 +129,7 @@ fn write(mut file: File, lines: &Receiver<Message>) {
     }
 }
 
+/// Writes how many lines of a container were left out, if any were.
 fn tell(account: &Account, put: &mut impl FnMut(&[u8])) {
     let lines = account.left_out();
     if lines > 0 {
@@ -135,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_is_bounded_and_told() {
+    fn a_flood_is_limited_and_left_out_lines_are_counted() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("audit.log");
         let log = Log::open(&path).unwrap();
@@ -160,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_is_refused() {
+    fn only_a_regular_file_is_opened() {
         let folder = tempfile::tempdir().unwrap();
         assert!(Log::open(folder.path()).is_err());
         let link = folder.path().join("link");

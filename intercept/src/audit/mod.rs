@@ -1,8 +1,8 @@
-//! The audit log: one line of JSON for each act that was granted or refused.
+//! The audit log: one line of JSON for each privileged operation that was granted or refused.
 //!
-//! Written by a thread of its own from a bounded queue, so that a disk that hangs holds nobody up.
-//! What a container's flood would add is left out, and a line tells how much that was. Start
-//! reading at `record.rs` (what is in a line); `log.rs` writes them.
+//! A thread of its own writes it from a bounded queue, so that a disk that hangs never delays a
+//! call. Lines of a container that makes very many calls are left out, and a line says how many.
+//! Start reading at `record.rs` (what is in a line); `log.rs` writes the lines.
 
 mod log;
 mod record;
@@ -22,7 +22,7 @@ use super::account::Account;
 pub(super) struct Audit(ArcSwapOption<Log>);
 
 impl Audit {
-    /// Goes on in this file, opened anew, or nowhere.
+    /// Opens this file and writes to it from now on. `None` ends the audit log.
     pub(super) fn open(&self, path: Option<&Path>) -> std::io::Result<()> {
         let log = path.map(Log::open).transpose()?;
         if let Some(old) = self.0.swap(log.map(Arc::new)) {
@@ -35,7 +35,7 @@ impl Audit {
         self.0.load().is_some()
     }
 
-    /// Logs an act of the container with this account.
+    /// Logs an operation of the container with this account.
     pub(super) fn log(&self, account: &Arc<Account>, record: &Record<'_>) {
         if let Some(log) = &*self.0.load()
             && account.may_log()
@@ -44,7 +44,7 @@ impl Audit {
         }
     }
 
-    /// Waits, though not for long, until everything so far is written.
+    /// Waits until all lines so far are written, for a few seconds at most.
     pub(super) fn flush(&self) {
         if let Some(log) = &*self.0.load() {
             log.flush();

@@ -1,7 +1,7 @@
-//! One act, as its line tells it.
+//! One line of the audit log: what a handler notes about an operation, and its form as JSON.
 //!
-//! Everything that comes from a container is bounded, and JSON escapes it: a path with a line break
-//! makes no second line.
+//! Everything that a container chose is cut to a bounded length and escaped: a path with a line
+//! break must never make a second line. Start reading at [`Record`].
 
 use crate::timestamp::rfc3339;
 use std::cell::{Cell, RefCell};
@@ -11,12 +11,13 @@ use nix::errno::Errno;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// Of a text that a container chose, so many bytes.
+/// The length to which a text is cut that a container chose, in bytes.
 const LONGEST: usize = 1024;
 
-/// What a handler tells of the act that it decides on.
+/// What a handler notes about the operation that it decides on.
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
+    /// True if the call is audited.
     wanted: bool,
     arguments: RefCell<Map<String, Value>>,
     no_act: Cell<bool>,
@@ -25,7 +26,7 @@ pub(crate) struct Notes {
 }
 
 impl Notes {
-    /// They are kept only if somebody wants them.
+    /// Returns empty notes. Unless they are `wanted`, nothing that is added is kept.
     pub(crate) fn new(wanted: bool) -> Self {
         Self { wanted, ..Self::default() }
     }
@@ -36,7 +37,8 @@ impl Notes {
         }
     }
 
-    /// Nothing was done or refused: the result is that of an earlier act, or none is begun here.
+    /// Marks the call as one without an operation: its result is that of an earlier operation, or
+    /// it changes nothing. It is not logged.
     pub(crate) fn no_act(&self) {
         self.no_act.set(true);
     }
@@ -45,14 +47,14 @@ impl Notes {
         self.wanted && !self.no_act.get()
     }
 
-    /// Why it is refused.
+    /// Sets the reason of a refusal.
     pub(crate) fn because(&self, reason: &dyn std::fmt::Display) {
         if self.wanted {
             *self.reason.borrow_mut() = Some(reason.to_string());
         }
     }
 
-    /// What of ours failed.
+    /// Sets the reason, and marks the outcome as an error of the daemon.
     pub(crate) fn broken(&self, reason: &dyn std::fmt::Display) {
         self.broken.set(true);
         self.because(reason);
@@ -63,19 +65,19 @@ impl Notes {
     }
 }
 
-/// What is known of whoever called.
+/// The caller, as `/proc/<tid>/status` describes it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Caller {
-    /// Its process in its own pid namespace.
+    /// Its process id in its own pid namespace.
     pub(super) pid: Option<u32>,
-    /// Its process on the host.
+    /// Its process id on the host.
     pub(super) host_pid: Option<u32>,
     pub(super) comm: Option<String>,
 }
 
 impl Caller {
-    /// From the text of `/proc/<tid>/status`. The name in it is escaped by the kernel; the fields
-    /// that follow are the kernel's own.
+    /// Parses the text of `/proc/<tid>/status`. The kernel escapes the name in it, so the caller
+    /// cannot forge the fields that follow.
     pub(crate) fn parse(status: &[u8]) -> Self {
         let mut caller = Self::default();
         for line in status.split(|&byte| byte == b'\n') {
@@ -96,7 +98,7 @@ impl Caller {
     }
 }
 
-/// An act that was granted, refused, or failed.
+/// An operation that was granted or refused, or that failed.
 #[derive(Debug)]
 pub(crate) struct Record<'a> {
     pub(crate) container: &'a str,
@@ -147,7 +149,7 @@ impl Record<'_> {
     }
 }
 
-/// Tells how many lines of a container were left out.
+/// Returns the line that says how many lines of a container were left out.
 pub(super) fn left_out(container: &str, lines: u64) -> Vec<u8> {
     #[derive(Serialize)]
     struct LeftOut {
@@ -160,13 +162,14 @@ pub(super) fn left_out(container: &str, lines: u64) -> Vec<u8> {
 }
 
 fn written(line: &impl Serialize) -> Vec<u8> {
-    // Texts and numbers cannot fail.
+    // Serializing strings and numbers cannot fail.
     let mut bytes = serde_json::to_vec(line).unwrap_or_default();
     bytes.push(b'\n');
     bytes
 }
 
-/// Bytes of a container as text: not too many, and those that are no text as `\xNN`.
+/// Returns bytes that a container chose as text, cut to [`LONGEST`]. Bytes that are not UTF-8
+/// become `\xNN`.
 pub(crate) fn text(bytes: &[u8]) -> String {
     let cut = &bytes[..bytes.len().min(LONGEST)];
     let mut text = String::with_capacity(cut.len());
@@ -191,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_container_chose_is_escaped_and_bounded() {
+    fn text_of_a_container_is_escaped_and_cut() {
         let notes = Notes::new(true);
         notes.add("path", || text(b"/a\n{\"\xff"));
         notes.add("long", || text(&[b'x'; 5000]));
@@ -219,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_kept_that_nobody_wants() {
+    fn nothing_is_kept_of_calls_that_are_not_audited() {
         let notes = Notes::new(false);
         notes.add("path", || panic!("not asked for"));
         assert!(notes.arguments.borrow().is_empty());
