@@ -1,7 +1,8 @@
-//! The architectures whose programs run on one kernel: its own and its compatible ones.
+//! The architectures whose programs run on one kernel: its native one and the compatible ones.
 //!
-//! A kernel of x86_64 also runs programs of i386 and of the x32 ABI; what they call arrives
-//! with another audit architecture or other numbers, and their structures differ.
+//! An x86_64 kernel also runs programs of i386 and of the x32 ABI. Their calls are reported with
+//! another audit architecture or with other numbers, and their structures differ. No number of a
+//! system call is written by hand, except in [`NEWER`] and in the tests.
 
 pub use ambit_sysinfo::sysinfo::Abi;
 use libseccomp::{ScmpArch, ScmpSyscall};
@@ -13,28 +14,29 @@ use ambit_kernel::sys::x32;
 /// One architecture as seccomp sees it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Arch {
-    /// As libseccomp calls it.
+    /// The architecture of libseccomp.
     pub(super) scmp: ScmpArch,
     /// `seccomp_data.arch` of its calls.
     pub(super) audit: u32,
-    /// Width of its `long`.
+    /// The width of its `long`.
     pub(super) abi: Abi,
-    /// Added to its numbers in `seccomp_data.nr`.
+    /// The bit that is set in its numbers in `seccomp_data.nr`.
     offset: i32,
 }
 
 impl Arch {
-    /// The number of a system call, where the architecture has it.
+    /// Returns the number of a system call. `None` if the architecture lacks it.
     pub(super) fn number(&self, syscall: &str) -> Option<i32> {
         let known = ScmpSyscall::from_name_by_arch(syscall, self.scmp);
         let Ok(known) = known else { return self.newer(syscall).map(|it| it | self.offset) };
         let number = known.as_raw_syscall();
-        // libseccomp gives negative pseudo numbers to calls that exist elsewhere only.
+        // libseccomp has negative pseudo numbers for calls that exist on other architectures only.
         (number >= 0).then_some(number | self.offset)
     }
 
-    /// The number of a call that this libseccomp does not know. Since Linux 5.0 a new call has
-    /// the same one everywhere, counted from where an architecture's numbers begin.
+    /// Returns the number of a call that this libseccomp does not know. Since Linux 5.1 new calls
+    /// have the same number on all architectures, counted from where the architecture's numbers
+    /// begin.
     fn newer(&self, syscall: &str) -> Option<i32> {
         use ScmpArch as A;
         let (_, number) = NEWER.iter().find(|(name, _)| *name == syscall)?;
@@ -53,19 +55,19 @@ impl Arch {
 /// Calls that libseccomp 2.5 does not know.
 const NEWER: [(&str, i32); 1] = [("setxattrat", 463)];
 
-/// The native architecture and those compatible with it that the kernel has. It would refuse the
-/// calls of any other one, and so nobody must answer them.
+/// Returns the native architecture and the compatible ones that the kernel supports. The kernel
+/// refuses calls of any other one, so they must not be answered.
 pub(super) fn of_this_kernel() -> Vec<Arch> {
     let all = family(ScmpArch::native()).into_iter();
     all.filter(|arch| arch.scmp != ScmpArch::X32 || x32::is_there()).collect()
 }
 
-/// The number of a call in this kernel's own architecture.
+/// Returns the number of a call in the native architecture.
 pub(super) fn native(syscall: &str) -> Option<i32> {
     arch(ScmpArch::native()).and_then(|arch| arch.number(syscall))
 }
 
-/// An architecture and those compatible with it.
+/// Returns an architecture and those compatible with it.
 pub(super) fn family(native: ScmpArch) -> Vec<Arch> {
     compatible(native).into_iter().filter_map(arch).collect()
 }
@@ -77,7 +79,7 @@ fn arch(scmp: ScmpArch) -> Option<Arch> {
         A::X86 => (sys::SCMP_ARCH_X86, Bits32),
         A::X8664 => (sys::SCMP_ARCH_X86_64, Bits64),
         // x32 shares the audit architecture of x86_64 and, in the calls answered here, its
-        // structures: `struct sysinfo` and processor masks have 64-bit longs
+        // structures: `struct sysinfo` and CPU masks have 64-bit longs
         // (arch/x86/entry/syscalls/syscall_64.tbl marks them "common").
         A::X32 => (sys::SCMP_ARCH_X86_64, Bits64),
         A::Arm => (sys::SCMP_ARCH_ARM, Bits32),
@@ -129,7 +131,7 @@ mod tests {
         "sysinfo",
     ];
 
-    /// From the kernel's tables. -1: the architecture lacks it.
+    /// From the kernel's tables. -1 if the architecture lacks the call.
     const TABLE: [(ScmpArch, [i32; 13]); 17] = [
         (ScmpArch::X8664, [133, 259, 188, 189, 190, 165, 430, 321, 144, 314, 141, 204, 99]),
         (ScmpArch::X32, [133, 259, 188, 189, 190, 165, 430, 321, 144, 314, 141, 204, 99]),
@@ -180,26 +182,27 @@ mod tests {
         }
     }
 
-    /// Whatever a handler answers, on whatever libseccomp knows: its number, or, where it is too old
-    /// for a call, the one that new calls have on all architectures.
+    /// For all calls of all handlers on all architectures of libseccomp: the number is
+    /// libseccomp's. If libseccomp is too old for a call, the number is the same on all
+    /// architectures.
     #[test]
     fn numbers_of_handlers_are_those_of_libseccomp() {
         use crate::HANDLERS;
         let names = HANDLERS.iter().flat_map(|handler| handler.describe().syscalls);
         for name in names {
             let mut newest = None;
-            // Those that it has tables for: 2.5 has none of the youngest.
+            // Only architectures that this libseccomp has tables for.
             let tabled = |arch: &Arch| arch.number("read").is_some();
             for arch in ALL.into_iter().filter_map(arch).filter(tabled) {
                 let number = arch.number(name);
                 let text = std::ffi::CString::new(*name).unwrap();
                 let token =
                     if arch.scmp == ScmpArch::X32 { sys::SCMP_ARCH_X32 } else { arch.audit };
-                // SAFETY: a string that ends, and a number.
+                // SAFETY: `text` is a NUL-terminated string that lives until the call returns.
                 #[allow(unsafe_code, reason = "the function itself is what is compared with")]
                 let known = unsafe { sys::seccomp_syscall_resolve_name_arch(token, text.as_ptr()) };
                 if known == sys::__NR_SCMP_ERROR {
-                    // Without what an ABI counts from.
+                    // Without the number from which the ABI counts.
                     let plain = (number.unwrap() & !X32_SYSCALL_BIT) % 1000;
                     assert_eq!(*newest.get_or_insert(plain), plain, "{name} on {:?}", arch.scmp);
                 } else {
@@ -237,7 +240,7 @@ mod tests {
     ];
 
     #[test]
-    fn newer_calls_have_one_number_everywhere() {
+    fn newer_calls_have_the_same_number_on_all_architectures() {
         let number = |scmp| arch(scmp).unwrap().number("setxattrat");
         for scmp in [ScmpArch::X8664, ScmpArch::X86, ScmpArch::Aarch64, ScmpArch::S390] {
             assert_eq!(number(scmp), Some(463), "{scmp:?}");

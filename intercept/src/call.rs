@@ -1,40 +1,40 @@
-//! One trapped system call, as its registers say it.
+//! One trapped system call, as the registers of the caller have it.
 //!
-//! Everything here is under the target's control. Nothing follows a pointer.
+//! All arguments are under the caller's control. Nothing here follows a pointer: `memory.rs` does.
 
 use super::arch::Abi;
 
 /// A trapped system call.
 #[derive(Debug, Clone, Copy)]
 pub struct Call {
-    /// The thread that made it, in our own pid namespace.
+    /// The id of the calling thread in the daemon's pid namespace.
     pub tid: u32,
     /// How its arguments and structures are laid out.
     pub abi: Abi,
-    /// Which of its handler's calls it is.
+    /// The kernel's name of the call.
     pub syscall: &'static str,
     pub(super) args: [u64; 6],
 }
 
 impl Call {
-    /// An argument that is an address or an `unsigned long`.
+    /// Returns an argument that is an address or an `unsigned long`.
     #[must_use]
     pub fn long(&self, index: usize) -> u64 {
         let value = self.args.get(index).copied().unwrap_or(0);
         match self.abi {
             Abi::Bits64 => value,
-            // The upper half is not the caller's to set.
+            // The upper half does not belong to the argument of a 32-bit program.
             Abi::Bits32 => value & u64::from(u32::MAX),
         }
     }
 
-    /// An argument that is an `unsigned int`: the kernel ignores the upper half, so do we.
+    /// Returns an argument that is an `unsigned int`. As in the kernel, the upper half is ignored.
     #[must_use]
     pub fn uint(&self, index: usize) -> u32 {
         (self.long(index) & u64::from(u32::MAX)) as u32
     }
 
-    /// An argument that is an `int`.
+    /// Returns an argument that is an `int`.
     #[must_use]
     pub fn int(&self, index: usize) -> i32 {
         self.uint(index).cast_signed()

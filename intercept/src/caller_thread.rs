@@ -1,4 +1,8 @@
-//! A thread whose descriptors can be taken by their numbers (`pidfd_getfd(2)`).
+//! A pidfd of the calling thread, by which a worker copies the caller's descriptors
+//! (pidfd_getfd(2)).
+//!
+//! It must refer to the descriptor table of the calling thread itself: a thread that has a table of
+//! its own may have another file at the same number.
 
 use std::os::fd::OwnedFd;
 
@@ -13,8 +17,9 @@ use ambit_worker::operation::CallerHandle;
 /// `PIDFD_THREAD`, Linux 6.9.
 const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL.unsigned_abs());
 
-/// A pidfd for the descriptors of the caller. Before Linux 6.9 that is its process, if the thread shares
-/// its descriptors with it; threads that do not are left to the kernel (`None`).
+/// Returns a pidfd for the descriptors of the caller. Before Linux 6.9 that is a pidfd of its
+/// process, if the thread shares the descriptor table of the main thread. Otherwise it is `None`,
+/// and the call is left to the kernel.
 pub(super) fn pidfd(
     call: &Call,
     cx: &Context<'_>,
@@ -31,7 +36,7 @@ pub(super) fn pidfd(
         }
         Err(_) => None,
     };
-    // Only now it is known whose all this is.
+    // The thread id was the caller's if the call is still pending.
     cx.still_pending()?;
     Ok(pidfd)
 }

@@ -1,4 +1,7 @@
-//! Processor masks as sched_getaffinity(2) returns them.
+//! CPU masks as sched_getaffinity(2) returns them.
+//!
+//! They are decoded and encoded here in the layout of the caller's ABI; which CPUs a container is
+//! shown is decided in `syscalls/sched_getaffinity.rs`.
 
 use std::sync::OnceLock;
 
@@ -8,17 +11,17 @@ use ambit_sysinfo::KernelFiles;
 
 use super::arch::Abi;
 
-/// Room for 8192 processors, the kernel's own ceiling (`NR_CPUS`).
+/// The 64-bit words of a mask of 8192 CPUs, the kernel's highest `NR_CPUS`.
 pub(super) const WORDS: usize = 128;
 
-/// The processors of a mask in ascending order.
+/// Returns the CPUs of a mask in ascending order.
 pub(super) fn cpus(mask: &[u64; WORDS]) -> impl Iterator<Item = u32> + '_ {
     mask.iter().zip(0u32..).filter(|(word, _)| **word != 0).flat_map(|(&word, index)| {
         (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| index * 64 + bit)
     })
 }
 
-/// The mask of these processors; those that the kernel cannot have are left out.
+/// Returns the mask of these CPUs. Those beyond [`WORDS`] are left out.
 pub(super) fn mask_of(cpus: &CpuSet) -> [u64; WORDS] {
     let mut mask = [0; WORDS];
     for cpu in cpus.iter() {
@@ -29,7 +32,7 @@ pub(super) fn mask_of(cpus: &CpuSet) -> [u64; WORDS] {
     mask
 }
 
-/// The bytes that the target finds in its buffer.
+/// Returns the bytes that are written to the caller's buffer.
 pub(super) fn encode(mask: &[u64; WORDS], abi: Abi) -> [u8; WORDS * 8] {
     let mut bytes = [0; WORDS * 8];
     for (chunk, word) in bytes.chunks_exact_mut(8).zip(mask) {
@@ -47,12 +50,12 @@ pub(super) fn encode(mask: &[u64; WORDS], abi: Abi) -> [u8; WORDS * 8] {
     bytes
 }
 
-/// `nr_cpu_ids`: the kernel refuses masks with fewer bits.
+/// Returns `nr_cpu_ids`. The kernel refuses masks with fewer bits.
 pub(super) fn possible() -> usize {
     static POSSIBLE: OnceLock<usize> = OnceLock::new();
     *POSSIBLE.get_or_init(|| {
         let mut list = Vec::new();
-        // Not by its path: the overlay may lie over it.
+        // Not by its path: the overlay may be mounted over it.
         let read = |sys: KernelFiles| sys.read("devices/system/cpu/possible", &mut list);
         drop(KernelFiles::sysfs().and_then(read));
         let last = CpuSet::parse(&list).and_then(|set| set.iter().last());
@@ -60,12 +63,12 @@ pub(super) fn possible() -> usize {
     })
 }
 
-/// Where /sys is not mounted: the shortest mask that the kernel takes, to the word.
+/// Used where /sys is not mounted: finds the shortest mask that the kernel accepts, in words.
 fn probe() -> usize {
     let mut mask = [0; WORDS];
     let shortest =
         (1..=WORDS).find(|&words| affinity::sched_getaffinity(0, &mut mask[..words]).is_ok());
-    // One processor fewer than fill the word before: as far as can be told.
+    // The exact number is not known: return the lowest one that needs so many words.
     shortest.map_or(WORDS * 64, |words| (words - 1) * 64 + 1)
 }
 
@@ -74,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bits_become_numbers() {
+    fn bits_of_a_mask_are_cpu_numbers() {
         let mut mask = [0; WORDS];
         mask[0] = 0b101;
         mask[2] = 1 << 63;
@@ -84,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_32_bit_program_finds_the_same_processors() {
+    fn a_32_bit_program_sees_the_same_cpus() {
         let mut mask = [0; WORDS];
         mask[0] = 1 << 33 | 2;
         let bytes = encode(&mask, Abi::Bits32);
@@ -94,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn probing_agrees_with_what_sys_says() {
+    fn probing_agrees_with_sysfs() {
         assert_eq!(probe().div_ceil(64), possible().div_ceil(64));
     }
 }

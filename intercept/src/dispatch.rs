@@ -1,13 +1,13 @@
-//! From the number of a trapped call to its handler.
+//! The table from the number of a trapped call to its handler.
 //!
-//! Built once at start from the names that handlers give, for every architecture whose programs
-//! run on this kernel. Numbers written by hand are how other interceptors came to answer the
-//! wrong call on arm64 and MIPS.
+//! It is built once at start from the names that handlers give, for every architecture whose
+//! programs run on this kernel. Numbers of system calls are never written by hand: they differ
+//! between architectures, and a wrong one would answer another call.
 
 use super::arch::{self, Abi, Arch};
 use super::syscalls::HANDLERS;
 
-/// Handler and layout of one (architecture, number).
+/// The handler and the layout for one (architecture, number).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Entry {
     /// Index in [`HANDLERS`].
@@ -24,7 +24,7 @@ pub(super) struct Dispatch {
 }
 
 impl Dispatch {
-    /// The table of this kernel.
+    /// Returns the table of this kernel.
     pub(super) fn new() -> Self {
         Self::build(&arch::of_this_kernel())
     }
@@ -47,7 +47,7 @@ impl Dispatch {
         Self { entries }
     }
 
-    /// Who answers this call, if anybody does.
+    /// Returns the handler of this call. `None` if no handler answers it.
     pub(super) fn find(&self, arch: u32, nr: i32) -> Option<Entry> {
         let at = self.entries.binary_search_by_key(&(arch, nr), |(key, _)| *key).ok()?;
         Some(self.entries[at].1)
@@ -80,7 +80,7 @@ mod tests {
 
     #[cfg(target_arch = "x86_64")]
     #[test]
-    fn numbers_that_the_kernel_lacks_are_not_answered() {
+    fn numbers_that_this_kernel_lacks_are_not_answered() {
         let entry = Dispatch::new().find(0xc000_003e, 0x4000_0000 | 99);
         assert_eq!(entry.is_some(), ambit_kernel::sys::x32::is_there());
     }

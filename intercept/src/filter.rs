@@ -1,7 +1,8 @@
-//! The filter that makes the kernel report the calls of a policy.
+//! The seccomp filter that makes the kernel report the calls of a policy.
 //!
-//! [`Filter::new`] allocates and belongs before a fork; [`Filter::install`] is a system call or
-//! three and belongs after it. Calls that are not in the policy pass, in whatever ABI.
+//! Calls that are not in the policy pass, in every ABI: the filter must never refuse one.
+//! [`Filter::new`] allocates, so a program that forks calls it before. [`Filter::install`] makes
+//! up to three system calls and does not allocate, so it may be called between fork and exec.
 
 use std::io::{Read, Seek};
 use std::os::fd::OwnedFd;
@@ -24,16 +25,16 @@ pub enum Error {
     /// listener.
     #[error("no call is to be intercepted: leave the filter out")]
     Empty,
-    /// libseccomp cannot express it.
+    /// libseccomp cannot build the filter.
     #[error("libseccomp cannot build the filter: {0}")]
     Build(#[from] SeccompError),
     /// The program could not be read back from libseccomp.
     #[error("cannot export the filter: {0}")]
     Export(#[from] std::io::Error),
-    /// The kernel refused it.
+    /// The kernel refused the filter.
     #[error("seccomp(SECCOMP_SET_MODE_FILTER): {errno}{}", hint(*.errno))]
     Install {
-        /// What the kernel said.
+        /// The errno of the kernel.
         errno: Errno,
     },
 }
@@ -48,7 +49,7 @@ fn hint(errno: Errno) -> &'static str {
     }
 }
 
-/// A program for the kernel's filter machine.
+/// A seccomp filter: a program of classic BPF.
 #[derive(Debug, Clone)]
 pub struct Filter {
     program: Vec<libc::sock_filter>,
@@ -61,8 +62,7 @@ impl Filter {
     /// The policy is empty, or libseccomp fails.
     pub fn new(policy: &Policy) -> Result<Self, Error> {
         let mut context = ScmpFilterContext::new(ScmpAction::Allow)?;
-        // Programs of an ABI that is not listed are none of our business; the default is to
-        // kill them.
+        // Let calls of other ABIs pass: by default libseccomp kills the process.
         context.set_act_badarch(ScmpAction::Allow)?;
         let arches = arch::of_this_kernel();
         for arch in &arches {
@@ -71,7 +71,7 @@ impl Filter {
         let (mut rules, mut raw) = (0, Vec::new());
         for (_, handler) in HANDLERS.iter().enumerate().filter(|(index, _)| policy.has(*index)) {
             for name in handler.describe().syscalls {
-                // Calls that one of the architectures lacks are skipped there by libseccomp.
+                // libseccomp skips calls in architectures that lack them.
                 let conditions = handler.reported(name);
                 if let Ok(syscall) = ScmpSyscall::from_name(name)
                     && arches.iter().any(|arch| arch.number(name).is_some())
@@ -96,15 +96,15 @@ impl Filter {
         if rules == 0 {
             return Err(Error::Empty);
         }
-        // Jumps are relative: what stands before the rest changes nothing in it.
+        // Jumps are relative, so instructions can be put in front of the program.
         Ok(Self { program: [raw.concat(), export(&context)?].concat() })
     }
 
-    /// Installs the filter in the calling thread, for good, and returns its listener. Allocates
-    /// nothing. Without CAP_SYS_ADMIN in its user namespace, the thread gets no_new_privs.
+    /// Installs the filter in the calling thread, which cannot be undone, and returns its listener.
+    /// Without CAP_SYS_ADMIN in its user namespace, the thread gets no_new_privs.
     ///
     /// # Errors
-    /// The kernel refuses it.
+    /// The kernel refuses the filter.
     pub fn install(&self) -> Result<OwnedFd, Error> {
         let installed = match seccomp::install_with_listener(&self.program) {
             Err(Errno::EACCES) => nix::sys::prctl::set_no_new_privs()
@@ -118,13 +118,13 @@ impl Filter {
 /// Builds the filter of a policy and installs it in the calling thread.
 ///
 /// # Errors
-/// It cannot be built, or the kernel refuses it.
+/// The filter cannot be built, or the kernel refuses it.
 pub fn install(policy: &Policy) -> Result<OwnedFd, Error> {
     Filter::new(policy)?.install()
 }
 
-/// Reports a call whose name libseccomp does not know, for one architecture, on these conditions,
-/// and leaves all else to what follows.
+/// Returns instructions that report a call whose name libseccomp does not know, for one
+/// architecture and on these conditions. All other calls go on with the instructions that follow.
 fn by_number(audit: u32, number: i32, conditions: &[(u32, u64, u64)]) -> Vec<libc::sock_filter> {
     const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
     const AND: u32 = libc::BPF_ALU | libc::BPF_AND | libc::BPF_K;
@@ -140,7 +140,7 @@ fn by_number(audit: u32, number: i32, conditions: &[(u32, u64, u64)]) -> Vec<lib
     let mut body = Vec::new();
     for &(argument, mask, value) in conditions {
         let mut one = vec![report];
-        // struct seccomp_data: number, architecture, an address, and six arguments.
+        // struct seccomp_data: nr, arch, instruction_pointer, and six arguments from offset 16 on.
         for (high, shift) in [(true, 32), (false, 0)] {
             let at = 16 + 8 * argument + if high == cfg!(target_endian = "little") { 4 } else { 0 };
             let (mask, value) = ((mask >> shift) as u32, (value >> shift) as u32);
@@ -161,7 +161,7 @@ fn by_number(audit: u32, number: i32, conditions: &[(u32, u64, u64)]) -> Vec<lib
     all
 }
 
-/// libseccomp 2.5 writes programs to a descriptor only.
+/// Returns the program that libseccomp built. libseccomp 2.5 can write it to a descriptor only.
 fn export(context: &ScmpFilterContext) -> Result<Vec<libc::sock_filter>, Error> {
     let memory =
         rustix::fs::memfd_create("filter", MemfdFlags::CLOEXEC).map_err(std::io::Error::from)?;
@@ -170,7 +170,7 @@ fn export(context: &ScmpFilterContext) -> Result<Vec<libc::sock_filter>, Error> 
     let mut bytes = Vec::new();
     file.rewind()?;
     file.read_to_end(&mut bytes)?;
-    // struct sock_filter: code, two jump offsets, and a constant.
+    // struct sock_filter: code, jump offsets jt and jf, constant k.
     let instructions = bytes.chunks_exact(8).map(|one| libc::sock_filter {
         code: u16::from_ne_bytes([one[0], one[1]]),
         jt: one[2],
@@ -185,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_policy_becomes_a_program() {
+    fn a_policy_with_more_calls_has_a_longer_program() {
         let one = Filter::new(&Policy::default()).unwrap();
         let all = HANDLERS.iter().map(|handler| handler.describe().name);
         let all = Filter::new(&Policy::from_names(all).unwrap()).unwrap();
@@ -198,7 +198,7 @@ mod tests {
         let program = by_number(7, 463, &[(5, u32::MAX.into(), 16), (0, 1 << 40 | 1, 1 << 40)]);
         let end = i64::try_from(program.len()).unwrap();
         let low = |argument: u32| 16 + 8 * argument + u32::from(cfg!(target_endian = "big")) * 4;
-        // What it returns, or where it ends.
+        // The value that the program returns, or where it ends without one.
         let run = |arch: u32, number: u32, first: u64, last: u64| {
             let (mut at, mut value) = (0usize, 0u32);
             while let Some(step) = program.get(at) {
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_policy_is_no_filter() {
+    fn an_empty_policy_is_an_error() {
         assert!(matches!(Filter::new(&Policy::none()), Err(Error::Empty)));
     }
 }

@@ -1,7 +1,8 @@
-//! What hostile bytes reach first, as fuzz targets call it (`fuzz/`): packets of liblxc's
-//! protocol, messages of OCI runtimes, registers of trapped calls.
+//! Entry points of the fuzz targets (`fuzz/`): packets of liblxc's protocol, messages of OCI
+//! runtimes, registers of trapped calls, and texts of `/proc`.
 //!
-//! Compiled with the feature `fuzzing` only.
+//! Compiled with the feature `fuzzing` only. No function here may have an effect outside of its
+//! arguments.
 
 use libseccomp_sys::{seccomp_data, seccomp_notif_resp};
 
@@ -10,18 +11,18 @@ use super::dispatch::Dispatch;
 use super::syscalls::HANDLERS;
 use super::{audit, lxc_packet, oci, thread_id};
 
-/// The table of trapped calls, which takes a while to build.
+/// The table of trapped calls. It is slow to build, so a fuzz target builds it once.
 #[derive(Debug)]
 pub struct Calls(Dispatch);
 
 impl Calls {
-    /// The table of this kernel.
+    /// Builds the table of this kernel.
     #[must_use]
     pub fn new() -> Self {
         Self(Dispatch::new())
     }
 
-    /// Looks at a packet of liblxc's protocol, and at the call in it.
+    /// Decodes a packet of liblxc's protocol, and looks up the call in it.
     pub fn lxc_packet(&self, bytes: &[u8]) {
         let Ok(packet) = lxc_packet::decode(bytes) else { return };
         let _ = (packet.cookie(), packet.monitor_pid);
@@ -30,11 +31,11 @@ impl Calls {
         assert_eq!(
             lxc_packet::reply(packet.fixed, &response)[..112],
             bytes[..112],
-            "the request goes back as it came"
+            "the reply begins with the request"
         );
     }
 
-    /// Looks at the registers of a trapped call: architecture, number, arguments.
+    /// Looks up a trapped call by its registers: architecture, number, arguments.
     pub fn registers(&self, bytes: &[u8; 64]) {
         let word = |at: usize| u64::from_ne_bytes(std::array::from_fn(|byte| bytes[at + byte]));
         let data = seccomp_data {
@@ -62,13 +63,13 @@ impl Default for Calls {
     }
 }
 
-/// Takes what is read of a target: the text of its `/proc/<tid>/status`.
+/// Parses the text of a caller's `/proc/<tid>/status`.
 pub fn status(text: &[u8]) {
     let _ = audit::Caller::parse(text);
     let _ = thread_id::innermost(text);
 }
 
-/// Takes what a runtime sends with a listener.
+/// Parses what an OCI runtime sends with a listener.
 pub fn oci_message(bytes: &[u8]) {
     oci::parse(bytes);
 }

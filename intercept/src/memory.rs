@@ -1,17 +1,13 @@
-//! The memory of a caller, read and written as its own system call would.
+//! Reads and writes the memory of a caller as its own system call would.
 //!
-//! While the caller waits, another thread of its process may execute a program, even a
-//! set-user-ID one; the same thread id then has the memory of that program. So the memory is never
-//! addressed by the thread id. A descriptor of `/proc/<tid>/mem` belongs to one memory for good.
-//! If it was opened before the notification's id was found valid, that memory is the caller's:
-//! execve(2) ends all other threads, and their notifications, before it changes the memory.
+//! While the caller waits, another thread of its process may execute a program, even a set-user-ID
+//! one; the same thread id then has the memory of that program. So the memory must never be
+//! accessed by the thread id. A descriptor of `/proc/<tid>/mem` always refers to the address space
+//! that it was opened for. If it was opened before the notification was found pending, that is the
+//! caller's: execve(2) ends all other threads, and their notifications, before it changes the
+//! address space.
 //!
-//! `/proc/<tid>/mem` also reads and writes pages that the caller itself cannot access
-//! (`FOLL_FORCE`). So the mappings are looked at first, through a descriptor of `/proc/<tid>/maps`
-//! that was opened before the id was checked too. If another thread of the caller changes them
-//! between that look and the access, the caller's own memory is accessed nevertheless. The kernel
-//! never forces a write to a shared mapping: what changes is a private copy of the page, for this
-//! caller alone. A shadow stack passes for writable memory here, because the kernel lists it so.
+//! Start reading at `Memory::prepare`.
 
 use std::cell::OnceCell;
 use std::ffi::CStr;
@@ -29,10 +25,10 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use crate::pending::Pending;
 use crate::verdict::{Cause, Refusal};
 
-/// So much of the text of `/proc/<tid>/maps` is read where the kernel has no `PROCMAP_QUERY`: a
-/// caller can have a million mappings.
+/// How much of the text of `/proc/<tid>/maps` is read, in bytes, if the kernel has no
+/// `PROCMAP_QUERY`: a caller can have a million mappings.
 const LONGEST_MAPS: usize = 256 << 10;
-/// The kernel returns no more than a page of that text at a time.
+/// The kernel returns at most a page of that text at a time.
 const PIECE: usize = 4096;
 
 const BAD_ADDRESS: Refusal = Refusal::Fail(Errno::EFAULT);
@@ -40,20 +36,20 @@ const BAD_ADDRESS: Refusal = Refusal::Fail(Errno::EFAULT);
 /// A caller's memory, opened when it is used for the first time.
 #[derive(Debug, Default)]
 pub(super) struct Memory<'a> {
-    /// `/proc/<tid>/mem`, if liblxc sent it. After liblxc had opened it, it checked the id.
+    /// `/proc/<tid>/mem`, if liblxc sent it. liblxc checked the notification after opening it.
     sent: Option<BorrowedFd<'a>>,
     opened: OnceCell<Opened>,
 }
 
 #[derive(Debug)]
 struct Opened {
-    /// `None` where one was sent.
+    /// `None` if liblxc sent one.
     mem: Option<OwnedFd>,
     maps: OwnedFd,
 }
 
 impl<'a> Memory<'a> {
-    /// With the descriptor that liblxc sent, if it did.
+    /// Returns the memory of a caller, by the descriptor that liblxc sent, if it did.
     pub(super) fn new(sent: Option<BorrowedFd<'a>>) -> Self {
         Self { sent, opened: OnceCell::new() }
     }
@@ -61,8 +57,8 @@ impl<'a> Memory<'a> {
     /// Writes all of these bytes.
     ///
     /// # Errors
-    /// EFAULT for the caller if it could not write all of them itself; a part may be written then,
-    /// as by the kernel. The caller may be gone.
+    /// EFAULT for the caller if it could not write all of them itself; some of them may be written
+    /// then, as by the kernel. [`Refusal::Gone`] if the caller does not wait any more.
     pub(super) fn write(
         &self,
         tid: u32,
@@ -78,10 +74,10 @@ impl<'a> Memory<'a> {
         if written == bytes.len() { Ok(()) } else { Err(BAD_ADDRESS) }
     }
 
-    /// Reads as far as the caller could; fewer bytes are no error.
+    /// Reads as many bytes as the caller could read itself, up to the length of the buffer.
     ///
     /// # Errors
-    /// EFAULT if the caller could read nothing there. The caller may be gone.
+    /// EFAULT if the caller could read nothing there. [`Refusal::Gone`] if it does not wait any more.
     pub(super) fn read(
         &self,
         tid: u32,
@@ -97,9 +93,9 @@ impl<'a> Memory<'a> {
         if length == 0 { Err(BAD_ADDRESS) } else { Ok(length) }
     }
 
-    /// Opens the memory unless it is open, finds out how many of these bytes the caller itself can
-    /// access, and makes sure that the caller waits. An id that is not valid any more never is
-    /// again, so it does no harm to keep what was opened for it.
+    /// Opens the memory unless it is open, determines how many of these bytes the caller itself can
+    /// access, and checks that the caller waits. A notification that is not pending never becomes
+    /// pending again, so descriptors that were opened for it can be kept.
     fn prepare(
         &self,
         tid: u32,
@@ -114,7 +110,7 @@ impl<'a> Memory<'a> {
         let Opened { mem, maps } = self.opened.get().ok_or(Refusal::Gone)?;
         let allowed = allowed(maps.as_fd(), untagged(address), length, access)?;
         touch(tid, address, allowed);
-        // As late as possible: a caller that a signal took out of its call uses its memory again.
+        // As late as possible: a caller whose call was interrupted uses its memory again.
         pending.check()?;
         let mem = mem.as_ref().map(AsFd::as_fd).or(self.sent).ok_or(Refusal::Gone)?;
         Ok((mem, allowed))
@@ -129,7 +125,7 @@ impl<'a> Memory<'a> {
     }
 }
 
-/// Opens a file of the thread that has this number.
+/// Opens a file in `/proc/<tid>`.
 fn open(
     tid: u32,
     pending: &Pending<'_>,
@@ -139,12 +135,12 @@ fn open(
     let flags = flags | OFlags::CLOEXEC;
     let opened = match pending {
         Pending::Directory(proc) => openat(proc, file, flags, Mode::empty()),
-        // Number 0 is a thread outside of our pid namespace.
+        // The kernel reports thread id 0 for a thread outside of the daemon's pid namespace.
         Pending::Listener(..) if tid == 0 => {
             return Err(Refusal::Continue(Cause::View(ambit_sysinfo::Error::Gone(tid))));
         }
         Pending::Listener(..) => {
-            // Without an allocation: sysinfo(2) takes this way.
+            // Without an allocation, because every sysinfo(2) opens these files.
             let mut path = [0; 32];
             let _ = write!(&mut path[..], "/proc/{tid}/{}\0", file.to_str().unwrap_or_default());
             let path = CStr::from_bytes_until_nul(&path).unwrap_or_default();
@@ -160,14 +156,21 @@ fn open(
     })
 }
 
-/// How many bytes from this address on the caller can access itself.
+/// Returns how many bytes from this address on the caller can access itself.
+///
+/// `/proc/<tid>/mem` also reads and writes pages that the caller itself cannot access
+/// (`FOLL_FORCE`). So the mappings are checked first, through a descriptor of `/proc/<tid>/maps`
+/// that was also opened before the notification was found pending. If another thread of the caller
+/// changes them between the check and the access, the access still goes to the caller's own memory.
+/// The kernel does not force a write to a shared mapping: only a private copy of the page changes.
+/// A shadow stack is treated as writable memory, because the kernel lists it as such.
 fn allowed(
     maps: BorrowedFd<'_>,
     address: u64,
     length: usize,
     access: Access,
 ) -> Result<usize, Refusal> {
-    /// The kernel is older than Linux 6.11.
+    /// Set if the kernel lacks `PROCMAP_QUERY` (Linux 6.11).
     static NO_QUERY: AtomicBool = AtomicBool::new(false);
     let end = address.saturating_add(length as u64);
     let covered = if NO_QUERY.load(Ordering::Relaxed) {
@@ -190,7 +193,8 @@ fn allowed(
     }
 }
 
-/// The first address of a range that the caller cannot access, or one that is not below its end.
+/// Returns the first address of a range that the caller cannot access, or an address that is not
+/// below the end of the range. Asks the kernel with `PROCMAP_QUERY`.
 fn by_query(maps: BorrowedFd<'_>, start: u64, end: u64, access: Access) -> Result<u64, Errno> {
     let flags = match access {
         Access::Read => READABLE,
@@ -206,7 +210,7 @@ fn by_query(maps: BorrowedFd<'_>, start: u64, end: u64, access: Access) -> Resul
     Ok(covered)
 }
 
-/// The same from the text.
+/// Returns the same address as [`by_query`], from the text of `/proc/<tid>/maps`.
 fn by_text(maps: BorrowedFd<'_>, start: u64, end: u64, access: Access) -> Result<u64, Errno> {
     let mut coverage = Coverage::new(start, end, access);
     let (mut piece, mut read) = ([0; PIECE], 0);
@@ -217,27 +221,27 @@ fn by_text(maps: BorrowedFd<'_>, start: u64, end: u64, access: Access) -> Result
         }
         read += length;
     }
-    // The kernel knows: EFAULT would break a program with many mappings that is right.
+    // Leave the call to the kernel: EFAULT could be wrong, and break a program with many mappings.
     Err(Errno::E2BIG)
 }
 
-/// The number of bytes that were read or written.
+/// Returns the number of bytes that were read or written.
 fn transferred(result: Result<usize, Errno>) -> Result<usize, Refusal> {
     match result {
-        // The memory has ended: no process uses it any more.
+        // No process uses the address space any more.
         Ok(0) => Err(Refusal::Gone),
         Ok(length) => Ok(length),
-        // A page that cannot be brought in, or one that only force could write, on a kernel that
-        // refuses force (`CONFIG_PROC_MEM_NO_FORCE`, `proc_mem.force_override`).
+        // A page that cannot be read in, or one that only FOLL_FORCE could write, on a kernel that
+        // does not use it here (`CONFIG_PROC_MEM_NO_FORCE`, `proc_mem.force_override`).
         Err(Errno::EIO | Errno::EFAULT) => Ok(0),
         Err(errno) => Err(Refusal::Continue(Cause::System("the caller's /proc/<tid>/mem", errno))),
     }
 }
 
-/// Has the pages of a range brought in, as a system call of the caller would. `/proc/<tid>/mem`
-/// fails at a page that userfaultfd(2) has to deliver. While it waits for a page of a file, it
-/// holds the lock of all mappings, and other threads of the caller would wait for that. This reads
-/// the memory that the thread id has now, even if it is another program's, and drops what it read.
+/// Faults in the pages of a range, as a system call of the caller would. `/proc/<tid>/mem` fails at
+/// a page that userfaultfd(2) provides. While it waits for a page of a file, it holds the mmap
+/// lock, and other threads of the caller would wait for that. This reads the memory that the thread
+/// id has now, even if that is another program's, and discards what it read.
 fn touch(tid: u32, address: u64, length: usize) {
     let (Ok(base), Ok(tid)) = (usize::try_from(address), i32::try_from(tid)) else { return };
     let remote = [RemoteIoVec { base, len: length }];
@@ -251,12 +255,12 @@ fn touch(tid: u32, address: u64, length: usize) {
     let _ = process_vm_readv(Pid::from_raw(tid), &mut [IoSliceMut::new(forgotten)], &remote);
 }
 
-/// An address as a position in `/proc/<tid>/mem`. The upper half belongs to the kernel.
+/// Returns an address as an offset in `/proc/<tid>/mem`. The upper half belongs to the kernel.
 fn offset(address: u64) -> Result<libc::off_t, Refusal> {
     libc::off_t::try_from(untagged(address)).map_err(|_| BAD_ADDRESS)
 }
 
-/// Without the tag that a 64-bit ARM program may have in the first byte of an address.
+/// Returns an address without the tag that a 64-bit ARM program may put in its top byte.
 fn untagged(address: u64) -> u64 {
     let is_users = address & 1 << 55 == 0;
     if cfg!(target_arch = "aarch64") && is_users { address & (u64::MAX >> 8) } else { address }
@@ -270,7 +274,7 @@ mod tests {
 
     const CONSTANT: [u8; 16] = *b"a constant text.";
 
-    /// Memory of this process, as a thread of it that waits.
+    /// Runs a test with the memory of this process.
     fn own(test: impl FnOnce(u32, &Pending<'_>, &Memory<'_>)) {
         let proc = File::open("/proc/self").unwrap();
         test(std::process::id(), &Pending::Directory(proc.as_fd()), &Memory::default());
@@ -281,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_read_and_written_where_its_owner_can() {
+    fn memory_is_read_and_written_where_the_caller_can() {
         static FIXED: [u8; 16] = CONSTANT;
         own(|tid, pending, memory| {
             let variable = Box::new(CONSTANT);
@@ -292,12 +296,12 @@ mod tests {
             let fixed = FIXED.as_ptr() as u64;
             assert!(is_bad_address(&memory.write(tid, pending, fixed, b"another")));
             assert_eq!(memory.read(tid, pending, fixed, &mut text).unwrap(), 16);
-            assert_eq!(text, CONSTANT, "it is as it was");
+            assert_eq!(text, CONSTANT, "it was not changed");
         });
     }
 
     #[test]
-    fn addresses_of_no_memory_are_bad_ones() {
+    fn an_address_without_memory_is_efault() {
         own(|tid, pending, memory| {
             for address in [0, 8, 1 << 63, u64::MAX - 4, u64::MAX] {
                 let read = memory.read(tid, pending, address, &mut [0; 16]);
@@ -309,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn both_ways_to_look_at_mappings_agree() {
+    fn query_and_text_of_mappings_agree() {
         let maps = File::open("/proc/self/maps").unwrap();
         let variable = Box::new([0u8; 64]);
         let stack = [0u8; 64];

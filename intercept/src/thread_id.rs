@@ -1,6 +1,6 @@
-//! Thread ids that a target passes as arguments: they count in its own pid namespace.
+//! Translates thread ids that a caller passes as arguments: they count in its own pid namespace.
 //!
-//! Interceptors that take them for ids of the host act on strangers.
+//! An untranslated id must never be used: on the host it is the id of another thread.
 
 use std::os::fd::AsFd;
 
@@ -13,10 +13,10 @@ use super::call::Call;
 use crate::syscalls::context::Context;
 use crate::verdict::Refusal;
 
-/// The thread that the target calls `id`, as we call it. `None`: there is none, or this kernel
-/// cannot tell; the kernel then looks the thread up itself, in the call that goes on.
+/// Returns the daemon's id of the thread that has this id in the caller's pid namespace. `None` if
+/// there is none, or if this kernel cannot tell; the call is then left to the kernel.
 ///
-/// Before Linux 6.11 only the target itself is recognised, by the last number of `NSpid:`.
+/// Before Linux 6.11 only the caller itself is recognised, by the last number of `NSpid:`.
 pub(super) fn translate(call: &Call, cx: &Context<'_>, id: i32) -> Result<Option<i32>, Refusal> {
     let namespace = cx.open(call, "ns/pid")?;
     match pid_from_namespace(namespace.as_fd(), id) {
@@ -26,14 +26,15 @@ pub(super) fn translate(call: &Call, cx: &Context<'_>, id: i32) -> Result<Option
     }
 }
 
+/// Returns the caller's thread id if `id` is its own id in its pid namespace.
 fn own(call: &Call, cx: &Context<'_>, id: i32) -> Result<Option<i32>, Refusal> {
-    // It may be long, with many groups: they stand before `NSpid:`.
+    // The whole file: `Groups:` stands before `NSpid:` and may be long.
     let status = text::read(cx.proc(call)?.as_fd(), "status").map_err(|_| Refusal::Gone)?;
     let own = innermost(&status);
     Ok((own.is_some() && own == u32::try_from(id).ok()).then(|| call.tid.cast_signed()))
 }
 
-/// The last number of the line `NSpid:`, or `Pid:` where the kernel has no namespaces.
+/// Returns the last number of the line `NSpid:`, or `Pid:` if the kernel has no pid namespaces.
 pub(super) fn innermost(status: &[u8]) -> Option<u32> {
     let last = |label| Status(status).numbers(label).last();
     last("NSpid:").or_else(|| last("Pid:"))
@@ -52,7 +53,7 @@ mod tests {
     use crate::pending::Pending;
 
     #[test]
-    fn the_innermost_id_is_the_targets_own() {
+    fn the_innermost_id_is_the_callers_own() {
         let status = b"Name:\tx\nPid:\t900\nPPid:\t1\nNSpid:\t900\t31\t2\n";
         assert_eq!(innermost(status), Some(2));
         assert_eq!(innermost(b"Name:\tx\nPid:\t900\n"), Some(900));
@@ -60,16 +61,16 @@ mod tests {
     }
 
     #[test]
-    fn kernels_without_the_ioctl_know_the_target_itself() {
-        struct Nobody;
-        impl ambit_sysinfo::Views for Nobody {
+    fn kernels_without_the_ioctl_know_the_caller_itself() {
+        struct NoViews;
+        impl ambit_sysinfo::Views for NoViews {
             fn view(&self, tid: u32) -> Result<Arc<View>, ambit_sysinfo::Error> {
                 Err(ambit_sysinfo::Error::Gone(tid))
             }
         }
         let proc = std::fs::File::open("/proc/self").unwrap();
         let cx = Context {
-            views: &Nobody,
+            views: &NoViews,
             pending: Pending::Directory(proc.as_fd()),
             memory: Memory::default(),
             settings: &Settings::default(),

@@ -1,8 +1,11 @@
 //! Formats times according to RFC 3339, in UTC.
+//!
+//! Used by the audit log, `ambit status` and the daemon's log. The local time zone must never be
+//! used: the log would depend on the machine's configuration.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// With nanoseconds: `2026-01-31T23:59:59.000000001Z`.
+/// Formats a time with nanoseconds: `2026-01-31T23:59:59.000000001Z`.
 #[must_use]
 pub fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -17,7 +20,7 @@ pub fn rfc3339(time: SystemTime) -> String {
     )
 }
 
-/// Without fractions of a second: `2026-01-31T23:59:59Z`.
+/// Formats a time without fractions of a second: `2026-01-31T23:59:59Z`.
 #[must_use]
 pub fn seconds(time: SystemTime) -> String {
     let whole = rfc3339(time);

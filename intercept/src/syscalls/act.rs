@@ -1,4 +1,9 @@
-//! Acts for a caller: taking hold of it, and having a worker act.
+//! Performs a privileged operation for a caller: pins the caller, then sends the operation to a
+//! worker.
+//!
+//! A caller is pinned by descriptors of its root, folder and namespaces, and by its ids. What was
+//! opened by thread id belongs to the caller only if the call is still pending afterwards, so
+//! nothing is done before that is checked. Start reading at [`pin`].
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
@@ -14,10 +19,10 @@ use crate::call::Call;
 use crate::origin::Origin;
 use crate::verdict::{Cause, Refusal, Verdict};
 
-/// Takes hold of a caller. `None`: its user namespace is not its container's, or it lacks the
-/// capability there; the kernel refuses it then. Whose all this is, is not known before it is seen that
-/// the call is still pending: [`Once::act`](crate::once::Once::act) looks before it acts, and so does
-/// whoever acts without it.
+/// Pins a caller. `None` if its user namespace is not its container's, or if it lacks the
+/// capability there; the call is then left to the kernel. The result is the caller only if the call
+/// is still pending afterwards: [`Once::act`](crate::once::Once::act) checks that. A handler that
+/// does not use it must check that itself.
 pub(super) fn pin(
     call: &Call,
     cx: &Context<'_>,
@@ -27,21 +32,22 @@ pub(super) fn pin(
     pin_if(call, cx, base, |actor| actor.can(capability))
 }
 
-/// The same for a caller of which this is true.
+/// Pins a caller if `is` is true for it. `None` as for [`pin`].
 pub(super) fn pin_if(
     call: &Call,
     cx: &Context<'_>,
     base: Base,
     is: impl FnOnce(&CallerHandle) -> bool,
 ) -> Result<Option<CallerHandle>, Refusal> {
-    // What cannot be opened, such as a number that is no descriptor, is left to the kernel.
+    // If something cannot be opened, such as a number that is not a descriptor, the kernel answers.
     let actor = CallerHandle::read(cx.proc(call)?.as_fd(), base).ok();
     let fits = |actor: &CallerHandle| Origin::of(actor.users.as_fd()).fits(cx.settings.nested);
     Ok(actor.filter(|actor| is(actor) && fits(actor)))
 }
 
-/// Has a worker do this for the caller. `find` is what to find as the caller when permissions
-/// forbid the act, but the caller may pass over them.
+/// Has a worker perform this for the caller. If the worker gets EACCES, and the caller has
+/// CAP_DAC_OVERRIDE or CAP_DAC_READ_SEARCH, `find` returns the file that is then opened with the
+/// caller's capabilities.
 pub(super) fn act(
     call: &Call,
     cx: &Context<'_>,
@@ -80,8 +86,8 @@ pub(super) fn act(
     }
     match reply {
         Ok(Reply::Done) => Ok(Verdict::Return(0)),
-        // A FUSE filesystem of another user or user namespace has nothing to do with the worker,
-        // whatever its rights and the ids that it took on. The caller may have found the file.
+        // A FUSE filesystem of another user or user namespace refuses the worker, whatever its
+        // capabilities and ids are. The caller itself may be allowed to use it.
         Ok(Reply::Failed(Errno::EOVERFLOW)) => Ok(Verdict::Continue),
         Ok(Reply::Failed(Errno::EACCES)) if found.is_some() => Ok(Verdict::Continue),
         Ok(Reply::Failed(errno)) => Ok(Verdict::Fail(errno)),
@@ -95,8 +101,8 @@ pub(super) fn act(
     }
 }
 
-/// Has a worker do something of which there is more to tell than whether it was done. `more` are
-/// descriptors that the task needs.
+/// Has a worker perform this, and returns its whole answer. `more` are descriptors that the
+/// operation needs.
 pub(super) fn ask(
     call: &Call,
     cx: &Context<'_>,
@@ -122,7 +128,7 @@ fn warn(call: &Call, cx: &Context<'_>, failure: &Error) {
     }
 }
 
-/// Finds a file as the caller, with the capabilities that it has over files of its container.
+/// Opens a file as the caller, with the capabilities that it has over files of its container.
 fn find_as(
     call: &Call,
     cx: &Context<'_>,
@@ -134,7 +140,8 @@ fn find_as(
     Ok(caller.and_then(|caller| acts.broker.find(find, &caller, Instant::now() + DEADLINE)))
 }
 
-/// All of a caller, for a process that becomes it. Relative paths start where the actor's do.
+/// Pins everything of a caller, for a process that takes on its identity. Relative paths start at
+/// the folder of `actor`.
 fn as_whole(
     call: &Call,
     cx: &Context<'_>,
@@ -151,7 +158,7 @@ fn as_whole(
     }))
 }
 
-/// Does a namespace of another kind belong to users of a container, and not to the host's?
+/// True if the user namespace that owns this namespace was made by a container or for one.
 pub(super) fn belongs_to_a_container(namespace: &OwnedFd) -> bool {
     user_namespace::owner(namespace.as_fd()).is_ok_and(|users| Origin::of(users.as_fd()).fits(true))
 }

@@ -1,10 +1,11 @@
-//! What a handler may do with its target: ask for numbers, write a result, look at `/proc`.
+//! The interface of a handler to its caller: the view of its container, its memory, its
+//! `/proc/<tid>`.
 //!
-//! What is opened by the target's thread id is the target's if the request is still pending
-//! afterwards: as long as it is, the target sits in its system call and its thread id cannot have
-//! passed to another thread. So everything is opened first, then the request is checked, and then
-//! the descriptor is used. `memory.rs` says why that matters most for the target's memory. The
-//! answer itself is checked by the kernel.
+//! A file that was opened by the caller's thread id belongs to the caller if the notification is
+//! still pending afterwards: until then the caller is in its system call, and its thread id cannot
+//! have passed to another thread. So a descriptor must never be used before that was checked: open,
+//! check, use. `memory.rs` says why that matters most for memory. The kernel itself checks the
+//! answer.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -23,62 +24,63 @@ use crate::memory::Memory;
 use crate::pending::Pending;
 use crate::verdict::{Cause, Refusal};
 
-/// The kernel takes no longer strings as arguments.
+/// The length of the longest string argument that the kernel accepts.
 const PAGE: usize = 4096;
-/// Most strings are shorter.
+/// Most strings are shorter than this.
 const USUAL: usize = 256;
 
 /// The surroundings of one call.
 pub struct Context<'a> {
     pub(crate) views: &'a dyn Views,
     pub(crate) pending: Pending<'a>,
-    /// The target's memory.
+    /// The caller's memory.
     pub(crate) memory: Memory<'a>,
     /// The settings of the container's policy.
     pub(crate) settings: &'a Settings,
-    /// Who acts, if anybody does.
+    /// Performs privileged operations. `None` if the daemon has no broker.
     pub(crate) acts: Option<&'a Acts>,
     /// The container's name, for the log.
     pub(crate) container: &'a str,
-    /// What the container has had, if that is counted.
+    /// The container's account, if there is one.
     pub(crate) account: Option<&'a Account>,
-    /// What the audit log is told.
+    /// What the handler notes for the audit log.
     pub(crate) notes: Notes,
 }
 
 impl Context<'_> {
-    /// The numbers that the target's container is shown.
+    /// Returns the view of the caller's container.
     ///
     /// # Errors
-    /// There are none; the kernel then runs the call.
+    /// There is no view; the kernel then runs the call.
     pub fn view(&self, call: &Call) -> Result<Arc<View>, Refusal> {
         Ok(self.views.view(call.tid)?)
     }
 
-    /// Writes a result into the target's memory, as the kernel would: a page that the target
-    /// cannot write is EFAULT, and stays as it is.
+    /// Writes a result into the caller's memory, as the kernel would: a page that the caller cannot
+    /// write is EFAULT, and does not change.
     ///
     /// # Errors
-    /// EFAULT for the target, or the target is gone.
+    /// EFAULT for the caller, or the caller does not wait any more.
     pub fn write(&self, call: &Call, address: u64, bytes: &[u8]) -> Result<(), Refusal> {
         self.memory.write(call.tid, &self.pending, address, bytes)
     }
 
-    /// Reads from the target's memory as far as the target can; fewer bytes are no error.
+    /// Reads as many bytes of the caller's memory as the caller can, up to the length of the
+    /// buffer.
     ///
     /// # Errors
-    /// The target is gone, or can read nothing there.
+    /// EFAULT if the caller can read nothing there, or the caller does not wait any more.
     pub fn read(&self, call: &Call, address: u64, buffer: &mut [u8]) -> Result<usize, Refusal> {
         self.memory.read(call.tid, &self.pending, address, buffer)
     }
 
-    /// A string argument; `None` when it does not end in a page's length or cannot be read: the
-    /// kernel knows the errno.
+    /// Returns a string argument. `None` if it does not end within a page's length or cannot be
+    /// read; the call is then left to the kernel, which knows the errno.
     ///
     /// # Errors
-    /// The target is gone.
+    /// The caller does not wait any more.
     pub fn string(&self, call: &Call, index: usize) -> Result<Option<Vec<u8>>, Refusal> {
-        // Most are short, and every page that a reading touches costs.
+        // Read a short piece first: every page that is read costs.
         for room in [USUAL, PAGE] {
             let mut text = vec![0; room];
             let length = match self.read(call, call.long(index), &mut text) {
@@ -97,10 +99,10 @@ impl Context<'_> {
         Ok(None)
     }
 
-    /// The target's `/proc/<tid>`.
+    /// Opens the caller's `/proc/<tid>`.
     ///
     /// # Errors
-    /// The target is gone.
+    /// The caller does not wait any more.
     pub fn proc(&self, call: &Call) -> Result<OwnedFd, Refusal> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = match self.pending {
@@ -113,35 +115,36 @@ impl Context<'_> {
         opened.map_err(|_| Refusal::Gone)
     }
 
-    /// May a line about this call be logged? Then the number of those of its container that were
-    /// suppressed before it.
+    /// Returns the number of log lines about the container that were suppressed before this one, if
+    /// another line about it may be logged.
     pub(crate) fn may_say(&self) -> Option<u64> {
         self.account.map_or(Some(0), Account::may_say)
     }
 
-    /// Tells the audit log on what the decision depends. Asked for only when there is one.
+    /// Notes an argument for the audit log. `value` is called only if the call is audited.
     pub fn note(&self, name: &str, value: impl FnOnce() -> String) {
         self.notes.add(name, value);
     }
 
-    /// The target's `/proc/<tid>/status` as far as it matters; nothing when the target is gone.
+    /// Returns the text of the caller's `/proc/<tid>/status`. Empty if the caller does not wait any
+    /// more.
     pub(crate) fn status(&self, call: &Call) -> Vec<u8> {
         let read = self.proc(call).ok().and_then(|proc| text::read(proc.as_fd(), "status").ok());
         read.filter(|_| self.still_pending().is_ok()).unwrap_or_default()
     }
 
-    /// Makes sure that the target still waits.
+    /// Checks that the caller still waits.
     ///
     /// # Errors
-    /// It does not.
+    /// It does not wait any more.
     pub fn still_pending(&self) -> Result<(), Refusal> {
         self.pending.check()
     }
 
-    /// Opens a file below the target's `/proc/<tid>`.
+    /// Opens a file below the caller's `/proc/<tid>`.
     ///
     /// # Errors
-    /// The target is gone, or the file cannot be opened.
+    /// The caller does not wait any more, or the file cannot be opened.
     pub fn open(&self, call: &Call, file: &'static str) -> Result<OwnedFd, Refusal> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let opened = match self.pending {
@@ -150,7 +153,7 @@ impl Context<'_> {
                 openat(CWD, format!("/proc/{}/{file}", call.tid), flags, Mode::empty())
             }
         };
-        // What was opened by number is the target's only if the request is still pending.
+        // A file that was opened by thread id is the caller's only if the call is still pending.
         self.pending.check()?;
         opened.map_err(|errno| {
             Refusal::Continue(Cause::System(file, Errno::from_raw(errno.raw_os_error())))

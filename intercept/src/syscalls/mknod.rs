@@ -1,8 +1,10 @@
-//! mknod(2) and mknodat(2): character devices that give access to nothing.
+//! mknod(2) and mknodat(2): harmless character devices, and those that the configuration lists.
 //!
-//! What is made, and by whom, is decided here from registers alone; `ambit_worker::operation::Mknod`
-//! makes it where the caller may. Everything else is the kernel's, above all the whiteouts of
-//! overlayfs (device 0:0), which it allows everybody.
+//! This file decides by the device number and the caller's capability;
+//! `ambit_worker::operation::Mknod` makes the node where the caller may write. No device that gives
+//! access to the machine's memory or ports may be made. All other calls are left to the kernel, in
+//! particular the whiteouts of overlayfs (device 0:0), which any user may make. Start reading at
+//! the method `run`.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,10 +22,11 @@ use ambit_worker::operation::{Base, Mknod as Make, Operation};
 
 const CAP_MKNOD: u32 = 27;
 
-/// Attempts of callers that signals interrupt.
+/// Results, for callers that signals interrupt.
 static ONCE: Once<(Base, Operation)> = Once::new();
 
-/// Character devices that every container may have: they give access to nothing.
+/// Character devices that every container may have: null, zero, full, random, urandom, tty,
+/// console.
 const HARMLESS: [Device; 7] = [
     Device(1, 3),
     Device(1, 5),
@@ -34,7 +37,7 @@ const HARMLESS: [Device; 7] = [
     Device(5, 1),
 ];
 
-/// Character devices that no container may make: memory and ports of the machine.
+/// Character devices that no container may make: mem, kmem, port.
 const NEVER: [Device; 3] = [Device(1, 1), Device(1, 2), Device(1, 4)];
 
 settings! {
@@ -81,7 +84,7 @@ impl From<Device> for String {
 /// Answers mknod(2) and mknodat(2).
 pub(super) struct Mknod;
 
-/// Which argument is the mode.
+/// Returns the index of the argument `mode`; the device number follows it.
 fn mode_at(syscall: &str) -> usize {
     if syscall == "mknodat" { 2 } else { 1 }
 }
@@ -120,7 +123,7 @@ impl Handler for Mknod {
 
     fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
         let mode = mode_at(call.syscall);
-        // The kernel's own encoding, of 32 bits: `new_decode_dev`.
+        // The kernel's encoding in 32 bits: new_decode_dev().
         let number = call.uint(mode + 1);
         let device = Device(number >> 8 & 0xfff, number & 0xff | number >> 12 & 0xf_ff00);
         if !HARMLESS.contains(&device) && !cx.settings.mknod.devices.contains(&device) {
@@ -156,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn devices_are_two_numbers() {
+    fn a_device_is_parsed_unless_it_gives_the_machine_away() {
         let device = |text: &str| Device::try_from(text.to_owned());
         assert_eq!(device("10:229"), Ok(Device(10, 229)));
         for text in ["10", "a:b", "1:3:5", "", "0:0", "-1:3", "b8:0"] {

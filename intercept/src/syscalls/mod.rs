@@ -1,8 +1,9 @@
-//! The system calls that are answered: one file each, one line in `calls!`.
+//! The system calls that are answered: one file each, and one line in `calls!`.
 //!
-//! To add one: write the file with a type that implements [`Handler`] and a struct `Settings` with
-//! the key `enabled`, add its line here. Dispatch, policy, configuration keys, their reference,
-//! filters and counters derive from the list.
+//! To add a call, write a file with a type that implements [`Handler`] and a struct `Settings` with
+//! the key `enabled`, and add its line to `calls!`. Dispatch, policy, configuration keys, their
+//! reference, filters and counters derive from that list: there must be no second one. Start
+//! reading at `handler.rs`.
 
 mod act;
 mod bpf;
@@ -30,13 +31,13 @@ use handler::Handler;
 
 macro_rules! calls {
     ($($key:ident: $handler:ident,)*) => {
-        /// All handlers. The order is that of listings; a policy's bits follow it.
+        /// All handlers, in the order of listings and of a policy's bits.
         pub const HANDLERS: &[&dyn Handler] = &[$(&$key::$handler),*];
 
         settings! {
-            /// System calls that are answered where a container's seccomp filter reports them. For each
-            /// of them `NAME = true` is short for a table with `enabled = true`; the settings in a table
-            /// without that have no effect, and are an error.
+            /// System calls that are answered where a container's seccomp filter reports them. For
+            /// each of them `NAME = true` is short for a table with `enabled = true`; the settings
+            /// in a table without that have no effect, and are an error.
             pub struct Settings {
                 /// Short for `sysinfo` and `sched_getaffinity`: programs that open no file see the
                 /// container's numbers too.
@@ -45,8 +46,8 @@ macro_rules! calls {
                     /// The settings of this call.
                     pub $key: $key::Settings;
                 )*
-                /// True if calls that change something are also answered from user namespaces that the
-                /// container made itself.
+                /// True if calls that change something are also answered from user namespaces that
+                /// the container made itself.
                 pub nested: bool = false;
                 /// How much of ambit one container may use.
                 pub limit: Limit;
@@ -54,7 +55,7 @@ macro_rules! calls {
         }
 
         impl Settings {
-            /// Which handlers are enabled, in their order.
+            /// Returns which handlers are enabled, in the order of [`HANDLERS`].
             pub(super) fn enabled(&self) -> [bool; HANDLERS.len()] {
                 [$(self.$key.enabled),*]
             }
@@ -75,12 +76,12 @@ calls! {
 /// The calls that `view` is short for.
 pub const VIEW: [&str; 2] = ["sysinfo", "sched_getaffinity"];
 
-/// What a map of the caller's user namespace leads to on the host: first, count.
+/// Returns the host's ids in a map of the caller's user namespace, as (first, count).
 fn ranges(call: &Call, cx: &Context<'_>, map: &'static str) -> Result<Vec<(u32, u32)>, Refusal> {
     Ok(id_map(call, cx, map)?.outsiders())
 }
 
-/// A map of the caller's user namespace.
+/// Reads a map of the caller's user namespace: `uid_map` or `gid_map`.
 fn id_map(call: &Call, cx: &Context<'_>, map: &'static str) -> Result<IdMap, Refusal> {
     let text = text::read(cx.proc(call)?.as_fd(), map);
     cx.still_pending()?;

@@ -1,8 +1,8 @@
-//! sched_getaffinity(2): as many processors as the container is shown.
+//! sched_getaffinity(2): a mask with as many CPUs as the container is shown.
 //!
-//! `nproc` of coreutils, Go's `runtime.NumCPU` and `sched_getaffinity`-based thread pools count
-//! the bits of this mask. The kernel's mask knows of cpusets but not of quotas; the answer is a
-//! part of the kernel's mask, so a program that pins itself by it is never refused.
+//! `nproc` of coreutils, Go's `runtime.NumCPU` and many thread pools count the bits of this mask.
+//! The kernel's mask respects cpusets but not CPU quotas. The answer must be a subset of the
+//! kernel's mask, so that a program can pin itself to every CPU in it.
 
 use ambit_kernel::sys::affinity;
 use ambit_sysinfo::view::Origin;
@@ -38,7 +38,7 @@ impl Handler for SchedGetaffinity {
     }
 
     fn screen(&self, call: &Call) -> Screen {
-        // The kernel's own rules, in its order; it says EINVAL or ESRCH by itself.
+        // The kernel's checks, in its order: it returns EINVAL or ESRCH itself.
         let length = call.uint(1) as usize;
         let long = match call.abi {
             Abi::Bits64 => 8,
@@ -63,7 +63,7 @@ impl Handler for SchedGetaffinity {
         let mut mask = [0; WORDS];
         let size = match affinity::sched_getaffinity(tid, &mut mask) {
             Ok(size) => size.min(size_of_val(&mask)),
-            // Ours to lose: the kernel looks the thread up again and says so to the target.
+            // The kernel repeats the lookup and returns ESRCH to the caller.
             Err(Errno::ESRCH) => return Ok(Verdict::Continue),
             Err(errno) => {
                 return Err(Refusal::Continue(Cause::System("sched_getaffinity", errno)));

@@ -1,10 +1,12 @@
-//! sched_setscheduler(2), sched_setattr(2) and setpriority(2): priorities of a container's own threads.
+//! sched_setscheduler(2), sched_setattr(2) and setpriority(2): priorities of a container's own
+//! threads.
 //!
-//! For the container's root with `CAP_SYS_NICE`, up to the limits of the policy; what is beyond is the
-//! kernel's to grant or refuse, as is everything else. The thread is found in the caller's own pid
-//! namespace and must be in it, and in the caller's user namespace: numbers that are taken for the
-//! host's act on strangers. No call takes a pidfd, so between the last look at the thread and the
-//! act remain the microseconds in which it would have to end and its number come round again.
+//! They are set for the container's root with `CAP_SYS_NICE`, up to the limits of the policy. Calls
+//! beyond the limits, and all others, are left to the kernel. The thread must never be one outside
+//! of the container: its id is translated from the caller's pid namespace, and it must be in the
+//! caller's pid and user namespace. No system call takes a pidfd here, so a race of microseconds
+//! remains in which the thread would have to end and its id be reused. Start reading at the method
+//! `run`.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -60,7 +62,7 @@ impl Handler for SchedSetscheduler {
         let answered = match call.syscall {
             "sched_setscheduler" => call.int(0) >= 0 && call.int(1) >= 0 && call.long(2) != 0,
             "sched_setattr" => call.int(0) >= 0 && call.long(1) != 0 && call.uint(2) == 0,
-            // Of a process, by its number; groups and users are the kernel's.
+            // PRIO_PROCESS only: process groups and users are left to the kernel.
             _ => call.int(0) == 0 && call.int(1) >= 0,
         };
         if answered { Screen::Inspect } else { Screen::Continue }
@@ -96,7 +98,7 @@ impl Handler for SchedSetscheduler {
         cx.note("thread", || pid.to_string());
         cx.note("wish", || format!("{wish:?}"));
         cx.still_pending()?;
-        // Its number is its own as long as its folder in /proc is not empty.
+        // The id still belongs to the thread if its /proc/<tid> is not empty.
         if statat(&thread, "stat", AtFlags::empty()).is_err() {
             return Ok(Verdict::Continue);
         }
@@ -108,26 +110,26 @@ impl Handler for SchedSetscheduler {
                 }
                 Ok(Verdict::Return(0))
             }
-            // The daemon itself lacks the right.
+            // The daemon itself lacks the capability.
             Err(Errno::EPERM | Errno::EACCES) => Ok(Verdict::Continue),
             Err(errno) => Ok(Verdict::Fail(errno)),
         }
     }
 }
 
-/// What a caller wants of a thread.
+/// The scheduling that a caller asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wish {
-    /// Everything anew.
+    /// All attributes: sched_setattr(2).
     All(Attributes),
-    /// This policy, perhaps with its flag, and priority.
+    /// Policy, possibly with SCHED_RESET_ON_FORK, and priority: sched_setscheduler(2).
     Policy(i32, i32),
-    /// Another nice value.
+    /// A nice value: setpriority(2).
     Nice(i32),
 }
 
 impl Wish {
-    /// Is it something that the policy grants, up to this priority and down to this nice value?
+    /// True if it is granted, up to this real-time priority and down to this nice value.
     fn is_within(self, highest: u32, lowest: i32) -> bool {
         let granted = |policy: u32, priority: u32| match policy {
             OTHER | BATCH | IDLE => priority == 0,
@@ -159,7 +161,7 @@ impl Wish {
     }
 }
 
-/// Arguments of sched_setscheduler(2). `None`: the kernel refuses or judges them.
+/// Reads the arguments of sched_setscheduler(2). `None` if the call is left to the kernel.
 fn by_policy(call: &Call, cx: &Context<'_>) -> Result<Option<Wish>, Refusal> {
     let mut priority = [0; 4];
     if !whole(cx.read(call, call.long(2), &mut priority), priority.len())? {
@@ -168,7 +170,7 @@ fn by_policy(call: &Call, cx: &Context<'_>) -> Result<Option<Wish>, Refusal> {
     Ok(Some(Wish::Policy(call.int(1), i32::from_ne_bytes(priority))))
 }
 
-/// Arguments of sched_setattr(2).
+/// Reads the arguments of sched_setattr(2). `None` if the call is left to the kernel.
 fn by_attributes(call: &Call, cx: &Context<'_>) -> Result<Option<Wish>, Refusal> {
     let mut bytes = [0; size_of::<Attributes>()];
     if !whole(cx.read(call, call.long(1), &mut bytes), bytes.len())? {
@@ -188,13 +190,14 @@ fn parse(bytes: &[u8; size_of::<Attributes>()]) -> Option<Attributes> {
         priority: word(20),
         times: [long(24), long(32), long(40)],
     };
-    // Other flags are the kernel's. Without them what Linux 5.3 appended means nothing.
+    // Calls with other flags are left to the kernel. Without those flags, the fields that Linux 5.3
+    // appended have no effect.
     let plain =
         matches!(attributes.size, 0 | 48 | 56) && attributes.flags & !FLAG_RESET_ON_FORK == 0;
     plain.then_some(attributes)
 }
 
-/// Was everything read? What cannot be read is the kernel's to refuse.
+/// True if all of it was read. Otherwise the call is left to the kernel.
 fn whole(read: Result<usize, Refusal>, length: usize) -> Result<bool, Refusal> {
     match read {
         Ok(read) => Ok(read == length),
@@ -203,12 +206,12 @@ fn whole(read: Result<usize, Refusal>, length: usize) -> Result<bool, Refusal> {
     }
 }
 
-/// Is the caller the root of its user namespace?
+/// True if the caller is root in its user namespace.
 fn is_root(call: &Call, cx: &Context<'_>, actor: &CallerHandle) -> Result<bool, Refusal> {
     Ok(super::id_map(call, cx, "uid_map")?.outside(0) == Some(actor.who.uid))
 }
 
-/// The folder in /proc of a thread of the caller's own pid and user namespace.
+/// Opens the `/proc/<tid>` of a thread. `None` if it is not in the caller's pid and user namespace.
 fn own_thread(
     call: &Call,
     cx: &Context<'_>,
@@ -237,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wishes_have_limits() {
+    fn scheduling_beyond_the_limits_is_not_granted() {
         let fifo = |priority| Wish::Policy(libc::SCHED_FIFO | RESET_ON_FORK, priority);
         assert!(fifo(10).is_within(10, -20) && !fifo(11).is_within(10, -20));
         assert!(!fifo(1).is_within(0, -20), "not configured");
@@ -252,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn attributes_are_taken_apart_as_the_kernel_lays_them_out() {
+    fn sched_attr_is_parsed_as_the_kernel_lays_it_out() {
         let mut bytes = [0; 48];
         bytes[..4].copy_from_slice(&48u32.to_ne_bytes());
         bytes[4..8].copy_from_slice(&FIFO.to_ne_bytes());

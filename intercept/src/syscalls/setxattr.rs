@@ -1,7 +1,9 @@
-//! setxattr(2) and its kin: the mark that overlayfs puts on folders that hide the layers below.
+//! setxattr(2), lsetxattr(2), fsetxattr(2), setxattrat(2): the attribute by which overlayfs marks a
+//! folder that hides the layers below.
 //!
-//! `trusted.overlay.opaque=y` and nothing else; all other attributes are the kernel's. Layers are
-//! unpacked with it by container engines that run in a container.
+//! Only `trusted.overlay.opaque=y` may be set here; all other attributes are left to the kernel.
+//! Container engines that run in a container set it when they unpack layers. Start reading at the
+//! method `run`.
 
 use ambit_kernel::sys::setxattrat::exists;
 use nix::errno::Errno;
@@ -25,10 +27,11 @@ const NAME: &[u8] = b"trusted.overlay.opaque";
 /// `XATTR_CREATE` and `XATTR_REPLACE`.
 const FLAGS: u32 = 3;
 
-/// Attempts of callers that signals interrupt: with `XATTR_CREATE` a second one fails.
+/// Results, for callers that signals interrupt: with `XATTR_CREATE` a second attempt fails.
 static ONCE: Once<(Base, Operation)> = Once::new();
 
-/// `struct xattr_args` of Linux 6.13: an address of 64 bits, a size and flags, in any word size.
+/// The size of `struct xattr_args` of Linux 6.13, which is the same for 32-bit programs: a 64-bit
+/// address, a size and flags.
 const ARGS: usize = 16;
 const NOFOLLOW: u32 = libc::AT_SYMLINK_NOFOLLOW.unsigned_abs();
 const EMPTY_PATH: u32 = libc::AT_EMPTY_PATH.unsigned_abs();
@@ -45,7 +48,7 @@ settings! {
 /// Answers setxattr(2), lsetxattr(2), fsetxattr(2) and setxattrat(2).
 pub(super) struct Setxattr;
 
-/// What is to be set, with the addresses as the caller gave them.
+/// The value that a caller sets: its address in the caller, its size, and the flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Wish {
     value: u64,
@@ -54,7 +57,7 @@ struct Wish {
 }
 
 impl Wish {
-    /// Could it be the one that is granted?
+    /// True if it may be the value that is granted.
     fn fits(self) -> bool {
         self.size == 1 && self.flags & !FLAGS == 0
     }
@@ -67,7 +70,7 @@ impl Wish {
         Self { value: u64::from(high) << 32 | u64::from(low), size: size.into(), flags }
     }
 
-    /// From the arguments. `None`: it is the kernel's.
+    /// Reads it from the arguments. `None` if the call is left to the kernel.
     fn of(call: &Call, cx: &Context<'_>) -> Result<Option<Self>, Refusal> {
         if call.syscall != "setxattrat" {
             let (value, size) = (call.long(2), call.long(3));
@@ -82,10 +85,11 @@ impl Wish {
     }
 }
 
-/// Which file: where its path starts, the path (`None` for the start itself), and whether a
-/// symbolic link at its end is followed. `None`: it is the kernel's to judge.
+/// A file: where its path starts, the path (`None` for the start itself), and whether a symbolic
+/// link at its end is followed.
 type File = (Base, Option<Vec<u8>>, bool);
 
+/// Reads the file from the arguments. `None` if the call is left to the kernel.
 fn file(call: &Call, cx: &Context<'_>) -> Result<Option<File>, Refusal> {
     let (fd, at_flags) = match call.syscall {
         "fsetxattr" => (call.int(0), EMPTY_PATH),
@@ -107,7 +111,7 @@ fn file(call: &Call, cx: &Context<'_>) -> Result<Option<File>, Refusal> {
         Some(path) => Some((Base::of(fd, &path), Some(path), follow)),
         _ if at_flags & EMPTY_PATH == 0 => None,
         _ if fd >= 0 => Some((Base::Descriptor(fd), None, follow)),
-        // fsetxattr knows no such number.
+        // fsetxattr(2) does not accept AT_FDCWD.
         _ if fd == libc::AT_FDCWD && call.syscall == "setxattrat" => {
             Some((Base::Folder, None, follow))
         }
@@ -126,9 +130,9 @@ impl Handler for Setxattr {
 
     fn reported(&self, syscall: &str) -> &'static [(u32, u64, u64)] {
         match syscall {
-            // The size of the structure, which holds the rest.
+            // The size of `struct xattr_args`.
             "setxattrat" => &[(5, u32::MAX as u64, ARGS as u64)],
-            // The value is one byte.
+            // The size of the value, "y".
             _ => &[(3, u32::MAX as u64, 1)],
         }
     }
@@ -152,7 +156,7 @@ impl Handler for Setxattr {
     }
 
     fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
-        // A kernel without the call must not seem to have it.
+        // On a kernel without the call it must fail with ENOSYS.
         if call.syscall == "setxattrat" && !arch::native("setxattrat").is_some_and(exists) {
             return Ok(Verdict::Continue);
         }
@@ -197,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_structure_is_taken_apart_as_the_kernel_lays_it_out() {
+    fn xattr_args_are_parsed_as_the_kernel_lays_them_out() {
         let mut args = [0; ARGS];
         args[..8].copy_from_slice(&(7u64 << 32 | 9).to_ne_bytes());
         args[8..12].copy_from_slice(&1u32.to_ne_bytes());

@@ -1,7 +1,8 @@
 //! sysinfo(2): memory, swap, load, uptime and tasks of the container.
 //!
-//! `free` and `uptime` of busybox, and musl's and glibc's `sysconf(_SC_PHYS_PAGES)` ask this
-//! and never open `/proc/meminfo`.
+//! `free` and `uptime` of busybox, and `sysconf(_SC_PHYS_PAGES)` of musl and glibc use it and never
+//! open `/proc/meminfo`. The numbers must come from the same view as those of the files. This is
+//! the smallest handler.
 
 use ambit_sysinfo::sysinfo::encode;
 use ambit_sysinfo::view::Origin;
@@ -33,7 +34,7 @@ impl Handler for Sysinfo {
         if view.origin == Origin::Host {
             return Ok(Verdict::Continue);
         }
-        // No look at the pointer before: page 0 can be mapped, and then NULL is an address.
+        // A null pointer is not refused here: page 0 can be mapped, and then it is a valid address.
         cx.write(call, call.long(0), encode(&view, call.abi).bytes())?;
         Ok(Verdict::Return(0))
     }

@@ -1,11 +1,11 @@
-//! bpf(2): programs that decide which devices a control group may use.
+//! bpf(2): programs that decide which devices a cgroup may use.
 //!
-//! Container engines and service managers use them on cgroup v2 for the control groups that they make.
-//! Granted are loading such a program, attaching and detaching it below the container's own control
-//! group, and asking for those that are attached there: `ambit_worker::operation::bpf` does it, and what a
-//! container gets is a file that stands for a program, never a program. The caller's attribute is read
-//! once and only what is known of it is passed on (`request.rs`); programs are looked through
-//! before the verifier sees them. All else is the kernel's.
+//! Container engines and service managers use them on cgroup v2 for the cgroups that they make. A
+//! container may load such a program, attach and detach it below its own cgroup, and query the
+//! programs that are attached there; `ambit_worker::operation::bpf` does that. A container must
+//! never get a program: it gets a file that stands for one. The caller's `union bpf_attr` is read
+//! once, and only known fields of it are passed on (`request.rs`); programs are checked before the
+//! verifier sees them. All other calls are left to the kernel. Start reading at the method `run`.
 
 mod request;
 
@@ -39,7 +39,7 @@ const PROG_GET_FD_BY_ID: u32 = 13;
 const OBJ_GET_INFO_BY_FD: u32 = 15;
 const PROG_QUERY: u32 = 16;
 
-/// Changes for callers that signals interrupt.
+/// Results of changes, for callers that signals interrupt.
 static ONCE: Once<Bpf> = Once::new();
 
 settings! {
@@ -79,9 +79,10 @@ impl Handler for BpfPrograms {
 
     fn repeat(&self, call: &Call) -> Repeat {
         match call.uint(0) {
-            // Attached twice is EINVAL, detached twice ENOENT: neither tells whether it was done by us.
+            // Attaching twice is EINVAL, detaching twice ENOENT: neither tells whether the first
+            // attempt succeeded.
             PROG_ATTACH | PROG_DETACH => Repeat::Never,
-            // What was made for nobody is gone again.
+            // If the caller has ended, the program that was loaded for it is closed.
             _ => Repeat::Safe,
         }
     }
@@ -115,10 +116,10 @@ impl Handler for BpfPrograms {
         };
         cx.note("command", || name(call.uint(0)).to_owned());
         if matches!(call.uint(0), OBJ_GET_INFO_BY_FD | PROG_QUERY) {
-            // Looking changes nothing.
+            // A query changes nothing.
             cx.notes.no_act();
         }
-        // Only who may do it is told what is wrong with it.
+        // Only a caller with the capability gets an errno for a wrong request.
         let request = match request {
             Ok(request) => request,
             Err(errno) => return Ok(Verdict::Fail(errno)),
@@ -162,7 +163,7 @@ impl Handler for BpfPrograms {
     }
 }
 
-/// What a command is called.
+/// Returns the name of a command, for the audit log.
 fn name(command: u32) -> &'static str {
     match command {
         PROG_LOAD => "PROG_LOAD",
@@ -175,7 +176,7 @@ fn name(command: u32) -> &'static str {
     }
 }
 
-/// Something that must not be done twice.
+/// Performs an operation that must not be performed twice.
 fn change(
     call: &Call,
     cx: &Context<'_>,
@@ -198,7 +199,7 @@ fn change(
 fn ask(call: &Call, cx: &Context<'_>, actor: &CallerHandle, bpf: Bpf) -> Result<Answer, Refusal> {
     let groups = cx.open(call, "ns/cgroup")?;
     let thread = caller_thread::pidfd(call, cx, actor)?;
-    // A container without a cgroup namespace of its own sees the host's: nothing there is its own.
+    // A container without a cgroup namespace of its own has no cgroup of its own.
     let (true, Some(thread)) = (act::belongs_to_a_container(&groups), thread) else {
         return Ok(Reply::Kernel.into());
     };
@@ -210,7 +211,7 @@ fn ended(reply: Reply) -> Verdict {
         Reply::Done => Verdict::Return(0),
         Reply::Failed(errno) => Verdict::Fail(errno),
         Reply::Kernel => Verdict::Continue,
-        // No program is a device node.
+        // A bpf operation never makes a device node.
         Reply::NoDevices => Verdict::Fail(Errno::EPERM),
     }
 }
@@ -218,7 +219,7 @@ fn ended(reply: Reply) -> Verdict {
 fn opened(answer: Answer) -> Verdict {
     match (answer.reply, answer.fd) {
         (Reply::Done, Some(fd)) => Verdict::Install(fd),
-        // The descriptor was lost on its way to us.
+        // The descriptor of the worker's answer was lost.
         (Reply::Done, None) => Verdict::Continue,
         (reply, _) => ended(reply),
     }

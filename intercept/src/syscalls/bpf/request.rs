@@ -1,8 +1,8 @@
-//! What a caller wants, read out of its attribute (`union bpf_attr`).
+//! Reads the request of a caller from its attribute (`union bpf_attr`).
 //!
-//! The attribute is copied once. A field that is not known here, or that would name something of ours, is
-//! never passed on: a call with one is left to the kernel. The layout is the same for programs of 32
-//! bits.
+//! The attribute is copied once. A field that is not known here, or that would refer to a
+//! descriptor of the daemon, must never be passed on: a call with such a field is left to the
+//! kernel. The layout is the same for 32-bit programs. Start reading at [`read`].
 
 use ambit_kernel::sys::bpf::Kind;
 use nix::errno::Errno;
@@ -13,36 +13,36 @@ use crate::syscalls::context::Context;
 use crate::verdict::{Refusal, Verdict};
 use ambit_worker::operation::bpf::{ALIGNMENT, LONGEST, LONGEST_LOG, Load, Log, is_plain};
 
-/// The kernel copies no more than a page.
+/// The kernel copies at most a page.
 const PAGE: usize = 4096;
-/// What is known of the attribute; Linux 6.18 has 168 bytes.
+/// The length of the attribute that is known here: that of Linux 6.18.
 const KNOWN: usize = 168;
-/// What a license may measure, with its end.
+/// The longest license with its NUL, in bytes.
 const LICENSE: usize = 128;
 
 // include/uapi/linux/bpf.h
 const CGROUP_DEVICE_PROGRAM: u32 = 15;
-/// Libraries try out with one of these whether programs can be attached at all.
+/// Libraries load one of these to find out whether programs can be attached.
 const CGROUP_PACKET_PROGRAM: u32 = 8;
 const CGROUP_DEVICE: u32 = 6;
 const ALLOW_OVERRIDE: u32 = 1;
 const ALLOW_MULTI: u32 = 2;
 const REPLACE: u32 = 4;
-/// Where `log_true_size` is, which the kernel only writes.
+/// The offset of `log_true_size`, which the kernel only writes.
 const TRUE_SIZE: std::ops::Range<usize> = 140..144;
 
-/// What is to be done with an attribute.
+/// The result of reading an attribute.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Parsed {
-    /// This, if the caller may.
+    /// A request that is granted if the caller has the capabilities.
     Asked(Request),
-    /// It is wrong.
+    /// A request for which the kernel returns this errno.
     Wrong(Errno),
-    /// It is nothing of ours.
+    /// A request that is left to the kernel.
     Other,
 }
 
-/// What a caller wants. Descriptors and addresses are its own.
+/// A request of a caller. Descriptors and addresses are the caller's.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Request {
     Load { program: Load, log: u64 },
@@ -53,7 +53,7 @@ pub(super) enum Request {
     Open(u32),
 }
 
-/// A question for programs, and where the answer is to be.
+/// A query for attached programs, and where the result is written.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Query {
     pub(super) target: i32,
@@ -62,7 +62,7 @@ pub(super) struct Query {
     room: u32,
 }
 
-/// A question for what a program is.
+/// A query for the information about a program, and where the result is written.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Info {
     pub(super) fd: i32,
@@ -71,11 +71,11 @@ pub(super) struct Info {
     room: u32,
 }
 
-/// Reads the attribute, and for a program what it points to.
+/// Reads the attribute, and for a load the instructions and the license.
 pub(super) fn read(call: &Call, cx: &Context<'_>) -> Result<Parsed, Refusal> {
     let size = call.uint(2) as usize;
     if size > PAGE {
-        // Where pages are larger, the kernel reads more. No program needs that.
+        // The kernel accepts more if its pages are larger. No known program needs that.
         let is_accepted = size <= rustix::param::page_size();
         return Ok(if is_accepted { Parsed::Other } else { Parsed::Wrong(Errno::E2BIG) });
     }
@@ -98,7 +98,7 @@ pub(super) fn read(call: &Call, cx: &Context<'_>) -> Result<Parsed, Refusal> {
     }
 }
 
-/// The known part of an attribute; what the caller left out is zero.
+/// The known part of an attribute. Bytes that the caller left out are zero.
 #[derive(Clone, Copy)]
 struct Attribute<'a>(&'a [u8]);
 
@@ -117,7 +117,7 @@ impl Attribute<'_> {
         self.word(at).cast_signed()
     }
 
-    /// Is there nothing from here on?
+    /// True if all bytes from here on are zero.
     fn ends(self, at: usize) -> bool {
         self.0.iter().skip(at).all(|&byte| byte == 0)
     }
@@ -128,8 +128,8 @@ fn load(call: &Call, cx: &Context<'_>, attribute: Attribute<'_>) -> Result<Parse
     rest[TRUE_SIZE].fill(0);
     let flags = attribute.word(44);
     let expected = attribute.word(68);
-    // Until byte 72: type, instructions, license, log, version, flags, name, interface, where it
-    // is to be attached. After that come references of all kinds.
+    // Up to byte 72: prog_type, instructions, license, log, kern_version, prog_flags, prog_name,
+    // prog_ifindex, expected_attach_type. Behind that are descriptors and pointers.
     let kind = match attribute.word(0) {
         CGROUP_DEVICE_PROGRAM => Kind::Device,
         CGROUP_PACKET_PROGRAM => Kind::Packet,
@@ -159,7 +159,7 @@ fn load(call: &Call, cx: &Context<'_>, attribute: Attribute<'_>) -> Result<Parse
         Err(Refusal::Fail(_)) => &[],
         Err(other) => return Err(other),
     };
-    // As the kernel, which cuts off what is too long.
+    // A license that is too long is cut, as by the kernel.
     let end = match read.iter().position(|&byte| byte == 0) {
         Some(end) => end,
         None if read.len() == LICENSE => LICENSE - 1,
@@ -189,7 +189,7 @@ fn load(call: &Call, cx: &Context<'_>, attribute: Attribute<'_>) -> Result<Parse
 fn attach(attribute: Attribute<'_>) -> Parsed {
     let flags = attribute.word(12);
     if attribute.fd(0) < 0 && flags & !REPLACE == 0 {
-        // Whatever it is: this is how libraries find out what there is.
+        // Libraries find out by this errno which attach types the kernel has.
         return Parsed::Wrong(Errno::EBADF);
     }
     if attribute.word(8) != CGROUP_DEVICE
@@ -233,7 +233,8 @@ fn info(attribute: Attribute<'_>, address: u64, size: usize) -> Parsed {
 }
 
 fn query(attribute: Attribute<'_>, address: u64, size: usize) -> Parsed {
-    // Not those that hold because of control groups above, whose numbers are the host's.
+    // query_flags must be 0: BPF_F_QUERY_EFFECTIVE would return ids of programs of the host's
+    // cgroups.
     let plain = attribute.word(8) == 0 && attribute.ends(28);
     if attribute.word(4) != CGROUP_DEVICE || !plain || size < 28 {
         return Parsed::Other;
@@ -247,7 +248,7 @@ fn query(attribute: Attribute<'_>, address: u64, size: usize) -> Parsed {
 }
 
 impl Info {
-    /// Writes the answer as the kernel does: as much as there is room for, and how much that is.
+    /// Writes the result as the kernel does: as much as the caller has room for, and its length.
     pub(super) fn tell(
         &self,
         call: &Call,
@@ -262,7 +263,7 @@ impl Info {
 }
 
 impl Query {
-    /// Writes the answer as the kernel does. `bytes` are flags and numbers.
+    /// Writes the result as the kernel does. `bytes` are the attach flags and the program ids.
     pub(super) fn tell(
         &self,
         call: &Call,
@@ -275,7 +276,7 @@ impl Query {
         let count = ids.len() / size_of::<u32>();
         cx.write(call, self.attribute + 12, flags)?;
         cx.write(call, self.attribute + 24, &(count as u32).to_ne_bytes())?;
-        // Without room only their number was asked for.
+        // A caller without a buffer asks only for the number of programs.
         let room = self.room as usize;
         if room == 0 || self.ids == 0 || count == 0 {
             return Ok(Verdict::Return(0));
@@ -285,7 +286,7 @@ impl Query {
     }
 }
 
-/// Was everything read? What cannot be read is EFAULT.
+/// True if all of it was read. False if the caller itself cannot read it, which is EFAULT.
 fn whole(read: Result<usize, Refusal>, length: usize) -> Result<bool, Refusal> {
     match read {
         Ok(read) => Ok(read == length),
@@ -307,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn attaching_passes_on_what_is_known() {
+    fn attaching_with_unknown_fields_is_left_to_the_kernel() {
         let of = |words: &[(usize, u32)]| attach(Attribute(&attribute(words)));
         let base = [(0, 7), (4, 8), (8, CGROUP_DEVICE)];
         let with = |more: &[(usize, u32)]| of(&[&base, more].concat());
@@ -320,22 +321,22 @@ mod tests {
         for odd in [(12, 8), (12, 1 << 31), (20, 1), (24, 1), (KNOWN - 4, 1)] {
             assert_eq!(with(&[odd]), Parsed::Other, "{odd:?}");
         }
-        assert_eq!(of(&[(0, 7), (4, 8), (8, 0)]), Parsed::Other, "another kind of hook");
+        assert_eq!(of(&[(0, 7), (4, 8), (8, 0)]), Parsed::Other, "another attach type");
     }
 
     #[test]
-    fn questions_are_for_one_control_group() {
+    fn a_query_is_for_one_cgroup() {
         let of = |words: &[(usize, u32)], size| query(Attribute(&attribute(words)), 100, size);
         let asked = of(&[(0, 7), (4, CGROUP_DEVICE), (16, 5), (24, 3)], 32);
         let query = Query { target: 7, attribute: 100, ids: 5, room: 3 };
         assert_eq!(asked, Parsed::Asked(Request::Query(query)));
         assert_eq!(of(&[(4, CGROUP_DEVICE)], 24), Parsed::Other, "no room for the count");
-        assert_eq!(of(&[(4, CGROUP_DEVICE), (8, 1)], 32), Parsed::Other, "those that hold");
+        assert_eq!(of(&[(4, CGROUP_DEVICE), (8, 1)], 32), Parsed::Other, "effective programs");
         assert_eq!(of(&[(4, CGROUP_DEVICE), (32, 1)], 64), Parsed::Other, "more lists");
     }
 
     #[test]
-    fn other_requests_have_no_more_than_their_fields() {
+    fn unknown_fields_of_other_requests_are_errors() {
         let bytes = attribute(&[(0, 7), (4, 8), (8, CGROUP_DEVICE)]);
         let detached = Parsed::Asked(Request::Detach { target: 7, program: 8 });
         assert_eq!(detach(Attribute(&bytes)), detached);

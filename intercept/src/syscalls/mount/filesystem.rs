@@ -1,8 +1,9 @@
-//! What has to be known of filesystem types to mount them for somebody else.
+//! Properties of filesystem types that matter when the daemon mounts them for a container.
 //!
-//! Types that are not listed here are taken for filesystems on a block device, the strictest kind.
+//! A type that is not listed here must be treated as the strictest kind, a filesystem on a block
+//! device. Nothing here decides whether a container may mount a type: `plan.rs` does.
 
-/// Kernel interfaces: mounted with the host's rights they are the host's, whatever a policy says.
+/// Kernel interfaces. Mounted with the host's rights, they would show and control the host.
 const NEVER: [&str; 34] = [
     "proc",
     "sysfs",
@@ -39,15 +40,15 @@ const NEVER: [&str; 34] = [
     "pipefs",
     "sockfs",
 ];
-/// Filesystems without a device: their source is a word or an address of the network.
+/// Filesystems without a block device: their source is a word or a network address.
 const NO_DEVICE: [&str; 10] =
     ["nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "hugetlbfs", "orangefs", "gfs2meta"];
-/// Of these, those whose source is no place.
+/// Those of [`NO_DEVICE`] whose source means nothing.
 const NO_SOURCE: [&str; 1] = ["hugetlbfs"];
-/// Filesystems whose files have the owners that options say.
+/// Filesystems whose options say who owns the files.
 const OWNERS: [&str; 9] =
     ["hugetlbfs", "vfat", "msdos", "exfat", "ntfs3", "ntfs", "hfs", "hfsplus", "hpfs"];
-/// Filesystems that are never written, those of helpers that go by their own name among them.
+/// Filesystems that are never written, also under the names of their helpers.
 const READ_ONLY: [&str; 9] = [
     "squashfs",
     "erofs",
@@ -59,9 +60,9 @@ const READ_ONLY: [&str; 9] = [
     "fuseiso",
     "dwarfs",
 ];
-/// Filesystems whose superblock can say that errors are to end the host.
+/// Filesystems whose superblock can demand a kernel panic on errors.
 const PANIC: [&str; 3] = ["ext2", "ext3", "ext4"];
-/// The end of a type's name that means: the source is an image file.
+/// The suffix of a type's name for an image file as the source.
 const IMAGE: &str = ".image";
 
 /// A type of filesystem.
@@ -69,55 +70,56 @@ const IMAGE: &str = ".image";
 pub(super) struct Filesystem<'a>(&'a str);
 
 impl<'a> Filesystem<'a> {
-    /// By the name that mount(2) was given. `ext4.image` is ext4: mount(8) makes a loop device for
-    /// the image before it calls mount(2) if it knows the type, which inside a container it cannot.
+    /// Returns the type with the name that was passed to mount(2). `ext4.image` is ext4: for a type
+    /// that it knows, mount(8) would first make a loop device, which it cannot do in a container.
     pub(super) fn new(name: &'a str) -> Self {
         Self(name.strip_suffix(IMAGE).unwrap_or(name))
     }
 
-    /// The kernel's name of it.
+    /// Returns the kernel's name of the type.
     pub(super) fn name(self) -> &'a str {
         self.0
     }
 
-    /// Is it a filesystem of a program, `fuse` or `fuse.sshfs`? Such a program mounts with the same
-    /// type as whoever asks for it.
+    /// True for `fuse` and types such as `fuse.sshfs`. The FUSE server itself calls mount(2) with
+    /// the same type as the user who asks for the mount.
     pub(super) fn is_fuse(self) -> bool {
         self.0 == "fuse" || self.0.starts_with("fuse.")
     }
 
-    /// Is it an interface of the kernel that is never mounted for anybody?
+    /// True for a kernel interface or a FUSE filesystem, which the kernel never mounts for a
+    /// container.
     pub(super) fn is_forbidden(self) -> bool {
         NEVER.contains(&self.0) || self.0.starts_with("fuse.")
     }
 
-    /// Is its source a block device or an image?
+    /// True if its source is a block device or an image.
     pub(super) fn is_on_a_device(self) -> bool {
         !NO_DEVICE.contains(&self.0)
     }
 
-    /// Is its source a server or a share that is reached with the host's rights?
+    /// True if its source is a server or a share that the kernel reaches with the host's rights.
     pub(super) fn is_remote(self) -> bool {
         !self.is_on_a_device() && !NO_SOURCE.contains(&self.0)
     }
 
-    /// Do its options `uid` and `gid` say who owns the files?
+    /// True if its options `uid` and `gid` say who owns the files.
     pub(super) fn takes_owners(self) -> bool {
         OWNERS.contains(&self.0)
     }
 
-    /// Can its owners be shifted as a whole? The pages of hugetlbfs are charged to owners, and its
-    /// options say who they are.
+    /// True if its owners can be shifted by an idmapped mount. hugetlbfs charges pages to the
+    /// owners that its options name, so these are translated instead.
     pub(super) fn can_be_shifted(self) -> bool {
         self.0 != "hugetlbfs"
     }
 
-    /// True for a filesystem that is never written. So many can be mounted from one image.
+    /// True for a filesystem that is never written. Such an image can be mounted several times.
     pub(super) fn is_read_only(self) -> bool {
         READ_ONLY.contains(&self.0.strip_prefix("fuse.").unwrap_or(self.0))
     }
 
-    /// Can an image order a panic?
+    /// True if an image can demand a kernel panic on errors.
     pub(super) fn may_panic(self) -> bool {
         PANIC.contains(&self.0)
     }
@@ -128,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn images_have_types_too() {
+    fn the_suffix_image_is_not_part_of_the_type() {
         assert_eq!(Filesystem::new("ext4.image").name(), "ext4");
         assert_eq!(Filesystem::new("image"), Filesystem("image"));
         assert!(Filesystem::new("proc.image").is_forbidden());

@@ -1,10 +1,11 @@
-//! The flags of mount(2), as the new mount API says them.
+//! Translates the flags of mount(2) for fsmount(2), fsconfig(2) and mount helpers.
 //!
-//! mount(2) mixes what a *mount* is (nosuid, noatime) with what its *superblock* is (sync, lazytime)
-//! in one word; fsmount(2) and fsconfig(2) take them apart, with other bits. `ro` is both, as in
-//! mount(2). Nothing here decides whether anything may be mounted.
+//! mount(2) has the flags of a *mount* (nosuid, noatime) and those of its *superblock* (sync,
+//! lazytime) in one word; fsmount(2) and fsconfig(2) have them apart, with other values. `ro` is
+//! both, as in mount(2). Nothing here decides whether anything may be mounted. Start reading at
+//! [`Flags::of_new_mount`].
 
-/// Flags that make the call something else than a new filesystem: the kernel's business.
+/// Flags of calls that do not mount a new filesystem. These are left to the kernel.
 const OTHER_CALLS: u64 = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_MOVE | PROPAGATION;
 const PROPAGATION: u64 = libc::MS_SHARED | libc::MS_PRIVATE | libc::MS_SLAVE | libc::MS_UNBINDABLE;
 /// `MS_NOSYMFOLLOW` (Linux 5.10).
@@ -42,8 +43,8 @@ const OPTIONS: [(u64, &str); 7] = [
     (libc::MS_NOATIME, "noatime"),
 ];
 
-/// New mounts, for the filter: none of the flags of other calls, with and without the magic, whose
-/// bits are some of them.
+/// The conditions for new mounts in the filter: no flag of other calls, with and without the magic
+/// number `MS_MGC_VAL`, whose bits overlap with those flags.
 pub(super) const NEW_MOUNTS: [(u32, u64, u64); 2] =
     [(3, OTHER_CALLS, 0), (3, 0xffff_0000 | OTHER_CALLS & 0xffff, libc::MS_MGC_VAL & 0xffff_0000)];
 
@@ -52,34 +53,34 @@ pub(super) const NEW_MOUNTS: [(u32, u64, u64); 2] =
 pub(super) struct Flags(u64);
 
 impl Flags {
-    /// `None`: the call is a remount, a bind, a move or a change of propagation, or has bits that
-    /// only the kernel can answer for.
+    /// Returns the flags of a new mount. `None` if the call is a remount, a bind, a move or a
+    /// change of propagation, or if it has bits that are not known here.
     pub(super) fn of_new_mount(bits: u64) -> Option<Self> {
-        // What programs of 1993 put in front is still taken away by the kernel.
+        // The kernel still removes the magic number that was required before Linux 2.4 (mount(2)).
         let magic = bits & 0xffff_0000 == (libc::MS_MGC_VAL & 0xffff_0000);
         let bits = if magic { bits & !libc::MS_MGC_MSK } else { bits };
         (bits & (OTHER_CALLS | NOUSER) == 0 && bits <= u64::from(u32::MAX)).then_some(Self(bits))
     }
 
-    /// Is nothing to be written?
+    /// True if nothing may be written.
     pub(super) fn read_only(self) -> bool {
         self.0 & libc::MS_RDONLY != 0
     }
 
-    /// More of the same.
+    /// Returns the flags with nosuid and nodev.
     pub(super) fn and_no_devices_nor_suid(self) -> Self {
         Self(self.0 | libc::MS_NOSUID | libc::MS_NODEV)
     }
 
-    /// The same, without writing.
+    /// Returns the flags with ro.
     pub(super) fn and_read_only(self) -> Self {
         Self(self.0 | libc::MS_RDONLY)
     }
 
-    /// `MOUNT_ATTR_*`, for fsmount(2).
+    /// Returns `MOUNT_ATTR_*`, for fsmount(2).
     pub(super) fn attributes(self) -> u64 {
         let attributes = chosen(&ATTRIBUTES, self.0).fold(0, |all, one| all | one);
-        // As path_mount() of the kernel: relatime unless noatime, and strictatime beats both.
+        // As path_mount() of the kernel: relatime unless noatime, and strictatime overrides both.
         attributes
             | if self.0 & libc::MS_STRICTATIME != 0 {
                 libc::MOUNT_ATTR_STRICTATIME
@@ -90,13 +91,13 @@ impl Flags {
             }
     }
 
-    /// Parameters of the superblock, for fsconfig(2).
+    /// Returns the parameters of the superblock, for fsconfig(2).
     pub(super) fn parameters(self) -> impl Iterator<Item = &'static str> {
         chosen(&PARAMETERS, self.0)
     }
 
-    /// Options, for a mount program. Those that libfuse does not know are left out: none of them
-    /// grants anything.
+    /// Returns the options for a helper. Those that libfuse does not know are left out: none of
+    /// them grants anything.
     pub(super) fn options(self) -> impl Iterator<Item = &'static str> {
         chosen(&OPTIONS, self.0)
     }
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn other_calls_than_new_mounts_are_the_kernels() {
+    fn calls_that_do_not_mount_a_new_filesystem_are_left_to_the_kernel() {
         for bits in [32, 4096, 4096 | 16384, 8192, 1 << 17, 1 << 18, 1 << 19, 1 << 20, 1 << 31] {
             assert_eq!(Flags::of_new_mount(bits), None, "{bits:#x}");
         }
@@ -125,14 +126,14 @@ mod tests {
     }
 
     #[test]
-    fn the_old_magic_is_no_flag() {
+    fn the_magic_number_is_ignored() {
         assert_eq!(Flags::of_new_mount(0xc0ed_0001), Some(Flags(1)));
         assert_eq!(Flags::of_new_mount(0xc0ed_0020), None, "a remount nevertheless");
         assert_eq!(Flags::of_new_mount(0xc0ee_0000), None, "not the magic: NOUSER and others");
     }
 
     #[test]
-    fn access_times_are_as_the_kernel_has_them() {
+    fn flags_of_access_times_override_each_other_as_in_the_kernel() {
         assert_eq!(flags(0).attributes(), 0);
         assert_eq!(flags(libc::MS_RELATIME).attributes(), 0);
         assert_eq!(flags(libc::MS_NOATIME).attributes(), 0x10);
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_that_is_read_only_has_a_superblock_that_is() {
+    fn a_read_only_mount_has_a_read_only_superblock() {
         let read_only = flags(libc::MS_RDONLY | libc::MS_LAZYTIME | NOSYMFOLLOW);
         assert_eq!(read_only.attributes(), 0x1 | 0x20_0000);
         assert_eq!(read_only.parameters().collect::<Vec<_>>(), ["ro", "lazytime"]);
@@ -160,7 +161,7 @@ mod tests {
         }
 
         #[test]
-        fn fsmount_accepts_whatever_comes_out(bits in any::<u64>()) {
+        fn attributes_are_accepted_by_fsmount(bits in any::<u64>()) {
             if let Some(flags) = Flags::of_new_mount(bits) {
                 let attributes = flags.and_no_devices_nor_suid().attributes();
                 let known = 0x2000ff;

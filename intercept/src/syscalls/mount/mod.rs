@@ -1,11 +1,12 @@
-//! mount(2): filesystems that containers may not mount by themselves.
+//! mount(2): mounts filesystems for containers that may not mount them by themselves.
 //!
-//! Types that the policy allows are mounted by the kernel with the host's rights, types that have
-//! a helper by that program as the caller; `ambit_worker::mount` acts. Everything else, and all
-//! that is not a new mount of a filesystem, is the kernel's. Start reading at `plan.rs`.
+//! The kernel mounts types that the policy allows with the host's rights. A helper serves types
+//! that have one; it runs as the caller. `ambit_worker::mount` does both. Other types, and calls
+//! that are not a new mount of a filesystem, are left to the kernel. The arguments are copied once:
+//! memory of the caller must never be read a second time after a decision. Start reading at
+//! `plan.rs`.
 //!
-//! fsopen(2) of such a type is answered ENOSYS: a new libmount then calls mount(2). For all other
-//! types it is the kernel's, with everything that follows.
+//! fsopen(2) of a granted type fails with ENOSYS: libmount then calls mount(2) instead.
 
 mod filesystem;
 mod flags;
@@ -33,13 +34,14 @@ use crate::verdict::{Cause, Refusal, Verdict};
 use ambit_worker::mount::{How, Order};
 use ambit_worker::{Caller, Error, IdMaps};
 
-/// The kernel reads strings of this length at most, and options where its pages are the smallest.
+/// The longest string that the kernel reads, and the longest options if its pages are the smallest.
 const PAGE: usize = 4096;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 
+/// Results, for callers that signals interrupt.
 static ONCE: Once<Order> = Once::new();
 
-/// Is it a type that is never mounted with the host's rights, whatever a policy says?
+/// True for a type that is never mounted with the host's rights.
 pub(crate) fn is_never_mounted(name: &str) -> bool {
     Filesystem::new(name).is_forbidden()
 }
@@ -89,7 +91,7 @@ impl Handler for Mount {
         let rules = rules(settings);
         if call.syscall == "fsopen" {
             let name = cx.string(call, 0)?.and_then(|name| String::from_utf8(name).ok());
-            // Whatever follows is the act, if there is one.
+            // The operation, if there is one, follows with mount(2).
             cx.notes.no_act();
             let answered = name.is_some_and(|name| rules.answer(&name) != Answer::Kernel);
             return Ok(if answered { Verdict::Fail(Errno::ENOSYS) } else { Verdict::Continue });
@@ -122,7 +124,7 @@ impl Handler for Mount {
                 return Ok(Verdict::Fail(Errno::EPERM));
             }
         };
-        // Everything was read from the caller, and nothing has been done yet.
+        // Everything was read from the caller, and nothing was done yet.
         cx.still_pending()?;
         ONCE.act((cx.container, call.tid), &order, order.deadline, cx, || {
             let result = mount(acts, cx, &order, &caller);
@@ -138,7 +140,7 @@ impl Handler for Mount {
     }
 }
 
-/// Has it mounted, if there is room for another filesystem of this container.
+/// Has the broker mount it, if the container may have another filesystem.
 fn mount(acts: &Acts, cx: &Context<'_>, order: &Order, caller: &Caller) -> Result<(), Error> {
     let uncounted = |error: std::io::Error| Error {
         errno: Errno::EAGAIN,
@@ -178,7 +180,7 @@ fn rules(settings: &MountSettings) -> Rules<'_> {
     }
 }
 
-/// One line for each mount that policy granted, whether it worked or not.
+/// Logs a mount that the policy granted, whether it succeeded or failed.
 fn audit(call: &Call, cx: &Context<'_>, order: &Order, result: &Result<(), Error>) {
     let Some(suppressed) = cx.may_say() else { return };
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -194,8 +196,8 @@ fn audit(call: &Call, cx: &Context<'_>, order: &Order, result: &Result<(), Error
     }
 }
 
-/// The arguments. What the kernel would refuse for itself (strings that do not end, pages that
-/// are not there) is `None`: it knows the errno.
+/// Copies the arguments. `None` if the kernel would refuse them (strings that do not end, pages
+/// that do not exist); the call is then left to the kernel, which knows the errno.
 fn arguments(call: &Call, cx: &Context<'_>) -> Result<Option<Arguments>, Refusal> {
     let Some(flags) = Flags::of_new_mount(call.long(3)) else { return Ok(None) };
     let source = match call.long(0) {
@@ -227,7 +229,8 @@ fn arguments(call: &Call, cx: &Context<'_>) -> Result<Option<Arguments>, Refusal
 }
 
 /// Returns the options in what was read of the caller's memory. The kernel reads a page of the
-/// machine's size and cuts the last byte off. `None` where a larger page has more of them than are read.
+/// machine's size and cuts the last byte. `None` if pages are larger, and the options are longer
+/// than what was read.
 fn options(read: &[u8], page_size: usize) -> Option<&[u8]> {
     match read.iter().position(|&byte| byte == 0) {
         Some(end) => Some(&read[..end]),
@@ -236,11 +239,11 @@ fn options(read: &[u8], page_size: usize) -> Option<&[u8]> {
     }
 }
 
-/// Takes hold of the caller. `None`: it has no right to mount anything, or its user namespace is
-/// not its container's.
+/// Pins the caller. `None` if it lacks CAP_SYS_ADMIN in its user namespace, or if that is not its
+/// container's.
 fn pin(call: &Call, cx: &Context<'_>, nested: bool) -> Result<Option<(Caller, IdMaps)>, Refusal> {
     let pinned = Caller::pin(cx.proc(call)?.as_fd());
-    // Only now it is known whose these are.
+    // The descriptors are the caller's if the call is still pending.
     cx.still_pending()?;
     let (caller, maps) = pinned.map_err(|failure| {
         tracing::debug!(container = cx.container, tid = call.tid, "cannot pin: {failure}");

@@ -1,9 +1,10 @@
-//! The data string of mount(2): options between commas, as the kernel takes them apart, and which
-//! of them a container may give.
+//! The options in the data string of mount(2): splits them as the kernel does, and refuses those
+//! that a container may not give.
 //!
-//! The superblock is made with the host's rights. So options that name paths or devices (they
-//! would be the host's), that make the kernel panic, or that inject faults are refused, whatever
-//! the filesystem. Owners are translated, because they are the container's numbers.
+//! The superblock is made with the host's rights. So options that name paths or devices (they would
+//! be the host's), that make the kernel panic, or that inject faults must never reach the kernel,
+//! for no filesystem. Owners are translated, because the container gives its own numbers. Start
+//! reading at [`screen`].
 
 use super::filesystem::Filesystem;
 
@@ -19,7 +20,7 @@ pub(super) struct Item {
 #[error("the option {0:?} is not for containers: it would act on the host")]
 pub(super) struct Refused(pub(super) String);
 
-/// Options whose value is a path, a device or a descriptor of whoever mounts.
+/// Options whose value is a path, a device or a descriptor of the process that mounts.
 const PATHS: [&str; 17] = [
     "journal_dev",
     "journal_path",
@@ -39,25 +40,26 @@ const PATHS: [&str; 17] = [
     "rfdno",
     "wfdno",
 ];
-/// Beginnings of options that are for those who develop or attack the kernel.
+/// Prefixes of options that test the kernel or inject faults.
 const HAZARDS: [&str; 4] = ["fault_", "test_", "fatal_errors", "debug_want"];
 
-/// Takes the string apart as generic_parse_monolithic() of the kernel.
+/// Splits the string as generic_parse_monolithic() of the kernel does.
 pub(super) fn split(data: &[u8]) -> Vec<Item> {
     let items = data.split(|&byte| byte == b',').filter(|item| !item.is_empty());
     let items = items.map(|item| match item.iter().position(|&byte| byte == b'=') {
         Some(at) => Item { key: item[..at].to_vec(), value: Some(item[at + 1..].to_vec()) },
         None => Item { key: item.to_vec(), value: None },
     });
-    // "=value" has no name, and the kernel passes over it.
+    // The kernel ignores "=value", which has no name.
     items.filter(|item| !item.key.is_empty()).collect()
 }
 
-/// Translates an owner of the container's into the host's number.
+/// Translates an id of the container to the host's id. `None` if the container has no such id.
 pub(super) type Owner<'a> = &'a dyn Fn(u32) -> Option<u32>;
 
-/// The options for a superblock that is made with the host's rights. `owners` are for uid and gid,
-/// and only given when the mount's owners are not shifted as a whole; `us` is who mounts.
+/// Returns the options for a superblock that is made with the host's rights. `owners` translate uid
+/// and gid; they are `None` if an idmapped mount shifts all owners. `us` are the host's uid and gid
+/// of the caller.
 pub(super) fn screen(
     filesystem: Filesystem<'_>,
     mut items: Vec<Item>,
@@ -72,7 +74,7 @@ pub(super) fn screen(
     if let (Some(owners), true) = (owners, filesystem.takes_owners()) {
         for ((key, owner), us) in ["uid", "gid"].into_iter().zip(owners).zip(us) {
             match items.iter_mut().find(|item| item.key == key.as_bytes()) {
-                // What is no number is left to the filesystem, which says what is wrong with it.
+                // A value that is not a number is left to the filesystem, which refuses it.
                 Some(item) => {
                     if let Some(id) = item.number() {
                         let Some(id) = owner(id) else { return Err(Refused(item.to_string())) };
@@ -83,14 +85,14 @@ pub(super) fn screen(
             }
         }
     }
-    // An image may say "panic" in its superblock, and then a flaw in it ends the host.
+    // The superblock of an image may demand a panic on errors; the option overrides that.
     if filesystem.may_panic() && !items.iter().any(|item| item.key == b"errors") {
         items.push(Item::new("errors", "remount-ro"));
     }
     Ok(items)
 }
 
-/// Options of the kernel's ext4 that a helper neither has nor needs.
+/// Options of the kernel's ext4 that helpers do not have and do not need.
 const KERNELS_OWN: [&[u8]; 10] = [
     b"errors",
     b"data",
@@ -104,7 +106,7 @@ const KERNELS_OWN: [&[u8]; 10] = [
     b"relatime",
 ];
 
-/// The options for a helper. It runs as the caller, so nothing has to be kept from it.
+/// Returns the options for a helper. It runs as the caller, so none has to be refused.
 pub(super) fn for_helper(items: Vec<Item>) -> Vec<Vec<u8>> {
     let meant = |item: &Item| !KERNELS_OWN.contains(&&*item.key) && !item.key.starts_with(b"x-");
     let joined = |item: Item| match item.value {
@@ -125,7 +127,7 @@ impl Item {
         Self { key: key.into(), value: Some(value.into()) }
     }
 
-    /// Does it name an open `/dev/fuse`?
+    /// True if it names an open `/dev/fuse`.
     pub(super) fn is_device(&self) -> bool {
         self.key == b"fd"
     }
@@ -151,7 +153,7 @@ mod tests {
 
     use super::*;
 
-    const NOBODY: [Owner<'static>; 2] = [&|_| None, &|_| None];
+    const NO_IDS: [Owner<'static>; 2] = [&|_| None, &|_| None];
 
     fn shown(items: &[Item]) -> Vec<String> {
         items.iter().map(ToString::to_string).collect()
@@ -164,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn strings_are_taken_apart_as_by_the_kernel() {
+    fn options_are_split_as_by_the_kernel() {
         let items = split(b",noload,,data=journal,=x,a=,b=c=d,\xff");
         let expected = ["noload", "data=journal", "a=", "b=c=d", "\u{fffd}"];
         assert_eq!(shown(&items), expected);
@@ -172,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_of_the_host_and_panics_are_refused() {
+    fn options_with_paths_panics_and_faults_are_refused() {
         for data in [
             "journal_path=/dev/sda",
             "noload,journal_dev=0x801",
@@ -190,19 +192,19 @@ mod tests {
     }
 
     #[test]
-    fn what_an_image_says_of_errors_is_overruled() {
+    fn an_image_cannot_demand_a_panic() {
         assert_eq!(screened("ext4", "").unwrap(), ["errors=remount-ro"]);
         assert_eq!(screened("ext4", "errors=continue").unwrap(), ["errors=continue"]);
         assert_eq!(screened("xfs", "nouuid").unwrap(), ["nouuid"]);
     }
 
     #[test]
-    fn owners_are_the_containers_numbers() {
+    fn owners_are_translated_to_the_hosts_ids() {
         assert_eq!(
             screened("hugetlbfs", "uid=5,pagesize=2M").unwrap(),
             ["uid=100005", "pagesize=2M", "gid=7"]
         );
-        assert_eq!(screened("vfat", "gid=x").unwrap()[0], "gid=x", "the filesystem complains");
+        assert_eq!(screened("vfat", "gid=x").unwrap()[0], "gid=x", "the filesystem refuses it");
         assert!(screened("vfat", "gid=5000").is_err(), "not one of the container's");
         let shifted = screen(Filesystem::new("vfat"), split(b"uid=5"), None, [100_000, 7]).unwrap();
         assert_eq!(shown(&shifted)[0], "uid=5", "shifted as a whole");
@@ -210,13 +212,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_taken_apart_and_nothing_gets_a_second_meaning(data: Vec<u8>) {
+        fn any_bytes_are_split_into_harmless_options(data: Vec<u8>) {
             let items = split(&data);
             for item in &items {
                 prop_assert!(!item.key.contains(&b'=') && !item.key.contains(&b','));
                 prop_assert!(!item.value.as_ref().is_some_and(|value| value.contains(&b',')));
             }
-            if let Ok(passed) = screen(Filesystem::new("ext4"), items, Some(NOBODY), [1, 1]) {
+            if let Ok(passed) = screen(Filesystem::new("ext4"), items, Some(NO_IDS), [1, 1]) {
                 prop_assert!(passed.iter().all(harmless));
             }
         }

@@ -1,7 +1,8 @@
-//! From the arguments of mount(2) and the policy to what is to be done.
+//! Decides what to do with a mount(2): makes an [`Order`] of its arguments and the policy.
 //!
-//! Decides on a copy of the arguments, and never talks to the system. What is not granted is the
-//! kernel's: it says so with the errno that programs know.
+//! It decides on a copy of the arguments, and must never make a system call. A mount that is not
+//! granted is left to the kernel, which refuses it with the errno that programs expect. Start
+//! reading at [`Rules::plan`].
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,24 +14,24 @@ use super::sources;
 use crate::mounts::on_the_host;
 use ambit_worker::mount::{Executable, Handler, How, Order, Superblock};
 
-/// What a policy says of mounts.
+/// The settings of a policy that concern mounts.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rules<'a> {
     /// Types that the kernel may mount with the host's rights.
     pub(super) allowed: &'a [String],
-    /// The helpers of types.
+    /// Types that a helper serves, and its program.
     pub(super) helpers: &'a BTreeMap<String, String>,
-    /// Where filesystems of the network may come from.
+    /// Patterns of the sources of network filesystems.
     pub(super) sources: &'a [String],
-    /// Are owners shifted to the container's users?
+    /// True if owners are shifted to the container's users.
     pub(super) shift: bool,
-    /// Are device nodes and set-user-ID programs of what is mounted good for something?
+    /// True if `nosuid` and `nodev` are not forced.
     pub(super) dev_and_suid: bool,
-    /// How long it may take.
+    /// How long a mount may take.
     pub(super) deadline: Duration,
 }
 
-/// The arguments, copied once.
+/// The arguments of mount(2), copied once.
 #[derive(Debug, Clone)]
 pub(super) struct Arguments {
     pub(super) source: Option<Vec<u8>>,
@@ -41,39 +42,39 @@ pub(super) struct Arguments {
     pub(super) data: Vec<u8>,
 }
 
-/// The caller's users, as far as options can name them.
+/// The translation of ids in options.
 #[derive(Clone, Copy)]
 pub(super) struct Users<'a> {
-    /// The host's numbers of the container's users and groups.
+    /// Translates users and groups of the container to the host's ids.
     pub(super) owners: [Owner<'a>; 2],
-    /// The caller's own, as the host numbers them.
+    /// The host's uid and gid of the caller.
     pub(super) us: [u32; 2],
 }
 
-/// Why a mount of a type that is granted is not.
+/// Why a mount of a granted type is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refused {
-    /// An option.
+    /// An option is not allowed.
     #[error(transparent)]
     Option(#[from] options::Refused),
-    /// Where it is from.
+    /// The source is not listed.
     #[error(transparent)]
     Source(#[from] sources::Unlisted),
 }
 
-/// Who answers for mounts of this type.
+/// What mounts a type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer<'a> {
-    /// The kernel alone.
+    /// The kernel with the caller's rights: the call is left to it.
     Kernel,
-    /// The kernel, with the host's rights.
+    /// The kernel with the host's rights.
     Host,
-    /// This program.
+    /// This helper.
     Helper(&'a str),
 }
 
 impl<'a> Rules<'a> {
-    /// By the type alone.
+    /// Returns what mounts this type.
     pub(super) fn answer(&self, name: &str) -> Answer<'a> {
         let filesystem = Filesystem::new(name);
         if let Some(program) = self.helpers.get(filesystem.name()) {
@@ -83,7 +84,7 @@ impl<'a> Rules<'a> {
         if allowed && !filesystem.is_forbidden() { Answer::Host } else { Answer::Kernel }
     }
 
-    /// What is to be done for a call; `None` if nothing.
+    /// Returns the order for a call. `None` if the call is left to the kernel.
     pub(super) fn plan(
         &self,
         arguments: Arguments,
@@ -109,7 +110,7 @@ impl<'a> Rules<'a> {
                     shift,
                 })
             }
-            // A program that serves already, and mounts what it serves.
+            // The call of a FUSE server that has opened /dev/fuse and mounts its own filesystem.
             Answer::Helper(_) if filesystem.is_fuse() && items.iter().any(Item::is_device) => {
                 return Ok(None);
             }
@@ -175,14 +176,14 @@ mod tests {
     }
 
     #[test]
-    fn what_no_list_has_is_the_kernels() {
+    fn a_type_in_no_list_is_left_to_the_kernel() {
         assert_eq!(plan(&["ext4"], &[], false, call("xfs", 0, "")), None);
         assert_eq!(plan(&["debugfs", "tmpfs"], &[], false, call("debugfs", 0, "")), None);
         assert_eq!(plan(&["ext4"], &[], false, call("ext4 ", 0, "")), None);
     }
 
     #[test]
-    fn an_allowed_type_is_made_by_the_kernel_without_devices() {
+    fn an_allowed_type_is_mounted_by_the_kernel_without_devices() {
         let order = plan(&["ext4"], &[], true, call("ext4.image", 1, "noload")).unwrap();
         assert_eq!(
             (order.filesystem.as_str(), order.attributes, order.read_only),
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_never_written_is_read_only() {
+    fn a_type_that_is_never_written_is_mounted_read_only() {
         for (kind, helper) in [("squashfs", "squashfuse"), ("fuse.fuseiso", "fuseiso")] {
             let order = plan(&[], &[(kind, helper)], true, call(kind, 0, "")).unwrap();
             assert!(order.read_only && order.attributes & 1 == 1, "{kind}");
@@ -213,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn huge_pages_belong_to_the_caller() {
+    fn hugetlbfs_belongs_to_the_caller() {
         let order = plan(&["hugetlbfs"], &[], true, call("hugetlbfs", 0, "uid=5")).unwrap();
         let How::Kernel(superblock) = order.how else { panic!("{:?}", order.how) };
         assert!(!superblock.shift && !superblock.on_device);
@@ -222,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fuse_type_is_its_helpers_unless_it_serves_already() {
+    fn a_fuse_server_that_mounts_its_own_filesystem_is_left_to_the_kernel() {
         let helper = [("fuse.sshfs", "sshfs")];
         let order = plan(&[], &helper, false, call("fuse.sshfs", 0, "reconnect")).unwrap();
         assert_eq!(order.filesystem, "fuse.sshfs");
@@ -231,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_helper_gets_options_that_it_understands() {
+    fn a_helper_gets_no_options_that_only_the_kernel_has() {
         let data = "errors=remount-ro,offset=512,x-systemd.automount";
         let order = plan(&[], &[("ext4", "fuse2fs")], true, call("ext4", 1 | 1024, data)).unwrap();
         let How::Helper(handler) = order.how else { panic!("{:?}", order.how) };

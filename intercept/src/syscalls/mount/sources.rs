@@ -1,17 +1,17 @@
-//! Where filesystems of the network may be mounted from.
+//! Checks the sources of network filesystems against the policy.
 //!
-//! The kernel's client has the host's rights: it reaches what the host may reach, by the host's
-//! credentials, and what answers talks to the kernel. So nothing is mounted that the policy does
-//! not name. What names a server is not only the source: mount programs look its address up and
-//! pass it as an option. All of it has to fit.
+//! The kernel's client has the host's rights: it reaches what the host may reach, with the host's
+//! credentials, and the server talks to the kernel. So a source that the policy does not list must
+//! never be mounted. Mount programs also look the server's address up and pass it as an option: the
+//! source and all such options must match a pattern. Start reading at [`check`].
 
 use super::filesystem::Filesystem;
 use super::options::Item;
 
-/// Options whose value is the server, whatever the source says.
+/// Options whose value is the server that is used instead of the source.
 const SERVERS: [&[u8]; 6] = [b"addr", b"ip", b"mountaddr", b"mounthost", b"unc", b"mon_addr"];
 
-/// A source that the policy does not name.
+/// A source that the policy does not list.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "mount.sources has no pattern for {filesystem} from {source_name:?}: add {filesystem}={source_name}"
@@ -21,7 +21,7 @@ pub(super) struct Unlisted {
     source_name: String,
 }
 
-/// Makes sure that everything that names the server is listed.
+/// Checks that the source and all options that name the server are listed.
 pub(super) fn check(
     patterns: &[String],
     filesystem: Filesystem<'_>,
@@ -46,6 +46,7 @@ pub(super) fn check(
     Ok(())
 }
 
+/// True if the source matches a pattern such as `SOURCE` or `TYPE=SOURCE`.
 fn fits(pattern: &str, filesystem: Filesystem<'_>, name: &str) -> bool {
     let is_type = |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric());
     let pattern = match pattern.split_once('=') {
@@ -72,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_listed_is_reached() {
+    fn a_source_that_is_not_listed_is_refused() {
         let patterns = ["nfs=filer:/export/*", "//filer/*"];
         assert!(checked(&patterns, "nfs", "filer:/export/home", "vers=3"));
         assert!(checked(&patterns, "cifs", "//filer/share", ""));
@@ -83,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_a_source_too() {
+    fn an_option_that_names_a_server_must_be_listed() {
         let patterns = ["nfs=filer:/export/*", "nfs=10.0.0.5"];
         assert!(checked(&patterns, "nfs", "filer:/export/x", "addr=10.0.0.5,vers=4"));
         assert!(!checked(&patterns, "nfs", "filer:/export/x", "addr=10.0.0.5,addr=10.0.0.6"));
