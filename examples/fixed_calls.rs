@@ -40,7 +40,7 @@ fn main() -> anyhow::Result<()> {
         oci_socket: Some(folder.join("oci.sock")),
         lxc_socket: Some(folder.join("lxc.sock")),
         policies: Policies::for_all(Policy::from_names(names)?),
-        acts: None,
+        operations: None,
         call_recorder: None,
         is_successor: false,
     };

@@ -93,7 +93,7 @@ impl Control {
         {
             tracing::error!("the control socket is not watched: {error}");
         }
-        server.notifier().look_at_sockets();
+        server.notifier().rebind_sockets();
     }
 
     fn listen(&mut self) -> std::io::Result<()> {

@@ -19,7 +19,7 @@ use tokio::sync::{Notify, broadcast};
 use crate::config::Config;
 use crate::crash_guard::CrashGuard;
 use crate::visitor;
-use ambit_intercept::acts::Acts;
+use ambit_intercept::operations::Operations;
 use ambit_intercept::{self as intercept, CallRecorder, Notifier};
 use ambit_worker::Broker;
 
@@ -72,12 +72,16 @@ impl Server {
     ///
     /// # Errors
     /// Something that it needs is missing. The message says what to do.
-    pub fn start(config: &Config, reach: Reach, acts: Option<Acts>) -> anyhow::Result<Self> {
+    pub fn start(
+        config: &Config,
+        reach: Reach,
+        operations: Option<Operations>,
+    ) -> anyhow::Result<Self> {
         let accounting = start_accounting(accounting_options(config))?;
         Self::take_over(
             config,
             reach,
-            acts,
+            operations,
             accounting,
             KeeperClient::default(),
             Inherited::default(),
@@ -92,7 +96,7 @@ impl Server {
     pub fn take_over(
         config: &Config,
         reach: Reach,
-        acts: Option<Acts>,
+        operations: Option<Operations>,
         accounting: Arc<Accounting>,
         keeper: KeeperClient,
         mut inherited: Inherited,
@@ -121,7 +125,7 @@ impl Server {
             oci_socket: socket("oci.sock"),
             lxc_socket: socket("lxc.sock"),
             policies: config.policies.clone(),
-            acts: acts.map(Arc::new),
+            operations: operations.map(Arc::new),
             call_recorder: crash_guard.clone().map(|guard| guard as Arc<dyn CallRecorder>),
             is_successor: successor,
         };
@@ -402,9 +406,9 @@ fn alive(device: Option<OwnedFd>, init: Option<Vec<u8>>) -> Option<(OwnedFd, Vec
 ///
 /// # Errors
 /// fork(2) fails, or this process has threads already.
-pub fn start_acts() -> anyhow::Result<Acts> {
+pub fn start_operations() -> anyhow::Result<Operations> {
     let broker = Broker::start().context("cannot start the broker of acts: fork")?;
-    Ok(Acts::new(Arc::new(broker)))
+    Ok(Operations::new(Arc::new(broker)))
 }
 
 /// Grows the table of descriptors to a size that is enough on most hosts. In a process with

@@ -20,7 +20,7 @@ use crate::control::{self, Control};
 use crate::daemon::{self, Origin, Reach, Server};
 use crate::threads::{self, Threads};
 use crate::{logging, self_check};
-use ambit_intercept::acts::Acts;
+use ambit_intercept::operations::Operations;
 use ambit_intercept::timestamp;
 use ambit_worker::Broker;
 
@@ -131,7 +131,7 @@ fn serve(
         // A keeper of an older version starts no broker.
         None => Broker::start().context("cannot start the broker of acts: fork")?,
     });
-    let acts = Acts::new(Arc::clone(&broker));
+    let operations = Operations::new(Arc::clone(&broker));
     logging::start(config.daemon.log);
     threads::watch_panics();
     if let Some(warning) = warning {
@@ -166,7 +166,7 @@ fn serve(
         let server = Server::take_over(
             config,
             Reach::Host,
-            Some(acts),
+            Some(operations),
             accounting,
             keeper.clone(),
             inherited,
@@ -216,7 +216,7 @@ fn keep_pages() {
 /// Ends without unmounting or removing anything: the next server takes it over.
 #[allow(clippy::exit, reason = "nothing may be dropped")]
 fn leave(server: &Server) -> ! {
-    server.notifier().settle(SETTLE);
+    server.notifier().drain(SETTLE);
     tracing::info!("leaving; the files stay mounted for the successor");
     server.leave();
     std::process::exit(0)

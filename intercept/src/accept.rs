@@ -1,7 +1,7 @@
 //! The sockets that OCI runtimes and liblxc connect to, and the thread that accepts connections.
 //!
-//! Container engines know the sockets by their paths. [`Acceptor::look`] binds a socket again whose
-//! file was removed. A successor that cannot bind a socket serves without it, and tries again
+//! Container engines know the sockets by their paths. [`Acceptor::rebind`] binds a socket again
+//! whose file was removed. A successor that cannot bind a socket serves without it, and tries again
 //! there. The thread must never wait for a peer: connections are read elsewhere (`oci/serve.rs`,
 //! `lxc.rs`).
 
@@ -92,7 +92,7 @@ impl Acceptor {
     }
 
     /// Binds the sockets again whose files were removed.
-    pub(super) fn look(&self) {
+    pub(super) fn rebind(&self) {
         let mut replaced = Vec::new();
         for (runtime, entrance) in self.shared.lock().iter_mut() {
             if let Some(before) = entrance.look(&self.shared.link) {

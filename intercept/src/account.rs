@@ -55,7 +55,7 @@ pub(super) struct Account {
     /// The budget of lines in the daemon's own log.
     messages: Bucket,
     /// Lines that were left out of the daemon's own log since the last one that was not.
-    unsaid: AtomicU64,
+    unlogged: AtomicU64,
     /// When it made its last call.
     last: AtomicU64,
     /// Calls that are being answered on listener threads.
@@ -88,7 +88,7 @@ impl Account {
             lines: Bucket::default(),
             left_out: AtomicU64::new(0),
             messages: Bucket::default(),
-            unsaid: AtomicU64::new(0),
+            unlogged: AtomicU64::new(0),
             last: AtomicU64::new(0),
             inline: AtomicU32::new(0),
             watched: AtomicU64::new(0),
@@ -112,7 +112,7 @@ impl Account {
     }
 
     /// True if the audit log may have another line. Otherwise the line is counted as left out.
-    pub(super) fn may_log(&self) -> bool {
+    pub(super) fn may_audit(&self) -> bool {
         let may = self.lines.take(bucket::now(), LINES);
         if !may {
             self.leave_out();
@@ -122,11 +122,11 @@ impl Account {
 
     /// Returns the number of lines that were suppressed before this one, if the daemon's own log
     /// may have another line about this container.
-    pub(super) fn may_say(&self) -> Option<u64> {
+    pub(super) fn may_log(&self) -> Option<u64> {
         if self.messages.take(bucket::now(), MESSAGES) {
-            return Some(self.unsaid.swap(0, Ordering::Relaxed));
+            return Some(self.unlogged.swap(0, Ordering::Relaxed));
         }
-        self.unsaid.fetch_add(1, Ordering::Relaxed);
+        self.unlogged.fetch_add(1, Ordering::Relaxed);
         None
     }
 
@@ -189,7 +189,7 @@ pub(super) struct Accounts(Mutex<HashMap<String, Weak<Account>>>);
 
 impl Accounts {
     /// Returns the account of a container, which is made if there is none.
-    pub(super) fn of(&self, id: &str) -> Arc<Account> {
+    pub(super) fn get(&self, id: &str) -> Arc<Account> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(account) = all.get(id).and_then(Weak::upgrade) {
             return account;
@@ -224,9 +224,9 @@ mod tests {
     #[test]
     fn listeners_of_a_container_share_one_account() {
         let accounts = Accounts::default();
-        let (first, second) = (accounts.of("a"), accounts.of("a"));
+        let (first, second) = (accounts.get("a"), accounts.get("a"));
         assert!(Arc::ptr_eq(&first, &second));
-        let _other = accounts.of("b");
+        let _other = accounts.get("b");
         assert_eq!(accounts.read().len(), 2);
         drop((first, second));
         let left = accounts.read();
@@ -236,10 +236,10 @@ mod tests {
     #[test]
     fn log_lines_about_one_container_are_limited() {
         let account = Account::new("a");
-        let said = (0..1000).filter(|_| account.may_say().is_some()).count();
+        let said = (0..1000).filter(|_| account.may_log().is_some()).count();
         // The lines of one second at once, and those that the budget gains meanwhile.
         assert!((20..500).contains(&said), "{said}");
-        assert_eq!(account.unsaid.load(Ordering::Relaxed) as usize, 1000 - said);
+        assert_eq!(account.unlogged.load(Ordering::Relaxed) as usize, 1000 - said);
     }
 
     #[test]

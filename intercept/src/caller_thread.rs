@@ -23,16 +23,17 @@ const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL.unsigned_ab
 pub(super) fn pidfd(
     call: &Call,
     cx: &Context<'_>,
-    actor: &CallerHandle,
+    handle: &CallerHandle,
 ) -> Result<Option<OwnedFd>, Refusal> {
     let tid = call.tid.cast_signed();
     let own = Pid::from_raw(tid).ok_or(Refusal::Gone)?;
     let pidfd = match pidfd_open(own, THREAD) {
         Ok(pidfd) => Some(pidfd),
         Err(_)
-            if tid == actor.leader || shared_descriptors::shared(tid, actor.leader) == Ok(true) =>
+            if tid == handle.leader
+                || shared_descriptors::shared(tid, handle.leader) == Ok(true) =>
         {
-            actor.process.try_clone().ok()
+            handle.process.try_clone().ok()
         }
         Err(_) => None,
     };

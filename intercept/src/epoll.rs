@@ -4,7 +4,7 @@
 //! first event arrives. So adding never waits for the listener thread, and the listener thread
 //! takes the inbox's lock only for sources that it has not seen.
 //!
-//! If the thread hangs in a call of one source (`warden.rs`), another thread takes over all
+//! If the thread hangs in a call of one source (`watchdog.rs`), another thread takes over all
 //! sources, and the old one ends when its call returns.
 
 use std::collections::BTreeMap;
@@ -37,7 +37,7 @@ pub(super) struct Watch<S> {
     /// Since when it has been handling an event; 0 while it waits.
     since: AtomicU64,
     /// How many events were handled.
-    turns: AtomicU64,
+    handled: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -72,7 +72,7 @@ impl<S: AsFd> Watch<S> {
             sources: Mutex::new(Sources { all: BTreeMap::new(), paused: Vec::new() }),
             charge: AtomicU64::new(0),
             since: AtomicU64::new(0),
-            turns: AtomicU64::new(0),
+            handled: AtomicU64::new(0),
         })
     }
 
@@ -110,7 +110,7 @@ impl<S: AsFd> Watch<S> {
 
     /// Returns how many events were handled, and whether one is being handled now.
     pub(super) fn activity(&self) -> (u64, bool) {
-        (self.turns.load(Ordering::Relaxed), self.since.load(Ordering::SeqCst) != 0)
+        (self.handled.load(Ordering::Relaxed), self.since.load(Ordering::SeqCst) != 0)
     }
 
     /// If the thread in charge has been handling one event for longer than this, takes the charge
@@ -129,7 +129,7 @@ impl<S: AsFd> Watch<S> {
     /// Calls `ready` for every source that is ready, until [`Self::stop`], or until another thread
     /// has taken the place of this one. Returns the remaining sources after [`Self::stop`], and
     /// none if another thread is in charge.
-    pub(super) fn run(&self, charge: u64, mut ready: impl FnMut(&S, Ready) -> Keep) -> Vec<Arc<S>> {
+    pub(super) fn run(&self, charge: u64, mut ready: impl FnMut(&S, Ready) -> Next) -> Vec<Arc<S>> {
         let mut events: Vec<epoll::Event> = Vec::with_capacity(BATCH);
         while !self.stopping.load(Ordering::Acquire) {
             let wait = self.resume();
@@ -150,21 +150,21 @@ impl<S: AsFd> Watch<S> {
                 let Some(source) = self.source(token) else { continue };
                 let hung_up = flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR);
                 let readable = flags.contains(epoll::EventFlags::IN);
-                self.turns.fetch_add(1, Ordering::Relaxed);
+                self.handled.fetch_add(1, Ordering::Relaxed);
                 let at = bucket::now().max(1);
                 self.since.store(at, Ordering::SeqCst);
-                let keep = ready(&source, Ready { at, crowded, readable, hung_up });
+                let next = ready(&source, Ready { at, crowded, readable, hung_up });
                 if self.charge() == charge {
                     self.since.store(0, Ordering::SeqCst);
                 }
-                match keep {
-                    Keep::Yes => {}
-                    Keep::No => {
+                match next {
+                    Next::Watch => {}
+                    Next::Drop => {
                         // Closing is not enough: the keeper's duplicate keeps it in the epoll set.
                         let _ = epoll::delete(&self.epoll, source.as_fd());
                         self.lock().all.remove(&token);
                     }
-                    Keep::After(nanoseconds) => self.pause(token, &source, nanoseconds),
+                    Next::Pause(nanoseconds) => self.pause(token, &source, nanoseconds),
                 }
                 if self.charge() != charge {
                     return Vec::new();
@@ -250,13 +250,13 @@ pub(super) struct Ready {
 
 /// What happens to a source after its event was handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Keep {
+pub(super) enum Next {
     /// It is watched.
-    Yes,
+    Watch,
     /// It is watched again after so many nanoseconds.
-    After(u64),
+    Pause(u64),
     /// It is removed.
-    No,
+    Drop,
 }
 
 #[cfg(test)]
@@ -279,7 +279,7 @@ mod tests {
                     let mut byte = [0];
                     let read = if ready.readable { source.read(&mut byte).unwrap() } else { 0 };
                     send.send(byte[..read].to_vec()).unwrap();
-                    if read == 0 { Keep::No } else { Keep::Yes }
+                    if read == 0 { Next::Drop } else { Next::Watch }
                 })
             });
             watch.add(far).unwrap();
@@ -309,7 +309,7 @@ mod tests {
                 let _ = released.lock().unwrap().recv();
             }
             send.send(byte[0]).unwrap();
-            Keep::Yes
+            Next::Watch
         };
         watch.add(one).unwrap();
         watch.add(two).unwrap();
@@ -346,7 +346,7 @@ mod tests {
                     let mut byte = [0];
                     source.read_exact(&mut byte).unwrap();
                     send.send(std::time::Instant::now()).unwrap();
-                    Keep::After(30_000_000)
+                    Next::Pause(30_000_000)
                 })
             });
             let (first, second) = (receive.recv().unwrap(), receive.recv().unwrap());

@@ -26,7 +26,7 @@ impl Calls {
     pub fn lxc_packet(&self, bytes: &[u8]) {
         let Ok(packet) = lxc_packet::decode(bytes) else { return };
         let _ = (packet.cookie(), packet.monitor_pid);
-        self.screen(packet.tid, &packet.data);
+        self.look_up(packet.tid, &packet.data);
         let response = seccomp_notif_resp { id: packet.id, val: -1, error: -5, flags: 1 };
         assert_eq!(
             lxc_packet::reply(packet.fixed, &response)[..112],
@@ -44,16 +44,16 @@ impl Calls {
             instruction_pointer: word(8),
             args: [16, 24, 32, 40, 48, 56].map(word),
         };
-        self.screen(1, &data);
+        self.look_up(1, &data);
     }
 
-    fn screen(&self, tid: u32, data: &seccomp_data) {
+    fn look_up(&self, tid: u32, data: &seccomp_data) {
         let Some(entry) = self.0.find(data.arch, data.nr) else { return };
         let call = Call { tid, abi: entry.abi, syscall: entry.syscall, args: data.args };
         for index in 0..7 {
             let _ = (call.long(index), call.uint(index), call.int(index));
         }
-        let _ = HANDLERS[entry.handler].screen(&call);
+        let _ = HANDLERS[entry.handler].prefilter(&call);
     }
 }
 

@@ -29,7 +29,7 @@ const SLOTS: usize = 1024;
 
 const EMPTY: u32 = 0;
 const RECEIVED: u32 = 1;
-const ACTING: u32 = 2;
+const BEGUN: u32 = 2;
 const DONE: u32 = 3;
 
 #[repr(C)]
@@ -64,7 +64,7 @@ pub(super) struct Journal {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Phase {
     Received,
-    Acting,
+    Begun,
     Done(seccomp_notif_resp),
 }
 
@@ -109,7 +109,7 @@ impl Journal {
         let phase = match slot.state.load(Ordering::Acquire) {
             // The kernel may have written this after the server was killed inside of RECV.
             RECEIVED if notification.id != 0 => Phase::Received,
-            ACTING => Phase::Acting,
+            BEGUN => Phase::Begun,
             DONE => Phase::Done(seccomp_notif_resp {
                 id: notification.id,
                 val: slot.value.load(Ordering::Relaxed),
@@ -186,7 +186,7 @@ impl Entry {
 
     /// Records a call that arrived by the liblxc connection with this number. Its packet stays in
     /// that connection until it was answered.
-    pub(super) fn note(&self, connection: u64, notification: seccomp_notif) {
+    pub(super) fn record_call(&self, connection: u64, notification: seccomp_notif) {
         let Some(index) = self.index else { return };
         let slot = &self.journal.slots[index];
         slot.listener.store(connection, Ordering::Relaxed);
@@ -196,14 +196,14 @@ impl Entry {
     }
 
     /// Records that an operation begins.
-    pub(super) fn acting(&self) {
+    pub(super) fn begin(&self) {
         if let Some(index) = self.index {
-            self.journal.slots[index].state.store(ACTING, Ordering::Release);
+            self.journal.slots[index].state.store(BEGUN, Ordering::Release);
         }
     }
 
     /// Records the answer that is sent next.
-    pub(super) fn done(&self, answer: &seccomp_notif_resp) {
+    pub(super) fn record_answer(&self, answer: &seccomp_notif_resp) {
         let Some(index) = self.index else { return };
         let slot = &self.journal.slots[index];
         slot.value.store(answer.val, Ordering::Relaxed);
@@ -250,10 +250,10 @@ mod tests {
         let payer = payer("a");
         let (first, second) = (journal.entry(&payer), journal.entry(&payer));
         assert_ne!(first.index, second.index);
-        first.acting();
+        first.begin();
         let index = first.index.unwrap();
-        assert!(matches!(journal.look(index).unwrap().phase, Phase::Acting));
-        second.done(&seccomp_notif_resp { id: 7, val: 8, error: 0, flags: 0 });
+        assert!(matches!(journal.look(index).unwrap().phase, Phase::Begun));
+        second.record_answer(&seccomp_notif_resp { id: 7, val: 8, error: 0, flags: 0 });
         let left = journal.look(second.index.unwrap()).unwrap();
         assert!(matches!(left.phase, Phase::Done(answer) if answer.val == 8), "{left:?}");
         drop(first);
@@ -267,7 +267,7 @@ mod tests {
         let payer = payer("a");
         let entries: Vec<_> = (0..SLOTS + 2).map(|_| journal.entry(&payer)).collect();
         assert!(entries[SLOTS].index.is_none());
-        entries[SLOTS].acting();
+        entries[SLOTS].begin();
     }
 
     #[test]

@@ -11,8 +11,6 @@
 
 mod accept;
 mod account;
-mod acting;
-pub mod acts;
 mod arch;
 mod audit;
 mod bucket;
@@ -35,12 +33,13 @@ mod lxc_packet;
 mod memory;
 pub mod mounts;
 pub mod oci;
-mod once;
-mod origin;
+mod operation_queue;
+pub mod operations;
 mod pending;
 mod pipeline;
 mod policies;
 mod policy;
+mod replay_cache;
 pub mod settings;
 mod syscalls;
 mod thread;
@@ -48,8 +47,9 @@ mod thread_id;
 pub mod timestamp;
 mod transport;
 mod trapped;
+mod user_namespace_owner;
 mod verdict;
-mod warden;
+mod watchdog;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -68,7 +68,7 @@ pub use error::Error;
 pub use policies::{Container, Matcher, Policies};
 pub use policy::{Policy, UnknownCall};
 pub use syscalls::context::Context;
-pub use syscalls::handler::{Cost, Description, Handler, Repeat, Screen};
+pub use syscalls::handler::{Description, Handler, Prefilter, Repeat, Run};
 pub use syscalls::{HANDLERS, Settings, VIEW};
 pub use verdict::{Cause, Refusal, Verdict};
 
@@ -98,7 +98,7 @@ pub struct Options {
     /// Which calls are answered, unless a container has a policy of its own.
     pub policies: Policies,
     /// Performs privileged operations. Without it, calls that need one are left to the kernel.
-    pub acts: Option<Arc<acts::Acts>>,
+    pub operations: Option<Arc<operations::Operations>>,
     /// Records the call that each thread is handling, and knows which calls must not be handled.
     pub call_recorder: Option<Arc<dyn CallRecorder>>,
     /// Set if this server follows another one. A socket that cannot be bound is then no error,
@@ -143,12 +143,12 @@ impl Notifier {
         link: &KeeperClient,
         held: &mut Inherited,
     ) -> Result<Self, Error> {
-        let Options { oci_socket, lxc_socket, policies, acts, call_recorder, is_successor } =
+        let Options { oci_socket, lxc_socket, policies, operations, call_recorder, is_successor } =
             options;
         listener::check_sizes()?;
         let journal = Journal::open(link, held)?;
         let pipeline = Pipeline::new(views)
-            .with_acts(acts)
+            .with_operations(operations)
             .with_policies(policies)
             .with_call_recorder(call_recorder);
         // If a later step fails, dropping `notifier` stops the threads.
@@ -173,9 +173,9 @@ impl Notifier {
     }
 
     /// Binds sockets again whose files were removed.
-    pub fn look_at_sockets(&self) {
+    pub fn rebind_sockets(&self) {
         if let Some(acceptor) = &self.acceptor {
-            acceptor.look();
+            acceptor.rebind();
         }
     }
 
@@ -236,7 +236,7 @@ impl Notifier {
     /// Stops receiving calls, and waits up to `patience` until those that were received are
     /// answered: a successor of another version may not read this journal. Calls that take longer
     /// stay in the journal.
-    pub fn settle(&self, patience: Duration) {
+    pub fn drain(&self, patience: Duration) {
         // The keeper has copies of the listeners.
         drop(self.threads.stop());
         let until = Instant::now() + patience;

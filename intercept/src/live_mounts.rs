@@ -5,7 +5,7 @@
 //! of watches is the number of filesystems. Filesystems of helpers cannot be watched, because only
 //! their own users may access them; the kernel lists their connections
 //! (`ambit_kernel::sys::fuse_connections`). Watches end with the process, so a server that is
-//! started again counts from zero. Start reading at [`LiveMounts::place`].
+//! started again counts from zero. Start reading at [`LiveMounts::reserve`].
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -36,7 +36,7 @@ struct Owners {
 
 /// A reserved place for one more filesystem. Dropping it ends the reservation.
 #[derive(Debug)]
-pub(super) struct Place<'a> {
+pub(super) struct Reservation<'a> {
     all: &'a LiveMounts,
     container: &'a str,
 }
@@ -46,11 +46,11 @@ impl LiveMounts {
     ///
     /// # Errors
     /// The filesystems cannot be counted.
-    pub(super) fn place<'a>(
+    pub(super) fn reserve<'a>(
         &'a self,
         container: &'a str,
         most: usize,
-    ) -> std::io::Result<Option<Place<'a>>> {
+    ) -> std::io::Result<Option<Reservation<'a>>> {
         let mut owners = self.lock();
         let watches = self.watches()?;
         let live = live(watches)?;
@@ -67,7 +67,7 @@ impl LiveMounts {
             return Ok(None);
         }
         *owners.coming.entry(container.to_owned()).or_default() += 1;
-        Ok(Some(Place { all: self, container }))
+        Ok(Some(Reservation { all: self, container }))
     }
 
     fn watches(&self) -> std::io::Result<&OwnedFd> {
@@ -89,14 +89,14 @@ impl LiveMounts {
     }
 }
 
-impl Place<'_> {
+impl Reservation<'_> {
     /// Returns the inotify instance for the watch on the filesystem's root.
     pub(super) fn watches(&self) -> std::io::Result<BorrowedFd<'_>> {
         self.all.watches().map(AsFd::as_fd)
     }
 
     /// Counts a filesystem that was mounted and has this watch.
-    pub(super) fn taken(&self, watch: u64) {
+    pub(super) fn count_watch(&self, watch: u64) {
         self.all.lock().of.insert((watch, self.container.to_owned()));
     }
 
@@ -104,7 +104,7 @@ impl Place<'_> {
     ///
     /// # Errors
     /// It cannot be counted.
-    pub(super) fn served(&self, device: u64) -> std::io::Result<()> {
+    pub(super) fn count_helper(&self, device: u64) -> std::io::Result<()> {
         // It is not in the list if it was unmounted meanwhile, or if it is not FUSE.
         if let Some(connection) = self.all.connections()?.of(device) {
             self.all.lock().helpers.push((connection, self.container.to_owned()));
@@ -113,7 +113,7 @@ impl Place<'_> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         let mut owners = self.all.lock();
         if let Some(coming) = owners.coming.get_mut(self.container) {
@@ -141,24 +141,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_free_again_when_its_filesystem_is_gone() {
+    fn room_is_free_again_when_a_filesystem_is_gone() {
         let all = LiveMounts::default();
         let folder = std::env::temp_dir();
-        let one = all.place("a", 1).unwrap().unwrap();
-        assert!(all.place("a", 1).unwrap().is_none(), "a mount is under way");
+        let one = all.reserve("a", 1).unwrap().unwrap();
+        assert!(all.reserve("a", 1).unwrap().is_none(), "a mount is under way");
         let watch = add_watch(one.watches().unwrap(), &folder, WatchFlags::DELETE_SELF).unwrap();
-        one.taken(u64::try_from(watch).unwrap());
+        one.count_watch(u64::try_from(watch).unwrap());
         drop(one);
-        assert!(all.place("a", 1).unwrap().is_none(), "the filesystem exists");
-        assert!(all.place("a", 2).unwrap().is_some());
-        assert!(all.place("b", 1).unwrap().is_some(), "another container");
-        let other = all.place("b", 1).unwrap().unwrap();
-        other.taken(u64::try_from(watch).unwrap());
+        assert!(all.reserve("a", 1).unwrap().is_none(), "the filesystem exists");
+        assert!(all.reserve("a", 2).unwrap().is_some());
+        assert!(all.reserve("b", 1).unwrap().is_some(), "another container");
+        let other = all.reserve("b", 1).unwrap().unwrap();
+        other.count_watch(u64::try_from(watch).unwrap());
         drop(other);
         for container in ["a", "b"] {
-            assert!(all.place(container, 1).unwrap().is_none(), "{container} has it too");
+            assert!(all.reserve(container, 1).unwrap().is_none(), "{container} has it too");
         }
         remove_watch(all.watches().unwrap(), watch).unwrap();
-        assert!(all.place("a", 1).unwrap().is_some(), "the filesystem is gone");
+        assert!(all.reserve("a", 1).unwrap().is_some(), "the filesystem is gone");
     }
 }

@@ -25,10 +25,10 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketType, send};
 
 use super::bucket;
-use super::epoll::Keep;
+use super::epoll::Next;
 use super::journal::{Entry, Journal, Left, Phase};
 use super::listener::{self, response};
-use super::lxc_packet::{self, FIXED, LONGEST, Malformed, Packet};
+use super::lxc_packet::{self, FIXED, LONGEST, Packet};
 use super::pipeline::Pipeline;
 use super::policies::{Container, Member, cgroup_of};
 use super::policy::Policy;
@@ -94,7 +94,7 @@ impl AsFd for Connection {
 }
 
 /// A call that arrived in a packet.
-struct Asked {
+struct LxcCall {
     connection: Arc<Connection>,
     /// The packet without its cookie.
     packet: [u8; FIXED],
@@ -172,14 +172,14 @@ impl Connection {
         journal: &Arc<Journal>,
         threads: usize,
         back: Back,
-    ) -> Keep {
+    ) -> Next {
         // This thread has replaced one that hangs in an answer, and sees the same packet.
         if self.serving.swap(true, Ordering::Acquire) {
-            return Keep::After(BUSY);
+            return Next::Pause(BUSY);
         }
-        let keep = self.serve_one(pipeline, journal, threads, back);
+        let next = self.serve_one(pipeline, journal, threads, back);
         self.serving.store(false, Ordering::Release);
-        keep
+        next
     }
 
     fn serve_one(
@@ -188,13 +188,13 @@ impl Connection {
         journal: &Arc<Journal>,
         threads: usize,
         back: Back,
-    ) -> Keep {
+    ) -> Next {
         let received = Instant::now();
         let mut buffer = [0; LONGEST];
         let (length, descriptors) = match self.look(&mut buffer) {
             Ok(Some(packet)) => packet,
             Ok(None) | Err(Errno::CONNRESET) => return self.ended(),
-            Err(Errno::AGAIN | Errno::INTR) => return Keep::Yes,
+            Err(Errno::AGAIN | Errno::INTR) => return Next::Watch,
             Err(errno) => {
                 self.complain(&format_args!("recvmsg: {errno}"));
                 return self.ended();
@@ -205,8 +205,8 @@ impl Connection {
                 let packet = lxc_packet::decode(&buffer[..length]);
                 packet.map(|packet| (packet, proc, memory, listener))
             }
-            (Some(_), _) => Err(Malformed::Descriptors),
-            (None, _) => Err(Malformed::Length),
+            (Some(_), _) => Err(lxc_packet::Error::Descriptors),
+            (None, _) => Err(lxc_packet::Error::Length),
         };
         let (packet, proc, memory, listener) = match decoded {
             Ok(decoded) => decoded,
@@ -214,7 +214,7 @@ impl Connection {
                 self.complain(&error);
                 self.consume();
                 // The monitor takes an empty packet as a refusal. Without an answer it would block.
-                return if self.send(&[]) { Keep::Yes } else { self.ended() };
+                return if self.send(&[]) { Next::Watch } else { self.ended() };
             }
         };
         if let Some(listener) = &listener
@@ -227,18 +227,18 @@ impl Connection {
         let now = bucket::now();
         let wait = call.account.spend(now, call.policy.settings().limit.calls);
         let (connection, id, packet) = (Arc::clone(self), packet.id, packet.fixed);
-        let transport = Asked { connection, packet, id, proc, memory, listener, received, back };
+        let transport = LxcCall { connection, packet, id, proc, memory, listener, received, back };
         match (Received { transport, call, entry, phase }).serve(now, threads, pipeline) {
-            Served::Here { delivered: true } => wait.map_or(Keep::Yes, Keep::After),
+            Served::Here { delivered: true } => wait.map_or(Next::Watch, Next::Pause),
             Served::Here { delivered: false } => self.ended(),
             // The thread that answers has the connection now.
-            Served::Elsewhere => Keep::No,
+            Served::Elsewhere => Next::Drop,
         }
     }
 
-    fn ended(&self) -> Keep {
+    fn ended(&self) -> Next {
         self.forget();
-        Keep::No
+        Next::Drop
     }
 
     /// Records a call in the journal, or takes over the entry that a predecessor has for it.
@@ -257,7 +257,7 @@ impl Connection {
         }
         let entry = journal.entry(payer);
         let (id, pid, flags, data) = (packet.id, packet.tid, 0, packet.data);
-        entry.note(self.monitor.number, seccomp_notif { id, pid, flags, data });
+        entry.record_call(self.monitor.number, seccomp_notif { id, pid, flags, data });
         (entry, Phase::Received)
     }
 
@@ -319,7 +319,7 @@ impl Connection {
     }
 }
 
-impl Asked {
+impl LxcCall {
     fn reply(&self, answer: &seccomp_notif_resp) -> bool {
         let sent = self.connection.send(&lxc_packet::reply(self.packet, answer));
         self.connection.consume();
@@ -327,7 +327,7 @@ impl Asked {
     }
 }
 
-impl Transport for Asked {
+impl Transport for LxcCall {
     fn pending(&self) -> Pending<'_> {
         match &self.listener {
             Some(listener) => Pending::Listener(listener.as_fd(), self.id),
@@ -352,7 +352,7 @@ impl Transport for Asked {
         // Installing a descriptor has answered the call. The answer that the monitor passes on
         // after that has no effect.
         let answer = response(self.id, verdict);
-        entry.done(&answer);
+        entry.record_answer(&answer);
         if self.reply(&answer) { Ok(()) } else { gone }
     }
 
@@ -426,12 +426,12 @@ mod tests {
             Self { fd, connection, pipeline, journal }
         }
 
-        fn ask(&self, packet: &[u8], fds: &[BorrowedFd<'_>]) -> (Keep, Option<Vec<u8>>) {
+        fn ask(&self, packet: &[u8], fds: &[BorrowedFd<'_>]) -> (Next, Option<Vec<u8>>) {
             channel::send(&self.fd, packet, fds, SendFlags::empty()).unwrap();
-            let keep = self.connection.serve(&self.pipeline, &self.journal, 1, Box::new(drop));
+            let next = self.connection.serve(&self.pipeline, &self.journal, 1, Box::new(drop));
             let mut answer = vec![0; 4096];
             let read = rustix::net::recv(&self.fd, &mut *answer, RecvFlags::DONTWAIT);
-            (keep, read.ok().map(|(read, _)| answer[..read].to_vec()))
+            (next, read.ok().map(|(read, _)| answer[..read].to_vec()))
         }
     }
 
@@ -452,8 +452,8 @@ mod tests {
         let proc = File::open("/proc/self").unwrap();
         let buffer = [0u8; 112];
         let packet = packet("101", buffer.as_ptr() as u64);
-        let (keep, answer) = monitor.ask(&packet, &[proc.as_fd(), memory().as_fd()]);
-        assert_eq!(keep, Keep::Yes);
+        let (next, answer) = monitor.ask(&packet, &[proc.as_fd(), memory().as_fd()]);
+        assert_eq!(next, Next::Watch);
         let answer = answer.unwrap();
         assert_eq!(answer.len(), 136, "without the cookie");
         assert_eq!(answer[..120], packet[..120], "all but the response is repeated");
@@ -477,8 +477,8 @@ mod tests {
             assert_eq!(&seen[..length.unwrap()], packet);
             assert!(descriptors[0].is_some(), "each peek has the descriptors");
         }
-        let keep = monitor.connection.serve(&monitor.pipeline, &monitor.journal, 1, Box::new(drop));
-        assert_eq!(keep, Keep::Yes);
+        let next = monitor.connection.serve(&monitor.pipeline, &monitor.journal, 1, Box::new(drop));
+        assert_eq!(next, Next::Watch);
         assert_eq!(monitor.connection.look(&mut seen).unwrap_err(), Errno::AGAIN);
     }
 
@@ -486,8 +486,8 @@ mod tests {
     fn a_packet_that_another_thread_handles_stays_in_the_socket() {
         let monitor = Peer::new();
         monitor.connection.serving.store(true, Ordering::Relaxed);
-        let (keep, answer) = monitor.ask(b"whatever", &[]);
-        assert_eq!((keep, answer), (Keep::After(BUSY), None));
+        let (next, answer) = monitor.ask(b"whatever", &[]);
+        assert_eq!((next, answer), (Next::Pause(BUSY), None));
         assert!(monitor.connection.look(&mut [0; LONGEST]).unwrap().is_some(), "it is there");
     }
 
@@ -497,15 +497,20 @@ mod tests {
         let proc = File::open("/proc/self").unwrap();
         let good = packet("x", 0);
         for bad in [&good[..136], &good[..40], &[0; LONGEST + 1][..]] {
-            let (keep, answer) = monitor.ask(bad, &[proc.as_fd(), proc.as_fd()]);
-            assert_eq!((keep, answer), (Keep::Yes, Some(Vec::new())), "{} bytes", bad.len());
+            let (next, answer) = monitor.ask(bad, &[proc.as_fd(), proc.as_fd()]);
+            assert_eq!((next, answer), (Next::Watch, Some(Vec::new())), "{} bytes", bad.len());
         }
         for few in [&[][..], &[proc.as_fd()]] {
-            let (keep, answer) = monitor.ask(&good, few);
-            assert_eq!((keep, answer), (Keep::Yes, Some(Vec::new())), "{} descriptors", few.len());
+            let (next, answer) = monitor.ask(&good, few);
+            assert_eq!(
+                (next, answer),
+                (Next::Watch, Some(Vec::new())),
+                "{} descriptors",
+                few.len()
+            );
         }
-        let (keep, answer) = monitor.ask(&good, &[proc.as_fd(); 9]);
-        assert_eq!((keep, answer), (Keep::Yes, Some(Vec::new())), "too many descriptors");
+        let (next, answer) = monitor.ask(&good, &[proc.as_fd(); 9]);
+        assert_eq!((next, answer), (Next::Watch, Some(Vec::new())), "too many descriptors");
     }
 
     #[test]
@@ -514,8 +519,8 @@ mod tests {
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let proc = File::open(format!("/proc/{}", child.id())).unwrap();
         child.wait().unwrap();
-        let (keep, answer) = monitor.ask(&packet("x", 0), &[proc.as_fd(), memory().as_fd()]);
-        assert_eq!((keep, answer), (Keep::No, None));
+        let (next, answer) = monitor.ask(&packet("x", 0), &[proc.as_fd(), memory().as_fd()]);
+        assert_eq!((next, answer), (Next::Drop, None));
     }
 
     #[test]
@@ -533,7 +538,7 @@ mod tests {
             let Peer { connection, pipeline, journal, .. } = &monitor;
             let call = connection.look_up(&packet, pipeline);
             let (entry, _) = connection.begin(&packet, &call.account.payer, journal);
-            let asked = Asked {
+            let asked = LxcCall {
                 connection: Arc::clone(connection),
                 packet: packet.fixed,
                 id: packet.id,
@@ -558,8 +563,8 @@ mod tests {
         // The third descriptor is not a listener, so the call is not pending.
         let memory = memory();
         let fds = [proc.as_fd(), memory.as_fd(), proc.as_fd()];
-        let (keep, answer) = monitor.ask(&packet("101", buffer.as_ptr() as u64), &fds);
-        assert_eq!((keep, answer, buffer), (Keep::No, None, [0; 112]), "nothing was written");
+        let (next, answer) = monitor.ask(&packet("101", buffer.as_ptr() as u64), &fds);
+        assert_eq!((next, answer, buffer), (Next::Drop, None, [0; 112]), "nothing was written");
     }
 
     #[test]
@@ -577,7 +582,7 @@ mod tests {
     fn the_end_of_the_monitor_ends_the_connection() {
         let monitor = Peer::new();
         drop(monitor.fd);
-        let keep = monitor.connection.serve(&monitor.pipeline, &monitor.journal, 1, Box::new(drop));
-        assert_eq!(keep, Keep::No);
+        let next = monitor.connection.serve(&monitor.pipeline, &monitor.journal, 1, Box::new(drop));
+        assert_eq!(next, Next::Drop);
     }
 }

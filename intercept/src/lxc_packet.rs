@@ -36,7 +36,7 @@ pub(super) struct Packet<'a> {
 
 /// Why a packet is malformed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Malformed {
+pub(super) enum Error {
     #[error("its length is wrong")]
     Length,
     #[error("the reserved field is not zero")]
@@ -48,16 +48,16 @@ pub(super) enum Malformed {
 }
 
 /// Decodes a packet.
-pub(super) fn decode(packet: &[u8]) -> Result<Packet<'_>, Malformed> {
-    let (fixed, cookie) = packet.split_first_chunk::<FIXED>().ok_or(Malformed::Length)?;
+pub(super) fn decode(packet: &[u8]) -> Result<Packet<'_>, Error> {
+    let (fixed, cookie) = packet.split_first_chunk::<FIXED>().ok_or(Error::Length)?;
     if u64_at(fixed, 0) != 0 {
-        return Err(Malformed::Reserved);
+        return Err(Error::Reserved);
     }
     if [u16_at(fixed, 16), u16_at(fixed, 18), u16_at(fixed, 20)] != [80, 24, 64] {
-        return Err(Malformed::Sizes);
+        return Err(Error::Sizes);
     }
     if u64_at(fixed, 24) != cookie.len() as u64 {
-        return Err(Malformed::Length);
+        return Err(Error::Length);
     }
     let data = seccomp_data {
         nr: u32_at(fixed, 48).cast_signed(),
@@ -169,14 +169,14 @@ pub(super) mod tests {
     #[test]
     fn a_malformed_packet_is_refused_with_the_reason() {
         let good = sysinfo(1, 2, 3, "c");
-        assert_eq!(decode(&good[..135]).unwrap_err(), Malformed::Length);
-        assert_eq!(decode(&good[..136]).unwrap_err(), Malformed::Length, "cookie missing");
+        assert_eq!(decode(&good[..135]).unwrap_err(), Error::Length);
+        assert_eq!(decode(&good[..136]).unwrap_err(), Error::Length, "cookie missing");
         let mut reserved = good.clone();
         reserved[3] = 1;
-        assert_eq!(decode(&reserved).unwrap_err(), Malformed::Reserved);
+        assert_eq!(decode(&reserved).unwrap_err(), Error::Reserved);
         let mut sizes = good;
         sizes[16] = 81;
-        assert_eq!(decode(&sizes).unwrap_err(), Malformed::Sizes);
+        assert_eq!(decode(&sizes).unwrap_err(), Error::Sizes);
     }
 
     proptest! {

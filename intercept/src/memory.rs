@@ -109,7 +109,7 @@ impl<'a> Memory<'a> {
         }
         let Opened { mem, maps } = self.opened.get().ok_or(Refusal::Gone)?;
         let allowed = allowed(maps.as_fd(), untagged(address), length, access)?;
-        touch(tid, address, allowed);
+        fault_in(tid, address, allowed);
         // As late as possible: a caller whose call was interrupted uses its memory again.
         pending.check()?;
         let mem = mem.as_ref().map(AsFd::as_fd).or(self.sent).ok_or(Refusal::Gone)?;
@@ -242,17 +242,17 @@ fn transferred(result: Result<usize, Errno>) -> Result<usize, Refusal> {
 /// a page that userfaultfd(2) provides. While it waits for a page of a file, it holds the mmap
 /// lock, and other threads of the caller would wait for that. This reads the memory that the thread
 /// id has now, even if that is another program's, and discards what it read.
-fn touch(tid: u32, address: u64, length: usize) {
+fn fault_in(tid: u32, address: u64, length: usize) {
     let (Ok(base), Ok(tid)) = (usize::try_from(address), i32::try_from(tid)) else { return };
     let remote = [RemoteIoVec { base, len: length }];
     let (mut few, mut many) = ([0; 256], Vec::new());
-    let forgotten = if length > few.len() {
+    let discarded = if length > few.len() {
         many.resize(length, 0);
         &mut many[..]
     } else {
         &mut few[..length]
     };
-    let _ = process_vm_readv(Pid::from_raw(tid), &mut [IoSliceMut::new(forgotten)], &remote);
+    let _ = process_vm_readv(Pid::from_raw(tid), &mut [IoSliceMut::new(discarded)], &remote);
 }
 
 /// Returns an address as an offset in `/proc/<tid>/mem`. The upper half belongs to the kernel.

@@ -17,13 +17,13 @@ use libseccomp_sys::seccomp_data;
 use nix::errno::Errno;
 
 use super::account::{Account, Accounts};
-use super::acting::Acting;
-use super::acts::Acts;
 use super::audit::{Audit, Caller, Notes, Record};
 use super::call_recorder::{CallRecorder, InHand};
 use super::counters::{Counters, Outcome};
 use super::dispatch::Dispatch;
 use super::memory::Memory;
+use super::operation_queue::OperationQueue;
+use super::operations::Operations;
 use super::policies::{Current, Policies};
 use super::policy::Policy;
 use super::syscalls::HANDLERS;
@@ -44,8 +44,8 @@ pub(super) struct Pipeline {
     failures: Limiter,
     /// Limits log lines about calls over `limit.acts`.
     crowds: Limiter,
-    acts: Option<Arc<Acts>>,
-    acting: Acting,
+    operations: Option<Arc<Operations>>,
+    queue: OperationQueue,
     policies: Current,
     call_recorder: Option<Arc<dyn CallRecorder>>,
 }
@@ -54,7 +54,8 @@ impl Pipeline {
     pub(super) fn new(views: Arc<dyn Views>) -> Self {
         let (counters, failures, crowds) =
             (Counters::new(), Limiter::default(), Limiter::default());
-        let (acts, acting, policies) = (None, Acting::default(), Current::new(Policies::default()));
+        let (operations, queue) = (None, OperationQueue::default());
+        let policies = Current::new(Policies::default());
         let (dispatch, accounts, audit) = (Dispatch::new(), Accounts::default(), Audit::default());
         Self {
             views,
@@ -64,8 +65,8 @@ impl Pipeline {
             audit,
             failures,
             crowds,
-            acts,
-            acting,
+            operations,
+            queue,
             policies,
             call_recorder: None,
         }
@@ -82,8 +83,8 @@ impl Pipeline {
     }
 
     /// Sets what performs privileged operations.
-    pub(super) fn with_acts(self, acts: Option<Arc<Acts>>) -> Self {
-        Self { acts, ..self }
+    pub(super) fn with_operations(self, operations: Option<Arc<Operations>>) -> Self {
+        Self { operations, ..self }
     }
 
     /// Sets what records the calls that are being handled.
@@ -103,11 +104,11 @@ impl Pipeline {
     }
 
     /// Called when the answer to a call was delivered, or when its caller no longer waited for it.
-    pub(super) fn settled(&self, trapped: &Trapped, delivered: bool) {
+    pub(super) fn on_delivered(&self, trapped: &Trapped, delivered: bool) {
         if let (Some(handler), false) = (trapped.handler, delivered) {
             self.count(handler, Outcome::Late, &trapped.account);
         }
-        trapped.settled(delivered);
+        trapped.on_delivered(delivered);
     }
 
     fn count(&self, handler: usize, outcome: Outcome, account: &Account) {
@@ -116,8 +117,8 @@ impl Pipeline {
     }
 
     /// Returns the queue of calls that need a privileged operation.
-    pub(super) fn acting(&self) -> &Acting {
-        &self.acting
+    pub(super) fn queue(&self) -> &OperationQueue {
+        &self.queue
     }
 
     /// Returns the accounts of all containers.
@@ -179,7 +180,7 @@ impl Pipeline {
             pending,
             memory: Memory::new(memory),
             settings: policy.settings(),
-            acts: self.acts.as_deref(),
+            operations: self.operations.as_deref(),
             container: &account.id,
             account: Some(account),
             notes: Notes::new(audited),
@@ -217,7 +218,7 @@ impl Pipeline {
         };
         if let Some(began) = began
             && outcome != Outcome::Continued
-            && cx.notes.is_act()
+            && cx.notes.is_operation()
         {
             self.audit.log(
                 account,
@@ -323,7 +324,7 @@ mod tests {
         };
         let proc = File::open("/proc/self").unwrap();
         let pending = Pending::Directory(proc.as_fd());
-        let account = pipeline.accounts().of("c");
+        let account = pipeline.accounts().get("c");
         let call = pipeline.look_up(std::process::id(), data, account, policy.clone());
         (pipeline.decide(&call, pending, None, Repeat::Safe), pipeline)
     }
@@ -352,7 +353,7 @@ mod tests {
         let data = seccomp_data { nr: -1, arch: 1, instruction_pointer: 0, args: [0; 6] };
         let proc = File::open("/proc/self").unwrap();
         let pending = Pending::Directory(proc.as_fd());
-        let call = pipeline.look_up(1, data, pipeline.accounts().of("c"), Policy::default());
+        let call = pipeline.look_up(1, data, pipeline.accounts().get("c"), Policy::default());
         let verdict = pipeline.decide(&call, pending, None, Repeat::Safe);
         assert!(matches!(verdict, Verdict::Continue));
         assert_eq!(pipeline.counters().read().unknown, 1);

@@ -3,7 +3,7 @@
 //! A container has the policy of the first section that matches it, or else the policy for all. The
 //! configuration may change while a container runs: [`Member`] then looks its policy up again at
 //! its next call. A call that finds no change must never take a lock here. Start reading at
-//! [`Policies::of`].
+//! [`Policies::policy_of`].
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,13 +53,13 @@ settings! {
 impl Matcher {
     /// True if the section is for this container.
     #[must_use]
-    pub fn fits(&self, container: &Container) -> bool {
-        let fits = |pattern: &str, text: &str| wildmatch::WildMatch::new(pattern).matches(text);
+    pub fn matches(&self, container: &Container) -> bool {
+        let matches = |pattern: &str, text: &str| wildmatch::WildMatch::new(pattern).matches(text);
         let field = |pattern: &Option<String>, text: &str| {
-            pattern.as_ref().is_none_or(|pattern| fits(pattern, text))
+            pattern.as_ref().is_none_or(|pattern| matches(pattern, text))
         };
         let annotation = |(name, pattern): (&String, &String)| {
-            container.annotations.get(name).is_some_and(|text| fits(pattern, text))
+            container.annotations.get(name).is_some_and(|text| matches(pattern, text))
         };
         field(&self.id, &container.id)
             && field(&self.metadata, &container.metadata)
@@ -101,8 +101,8 @@ impl Policies {
 
     /// Returns the policy of this container.
     #[must_use]
-    pub fn of(&self, container: &Container) -> Policy {
-        let own = self.sections.iter().find(|(matcher, _)| matcher.fits(container));
+    pub fn policy_of(&self, container: &Container) -> Policy {
+        let own = self.sections.iter().find(|(matcher, _)| matcher.matches(container));
         let policy = own.map_or(&self.all, |(_, policy)| policy);
         let Some(list) = container.annotations.get(super::oci::ANNOTATION) else {
             return policy.clone();
@@ -113,12 +113,6 @@ impl Policies {
             tracing::warn!(container, ?unknown, "{name} names calls that ambit does not know");
         }
         policy
-    }
-
-    /// True if one of them has a call that may need a privileged operation.
-    #[must_use]
-    pub fn act(&self) -> bool {
-        self.all.acts() || self.sections.iter().any(|(_, policy)| policy.acts())
     }
 }
 
@@ -175,7 +169,7 @@ impl Member {
 
     /// Returns its account.
     pub(super) fn account(&mut self, accounts: &Accounts) -> &Arc<Account> {
-        self.account.get_or_insert_with(|| accounts.of(&self.container.id))
+        self.account.get_or_insert_with(|| accounts.get(&self.container.id))
     }
 
     /// Returns its current policy.
@@ -184,7 +178,7 @@ impl Member {
             let now = current.generation.load(Ordering::Acquire);
             if *generation != now {
                 *generation = now;
-                self.policy = current.get().of(&self.container);
+                self.policy = current.get().policy_of(&self.container);
             }
         }
         &self.policy
@@ -224,7 +218,7 @@ mod tests {
             all: Policy::default(),
             sections: vec![section(by_id, ["mknod"]), section(by_cgroup, ["mount"])],
         };
-        let of = |container: &Container| names(&policies.of(container));
+        let of = |container: &Container| names(&policies.policy_of(container));
         assert_eq!(of(&container("web-1", "/lxc/ci/a")), "mknod");
         assert_eq!(of(&container("web-10", "/lxc.payload/ci/a")), "mount");
         assert_eq!(of(&container("db", "/lxc/b")), "sysinfo,sched_getaffinity");
@@ -239,9 +233,9 @@ mod tests {
             Policies { all: Policy::default(), sections: vec![(annotated, both.clone())] };
         let mut ci = container("x", "/");
         ci.annotations.insert("team".into(), "ci".into());
-        assert_eq!(policies.of(&ci), both);
+        assert_eq!(policies.policy_of(&ci), both);
         ci.annotations.insert(super::super::oci::ANNOTATION.into(), "mknod,mount".into());
-        assert_eq!(names(&policies.of(&ci)), "mknod", "mount is not configured for it");
+        assert_eq!(names(&policies.policy_of(&ci)), "mknod", "mount is not configured for it");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::settings::nearest;
 use super::syscalls::{HANDLERS, Settings, VIEW};
-use crate::syscalls::handler::Cost;
+use crate::syscalls::handler::Run;
 
 /// A choice of handlers, with their settings. Cheap to clone.
 #[derive(Clone, PartialEq, Eq)]
@@ -42,9 +42,9 @@ impl Policy {
 
     /// True if one of the handlers may need a privileged operation.
     #[must_use]
-    pub fn acts(&self) -> bool {
+    pub fn needs_operations(&self) -> bool {
         let mut handlers = HANDLERS.iter().enumerate();
-        handlers.any(|(at, handler)| self.has(at) && handler.cost() != Cost::Inline)
+        handlers.any(|(at, handler)| self.has(at) && handler.placement() != Run::Inline)
     }
 
     /// Returns the policy with exactly these handlers. Blanks around names and empty names are

@@ -2,8 +2,8 @@
 //!
 //! Passing it to another thread would cost more than the answer (17 against 8 us a round trip) and
 //! defeat SYNC_WAKE_UP. So a handler that runs here must never block; a thread that blocks
-//! nevertheless is replaced (`warden.rs`). Calls that need a privileged operation are queued for
-//! other threads (`acting.rs`). Start reading at `Threads::ready`.
+//! nevertheless is replaced (`watchdog.rs`). Calls that need a privileged operation are queued for
+//! other threads (`operation_queue.rs`). Start reading at `Threads::ready`.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -18,7 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::account::Account;
 use super::bucket;
-use super::epoll::{Keep, Ready, Watch};
+use super::epoll::{Next, Ready, Watch};
 use super::journal::{Entry, Journal, Phase};
 use super::listener::{Listener, response};
 use super::lxc;
@@ -26,7 +26,7 @@ use super::pipeline::Pipeline;
 use super::policies::Member;
 use super::policy::Policy;
 use super::transport::{Received, Transport};
-use super::warden::{self, Warden};
+use super::watchdog::{self, Watchdog};
 use super::{Adopted, Error};
 use crate::pending::Pending;
 use crate::verdict::Verdict;
@@ -37,18 +37,18 @@ const TURN: u32 = 16;
 const TURN_OF_SEVERAL: u32 = TURN / 4;
 
 /// The longest turn, in nanoseconds: a thread that handles one event for longer may be replaced
-/// (`warden.rs`).
+/// (`watchdog.rs`).
 const LONGEST_TURN: u64 = 10_000_000;
 
 /// How long a listener thread waits for the next call of the same container.
 const SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000 };
 
 /// What a listener thread does after it has answered a call.
-enum Next {
+enum AfterCall {
     /// It may receive another call of the same listener. The thread with this id made the last one.
-    Look(u32),
+    Stay(u32),
     /// It returns to the event loop.
-    Leave(Keep),
+    Leave(Next),
 }
 
 /// A source of calls that a listener thread watches.
@@ -78,7 +78,7 @@ pub(super) struct Threads {
     next: AtomicUsize,
     /// The thread in charge of each of `watches`.
     handles: Mutex<Vec<Option<Handle>>>,
-    warden: OnceLock<Warden>,
+    watchdog: OnceLock<Watchdog>,
 }
 
 impl Threads {
@@ -94,15 +94,15 @@ impl Threads {
             watches,
             next: AtomicUsize::new(0),
             handles: Mutex::new((0..count).map(|_| None).collect()),
-            warden: OnceLock::new(),
+            watchdog: OnceLock::new(),
         });
         let failed = |source| Error::System { what: "cannot start a listener thread", source };
-        let looked_after = Arc::downgrade(&threads);
-        let look = move || looked_after.upgrade().map(|threads| threads.look_after());
-        let warden = Warden::start(look).map_err(failed)?;
-        let _ = threads.warden.set(warden);
+        let weak = Arc::downgrade(&threads);
+        let look = move || weak.upgrade().map(|threads| threads.replace_hung());
+        let watchdog = Watchdog::start(look).map_err(failed)?;
+        let _ = threads.watchdog.set(watchdog);
         for index in 0..count {
-            if let Err(source) = threads.put_in_charge(index, threads.watches[index].charge()) {
+            if let Err(source) = threads.start_thread(index, threads.watches[index].charge()) {
                 drop(threads.stop());
                 return Err(failed(source));
             }
@@ -110,7 +110,7 @@ impl Threads {
         Ok(threads)
     }
 
-    fn put_in_charge(self: &Arc<Self>, index: usize, charge: u64) -> std::io::Result<()> {
+    fn start_thread(self: &Arc<Self>, index: usize, charge: u64) -> std::io::Result<()> {
         let own = Arc::clone(self);
         let thread = std::thread::Builder::new().name(format!("notify-{index}"));
         let handle = thread.spawn(move || own.serve(index, charge))?;
@@ -120,20 +120,20 @@ impl Threads {
 
     /// Replaces threads that hang. Returns how many events were handled, and whether one is being
     /// handled now.
-    pub(super) fn look_after(self: &Arc<Self>) -> (u64, bool) {
-        let (mut turns, mut busy) = (0, false);
+    pub(super) fn replace_hung(self: &Arc<Self>) -> (u64, bool) {
+        let (mut handled, mut busy) = (0, false);
         for (index, watch) in self.watches.iter().enumerate() {
-            if let Some(charge) = watch.replace_if_hung(warden::HUNG) {
+            if let Some(charge) = watch.replace_if_hung(watchdog::HUNG) {
                 tracing::warn!("a call hangs on a listener thread: another thread goes on");
-                if let Err(error) = self.put_in_charge(index, charge) {
+                if let Err(error) = self.start_thread(index, charge) {
                     tracing::error!("no thread can take the place of one that hangs: {error}");
                 }
             }
-            let (its_turns, its_busy) = watch.activity();
-            turns += its_turns;
+            let (its_handled, its_busy) = watch.activity();
+            handled += its_handled;
             busy |= its_busy;
         }
-        (turns, busy)
+        (handled, busy)
     }
 
     /// Adds a source to one of the threads.
@@ -195,7 +195,7 @@ impl Threads {
         for index in 0..self.watches.len() {
             loop {
                 let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
-                // The warden may replace the thread meanwhile.
+                // The watchdog may replace the thread meanwhile.
                 match handles[index].take_if(|handle| handle.is_finished()) {
                     Some(handle) => {
                         left.extend(handle.join().unwrap_or_default());
@@ -208,8 +208,8 @@ impl Threads {
                 std::thread::sleep(Duration::from_micros(200));
             }
         }
-        if let Some(warden) = self.warden.get() {
-            warden.end();
+        if let Some(watchdog) = self.watchdog.get() {
+            watchdog.stop();
         }
         left
     }
@@ -233,15 +233,15 @@ impl Threads {
         self.watches.len()
     }
 
-    fn ready(self: &Arc<Self>, source: &Source, ready: Ready) -> Keep {
-        if let Some(warden) = self.warden.get() {
-            warden.wake();
+    fn ready(self: &Arc<Self>, source: &Source, ready: Ready) -> Next {
+        if let Some(watchdog) = self.watchdog.get() {
+            watchdog.wake();
         }
         match source {
             // All tasks under the filter have ended, so no call can come any more.
             Source::Listener { listener, .. } if ready.hung_up => {
                 listener.forget();
-                Keep::No
+                Next::Drop
             }
             Source::Listener { listener, member } => self.serve_listener(listener, member, ready),
             Source::LxcConnection(connection) if ready.readable => {
@@ -251,7 +251,7 @@ impl Threads {
             }
             Source::LxcConnection(connection) => {
                 connection.forget();
-                Keep::No
+                Next::Drop
             }
         }
     }
@@ -271,7 +271,7 @@ impl Threads {
         listener: &Arc<Listener>,
         member: &Mutex<Member>,
         ready: Ready,
-    ) -> Keep {
+    ) -> Next {
         let (mut now, mut first, mut turn) = (ready.at, None, TURN);
         for call in 1.. {
             let mut locked = member.lock().unwrap_or_else(PoisonError::into_inner);
@@ -280,9 +280,9 @@ impl Threads {
             drop(locked);
             let often = account.calls_often(now);
             match self.answer(listener, account, policy, now) {
-                Next::Leave(keep) => return keep,
-                Next::Look(tid) if *first.get_or_insert(tid) != tid => turn = TURN_OF_SEVERAL,
-                Next::Look(_) => {}
+                AfterCall::Leave(next) => return next,
+                AfterCall::Stay(tid) if *first.get_or_insert(tid) != tid => turn = TURN_OF_SEVERAL,
+                AfterCall::Stay(_) => {}
             }
             if !ready.crowded || !often || call >= turn {
                 break;
@@ -298,7 +298,7 @@ impl Threads {
                 break;
             }
         }
-        Keep::Yes
+        Next::Watch
     }
 
     /// Receives exactly one notification and answers it. Only one, because an event promises one,
@@ -309,18 +309,18 @@ impl Threads {
         account: Arc<Account>,
         policy: Policy,
         now: u64,
-    ) -> Next {
+    ) -> AfterCall {
         let mut entry = self.journal.entry(&account.payer);
         let notification = match entry.receive(listener) {
             Ok(notification) => notification,
             // ENOENT: the caller died or got a signal between the event and RECV. EINTR: this
             // thread got a signal.
-            Err(Errno::ENOENT | Errno::EINTR) => return Next::Leave(Keep::Yes),
+            Err(Errno::ENOENT | Errno::EINTR) => return AfterCall::Leave(Next::Watch),
             Err(errno) => {
                 let container = &account.id;
                 tracing::error!(container, "SECCOMP_IOCTL_NOTIF_RECV: {errno}; listener dropped");
                 listener.forget();
-                return Next::Leave(Keep::No);
+                return AfterCall::Leave(Next::Drop);
             }
         };
         let wait = account.spend(now, policy.settings().limit.calls);
@@ -329,7 +329,7 @@ impl Threads {
         let transport = Notification { listener: Arc::clone(listener), id };
         let received = Received { transport, call, entry, phase: Phase::Received };
         received.serve(now, self.count(), &self.pipeline);
-        wait.map_or(Next::Look(tid), |nanoseconds| Next::Leave(Keep::After(nanoseconds)))
+        wait.map_or(AfterCall::Stay(tid), |nanoseconds| AfterCall::Leave(Next::Pause(nanoseconds)))
     }
 }
 
@@ -350,7 +350,7 @@ impl Transport for Notification {
 
     fn answer(&self, verdict: &Verdict, entry: &Entry) -> Result<(), Errno> {
         if !matches!(verdict, Verdict::Install(_)) {
-            entry.done(&response(self.id, verdict));
+            entry.record_answer(&response(self.id, verdict));
         }
         self.listener.answer(self.id, verdict)
     }

@@ -74,7 +74,7 @@ mod tests {
             pending: Pending::Directory(proc.as_fd()),
             memory: Memory::default(),
             settings: &Settings::default(),
-            acts: None,
+            operations: None,
             container: "",
             account: None,
             notes: super::super::audit::Notes::default(),

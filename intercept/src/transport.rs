@@ -1,5 +1,5 @@
 //! What both transports do with a received call: have it decided, on this thread or on one of the
-//! queue (`acting.rs`), and answer it.
+//! queue (`operation_queue.rs`), and answer it.
 //!
 //! `thread.rs` receives calls from listeners, `lxc.rs` from monitors of liblxc. A caller must never
 //! be left without an answer: if the answer is refused, the call is left to the kernel. Start
@@ -15,7 +15,7 @@ use super::journal::{Entry, Phase};
 use super::pipeline::Pipeline;
 use super::trapped::Trapped;
 use crate::pending::Pending;
-use crate::syscalls::handler::{Cost, Repeat};
+use crate::syscalls::handler::{Repeat, Run};
 use crate::verdict::Verdict;
 
 /// The transport's side of a call, until it is answered.
@@ -68,7 +68,7 @@ impl<T: Transport> Received<T> {
     /// it may block.
     pub(super) fn serve(self, now: u64, threads: usize, pipeline: &Arc<Pipeline>) -> Served {
         let account = Arc::clone(&self.call.account);
-        let blocks = self.call.cost() == Cost::Act || matches!(self.phase, Phase::Done(_));
+        let blocks = self.call.placement() == Run::Queued || matches!(self.phase, Phase::Done(_));
         if !blocks && let Some(_under_way) = account.inline(now, threads) {
             return Served::Here { delivered: self.answer(pipeline) };
         }
@@ -84,14 +84,14 @@ impl<T: Transport> Received<T> {
         }
         let (account, own) = (Arc::clone(&self.call.account), Arc::clone(pipeline));
         let limit = self.call.policy.settings().limit.acts;
-        pipeline.acting().hand_over(&account.id, limit, move |granted| {
+        pipeline.queue().enqueue(&account.id, limit, move |granted| {
             if !granted {
                 own.too_many(&self.call.account);
                 let _ = self.transport.refuse();
                 return;
             }
             if !matches!(self.phase, Phase::Done(_)) {
-                self.entry.acting();
+                self.entry.begin();
             }
             let delivered = self.answer(&own);
             // Clear the slot in the journal before the next call of the connection is received.
@@ -105,7 +105,7 @@ impl<T: Transport> Received<T> {
         let Self { transport, call, entry, phase } = self;
         let repeat = match phase {
             Phase::Received => Repeat::Safe,
-            Phase::Acting => call.repeat(),
+            Phase::Begun => call.repeat(),
             Phase::Done(answer) => return transport.answer_again(answer),
         };
         let verdict = match repeat {
@@ -113,7 +113,7 @@ impl<T: Transport> Received<T> {
             _ => pipeline.decide(call, transport.pending(), transport.memory(), repeat),
         };
         let answered = transport.answer(&verdict, entry);
-        pipeline.settled(call, answered.is_ok());
+        pipeline.on_delivered(call, answered.is_ok());
         match answered {
             // ENOENT: a signal interrupted the call, or the caller died.
             Ok(()) | Err(Errno::ENOENT) => {}

@@ -13,7 +13,7 @@ use super::call::Call;
 use super::dispatch::Dispatch;
 use super::policy::Policy;
 use super::syscalls::HANDLERS;
-use crate::syscalls::handler::{Cost, Handler, Repeat, Screen};
+use crate::syscalls::handler::{Handler, Prefilter, Repeat, Run};
 
 /// A call that waits for its answer.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl Trapped {
         let (abi, syscall) = entry.map_or((Abi::Bits64, ""), |entry| (entry.abi, entry.syscall));
         let call = Call { tid, abi, syscall, args: data.args };
         let is_inspected = handler.is_some_and(|index| {
-            policy.has(index) && HANDLERS[index].screen(&call) == Screen::Inspect
+            policy.has(index) && HANDLERS[index].prefilter(&call) == Prefilter::Inspect
         });
         Self { call, data, handler, is_inspected, policy, account }
     }
@@ -55,8 +55,8 @@ impl Trapped {
     }
 
     /// Returns where the handler runs.
-    pub(super) fn cost(&self) -> Cost {
-        self.code().filter(|_| self.is_inspected).map_or(Cost::Inline, Handler::cost)
+    pub(super) fn placement(&self) -> Run {
+        self.code().filter(|_| self.is_inspected).map_or(Run::Inline, Handler::placement)
     }
 
     /// Returns what to do if its operation had begun when a predecessor died.
@@ -65,11 +65,11 @@ impl Trapped {
     }
 
     /// Tells the handler whether the answer was delivered.
-    pub(super) fn settled(&self, delivered: bool) {
-        if self.cost() != Cost::Inline
+    pub(super) fn on_delivered(&self, delivered: bool) {
+        if self.placement() != Run::Inline
             && let Some(handler) = self.code()
         {
-            handler.settled((&self.account.id, self.call.tid), delivered);
+            handler.on_delivered((&self.account.id, self.call.tid), delivered);
         }
     }
 }

@@ -114,9 +114,9 @@ impl Embedded {
         for reason in words::grant_nothing(&policy) {
             output::complain(format_args!("ambit: note: {reason}"));
         }
-        let acts = policy.acts().then(daemon::start_acts).transpose()?;
+        let operations = policy.needs_operations().then(daemon::start_operations).transpose()?;
         logging::start(LogLevel::Warn);
-        let server = Server::start(config, Reach::Process, acts)?;
+        let server = Server::start(config, Reach::Process, operations)?;
         Ok(Self { server, policy })
     }
 }

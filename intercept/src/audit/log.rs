@@ -20,7 +20,7 @@ use ambit_sysinfo::Limiter;
 const WAITING: usize = 4096;
 
 /// The interval at which the number of left-out lines is written.
-const TELL: Duration = Duration::from_secs(1);
+const REPORT: Duration = Duration::from_secs(1);
 
 /// How long [`Log::flush`] waits for the disk.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -95,14 +95,14 @@ fn write(mut file: File, lines: &Receiver<Message>) {
     };
     // Containers that had a line since the last report, and may have had lines left out.
     let mut recent: HashMap<String, Arc<Account>> = HashMap::new();
-    let mut told = Instant::now();
+    let mut reported = Instant::now();
     loop {
         let next = if recent.is_empty() {
             let next = lines.recv().map_err(|_| RecvTimeoutError::Disconnected);
-            told = Instant::now();
+            reported = Instant::now();
             next
         } else {
-            lines.recv_timeout(TELL.saturating_sub(told.elapsed()))
+            lines.recv_timeout(REPORT.saturating_sub(reported.elapsed()))
         };
         let (mut flushed, mut ended) = (None, false);
         match next {
@@ -116,9 +116,9 @@ fn write(mut file: File, lines: &Receiver<Message>) {
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => ended = true,
         }
-        if flushed.is_some() || ended || told.elapsed() >= TELL {
-            recent.drain().for_each(|(_, account)| tell(&account, &mut put));
-            told = Instant::now();
+        if flushed.is_some() || ended || reported.elapsed() >= REPORT {
+            recent.drain().for_each(|(_, account)| report(&account, &mut put));
+            reported = Instant::now();
         }
         if let Some(written) = flushed {
             let _ = written.send(());
@@ -130,7 +130,7 @@ fn write(mut file: File, lines: &Receiver<Message>) {
 }
 
 /// Writes how many lines of a container were left out, if any were.
-fn tell(account: &Account, put: &mut impl FnMut(&[u8])) {
+fn report(account: &Account, put: &mut impl FnMut(&[u8])) {
     let lines = account.left_out();
     if lines > 0 {
         put(&record::left_out(&account.id, lines));
@@ -148,20 +148,20 @@ mod tests {
         let log = Log::open(&path).unwrap();
         let (flood, other) = (Arc::new(Account::new("flood")), Arc::new(Account::new("other")));
         for _ in 0..1000 {
-            if flood.may_log() {
+            if flood.may_audit() {
                 log.add(&flood, b"flood\n".to_vec());
             }
         }
-        assert!(other.may_log());
+        assert!(other.may_audit());
         log.add(&other, b"other\n".to_vec());
         log.flush();
         let text = std::fs::read_to_string(&path).unwrap();
         let lines = text.lines().filter(|line| *line == "flood").count();
-        let told = text.lines().filter_map(|line| {
+        let reported = text.lines().filter_map(|line| {
             let line: serde_json::Value = serde_json::from_str(line).ok()?;
             (line["container"] == "flood").then(|| line["lines_left_out"].as_u64())?
         });
-        assert_eq!(lines as u64 + told.sum::<u64>(), 1000);
+        assert_eq!(lines as u64 + reported.sum::<u64>(), 1000);
         assert!((100..1000).contains(&lines), "{lines}");
         assert!(text.contains("other"));
     }

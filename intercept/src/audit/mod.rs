@@ -38,7 +38,7 @@ impl Audit {
     /// Logs an operation of the container with this account.
     pub(super) fn log(&self, account: &Arc<Account>, record: &Record<'_>) {
         if let Some(log) = &*self.0.load()
-            && account.may_log()
+            && account.may_audit()
         {
             log.add(account, record.line());
         }

@@ -20,7 +20,7 @@ pub(crate) struct Notes {
     /// True if the call is audited.
     wanted: bool,
     arguments: RefCell<Map<String, Value>>,
-    no_act: Cell<bool>,
+    no_operation: Cell<bool>,
     reason: RefCell<Option<String>>,
     broken: Cell<bool>,
 }
@@ -39,12 +39,12 @@ impl Notes {
 
     /// Marks the call as one without an operation: its result is that of an earlier operation, or
     /// it changes nothing. It is not logged.
-    pub(crate) fn no_act(&self) {
-        self.no_act.set(true);
+    pub(crate) fn no_operation(&self) {
+        self.no_operation.set(true);
     }
 
-    pub(crate) fn is_act(&self) -> bool {
-        self.wanted && !self.no_act.get()
+    pub(crate) fn is_operation(&self) -> bool {
+        self.wanted && !self.no_operation.get()
     }
 
     /// Sets the reason of a refusal.

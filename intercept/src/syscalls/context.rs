@@ -17,10 +17,10 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use super::Settings;
 use crate::account::Account;
-use crate::acts::Acts;
 use crate::audit::Notes;
 use crate::call::Call;
 use crate::memory::Memory;
+use crate::operations::Operations;
 use crate::pending::Pending;
 use crate::verdict::{Cause, Refusal};
 
@@ -38,7 +38,7 @@ pub struct Context<'a> {
     /// The settings of the container's policy.
     pub(crate) settings: &'a Settings,
     /// Performs privileged operations. `None` if the daemon has no broker.
-    pub(crate) acts: Option<&'a Acts>,
+    pub(crate) operations: Option<&'a Operations>,
     /// The container's name, for the log.
     pub(crate) container: &'a str,
     /// The container's account, if there is one.
@@ -117,8 +117,8 @@ impl Context<'_> {
 
     /// Returns the number of log lines about the container that were suppressed before this one, if
     /// another line about it may be logged.
-    pub(crate) fn may_say(&self) -> Option<u64> {
-        self.account.map_or(Some(0), Account::may_say)
+    pub(crate) fn may_log(&self) -> Option<u64> {
+        self.account.map_or(Some(0), Account::may_log)
     }
 
     /// Notes an argument for the audit log. `value` is called only if the call is audited.

@@ -15,8 +15,8 @@ pub trait Handler: Sync {
 
     /// Decides by the registers alone whether the handler may have an answer, before anything is
     /// read.
-    fn screen(&self, _call: &Call) -> Screen {
-        Screen::Inspect
+    fn prefilter(&self, _call: &Call) -> Prefilter {
+        Prefilter::Inspect
     }
 
     /// Returns the conditions on which the filter reports a call, as (argument, mask, value): one
@@ -26,8 +26,8 @@ pub trait Handler: Sync {
     }
 
     /// Returns where the handler runs.
-    fn cost(&self) -> Cost {
-        Cost::Inline
+    fn placement(&self) -> Run {
+        Run::Inline
     }
 
     /// Returns what a successor does with an operation that had begun, and may have been completed.
@@ -37,7 +37,7 @@ pub trait Handler: Sync {
 
     /// Called after the answer to a call of `who` (container, thread id) was sent. It was not
     /// delivered if a signal came first; the kernel may then restart the call.
-    fn settled(&self, _who: (&str, u32), _delivered: bool) {}
+    fn on_delivered(&self, _who: (&str, u32), _delivered: bool) {}
 
     /// Answers the call.
     ///
@@ -71,17 +71,17 @@ pub enum Repeat {
 
 /// Where a handler runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cost {
+pub enum Run {
     /// On the listener thread: it never blocks.
     Inline,
     /// On a thread of the queue: it performs a privileged operation, which may take until its
     /// deadline.
-    Act,
+    Queued,
 }
 
 /// The decision by the registers of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Screen {
+pub enum Prefilter {
     /// The handler may have an answer.
     Inspect,
     /// The handler has no answer: the kernel runs the call.

@@ -8,14 +8,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::acts;
 use crate::audit::text;
 use crate::call::Call;
-use crate::once::Once;
+use crate::operations;
+use crate::replay_cache::ReplayCache;
 use crate::settings::settings;
-use crate::syscalls::act;
 use crate::syscalls::context::Context;
-use crate::syscalls::handler::{Cost, Description, Handler, Repeat, Screen};
+use crate::syscalls::handler::{Description, Handler, Prefilter, Repeat, Run};
+use crate::syscalls::operation;
 use crate::verdict::{Refusal, Verdict};
 use ambit_worker::Find;
 use ambit_worker::operation::{Base, Mknod as Make, Operation};
@@ -23,7 +23,7 @@ use ambit_worker::operation::{Base, Mknod as Make, Operation};
 const CAP_MKNOD: u32 = 27;
 
 /// Results, for callers that signals interrupt.
-static ONCE: Once<(Base, Operation)> = Once::new();
+static REPLAYS: ReplayCache<(Base, Operation)> = ReplayCache::new();
 
 /// Character devices that every container may have: null, zero, full, random, urandom, tty,
 /// console.
@@ -107,18 +107,18 @@ impl Handler for Mknod {
         Repeat::Exists
     }
 
-    fn cost(&self) -> Cost {
-        Cost::Act
+    fn placement(&self) -> Run {
+        Run::Queued
     }
 
-    fn settled(&self, who: (&str, u32), delivered: bool) {
-        ONCE.settled(who, delivered);
+    fn on_delivered(&self, who: (&str, u32), delivered: bool) {
+        REPLAYS.on_delivered(who, delivered);
     }
 
-    fn screen(&self, call: &Call) -> Screen {
+    fn prefilter(&self, call: &Call) -> Prefilter {
         let mode = mode_at(call.syscall);
         let character = call.uint(mode) & libc::S_IFMT == libc::S_IFCHR;
-        if character && call.uint(mode + 1) != 0 { Screen::Inspect } else { Screen::Continue }
+        if character && call.uint(mode + 1) != 0 { Prefilter::Inspect } else { Prefilter::Continue }
     }
 
     fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
@@ -137,7 +137,7 @@ impl Handler for Mknod {
         if let Base::Descriptor(fd) = base {
             cx.note("dirfd", || fd.to_string());
         }
-        let Some(actor) = act::pin(call, cx, base, CAP_MKNOD)? else {
+        let Some(handle) = operation::pin(call, cx, base, CAP_MKNOD)? else {
             return Ok(Verdict::Continue);
         };
         let device = rustix::fs::makedev(device.0, device.1);
@@ -148,8 +148,8 @@ impl Handler for Mknod {
             }
             _ => None,
         };
-        ONCE.act((cx.container, call.tid), &make, acts::patience(), cx, || {
-            act::act(call, cx, &actor, &make.1, find)
+        REPLAYS.perform((cx.container, call.tid), &make, operations::patience(), cx, || {
+            operation::perform(call, cx, &handle, &make.1, find)
         })
     }
 }

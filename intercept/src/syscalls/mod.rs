@@ -5,12 +5,12 @@
 //! reference, filters and counters derive from that list: there must be no second one. Start
 //! reading at `handler.rs`.
 
-mod act;
 mod bpf;
 pub(super) mod context;
 pub(super) mod handler;
 mod mknod;
 mod mount;
+mod operation;
 mod sched_getaffinity;
 mod sched_setscheduler;
 mod setxattr;

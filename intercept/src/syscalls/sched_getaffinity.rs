@@ -13,7 +13,7 @@ use crate::call::Call;
 use crate::cpu_mask::{self, WORDS};
 use crate::settings::settings;
 use crate::syscalls::context::Context;
-use crate::syscalls::handler::{Description, Handler, Screen};
+use crate::syscalls::handler::{Description, Handler, Prefilter};
 use crate::thread_id;
 use crate::verdict::{Cause, Refusal, Verdict};
 
@@ -37,7 +37,7 @@ impl Handler for SchedGetaffinity {
         }
     }
 
-    fn screen(&self, call: &Call) -> Screen {
+    fn prefilter(&self, call: &Call) -> Prefilter {
         // The kernel's checks, in its order: it returns EINVAL or ESRCH itself.
         let length = call.uint(1) as usize;
         let long = match call.abi {
@@ -45,7 +45,7 @@ impl Handler for SchedGetaffinity {
             Abi::Bits32 => 4,
         };
         let fits = length.saturating_mul(8) >= cpu_mask::possible() && length.is_multiple_of(long);
-        if fits && call.int(0) >= 0 { Screen::Inspect } else { Screen::Continue }
+        if fits && call.int(0) >= 0 { Prefilter::Inspect } else { Prefilter::Continue }
     }
 
     fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {

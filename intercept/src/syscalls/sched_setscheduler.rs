@@ -16,9 +16,9 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
 
 use crate::call::Call;
 use crate::settings::settings;
-use crate::syscalls::act;
 use crate::syscalls::context::Context;
-use crate::syscalls::handler::{Description, Handler, Screen};
+use crate::syscalls::handler::{Description, Handler, Prefilter};
+use crate::syscalls::operation;
 use crate::thread_id;
 use crate::verdict::{Refusal, Verdict};
 use ambit_worker::operation::{Base, CallerHandle};
@@ -58,14 +58,14 @@ impl Handler for SchedSetscheduler {
         }
     }
 
-    fn screen(&self, call: &Call) -> Screen {
+    fn prefilter(&self, call: &Call) -> Prefilter {
         let answered = match call.syscall {
             "sched_setscheduler" => call.int(0) >= 0 && call.int(1) >= 0 && call.long(2) != 0,
             "sched_setattr" => call.int(0) >= 0 && call.long(1) != 0 && call.uint(2) == 0,
             // PRIO_PROCESS only: process groups and users are left to the kernel.
             _ => call.int(0) == 0 && call.int(1) >= 0,
         };
-        if answered { Screen::Inspect } else { Screen::Continue }
+        if answered { Prefilter::Inspect } else { Prefilter::Continue }
     }
 
     fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
@@ -75,10 +75,10 @@ impl Handler for SchedSetscheduler {
             _ => (call.int(1), Some(Wish::Nice(call.int(2).clamp(-20, 19)))),
         };
         let Some(wish) = wish else { return Ok(Verdict::Continue) };
-        let Some(actor) = act::pin(call, cx, Base::Root, CAP_SYS_NICE)? else {
+        let Some(handle) = operation::pin(call, cx, Base::Root, CAP_SYS_NICE)? else {
             return Ok(Verdict::Continue);
         };
-        if !is_root(call, cx, &actor)? {
+        if !is_root(call, cx, &handle)? {
             return Ok(Verdict::Continue);
         }
         let tid = match pid {
@@ -88,7 +88,7 @@ impl Handler for SchedSetscheduler {
                 None => return Ok(Verdict::Continue),
             },
         };
-        let Some(thread) = own_thread(call, cx, &actor, tid)? else {
+        let Some(thread) = own_thread(call, cx, &handle, tid)? else {
             return Ok(Verdict::Continue);
         };
         let Settings { priority, nice, .. } = cx.settings.sched_setscheduler;
@@ -104,7 +104,7 @@ impl Handler for SchedSetscheduler {
         }
         match wish.grant(tid) {
             Ok(()) => {
-                if let Some(suppressed) = cx.may_say() {
+                if let Some(suppressed) = cx.may_log() {
                     let container = cx.container;
                     tracing::info!(container, tid, ?wish, suppressed, "scheduling set");
                 }
@@ -207,15 +207,15 @@ fn whole(read: Result<usize, Refusal>, length: usize) -> Result<bool, Refusal> {
 }
 
 /// True if the caller is root in its user namespace.
-fn is_root(call: &Call, cx: &Context<'_>, actor: &CallerHandle) -> Result<bool, Refusal> {
-    Ok(super::id_map(call, cx, "uid_map")?.outside(0) == Some(actor.who.uid))
+fn is_root(call: &Call, cx: &Context<'_>, handle: &CallerHandle) -> Result<bool, Refusal> {
+    Ok(super::id_map(call, cx, "uid_map")?.outside(0) == Some(handle.who.uid))
 }
 
 /// Opens the `/proc/<tid>` of a thread. `None` if it is not in the caller's pid and user namespace.
 fn own_thread(
     call: &Call,
     cx: &Context<'_>,
-    actor: &CallerHandle,
+    handle: &CallerHandle,
     tid: i32,
 ) -> Result<Option<OwnedFd>, Refusal> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -226,7 +226,7 @@ fn own_thread(
     let namespace = |proc: &OwnedFd, name: &str| {
         statat(proc.as_fd(), name, AtFlags::empty()).ok().map(|stat| (stat.st_dev, stat.st_ino))
     };
-    let users = rustix::fs::fstat(&actor.users).ok().map(|stat| (stat.st_dev, stat.st_ino));
+    let users = rustix::fs::fstat(&handle.users).ok().map(|stat| (stat.st_dev, stat.st_ino));
     let same = namespace(&caller, "ns/pid").is_some()
         && namespace(&caller, "ns/pid") == namespace(&thread, "ns/pid")
         && users.is_some()

@@ -9,15 +9,15 @@ use ambit_kernel::sys::setxattrat::exists;
 use nix::errno::Errno;
 
 use super::ranges;
-use crate::acts;
 use crate::arch;
 use crate::audit::text;
 use crate::call::Call;
-use crate::once::Once;
+use crate::operations;
+use crate::replay_cache::ReplayCache;
 use crate::settings::settings;
-use crate::syscalls::act;
 use crate::syscalls::context::Context;
-use crate::syscalls::handler::{Cost, Description, Handler, Screen};
+use crate::syscalls::handler::{Description, Handler, Prefilter, Run};
+use crate::syscalls::operation;
 use crate::verdict::{Refusal, Verdict};
 use ambit_worker::Find;
 use ambit_worker::operation::{Base, Operation, SetOpaque};
@@ -28,7 +28,7 @@ const NAME: &[u8] = b"trusted.overlay.opaque";
 const FLAGS: u32 = 3;
 
 /// Results, for callers that signals interrupt: with `XATTR_CREATE` a second attempt fails.
-static ONCE: Once<(Base, Operation)> = Once::new();
+static REPLAYS: ReplayCache<(Base, Operation)> = ReplayCache::new();
 
 /// The size of `struct xattr_args` of Linux 6.13, which is the same for 32-bit programs: a 64-bit
 /// address, a size and flags.
@@ -58,7 +58,7 @@ struct Wish {
 
 impl Wish {
     /// True if it may be the value that is granted.
-    fn fits(self) -> bool {
+    fn may_be_granted(self) -> bool {
         self.size == 1 && self.flags & !FLAGS == 0
     }
 
@@ -137,22 +137,22 @@ impl Handler for Setxattr {
         }
     }
 
-    fn cost(&self) -> Cost {
-        Cost::Act
+    fn placement(&self) -> Run {
+        Run::Queued
     }
 
-    fn settled(&self, who: (&str, u32), delivered: bool) {
-        ONCE.settled(who, delivered);
+    fn on_delivered(&self, who: (&str, u32), delivered: bool) {
+        REPLAYS.on_delivered(who, delivered);
     }
 
-    fn screen(&self, call: &Call) -> Screen {
+    fn prefilter(&self, call: &Call) -> Prefilter {
         let fits = match call.syscall {
             "setxattrat" => {
                 call.long(5) == ARGS as u64 && call.uint(2) & !(NOFOLLOW | EMPTY_PATH) == 0
             }
-            _ => Wish { value: 0, size: call.long(3), flags: call.uint(4) }.fits(),
+            _ => Wish { value: 0, size: call.long(3), flags: call.uint(4) }.may_be_granted(),
         };
-        if fits { Screen::Inspect } else { Screen::Continue }
+        if fits { Prefilter::Inspect } else { Prefilter::Continue }
     }
 
     fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
@@ -160,7 +160,7 @@ impl Handler for Setxattr {
         if call.syscall == "setxattrat" && !arch::native("setxattrat").is_some_and(exists) {
             return Ok(Verdict::Continue);
         }
-        let Some(wish) = Wish::of(call, cx)?.filter(|wish| wish.fits()) else {
+        let Some(wish) = Wish::of(call, cx)?.filter(|wish| wish.may_be_granted()) else {
             return Ok(Verdict::Continue);
         };
         let mut value = [0; 1];
@@ -182,7 +182,7 @@ impl Handler for Setxattr {
             let name = if path.is_some() { "dirfd" } else { "fd" };
             cx.note(name, || fd.to_string());
         }
-        let Some(actor) = act::pin(call, cx, base, CAP_SYS_ADMIN)? else {
+        let Some(handle) = operation::pin(call, cx, base, CAP_SYS_ADMIN)? else {
             return Ok(Verdict::Continue);
         };
         let (users, groups) = (ranges(call, cx, "uid_map")?, ranges(call, cx, "gid_map")?);
@@ -190,8 +190,8 @@ impl Handler for Setxattr {
         let set =
             Operation::SetOpaque(SetOpaque { path, follow, flags: wish.flags, users, groups });
         let set = (base, set);
-        ONCE.act((cx.container, call.tid), &set, acts::patience(), cx, || {
-            act::act(call, cx, &actor, &set.1, || find)
+        REPLAYS.perform((cx.container, call.tid), &set, operations::patience(), cx, || {
+            operation::perform(call, cx, &handle, &set.1, || find)
         })
     }
 }
@@ -209,7 +209,9 @@ mod tests {
         let wish = Wish::parse(args);
         assert_eq!(wish, Wish { value: 7 << 32 | 9, size: 1, flags: 2 });
         assert!(
-            wish.fits() && !Wish { size: 2, ..wish }.fits() && !Wish { flags: 4, ..wish }.fits()
+            wish.may_be_granted()
+                && !Wish { size: 2, ..wish }.may_be_granted()
+                && !Wish { flags: 4, ..wish }.may_be_granted()
         );
     }
 }

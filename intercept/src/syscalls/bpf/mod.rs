@@ -15,14 +15,14 @@ use nix::errno::Errno;
 
 use self::request::{Parsed, Request};
 use super::ranges;
-use crate::acts;
 use crate::call::Call;
 use crate::caller_thread;
-use crate::once::Once;
+use crate::operations;
+use crate::replay_cache::ReplayCache;
 use crate::settings::settings;
-use crate::syscalls::act;
 use crate::syscalls::context::Context;
-use crate::syscalls::handler::{Cost, Description, Handler, Repeat, Screen};
+use crate::syscalls::handler::{Description, Handler, Prefilter, Repeat, Run};
+use crate::syscalls::operation;
 use crate::verdict::{Refusal, Verdict};
 use ambit_worker::operation::bpf::{Bpf, Target};
 use ambit_worker::operation::{Answer, Base, CallerHandle, Operation, Reply};
@@ -40,7 +40,7 @@ const OBJ_GET_INFO_BY_FD: u32 = 15;
 const PROG_QUERY: u32 = 16;
 
 /// Results of changes, for callers that signals interrupt.
-static ONCE: Once<Bpf> = Once::new();
+static REPLAYS: ReplayCache<Bpf> = ReplayCache::new();
 
 settings! {
     /// bpf(2): device policies of control groups that the container makes (cgroup v2). It grants
@@ -73,8 +73,8 @@ impl Handler for BpfPrograms {
         ]
     }
 
-    fn cost(&self) -> Cost {
-        Cost::Act
+    fn placement(&self) -> Run {
+        Run::Queued
     }
 
     fn repeat(&self, call: &Call) -> Repeat {
@@ -87,15 +87,15 @@ impl Handler for BpfPrograms {
         }
     }
 
-    fn settled(&self, who: (&str, u32), delivered: bool) {
-        ONCE.settled(who, delivered);
+    fn on_delivered(&self, who: (&str, u32), delivered: bool) {
+        REPLAYS.on_delivered(who, delivered);
     }
 
-    fn screen(&self, call: &Call) -> Screen {
+    fn prefilter(&self, call: &Call) -> Prefilter {
         match call.uint(0) {
             PROG_LOAD | PROG_ATTACH | PROG_DETACH | PROG_GET_FD_BY_ID | OBJ_GET_INFO_BY_FD
-            | PROG_QUERY => Screen::Inspect,
-            _ => Screen::Continue,
+            | PROG_QUERY => Prefilter::Inspect,
+            _ => Prefilter::Continue,
         }
     }
 
@@ -108,16 +108,16 @@ impl Handler for BpfPrograms {
             Parsed::Wrong(errno) => Err(errno),
             Parsed::Other => return Ok(Verdict::Continue),
         };
-        let may = |actor: &CallerHandle| {
-            actor.can(CAP_SYS_ADMIN) || actor.can(CAP_BPF) && actor.can(CAP_NET_ADMIN)
+        let may = |handle: &CallerHandle| {
+            handle.can(CAP_SYS_ADMIN) || handle.can(CAP_BPF) && handle.can(CAP_NET_ADMIN)
         };
-        let Some(actor) = act::pin_if(call, cx, Base::Root, may)? else {
+        let Some(handle) = operation::pin_if(call, cx, Base::Root, may)? else {
             return Ok(Verdict::Continue);
         };
         cx.note("command", || name(call.uint(0)).to_owned());
         if matches!(call.uint(0), OBJ_GET_INFO_BY_FD | PROG_QUERY) {
             // A query changes nothing.
-            cx.notes.no_act();
+            cx.notes.no_operation();
         }
         // Only a caller with the capability gets an errno for a wrong request.
         let request = match request {
@@ -128,22 +128,22 @@ impl Handler for BpfPrograms {
         let target = |fd| Target { fd, users };
         match request {
             Request::Load { program, log } => {
-                let answer = ask(call, cx, &actor, Bpf::Load(program))?;
+                let answer = ask(call, cx, &handle, Bpf::Load(program))?;
                 if !answer.bytes.is_empty() {
                     cx.write(call, log, &answer.bytes)?;
                 }
                 Ok(opened(answer))
             }
-            Request::Open(id) => Ok(opened(ask(call, cx, &actor, Bpf::Open(id))?)),
+            Request::Open(id) => Ok(opened(ask(call, cx, &handle, Bpf::Open(id))?)),
             Request::Info(info) => {
-                let answer = ask(call, cx, &actor, Bpf::Info(info.fd))?;
+                let answer = ask(call, cx, &handle, Bpf::Info(info.fd))?;
                 match answer.reply {
                     Reply::Done => info.tell(call, cx, &answer.bytes),
                     reply => Ok(ended(reply)),
                 }
             }
             Request::Query(query) => {
-                let answer = ask(call, cx, &actor, Bpf::Query(target(query.target)))?;
+                let answer = ask(call, cx, &handle, Bpf::Query(target(query.target)))?;
                 match answer.reply {
                     Reply::Done => query.tell(call, cx, &answer.bytes),
                     reply => Ok(ended(reply)),
@@ -153,11 +153,11 @@ impl Handler for BpfPrograms {
                 cx.note("cgroup_fd", || fd.to_string());
                 cx.note("flags", || flags.to_string());
                 let attach = Bpf::Attach { to: target(fd), program, flags, replaced };
-                change(call, cx, &actor, &attach)
+                change(call, cx, &handle, &attach)
             }
             Request::Detach { target: fd, program } => {
                 cx.note("cgroup_fd", || fd.to_string());
-                change(call, cx, &actor, &Bpf::Detach { from: target(fd), program })
+                change(call, cx, &handle, &Bpf::Detach { from: target(fd), program })
             }
         }
     }
@@ -180,13 +180,13 @@ fn name(command: u32) -> &'static str {
 fn change(
     call: &Call,
     cx: &Context<'_>,
-    actor: &CallerHandle,
+    handle: &CallerHandle,
     bpf: &Bpf,
 ) -> Result<Verdict, Refusal> {
-    ONCE.act((cx.container, call.tid), bpf, acts::patience(), cx, || {
-        let answer = ask(call, cx, actor, bpf.clone())?;
+    REPLAYS.perform((cx.container, call.tid), bpf, operations::patience(), cx, || {
+        let answer = ask(call, cx, handle, bpf.clone())?;
         if answer.reply == Reply::Done
-            && let Some(suppressed) = cx.may_say()
+            && let Some(suppressed) = cx.may_log()
         {
             let what = if matches!(bpf, Bpf::Attach { .. }) { "attached" } else { "detached" };
             let (container, tid) = (cx.container, call.tid);
@@ -196,14 +196,14 @@ fn change(
     })
 }
 
-fn ask(call: &Call, cx: &Context<'_>, actor: &CallerHandle, bpf: Bpf) -> Result<Answer, Refusal> {
+fn ask(call: &Call, cx: &Context<'_>, handle: &CallerHandle, bpf: Bpf) -> Result<Answer, Refusal> {
     let groups = cx.open(call, "ns/cgroup")?;
-    let thread = caller_thread::pidfd(call, cx, actor)?;
+    let thread = caller_thread::pidfd(call, cx, handle)?;
     // A container without a cgroup namespace of its own has no cgroup of its own.
-    let (true, Some(thread)) = (act::belongs_to_a_container(&groups), thread) else {
+    let (true, Some(thread)) = (operation::belongs_to_a_container(&groups), thread) else {
         return Ok(Reply::Kernel.into());
     };
-    act::ask(call, cx, actor, &Operation::Bpf(bpf), &[thread.as_fd(), groups.as_fd()])
+    operation::request(call, cx, handle, &Operation::Bpf(bpf), &[thread.as_fd(), groups.as_fd()])
 }
 
 fn ended(reply: Reply) -> Verdict {

@@ -21,15 +21,15 @@ use nix::errno::Errno;
 use self::filesystem::Filesystem;
 use self::flags::Flags;
 use self::plan::{Answer, Arguments, Rules, Users};
-use crate::acts::{self, Acts};
 use crate::audit::text;
 use crate::call::Call;
 use crate::mounts::MountSettings;
 pub(super) use crate::mounts::MountSettings as Settings;
-use crate::once::Once;
-use crate::origin::Origin;
+use crate::operations::{self, Operations};
+use crate::replay_cache::ReplayCache;
 use crate::syscalls::context::Context;
-use crate::syscalls::handler::{Cost, Description, Handler, Repeat, Screen};
+use crate::syscalls::handler::{Description, Handler, Prefilter, Repeat, Run};
+use crate::user_namespace_owner::UserNamespaceOwner;
 use crate::verdict::{Cause, Refusal, Verdict};
 use ambit_worker::mount::{How, Order};
 use ambit_worker::{Caller, Error, IdMaps};
@@ -39,7 +39,7 @@ const PAGE: usize = 4096;
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 
 /// Results, for callers that signals interrupt.
-static ONCE: Once<Order> = Once::new();
+static REPLAYS: ReplayCache<Order> = ReplayCache::new();
 
 /// True for a type that is never mounted with the host's rights.
 pub(crate) fn is_never_mounted(name: &str) -> bool {
@@ -65,15 +65,15 @@ impl Handler for Mount {
         Repeat::Never
     }
 
-    fn cost(&self) -> Cost {
-        Cost::Act
+    fn placement(&self) -> Run {
+        Run::Queued
     }
 
-    fn settled(&self, who: (&str, u32), delivered: bool) {
-        ONCE.settled(who, delivered);
+    fn on_delivered(&self, who: (&str, u32), delivered: bool) {
+        REPLAYS.on_delivered(who, delivered);
     }
 
-    fn screen(&self, call: &Call) -> Screen {
+    fn prefilter(&self, call: &Call) -> Prefilter {
         let new = match call.syscall {
             "fsopen" => call.long(0) != 0,
             _ => {
@@ -82,17 +82,17 @@ impl Handler for Mount {
                     && call.long(2) != 0
             }
         };
-        if new { Screen::Inspect } else { Screen::Continue }
+        if new { Prefilter::Inspect } else { Prefilter::Continue }
     }
 
     fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
-        let Some(acts) = cx.acts else { return Ok(Verdict::Continue) };
+        let Some(operations) = cx.operations else { return Ok(Verdict::Continue) };
         let settings = &cx.settings.mount;
         let rules = rules(settings);
         if call.syscall == "fsopen" {
             let name = cx.string(call, 0)?.and_then(|name| String::from_utf8(name).ok());
             // The operation, if there is one, follows with mount(2).
-            cx.notes.no_act();
+            cx.notes.no_operation();
             let answered = name.is_some_and(|name| rules.answer(&name) != Answer::Kernel);
             return Ok(if answered { Verdict::Fail(Errno::ENOSYS) } else { Verdict::Continue });
         }
@@ -116,7 +116,7 @@ impl Handler for Mount {
             Ok(Some(order)) => order,
             Ok(None) => return Ok(Verdict::Continue),
             Err(refused) => {
-                if let Some(suppressed) = cx.may_say() {
+                if let Some(suppressed) = cx.may_log() {
                     let (container, tid) = (cx.container, call.tid);
                     tracing::warn!(container, tid, suppressed, "mount refused: {refused}");
                 }
@@ -126,14 +126,14 @@ impl Handler for Mount {
         };
         // Everything was read from the caller, and nothing was done yet.
         cx.still_pending()?;
-        ONCE.act((cx.container, call.tid), &order, order.deadline, cx, || {
-            let result = mount(acts, cx, &order, &caller);
+        REPLAYS.perform((cx.container, call.tid), &order, order.deadline, cx, || {
+            let result = mount(operations, cx, &order, &caller);
             audit(call, cx, &order, &result);
             match result {
                 Ok(()) => Ok(Verdict::Return(0)),
                 Err(failure) => {
                     cx.notes.because(&failure);
-                    acts::refusal(&failure)
+                    operations::refusal(&failure)
                 }
             }
         })
@@ -141,14 +141,19 @@ impl Handler for Mount {
 }
 
 /// Has the broker mount it, if the container may have another filesystem.
-fn mount(acts: &Acts, cx: &Context<'_>, order: &Order, caller: &Caller) -> Result<(), Error> {
+fn mount(
+    operations: &Operations,
+    cx: &Context<'_>,
+    order: &Order,
+    caller: &Caller,
+) -> Result<(), Error> {
     let uncounted = |error: std::io::Error| Error {
         errno: Errno::EAGAIN,
         message: format!("the container's mounts cannot be counted: {error}"),
         untried: true,
     };
     let most = cx.settings.limit.mounts;
-    let place = acts.mounts.place(cx.container, most).map_err(uncounted)?.ok_or_else(|| Error {
+    let reservation = operations.mounts.reserve(cx.container, most).map_err(uncounted)?.ok_or_else(|| Error {
         errno: Errno::ENOSPC,
         message: format!(
             "the container has {most} filesystems mounted, as many as limit.mounts allows: unmount \
@@ -156,10 +161,13 @@ fn mount(acts: &Acts, cx: &Context<'_>, order: &Order, caller: &Caller) -> Resul
         ),
         untried: false,
     })?;
-    match (acts.broker.mount(order, caller, place.watches().map_err(uncounted)?)?, &order.how) {
-        (Some(watch), How::Kernel(_)) => place.taken(watch),
+    match (
+        operations.broker.mount(order, caller, reservation.watches().map_err(uncounted)?)?,
+        &order.how,
+    ) {
+        (Some(watch), How::Kernel(_)) => reservation.count_watch(watch),
         (Some(device), How::Helper(_)) => {
-            if let Err(error) = place.served(device) {
+            if let Err(error) = reservation.count_helper(device) {
                 let container = cx.container;
                 tracing::warn!(container, "the mounts of helpers cannot be counted: {error}");
             }
@@ -182,7 +190,7 @@ fn rules(settings: &MountSettings) -> Rules<'_> {
 
 /// Logs a mount that the policy granted, whether it succeeded or failed.
 fn audit(call: &Call, cx: &Context<'_>, order: &Order, result: &Result<(), Error>) {
-    let Some(suppressed) = cx.may_say() else { return };
+    let Some(suppressed) = cx.may_log() else { return };
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let source = order.source.as_deref().map(text);
     let target = text(&order.target);
@@ -250,7 +258,7 @@ fn pin(call: &Call, cx: &Context<'_>, nested: bool) -> Result<Option<(Caller, Id
         Refusal::Continue(Cause::System("looking at the caller in /proc", failure.errno))
     })?;
     let may = caller.facts.effective & CAP_SYS_ADMIN != 0
-        && Origin::of(caller.users.as_fd()).fits(nested);
+        && UserNamespaceOwner::of(caller.users.as_fd()).is_allowed(nested);
     Ok(may.then_some((caller, maps)))
 }
 

@@ -4,7 +4,7 @@
 //! The superblock is made with the host's rights. So options that name paths or devices (they would
 //! be the host's), that make the kernel panic, or that inject faults must never reach the kernel,
 //! for no filesystem. Owners are translated, because the container gives its own numbers. Start
-//! reading at [`screen`].
+//! reading at [`for_kernel`].
 
 use super::filesystem::Filesystem;
 
@@ -18,7 +18,7 @@ pub(super) struct Item {
 /// An option that the container may not give.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the option {0:?} is not for containers: it would act on the host")]
-pub(super) struct Refused(pub(super) String);
+pub(super) struct Error(pub(super) String);
 
 /// Options whose value is a path, a device or a descriptor of the process that mounts.
 const PATHS: [&str; 17] = [
@@ -60,15 +60,15 @@ pub(super) type Owner<'a> = &'a dyn Fn(u32) -> Option<u32>;
 /// Returns the options for a superblock that is made with the host's rights. `owners` translate uid
 /// and gid; they are `None` if an idmapped mount shifts all owners. `us` are the host's uid and gid
 /// of the caller.
-pub(super) fn screen(
+pub(super) fn for_kernel(
     filesystem: Filesystem<'_>,
     mut items: Vec<Item>,
     owners: Option<[Owner<'_>; 2]>,
     us: [u32; 2],
-) -> Result<Vec<Item>, Refused> {
+) -> Result<Vec<Item>, Error> {
     for item in &items {
         if !harmless(item) {
-            return Err(Refused(item.to_string()));
+            return Err(Error(item.to_string()));
         }
     }
     if let (Some(owners), true) = (owners, filesystem.takes_owners()) {
@@ -77,7 +77,7 @@ pub(super) fn screen(
                 // A value that is not a number is left to the filesystem, which refuses it.
                 Some(item) => {
                     if let Some(id) = item.number() {
-                        let Some(id) = owner(id) else { return Err(Refused(item.to_string())) };
+                        let Some(id) = owner(id) else { return Err(Error(item.to_string())) };
                         item.value = Some(id.to_string().into_bytes());
                     }
                 }
@@ -159,9 +159,9 @@ mod tests {
         items.iter().map(ToString::to_string).collect()
     }
 
-    fn screened(kind: &str, data: &str) -> Result<Vec<String>, Refused> {
+    fn kernel_options(kind: &str, data: &str) -> Result<Vec<String>, Error> {
         let owners: [Owner<'_>; 2] = [&|id| Some(100_000 + id), &|id| (id < 10).then_some(id + 7)];
-        screen(Filesystem::new(kind), split(data.as_bytes()), Some(owners), [100_000, 7])
+        for_kernel(Filesystem::new(kind), split(data.as_bytes()), Some(owners), [100_000, 7])
             .map(|items| shown(&items))
     }
 
@@ -186,27 +186,32 @@ mod tests {
             "trans=fd,rfdno=3,wfdno=3",
             "a,\u{0}=b,logdev=x",
         ] {
-            assert!(screened("ext4", data).is_err(), "{data}");
+            assert!(kernel_options("ext4", data).is_err(), "{data}");
         }
-        assert!(screen(Filesystem::new("ext4"), split(b"\xff=x"), None, [0, 0]).is_err());
+        assert!(for_kernel(Filesystem::new("ext4"), split(b"\xff=x"), None, [0, 0]).is_err());
     }
 
     #[test]
     fn an_image_cannot_demand_a_panic() {
-        assert_eq!(screened("ext4", "").unwrap(), ["errors=remount-ro"]);
-        assert_eq!(screened("ext4", "errors=continue").unwrap(), ["errors=continue"]);
-        assert_eq!(screened("xfs", "nouuid").unwrap(), ["nouuid"]);
+        assert_eq!(kernel_options("ext4", "").unwrap(), ["errors=remount-ro"]);
+        assert_eq!(kernel_options("ext4", "errors=continue").unwrap(), ["errors=continue"]);
+        assert_eq!(kernel_options("xfs", "nouuid").unwrap(), ["nouuid"]);
     }
 
     #[test]
     fn owners_are_translated_to_the_hosts_ids() {
         assert_eq!(
-            screened("hugetlbfs", "uid=5,pagesize=2M").unwrap(),
+            kernel_options("hugetlbfs", "uid=5,pagesize=2M").unwrap(),
             ["uid=100005", "pagesize=2M", "gid=7"]
         );
-        assert_eq!(screened("vfat", "gid=x").unwrap()[0], "gid=x", "the filesystem refuses it");
-        assert!(screened("vfat", "gid=5000").is_err(), "not one of the container's");
-        let shifted = screen(Filesystem::new("vfat"), split(b"uid=5"), None, [100_000, 7]).unwrap();
+        assert_eq!(
+            kernel_options("vfat", "gid=x").unwrap()[0],
+            "gid=x",
+            "the filesystem refuses it"
+        );
+        assert!(kernel_options("vfat", "gid=5000").is_err(), "not one of the container's");
+        let shifted =
+            for_kernel(Filesystem::new("vfat"), split(b"uid=5"), None, [100_000, 7]).unwrap();
         assert_eq!(shown(&shifted)[0], "uid=5", "shifted as a whole");
     }
 
@@ -218,7 +223,7 @@ mod tests {
                 prop_assert!(!item.key.contains(&b'=') && !item.key.contains(&b','));
                 prop_assert!(!item.value.as_ref().is_some_and(|value| value.contains(&b',')));
             }
-            if let Ok(passed) = screen(Filesystem::new("ext4"), items, Some(NO_IDS), [1, 1]) {
+            if let Ok(passed) = for_kernel(Filesystem::new("ext4"), items, Some(NO_IDS), [1, 1]) {
                 prop_assert!(passed.iter().all(harmless));
             }
         }

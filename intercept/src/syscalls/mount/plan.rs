@@ -53,13 +53,13 @@ pub(super) struct Users<'a> {
 
 /// Why a mount of a granted type is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Refused {
+pub(super) enum Error {
     /// An option is not allowed.
     #[error(transparent)]
-    Option(#[from] options::Refused),
+    Option(#[from] options::Error),
     /// The source is not listed.
     #[error(transparent)]
-    Source(#[from] sources::Unlisted),
+    Source(#[from] sources::Error),
 }
 
 /// What mounts a type.
@@ -89,7 +89,7 @@ impl<'a> Rules<'a> {
         &self,
         arguments: Arguments,
         users: Users<'_>,
-    ) -> Result<Option<Order>, Refused> {
+    ) -> Result<Option<Order>, Error> {
         let Arguments { source, target, filesystem: name, flags, data } = arguments;
         let filesystem = Filesystem::new(&name);
         let flags = if self.dev_and_suid { flags } else { flags.and_no_devices_nor_suid() };
@@ -101,7 +101,7 @@ impl<'a> Rules<'a> {
                 sources::check(self.sources, filesystem, source.as_deref(), &items)?;
                 let shift = self.shift && filesystem.can_be_shifted();
                 let owners = (!shift).then_some(users.owners);
-                let items = options::screen(filesystem, items, owners, users.us)?;
+                let items = options::for_kernel(filesystem, items, owners, users.us)?;
                 let parameters = flags.parameters().map(|name| (name.into(), None));
                 let items = items.into_iter().map(|Item { key, value }| (key, value));
                 How::Kernel(Superblock {

@@ -16,7 +16,7 @@ const SERVERS: [&[u8]; 6] = [b"addr", b"ip", b"mountaddr", b"mounthost", b"unc",
 #[error(
     "mount.sources has no pattern for {filesystem} from {source_name:?}: add {filesystem}={source_name}"
 )]
-pub(super) struct Unlisted {
+pub(super) struct Error {
     filesystem: String,
     source_name: String,
 }
@@ -27,7 +27,7 @@ pub(super) fn check(
     filesystem: Filesystem<'_>,
     source: Option<&[u8]>,
     items: &[Item],
-) -> Result<(), Unlisted> {
+) -> Result<(), Error> {
     if !filesystem.is_remote() {
         return Ok(());
     }
@@ -37,7 +37,7 @@ pub(super) fn check(
         let listed = std::str::from_utf8(name)
             .is_ok_and(|name| patterns.iter().any(|pattern| fits(pattern, filesystem, name)));
         if !listed {
-            return Err(Unlisted {
+            return Err(Error {
                 filesystem: filesystem.name().to_owned(),
                 source_name: String::from_utf8_lossy(name).into_owned(),
             });

@@ -1,7 +1,8 @@
 //! Privileged operations: what handlers use that do more than read and write the caller's memory.
 //!
 //! The operations run in processes of the package `worker`, never in this one. `LiveMounts` counts
-//! what was mounted. Start reading at `syscalls/act.rs`, which prepares an operation for a caller.
+//! what was mounted. Start reading at `syscalls/operation.rs`, which prepares an operation for a
+//! caller.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(5);
 
 /// The processes that perform privileged operations.
 #[derive(Debug)]
-pub struct Acts {
+pub struct Operations {
     /// Forks the other processes.
     pub broker: Arc<Broker>,
     pub(super) workers: Workers,
@@ -26,7 +27,7 @@ pub struct Acts {
     pub(super) mounts: LiveMounts,
 }
 
-impl Acts {
+impl Operations {
     /// Returns operations whose processes this broker forks.
     #[must_use]
     pub fn new(broker: Arc<Broker>) -> Self {

@@ -13,16 +13,16 @@ use ambit_kernel::sys::user_namespace;
 
 /// The owner of a user namespace, which never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Origin {
-    /// The daemon's own user namespace: it was made for a container.
+pub(super) enum UserNamespaceOwner {
+    /// The host: the parent of the user namespace is the daemon's own.
     Host,
-    /// A user namespace below the daemon's own: a container made it.
+    /// A container: the user namespace is further below the daemon's own.
     Container,
-    /// It is the daemon's own user namespace, or not a descendant of it.
-    Foreign,
+    /// None of these: it is the daemon's own user namespace, or not a descendant of it.
+    Other,
 }
 
-impl Origin {
+impl UserNamespaceOwner {
     /// Returns the owner of a user namespace.
     pub(super) fn of(users: BorrowedFd<'_>) -> Self {
         /// Device and inode of the daemon's own user namespace.
@@ -34,18 +34,18 @@ impl Origin {
         });
         let here = place(users);
         if own.is_none() || here.is_none() || here == own {
-            return Self::Foreign;
+            return Self::Other;
         }
         match user_namespace::parent(users) {
             Ok(above) if place(above.as_fd()) == own => Self::Host,
             Ok(_) => Self::Container,
-            Err(_) => Self::Foreign,
+            Err(_) => Self::Other,
         }
     }
 
     /// True if operations are performed for the user namespace. With `nested`, they are also
     /// performed for one that a container made.
-    pub(super) fn fits(self, nested: bool) -> bool {
+    pub(super) fn is_allowed(self, nested: bool) -> bool {
         self == Self::Host || nested && self == Self::Container
     }
 }

@@ -24,7 +24,7 @@ const ASLEEP: Duration = Duration::from_secs(30);
 
 /// The thread of the watchdog.
 #[derive(Debug)]
-pub(super) struct Warden {
+pub(super) struct Watchdog {
     thread: Thread,
     state: Arc<State>,
 }
@@ -35,7 +35,7 @@ struct State {
     ended: AtomicBool,
 }
 
-impl Warden {
+impl Watchdog {
     /// Starts the thread. `look` replaces threads that hang. It returns how many events were
     /// handled and whether one is being handled now, or `None` if there are no listener threads any
     /// more.
@@ -44,12 +44,12 @@ impl Warden {
     ) -> std::io::Result<Self> {
         let state = Arc::new(State::default());
         let own = Arc::clone(&state);
-        let thread = std::thread::Builder::new().name("warden".into()).spawn(move || {
+        let thread = std::thread::Builder::new().name("watchdog".into()).spawn(move || {
             let (mut seen, mut quiet) = (0, 0);
             while !own.ended.load(Ordering::Acquire) {
-                let Some((turns, busy)) = look() else { return };
-                quiet = if turns == seen && !busy { quiet + 1 } else { 0 };
-                seen = turns;
+                let Some((handled, busy)) = look() else { return };
+                quiet = if handled == seen && !busy { quiet + 1 } else { 0 };
+                seen = handled;
                 if quiet < QUIET {
                     std::thread::park_timeout(LOOK);
                     continue;
@@ -70,7 +70,7 @@ impl Warden {
         }
     }
 
-    pub(super) fn end(&self) {
+    pub(super) fn stop(&self) {
         self.state.ended.store(true, Ordering::Release);
         self.thread.unpark();
     }

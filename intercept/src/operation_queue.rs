@@ -5,7 +5,7 @@
 //! however many calls another container has queued. The number of running and waiting operations of
 //! one container is bounded; a call over the limit is left to the kernel. Idle threads end.
 //!
-//! Start reading at [`Acting::hand_over`].
+//! Start reading at [`OperationQueue::enqueue`].
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -27,14 +27,14 @@ const LOST: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(10);
 
 /// Called with `true` to perform the operation, with `false` if it is over the limit.
-type Act = Box<dyn FnOnce(bool) + Send>;
+type Job = Box<dyn FnOnce(bool) + Send>;
 
 /// The operations that run and those that wait.
 #[derive(Clone, Default)]
-pub(super) struct Acting(Arc<Shared>);
+pub(super) struct OperationQueue(Arc<Inner>);
 
 #[derive(Default)]
-struct Shared {
+struct Inner {
     state: Mutex<State>,
     work: Condvar,
 }
@@ -49,19 +49,19 @@ struct State {
 
 struct Container {
     id: Arc<str>,
-    waiting: VecDeque<Act>,
+    waiting: VecDeque<Job>,
     under_way: Vec<Instant>,
 }
 
-impl Acting {
-    /// Calls `act(true)` in another thread, when it is the container's turn. Calls `act(false)` at
+impl OperationQueue {
+    /// Calls `job(true)` in another thread, when it is the container's turn. Calls `job(false)` at
     /// once in this thread if `limit` operations of the container run or wait already, or if no
     /// thread can be started.
-    pub(super) fn hand_over(
+    pub(super) fn enqueue(
         &self,
         container: &str,
         limit: usize,
-        act: impl FnOnce(bool) + Send + 'static,
+        job: impl FnOnce(bool) + Send + 'static,
     ) {
         let mut state = self.0.lock();
         let at = state.containers.iter().position(|one| *one.id == *container);
@@ -73,9 +73,9 @@ impl Acting {
         let one = &mut state.containers[at];
         if one.waiting.len() + one.under_way.len() >= limit {
             drop(state);
-            return act(false);
+            return job(false);
         }
-        one.waiting.push_back(Box::new(act));
+        one.waiting.push_back(Box::new(job));
         if state.idle > 0 {
             // Unlock first: otherwise the thread that is woken waits for the lock.
             drop(state);
@@ -88,10 +88,10 @@ impl Acting {
                 // A running thread takes it when it has finished its operation.
                 Err(_) if state.threads > 0 => {}
                 Err(_) => {
-                    let act = state.containers[at].waiting.pop_back();
+                    let job = state.containers[at].waiting.pop_back();
                     drop(state);
-                    if let Some(act) = act {
-                        act(false);
+                    if let Some(job) = job {
+                        job(false);
                     }
                 }
             }
@@ -99,7 +99,7 @@ impl Acting {
     }
 }
 
-impl Shared {
+impl Inner {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -108,10 +108,10 @@ impl Shared {
     fn run(&self) {
         let mut state = self.lock();
         loop {
-            if let Some((id, began, act)) = state.take() {
+            if let Some((id, began, job)) = state.take() {
                 drop(state);
                 // `pipeline.rs` catches a panic of a handler. This catches any other one.
-                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| act(true)));
+                let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(true)));
                 state = self.lock();
                 state.ended(&id, began);
                 continue;
@@ -121,7 +121,7 @@ impl Shared {
             let (again, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             state = again;
             state.idle -= 1;
-            if timeout.timed_out() && !state.containers.iter().any(Container::ready) {
+            if timeout.timed_out() && !state.containers.iter().any(Container::is_ready) {
                 state.threads -= 1;
                 return;
             }
@@ -138,15 +138,15 @@ impl State {
     }
 
     /// Takes the next operation, from the container that has waited longest for its turn.
-    fn take(&mut self) -> Option<(Arc<str>, Instant, Act)> {
-        let at = self.containers.iter().position(Container::ready)?;
+    fn take(&mut self) -> Option<(Arc<str>, Instant, Job)> {
+        let at = self.containers.iter().position(Container::is_ready)?;
         let mut one = self.containers.remove(at)?;
-        let act = one.waiting.pop_front()?;
+        let job = one.waiting.pop_front()?;
         let began = Instant::now();
         one.under_way.push(began);
         let id = Arc::clone(&one.id);
         self.containers.push_back(one);
-        Some((id, began, act))
+        Some((id, began, job))
     }
 
     fn ended(&mut self, id: &Arc<str>, began: Instant) {
@@ -164,7 +164,7 @@ impl State {
 }
 
 impl Container {
-    fn ready(&self) -> bool {
+    fn is_ready(&self) -> bool {
         !self.waiting.is_empty() && self.under_way.len() < EACH
     }
 }
@@ -176,12 +176,16 @@ mod tests {
     use super::*;
 
     /// Queues `count` operations that block until the returned sender is dropped.
-    fn blocked(acting: &Acting, container: &str, count: usize) -> std::sync::mpsc::Sender<()> {
+    fn blocked(
+        queue: &OperationQueue,
+        container: &str,
+        count: usize,
+    ) -> std::sync::mpsc::Sender<()> {
         let (sender, receiver) = channel::<()>();
         let receiver: Arc<Mutex<Receiver<()>>> = Arc::new(Mutex::new(receiver));
         for _ in 0..count {
             let receiver = Arc::clone(&receiver);
-            acting.hand_over(container, count, move |granted| {
+            queue.enqueue(container, count, move |granted| {
                 assert!(granted);
                 let _ = receiver.lock().unwrap().recv();
             });
@@ -191,32 +195,32 @@ mod tests {
 
     #[test]
     fn one_container_does_not_hold_up_another() {
-        let acting = Acting::default();
-        let hung = blocked(&acting, "hung", 200);
+        let queue = OperationQueue::default();
+        let hung = blocked(&queue, "hung", 200);
         let (sender, receiver) = channel();
         let refused = sender.clone();
-        acting.hand_over("hung", 200, move |granted| refused.send(i32::from(granted)).unwrap());
+        queue.enqueue("hung", 200, move |granted| refused.send(i32::from(granted)).unwrap());
         assert_eq!(receiver.try_recv(), Ok(0), "its limit");
         for index in 0..50 {
             let sender = sender.clone();
-            acting.hand_over("other", 64, move |_| sender.send(index).unwrap());
+            queue.enqueue("other", 64, move |_| sender.send(index).unwrap());
         }
         let mut all: Vec<i32> =
             (0..50).map(|_| receiver.recv_timeout(Duration::from_secs(20)).unwrap()).collect();
         all.sort_unstable();
         assert_eq!(all, (0..50).collect::<Vec<_>>());
         drop(hung);
-        while !acting.0.lock().containers.is_empty() {
+        while !queue.0.lock().containers.is_empty() {
             std::thread::yield_now();
         }
     }
 
     #[test]
     fn a_panic_ends_one_operation_and_no_other() {
-        let acting = Acting::default();
+        let queue = OperationQueue::default();
         let (sender, receiver) = channel();
-        acting.hand_over("a", 9, |_| panic!("on purpose"));
-        acting.hand_over("a", 9, move |_| sender.send(()).unwrap());
+        queue.enqueue("a", 9, |_| panic!("on purpose"));
+        queue.enqueue("a", 9, move |_| sender.send(()).unwrap());
         receiver.recv_timeout(Duration::from_secs(20)).unwrap();
     }
 }

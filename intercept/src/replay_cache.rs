@@ -7,7 +7,7 @@
 //! own node exists already. An operation is never performed twice while its result is kept. A
 //! result that the kernel accepted counts as delivered and is not kept.
 //!
-//! Start reading at [`Once::act`].
+//! Start reading at [`ReplayCache::perform`].
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -39,14 +39,14 @@ enum Outcome {
     Continue,
     /// Nothing was done, because the caller no longer waited or the operation could not be
     /// attempted. The next attempt performs the operation.
-    Untried,
+    NotAttempted,
 }
 
 /// Operations that run, and results that were not delivered. `A` describes an operation: attempts
 /// of one thread with equal descriptions are the same call.
 #[derive(Debug)]
-pub(super) struct Once<A> {
-    acts: Mutex<Vec<Act<A>>>,
+pub(super) struct ReplayCache<A> {
+    entries: Mutex<Vec<Entry<A>>>,
     ended: Condvar,
     /// How many threads wait for `ended`, so that it is not notified without need. Changed and read
     /// under the lock.
@@ -54,7 +54,7 @@ pub(super) struct Once<A> {
 }
 
 #[derive(Debug)]
-struct Act<A> {
+struct Entry<A> {
     container: String,
     tid: u32,
     what: A,
@@ -63,7 +63,7 @@ struct Act<A> {
     answering: Option<ThreadId>,
 }
 
-impl<A: Clone + PartialEq> Act<A> {
+impl<A: Clone + PartialEq> Entry<A> {
     fn is(&self, who: Who<'_>, what: &A) -> bool {
         (&*self.container, self.tid) == who && self.what == *what
     }
@@ -78,37 +78,41 @@ impl<A: Clone + PartialEq> Act<A> {
     }
 }
 
-impl<A: Clone + PartialEq> Once<A> {
+impl<A: Clone + PartialEq> ReplayCache<A> {
     pub(super) const fn new() -> Self {
-        Self { acts: Mutex::new(Vec::new()), ended: Condvar::new(), waiting: AtomicUsize::new(0) }
+        Self {
+            entries: Mutex::new(Vec::new()),
+            ended: Condvar::new(),
+            waiting: AtomicUsize::new(0),
+        }
     }
 
     /// Performs an operation, or returns the result that it already has for this call. The
     /// operation takes no longer than `patience`.
-    pub(super) fn act(
+    pub(super) fn perform(
         &self,
         who: Who<'_>,
         what: &A,
         patience: Duration,
         cx: &Context<'_>,
-        act: impl FnOnce() -> Result<Verdict, Refusal>,
+        operation: impl FnOnce() -> Result<Verdict, Refusal>,
     ) -> Result<Verdict, Refusal> {
         let (mut refusal, mut made) = (None, None);
-        let act = || {
-            let outcome = match act() {
+        let perform = || {
+            let outcome = match operation() {
                 Ok(Verdict::Return(value)) => Outcome::Return(value),
                 Ok(Verdict::Fail(errno)) | Err(Refusal::Fail(errno)) => Outcome::Fail(errno),
                 Ok(_) => Outcome::Continue,
                 Err(other) => {
                     refusal = Some(other);
-                    Outcome::Untried
+                    Outcome::NotAttempted
                 }
             };
             *made.insert(outcome)
         };
-        let outcome = self.outcome(who, what, patience, act, || cx.still_pending().is_ok());
+        let outcome = self.outcome(who, what, patience, perform, || cx.still_pending().is_ok());
         if made != Some(outcome) {
-            cx.notes.no_act();
+            cx.notes.no_operation();
         }
         if let Some(refusal) = refusal {
             return Err(refusal);
@@ -116,64 +120,65 @@ impl<A: Clone + PartialEq> Once<A> {
         Ok(match outcome {
             Outcome::Return(value) => Verdict::Return(value),
             Outcome::Fail(errno) => Verdict::Fail(errno),
-            Outcome::Continue | Outcome::Untried => Verdict::Continue,
+            Outcome::Continue | Outcome::NotAttempted => Verdict::Continue,
         })
     }
 
-    /// Returns the outcome. `taken` is true while the caller waits for it.
+    /// Returns the outcome. `is_waiting` is true while the caller waits for it.
     fn outcome(
         &self,
         who: Who<'_>,
         what: &A,
         patience: Duration,
-        act: impl FnOnce() -> Outcome,
-        taken: impl Fn() -> bool,
+        perform: impl FnOnce() -> Outcome,
+        is_waiting: impl Fn() -> bool,
     ) -> Outcome {
         let interrupted = Outcome::Fail(Errno::EINTR);
-        let mut acts = self.acts.lock().unwrap_or_else(PoisonError::into_inner);
-        acts.retain(|act| act.answering.is_some() || !act.is_older(FRESH));
-        let under_way =
-            |acts: &mut Vec<Act<A>>| acts.iter().any(|act| act.is(who, what) && act.is_under_way());
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.retain(|entry| entry.answering.is_some() || !entry.is_older(FRESH));
+        let under_way = |entries: &mut Vec<Entry<A>>| {
+            entries.iter().any(|entry| entry.is(who, what) && entry.is_under_way())
+        };
         let until = Instant::now() + patience * 2;
-        while under_way(&mut acts) {
+        while under_way(&mut entries) {
             // Interrupted again: only the newest attempt waits.
-            if !taken() || Instant::now() > until {
+            if !is_waiting() || Instant::now() > until {
                 return interrupted;
             }
             self.waiting.fetch_add(1, Ordering::Relaxed);
-            let waited = self.ended.wait_timeout_while(acts, LOOK, under_way);
+            let waited = self.ended.wait_timeout_while(entries, LOOK, under_way);
             self.waiting.fetch_sub(1, Ordering::Relaxed);
-            acts = waited.unwrap_or_else(PoisonError::into_inner).0;
+            entries = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        if let Some(done) = acts.iter_mut().find(|act| act.is(who, what)) {
+        if let Some(done) = entries.iter_mut().find(|entry| entry.is(who, what)) {
             done.answering = Some(thread::current().id());
             return done.outcome.map_or(interrupted, |(outcome, _)| outcome);
         }
         // This attempt may be an old one, whose caller got the result through a later attempt.
-        if !taken() {
+        if !is_waiting() {
             return interrupted;
         }
         let (container, tid) = (who.0.to_owned(), who.1);
         let (outcome, answering) = (None, None);
-        acts.push(Act { container, tid, what: what.clone(), outcome, answering });
-        drop(acts);
-        let unwinding = Unwinding { once: self, who, what };
-        let outcome = act();
+        entries.push(Entry { container, tid, what: what.clone(), outcome, answering });
+        drop(entries);
+        let unwinding = Unwinding { cache: self, who, what };
+        let outcome = perform();
         std::mem::forget(unwinding);
-        let mut acts = self.acts.lock().unwrap_or_else(PoisonError::into_inner);
-        if outcome == Outcome::Untried {
-            acts.retain(|act| !act.is(who, what));
-        } else if let Some(act) = acts.iter_mut().find(|act| act.is(who, what)) {
-            act.outcome = Some((outcome, Instant::now()));
-            act.answering = Some(thread::current().id());
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        if outcome == Outcome::NotAttempted {
+            entries.retain(|entry| !entry.is(who, what));
+        } else if let Some(entry) = entries.iter_mut().find(|entry| entry.is(who, what)) {
+            entry.outcome = Some((outcome, Instant::now()));
+            entry.answering = Some(thread::current().id());
         }
-        self.wake(acts);
+        self.wake(entries);
         outcome
     }
 
-    fn wake(&self, acts: MutexGuard<'_, Vec<Act<A>>>) {
+    fn wake(&self, entries: MutexGuard<'_, Vec<Entry<A>>>) {
         let waiting = self.waiting.load(Ordering::Relaxed);
-        drop(acts);
+        drop(entries);
         if waiting > 0 {
             self.ended.notify_all();
         }
@@ -182,42 +187,43 @@ impl<A: Clone + PartialEq> Once<A> {
     /// Called by the thread that sent a result, after the kernel accepted it or refused it. If it
     /// was not delivered, because a signal came first, it is kept for the restarted call. If this
     /// thread had no result for this caller, nothing changes.
-    pub(super) fn settled(&self, who: Who<'_>, delivered: bool) {
+    pub(super) fn on_delivered(&self, who: Who<'_>, delivered: bool) {
         let this = Some(thread::current().id());
-        let mut acts = self.acts.lock().unwrap_or_else(PoisonError::into_inner);
-        let answered = |act: &Act<A>| (&*act.container, act.tid) == who && act.answering == this;
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let answered =
+            |entry: &Entry<A>| (&*entry.container, entry.tid) == who && entry.answering == this;
         if delivered {
-            acts.retain(|act| !answered(act));
+            entries.retain(|entry| !answered(entry));
         }
-        for act in acts.iter_mut().filter(|act| answered(act)) {
-            act.answering = None;
+        for entry in entries.iter_mut().filter(|entry| answered(entry)) {
+            entry.answering = None;
             // A program that gets signals all the time may need many attempts.
-            if let Some((_, at)) = &mut act.outcome {
+            if let Some((_, at)) = &mut entry.outcome {
                 *at = Instant::now();
             }
         }
-        let of_it = |act: &Act<A>| act.container == who.0 && !act.is_under_way();
-        if acts.iter().filter(|act| of_it(act)).count() > KEPT
-            && let Some(oldest) = acts.iter().position(of_it)
+        let of_it = |entry: &Entry<A>| entry.container == who.0 && !entry.is_under_way();
+        if entries.iter().filter(|entry| of_it(entry)).count() > KEPT
+            && let Some(oldest) = entries.iter().position(of_it)
         {
-            acts.remove(oldest);
+            entries.remove(oldest);
         }
-        self.wake(acts);
+        self.wake(entries);
     }
 }
 
 /// Removes the entry of an operation that panics.
 struct Unwinding<'a, A: Clone + PartialEq> {
-    once: &'a Once<A>,
+    cache: &'a ReplayCache<A>,
     who: Who<'a>,
     what: &'a A,
 }
 
 impl<A: Clone + PartialEq> Drop for Unwinding<'_, A> {
     fn drop(&mut self) {
-        let mut acts = self.once.acts.lock().unwrap_or_else(PoisonError::into_inner);
-        acts.retain(|act| !act.is(self.who, self.what));
-        self.once.wake(acts);
+        let mut entries = self.cache.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.retain(|entry| !entry.is(self.who, self.what));
+        self.cache.wake(entries);
     }
 }
 
@@ -231,93 +237,93 @@ mod tests {
 
     #[test]
     fn a_restarted_call_gets_the_result_of_the_first() {
-        let once = Once::new();
+        let cache = ReplayCache::new();
         let who = ("c", 7);
         let again = || panic!("performed twice");
-        assert_eq!(once.outcome(who, &"/a", LONG, || WRONG, || true), WRONG);
+        assert_eq!(cache.outcome(who, &"/a", LONG, || WRONG, || true), WRONG);
         for _ in 0..2 {
-            once.settled(who, false);
-            assert_eq!(once.outcome(who, &"/a", LONG, again, || true), WRONG);
+            cache.on_delivered(who, false);
+            assert_eq!(cache.outcome(who, &"/a", LONG, again, || true), WRONG);
         }
-        once.settled(who, true);
-        assert_eq!(once.outcome(who, &"/a", LONG, || DONE, || true), DONE, "another call");
-        once.settled(who, true);
-        assert!(once.acts.lock().unwrap().is_empty());
+        cache.on_delivered(who, true);
+        assert_eq!(cache.outcome(who, &"/a", LONG, || DONE, || true), DONE, "another call");
+        cache.on_delivered(who, true);
+        assert!(cache.entries.lock().unwrap().is_empty());
     }
 
     #[test]
     fn an_operation_that_was_not_attempted_is_performed_by_the_next_attempt() {
-        let once = Once::new();
+        let cache = ReplayCache::new();
         let who = ("c", 7);
-        let untried = || Outcome::Untried;
-        assert_eq!(once.outcome(who, &"/a", LONG, untried, || true), Outcome::Untried);
+        let not_attempted = || Outcome::NotAttempted;
+        assert_eq!(cache.outcome(who, &"/a", LONG, not_attempted, || true), Outcome::NotAttempted);
         let panics =
-            || once.outcome(who, &"/b", LONG, || panic!("an operation that fails"), || true);
+            || cache.outcome(who, &"/b", LONG, || panic!("an operation that fails"), || true);
         let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics));
         assert!(caught.is_err());
         for what in ["/a", "/b"] {
-            assert_eq!(once.outcome(who, &what, LONG, || DONE, || true), DONE, "{what}");
+            assert_eq!(cache.outcome(who, &what, LONG, || DONE, || true), DONE, "{what}");
         }
     }
 
     #[test]
     fn a_late_attempt_leaves_no_result_for_the_next_call() {
-        let once = Once::new();
+        let cache = ReplayCache::new();
         let who = ("c", 7);
-        assert_eq!(once.outcome(who, &"/a", LONG, || DONE, || true), DONE);
-        once.settled(who, false);
+        assert_eq!(cache.outcome(who, &"/a", LONG, || DONE, || true), DONE);
+        cache.on_delivered(who, false);
         let again = || panic!("performed twice");
-        assert_eq!(once.outcome(who, &"/a", LONG, again, || true), DONE);
+        assert_eq!(cache.outcome(who, &"/a", LONG, again, || true), DONE);
         // An attempt that was interrupted earlier ends only now.
-        std::thread::scope(|scope| drop(scope.spawn(|| once.settled(who, false)).join()));
-        assert!(once.acts.lock().unwrap().iter().all(|act| act.answering.is_some()));
-        once.settled(who, true);
-        assert_eq!(once.outcome(who, &"/a", LONG, || WRONG, || true), WRONG, "another call");
+        std::thread::scope(|scope| drop(scope.spawn(|| cache.on_delivered(who, false)).join()));
+        assert!(cache.entries.lock().unwrap().iter().all(|entry| entry.answering.is_some()));
+        cache.on_delivered(who, true);
+        assert_eq!(cache.outcome(who, &"/a", LONG, || WRONG, || true), WRONG, "another call");
         let late = || panic!("the caller does not wait");
         let interrupted = Outcome::Fail(Errno::EINTR);
-        assert_eq!(once.outcome(("c", 8), &"/a", LONG, late, || false), interrupted);
+        assert_eq!(cache.outcome(("c", 8), &"/a", LONG, late, || false), interrupted);
     }
 
     #[test]
     fn a_result_is_kept_while_the_call_is_restarted() {
-        let once = Once::new();
+        let cache = ReplayCache::new();
         let who = ("c", 7);
-        once.outcome(who, &"/a", LONG, || DONE, || true);
+        cache.outcome(who, &"/a", LONG, || DONE, || true);
         for _ in 0..3 {
-            once.settled(who, false);
-            for act in once.acts.lock().unwrap().iter_mut() {
-                let (_, at) = act.outcome.as_mut().unwrap();
+            cache.on_delivered(who, false);
+            for entry in cache.entries.lock().unwrap().iter_mut() {
+                let (_, at) = entry.outcome.as_mut().unwrap();
                 *at = at.checked_sub(FRESH * 2 / 3).unwrap();
             }
-            assert_eq!(once.outcome(who, &"/a", LONG, || WRONG, || true), DONE);
+            assert_eq!(cache.outcome(who, &"/a", LONG, || WRONG, || true), DONE);
         }
     }
 
     #[test]
     fn other_callers_and_other_operations_have_results_of_their_own() {
-        let once = Once::new();
-        once.outcome(("c", 7), &"/a", LONG, || DONE, || true);
+        let cache = ReplayCache::new();
+        cache.outcome(("c", 7), &"/a", LONG, || DONE, || true);
         for (who, what) in [(("c", 8), "/a"), (("d", 7), "/a"), (("c", 7), "/b")] {
-            assert_eq!(once.outcome(who, &what, LONG, || WRONG, || true), WRONG);
+            assert_eq!(cache.outcome(who, &what, LONG, || WRONG, || true), WRONG);
         }
     }
 
     #[test]
     fn a_thread_without_a_result_does_not_remove_that_of_another_thread() {
-        let once = Once::new();
+        let cache = ReplayCache::new();
         let who = ("c", 7);
-        once.outcome(who, &"/a", LONG, || DONE, || true);
+        cache.outcome(who, &"/a", LONG, || DONE, || true);
         std::thread::scope(|scope| {
             // This thread was interrupted while it waited, or it answered another call.
-            scope.spawn(|| once.settled(who, false));
+            scope.spawn(|| cache.on_delivered(who, false));
         });
-        once.settled(who, true);
-        assert!(once.acts.lock().unwrap().is_empty());
+        cache.on_delivered(who, true);
+        assert!(cache.entries.lock().unwrap().is_empty());
     }
 
     #[test]
     fn a_restarted_call_waits_for_the_running_operation() {
-        let once = Once::new();
+        let cache = ReplayCache::new();
         let (begun, begin) = std::sync::mpsc::channel();
         let slow = || {
             begun.send(()).unwrap();
@@ -326,12 +332,12 @@ mod tests {
         };
         std::thread::scope(|scope| {
             let first = scope.spawn(|| {
-                let outcome = once.outcome(("c", 7), &"/a", LONG, slow, || true);
-                once.settled(("c", 7), false);
+                let outcome = cache.outcome(("c", 7), &"/a", LONG, slow, || true);
+                cache.on_delivered(("c", 7), false);
                 outcome
             });
             begin.recv().unwrap();
-            let again = once.outcome(("c", 7), &"/a", LONG, || WRONG, || true);
+            let again = cache.outcome(("c", 7), &"/a", LONG, || WRONG, || true);
             assert_eq!((first.join().unwrap(), again), (DONE, DONE));
         });
     }

@@ -14,22 +14,22 @@ use ambit_worker::{Bind, Caller, Error, Find};
 use nix::errno::Errno;
 
 use super::context::Context;
-use crate::acts::{Acts, DEADLINE, refusal};
 use crate::call::Call;
-use crate::origin::Origin;
+use crate::operations::{DEADLINE, Operations, refusal};
+use crate::user_namespace_owner::UserNamespaceOwner;
 use crate::verdict::{Cause, Refusal, Verdict};
 
 /// Pins a caller. `None` if its user namespace is not its container's, or if it lacks the
 /// capability there; the call is then left to the kernel. The result is the caller only if the call
-/// is still pending afterwards: [`Once::act`](crate::once::Once::act) checks that. A handler that
-/// does not use it must check that itself.
+/// is still pending afterwards: [`ReplayCache::perform`](crate::replay_cache::ReplayCache::perform)
+/// checks that. A handler that does not use it must check that itself.
 pub(super) fn pin(
     call: &Call,
     cx: &Context<'_>,
     base: Base,
     capability: u32,
 ) -> Result<Option<CallerHandle>, Refusal> {
-    pin_if(call, cx, base, |actor| actor.can(capability))
+    pin_if(call, cx, base, |handle| handle.can(capability))
 }
 
 /// Pins a caller if `is` is true for it. `None` as for [`pin`].
@@ -40,42 +40,45 @@ pub(super) fn pin_if(
     is: impl FnOnce(&CallerHandle) -> bool,
 ) -> Result<Option<CallerHandle>, Refusal> {
     // If something cannot be opened, such as a number that is not a descriptor, the kernel answers.
-    let actor = CallerHandle::read(cx.proc(call)?.as_fd(), base).ok();
-    let fits = |actor: &CallerHandle| Origin::of(actor.users.as_fd()).fits(cx.settings.nested);
-    Ok(actor.filter(|actor| is(actor) && fits(actor)))
+    let handle = CallerHandle::read(cx.proc(call)?.as_fd(), base).ok();
+    let is_allowed = |handle: &CallerHandle| {
+        UserNamespaceOwner::of(handle.users.as_fd()).is_allowed(cx.settings.nested)
+    };
+    Ok(handle.filter(|handle| is(handle) && is_allowed(handle)))
 }
 
 /// Has a worker perform this for the caller. If the worker gets EACCES, and the caller has
 /// CAP_DAC_OVERRIDE or CAP_DAC_READ_SEARCH, `find` returns the file that is then opened with the
 /// caller's capabilities.
-pub(super) fn act(
+pub(super) fn perform(
     call: &Call,
     cx: &Context<'_>,
-    actor: &CallerHandle,
+    handle: &CallerHandle,
     what: &Operation,
     find: impl FnOnce() -> Option<Find>,
 ) -> Result<Verdict, Refusal> {
-    let Some(acts) = cx.acts else { return Ok(Verdict::Continue) };
-    let over = actor.passes_over_permissions();
+    let Some(operations) = cx.operations else { return Ok(Verdict::Continue) };
+    let overrides = handle.passes_over_permissions();
     let payer = cx.account.map(|account| &account.payer);
-    let ask = |more: &[BorrowedFd<'_>]| {
-        acts.workers.perform(actor, what, more, payer).map(|answer| answer.reply)
+    let send = |more: &[BorrowedFd<'_>]| {
+        operations.workers.perform(handle, what, more, payer).map(|answer| answer.reply)
     };
-    let mut reply = ask(&[]);
+    let mut reply = send(&[]);
     let mut found = None;
-    if let (Ok(Reply::Failed(Errno::EACCES)), true) = (&reply, over)
+    if let (Ok(Reply::Failed(Errno::EACCES)), true) = (&reply, overrides)
         && let Some(find) = find()
     {
-        reply = find_as(call, cx, acts, actor, &find)?
-            .and_then(|file| ask(&[found.insert(file).as_fd()]));
+        reply = open_as_caller(call, cx, operations, handle, &find)?
+            .and_then(|file| send(&[found.insert(file).as_fd()]));
     }
     if let (Ok(Reply::NoDevices), Operation::Mknod(node), true) =
         (&reply, what, cx.settings.mknod.bind)
     {
-        let owner = (actor.who.uid, actor.who.gid);
-        let bind = Bind { node: node.clone(), owner, umask: actor.who.umask };
-        let (until, caller) = (Instant::now() + DEADLINE, as_whole(call, cx, actor)?);
-        reply = match caller.and_then(|caller| acts.broker.bind_device(&bind, &caller, until)) {
+        let owner = (handle.who.uid, handle.who.gid);
+        let bind = Bind { node: node.clone(), owner, umask: handle.who.umask };
+        let (until, caller) = (Instant::now() + DEADLINE, pin_whole(call, cx, handle)?);
+        reply = match caller.and_then(|caller| operations.broker.bind_device(&bind, &caller, until))
+        {
             Ok(()) => Ok(Reply::Done),
             Err(failure) if failure.untried => Err(failure),
             Err(failure) => {
@@ -103,16 +106,16 @@ pub(super) fn act(
 
 /// Has a worker perform this, and returns its whole answer. `more` are descriptors that the
 /// operation needs.
-pub(super) fn ask(
+pub(super) fn request(
     call: &Call,
     cx: &Context<'_>,
-    actor: &CallerHandle,
+    handle: &CallerHandle,
     what: &Operation,
     more: &[BorrowedFd<'_>],
 ) -> Result<Answer, Refusal> {
-    let Some(acts) = cx.acts else { return Ok(Reply::Kernel.into()) };
+    let Some(operations) = cx.operations else { return Ok(Reply::Kernel.into()) };
     let payer = cx.account.map(|account| &account.payer);
-    acts.workers.perform(actor, what, more, payer).or_else(|failure| {
+    operations.workers.perform(handle, what, more, payer).or_else(|failure| {
         warn(call, cx, &failure);
         match refusal(&failure)? {
             Verdict::Fail(errno) => Ok(Reply::Failed(errno).into()),
@@ -122,34 +125,34 @@ pub(super) fn ask(
 }
 
 fn warn(call: &Call, cx: &Context<'_>, failure: &Error) {
-    if let Some(suppressed) = cx.may_say() {
+    if let Some(suppressed) = cx.may_log() {
         let (container, tid) = (cx.container, call.tid);
         tracing::warn!(container, tid, suppressed, "nothing done: {failure}");
     }
 }
 
 /// Opens a file as the caller, with the capabilities that it has over files of its container.
-fn find_as(
+fn open_as_caller(
     call: &Call,
     cx: &Context<'_>,
-    acts: &Acts,
-    actor: &CallerHandle,
+    operations: &Operations,
+    handle: &CallerHandle,
     find: &Find,
 ) -> Result<Result<OwnedFd, Error>, Refusal> {
-    let caller = as_whole(call, cx, actor)?;
-    Ok(caller.and_then(|caller| acts.broker.find(find, &caller, Instant::now() + DEADLINE)))
+    let caller = pin_whole(call, cx, handle)?;
+    Ok(caller.and_then(|caller| operations.broker.find(find, &caller, Instant::now() + DEADLINE)))
 }
 
 /// Pins everything of a caller, for a process that takes on its identity. Relative paths start at
-/// the folder of `actor`.
-fn as_whole(
+/// the folder of `handle`.
+fn pin_whole(
     call: &Call,
     cx: &Context<'_>,
-    actor: &CallerHandle,
+    handle: &CallerHandle,
 ) -> Result<Result<Caller, Error>, Refusal> {
     let proc = cx.proc(call)?;
     let caller = Caller::pin(proc.as_fd());
-    let base = actor.base.as_ref().map(OwnedFd::try_clone).transpose();
+    let base = handle.base.as_ref().map(OwnedFd::try_clone).transpose();
     cx.still_pending()?;
     let base = base.map_err(|_| Refusal::Continue(Cause::System("dup", Errno::EMFILE)))?;
     Ok(caller.map(|(mut caller, _)| {
@@ -160,5 +163,6 @@ fn as_whole(
 
 /// True if the user namespace that owns this namespace was made by a container or for one.
 pub(super) fn belongs_to_a_container(namespace: &OwnedFd) -> bool {
-    user_namespace::owner(namespace.as_fd()).is_ok_and(|users| Origin::of(users.as_fd()).fits(true))
+    user_namespace::owner(namespace.as_fd())
+        .is_ok_and(|users| UserNamespaceOwner::of(users.as_fd()).is_allowed(true))
 }
