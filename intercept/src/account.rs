@@ -22,13 +22,13 @@ const SLOW: u64 = 10_000_000;
 /// In nanoseconds. After a slow call, listener threads record for this long whether they sleep in
 /// slow calls of the container. If one did, the calls of the container run on other threads for
 /// this long.
-const PROBATION: u64 = 30_000_000_000;
+const WATCH_TIME: u64 = 30_000_000_000;
 
 /// The shortest delay, in nanoseconds: a shorter wait costs more than an answer.
 const SHORTEST: u64 = 1_000_000;
 
 /// A container that calls again within so many nanoseconds makes one call after the other.
-const OFTEN: u64 = 1_000_000;
+const IN_SUCCESSION: u64 = 1_000_000;
 
 /// Lines per second that the audit log takes from one container.
 const LINES: u64 = 200;
@@ -63,7 +63,7 @@ pub(super) struct Account {
     /// Until when listener threads record whether they sleep in its calls.
     watched: AtomicU64,
     /// Until when its calls do not run on listener threads.
-    suspect: AtomicU64,
+    off_listener: AtomicU64,
 }
 
 /// The counts of a container, for `ambit status`.
@@ -92,7 +92,7 @@ impl Account {
             last: AtomicU64::new(0),
             inline: AtomicU32::new(0),
             watched: AtomicU64::new(0),
-            suspect: AtomicU64::new(0),
+            off_listener: AtomicU64::new(0),
         }
     }
 
@@ -107,8 +107,8 @@ impl Account {
     }
 
     /// True if the container makes one call after the other. Called once for each call, at `now`.
-    pub(super) fn calls_often(&self, now: u64) -> bool {
-        now.saturating_sub(self.last.swap(now, Ordering::Relaxed)) < OFTEN
+    pub(super) fn calls_in_succession(&self, now: u64) -> bool {
+        now.saturating_sub(self.last.swap(now, Ordering::Relaxed)) < IN_SUCCESSION
     }
 
     /// True if the audit log may have another line. Otherwise the line is counted as left out.
@@ -143,7 +143,7 @@ impl Account {
     /// Begins, at `now`, to answer a call on one of `threads` listener threads. `None` if calls of
     /// the container hang, or did so recently: they must not delay the calls of other containers.
     pub(super) fn inline(&self, now: u64, threads: usize) -> Option<Inline<'_>> {
-        if self.suspect.load(Ordering::Relaxed) > now {
+        if self.off_listener.load(Ordering::Relaxed) > now {
             return None;
         }
         let under_way = self.inline.fetch_add(1, Ordering::Relaxed) as usize;
@@ -170,10 +170,10 @@ impl Drop for Inline<'_> {
         if now - self.began > SLOW {
             let until = match self.slept {
                 None => &self.account.watched,
-                Some(before) if sleeps() > before => &self.account.suspect,
+                Some(before) if sleeps() > before => &self.account.off_listener,
                 Some(_) => return,
             };
-            until.store(now.saturating_add(PROBATION), Ordering::Relaxed);
+            until.store(now.saturating_add(WATCH_TIME), Ordering::Relaxed);
         }
     }
 }
@@ -262,6 +262,6 @@ mod tests {
         slow(false);
         assert!(account.inline(bucket::now(), 8).is_some(), "it may have waited for a CPU");
         slow(true);
-        assert!(account.inline(bucket::now(), 8).is_none(), "on probation");
+        assert!(account.inline(bucket::now(), 8).is_none(), "it hung a while ago");
     }
 }

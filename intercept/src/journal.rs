@@ -55,9 +55,9 @@ pub(super) struct Journal {
     slots: Memory<Slot>,
     free: Mutex<Vec<usize>>,
     /// The calls of a predecessor that were not taken over yet.
-    left: Mutex<Vec<Left>>,
+    left: Mutex<Vec<LeftCall>>,
     /// The budget of slots, so that one container cannot have all.
-    places: Arc<Budget>,
+    budget: Arc<Budget>,
 }
 
 /// How far the handling of a call had come when a predecessor died.
@@ -70,7 +70,7 @@ pub(super) enum Phase {
 
 /// A call that a predecessor left.
 #[derive(Debug)]
-pub(super) struct Left {
+pub(super) struct LeftCall {
     pub(super) listener: u64,
     pub(super) phase: Phase,
     pub(super) notification: seccomp_notif,
@@ -82,12 +82,12 @@ impl Journal {
     pub(super) fn open(link: &KeeperClient, held: &mut Inherited) -> Result<Arc<Self>, Error> {
         let (slots, fresh) = Memory::open(NAME, SLOTS, link, held)
             .map_err(|source| Error::System { what: "no memory for the journal", source })?;
-        let places = Budget::new(What::Calls, SLOTS);
-        let mut journal = Self { slots, free: Mutex::default(), left: Mutex::default(), places };
+        let budget = Budget::new(What::Calls, SLOTS);
+        let mut journal = Self { slots, free: Mutex::default(), left: Mutex::default(), budget };
         let (mut free, mut left) = (Vec::new(), Vec::new());
         // A new journal is not read, so that its pages are not allocated.
         for index in (0..SLOTS).rev() {
-            match if fresh { None } else { journal.look(index) } {
+            match if fresh { None } else { journal.read(index) } {
                 None if fresh => free.push(index),
                 Some(call) => left.push(call),
                 None => {
@@ -101,7 +101,7 @@ impl Journal {
     }
 
     /// Returns the call that a predecessor left in a slot.
-    fn look(&self, index: usize) -> Option<Left> {
+    fn read(&self, index: usize) -> Option<LeftCall> {
         let slot = &self.slots[index];
         // SAFETY: every bit pattern is a valid `seccomp_notif`. No entry has the slot yet, and the
         // predecessor has ended.
@@ -119,7 +119,7 @@ impl Journal {
             _ => return None,
         };
         let listener = slot.listener.load(Ordering::Relaxed);
-        Some(Left { listener, phase, notification, index })
+        Some(LeftCall { listener, phase, notification, index })
     }
 
     fn clear(&self, index: usize) {
@@ -127,15 +127,15 @@ impl Journal {
         slot.state.store(EMPTY, Ordering::Release);
         // SAFETY: the slot belongs to the entry that is dropped, or to no entry while the journal
         // is opened.
-        unsafe { *slot.notification.get() = NOTHING };
+        unsafe { *slot.notification.get() = ZERO };
     }
 
     /// Takes the calls of one listener that a predecessor left, each with its slot.
-    pub(super) fn left(self: &Arc<Self>, listener: u64) -> Vec<(Left, Entry)> {
+    pub(super) fn take_left(self: &Arc<Self>, listener: u64) -> Vec<(LeftCall, Entry)> {
         let mut all = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         let of_it = all.extract_if(.., |left| left.listener == listener);
         let entry = |index| {
-            let _charge = self.places.try_charge(None, 1);
+            let _charge = self.budget.try_charge(None, 1);
             Entry { journal: Arc::clone(self), index: Some(index), _charge }
         };
         of_it.map(|left| (entry(left.index), left)).map(|(entry, left)| (left, entry)).collect()
@@ -149,15 +149,15 @@ impl Journal {
 
     /// Takes a slot for the next call of a container. The entry has no slot if the container has
     /// used up its share, or if all slots are taken.
-    pub(super) fn entry(self: &Arc<Self>, payer: &Arc<Account>) -> Entry {
-        let charge = self.places.try_charge(Some(payer), 1);
+    pub(super) fn new_entry(self: &Arc<Self>, payer: &Arc<Account>) -> Entry {
+        let charge = self.budget.try_charge(Some(payer), 1);
         let take = || self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let index = charge.as_ref().and_then(|_| take());
         Entry { journal: Arc::clone(self), index, _charge: charge }
     }
 }
 
-const NOTHING: seccomp_notif = seccomp_notif {
+const ZERO: seccomp_notif = seccomp_notif {
     id: 0,
     pid: 0,
     flags: 0,
@@ -248,24 +248,24 @@ mod tests {
     fn a_slot_records_a_call_until_its_entry_is_dropped() {
         let journal = Journal::open(&KeeperClient::default(), &mut Inherited::default()).unwrap();
         let payer = payer("a");
-        let (first, second) = (journal.entry(&payer), journal.entry(&payer));
+        let (first, second) = (journal.new_entry(&payer), journal.new_entry(&payer));
         assert_ne!(first.index, second.index);
         first.begin();
         let index = first.index.unwrap();
-        assert!(matches!(journal.look(index).unwrap().phase, Phase::Begun));
+        assert!(matches!(journal.read(index).unwrap().phase, Phase::Begun));
         second.record_answer(&seccomp_notif_resp { id: 7, val: 8, error: 0, flags: 0 });
-        let left = journal.look(second.index.unwrap()).unwrap();
+        let left = journal.read(second.index.unwrap()).unwrap();
         assert!(matches!(left.phase, Phase::Done(answer) if answer.val == 8), "{left:?}");
         drop(first);
-        assert!(journal.look(index).is_none());
-        assert_eq!(journal.entry(&payer).index, Some(index));
+        assert!(journal.read(index).is_none());
+        assert_eq!(journal.new_entry(&payer).index, Some(index));
     }
 
     #[test]
     fn a_call_without_a_slot_has_an_entry_too() {
         let journal = Journal::open(&KeeperClient::default(), &mut Inherited::default()).unwrap();
         let payer = payer("a");
-        let entries: Vec<_> = (0..SLOTS + 2).map(|_| journal.entry(&payer)).collect();
+        let entries: Vec<_> = (0..SLOTS + 2).map(|_| journal.new_entry(&payer)).collect();
         assert!(entries[SLOTS].index.is_none());
         entries[SLOTS].begin();
     }
@@ -274,12 +274,12 @@ mod tests {
     fn a_container_with_many_calls_leaves_slots_for_others() {
         let journal = Journal::open(&KeeperClient::default(), &mut Inherited::default()).unwrap();
         let (one, other) = (payer("a"), payer("b"));
-        let entries: Vec<_> = (0..SLOTS).map(|_| journal.entry(&one)).collect();
+        let entries: Vec<_> = (0..SLOTS).map(|_| journal.new_entry(&one)).collect();
         let has_slot = |entry: &&Entry| entry.index.is_some();
         assert_eq!(entries.iter().filter(has_slot).count(), SLOTS / 2);
-        assert!(journal.entry(&other).index.is_some());
+        assert!(journal.new_entry(&other).index.is_some());
         drop(entries);
         assert!(journal.is_idle());
-        assert_eq!(journal.places.taken(), 0);
+        assert_eq!(journal.budget.taken(), 0);
     }
 }

@@ -65,7 +65,7 @@ impl Listener {
         {
             return Err(Error::NoListener { errno });
         }
-        take_turns(fd.as_fd());
+        set_sync_wake_up(fd.as_fd());
         Ok(Self { fd, kept: None })
     }
 
@@ -144,7 +144,7 @@ const EMPTY: seccomp_notif = seccomp_notif {
 /// Sets `SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP`: the caller and the thread that answers then wake each
 /// other on the same CPU instead of an idle one (12 us a round trip instead of 100 and more).
 /// Before Linux 6.6 (EINVAL) everything works, but slower.
-pub(super) fn take_turns(listener: BorrowedFd<'_>) {
+pub(super) fn set_sync_wake_up(listener: BorrowedFd<'_>) {
     // SAFETY: the argument is an integer; the kernel accesses no memory.
     if let Err(errno) = unsafe { ioctls::set_flags(listener.as_raw_fd(), SYNC_WAKE_UP) } {
         tracing::debug!("callers are woken slowly: SECCOMP_IOCTL_NOTIF_SET_FLAGS: {errno}");

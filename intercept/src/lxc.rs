@@ -1,5 +1,4 @@
-//! The transport of liblxc's proxy protocol (`lxc.seccomp.notify.proxy =
-//! unix:/run/ambit/lxc.sock`).
+//! The transport of liblxc's proxy protocol, which the key `lxc.seccomp.notify.proxy` switches on.
 //!
 //! The monitor of each container connects once and sends one packet per trapped call; it blocks
 //! until the answer arrives. An answer has no number: one that came after the monitor's timeout of
@@ -26,7 +25,7 @@ use rustix::net::{RecvFlags, SendFlags, SocketType, send};
 
 use super::bucket;
 use super::epoll::Next;
-use super::journal::{Entry, Journal, Left, Phase};
+use super::journal::{Entry, Journal, LeftCall, Phase};
 use super::listener::{self, response};
 use super::lxc_packet::{self, FIXED, LONGEST, Packet};
 use super::pipeline::Pipeline;
@@ -74,18 +73,18 @@ struct Monitor {
     /// The container of the last packet; a monitor has only one.
     member: Mutex<Option<Member>>,
     /// The call that a predecessor was handling.
-    left: Mutex<Option<Box<(Left, Entry)>>>,
+    left: Mutex<Option<Box<(LeftCall, Entry)>>>,
     /// Set after `SYNC_WAKE_UP` was set on its listener.
-    takes_turns: AtomicBool,
+    has_sync_wake_up: AtomicBool,
     /// Limits log lines about the monitor.
-    trouble: Limiter,
+    warnings: Limiter,
     link: KeeperClient,
     /// The number of the connection with the keeper.
     number: u64,
 }
 
 /// Returns a connection to the listener threads after another thread had it.
-type Back = Box<dyn FnOnce(Arc<Connection>) + Send>;
+type GiveBack = Box<dyn FnOnce(Arc<Connection>) + Send>;
 
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -103,7 +102,7 @@ struct LxcCall {
     memory: OwnedFd,
     listener: Option<OwnedFd>,
     received: Instant,
-    back: Back,
+    give_back: GiveBack,
 }
 
 /// `/proc/<tid>`, `/proc/<tid>/mem`, and since liblxc 4.0.5 the listener.
@@ -126,7 +125,7 @@ impl Connection {
         journal: &Arc<Journal>,
     ) -> Option<Self> {
         let monitor = getsockopt(&fd, PeerCredentials).ok()?.pid();
-        let left = Mutex::new(journal.left(number).pop().map(Box::new));
+        let left = Mutex::new(journal.take_left(number).pop().map(Box::new));
         Some(Self::new(fd, monitor, number, link, left))
     }
 
@@ -135,11 +134,11 @@ impl Connection {
         pid: i32,
         number: u64,
         link: KeeperClient,
-        left: Mutex<Option<Box<(Left, Entry)>>>,
+        left: Mutex<Option<Box<(LeftCall, Entry)>>>,
     ) -> Self {
-        let (member, takes_turns) = (Mutex::default(), AtomicBool::new(false));
-        let trouble = Limiter::default();
-        let monitor = Monitor { pid, member, left, takes_turns, trouble, link, number };
+        let (member, has_sync_wake_up) = (Mutex::default(), AtomicBool::new(false));
+        let warnings = Limiter::default();
+        let monitor = Monitor { pid, member, left, has_sync_wake_up, warnings, link, number };
         Self { fd, serving: AtomicBool::new(false), monitor: Arc::new(monitor) }
     }
 
@@ -163,21 +162,20 @@ impl Connection {
         name.map_or_else(|| format!("monitor {} of liblxc", self.monitor.pid), str::to_owned)
     }
 
-    /// Answers one packet. A call that may block is answered by another thread, which then calls
-    /// `back` with the connection. Until then no listener thread watches the connection, because
+    /// Answers one packet. A call that may block is answered by another thread, which then calls    /// `give_back` with the connection. Until then no listener thread watches the connection, because
     /// the packet keeps it readable.
     pub(super) fn serve(
         self: &Arc<Self>,
         pipeline: &Arc<Pipeline>,
         journal: &Arc<Journal>,
         threads: usize,
-        back: Back,
+        give_back: GiveBack,
     ) -> Next {
         // This thread has replaced one that hangs in an answer, and sees the same packet.
         if self.serving.swap(true, Ordering::Acquire) {
             return Next::Pause(BUSY);
         }
-        let next = self.serve_one(pipeline, journal, threads, back);
+        let next = self.serve_one(pipeline, journal, threads, give_back);
         self.serving.store(false, Ordering::Release);
         next
     }
@@ -187,7 +185,7 @@ impl Connection {
         pipeline: &Arc<Pipeline>,
         journal: &Arc<Journal>,
         threads: usize,
-        back: Back,
+        give_back: GiveBack,
     ) -> Next {
         let received = Instant::now();
         let mut buffer = [0; LONGEST];
@@ -196,7 +194,7 @@ impl Connection {
             Ok(None) | Err(Errno::CONNRESET) => return self.ended(),
             Err(Errno::AGAIN | Errno::INTR) => return Next::Watch,
             Err(errno) => {
-                self.complain(&format_args!("recvmsg: {errno}"));
+                self.warn(&format_args!("recvmsg: {errno}"));
                 return self.ended();
             }
         };
@@ -211,23 +209,24 @@ impl Connection {
         let (packet, proc, memory, listener) = match decoded {
             Ok(decoded) => decoded,
             Err(error) => {
-                self.complain(&error);
+                self.warn(&error);
                 self.consume();
                 // The monitor takes an empty packet as a refusal. Without an answer it would block.
                 return if self.send(&[]) { Next::Watch } else { self.ended() };
             }
         };
         if let Some(listener) = &listener
-            && !self.monitor.takes_turns.swap(true, Ordering::Relaxed)
+            && !self.monitor.has_sync_wake_up.swap(true, Ordering::Relaxed)
         {
-            listener::take_turns(listener.as_fd());
+            listener::set_sync_wake_up(listener.as_fd());
         }
         let call = self.look_up(&packet, pipeline);
         let (entry, phase) = self.begin(&packet, &call.account.payer, journal);
         let now = bucket::now();
         let wait = call.account.spend(now, call.policy.settings().limit.calls);
         let (connection, id, packet) = (Arc::clone(self), packet.id, packet.fixed);
-        let transport = LxcCall { connection, packet, id, proc, memory, listener, received, back };
+        let transport =
+            LxcCall { connection, packet, id, proc, memory, listener, received, give_back };
         match (Received { transport, call, entry, phase }).serve(now, threads, pipeline) {
             Served::Here { delivered: true } => wait.map_or(Next::Watch, Next::Pause),
             Served::Here { delivered: false } => self.ended(),
@@ -255,7 +254,7 @@ impl Connection {
         {
             return (entry, left.phase);
         }
-        let entry = journal.entry(payer);
+        let entry = journal.new_entry(payer);
         let (id, pid, flags, data) = (packet.id, packet.tid, 0, packet.data);
         entry.record_call(self.monitor.number, seccomp_notif { id, pid, flags, data });
         (entry, Phase::Received)
@@ -280,7 +279,7 @@ impl Connection {
             member.policy(pipeline.policies()).clone()
         } else {
             let theirs = packet.monitor_pid;
-            self.complain(&format_args!("it calls itself process {theirs}: not our namespace"));
+            self.warn(&format_args!("it calls itself process {theirs}: not our namespace"));
             Policy::none()
         };
         pipeline.look_up(packet.tid, packet.data, account, policy)
@@ -312,8 +311,8 @@ impl Connection {
         send(&self.fd, packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT).is_ok()
     }
 
-    fn complain(&self, what: &dyn std::fmt::Display) {
-        if let Some(suppressed) = self.monitor.trouble.pass() {
+    fn warn(&self, what: &dyn std::fmt::Display) {
+        if let Some(suppressed) = self.monitor.warnings.pass() {
             tracing::warn!(monitor = self.monitor.pid, suppressed, "a request of liblxc: {what}");
         }
     }
@@ -347,7 +346,7 @@ impl Transport for LxcCall {
         if let (Verdict::Install(fd), Some(listener)) = (verdict, &self.listener)
             && let Err(errno) = listener::install(listener.as_fd(), self.id, fd.as_fd())
         {
-            self.connection.complain(&format_args!("SECCOMP_IOCTL_NOTIF_ADDFD: {errno}"));
+            self.connection.warn(&format_args!("SECCOMP_IOCTL_NOTIF_ADDFD: {errno}"));
         }
         // Installing a descriptor has answered the call. The answer that the monitor passes on
         // after that has no effect.
@@ -386,7 +385,7 @@ impl Transport for LxcCall {
 
     fn release(self, delivered: bool) {
         if delivered {
-            return (self.back)(self.connection);
+            return (self.give_back)(self.connection);
         }
         // The monitor connects again.
         self.connection.ended();
@@ -546,7 +545,7 @@ mod tests {
                 memory: memory.try_clone().unwrap(),
                 listener: None,
                 received,
-                back: Box::new(drop),
+                give_back: Box::new(drop),
             };
             assert_eq!(asked.answer(&Verdict::Return(0), &entry).is_ok(), in_time, "{age:?}");
             let mut answer = [0; 256];

@@ -45,7 +45,10 @@ pub(super) fn patience() -> Duration {
 /// The verdict after an operation failed: CONTINUE if it was not attempted, otherwise its errno.
 pub(super) fn refusal(failure: &Error) -> Result<Verdict, Refusal> {
     if failure.untried {
-        return Err(Refusal::Continue(Cause::System("a process that acts", failure.errno)));
+        return Err(Refusal::Continue(Cause::System(
+            "a worker of privileged operations",
+            failure.errno,
+        )));
     }
     Ok(Verdict::Fail(failure.errno))
 }

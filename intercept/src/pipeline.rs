@@ -43,7 +43,7 @@ pub(super) struct Pipeline {
     /// Limits log lines about failures.
     failures: Limiter,
     /// Limits log lines about calls over `limit.acts`.
-    crowds: Limiter,
+    over_limit: Limiter,
     operations: Option<Arc<Operations>>,
     queue: OperationQueue,
     policies: Current,
@@ -52,7 +52,7 @@ pub(super) struct Pipeline {
 
 impl Pipeline {
     pub(super) fn new(views: Arc<dyn Views>) -> Self {
-        let (counters, failures, crowds) =
+        let (counters, failures, over_limit) =
             (Counters::new(), Limiter::default(), Limiter::default());
         let (operations, queue) = (None, OperationQueue::default());
         let policies = Current::new(Policies::default());
@@ -64,7 +64,7 @@ impl Pipeline {
             accounts,
             audit,
             failures,
-            crowds,
+            over_limit,
             operations,
             queue,
             policies,
@@ -206,13 +206,13 @@ impl Pipeline {
             Ok(Ok(verdict)) => (verdict, Outcome::Granted),
             Ok(Err(Refusal::Continue(cause))) => {
                 self.report(handler, trapped, &cause);
-                cx.notes.broken(&cause);
+                cx.notes.set_error(&cause);
                 (Verdict::Continue, Outcome::Failed)
             }
             Err(_) => {
                 let defect = "a defect: the handler panicked";
                 self.report(handler, trapped, &defect);
-                cx.notes.broken(&defect);
+                cx.notes.set_error(&defect);
                 (Verdict::Continue, Outcome::Failed)
             }
         };
@@ -229,7 +229,7 @@ impl Pipeline {
                     caller: Caller::parse(&status),
                     notes: &cx.notes,
                     outcome: match outcome {
-                        _ if cx.notes.is_broken() => "error",
+                        _ if cx.notes.is_error() => "error",
                         Outcome::Granted => "granted",
                         _ => "refused",
                     },
@@ -245,20 +245,25 @@ impl Pipeline {
     }
 
     /// Logs that a container has more calls under way than it may, and that the kernel answers one.
-    pub(super) fn too_many(&self, account: &Account) {
+    pub(super) fn log_over_limit(&self, account: &Account) {
         let container = &account.id;
-        if let Some(suppressed) = self.crowds.pass() {
+        if let Some(suppressed) = self.over_limit.pass() {
             tracing::warn!(
                 container,
                 suppressed,
-                "too many calls are acted on: the kernel answers one"
+                "too many privileged operations are under way (limit.acts): the kernel answers one"
             );
         }
     }
 
     /// Logs that the kernel refused an answer, which only a defect, or a descriptor that cannot be
     /// installed, can cause. `onward` is the result of leaving the call to the kernel instead.
-    pub(super) fn refused(&self, container: &str, onward: Result<(), Errno>, errno: Errno) {
+    pub(super) fn log_refused_answer(
+        &self,
+        container: &str,
+        onward: Result<(), Errno>,
+        errno: Errno,
+    ) {
         if let Some(suppressed) = self.failures.pass() {
             tracing::error!(
                 container,

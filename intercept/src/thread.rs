@@ -148,7 +148,7 @@ impl Threads {
         let listener = Arc::new(listener);
         let account = Arc::clone(member.account(self.pipeline.accounts()));
         let policy = member.policy(self.pipeline.policies()).clone();
-        for (left, entry) in self.journal.left(listener.number()) {
+        for (left, entry) in self.journal.take_left(listener.number()) {
             let (seccomp_notif { id, pid, data, .. }, phase) = (left.notification, left.phase);
             let transport = Notification { listener: Arc::clone(&listener), id };
             if let Phase::Done(answer) = phase {
@@ -278,7 +278,7 @@ impl Threads {
             let account = Arc::clone(locked.account(self.pipeline.accounts()));
             let policy = locked.policy(self.pipeline.policies()).clone();
             drop(locked);
-            let often = account.calls_often(now);
+            let often = account.calls_in_succession(now);
             match self.answer(listener, account, policy, now) {
                 AfterCall::Leave(next) => return next,
                 AfterCall::Stay(tid) if *first.get_or_insert(tid) != tid => turn = TURN_OF_SEVERAL,
@@ -310,7 +310,7 @@ impl Threads {
         policy: Policy,
         now: u64,
     ) -> AfterCall {
-        let mut entry = self.journal.entry(&account.payer);
+        let mut entry = self.journal.new_entry(&account.payer);
         let notification = match entry.receive(listener) {
             Ok(notification) => notification,
             // ENOENT: the caller died or got a signal between the event and RECV. EINTR: this

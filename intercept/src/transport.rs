@@ -86,7 +86,7 @@ impl<T: Transport> Received<T> {
         let limit = self.call.policy.settings().limit.acts;
         pipeline.queue().enqueue(&account.id, limit, move |granted| {
             if !granted {
-                own.too_many(&self.call.account);
+                own.log_over_limit(&self.call.account);
                 let _ = self.transport.refuse();
                 return;
             }
@@ -117,7 +117,7 @@ impl<T: Transport> Received<T> {
         match answered {
             // ENOENT: a signal interrupted the call, or the caller died.
             Ok(()) | Err(Errno::ENOENT) => {}
-            Err(errno) => pipeline.refused(&call.account.id, transport.refuse(), errno),
+            Err(errno) => pipeline.log_refused_answer(&call.account.id, transport.refuse(), errno),
         }
         answered.is_ok()
     }

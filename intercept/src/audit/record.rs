@@ -22,7 +22,7 @@ pub(crate) struct Notes {
     arguments: RefCell<Map<String, Value>>,
     no_operation: Cell<bool>,
     reason: RefCell<Option<String>>,
-    broken: Cell<bool>,
+    is_error: Cell<bool>,
 }
 
 impl Notes {
@@ -48,20 +48,20 @@ impl Notes {
     }
 
     /// Sets the reason of a refusal.
-    pub(crate) fn because(&self, reason: &dyn std::fmt::Display) {
+    pub(crate) fn set_reason(&self, reason: &dyn std::fmt::Display) {
         if self.wanted {
             *self.reason.borrow_mut() = Some(reason.to_string());
         }
     }
 
     /// Sets the reason, and marks the outcome as an error of the daemon.
-    pub(crate) fn broken(&self, reason: &dyn std::fmt::Display) {
-        self.broken.set(true);
-        self.because(reason);
+    pub(crate) fn set_error(&self, reason: &dyn std::fmt::Display) {
+        self.is_error.set(true);
+        self.set_reason(reason);
     }
 
-    pub(crate) fn is_broken(&self) -> bool {
-        self.broken.get()
+    pub(crate) fn is_error(&self) -> bool {
+        self.is_error.get()
     }
 }
 

@@ -98,7 +98,7 @@ pub(super) fn perform(
         Ok(Reply::NoDevices) => Ok(Verdict::Fail(Errno::EPERM)),
         Err(failure) => {
             warn(call, cx, &failure);
-            cx.notes.broken(&failure);
+            cx.notes.set_error(&failure);
             refusal(&failure)
         }
     }

@@ -120,7 +120,7 @@ impl Handler for Mount {
                     let (container, tid) = (cx.container, call.tid);
                     tracing::warn!(container, tid, suppressed, "mount refused: {refused}");
                 }
-                cx.notes.because(&refused);
+                cx.notes.set_reason(&refused);
                 return Ok(Verdict::Fail(Errno::EPERM));
             }
         };
@@ -132,7 +132,7 @@ impl Handler for Mount {
             match result {
                 Ok(()) => Ok(Verdict::Return(0)),
                 Err(failure) => {
-                    cx.notes.because(&failure);
+                    cx.notes.set_reason(&failure);
                     operations::refusal(&failure)
                 }
             }
