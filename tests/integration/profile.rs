@@ -86,7 +86,7 @@ fn a_written_profile_comes_with_the_lines_of_a_container() {
     let file = folder.path().join("seccomp");
     let args = ["--label", "web", "--output", file.to_str().unwrap()];
     let output = profile::ask(&daemon, "lxc", &args);
-    assert!(output.stderr.contains("the configuration has mknod"), "{}", output.stderr);
+    assert!(output.stderr.contains("the configuration grants mknod"), "{}", output.stderr);
     let lines = output.ok();
     for line in [
         format!("lxc.seccomp.profile = {}\n", file.display()),

@@ -70,7 +70,7 @@ fn a_server_that_lost_its_keeper_serves_until_it_is_stopped() {
         );
         let refused = ambit(&["reload", "--exec", machine::AMBIT]);
         assert!(
-            refused.status == 2 && refused.stderr.contains("the keeper is gone"),
+            refused.status == 2 && refused.stderr.contains("the keeper has ended"),
             "{refused:?}"
         );
         let pid = Pid::from_raw(server.cast_signed()).unwrap();
