@@ -188,7 +188,7 @@ impl Worker {
         let Received { length, mut fds, .. } = loop {
             match channel::receive(&self.socket, &mut bytes, RecvFlags::empty()) {
                 Err(rustix::io::Errno::AGAIN) if timeouts < TIMES && self.is_runnable() => {
-                    timeouts += 1
+                    timeouts += 1;
                 }
                 Err(rustix::io::Errno::AGAIN) => {
                     return Err(Error::new(Errno::ETIMEDOUT, "the operation took too long"));
