@@ -14,7 +14,8 @@ fn reader(daemon: &Daemon, args: &[&str]) -> (tempfile::TempDir, Running) {
     let stop = readable_dir();
     let bind = format!("{}:/srv:ro", stop.path().display());
     let args = [&["--bind", &bind], args].concat();
-    let script = "echo ready; while [ ! -e /srv/stop ]; do
+    // If sysinfo is reported, its answer shows that the daemon has the listener.
+    let script = "busybox uptime >/dev/null; echo ready; while [ ! -e /srv/stop ]; do
                   cat /proc/meminfo >/dev/null && echo read; sleep 0.02; done";
     let mut running = start(&mut sandbox::command(daemon, &args, script));
     running.wait_for("read\n", machine::patience(20));
