@@ -162,8 +162,9 @@ impl Connection {
         name.map_or_else(|| format!("monitor {} of liblxc", self.monitor.pid), str::to_owned)
     }
 
-    /// Answers one packet. A call that may block is answered by another thread, which then calls    /// `give_back` with the connection. Until then no listener thread watches the connection, because
-    /// the packet keeps it readable.
+    /// Answers one packet. A call that may block is answered by another thread, which then calls
+    /// `give_back` with the connection. Until then no listener thread watches the connection,
+    /// because the packet keeps it readable.
     pub(super) fn serve(
         self: &Arc<Self>,
         pipeline: &Arc<Pipeline>,
