@@ -10,7 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt}
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::socket::{UnixCredentials, getsockopt, sockopt::PeerCredentials};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
@@ -112,7 +112,7 @@ impl Listening {
             }
         };
         match getsockopt(&fd, PeerCredentials) {
-            Ok(peer) if peer.uid() == 0 => Some(Peer { fd, pid: peer.pid() }),
+            Ok(peer) if is_root(&peer) => Some(Peer { fd, pid: peer.pid() }),
             Ok(peer) => {
                 let path = self.path.display();
                 tracing::warn!(uid = peer.uid(), "connection to {path} refused: only root may");
@@ -235,6 +235,12 @@ fn open(path: &Path, kind: SocketType) -> io::Result<(OwnedFd, SocketAddrUnix)> 
     Ok((socket_with(AddressFamily::UNIX, kind, flags, None)?, address))
 }
 
+/// True for a process whose effective user is root of our user namespace. The kernel shows a user
+/// that our user namespace does not map as the overflow user (65534).
+fn is_root(peer: &UnixCredentials) -> bool {
+    peer.uid() == 0
+}
+
 fn refuse_if_taken(path: &Path, kind: SocketType) -> Result<(), Error> {
     match fs::symlink_metadata(path) {
         Ok(file) if !file.file_type().is_socket() => {
@@ -277,6 +283,15 @@ mod tests {
         assert_eq!(peer.pid, i32::try_from(std::process::id()).unwrap());
         drop(socket);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn only_root_may_connect() {
+        let user = |uid, gid| UnixCredentials::from(libc::ucred { pid: 1, uid, gid });
+        assert!(is_root(&user(0, 0)) && is_root(&user(0, 1000)));
+        for (uid, gid) in [(1, 0), (1000, 1000), (65_534, 0), (u32::MAX, 0), (100_000, 0)] {
+            assert!(!is_root(&user(uid, gid)), "{uid}");
+        }
     }
 
     #[test]

@@ -8,14 +8,13 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, ResolveFlags, Statx, StatxAttributes, StatxFlags, openat2, statx,
-};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Statx, StatxAttributes, StatxFlags, statx};
 use rustix::mount::{MoveMountFlags, move_mount};
 use serde::{Deserialize, Serialize};
 
 use super::caller::Caller;
 use super::error::{Context, Error, MarkUntried};
+use super::lookup::open_path;
 use super::mount::detached_node;
 use super::operation::Mknod;
 
@@ -45,7 +44,7 @@ pub(super) fn bind_device(bind: &Bind, caller: &Caller) -> Result<(), Error> {
     let (folder, name) =
         bind.node.split_path().ok_or_else(|| refused("the path has no last component"))?;
     let folder = open_folder(folder)?;
-    if !is_below_dev(folder.as_fd())? {
+    if !is_on_mount(open_folder(b"/dev")?.as_fd(), folder.as_fd())? {
         return Err(refused("device nodes are bind-mounted below /dev only"));
     }
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -62,21 +61,37 @@ fn refused(why: &str) -> Error {
 }
 
 fn open_folder(path: &[u8]) -> Result<OwnedFd, Error> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)
-        .context("openat2 of the node's folder as the caller")
+    open_path(CWD, path, OFlags::DIRECTORY).context("openat2 of the node's folder as the caller")
 }
 
-/// True if a directory is on the mount at `/dev`. All of that mount is below `/dev`.
-fn is_below_dev(folder: BorrowedFd<'_>) -> Result<bool, Error> {
+/// True if `top` is the root of a mount, and a directory is on that mount. All of a mount at `/dev`
+/// is below `/dev`.
+fn is_on_mount(top: BorrowedFd<'_>, folder: BorrowedFd<'_>) -> Result<bool, Error> {
     let look = |folder: BorrowedFd<'_>| -> Result<Statx, Error> {
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         statx(folder, "", flags, StatxFlags::MNT_ID).context("statx of a folder")
     };
-    let (dev, folder) = (look(open_folder(b"/dev")?.as_fd())?, look(folder)?);
+    let (top, folder) = (look(top)?, look(folder)?);
     let tells = |stat: &Statx| stat.stx_mask & StatxFlags::MNT_ID.bits() != 0;
-    Ok(dev.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
-        && tells(&dev)
+    Ok(top.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
+        && tells(&top)
         && tells(&folder)
-        && dev.stx_mnt_id == folder.stx_mnt_id)
+        && top.stx_mnt_id == folder.stx_mnt_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_mounted_on_the_mount_at_dev_alone() {
+        let is_on = |top: &[u8], folder: &[u8]| {
+            is_on_mount(open_folder(top).unwrap().as_fd(), open_folder(folder).unwrap().as_fd())
+                .unwrap()
+        };
+        assert!(is_on(b"/proc", b"/proc") && is_on(b"/proc", b"/proc/self/net/.."));
+        assert!(!is_on(b"/proc", b"/") && !is_on(b"/proc", b"/etc"));
+        // A `/dev` that is a directory of the root filesystem.
+        assert!(!is_on(b"/proc/self", b"/proc/self"));
+    }
 }

@@ -9,11 +9,12 @@ use std::os::fd::OwnedFd;
 
 use nix::fcntl::AtFlags;
 use nix::unistd::{AccessFlags, faccessat};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{CWD, OFlags};
 use serde::{Deserialize, Serialize};
 
 use super::caller::Caller;
 use super::error::{Context, Error};
+use super::lookup::open_path;
 
 /// The alarm(2) of the process, in seconds.
 const LONGEST: u32 = 6;
@@ -36,12 +37,11 @@ pub(super) fn find(find: &Find, caller: &Caller) -> Result<OwnedFd, Error> {
     nix::unistd::alarm::set(LONGEST);
     caller.enter_users()?;
     caller.enter()?;
-    let mut flags = OFlags::PATH | OFlags::CLOEXEC;
+    let mut flags = OFlags::empty();
     flags.set(OFlags::DIRECTORY, find.folder);
     flags.set(OFlags::NOFOLLOW, !find.follow);
     let path: &[u8] = if find.path.is_empty() { b"." } else { &find.path };
-    let file = openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
-    let file = file.context("openat2 as the caller")?;
+    let file = open_path(CWD, path, flags).context("openat2 as the caller")?;
     let mut access = AccessFlags::W_OK;
     access.set(AccessFlags::X_OK, find.folder);
     // faccessat(2) with AT_EACCESS checks with the effective ids and capabilities.

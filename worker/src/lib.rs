@@ -15,6 +15,7 @@ mod caller;
 mod child;
 mod error;
 mod find;
+mod lookup;
 pub mod mount;
 pub mod operation;
 mod pin;

@@ -59,6 +59,18 @@ settings! {
 #[serde(try_from = "String", into = "String")]
 pub struct Device(u32, u32);
 
+impl Device {
+    /// Decodes the argument of mknod(2), as the kernel's `new_decode_dev` does.
+    fn decode(number: u32) -> Self {
+        Self(number >> 8 & 0xfff, number & 0xff | number >> 12 & 0xf_ff00)
+    }
+
+    /// True if a container may make this character device, whose policy lists `listed`.
+    fn is_allowed(self, listed: &[Self]) -> bool {
+        (HARMLESS.contains(&self) || listed.contains(&self)) && !NEVER.contains(&self)
+    }
+}
+
 impl TryFrom<String> for Device {
     type Error = String;
 
@@ -123,10 +135,8 @@ impl Handler for Mknod {
 
     fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
         let mode = mode_at(call.syscall);
-        // The kernel's encoding in 32 bits: new_decode_dev().
-        let number = call.uint(mode + 1);
-        let device = Device(number >> 8 & 0xfff, number & 0xff | number >> 12 & 0xf_ff00);
-        if !HARMLESS.contains(&device) && !cx.settings.mknod.devices.contains(&device) {
+        let device = Device::decode(call.uint(mode + 1));
+        if !device.is_allowed(&cx.settings.mknod.devices) {
             return Ok(Verdict::Continue);
         }
         let Some(path) = cx.string(call, mode - 1)? else { return Ok(Verdict::Continue) };
@@ -168,6 +178,32 @@ mod tests {
         for text in ["1:1", "1:2", "1:4", "01:+1"] {
             let error = device(text).unwrap_err();
             assert!(error.contains("gives the whole machine away"), "{error}");
+        }
+    }
+
+    #[test]
+    fn harmless_devices_and_listed_ones_are_allowed_and_no_others() {
+        let null_to_console = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1)];
+        assert!(null_to_console.iter().all(|&(major, minor)| Device(major, minor).is_allowed(&[])));
+        let fuse = Device(10, 229);
+        assert!(!fuse.is_allowed(&[]) && fuse.is_allowed(&[fuse]));
+        // Whiteouts of overlayfs, kmsg, ptmx, a disk's number, neighbours of a listed one.
+        for (major, minor) in [(0, 0), (1, 11), (5, 2), (8, 0), (10, 228), (229, 10)] {
+            assert!(!Device(major, minor).is_allowed(&[fuse]), "{major}:{minor}");
+        }
+    }
+
+    #[test]
+    fn memory_and_ports_are_never_allowed() {
+        let listed = [Device(1, 1), Device(1, 2), Device(1, 4)];
+        assert!(listed.iter().all(|device| !device.is_allowed(&listed)));
+    }
+
+    #[test]
+    fn a_device_number_is_decoded_as_the_kernel_does() {
+        for (major, minor) in [(1, 3), (10, 229), (0xfff, 0xf_ffff), (0, 0x100), (259, 300)] {
+            let number = u32::try_from(libc::makedev(major, minor)).unwrap();
+            assert_eq!(Device::decode(number), Device(major, minor));
         }
     }
 }

@@ -122,6 +122,47 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_path_starts_where_openat_starts_it() {
+        assert_eq!(Base::of(libc::AT_FDCWD, b"null"), Base::Folder);
+        assert_eq!(Base::of(libc::AT_FDCWD, b""), Base::Folder);
+        assert_eq!(Base::of(5, b"dev/null"), Base::Descriptor(5));
+        for dirfd in [libc::AT_FDCWD, 5, -1] {
+            assert_eq!(Base::of(dirfd, b"/dev/null"), Base::Root);
+        }
+    }
+
+    #[test]
+    fn a_working_directory_outside_of_the_root_stays_the_callers() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .current_dir(folder.path())
+            .spawn()
+            .unwrap();
+        let proc = std::fs::File::open(format!("/proc/{}", child.id())).unwrap();
+        let handle = CallerHandle::read(proc.as_fd(), Base::Folder).unwrap();
+        let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
+        let path = |path: &std::path::Path| rustix::fs::stat(path).unwrap().st_ino;
+        assert_eq!(inode(handle.base.as_ref().unwrap()), path(folder.path()));
+        assert_eq!(inode(&handle.root), path("/".as_ref()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_capability_is_one_bit_of_the_effective_set() {
+        let proc = std::fs::File::open("/proc/self").unwrap();
+        let mut handle = CallerHandle::read(proc.as_fd(), Base::Root).unwrap();
+        handle.effective = 1 << 27;
+        assert!(handle.can(27) && !handle.can(26) && !handle.can(28));
+        assert!(!handle.passes_over_permissions());
+        for dac in [1, 2] {
+            handle.effective = 1 << dac;
+            assert!(handle.passes_over_permissions() && !handle.can(21));
+        }
+    }
+
+    #[test]
     fn a_thread_is_read_until_it_ends() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let flags = OFlags::PATH | OFlags::CLOEXEC;

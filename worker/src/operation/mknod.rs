@@ -7,12 +7,13 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, StatVfsMountFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatVfsMountFlags};
 use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
 use super::identity::use_only;
 use super::reply::Reply;
+use crate::lookup::open_path;
 
 /// The arguments of the operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,9 +97,7 @@ impl Mknod {
         let folder = match found {
             Some(found) => found,
             None => {
-                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                let resolve = ResolveFlags::NO_MAGICLINKS;
-                opened = rustix::fs::openat2(base, folder, flags, Mode::empty(), resolve)?;
+                opened = open_path(base, folder, OFlags::DIRECTORY)?;
                 opened.as_fd()
             }
         };
@@ -168,5 +167,15 @@ mod tests {
         assert_eq!(text("a/null//"), Some(["a/", "null//"]));
         assert_eq!(text("a/.."), Some(["a/", ".."]));
         assert_eq!((text("//"), text("")), (None, None));
+    }
+
+    #[test]
+    fn a_path_through_a_magic_link_is_left_to_the_kernel() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = format!("/proc/self/root{}/node", folder.path().display()).into_bytes();
+        let node = Mknod { path, mode: 0o600, device: rustix::fs::makedev(1, 3) };
+        let reply = node.perform(rustix::fs::CWD, None, &mut Opens::new());
+        assert_eq!(reply, Reply::Kernel);
+        assert!(!folder.path().join("node").exists());
     }
 }

@@ -9,13 +9,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::fcntl::AtFlags;
 use nix::unistd::{AccessFlags, faccessat};
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, XattrFlags};
+use rustix::fs::{FileType, OFlags, XattrFlags};
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
 use super::identity::use_only;
 use super::reply::Reply;
+use crate::lookup::open_path;
 
 /// The attribute. [`VALUE`] is the only value that is set.
 pub(super) const NAME: &str = "trusted.overlay.opaque";
@@ -65,10 +66,8 @@ impl SetOpaque {
             (Some(found), _) => found,
             (None, None) => base,
             (None, Some(path)) => {
-                let mut flags = OFlags::PATH | OFlags::CLOEXEC;
-                flags.set(OFlags::NOFOLLOW, !self.follow);
-                let resolve = ResolveFlags::NO_MAGICLINKS;
-                opened = rustix::fs::openat2(base, &**path, flags, Mode::empty(), resolve)?;
+                let flags = if self.follow { OFlags::empty() } else { OFlags::NOFOLLOW };
+                opened = open_path(base, path, flags)?;
                 opened.as_fd()
             }
         };
@@ -77,10 +76,7 @@ impl SetOpaque {
         if !matches!(kind, FileType::RegularFile | FileType::Directory) {
             return Ok(false);
         }
-        let within = |id: u32, ranges: &[(u32, u32)]| {
-            ranges.iter().any(|(first, count)| id.checked_sub(*first).is_some_and(|at| at < *count))
-        };
-        if !within(stat.st_uid, &self.users) || !within(stat.st_gid, &self.groups) {
+        if !is_within(stat.st_uid, &self.users) || !is_within(stat.st_gid, &self.groups) {
             return Err(Errno::PERM);
         }
         if found.is_none() {
@@ -97,5 +93,58 @@ impl SetOpaque {
         let set = rustix::fs::setxattr(file.as_raw_fd().to_string(), NAME, VALUE, flags);
         use_only(CapabilitySet::empty())?;
         set.map(|()| true)
+    }
+}
+
+/// True if an id is in one of these ranges: first, count.
+fn is_within(id: u32, ranges: &[(u32, u32)]) -> bool {
+    ranges.iter().any(|(first, count)| id.checked_sub(*first).is_some_and(|at| at < *count))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use rustix::fs::CWD;
+
+    use super::*;
+
+    const EVERY_ID: [(u32, u32); 1] = [(0, u32::MAX)];
+
+    fn set(path: &str, users: &[(u32, u32)], groups: &[(u32, u32)]) -> Reply {
+        let (path, users, groups) = (Some(path.into()), users.to_vec(), groups.to_vec());
+        let fds = File::open("/proc/self/fd").unwrap();
+        SetOpaque { path, follow: true, flags: 0, users, groups }.perform(CWD, None, fds.as_fd())
+    }
+
+    #[test]
+    fn a_file_of_no_user_of_the_container_is_eperm() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_str().unwrap();
+        let refused = Reply::Failed(nix::errno::Errno::EPERM);
+        let [uid, gid] = [nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw()];
+        assert_eq!(set(path, &[], &EVERY_ID), refused);
+        assert_eq!(set(path, &EVERY_ID, &[]), refused);
+        assert_eq!(set(path, &[(uid + 1, 65_536)], &EVERY_ID), refused);
+        assert_eq!(set(path, &EVERY_ID, &[(gid + 1, 65_536)]), refused);
+    }
+
+    #[test]
+    fn a_device_and_a_path_through_a_magic_link_are_left_to_the_kernel() {
+        assert_eq!(set("/dev/null", &EVERY_ID, &EVERY_ID), Reply::Kernel);
+        let folder = tempfile::tempdir().unwrap();
+        let path = format!("/proc/self/root{}", folder.path().display());
+        assert_eq!(set(&path, &EVERY_ID, &EVERY_ID), Reply::Kernel);
+    }
+
+    #[test]
+    fn a_range_of_ids_ends_before_its_first_id_plus_its_count() {
+        let ranges = [(1000, 1), (100_000, 65_536), (u32::MAX, 5)];
+        for id in [1000, 100_000, 165_535, u32::MAX] {
+            assert!(is_within(id, &ranges), "{id}");
+        }
+        for id in [0, 999, 1001, 99_999, 165_536] {
+            assert!(!is_within(id, &ranges), "{id}");
+        }
     }
 }

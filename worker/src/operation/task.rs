@@ -62,3 +62,17 @@ impl Operation {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_capability_over_files_or_the_machine_is_in_force_while_a_path_is_resolved() {
+        let mknod = Operation::Mknod(Mknod { path: b"null".into(), mode: 0, device: 0 });
+        let (users, groups) = (Vec::new(), Vec::new());
+        let set = SetOpaque { path: None, follow: false, flags: 0, users, groups };
+        assert_eq!(mknod.rights(), CapabilitySet::MKNOD);
+        assert_eq!(Operation::SetOpaque(set).rights(), CapabilitySet::empty());
+    }
+}
