@@ -27,6 +27,7 @@ pub mod overlay;
 mod prefault_allocator;
 pub mod pressure;
 mod recorder;
+mod refuse;
 mod request_slot;
 mod service;
 pub mod session;

@@ -10,7 +10,6 @@
 //! lost: after a takeover a poll is answered as for a file without a trigger (POLLERR), and
 //! programs set it again. Start reading at `PressureFilesystem`.
 
-mod refused;
 mod triggers;
 
 use std::ffi::OsStr;
@@ -24,18 +23,18 @@ use ambit_sysinfo::{Stall, Views};
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
     INodeNo, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags, PollNotifier,
-    ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyPoll,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyPoll,
+    ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 
 use crate::connection::PooledFilesystem;
 use crate::counters::Counters;
 use crate::filesystem::past_the_cache;
 use crate::recorder::{FileRequest, Operation, Refuse, RequestRecorder};
+use crate::refuse::refuse;
 use crate::service::{Service, errno};
 use crate::thread_pool::{self, ThreadKind, ThreadPool};
 use crate::tree::{Node, PRESSURE, ROOT};
-use refused::refuse_the_rest;
 use triggers::Triggers;
 #[cfg(feature = "fuzzing")]
 pub(crate) use triggers::window;
@@ -347,25 +346,12 @@ impl Filesystem for PressureFilesystem {
         reply.statfs(1, 1, 1, 4, 4, 4096, 255, 4096);
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+    refuse! {
+        ENOENT: mknod mkdir symlink link create;
+        EPERM: unlink rmdir rename;
+        EOPNOTSUPP: setxattr removexattr fallocate;
+        EINVAL: readlink fsync;
+        ENOSYS: flush fsyncdir lseek getxattr listxattr bmap;
+        ENOTTY: ioctl;
     }
-
-    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        reply.error(Errno::EINVAL);
-    }
-
-    fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    refuse_the_rest!();
 }
