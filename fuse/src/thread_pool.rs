@@ -12,14 +12,16 @@
 //! not wait for a file of a container: it shows the last good numbers. A substitute stays when the
 //! hang is over, because a session cannot be told to end.
 //!
-//! The watchdog sleeps while there are no requests. Start reading at [`ThreadPool::handle`].
+//! Start reading at [`ThreadPool::handle`].
 
 use std::cell::{Cell, OnceCell};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::{JoinHandle, Thread};
+use std::thread::JoinHandle;
 use std::time::Duration;
+
+use ambit_kernel::watchdog::Watchdog;
 
 use crate::error::Error;
 use crate::recorder::{FileRequest, Refuse, RequestRecorder};
@@ -27,14 +29,12 @@ use crate::request_slot::RequestSlot;
 
 /// Interval of the watchdog while there are requests.
 const INTERVAL: Duration = Duration::from_millis(200);
+/// Number of checks without a request after which the watchdog sleeps.
+const IDLE_AFTER: u32 = 10;
 /// Number of checks that find a thread asleep at the same request after which it counts as hung.
 /// Checks are counted instead of time, because this process may be stopped meanwhile. Only a
 /// sleeping thread hangs, because a request may take long when processors are short.
 const HUNG_AFTER: u32 = 5;
-/// Number of checks without a request after which the watchdog is idle.
-const IDLE_AFTER: u32 = 10;
-/// Interval of an idle watchdog.
-const IDLE_INTERVAL: Duration = Duration::from_secs(30);
 /// Most substitutes.
 pub(crate) const MAX_SUBSTITUTES: usize = 16;
 /// Most threads of last resort: one is enough, unless a file of the machine hangs too.
@@ -54,9 +54,8 @@ pub(crate) struct ThreadPool {
     changed: Condvar,
     /// Number of threads that hung at the last check.
     hung: AtomicUsize,
-    is_idle: AtomicBool,
     ended: AtomicBool,
-    watchdog: OnceLock<Thread>,
+    watchdog: OnceLock<Watchdog>,
     recorder: Option<Arc<dyn RequestRecorder>>,
 }
 
@@ -100,8 +99,8 @@ impl ThreadPool {
             if slot.is_last_resort {
                 MUST_NOT_WAIT.set(*lock(&self.is_full));
             }
-            if self.is_idle.load(Ordering::Relaxed) {
-                self.wake();
+            if let Some(watchdog) = self.watchdog.get() {
+                watchdog.wake();
             }
             match &self.recorder {
                 None => work(slot, reply),
@@ -133,12 +132,6 @@ impl ThreadPool {
         (slot, self.recorder.as_ref().map_or(0, |recorder| recorder.register_thread()))
     }
 
-    fn wake(&self) {
-        if let Some(watchdog) = self.watchdog.get() {
-            watchdog.unpark();
-        }
-    }
-
     /// Returns how many threads hang.
     pub(crate) fn hung(&self) -> usize {
         self.hung.load(Ordering::Relaxed)
@@ -164,7 +157,9 @@ impl ThreadPool {
         self.ended.store(true, Ordering::Release);
         self.changed.notify_all();
         drop(is_full);
-        self.wake();
+        if let Some(watchdog) = self.watchdog.get() {
+            watchdog.stop();
+        }
     }
 
     /// Starts the watchdog of a connection with this many threads. It calls `start` for each
@@ -175,21 +170,25 @@ impl ThreadPool {
         patience: Duration,
         start: impl Fn(ThreadKind) -> Result<SessionThread, Error> + Send + 'static,
     ) -> io::Result<()> {
-        let pool = Arc::clone(self);
-        let watchdog =
-            std::thread::Builder::new().name("fuse-watchdog".into()).spawn(move || {
-                let late =
-                    u32::try_from(patience.as_millis() / INTERVAL.as_millis()).unwrap_or(u32::MAX);
-                let seen = Vec::with_capacity(64);
-                Watchdog { pool, threads, late, seen, hung_last_resort: 0 }.run(start);
-            })?;
-        // Set before it is needed: the watchdog is idle after ten checks at the earliest.
-        let _ = self.watchdog.set(watchdog.thread().clone());
+        let late = u32::try_from(patience.as_millis() / INTERVAL.as_millis()).unwrap_or(u32::MAX);
+        let (pool, seen) = (Arc::clone(self), Vec::with_capacity(64));
+        let mut checks = Checks { pool, threads, late, seen, hung_last_resort: 0 };
+        let watchdog = Watchdog::start("fuse-watchdog", INTERVAL, IDLE_AFTER, move || {
+            if checks.pool.ended.load(Ordering::Acquire) {
+                return None;
+            }
+            let is_active = checks.look();
+            checks.start_substitutes(&start);
+            Some(is_active)
+        })?;
+        // Set before it is needed: the watchdog sleeps after ten checks at the earliest.
+        let _ = self.watchdog.set(watchdog);
         Ok(())
     }
 }
 
-struct Watchdog {
+/// The state of the watchdog.
+struct Checks {
     pool: Arc<ThreadPool>,
     /// Number of threads that serve from the start.
     threads: usize,
@@ -201,19 +200,7 @@ struct Watchdog {
     hung_last_resort: usize,
 }
 
-impl Watchdog {
-    fn run(mut self, start: impl Fn(ThreadKind) -> Result<SessionThread, Error>) {
-        let mut idle = 0;
-        while !self.pool.ended.load(Ordering::Acquire) {
-            idle = if self.look() { 0 } else { idle + 1 };
-            self.start_substitutes(&start);
-            // Serving threads see `is_idle` before the last check, so that none misses to wake an
-            // idle watchdog.
-            self.pool.is_idle.store(idle >= IDLE_AFTER, Ordering::Relaxed);
-            std::thread::park_timeout(if idle > IDLE_AFTER { IDLE_INTERVAL } else { INTERVAL });
-        }
-    }
-
+impl Checks {
     /// Checks all threads. True if a request was handled since the last check, or is being handled.
     fn look(&mut self) -> bool {
         let slots = lock(&self.pool.slots);

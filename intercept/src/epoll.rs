@@ -4,7 +4,7 @@
 //! first event arrives. So adding never waits for the listener thread, and the listener thread
 //! takes the inbox's lock only for sources that it has not seen.
 //!
-//! If the thread hangs in a call of one source (`watchdog.rs`), another thread takes over all
+//! If the thread hangs in a call of one source (`thread.rs`), another thread takes over all
 //! sources, and the old one ends when its call returns.
 
 use std::collections::BTreeMap;

@@ -49,7 +49,6 @@ mod transport;
 mod trapped;
 mod user_namespace_owner;
 mod verdict;
-mod watchdog;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};

@@ -2,7 +2,7 @@
 //!
 //! Passing it to another thread would cost more than the answer (17 against 8 us a round trip) and
 //! defeat SYNC_WAKE_UP. So a handler that runs here must never block; a thread that blocks
-//! nevertheless is replaced (`watchdog.rs`). Calls that need a privileged operation are queued for
+//! nevertheless is replaced by the watchdog. Calls that need a privileged operation are queued for
 //! other threads (`operation_queue.rs`). Start reading at `Threads::ready`.
 
 use std::collections::BTreeSet;
@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use ambit_kernel::watchdog::Watchdog;
 use libseccomp_sys::{seccomp_notif, seccomp_notif_resp};
 use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -26,7 +27,6 @@ use super::pipeline::Pipeline;
 use super::policies::Member;
 use super::policy::Policy;
 use super::transport::{Received, Transport};
-use super::watchdog::{self, Watchdog};
 use super::{Adopted, Error};
 use crate::pending::Pending;
 use crate::verdict::Verdict;
@@ -37,8 +37,18 @@ const TURN: u32 = 16;
 const TURN_OF_SEVERAL: u32 = TURN / 4;
 
 /// The longest turn, in nanoseconds: a thread that handles one event for longer may be replaced
-/// (`watchdog.rs`).
+/// ([`HUNG`]).
 const LONGEST_TURN: u64 = 10_000_000;
+
+/// A thread that handles one event for so many nanoseconds hangs: it accesses memory of its caller,
+/// which may be a mapped file of a filesystem that hangs, such as a FUSE server of the container.
+/// Another thread takes its place (`epoll.rs`), and `account.rs` keeps further calls of that
+/// container off the listener threads.
+const HUNG: u64 = 50_000_000;
+
+/// The interval of the watchdog's checks, and after how many checks without a call it sleeps.
+const INTERVAL: Duration = Duration::from_millis(20);
+const IDLE_AFTER: u32 = 50;
 
 /// How long a listener thread waits for the next call of the same container.
 const SOON: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000 };
@@ -98,8 +108,12 @@ impl Threads {
         });
         let failed = |source| Error::System { what: "cannot start a listener thread", source };
         let weak = Arc::downgrade(&threads);
-        let look = move || weak.upgrade().map(|threads| threads.replace_hung());
-        let watchdog = Watchdog::start(look).map_err(failed)?;
+        let mut seen = 0;
+        let check = move || {
+            let (handled, busy) = weak.upgrade()?.replace_hung();
+            Some(std::mem::replace(&mut seen, handled) != handled || busy)
+        };
+        let watchdog = Watchdog::start("watchdog", INTERVAL, IDLE_AFTER, check).map_err(failed)?;
         let _ = threads.watchdog.set(watchdog);
         for index in 0..count {
             if let Err(source) = threads.start_thread(index, threads.watches[index].charge()) {
@@ -123,7 +137,7 @@ impl Threads {
     pub(super) fn replace_hung(self: &Arc<Self>) -> (u64, bool) {
         let (mut handled, mut busy) = (0, false);
         for (index, watch) in self.watches.iter().enumerate() {
-            if let Some(charge) = watch.replace_if_hung(watchdog::HUNG) {
+            if let Some(charge) = watch.replace_if_hung(HUNG) {
                 tracing::warn!("a call hangs on a listener thread: another thread goes on");
                 if let Err(error) = self.start_thread(index, charge) {
                     tracing::error!("no thread can take the place of one that hangs: {error}");

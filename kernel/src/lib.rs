@@ -1,8 +1,8 @@
 //! The kernel's interfaces that nix and rustix lack.
 //!
 //! [`sys`] has raw system calls and ioctls, [`text`] has parsers of what the kernel writes in
-//! `/proc`, [`channel`] has messages with descriptors, and [`output`] writes to standard output
-//! and error without panics. This package decides nothing and knows no other package of ambit.
+//! `/proc`, [`channel`] has messages with descriptors, [`output`] writes to standard output and
+//! error without panics, and [`watchdog`] checks threads that may hang. This package decides nothing and knows no other package of ambit.
 
 pub mod channel;
 #[cfg(feature = "fuzzing")]
@@ -10,3 +10,4 @@ pub mod fuzzing;
 pub mod output;
 pub mod sys;
 pub mod text;
+pub mod watchdog;
