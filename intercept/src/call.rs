@@ -13,7 +13,7 @@ pub struct Call {
     pub abi: Abi,
     /// The kernel's name of the call.
     pub syscall: &'static str,
-    pub(super) args: [u64; 6],
+    pub(crate) args: [u64; 6],
 }
 
 impl Call {

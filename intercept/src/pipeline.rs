@@ -190,15 +190,10 @@ impl Pipeline {
         let began = audited.then(Instant::now);
         // The handler has no mutable state of this process that a panic could leave inconsistent.
         let result = catch_unwind(AssertUnwindSafe(|| handler.run(call, &cx)));
+        let result = result.map(|result| after_repetition(result, repeat));
         let (verdict, outcome) = match result {
             Ok(Ok(Verdict::Continue) | Err(Refusal::Gone)) => {
                 (Verdict::Continue, Outcome::Continued)
-            }
-            // The predecessor completed the operation, and died before it could answer.
-            Ok(Ok(Verdict::Fail(Errno::EEXIST)) | Err(Refusal::Fail(Errno::EEXIST)))
-                if repeat == Repeat::Exists =>
-            {
-                (Verdict::Return(0), Outcome::Granted)
             }
             Ok(Ok(Verdict::Fail(errno)) | Err(Refusal::Fail(errno))) => {
                 (Verdict::Fail(errno), Outcome::Refused)
@@ -287,6 +282,17 @@ impl Pipeline {
     }
 }
 
+/// Returns the result of a call that a predecessor may have begun. EEXIST then means that the
+/// predecessor completed the operation, and died before it could answer.
+fn after_repetition(result: Result<Verdict, Refusal>, repeat: Repeat) -> Result<Verdict, Refusal> {
+    match (result, repeat) {
+        (Ok(Verdict::Fail(Errno::EEXIST)) | Err(Refusal::Fail(Errno::EEXIST)), Repeat::Exists) => {
+            Ok(Verdict::Return(0))
+        }
+        (result, _) => result,
+    }
+}
+
 impl std::fmt::Debug for Pipeline {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pipeline").field("counters", &self.counters).finish_non_exhaustive()
@@ -343,6 +349,20 @@ mod tests {
             let count = pipeline.counters().read().calls[0];
             assert_eq!((count.served(), count.continued, count.failed), (0, 0, 1));
         }
+    }
+
+    #[test]
+    fn a_node_that_a_predecessor_made_is_no_eexist() {
+        let after = |errno, repeat| after_repetition(Ok(Verdict::Fail(errno)), repeat);
+        for repeat in [Repeat::Safe, Repeat::Never] {
+            let result = after(Errno::EEXIST, repeat);
+            assert!(matches!(result, Ok(Verdict::Fail(Errno::EEXIST))), "{result:?}");
+        }
+        assert!(matches!(after(Errno::EEXIST, Repeat::Exists), Ok(Verdict::Return(0))));
+        let result = after_repetition(Err(Refusal::Fail(Errno::EEXIST)), Repeat::Exists);
+        assert!(matches!(result, Ok(Verdict::Return(0))), "{result:?}");
+        let result = after(Errno::EPERM, Repeat::Exists);
+        assert!(matches!(result, Ok(Verdict::Fail(Errno::EPERM))), "{result:?}");
     }
 
     #[test]

@@ -254,7 +254,7 @@ impl Keeper {
         });
         let _ = poll(&mut fds, timeout.as_ref());
         let woken = Instant::now();
-        if left.is_some_and(|left| woken.duration_since(now) > left + OVERSLEPT) {
+        if left.is_some_and(|left| has_overslept(left, woken.duration_since(now))) {
             let candidate = self.candidate.as_mut().map(|(one, _)| one);
             self.server.iter_mut().chain(candidate).for_each(|one| one.heard = woken);
         }
@@ -494,5 +494,24 @@ impl Keeper {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+}
+
+/// True if the keeper slept for `slept` instead of at most `left`: it was frozen or stopped.
+fn has_overslept(left: Duration, slept: Duration) -> bool {
+    slept > left + OVERSLEPT
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_silence_of_a_server_does_not_count_while_the_keeper_was_frozen() {
+        let left = Duration::from_secs(1);
+        // A busy machine wakes the keeper late, too.
+        assert!(!has_overslept(left, left) && !has_overslept(left, left + OVERSLEPT));
+        assert!(has_overslept(left, Duration::from_secs(60)));
+        assert!(!has_overslept(Duration::from_secs(59), Duration::from_secs(60)));
     }
 }

@@ -329,6 +329,7 @@ mod tests {
 
     use super::*;
     use crate::account::Account;
+    use crate::container::{Identity, Init};
 
     #[test]
     fn this_thread_has_numbers_that_hold_together() {
@@ -358,7 +359,11 @@ mod tests {
     }
 
     fn container(accounting: &Accounting) -> Container {
-        let identity = crate::container::Identity { namespace: 0, init: None, is_host: false };
+        container_with(accounting, None)
+    }
+
+    fn container_with(accounting: &Accounting, init: Option<Init>) -> Container {
+        let identity = Identity { namespace: 0, init, is_host: false };
         let membership = crate::membership::Membership::parse(b"0::/c\n");
         let account = Account::new(Owner::User(0));
         let charge = accounting.context.cgroups.charge(Some(&account), 1).unwrap();
@@ -458,6 +463,55 @@ mod tests {
         one.close_files();
         assert_eq!(accounting.view_of(&one).unwrap().memory, good);
         assert!(accounting.view_of(&container(&accounting)).is_err());
+    }
+
+    #[test]
+    fn the_limits_of_a_young_container_are_shown_as_soon_as_they_are_set() {
+        let root = tempfile::tempdir().unwrap();
+        let options = Options { age_bound: u64::MAX, ..Options::default() };
+        let accounting = Accounting::with(options, files(root.path())).unwrap();
+        let started = |start| {
+            let pidfd = std::fs::File::open("/dev/null").unwrap().into();
+            container_with(&accounting, Some(Init { pid: 0, pidfd, start, offset: None }))
+        };
+        let (young, old) = (started(u64::MAX), started(0));
+        let total = |one: &Container| accounting.view_of(one).unwrap().memory.total;
+        assert_eq!([&young, &old].map(total), [64 << 20; 2]);
+        std::fs::write(root.path().join("sys/fs/cgroup/c/memory.max"), "33554432\n").unwrap();
+        [&young, &old].into_iter().for_each(Container::close_files);
+        assert_eq!([&young, &old].map(total), [32 << 20, 64 << 20]);
+    }
+
+    #[test]
+    fn a_view_older_than_a_second_is_not_shown_while_a_sample_is_taken() {
+        let root = tempfile::tempdir().unwrap();
+        let options = Options { age_bound: 0, ..Options::default() };
+        let accounting = Accounting::with(options, files(root.path())).unwrap();
+        let one = container(&accounting);
+        assert_eq!(accounting.view_of(&one).unwrap().memory.total, 64 << 20);
+        let cgroup = root.path().join("sys/fs/cgroup/c");
+        let (limit, fifo) = (cgroup.join("memory.max"), cgroup.join("fifo"));
+        std::fs::remove_file(&limit).unwrap();
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &limit, kind, mode, 0).unwrap();
+        one.close_files();
+        std::thread::scope(|scope| {
+            let stuck = scope.spawn(|| accounting.view_of(&one));
+            std::thread::sleep(Duration::from_millis(100));
+            std::fs::rename(&limit, &fifo).unwrap();
+            std::fs::write(&limit, "33554432\n").unwrap();
+            let later = clock::now() + 1_100_000_000;
+            let (one, context) = (&one, &accounting.context);
+            let waits = scope.spawn(move || one.view(later, context, StatSet::NONE));
+            std::thread::sleep(Duration::from_millis(100));
+            while !stuck.is_finished() {
+                let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
+                drop(rustix::fs::open(&fifo, flags, rustix::fs::Mode::empty()));
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            assert_eq!(waits.join().unwrap().unwrap().memory.total, 32 << 20);
+        });
     }
 
     #[test]

@@ -423,7 +423,7 @@ mod tests {
                 prop_assert!(swap.free <= swap.total && swap.total <= host().swap_total);
                 let used = swap.total - swap.free;
                 prop_assert!(swap.cached <= used && swap.zswapped <= used);
-                prop_assert!(swap.zswap <= shown.used);
+                prop_assert!(swap.zswap <= shown.used && swap.cached <= usage);
             }
         }
     }

@@ -108,9 +108,7 @@ impl Handler for BpfPrograms {
             Parsed::Wrong(errno) => Err(errno),
             Parsed::Other => return Ok(Verdict::Continue),
         };
-        let may = |handle: &CallerHandle| {
-            handle.can(CAP_SYS_ADMIN) || handle.can(CAP_BPF) && handle.can(CAP_NET_ADMIN)
-        };
+        let may = |handle: &CallerHandle| may_load(|capability| handle.can(capability));
         let Some(handle) = operation::pin_if(call, cx, Base::Root, may)? else {
             return Ok(Verdict::Continue);
         };
@@ -161,6 +159,12 @@ impl Handler for BpfPrograms {
             }
         }
     }
+}
+
+/// True if a caller may load and attach device programs: it has CAP_SYS_ADMIN, or since Linux 5.8
+/// both CAP_BPF and CAP_NET_ADMIN.
+fn may_load(can: impl Fn(u32) -> bool) -> bool {
+    can(CAP_SYS_ADMIN) || can(CAP_BPF) && can(CAP_NET_ADMIN)
 }
 
 /// Returns the name of a command, for the audit log.
@@ -222,5 +226,30 @@ fn opened(answer: Answer) -> Verdict {
         // The descriptor of the worker's answer was lost.
         (Reply::Done, None) => Verdict::Continue,
         (reply, _) => ended(reply),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::Abi;
+
+    #[test]
+    fn device_programs_need_the_capabilities_that_the_kernel_demands() {
+        let may = |capabilities: &[u32]| may_load(|capability| capabilities.contains(&capability));
+        assert!(may(&[CAP_SYS_ADMIN]) && may(&[CAP_BPF, CAP_NET_ADMIN]));
+        for too_few in [&[][..], &[CAP_BPF], &[CAP_NET_ADMIN]] {
+            assert!(!may(too_few), "{too_few:?}");
+        }
+    }
+
+    #[test]
+    fn an_attachment_that_may_have_been_made_is_not_repeated() {
+        let repeat = |command: u32| {
+            let args = [command.into(), 0, 0, 0, 0, 0];
+            BpfPrograms.repeat(&Call { tid: 1, abi: Abi::Bits64, syscall: "bpf", args })
+        };
+        assert_eq!([PROG_ATTACH, PROG_DETACH].map(repeat), [Repeat::Never; 2]);
+        assert_eq!([PROG_LOAD, PROG_QUERY].map(repeat), [Repeat::Safe; 2]);
     }
 }

@@ -257,14 +257,28 @@ fn pin(call: &Call, cx: &Context<'_>, nested: bool) -> Result<Option<(Caller, Id
         tracing::debug!(container = cx.container, tid = call.tid, "cannot pin: {failure}");
         Refusal::Continue(Cause::System("looking at the caller in /proc", failure.errno))
     })?;
-    let may = caller.facts.effective & CAP_SYS_ADMIN != 0
-        && UserNamespaceOwner::of(caller.users.as_fd()).is_allowed(nested);
-    Ok(may.then_some((caller, maps)))
+    let owner = UserNamespaceOwner::of(caller.users.as_fd());
+    Ok(may_mount(caller.facts.effective, owner, nested).then_some((caller, maps)))
+}
+
+/// True if a caller with these effective capabilities may mount in its user namespace.
+fn may_mount(effective: u64, owner: UserNamespaceOwner, nested: bool) -> bool {
+    effective & CAP_SYS_ADMIN != 0 && owner.is_allowed(nested)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_root_of_the_containers_user_namespace_mounts() {
+        use UserNamespaceOwner::{Container, Host, Other};
+        let all = (1 << 41) - 1;
+        assert!(may_mount(1 << 21, Host, false) && may_mount(all, Container, true));
+        assert!(!may_mount(all & !(1 << 21), Host, true), "without CAP_SYS_ADMIN");
+        assert!(!may_mount(all, Container, false), "a nested user namespace");
+        assert!(!may_mount(all, Other, true), "the host's root");
+    }
 
     #[test]
     fn options_are_cut_where_the_kernel_cuts_them() {
