@@ -258,6 +258,18 @@ mod tests {
     }
 
     #[test]
+    fn what_a_busy_processor_cannot_show_is_shown_on_the_others() {
+        let visible = CpuSet::first(2);
+        let mut clock = CpuClock::starting_at(0);
+        clock.advance(0, &Busy::default(), &visible);
+        let per_cpu = vec![(0, 0), (10 * SECOND, 0)];
+        let busy = Busy { user: 18 * SECOND, per_cpu, ..Busy::default() };
+        clock.advance(10 * SECOND, &busy, &visible);
+        let cpu = clock.view(visible);
+        assert_eq!([0, 1].map(|cpu_at| cpu.times[cpu_at].1.user), [800, 1000]);
+    }
+
+    #[test]
     fn at_most_two_seconds_are_carried() {
         // A real-time task uses two processors for an hour; one is shown.
         let one = CpuSet::first(1);

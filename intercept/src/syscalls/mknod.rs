@@ -194,6 +194,20 @@ mod tests {
     }
 
     #[test]
+    fn other_files_and_whiteouts_are_left_to_the_kernel() {
+        let inspects = |mode: u32, device| {
+            let args = [8, mode.into(), device, 0, 0, 0];
+            let call = Call { tid: 1, abi: crate::arch::Abi::Bits64, syscall: "mknod", args };
+            Mknod.prefilter(&call) == Prefilter::Inspect
+        };
+        assert!(inspects(libc::S_IFCHR | 0o666, 0x103));
+        assert!(!inspects(libc::S_IFCHR, 0), "a whiteout of overlayfs");
+        for kind in [libc::S_IFBLK, libc::S_IFIFO, libc::S_IFREG, libc::S_IFSOCK, 0] {
+            assert!(!inspects(kind | 0o666, 0x103), "{kind:o}");
+        }
+    }
+
+    #[test]
     fn memory_and_ports_are_never_allowed() {
         let listed = [Device(1, 1), Device(1, 2), Device(1, 4)];
         assert!(listed.iter().all(|device| !device.is_allowed(&listed)));

@@ -199,6 +199,21 @@ impl Handler for Setxattr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::Abi;
+
+    #[test]
+    fn other_sizes_and_unknown_flags_are_left_to_the_kernel_before_a_look_at_memory() {
+        let inspects = |syscall, args| {
+            let call = Call { tid: 1, abi: Abi::Bits64, syscall, args };
+            Setxattr.prefilter(&call) == Prefilter::Inspect
+        };
+        assert!(inspects("setxattr", [8, 8, 8, 1, 0, 0]));
+        assert!(!inspects("setxattr", [8, 8, 8, 2, 0, 0]) && !inspects("fsetxattr", [8; 6]));
+        let known = u64::from(NOFOLLOW | EMPTY_PATH);
+        assert!(inspects("setxattrat", [3, 8, known, 8, 8, 16]));
+        assert!(!inspects("setxattrat", [3, 8, 1 << 20, 8, 8, 16]), "an unknown flag");
+        assert!(!inspects("setxattrat", [3, 8, 0, 8, 8, 24]), "longer arguments");
+    }
 
     #[test]
     fn xattr_args_are_parsed_as_the_kernel_lays_them_out() {

@@ -124,24 +124,7 @@ impl Attribute<'_> {
 }
 
 fn load(call: &Call, cx: &Context<'_>, attribute: Attribute<'_>) -> Result<Parsed, Refusal> {
-    let mut rest = attribute.0.to_vec();
-    rest[TRUE_SIZE].fill(0);
-    let flags = attribute.word(44);
-    let expected = attribute.word(68);
-    // Up to byte 72: prog_type, instructions, license, log, kern_version, prog_flags, prog_name,
-    // prog_ifindex, expected_attach_type. Behind that are descriptors and pointers.
-    let kind = match attribute.word(0) {
-        CGROUP_DEVICE_PROGRAM => Kind::Device,
-        CGROUP_PACKET_PROGRAM => Kind::Packet,
-        _ => return Ok(Parsed::Other),
-    };
-    if flags & !ALIGNMENT != 0
-        || attribute.word(64) != 0
-        || !matches!(expected, 0 | CGROUP_DEVICE)
-        || !Attribute(&rest).ends(72)
-    {
-        return Ok(Parsed::Other);
-    }
+    let Some(kind) = kind(attribute) else { return Ok(Parsed::Other) };
     let count = attribute.word(4) as usize;
     if count == 0 || count > LONGEST {
         return Ok(Parsed::Wrong(Errno::E2BIG));
@@ -176,7 +159,7 @@ fn load(call: &Call, cx: &Context<'_>, attribute: Attribute<'_>) -> Result<Parse
         instructions,
         license: read[..end].to_vec(),
         name,
-        flags,
+        flags: attribute.word(44),
         log: Log {
             level: attribute.word(24),
             size: attribute.word(28).min(LONGEST_LOG as u32),
@@ -184,6 +167,26 @@ fn load(call: &Call, cx: &Context<'_>, attribute: Attribute<'_>) -> Result<Parse
         },
     };
     Ok(Parsed::Asked(Request::Load { program, log }))
+}
+
+/// Returns the type of the program to load. `None` if the call is left to the kernel: another type,
+/// or a field that is not known here.
+fn kind(attribute: Attribute<'_>) -> Option<Kind> {
+    let mut rest = attribute.0.to_vec();
+    rest[TRUE_SIZE].fill(0);
+    let kind = match attribute.word(0) {
+        CGROUP_DEVICE_PROGRAM => Kind::Device,
+        CGROUP_PACKET_PROGRAM => Kind::Packet,
+        _ => return None,
+    };
+    // Up to byte 72: prog_type, instructions, license, log, kern_version, prog_flags, prog_name,
+    // prog_ifindex, expected_attach_type. Behind that are descriptors and pointers.
+    let (flags, interface, expected) = (attribute.word(44), attribute.word(64), attribute.word(68));
+    let is_known = flags & !ALIGNMENT == 0
+        && interface == 0
+        && matches!(expected, 0 | CGROUP_DEVICE)
+        && Attribute(&rest).ends(72);
+    is_known.then_some(kind)
 }
 
 fn attach(attribute: Attribute<'_>) -> Parsed {
@@ -305,6 +308,23 @@ mod tests {
             bytes[at..at + 4].copy_from_slice(&word.to_ne_bytes());
         }
         bytes
+    }
+
+    #[test]
+    fn only_device_and_packet_programs_without_unknown_fields_are_loaded() {
+        let of = |words: &[(usize, u32)]| kind(Attribute(&attribute(words)));
+        assert_eq!(of(&[(0, 15), (44, ALIGNMENT), (68, CGROUP_DEVICE)]), Some(Kind::Device));
+        assert_eq!(of(&[(0, 8), (TRUE_SIZE.start, 1)]), Some(Kind::Packet));
+        for other in (0..40).filter(|kind| ![15, 8].contains(kind)) {
+            assert_eq!(of(&[(0, other)]), None, "type {other}");
+        }
+        // Flags, an interface, another attach type, and all behind it: descriptors and pointers.
+        let unknown = [(44, !ALIGNMENT), (64, 1), (68, 1)].into_iter();
+        for field in unknown.chain((72..KNOWN).step_by(4).map(|at| (at, 1))) {
+            if field.0 != TRUE_SIZE.start {
+                assert_eq!(of(&[(0, 15), field]), None, "{field:?}");
+            }
+        }
     }
 
     #[test]
