@@ -10,6 +10,7 @@ use std::path::Path;
 
 use ambit_kernel::text::control_groups;
 use ambit_kernel::text::mountinfo::{self, Mounted};
+use ambit_sysinfo::engines;
 
 use crate::control::Parts;
 use crate::dead_mounts::is_ours;
@@ -82,13 +83,11 @@ fn cgroup_of(process: &Path) -> (String, String) {
     (name.unwrap_or("without a cgroup").escape_debug().to_string(), path)
 }
 
-/// True if this is the cgroup of the container with this id, as engines name it: `ID`,
-/// `docker-ID.scope`, `lxc.payload.ID`.
+/// True if this is the cgroup of the container with this id, or one below it. An engine may name the
+/// cgroup by the id alone.
 fn is_of(cgroup: &str, id: &str) -> bool {
-    cgroup.split('/').any(|part| {
-        let rest = part.strip_suffix(".scope").unwrap_or(part).strip_suffix(id);
-        rest.is_some_and(|rest| rest.is_empty() || rest.ends_with(['-', '.', ':']))
-    })
+    engines::all(cgroup).any(|container| container.id == id || container.name() == id)
+        || cgroup.split('/').any(|part| part == id)
 }
 
 /// A table with one line for each.

@@ -8,6 +8,7 @@ pub mod absence;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod containers;
 pub mod control;
 pub mod crash_guard;
 pub mod daemon;

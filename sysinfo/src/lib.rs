@@ -21,6 +21,7 @@ mod counter_store;
 pub mod cpu;
 pub mod cpuset;
 pub mod derive;
+pub mod engines;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod hash;

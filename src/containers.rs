@@ -1,0 +1,348 @@
+//! Finds containers of engines among the processes of the machine, and one by its name.
+//!
+//! A container is the processes of one cgroup that an engine made ([`ambit_sysinfo::engines`]). An
+//! engine that chooses another name (`runc` without a cgroup path) is recognized by a pid namespace
+//! whose first process was moved to a cgroup of its own. A process that still has the machine's
+//! mounts is in no container yet. Start reading at [`all`] and [`find`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+
+use ambit_kernel::text::control_groups;
+use ambit_kernel::text::status::Status;
+use ambit_sysinfo::{clock, engines};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+/// A container, pinned by a descriptor of its first process.
+#[derive(Debug)]
+pub struct Container {
+    /// The engine, if the cgroup tells it.
+    pub engine: Option<&'static str>,
+    /// The name or the whole id.
+    pub name: String,
+    /// Its first process. The number is valid while the descriptor says that it has not ended.
+    pub pid: u32,
+    /// The descriptor of its first process.
+    pub pidfd: OwnedFd,
+    /// The path of its cgroup, as `/proc/<pid>/cgroup` shows it.
+    pub cgroup: String,
+}
+
+/// Why a name is not that of one container.
+#[derive(Debug, thiserror::Error)]
+pub enum FindError {
+    /// No container has this name.
+    #[error("no container has the name, id or process {name}; {}", listed(.known))]
+    Unknown {
+        /// What was searched for.
+        name: String,
+        /// The containers that exist.
+        known: Vec<String>,
+    },
+    /// Several containers have this name.
+    #[error("{name} is not unique: {}; give the process instead", .found.join(", "))]
+    Ambiguous {
+        /// What was searched for.
+        name: String,
+        /// The containers with this name.
+        found: Vec<String>,
+    },
+    /// The process is in no container.
+    #[error("process {0} is in no container: it has the pid or mount namespace of this program")]
+    Outside(u32),
+}
+
+fn listed(known: &[String]) -> String {
+    match known {
+        [] => "there are none".to_owned(),
+        known => format!("there are {}", known.join(", ")),
+    }
+}
+
+impl fmt::Display for Container {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Engines show the first twelve digits of an id.
+        let is_id = self.name.len() == 64 && self.name.bytes().all(|b| b.is_ascii_hexdigit());
+        let name = if is_id { &self.name[..12] } else { &self.name };
+        write!(f, "{} (process {})", name.escape_debug(), self.pid)
+    }
+}
+
+/// Finds all containers, ordered by name.
+#[must_use]
+pub fn all() -> Vec<Container> {
+    let mut containers: Vec<_> = groups(processes()).into_iter().filter_map(Group::pin).collect();
+    containers.sort_by(|a, b| (&a.name, a.pid).cmp(&(&b.name, b.pid)));
+    containers
+}
+
+/// Finds one container: by its name or id, by any process in it, or by the first characters of its
+/// id. A name that is also the number of a process is the name.
+///
+/// # Errors
+/// There is none, or several.
+pub fn find(name: &str) -> Result<Container, FindError> {
+    let processes = processes();
+    let groups = groups(processes.clone());
+    let described = |groups: Vec<Group>| -> Vec<String> {
+        groups.into_iter().filter_map(Group::pin).map(|one| one.to_string()).collect()
+    };
+    let unknown = |groups| FindError::Unknown { name: name.to_owned(), known: described(groups) };
+    let is_named = |group: &Group| group.name == name;
+    let starts = |group: &Group| !name.is_empty() && group.name.starts_with(name);
+    let is_exact = groups.iter().any(is_named);
+    let process = name.parse::<u32>().ok();
+    let process = process.and_then(|pid| processes.iter().find(|one| one.pid == pid));
+    if let Some(process) = process.filter(|_| !is_exact) {
+        let group = of_process(process, groups, &processes);
+        let group = group.ok_or(FindError::Outside(process.pid))?;
+        return group.pin().ok_or(FindError::Outside(process.pid));
+    }
+    let (mut found, others): (Vec<_>, Vec<_>) =
+        groups.into_iter().partition(|one| if is_exact { is_named(one) } else { starts(one) });
+    match (found.pop(), found.is_empty()) {
+        (Some(group), true) => group.pin().ok_or_else(|| unknown(others)),
+        (Some(group), false) => {
+            found.push(group);
+            Err(FindError::Ambiguous { name: name.to_owned(), found: described(found) })
+        }
+        (None, _) => Err(unknown(others)),
+    }
+}
+
+/// What is known of a process.
+#[derive(Debug, Clone)]
+struct Process {
+    pid: u32,
+    parent: u32,
+    /// Nanoseconds after boot.
+    start: u64,
+    /// True for the first process of its pid namespace.
+    is_init: bool,
+    /// Inode of its pid namespace; `None` for that of this program.
+    namespace: Option<u64>,
+    /// True if it has the mount namespace of this program.
+    has_our_mounts: bool,
+    /// The text of its `cgroup`.
+    cgroups: Vec<u8>,
+}
+
+/// The processes of one container.
+#[derive(Debug)]
+struct Group {
+    engine: Option<&'static str>,
+    name: String,
+    cgroup: String,
+    first: Process,
+}
+
+impl Group {
+    /// Pins the first process. `None` if it has ended.
+    fn pin(self) -> Option<Container> {
+        let pid = i32::try_from(self.first.pid).ok().and_then(Pid::from_raw)?;
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        // The number may have been reused before it was pinned.
+        let stat = fs::read(format!("/proc/{}/stat", self.first.pid)).ok()?;
+        if clock::start_of(&stat) != Some(self.first.start) {
+            return None;
+        }
+        let Self { engine, name, cgroup, first } = self;
+        Some(Container { engine, name, pid: first.pid, pidfd, cgroup })
+    }
+}
+
+impl Process {
+    fn read(pid: u32, own: &Own) -> Option<Self> {
+        let file = |name: &str| fs::read(format!("/proc/{pid}/{name}")).ok();
+        let namespace =
+            |kind: &str| fs::metadata(format!("/proc/{pid}/ns/{kind}")).map(|file| file.ino()).ok();
+        // Threads of the kernel have no mounts that can be opened, and are in no container.
+        let (mounts, status) = (namespace("mnt")?, file("status")?);
+        Some(Self {
+            pid,
+            parent: Status(&status).numbers("PPid:").next()?,
+            start: clock::start_of(&file("stat")?)?,
+            is_init: Status(&status).numbers("NSpid:").last() == Some(1),
+            namespace: namespace("pid").filter(|&pid| pid != own.pids),
+            has_our_mounts: mounts == own.mounts,
+            cgroups: file("cgroup")?,
+        })
+    }
+}
+
+/// The namespaces of this program.
+struct Own {
+    pids: u64,
+    mounts: u64,
+}
+
+fn processes() -> Vec<Process> {
+    let own = |kind| fs::metadata(format!("/proc/self/ns/{kind}")).map(|file| file.ino());
+    let (Ok(pids), Ok(mounts)) = (own("pid"), own("mnt")) else { return Vec::new() };
+    let own = Own { pids, mounts };
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter_map(|pid| Process::read(pid, &own)).collect()
+}
+
+/// Sorts processes into containers.
+fn groups(processes: Vec<Process>) -> Vec<Group> {
+    let cgroups_of: BTreeMap<u32, Vec<u8>> =
+        processes.iter().map(|one| (one.pid, one.cgroups.clone())).collect();
+    let mut groups: BTreeMap<String, Group> = BTreeMap::new();
+    for process in processes {
+        if process.has_our_mounts {
+            continue;
+        }
+        let Some(group) = group_of(process, &cgroups_of) else { continue };
+        match groups.get_mut(&group.cgroup) {
+            Some(known) if known.first.rank() <= group.first.rank() => {}
+            Some(known) => *known = group,
+            None => drop(groups.insert(group.cgroup.clone(), group)),
+        }
+    }
+    groups.into_values().collect()
+}
+
+impl Process {
+    /// The first process of a container is the oldest one. A helper of the engine in the same
+    /// cgroup has the pid namespace of the machine.
+    fn rank(&self) -> (bool, u64, u32) {
+        (self.namespace.is_none(), self.start, self.pid)
+    }
+}
+
+/// Returns the container that a process alone shows.
+fn group_of(process: Process, cgroups_of: &BTreeMap<u32, Vec<u8>>) -> Option<Group> {
+    if let Some((_, found)) = engines::find_in(&process.cgroups) {
+        let engine = Some(found.engine).filter(|&engine| engine != engines::UNKNOWN);
+        let (name, cgroup) = (found.name(), found.path.to_owned());
+        return Some(Group { engine, name, cgroup, first: process });
+    }
+    let is_moved = cgroups_of.get(&process.parent).is_some_and(|of| *of != process.cgroups);
+    if process.namespace.is_none() || !process.is_init || !is_moved {
+        return None;
+    }
+    let cgroup = control_groups::path(&process.cgroups);
+    let name = cgroup.rsplit('/').next().filter(|name| !name.is_empty() && !is_unit(name))?;
+    Some(Group { engine: None, name: name.to_owned(), cgroup, first: process })
+}
+
+/// True for a unit of systemd. A sandbox in a session or a service is not a container of an engine.
+fn is_unit(name: &str) -> bool {
+    [".scope", ".service", ".slice"].iter().any(|suffix| name.ends_with(suffix))
+}
+
+/// Returns the container of a process: the innermost one whose cgroup is that of the process or
+/// above it, or the pid namespace of the process.
+fn of_process(process: &Process, groups: Vec<Group>, processes: &[Process]) -> Option<Group> {
+    if process.has_our_mounts {
+        return None;
+    }
+    let is_in = |group: &Group| {
+        control_groups::lines(&process.cgroups).any(|(_, _, path)| {
+            let below = path.strip_prefix(group.cgroup.as_bytes());
+            below.is_some_and(|below| below.is_empty() || below.starts_with(b"/"))
+        })
+    };
+    let innermost = groups.into_iter().filter(is_in).max_by_key(|group| group.cgroup.len());
+    innermost.or_else(|| {
+        let namespace = process.namespace?;
+        let first = |one: &&Process| one.namespace == Some(namespace) && one.is_init;
+        let first = processes.iter().find(first)?.clone();
+        let cgroup = control_groups::path(&first.cgroups);
+        let name = control_groups::name(&first.cgroups);
+        let name = name.unwrap_or_else(|| first.pid.to_string());
+        Some(Group { engine: None, name, cgroup, first })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(pid: u32, namespace: Option<u64>, cgroup: &str) -> Process {
+        Process {
+            pid,
+            parent: 1,
+            start: u64::from(pid),
+            is_init: false,
+            namespace,
+            has_our_mounts: namespace.is_none(),
+            cgroups: format!("4:memory:{cgroup}\n0::/\n").into_bytes(),
+        }
+    }
+
+    fn init(pid: u32, namespace: u64, cgroup: &str) -> Process {
+        Process { is_init: true, ..process(pid, Some(namespace), cgroup) }
+    }
+
+    fn names(groups: &[Group]) -> Vec<(&str, u32)> {
+        groups.iter().map(|group| (&*group.name, group.first.pid)).collect()
+    }
+
+    #[test]
+    fn the_first_process_of_a_container_is_the_oldest_with_its_namespaces() {
+        let supervisor = Process {
+            has_our_mounts: false,
+            ..process(20, None, "/machine.slice/machine-a.scope/supervisor")
+        };
+        let groups = groups(vec![
+            process(1, None, "/"),
+            // It still has the machine's mounts: the engine is making the container.
+            process(10, None, "/lxc/web"),
+            process(12, Some(7), "/lxc/web/system.slice/a.service"),
+            init(11, 7, "/lxc/web/init.scope"),
+            supervisor,
+            init(21, 8, "/machine.slice/machine-a.scope/payload"),
+            // A container in the pid namespace of another one.
+            process(30, Some(7), "/docker/sidecar"),
+        ]);
+        assert_eq!(names(&groups), [("sidecar", 30), ("web", 11), ("a", 21)]);
+        assert_eq!(groups[1].engine, Some("lxc"));
+    }
+
+    #[test]
+    fn an_unknown_engine_moves_the_first_process_of_a_pid_namespace() {
+        let groups = groups(vec![
+            process(1, None, "/"),
+            init(5, 7, "/web"),
+            // `unshare --pid` of a program in the same cgroup, of a session, and of a service.
+            init(6, 8, "/"),
+            init(7, 9, "/user.slice/session-1.scope"),
+            init(8, 10, "/system.slice/a.service"),
+        ]);
+        assert_eq!(names(&groups), [("web", 5)]);
+        assert_eq!(groups[0].engine, None);
+    }
+
+    #[test]
+    fn a_process_leads_to_its_innermost_container() {
+        let all = vec![
+            process(1, None, "/"),
+            init(5, 7, "/lxc/web"),
+            init(6, 8, "/lxc/web/docker/inner"),
+            process(9, Some(8), "/lxc/web/docker/inner/child"),
+            init(10, 9, "/"),
+            process(11, Some(9), "/"),
+        ];
+        let group = |pid| {
+            let process = all.iter().find(|one| one.pid == pid).unwrap();
+            of_process(process, groups(all.clone()), &all).map(|group| group.first.pid)
+        };
+        assert_eq!((group(9), group(5), group(1)), (Some(6), Some(5), None));
+        assert_eq!(group(11), Some(10), "the pid namespace, which no engine made");
+    }
+
+    #[test]
+    fn a_name_that_does_not_exist_is_told_with_those_that_do() {
+        let error = find("no such container").unwrap_err().to_string();
+        assert!(error.contains("no container has the name, id or process no such"), "{error}");
+        let error = find(&std::process::id().to_string()).unwrap_err().to_string();
+        assert!(error.contains("is in no container"), "{error}");
+        assert!(matches!(find(""), Err(FindError::Unknown { .. })));
+    }
+}
