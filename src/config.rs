@@ -16,7 +16,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use ambit_sysinfo::cpu::CpuPolicy;
-use ambit_sysinfo::policy::{BootTime, MemoryLimit, Possible, SwapPolicy};
+use ambit_sysinfo::policy::{BootTime, MemoryLimit, Possible, SwapPolicy, ViewOf};
 use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
 
@@ -79,6 +79,9 @@ settings! {
         /// Which boot time a container without a time namespace sees: `host` is the machine's,
         /// which `ps` needs; `container` is the start of its first process.
         pub btime: BootTime = BootTime::default();
+        /// Whose numbers a process in a container sees: `container` is the container's; `caller` is
+        /// its own control group's, for services with limits of their own.
+        pub view_of: ViewOf = ViewOf::default();
         /// How many threads serve files.
         pub threads: usize = 2, within 1..=8;
         check Overlay::is_relative;

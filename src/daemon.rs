@@ -433,6 +433,7 @@ pub(crate) fn accounting_options(config: &Config) -> Options {
         memory_limit: config.overlay.memory_limit,
         swap: config.overlay.swap,
         boot_time: config.overlay.btime,
+        view_of: config.overlay.view_of,
         ..Options::default()
     }
 }

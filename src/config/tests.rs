@@ -215,14 +215,15 @@ fn calls_that_grant_nothing_are_noted() {
 #[test]
 fn what_is_shown_is_chosen_by_name() {
     let text = "[overlay]\npossible = 'view'\nmemory_limit = 'high'\nswap = 'none'\n\
-                btime = 'container'\ncpu_view = 'cpuset'\n";
-    let Overlay { possible, memory_limit, swap, btime, cpu_view, .. } =
+                btime = 'container'\ncpu_view = 'cpuset'\nview_of = 'caller'\n";
+    let Overlay { possible, memory_limit, swap, btime, cpu_view, view_of, .. } =
         parse(text).unwrap().overlay;
+    assert_eq!(view_of, ViewOf::Caller);
     assert_eq!((possible, memory_limit), (Possible::View, MemoryLimit::High));
     assert_eq!((swap, btime), (SwapPolicy::None, BootTime::Container));
     assert_eq!(cpu_view, CpuPolicy::Cpuset);
     // Each name is described.
-    for key in ["cpu_view", "possible", "memory_limit", "swap", "btime"] {
+    for key in ["cpu_view", "possible", "memory_limit", "swap", "btime", "view_of"] {
         let error = parse(&format!("[overlay]\n{key} = 'x'\n")).unwrap_err();
         let doc = <Overlay as settings::Section>::TABLE.key(key).unwrap().doc.concat();
         for name in error.split('`').skip(3).step_by(2) {

@@ -363,7 +363,7 @@ mod tests {
     }
 
     fn container_with(accounting: &Accounting, init: Option<Init>) -> Container {
-        let identity = Identity { namespace: 0, init, is_host: false };
+        let identity = Identity { namespace: 0, init, is_host: false, part: None };
         let membership = crate::membership::Membership::parse(b"0::/c\n");
         let account = Account::new(Owner::User(0));
         let charge = accounting.context.cgroups.charge(Some(&account), 1).unwrap();
@@ -472,7 +472,8 @@ mod tests {
         let accounting = Accounting::with(options, files(root.path())).unwrap();
         let started = |start| {
             let pidfd = std::fs::File::open("/dev/null").unwrap().into();
-            container_with(&accounting, Some(Init { pid: 0, pidfd, start, offset: None }))
+            let init = Init { pid: 0, pidfd, mounts: 0, start, offset: None };
+            container_with(&accounting, Some(init))
         };
         let (young, old) = (started(u64::MAX), started(0));
         let total = |one: &Container| accounting.view_of(one).unwrap().memory.total;

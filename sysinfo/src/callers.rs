@@ -1,14 +1,16 @@
 //! Identifies the container and the account of a calling thread.
 //!
 //! The container of a thread in a pid namespace below the daemon's is that of the namespace's first
-//! process, whose cgroup has the limits. A pid namespace whose first process stays in the cgroups
-//! of its creator (`unshare`, bwrap, browsers) is part of the creator's container. A thread in the
-//! daemon's own pid namespace belongs to its own cgroup.
+//! process, whose cgroup has the limits; `whose_view.rs` has the exceptions. A pid namespace whose
+//! first process stays in the cgroups of its creator (`unshare`, bwrap, browsers) is part of the
+//! creator's container. A thread in the daemon's own pid namespace belongs to its own cgroup.
 //!
 //! **A number is valid only while a descriptor pins what it names.** The number of a thread that
 //! has ended is reused at once, so thread ids are looked up for every request. The pidfd of its
 //! first process keeps a pid namespace (`alloc_pid`, `put_pid` in kernel/pid.c). A thread of the
-//! host is pinned by its folder in `/proc`. Start reading at [`Callers::identify`].
+//! host is pinned by its folder in `/proc`. Only which of the containers in one pid namespace a
+//! thread belongs to is cached by its number, for as long as its cgroup is. Start reading at
+//! [`Callers::identify`].
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -16,26 +18,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags};
 
 use crate::Error;
 use crate::account::budget::{Charge, What};
 use crate::account::{Account, Accounts, Owner};
-use crate::cgroup_namespace;
 use crate::clock;
-use crate::container::{Container, Identity, Init};
+use crate::container::{Container, Identity, Part};
 use crate::context::Context;
 use crate::counter_store::CounterStore;
+use crate::hash::fnv1a;
 use crate::membership::Membership;
-use crate::namespace_init;
+use crate::pinned::{new_container, parent_in_container, pin, unknown};
 use crate::procfs::Task;
+use crate::whose_view;
 
-/// Nanoseconds for which the cgroup and the uid of a thread of the host are cached; both can
-/// change.
-const HOST_THREAD_BOUND: u64 = 20_000_000;
+/// Nanoseconds for which the cgroup of a thread, and the uid of one of the host, are cached; both
+/// can change.
+const THREAD_BOUND: u64 = 20_000_000;
 const SHARDS: usize = 32;
-/// How many threads of the host each shard caches, with one descriptor each.
+/// How many threads each shard caches. Those of the host have one descriptor each.
 const SHARD_SIZE: usize = 4;
 /// `MAX_PID_NS_LEVEL` of the kernel: pid namespaces do not nest deeper.
 const DEEPEST: u32 = 32;
@@ -48,6 +49,10 @@ const REFUSAL_SWEEP: u64 = 200_000_000;
 enum ContainerKey {
     Namespace(u64),
     Cgroup(Arc<Membership>),
+    /// Another container in the pid namespace, by the path of its cgroup.
+    Joined(u64, Box<str>),
+    /// A cgroup inside of a container, with the pid of that container's first process.
+    Inside(u64, u32, Arc<Membership>),
 }
 
 type Registry = HashMap<ContainerKey, Arc<Container>>;
@@ -69,6 +74,17 @@ pub(crate) struct Callers {
     /// Time of the last sweep that a refused charge caused.
     swept: AtomicU64,
     host_threads: [Mutex<Vec<HostThread>>; SHARDS],
+    /// Threads in pid namespaces of containers.
+    threads: [Mutex<Vec<Thread>>; SHARDS],
+}
+
+/// A thread in the pid namespace of a container, and the container it belongs to.
+#[derive(Debug)]
+struct Thread {
+    tid: u32,
+    namespace: u64,
+    at: u64,
+    caller: Caller,
 }
 
 #[derive(Debug)]
@@ -79,10 +95,9 @@ struct HostThread {
     caller: Caller,
 }
 
-impl HostThread {
-    fn is_fresh(&self, now: u64) -> bool {
-        now.saturating_sub(self.at) <= HOST_THREAD_BOUND
-    }
+/// True if what was found at that time is still valid.
+fn is_fresh(at: u64, now: u64) -> bool {
+    now.saturating_sub(at) <= THREAD_BOUND
 }
 
 impl Callers {
@@ -93,6 +108,7 @@ impl Callers {
             adding: Mutex::default(),
             swept: AtomicU64::new(0),
             host_threads: std::array::from_fn(|_| Mutex::default()),
+            threads: std::array::from_fn(|_| Mutex::default()),
         }
     }
 
@@ -134,8 +150,8 @@ impl Callers {
         enclosing.unwrap_or(found)
     }
 
-    /// Returns the container of a thread's pid namespace, or of its cgroup in the daemon's own, and
-    /// the account.
+    /// Returns the container of a thread in its pid namespace, or of its cgroup in the daemon's own,
+    /// and the account.
     fn identify_namespace(&self, tid: u32, now: u64, context: &Context) -> Result<Caller, Error> {
         let namespace = match context.proc.pid_namespace(tid) {
             Ok(namespace) => namespace,
@@ -147,27 +163,111 @@ impl Callers {
         if namespace == context.own_namespace {
             return self.identify_host(tid, now, context);
         }
-        let key = ContainerKey::Namespace(namespace);
+        let shard = &self.threads[tid as usize % SHARDS];
+        let is_it = |thread: &&Thread| thread.tid == tid && thread.namespace == namespace;
+        let known = lock(shard).iter().find(is_it).map(|known| (known.at, known.caller.clone()));
+        if let Some((_, caller)) = known.filter(|&(at, _)| is_fresh(at, now)) {
+            return Ok(caller);
+        }
+        let container = self.get_or_add(ContainerKey::Namespace(namespace), context, |adding| {
+            let (identity, membership) = new_container(tid, namespace, context)?;
+            let payer = self.payer(adding, tid, What::Namespaces, context)?;
+            Ok(Container::new(identity, membership, payer, context))
+        })?;
+        let (container, is_certain) = self.choose(tid, container, context);
+        let caller = Caller::for_container(&container);
+        if is_certain {
+            let mut known = lock(shard);
+            known.retain(|thread| thread.tid != tid && is_fresh(thread.at, now));
+            if known.len() < SHARD_SIZE {
+                known.push(Thread { tid, namespace, at: now, caller: caller.clone() });
+            }
+        }
+        Ok(caller)
+    }
+
+    /// Returns the container of a thread, given that of the first process of its pid namespace; and
+    /// false if that can change at any moment, because an engine is starting the thread's process.
+    fn choose(
+        &self,
+        tid: u32,
+        of_namespace: Arc<Container>,
+        context: &Context,
+    ) -> (Arc<Container>, bool) {
+        let choice = whose_view::choose(tid, &of_namespace, context);
+        let mut container = of_namespace;
+        let namespace = container.pid_namespace();
+        if let Some(path) = choice.joined {
+            let key = ContainerKey::Joined(namespace, path.clone());
+            let joined = self.get_or_add(key, context, |adding| {
+                let first = whose_view::first_process(tid, namespace, &path, context)
+                    .map_err(unknown(tid))?;
+                let (mut identity, membership) = pin(first, namespace, context)?;
+                let key = fnv1a(path.as_bytes());
+                identity.part = Some(Part { key, is_inside: false });
+                let payer = self.payer(adding, tid, What::Namespaces, context)?;
+                Ok(Container::new(identity, membership, payer, context))
+            });
+            // Without room for another container, the thread is shown that of its pid namespace.
+            let Ok(joined) = joined else { return (container, false) };
+            container = joined;
+        }
+        if let Some(own) = choice.own.filter(|own| whose_view::is_inside(own, &container, context))
+        {
+            let init = container.init_pid().unwrap_or(0);
+            let own = Arc::new(own);
+            let inside = self.get_or_add(
+                ContainerKey::Inside(namespace, init, own.clone()),
+                context,
+                |adding| {
+                    let identity = container.part(own.key()).map_err(unknown(tid))?;
+                    let payer = self.payer(adding, tid, What::Namespaces, context)?;
+                    Ok(Container::new(identity, Membership::clone(&own), payer, context))
+                },
+            );
+            container = inside.unwrap_or(container);
+        }
+        (container, choice.is_certain)
+    }
+
+    /// Returns the container with this key, or adds the one that the function makes. The function
+    /// runs while the number of added containers is locked.
+    fn get_or_add(
+        &self,
+        key: ContainerKey,
+        context: &Context,
+        make: impl FnOnce(&mut usize) -> Result<Container, Error>,
+    ) -> Result<Arc<Container>, Error> {
         if let Some(container) = self.registry.load().get(&key) {
-            return Ok(Caller::for_container(container));
+            return Ok(container.clone());
         }
         let mut adding = self.lock_adding();
         if let Some(container) = self.registry.load().get(&key) {
-            return Ok(Caller::for_container(container));
+            return Ok(container.clone());
         }
-        let (identity, membership) = new_container(tid, namespace, context)?;
+        let container = make(&mut adding)?;
+        Ok(self.add(&mut adding, key, container, context))
+    }
+
+    /// Returns the account of a thread, and the charge for one more container.
+    fn payer(
+        &self,
+        adding: &mut usize,
+        tid: u32,
+        what: What,
+        context: &Context,
+    ) -> Result<(Arc<Account>, Charge), Error> {
         let account = self.accounts.get(Owner::find(tid, context).map_err(unknown(tid))?);
-        let charge = self.charge(&mut adding, What::Namespaces, &account, context)?;
-        let payer = (account.clone(), charge);
-        let container = Container::new(identity, membership, payer, context);
-        Ok(Caller { container: self.add(&mut adding, key, container, context), account })
+        let charge = self.charge(adding, what, &account, context)?;
+        Ok((account, charge))
     }
 
     /// Identifies a thread in the daemon's own pid namespace.
     fn identify_host(&self, tid: u32, now: u64, context: &Context) -> Result<Caller, Error> {
         let shard = &self.host_threads[tid as usize % SHARDS];
         let known = lock(shard);
-        if let Some(thread) = known.iter().find(|thread| thread.tid == tid && thread.is_fresh(now))
+        if let Some(thread) =
+            known.iter().find(|thread| thread.tid == tid && is_fresh(thread.at, now))
             && thread.task.is_alive()
         {
             return Ok(thread.caller.clone());
@@ -182,7 +282,7 @@ impl Callers {
         let container = self.identify_host_cgroup(membership, &account, context)?;
         let caller = Caller { container, account };
         let mut known = lock(shard);
-        known.retain(|thread| thread.tid != tid && thread.is_fresh(now));
+        known.retain(|thread| thread.tid != tid && is_fresh(thread.at, now));
         if known.len() < SHARD_SIZE {
             known.push(HostThread { tid, at: now, task, caller: caller.clone() });
         }
@@ -196,19 +296,13 @@ impl Callers {
         context: &Context,
     ) -> Result<Arc<Container>, Error> {
         let key = ContainerKey::Cgroup(Arc::new(membership.clone()));
-        if let Some(container) = self.registry.load().get(&key) {
-            return Ok(container.clone());
-        }
-        let mut adding = self.lock_adding();
-        if let Some(container) = self.registry.load().get(&key) {
-            return Ok(container.clone());
-        }
-        let charge = self.charge(&mut adding, What::Cgroups, account, context)?;
-        let is_host = context.hierarchies.has_at_root(&membership);
-        let identity = Identity { namespace: 0, init: None, is_host };
-        let payer = (account.clone(), charge);
-        let container = Container::new(identity, membership, payer, context);
-        Ok(self.add(&mut adding, key, container, context))
+        self.get_or_add(key, context, |adding| {
+            let charge = self.charge(adding, What::Cgroups, account, context)?;
+            let is_host = context.hierarchies.has_at_root(&membership);
+            let identity = Identity { namespace: 0, init: None, is_host, part: None };
+            let payer = (account.clone(), charge);
+            Ok(Container::new(identity, membership, payer, context))
+        })
     }
 
     /// Charges an account for one more container. A refused charge is tried again after ended
@@ -338,7 +432,7 @@ impl Callers {
         let now = clock::now();
         let forgotten = |container: &Container| {
             let unused = now.saturating_sub(container.last_use()) > HOST_CGROUP_BOUND;
-            container.is_gone() || (container.init_pid().is_none() && unused)
+            container.is_gone() || (container.is_cgroup() && unused)
         };
         let registry = self.registry.load();
         if registry.values().any(|container| forgotten(container)) {
@@ -348,7 +442,10 @@ impl Callers {
             self.registry.store(Arc::new(registry));
         }
         for shard in &self.host_threads {
-            lock(shard).retain(|thread| thread.is_fresh(now));
+            lock(shard).retain(|thread| is_fresh(thread.at, now));
+        }
+        for shard in &self.threads {
+            lock(shard).retain(|thread| is_fresh(thread.at, now));
         }
         let registry = self.registry.load();
         if registry.len() > open {
@@ -388,75 +485,4 @@ fn in_order_of_use(registry: &Registry) -> Vec<&Arc<Container>> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Makes the error for a failed lookup of a thread: [`Error::Gone`] if it has ended, else the
-/// failed system call, which does not mean that it ended.
-fn unknown(tid: u32) -> impl Fn(io::Error) -> Error {
-    move |source| {
-        let has_ended = source.kind() == io::ErrorKind::NotFound
-            || source.raw_os_error() == Some(Errno::SRCH.raw_os_error());
-        match has_ended {
-            true => Error::Gone(tid),
-            false => Error::Read { file: format!("/proc/{tid}"), source },
-        }
-    }
-}
-
-/// Returns the parent of a pid namespace's first process if the namespace is part of the parent's
-/// container: both are in the same cgroups, and the parent is in a container itself. A container
-/// engine moves the first process of a container to a cgroup of its own.
-///
-/// If the parent has ended, the process was reparented to one of the same pid namespace.
-fn parent_in_container(init: u32, context: &Context) -> Option<u32> {
-    let (proc, text) = (&context.proc, &mut Vec::new());
-    let parent = namespace_init::parent(proc, init, text).filter(|&parent| parent != 0)?;
-    if proc.pid_namespace(parent).ok()? == context.own_namespace {
-        return None;
-    }
-    let own = proc.read_of(init, "cgroup", text).ok()?.to_vec();
-    let same = proc.read_of(parent, "cgroup", text).ok()? == own;
-    same.then_some(parent)
-}
-
-/// Pins the first process of a namespace and reads what never changes about it.
-fn new_container(
-    tid: u32,
-    namespace: u64,
-    context: &Context,
-) -> Result<(Identity, Membership), Error> {
-    let (proc, ask, unknown) = (&context.proc, context.options.ask_kernel, unknown(tid));
-    let pid = namespace_init::find(proc, tid, namespace, ask).map_err(&unknown)?;
-    let process = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Error::Gone(tid))?;
-    let pidfd = rustix::process::pidfd_open(process, PidfdFlags::empty());
-    let pidfd = pidfd.map_err(|errno| unknown(errno.into()))?;
-    // The pidfd pins the number, if it still names the same process.
-    if proc.pid_namespace(pid).map_err(&unknown)? != namespace {
-        return Err(Error::Gone(tid));
-    }
-    let mut text = Vec::new();
-    let stat = proc.read_of(pid, "stat", &mut text).map_err(&unknown)?;
-    let start = clock::start_of(stat).ok_or(Error::Gone(tid))?;
-    let offset = proc.read_of(pid, "timens_offsets", &mut text).ok();
-    let offset = offset.and_then(clock::boottime_offset);
-    let offset = offset.map(|offset| offset.saturating_sub(context.own_offset));
-    let text = proc.read_of(pid, "cgroup", &mut text).map_err(&unknown)?;
-    let membership = cgroup_namespace::membership(proc, pid, text);
-    let init = Init { pid, pidfd, start, offset: offset.filter(|&offset| offset != 0) };
-    Ok((Identity { namespace, init: Some(init), is_host: false }, membership))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_enoent_and_esrch_mean_that_the_thread_has_ended() {
-        for errno in [Errno::NOENT, Errno::SRCH] {
-            assert!(matches!(unknown(7)(errno.into()), Error::Gone(7)), "{errno}");
-        }
-        for errno in [Errno::MFILE, Errno::NFILE, Errno::NOMEM] {
-            assert!(matches!(unknown(7)(errno.into()), Error::Read { .. }), "{errno}");
-        }
-    }
 }

@@ -90,6 +90,17 @@ pub(crate) struct Identity {
     pub(crate) init: Option<Init>,
     /// True for the machine itself.
     pub(crate) is_host: bool,
+    /// The cgroup that distinguishes it from the container of the pid namespace's first process.
+    pub(crate) part: Option<Part>,
+}
+
+/// A cgroup with its own numbers in the pid namespace of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// A hash of its path, the same in every process and release.
+    pub(crate) key: u64,
+    /// True for a cgroup inside of the container, false for another container.
+    pub(crate) is_inside: bool,
 }
 
 /// The first process of a pid namespace.
@@ -97,11 +108,20 @@ pub(crate) struct Identity {
 pub(crate) struct Init {
     pub(crate) pid: u32,
     pub(crate) pidfd: OwnedFd,
+    /// The inode of its mount namespace.
+    pub(crate) mounts: u64,
     /// Nanoseconds after boot.
     pub(crate) start: u64,
     /// Offset of the container's boot time clock to the daemon's, if it has a time namespace of its
     /// own: the kernel adds it to the clocks that it shows there.
     pub(crate) offset: Option<i64>,
+}
+
+impl Init {
+    fn try_clone(&self) -> std::io::Result<Self> {
+        let Self { pid, mounts, start, offset, .. } = *self;
+        Ok(Self { pid, pidfd: self.pidfd.try_clone()?, mounts, start, offset })
+    }
 }
 
 struct Sampler {
@@ -143,7 +163,11 @@ impl Container {
         let store = context.counter_store.get().filter(|_| !identity.is_host);
         let counter_record = store.and_then(|store| {
             let key = match &identity.init {
-                Some(init) => (identity.namespace, init.start),
+                // Start times are multiples of a tick.
+                Some(init) => {
+                    let part = identity.part.map_or(0, |part| part.key % clock::TICK);
+                    (identity.namespace, init.start.saturating_add(part))
+                }
                 None => (0, membership.key()),
             };
             let (slot, words) = store.claim(key);
@@ -192,10 +216,37 @@ impl Container {
         &self.account
     }
 
+    /// Returns its first process.
+    pub(crate) fn init(&self) -> Option<&Init> {
+        self.identity.init.as_ref()
+    }
+
+    /// Returns the identity of a cgroup inside of this container.
+    pub(crate) fn part(&self, key: u64) -> std::io::Result<Identity> {
+        let init = self.identity.init.as_ref().map(Init::try_clone).transpose()?;
+        let part = Some(Part { key, is_inside: true });
+        Ok(Identity { namespace: self.identity.namespace, init, is_host: false, part })
+    }
+
+    /// True for a cgroup of the machine or of a container, which processes can enter again.
+    pub(crate) fn is_cgroup(&self) -> bool {
+        self.identity.init.is_none() || self.is_inside()
+    }
+
+    fn is_inside(&self) -> bool {
+        self.identity.part.is_some_and(|part| part.is_inside)
+    }
+
     /// The pid of its first process in the daemon's numbering.
     #[must_use]
     pub fn init_pid(&self) -> Option<u32> {
         self.identity.init.as_ref().map(|init| init.pid)
+    }
+
+    /// True for a container in the pid namespace of another one, or a cgroup inside of it.
+    #[must_use]
+    pub fn is_part(&self) -> bool {
+        self.identity.part.is_some()
     }
 
     /// True for the machine itself.
@@ -227,7 +278,7 @@ impl Container {
     pub(crate) fn enclosing(&self, now: u64) -> Result<Option<Arc<Self>>, ()> {
         let age = now.saturating_sub(self.enclosing_checked.load(Ordering::Acquire));
         let bound = if self.is_young(now) { YOUNG_MEMBERSHIP_BOUND } else { MEMBERSHIP_BOUND };
-        if self.identity.init.is_some() && age > bound {
+        if self.identity.init.is_some() && self.identity.part.is_none() && age > bound {
             return Err(());
         }
         Ok(self.enclosing.load_full())
@@ -449,7 +500,7 @@ impl Container {
             return;
         }
         sampler.checked = now;
-        let Some(init) = &self.identity.init else { return };
+        let Some(init) = self.identity.init.as_ref().filter(|_| !self.is_inside()) else { return };
         TEXT.with_borrow_mut(|text| {
             if let Ok(text) = context.proc.read_of(init.pid, "cgroup", text)
                 && !self.membership.load().has_text(text)

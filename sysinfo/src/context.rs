@@ -13,7 +13,7 @@ use crate::hierarchy::Hierarchies;
 use crate::host_files::HostFiles;
 use crate::kernel_names::KernelNames;
 use crate::namespace_init::AskKernel;
-use crate::policy::{BootTime, MemoryLimit, Possible, SwapPolicy};
+use crate::policy::{BootTime, MemoryLimit, Possible, SwapPolicy, ViewOf};
 use crate::tasks::RecentCounts;
 
 /// Settings of accounting.
@@ -31,6 +31,8 @@ pub struct Options {
     pub zswap: bool,
     /// Which boot time a container is shown.
     pub boot_time: BootTime,
+    /// Whose numbers a process in a container is shown.
+    pub view_of: ViewOf,
     /// How old a view may be, in nanoseconds.
     pub age_bound: u64,
     /// How long a thread waits for a sample that another thread takes, in nanoseconds. Then it
@@ -55,6 +57,7 @@ impl Default for Options {
             swap: SwapPolicy::default(),
             zswap: true,
             boot_time: BootTime::default(),
+            view_of: ViewOf::default(),
             age_bound: 20_000_000,
             patience: 7_000_000_000,
             load_bound: 3600 * 1_000_000_000,

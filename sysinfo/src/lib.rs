@@ -36,6 +36,7 @@ mod load;
 pub mod membership;
 mod namespace_init;
 mod personality;
+mod pinned;
 pub mod policy;
 pub mod pressure;
 mod private_mount;
@@ -49,6 +50,7 @@ pub mod sysinfo;
 mod tasks;
 pub mod topology;
 pub mod view;
+mod whose_view;
 
 use std::sync::Arc;
 

@@ -54,6 +54,22 @@ impl Membership {
         Self { at_root: Some(at_root.into()), ..plain }
     }
 
+    /// Returns the path in the hierarchy with this number, as the kernel lists it.
+    pub(crate) fn whole_path(&self, hierarchy: &str) -> Option<&str> {
+        lines(self.text.as_bytes()).find(|(number, _, _)| *number == hierarchy).map(|line| line.2)
+    }
+
+    /// Returns the cgroups with each path that is below this one cut to it.
+    pub(crate) fn cut(&self, to: &str) -> Self {
+        let mut text = String::with_capacity(self.text.len());
+        for (number, names, path) in lines(self.text.as_bytes()) {
+            let rest = path.strip_prefix(to);
+            let is_below = rest.is_some_and(|rest| rest.starts_with('/'));
+            text.extend([number, ":", names, ":", if is_below { to } else { path }, "\n"]);
+        }
+        Self { text: text.into(), at_root: None }
+    }
+
     /// True if it was parsed from this text.
     #[must_use]
     pub fn has_text(&self, text: &[u8]) -> bool {

@@ -6,6 +6,17 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Whose numbers a process in a container's pid namespace is shown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ViewOf {
+    /// Those of its container.
+    #[default]
+    Container,
+    /// Those of its own cgroup in the container: a service with limits of its own sees them.
+    Caller,
+}
+
 /// Which processors and memory nodes are shown as possible.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -247,6 +247,21 @@ fn cgroup_to_count<'a>(
     legacy.chain(unified).find(|(_, cgroup, _)| !cgroup.is_empty())
 }
 
+/// Most processes that [`processes_of`] returns.
+const MOST_LISTED: usize = 512;
+
+/// Returns processes of a cgroup without its children.
+pub(crate) fn processes_of(hierarchies: &Hierarchies, membership: &Membership) -> Vec<u32> {
+    let Some((mount, cgroup, _)) = cgroup_to_count(hierarchies, membership) else {
+        return Vec::new();
+    };
+    let Ok(dir) = open_dir(mount.root(), cgroup) else { return Vec::new() };
+    let mut text = Vec::new();
+    let _ = crate::kernel_file::read_to_end(dir.as_fd(), "cgroup.procs", &mut text);
+    let pids = scan::lines(&text).filter_map(scan::decimal).take(MOST_LISTED);
+    pids.filter_map(|pid| u32::try_from(pid).ok()).collect()
+}
+
 fn open_dir(parent: std::os::fd::BorrowedFd<'_>, path: &str) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     rustix::fs::openat(parent, path, flags, Mode::empty())
