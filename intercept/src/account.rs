@@ -6,7 +6,7 @@
 //! a lock here: it uses atomics only.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use ambit_sysinfo::Owner;
@@ -45,6 +45,8 @@ pub(super) struct Account {
     /// to identify the container.
     pub(super) payer: Arc<ambit_sysinfo::Account>,
     pub(super) counters: Counters,
+    /// True when the daemon's log names the container.
+    announced: AtomicBool,
     calls: Bucket,
     /// How often its budget of calls was used up.
     delayed: AtomicU64,
@@ -83,6 +85,7 @@ impl Account {
             id: id.to_owned(),
             payer: ambit_sysinfo::Account::new(Owner::Named(id.into())),
             counters: Counters::new(),
+            announced: AtomicBool::new(false),
             calls: Bucket::default(),
             delayed: AtomicU64::new(0),
             lines: Bucket::default(),
@@ -109,6 +112,11 @@ impl Account {
     /// True if the container makes one call after the other. Called once for each call, at `now`.
     pub(super) fn calls_in_succession(&self, now: u64) -> bool {
         now.saturating_sub(self.last.swap(now, Ordering::Relaxed)) < IN_SUCCESSION
+    }
+
+    /// True for the first listener or connection of the container, which the log names.
+    pub(super) fn announce(&self) -> bool {
+        !self.announced.swap(true, Ordering::Relaxed)
     }
 
     /// True if the audit log may have another line. Otherwise the line is counted as left out.
@@ -226,6 +234,7 @@ mod tests {
         let accounts = Accounts::default();
         let (first, second) = (accounts.get("a"), accounts.get("a"));
         assert!(Arc::ptr_eq(&first, &second));
+        assert!(first.announce() && !second.announce(), "one line in the log");
         let _other = accounts.get("b");
         assert_eq!(accounts.read().len(), 2);
         drop((first, second));

@@ -274,6 +274,11 @@ impl Connection {
             })
         });
         let account = Arc::clone(member.account(pipeline.accounts()));
+        if account.announce() {
+            let names = member.policy(pipeline.policies()).names().collect::<Vec<_>>().join(",");
+            let (container, pid) = (&*member.container.id, packet.init_pid);
+            tracing::info!(container, pid, names, "calls are answered");
+        }
         // The thread id counts in the monitor's pid namespace. That is the daemon's namespace if
         // the monitor has the same id in both.
         let policy = if packet.monitor_pid == self.monitor.pid {

@@ -161,6 +161,8 @@ impl Threads {
     pub(super) fn take_over(&self, listener: Listener, mut member: Member) -> Result<(), Error> {
         let listener = Arc::new(listener);
         let account = Arc::clone(member.account(self.pipeline.accounts()));
+        // The predecessor has named the container in the log.
+        account.announce();
         let policy = member.policy(self.pipeline.policies()).clone();
         for (left, entry) in self.journal.take_left(listener.number()) {
             let (seccomp_notif { id, pid, data, .. }, phase) = (left.notification, left.phase);

@@ -80,6 +80,7 @@ fn take(peer: &Peer, threads: &Threads, link: &KeeperClient) {
     }
     let mut member = Member::configured(container);
     let names = member.policy(threads.pipeline().policies()).names().collect::<Vec<_>>().join(",");
+    let is_first = member.account(threads.pipeline().accounts()).announce();
     let named = Arc::clone(&member.container);
     let container = &*named.id;
     let adopted = Listener::adopt(fd).and_then(|listener| {
@@ -87,7 +88,9 @@ fn take(peer: &Peer, threads: &Threads, link: &KeeperClient) {
         threads.add(Source::Listener { listener, member: Mutex::new(member) })
     });
     match adopted {
-        Ok(()) => tracing::info!(container, pid, names, "listener adopted"),
+        Ok(()) if is_first => tracing::info!(container, pid, names, "calls are answered"),
+        // A process that the runtime started in a container that is known.
+        Ok(()) => tracing::debug!(container, pid, names, "calls of another process are answered"),
         Err(error) => {
             link.remove(&format!("{LISTENER}{number}"));
             link.remove(&format!("{ABOUT}{number}"));
