@@ -18,7 +18,11 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{self, Config, ConfigError, DEFAULT_PATH};
 use crate::stop::{self, StopArgs};
-use crate::{absence, check, control, dead_mounts, lxcfs, profile, run, serve, visitor};
+use crate::verify::VerifyArgs;
+use crate::{
+    absence, check, check_process, control, dead_mounts, lxcfs, profile, run, serve, verify,
+    visitor,
+};
 use ambit_intercept::Policy;
 use ambit_worker::Broker;
 
@@ -105,8 +109,22 @@ enum Command {
         #[arg(long, conflicts_with_all = ["path", "default"])]
         reference: bool,
     },
-    /// Check which kernel facilities are available, and what does not work without the others
+    /// Say whether what programs read in a container agrees with itself and with its limits
+    ///
+    /// Runs the program ambit-verify inside the container, as its root. Exit status: 0 if nothing
+    /// contradicts, 1 if something does, 2 for bad input, 126 if the program cannot be run there.
+    Verify(VerifyArgs),
+    /// Check which kernel facilities are available, or whether a process sees its own bounds
+    ///
+    /// Without a process: tries each facility of the kernel, and says what does not work without
+    /// it. With a process: says which container's numbers it gets, and why it does not see them.
+    /// Exit status: 1 if something essential is missing or wrong.
     Check {
+        /// The process
+        #[arg(value_name = "PID")]
+        process: Option<u32>,
+        #[command(flatten)]
+        config: ConfigFile,
         /// Only write to standard error which containers have dead files
         #[arg(long, hide = true)]
         dead_files: bool,
@@ -217,11 +235,21 @@ impl Cli {
                 print(config::print::reference()).map_err(Into::into)
             }
             Command::Config { config, .. } => show_config(&config),
-            Command::Check { dead_files: false } => match show_check() {
+            Command::Verify(args) => match verify::run(&args) {
+                Ok(status) => return ExitCode::from(status),
+                Err(error) => Err(error),
+            },
+            Command::Check { process: Some(process), config, .. } => {
+                match show_process(process, &config) {
+                    Ok(code) => return code,
+                    Err(error) => Err(error),
+                }
+            }
+            Command::Check { dead_files: false, .. } => match show_check() {
                 Ok(code) => return code,
                 Err(error) => Err(error.into()),
             },
-            Command::Check { dead_files: true } => {
+            Command::Check { dead_files: true, .. } => {
                 dead_mounts::find().iter().for_each(|dead| stderr::line(&format!("dead: {dead}")));
                 Ok(())
             }
@@ -303,6 +331,13 @@ fn show_check() -> Result<ExitCode, Unwritable> {
         print(format_args!("\nambit cannot run here: {fatal} essential facilities are missing\n"))?;
         Ok(ExitCode::FAILURE)
     }
+}
+
+fn show_process(process: u32, config: &ConfigFile) -> anyhow::Result<ExitCode> {
+    let findings = check_process::all(process, &config.places()?)?;
+    findings.iter().try_for_each(|finding| print(format_args!("{finding}\n")))?;
+    let is_wrong = findings.iter().any(check_process::Finding::is_wrong);
+    Ok(ExitCode::from(u8::from(is_wrong)))
 }
 
 fn fail(error: &anyhow::Error, status: u8) -> ExitCode {

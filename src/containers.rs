@@ -8,12 +8,16 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 
 use ambit_kernel::text::control_groups;
 use ambit_kernel::text::status::Status;
 use ambit_sysinfo::{clock, engines};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// A container, pinned by a descriptor of its first process.
@@ -59,6 +63,23 @@ fn listed(known: &[String]) -> String {
     match known {
         [] => "there are none".to_owned(),
         known => format!("there are {}", known.join(", ")),
+    }
+}
+
+impl Container {
+    /// Opens the folder of its first process in `/proc`.
+    ///
+    /// # Errors
+    /// The process has ended.
+    pub fn folder(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::open(format!("/proc/{}", self.pid), flags, Mode::empty())?;
+        // The number may have been reused before the folder was opened.
+        let mut ended = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        match rustix::event::poll(&mut ended, Some(&Timespec::default()))? {
+            0 => Ok(folder),
+            _ => Err(Errno::SRCH.into()),
+        }
     }
 }
 

@@ -100,6 +100,13 @@ pub fn is_ours(mount: &Mounted) -> bool {
     KINDS.contains(&mount.kind.as_str())
 }
 
+/// True for a mount of an aborted connection. `root` is the root of a process in its mount
+/// namespace.
+#[must_use]
+pub fn is_dead(root: &Path, mount: &Mounted) -> bool {
+    probe(root, mount, ONE_PATIENCE) == Verdict::Dead
+}
+
 /// The state of a mount point of ambit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {

@@ -85,7 +85,7 @@ fn cgroup_of(process: &Path) -> (String, String) {
 
 /// True if this is the cgroup of the container with this id, or one below it. An engine may name the
 /// cgroup by the id alone.
-fn is_of(cgroup: &str, id: &str) -> bool {
+pub(crate) fn is_of(cgroup: &str, id: &str) -> bool {
     engines::all(cgroup).any(|container| container.id == id || container.name() == id)
         || cgroup.split('/').any(|part| part == id)
 }

@@ -6,6 +6,7 @@
 
 pub mod absence;
 pub mod check;
+pub mod check_process;
 pub mod cli;
 pub mod config;
 pub mod containers;
@@ -24,4 +25,5 @@ pub mod serve;
 pub mod status;
 pub mod stop;
 mod threads;
+pub mod verify;
 pub mod visitor;

@@ -317,7 +317,7 @@ impl fmt::Display for Status {
 }
 
 /// Formats bytes with a binary unit and about three digits.
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     let units = ["B", "K", "M", "G", "T", "P"];
     let mut value = bytes as f64;
     let mut unit = 0;

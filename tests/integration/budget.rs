@@ -15,6 +15,30 @@ const BUDGET: u64 = 20;
 
 #[test]
 fn a_warm_read_takes_few_system_calls_and_no_fork() {
+    stays_within_the_budget(&[]);
+}
+
+/// The mounts of the reader are not those of the container's first process, as in a service of a
+/// system container: its cgroup tells that it is in no other container.
+#[test]
+fn a_warm_read_in_a_pid_namespace_costs_the_same() {
+    let first = "for d in \"$@\"; do [ -d \"$d\" ] && echo 0 >\"$d/cgroup.procs\"; done
+                 unshare --mount \"$@\"; exit $?";
+    stays_within_the_budget(&[
+        "unshare",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "sh",
+        "-c",
+        first,
+        "sh",
+    ]);
+}
+
+/// Counts what the daemon does for a reader that this command starts.
+#[track_caller]
+fn stays_within_the_budget(by: &[&str]) {
     if machine::slowness() > 1 {
         return machine::not_on_this_kernel("counting by ptrace at native speed");
     }
@@ -25,8 +49,13 @@ fn a_warm_read_takes_few_system_calls_and_no_fork() {
     let cgroup = Cgroup::new("budget", Limits { memory: Some(64 << 20), ..Limits::default() });
     // Warm it, then trace while the same container goes on reading.
     let program = machine::program("reader");
-    let mut reader = quiet(program.to_str().unwrap());
-    reader.args(["7", "65536"]).arg(daemon.file("proc/meminfo")).args(cgroup.dirs());
+    let words: Vec<_> = by.iter().copied().chain([program.to_str().unwrap()]).collect();
+    let mut reader = quiet(words[0]);
+    reader
+        .args(&words[1..])
+        .args(["7", "65536"])
+        .arg(daemon.file("proc/meminfo"))
+        .args(cgroup.dirs());
     let reading = start(&mut reader);
     std::thread::sleep(std::time::Duration::from_secs(4));
     let mut strace = quiet("strace");

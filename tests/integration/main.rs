@@ -45,3 +45,4 @@ mod survival;
 mod terminal;
 mod truth;
 mod under_systemd;
+mod views;

@@ -16,6 +16,8 @@ numbers must be exactly these:
       --cpus NUMBER     a quota, such as 1.5
       --cpuset LIST     such as 0-1,4
 
+      --no-calls        do not judge system calls: for a program that entered the
+                        container from outside, without its seccomp filter
       --json            JSON instead of a table
       --junit[=FILE]    JUnit XML into a file, or instead of a table
   -h, --help
@@ -35,6 +37,8 @@ pub(crate) enum Args {
 #[derive(Debug, PartialEq)]
 pub(crate) struct Options {
     pub(crate) given: Given,
+    /// System calls are not judged.
+    pub(crate) no_calls: bool,
     pub(crate) json: bool,
     /// `Some(None)` is standard output.
     pub(crate) junit: Option<Option<String>>,
@@ -43,7 +47,8 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn parse(args: impl Iterator<Item = String>) -> Result<Args, String> {
-    let mut options = Options { given: Given::default(), json: false, junit: None, root: None };
+    let given = Given::default();
+    let mut options = Options { given, no_calls: false, json: false, junit: None, root: None };
     let mut args = args.peekable();
     while let Some(arg) = args.next() {
         let (name, mut value) = match arg.split_once('=') {
@@ -65,6 +70,7 @@ pub(crate) fn parse(args: impl Iterator<Item = String>) -> Result<Args, String> 
         match &*name {
             "-h" | "--help" => return Ok(Args::Help),
             "-V" | "--version" => return Ok(Args::Version),
+            "--no-calls" => options.no_calls = true,
             "--json" => options.json = true,
             "--junit" => options.junit = Some(value.filter(|file| file != "-")),
             "--root" => options.root = value,

@@ -83,10 +83,17 @@ impl Caller {
     /// capabilities in the container's user namespace and none over the host, and still sees the
     /// host's files. Its children are in the caller's pid namespace.
     pub(super) fn enter_users(&self) -> Result<(), Error> {
-        self.enter_namespaces().mark_untried()
+        let entered = self.enter_others().and_then(|()| self.enter_user_namespace());
+        entered.mark_untried()
     }
 
-    fn enter_namespaces(&self) -> Result<(), Error> {
+    /// Enters the user namespace. Fails for that of this process.
+    pub(super) fn enter_user_namespace(&self) -> Result<(), Error> {
+        setns(&self.users, CloneFlags::CLONE_NEWUSER).context("setns to the caller's users")
+    }
+
+    /// Enters all namespaces but those of users and mounts.
+    pub(super) fn enter_others(&self) -> Result<(), Error> {
         // The container can see this process in its pid namespace. It must not open the
         // `/proc/<pid>` files, because this process has descriptors of the host. execve(2) makes it
         // dumpable again.
@@ -97,7 +104,7 @@ impl Caller {
             let kind = CloneFlags::from_bits_retain(*kind);
             setns(namespace, kind).context(format!("setns to the caller's {kind:?}"))?;
         }
-        setns(&self.users, CloneFlags::CLONE_NEWUSER).context("setns to the caller's users")
+        Ok(())
     }
 
     /// Enters the control groups and the mount namespace, and assumes ids, root, working directory

@@ -14,10 +14,18 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 /// A mount: the fields of its line that ambit uses.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mounted {
+    /// Its id, unique while the mount exists.
+    pub id: u64,
+    /// The id of the mount that it is mounted on.
+    pub parent: u64,
     /// The folder of the filesystem that is the root of the mount.
     pub root: PathBuf,
     /// Where it is mounted.
     pub path: PathBuf,
+    /// Options of the mount itself, separated by commas.
+    pub attributes: String,
+    /// Its peer group: what is mounted on one of its mounts appears on all of them.
+    pub peers: Option<u32>,
     /// Minor number of its device: for FUSE the number of the connection.
     pub minor: u32,
     /// Type, such as `fuse.ambit`.
@@ -74,17 +82,27 @@ pub fn all(text: &[u8]) -> impl Iterator<Item = Mounted> {
 
 fn parse(line: &[u8]) -> Option<Mounted> {
     let mut fields = line.split(|&byte| byte == b' ');
-    let device = std::str::from_utf8(fields.nth(2)?).ok()?;
+    let id = number(fields.next()?)?;
+    let parent = number(fields.next()?)?;
+    let device = std::str::from_utf8(fields.next()?).ok()?;
     let (major, minor) = device.split_once(':')?;
     let name = |field: &[u8]| PathBuf::from(OsString::from_vec(unescape(field)));
     let (root, path) = (name(fields.next()?), name(fields.next()?));
-    fields.find(|field| *field == b"-")?;
+    let attributes = String::from_utf8_lossy(fields.next()?).into_owned();
+    let mut peers = None;
+    while let Some(field) = Some(fields.next()?).filter(|field| *field != b"-") {
+        peers = field.strip_prefix(b"shared:").map_or(peers, number);
+    }
     let text = |field: &[u8]| String::from_utf8_lossy(&unescape(field)).into_owned();
     // Only filesystems without a block device can be connections of FUSE.
     let minor = if major == "0" { minor.parse().ok()? } else { 0 };
     let (kind, source) = (text(fields.next()?), text(fields.next()?));
     let options = text(fields.next().unwrap_or_default());
-    Some(Mounted { root, path, minor, kind, source, options })
+    Some(Mounted { id, parent, root, path, attributes, peers, minor, kind, source, options })
+}
+
+fn number<T: std::str::FromStr>(field: &[u8]) -> Option<T> {
+    std::str::from_utf8(field).ok()?.parse().ok()
 }
 
 /// Decodes blank, tab, newline and backslash, which the kernel writes as three octal digits.
@@ -112,6 +130,8 @@ mod tests {
         let found = parse(line).unwrap();
         assert_eq!(found.path, Path::new("/var/lib/a b"));
         assert_eq!((found.minor, &*found.kind, &*found.source), (47, "fuse.ambit", "am\\bit"));
+        assert_eq!((found.id, found.parent, found.peers), (36, 25, Some(7)));
+        assert_eq!(&*found.attributes, "ro,nosuid");
         assert_eq!((&*found.root, &*found.options), (Path::new("/"), "ro,user_id=0"));
         assert_eq!(parse(b""), None);
     }

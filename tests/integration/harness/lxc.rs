@@ -41,6 +41,26 @@ impl Started {
         self.running.wait_for(text, machine::patience(30));
     }
 
+    /// Runs another process in it, to its end.
+    #[track_caller]
+    pub(crate) fn attach(&self, words: &[&str]) -> String {
+        command::run(self.tool("lxc-attach").arg("--").args(words)).ok()
+    }
+
+    /// Kills it.
+    #[track_caller]
+    pub(crate) fn stop(self) {
+        command::run(self.tool("lxc-stop").arg("-k")).ok();
+        self.finish(machine::patience(20));
+    }
+
+    fn tool(&self, name: &str) -> std::process::Command {
+        machine::needs(&[name]);
+        let mut tool = quiet(name);
+        tool.arg("-P").arg(self.state.path()).args(["-n", "test"]);
+        tool
+    }
+
     /// Waits for its end.
     #[track_caller]
     pub(crate) fn finish(self, patience: std::time::Duration) -> Output {

@@ -189,3 +189,81 @@ fn config(
         "linux": linux,
     })
 }
+
+/// A container of `runc` that runs in the background. It is killed and deleted when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Started {
+    running: command::Running,
+    id: String,
+    bundle: TempDir,
+    _root: TempDir,
+}
+
+/// Where a container of [`start`] is put.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// Its cgroup, below that of the tests.
+    pub(crate) cgroup: &'a str,
+    /// A process whose pid namespace it joins.
+    pub(crate) pid: Option<u32>,
+}
+
+/// Starts a container of `runc` and waits until its script has printed `ready`.
+#[track_caller]
+pub(crate) fn start(daemon: &Daemon, container: Container<'_>, place: Place<'_>) -> Started {
+    machine::needs(&["runc"]);
+    let text = profile::of(daemon, "oci", &["--label", "test"]);
+    let id = place.cgroup.rsplit('/').next().unwrap_or_default().to_owned();
+    let (root, bundle) = (root(), readable_dir());
+    let mut config = config(daemon, container, &serde_json::from_str(&text).unwrap(), &root, &id);
+    config["linux"]["cgroupsPath"] = format!("{}/{}", cgroup::base(), place.cgroup).into();
+    for namespace in config["linux"]["namespaces"].as_array_mut().unwrap() {
+        if let (Some(pid), true) = (place.pid, namespace["type"] == "pid") {
+            namespace["path"] = format!("/proc/{pid}/ns/pid").into();
+        }
+    }
+    fs::write(bundle.path().join("config.json"), serde_json::to_vec(&config).unwrap()).unwrap();
+    let mut run = quiet("runc");
+    run.arg("--root").arg(bundle.path().join("state")).args(["run", "--bundle"]);
+    let mut running = command::start(run.arg(bundle.path()).arg(&id));
+    running.wait_for("ready", machine::patience(30));
+    Started { running, id, bundle, _root: root }
+}
+
+impl Started {
+    /// Its id.
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Its first process.
+    #[track_caller]
+    pub(crate) fn pid(&self) -> u32 {
+        let state = command::run(self.runc().args(["state", &self.id])).ok();
+        let state: Value = serde_json::from_str(&state).unwrap();
+        u32::try_from(state["pid"].as_u64().unwrap()).unwrap()
+    }
+
+    /// Runs another process in it (`runc exec`).
+    #[track_caller]
+    pub(crate) fn exec(&self, words: &[&str]) -> String {
+        command::run(self.runc().args(["exec", &self.id]).args(words)).ok()
+    }
+
+    /// What it has printed.
+    pub(crate) fn printed(&mut self) -> String {
+        self.running.printed().0
+    }
+
+    fn runc(&self) -> Command {
+        let mut runc = quiet("runc");
+        runc.arg("--root").arg(self.bundle.path().join("state"));
+        runc
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        command::run(self.runc().args(["delete", "--force", &self.id]));
+    }
+}

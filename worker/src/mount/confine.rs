@@ -98,7 +98,7 @@ pub(super) fn host_proc() -> Result<OwnedFd, Error> {
 }
 
 /// Sets the AppArmor profile for the next execve(2).
-pub(super) fn set_label(proc: BorrowedFd<'_>, label: &str) -> Result<(), Error> {
+pub(crate) fn set_label(proc: BorrowedFd<'_>, label: &str) -> Result<(), Error> {
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
     let file = rustix::fs::openat(proc, "self/attr/apparmor/exec", flags, Mode::empty())
         .context("open of attr/apparmor/exec")?;

@@ -184,7 +184,7 @@ fn loaded(text: &str) -> Vec<PathBuf> {
 }
 
 /// Copies a file to a memory file with all seals.
-fn sealed(file: &File) -> Result<OwnedFd, Error> {
+pub(crate) fn sealed(file: &File) -> Result<OwnedFd, Error> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let memory = match rustix::fs::memfd_create("helper", flags | EXEC) {
         Err(rustix::io::Errno::INVAL) => rustix::fs::memfd_create("helper", flags),

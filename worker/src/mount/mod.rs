@@ -22,6 +22,9 @@ mod program;
 mod source_lock;
 mod superblock;
 
+pub(crate) use confine::set_label;
+pub(crate) use host_program::sealed;
+
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
