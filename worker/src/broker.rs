@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use ambit_kernel::output::complain;
 use ambit_kernel::text;
 
+use super::attach::{self, AttachOrder, Report};
 use super::bind_device::Bind;
 use super::caller::{Caller, Facts};
 use super::child::exit;
@@ -59,6 +60,9 @@ enum Request {
     Bind(Bind, CallerInfo),
     /// Start a long-lived worker in the control groups.
     Worker,
+    /// Attach the overlay's files in a container, or remove them. The descriptor is the folder of
+    /// one of its processes in `/proc`.
+    Attach(AttachOrder),
 }
 
 /// The part of a [`Caller`] that is not a descriptor.
@@ -183,6 +187,24 @@ impl Broker {
     pub fn bind_device(&self, bind: &Bind, caller: &Caller, until: Instant) -> Result<(), Error> {
         let request = Request::Bind(bind.clone(), caller.into());
         self.for_caller(&request, caller, None)?.receive(until).map(drop)
+    }
+
+    /// Attaches the overlay's files in a container, or removes what was attached. `process` is the
+    /// folder of one of its processes in `/proc`.
+    ///
+    /// # Errors
+    /// The process has ended or is in no container, or the container does not answer in time.
+    pub fn attach(&self, order: &AttachOrder, process: BorrowedFd<'_>) -> Result<Report, Error> {
+        let until = Instant::now() + attach::DEADLINE + REPORT_GRACE;
+        let report = self.send(&Request::Attach(order.clone()), std::iter::once(process))?;
+        report.receive_value(until).map_err(|error| match error.errno {
+            // Its alarm has ended the process.
+            Errno::EIO => Error::new(
+                Errno::ETIMEDOUT,
+                format!("it was not done within {} s", attach::DEADLINE.as_secs()),
+            ),
+            _ => error,
+        })
     }
 
     /// Starts a worker in these control groups. The worker's first message has its own pidfd.
@@ -318,6 +340,16 @@ fn run(bytes: &[u8], mut fds: Vec<OwnedFd>, daemon: ReportChannel, locks: &Sourc
             let mounted = receive_caller(info, fds)
                 .and_then(|caller| mount::run(&order, &caller, watches.as_fd(), locks));
             return daemon.report_number(mounted);
+        }
+        Request::Attach(order) => {
+            let done = match fds.first() {
+                Some(process) => attach::run(&order, process.as_fd()),
+                None => Err(malformed("a descriptor is missing")),
+            };
+            return match done.and_then(|report| daemon.done_with(&report)) {
+                Ok(()) => {}
+                Err(error) => daemon.report(Err(error)),
+            };
         }
         Request::Bind(bind, info) => receive_caller(info, fds)
             .and_then(|caller| super::bind_device::bind_device(&bind, &caller))

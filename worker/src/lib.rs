@@ -9,6 +9,7 @@
 //! This package must never decide whether a call is granted: the policies are in `intercept`. Start
 //! reading at `broker.rs`.
 
+pub mod attach;
 mod bind_device;
 mod broker;
 mod caller;

@@ -36,6 +36,21 @@ pub fn mount_setattr(
     Ok(raw::mount_setattr(mount.as_fd(), &attributes)?)
 }
 
+/// Sets attributes of one mount and takes it out of its peer group: what is mounted on it later
+/// appears nowhere else.
+///
+/// # Errors
+/// `EINVAL`: the descriptor is not the root of a mount.
+pub fn make_private(mount: impl AsFd, set: MountAttrFlags) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: u64::from(set.bits()),
+        attr_clr: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: 0,
+    };
+    Ok(raw::mount_setattr(mount.as_fd(), &attributes)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
