@@ -16,6 +16,7 @@ use anyhow::Context;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
+use crate::attach::{self, AttachArgs, DetachArgs};
 use crate::config::{self, Config, ConfigError, DEFAULT_PATH};
 use crate::stop::{self, StopArgs};
 use crate::verify::VerifyArgs;
@@ -80,6 +81,22 @@ enum Command {
     Stop {
         #[command(flatten)]
         stop: StopArgs,
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// Show the overlay's files in containers that run already
+    ///
+    /// Prints a line for each container. Exit status: 0, or 1 if something failed.
+    Attach {
+        #[command(flatten)]
+        attach: AttachArgs,
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// Remove what attach has mounted in containers
+    Detach {
+        #[command(flatten)]
+        detach: DetachArgs,
         #[command(flatten)]
         config: ConfigFile,
     },
@@ -221,6 +238,18 @@ impl Cli {
             Command::Status { json, config } => show_status(json, &config),
             Command::Stop { stop, config } => {
                 match config.places_named().and_then(|places| stop::run(stop, &places)) {
+                    Ok(code) => return code,
+                    Err(error) => Err(error),
+                }
+            }
+            Command::Attach { attach: args, config } => {
+                match config.places_named().and_then(|places| attach::attach(&args, &places)) {
+                    Ok(code) => return code,
+                    Err(error) => Err(error),
+                }
+            }
+            Command::Detach { detach, config } => {
+                match config.places_named().and_then(|places| attach::detach(&detach, &places)) {
                     Ok(code) => return code,
                     Err(error) => Err(error),
                 }

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use ambit_sysinfo::cpu::CpuPolicy;
 use ambit_sysinfo::policy::{BootTime, MemoryLimit, Possible, SwapPolicy, ViewOf};
+use ambit_worker::attach::Unmasked;
 use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
 
@@ -42,6 +43,8 @@ pub struct Config {
     pub daemon: Daemon,
     /// `[overlay]`
     pub overlay: Overlay,
+    /// `[attach]`
+    pub attach: Attach,
     /// `[audit]`
     pub audit: Audit,
     /// `[intercept]` and `[[container]]`: which system calls are answered for which containers.
@@ -85,6 +88,15 @@ settings! {
         /// How many threads serve files.
         pub threads: usize = 2, within 1..=8;
         check Overlay::is_relative;
+    }
+}
+
+settings! {
+    /// How `ambit attach` and hooks equip containers.
+    pub struct Attach {
+        /// What is done where the whole of `/proc` or `/sys` is visible, which nested containers
+        /// need: `keep` keeps a visible one at `/dev/.ambit`; `skip` leaves its files alone.
+        pub unmasked: Unmasked = Unmasked::default();
     }
 }
 
@@ -236,6 +248,7 @@ impl Config {
         let mut config = Self {
             daemon: document::take(&mut document, "daemon")?,
             overlay: document::take(&mut document, "overlay")?,
+            attach: document::take(&mut document, "attach")?,
             audit: document::take(&mut document, "audit")?,
             policies: Policies::for_all(layers::policy(&[&all]).map_err(below)?),
         };
@@ -246,7 +259,7 @@ impl Config {
         match document.iter().next() {
             None => Ok(config),
             Some((key, _)) => {
-                let known = ["daemon", "overlay", "audit", "intercept", "container"];
+                let known = ["daemon", "overlay", "attach", "audit", "intercept", "container"];
                 Err(Mistake::new(key.span().start, "", unknown_key(key.get_ref(), &known)))
             }
         }

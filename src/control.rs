@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::attacher::Question;
 use crate::config::Config;
 use crate::daemon::Server;
 use crate::status::Status;
@@ -146,7 +147,11 @@ async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> 
         Ok(read) => drop(read?),
         Err(_) => return Err(std::io::ErrorKind::TimedOut.into()),
     }
-    let mut text = match line.trim_end() {
+    let line = line.trim_end();
+    if let Some(question) = Question::parse(line) {
+        return respond(stream, attach(question, server).await).await;
+    }
+    let text = match line {
         "status" => serde_json::to_vec(&Status::of(server))?,
         "parts" => serde_json::to_vec(&Parts::of(server))?,
         word @ ("release" | "stop") => {
@@ -168,12 +173,34 @@ async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> 
             }
         }
         other => serde_json::to_vec(&serde_json::json!({
-            "error": format!("unknown question {other:?}; known: status, parts, reload, stop, release, exec PROGRAM"),
+            "error": format!("unknown question {other:?}; known: status, parts, reload, stop, release, exec PROGRAM, \
+                              attach PID, detach PID"),
         }))?,
     };
+    respond(stream, text).await
+}
+
+async fn respond(mut stream: UnixStream, mut text: Vec<u8>) -> std::io::Result<()> {
     text.push(b'\n');
     let written = tokio::time::timeout(PATIENCE, stream.write_all(&text)).await;
     written.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+}
+
+/// Attaches files to a container, on another thread: the broker may take some seconds.
+async fn attach(question: Result<Question, String>, server: &Server) -> Vec<u8> {
+    let done = match question {
+        Ok(question) => {
+            let attacher = server.attacher().clone();
+            let done = tokio::task::spawn_blocking(move || attacher.run(question)).await;
+            done.map_err(Into::into).and_then(|done| done).map_err(|error| output::one_line(&error))
+        }
+        Err(reason) => Err(reason),
+    };
+    let answer = match done {
+        Ok(report) => serde_json::to_vec(&report),
+        Err(error) => serde_json::to_vec(&serde_json::json!({ "error": error })),
+    };
+    answer.unwrap_or_default()
 }
 
 /// Waits until the keeper refuses a new program. If it accepts, this process ends before.
@@ -255,6 +282,23 @@ pub fn order(path: &Path, order: &str) -> anyhow::Result<()> {
 /// No daemon listens, or it does not answer.
 pub fn ask_status(path: &Path) -> anyhow::Result<Status> {
     ask(path, "status")
+}
+
+/// The daemon answers with an error.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Refusal(String);
+
+/// Sends a question whose answer may be an error.
+///
+/// # Errors
+/// No daemon listens, or it does not answer, or it refuses ([`Refusal`]).
+pub fn ask_for<T: DeserializeOwned>(path: &Path, question: &str) -> anyhow::Result<T> {
+    let answer: serde_json::Value = ask(path, question)?;
+    match answer.get("error").and_then(serde_json::Value::as_str) {
+        Some(reason) => Err(Refusal(reason.to_owned()).into()),
+        None => serde_json::from_value(answer).context("the daemon's answer is not understood"),
+    }
 }
 
 /// Asks the daemon for its parts.

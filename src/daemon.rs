@@ -16,6 +16,7 @@ use rustix::process::Resource;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, broadcast};
 
+use crate::attacher::Attacher;
 use crate::config::Config;
 use crate::crash_guard::CrashGuard;
 use crate::visitor;
@@ -42,6 +43,7 @@ pub struct Server {
     origin: Mutex<Origin>,
     mounts_restored: Mutex<MountsRestored>,
     crash_guard: Option<Arc<CrashGuard>>,
+    attacher: Arc<Attacher>,
     refusals: broadcast::Sender<String>,
     ending: Notify,
 }
@@ -117,6 +119,8 @@ impl Server {
                 Reach::Process => MountOptions::detached(),
             }
         };
+        let broker = operations.as_ref().map(|operations| operations.broker.clone());
+        let attacher = Attacher::new(broker, config.overlay.mount.clone(), config.attach.clone());
         let successor = !inherited.is_empty();
         let overlay = overlay(options, &accounting, &keeper, &mut inherited)?;
         warn_of_notes(config);
@@ -152,6 +156,7 @@ impl Server {
                     }),
                     mounts_restored: Mutex::default(),
                     crash_guard,
+                    attacher: Arc::new(attacher),
                     refusals: broadcast::channel(4).0,
                     ending: Notify::new(),
                 })
@@ -173,6 +178,7 @@ impl Server {
     pub fn reconfigure(&self, config: &Config) -> anyhow::Result<()> {
         audit(&self.notifier, config)?;
         warn_of_notes(config);
+        self.attacher.reconfigure(config.attach.clone());
         self.notifier.reload(config.policies.clone());
         Ok(())
     }
@@ -214,6 +220,12 @@ impl Server {
     #[must_use]
     pub fn notifier(&self) -> &Notifier {
         &self.notifier
+    }
+
+    /// What attaches files to containers that run.
+    #[must_use]
+    pub fn attacher(&self) -> &Arc<Attacher> {
+        &self.attacher
     }
 
     /// The connection to the keeper.

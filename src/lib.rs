@@ -5,6 +5,8 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod absence;
+pub mod attach;
+pub mod attacher;
 pub mod check;
 pub mod check_process;
 pub mod cli;

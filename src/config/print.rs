@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use super::{Audit, Daemon, LXD, Overlay};
+use super::{Attach, Audit, Daemon, LXD, Overlay};
 use ambit_intercept::settings::{Key, Section, Table};
 use ambit_intercept::{Matcher, Settings};
 
@@ -33,6 +33,7 @@ pub fn tables() -> Vec<(String, &'static Table)> {
     let sections = [
         ("daemon", Daemon::TABLE),
         ("overlay", Overlay::TABLE),
+        ("attach", Attach::TABLE),
         ("audit", Audit::TABLE),
         ("intercept", Settings::TABLE),
         ("[container]", Matcher::TABLE),

@@ -1,0 +1,174 @@
+//! Attaches the overlay's files to containers that run, for `ambit attach` and for hooks that ask
+//! over the control socket.
+//!
+//! The work is done by a child of the broker (`ambit_worker::attach`), never in this process: it
+//! serves the files, and must not enter a container. Start reading at [`Attacher::run`].
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ambit_sysinfo::clock;
+use ambit_worker::Broker;
+use ambit_worker::attach::{Action, AttachOrder, Options, Report};
+use anyhow::Context;
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Attach;
+
+/// Most containers that `ambit status` lists with files that were left alone.
+const MOST: usize = 64;
+
+/// A container in which files were left alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftAlone {
+    /// The process by which the container was named.
+    pub pid: u32,
+    /// When that process started, after boot, in nanoseconds.
+    pub start: u64,
+    /// What was done, and why not more.
+    pub report: String,
+}
+
+/// Attaches files to containers.
+#[derive(Debug)]
+pub struct Attacher {
+    broker: Option<Arc<Broker>>,
+    overlay: PathBuf,
+    settings: Mutex<Attach>,
+    left: Mutex<Vec<LeftAlone>>,
+}
+
+/// What is asked over the control socket, after `attach ` or `detach `.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    /// Attach the files, and whether files of another program are covered too.
+    Attach {
+        /// A process of the container.
+        pid: u32,
+        /// Cover files that lxcfs serves.
+        replace: bool,
+    },
+    /// Remove what was attached.
+    Detach {
+        /// A process of the container.
+        pid: u32,
+    },
+}
+
+impl Question {
+    /// Parses a line of the control socket. `None` if it is no question of this kind.
+    ///
+    /// # Errors
+    /// It has no valid process.
+    pub fn parse(line: &str) -> Option<Result<Self, String>> {
+        let (word, rest) = line.split_once(' ')?;
+        let pid = |text: &str| match text.parse() {
+            Ok(pid @ 1..) => Ok(pid),
+            _ => Err(format!("{text:?} is no process; use {word} PID")),
+        };
+        match word {
+            "attach" => Some(match rest.strip_prefix("--replace ") {
+                Some(rest) => pid(rest).map(|pid| Self::Attach { pid, replace: true }),
+                None => pid(rest).map(|pid| Self::Attach { pid, replace: false }),
+            }),
+            "detach" => Some(pid(rest).map(|pid| Self::Detach { pid })),
+            _ => None,
+        }
+    }
+}
+
+impl Attacher {
+    /// Creates one for the overlay at a path. Without a broker nothing can be attached.
+    pub(crate) fn new(broker: Option<Arc<Broker>>, overlay: PathBuf, settings: Attach) -> Self {
+        Self { broker, overlay, settings: Mutex::new(settings), left: Mutex::default() }
+    }
+
+    /// Applies new settings to what is attached from now on.
+    pub(crate) fn reconfigure(&self, settings: Attach) {
+        *self.settings.lock().unwrap_or_else(PoisonError::into_inner) = settings;
+    }
+
+    /// Answers a question. Waits for the broker, at most some seconds.
+    ///
+    /// # Errors
+    /// There is no such process, it is in no container, or the container does not answer.
+    pub fn run(&self, question: Question) -> anyhow::Result<Report> {
+        let (pid, action) = match question {
+            Question::Attach { pid, replace } => {
+                let unmasked =
+                    self.settings.lock().unwrap_or_else(PoisonError::into_inner).unmasked;
+                (pid, Action::Cover(Options { replace, unmasked }))
+            }
+            Question::Detach { pid } => (pid, Action::Uncover),
+        };
+        let broker = self.broker.as_ref().context("this daemon has no broker to attach files")?;
+        // This descriptor never becomes that of another process.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let process = rustix::fs::open(format!("/proc/{pid}"), flags, Mode::empty())
+            .map_err(|_| anyhow::anyhow!("there is no process {pid}"))?;
+        let start = start_of(pid).unwrap_or(0);
+        let order = AttachOrder {
+            action,
+            overlay: self.overlay.clone(),
+            targets: ambit_fuse::bind_points().map(str::to_owned).collect(),
+        };
+        let done = broker.attach(&order, std::os::fd::AsFd::as_fd(&process));
+        match &done {
+            Ok(report) if report.left().is_empty() => {
+                tracing::info!(process = pid, "{report}");
+                self.forget(pid);
+            }
+            Ok(report) => {
+                tracing::warn!(process = pid, "{report}");
+                self.remember(LeftAlone { pid, start, report: report.to_string() });
+            }
+            Err(error) => tracing::warn!(process = pid, "nothing was attached: {error}"),
+        }
+        Ok(done?)
+    }
+
+    /// Returns the containers that still run, and in which files were left alone.
+    #[must_use]
+    pub fn left_alone(&self) -> Vec<LeftAlone> {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.retain(|one| start_of(one.pid) == Some(one.start));
+        left.clone()
+    }
+
+    fn forget(&self, pid: u32) {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).retain(|one| one.pid != pid);
+    }
+
+    fn remember(&self, one: LeftAlone) {
+        self.forget(one.pid);
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        if left.len() == MOST {
+            left.remove(0);
+        }
+        left.push(one);
+    }
+}
+
+fn start_of(pid: u32) -> Option<u64> {
+    clock::start_of(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_has_a_process() {
+        let parse = |line| Question::parse(line);
+        assert_eq!(parse("attach 7"), Some(Ok(Question::Attach { pid: 7, replace: false })));
+        let replacing = Question::Attach { pid: 7, replace: true };
+        assert_eq!(parse("attach --replace 7"), Some(Ok(replacing)));
+        assert_eq!(parse("detach 7"), Some(Ok(Question::Detach { pid: 7 })));
+        for line in ["attach 0", "attach -1", "attach x", "detach ", "attach --replace"] {
+            assert!(parse(line).is_some_and(|parsed| parsed.is_err()), "{line}");
+        }
+        assert_eq!(parse("status"), None);
+    }
+}
