@@ -117,11 +117,11 @@ impl Attacher {
         let done = broker.attach(&order, std::os::fd::AsFd::as_fd(&process));
         match &done {
             Ok(report) if report.left().is_empty() => {
-                tracing::info!(process = pid, "{report}");
+                tracing::info!(process = pid, "attach: {report}");
                 self.forget(pid);
             }
             Ok(report) => {
-                tracing::warn!(process = pid, "{report}");
+                tracing::warn!(process = pid, "attach: {report}");
                 self.remember(LeftAlone { pid, start, report: report.to_string() });
             }
             Err(error) => tracing::warn!(process = pid, "nothing was attached: {error}"),

@@ -18,6 +18,7 @@ use clap::{Parser, Subcommand};
 
 use crate::attach::{self, AttachArgs, DetachArgs};
 use crate::config::{self, Config, ConfigError, DEFAULT_PATH};
+use crate::dependents::{self, Dependent};
 use crate::stop::{self, StopArgs};
 use crate::verify::VerifyArgs;
 use crate::{
@@ -319,6 +320,9 @@ fn run_sandbox(config: &ConfigFile, args: run::RunArgs) -> ExitCode {
 
 fn show_status(json: bool, config: &ConfigFile) -> anyhow::Result<()> {
     let mut status = absence::ask_daemon(&config.places()?, control::ask_status)?;
+    let calls: Vec<_> = status.intercepted.iter().map(|one| one.container.clone()).collect();
+    status.equipped = dependents::find(status.server_pid, &status.mount, &calls);
+    status.equipped.retain(Dependent::has_files);
     status.dead = dead_mounts::find();
     if json {
         print(format_args!("{}\n", serde_json::to_string_pretty(&status)?))?;

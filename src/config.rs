@@ -85,6 +85,9 @@ settings! {
         /// Whose numbers a process in a container sees: `container` is the container's; `caller` is
         /// its own control group's, for services with limits of their own.
         pub view_of: ViewOf = ViewOf::default();
+        /// The label of the files where the kernel has SELinux, which containers must be allowed to
+        /// read. Empty: the files get no label of their own.
+        pub selinux_context: String = "system_u:object_r:container_file_t:s0".into();
         /// How many threads serve files.
         pub threads: usize = 2, within 1..=8;
         check Overlay::is_relative;

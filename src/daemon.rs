@@ -114,6 +114,7 @@ impl Server {
             threads: config.overlay.threads,
             recorder: crash_guard.clone().map(|guard| guard as Arc<dyn RequestRecorder>),
             visitor: visitor::in_child,
+            context: selinux_context(&config.overlay.selinux_context),
             ..match reach {
                 Reach::Host => MountOptions::new(&config.overlay.mount),
                 Reach::Process => MountOptions::detached(),
@@ -307,6 +308,26 @@ impl Server {
         // Containers whose listeners are closed get ENOSYS for the calls their filter traps.
         drop(self.notifier.stop());
         self.overlay.unmount().context("cannot unmount the overlay")
+    }
+}
+
+/// Returns the label of the overlay's files, where the kernel has SELinux and its policy knows the
+/// label.
+fn selinux_context(label: &str) -> Option<Arc<str>> {
+    const CHECK: &str = "/sys/fs/selinux/context";
+    if label.is_empty() || !Path::new(CHECK).exists() {
+        return None;
+    }
+    // The kernel accepts only contexts that are valid in its policy.
+    match std::fs::write(CHECK, label) {
+        Ok(()) => Some(label.into()),
+        Err(error) => {
+            tracing::warn!(
+                "SELinux does not know {label:?} ({error}): containers may not be allowed to read \
+                 the files; set overlay.selinux_context to a label that they may read"
+            );
+            None
+        }
     }
 }
 

@@ -58,10 +58,7 @@ impl fmt::Display for DeadMounts {
                 if more > 0 {
                     write!(f, " and {more} more")?;
                 }
-                write!(
-                    f,
-                    "; every access to them fails; restart the container, or unmount them there"
-                )
+                write!(f, "; every access to them fails; `ambit attach {pid}` replaces them")
             }
         }
     }
@@ -249,7 +246,7 @@ mod tests {
         let mut dead = DeadMounts { pid: Some(7), name: "web".to_owned(), paths };
         let text = dead.to_string();
         assert!(text.contains("web (process 7)") && text.contains("/proc/meminfo and 1 more"));
-        assert!(text.contains("restart the container"));
+        assert!(text.contains("ambit attach 7"));
         dead.pid = None;
         assert!(dead.to_string().contains("ambit serve"));
     }

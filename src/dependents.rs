@@ -12,12 +12,14 @@ use ambit_kernel::text::control_groups;
 use ambit_kernel::text::mountinfo::{self, Mounted};
 use ambit_sysinfo::engines;
 
-use crate::control::Parts;
+use ambit_worker::attach;
+use serde::{Deserialize, Serialize};
+
 use crate::dead_mounts::is_ours;
 use crate::mount_namespaces;
 
 /// A container of a daemon.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dependent {
     /// The last part of its cgroup, or its id.
     name: String,
@@ -25,40 +27,56 @@ pub struct Dependent {
     pid: Option<u32>,
     /// How many files and folders are bound in it.
     files: usize,
+    /// How many of them attach has mounted.
+    attached: usize,
     /// True if its calls are reported to the daemon.
     calls: bool,
 }
 
-/// Finds all containers of a daemon.
+impl Dependent {
+    /// True if files are bound in it.
+    #[must_use]
+    pub fn has_files(&self) -> bool {
+        self.files > 0
+    }
+}
+
+/// Finds all containers of a daemon: those with files of the overlay that its server has mounted
+/// here, and those with these ids, whose calls are reported to it.
 #[must_use]
-pub fn find(daemon: &Parts) -> Vec<Dependent> {
-    let Some(server) = daemon.processes.last() else { return Vec::new() };
+pub fn find(server: u32, overlay: &Path, listeners: &[String]) -> Vec<Dependent> {
     let own = mount_namespaces::of(&server.to_string());
     let text = fs::read(format!("/proc/{server}/mountinfo")).unwrap_or_default();
-    let whole = |mount: &Mounted| is_ours(mount) && mount.path.starts_with(&daemon.mount);
+    let whole = |mount: &Mounted| is_ours(mount) && mount.path.starts_with(overlay);
     let connections: Vec<u32> =
         mountinfo::all(&text).filter(whole).map(|mount| mount.minor).collect();
     let mut dependents = Vec::new();
     for namespace in mount_namespaces::all() {
         let is_own = own == Some(namespace.id);
-        let ours = |mount: &&Mounted| is_ours(mount) && connections.contains(&mount.minor);
-        let bound = namespace.mounts.iter().filter(ours);
-        let files = bound.filter(|mount| is_bound(mount, is_own)).count();
+        let ours = |mount: &&Mounted| {
+            is_ours(mount) && connections.contains(&mount.minor) && is_bound(mount, is_own)
+        };
+        // The pressure files of its own cgroup.
+        let is_attached = |mount: &&Mounted| attach::is_marked(mount) && !is_own;
+        let attached = namespace.mounts.iter().filter(is_attached).count();
+        let bound =
+            |mount: &&Mounted| ours(mount) || (is_attached(mount) && mount.kind == "cgroup2");
+        let files = namespace.mounts.iter().filter(bound).count();
         if files > 0 {
             let (name, cgroup) = match is_own {
                 true => ("files bound on this machine".to_owned(), String::new()),
                 false => cgroup_of(&namespace.process),
             };
             let pid = (!is_own).then_some(namespace.pid);
-            dependents.push((cgroup, Dependent { name, pid, files, calls: false }));
+            dependents.push((cgroup, Dependent { name, pid, files, attached, calls: false }));
         }
     }
-    for id in &daemon.listeners {
+    for id in listeners {
         match dependents.iter_mut().find(|(cgroup, _)| is_of(cgroup, id)) {
             Some((_, dependent)) => dependent.calls = true,
             None => {
                 let name = id.escape_debug().to_string();
-                let dependent = Dependent { name, pid: None, files: 0, calls: true };
+                let dependent = Dependent { name, pid: None, files: 0, attached: 0, calls: true };
                 dependents.push((String::new(), dependent));
             }
         }
@@ -96,12 +114,14 @@ pub struct Table<'a>(pub &'a [Dependent]);
 
 impl fmt::Display for Table<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const LONGEST: usize = 52;
-        writeln!(f, "{:<LONGEST$} {:>10} {:>6}  CALLS", "CONTAINER", "PROCESS", "FILES")?;
-        for Dependent { name, pid, files, calls } in self.0 {
+        const LONGEST: usize = 42;
+        let heads = ["PROCESS", "FILES", "ATTACHED"];
+        let [process, files, attached] = heads;
+        writeln!(f, "{:<LONGEST$} {process:>10} {files:>6} {attached:>9}  CALLS", "CONTAINER")?;
+        for Dependent { name, pid, files, attached, calls } in self.0 {
             let pid = pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
             let calls = if *calls { "yes" } else { "-" };
-            writeln!(f, "{name:<LONGEST$.LONGEST$} {pid:>10} {files:>6}  {calls}")?;
+            writeln!(f, "{name:<LONGEST$.LONGEST$} {pid:>10} {files:>6} {attached:>9}  {calls}")?;
         }
         Ok(())
     }
@@ -124,11 +144,17 @@ mod tests {
     #[test]
     fn the_table_fits_a_terminal() {
         let name = format!("docker-{}.scope", "f".repeat(64));
-        let one = |name: &str, pid| Dependent { name: name.into(), pid, files: 14, calls: true };
+        let one = |name: &str, pid| Dependent {
+            name: name.into(),
+            pid,
+            files: 14,
+            attached: 2,
+            calls: true,
+        };
         let all = [one(&name, Some(4_194_304)), one("web", None)];
         let text = Table(&all).to_string();
         assert!(text.lines().all(|line| line.len() <= 80), "{text}");
         assert_eq!(text.lines().count(), 3);
-        assert!(text.ends_with("          -     14  yes\n"), "{text}");
+        assert!(text.ends_with("          -     14         2  yes\n"), "{text}");
     }
 }

@@ -8,9 +8,11 @@ use ambit_sysinfo::view::Load;
 use ambit_sysinfo::{Container, View};
 use serde::{Deserialize, Serialize};
 
+use crate::attacher::LeftAlone;
 use crate::config::Config;
 use crate::daemon::{MountsRestored, Origin, Server};
 use crate::dead_mounts::DeadMounts;
+use crate::dependents::{Dependent, Table};
 use ambit_intercept::timestamp;
 use ambit_intercept::{CallCount, ContainerCounts};
 
@@ -49,6 +51,13 @@ pub struct Status {
     /// Calls of the containers whose filter reports them.
     #[serde(default)]
     pub intercepted: Vec<Intercepted>,
+    /// Containers that were asked for and in which files were left alone.
+    #[serde(default)]
+    pub left_alone: Vec<LeftAlone>,
+    /// Containers that have files of the overlay, and how many attach has mounted. The command looks
+    /// for them, not the daemon.
+    #[serde(default)]
+    pub equipped: Vec<Dependent>,
     /// Files whose server has ended for good. The command looks for them, not the daemon.
     #[serde(default)]
     pub dead: Vec<DeadMounts>,
@@ -201,6 +210,8 @@ impl Status {
             calls: server.notifier().counters().calls.iter().map(Calls::from).collect(),
             containers,
             intercepted: server.notifier().containers().into_iter().map(Into::into).collect(),
+            left_alone: server.attacher().left_alone(),
+            equipped: Vec::new(),
             dead: Vec::new(),
         }
     }
@@ -309,8 +320,14 @@ impl fmt::Display for Status {
                 )?;
             }
         }
-        if !self.dead.is_empty() {
+        if !self.equipped.is_empty() {
+            write!(f, "\n{}", Table(&self.equipped))?;
+        }
+        if !self.left_alone.is_empty() || !self.dead.is_empty() {
             writeln!(f)?;
+        }
+        for LeftAlone { pid, report, .. } in &self.left_alone {
+            writeln!(f, "left alone: process {pid}: {report}")?;
         }
         self.dead.iter().try_for_each(|dead| writeln!(f, "dead: {dead}"))
     }

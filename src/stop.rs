@@ -61,7 +61,8 @@ pub fn run(args: StopArgs, config: &Config) -> anyhow::Result<ExitCode> {
         daemon => daemon?,
     };
     if !daemon.is_kept && !args.release && !args.force {
-        let dependents = dependents::find(&daemon);
+        let server = daemon.processes.last().copied().unwrap_or(0);
+        let dependents = dependents::find(server, &daemon.mount, &daemon.listeners);
         if !dependents.is_empty() {
             print(Table(&dependents))?;
             complain(format_args!(

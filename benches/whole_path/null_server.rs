@@ -74,7 +74,8 @@ impl Filesystem for Null {
 pub(crate) fn serve(path: &Path) -> Result<(), Error> {
     let path = mount::prepare(path, visit::in_place)?;
     let device = mount::open_device()?;
-    let mount = mount::detached(device.as_fd(), mount::NAME, mount::Writes::Refused)?;
+    let kind = mount::MountKind::new(mount::NAME, mount::Writes::Refused);
+    let mount = mount::detached(device.as_fd(), &kind)?;
     mount::attach(mount.as_fd(), &path)?;
     let mut config = Config::default();
     config.n_threads = Some(THREADS);

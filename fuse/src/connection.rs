@@ -17,8 +17,9 @@ use rustix::net::Shutdown;
 
 use crate::adopt::{self, InitRequest};
 use crate::error::Error;
+use crate::mount::MountKind;
 use crate::mount::{self, AbortSwitch};
-use crate::spare::{MountKind, Spare};
+use crate::spare::Spare;
 use crate::thread_pool::{SessionThread, ThreadKind, ThreadPool};
 
 /// Deadline for the threads to notice that the connection has ended.
@@ -47,7 +48,7 @@ pub(crate) struct FuseConnection {
 }
 
 /// How a connection is mounted and by how many threads it is served.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct ServeOptions {
     pub(crate) kind: MountKind,
     pub(crate) threads: usize,
@@ -72,7 +73,7 @@ impl FuseConnection {
         filesystem: F,
     ) -> Result<Self, Error> {
         let device = Arc::new(mount::open_device()?);
-        let spare = Spare::begin(Arc::clone(&device), serving.kind)?;
+        let spare = Spare::begin(Arc::clone(&device), serving.kind.clone())?;
         let init = InitRequest::receive(device.as_fd())?;
         Self::start(device, init, Stage::Begun, spare, serving, filesystem)
     }
@@ -87,7 +88,7 @@ impl FuseConnection {
         filesystem: F,
     ) -> Result<Self, Error> {
         let device = Arc::new(device);
-        let spare = Spare::take_over(Arc::clone(&device), serving.kind, path);
+        let spare = Spare::take_over(Arc::clone(&device), serving.kind.clone(), path);
         Self::start(device, init, stage, spare, serving, filesystem)
     }
 

@@ -13,6 +13,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ambit_kernel::text::mountinfo;
@@ -37,6 +38,25 @@ pub enum Writes {
     Refused,
 }
 
+/// Properties of a mount.
+#[derive(Debug, Clone)]
+pub struct MountKind {
+    /// The source, and what follows `fuse.` in the type.
+    pub name: &'static str,
+    /// Whether files may be written.
+    pub writes: Writes,
+    /// The label that SELinux gives all files; `None` where there is no SELinux.
+    pub context: Option<Arc<str>>,
+}
+
+impl MountKind {
+    /// Returns the default of mounts without SELinux.
+    #[must_use]
+    pub fn new(name: &'static str, writes: Writes) -> Self {
+        Self { name, writes, context: None }
+    }
+}
+
 /// Deadline for an existing mount to show that it is alive.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -49,15 +69,13 @@ pub fn open_device() -> Result<OwnedFd, Error> {
         .map_err(|errno| Error::Device(errno.into()))
 }
 
-/// Makes a detached mount of the connection of this device, with this name as source and in the
-/// type. A device without a connection gets one, and INIT can be read when this returns; one with a
+/// Makes a detached mount of the connection of this device. A device without a connection gets one, and INIT can be read when this returns; one with a
 /// connection gets a further mount of it (Linux 5.15).
 ///
 /// # Errors
 /// A step failed. Before Linux 5.15 a connection has one such mount only (EINVAL).
-pub fn detached(device: BorrowedFd<'_>, name: &str, writes: Writes) -> Result<OwnedFd, Error> {
-    new_mount(device, name, writes)
-        .map_err(|(call, errno)| Error::NewMount { call, source: errno.into() })
+pub fn detached(device: BorrowedFd<'_>, kind: &MountKind) -> Result<OwnedFd, Error> {
+    new_mount(device, kind).map_err(|(call, errno)| Error::NewMount { call, source: errno.into() })
 }
 
 /// Attaches a mount to a mount point.
@@ -184,36 +202,37 @@ fn is_dead(path: &Path, visitor: Visitor) -> bool {
 
 type Failed = (&'static str, rustix::io::Errno);
 
-fn new_mount(device: BorrowedFd<'_>, name: &str, writes: Writes) -> Result<OwnedFd, Failed> {
+fn new_mount(device: BorrowedFd<'_>, kind: &MountKind) -> Result<OwnedFd, Failed> {
     use rustix::mount::{fsconfig_create, fsconfig_set_flag, fsconfig_set_string};
 
-    let context = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)
+    let new = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)
         .map_err(|errno| ("fsopen", errno))?;
-    let context = context.as_fd();
+    let new = new.as_fd();
     let number = device.as_raw_fd().to_string();
     let strings = [
-        ("source", name),
-        ("subtype", name),
+        ("source", kind.name),
+        ("subtype", kind.name),
         ("fd", number.as_str()),
         ("rootmode", "40000"),
         ("user_id", "0"),
         ("group_id", "0"),
     ];
-    for (key, value) in strings {
-        fsconfig_set_string(context, key, value).map_err(|errno| ("fsconfig", errno))?;
+    let context = kind.context.as_deref().map(|label| ("context", label));
+    for (key, value) in strings.into_iter().chain(context) {
+        fsconfig_set_string(new, key, value).map_err(|errno| ("fsconfig", errno))?;
     }
-    let read_only = (writes == Writes::Refused).then_some("ro");
+    let read_only = (kind.writes == Writes::Refused).then_some("ro");
     for flag in ["allow_other", "default_permissions"].into_iter().chain(read_only) {
-        fsconfig_set_flag(context, flag).map_err(|errno| ("fsconfig", errno))?;
+        fsconfig_set_flag(new, flag).map_err(|errno| ("fsconfig", errno))?;
     }
-    fsconfig_create(context).map_err(|errno| ("fsconfig(CMD_CREATE)", errno))?;
+    fsconfig_create(new).map_err(|errno| ("fsconfig(CMD_CREATE)", errno))?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC
-        | match writes {
+        | match kind.writes {
             Writes::Refused => MountAttrFlags::MOUNT_ATTR_RDONLY,
             Writes::Allowed => MountAttrFlags::MOUNT_ATTR_NOATIME,
         };
-    rustix::mount::fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    rustix::mount::fsmount(new, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
         .map_err(|errno| ("fsmount", errno))
 }

@@ -21,10 +21,9 @@ use crate::connection::{FuseConnection, ServeOptions, Stage};
 use crate::counters::{Counters, Counts};
 use crate::error::Error;
 use crate::filesystem::OverlayFilesystem;
-use crate::mount::{self, Writes};
+use crate::mount::{self, MountKind, Writes};
 use crate::pressure::PressureFilesystem;
 use crate::recorder::RequestRecorder;
-use crate::spare::MountKind;
 use crate::tree::PRESSURE;
 use crate::visit::{self, Visit, Visitor};
 
@@ -46,6 +45,8 @@ pub struct MountOptions {
     pub patience: Duration,
     /// The source of the mount, and what follows `fuse.` in its type.
     pub name: &'static str,
+    /// The label that SELinux gives all files, if the kernel has SELinux.
+    pub context: Option<Arc<str>>,
     /// Files that every reader sees as on the machine, by their paths below the root.
     pub passed: &'static [&'static str],
     /// The recorder of requests, if there is one.
@@ -73,6 +74,7 @@ impl MountOptions {
             threads: 2,
             patience: Duration::from_secs(8),
             name: mount::NAME,
+            context: None,
             passed: &[],
             recorder: None,
             triggers: true,
@@ -81,7 +83,7 @@ impl MountOptions {
     }
 
     fn serving(&self, threads: usize, writes: Writes) -> ServeOptions {
-        let kind = MountKind { name: self.name, writes };
+        let kind = MountKind { context: self.context.clone(), ..MountKind::new(self.name, writes) };
         ServeOptions { kind, threads, patience: self.patience }
     }
 }

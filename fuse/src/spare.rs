@@ -7,16 +7,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::Error;
-use crate::mount::{self, Writes};
+use crate::mount::{self, MountKind};
 use crate::visit;
-
-/// Properties of a mount.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct MountKind {
-    /// The source, and what follows `fuse.` in the type.
-    pub(crate) name: &'static str,
-    pub(crate) writes: Writes,
-}
 
 /// The spare mount of a connection.
 #[derive(Debug)]
@@ -30,16 +22,16 @@ pub(crate) struct Spare {
 impl Spare {
     /// Begins a connection.
     pub(crate) fn begin(device: Arc<OwnedFd>, kind: MountKind) -> Result<Self, Error> {
-        let mount = mount::detached(device.as_fd(), kind.name, kind.writes)?;
+        let mount = mount::detached(device.as_fd(), &kind)?;
         Ok(Self::keep(device, kind, Some(mount)))
     }
 
     /// Takes over an existing connection, which may be attached at this path. There is no spare
     /// mount before Linux 5.15, nor for a device that is a socket.
     pub(crate) fn take_over(device: Arc<OwnedFd>, kind: MountKind, path: Option<&Path>) -> Self {
-        let mount = mount::detached(device.as_fd(), kind.name, kind.writes);
+        let mount = mount::detached(device.as_fd(), &kind);
         let spare = Self::keep(device, kind, mount.ok());
-        let number = spare.number.or_else(|| mount::connection(path?, kind.name));
+        let number = spare.number.or_else(|| mount::connection(path?, spare.kind.name));
         Self { number, ..spare }
     }
 
@@ -65,7 +57,7 @@ impl Spare {
         attach: impl FnOnce(BorrowedFd<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let mut kept = self.mount.lock().unwrap_or_else(PoisonError::into_inner);
-        let further = || mount::detached(self.device.as_fd(), self.kind.name, self.kind.writes);
+        let further = || mount::detached(self.device.as_fd(), &self.kind);
         let mount = match kept.take() {
             Some(mount) => mount,
             None => further()?,

@@ -44,7 +44,7 @@ fn dead_files_are_reported_and_the_overlay_is_mounted_again() {
     ];
     for text in asked {
         assert!(text.contains("has dead files"), "{text}");
-        assert!(text.contains("restart the container"), "{text}");
+        assert!(text.contains(&format!("ambit attach {}", dead["pid"])), "{text}");
     }
 
     running.signal_group(Signal::KILL);

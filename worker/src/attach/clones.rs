@@ -46,7 +46,7 @@ fn mark() -> MountAttrFlags {
 #[must_use]
 pub fn is_marked(mount: &Mounted) -> bool {
     let has = |name| mount.attributes.split(',').any(|attribute| attribute == name);
-    let is_ours = mount.kind == "fuse.ambit" || mount.kind == "cgroup2";
+    let is_ours = ["fuse.ambit", "fuse.lxcfs", "cgroup2"].contains(&mount.kind.as_str());
     is_ours && ["nodiratime", "nosuid", "nodev", "noexec"].into_iter().all(has)
 }
 
