@@ -76,7 +76,6 @@ fn run(which: &Which, config: &Config, words: &str) -> anyhow::Result<ExitCode> 
         print("there is no container\n")?;
     }
     for container in found {
-        // The container's descriptor is open meanwhile, so its number is not reused unnoticed.
         let question = format!("{words} {}", container.pid);
         let answer =
             absence::ask_daemon(config, |socket| control::ask_for::<Report>(socket, &question));

@@ -12,6 +12,7 @@
 mod harness;
 
 mod accounts;
+mod attach;
 mod audit;
 mod behaviour;
 mod bounds;

@@ -111,7 +111,7 @@ pub(crate) fn run_with(
 
 /// crun refuses hosts where v1 and v2 both have controllers: it gets a mount namespace without
 /// the v2 hierarchy.
-fn with_cgroups(engine: &str) -> Command {
+pub(crate) fn with_cgroups(engine: &str) -> Command {
     if engine == "crun" && !cgroup::memory_is_v2() {
         let mut command = quiet("unshare");
         command.args([

@@ -1,0 +1,9 @@
+//! `ambit attach`: containers that run already, made by engines with no option for ambit, show
+//! their own bounds, and detach gives back what was there before.
+
+mod container;
+mod dead;
+mod equip;
+mod nested;
+mod rules;
+mod steady;

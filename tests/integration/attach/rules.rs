@@ -1,0 +1,143 @@
+//! The rules of safety: what attach does not touch, and why it says so.
+
+use std::fs;
+
+use rustix::mount::{MountPropagationFlags, UnmountFlags};
+use rustix::process::Signal;
+
+use crate::harness::daemon::{Daemon, mounts};
+use crate::harness::machine;
+use crate::harness::oci::root;
+use crate::harness::text::kb;
+
+use super::container::{FRESH, MEMORY_KB, Unshared, ambit, mounts_of, ok};
+use super::dead::Lxcfs;
+
+#[test]
+fn a_procfs_of_another_pid_namespace_is_left_alone() {
+    let daemon = Daemon::start();
+    // The machine's own, which the container sees because it has mounted none.
+    let container =
+        Unshared::start("foreign", "mount -t sysfs sysfs /sys; mount -t tmpfs dev /dev");
+    let before = mounts();
+    let said = ok(&daemon, "attach", container.pid);
+    assert!(said.contains("/proc is that of another pid namespace"), "{said}");
+    assert!(!mounts_of(container.pid).contains(" /proc/meminfo "), "{said}");
+    assert_eq!(mounts(), before);
+    let status = daemon.place().ambit(&["status"]).ok();
+    let row = format!("left alone: process {}: ", container.pid);
+    assert!(status.contains(&row), "{status}");
+}
+
+/// A container that is being made still has mounts in a peer group of the machine's.
+#[test]
+fn a_mount_that_is_shared_with_the_machine_is_left_alone() {
+    let daemon = Daemon::start();
+    let root = root();
+    let at = |name: &str| root.path().join(name);
+    rustix::mount::mount("sysfs", at("sys"), "sysfs", rustix::mount::MountFlags::empty(), None)
+        .unwrap();
+    rustix::mount::mount_change(at("sys"), MountPropagationFlags::SHARED).unwrap();
+    let dir = root.path().display();
+    let setup = format!(
+        "mount --bind /usr {dir}/usr; mount -t proc proc {dir}/proc; mount -t tmpfs dev {dir}/dev"
+    );
+    {
+        let container = Unshared::start_in("shared", "unchanged", &setup, root.path());
+        let before = mounts();
+        let said = ok(&daemon, "attach", container.pid);
+        assert!(said.contains("/sys would appear on the machine too"), "{said}");
+        assert_eq!(kb(&container.exec("cat /proc/meminfo").ok(), "MemTotal"), MEMORY_KB);
+        assert_eq!(mounts(), before);
+    }
+    rustix::mount::unmount(at("sys"), UnmountFlags::DETACH).unwrap();
+}
+
+/// What a container mounts on our folders must not appear in the overlay, which all containers see.
+#[test]
+fn the_copies_are_private_even_if_the_overlay_is_shared() {
+    let daemon = Daemon::start();
+    rustix::mount::mount_change(daemon.place().mount(), MountPropagationFlags::SHARED).unwrap();
+    let container = Unshared::start("private", FRESH);
+    ok(&daemon, "attach", container.pid);
+    let before = mounts();
+    container.exec("mount -t tmpfs x /sys/devices/system/cpu/cpu0").ok();
+    assert_eq!(mounts(), before);
+}
+
+#[test]
+fn masked_files_and_links_are_left_alone() {
+    let daemon = Daemon::start();
+    let mask = tempfile::NamedTempFile::new().unwrap();
+    let setup = format!(
+        "{FRESH}; mount --bind {} /proc/interrupts; mount -t tmpfs x /sys/devices/system/node",
+        mask.path().display()
+    );
+    let container = Unshared::start("masked", &setup);
+    let said = ok(&daemon, "attach", container.pid);
+    assert!(said.contains("/proc/interrupts left alone: a mount of "), "{said}");
+    assert!(said.contains("/sys/devices/system/node left alone: a mount of tmpfs"), "{said}");
+    assert_eq!(container.exec("cat /proc/interrupts").ok(), "");
+    let said = ok(&daemon, "detach", container.pid);
+    assert!(said.contains("uncovered"), "{said}");
+    assert!(mounts_of(container.pid).contains(" /proc/interrupts "));
+
+    // A link to a procfs.
+    let root = root();
+    let dir = root.path().display();
+    let setup = format!(
+        "mount --bind /usr {dir}/usr; rmdir {dir}/proc {dir}/sys; mkdir {dir}/real; \
+         mount -t proc proc {dir}/real; ln -s real {dir}/proc; mount -t tmpfs dev {dir}/dev"
+    );
+    let container = Unshared::start_in("linked", "private", &setup, root.path());
+    let said = ok(&daemon, "attach", container.pid);
+    assert!(said.contains("/proc is not a mounted proc"), "{said}");
+    assert!(!said.contains("covered"), "{said}");
+}
+
+/// A filesystem of the container that never answers ends the work for this container alone.
+#[test]
+fn a_root_that_does_not_answer_is_given_up() {
+    let daemon = Daemon::start();
+    let server = Lxcfs::start();
+    let at = server.mount().display();
+    let setup = format!("mount -t proc proc {at}/proc");
+    let script = tempfile::NamedTempFile::new().unwrap();
+    let text = "import os, sys, time\nos.chroot(sys.argv[1])\n\
+                print('ready', flush=True)\ntime.sleep(1000)\n";
+    fs::write(script.path(), text).unwrap();
+    let last = format!("python3 {} {at}", script.path().display());
+    let container = Unshared::start_with("hung", "private", &setup, &last);
+    let other = Unshared::start("beside", FRESH);
+    server.signal(Signal::STOP);
+    let said = ambit(&daemon, &["attach", &container.pid.to_string(), &other.pid.to_string()]);
+    server.signal(Signal::CONT);
+    assert_eq!(said.status, 1, "{said:?}");
+    assert!(said.stderr.contains("it was not done within 2 s"), "{said:?}");
+    assert!(said.stdout.contains("files covered"), "{said:?}");
+}
+
+#[test]
+fn all_mount_namespaces_of_a_container_are_equipped() {
+    let daemon = Daemon::start();
+    let container = Unshared::start("services", FRESH);
+    // A service with mounts of its own, as systemd makes them.
+    let script = "exec unshare --mount sh -c 'echo ready; exec sleep 1000'";
+    let mut service = crate::harness::command::start(&mut container.command(script));
+    service.wait_for("ready", machine::patience(20));
+    let said = ok(&daemon, "attach", container.pid);
+    assert!(said.contains("2 mount namespaces"), "{said}");
+    let inside = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse::<u32>().ok()?;
+        let own = fs::read_link(format!("/proc/{pid}/ns/pid")).ok()?;
+        let theirs = fs::read_link(format!("/proc/{}/ns/pid", container.pid)).ok()?;
+        (own == theirs).then_some(pid)
+    });
+    let inside: Vec<_> = inside.collect();
+    assert!(inside.len() >= 2, "{inside:?}");
+    for pid in inside {
+        assert_eq!(mounts_of(pid).matches(" /proc/meminfo ").count(), 1, "{}", mounts_of(pid));
+    }
+    let said = ambit(&daemon, &["detach", &container.pid.to_string()]).ok();
+    assert!(said.contains("2 mount namespaces") && !said.contains("another one"), "{said}");
+}
