@@ -69,7 +69,7 @@ impl FuseConnection {
     /// Makes a new connection and serves it. It answers requests when this returns, and is attached
     /// nowhere.
     pub(crate) fn begin<F: PooledFilesystem>(
-        serving: ServeOptions,
+        serving: &ServeOptions,
         filesystem: F,
     ) -> Result<Self, Error> {
         let device = Arc::new(mount::open_device()?);
@@ -84,7 +84,7 @@ impl FuseConnection {
         init: InitRequest,
         stage: Stage,
         path: Option<&Path>,
-        serving: ServeOptions,
+        serving: &ServeOptions,
         filesystem: F,
     ) -> Result<Self, Error> {
         let device = Arc::new(device);
@@ -97,7 +97,7 @@ impl FuseConnection {
         init: InitRequest,
         stage: Stage,
         spare: Spare,
-        serving: ServeOptions,
+        serving: &ServeOptions,
         filesystem: F,
     ) -> Result<Self, Error> {
         let config = config(serving.threads.max(1));

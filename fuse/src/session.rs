@@ -128,7 +128,7 @@ impl Overlay {
         let filesystem = filesystem(&options, &views);
         let counters = filesystem.counters();
         let connection =
-            FuseConnection::begin(options.serving(options.threads, Writes::Refused), filesystem)?;
+            FuseConnection::begin(&options.serving(options.threads, Writes::Refused), filesystem)?;
         let pressure = Mutex::default();
         let overlay = Self { connection, pressure, options, views, counters };
         overlay.begin_pressure();
@@ -145,7 +145,7 @@ impl Overlay {
         if !self.options.triggers {
             return;
         }
-        match FuseConnection::begin(self.serving_pressure(), self.pressure_filesystem()) {
+        match FuseConnection::begin(&self.serving_pressure(), self.pressure_filesystem()) {
             Ok(connection) => *self.pressure_connection() = Some(connection),
             Err(error) => tracing::warn!(%error, "no triggers can be set on /proc/pressure"),
         }
@@ -239,8 +239,14 @@ impl Overlay {
         let init = InitRequest::from_record(init_record)?;
         let path = self.options.path.as_ref().map(|path| path.join(PRESSURE));
         let (serving, filesystem) = (self.serving_pressure(), self.pressure_filesystem());
-        let connection =
-            FuseConnection::serve(device, init, Stage::Live, path.as_deref(), serving, filesystem)?;
+        let connection = FuseConnection::serve(
+            device,
+            init,
+            Stage::Live,
+            path.as_deref(),
+            &serving,
+            filesystem,
+        )?;
         *self.pressure_connection() = Some(connection);
         Ok(())
     }
@@ -302,7 +308,7 @@ impl Overlay {
         let counters = filesystem.counters();
         let serving = options.serving(options.threads, Writes::Refused);
         let path = options.path.as_deref();
-        let connection = FuseConnection::serve(device, init, stage, path, serving, filesystem)?;
+        let connection = FuseConnection::serve(device, init, stage, path, &serving, filesystem)?;
         Ok(Self { connection, pressure: Mutex::default(), options, views, counters })
     }
 

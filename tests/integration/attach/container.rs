@@ -221,7 +221,7 @@ pub(super) struct Unshared {
     _cgroup: Cgroup,
 }
 
-const SLEEP: &str = "sh -c \"echo ready; exec sleep 1000\"";
+const SLEEP: &str = "sh -c \"echo it runs; exec sleep 1000\"";
 
 /// What an ordinary container mounts.
 pub(super) const FRESH: &str = "mount -t proc proc /proc; mount -t sysfs sysfs /sys; \
@@ -248,10 +248,10 @@ impl Unshared {
         let limits = Limits { memory: Some(MEMORY_KB << 10), ..Limits::default() };
         let cgroup = Cgroup::new(name, limits);
         let script = format!(
-            "exec unshare --mount --propagation {propagation} sh -ec '{mounts}; exec {last}'"
+            "exec unshare --mount --net --propagation {propagation} sh -ec '{mounts}; exec {last}'"
         );
         let mut running = command::start(&mut cgroup.script(&script));
-        running.wait_for("ready", machine::patience(30));
+        running.wait_for("it runs", machine::patience(30));
         let pid = cgroup.init().unsigned_abs();
         Self { pid, _running: running, _cgroup: cgroup }
     }

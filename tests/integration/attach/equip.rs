@@ -71,7 +71,7 @@ fn lxc_with_an_id_map() {
 #[test]
 fn containers_are_named_or_all_are_taken() {
     let daemon = Daemon::start();
-    let (one, other) = (Container::oci("runc", false), Container::oci("crun", false));
+    let (one, other) = (Container::oci("runc", false), Container::oci("runc", true));
     let said = ambit(&daemon, &["attach", one.id(), other.id()]).ok();
     for container in [&one, &other] {
         assert!(

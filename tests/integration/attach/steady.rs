@@ -90,8 +90,10 @@ fn nothing_is_left_of_many_containers() {
     }
     times.sort();
     let at = |share: usize| times[(times.len() - 1) * share / 100];
-    eprintln!(
-        "{} containers: attach median {:.1?}, p99 {:.1?}; server {} kB, broker {} kB",
+    // Around the capture of output.
+    let _ = writeln!(
+        std::io::stderr(),
+        "\n    {} containers: attach median {:.1?}, p99 {:.1?}; server {} kB, broker {} kB",
         times.len(),
         at(50),
         at(99),
