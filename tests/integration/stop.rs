@@ -62,7 +62,7 @@ fn a_daemon_that_containers_use_is_stopped_by_force_only() {
         let lines: Vec<_> = refused.stdout.lines().collect();
         assert!(lines.len() == 2 && lines.iter().all(|line| line.len() <= 80), "{refused:?}");
         let row: Vec<_> = lines[1].split_whitespace().collect();
-        assert!(row[0].starts_with("run-") && row[3] == "yes", "{refused:?}");
+        assert!(row[0].starts_with("run-") && row[4] == "yes", "{refused:?}");
         let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", row[1])).unwrap();
         let files = mounts.matches(" fuse.ambit ").count();
         assert!(files > 0 && row[2] == files.to_string(), "{refused:?}\n{mounts}");
