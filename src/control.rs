@@ -3,12 +3,12 @@
 //! Runs on the main thread's event loop; nothing a container does reaches it.
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use ambit_keeper::client::KeeperClient;
+use ambit_keeper::client::{Inherited, KeeperClient};
 use ambit_kernel::output;
 use anyhow::Context;
 use rustix::net::SocketType;
@@ -50,19 +50,19 @@ pub struct Control {
 }
 
 impl Control {
-    /// Listens on the previous server's socket, or binds one. A socket file that no daemon listens
-    /// on is replaced.
+    /// Listens on the socket of the previous server or of a socket unit, or binds one. A socket file
+    /// that no daemon listens on is replaced.
     ///
     /// # Errors
     /// There is no previous server, and another daemon listens on the path or it cannot be bound.
     pub fn open(
         path: PathBuf,
-        kept: Option<OwnedFd>,
+        held: &mut Inherited,
         is_successor: bool,
         keeper: &KeeperClient,
     ) -> anyhow::Result<Self> {
         let mut entrance = Entrance::new(SOCKET, path, SocketType::STREAM);
-        entrance.open(kept, is_successor, keeper)?;
+        entrance.open(held, is_successor, keeper)?;
         let mut control = Self { entrance, listener: None };
         control.listen()?;
         Ok(control)

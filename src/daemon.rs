@@ -122,7 +122,7 @@ impl Server {
         };
         let broker = operations.as_ref().map(|operations| operations.broker.clone());
         let attacher = Attacher::new(broker, config.overlay.mount.clone(), config.attach.clone());
-        let successor = !inherited.is_empty();
+        let successor = inherited.has_predecessor();
         let overlay = overlay(options, &accounting, &keeper, &mut inherited)?;
         warn_of_notes(config);
         let socket = |name| (reach == Reach::Host).then(|| config.socket(name));

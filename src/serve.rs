@@ -158,9 +158,9 @@ fn serve(
         if let Some(connection) = inherited.take(BROKER) {
             broker.replace(connection);
         }
-        let is_successor = !inherited.is_empty();
-        let kept = inherited.take(control::SOCKET);
-        if !is_successor {
+        let is_successor = inherited.has_predecessor();
+        let mut control_sockets = inherited.take_sockets(control::SOCKET);
+        if !is_successor && control_sockets.is_empty() {
             control::check_free(&socket)?;
         }
         let server = Server::take_over(
@@ -172,7 +172,7 @@ fn serve(
             inherited,
         )?;
         let server = server.configured_from(origin);
-        let mut control = match Control::open(socket, kept, is_successor, keeper) {
+        let mut control = match Control::open(socket, &mut control_sockets, is_successor, keeper) {
             Ok(control) => control,
             Err(error) => {
                 // No container uses this server yet.

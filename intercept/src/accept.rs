@@ -70,8 +70,7 @@ impl Acceptor {
         let mut entrances = Vec::new();
         for (runtime, path) in sockets {
             let mut entrance = runtime.entrance(path);
-            let kept = held.take(entrance.name);
-            entrance.open(kept, is_successor, link)?;
+            entrance.open(held, is_successor, link)?;
             entrances.push((runtime, entrance));
         }
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;

@@ -86,10 +86,33 @@ pub struct Kept {
 pub struct Inherited(BTreeMap<String, OwnedFd>);
 
 impl Inherited {
-    /// True if there was no previous server.
+    /// True if there was a previous server. The sockets of a socket unit do not tell.
+    #[must_use]
+    pub fn has_predecessor(&self) -> bool {
+        self.0.keys().any(|name| !name.starts_with(wire::ACTIVATED))
+    }
+
+    /// Takes the socket of this name that a socket unit holds.
+    pub fn take_activated(&mut self, name: &str) -> Option<OwnedFd> {
+        self.take(&format!("{}{name}", wire::ACTIVATED))
+    }
+
+    /// Takes the sockets of this name: a previous server's and a socket unit's.
+    #[must_use]
+    pub fn take_sockets(&mut self, name: &str) -> Self {
+        let names = [name.to_owned(), format!("{}{name}", wire::ACTIVATED)];
+        Self(names.into_iter().filter_map(|name| self.0.remove_entry(&name)).collect())
+    }
+
+    /// True if there is no descriptor.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    #[cfg(test)]
+    pub(super) fn of<const N: usize>(held: [(&str, OwnedFd); N]) -> Self {
+        Self(held.into_iter().map(|(name, fd)| (name.to_owned(), fd)).collect())
     }
 
     /// Takes the descriptor of this name.

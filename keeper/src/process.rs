@@ -122,7 +122,7 @@ pub fn keep(contract: Contract) -> anyhow::Result<ExitCode> {
     let mut keeper = Keeper {
         contract,
         editions: Succession::new(Edition { program, configuration, instead: false }),
-        is_needed: !store.is_empty(),
+        is_needed: store.has_left(),
         store,
         server: None,
         standby: None,

@@ -6,18 +6,20 @@
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::sys::socket::{UnixCredentials, getsockopt, sockopt::PeerCredentials};
 use rustix::io::Errno;
+use rustix::net::sockopt::socket_type;
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen,
-    socket_with,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect,
+    getsockname, listen, socket_with,
 };
 
-use super::client::KeeperClient;
+use super::client::{Inherited, KeeperClient};
 
 /// Why a socket cannot be bound.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +59,8 @@ pub struct Listening {
     path: PathBuf,
     /// Device and inode of the file, to tell it from a successor's.
     file: (u64, u64),
+    /// True if a socket unit holds the socket too: its file stays.
+    is_activated: bool,
 }
 
 impl Listening {
@@ -83,14 +87,30 @@ impl Listening {
             .map_err(failed("chmod"))?;
         listen(&fd, BACKLOG).map_err(|errno| failed("listen")(errno.into()))?;
         fs::rename(&temporary, path).map_err(failed("rename"))?;
-        Ok(Self { fd, path: path.to_owned(), file: (file.dev(), file.ino()) })
+        let file = (file.dev(), file.ino());
+        Ok(Self { fd, path: path.to_owned(), file, is_activated: false })
     }
 
     /// Listens on with a predecessor's socket. The file at the path is taken for its file.
-    fn kept(fd: OwnedFd, path: &Path) -> Self {
+    fn kept(fd: OwnedFd, path: &Path, is_activated: bool) -> Self {
         let file = fs::symlink_metadata(path).ok().filter(|file| file.file_type().is_socket());
         let file = file.map_or((0, 0), |file| (file.dev(), file.ino()));
-        Self { fd, path: path.to_owned(), file }
+        Self { fd, path: path.to_owned(), file, is_activated }
+    }
+
+    /// Listens on the socket of a socket unit. An error says why that socket is another one.
+    fn activated(fd: OwnedFd, path: &Path, kind: SocketType) -> Result<Self, &'static str> {
+        let address = getsockname(&fd).ok().and_then(|address| address.try_into().ok());
+        let at = address.as_ref().and_then(SocketAddrUnix::path_bytes);
+        if at != Some(path.as_os_str().as_bytes()) {
+            return Err("its path is not the configured one");
+        }
+        if socket_type(&fd) != Ok(kind) {
+            return Err("it has another type: control.sock and oci.sock are ListenStream, \
+                        lxc.sock is ListenSequentialPacket");
+        }
+        rustix::io::ioctl_fionbio(&fd, true).map_err(|_| "it is no socket")?;
+        Ok(Self::kept(fd, path, true))
     }
 
     /// True while its file is at its path, so that it can be connected to.
@@ -134,7 +154,7 @@ impl AsFd for Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        if self.is_in_place() {
+        if !self.is_activated && self.is_in_place() {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -159,21 +179,34 @@ impl Entrance {
         Self { name, path, kind, listening: None, failed: false }
     }
 
-    /// Goes on with the socket that a predecessor left, or binds the socket. A successor starts without a
-    /// socket that cannot be bound, because containers have everything else already.
+    /// Goes on with the socket that a predecessor left or that a socket unit holds, or binds the
+    /// socket. A successor starts without a socket that cannot be bound, because containers have
+    /// everything else already.
     ///
     /// # Errors
     /// The socket cannot be bound.
     pub fn open(
         &mut self,
-        kept: Option<OwnedFd>,
+        held: &mut Inherited,
         is_successor: bool,
         link: &KeeperClient,
     ) -> Result<(), Error> {
-        if let Some(fd) = kept {
+        if let Some(fd) = held.take(self.name) {
             // The keeper has it already. If its file is gone, the first look finds that.
-            self.listening = Some(Arc::new(Listening::kept(fd, &self.path)));
+            self.listening = Some(Arc::new(Listening::kept(fd, &self.path, false)));
             return Ok(());
+        }
+        if let Some(fd) = held.take_activated(self.name) {
+            match Listening::activated(fd, &self.path, self.kind) {
+                Ok(socket) => {
+                    self.listening = Some(Arc::new(socket));
+                    return Ok(());
+                }
+                Err(reason) => tracing::warn!(
+                    "the socket {} of the socket unit is not used: {reason}",
+                    self.name
+                ),
+            }
         }
         match Listening::bind(&self.path, self.kind) {
             Ok(socket) => drop(self.replace(socket, link)),
@@ -317,7 +350,7 @@ mod tests {
         let path = folder.path().join("run/s");
         let link = KeeperClient::default();
         let mut entrance = Entrance::new("s", path.clone(), SocketType::STREAM);
-        entrance.open(None, false, &link).unwrap();
+        entrance.open(&mut Inherited::default(), false, &link).unwrap();
         assert!(entrance.look(&link).is_none(), "it is in place");
         let early = UnixStream::connect(&path).unwrap();
         fs::remove_dir_all(folder.path().join("run")).unwrap();
@@ -337,12 +370,38 @@ mod tests {
         fs::write(&blocker, "").unwrap();
         let link = KeeperClient::default();
         let mut entrance = Entrance::new("s", blocker.join("s"), SocketType::STREAM);
-        assert!(entrance.open(None, false, &link).is_err());
-        entrance.open(None, true, &link).unwrap();
+        assert!(entrance.open(&mut Inherited::default(), false, &link).is_err());
+        entrance.open(&mut Inherited::default(), true, &link).unwrap();
         assert!(entrance.listening().is_none() && entrance.look(&link).is_none());
         fs::remove_file(&blocker).unwrap();
         assert!(entrance.look(&link).is_some_and(|before| before.is_none()));
         UnixStream::connect(blocker.join("s")).unwrap();
+    }
+
+    #[test]
+    fn the_socket_of_a_socket_unit_is_used_and_its_file_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let link = KeeperClient::default();
+        let unit = UnixListener::bind(&path).unwrap();
+        let held = |socket: &UnixListener| {
+            Inherited::of([("activated-s", OwnedFd::from(socket.try_clone().unwrap()))])
+        };
+        assert!(!held(&unit).has_predecessor());
+        let _early = UnixStream::connect(&path).unwrap();
+        let mut entrance = Entrance::new("s", path.clone(), SocketType::STREAM);
+        entrance.open(&mut held(&unit), false, &link).unwrap();
+        let socket = entrance.listening().unwrap();
+        assert!(socket.accept().is_some(), "a connection that was made before is not lost");
+        assert!(socket.accept().is_none(), "it does not block");
+        drop((socket, entrance));
+        UnixStream::connect(&path).unwrap();
+        // A socket at another path is not used.
+        let elsewhere = folder.path().join("t");
+        let mut entrance = Entrance::new("s", elsewhere.clone(), SocketType::STREAM);
+        entrance.open(&mut held(&unit), false, &link).unwrap();
+        UnixStream::connect(elsewhere).unwrap();
+        assert!(entrance.listening().unwrap().accept().is_some());
     }
 
     #[test]

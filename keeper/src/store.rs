@@ -2,11 +2,14 @@
 //! each, if there is one, and passes them on when the keeper itself is started again.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::rc::Rc;
 
 use ambit_kernel::output::stderr;
 
 use super::manager::Manager;
+use super::wire::ACTIVATED;
 
 /// The most descriptors that are held: two for each container, one for each monitor of LXC.
 const MAX_DESCRIPTORS: usize = 16 << 10;
@@ -29,9 +32,9 @@ impl Store {
         self.manager.as_ref().is_some_and(Manager::stores)
     }
 
-    /// True if nothing is held.
-    pub(super) fn is_empty(&self) -> bool {
-        self.held.is_empty()
+    /// True if a server has left descriptors. The sockets of a socket unit do not count.
+    pub(super) fn has_left(&self) -> bool {
+        self.held.iter().any(|(name, _)| !name.starts_with(ACTIVATED))
     }
 
     /// Stores a descriptor. One of the same name is replaced.
@@ -104,7 +107,8 @@ impl Store {
     }
 }
 
-/// Returns the descriptors that systemd passed on (sd_listen_fds_with_names(3)).
+/// Returns the descriptors that systemd passed on (sd_listen_fds_with_names(3)). The sockets of a
+/// socket unit, which share one name, are named after their paths: `activated-control`.
 fn inherited() -> Vec<(String, Rc<OwnedFd>)> {
     let own = |name: &str| std::env::var(name).ok();
     if own("LISTEN_PID").as_deref() != Some(&*std::process::id().to_string()) {
@@ -114,8 +118,20 @@ fn inherited() -> Vec<(String, Rc<OwnedFd>)> {
     let names = own("LISTEN_FDNAMES").unwrap_or_default();
     let names = names.split(':').map(str::to_owned);
     let fds = (3..).take(usize::try_from(count).unwrap_or(0));
-    let own = |(name, fd)| Some((name, Rc::new(ambit_kernel::sys::inherited::take(fd)?)));
+    let own = |(name, fd): (String, i32)| {
+        let fd = ambit_kernel::sys::inherited::take(fd)?;
+        let name = if name.ends_with(".socket") { activated_name(&fd)? } else { name };
+        Some((name, Rc::new(fd)))
+    };
     names.zip(fds).filter_map(own).collect()
+}
+
+/// Returns the name under which the socket of a socket unit is held.
+fn activated_name(fd: &OwnedFd) -> Option<String> {
+    let address: rustix::net::SocketAddrUnix =
+        rustix::net::getsockname(fd).ok()?.try_into().ok()?;
+    let path = Path::new(std::ffi::OsStr::from_bytes(address.path_bytes()?));
+    Some(format!("{ACTIVATED}{}", path.file_stem()?.to_str()?))
 }
 
 /// True if a service manager holds the keeper's descriptors for the next start.

@@ -42,6 +42,9 @@ pub const CONFIGURED: &str = "configured";
 /// descriptor, the broker is not started yet.
 pub const BROKER: &str = "broker";
 
+/// The prefix of the names of sockets that a socket unit holds, before `control`, `oci` or `lxc`.
+pub const ACTIVATED: &str = "activated-";
+
 /// Sends a message.
 ///
 /// # Errors

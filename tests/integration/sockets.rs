@@ -1,6 +1,7 @@
 //! The runtime folder while the daemon runs: removed, full, read-only.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::daemon::{Daemon, Place};
-use crate::harness::{machine, sandbox, text};
+use crate::harness::{command, machine, sandbox, text};
 
 const SOCKETS: [&str; 3] = ["control.sock", "oci.sock", "lxc.sock"];
 
@@ -27,6 +28,47 @@ fn takes_containers(daemon: &Daemon) {
     let args = ["--memory", "64M", "--intercept", "sysinfo"];
     let said = sandbox::run(daemon, &args, "/mnt/sysinfo | grep ^total_kb").ok();
     assert_eq!(text::number(&said, "total_kb"), 65536, "{said}");
+}
+
+/// A stand-in for systemd holds the sockets, as with `ambit.socket`.
+#[test]
+fn the_sockets_of_a_socket_unit_outlive_the_daemon() {
+    let place = Place::new();
+    let store = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/fd_store.py");
+    let mut serve = command::quiet(store);
+    serve.args(["--preserve", "--sockets"]).arg(place.runtime());
+    serve.args([machine::AMBIT, "serve", "--config"]).arg(place.config());
+    let mut daemon = Daemon::start_below(place, &mut serve);
+    let inodes = |daemon: &Daemon| {
+        SOCKETS.map(|socket| fs::metadata(daemon.socket(socket)).map(|file| file.ino()).ok())
+    };
+    let before = inodes(&daemon);
+    assert!(before.iter().all(Option::is_some), "{before:?}");
+    takes_containers(&daemon);
+    // A killed server is replaced, and the next one has the sockets too.
+    let server = daemon.server_pid();
+    signal(server, Signal::KILL);
+    assert!(text::kb(&read(&daemon), "MemTotal") > 0);
+    takes_containers(&daemon);
+    daemon.place().ambit(&["stop", "--release"]).ok();
+    let until = Instant::now() + machine::patience(20);
+    while !daemon.log().contains("fd_store: stopped with 0 descriptors") {
+        assert!(Instant::now() < until, "{}", daemon.log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(inodes(&daemon), before, "the files stay");
+    // What connects now waits until the daemon is back.
+    let config = daemon.place().config();
+    let mut ask = command::quiet(machine::AMBIT);
+    let waiting = command::start(ask.args(["status", "--config"]).arg(config));
+    std::thread::sleep(Duration::from_millis(200));
+    daemon.signal(Signal::USR1);
+    waiting.finish(machine::patience(20)).ok();
+    takes_containers(&daemon);
+    assert_eq!(inodes(&daemon), before);
+    daemon.place().ambit(&["stop", "--release"]).ok();
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.ended(), "unmounted");
 }
 
 #[test]

@@ -2,9 +2,10 @@
 """A stand-in for a service manager with a descriptor store: runs a command, and starts it again with what it stored when a
 signal killed it, as systemd does with FileDescriptorStoreMax=. Ends with the command, which it passes SIGTERM on to. With
 --preserve it holds the descriptors when the command has ended, as systemd does with FileDescriptorStorePreserve=yes: SIGUSR1
-starts the command again, SIGTERM ends this program.
+starts the command again, SIGTERM ends this program. With --sockets FOLDER it holds the sockets of ambit.socket in that folder,
+as a socket unit does.
 
-    fd_store.py [--preserve] COMMAND...
+    fd_store.py [--preserve] [--sockets FOLDER] COMMAND...
 """
 import array
 import os
@@ -18,6 +19,20 @@ arguments = sys.argv[1:]
 preserve = arguments[0] == "--preserve"
 if preserve:
     del arguments[0]
+units = []  # name, descriptor: those of a socket unit have its name
+if arguments[0] == "--sockets":
+    runtime = arguments[1]
+    del arguments[:2]
+    os.makedirs(runtime, exist_ok=True)
+    for name, kind in [("control", socket.SOCK_STREAM), ("oci", socket.SOCK_STREAM), ("lxc", socket.SOCK_SEQPACKET)]:
+        unit = socket.socket(socket.AF_UNIX, kind)
+        at = os.path.join(runtime, name + ".sock")
+        if os.path.exists(at):
+            os.unlink(at)
+        unit.bind(at)
+        os.chmod(at, 0o600)
+        unit.listen(128)
+        units.append(("ambit.socket", unit.detach()))
 folder = tempfile.mkdtemp(prefix="ambit-test-store-")
 path = os.path.join(folder, "notify")
 notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -46,13 +61,14 @@ def start():
     if child:
         return child
     environment = dict(os.environ, NOTIFY_SOCKET=path, FDSTORE="4096", LISTEN_PID=str(os.getpid()))
-    environment["LISTEN_FDS"] = str(len(stored))
-    environment["LISTEN_FDNAMES"] = ":".join(name for name, _ in stored)
-    for index, (_, fd) in enumerate(stored):
+    passed = units + stored
+    environment["LISTEN_FDS"] = str(len(passed))
+    environment["LISTEN_FDNAMES"] = ":".join(name for name, _ in passed)
+    for index, (_, fd) in enumerate(passed):
         os.dup2(fd, 500 + index)
-    for index in range(len(stored)):
+    for index in range(len(passed)):
         os.dup2(500 + index, 3 + index)
-    os.closerange(3 + len(stored), 1024)
+    os.closerange(3 + len(passed), 1024)
     os.execvpe(arguments[0], arguments, environment)
 
 
