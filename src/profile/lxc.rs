@@ -8,7 +8,9 @@ use std::fmt::Write;
 
 use anyhow::bail;
 
-use super::rules::{Condition, Rule};
+use ambit_intercept::{HANDLERS, Policy};
+
+use super::rules::{self, Condition, Rule};
 use super::{Base, Profile, Wish};
 
 /// Writes the profile.
@@ -26,7 +28,10 @@ pub(super) fn profile(base: Option<Base<'_>>, wish: &Wish<'_>) -> anyhow::Result
             true
         }
     };
-    profile.text.push_str("[all]\n");
+    // A profile of ambit that is merged again ends so already.
+    if !profile.text.ends_with("\n[all]\n") {
+        profile.text.push_str("[all]\n");
+    }
     for rule in wish.rules {
         add(rule, lets_pass, &mut profile);
     }
@@ -51,9 +56,25 @@ fn keep(base: Base<'_>, wish: &Wish<'_>, profile: &mut Profile) -> anyhow::Resul
         _ => bail!("{}: the second line of a profile is denylist or allowlist", at(2)),
     };
     writeln!(profile.text, "2\n{policy}")?;
+    let own = own_lines(lets_pass);
+    let mut others = Vec::new();
     for (number, line) in lines {
         let mut words = line.split_whitespace();
         let name = words.next().unwrap_or_default();
+        let is_own = own.iter().any(|own| own == line);
+        if !is_own && line.split('#').next().is_some_and(|rule| rule.contains(" notify")) {
+            bail!(
+                "{}: the base reports {name} to another listener: a container has one, so its \
+                 profile is left as it is, and ambit answers no calls there",
+                at(number)
+            );
+        }
+        if is_own && wish.rules.iter().any(|rule| rule.syscall == name) {
+            continue;
+        }
+        if is_own && line.contains(" notify") && !others.contains(&name) {
+            others.push(name);
+        }
         if !wish.rules.iter().any(|rule| rule.syscall == name) {
             profile.text.push_str(line);
             profile.text.push('\n');
@@ -75,7 +96,26 @@ fn keep(base: Base<'_>, wish: &Wish<'_>, profile: &mut Profile) -> anyhow::Resul
             ));
         }
     }
+    if !others.is_empty() {
+        profile.warnings.push(format!(
+            "the base is a profile of ambit that reports {} too, which stays so; to leave that out, \
+             start with the engine's own profile",
+            others.join(", ")
+        ));
+    }
     Ok(lets_pass)
+}
+
+/// Returns the lines that a merge adds for any call. A base that has some is a profile of ambit.
+fn own_lines(lets_pass: bool) -> Vec<String> {
+    let mut own = Profile::default();
+    let all = HANDLERS.iter().map(|handler| handler.describe().name);
+    for rule in
+        all.filter_map(|name| Policy::from_names([name]).ok()).flat_map(|one| rules::of(&one))
+    {
+        add(&rule, lets_pass, &mut own);
+    }
+    own.text.lines().map(str::to_owned).collect()
 }
 
 fn add(rule: &Rule, lets_pass: bool, profile: &mut Profile) {
@@ -115,9 +155,7 @@ fn is_readable(condition: &Condition) -> bool {
 mod tests {
     use std::path::Path;
 
-    use super::super::rules;
     use super::*;
-    use ambit_intercept::Policy;
 
     fn made(base: Option<&str>, list: &str) -> anyhow::Result<(String, String)> {
         let rules = rules::of(&Policy::from_names(list.split(',')).unwrap());
@@ -148,6 +186,30 @@ mod tests {
         ));
         assert!(said.contains("base:6: the base refuses sysinfo"), "{said}");
         assert!(said.contains("base:8: the base refuses mknod"), "{said}");
+    }
+
+    #[test]
+    fn merging_again_changes_nothing() {
+        const ALL: &str = "sysinfo,sched_getaffinity,mknod,setxattr,sched_setscheduler,mount,bpf";
+        let bases =
+            ["2\ndenylist\n[all]\nkexec_load errno 1\n", "2\nallowlist errno 1\n[all]\nread\n"];
+        for base in [None, Some(bases[0]), Some(bases[1])] {
+            for list in ["sysinfo,sched_getaffinity", ALL] {
+                let (first, _) = made(base, list).unwrap();
+                assert_eq!(made(Some(&first), list).unwrap().0, first);
+                let (more, _) = made(Some(&first), ALL).unwrap();
+                assert_eq!(made(Some(&more), ALL).unwrap().0, more);
+                let (_, said) = made(Some(&more), "sysinfo").unwrap();
+                assert!(said.contains("reports sched_getaffinity, mknod"), "{said}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_profile_with_another_listener_is_left_alone() {
+        let error = made(Some("2\ndenylist\n[all]\nmkdir notify\n"), "sysinfo").unwrap_err();
+        let error = error.to_string();
+        assert!(error.starts_with("base:4: the base reports mkdir to another listener"), "{error}");
     }
 
     #[test]

@@ -111,6 +111,18 @@ pub fn run(args: &ProfileArgs, config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Returns the profile that the containers of liblxc share: this base, with rules for the calls that
+/// the configuration has on.
+///
+/// # Errors
+/// The base is wrong, or reports calls to another listener.
+pub fn shared_lxc(config: &Config, base: Option<(&Path, &str)>) -> anyhow::Result<String> {
+    let rules = rules::of(&config.policies.all);
+    let socket = config.socket(Engine::Lxc.socket());
+    let wish = Wish { rules: &rules, socket: &socket, label: None };
+    Ok(lxc::profile(base.map(|(path, text)| Base { path, text }), &wish)?.text)
+}
+
 fn read(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }

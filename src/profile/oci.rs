@@ -5,6 +5,9 @@
 //! of the base: runtimes differ in which of two rules for one call they use. Unknown fields of the
 //! base are kept.
 
+use std::collections::BTreeSet;
+use std::path::Path;
+
 use ambit_kernel::sys::arches::compatible;
 use anyhow::{anyhow, bail};
 use libseccomp::ScmpArch;
@@ -84,6 +87,7 @@ pub(super) fn profile(base: Option<Base<'_>>, wish: &Wish<'_>) -> anyhow::Result
         );
     }
     let mut seccomp = own.unwrap_or_else(permissive);
+    let is_own = seccomp.is_own(wish)?;
     if seccomp.is_dockers() {
         warnings.push(
             "the base has conditions that Docker and Podman work out: give the result to them, and \
@@ -92,7 +96,18 @@ pub(super) fn profile(base: Option<Base<'_>>, wish: &Wish<'_>) -> anyhow::Result
         );
     }
     for rule in wish.rules {
-        merge(&mut seccomp, rule, &mut warnings)?;
+        merge(&mut seccomp, rule, is_own, &mut warnings)?;
+    }
+    seccomp.sort_reported();
+    let others =
+        seccomp.reported().filter(|name| !wish.rules.iter().any(|one| one.syscall == *name));
+    let others: BTreeSet<_> = others.collect();
+    if !others.is_empty() {
+        warnings.push(format!(
+            "the base is a profile of ambit that reports {} too, which stays so; to leave that out, \
+             start with the engine's own profile",
+            others.into_iter().collect::<Vec<_>>().join(", ")
+        ));
     }
     listen(&mut seccomp, wish, &mut warnings);
     let text = serde_json::to_string_pretty(&seccomp)? + "\n";
@@ -134,6 +149,50 @@ impl Seccomp {
             ["includes", "excludes"].iter().any(|key| entry.rest.contains_key(*key))
         };
         self.rest.contains_key("archMap") || self.syscalls.iter().flatten().any(conditional)
+    }
+
+    /// Iterates over the names of the calls that are reported.
+    fn reported(&self) -> impl Iterator<Item = &str> {
+        let entries = self.syscalls.iter().flatten();
+        entries.filter(|entry| entry.action == NOTIFY).flat_map(Entry::names)
+    }
+
+    /// Puts the rules of reported calls at the end, in an order of their own: another merge of the
+    /// same calls gives the same text.
+    fn sort_reported(&mut self) {
+        let names: BTreeSet<String> = self.reported().map(str::to_owned).collect();
+        let is_reported = |entry: &Entry| {
+            let has_arguments = entry.args.as_ref().is_some_and(|args| !args.is_empty());
+            entry.action == NOTIFY
+                || has_arguments && entry.names().all(|name| names.contains(name))
+        };
+        let rules = self.syscalls.take().unwrap_or_default();
+        let (mut reported, mut others): (Vec<_>, Vec<_>) = rules.into_iter().partition(is_reported);
+        reported.iter_mut().for_each(|entry| entry.names.sort());
+        reported.sort_by_cached_key(|entry| serde_json::to_string(entry).unwrap_or_default());
+        others.extend(reported);
+        self.syscalls = Some(others);
+    }
+
+    /// True if it reports calls to ambit already.
+    ///
+    /// # Errors
+    /// It reports calls to another listener.
+    fn is_own(&self, wish: &Wish<'_>) -> anyhow::Result<bool> {
+        if self.reported().next().is_none() {
+            return Ok(false);
+        }
+        let listener = self.listener_path.as_deref();
+        if listener.is_some_and(|path| Path::new(path) == wish.socket) {
+            return Ok(true);
+        }
+        let reported: BTreeSet<_> = self.reported().collect();
+        bail!(
+            "the base reports {} to {}: a container has one listener, so its profile is left as it \
+             is, and ambit answers no calls there",
+            reported.into_iter().collect::<Vec<_>>().join(", "),
+            listener.map_or("another listener".to_owned(), |path| format!("the listener {path}"))
+        )
     }
 
     /// True if the default action lets calls pass.
@@ -193,16 +252,25 @@ impl From<Condition> for Arg {
     }
 }
 
-fn merge(seccomp: &mut Seccomp, rule: &Rule, warnings: &mut Vec<String>) -> anyhow::Result<()> {
+/// Merges a rule. With `is_own`, rules with arguments are those of an earlier merge: they are
+/// replaced.
+fn merge(
+    seccomp: &mut Seccomp,
+    rule: &Rule,
+    is_own: bool,
+    warnings: &mut Vec<String>,
+) -> anyhow::Result<()> {
     let (name, lets_pass) = (rule.syscall, seccomp.lets_pass());
     let mut entries = Vec::new();
     let (mut allowed, mut refused) = (false, false);
+    let mut replaced = Vec::new();
     for entry in seccomp.syscalls.take().unwrap_or_default() {
         if !entry.names().any(|one| one == name) {
             entries.push(entry);
             continue;
         }
-        if entry.args.as_ref().is_some_and(|args| !args.is_empty()) {
+        let has_arguments = entry.args.as_ref().is_some_and(|args| !args.is_empty());
+        if has_arguments && !is_own {
             bail!(
                 "the base has a rule for {name} with arguments ({}), which cannot be merged: take it \
                  out, or leave {name} out of --intercept",
@@ -221,8 +289,11 @@ fn merge(seccomp: &mut Seccomp, rule: &Rule, warnings: &mut Vec<String>) -> anyh
         if less.names().next().is_some() {
             entries.push(less);
         }
-        if passes {
+        if passes && has_arguments && replaced.contains(&entry.rest) {
+            // An earlier merge has made several rules of one.
+        } else if passes {
             allowed = true;
+            replaced.push(entry.rest.clone());
             entries.extend(entry.replaced(rule, lets_pass));
         } else {
             refused = true;
@@ -270,8 +341,7 @@ fn listen(seccomp: &mut Seccomp, wish: &Wish<'_>, warnings: &mut Vec<String>) {
     let before = seccomp.listener_path.replace(socket.clone());
     if let Some(before) = before.filter(|before| *before != socket) {
         warnings.push(format!(
-            "the base's listener {before} is replaced: a container has one, and ambit leaves calls \
-             that are not its own to the kernel"
+            "the base's listener {before}, to which it reports nothing, is replaced"
         ));
     }
     if let Some(label) = wish.label {
@@ -308,8 +378,6 @@ fn name_of(arch: ScmpArch) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use serde_json::json;
 
     use super::super::rules;
@@ -351,13 +419,36 @@ mod tests {
         }
     }
 
+    const ALL: &str = "sysinfo,sched_getaffinity,mknod,setxattr,sched_setscheduler,mount,bpf";
+
     #[test]
-    fn the_example_reports_what_is_answered_by_default() {
-        let example: Value =
-            serde_json::from_str(include_str!("../../contrib/oci/seccomp.json")).unwrap();
-        let (profile, _) = made(None, "view").unwrap();
-        for key in ["defaultAction", "listenerPath", "syscalls"] {
-            assert_eq!(example[key], profile[key], "{key}");
+    fn merging_again_changes_nothing() {
+        for base in [None, Some(DOCKERS)] {
+            for list in ["sysinfo,sched_getaffinity", ALL] {
+                let (first, _) = made(base, list).unwrap();
+                let (again, said) = made(Some(&first.to_string()), list).unwrap();
+                assert_eq!(again, first, "{said}");
+                // Other rules of ambit replace the first ones.
+                let (more, _) = made(Some(&first.to_string()), ALL).unwrap();
+                for name in ["mknod", "mount", "sysinfo"] {
+                    assert_eq!(of(&more, name), of(&made(base, ALL).unwrap().0, name), "{name}");
+                }
+                let (_, said) = made(Some(&more.to_string()), "sysinfo").unwrap();
+                assert!(said.contains("reports bpf, fsetxattr"), "{said}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_profile_with_another_listener_is_left_alone() {
+        for path in [r#""listenerPath":"/run/other.sock","#, ""] {
+            let base = format!(
+                r#"{{"defaultAction":"SCMP_ACT_ALLOW",{path}
+                    "syscalls":[{{"names":["mkdir"],"action":"SCMP_ACT_NOTIFY"}}]}}"#
+            );
+            let error = made(Some(&base), "sysinfo").unwrap_err().to_string();
+            assert!(error.contains("the base reports mkdir to"), "{error}");
+            assert!(error.contains("one listener"), "{error}");
         }
     }
 
@@ -392,7 +483,11 @@ mod tests {
         let (profile, said) = made(Some(&bundle), "mknod").unwrap();
         assert_eq!(profile["architectures"], json!(["SCMP_ARCH_X86_64"]));
         assert!(of(&profile, "mknod").iter().all(|entry| entry["action"] != "SCMP_ACT_KILL"));
-        assert!(said.contains("refuses mknod") && said.contains("/other is replaced"), "{said}");
+        assert!(
+            said.contains("refuses mknod")
+                && said.contains("/other, to which it reports nothing, is replaced"),
+            "{said}"
+        );
         let (profile, said) = made(Some(r#"{"ociVersion":"1.0.2"}"#), "mknod").unwrap();
         assert_eq!(profile["defaultAction"], ALLOW);
         assert!(said.contains("no profile to merge with"), "{said}");
