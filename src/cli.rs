@@ -22,8 +22,8 @@ use crate::dependents::{self, Dependent};
 use crate::stop::{self, StopArgs};
 use crate::verify::VerifyArgs;
 use crate::{
-    absence, check, check_process, control, dead_mounts, lxcfs, profile, run, serve, verify,
-    visitor,
+    absence, check, check_process, control, dead_mounts, drop_in, hook, lxcfs, profile, run, serve,
+    verify, visitor,
 };
 use ambit_intercept::Policy;
 use ambit_worker::Broker;
@@ -65,6 +65,25 @@ enum Command {
         config: ConfigFile,
         #[command(flatten)]
         profile: profile::ProfileArgs,
+    },
+    /// Print a file with which an engine equips its containers by itself
+    #[command(name = "drop-in")]
+    DropIn {
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(flatten)]
+        drop_in: drop_in::DropInArgs,
+    },
+    /// Be the hook of an engine: cover the files of a container that is about to start
+    ///
+    /// OCI runtimes run it as createContainer hook, liblxc as lxc.hook.pre-start and
+    /// lxc.hook.start-host. Exit status: 0, also if it fails, so that the container starts; with
+    /// --required 1.
+    Hook {
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(flatten)]
+        hook: hook::HookArgs,
     },
     /// Show what the daemon serves, for which containers, with their numbers
     Status {
@@ -236,6 +255,10 @@ impl Cli {
             Command::Profile { config, profile } => {
                 config.load().and_then(|loaded| profile::run(&profile, &loaded))
             }
+            Command::DropIn { config, drop_in } => config
+                .load()
+                .and_then(|loaded| drop_in::run(&drop_in, &loaded, config.path.as_deref())),
+            Command::Hook { config, hook } => return hook::run(&hook, config.load()),
             Command::Status { json, config } => show_status(json, &config),
             Command::Stop { stop, config } => {
                 match config.places_named().and_then(|places| stop::run(stop, &places)) {

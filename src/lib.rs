@@ -17,6 +17,8 @@ pub mod crash_guard;
 pub mod daemon;
 pub mod dead_mounts;
 pub mod dependents;
+pub mod drop_in;
+pub mod hook;
 pub mod logging;
 pub mod lxcfs;
 pub mod mount_namespaces;

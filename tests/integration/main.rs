@@ -24,6 +24,7 @@ mod crash_guard;
 mod crowd;
 mod dead;
 mod engines;
+mod equipped;
 mod fallbacks;
 mod hostile;
 mod lifecycle;

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -127,6 +128,11 @@ pub(crate) fn with_cgroups(engine: &str) -> Command {
     quiet(engine)
 }
 
+fn bind(from: &str, to: &str, extra: &[&str]) -> Value {
+    let options: Vec<_> = ["bind"].iter().chain(extra).collect();
+    json!({ "destination": to, "type": "bind", "source": from, "options": options })
+}
+
 fn config(
     daemon: &Daemon,
     container: Container<'_>,
@@ -134,25 +140,34 @@ fn config(
     root: &TempDir,
     id: &str,
 ) -> Value {
-    let bind = |from: String, to: String, extra: &[&str]| {
-        let options: Vec<_> = ["bind"].iter().chain(extra).collect();
-        json!({ "destination": to, "type": "bind", "source": from, "options": options })
-    };
-    let mut mounts = vec![
+    let mut config = plain_config(container, seccomp, root.path(), id);
+    let mounts = config["mounts"].as_array_mut().unwrap();
+    for file in FILES {
+        // Kernels without SMP have no such folder to bind over.
+        if Path::new("/").join(file).exists() {
+            let overlay = daemon.file(file).display().to_string();
+            mounts.push(bind(&overlay, &format!("/{file}"), &[]));
+        }
+    }
+    config
+}
+
+/// The configuration of a container without ambit's files.
+pub(crate) fn plain_config(
+    container: Container<'_>,
+    seccomp: &Value,
+    root: &Path,
+    id: &str,
+) -> Value {
+    let mounts = [
         json!({ "destination": "/proc", "type": "proc", "source": "proc" }),
         json!({ "destination": "/sys", "type": "sysfs", "source": "sysfs",
                 "options": ["nosuid", "noexec", "nodev", "ro"] }),
         json!({ "destination": "/dev", "type": "tmpfs", "source": "tmpfs",
                 "options": ["nosuid", "mode=755"] }),
-        bind("/usr".into(), "/usr".into(), &["ro", "rbind"]),
-        bind(machine::programs().display().to_string(), "/mnt".into(), &["ro"]),
+        bind("/usr", "/usr", &["ro", "rbind"]),
+        bind(&machine::programs().display().to_string(), "/mnt", &["ro"]),
     ];
-    for file in FILES {
-        // Kernels without SMP have no such folder to bind over.
-        if std::path::Path::new("/").join(file).exists() {
-            mounts.push(bind(daemon.file(file).display().to_string(), format!("/{file}"), &[]));
-        }
-    }
     let mut namespaces = vec!["pid", "mount", "ipc", "uts", "network"];
     let mut linux = json!({
         "cgroupsPath": format!("{}/{id}", cgroup::base()),
@@ -173,7 +188,7 @@ fn config(
     linux["namespaces"] = namespaces.iter().map(|name| json!({ "type": name })).collect();
     json!({
         "ociVersion": "1.0.2",
-        "root": { "path": root.path() },
+        "root": { "path": root },
         "hostname": id,
         "process": {
             "terminal": false,

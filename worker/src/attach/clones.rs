@@ -26,7 +26,15 @@ pub fn copy(folder: impl AsFd, path: &Path) -> Result<OwnedFd, Error> {
         // A file of FUSE whose name other processes look up at the same time may have lost it: such
         // a file cannot be mounted (`ambit_fuse::visit` explains why).
         if has_name(&copy) {
-            make_private(&copy, mark()).context("mount_setattr of a copy")?;
+            // In a user namespace the times of access of the machine's mounts are locked
+            // (mount_namespaces(7)): there is no mark then.
+            let marked = match make_private(&copy, mark()) {
+                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                    make_private(&copy, MountAttrFlags::empty())
+                }
+                marked => marked,
+            };
+            marked.context("mount_setattr of a copy")?;
             return Ok(copy);
         }
     }

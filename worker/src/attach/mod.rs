@@ -58,6 +58,9 @@ pub enum Unmasked {
     Keep,
     /// Its files are left alone.
     Skip,
+    /// Nothing: the engine hides parts of it later, before the container's first instruction.
+    #[serde(skip)]
+    HiddenLater,
 }
 
 /// Returns detached copies of the overlay's files for these targets, such as `proc/meminfo`, in the

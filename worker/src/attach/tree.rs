@@ -69,8 +69,16 @@ impl<'a> Tree<'a> {
             return Err(format!("/{name} is not a mounted {kind}"));
         }
         if kind == "proc" {
-            let own = find(&fd, "1/ns", Mounts::Refused)
-                .and_then(|folder| lookup::namespace(folder, "pid"));
+            let namespace = |process: &str| {
+                find(&fd, &format!("{process}/ns"), Mounts::Refused)
+                    .and_then(|folder| lookup::namespace(folder, "pid"))
+            };
+            // A hook in a user namespace may not look at the runtime's process, but is in the
+            // container's pid namespace itself.
+            let own = match namespace("1") {
+                Err(Errno::ACCESS | Errno::PERM) => namespace(&std::process::id().to_string()),
+                own => own,
+            };
             match own {
                 Ok(id) if id == facts.pid_namespace() => {}
                 Ok(_) => {

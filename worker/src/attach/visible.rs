@@ -33,7 +33,7 @@ pub(super) fn keep(
     tree: &Tree<'_>,
     unmasked: Unmasked,
 ) -> Result<(), String> {
-    if is_another_visible(tree) {
+    if unmasked == Unmasked::HiddenLater || is_another_visible(tree) {
         return Ok(());
     }
     let Some(copy) = visible_copy(tree) else { return Ok(()) };
@@ -64,8 +64,10 @@ pub(super) fn forget(root: BorrowedFd<'_>, name: &str, mounts: &[Mounted]) {
     let _ = remove();
 }
 
-/// True if a further mount of the same type hides nothing.
+/// True if a further mount of the same type below the container's root hides nothing. A container
+/// that is being made still sees the machine's mounts, which it loses with the change of its root.
 fn is_another_visible(tree: &Tree<'_>) -> bool {
+    let root = tree.mount.path.parent().unwrap_or(&tree.mount.path);
     let has_children = |id| tree.mounts.iter().any(|mount| mount.parent == id);
     let is_whole = |mount: &Mounted| {
         mount.root.as_os_str() == "/" && !mount.options.split(',').any(|one| one == "subset=pid")
@@ -73,6 +75,7 @@ fn is_another_visible(tree: &Tree<'_>) -> bool {
     tree.mounts.iter().any(|mount| {
         mount.kind == tree.mount.kind
             && mount.id != tree.mount.id
+            && mount.path.starts_with(root)
             && is_whole(mount)
             && !has_children(mount.id)
     })

@@ -1,0 +1,167 @@
+//! `ambit drop-in`: the files with which engines equip every container by themselves. The copies in
+//! `contrib` are what this prints.
+
+use std::path::{Path, PathBuf};
+
+use ambit_kernel::output;
+use serde_json::json;
+
+use crate::config::Config;
+use crate::hook;
+
+/// How long an engine waits for the hook, in seconds. The hook gives up before.
+const TIMEOUT: u32 = 5;
+
+/// The arguments of `ambit drop-in`.
+#[derive(Debug, clap::Args)]
+pub struct DropInArgs {
+    /// Which one
+    #[arg(value_name = "KIND")]
+    kind: Kind,
+    /// Where the program is installed
+    #[arg(long, value_name = "FILE", default_value = "/usr/bin/ambit")]
+    program: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Kind {
+    /// For /usr/share/lxc/config/common.conf.d/ambit.conf: hooks and profile of all LXC containers
+    Lxc,
+    /// For /usr/share/containers/oci/hooks.d/ambit.json: the hook of Podman, CRI-O and Buildah
+    Hooks,
+    /// For /etc/containers/containers.conf.d/ambit.conf: the profile of Podman's containers
+    Containers,
+    /// For /etc/cdi/ambit.json: the device ambit/view=all of Docker, containerd and Podman
+    Cdi,
+    /// For /usr/lib/systemd/system/ambit.socket: sockets that outlive the daemon
+    Socket,
+}
+
+/// Prints a drop-in. `file` is the configuration that was named.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub fn run(args: &DropInArgs, config: &Config, file: Option<&Path>) -> anyhow::Result<()> {
+    Ok(output::print(text(args.kind, &args.program, config, file))?)
+}
+
+fn text(kind: Kind, program: &Path, config: &Config, file: Option<&Path>) -> String {
+    let mut words = vec!["hook".to_owned()];
+    words.extend(file.map(|file| format!("--config={}", file.display())));
+    let socket = |name| config.socket(name).display().to_string();
+    let hook = || {
+        let args: Vec<_> = ["ambit".to_owned()].into_iter().chain(words.clone()).collect();
+        json!({ "path": program, "args": args, "timeout": TIMEOUT })
+    };
+    let pretty = |value: &serde_json::Value| format!("{value:#}\n");
+    match kind {
+        Kind::Lxc => format!(
+            "\
+# Every container that includes common.conf sees its own bounds: its files are
+# covered before its init is executed, and its calls of sysinfo(2) and
+# sched_getaffinity(2) are answered. `ambit drop-in lxc` prints this file.
+
+# The profile is common.seccomp with ambit's rules, or as it is while ambit is
+# down; the hook pre-start leaves it there.
+lxc.hook.pre-start = {program} {words} --lxc
+lxc.hook.start-host = {program} {words} --lxc
+lxc.seccomp.profile = {profile}
+lxc.seccomp.notify.proxy = unix:{proxy}
+",
+            program = program.display(),
+            words = words.join(" "),
+            profile = hook::shared_profile(config).display(),
+            proxy = socket("lxc.sock"),
+        ),
+        Kind::Hooks => pretty(&json!({
+            "version": "1.0.0",
+            "hook": hook(),
+            "when": { "always": true },
+            "stages": ["createContainer"],
+        })),
+        Kind::Containers => format!(
+            "\
+# Podman's containers report their calls of sysinfo(2) and sched_getaffinity(2)
+# to ambit. The profile is that of the package with ambit's rules:
+#   ambit profile --for oci --base /usr/share/containers/seccomp.json \\
+#       --output {PODMAN_PROFILE}
+# `ambit drop-in containers` prints this file.
+[containers]
+seccomp_profile = \"{PODMAN_PROFILE}\"
+"
+        ),
+        Kind::Cdi => {
+            let mut hook = hook();
+            hook["hookName"] = "createContainer".into();
+            pretty(&json!({
+                // The oldest version that has all of this: engines refuse versions that are newer
+                // than they are.
+                "cdiVersion": "0.5.0",
+                "kind": "ambit/view",
+                "devices": [{ "name": "all", "containerEdits": { "hooks": [hook] } }],
+            }))
+        }
+        Kind::Socket => format!(
+            "\
+[Unit]
+Description=Sockets of ambit for container engines and commands
+Documentation=file:///usr/share/doc/ambit/README.md
+# What connects while the daemon is down or is restarted waits, and starts it.
+
+[Socket]
+ListenStream={control}
+ListenStream={oci}
+ListenSequentialPacket={lxc}
+SocketMode=0600
+DirectoryMode=0755
+RemoveOnStop=yes
+
+[Install]
+WantedBy=sockets.target
+",
+            control = socket("control.sock"),
+            oci = socket("oci.sock"),
+            lxc = socket("lxc.sock"),
+        ),
+    }
+}
+
+/// Where the profile of Podman's containers is.
+const PODMAN_PROFILE: &str = "/etc/ambit/seccomp.json";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contrib_has_what_is_printed() {
+        for (kind, name, file) in [
+            (Kind::Lxc, "lxc", "lxc/ambit.conf"),
+            (Kind::Hooks, "hooks", "containers/hooks.json"),
+            (Kind::Containers, "containers", "containers/containers.conf"),
+            (Kind::Cdi, "cdi", "cdi/ambit.json"),
+            (Kind::Socket, "socket", "systemd/ambit.socket"),
+        ] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib").join(file);
+            let printed = text(kind, Path::new("/usr/bin/ambit"), &Config::default(), None);
+            let renew = format!("cargo run --profile suite -- drop-in {name} > contrib/{file}");
+            let stored = std::fs::read_to_string(&path).unwrap_or_default();
+            assert!(stored == printed, "contrib/{file} is stale; renew it with: {renew}");
+        }
+    }
+
+    #[test]
+    fn paths_are_those_of_program_and_configuration() {
+        let mut config = Config::default();
+        config.daemon.runtime_dir = "/run/other".into();
+        let file = Some(Path::new("/etc/other.toml"));
+        let lxc = text(Kind::Lxc, Path::new("/opt/ambit"), &config, file);
+        let hook = "lxc.hook.start-host = /opt/ambit hook --config=/etc/other.toml --lxc\n";
+        assert!(lxc.contains(hook) && lxc.contains("unix:/run/other/lxc.sock\n"), "{lxc}");
+        let hooks = text(Kind::Hooks, Path::new("/opt/ambit"), &config, file);
+        assert!(hooks.contains("--config=/etc/other.toml") && hooks.contains("/opt/ambit"));
+        assert!(
+            text(Kind::Socket, Path::new("/x"), &config, file).contains("=/run/other/oci.sock")
+        );
+    }
+}
