@@ -2,13 +2,15 @@
 
 SHELL := /bin/bash
 CARGO ?= cargo
-export PATH := $(PATH):$(HOME)/.cargo/bin
+export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-.PHONY: help demo build test lint test-unit fuzz test-native test-uml test-qemu acceptance bench clean
+.PHONY: help demo build deb tarball test lint test-unit fuzz test-native test-uml test-qemu acceptance bench clean
 
 help:
 	@echo 'make demo         what a container sees with and without ambit, side by side (root)'
 	@echo 'make build        the programs, target/release/ambit (its symbols in ambit.debug) and ambit-verify'
+	@echo 'make deb          a package for Debian 12 and later, in target/package'
+	@echo 'make tarball      the same for other systems, the programs linked statically'
 	@echo 'make test         everything below, the guests (uml, qemu) at once (root)'
 	@echo '  make lint         format, clippy, rustdoc, dependencies'
 	@echo '  make test-unit    unit tests and documentation tests'

@@ -45,6 +45,7 @@ mod steady;
 mod stop;
 mod survival;
 mod terminal;
+mod toolchain;
 mod truth;
 mod under_systemd;
 mod views;
