@@ -30,6 +30,12 @@ build:
 	@scripts/build-release
 	scripts/build-verify target/release/ambit-verify
 
+deb:
+	@scripts/package deb
+
+tarball:
+	@scripts/package tarball
+
 test:
 	@scripts/test lint unit fuzz native guests
 

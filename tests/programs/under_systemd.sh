@@ -32,6 +32,9 @@ inside)
     mkdir -p /run/systemd/system/ambit.service.d "$DIR/mnt" "$DIR/run"
     printf '[daemon]\nruntime_dir = "%s/run"\n[overlay]\nmount = "%s/mnt"\n[intercept]\nmknod = true\n' "$DIR" "$DIR" >"$DIR/ambit.toml"
     cp "$unit" /run/systemd/system/ambit.service
+    # As the generator of the package does.
+    version=$(systemctl --version | sed -n '1s/^systemd \([0-9]*\).*/\1/p')
+    [ "$version" -lt 254 ] || cp "${unit%/*}/systemd-254.conf" /run/systemd/system/ambit.service.d/
     cat >/run/systemd/system/ambit.service.d/test.conf <<UNIT
 [Unit]
 DefaultDependencies=no
