@@ -3,8 +3,9 @@
 //! With cgroup v1 (and on hybrid hosts, which `cgroups-rs` treats as v1) they lie below our own
 //! group of each hierarchy, at `ambit/run-PID`, so that our own limits hold for the sandbox too;
 //! a cgroup2 hierarchy beside them gets one as well, for its pressure files. With v2 alone they
-//! lie at `/ambit/run-PID`: below a group that has processes of its own, such as ours, the kernel
-//! allows none with controllers. Only this module and `limits` use `cgroups-rs`.
+//! lie at `ambit/run-PID` in a scope of systemd (`scope`), or at `/ambit/run-PID` where it does not
+//! run: below a group that has processes of its own, such as ours, the kernel allows none with
+//! controllers. Only this module, `limits` and `scope` use `cgroups-rs`.
 //!
 //! Nothing here kills or moves a process of anything but the sandbox.
 
@@ -23,6 +24,7 @@ use cgroups_rs::fs::hierarchies::{UNIFIED_MOUNTPOINT, V1, is_cgroup2_unified_mod
 use super::hostmounts;
 use super::limits::{self, explain};
 use super::options::Options;
+use super::scope;
 
 /// The folder that all sandboxes of this user share.
 const FAMILY: &str = "ambit";
@@ -53,13 +55,15 @@ impl Group {
         }
         let own = own_paths()?;
         let owner = std::process::id();
+        let scope = if is_cgroup2_unified_mode() { scope::enter() } else { None };
+        let family = scope.unwrap_or_default().join(FAMILY);
         // A process of another pid namespace may have our pid, and a sandbox.
         for attempt in 0..100 {
             let id = match attempt {
                 0 => format!("run-{owner}"),
                 _ => format!("run-{owner}-{attempt}"),
             };
-            let mut group = Self::describe(id, owner, &own, &mounts);
+            let mut group = Self::describe(id, owner, &family, &own, &mounts);
             if group.places.iter().any(|(_, place)| place.exists() && remove(place).is_err()) {
                 continue;
             }
@@ -72,8 +76,8 @@ impl Group {
         anyhow::bail!("control groups named run-{owner} are in use: remove them below {FAMILY}")
     }
 
-    fn describe(id: String, owner: u32, own: &Own, mounts: &[Mounted]) -> Self {
-        let name = format!("{FAMILY}/{id}");
+    fn describe(id: String, owner: u32, family: &Path, own: &Own, mounts: &[Mounted]) -> Self {
+        let name = format!("{}/{id}", family.display());
         if is_cgroup2_unified_mode() {
             let groups = Cgroup::load(cgroups_rs::fs::hierarchies::auto(), &name);
             let place = Path::new(UNIFIED_MOUNTPOINT).join(&name);

@@ -27,6 +27,7 @@ mod owners;
 mod pressure;
 mod relay;
 mod root;
+mod scope;
 mod signals;
 mod spawn;
 mod terminal;
