@@ -21,7 +21,7 @@ use crate::attacher::Question;
 use crate::config::Config;
 use crate::daemon::Server;
 use crate::status::Status;
-use ambit_keeper::socket::Entrance;
+use ambit_keeper::socket::{Entrance, Users};
 
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -61,7 +61,7 @@ impl Control {
         is_successor: bool,
         keeper: &KeeperClient,
     ) -> anyhow::Result<Self> {
-        let mut entrance = Entrance::new(SOCKET, path, SocketType::STREAM);
+        let mut entrance = Entrance::new(SOCKET, path, SocketType::STREAM, Users::Root);
         entrance.open(held, is_successor, keeper)?;
         let mut control = Self { entrance, listener: None };
         control.listen()?;

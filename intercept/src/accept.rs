@@ -37,7 +37,12 @@ impl Runtime {
     fn take(self, peer: Peer, threads: &Arc<Threads>, link: &KeeperClient) {
         match self {
             Self::Oci => oci::accepted(peer, threads, link),
-            Self::Lxc => threads.watch(Arc::new(lxc::Connection::accepted(peer, link.clone()))),
+            Self::Lxc => {
+                let connection = lxc::Connection::accepted(peer, threads.users(), link.clone());
+                if let Some(connection) = connection {
+                    threads.watch(Arc::new(connection));
+                }
+            }
         }
     }
 }

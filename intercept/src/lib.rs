@@ -30,6 +30,7 @@ mod listener;
 mod live_mounts;
 mod lxc;
 mod lxc_packet;
+mod lxc_users;
 mod memory;
 pub mod mounts;
 pub mod oci;
@@ -154,9 +155,10 @@ impl Notifier {
         let mut notifier = Self { threads: Threads::start(pipeline, journal)?, acceptor: None };
         let threads = Arc::clone(&notifier.threads);
         for (number, fd) in held.take_numbered(lxc::CONNECTION) {
-            let (link, journal) = (link.clone(), threads.journal());
-            if let Some(connection) = lxc::Connection::take_over(fd, number, link, journal) {
-                threads.add(Source::LxcConnection(Arc::new(connection)))?;
+            let (users, journal) = (threads.users(), threads.journal());
+            match lxc::Connection::take_over(fd, number, users, link.clone(), journal) {
+                Some(connection) => threads.add(Source::LxcConnection(Arc::new(connection)))?,
+                None => link.remove(&format!("{}{number}", lxc::CONNECTION)),
             }
         }
         notifier.take_listeners(link, held);

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use ambit_keeper::client::KeeperClient;
 use ambit_kernel::channel;
-use ambit_sysinfo::Limiter;
+use ambit_sysinfo::{Charge, Limiter};
 use libseccomp_sys::{seccomp_notif, seccomp_notif_resp};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::io::Errno;
@@ -28,6 +28,7 @@ use super::epoll::Next;
 use super::journal::{Entry, Journal, LeftCall, Phase};
 use super::listener::{self, response};
 use super::lxc_packet::{self, FIXED, LONGEST, Packet};
+use super::lxc_users::{REST, UserConnections};
 use super::pipeline::Pipeline;
 use super::policies::{Container, Member, cgroup_of};
 use super::policy::Policy;
@@ -35,7 +36,7 @@ use super::transport::{Received, Served, Transport};
 use super::trapped::Trapped;
 use crate::pending::Pending;
 use crate::verdict::Verdict;
-use ambit_keeper::socket::{Entrance, Peer};
+use ambit_keeper::socket::{Entrance, Peer, Users};
 
 /// An answer that takes longer is not sent. Well below the 30 s after which liblxc stops waiting.
 const DEADLINE: Duration = Duration::from_secs(25);
@@ -53,7 +54,7 @@ pub(super) const CONNECTION: &str = "lxc-";
 
 /// Returns the socket that monitors connect to.
 pub(super) fn entrance(path: PathBuf) -> Entrance {
-    Entrance::new(SOCKET, path, SocketType::SEQPACKET)
+    Entrance::new(SOCKET, path, SocketType::SEQPACKET, Users::All)
 }
 
 /// The connection of one monitor.
@@ -76,6 +77,8 @@ struct Monitor {
     left: Mutex<Option<Box<(LeftCall, Entry)>>>,
     /// Set after `SYNC_WAKE_UP` was set on its listener.
     has_sync_wake_up: AtomicBool,
+    /// Set for a monitor of a user other than root (`lxc_users.rs`).
+    of_user: Option<Charge>,
     /// Limits log lines about the monitor.
     warnings: Limiter,
     link: KeeperClient,
@@ -109,36 +112,45 @@ struct LxcCall {
 type Descriptors = [Option<OwnedFd>; 3];
 
 impl Connection {
-    /// Returns a connection that a monitor has just made.
-    pub(super) fn accepted(peer: Peer, link: KeeperClient) -> Self {
-        let Peer { fd, pid } = peer;
+    /// Returns a connection that a monitor has just made. `None` if its user has too many.
+    pub(super) fn accepted(
+        peer: Peer,
+        users: &UserConnections,
+        link: KeeperClient,
+    ) -> Option<Self> {
+        let Peer { fd, pid, user } = peer;
+        let of_user = if user == 0 { None } else { Some(users.admit(user)?) };
         let number = link.number();
         link.store(&format!("{CONNECTION}{number}"), &fd);
-        Self::new(fd, pid, number, link, Mutex::default())
+        Some(Self::new(fd, pid, of_user, number, link, Mutex::default()))
     }
 
     /// Returns a connection that a predecessor accepted.
     pub(super) fn take_over(
         fd: OwnedFd,
         number: u64,
+        users: &UserConnections,
         link: KeeperClient,
         journal: &Arc<Journal>,
     ) -> Option<Self> {
-        let monitor = getsockopt(&fd, PeerCredentials).ok()?.pid();
+        let peer = getsockopt(&fd, PeerCredentials).ok()?;
+        let of_user = if peer.uid() == 0 { None } else { Some(users.admit(peer.uid())?) };
         let left = Mutex::new(journal.take_left(number).pop().map(Box::new));
-        Some(Self::new(fd, monitor, number, link, left))
+        Some(Self::new(fd, peer.pid(), of_user, number, link, left))
     }
 
     fn new(
         fd: OwnedFd,
         pid: i32,
+        of_user: Option<Charge>,
         number: u64,
         link: KeeperClient,
         left: Mutex<Option<Box<(LeftCall, Entry)>>>,
     ) -> Self {
         let (member, has_sync_wake_up) = (Mutex::default(), AtomicBool::new(false));
         let warnings = Limiter::default();
-        let monitor = Monitor { pid, member, left, has_sync_wake_up, warnings, link, number };
+        let monitor =
+            Monitor { pid, of_user, member, left, has_sync_wake_up, warnings, link, number };
         Self { fd, serving: AtomicBool::new(false), monitor: Arc::new(monitor) }
     }
 
@@ -188,6 +200,9 @@ impl Connection {
         threads: usize,
         give_back: GiveBack,
     ) -> Next {
+        if self.monitor.of_user.is_some() {
+            return self.leave_to_kernel();
+        }
         let received = Instant::now();
         let mut buffer = [0; LONGEST];
         let (length, descriptors) = match self.look(&mut buffer) {
@@ -234,6 +249,28 @@ impl Connection {
             // The thread that answers has the connection now.
             Served::Elsewhere => Next::Drop,
         }
+    }
+
+    /// Leaves the call of a user's monitor to the kernel. Its descriptors are not received.
+    fn leave_to_kernel(&self) -> Next {
+        let mut buffer = [0; LONGEST];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let length = match rustix::net::recv(&self.fd, &mut buffer, flags) {
+            Ok((0, _)) | Err(Errno::CONNRESET) => return self.ended(),
+            Ok((length, _)) => length,
+            Err(Errno::AGAIN | Errno::INTR) => return Next::Watch,
+            Err(_) => return self.ended(),
+        };
+        let sent = match lxc_packet::decode(&buffer[..length]) {
+            Ok(packet) => {
+                let answer = response(packet.id, &Verdict::Continue);
+                self.send(&lxc_packet::reply(packet.fixed, &answer))
+            }
+            // The monitor takes an empty packet as a refusal.
+            Err(_) => self.send(&[]),
+        };
+        self.consume();
+        if sent { Next::Pause(REST) } else { self.ended() }
     }
 
     fn ended(&self) -> Next {
@@ -421,6 +458,7 @@ mod tests {
             let connection = Arc::new(Connection::new(
                 server,
                 pid,
+                None,
                 0,
                 KeeperClient::default(),
                 Mutex::default(),
@@ -576,11 +614,32 @@ mod tests {
     fn a_call_of_another_pid_namespace_is_left_to_the_kernel() {
         let mut monitor = Peer::new();
         let fd = monitor.connection.fd.try_clone().unwrap();
-        let foreign = Connection::new(fd, 1, 0, KeeperClient::default(), Mutex::default());
+        let foreign = Connection::new(fd, 1, None, 0, KeeperClient::default(), Mutex::default());
         monitor.connection = Arc::new(foreign);
         let proc = File::open("/proc/self").unwrap();
         let (_, answer) = monitor.ask(&packet("x", 0), &[proc.as_fd(), memory().as_fd()]);
         assert_eq!(answer.unwrap()[132..136], 1u32.to_ne_bytes(), "CONTINUE");
+    }
+
+    #[test]
+    fn a_call_of_a_users_monitor_is_left_to_the_kernel_and_its_descriptors_are_not_taken() {
+        let mut monitor = Peer::new();
+        let fd = monitor.connection.fd.try_clone().unwrap();
+        let users = UserConnections::new();
+        let peer =
+            ambit_keeper::socket::Peer { fd, pid: monitor.connection.monitor.pid, user: 1000 };
+        let connection = Connection::accepted(peer, &users, KeeperClient::default()).unwrap();
+        monitor.connection = Arc::new(connection);
+        let (near, far) = std::io::pipe().unwrap();
+        let buffer = [0u8; 112];
+        let packet = packet("101", buffer.as_ptr() as u64);
+        let (next, answer) = monitor.ask(&packet, &[memory().as_fd(), far.as_fd()]);
+        assert_eq!(next, Next::Pause(REST));
+        assert_eq!(answer.unwrap()[132..136], 1u32.to_ne_bytes(), "CONTINUE");
+        assert_eq!(buffer, [0; 112]);
+        // The end of the file shows that no other descriptor is open.
+        drop(far);
+        assert_eq!(std::io::Read::read(&mut &near, &mut [0]).unwrap(), 0);
     }
 
     #[test]

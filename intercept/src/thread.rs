@@ -23,6 +23,7 @@ use super::epoll::{Next, Ready, Watch};
 use super::journal::{Entry, Journal, Phase};
 use super::listener::{Listener, response};
 use super::lxc;
+use super::lxc_users::UserConnections;
 use super::pipeline::Pipeline;
 use super::policies::Member;
 use super::policy::Policy;
@@ -85,6 +86,7 @@ pub(super) struct Threads {
     pipeline: Arc<Pipeline>,
     journal: Arc<Journal>,
     watches: Vec<Watch<Source>>,
+    users: UserConnections,
     next: AtomicUsize,
     /// The thread in charge of each of `watches`.
     handles: Mutex<Vec<Option<Handle>>>,
@@ -102,6 +104,7 @@ impl Threads {
             pipeline: Arc::new(pipeline),
             journal,
             watches,
+            users: UserConnections::new(),
             next: AtomicUsize::new(0),
             handles: Mutex::new((0..count).map(|_| None).collect()),
             watchdog: OnceLock::new(),
@@ -197,6 +200,10 @@ impl Threads {
 
     pub(super) fn journal(&self) -> &Arc<Journal> {
         &self.journal
+    }
+
+    pub(super) fn users(&self) -> &UserConnections {
+        &self.users
     }
 
     pub(super) fn pipeline(&self) -> &Arc<Pipeline> {

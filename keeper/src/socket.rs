@@ -1,4 +1,5 @@
-//! The sockets that runtimes connect to: root's alone, and never in the way of a successor.
+//! The sockets that runtimes connect to. They never stand in the way of a successor, and only root may
+//! connect, unless a socket is made for all users.
 //!
 //! A socket is bound beside its final name, given its mode, and renamed: nobody can connect
 //! before the mode is right, and a stale file of a predecessor is replaced in one step.
@@ -61,11 +62,31 @@ pub struct Listening {
     file: (u64, u64),
     /// True if a socket unit holds the socket too: its file stays.
     is_activated: bool,
+    /// Who may connect.
+    users: Users,
+}
+
+/// Who may connect to a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Users {
+    /// Root of our user namespace alone.
+    Root,
+    /// Every user. The [`Peer`] tells who it is.
+    All,
+}
+
+impl Users {
+    fn mode(self) -> u32 {
+        match self {
+            Self::Root => 0o600,
+            Self::All => 0o666,
+        }
+    }
 }
 
 impl Listening {
-    /// Listens on a path, which gets mode 0600, in a directory made with mode 0755 if missing.
-    pub fn bind(path: &Path, kind: SocketType) -> Result<Self, Error> {
+    /// Listens on a path, in a directory made with mode 0755 if missing.
+    pub fn bind(path: &Path, kind: SocketType, users: Users) -> Result<Self, Error> {
         let failed =
             |what| move |source: io::Error| Error::Socket { path: path.to_owned(), what, source };
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
@@ -82,24 +103,33 @@ impl Listening {
         }
         let (fd, address) = open(&temporary, kind).map_err(failed("socket"))?;
         bind(&fd, &address).map_err(|errno| failed("bind")(errno.into()))?;
-        let file = fs::set_permissions(&temporary, Permissions::from_mode(0o600))
+        let file = fs::set_permissions(&temporary, Permissions::from_mode(users.mode()))
             .and_then(|()| fs::symlink_metadata(&temporary))
             .map_err(failed("chmod"))?;
         listen(&fd, BACKLOG).map_err(|errno| failed("listen")(errno.into()))?;
         fs::rename(&temporary, path).map_err(failed("rename"))?;
         let file = (file.dev(), file.ino());
-        Ok(Self { fd, path: path.to_owned(), file, is_activated: false })
+        Ok(Self { fd, path: path.to_owned(), file, is_activated: false, users })
     }
 
     /// Listens on with a predecessor's socket. The file at the path is taken for its file.
-    fn kept(fd: OwnedFd, path: &Path, is_activated: bool) -> Self {
+    fn kept(fd: OwnedFd, path: &Path, is_activated: bool, users: Users) -> Self {
         let file = fs::symlink_metadata(path).ok().filter(|file| file.file_type().is_socket());
+        // A socket unit has one mode for all of its sockets.
+        if file.is_some() {
+            let _ = fs::set_permissions(path, Permissions::from_mode(users.mode()));
+        }
         let file = file.map_or((0, 0), |file| (file.dev(), file.ino()));
-        Self { fd, path: path.to_owned(), file, is_activated }
+        Self { fd, path: path.to_owned(), file, is_activated, users }
     }
 
     /// Listens on the socket of a socket unit. An error says why that socket is another one.
-    fn activated(fd: OwnedFd, path: &Path, kind: SocketType) -> Result<Self, &'static str> {
+    fn activated(
+        fd: OwnedFd,
+        path: &Path,
+        kind: SocketType,
+        users: Users,
+    ) -> Result<Self, &'static str> {
         let address = getsockname(&fd).ok().and_then(|address| address.try_into().ok());
         let at = address.as_ref().and_then(SocketAddrUnix::path_bytes);
         if at != Some(path.as_os_str().as_bytes()) {
@@ -110,7 +140,7 @@ impl Listening {
                         lxc.sock is ListenSequentialPacket");
         }
         rustix::io::ioctl_fionbio(&fd, true).map_err(|_| "it is no socket")?;
-        Ok(Self::kept(fd, path, true))
+        Ok(Self::kept(fd, path, true, users))
     }
 
     /// True while its file is at its path, so that it can be connected to.
@@ -118,7 +148,7 @@ impl Listening {
         fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.file)
     }
 
-    /// The next connection, non-blocking, if there is one and root made it.
+    /// The next connection, non-blocking, if there is one from a user who may connect.
     pub fn accept(&self) -> Option<Peer> {
         let fd = match accept_with(&self.fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
             Ok(fd) => fd,
@@ -132,7 +162,9 @@ impl Listening {
             }
         };
         match getsockopt(&fd, PeerCredentials) {
-            Ok(peer) if is_root(&peer) => Some(Peer { fd, pid: peer.pid() }),
+            Ok(peer) if self.users == Users::All || is_root(&peer) => {
+                Some(Peer { fd, pid: peer.pid(), user: peer.uid() })
+            }
             Ok(peer) => {
                 let path = self.path.display();
                 tracing::warn!(uid = peer.uid(), "connection to {path} refused: only root may");
@@ -167,6 +199,7 @@ pub struct Entrance {
     pub name: &'static str,
     path: PathBuf,
     kind: SocketType,
+    users: Users,
     listening: Option<Arc<Listening>>,
     /// It could not be bound the last time, and the log says why.
     failed: bool,
@@ -175,8 +208,8 @@ pub struct Entrance {
 impl Entrance {
     /// A socket at this path, not bound yet, that the keeper holds under this name.
     #[must_use]
-    pub fn new(name: &'static str, path: PathBuf, kind: SocketType) -> Self {
-        Self { name, path, kind, listening: None, failed: false }
+    pub fn new(name: &'static str, path: PathBuf, kind: SocketType, users: Users) -> Self {
+        Self { name, path, kind, users, listening: None, failed: false }
     }
 
     /// Goes on with the socket that a predecessor left or that a socket unit holds, or binds the
@@ -193,11 +226,11 @@ impl Entrance {
     ) -> Result<(), Error> {
         if let Some(fd) = held.take(self.name) {
             // The keeper has it already. If its file is gone, the first look finds that.
-            self.listening = Some(Arc::new(Listening::kept(fd, &self.path, false)));
+            self.listening = Some(Arc::new(Listening::kept(fd, &self.path, false, self.users)));
             return Ok(());
         }
         if let Some(fd) = held.take_activated(self.name) {
-            match Listening::activated(fd, &self.path, self.kind) {
+            match Listening::activated(fd, &self.path, self.kind, self.users) {
                 Ok(socket) => {
                     self.listening = Some(Arc::new(socket));
                     return Ok(());
@@ -208,7 +241,7 @@ impl Entrance {
                 ),
             }
         }
-        match Listening::bind(&self.path, self.kind) {
+        match Listening::bind(&self.path, self.kind, self.users) {
             Ok(socket) => drop(self.replace(socket, link)),
             Err(error) if is_successor => self.report(&error),
             Err(error) => return Err(error),
@@ -227,7 +260,7 @@ impl Entrance {
         if self.listening.as_ref().is_some_and(|socket| socket.is_in_place()) {
             return None;
         }
-        match Listening::bind(&self.path, self.kind) {
+        match Listening::bind(&self.path, self.kind, self.users) {
             Ok(socket) => {
                 tracing::warn!("{} was gone and is bound anew", self.path.display());
                 Some(self.replace(socket, link))
@@ -260,6 +293,8 @@ pub struct Peer {
     pub fd: OwnedFd,
     /// Its id in our pid namespace; 0 if it is outside.
     pub pid: i32,
+    /// Its effective user, in our user namespace.
+    pub user: u32,
 }
 
 fn open(path: &Path, kind: SocketType) -> io::Result<(OwnedFd, SocketAddrUnix)> {
@@ -309,7 +344,7 @@ mod tests {
     fn a_socket_is_roots_alone_and_goes_away() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/oci.sock");
-        let socket = Listening::bind(&path, SocketType::STREAM).unwrap();
+        let socket = Listening::bind(&path, SocketType::STREAM, Users::Root).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
         let _peer = UnixStream::connect(&path).unwrap();
         let peer = socket.accept().unwrap();
@@ -332,14 +367,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         drop(UnixListener::bind(&path).unwrap());
-        let socket = Listening::bind(&path, SocketType::STREAM).unwrap();
-        let error = Listening::bind(&path, SocketType::STREAM).unwrap_err();
+        let socket = Listening::bind(&path, SocketType::STREAM, Users::Root).unwrap();
+        let error = Listening::bind(&path, SocketType::STREAM, Users::Root).unwrap_err();
         assert!(matches!(error, Error::SocketTaken { .. }), "{error}");
-        let error = Listening::bind(&path, SocketType::SEQPACKET).unwrap_err();
+        let error = Listening::bind(&path, SocketType::SEQPACKET, Users::Root).unwrap_err();
         assert!(matches!(error, Error::SocketTaken { .. }), "{error}");
         drop(socket);
         fs::write(&path, "precious").unwrap();
-        let error = Listening::bind(&path, SocketType::STREAM).unwrap_err();
+        let error = Listening::bind(&path, SocketType::STREAM, Users::Root).unwrap_err();
         assert!(matches!(error, Error::NoSocket { .. }), "{error}");
         assert_eq!(fs::read(&path).unwrap(), b"precious");
     }
@@ -349,7 +384,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run/s");
         let link = KeeperClient::default();
-        let mut entrance = Entrance::new("s", path.clone(), SocketType::STREAM);
+        let mut entrance = Entrance::new("s", path.clone(), SocketType::STREAM, Users::Root);
         entrance.open(&mut Inherited::default(), false, &link).unwrap();
         assert!(entrance.look(&link).is_none(), "it is in place");
         let early = UnixStream::connect(&path).unwrap();
@@ -369,7 +404,7 @@ mod tests {
         let blocker = folder.path().join("run");
         fs::write(&blocker, "").unwrap();
         let link = KeeperClient::default();
-        let mut entrance = Entrance::new("s", blocker.join("s"), SocketType::STREAM);
+        let mut entrance = Entrance::new("s", blocker.join("s"), SocketType::STREAM, Users::Root);
         assert!(entrance.open(&mut Inherited::default(), false, &link).is_err());
         entrance.open(&mut Inherited::default(), true, &link).unwrap();
         assert!(entrance.listening().is_none() && entrance.look(&link).is_none());
@@ -389,7 +424,7 @@ mod tests {
         };
         assert!(!held(&unit).has_predecessor());
         let _early = UnixStream::connect(&path).unwrap();
-        let mut entrance = Entrance::new("s", path.clone(), SocketType::STREAM);
+        let mut entrance = Entrance::new("s", path.clone(), SocketType::STREAM, Users::Root);
         entrance.open(&mut held(&unit), false, &link).unwrap();
         let socket = entrance.listening().unwrap();
         assert!(socket.accept().is_some(), "a connection that was made before is not lost");
@@ -398,7 +433,7 @@ mod tests {
         UnixStream::connect(&path).unwrap();
         // A socket at another path is not used.
         let elsewhere = folder.path().join("t");
-        let mut entrance = Entrance::new("s", elsewhere.clone(), SocketType::STREAM);
+        let mut entrance = Entrance::new("s", elsewhere.clone(), SocketType::STREAM, Users::Root);
         entrance.open(&mut held(&unit), false, &link).unwrap();
         UnixStream::connect(elsewhere).unwrap();
         assert!(entrance.listening().unwrap().accept().is_some());
@@ -408,7 +443,7 @@ mod tests {
     fn the_socket_of_a_successor_stays() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
-        let socket = Listening::bind(&path, SocketType::STREAM).unwrap();
+        let socket = Listening::bind(&path, SocketType::STREAM, Users::Root).unwrap();
         fs::remove_file(&path).unwrap();
         let _successor = UnixListener::bind(&path).unwrap();
         drop(socket);

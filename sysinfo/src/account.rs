@@ -218,11 +218,11 @@ impl Account {
 
 /// The accounts that are in use: by a charge, or by a known container.
 #[derive(Debug, Default)]
-pub(crate) struct Accounts(Mutex<HashMap<Owner, Weak<Account>>>);
+pub struct Accounts(Mutex<HashMap<Owner, Weak<Account>>>);
 
 impl Accounts {
     /// Returns the owner's account, and creates it if there is none.
-    pub(crate) fn get(&self, owner: Owner) -> Arc<Account> {
+    pub fn get(&self, owner: Owner) -> Arc<Account> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(account) = all.get(&owner).and_then(Weak::upgrade) {
             return account;

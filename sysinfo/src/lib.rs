@@ -55,7 +55,7 @@ mod whose_view;
 use std::sync::Arc;
 
 pub use account::budget::{Budget, Charge, Descriptors, What};
-pub use account::{Account, Owner};
+pub use account::{Account, Accounts, Owner};
 pub use accounting::Accounting;
 pub use container::Container;
 pub use context::Options;

@@ -195,3 +195,51 @@ fn read(daemon: &Daemon) -> String {
         }
     }
 }
+
+/// What a monitor of liblxc sends, by a user other than root.
+const OF_A_USER: &str = r#"
+import os, socket, struct, sys
+os.chdir(sys.argv[1])
+os.setgroups([]); os.setgid(1000); os.setuid(1000)
+def monitor():
+    one = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    one.connect("lxc.sock")
+    one.settimeout(20)
+    return one
+for name in ("oci.sock", "control.sock"):
+    try:
+        socket.socket(socket.AF_UNIX).connect(name)
+        print(name, "connected")
+    except PermissionError:
+        print(name, "refused")
+me = os.getpid()
+packet = struct.pack("=QiiHHHHQ", 0, me, me, 80, 24, 64, 0, 3)
+packet += struct.pack("=QIIiIQ6Q", 7, me, 0, 99, 0xC000003E, 0, *[0] * 6) + bytes(24) + b"web"
+first = monitor()
+socket.send_fds(first, [packet], [os.open("/proc/self", os.O_RDONLY), os.open("/dev/null", os.O_RDWR)])
+answer = first.recv(4096)
+print("answer", len(answer), *struct.unpack("=QqiI", answer[112:136]))
+many = [monitor() for _ in range(80)]
+ended = 0
+for one in many:
+    one.settimeout(0.3)
+    try:
+        ended += one.recv(1) == b""
+    except TimeoutError:
+        pass
+print("ended", ended)
+"#;
+
+#[test]
+fn calls_of_a_users_container_are_left_to_the_kernel() {
+    machine::needs(&["python3"]);
+    let mut daemon = Daemon::start();
+    let mut python = command::quiet("python3");
+    python.args(["-c", OF_A_USER]).arg(daemon.place().runtime());
+    let said = command::start(&mut python).finish(machine::patience(60)).ok();
+    let lines: Vec<_> = said.lines().collect();
+    // The number of the call, its value, its error, and SECCOMP_USER_NOTIF_FLAG_CONTINUE.
+    let wanted = ["oci.sock refused", "control.sock refused", "answer 136 7 0 0 1", "ended 17"];
+    assert_eq!(lines, wanted, "{}", daemon.log());
+    takes_containers(&daemon);
+}

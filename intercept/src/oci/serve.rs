@@ -16,7 +16,7 @@ use super::receive::receive;
 use crate::listener::{ABOUT, LISTENER, Listener};
 use crate::policies::{Container, Member, cgroup_of};
 use crate::thread::{Source, Threads};
-use ambit_keeper::socket::{Entrance, Peer};
+use ambit_keeper::socket::{Entrance, Peer, Users};
 
 /// The name of the socket with the keeper.
 const SOCKET: &str = "oci";
@@ -31,7 +31,7 @@ struct Connection {
 
 /// Returns the socket that runtimes connect to.
 pub(crate) fn entrance(path: PathBuf) -> Entrance {
-    Entrance::new(SOCKET, path, SocketType::STREAM)
+    Entrance::new(SOCKET, path, SocketType::STREAM, Users::Root)
 }
 
 /// Reads a new connection.
@@ -44,7 +44,7 @@ pub(crate) fn accepted(peer: Peer, threads: &Arc<Threads>, link: &KeeperClient) 
 /// Reads the connections that a predecessor had not read.
 pub(crate) fn take_over(threads: &Arc<Threads>, link: &KeeperClient, held: &mut Inherited) {
     for (number, fd) in held.take_numbered(CONNECTION) {
-        read(Connection { peer: Peer { fd, pid: 0 }, number }, threads, link);
+        read(Connection { peer: Peer { fd, pid: 0, user: 0 }, number }, threads, link);
     }
 }
 

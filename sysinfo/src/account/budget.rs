@@ -31,10 +31,12 @@ pub enum What {
     Calls,
     /// Idle workers, which act in one set of control groups: each takes some descriptors.
     Workers,
+    /// Connections of users other than root: each takes two descriptors.
+    Connections,
 }
 
 impl What {
-    pub(crate) const COUNT: usize = 6;
+    pub(crate) const COUNT: usize = 7;
 
     fn describe(self) -> &'static str {
         match self {
@@ -44,6 +46,7 @@ impl What {
             Self::Cgroups => "control groups",
             Self::Calls => "calls in progress",
             Self::Workers => "idle workers",
+            Self::Connections => "connections",
         }
     }
 }
