@@ -112,6 +112,7 @@ Documentation=file:///usr/share/doc/ambit/README.md
 ListenStream={control}
 ListenStream={oci}
 ListenSequentialPacket={lxc}
+# The daemon opens lxc.sock to all users: containers that they start name it too.
 SocketMode=0600
 DirectoryMode=0755
 RemoveOnStop=yes
