@@ -166,8 +166,8 @@ impl Connection {
         link.remove(&format!("{CONNECTION}{number}"));
     }
 
-    /// Returns the name of its container, from the monitor's cgroup `lxc.monitor.NAME`: before the
-    /// first call the monitor sends nothing that names it.
+    /// Returns the name of its container, from the monitor's cgroup `lxc.monitor.NAME`: the monitor
+    /// sends nothing that names it before the first call, and later no more than the cookie.
     pub(super) fn container(&self) -> String {
         let group = cgroup_of(&format!("/proc/{}/cgroup", self.monitor.pid));
         let name = group.rsplit('/').next().and_then(|last| last.strip_prefix("lxc.monitor."));
@@ -303,8 +303,13 @@ impl Connection {
         let mut member = self.monitor.member.lock().unwrap_or_else(PoisonError::into_inner);
         member.take_if(|member| member.container.cookie != packet.cookie());
         let member = member.get_or_insert_with(|| {
+            let id = match packet.cookie() {
+                // Containers that a drop-in equips have none, and each has an account of its own.
+                "" => self.container(),
+                cookie => cookie.to_owned(),
+            };
             Member::configured(Container {
-                id: packet.cookie().to_owned(),
+                id,
                 cookie: packet.cookie().to_owned(),
                 cgroup: cgroup_of(&format!("/proc/{}/cgroup", packet.init_pid)),
                 ..Container::default()
@@ -532,6 +537,19 @@ mod tests {
         let (next, answer) = monitor.ask(b"whatever", &[]);
         assert_eq!((next, answer), (Next::Pause(BUSY), None));
         assert!(monitor.connection.look(&mut [0; LONGEST]).unwrap().is_some(), "it is there");
+    }
+
+    #[test]
+    fn a_container_without_a_cookie_has_an_account_of_its_own() {
+        let monitor = Peer::new();
+        let name = |cookie| {
+            let packet = packet(cookie, 0);
+            let packet = lxc_packet::decode(&packet).unwrap();
+            monitor.connection.look_up(&packet, &monitor.pipeline).account.id.clone()
+        };
+        assert_eq!(name("101"), "101");
+        assert!(!name("").is_empty());
+        assert_eq!(name(""), monitor.connection.container());
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::settings::settings;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Container {
-    /// Its id: that of an OCI runtime, or the cookie of liblxc.
+    /// Its id: that of an OCI runtime, or the cookie of liblxc, or without one the name in LXC.
     pub id: String,
     /// `listenerMetadata` of its seccomp profile.
     pub metadata: String,
@@ -37,7 +37,7 @@ settings! {
     /// `?` for one letter. The first section that fits counts. Its table `intercept` changes what
     /// `[intercept]` says: a key that is given replaces the one there.
     pub struct Matcher {
-        /// Fits the id of an OCI container; for LXC it is the cookie.
+        /// Fits the id of an OCI container; for LXC it is the cookie, or without one the name.
         pub id: Option<String> = None, such as r#""ci-*""#;
         /// Fits `listenerMetadata` of the container's seccomp profile.
         pub metadata: Option<String> = None, such as r#""web""#;
