@@ -12,9 +12,11 @@ use std::path::{Path, PathBuf};
 use ambit_kernel::text::mountinfo::{self, Mounted};
 use ambit_kernel::text::status::Status;
 use ambit_sysinfo::{Accounting, Container};
+use ambit_worker::attach;
 use anyhow::{Context, bail};
 
 use crate::config::Config;
+use crate::containers::short;
 use crate::control;
 use crate::daemon::{accounting_options, start_accounting};
 use crate::dead_mounts::{is_dead, is_ours};
@@ -130,7 +132,7 @@ fn view(pid: u32, container: &Container) -> Finding {
     let membership = container.membership();
     let name = ambit_sysinfo::engines::find(membership.path())
         .map_or_else(|| membership.name().to_owned(), |found| found.name());
-    let name = name.escape_debug();
+    let name = short(&name).escape_debug();
     let first = container.init_pid().unwrap_or(pid);
     let text = match container.init_pid() {
         None if container.is_host() => "the machine: it is in no container".to_owned(),
@@ -210,6 +212,7 @@ fn cover(path: &Path, mounts: &[Mounted], of_first: &[Mounted], is_dead: bool) -
     match shows(mounts, path) {
         Some(mount) if is_ours(mount) && is_dead => Cover::Dead,
         Some(mount) if is_ours(mount) => Cover::Ambit,
+        Some(mount) if is_own_pressure(path, mount) => Cover::Ambit,
         Some(mount) if mount.kind == "proc" || mount.kind == "sysfs" => {
             let is_hidden = mount.options.split(',').any(|option| option == "subset=pid");
             match shows(of_first, path).is_some_and(is_ours) {
@@ -221,6 +224,11 @@ fn cover(path: &Path, mounts: &[Mounted], of_first: &[Mounted], is_dead: bool) -
         Some(mount) => Cover::Other(format!("{} ({})", mount.kind, mount.source)),
         None => Cover::Nothing,
     }
+}
+
+/// True for a pressure file of a cgroup, which attach mounts in the place of the overlay's.
+fn is_own_pressure(path: &Path, mount: &Mounted) -> bool {
+    mount.kind == "cgroup2" && path.starts_with("/proc/pressure") && attach::is_marked(mount)
 }
 
 /// Results for the files, one for each cause.
@@ -309,7 +317,7 @@ fn calls(status: &[u8], container: &Container, listeners: Option<&[String]>) -> 
         Some(id) => Finding::new(
             Mark::Right,
             "calls",
-            format!("the daemon has the seccomp listener of {}", id.escape_debug()),
+            format!("the daemon has the seccomp listener of {}", short(id).escape_debug()),
         ),
         None => Finding::wrong(
             "calls",
@@ -343,6 +351,14 @@ mod tests {
         assert_eq!(cover(meminfo, &mounts(PLAIN), &mounts(PLAIN), false), Cover::Nothing);
         let hidden = AGAIN.replace("proc rw\n", "proc rw,subset=pid\n");
         assert_eq!(of(&format!("{PLAIN}{hidden}"), false), Cover::Hidden);
+        let file = Path::new("/proc/pressure/cpu");
+        let pressure = |attributes| {
+            let own =
+                format!("3 2 0:7 /a/cpu.pressure {} {attributes} - cgroup2 a rw\n", file.display());
+            cover(file, &mounts(&format!("{PLAIN}{own}")), &[], false)
+        };
+        assert_eq!(pressure("rw,nosuid,nodev,noexec,nodiratime"), Cover::Ambit);
+        assert_eq!(pressure("rw"), Cover::Other("cgroup2 (a)".into()));
         let other = OURS.replace("fuse.ambit ambit", "tmpfs none");
         assert_eq!(of(&format!("{PLAIN}{other}"), false), Cover::Other("tmpfs (none)".into()));
     }

@@ -62,7 +62,7 @@ pub enum FindError {
 fn listed(known: &[String]) -> String {
     match known {
         [] => "there are none".to_owned(),
-        known => format!("there are {}", known.join(", ")),
+        known => format!("there are {} (Docker's and Podman's by id)", known.join(", ")),
     }
 }
 
@@ -85,11 +85,14 @@ impl Container {
 
 impl fmt::Display for Container {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Engines show the first twelve digits of an id.
-        let is_id = self.name.len() == 64 && self.name.bytes().all(|b| b.is_ascii_hexdigit());
-        let name = if is_id { &self.name[..12] } else { &self.name };
-        write!(f, "{} (process {})", name.escape_debug(), self.pid)
+        write!(f, "{} (process {})", short(&self.name).escape_debug(), self.pid)
     }
+}
+
+/// Shortens an id to its first twelve digits, as engines do. A name stays.
+pub(crate) fn short(name: &str) -> &str {
+    let is_id = name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_id { &name[..12] } else { name }
 }
 
 /// Finds all containers, ordered by name.

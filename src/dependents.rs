@@ -15,13 +15,14 @@ use ambit_sysinfo::engines;
 use ambit_worker::attach;
 use serde::{Deserialize, Serialize};
 
+use crate::containers::short;
 use crate::dead_mounts::is_ours;
 use crate::mount_namespaces;
 
 /// A container of a daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dependent {
-    /// The last part of its cgroup, or its id.
+    /// Its name, the beginning of its id, or the last part of its cgroup.
     name: String,
     /// A process in it.
     pid: Option<u32>,
@@ -75,7 +76,7 @@ pub fn find(server: u32, overlay: &Path, listeners: &[String]) -> Vec<Dependent>
         match dependents.iter_mut().find(|(cgroup, _)| is_of(cgroup, id)) {
             Some((_, dependent)) => dependent.calls = true,
             None => {
-                let name = id.escape_debug().to_string();
+                let name = short(id).escape_debug().to_string();
                 let dependent = Dependent { name, pid: None, files: 0, attached: 0, calls: true };
                 dependents.push((String::new(), dependent));
             }
@@ -93,9 +94,13 @@ fn is_bound(mount: &Mounted, is_machine: bool) -> bool {
     mount.root != Path::new("/") || (!is_machine && is_over_own)
 }
 
-/// Returns the name of a process's cgroup and its path.
+/// Returns the name of the container that a process's cgroup is of, or of the cgroup, and its path.
 fn cgroup_of(process: &Path) -> (String, String) {
     let path = control_groups::path(&fs::read(process.join("cgroup")).unwrap_or_default());
+    if let Some(container) = engines::find(&path) {
+        let name = short(&container.name()).escape_debug().to_string();
+        return (name, path);
+    }
     let group = path.strip_suffix("/init.scope").unwrap_or(&path);
     let name = group.rsplit('/').next().filter(|name| !name.is_empty());
     (name.unwrap_or("without a cgroup").escape_debug().to_string(), path)
@@ -105,7 +110,7 @@ fn cgroup_of(process: &Path) -> (String, String) {
 /// cgroup by the id alone.
 pub(crate) fn is_of(cgroup: &str, id: &str) -> bool {
     engines::all(cgroup).any(|container| container.id == id || container.name() == id)
-        || cgroup.split('/').any(|part| part == id)
+        || cgroup.split('/').any(|part| !part.is_empty() && part == id)
 }
 
 /// A table with one line for each.
@@ -139,6 +144,7 @@ mod tests {
             assert!(is_of(cgroup, "web"), "{cgroup}");
         }
         assert!(!is_of("/myweb", "web") && !is_of("/web1", "web") && !is_of("", "web"));
+        assert!(!is_of("/web", ""));
     }
 
     #[test]

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ambit_sysinfo::view::Load;
-use ambit_sysinfo::{Container, View};
+use ambit_sysinfo::{Container, View, engines};
 use serde::{Deserialize, Serialize};
 
 use crate::attacher::LeftAlone;
 use crate::config::Config;
+use crate::containers::short;
 use crate::daemon::{MountsRestored, Origin, Server};
 use crate::dead_mounts::DeadMounts;
 use crate::dependents::{Dependent, Table};
@@ -130,7 +131,7 @@ impl From<&CallCount> for Calls {
 /// The calls of one container.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Intercepted {
-    /// Its id: that of an OCI runtime, or the cookie of liblxc.
+    /// Its id: that of an OCI runtime, or the cookie of liblxc, or without one the name in LXC.
     pub container: String,
     /// How often it had exceeded its rate limit, and its next call was delayed.
     pub delayed: u64,
@@ -243,6 +244,17 @@ impl ContainerStatus {
     }
 }
 
+impl ContainerStatus {
+    /// The name that other commands take: that of the container, or else of its cgroup.
+    fn known_as(&self) -> String {
+        let found = engines::find(&self.cgroup).map(|container| container.name());
+        short(found.as_deref().unwrap_or(&self.name)).escape_debug().to_string()
+    }
+}
+
+/// Columns of a name. JSON has it whole.
+const NAME: usize = 17;
+
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "ambit {} (pid {}), cgroups {}", self.version, self.pid, self.cgroups)?;
@@ -279,15 +291,15 @@ impl fmt::Display for Status {
         writeln!(f)?;
         writeln!(
             f,
-            "{:<28} {:>8} {:>10} {:>10} {:>10} {:>7} {:>6} {:>10}  CPUS",
+            "{:<NAME$} {:>7} {:>7} {:>9} {:>6} {:>7} {:>6} {:>8}  CPUS",
             "CONTAINER", "INIT", "MEMORY", "AVAILABLE", "SWAP", "THREADS", "LOAD", "UPTIME"
         )?;
         for c in &self.containers {
             let init = c.init_pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
             writeln!(
                 f,
-                "{:<28} {init:>8} {:>10} {:>10} {:>10} {:>7} {:>6.2} {:>10.0}  {}",
-                c.name,
+                "{:<NAME$.NAME$} {init:>7} {:>7} {:>9} {:>6} {:>7} {:>6.2} {:>8.0}  {}",
+                c.known_as(),
                 size(c.memory_total),
                 size(c.memory_available),
                 size(c.swap_total),
@@ -300,7 +312,7 @@ impl fmt::Display for Status {
         if self.intercepted.iter().any(|container| !container.calls.is_empty()) {
             writeln!(
                 f,
-                "\n{:<28} {:<20} {:>9} {:>9} {:>9} {:>7} {:>7} {:>8}",
+                "\n{:<NAME$} {:<18} {:>7} {:>7} {:>7} {:>6} {:>4} {:>7}",
                 "CONTAINER", "CALL", "GRANTED", "REFUSED", "KERNEL", "FAILED", "LATE", "DELAYED"
             )?;
         }
@@ -308,8 +320,8 @@ impl fmt::Display for Status {
             for c in &container.calls {
                 writeln!(
                     f,
-                    "{:<28} {:<20} {:>9} {:>9} {:>9} {:>7} {:>7} {:>8}",
-                    container.container.escape_debug().to_string(),
+                    "{:<NAME$.NAME$} {:<18} {:>7} {:>7} {:>7} {:>6} {:>4} {:>7}",
+                    short(&container.container).escape_debug().to_string(),
                     c.name,
                     c.granted,
                     c.refused,
@@ -352,6 +364,56 @@ pub(crate) fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_tables_fit_a_terminal_and_have_the_names_of_containers() {
+        let id = "f".repeat(64);
+        let container = |name: &str, cgroup: String| ContainerStatus {
+            name: name.into(),
+            cgroup,
+            init_pid: Some(4_194_304),
+            pid_namespace: 1,
+            cpus: "0-7".into(),
+            cpu_count: 8,
+            memory_total: 268_435_456,
+            memory_free: 0,
+            memory_available: 1_610_612_736,
+            swap_total: 0,
+            swap_free: 0,
+            threads: 12,
+            load: [0.5; 3],
+            uptime: 1_000_000.0,
+        };
+        let call = Calls { name: "sched_setscheduler".into(), granted: 7, ..Calls::default() };
+        let status = Status {
+            version: "0.1.0".into(),
+            pid: 1,
+            server_pid: 2,
+            restarts: 0,
+            broker_restarts: 0,
+            configuration: Configuration::default(),
+            cgroups: "v2".into(),
+            mount: "/var/lib/ambit".into(),
+            files: Files::default(),
+            mounts_restored: MountsRestored::default(),
+            calls: vec![call.clone()],
+            containers: vec![
+                container("lxc.payload.web", "/lxc.payload.web".into()),
+                container("docker", format!("/system.slice/docker-{id}.scope")),
+                container(&"n".repeat(40), format!("/{}", "n".repeat(40))),
+            ],
+            intercepted: vec![Intercepted { container: id, delayed: 0, calls: vec![call] }],
+            left_alone: Vec::new(),
+            equipped: Vec::new(),
+            dead: Vec::new(),
+        };
+        let text = status.to_string();
+        assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+        for name in ["web", "ffffffffffff", "nnnnnnnnnnnnnnnnn"] {
+            let has_line = text.lines().any(|line| line.split(' ').next() == Some(name));
+            assert!(has_line, "{name}: {text}");
+        }
+    }
 
     #[test]
     fn sizes_have_a_binary_unit_and_three_digits() {

@@ -11,6 +11,7 @@ mod lxc;
 mod oci;
 
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -50,9 +51,15 @@ enum Done {
     Silent,
 }
 
-/// Runs the hook. The exit status is 1 if it failed and is required.
+/// Runs the hook. The exit status is 1 if it failed and is required, 2 on a terminal.
 #[must_use]
 pub fn run(args: &HookArgs, config: anyhow::Result<Config>) -> ExitCode {
+    if !args.lxc && std::io::stdin().is_terminal() {
+        log::complain(
+            "this is for engines, which write the state of a container to its input: ambit drop-in",
+        );
+        return ExitCode::from(2);
+    }
     let failed = match in_child(args, config) {
         Ok(true) => false,
         Ok(false) => true,
