@@ -55,7 +55,7 @@ pub(crate) fn run(order: &AttachOrder, process: BorrowedFd<'_>) -> Result<Report
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let overlay = rustix::fs::openat(CWD, &order.overlay, flags, Mode::empty())
         .context(format!("open of the overlay {}", order.overlay.display()))?;
-    let (pid_namespace, is_same_user) = identify(process)?;
+    let Identity { pid_namespace, is_same_user, of_machine } = identify(process)?;
     // The parent is the broker, in the daemon's mount namespace.
     let broker = nix::unistd::getppid().to_string();
     let facts = Facts::collect(&overlay, pid_namespace, vec!["1".to_owned(), broker])?;
@@ -66,7 +66,7 @@ pub(crate) fn run(order: &AttachOrder, process: BorrowedFd<'_>) -> Result<Report
     first.enter()?;
     let (namespaces, skipped, init) = match clean_proc(first.root.as_fd(), &facts)? {
         Some(proc) => {
-            let (found, skipped) = all_namespaces(&proc, pid_namespace)?;
+            let (found, skipped) = all_namespaces(&proc, pid_namespace, of_machine)?;
             let init = text::read(proc.as_fd(), "1/cgroup").ok();
             (found, skipped, init.filter(|_| is_same_user))
         }
@@ -96,9 +96,17 @@ pub(crate) fn run(order: &AttachOrder, process: BorrowedFd<'_>) -> Result<Report
     Ok(report)
 }
 
-/// Returns the pid namespace of a process that is in a container, and whether its user namespace is
-/// the machine's.
-fn identify(process: BorrowedFd<'_>) -> Result<(u64, bool), Error> {
+/// The namespaces of a process that is in a container, and of the machine.
+struct Identity {
+    pid_namespace: u64,
+    /// True if its user namespace is the machine's.
+    is_same_user: bool,
+    /// The mount namespaces of the machine.
+    of_machine: HashSet<u64>,
+}
+
+/// Identifies the namespaces of a process.
+fn identify(process: BorrowedFd<'_>) -> Result<Identity, Error> {
     let gone = |errno: rustix::io::Errno| match errno {
         rustix::io::Errno::SRCH | rustix::io::Errno::NOENT => {
             Error::new(Errno::ESRCH, "the process has ended")
@@ -110,11 +118,16 @@ fn identify(process: BorrowedFd<'_>) -> Result<(u64, bool), Error> {
         rustix::fs::openat(CWD, format!("/proc/{process}/ns"), flags, Mode::empty())
     };
     let theirs = find(process, "ns", Mounts::Refused).map_err(gone)?;
+    let mut of_machine = HashSet::new();
     for (kind, what) in [("pid", "pid namespace"), ("mnt", "mount namespace")] {
         let id = lookup::namespace(&theirs, kind).map_err(gone)?;
         for machine in ["self", "1"] {
             let own = folder(machine).and_then(|folder| lookup::namespace(folder, kind));
-            if own.context("readlink of a namespace")? == id {
+            let own = own.context("readlink of a namespace")?;
+            if kind == "mnt" {
+                of_machine.insert(own);
+            }
+            if own == id {
                 let message = format!("it is in the machine's {what}: it is no container");
                 return Err(Error::new(Errno::EINVAL, message));
             }
@@ -122,7 +135,8 @@ fn identify(process: BorrowedFd<'_>) -> Result<(u64, bool), Error> {
     }
     let users = folder("self").and_then(|folder| lookup::namespace(folder, "user"));
     let is_same_user = users.ok() == lookup::namespace(&theirs, "user").ok();
-    Ok((lookup::namespace(&theirs, "pid").map_err(gone)?, is_same_user))
+    let pid_namespace = lookup::namespace(&theirs, "pid").map_err(gone)?;
+    Ok(Identity { pid_namespace, is_same_user, of_machine })
 }
 
 /// A mount namespace, and the root of a process in it.
@@ -158,10 +172,12 @@ fn clean_proc(root: BorrowedFd<'_>, facts: &Facts) -> Result<Option<OwnedFd>, Er
 }
 
 /// Returns the distinct mount namespaces of the processes in a pid namespace, that of its first
-/// process first, and how many were left out.
+/// process first, and how many were left out. Those of the machine do not count: a process of the
+/// machine may have entered the pid namespace alone (`nsenter --pid`).
 fn all_namespaces(
     proc: &OwnedFd,
     pid_namespace: u64,
+    of_machine: HashSet<u64>,
 ) -> Result<(Vec<MountNamespace>, usize), Error> {
     let list = rustix::fs::openat(
         proc,
@@ -176,7 +192,7 @@ fn all_namespaces(
     let processes = entries.flatten().filter_map(|entry| {
         entry.file_name().to_str().ok().filter(|name| is_process(name)).map(str::to_owned)
     });
-    let (mut seen, mut found, mut skipped) = (HashSet::new(), Vec::new(), 0);
+    let (mut seen, mut found, mut skipped) = (of_machine, Vec::new(), 0);
     for process in processes {
         // Errors mean that the process has ended.
         let Ok(folder) = find(proc, &process, Mounts::Refused) else { continue };

@@ -140,7 +140,7 @@ fn cover_tree(
         targets.iter().map(|target| tree.state(target, facts, options, &mut verdicts)).collect();
     let is_open = |state: &State| matches!(state, State::Open | State::Dead);
     if states.iter().any(is_open)
-        && let Err(reason) = visible::keep(root, tree, options.unmasked)
+        && let Err(reason) = visible::keep(root, tree, facts, options.unmasked)
     {
         let left = |state: State| match state {
             State::Open | State::Dead => Outcome::Left(reason.clone()),

@@ -17,6 +17,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
 use super::Unmasked;
 use super::clones::is_marked;
+use super::facts::Facts;
 use super::lookup::{self, Mounts, find};
 use super::tree::{Tree, unmount};
 
@@ -31,6 +32,7 @@ const FOLDER: &str = ".ambit";
 pub(super) fn keep(
     root: BorrowedFd<'_>,
     tree: &Tree<'_>,
+    facts: &Facts,
     unmasked: Unmasked,
 ) -> Result<(), String> {
     if unmasked == Unmasked::HiddenLater || is_another_visible(tree) {
@@ -41,7 +43,7 @@ pub(super) fn keep(
     if unmasked == Unmasked::Skip {
         return Err(format!("its /{name} is fully visible (attach.unmasked = \"skip\")"));
     }
-    place(root, tree, &copy).map_err(|reason| {
+    place(root, tree, facts, &copy).map_err(|reason| {
         format!("its /{name} is fully visible, and a copy of it cannot be kept in /dev: {reason}")
     })
 }
@@ -109,11 +111,17 @@ fn is_empty_folder(place: OwnedFd) -> bool {
 }
 
 /// Mounts the copy at `/dev/.ambit/<name>`.
-fn place(root: BorrowedFd<'_>, tree: &Tree<'_>, copy: &OwnedFd) -> Result<(), String> {
+fn place(
+    root: BorrowedFd<'_>,
+    tree: &Tree<'_>,
+    facts: &Facts,
+    copy: &OwnedFd,
+) -> Result<(), String> {
     let dev = find(root, "dev", Mounts::Crossed).map_err(|errno| format!("openat2: {errno}"))?;
-    let is_tmpfs = lookup::mount_of(&dev, tree.mounts).is_ok_and(|mount| mount.kind == "tmpfs");
-    if !is_tmpfs {
-        return Err("it is not a tmpfs".to_owned());
+    let mount = lookup::mount_of(&dev, tree.mounts).ok().filter(|mount| mount.kind == "tmpfs");
+    let mount = mount.ok_or_else(|| "it is not a tmpfs".to_owned())?;
+    if facts.is_shared_with_machine(mount) {
+        return Err("it would appear on the machine too".to_owned());
     }
     let target = make_folders(dev.as_fd(), tree.name).map_err(|errno| format!("mkdir: {errno}"))?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
