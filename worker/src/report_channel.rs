@@ -18,6 +18,8 @@ use super::error::{Context, Error, MarkUntried};
 
 /// The longest text, in bytes. Longer ones are cut off.
 const TEXT: usize = 4096;
+/// The longest value, in bytes: a report of attach has a reason of its own for each file.
+const VALUE: usize = 64 << 10;
 
 /// One end of a channel.
 #[derive(Debug)]
@@ -44,7 +46,10 @@ impl ReportChannel {
     }
 
     fn send(&self, errno: i32, text: &str, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        let text = &text.as_bytes()[..text.len().min(TEXT)];
+        self.send_bytes(errno, &text.as_bytes()[..text.len().min(TEXT)], fds)
+    }
+
+    fn send_bytes(&self, errno: i32, text: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
         let bytes = [&errno.to_ne_bytes(), text].concat();
         channel::send(&self.0, &bytes, fds, SendFlags::empty())
             .context("sendmsg to another process")
@@ -63,29 +68,32 @@ impl ReportChannel {
     pub(super) fn done_with(&self, value: &impl Serialize) -> Result<(), Error> {
         let text = serde_json::to_string(value)
             .map_err(|error| Error::new(Errno::EINVAL, error.to_string()))?;
-        self.send(0, &text, &[])
+        if text.len() > VALUE {
+            return Err(Error::new(Errno::EMSGSIZE, "the report is too long"));
+        }
+        self.send_bytes(0, text.as_bytes(), &[])
     }
 
     /// Waits for a report, and returns its value.
     pub(super) fn receive_value<T: DeserializeOwned>(&self, until: Instant) -> Result<T, Error> {
-        let (_, text) = self.take(until)?;
+        let (_, text) = self.take(until, VALUE)?;
         serde_json::from_str(&text).map_err(|error| Error::new(Errno::EPROTO, error.to_string()))
     }
 
     /// Waits for a report, and returns its descriptors. An error that the peer reports is returned;
     /// EIO if the peer has ended, ETIMEDOUT after `until`.
     pub(super) fn receive(&self, until: Instant) -> Result<Vec<OwnedFd>, Error> {
-        self.take(until).map(|(fds, _)| fds)
+        self.take(until, TEXT).map(|(fds, _)| fds)
     }
 
     /// Waits for a report, and returns its number if it has one.
     pub(super) fn receive_number(&self, until: Instant) -> Result<Option<u64>, Error> {
-        self.take(until).map(|(_, text)| text.parse().ok())
+        self.take(until, TEXT).map(|(_, text)| text.parse().ok())
     }
 
-    fn take(&self, until: Instant) -> Result<(Vec<OwnedFd>, String), Error> {
+    fn take(&self, until: Instant, longest: usize) -> Result<(Vec<OwnedFd>, String), Error> {
         wait(&mut [PollFd::new(&self.0, PollFlags::IN)], until)?;
-        let mut bytes = [0; TEXT + 4];
+        let mut bytes = vec![0; longest + 4];
         let received = channel::receive(&self.0, &mut bytes, RecvFlags::empty());
         let channel::Received { length, fds, .. } =
             received.context("recvmsg from another process").mark_untried()?;
@@ -169,6 +177,15 @@ mod tests {
         let ours = Error::new(Errno::EOVERFLOW, "fchdir").mark_untried();
         one.report(Err(ours.clone()));
         assert_eq!(other.receive(soon()).unwrap_err(), ours);
+    }
+
+    #[test]
+    fn a_long_value_arrives_whole() {
+        let (one, other) = ReportChannel::pair().unwrap();
+        let reasons = vec!["\\".repeat(64); 200];
+        one.done_with(&reasons).unwrap();
+        assert_eq!(other.receive_value::<Vec<String>>(soon()).unwrap(), reasons);
+        assert_eq!(one.done_with(&"x".repeat(VALUE)).unwrap_err().errno, Errno::EMSGSIZE);
     }
 
     #[test]
