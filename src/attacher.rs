@@ -5,12 +5,14 @@
 //! serves the files, and must not enter a container. Start reading at [`Attacher::run`].
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use ambit_sysinfo::clock;
 use ambit_worker::Broker;
-use ambit_worker::attach::{Action, AttachOrder, Options, Report};
+use ambit_worker::attach::{Action, AttachOrder, DEADLINE, Options, Report};
 use anyhow::Context;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
@@ -19,6 +21,10 @@ use crate::config::Attach;
 
 /// Most containers that `ambit status` lists with files that were left alone.
 const MOST: usize = 64;
+/// Most containers that are worked on at the same time.
+const MOST_AT_ONCE: usize = 16;
+/// How long a container waits for others, or for an earlier request for itself.
+const PATIENCE: Duration = DEADLINE.saturating_mul(2);
 
 /// A container in which files were left alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +44,22 @@ pub struct Attacher {
     overlay: PathBuf,
     settings: Mutex<Attach>,
     left: Mutex<Vec<LeftAlone>>,
+    /// The pid namespaces of the containers that are worked on.
+    busy: Mutex<Vec<u64>>,
+    /// Signalled when one of them is done.
+    done: Condvar,
+}
+
+/// Ends the work on a container when it is dropped.
+struct Turn<'a>(&'a Attacher, u64);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let Self(attacher, namespace) = self;
+        let mut busy = attacher.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.retain(|one| one != namespace);
+        attacher.done.notify_all();
+    }
 }
 
 /// What is asked over the control socket, after `attach ` or `detach `.
@@ -82,7 +104,14 @@ impl Question {
 impl Attacher {
     /// Creates one for the overlay at a path. Without a broker nothing can be attached.
     pub(crate) fn new(broker: Option<Arc<Broker>>, overlay: PathBuf, settings: Attach) -> Self {
-        Self { broker, overlay, settings: Mutex::new(settings), left: Mutex::default() }
+        Self {
+            broker,
+            overlay,
+            settings: Mutex::new(settings),
+            left: Mutex::default(),
+            busy: Mutex::default(),
+            done: Condvar::new(),
+        }
     }
 
     /// Applies new settings to what is attached from now on.
@@ -114,6 +143,7 @@ impl Attacher {
             overlay: self.overlay.clone(),
             targets: ambit_fuse::bind_points().map(str::to_owned).collect(),
         };
+        let _turn = self.begin(pid)?;
         let done = broker.attach(&order, std::os::fd::AsFd::as_fd(&process));
         match &done {
             Ok(report) if report.left().is_empty() => {
@@ -127,6 +157,23 @@ impl Attacher {
             Err(error) => tracing::warn!(process = pid, "nothing was attached: {error}"),
         }
         Ok(done?)
+    }
+
+    /// Waits until the container of a process is not worked on: two at once would both cover its
+    /// files.
+    fn begin(&self, pid: u32) -> anyhow::Result<Turn<'_>> {
+        let namespace = fs::metadata(format!("/proc/{pid}/ns/pid"));
+        let namespace = namespace.with_context(|| format!("process {pid} has ended"))?.ino();
+        let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_taken =
+            |busy: &mut Vec<u64>| busy.len() >= MOST_AT_ONCE || busy.contains(&namespace);
+        let waited = self.done.wait_timeout_while(busy, PATIENCE, is_taken);
+        let (mut busy, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            anyhow::bail!("the daemon works on this container or on many others; try again");
+        }
+        busy.push(namespace);
+        Ok(Turn(self, namespace))
     }
 
     /// Returns the containers that still run, and in which files were left alone.

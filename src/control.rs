@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ambit_keeper::client::{Inherited, KeeperClient};
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::attacher::Question;
+use crate::attacher::{Attacher, Question};
 use crate::config::Config;
 use crate::daemon::Server;
 use crate::status::Status;
@@ -149,7 +150,10 @@ async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> 
     }
     let line = line.trim_end();
     if let Some(question) = Question::parse(line) {
-        return respond(stream, attach(question, server).await).await;
+        // The container may not answer: other clients do not wait meanwhile.
+        let attacher = server.attacher().clone();
+        tokio::spawn(async move { respond(stream, attach(question, attacher).await).await });
+        return Ok(());
     }
     let text = match line {
         "status" => serde_json::to_vec(&Status::of(server))?,
@@ -187,10 +191,9 @@ async fn respond(mut stream: UnixStream, mut text: Vec<u8>) -> std::io::Result<(
 }
 
 /// Attaches files to a container, on another thread: the broker may take some seconds.
-async fn attach(question: Result<Question, String>, server: &Server) -> Vec<u8> {
+async fn attach(question: Result<Question, String>, attacher: Arc<Attacher>) -> Vec<u8> {
     let done = match question {
         Ok(question) => {
-            let attacher = server.attacher().clone();
             let done = tokio::task::spawn_blocking(move || attacher.run(question)).await;
             done.map_err(Into::into).and_then(|done| done).map_err(|error| output::one_line(&error))
         }

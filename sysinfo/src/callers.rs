@@ -200,12 +200,13 @@ impl Callers {
         if let Some(path) = choice.joined {
             let key = ContainerKey::Joined(namespace, path.clone());
             let joined = self.get_or_add(key, context, |adding| {
+                // First, because the search for the process reads files of each process.
+                let payer = self.payer(adding, tid, What::Namespaces, context)?;
                 let first = whose_view::first_process(tid, namespace, &path, context)
                     .map_err(unknown(tid))?;
                 let (mut identity, membership) = pin(first, namespace, context)?;
                 let key = fnv1a(path.as_bytes());
                 identity.part = Some(Part { key, is_inside: false });
-                let payer = self.payer(adding, tid, What::Namespaces, context)?;
                 Ok(Container::new(identity, membership, payer, context))
             });
             // Without room for another container, the thread is shown that of its pid namespace.

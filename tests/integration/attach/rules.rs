@@ -1,11 +1,14 @@
 //! The rules of safety: what attach does not touch, and why it says so.
 
 use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
 
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use rustix::process::Signal;
 
-use crate::harness::daemon::{Daemon, mounts};
+use crate::harness::command::{quiet, start};
+use crate::harness::daemon::{Daemon, mounts, readable_dir};
 use crate::harness::machine;
 use crate::harness::oci::root;
 use crate::harness::text::kb;
@@ -95,10 +98,8 @@ fn masked_files_and_links_are_left_alone() {
     assert!(!said.contains("covered"), "{said}");
 }
 
-/// A filesystem of the container that never answers ends the work for this container alone.
-#[test]
-fn a_root_that_does_not_answer_is_given_up() {
-    let daemon = Daemon::start();
+/// A container whose root is a filesystem of lxcfs that has stopped.
+fn hung() -> (Lxcfs, Unshared) {
     let server = Lxcfs::start();
     let at = server.mount().display();
     let setup = format!("mount -t proc proc {at}/proc");
@@ -108,15 +109,90 @@ fn a_root_that_does_not_answer_is_given_up() {
     fs::write(script.path(), text).unwrap();
     let last = format!("python3 {} {at}", script.path().display());
     let container = Unshared::start_with("hung", "private", &setup, &last);
-    let other = Unshared::start("beside", FRESH);
     server.signal(Signal::STOP);
     // The kernel trusts the names of lxcfs for a second.
     std::thread::sleep(std::time::Duration::from_millis(1500));
+    (server, container)
+}
+
+/// A filesystem of the container that never answers ends the work for this container alone.
+#[test]
+fn a_root_that_does_not_answer_is_given_up() {
+    let daemon = Daemon::start();
+    let (server, container) = hung();
+    let other = Unshared::start("beside", FRESH);
     let said = ambit(&daemon, &["attach", &container.pid.to_string(), &other.pid.to_string()]);
     server.signal(Signal::CONT);
     assert_eq!(said.status, 1, "{said:?}");
     assert!(said.stderr.contains("it was not done within 2 s"), "{said:?}");
     assert!(said.stdout.contains("files covered"), "{said:?}");
+}
+
+/// As `nsenter --pid` of an administrator starts it.
+#[test]
+fn a_process_of_the_machine_in_the_pid_namespace_changes_nothing_on_the_machine() {
+    let daemon = Daemon::start();
+    let container = Unshared::start("visited", FRESH);
+    let mut enter = quiet("nsenter");
+    enter.args(["--target", &container.pid.to_string(), "--pid"]);
+    let mut visitor = start(enter.args(["sh", "-c", "echo it runs; exec sleep 1000"]));
+    visitor.wait_for("it runs", machine::patience(20));
+    // A second sysfs, so that no rule for nested containers forbids to cover the first.
+    let second = readable_dir();
+    rustix::mount::mount_bind("/sys", second.path()).unwrap();
+    let before = mounts();
+    let said = ok(&daemon, "attach", container.pid);
+    assert_eq!(mounts(), before, "{said}");
+    assert!(said.contains("files covered") && !said.contains("mount namespaces"), "{said}");
+    ok(&daemon, "detach", container.pid);
+    assert_eq!(mounts(), before);
+    rustix::mount::unmount(second.path(), UnmountFlags::DETACH).unwrap();
+}
+
+/// The daemon answers others while it waits for a container.
+#[test]
+fn a_container_that_does_not_answer_delays_no_other_request() {
+    let daemon = Daemon::start();
+    let (server, container) = hung();
+    let ask = |question: &str| {
+        let mut socket = UnixStream::connect(daemon.socket("control.sock")).unwrap();
+        socket.write_all(format!("{question}\n").as_bytes()).unwrap();
+        socket
+    };
+    let mut waiting: Vec<_> = (0..5).map(|_| ask(&format!("attach {}", container.pid))).collect();
+    let mut text = String::new();
+    ask("status").read_to_string(&mut text).unwrap();
+    assert!(text.contains("\"containers\""), "{text}");
+    let last = waiting.last_mut().unwrap();
+    last.set_nonblocking(true).unwrap();
+    let early = last.read(&mut [0; 1]).map_err(|error| error.kind());
+    assert_eq!(early, Err(ErrorKind::WouldBlock), "status was answered before");
+    server.signal(Signal::CONT);
+    // The program that asked may go.
+    drop(waiting);
+    assert!(daemon.try_status().is_some());
+}
+
+/// Two at once would each find the files uncovered.
+#[test]
+fn many_requests_for_one_container_cover_its_files_once() {
+    let daemon = Daemon::start();
+    let container = Unshared::start("wanted", FRESH);
+    let before = mounts_of(container.pid);
+    let asking: Vec<_> = (0..20)
+        .map(|_| {
+            let mut ask = quiet(machine::AMBIT);
+            ask.args(["attach", &container.pid.to_string(), "--config"]);
+            start(ask.arg(daemon.place().config()))
+        })
+        .collect();
+    for one in asking {
+        one.finish(machine::patience(20)).ok();
+    }
+    let all = mounts_of(container.pid);
+    assert_eq!(all.matches(" /proc/meminfo ").count(), 1, "{all}");
+    ok(&daemon, "detach", container.pid);
+    assert_eq!(mounts_of(container.pid), before);
 }
 
 #[test]
@@ -125,7 +201,7 @@ fn all_mount_namespaces_of_a_container_are_equipped() {
     let container = Unshared::start("services", FRESH);
     // A service with mounts of its own, as systemd makes them.
     let script = "exec unshare --mount sh -c 'echo it runs; exec sleep 1000'";
-    let mut service = crate::harness::command::start(&mut container.command(script));
+    let mut service = start(&mut container.command(script));
     service.wait_for("it runs", machine::patience(20));
     let said = ok(&daemon, "attach", container.pid);
     assert!(said.contains("2 mount namespaces"), "{said}");
@@ -149,7 +225,7 @@ fn a_container_with_too_many_mount_namespaces_is_equipped_in_part() {
     let daemon = Daemon::start();
     let container = Unshared::start("namespaces", FRESH);
     let script = ": >/dev/null; for n in $(seq 70); do unshare --mount sleep 1000 & done; echo it runs; wait";
-    let mut services = crate::harness::command::start(&mut container.command(script));
+    let mut services = start(&mut container.command(script));
     services.wait_for("it runs", machine::patience(20));
     let in_all = || {
         let said = ok(&daemon, "attach", container.pid);
