@@ -287,6 +287,26 @@ fn the_program_inside_has_no_right_that_the_container_lacks() {
     }
 }
 
+/// A container can trace the program in it, and make it do anything.
+#[test]
+fn a_program_that_is_hostile_reaches_no_terminal_and_ends() {
+    let daemon = Daemon::start();
+    let _parent = parent("docker");
+    let _web = started(&daemon, "docker/web", 160, None);
+    let dir = folder_with("shout");
+    let verify = |what: &str| ambit_in(&dir, &["verify", "web", "--cpuset", what]);
+    let output = verify("escapes");
+    assert_eq!((output.status, output.stderr.as_str()), (0, "\\u001b[31mred\n"), "{output:?}");
+    let escaped = "\\u001b]0;title\\u0007\\u009b2J\\u000d\nterminals: 000\n/dev/tty: -1\n";
+    assert_eq!(output.stdout, escaped);
+    let output = verify("left");
+    assert_eq!((output.status, output.stdout.as_str()), (3, "done\n"), "{output:?}");
+    let output = verify("endless");
+    assert_eq!(output.status, 2, "{}", output.stderr);
+    assert!(output.stderr.contains("its output is too long: it was killed"), "{}", output.stderr);
+    assert!(output.stdout.len() <= 17 << 20);
+}
+
 #[test]
 fn a_name_of_no_container_is_an_error() {
     for words in [&["verify", "no-such"][..], &["check", "4194999"]] {

@@ -120,7 +120,10 @@ impl Caller {
         setns(&self.mounts, CloneFlags::CLONE_NEWNS)
             .context("setns to the caller's mounts")
             .mark_untried()?;
-        self.set_ids().and_then(|()| self.enter_folders()).mark_untried()?;
+        self.set_ids().mark_untried()?;
+        // The root may not answer.
+        die_with_parent();
+        self.enter_folders().mark_untried()?;
         self.drop_capabilities().mark_untried()
     }
 

@@ -3,34 +3,52 @@
 //! The program gets the namespaces, root and control groups of a process of the container, and no
 //! right that the container's root lacks: the bounding set of that process, its AppArmor profile and
 //! `no_new_privs`. It does not get a seccomp filter. Nothing of the container is executed or looked
-//! up by a path before the process has these rights. Start reading at [`run_inside`].
+//! up by a path before the process has these rights.
+//!
+//! The container can trace the program, and open what is open there. So its output is a pipe, never
+//! the terminal, it is in a session of its own, and what it says is not trusted: this process copies
+//! a bounded part of it, without control characters. It is killed after [`DEADLINE`]. Start reading
+//! at [`run_inside`].
 
 use std::ffi::CString;
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-use ambit_kernel::output;
+use ambit_kernel::output::printable::Printable;
+use ambit_kernel::output::{self, unless_closed};
 use ambit_kernel::sys::close_range::close_on_exec_from;
 use ambit_kernel::sys::fork::{Fork, fork};
 use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::OFlags;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{PidfdFlags, pidfd_open};
 
 use super::caller::Caller;
 use super::child::{die_with_parent, exit};
 use super::error::{Context, Error};
 use super::mount::{sealed, set_label};
+use super::report_channel::wait as wait_for;
 
 /// The exit status if the program was not executed, as of `docker exec`.
 const NOT_EXECUTED: i32 = 126;
+/// How long the program may take. A filesystem of the container may never answer.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// The most output that is copied, in bytes.
+const LONGEST: usize = 16 << 20;
 
 /// Runs a static program with these arguments inside of the container of a process and waits for
-/// its end. `process` is the folder of the process in `/proc`. Standard output and error are those
-/// of this process. Returns the exit status; 128 plus the signal if the program was killed by one.
+/// its end. `process` is the folder of the process in `/proc`. Its output is copied to that of this
+/// process. Returns the exit status; 128 plus the signal if the program was killed by one.
 ///
 /// # Errors
-/// The process has ended, or no child can be forked. What fails in the child is written to standard
-/// error, and the status is 126.
+/// The process has ended, no child can be forked, or the program takes too long or says too much.
+/// What fails in the child is written to standard error, and the status is 126.
 pub fn run_inside(
     process: BorrowedFd<'_>,
     program: &File,
@@ -54,8 +72,15 @@ pub fn run_inside(
     let open = |name: &str| File::open(name).context(format!("open of {name}"));
     let (null, proc) = (open("/dev/null")?, open("/proc")?);
     let inside = Inside { caller, program, null, proc: proc.into(), arguments };
+    let pipe = || pipe_with(PipeFlags::CLOEXEC).context("pipe2");
+    let ((out, to_out), (err, to_err)) = (pipe()?, pipe()?);
     // Two children: the first enters the pid namespace, in which the second is made.
     let child = fork_to(|| {
+        // Without these, the container could write to the terminal of the user.
+        rustix::process::setsid().context("setsid")?;
+        nix::unistd::dup2_stdin(&inside.null).context("dup2 of /dev/null")?;
+        nix::unistd::dup2_stdout(&to_out).context("dup2 of a pipe")?;
+        nix::unistd::dup2_stderr(&to_err).context("dup2 of a pipe")?;
         inside.caller.enter_others()?;
         if has_users {
             inside.caller.enter_user_namespace()?;
@@ -63,7 +88,85 @@ pub fn run_inside(
         die_with_parent();
         fork_to(|| inside.execute()).and_then(wait)
     })?;
-    wait(child)
+    drop((to_out, to_err));
+    let copied = copy_output(child, out, err);
+    if copied.is_err() {
+        // It kills its child by its own end.
+        let _ = kill(child, Signal::SIGKILL);
+    }
+    let status = wait(child)?;
+    copied.map(|()| status)
+}
+
+/// Copies what the child writes until it has ended: the container may keep the pipes open.
+fn copy_output(child: Pid, out: OwnedFd, err: OwnedFd) -> Result<(), Error> {
+    let until = Instant::now() + DEADLINE;
+    let pid = rustix::process::Pid::from_raw(child.as_raw());
+    let pid = pid.ok_or_else(|| Error::new(Errno::ESRCH, "fork"))?;
+    let ended = pidfd_open(pid, PidfdFlags::empty()).context("pidfd_open")?;
+    let mut outputs = vec![
+        Output::new(out, Box::new(std::io::stdout()))?,
+        Output::new(err, Box::new(std::io::stderr()))?,
+    ];
+    let (mut total, mut buffer) = (0, vec![0; 64 << 10]);
+    loop {
+        let mut fds: Vec<_> =
+            outputs.iter().map(|one| PollFd::new(&one.pipe, PollFlags::IN)).collect();
+        fds.push(PollFd::new(&ended, PollFlags::IN));
+        wait_for(&mut fds, until).map_err(|error| match error.errno {
+            Errno::ETIMEDOUT => {
+                let seconds = DEADLINE.as_secs();
+                let message = format!(
+                    "it was not done within {seconds} s: a filesystem of the container may not answer"
+                );
+                Error::new(Errno::ETIMEDOUT, message)
+            }
+            _ => error,
+        })?;
+        let has_ended = fds.last().is_some_and(|fd| !fd.revents().is_empty());
+        let before = total;
+        for mut output in std::mem::take(&mut outputs) {
+            if let Some(length) = output.copy(&mut buffer)? {
+                total += length;
+                outputs.push(output);
+            }
+        }
+        if total > LONGEST {
+            return Err(Error::new(Errno::EFBIG, "its output is too long: it was killed"));
+        }
+        if has_ended && total == before {
+            return Ok(());
+        }
+    }
+}
+
+/// A pipe to which a program in a container writes, and where it is copied to.
+struct Output {
+    pipe: OwnedFd,
+    printable: Printable,
+    to: Box<dyn Write>,
+}
+
+impl Output {
+    fn new(pipe: OwnedFd, to: Box<dyn Write>) -> Result<Self, Error> {
+        // The container can read from the pipe too.
+        rustix::fs::fcntl_setfl(&pipe, OFlags::NONBLOCK).context("fcntl(F_SETFL) of a pipe")?;
+        Ok(Self { pipe, printable: Printable::default(), to })
+    }
+
+    /// Copies what is there, and returns how much that is. `None` at its end.
+    fn copy(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, Error> {
+        let length = match rustix::io::read(&self.pipe, &mut *buffer) {
+            Ok(0) => return Ok(None),
+            Ok(length) => length,
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(Some(0)),
+            Err(errno) => return Err(errno).context("read of its output"),
+        };
+        let text = self.printable.convert(&buffer[..length]);
+        let written = self.to.write_all(text.as_bytes()).and_then(|()| self.to.flush());
+        unless_closed(written).map_err(|error| Error::new(Errno::EIO, error.to_string()))?;
+        Ok(Some(length))
+    }
 }
 
 /// What the children need.
@@ -84,7 +187,6 @@ impl Inside<'_> {
         if let Some(label) = &self.caller.facts.label {
             set_label(self.proc.as_fd(), label)?;
         }
-        nix::unistd::dup2_stdin(&self.null).context("dup2 of /dev/null")?;
         close_on_exec_from(3).context("close_range")?;
         self.caller.set_limits();
         let environment = [c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"];

@@ -6,6 +6,7 @@
 //! standard error does not take is dropped. The keeper and the log of the server must not wait: they
 //! write through [`stderr`].
 
+pub mod printable;
 pub mod stderr;
 
 use std::error::Error;
