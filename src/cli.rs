@@ -22,8 +22,8 @@ use crate::dependents::{self, Dependent};
 use crate::stop::{self, StopArgs};
 use crate::verify::VerifyArgs;
 use crate::{
-    absence, check, check_process, control, dead_mounts, drop_in, hook, lxcfs, profile, run, serve,
-    verify, visitor,
+    absence, check, check_process, control, dead_mounts, drop_in, hook, lxcfs, oci_runtime,
+    profile, run, serve, verify, visitor,
 };
 use ambit_intercept::Policy;
 use ambit_worker::Broker;
@@ -84,6 +84,18 @@ enum Command {
         config: ConfigFile,
         #[command(flatten)]
         hook: hook::HookArgs,
+    },
+    /// Equip a container that is about to be created, and be its OCI runtime
+    ///
+    /// Also under the names ambit-runtime, runc and crun. For `create` and `run` it merges the hook
+    /// and the seccomp profile into the bundle's config.json. All else is up to the runtime. Exit
+    /// status: the runtime's; 127 if there is none, 126 if it cannot be run.
+    #[command(name = "oci-runtime", disable_help_flag = true, disable_version_flag = true)]
+    OciRuntime {
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(flatten)]
+        runtime: oci_runtime::RuntimeArgs,
     },
     /// Show what the daemon serves, for which containers, with their numbers
     Status {
@@ -216,6 +228,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if lxcfs::is_its_name(args.first()) {
         return lxcfs::main(args.split_off(1));
     }
+    if let Some(runtime) = oci_runtime::by_its_name(&args) {
+        return oci_runtime::run(&runtime, None);
+    }
     match Cli::try_parse_from(args) {
         Ok(cli) => cli.execute(),
         Err(error)
@@ -259,6 +274,9 @@ impl Cli {
                 .load()
                 .and_then(|loaded| drop_in::run(&drop_in, &loaded, config.path.as_deref())),
             Command::Hook { config, hook } => return hook::run(&hook, config.load()),
+            Command::OciRuntime { config, runtime } => {
+                return oci_runtime::run(&runtime, config.path.as_deref());
+            }
             Command::Status { json, config } => show_status(json, &config),
             Command::Stop { stop, config } => {
                 match config.places_named().and_then(|places| stop::run(stop, &places)) {

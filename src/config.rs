@@ -95,11 +95,14 @@ settings! {
 }
 
 settings! {
-    /// How `ambit attach` and hooks equip containers.
+    /// How `ambit attach`, hooks and `ambit oci-runtime` equip containers.
     pub struct Attach {
         /// What is done where the whole of `/proc` or `/sys` is visible, which nested containers
         /// need: `keep` keeps a visible one at `/dev/.ambit`; `skip` leaves its files alone.
         pub unmasked: Unmasked = Unmasked::default();
+        /// The OCI runtime that `ambit oci-runtime` becomes: a name or an absolute path. Without it
+        /// `runc`, or else `crun`.
+        pub runtime: Option<PathBuf> = None, such as r#""/usr/bin/crun""#;
     }
 }
 

@@ -29,7 +29,7 @@ enum Kind {
     Lxc,
     /// For /usr/share/containers/oci/hooks.d/ambit.json: the hook of Podman, CRI-O and Buildah
     Hooks,
-    /// For /etc/containers/containers.conf.d/ambit.conf: the profile of Podman's containers
+    /// For /etc/containers/containers.conf.d/ambit.conf: the runtimes of Podman's containers
     Containers,
     /// For /etc/cdi/ambit.json: the device ambit/view=all of Docker, containerd and Podman
     Cdi,
@@ -46,13 +46,9 @@ pub fn run(args: &DropInArgs, config: &Config, file: Option<&Path>) -> anyhow::R
 }
 
 fn text(kind: Kind, program: &Path, config: &Config, file: Option<&Path>) -> String {
-    let mut words = vec!["hook".to_owned()];
-    words.extend(file.map(|file| format!("--config={}", file.display())));
+    let words = words(file);
     let socket = |name| config.socket(name).display().to_string();
-    let hook = || {
-        let args: Vec<_> = ["ambit".to_owned()].into_iter().chain(words.clone()).collect();
-        json!({ "path": program, "args": args, "timeout": TIMEOUT })
-    };
+    let hook = || hook(program, file);
     let pretty = |value: &serde_json::Value| format!("{value:#}\n");
     match kind {
         Kind::Lxc => format!(
@@ -79,17 +75,7 @@ lxc.seccomp.notify.proxy = unix:{proxy}
             "when": { "always": true },
             "stages": ["createContainer"],
         })),
-        Kind::Containers => format!(
-            "\
-# Podman's containers report their calls of sysinfo(2) and sched_getaffinity(2)
-# to ambit. The profile is that of the package with ambit's rules:
-#   ambit profile --for oci --base /usr/share/containers/seccomp.json \\
-#       --output {PODMAN_PROFILE}
-# `ambit drop-in containers` prints this file.
-[containers]
-seccomp_profile = \"{PODMAN_PROFILE}\"
-"
-        ),
+        Kind::Containers => podman(),
         Kind::Cdi => {
             let mut hook = hook();
             hook["hookName"] = "createContainer".into();
@@ -127,8 +113,47 @@ WantedBy=sockets.target
     }
 }
 
-/// Where the profile of Podman's containers is.
-const PODMAN_PROFILE: &str = "/etc/ambit/seccomp.json";
+fn words(file: Option<&Path>) -> Vec<String> {
+    let file = file.map(|file| format!("--config={}", file.display()));
+    ["hook".to_owned()].into_iter().chain(file).collect()
+}
+
+/// Returns the createContainer hook of OCI runtimes, with the configuration that was named.
+pub(crate) fn hook(program: &Path, file: Option<&Path>) -> serde_json::Value {
+    let args: Vec<_> = ["ambit".to_owned()].into_iter().chain(words(file)).collect();
+    json!({ "path": program, "args": args, "timeout": TIMEOUT })
+}
+
+/// Where Podman looks for a runtime. The first program that is there is used, so that containers
+/// start when ambit is removed.
+const RUNTIME_FOLDERS: [&str; 8] = [
+    "/usr/libexec/ambit",
+    "/usr/bin",
+    "/usr/sbin",
+    "/usr/local/bin",
+    "/usr/local/sbin",
+    "/sbin",
+    "/bin",
+    "/run/current-system/sw/bin",
+];
+
+fn podman() -> String {
+    let mut text = "\
+# Podman starts its containers by `ambit oci-runtime`, which equips them and is
+# then crun or runc, or by those themselves where ambit is not installed.
+# `ambit drop-in containers` prints this file.
+[engine.runtimes]
+"
+    .to_owned();
+    for name in ["crun", "runc"] {
+        text += &format!("{name} = [\n");
+        for folder in RUNTIME_FOLDERS {
+            text += &format!("    \"{folder}/{name}\",\n");
+        }
+        text += "]\n";
+    }
+    text
+}
 
 #[cfg(test)]
 mod tests {

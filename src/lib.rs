@@ -22,6 +22,7 @@ pub mod hook;
 pub mod logging;
 pub mod lxcfs;
 pub mod mount_namespaces;
+pub mod oci_runtime;
 pub mod profile;
 pub mod run;
 pub mod self_check;

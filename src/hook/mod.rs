@@ -6,7 +6,7 @@
 //! `--required` is given. The work is done by a child process that is killed at a deadline, because
 //! files of a daemon that is stopped do not answer.
 
-mod log;
+pub(crate) mod log;
 mod lxc;
 mod oci;
 
@@ -25,6 +25,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_
 use crate::config::Config;
 use log::log;
 pub use lxc::profile_path as shared_profile;
+pub(crate) use oci::{ANNOTATION, is_no};
 
 /// How long all of it may take.
 const DEADLINE: Duration = Duration::from_secs(1);

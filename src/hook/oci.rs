@@ -24,7 +24,7 @@ const LONGEST_STATE: u64 = 1 << 20;
 const LONGEST_CONFIG: u64 = 16 << 20;
 
 /// The annotation that leaves a container alone with `no`.
-const ANNOTATION: &str = "ambit.view";
+pub(crate) const ANNOTATION: &str = "ambit.view";
 
 /// The state of a container (runtime specification, "State"): what is used of it.
 #[derive(Debug, Deserialize)]
@@ -137,8 +137,13 @@ fn parse<T: serde::de::DeserializeOwned>(from: impl Read, longest: u64) -> anyho
 impl State {
     fn says_no(&self) -> bool {
         let said = self.annotations.as_ref().and_then(|all| all.get(ANNOTATION));
-        said.is_some_and(|said| ["no", "false", "off"].contains(&said.as_str()))
+        said.is_some_and(|said| is_no(said))
     }
+}
+
+/// True if this value of the annotation leaves a container alone.
+pub(crate) fn is_no(said: &str) -> bool {
+    ["no", "false", "off"].contains(&said)
 }
 
 #[cfg(test)]

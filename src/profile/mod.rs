@@ -123,6 +123,38 @@ pub fn shared_lxc(config: &Config, base: Option<(&Path, &str)>) -> anyhow::Resul
     Ok(lxc::profile(base.map(|(path, text)| Base { path, text }), &wish)?.text)
 }
 
+/// Returns the profile of an OCI container with rules for the calls that the configuration has on,
+/// as it is in a config.json. Without a base all else is allowed. `None` if no call is on.
+///
+/// # Errors
+/// The base is wrong, or reports calls to another listener.
+pub fn shared_oci(
+    config: &Config,
+    base: Option<&str>,
+) -> anyhow::Result<Option<serde_json::Value>> {
+    let rules = rules::of(&config.policies.all);
+    if rules.is_empty() {
+        return Ok(None);
+    }
+    let socket = config.socket(Engine::Oci.socket());
+    let wish = Wish { rules: &rules, socket: &socket, label: None };
+    let profile = oci::profile(base.map(of_bundle), &wish)?;
+    Ok(Some(serde_json::from_str(&profile.text)?))
+}
+
+/// Returns the profile of an OCI container without its reports to ambit: what was reported is up to
+/// the kernel. `None` if it has none.
+///
+/// # Errors
+/// The base is wrong.
+pub fn withdrawn_oci(config: &Config, base: &str) -> anyhow::Result<Option<serde_json::Value>> {
+    oci::withdraw(of_bundle(base), &config.socket(Engine::Oci.socket()))
+}
+
+fn of_bundle(text: &str) -> Base<'_> {
+    Base { path: Path::new("seccomp"), text }
+}
+
 fn read(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }

@@ -114,6 +114,24 @@ pub(super) fn profile(base: Option<Base<'_>>, wish: &Wish<'_>) -> anyhow::Result
     Ok(Profile { text, warnings })
 }
 
+/// Returns a base without its reports to this socket. `None` if it has none.
+pub(super) fn withdraw(base: Base<'_>, socket: &Path) -> anyhow::Result<Option<Value>> {
+    let Some(mut seccomp) = parse(base)? else { return Ok(None) };
+    if seccomp.listener_path.as_deref().map(Path::new) != Some(socket) {
+        return Ok(None);
+    }
+    (seccomp.listener_path, seccomp.listener_metadata) = (None, None);
+    let lets_pass = seccomp.lets_pass();
+    let mut rules = seccomp.syscalls.take().unwrap_or_default();
+    // Runtimes refuse a rule that says the same as the default.
+    rules.retain(|entry| !lets_pass || entry.action != NOTIFY);
+    for entry in rules.iter_mut().filter(|entry| entry.action == NOTIFY) {
+        ALLOW.clone_into(&mut entry.action);
+    }
+    seccomp.syscalls = Some(rules);
+    Ok(Some(serde_json::to_value(&seccomp)?))
+}
+
 /// Parses a base. `None` if it is a config.json without a profile.
 fn parse(base: Base<'_>) -> anyhow::Result<Option<Seccomp>> {
     let Base { path, text } = base;

@@ -65,6 +65,8 @@ fn read(connection: Connection, threads: &Arc<Threads>, link: &KeeperClient) {
 fn take(peer: &Peer, threads: &Threads, link: &KeeperClient) {
     let (message, fd) = match receive(peer.fd.as_fd()) {
         Ok(received) => received,
+        // `ambit oci-runtime` asks so whether the socket is served.
+        Err(receive::Error::Empty) => return,
         Err(error) => {
             tracing::error!(pid = peer.pid, "a message of an OCI runtime is refused: {error}");
             return;

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,7 +14,7 @@ use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::drop_in;
+use super::{drop_in, wrapper};
 use crate::harness::command::{self, Running, quiet};
 use crate::harness::daemon::{Daemon, Place, readable_dir};
 use crate::harness::{cgroup, machine, oci};
@@ -26,6 +27,9 @@ pub(super) enum Engine {
     Lxc,
     Runc,
     Crun,
+    /// `ambit oci-runtime`, with a bundle that has neither hook nor profile.
+    WrappedRunc,
+    WrappedCrun,
     PodmanRunc,
     PodmanCrun,
 }
@@ -36,6 +40,8 @@ impl fmt::Display for Engine {
             Self::Lxc => "lxc",
             Self::Runc => "runc",
             Self::Crun => "crun",
+            Self::WrappedRunc => "ambit+runc",
+            Self::WrappedCrun => "ambit+crun",
             Self::PodmanRunc => "podman+runc",
             Self::PodmanCrun => "podman+crun",
         })
@@ -48,8 +54,8 @@ impl Engine {
         machine::program("ambit-verify");
         machine::needs(match self {
             Self::Lxc => &["lxc-execute", "lxc-attach", "lxc-info", "newuidmap"],
-            Self::Runc => &["runc"],
-            Self::Crun => &["crun", "unshare"],
+            Self::Runc | Self::WrappedRunc => &["runc"],
+            Self::Crun | Self::WrappedCrun => &["crun", "unshare"],
             Self::PodmanRunc => &["podman", "conmon", "runc"],
             Self::PodmanCrun => &["podman", "conmon", "crun", "unshare"],
         });
@@ -57,9 +63,17 @@ impl Engine {
 
     fn runtime(self) -> &'static str {
         match self {
-            Self::Runc | Self::PodmanRunc => "runc",
+            Self::Runc | Self::WrappedRunc | Self::PodmanRunc => "runc",
             _ => "crun",
         }
+    }
+
+    fn is_podman(self) -> bool {
+        matches!(self, Self::PodmanRunc | Self::PodmanCrun)
+    }
+
+    fn is_wrapped(self) -> bool {
+        matches!(self, Self::WrappedRunc | Self::WrappedCrun)
     }
 }
 
@@ -118,8 +132,8 @@ impl Container {
             Self { engine, name, folder, _root: root, covered: Vec::new(), running: None };
         let mut start = match engine {
             Engine::Lxc => container.lxc(place, script),
-            Engine::Runc | Engine::Crun => container.bundle(place, script),
             Engine::PodmanRunc | Engine::PodmanCrun => container.podman(place, options, script),
+            _ => container.bundle(place, script),
         };
         container.running = Some(command::start(&mut start));
         container
@@ -170,14 +184,14 @@ impl Container {
                 ask.arg("-P").arg(self.state()).args(["-n", &self.name, "-pH"]);
                 ask
             }
-            Engine::Runc | Engine::Crun => {
+            Engine::PodmanRunc | Engine::PodmanCrun => {
                 let mut ask = self.command();
-                ask.args(["state", &self.name]);
+                ask.args(["inspect", "--format", "{{.State.Pid}}", &self.name]);
                 ask
             }
             _ => {
                 let mut ask = self.command();
-                ask.args(["inspect", "--format", "{{.State.Pid}}", &self.name]);
+                ask.args(["state", &self.name]);
                 ask
             }
         };
@@ -203,15 +217,15 @@ impl Container {
                 stop.arg("-P").arg(self.state()).args(["-k", "-n", &self.name]);
                 stop
             }
-            Engine::Runc | Engine::Crun => {
-                let mut delete = self.command();
-                delete.args(["delete", "--force", &self.name]);
-                delete
-            }
-            _ => {
+            Engine::PodmanRunc | Engine::PodmanCrun => {
                 let mut remove = self.command();
                 remove.args(["rm", "--force", "--time", "0", &self.name]);
                 remove
+            }
+            _ => {
+                let mut delete = self.command();
+                delete.args(["delete", "--force", &self.name]);
+                delete
             }
         };
         command::run(&mut remove);
@@ -225,15 +239,26 @@ impl Container {
 
     /// The engine's command.
     fn command(&self) -> Command {
-        let program = match self.engine {
-            Engine::PodmanRunc | Engine::PodmanCrun => "podman",
-            engine => engine.runtime(),
-        };
-        let mut command = without_unified(program, self.engine.runtime());
-        if program != "podman" {
-            command.arg("--root").arg(self.state());
+        let runtime = self.engine.runtime();
+        if self.engine.is_podman() {
+            return without_unified("podman", runtime);
         }
+        let wrapper = self.folder.path().join("bin").join(runtime);
+        let program = if self.engine.is_wrapped() { wrapper.to_str().unwrap() } else { runtime };
+        let mut command = without_unified(program, runtime);
+        command.arg("--root").arg(self.state());
         command
+    }
+
+    /// Programs with the names of runtimes that are `ambit oci-runtime` with this daemon. The links of
+    /// the package have no arguments, and so use the machine's configuration.
+    fn wrappers(&self, place: &Place) -> PathBuf {
+        for runtime in ["runc", "crun"] {
+            let script = wrapper(place, runtime);
+            let path = self.write(&format!("bin/{runtime}"), &script);
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        self.folder.path().join("bin")
     }
 
     fn write(&self, name: &str, text: &str) -> PathBuf {
@@ -279,39 +304,41 @@ impl Container {
         start
     }
 
-    /// The bundle has the hook and the profile.
+    /// The bundle has the hook and the profile, or the runtime is the wrapper.
     #[track_caller]
     fn bundle(&mut self, place: &Place, script: &str) -> Command {
-        let hooks: Value = serde_json::from_str(&drop_in(place, "hooks")).unwrap();
-        let profile = place.ambit(&["profile", "--for", "oci"]).ok();
-        let profile: Value = serde_json::from_str(&profile).unwrap();
         let container = oci::Container { memory: 160 << 20, quota: 100_000, userns: false, script };
-        let mut config = oci::plain_config(container, &profile, self._root.path(), &self.name);
-        config["hooks"] = json!({ "createContainer": [hooks["hook"]] });
+        let mut config = oci::plain_config(container, &Value::Null, self._root.path(), &self.name);
+        if self.engine.is_wrapped() {
+            self.wrappers(place);
+        } else {
+            let hooks: Value = serde_json::from_str(&drop_in(place, "hooks")).unwrap();
+            let profile = place.ambit(&["profile", "--for", "oci"]).ok();
+            config["linux"]["seccomp"] = serde_json::from_str(&profile).unwrap();
+            config["hooks"] = json!({ "createContainer": [hooks["hook"]] });
+        }
         self.write("bundle/config.json", &config.to_string());
         let mut start = self.command();
         start.arg("run").arg("--bundle").arg(self.folder.path().join("bundle")).arg(&self.name);
         start
     }
 
-    /// The folders of drop-ins have the hook and the profile.
+    /// The folders of drop-ins have the hook and the runtimes.
     #[track_caller]
     fn podman(&mut self, place: &Place, options: &[&str], script: &str) -> Command {
         const SHARE: &str = "/usr/share/containers";
         let base = fs::read_to_string(format!("{SHARE}/seccomp.json")).unwrap();
-        let base = self.write("share/seccomp.json", &base);
+        self.write("share/seccomp.json", &base);
         if options.contains(&DEVICE) {
             fs::create_dir_all("/run/cdi").unwrap();
             fs::write("/run/cdi/ambit.json", drop_in(place, "cdi")).unwrap();
         } else {
             self.write("share/oci/hooks.d/ambit.json", &drop_in(place, "hooks"));
         }
-        let base = base.to_str().unwrap();
-        let profile = place.ambit(&["profile", "--for", "oci", "--base", base]).ok();
-        let profile = self.write("profile.json", &profile);
-        let profile = profile.to_str().unwrap();
+        let wrappers = self.wrappers(place);
         let conf = drop_in(place, "containers");
-        let conf = conf.replace("\"/etc/ambit/seccomp.json\"", &format!("{profile:?}"));
+        assert!(conf.contains("/usr/libexec/ambit/"), "{conf}");
+        let conf = conf.replace("/usr/libexec/ambit", wrappers.to_str().unwrap());
         self.write("etc/containers.conf.d/ambit.conf", &conf);
         let runtime = self.engine.runtime();
         let own = format!(

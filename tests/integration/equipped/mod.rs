@@ -1,11 +1,13 @@
 //! Containers that engines equip by themselves: with a hook in the bundle (runc, crun), in hooks.d
-//! (Podman), or in common.conf.d (LXC), and no option of ambit on the command line.
+//! (Podman), or in common.conf.d (LXC), or by the wrapper of the runtime, and no option of ambit on
+//! the command line.
 //!
 //! Each engine prints a row of what a user sees. Start reading at [`is_equipped`].
 
 mod engine;
 mod hook;
 mod lxc;
+mod wrapped;
 
 use std::io::Write as _;
 use std::time::Instant;
@@ -171,6 +173,16 @@ fn crun_equips_its_containers() {
 }
 
 #[test]
+fn the_wrapper_of_runc_equips_its_containers() {
+    is_equipped(Engine::WrappedRunc);
+}
+
+#[test]
+fn the_wrapper_of_crun_equips_its_containers() {
+    is_equipped(Engine::WrappedCrun);
+}
+
+#[test]
 fn podman_with_runc_equips_its_containers() {
     is_equipped(Engine::PodmanRunc);
 }
@@ -211,6 +223,15 @@ fn podman_equips_a_container_that_has_the_device() {
     assert_eq!(number(&said, "mounts"), Some(all_files()), "{said}");
     assert_eq!(number(&said, "total"), Some(MEMORY), "{said}");
     container.end();
+}
+
+/// A script that is `ambit oci-runtime` with this runtime and this daemon.
+fn wrapper(place: &Place, runtime: &str) -> String {
+    format!(
+        "#!/bin/sh\nexec {} oci-runtime --config {} --runtime {runtime} \"$@\"\n",
+        machine::AMBIT,
+        place.config().display()
+    )
 }
 
 /// `ambit drop-in KIND` for this program and this daemon.
