@@ -12,7 +12,7 @@ use ambit_keeper::client::{Inherited, KeeperClient};
 use rustix::net::SocketType;
 
 use super::message::Message;
-use super::receive::receive;
+use super::receive::{Error, receive};
 use crate::listener::{ABOUT, LISTENER, Listener};
 use crate::policies::{Container, Member, cgroup_of};
 use crate::thread::{Source, Threads};
@@ -66,7 +66,7 @@ fn take(peer: &Peer, threads: &Threads, link: &KeeperClient) {
     let (message, fd) = match receive(peer.fd.as_fd()) {
         Ok(received) => received,
         // `ambit oci-runtime` asks so whether the socket is served.
-        Err(receive::Error::Empty) => return,
+        Err(Error::Empty) => return,
         Err(error) => {
             tracing::error!(pid = peer.pid, "a message of an OCI runtime is refused: {error}");
             return;
