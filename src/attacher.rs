@@ -5,6 +5,7 @@
 //! serves the files, and must not enter a container. Start reading at [`Attacher::run`].
 
 use std::fs;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -125,18 +126,32 @@ impl Attacher {
     /// There is no such process, it is in no container, or the container does not answer.
     pub fn run(&self, question: Question) -> anyhow::Result<Report> {
         let (pid, action) = match question {
-            Question::Attach { pid, replace } => {
-                let unmasked =
-                    self.settings.lock().unwrap_or_else(PoisonError::into_inner).unmasked;
-                (pid, Action::Cover(Options { replace, unmasked }))
-            }
+            Question::Attach { pid, replace } => (pid, self.cover(replace)),
             Question::Detach { pid } => (pid, Action::Uncover),
         };
-        let broker = self.broker.as_ref().context("this daemon has no broker to attach files")?;
         // This descriptor never becomes that of another process.
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let process = rustix::fs::open(format!("/proc/{pid}"), flags, Mode::empty())
             .map_err(|_| anyhow::anyhow!("there is no process {pid}"))?;
+        self.act(action, pid, process.as_fd())
+    }
+
+    /// Attaches the files to the container of a process, whose folder in `/proc` is given. Waits as
+    /// [`Self::run`] does.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub(crate) fn attach(&self, pid: u32, process: BorrowedFd<'_>) -> anyhow::Result<Report> {
+        self.act(self.cover(false), pid, process)
+    }
+
+    fn cover(&self, replace: bool) -> Action {
+        let settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        Action::Cover(Options { replace, unmasked: settings.unmasked })
+    }
+
+    fn act(&self, action: Action, pid: u32, process: BorrowedFd<'_>) -> anyhow::Result<Report> {
+        let broker = self.broker.as_ref().context("this daemon has no broker to attach files")?;
         let start = start_of(pid).unwrap_or(0);
         let order = AttachOrder {
             action,
@@ -144,7 +159,7 @@ impl Attacher {
             targets: ambit_fuse::bind_points().map(str::to_owned).collect(),
         };
         let _turn = self.begin(pid)?;
-        let done = broker.attach(&order, std::os::fd::AsFd::as_fd(&process));
+        let done = broker.attach(&order, process);
         match &done {
             Ok(report) if report.left().is_empty() => {
                 tracing::info!(process = pid, "attach: {report}");

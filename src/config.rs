@@ -95,8 +95,14 @@ settings! {
 }
 
 settings! {
-    /// How `ambit attach`, hooks and `ambit oci-runtime` equip containers.
+    /// How `ambit attach`, hooks, the daemon and `ambit oci-runtime` equip containers.
     pub struct Attach {
+        /// Attach the files to every container of an engine when it starts, and to all that run when
+        /// the daemon starts or reloads.
+        pub auto: bool = false;
+        /// Containers that `auto` leaves alone: each pattern fits the name or id of a container, or
+        /// the path of its control group. Containers in them are left alone too.
+        pub exclude: Vec<String> = Vec::new(), such as r#"["ci-*", "/kubepods/*"]"#;
         /// What is done where the whole of `/proc` or `/sys` is visible, which nested containers
         /// need: `keep` keeps a visible one at `/dev/.ambit`; `skip` leaves its files alone.
         pub unmasked: Unmasked = Unmasked::default();

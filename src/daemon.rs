@@ -20,6 +20,7 @@ use crate::attacher::Attacher;
 use crate::config::Config;
 use crate::crash_guard::CrashGuard;
 use crate::visitor;
+use crate::watcher::Watcher;
 use ambit_intercept::operations::Operations;
 use ambit_intercept::{self as intercept, CallRecorder, Notifier};
 use ambit_worker::Broker;
@@ -44,6 +45,8 @@ pub struct Server {
     mounts_restored: Mutex<MountsRestored>,
     crash_guard: Option<Arc<CrashGuard>>,
     attacher: Arc<Attacher>,
+    /// `None` if containers do not reach this server.
+    watcher: Option<Watcher>,
     refusals: broadcast::Sender<String>,
     ending: Notify,
 }
@@ -121,7 +124,9 @@ impl Server {
             }
         };
         let broker = operations.as_ref().map(|operations| operations.broker.clone());
+        let is_watching = reach == Reach::Host && broker.is_some();
         let attacher = Attacher::new(broker, config.overlay.mount.clone(), config.attach.clone());
+        let attacher = Arc::new(attacher);
         let successor = inherited.has_predecessor();
         let overlay = overlay(options, &accounting, &keeper, &mut inherited)?;
         warn_of_notes(config);
@@ -145,6 +150,8 @@ impl Server {
                     }
                     tracing::error!("nothing is audited: {}", output::one_line(&error));
                 }
+                let watcher =
+                    is_watching.then(|| start_watcher(&attacher, &accounting, config)).flatten();
                 Ok(Self {
                     accounting,
                     overlay,
@@ -157,7 +164,8 @@ impl Server {
                     }),
                     mounts_restored: Mutex::default(),
                     crash_guard,
-                    attacher: Arc::new(attacher),
+                    attacher,
+                    watcher,
                     refusals: broadcast::channel(4).0,
                     ending: Notify::new(),
                 })
@@ -180,6 +188,9 @@ impl Server {
         audit(&self.notifier, config)?;
         warn_of_notes(config);
         self.attacher.reconfigure(config.attach.clone());
+        if let Some(watcher) = &self.watcher {
+            watcher.reconfigure(config.attach.clone());
+        }
         self.notifier.reload(config.policies.clone());
         Ok(())
     }
@@ -206,6 +217,10 @@ impl Server {
                      again",
                     self.mount().display()
                 );
+                // Containers still have the dead files.
+                if let Some(watcher) = &self.watcher {
+                    watcher.attach_all();
+                }
             }
             Err(error) => tracing::error!("the overlay was unmounted and stays so: {error}"),
         }
@@ -227,6 +242,12 @@ impl Server {
     #[must_use]
     pub fn attacher(&self) -> &Arc<Attacher> {
         &self.attacher
+    }
+
+    /// What attaches files to containers when they start.
+    #[must_use]
+    pub fn watcher(&self) -> Option<&Watcher> {
+        self.watcher.as_ref()
     }
 
     /// The connection to the keeper.
@@ -305,6 +326,7 @@ impl Server {
     /// # Errors
     /// The overlay cannot be unmounted.
     pub fn stop(self) -> anyhow::Result<()> {
+        drop(self.watcher);
         // Containers whose listeners are closed get ENOSYS for the calls their filter traps.
         drop(self.notifier.stop());
         self.overlay.unmount().context("cannot unmount the overlay")
@@ -329,6 +351,19 @@ fn selinux_context(label: &str) -> Option<Arc<str>> {
             None
         }
     }
+}
+
+/// Starts the watcher. The server goes on without it.
+fn start_watcher(
+    attacher: &Arc<Attacher>,
+    accounting: &Accounting,
+    config: &Config,
+) -> Option<Watcher> {
+    Watcher::start(attacher.clone(), accounting.hierarchies(), config.attach.clone())
+        .inspect_err(|error| {
+            tracing::error!("containers are not attached when they start: {error}");
+        })
+        .ok()
 }
 
 /// Logs the settings of the configuration that have no effect.

@@ -32,3 +32,4 @@ pub mod stop;
 mod threads;
 pub mod verify;
 pub mod visitor;
+pub mod watcher;

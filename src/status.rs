@@ -14,6 +14,7 @@ use crate::containers::short;
 use crate::daemon::{MountsRestored, Origin, Server};
 use crate::dead_mounts::DeadMounts;
 use crate::dependents::{Dependent, Table};
+use crate::watcher::{Watcher, WatcherStatus};
 use ambit_intercept::timestamp;
 use ambit_intercept::{CallCount, ContainerCounts};
 
@@ -52,6 +53,9 @@ pub struct Status {
     /// Calls of the containers whose filter reports them.
     #[serde(default)]
     pub intercepted: Vec<Intercepted>,
+    /// Containers that were attached when they started.
+    #[serde(default)]
+    pub auto: WatcherStatus,
     /// Containers that were asked for and in which files were left alone.
     #[serde(default)]
     pub left_alone: Vec<LeftAlone>,
@@ -211,6 +215,7 @@ impl Status {
             calls: server.notifier().counters().calls.iter().map(Calls::from).collect(),
             containers,
             intercepted: server.notifier().containers().into_iter().map(Into::into).collect(),
+            auto: server.watcher().map(Watcher::status).unwrap_or_default(),
             left_alone: server.attacher().left_alone(),
             equipped: Vec::new(),
             dead: Vec::new(),
@@ -281,6 +286,7 @@ impl fmt::Display for Status {
                 "files of the overlay were unmounted and mounted again: {count} times, last {ago} s ago"
             )?;
         }
+        writeln!(f, "{}", self.auto)?;
         for call in &self.calls {
             writeln!(
                 f,

@@ -65,7 +65,7 @@ pub use call::Call;
 pub use call_recorder::{CallRecorder, InHand};
 pub use counters::{CallCount, Counts};
 pub use error::Error;
-pub use policies::{Container, Matcher, Policies};
+pub use policies::{Container, Matcher, Policies, fits};
 pub use policy::{Policy, UnknownCall};
 pub use syscalls::context::Context;
 pub use syscalls::handler::{Description, Handler, Prefilter, Repeat, Run};

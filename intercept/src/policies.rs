@@ -50,11 +50,17 @@ settings! {
     }
 }
 
+/// True if a pattern of the configuration fits a text: `*` is any text, `?` any character.
+#[must_use]
+pub fn fits(pattern: &str, text: &str) -> bool {
+    wildmatch::WildMatch::new(pattern).matches(text)
+}
+
 impl Matcher {
     /// True if the section is for this container.
     #[must_use]
     pub fn matches(&self, container: &Container) -> bool {
-        let matches = |pattern: &str, text: &str| wildmatch::WildMatch::new(pattern).matches(text);
+        let matches = fits;
         let field = |pattern: &Option<String>, text: &str| {
             pattern.as_ref().is_none_or(|pattern| matches(pattern, text))
         };

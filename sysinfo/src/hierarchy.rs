@@ -48,6 +48,13 @@ impl Mount {
         &self.0.path
     }
 
+    /// Returns the cgroup path of a folder below the root of this mount, as `/proc/<pid>/cgroup`
+    /// shows it.
+    #[must_use]
+    pub fn cgroup(&self, relative: &str) -> String {
+        format!("{}/{relative}", self.0.shows.trim_end_matches('/'))
+    }
+
     /// A cgroup path of `/proc/<pid>/cgroup` relative to the root of this mount; `None` when
     /// the mount does not show it.
     #[must_use]

@@ -50,6 +50,13 @@ impl Report {
             .sum()
     }
 
+    /// True if files were covered or uncovered in the container's first mount namespace.
+    #[must_use]
+    pub fn has_changed(&self) -> bool {
+        let changes = [Outcome::Covered, Outcome::Replaced, Outcome::Removed];
+        changes.iter().any(|outcome| self.count(outcome) > 0)
+    }
+
     /// Returns the reasons for which targets were left alone, each with its targets.
     #[must_use]
     pub fn left(&self) -> Vec<(&str, Vec<&str>)> {

@@ -1,0 +1,443 @@
+//! inotify watches of the cgroup folders in which engines make cgroups.
+//!
+//! The kernel reports each new folder in a watched one, so that nothing runs while no cgroup is made,
+//! however many processes start. All folders of the machine are watched, and those in a container
+//! and of a user for engines in it, which may make folders as often as they like. Those have an
+//! account: if it is used up, their watches are removed, and a scan after [`PAUSE`] finds what was
+//! missed. Start reading at [`Folders::scan`] and [`Folders::read`].
+
+use std::collections::HashMap;
+use std::fs;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use ambit_sysinfo::engines;
+use ambit_sysinfo::hierarchy::Mount;
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+use rustix::io::Errno;
+
+/// How long an account that is used up has no watches.
+const PAUSE: Duration = Duration::from_secs(10);
+/// How many folders an account may make at once, and each second. A system container makes about
+/// 200 when it boots.
+const BURST: u32 = 1000;
+const RATE: u32 = 50;
+/// The most watches of an account, and of all together.
+const MOST_OF_ACCOUNT: usize = 512;
+const MOST: usize = 16 * 1024;
+/// How far below a container folders are watched. The pods of a Kubernetes node are five below.
+const DEPTH: usize = 5;
+/// The most folders of an account that one walk visits.
+const MOST_VISITED: usize = 1024;
+/// The most events that are handled at once.
+const BATCH: usize = 512;
+
+/// The watches.
+#[derive(Debug)]
+pub(super) struct Folders {
+    inotify: OwnedFd,
+    hierarchies: Vec<Mount>,
+    watched: HashMap<i32, Folder>,
+    accounts: HashMap<String, Account>,
+    /// That not all folders can be watched was logged.
+    has_warned: bool,
+}
+
+/// A watched folder.
+#[derive(Debug, Clone)]
+struct Folder {
+    /// The index of its hierarchy.
+    hierarchy: usize,
+    /// Its path below the root of the mount; empty for that root.
+    relative: String,
+    account: Option<String>,
+}
+
+/// The account of a container or a user.
+#[derive(Debug)]
+struct Account {
+    watches: usize,
+    /// How many folders it may still make.
+    left: u32,
+    refilled: Instant,
+    paused_until: Option<Instant>,
+}
+
+/// The cgroup of a container.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// Its path, as `/proc/<pid>/cgroup` shows it.
+    pub(super) path: String,
+    /// Its folder.
+    pub(super) folder: PathBuf,
+}
+
+/// Which containers are reported by a scan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Report {
+    /// All.
+    All,
+    /// Those that were not seen before.
+    New,
+}
+
+impl Folders {
+    /// Creates an instance without watches.
+    ///
+    /// # Errors
+    /// inotify_init1(2) fails.
+    pub(super) fn new(hierarchies: Vec<Mount>) -> Result<Self, Errno> {
+        Ok(Self {
+            inotify: inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?,
+            hierarchies,
+            watched: HashMap::new(),
+            accounts: HashMap::new(),
+            has_warned: false,
+        })
+    }
+
+    /// Watches all folders, and returns the containers.
+    pub(super) fn scan(&mut self, report: Report, now: Instant) -> Vec<Found> {
+        let mut found = Vec::new();
+        for hierarchy in 0..self.hierarchies.len() {
+            self.watch(hierarchy, String::new(), report, now, &mut found);
+        }
+        found
+    }
+
+    /// Handles events that have arrived, at most [`BATCH`]. Returns the new containers; `None` if
+    /// events were lost, and a scan is needed.
+    pub(super) fn read(&mut self, now: Instant) -> Option<Vec<Found>> {
+        let mut events = Vec::new();
+        let mut buffer = [const { MaybeUninit::uninit() }; 8192];
+        let mut reader = Reader::new(&self.inotify, &mut buffer);
+        while events.len() < BATCH || !reader.is_buffer_empty() {
+            let Ok(event) = reader.next() else { break };
+            let name = event.file_name().and_then(|name| name.to_str().ok()).map(str::to_owned);
+            events.push((event.wd(), event.events(), name));
+        }
+        let (mut found, mut is_complete) = (Vec::new(), true);
+        for (watch, what, name) in events {
+            is_complete &= !what.contains(ReadFlags::QUEUE_OVERFLOW);
+            if what.contains(ReadFlags::IGNORED) {
+                self.forget(watch);
+            }
+            let (Some(name), true) = (name, what.contains(ReadFlags::CREATE)) else { continue };
+            // The watch may have been removed after the event.
+            let Some(folder) = self.watched.get(&watch).cloned() else { continue };
+            if folder.account.is_none_or(|account| self.charge(&account, now)) {
+                let relative = join(&folder.relative, &name);
+                self.watch(folder.hierarchy, relative, Report::New, now, &mut found);
+            }
+        }
+        is_complete.then_some(found)
+    }
+
+    /// Returns when a pause ends.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.accounts.values().filter_map(|account| account.paused_until).min()
+    }
+
+    /// Watches the folders of accounts again whose pause has ended, and returns their containers.
+    pub(super) fn resume(&mut self, now: Instant) -> Vec<Found> {
+        let is_over = |account: &Account| account.paused_until.is_some_and(|until| until <= now);
+        let over = self.accounts.iter().filter(|(_, account)| is_over(account));
+        let over: Vec<String> = over.map(|(path, _)| path.clone()).collect();
+        let mut found = Vec::new();
+        for path in over {
+            self.accounts.remove(&path);
+            for hierarchy in 0..self.hierarchies.len() {
+                let relative = self.hierarchies[hierarchy].relative(&path).map(str::to_owned);
+                if let Some(relative) = relative {
+                    self.watch(hierarchy, relative, Report::New, now, &mut found);
+                }
+            }
+        }
+        found
+    }
+
+    /// Watches a folder and those below it, and adds the containers among them.
+    fn watch(
+        &mut self,
+        hierarchy: usize,
+        relative: String,
+        report: Report,
+        now: Instant,
+        found: &mut Vec<Found>,
+    ) {
+        let mount = self.hierarchies[hierarchy].clone();
+        // Through the descriptor: another mount may lie on the path.
+        let base = PathBuf::from(format!("/proc/self/fd/{}", mount.root().as_raw_fd()));
+        let (mut walk, mut visited) = (vec![relative], HashMap::new());
+        while let Some(relative) = walk.pop() {
+            let (path, folder) = (mount.cgroup(&relative), base.join(&relative));
+            let account = account_of(&path);
+            let added = self.add(hierarchy, &relative, &folder, account, now);
+            if added == Added::Gone {
+                continue;
+            }
+            let is_container = engines::find(&path).is_some_and(|found| found.path == path);
+            if is_container && (added != Added::Known || report == Report::All) {
+                found.push(Found { path: path.clone(), folder: folder.clone() });
+            }
+            let below = children(&folder).map(|name| join(&relative, &name));
+            let Some(account) = account else {
+                walk.extend(below);
+                continue;
+            };
+            if added != Added::Unwatched && depth_in(&path, account) < DEPTH {
+                let count = visited.entry(account.to_owned()).or_insert(0);
+                let before = walk.len();
+                walk.extend(below.take(MOST_VISITED - *count));
+                *count += walk.len() - before;
+            }
+        }
+    }
+
+    /// Adds the watch of one folder, if its account may have one more.
+    fn add(
+        &mut self,
+        hierarchy: usize,
+        relative: &str,
+        folder: &Path,
+        account: Option<&str>,
+        now: Instant,
+    ) -> Added {
+        if let Some(account) = account {
+            let known = self.accounts.get(account);
+            if known.is_some_and(|known| known.paused_until.is_some()) {
+                return Added::Gone;
+            }
+            if known.is_some_and(|known| known.watches >= MOST_OF_ACCOUNT) {
+                return Added::Unwatched;
+            }
+        }
+        let flags = WatchFlags::CREATE | WatchFlags::ONLYDIR | WatchFlags::DONT_FOLLOW;
+        // A mask replaces the previous one of the same folder.
+        let added = match self.watched.len() {
+            0..MOST => inotify::add_watch(&self.inotify, folder, flags),
+            _ => Err(Errno::NOSPC),
+        };
+        let watch = match added {
+            Ok(watch) => watch,
+            Err(Errno::NOENT | Errno::NODEV | Errno::NOTDIR) => return Added::Gone,
+            Err(errno) => {
+                if !std::mem::replace(&mut self.has_warned, true) {
+                    tracing::warn!(
+                        "not all control groups are watched: inotify_add_watch: {errno}; containers \
+                         in some are not found when they start: raise fs.inotify.max_user_watches"
+                    );
+                }
+                return Added::Unwatched;
+            }
+        };
+        let account = account.map(str::to_owned);
+        let folder = Folder { hierarchy, relative: relative.to_owned(), account: account.clone() };
+        if self.watched.insert(watch, folder).is_some() {
+            return Added::Known;
+        }
+        if let Some(account) = account {
+            self.accounts.entry(account).or_insert_with(|| Account::new(now)).watches += 1;
+        }
+        Added::New
+    }
+
+    /// Forgets a watch that the kernel has removed.
+    fn forget(&mut self, watch: i32) {
+        let account = self.watched.remove(&watch).and_then(|folder| folder.account);
+        if let Some(path) = account
+            && let Some(account) = self.accounts.get_mut(&path)
+        {
+            account.watches = account.watches.saturating_sub(1);
+            if account.watches == 0 && account.paused_until.is_none() {
+                self.accounts.remove(&path);
+            }
+        }
+    }
+
+    /// Charges a new folder to an account. False if the account is used up: its watches are gone.
+    fn charge(&mut self, path: &str, now: Instant) -> bool {
+        let Some(account) = self.accounts.get_mut(path) else { return false };
+        if account.charge(now) {
+            return true;
+        }
+        tracing::warn!(
+            cgroup = path,
+            "it makes control groups too often: containers in it are found with a delay of up to {} s",
+            PAUSE.as_secs()
+        );
+        account.paused_until = Some(now + PAUSE);
+        account.watches = 0;
+        let is_its = |folder: &Folder| folder.account.as_deref() == Some(path);
+        for (watch, _) in self.watched.extract_if(|_, folder| is_its(folder)) {
+            // An error means that the folder is gone.
+            let _ = inotify::remove_watch(&self.inotify, watch);
+        }
+        false
+    }
+}
+
+impl AsFd for Folders {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.inotify.as_fd()
+    }
+}
+
+/// What became of a watch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Added {
+    New,
+    /// There was one.
+    Known,
+    /// There are too many, so that it is not known whether the folder is new.
+    Unwatched,
+    /// The folder is gone, or its account is paused.
+    Gone,
+}
+
+impl Account {
+    fn new(now: Instant) -> Self {
+        Self { watches: 0, left: BURST, refilled: now, paused_until: None }
+    }
+
+    fn charge(&mut self, now: Instant) -> bool {
+        let seconds = now.saturating_duration_since(self.refilled).as_secs();
+        if seconds > 0 {
+            let more = u32::try_from(seconds).unwrap_or(u32::MAX).saturating_mul(RATE);
+            self.left = self.left.saturating_add(more).min(BURST);
+            self.refilled = now;
+        }
+        let left = self.left.checked_sub(1);
+        self.left = left.unwrap_or(0);
+        left.is_some()
+    }
+}
+
+/// Returns the account that a cgroup belongs to: its outermost container, or the slice of its user.
+/// Only the machine's root makes the others.
+fn account_of(path: &str) -> Option<&str> {
+    if let Some(found) = engines::all(path).next() {
+        return Some(found.path);
+    }
+    let start = path.find("/user-")?;
+    let end = path[start..].find(".slice")? + start + ".slice".len();
+    Some(&path[..end])
+}
+
+/// Returns how far a cgroup is below the container of its account. Folders of users count as 0.
+fn depth_in(path: &str, account: &str) -> usize {
+    let is_container = engines::all(account).next().is_some();
+    let below = path.strip_prefix(account).filter(|_| is_container);
+    below.map_or(0, |below| below.matches('/').count())
+}
+
+fn join(relative: &str, name: &str) -> String {
+    if relative.is_empty() { name.to_owned() } else { format!("{relative}/{name}") }
+}
+
+/// Returns the names of the child folders. Engines use no names that are not UTF-8.
+fn children(folder: &Path) -> impl Iterator<Item = String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    folders.filter_map(|entry| entry.file_name().into_string().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use ambit_sysinfo::hierarchy::Hierarchies;
+
+    use super::*;
+
+    /// Watches of a folder in the place of a cgroup hierarchy.
+    fn folders() -> (tempfile::TempDir, Folders) {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("v1")).unwrap();
+        let mountinfo = b"30 20 0:30 / /v1 rw - cgroup cgroup rw,memory\n";
+        let found = Hierarchies::from_mountinfo(mountinfo, root.path()).unwrap();
+        let mounts = found.legacy.into_iter().map(|(_, mount)| mount).take(1).collect();
+        (root, Folders::new(mounts).unwrap())
+    }
+
+    fn paths(found: Option<Vec<Found>>) -> Vec<String> {
+        found.unwrap().into_iter().map(|found| found.path).collect()
+    }
+
+    #[test]
+    fn a_new_container_is_found_once_wherever_it_is_made() {
+        let (root, mut folders) = folders();
+        let (at, now) = (|name: &str| root.path().join("v1").join(name), Instant::now());
+        fs::create_dir_all(at("docker/old")).unwrap();
+        assert_eq!(paths(Some(folders.scan(Report::New, now))), ["/docker/old"]);
+        assert_eq!(paths(folders.read(now)), [""; 0]);
+        fs::create_dir_all(at("docker/new/init")).unwrap();
+        fs::create_dir_all(at("system.slice/crun-a.scope")).unwrap();
+        fs::create_dir_all(at("system.slice/a.service")).unwrap();
+        let mut new = paths(folders.read(now));
+        new.sort();
+        assert_eq!(new, ["/docker/new", "/system.slice/crun-a.scope"]);
+        assert_eq!(paths(folders.read(now)), [""; 0]);
+        // A container in a container.
+        fs::create_dir_all(at("docker/new/docker/inner")).unwrap();
+        assert_eq!(paths(folders.read(now)), ["/docker/new/docker/inner"]);
+        assert_eq!(paths(Some(folders.scan(Report::New, now))), [""; 0]);
+        assert_eq!(folders.scan(Report::All, now).len(), 4);
+        fs::remove_dir(at("docker/old")).unwrap();
+        let before = folders.watched.len();
+        assert_eq!(paths(folders.read(now)), [""; 0]);
+        assert_eq!(folders.watched.len(), before - 1);
+    }
+
+    #[test]
+    fn a_container_that_makes_many_cgroups_is_not_watched_for_a_while() {
+        let (root, mut folders) = folders();
+        let (at, now) = (|name: &str| root.path().join("v1").join(name), Instant::now());
+        fs::create_dir_all(at("docker/busy")).unwrap();
+        folders.scan(Report::New, now);
+        let before = folders.watched.len();
+        for _ in 0..=BURST {
+            fs::create_dir(at("docker/busy/x")).unwrap();
+            fs::remove_dir(at("docker/busy/x")).unwrap();
+            assert_eq!(paths(folders.read(now)), [""; 0]);
+        }
+        assert_eq!(folders.watched.len(), before - 1);
+        fs::create_dir_all(at("docker/busy/docker/late")).unwrap();
+        fs::create_dir_all(at("docker/quiet")).unwrap();
+        assert_eq!(paths(folders.read(now)), ["/docker/quiet"], "others are not affected");
+        assert_eq!(paths(Some(folders.resume(now))), [""; 0]);
+        let later = folders.next_due().unwrap();
+        let found = paths(Some(folders.resume(later)));
+        assert!(found.contains(&"/docker/busy/docker/late".to_owned()), "{found:?}");
+        assert_eq!(folders.next_due(), None);
+    }
+
+    #[test]
+    fn lost_events_are_reported() {
+        let (root, mut folders) = folders();
+        let now = Instant::now();
+        folders.scan(Report::New, now);
+        // Equal events in a row are merged by the kernel.
+        let queue = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+        for number in 0..=queue.trim().parse::<usize>().unwrap() {
+            let folder = root.path().join("v1").join(number.to_string());
+            fs::create_dir(&folder).unwrap();
+            fs::remove_dir(&folder).unwrap();
+        }
+        let mut is_complete = true;
+        for _ in 0..200 {
+            is_complete &= folders.read(now).is_some();
+        }
+        assert!(!is_complete);
+    }
+
+    #[test]
+    fn accounts_are_of_containers_and_users() {
+        assert_eq!(account_of("/lxc/web/a/docker/b"), Some("/lxc/web"));
+        let user = "/user.slice/user-1000.slice/user@1000.service/app.slice";
+        assert_eq!(account_of(user), Some("/user.slice/user-1000.slice"));
+        assert_eq!(account_of("/system.slice/a.service"), None);
+        assert_eq!(depth_in("/lxc/web/a/b", "/lxc/web"), 2);
+        assert_eq!(depth_in(user, "/user.slice/user-1000.slice"), 0);
+    }
+}
