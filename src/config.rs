@@ -98,7 +98,7 @@ settings! {
     /// How `ambit attach`, hooks, the daemon and `ambit oci-runtime` equip containers.
     pub struct Attach {
         /// Attach the files to every container of an engine when it starts, and to all that run when
-        /// the daemon starts or reloads.
+        /// the daemon starts, reads its configuration again, or mounts its files anew.
         pub auto: bool = false;
         /// Containers that `auto` leaves alone: each pattern fits the name or id of a container, or
         /// the path of its control group. Containers in them are left alone too.

@@ -352,7 +352,7 @@ mod tests {
 
     /// Watches of a folder in the place of a cgroup hierarchy.
     fn folders() -> (tempfile::TempDir, Folders) {
-        let root = tempfile::tempdir().unwrap();
+        let root = tempfile::tempdir_in("/dev/shm").unwrap();
         fs::create_dir(root.path().join("v1")).unwrap();
         let mountinfo = b"30 20 0:30 / /v1 rw - cgroup cgroup rw,memory\n";
         let found = Hierarchies::from_mountinfo(mountinfo, root.path()).unwrap();

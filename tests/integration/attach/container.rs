@@ -43,9 +43,39 @@ impl Container {
         has_users: bool,
         binds: &[(String, &str)],
     ) -> Self {
-        machine::needs(&[engine]);
-        let (root, state, id) = (root(), readable_dir(), id(engine));
+        let (root, id) = (root(), id(engine));
         let config = config(&root, &id, has_users, binds);
+        Self::oci_of(engine, id, root, &config)
+    }
+
+    /// Starts one whose cgroup is in this one, and whose first program is this script.
+    #[track_caller]
+    pub(super) fn oci_in(engine: &'static str, cgroup: &str, script: &str) -> Self {
+        let (root, id) = (root(), id(engine));
+        let mut config = config(&root, &id, false, &[]);
+        config["linux"]["cgroupsPath"] = json!(format!("{}/{cgroup}/{id}", cgroup::base()));
+        config["process"]["args"] = json!(["sh", "-c", script]);
+        Self::oci_of(engine, id, root, &config)
+    }
+
+    /// Starts one in this cgroup with all rights, and with the network of the machine.
+    #[track_caller]
+    pub(super) fn agent(cgroup: &str) -> Self {
+        let (root, id) = (root(), id("runc"));
+        let mut config = config(&root, &id, false, &[]);
+        config["linux"]["cgroupsPath"] = json!(format!("{}/{cgroup}/{id}", cgroup::base()));
+        let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|one| one["type"] != "network");
+        for set in ["bounding", "effective", "permitted"] {
+            config["process"]["capabilities"][set] = json!(all_rights());
+        }
+        Self::oci_of("runc", id, root, &config)
+    }
+
+    #[track_caller]
+    fn oci_of(engine: &'static str, id: String, root: TempDir, config: &serde_json::Value) -> Self {
+        machine::needs(&[engine]);
+        let state = readable_dir();
         fs::write(state.path().join("config.json"), config.to_string()).unwrap();
         let mut container = Self { engine, id, pid: 0, state, _root: root, _monitor: None };
         let mut run = container.command(&["run", "--detach", "--bundle"]);
@@ -142,6 +172,60 @@ impl Drop for Container {
         command::run(&mut delete);
     }
 }
+
+/// The capabilities that the machine can give to a container.
+fn all_rights() -> Vec<&'static str> {
+    let status = fs::read_to_string("/proc/1/status").unwrap();
+    let bounds = status.lines().find_map(|line| line.strip_prefix("CapBnd:\t")).unwrap();
+    let bounds = u64::from_str_radix(bounds, 16).unwrap();
+    let has = |(bit, _): &(usize, &&str)| bounds & 1 << bit != 0;
+    RIGHTS.iter().enumerate().filter(has).map(|(_, right)| *right).collect()
+}
+
+/// All capabilities, by number: capabilities(7).
+const RIGHTS: &[&str] = &[
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_ADMIN",
+    "CAP_NET_RAW",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_MKNOD",
+    "CAP_LEASE",
+    "CAP_AUDIT_WRITE",
+    "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MAC_ADMIN",
+    "CAP_SYSLOG",
+    "CAP_WAKE_ALARM",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ",
+    "CAP_PERFMON",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
+];
 
 fn id(engine: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);

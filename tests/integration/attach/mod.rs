@@ -1,6 +1,7 @@
 //! `ambit attach`: containers that run already, made by engines with no option for ambit, show
 //! their own bounds, and detach gives back what was there before.
 
+mod auto;
 mod container;
 mod dead;
 mod equip;

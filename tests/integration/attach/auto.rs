@@ -1,0 +1,258 @@
+//! `[attach] auto = true`: containers of engines show their own bounds soon after their start, with
+//! no option of the engine, and nothing else is touched.
+
+use std::fs;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use crate::harness::cgroup::{Cgroup, Limits};
+use crate::harness::command::{quiet, run, start};
+use crate::harness::daemon::{Daemon, Place, mounts};
+use crate::harness::machine;
+use crate::harness::text::{count, cpu_lines, kb};
+
+use super::container::{Container, FRESH, MEMORY_KB, Unshared, mounts_of};
+
+/// A daemon that attaches containers when they start, with further settings.
+#[track_caller]
+fn daemon(settings: &str) -> Daemon {
+    Daemon::start_at(place(settings))
+}
+
+fn place(settings: &str) -> Place {
+    Place::intercepting(&format!("[attach]\nauto = true\n{settings}"))
+}
+
+/// A cgroup whose name is that of Docker's, in which containers are made.
+fn docker() -> Cgroup {
+    Cgroup::new("docker", Limits::default())
+}
+
+/// Waits until a container shows its own memory.
+#[track_caller]
+fn wait_for(daemon: &mut Daemon, pid: u32) {
+    let until = Instant::now() + machine::patience(20);
+    while !is_attached(pid) {
+        assert!(Instant::now() < until, "{}\n{}", mounts_of(pid), daemon.log());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn is_attached(pid: u32) -> bool {
+    // The last target.
+    let mounts = mounts_of(pid);
+    mounts.contains(" /proc/meminfo ") && mounts.contains(" /sys/devices/system/cpu ")
+}
+
+/// Asserts that a process sees nothing of the overlay in its `/proc` and `/sys`.
+#[track_caller]
+fn is_untouched(pid: u32) {
+    let mounts = mounts_of(pid);
+    let mut files = mounts.lines().filter(|line| line.contains(" fuse.ambit "));
+    let is_seen = |line: &str| line.contains(" /proc/") || line.contains(" /sys/");
+    assert!(!files.any(is_seen), "{mounts}");
+}
+
+/// Waits until the daemon has found the cgroups that exist, by a container that starts after them.
+#[track_caller]
+fn pass(daemon: &mut Daemon) {
+    let last = runc();
+    wait_for(daemon, last.pid());
+}
+
+/// Waits until the daemon has attached this many containers.
+#[track_caller]
+fn attached(daemon: &Daemon, count: u64) {
+    let until = Instant::now() + machine::patience(10);
+    loop {
+        let auto = daemon.status()["auto"].clone();
+        if auto["attached"] == count {
+            return;
+        }
+        assert!(Instant::now() < until, "{auto}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+const SLEEP: &str = "exec sleep 1000";
+
+fn runc() -> Container {
+    Container::oci_in("runc", "docker", SLEEP)
+}
+
+/// Writes how long it took from its start to the last mount, in nanoseconds.
+const TIMED: &str = r#"
+    last=/sys/devices/system/node
+    [ -d $last ] || last=/sys/devices/system/cpu
+    begin=$(date +%s%N)
+    while :; do
+        while read -r line; do
+            case $line in *" $last "*) break 2;; esac
+        done </proc/self/mountinfo
+    done
+    echo $(($(date +%s%N) - begin)) >/dev/took.new
+    mv /dev/took.new /dev/took
+    exec sleep 1000"#;
+
+/// Returns what a container of [`TIMED`] has written.
+#[track_caller]
+fn time_to_attach(pid: u32) -> Duration {
+    let until = Instant::now() + machine::patience(20);
+    loop {
+        let took = fs::read_to_string(format!("/proc/{pid}/root/dev/took"));
+        if let Some(took) = took.ok().and_then(|text| text.trim().parse().ok()) {
+            return Duration::from_nanos(took);
+        }
+        assert!(Instant::now() < until, "{}", mounts_of(pid));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[track_caller]
+fn is_right(container: &Container) {
+    assert_eq!(kb(&container.exec("cat /proc/meminfo").ok(), "MemTotal"), MEMORY_KB);
+    assert_eq!(cpu_lines(&container.exec("cat /proc/stat").ok()).len(), 1);
+    assert_eq!(count(&container.exec("cat /proc/cpuinfo").ok(), "processor"), 1);
+    let free = container.exec("free -k").ok();
+    assert!(free.contains(&format!(" {MEMORY_KB} ")), "{free}");
+    assert_eq!(container.exec("ls -d /sys/devices/system/cpu/cpu[0-9]*").ok().lines().count(), 1);
+}
+
+#[test]
+fn containers_of_each_engine_are_attached_when_they_start() {
+    let mut daemon = daemon("");
+    let _docker = docker();
+    let machine = mounts();
+    for engine in ["runc", "crun"] {
+        let container = Container::oci_in(engine, "docker", SLEEP);
+        wait_for(&mut daemon, container.pid());
+        is_right(&container);
+        assert_eq!(mounts_of(container.pid()).matches(" /proc/meminfo ").count(), 1);
+    }
+    let container = Container::lxc();
+    wait_for(&mut daemon, container.pid());
+    is_right(&container);
+    assert_eq!(mounts(), machine);
+    attached(&daemon, 3);
+    let status = daemon.place().ambit(&["status"]).ok();
+    assert!(status.contains("attach at start: on, 3 containers attached, 0 failed\n"), "{status}");
+}
+
+#[test]
+fn a_container_that_runs_before_the_daemon_is_attached() {
+    let _docker = docker();
+    let container = runc();
+    let mut daemon = daemon("");
+    wait_for(&mut daemon, container.pid());
+    attached(&daemon, 1);
+    is_right(&container);
+    // It is off, and then on again.
+    let place = daemon.place();
+    let config = fs::read_to_string(place.config()).unwrap();
+    fs::write(place.config(), config.replace("auto = true", "auto = false")).unwrap();
+    place.ambit(&["reload"]).ok();
+    let status = place.ambit(&["status"]).ok();
+    assert!(status.contains("attach at start: off, 1 containers attached"), "{status}");
+    let late = runc();
+    place.ambit(&["detach", &container.pid().to_string()]).ok();
+    fs::write(place.config(), config).unwrap();
+    place.ambit(&["reload"]).ok();
+    wait_for(&mut daemon, container.pid());
+    wait_for(&mut daemon, late.pid());
+}
+
+#[test]
+fn an_excluded_container_is_left_alone() {
+    let mut daemon = daemon("exclude = [\"lxc-attach-*\", \"*/excluded/docker/*\"]\n");
+    let _docker = docker();
+    let _other = Cgroup::new("excluded", Limits::default());
+    let _inner = Cgroup::new("excluded/docker", Limits::default());
+    let by_path = Container::oci_in("runc", "excluded/docker", SLEEP);
+    let by_name = Container::lxc();
+    pass(&mut daemon);
+    for container in [&by_path, &by_name] {
+        is_untouched(container.pid());
+    }
+}
+
+#[test]
+fn pid_namespaces_that_no_engine_made_are_left_alone() {
+    let mut daemon = daemon("");
+    let _docker = docker();
+    let mut sandbox = start(quiet("unshare").args([
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "sh",
+        "-c",
+        "echo it runs; exec sleep 1000",
+    ]));
+    sandbox.wait_for("it runs", machine::patience(20));
+    let other = Unshared::start("no-engine", FRESH);
+    let pids = || run(quiet("pgrep").args(["-P", &sandbox.pid().to_string()])).ok();
+    let inside: u32 = pids().trim().parse().unwrap();
+    pass(&mut daemon);
+    for pid in [inside, other.pid] {
+        is_untouched(pid);
+    }
+}
+
+/// A privileged container in the machine's network is an agent that reports the machine.
+#[test]
+fn a_privileged_container_in_the_network_of_the_machine_is_left_alone() {
+    let mut daemon = daemon("");
+    let _docker = docker();
+    let agent = Container::agent("docker");
+    pass(&mut daemon);
+    is_untouched(agent.pid());
+    assert!(daemon.log().contains("it is privileged and shares the network of the machine"));
+}
+
+/// A container that makes control groups all the time does not keep others from being found.
+#[test]
+fn a_flood_of_cgroups_in_a_container_does_not_delay_others() {
+    const FLOOD: usize = 20_000;
+    let mut daemon = daemon("");
+    let outer = Cgroup::new("docker", Limits::default());
+    let busy = outer.child("busy", Limits::default());
+    let dir = busy.dirs().next().unwrap().to_owned();
+    for _ in 0..FLOOD {
+        fs::create_dir(dir.join("x")).unwrap();
+        fs::remove_dir(dir.join("x")).unwrap();
+    }
+    pass(&mut daemon);
+    let status = daemon.status();
+    assert_eq!(status["auto"]["failed"], 0, "{}", status["auto"]);
+}
+
+/// How many containers there are; `AMBIT_TEST_STARTED` may ask for more.
+fn how_many() -> usize {
+    std::env::var("AMBIT_TEST_STARTED").ok().and_then(|text| text.parse().ok()).unwrap_or(30)
+}
+
+#[test]
+fn the_machine_has_the_same_mounts_after_many_starts() {
+    let mut daemon = daemon("");
+    let _docker = docker();
+    let before = mounts();
+    let mut times = Vec::new();
+    for number in 0..how_many() {
+        let engine = ["runc", "crun"][number % 2];
+        let container = Container::oci_in(engine, "docker", TIMED);
+        wait_for(&mut daemon, container.pid());
+        times.push(time_to_attach(container.pid()));
+        assert_eq!(kb(&container.exec("cat /proc/meminfo").ok(), "MemTotal"), MEMORY_KB);
+    }
+    assert_eq!(mounts(), before);
+    times.sort();
+    let _ = writeln!(
+        std::io::stderr(),
+        "\n    {} containers: from the first execve to the last mount median {:.1?}, most {:.1?}",
+        how_many(),
+        times.get(times.len() / 2).copied().unwrap_or_default(),
+        times.last().copied().unwrap_or_default()
+    );
+    attached(&daemon, how_many() as u64);
+    assert_eq!(daemon.status()["auto"]["failed"], 0);
+}
