@@ -24,6 +24,8 @@ const PAUSE: Duration = Duration::from_secs(10);
 /// 200 when it boots.
 const BURST: u32 = 1000;
 const RATE: u32 = 50;
+/// What a container costs, in folders: it is looked at and attached.
+const CONTAINER: u32 = 20;
 /// The most watches of an account, and of all together.
 const MOST_OF_ACCOUNT: usize = 512;
 const MOST: usize = 16 * 1024;
@@ -63,6 +65,8 @@ struct Account {
     left: u32,
     refilled: Instant,
     paused_until: Option<Instant>,
+    /// That it makes too many was logged.
+    has_warned: bool,
 }
 
 /// The cgroup of a container.
@@ -127,9 +131,15 @@ impl Folders {
             let (Some(name), true) = (name, what.contains(ReadFlags::CREATE)) else { continue };
             // The watch may have been removed after the event.
             let Some(folder) = self.watched.get(&watch).cloned() else { continue };
-            if folder.account.is_none_or(|account| self.charge(&account, now)) {
-                let relative = join(&folder.relative, &name);
-                self.watch(folder.hierarchy, relative, Report::New, now, &mut found);
+            let may_make = |account: &String| self.charge(account, 1, now);
+            if !folder.account.as_ref().is_none_or(may_make) {
+                continue;
+            }
+            let (relative, before) = (join(&folder.relative, &name), found.len());
+            self.watch(folder.hierarchy, relative, Report::New, now, &mut found);
+            let count = u32::try_from(found.len() - before).unwrap_or(u32::MAX);
+            if let Some(account) = folder.account.filter(|_| count > 0) {
+                self.charge(&account, count.saturating_mul(CONTAINER), now);
             }
         }
         is_complete.then_some(found)
@@ -147,12 +157,18 @@ impl Folders {
         let over: Vec<String> = over.map(|(path, _)| path.clone()).collect();
         let mut found = Vec::new();
         for path in over {
-            self.accounts.remove(&path);
+            if let Some(account) = self.accounts.get_mut(&path) {
+                *account = Account { has_warned: account.has_warned, ..Account::new(now) };
+            }
             for hierarchy in 0..self.hierarchies.len() {
                 let relative = self.hierarchies[hierarchy].relative(&path).map(str::to_owned);
                 if let Some(relative) = relative {
                     self.watch(hierarchy, relative, Report::New, now, &mut found);
                 }
+            }
+            // It is gone.
+            if self.accounts.get(&path).is_some_and(|account| account.watches == 0) {
+                self.accounts.remove(&path);
             }
         }
         found
@@ -257,17 +273,20 @@ impl Folders {
         }
     }
 
-    /// Charges a new folder to an account. False if the account is used up: its watches are gone.
-    fn charge(&mut self, path: &str, now: Instant) -> bool {
+    /// Charges new folders to an account. False if the account is used up: its watches are gone.
+    fn charge(&mut self, path: &str, cost: u32, now: Instant) -> bool {
         let Some(account) = self.accounts.get_mut(path) else { return false };
-        if account.charge(now) {
+        if account.charge(cost, now) {
             return true;
         }
-        tracing::warn!(
-            cgroup = path,
-            "it makes control groups too often: containers in it are found with a delay of up to {} s",
-            PAUSE.as_secs()
-        );
+        if !std::mem::replace(&mut account.has_warned, true) {
+            tracing::warn!(
+                cgroup = path,
+                "it makes control groups too often: containers in it are found with a delay of up \
+                 to {} s",
+                PAUSE.as_secs()
+            );
+        }
         account.paused_until = Some(now + PAUSE);
         account.watches = 0;
         let is_its = |folder: &Folder| folder.account.as_deref() == Some(path);
@@ -299,17 +318,17 @@ enum Added {
 
 impl Account {
     fn new(now: Instant) -> Self {
-        Self { watches: 0, left: BURST, refilled: now, paused_until: None }
+        Self { watches: 0, left: BURST, refilled: now, paused_until: None, has_warned: false }
     }
 
-    fn charge(&mut self, now: Instant) -> bool {
+    fn charge(&mut self, cost: u32, now: Instant) -> bool {
         let seconds = now.saturating_duration_since(self.refilled).as_secs();
         if seconds > 0 {
             let more = u32::try_from(seconds).unwrap_or(u32::MAX).saturating_mul(RATE);
             self.left = self.left.saturating_add(more).min(BURST);
             self.refilled = now;
         }
-        let left = self.left.checked_sub(1);
+        let left = self.left.checked_sub(cost);
         self.left = left.unwrap_or(0);
         left.is_some()
     }

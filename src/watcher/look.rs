@@ -38,12 +38,24 @@ pub(super) struct Process {
 pub(super) enum Look {
     /// Its cgroup does not exist any more.
     Gone,
-    /// It is being made. The process is there once it has a root of its own.
-    BeingMade(Option<Process>),
+    /// It is being made, and has come so far. The process is there once it has a root of its own.
+    BeingMade(Progress, Option<Process>),
     /// It runs its program.
     Runs(Process),
     /// It reports the machine and is left alone, for this reason.
     ReportsMachine(&'static str),
+}
+
+/// How far an engine has come with a container.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// It has no process with namespaces of its own.
+    #[default]
+    Nothing,
+    /// Its process has mounts of its own, and still the machine's root.
+    Mounts,
+    /// Its process has a root of its own, and runs no program from there.
+    Root,
 }
 
 /// What containers are compared with.
@@ -90,10 +102,7 @@ struct Seen {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// It has mounts of its own, and still the machine's root.
-    Starting,
-    /// It has a root of its own, and not yet a program from there.
-    Rooted,
+    IsMade(Progress),
     /// It runs a program of its own root.
     Runs,
 }
@@ -134,11 +143,11 @@ pub(super) fn look(path: &str, folders: &[PathBuf], machine: &Machine) -> Look {
         (one.depth.is_none(), one.depth, one.stage != Stage::Runs)
     });
     let Some(Seen { process, stage, .. }) = first.map(|at| seen.swap_remove(at)) else {
-        return Look::BeingMade(None);
+        return Look::BeingMade(Progress::Nothing, None);
     };
     match stage {
-        Stage::Starting => Look::BeingMade(None),
-        Stage::Rooted => Look::BeingMade(Some(process)),
+        Stage::IsMade(Progress::Root) => Look::BeingMade(Progress::Root, Some(process)),
+        Stage::IsMade(progress) => Look::BeingMade(progress, None),
         Stage::Runs => match reports_machine(&process, machine) {
             Some(reason) => Look::ReportsMachine(reason),
             None => Look::Runs(process),
@@ -169,11 +178,11 @@ fn see(pid: u32, path: &str, machine: &Machine) -> Option<Seen> {
     let depth = (Status(&status).numbers("NSpid:").last() == Some(1)).then_some(depth);
     let mountinfo = read(&folder, "mountinfo")?;
     let stage = if machine.root.is_some() && root(&mountinfo) == machine.root {
-        Stage::Starting
+        Stage::IsMade(Progress::Mounts)
     } else if runs_own_program(&folder, &mountinfo) {
         Stage::Runs
     } else {
-        Stage::Rooted
+        Stage::IsMade(Progress::Root)
     };
     Some(Seen { process: Process { pid, folder }, stage, depth })
 }
@@ -297,6 +306,9 @@ mod tests {
         assert!(matches!(look("/docker/a", &folders, &machine), Look::Gone));
         fs::create_dir_all(&folders[0]).unwrap();
         fs::write(folders[0].join("cgroup.procs"), "").unwrap();
-        assert!(matches!(look("/docker/a", &folders, &machine), Look::BeingMade(None)));
+        assert!(matches!(
+            look("/docker/a", &folders, &machine),
+            Look::BeingMade(Progress::Nothing, None)
+        ));
     }
 }

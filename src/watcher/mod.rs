@@ -290,8 +290,8 @@ impl Thread {
                     self.pending.remove(&path);
                     continue;
                 }
-                Look::BeingMade(process) => {
-                    if self.pending.look_again(&path, now) {
+                Look::BeingMade(progress, process) => {
+                    if self.pending.look_again(&path, progress, now) {
                         continue;
                     }
                     // Such as a container that was created and is started later: its engine has
