@@ -5,6 +5,8 @@ use std::fs;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use rustix::mount::{UnmountFlags, unmount};
+
 use crate::harness::cgroup::{Cgroup, Limits};
 use crate::harness::command::{quiet, run, start};
 use crate::harness::daemon::{Daemon, Place, mounts};
@@ -81,18 +83,9 @@ fn runc() -> Container {
 }
 
 /// Writes how long it took from its start to the last mount, in nanoseconds.
-const TIMED: &str = r#"
-    last=/sys/devices/system/node
-    [ -d $last ] || last=/sys/devices/system/cpu
-    begin=$(date +%s%N)
-    while :; do
-        while read -r line; do
-            case $line in *" $last "*) break 2;; esac
-        done </proc/self/mountinfo
-    done
-    echo $(($(date +%s%N) - begin)) >/dev/took.new
-    mv /dev/took.new /dev/took
-    exec sleep 1000"#;
+const TIMED: &str = "\
+    last=/sys/devices/system/node; [ -d $last ] || last=/sys/devices/system/cpu; \
+    /mnt/mounted $last /dev/took; exec sleep 1000";
 
 /// Returns what a container of [`TIMED`] has written.
 #[track_caller]
@@ -224,6 +217,40 @@ fn a_flood_of_cgroups_in_a_container_does_not_delay_others() {
     pass(&mut daemon);
     let status = daemon.status();
     assert_eq!(status["auto"]["failed"], 0, "{}", status["auto"]);
+}
+
+/// Files whose connection was aborted are dead until the next server has mounted its own.
+#[test]
+fn dead_files_are_replaced_without_a_command() {
+    let mut daemon = daemon("");
+    let _docker = docker();
+    let container = runc();
+    wait_for(&mut daemon, container.pid());
+    attached(&daemon, 1);
+    let server = daemon.server_pid();
+    // Ends the connection wherever it is bound, and fails, because other files lie upon these.
+    let _ = unmount(daemon.place().mount(), UnmountFlags::FORCE);
+    let until = Instant::now() + machine::patience(30);
+    while daemon
+        .try_status()
+        .is_none_or(|status| status["server_pid"] == server || status["auto"]["attached"] != 1)
+    {
+        assert!(Instant::now() < until, "{:?}\n{}", daemon.try_status(), daemon.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    is_right(&container);
+}
+
+/// A container may be started long after it was created. It has its mounts by then.
+#[test]
+fn a_container_that_is_created_and_started_later_is_attached() {
+    let mut daemon = daemon("");
+    let _docker = docker();
+    let container = Container::created_in("runc", "docker");
+    wait_for(&mut daemon, container.pid());
+    container.start();
+    is_right(&container);
+    attached(&daemon, 1);
 }
 
 /// How many containers there are; `AMBIT_TEST_STARTED` may ask for more.

@@ -45,17 +45,33 @@ impl Container {
     ) -> Self {
         let (root, id) = (root(), id(engine));
         let config = config(&root, &id, has_users, binds);
-        Self::oci_of(engine, id, root, &config)
+        Self::oci_of(engine, id, root, &config, &["run", "--detach"])
     }
 
     /// Starts one whose cgroup is in this one, and whose first program is this script.
     #[track_caller]
     pub(super) fn oci_in(engine: &'static str, cgroup: &str, script: &str) -> Self {
         let (root, id) = (root(), id(engine));
-        let mut config = config(&root, &id, false, &[]);
+        let programs = machine::programs().display().to_string();
+        let mut config = config(&root, &id, false, &[(programs, "/mnt")]);
         config["linux"]["cgroupsPath"] = json!(format!("{}/{cgroup}/{id}", cgroup::base()));
         config["process"]["args"] = json!(["sh", "-c", script]);
-        Self::oci_of(engine, id, root, &config)
+        Self::oci_of(engine, id, root, &config, &["run", "--detach"])
+    }
+
+    /// Creates one in this cgroup, which [`Self::start`] starts.
+    #[track_caller]
+    pub(super) fn created_in(engine: &'static str, cgroup: &str) -> Self {
+        let (root, id) = (root(), id(engine));
+        let mut config = config(&root, &id, false, &[]);
+        config["linux"]["cgroupsPath"] = json!(format!("{}/{cgroup}/{id}", cgroup::base()));
+        Self::oci_of(engine, id, root, &config, &["create"])
+    }
+
+    /// Starts one that was created.
+    #[track_caller]
+    pub(super) fn start(&self) {
+        command::run(self.command(&["start"]).arg(&self.id)).ok();
     }
 
     /// Starts one in this cgroup with all rights, and with the network of the machine.
@@ -69,17 +85,23 @@ impl Container {
         for set in ["bounding", "effective", "permitted"] {
             config["process"]["capabilities"][set] = json!(all_rights());
         }
-        Self::oci_of("runc", id, root, &config)
+        Self::oci_of("runc", id, root, &config, &["run", "--detach"])
     }
 
     #[track_caller]
-    fn oci_of(engine: &'static str, id: String, root: TempDir, config: &serde_json::Value) -> Self {
+    fn oci_of(
+        engine: &'static str,
+        id: String,
+        root: TempDir,
+        config: &serde_json::Value,
+        words: &[&str],
+    ) -> Self {
         machine::needs(&[engine]);
         let state = readable_dir();
         fs::write(state.path().join("config.json"), config.to_string()).unwrap();
         let mut container = Self { engine, id, pid: 0, state, _root: root, _monitor: None };
-        let mut run = container.command(&["run", "--detach", "--bundle"]);
-        command::run(run.arg(container.state.path()).arg(&container.id)).ok();
+        let mut run = container.command(words);
+        command::run(run.arg("--bundle").arg(container.state.path()).arg(&container.id)).ok();
         let shown = command::run(container.command(&["state"]).arg(&container.id)).ok();
         let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
         container.pid = u32::try_from(shown["pid"].as_u64().unwrap()).unwrap();
