@@ -1,10 +1,10 @@
 //! inotify watches of the cgroup folders in which engines make cgroups.
 //!
-//! The kernel reports each new folder in a watched one, so that nothing runs while no cgroup is made,
-//! however many processes start. All folders of the machine are watched, and those in a container
-//! and of a user for engines in it, which may make folders as often as they like. Those have an
-//! account: if it is used up, their watches are removed, and a scan after [`PAUSE`] finds what was
-//! missed. Start reading at [`Folders::scan`] and [`Folders::read`].
+//! The kernel reports each new folder in a watched one, so that nothing runs while no cgroup is
+//! made, however many processes start. All folders of the machine are watched, and those in a
+//! container and of a user for engines in it, which may make folders as often as they like. Those
+//! have an account (`account.rs`): if it is used up, their watches are removed, and a scan after
+//! [`PAUSE`] finds what was missed. Start reading at [`Folders::scan`] and [`Folders::read`].
 
 use std::collections::HashMap;
 use std::fs;
@@ -18,12 +18,10 @@ use ambit_sysinfo::hierarchy::Mount;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 
+use super::account::{Account, account_of, depth_in};
+
 /// How long an account that is used up has no watches.
 const PAUSE: Duration = Duration::from_secs(10);
-/// How many folders an account may make at once, and each second. A system container makes about
-/// 200 when it boots.
-const BURST: u32 = 1000;
-const RATE: u32 = 50;
 /// What a container costs, in folders: it is looked at and attached.
 const CONTAINER: u32 = 20;
 /// The most watches of an account, and of all together.
@@ -55,18 +53,6 @@ struct Folder {
     /// Its path below the root of the mount; empty for that root.
     relative: String,
     account: Option<String>,
-}
-
-/// The account of a container or a user.
-#[derive(Debug)]
-struct Account {
-    watches: usize,
-    /// How many folders it may still make.
-    left: u32,
-    refilled: Instant,
-    paused_until: Option<Instant>,
-    /// That it makes too many was logged.
-    has_warned: bool,
 }
 
 /// The cgroup of a container.
@@ -158,7 +144,7 @@ impl Folders {
         let mut found = Vec::new();
         for path in over {
             if let Some(account) = self.accounts.get_mut(&path) {
-                *account = Account { has_warned: account.has_warned, ..Account::new(now) };
+                account.resume(now);
             }
             for hierarchy in 0..self.hierarchies.len() {
                 let relative = self.hierarchies[hierarchy].relative(&path).map(str::to_owned);
@@ -316,42 +302,6 @@ enum Added {
     Gone,
 }
 
-impl Account {
-    fn new(now: Instant) -> Self {
-        Self { watches: 0, left: BURST, refilled: now, paused_until: None, has_warned: false }
-    }
-
-    fn charge(&mut self, cost: u32, now: Instant) -> bool {
-        let seconds = now.saturating_duration_since(self.refilled).as_secs();
-        if seconds > 0 {
-            let more = u32::try_from(seconds).unwrap_or(u32::MAX).saturating_mul(RATE);
-            self.left = self.left.saturating_add(more).min(BURST);
-            self.refilled = now;
-        }
-        let left = self.left.checked_sub(cost);
-        self.left = left.unwrap_or(0);
-        left.is_some()
-    }
-}
-
-/// Returns the account that a cgroup belongs to: its outermost container, or the slice of its user.
-/// Only the machine's root makes the others.
-fn account_of(path: &str) -> Option<&str> {
-    if let Some(found) = engines::all(path).next() {
-        return Some(found.path);
-    }
-    let start = path.find("/user-")?;
-    let end = path[start..].find(".slice")? + start + ".slice".len();
-    Some(&path[..end])
-}
-
-/// Returns how far a cgroup is below the container of its account. Folders of users count as 0.
-fn depth_in(path: &str, account: &str) -> usize {
-    let is_container = engines::all(account).next().is_some();
-    let below = path.strip_prefix(account).filter(|_| is_container);
-    below.map_or(0, |below| below.matches('/').count())
-}
-
 fn join(relative: &str, name: &str) -> String {
     if relative.is_empty() { name.to_owned() } else { format!("{relative}/{name}") }
 }
@@ -367,6 +317,7 @@ fn children(folder: &Path) -> impl Iterator<Item = String> {
 mod tests {
     use ambit_sysinfo::hierarchy::Hierarchies;
 
+    use super::super::account::BURST;
     use super::*;
 
     /// Watches of a folder in the place of a cgroup hierarchy.
@@ -448,15 +399,5 @@ mod tests {
             is_complete &= folders.read(now).is_some();
         }
         assert!(!is_complete);
-    }
-
-    #[test]
-    fn accounts_are_of_containers_and_users() {
-        assert_eq!(account_of("/lxc/web/a/docker/b"), Some("/lxc/web"));
-        let user = "/user.slice/user-1000.slice/user@1000.service/app.slice";
-        assert_eq!(account_of(user), Some("/user.slice/user-1000.slice"));
-        assert_eq!(account_of("/system.slice/a.service"), None);
-        assert_eq!(depth_in("/lxc/web/a/b", "/lxc/web"), 2);
-        assert_eq!(depth_in(user, "/user.slice/user-1000.slice"), 0);
     }
 }

@@ -1,10 +1,11 @@
-//! Looks at the cgroup of an engine's container, and decides whether the container runs its program.
+//! Looks at the cgroup of an engine's container, and decides whether the container runs its
+//! program.
 //!
-//! A container that is being made still has the machine's mounts, then a root of its own without the
-//! masks of its engine. It is made when its first process has executed a program of its own root.
-//! That is seen without the engine: until then the program of the process lies on a mount of the
-//! machine. Everything is read through a descriptor of the process's folder in `/proc`, never through
-//! its number, and no file of the container is opened. Start reading at [`look`].
+//! A container that is being made still has the machine's mounts, then a root of its own without
+//! the masks of its engine. It is made when its first process has executed a program of its own
+//! root. That is seen without the engine: until then the program of the process lies on a mount of
+//! the machine. Everything is read through a descriptor of the process's folder in `/proc`, never
+//! through its number, and no file of the container is opened. Start reading at [`look`].
 
 use std::fs::{self, File};
 use std::io::Read;

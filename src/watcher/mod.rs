@@ -2,12 +2,13 @@
 //! and without the engine's help.
 //!
 //! New containers are found by the cgroups that engines make (`folders.rs`), and only those: a pid
-//! namespace elsewhere (a browser's sandbox, bubblewrap, a service) is never touched. A container is
-//! looked at until it runs its program (`pending.rs`, `look.rs`), and is then attached by the
-//! `Attacher`, as by `ambit attach`. One thread watches and looks, and opens no file of a container.
-//! Each attach has a thread of its own, because a container may not answer. Start reading at
-//! [`Watcher::start`].
+//! namespace elsewhere (a browser's sandbox, bubblewrap, a service) is never touched. A container
+//! is looked at until it runs its program (`pending.rs`, `look.rs`), and is then attached by the
+//! `Attacher`, as by `ambit attach`. One thread watches and looks, and opens no file of a
+//! container. Each attach has a thread of its own, because a container may not answer. Start
+//! reading at [`Watcher::start`].
 
+mod account;
 mod folders;
 mod look;
 mod pending;

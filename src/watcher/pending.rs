@@ -1,9 +1,9 @@
 //! The containers that are waited for, and when each is looked at again.
 //!
-//! A container is looked at every 2 ms at first, then each time after an eighth of the time since its
-//! engine has last come further, for at most [`PATIENCE`]. All of it is bounded: how many containers
-//! wait, how many of them are in one container, how many are attached at once and how often. Start
-//! reading at [`Pending::add`].
+//! A container is looked at every 2 ms at first, then each time after an eighth of the time since
+//! its engine has last come further, for at most [`PATIENCE`]. All of it is bounded: how many
+//! containers wait, how many of them are in one container, how many are attached at once and how
+//! often. Start reading at [`Pending::add`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
