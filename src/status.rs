@@ -410,6 +410,7 @@ mod tests {
             ],
             intercepted: vec![Intercepted { container: id, delayed: 0, calls: vec![call] }],
             left_alone: Vec::new(),
+            auto: WatcherStatus::default(),
             equipped: Vec::new(),
             dead: Vec::new(),
         };
