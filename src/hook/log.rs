@@ -25,8 +25,10 @@ pub(crate) fn send(priority: u8, text: &str) -> bool {
     sent.is_ok()
 }
 
-/// Logs an error.
+/// Logs an error. Paths of a bundle may have control characters.
 pub(super) fn complain(text: &str) {
+    let text: String = text.chars().map(|one| if one.is_control() { '?' } else { one }).collect();
+    let text = text.as_str();
     log(WARNING, text);
     stderr::line(&format!("hook: {text}"));
 }

@@ -77,6 +77,14 @@ fn cover(state: &State, config: &Config) -> anyhow::Result<String> {
         openat(CWD, path, flags, Mode::empty())
             .with_context(|| format!("cannot open {}", path.display()))
     };
+    // Whatever root the bundle names, the mounts of the machine are not touched. The namespace of
+    // process 1 cannot be told without rights over it, and then nothing can be mounted there either.
+    let namespace = |process: &str| rustix::fs::stat(format!("/proc/{process}/ns/mnt"));
+    if let (Ok(own), Ok(first)) = (namespace("self"), namespace("1"))
+        && own.st_ino == first.st_ino
+    {
+        bail!("this hook runs in the machine's mount namespace: it must be a createContainer hook");
+    }
     let folder = open(&state.bundle.join(&bundle.root.path))?;
     let mount = &config.overlay.mount;
     let overlay = open(mount)?;

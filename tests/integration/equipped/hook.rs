@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::all_files;
 use crate::harness::command::{self, Output, quiet};
-use crate::harness::daemon::{Daemon, Place, readable_dir};
+use crate::harness::daemon::{Daemon, Place, mounts, readable_dir};
 use crate::harness::machine::{self, AMBIT};
 
 /// What engines hide by default.
@@ -61,6 +61,30 @@ fn what_the_engine_hides_stays_hidden() {
         \"$@\" --required <state; mounts; ls -A rootfs/dev/.ambit";
     let said = in_bundle(daemon.place(), script);
     assert_eq!(said.stdout, format!("{0}\n{0}\nproc\nsys\n", all_files()), "{said:?}");
+}
+
+/// A hook of another kind, or a bundle that names the machine's root.
+#[test]
+fn the_machine_is_not_covered_by_a_hook() {
+    let daemon = Daemon::start();
+    let bundle = readable_dir();
+    let before = mounts();
+    let root = "{\"root\":{\"path\":\"/\"}}";
+    fs::write(bundle.path().join("config.json"), root).unwrap();
+    let state = format!("{{\"id\":\"c1\",\"bundle\":\"{}\"}}", bundle.path().display());
+    let mut hook = quiet("sh");
+    hook.args(["-c", "echo \"$0\" | exec \"$@\"", &state, AMBIT, "hook", "--required"]);
+    let said = command::run(hook.arg("--config").arg(daemon.place().config()));
+    assert_eq!(said.status, 1, "{said:?}");
+    assert!(said.stderr.contains("it must be a createContainer hook"), "{said:?}");
+    assert_eq!(mounts(), before);
+    // What is printed has one line, whatever the bundle is called.
+    hook = quiet("sh");
+    let state = "{\"id\":\"c1\",\"bundle\":\"/no\\u001b[2J\\n\"}";
+    hook.args(["-c", "echo \"$0\" | exec \"$@\"", &state.replace('\\', "\\\\"), AMBIT, "hook"]);
+    let said = command::run(hook.arg("--config").arg(daemon.place().config()));
+    assert!(said.stderr.contains("cannot open /no?[2J?/config.json"), "{said:?}");
+    assert_eq!((said.status, said.stderr.lines().count()), (0, 1), "{said:?}");
 }
 
 /// The number of system calls is what the hook adds to each start, and no engine changes it.
