@@ -15,11 +15,17 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ambit_kernel::sys::fork::{Fork, fork};
 use ambit_kernel::text::control_groups;
 use ambit_kernel::text::mountinfo::{self, Mounted};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open,
+    set_parent_process_death_signal, waitpid,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::mount_namespaces::{self, Namespace};
@@ -101,7 +107,7 @@ pub fn is_ours(mount: &Mounted) -> bool {
 /// namespace.
 #[must_use]
 pub fn is_dead(root: &Path, mount: &Mounted) -> bool {
-    probe(root, mount, ONE_PATIENCE) == Verdict::Dead
+    probe_in_child(root, mount, ONE_PATIENCE) == Verdict::Dead
 }
 
 /// The state of a mount point of ambit.
@@ -192,7 +198,7 @@ impl Verdicts {
     fn is_dead(&mut self, root: &Path, mount: &Mounted) -> bool {
         let left = || self.until.saturating_duration_since(Instant::now());
         let known = self.known.get(&mount.minor).copied();
-        let verdict = known.unwrap_or_else(|| probe(root, mount, left()));
+        let verdict = known.unwrap_or_else(|| probe_in_child(root, mount, left()));
         // Another mount of the same connection may not be covered.
         if verdict != Verdict::Hidden {
             self.known.insert(mount.minor, verdict);
@@ -213,6 +219,48 @@ fn probe(root: &Path, mount: &Mounted, patience: Duration) -> Verdict {
         return Verdict::Silent;
     }
     told.recv_timeout(patience).unwrap_or(Verdict::Silent)
+}
+
+/// Asks a mount of a container, by a child that is left behind if there is no answer: a process with
+/// a thread that waits for a FUSE server cannot end.
+fn probe_in_child(root: &Path, mount: &Mounted, patience: Duration) -> Verdict {
+    if patience.is_zero() {
+        return Verdict::Silent;
+    }
+    let Ok(null) = fs::OpenOptions::new().read(true).write(true).open("/dev/null") else {
+        return Verdict::Silent;
+    };
+    let child = match fork() {
+        Ok(Fork::Parent(child)) => Pid::from_raw(child.as_raw()),
+        Ok(Fork::Child) => {
+            let _ = set_parent_process_death_signal(Some(Signal::KILL));
+            // The reader of this command's output waits for its end, and not for that of the child.
+            let _ = rustix::stdio::dup2_stdin(&null);
+            let _ = rustix::stdio::dup2_stdout(&null);
+            let _ = rustix::stdio::dup2_stderr(&null);
+            #[allow(clippy::exit, reason = "the child has nothing to return to")]
+            std::process::exit(match ask(root, mount) {
+                Verdict::Alive => 0,
+                Verdict::Dead => 1,
+                Verdict::Silent | Verdict::Hidden => 2,
+            });
+        }
+        Err(_) => None,
+    };
+    let Some(child) = child else { return Verdict::Silent };
+    let timeout = Timespec::try_from(patience).unwrap_or_default();
+    let has_ended = pidfd_open(child, PidfdFlags::empty())
+        .and_then(|pidfd| poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)));
+    if has_ended != Ok(1) {
+        let _ = kill_process(child, Signal::KILL);
+        return Verdict::Silent;
+    }
+    let status = waitpid(Some(child), WaitOptions::empty()).ok().flatten();
+    match status.and_then(|(_, status)| status.exit_status()) {
+        Some(0) => Verdict::Alive,
+        Some(1) => Verdict::Dead,
+        _ => Verdict::Hidden,
+    }
 }
 
 /// Makes a request that the kernel never answers from a cache.
