@@ -124,3 +124,22 @@ fn files_of_a_daemon_whose_connection_was_aborted_are_replaced() {
     assert!(!status["dead"].as_array().unwrap().iter().any(is_here), "{status:#}");
     assert!(mounts().contains(" fuse.ambit "));
 }
+
+/// Whatever it calls its filesystems: a thread that waits for one cannot be killed.
+#[test]
+fn a_filesystem_that_does_not_answer_does_not_keep_commands_from_ending() {
+    let daemon = Daemon::start();
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/silent_fuse.py");
+    let setup = format!("{FRESH}; mount -o remount,dev /dev; mknod /dev/fuse c 10 229");
+    let last = format!("python3 {program} /proc/meminfo");
+    let container = Unshared::start_with("silent", "private", &setup, &last);
+    for words in [&["status"][..], &["check", &container.pid.to_string()]] {
+        let mut command = quiet(machine::AMBIT);
+        command.args(words).arg("--config").arg(daemon.place().config());
+        let said = start(&mut command).finish(machine::patience(30));
+        assert!(!said.stdout.is_empty() && said.stderr.is_empty(), "{said:?}");
+    }
+    let said = ok(&daemon, "attach", container.pid);
+    assert!(said.contains("fuse.ambit serves it and does not answer"), "{said}");
+    assert!(said.contains("files covered"), "{said}");
+}
