@@ -200,3 +200,30 @@ fn a_bundle_that_cannot_be_read_is_left_to_the_runtime() {
     command::run(quiet("mkfifo").arg(&path)).ok();
     is_left("no regular file");
 }
+
+#[test]
+fn the_runtime_is_that_of_the_configuration() {
+    let bundle = Bundle::new("true");
+    let runtime = bundle.program("fake", "#!/bin/sh\necho \"fake $*\"\nexit 9\n");
+    let place = Place::new();
+    let text = fs::read_to_string(place.config()).unwrap();
+    let run = |runtime: &str| {
+        let text = format!("{text}[attach]\nruntime = \"{runtime}\"\n");
+        fs::write(place.config(), text).unwrap();
+        let mut run = quiet(machine::AMBIT);
+        run.args(["oci-runtime", "--config"]).arg(place.config());
+        command::run(run.args(["--root", "/r", "state", "--", "id"]))
+    };
+    let said = run(&runtime);
+    assert_eq!(
+        (said.status, said.stdout.as_str()),
+        (9, "fake --root /r state -- id\n"),
+        "{said:?}"
+    );
+    let said = run("no-such-runtime");
+    assert_eq!((said.status, said.stdout.as_str()), (127, ""), "{said:?}");
+    assert!(said.stderr.starts_with("ambit: oci-runtime: there is no no-such-runtime in /usr/bin"));
+    let said = run(machine::AMBIT);
+    assert_eq!(said.status, 127, "{said:?}");
+    assert!(said.stderr.ends_with(" is no OCI runtime\n"), "{said:?}");
+}
