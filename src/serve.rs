@@ -19,7 +19,7 @@ use crate::config::{Config, ConfigError, DEFAULT_PATH};
 use crate::control::{self, Control};
 use crate::daemon::{self, Origin, Reach, Server};
 use crate::threads::{self, Threads};
-use crate::{logging, self_check};
+use crate::{hook, logging, self_check};
 use ambit_intercept::operations::Operations;
 use ambit_intercept::timestamp;
 use ambit_worker::Broker;
@@ -181,6 +181,7 @@ fn serve(
             }
         };
         let _ = keeper.send("serving", None);
+        hook::leave_shared_profile(config);
         let threads = Threads::running();
         tracing::info!(
             mount = %server.mount().display(),
@@ -200,7 +201,10 @@ fn serve(
             },
         }
         drop(control);
-        server.stop()
+        let stopped = server.stop();
+        // Without the sockets no container starts whose profile reports calls.
+        hook::leave_shared_profile(config);
+        stopped
     })
 }
 

@@ -63,6 +63,17 @@ fn attach(config: &Config) -> anyhow::Result<Done> {
     Ok(Done::Equipped(format!("the container {name}: {report}")))
 }
 
+/// Leaves the shared profile when the daemon starts and ends: containers that users start read it, and
+/// their hooks may not write it.
+pub fn leave_shared_profile(config: &Config) {
+    let base = Path::new(COMMON);
+    if base.exists()
+        && let Err(error) = leave_profile(config, base)
+    {
+        tracing::debug!("the profile of LXC containers is left as it is: {error:#}");
+    }
+}
+
 /// Leaves the profile that fits: with ambit's rules only if its socket can be connected to.
 fn leave_profile(config: &Config, base: &Path) -> anyhow::Result<()> {
     let is_served = is_served(&config.socket("lxc.sock"));

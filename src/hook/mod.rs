@@ -24,7 +24,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_
 
 use crate::config::Config;
 use log::log;
-pub use lxc::profile_path as shared_profile;
+pub use lxc::{leave_shared_profile, profile_path as shared_profile};
 pub(crate) use oci::{ANNOTATION, is_no};
 
 /// How long all of it may take.
