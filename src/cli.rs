@@ -22,8 +22,8 @@ use crate::dependents::{self, Dependent};
 use crate::stop::{self, StopArgs};
 use crate::verify::VerifyArgs;
 use crate::{
-    absence, check, check_process, control, dead_mounts, drop_in, hook, lxcfs, oci_runtime,
-    profile, run, serve, verify, visitor,
+    absence, check, check_process, containers, control, dead_mounts, drop_in, hook, lxcfs,
+    oci_runtime, profile, run, serve, verify, visitor,
 };
 use ambit_intercept::Policy;
 use ambit_worker::Broker;
@@ -169,9 +169,9 @@ enum Command {
     /// it. With a process: says which container's numbers it gets, and why it does not see them.
     /// Exit status: 1 if something essential is missing or wrong.
     Check {
-        /// The process
-        #[arg(value_name = "PID")]
-        process: Option<u32>,
+        /// A process, or a container: say whether it sees its own bounds
+        #[arg(value_name = "PID|CONTAINER")]
+        process: Option<String>,
         #[command(flatten)]
         config: ConfigFile,
         /// Only write to standard error which containers have dead files
@@ -311,7 +311,7 @@ impl Cli {
                 Err(error) => Err(error),
             },
             Command::Check { process: Some(process), config, .. } => {
-                match show_process(process, &config) {
+                match show_process(&process, &config) {
                     Ok(code) => return code,
                     Err(error) => Err(error),
                 }
@@ -407,8 +407,12 @@ fn show_check() -> Result<ExitCode, Unwritable> {
     }
 }
 
-fn show_process(process: u32, config: &ConfigFile) -> anyhow::Result<ExitCode> {
-    let findings = check_process::all(process, &config.places()?)?;
+fn show_process(process: &str, config: &ConfigFile) -> anyhow::Result<ExitCode> {
+    let pid = match process.parse() {
+        Ok(pid) => pid,
+        Err(_) => containers::find(process)?.pid,
+    };
+    let findings = check_process::all(pid, &config.places()?)?;
     findings.iter().try_for_each(|finding| print(format_args!("{finding}\n")))?;
     let is_wrong = findings.iter().any(check_process::Finding::is_wrong);
     Ok(ExitCode::from(u8::from(is_wrong)))

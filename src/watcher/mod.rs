@@ -6,7 +6,7 @@
 //! is looked at until it runs its program (`pending.rs`, `look.rs`), and is then attached by the
 //! `Attacher`, as by `ambit attach`. One thread watches and looks, and opens no file of a
 //! container. Each attach has a thread of its own, because a container may not answer. Start
-//! reading at [`Watcher::start`].
+//! reading at `Watcher::start`.
 
 mod account;
 mod folders;
@@ -55,7 +55,7 @@ impl fmt::Display for WatcherStatus {
             return f.write_str("attach at start: off");
         }
         let state = if *is_on { "on" } else { "off" };
-        write!(f, "attach at start: {state}, {attached} containers attached, {failed} failed")?;
+        write!(f, "attach at start: {state}, containers attached: {attached}, failed: {failed}")?;
         last_failure.iter().try_for_each(|last| write!(f, "; the last: {}", last.escape_debug()))
     }
 }

@@ -128,7 +128,10 @@ fn containers_of_each_engine_are_attached_when_they_start() {
     assert_eq!(mounts(), machine);
     attached(&daemon, 3);
     let status = daemon.place().ambit(&["status"]).ok();
-    assert!(status.contains("attach at start: on, 3 containers attached, 0 failed\n"), "{status}");
+    assert!(
+        status.contains("attach at start: on, containers attached: 3, failed: 0\n"),
+        "{status}"
+    );
 }
 
 #[test]
@@ -145,7 +148,7 @@ fn a_container_that_runs_before_the_daemon_is_attached() {
     fs::write(place.config(), config.replace("auto = true", "auto = false")).unwrap();
     place.ambit(&["reload"]).ok();
     let status = place.ambit(&["status"]).ok();
-    assert!(status.contains("attach at start: off, 1 containers attached"), "{status}");
+    assert!(status.contains("attach at start: off, containers attached: 1"), "{status}");
     let late = runc();
     place.ambit(&["detach", &container.pid().to_string()]).ok();
     fs::write(place.config(), config).unwrap();
