@@ -1,8 +1,8 @@
 //! The sockets that runtimes connect to. They never stand in the way of a successor, and only root may
 //! connect, unless a socket is made for all users.
 //!
-//! A socket is bound beside its final name, given its mode, and renamed: nobody can connect
-//! before the mode is right, and a stale file of a predecessor is replaced in one step.
+//! A socket is bound beside its final name, given its mode, and renamed: no process can
+//! connect before the mode is right, and a stale file of a predecessor is replaced in one step.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
