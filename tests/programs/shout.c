@@ -18,8 +18,12 @@ int main(int argc, char **argv)
 		printf("terminals: %d%d%d\n", isatty(0), isatty(1), isatty(2));
 		printf("/dev/tty: %d\n", open("/dev/tty", O_RDWR | O_NOCTTY));
 	} else if (strstr(what, "endless")) {
+		/* Whole pages: a system call a line takes a minute where calls are slow. */
+		static char pages[64 << 10];
+		memset(pages, 'x', sizeof pages);
+		pages[sizeof pages - 1] = '\n';
 		for (;;)
-			puts("more and more and more and more and more and more and more");
+			write(1, pages, sizeof pages);
 	} else if (strstr(what, "left")) {
 		if (!fork()) {
 			sleep(1000);
