@@ -41,7 +41,7 @@ fn main() -> anyhow::Result<()> {
         lxc_socket: Some(folder.join("lxc.sock")),
         policies: Policies::for_all(Policy::from_names(names)?),
         operations: None,
-        call_recorder: None,
+        recorder: None,
         is_successor: false,
     };
     let notifier = Notifier::start(Arc::new(Fixed(Arc::new(view))), options)?;

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ambit_fuse::{MountOptions, Overlay, RequestRecorder, Restored};
+use ambit_fuse::{MountOptions, Overlay, Restored};
 use ambit_keeper::client::{Inherited, KeeperClient};
+use ambit_kernel::recorder::Recorder;
 use ambit_kernel::{output, sys};
 use ambit_sysinfo::{Accounting, AskKernel, Options, Views};
 use anyhow::Context;
@@ -22,7 +23,7 @@ use crate::crash_guard::CrashGuard;
 use crate::visitor;
 use crate::watcher::Watcher;
 use ambit_intercept::operations::Operations;
-use ambit_intercept::{self as intercept, CallRecorder, Notifier};
+use ambit_intercept::{self as intercept, Notifier};
 use ambit_worker::Broker;
 
 /// How often the overlay was attached again.
@@ -43,7 +44,6 @@ pub struct Server {
     keeper: KeeperClient,
     origin: Mutex<Origin>,
     mounts_restored: Mutex<MountsRestored>,
-    crash_guard: Option<Arc<CrashGuard>>,
     attacher: Arc<Attacher>,
     /// `None` if containers do not reach this server.
     watcher: Option<Watcher>,
@@ -111,11 +111,12 @@ impl Server {
         }
         let known = accounting.clone();
         let container_of = move |thread| known.owner_number(thread).unwrap_or(0);
-        let crash_guard =
-            CrashGuard::take_over(&keeper, &mut inherited, accounting.oom_kills(), container_of);
+        let recorder =
+            CrashGuard::take_over(&keeper, &mut inherited, accounting.oom_kills(), container_of)
+                .map(|guard| Arc::new(guard) as Arc<dyn Recorder>);
         let options = MountOptions {
             threads: config.overlay.threads,
-            recorder: crash_guard.clone().map(|guard| guard as Arc<dyn RequestRecorder>),
+            recorder: recorder.clone(),
             visitor: visitor::in_child,
             context: selinux_context(&config.overlay.selinux_context),
             ..match reach {
@@ -136,7 +137,7 @@ impl Server {
             lxc_socket: socket("lxc.sock"),
             policies: config.policies.clone(),
             operations: operations.map(Arc::new),
-            call_recorder: crash_guard.clone().map(|guard| guard as Arc<dyn CallRecorder>),
+            recorder,
             is_successor: successor,
         };
         match Notifier::take_over(accounting.clone(), options, &keeper, &mut inherited) {
@@ -163,7 +164,6 @@ impl Server {
                         instead: false,
                     }),
                     mounts_restored: Mutex::default(),
-                    crash_guard,
                     attacher,
                     watcher,
                     refusals: broadcast::channel(4).0,
@@ -272,13 +272,6 @@ impl Server {
     pub fn reread(&self) {
         let mut origin = self.origin.lock().unwrap_or_else(PoisonError::into_inner);
         (origin.read, origin.instead) = (SystemTime::now(), false);
-    }
-
-    /// Notes for the next server that this process ends on purpose, and not by a crash.
-    pub fn leave(&self) {
-        if let Some(guard) = &self.crash_guard {
-            guard.leave();
-        }
     }
 
     /// Ends this process, when there is no keeper to do it.

@@ -193,7 +193,7 @@ fn serve(
         tokio::select! {
             () = control.serve(&server) => {}
             () = send_heartbeats(keeper) => {}
-            () = watch_mounts(&server) => leave_dead(&server),
+            () = watch_mounts(&server) => leave_dead(),
             name = wait_for_lost_thread(&threads) => end_without_thread(&name),
             command = receive_commands(keeper, &server, &broker) => match command {
                 Command::Leave | Command::Reload => leave(&server),
@@ -222,7 +222,6 @@ fn keep_pages() {
 fn leave(server: &Server) -> ! {
     server.notifier().drain(SETTLE);
     tracing::info!("leaving; the files stay mounted for the successor");
-    server.leave();
     std::process::exit(0)
 }
 
@@ -243,15 +242,14 @@ async fn watch_mounts(server: &Server) {
 }
 
 /// Ends because the FUSE connection was aborted: the next server mounts the files anew, and takes
-/// everything else over.
+/// everything else over. The exit status says that no request is to blame.
 #[allow(clippy::exit, reason = "nothing may be dropped")]
-fn leave_dead(server: &Server) -> ! {
+fn leave_dead() -> ! {
     tracing::error!(
         "the files are dead: their FUSE connection was aborted; they are mounted anew. \
          `ambit status` tells which containers still have the dead ones"
     );
-    server.leave();
-    std::process::exit(1)
+    std::process::exit(0)
 }
 
 /// Waits until a thread that is needed has ended by a panic. Returns its name.

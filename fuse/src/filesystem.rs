@@ -15,6 +15,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ambit_kernel::recorder::{self, Recorder};
 use ambit_sysinfo::Views;
 use fuser::{
     AccessFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
@@ -27,7 +28,7 @@ use rustix::fs::OFlags;
 use crate::connection::PooledFilesystem;
 use crate::counters::Counters;
 use crate::entries::DirectoryEntry;
-use crate::recorder::{FileRequest, Operation, Refuse, RequestRecorder};
+use crate::recorder::{Operation, Refuse, recorded};
 use crate::refuse::refuse;
 use crate::request_slot::{OPENED, RequestSlot};
 use crate::service::Service;
@@ -53,7 +54,7 @@ impl OverlayFilesystem {
     /// Creates the overlay of these views. Files at the `passed` paths are shown to every reader as
     /// on the machine.
     pub(crate) fn new(
-        recorder: Option<Arc<dyn RequestRecorder>>,
+        recorder: Option<Arc<dyn Recorder>>,
         views: Arc<dyn Views>,
         passed: &'static [&'static str],
     ) -> Self {
@@ -68,7 +69,12 @@ impl OverlayFilesystem {
 
     /// Handles one request in the thread pool. After a panic the pending reply is dropped, so that
     /// fuser answers EIO.
-    fn guard<R: Refuse>(&self, request: FileRequest, reply: R, work: impl FnOnce(&RequestSlot, R)) {
+    fn guard<R: Refuse>(
+        &self,
+        request: recorder::Request,
+        reply: R,
+        work: impl FnOnce(&RequestSlot, R),
+    ) {
         self.service.pool.handle(self.kind, request, reply, |slot, reply| {
             if catch_unwind(AssertUnwindSafe(|| work(slot, reply))).is_err() {
                 slot.drop_reply();
@@ -129,7 +135,7 @@ impl Filesystem for OverlayFilesystem {
     fn destroy(&mut self) {}
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.guard(FileRequest::new(Operation::Lookup, parent, req), reply, |slot, reply| {
+        self.guard(recorded(Operation::Lookup, parent, req), reply, |slot, reply| {
             slot.set_reply(reply);
             let found = self.service.child(parent.0, name.as_bytes(), req.pid());
             let found = found.map(|entry| self.attributes(entry, req));
@@ -146,7 +152,7 @@ impl Filesystem for OverlayFilesystem {
     fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
 
     fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.guard(FileRequest::new(Operation::Getattr, ino, req), reply, |slot, reply| {
+        self.guard(recorded(Operation::Getattr, ino, req), reply, |slot, reply| {
             slot.set_reply(reply);
             let found = self.service.entry(ino.0, req.pid());
             let found = found.map(|entry| self.attributes(entry, req));
@@ -159,7 +165,7 @@ impl Filesystem for OverlayFilesystem {
     }
 
     fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        self.guard(FileRequest::new(Operation::Access, ino, req), reply, |_, reply| {
+        self.guard(recorded(Operation::Access, ino, req), reply, |_, reply| {
             let refused = match self.service.entry(ino.0, req.pid()) {
                 Err(errno) => return reply.error(errno),
                 Ok(entry) if entry.file_type() == FileType::Directory => AccessFlags::W_OK,
@@ -171,7 +177,7 @@ impl Filesystem for OverlayFilesystem {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.guard(FileRequest::new(Operation::Open, ino, req), reply, |slot, reply| {
+        self.guard(recorded(Operation::Open, ino, req), reply, |slot, reply| {
             if flags.acc_mode() != OpenAccMode::O_RDONLY {
                 return reply.error(Errno::EACCES);
             }
@@ -204,7 +210,7 @@ impl Filesystem for OverlayFilesystem {
         reader: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.guard(FileRequest::new(Operation::Read, ino, req), reply, |slot, reply| {
+        self.guard(recorded(Operation::Read, ino, req), reply, |slot, reply| {
             // Only a direct read has the id of its thread. Others (sendfile, splice, mmap) fill the
             // page cache, which is common to all containers: they are refused, and programs fall
             // back to read(2).
@@ -236,7 +242,7 @@ impl Filesystem for OverlayFilesystem {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.guard(FileRequest::new(Operation::Release, ino, req), reply, |_, reply| {
+        self.guard(recorded(Operation::Release, ino, req), reply, |_, reply| {
             self.service.release(handle.0);
             reply.ok();
         });
@@ -244,7 +250,7 @@ impl Filesystem for OverlayFilesystem {
 
     fn opendir(&self, req: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         let entry = || self.service.entry(ino.0, req.pid());
-        self.guard(FileRequest::new(Operation::Opendir, ino, req), reply, |_, reply| {
+        self.guard(recorded(Operation::Opendir, ino, req), reply, |_, reply| {
             match entry().map(|entry| entry.file_type()) {
                 // Without FOPEN_CACHE_DIR the kernel caches no listing.
                 Ok(FileType::Directory) => reply.opened(FileHandle(0), FopenFlags::empty()),
@@ -262,10 +268,8 @@ impl Filesystem for OverlayFilesystem {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        self.guard(
-            FileRequest::new(Operation::Readdir, ino, req),
-            reply,
-            |_, mut reply| match self.service.list(ino.0, offset, req.pid()) {
+        self.guard(recorded(Operation::Readdir, ino, req), reply, |_, mut reply| {
+            match self.service.list(ino.0, offset, req.pid()) {
                 Ok(entries) => {
                     for DirectoryEntry { next, entry, name } in entries {
                         if reply.add(INodeNo(entry.id()), next, entry.file_type(), &*name) {
@@ -275,8 +279,8 @@ impl Filesystem for OverlayFilesystem {
                     reply.ok();
                 }
                 Err(errno) => reply.error(errno),
-            },
-        );
+            }
+        });
     }
 
     fn readdirplus(
@@ -287,7 +291,7 @@ impl Filesystem for OverlayFilesystem {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        self.guard(FileRequest::new(Operation::Readdirplus, ino, req), reply, |_, mut reply| {
+        self.guard(recorded(Operation::Readdirplus, ino, req), reply, |_, mut reply| {
             match self.service.list(ino.0, offset, req.pid()) {
                 Ok(entries) => {
                     for DirectoryEntry { next, entry, name } in entries {
@@ -324,7 +328,7 @@ impl Filesystem for OverlayFilesystem {
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
-        self.guard(FileRequest::new(Operation::Readlink, ino, req), reply, |_, reply| {
+        self.guard(recorded(Operation::Readlink, ino, req), reply, |_, reply| {
             match self.service.target(ino.0, req.pid()) {
                 Ok(target) => reply.data(target.as_bytes()),
                 Err(errno) => reply.error(errno),

@@ -43,7 +43,7 @@ pub use families::{FAMILIES, Family};
 pub use files::FILES;
 pub use overlay::OverlayFile;
 pub use prefault_allocator::PrefaultAllocator;
-pub use recorder::{FileRequest, Operation, RequestRecorder, describe};
+pub use recorder::{Operation, describe};
 pub use session::{Detached, MountOptions, Overlay, Restored};
 pub use text::Text;
 pub use visit::{Visit, Visitor};

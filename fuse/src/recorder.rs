@@ -1,10 +1,7 @@
-//! The interface of a recorder of requests: it stores the request that each thread is about to
-//! handle where that outlives the process. The kernel sends a request that killed the server to the
-//! successor again, which must then refuse it. Nothing here decides; see
-//! [`RequestRecorder::begin`].
+//! The requests of FUSE as the recorder knows them (`ambit_kernel::recorder`). The kernel sends a
+//! request that killed the server to the successor again, which must then refuse it.
 
-use std::fmt::Debug;
-
+use ambit_kernel::recorder;
 use fuser::{
     Errno, INodeNo, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
     ReplyEntry, ReplyOpen, ReplyPoll, ReplyWrite, Request,
@@ -12,21 +9,14 @@ use fuser::{
 
 use crate::tree::Tree;
 
-/// A request that is about to be handled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FileRequest {
-    /// The operation.
-    pub operation: Operation,
-    /// The node id.
-    pub node: u64,
-    /// The id of the calling thread; 0 if the kernel does not give it.
-    pub thread: u32,
-}
-
-impl FileRequest {
-    pub(crate) fn new(operation: Operation, node: INodeNo, request: &Request) -> Self {
-        Self { operation, node: node.0, thread: request.pid() }
-    }
+/// Returns what is recorded of a request.
+pub(crate) fn recorded(
+    operation: Operation,
+    node: INodeNo,
+    request: &Request,
+) -> recorder::Request {
+    let operation = operation as u32;
+    recorder::Request { operation, number: node.0, thread: request.pid() }
 }
 
 macro_rules! operations {
@@ -73,19 +63,6 @@ pub fn describe(operation: u32, node: u64) -> String {
         Some(node) => format!("{asked} of {}", node.path),
         None => format!("{asked} of node {node}"),
     }
-}
-
-/// Records the request that each thread is about to handle.
-pub trait RequestRecorder: Send + Sync + Debug {
-    /// Returns a slot for a serving thread, which it keeps until the process ends.
-    fn register_thread(&self) -> usize;
-
-    /// Records that the thread of this slot is about to handle a request. If false, the request
-    /// must not be handled and is answered EIO.
-    fn begin(&self, slot: usize, asked: FileRequest) -> bool;
-
-    /// Records that the request was answered.
-    fn end(&self, slot: usize);
 }
 
 /// A reply that can be EIO.

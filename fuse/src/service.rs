@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
+use ambit_kernel::recorder::Recorder;
 use ambit_sysinfo::view::Origin;
 use ambit_sysinfo::{Error, Numbers, StatSet, View, Views};
 use fuser::Errno;
@@ -14,7 +15,6 @@ use crate::counters::Counters;
 use crate::families::{Member, Shape};
 use crate::handles::{Handles, Payer, was_read, window};
 use crate::overlay::{OverlayFile, PAGE, WORLD_READABLE};
-use crate::recorder::RequestRecorder;
 use crate::text::Text;
 use crate::thread_pool::{self, ThreadPool};
 use crate::tree::{NodeKind, Tree};
@@ -43,7 +43,7 @@ thread_local! {
 }
 
 impl Service {
-    pub(crate) fn new(recorder: Option<Arc<dyn RequestRecorder>>, views: Arc<dyn Views>) -> Self {
+    pub(crate) fn new(recorder: Option<Arc<dyn Recorder>>, views: Arc<dyn Views>) -> Self {
         Self {
             tree: Tree::default(),
             counters: Arc::default(),

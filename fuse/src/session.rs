@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ambit_kernel::recorder::Recorder;
 use ambit_kernel::text::mountinfo::{self, Mounted};
 use ambit_sysinfo::Views;
 
@@ -23,7 +24,6 @@ use crate::error::Error;
 use crate::filesystem::OverlayFilesystem;
 use crate::mount::{self, MountKind, Writes};
 use crate::pressure::PressureFilesystem;
-use crate::recorder::RequestRecorder;
 use crate::tree::PRESSURE;
 use crate::visit::{self, Visit, Visitor};
 
@@ -50,7 +50,7 @@ pub struct MountOptions {
     /// Files that every reader sees as on the machine, by their paths below the root.
     pub passed: &'static [&'static str],
     /// The recorder of requests, if there is one.
-    pub recorder: Option<Arc<dyn RequestRecorder>>,
+    pub recorder: Option<Arc<dyn Recorder>>,
     /// True if triggers can be set on `/proc/pressure`. Its files are then a mount of their own
     /// over the overlay; in a mount namespace with that mount, the overlay cannot be bound as a
     /// whole.

@@ -21,10 +21,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use ambit_kernel::recorder::{Recorder, Request, RequestRecord};
 use ambit_kernel::watchdog::Watchdog;
 
 use crate::error::Error;
-use crate::recorder::{FileRequest, Refuse, RequestRecorder};
+use crate::recorder::Refuse;
 use crate::request_slot::RequestSlot;
 
 /// Interval of the watchdog while there are requests.
@@ -56,12 +57,12 @@ pub(crate) struct ThreadPool {
     hung: AtomicUsize,
     ended: AtomicBool,
     watchdog: OnceLock<Watchdog>,
-    recorder: Option<Arc<dyn RequestRecorder>>,
+    recorder: Option<Arc<dyn Recorder>>,
 }
 
 thread_local! {
-    /// The slots of this thread, which serves one connection in its life.
-    static SLOT: OnceCell<(Arc<RequestSlot>, usize)> = const { OnceCell::new() };
+    /// The slot of this thread, which serves one connection in its life.
+    static SLOT: OnceCell<Arc<RequestSlot>> = const { OnceCell::new() };
     static MUST_NOT_WAIT: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -81,7 +82,7 @@ pub(crate) fn must_not_wait() -> bool {
 
 impl ThreadPool {
     /// Creates a pool whose requests are recorded.
-    pub(crate) fn with_recorder(recorder: Option<Arc<dyn RequestRecorder>>) -> Self {
+    pub(crate) fn with_recorder(recorder: Option<Arc<dyn Recorder>>) -> Self {
         Self { recorder, ..Self::default() }
     }
 
@@ -89,12 +90,12 @@ impl ThreadPool {
     pub(crate) fn handle<R: Refuse>(
         &self,
         kind: ThreadKind,
-        request: FileRequest,
+        request: Request,
         reply: R,
         work: impl FnOnce(&RequestSlot, R),
     ) {
         SLOT.with(|slot| {
-            let (slot, recorder_slot) = slot.get_or_init(|| self.register_thread(kind));
+            let slot = slot.get_or_init(|| self.register_thread(kind));
             slot.begin_request();
             if slot.is_last_resort {
                 MUST_NOT_WAIT.set(*lock(&self.is_full));
@@ -102,16 +103,9 @@ impl ThreadPool {
             if let Some(watchdog) = self.watchdog.get() {
                 watchdog.wake();
             }
-            match &self.recorder {
-                None => work(slot, reply),
-                Some(recorder) => {
-                    if recorder.begin(*recorder_slot, request) {
-                        work(slot, reply);
-                    } else {
-                        reply.refuse();
-                    }
-                    recorder.end(*recorder_slot);
-                }
+            match RequestRecord::begin(self.recorder.as_deref(), request) {
+                Some(_record) => work(slot, reply),
+                None => reply.refuse(),
             }
             slot.end_request();
             if slot.is_last_resort {
@@ -126,10 +120,10 @@ impl ThreadPool {
         drop(self.changed.wait_while(lock(&self.is_full), unneeded));
     }
 
-    fn register_thread(&self, kind: ThreadKind) -> (Arc<RequestSlot>, usize) {
+    fn register_thread(&self, kind: ThreadKind) -> Arc<RequestSlot> {
         let slot = Arc::new(RequestSlot::for_this_thread(kind == ThreadKind::LastResort));
         lock(&self.slots).push(slot.clone());
-        (slot, self.recorder.as_ref().map_or(0, |recorder| recorder.register_thread()))
+        slot
     }
 
     /// Returns how many threads hang.

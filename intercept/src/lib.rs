@@ -15,7 +15,6 @@ mod arch;
 mod audit;
 mod bucket;
 mod call;
-mod call_recorder;
 mod caller_thread;
 mod counters;
 mod cpu_mask;
@@ -57,12 +56,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ambit_keeper::client::{Inherited, KeeperClient};
+use ambit_kernel::recorder::Recorder;
 use ambit_sysinfo::Views;
 
 pub use account::ContainerCounts;
 pub use arch::Abi;
 pub use call::Call;
-pub use call_recorder::{CallRecorder, InHand};
 pub use counters::{CallCount, Counts};
 pub use error::Error;
 pub use policies::{Container, Matcher, Policies, fits};
@@ -100,7 +99,7 @@ pub struct Options {
     /// Performs privileged operations. Without it, calls that need one are left to the kernel.
     pub operations: Option<Arc<operations::Operations>>,
     /// Records the call that each thread is handling, and knows which calls must not be handled.
-    pub call_recorder: Option<Arc<dyn CallRecorder>>,
+    pub recorder: Option<Arc<dyn Recorder>>,
     /// Set if this server follows another one. A socket that cannot be bound is then no error,
     /// because the containers that run already are served without it.
     pub is_successor: bool,
@@ -143,14 +142,14 @@ impl Notifier {
         link: &KeeperClient,
         held: &mut Inherited,
     ) -> Result<Self, Error> {
-        let Options { oci_socket, lxc_socket, policies, operations, call_recorder, is_successor } =
+        let Options { oci_socket, lxc_socket, policies, operations, recorder, is_successor } =
             options;
         listener::check_sizes()?;
         let journal = Journal::open(link, held)?;
         let pipeline = Pipeline::new(views)
             .with_operations(operations)
             .with_policies(policies)
-            .with_call_recorder(call_recorder);
+            .with_recorder(recorder);
         // If a later step fails, dropping `notifier` stops the threads.
         let mut notifier = Self { threads: Threads::start(pipeline, journal)?, acceptor: None };
         let threads = Arc::clone(&notifier.threads);

@@ -12,13 +12,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
+use ambit_kernel::recorder::{CALL, Recorder, Request, RequestRecord};
 use ambit_sysinfo::{Limiter, Views};
 use libseccomp_sys::seccomp_data;
 use nix::errno::Errno;
 
 use super::account::{Account, Accounts};
 use super::audit::{Audit, Caller, Notes, Record};
-use super::call_recorder::{CallRecorder, InHand};
 use super::counters::{Counters, Outcome};
 use super::dispatch::Dispatch;
 use super::memory::Memory;
@@ -47,7 +47,7 @@ pub(super) struct Pipeline {
     operations: Option<Arc<Operations>>,
     queue: OperationQueue,
     policies: Current,
-    call_recorder: Option<Arc<dyn CallRecorder>>,
+    recorder: Option<Arc<dyn Recorder>>,
 }
 
 impl Pipeline {
@@ -68,7 +68,7 @@ impl Pipeline {
             operations,
             queue,
             policies,
-            call_recorder: None,
+            recorder: None,
         }
     }
 
@@ -88,8 +88,8 @@ impl Pipeline {
     }
 
     /// Sets what records the calls that are being handled.
-    pub(super) fn with_call_recorder(self, call_recorder: Option<Arc<dyn CallRecorder>>) -> Self {
-        Self { call_recorder, ..self }
+    pub(super) fn with_recorder(self, recorder: Option<Arc<dyn Recorder>>) -> Self {
+        Self { recorder, ..self }
     }
 
     /// Looks up the call of a thread.
@@ -148,15 +148,9 @@ impl Pipeline {
             return Verdict::Continue;
         };
         let (verdict, outcome) = if trapped.is_inspected {
-            // The call is recorded until this is dropped.
-            let (tid, data) = (trapped.call.tid, &trapped.data);
-            let in_hand = self
-                .call_recorder
-                .as_deref()
-                .map(|call_recorder| InHand::begin(call_recorder, tid, data));
-            match in_hand {
-                Some(None) => (Verdict::Continue, Outcome::Failed),
-                _ => self.answer(HANDLERS[handler], trapped, pending, memory, repeat),
+            match RequestRecord::begin(self.recorder.as_deref(), recorded(trapped)) {
+                None => (Verdict::Continue, Outcome::Failed),
+                Some(_record) => self.answer(HANDLERS[handler], trapped, pending, memory, repeat),
             }
         } else {
             (Verdict::Continue, Outcome::Continued)
@@ -280,6 +274,12 @@ impl Pipeline {
             );
         }
     }
+}
+
+/// Returns what is recorded of a call while it is handled.
+fn recorded(trapped: &Trapped) -> Request {
+    let number = u64::from(trapped.data.arch) << 32 | u64::from(trapped.data.nr.cast_unsigned());
+    Request { operation: CALL, number, thread: trapped.call.tid }
 }
 
 /// Returns the result of a call that a predecessor may have begun. EEXIST then means that the

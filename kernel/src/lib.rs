@@ -2,12 +2,15 @@
 //!
 //! [`sys`] has raw system calls and ioctls, [`text`] has parsers of what the kernel writes in
 //! `/proc`, [`channel`] has messages with descriptors, [`output`] writes to standard output and
-//! error without panics, and [`watchdog`] checks threads that may hang. This package decides nothing and knows no other package of ambit.
+//! error without panics, [`watchdog`] checks threads that may hang, and [`recorder`] is the interface
+//! to what records the requests in hand. This package decides nothing and knows no other package of
+//! ambit.
 
 pub mod channel;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 pub mod output;
+pub mod recorder;
 pub mod sys;
 pub mod text;
 pub mod watchdog;

@@ -19,6 +19,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use ambit_kernel::recorder::{self, Recorder};
 use ambit_sysinfo::{Stall, Views};
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
@@ -30,7 +31,7 @@ use fuser::{
 use crate::connection::PooledFilesystem;
 use crate::counters::Counters;
 use crate::filesystem::past_the_cache;
-use crate::recorder::{FileRequest, Operation, Refuse, RequestRecorder};
+use crate::recorder::{Operation, Refuse, recorded};
 use crate::refuse::refuse;
 use crate::service::{Service, errno};
 use crate::thread_pool::{self, ThreadKind, ThreadPool};
@@ -56,7 +57,7 @@ pub(crate) struct PressureFilesystem {
 
 impl PressureFilesystem {
     /// Creates the filesystem of these views.
-    pub(crate) fn new(recorder: Option<Arc<dyn RequestRecorder>>, views: Arc<dyn Views>) -> Self {
+    pub(crate) fn new(recorder: Option<Arc<dyn Recorder>>, views: Arc<dyn Views>) -> Self {
         let service = Arc::new(Service::new(recorder, views.clone()));
         Self { service, views, triggers: Arc::new(Triggers::new()), kind: ThreadKind::Regular }
     }
@@ -110,7 +111,7 @@ impl PressureFilesystem {
 
     /// Handles one request in the thread pool. After a panic the reply is dropped, so that fuser
     /// answers EIO.
-    fn guard<R: Refuse>(&self, request: FileRequest, reply: R, work: impl FnOnce(R)) {
+    fn guard<R: Refuse>(&self, request: recorder::Request, reply: R, work: impl FnOnce(R)) {
         self.service.pool.handle(self.kind, request, reply, |_, reply| {
             if catch_unwind(AssertUnwindSafe(|| work(reply))).is_err() {
                 Counters::add(&self.service.counters.panics);
@@ -137,7 +138,7 @@ impl Filesystem for PressureFilesystem {
     fn destroy(&mut self) {}
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.guard(FileRequest::new(Operation::Lookup, parent, req), reply, |reply| {
+        self.guard(recorded(Operation::Lookup, parent, req), reply, |reply| {
             let directory = self.node(parent.0).map(|node| node.id);
             let found = directory.and_then(|directory| {
                 self.service.tree.child(directory, name.as_bytes()).ok_or(Errno::ENOENT)
@@ -152,11 +153,9 @@ impl Filesystem for PressureFilesystem {
     fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
 
     fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.guard(FileRequest::new(Operation::Getattr, ino, req), reply, |reply| {
-            match self.node(ino.0) {
-                Ok(node) => reply.attr(&VALID, &self.attributes(node)),
-                Err(errno) => reply.error(errno),
-            }
+        self.guard(recorded(Operation::Getattr, ino, req), reply, |reply| match self.node(ino.0) {
+            Ok(node) => reply.attr(&VALID, &self.attributes(node)),
+            Err(errno) => reply.error(errno),
         });
     }
 
@@ -179,17 +178,15 @@ impl Filesystem for PressureFilesystem {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        self.guard(FileRequest::new(Operation::Setattr, ino, req), reply, |reply| {
-            match self.node(ino.0) {
-                _ if mode.is_some() || uid.is_some() || gid.is_some() => reply.error(Errno::EPERM),
-                Ok(node) => reply.attr(&VALID, &self.attributes(node)),
-                Err(errno) => reply.error(errno),
-            }
+        self.guard(recorded(Operation::Setattr, ino, req), reply, |reply| match self.node(ino.0) {
+            _ if mode.is_some() || uid.is_some() || gid.is_some() => reply.error(Errno::EPERM),
+            Ok(node) => reply.attr(&VALID, &self.attributes(node)),
+            Err(errno) => reply.error(errno),
         });
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.guard(FileRequest::new(Operation::Open, ino, req), reply, |reply| {
+        self.guard(recorded(Operation::Open, ino, req), reply, |reply| {
             let opened = self.node(ino.0).and_then(|node| {
                 if past_the_cache(flags) {
                     return Err(Errno::EINVAL);
@@ -232,7 +229,7 @@ impl Filesystem for PressureFilesystem {
         reader: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.guard(FileRequest::new(Operation::Read, ino, req), reply, |reply| {
+        self.guard(recorded(Operation::Read, ino, req), reply, |reply| {
             // As in the overlay: the page cache is common to all containers.
             if reader.is_none() {
                 return reply.error(Errno::EINVAL);
@@ -265,7 +262,7 @@ impl Filesystem for PressureFilesystem {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.guard(FileRequest::new(Operation::Write, ino, req), reply, |reply| {
+        self.guard(recorded(Operation::Write, ino, req), reply, |reply| {
             match self.write(ino.0, handle.0, req.pid(), text) {
                 Ok(written) => reply.written(written),
                 Err(errno) => reply.error(errno),
@@ -283,7 +280,7 @@ impl Filesystem for PressureFilesystem {
         flags: PollFlags,
         reply: ReplyPoll,
     ) {
-        self.guard(FileRequest::new(Operation::Poll, ino, req), reply, |reply| {
+        self.guard(recorded(Operation::Poll, ino, req), reply, |reply| {
             let sleeps = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
             reply.poll(self.triggers.poll(handle.0, events, sleeps.then_some(notifier)));
         });
@@ -299,7 +296,7 @@ impl Filesystem for PressureFilesystem {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.guard(FileRequest::new(Operation::Release, ino, req), reply, |reply| {
+        self.guard(recorded(Operation::Release, ino, req), reply, |reply| {
             self.triggers.release(handle.0);
             self.service.release(handle.0);
             reply.ok();
@@ -322,7 +319,7 @@ impl Filesystem for PressureFilesystem {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        self.guard(FileRequest::new(Operation::Readdir, ino, req), reply, |mut reply| {
+        self.guard(recorded(Operation::Readdir, ino, req), reply, |mut reply| {
             let tree = &self.service.tree;
             let files = self.node(ROOT).ok().and_then(|directory| tree.children(directory.id));
             let files = files.into_iter().flatten();
