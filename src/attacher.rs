@@ -85,6 +85,7 @@ impl Question {
     ///
     /// # Errors
     /// It has no valid process.
+    #[must_use]
     pub fn parse(line: &str) -> Option<Result<Self, String>> {
         let (word, rest) = line.split_once(' ')?;
         let pid = |text: &str| match text.parse() {

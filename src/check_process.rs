@@ -18,9 +18,9 @@ use anyhow::{Context, bail};
 use crate::config::Config;
 use crate::containers::short;
 use crate::control;
-use crate::daemon::{accounting_options, start_accounting};
 use crate::dead_mounts::{is_dead, is_ours};
 use crate::dependents::is_of;
+use crate::process_setup::{accounting_options, start_accounting};
 use crate::status::size;
 
 /// The kinds of a result.

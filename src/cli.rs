@@ -257,78 +257,53 @@ fn one_line(error: &str) -> String {
 
 impl Cli {
     fn execute(self) -> ExitCode {
-        let done = match self.command {
-            Command::Serve { broker: true, .. } => Broker::serve_keeper().map_err(Into::into),
-            Command::Serve { config, kept: true, .. } => {
-                match serve::serve_kept(config.path.as_deref()) {
-                    Err(error) if error.is::<ConfigError>() => return fail(&error, MISTAKEN),
-                    done => done,
-                }
+        let is_server = matches!(self.command, Command::Serve { kept: true, broker: false, .. });
+        self.command.execute().unwrap_or_else(|error| {
+            let is_mistaken = is_server && error.is::<ConfigError>();
+            fail(&error, if is_mistaken { MISTAKEN } else { 2 })
+        })
+    }
+}
+
+impl Command {
+    fn execute(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Serve { broker: true, .. } => Broker::serve_keeper()?,
+            Self::Serve { config, kept: true, .. } => serve::serve_kept(config.path.as_deref())?,
+            Self::Serve { config, .. } => return keep(&config),
+            Self::Run { config, run } => return Ok(run::run(*run, &config.load()?)),
+            Self::Profile { config, profile } => profile::run(&profile, &config.load()?)?,
+            Self::DropIn { config, drop_in } => {
+                drop_in::run(&drop_in, &config.load()?, config.path.as_deref())?;
             }
-            Command::Serve { config, .. } => return keep(&config),
-            Command::Run { config, run } => return run_sandbox(&config, *run),
-            Command::Profile { config, profile } => {
-                config.load().and_then(|loaded| profile::run(&profile, &loaded))
+            Self::Hook { config, hook } => return Ok(hook::run(&hook, config.load())),
+            Self::OciRuntime { config, runtime } => {
+                return Ok(oci_runtime::run(&runtime, config.path.as_deref()));
             }
-            Command::DropIn { config, drop_in } => config
-                .load()
-                .and_then(|loaded| drop_in::run(&drop_in, &loaded, config.path.as_deref())),
-            Command::Hook { config, hook } => return hook::run(&hook, config.load()),
-            Command::OciRuntime { config, runtime } => {
-                return oci_runtime::run(&runtime, config.path.as_deref());
+            Self::Status { json, config } => show_status(json, &config)?,
+            Self::Stop { stop, config } => return stop::run(stop, &config.places_named()?),
+            Self::Attach { attach: args, config } => {
+                return attach::attach(&args, &config.places_named()?);
             }
-            Command::Status { json, config } => show_status(json, &config),
-            Command::Stop { stop, config } => {
-                match config.places_named().and_then(|places| stop::run(stop, &places)) {
-                    Ok(code) => return code,
-                    Err(error) => Err(error),
-                }
+            Self::Detach { detach, config } => {
+                return attach::detach(&detach, &config.places_named()?);
             }
-            Command::Attach { attach: args, config } => {
-                match config.places_named().and_then(|places| attach::attach(&args, &places)) {
-                    Ok(code) => return code,
-                    Err(error) => Err(error),
-                }
+            Self::Reload { exec: None, config } => order(&config, "reload")?,
+            Self::Reload { exec: Some(program), config } => exec(&config, &program)?,
+            Self::Lxcfs { args } => return Ok(lxcfs::main(args)),
+            Self::Config { default: true, .. } => print(config::print::default_file())?,
+            Self::Config { reference: true, .. } => print(config::print::reference())?,
+            Self::Config { config, .. } => show_config(&config)?,
+            Self::Verify(args) => return Ok(ExitCode::from(verify::run(&args)?)),
+            Self::Check { process: Some(process), config, .. } => {
+                return show_process(&process, &config);
             }
-            Command::Detach { detach, config } => {
-                match config.places_named().and_then(|places| attach::detach(&detach, &places)) {
-                    Ok(code) => return code,
-                    Err(error) => Err(error),
-                }
-            }
-            Command::Reload { exec: None, config } => order(&config, "reload"),
-            Command::Reload { exec: Some(program), config } => exec(&config, &program),
-            Command::Lxcfs { args } => return lxcfs::main(args),
-            Command::Config { default: true, .. } => {
-                print(config::print::default_file()).map_err(Into::into)
-            }
-            Command::Config { reference: true, .. } => {
-                print(config::print::reference()).map_err(Into::into)
-            }
-            Command::Config { config, .. } => show_config(&config),
-            Command::Verify(args) => match verify::run(&args) {
-                Ok(status) => return ExitCode::from(status),
-                Err(error) => Err(error),
-            },
-            Command::Check { process: Some(process), config, .. } => {
-                match show_process(&process, &config) {
-                    Ok(code) => return code,
-                    Err(error) => Err(error),
-                }
-            }
-            Command::Check { dead_files: false, .. } => match show_check() {
-                Ok(code) => return code,
-                Err(error) => Err(error.into()),
-            },
-            Command::Check { dead_files: true, .. } => {
+            Self::Check { dead_files: false, .. } => return Ok(show_check()?),
+            Self::Check { dead_files: true, .. } => {
                 dead_mounts::find().iter().for_each(|dead| stderr::line(&format!("dead: {dead}")));
-                Ok(())
             }
-        };
-        match done {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(&error, 2),
         }
+        Ok(ExitCode::SUCCESS)
     }
 }
 
@@ -342,21 +317,12 @@ fn exec(config: &ConfigFile, program: &Path) -> anyhow::Result<()> {
 }
 
 /// Runs the keeper of a server with this configuration.
-fn keep(config: &ConfigFile) -> ExitCode {
+fn keep(config: &ConfigFile) -> anyhow::Result<ExitCode> {
     let mut arguments: Vec<OsString> = vec!["serve".into()];
     if let Some(path) = &config.path {
         arguments.extend(["--config".into(), path.into()]);
     }
-    let contract = Contract { arguments, misconfigured: MISTAKEN, control_socket: control::SOCKET };
-    process::keep(contract).unwrap_or_else(|error| fail(&error, 2))
-}
-
-fn run_sandbox(config: &ConfigFile, args: run::RunArgs) -> ExitCode {
-    let config = match config.load() {
-        Ok(config) => config,
-        Err(error) => return fail(&error, 2),
-    };
-    run::run(args, &config)
+    process::keep(Contract { arguments, misconfigured: MISTAKEN, control_socket: control::SOCKET })
 }
 
 fn show_status(json: bool, config: &ConfigFile) -> anyhow::Result<()> {

@@ -271,12 +271,7 @@ pub fn order(path: &Path, order: &str) -> anyhow::Result<()> {
             "the daemon ended before it answered; `ambit status` tells whether it is back"
         );
     }
-    let answer: serde_json::Value =
-        serde_json::from_str(&line).context("the daemon's answer is not understood")?;
-    match answer["error"].as_str() {
-        Some(reason) => anyhow::bail!("{reason}"),
-        None => Ok(()),
-    }
+    parse::<serde_json::Value>(&line).map(drop)
 }
 
 /// Asks the daemon for its status.
@@ -284,7 +279,7 @@ pub fn order(path: &Path, order: &str) -> anyhow::Result<()> {
 /// # Errors
 /// No daemon listens, or it does not answer.
 pub fn ask_status(path: &Path) -> anyhow::Result<Status> {
-    ask(path, "status")
+    ask_for(path, "status")
 }
 
 /// The daemon answers with an error.
@@ -292,35 +287,36 @@ pub fn ask_status(path: &Path) -> anyhow::Result<Status> {
 #[error("{0}")]
 pub struct Refusal(String);
 
-/// Sends a question whose answer may be an error.
+/// Sends a question.
 ///
 /// # Errors
 /// No daemon listens, or it does not answer, or it refuses ([`Refusal`]).
 pub fn ask_for<T: DeserializeOwned>(path: &Path, question: &str) -> anyhow::Result<T> {
-    let answer: serde_json::Value = ask(path, question)?;
-    match answer.get("error").and_then(serde_json::Value::as_str) {
-        Some(reason) => Err(Refusal(reason.to_owned()).into()),
-        None => serde_json::from_value(answer).context("the daemon's answer is not understood"),
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let line = ask_once(path, question)?;
+        if !line.is_empty() || Instant::now() >= until {
+            return parse(&line);
+        }
+        // It was killed or replaced while it answered: the next server has the same socket.
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
 /// Asks the daemon for its parts.
 ///
 /// # Errors
-/// As [`ask_status`].
+/// As [`ask_for`].
 pub fn ask_parts(path: &Path) -> anyhow::Result<Parts> {
-    ask(path, "parts")
+    ask_for(path, "parts")
 }
 
-fn ask<T: DeserializeOwned>(path: &Path, question: &str) -> anyhow::Result<T> {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        let line = ask_once(path, question)?;
-        if !line.is_empty() || Instant::now() >= until {
-            return serde_json::from_str(&line).context("the daemon's answer is not understood");
-        }
-        // It was killed or replaced while it answered: the next server has the same socket.
-        std::thread::sleep(Duration::from_millis(10));
+fn parse<T: DeserializeOwned>(line: &str) -> anyhow::Result<T> {
+    const UNKNOWN: &str = "the daemon's answer is not understood";
+    let answer: serde_json::Value = serde_json::from_str(line).context(UNKNOWN)?;
+    match answer.get("error").and_then(serde_json::Value::as_str) {
+        Some(reason) => Err(Refusal(reason.to_owned()).into()),
+        None => serde_json::from_value(answer).context(UNKNOWN),
     }
 }
 

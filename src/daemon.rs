@@ -1,30 +1,29 @@
 //! The parts of a serving process, started and stopped in order: accounting, which the others use,
 //! then the overlay, then the sockets on which runtimes hand listeners over.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ambit_fuse::{MountOptions, Overlay, Restored};
 use ambit_keeper::client::{Inherited, KeeperClient};
+use ambit_kernel::output;
 use ambit_kernel::recorder::Recorder;
-use ambit_kernel::{output, sys};
-use ambit_sysinfo::{Accounting, AskKernel, Options, Views};
+use ambit_sysinfo::{Accounting, Views};
 use anyhow::Context;
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::Resource;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, broadcast};
 
 use crate::attacher::Attacher;
 use crate::config::Config;
 use crate::crash_guard::CrashGuard;
+use crate::overlay_connection::{self, keep_pressure, selinux_context};
+use crate::process_setup::{accounting_options, start_accounting};
 use crate::visitor;
 use crate::watcher::Watcher;
 use ambit_intercept::operations::Operations;
 use ambit_intercept::{self as intercept, Notifier};
-use ambit_worker::Broker;
 
 /// How often the overlay was attached again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,7 +128,7 @@ impl Server {
         let attacher = Attacher::new(broker, config.overlay.mount.clone(), config.attach.clone());
         let attacher = Arc::new(attacher);
         let successor = inherited.has_predecessor();
-        let overlay = overlay(options, &accounting, &keeper, &mut inherited)?;
+        let overlay = overlay_connection::open(options, &accounting, &keeper, &mut inherited)?;
         warn_of_notes(config);
         let socket = |name| (reach == Reach::Host).then(|| config.socket(name));
         let options = intercept::Options {
@@ -326,26 +325,6 @@ impl Server {
     }
 }
 
-/// Returns the label of the overlay's files, where the kernel has SELinux and its policy knows the
-/// label.
-fn selinux_context(label: &str) -> Option<Arc<str>> {
-    const CHECK: &str = "/sys/fs/selinux/context";
-    if label.is_empty() || !Path::new(CHECK).exists() {
-        return None;
-    }
-    // The kernel accepts only contexts that are valid in its policy.
-    match std::fs::write(CHECK, label) {
-        Ok(()) => Some(label.into()),
-        Err(error) => {
-            tracing::warn!(
-                "SELinux does not know {label:?} ({error}): containers may not be allowed to read \
-                 the files; set overlay.selinux_context to a label that they may read"
-            );
-            None
-        }
-    }
-}
-
 /// Starts the watcher. The server goes on without it.
 fn start_watcher(
     attacher: &Arc<Attacher>,
@@ -385,144 +364,4 @@ fn counter_store(keeper: &KeeperClient, inherited: &mut Inherited) -> Option<Own
         keeper.store(NAME, &file);
         Some(file)
     })
-}
-
-/// The names under which the keeper holds the FUSE device and the kernel's INIT request, of the
-/// overlay and of the pressure files.
-const OVERLAY: [&str; 2] = ["overlay", "overlay-init"];
-const PRESSURE: [&str; 2] = ["pressure", "pressure-init"];
-
-/// Takes the overlay over from the previous server. Mounts it if there was none, or if its
-/// connection has been aborted.
-fn overlay(
-    options: MountOptions,
-    accounting: &Arc<Accounting>,
-    keeper: &KeeperClient,
-    inherited: &mut Inherited,
-) -> anyhow::Result<Overlay> {
-    let [device, init] = OVERLAY;
-    match alive(inherited.take(device), inherited.take_bytes(init)) {
-        Some((device, init)) => {
-            let overlay = Overlay::takeover(device, &init, options, accounting.clone())?;
-            let [device, init] = PRESSURE;
-            match alive(inherited.take(device), inherited.take_bytes(init)) {
-                Some((device, init)) => overlay.takeover_pressure(device, &init)?,
-                None => {
-                    overlay.begin_pressure();
-                    keep_pressure(&overlay, keeper);
-                }
-            }
-            Ok(overlay)
-        }
-        None => {
-            let overlay = Overlay::mount(options, accounting.clone())?;
-            let connection = (overlay.device(), overlay.init_record());
-            keep(keeper, OVERLAY, connection, overlay.abort_switches().0);
-            keep_pressure(&overlay, keeper);
-            Ok(overlay)
-        }
-    }
-}
-
-/// Stores the connection of the pressure files with the keeper.
-fn keep_pressure(overlay: &Overlay, keeper: &KeeperClient) {
-    if let Some((device, init)) = overlay.pressure() {
-        keep(keeper, PRESSURE, (device.as_fd(), &init), overlay.abort_switches().1);
-    }
-}
-
-/// Stores a new connection with the keeper, and the descriptor that aborts it. A connection must
-/// not be stored twice: the keeper has the service manager remove the first one, and if the keeper
-/// is killed then, both are lost.
-fn keep(
-    keeper: &KeeperClient,
-    [device, init]: [&str; 2],
-    (descriptor, record): (BorrowedFd<'_>, &[u8]),
-    abort: Option<OwnedFd>,
-) {
-    keeper.store_bytes(init, record);
-    keeper.store(device, descriptor);
-    // The keeper can abort a connection that a server in state D holds.
-    if let Some(abort) = abort {
-        keeper.store(&format!("{device}-abort"), abort);
-    }
-}
-
-/// Returns an inherited connection, unless it has been aborted: poll(2) then reports POLLERR for
-/// its device.
-fn alive(device: Option<OwnedFd>, init: Option<Vec<u8>>) -> Option<(OwnedFd, Vec<u8>)> {
-    let device = device?;
-    let mut poll = [PollFd::new(&device, PollFlags::IN)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let _ = rustix::event::poll(&mut poll, Some(&now));
-    if poll[0].revents().contains(PollFlags::ERR) {
-        tracing::warn!("the overlay's FUSE connection was aborted; mounting anew");
-        return None;
-    }
-    Some((device, init?))
-}
-
-/// Starts the broker, whose workers execute privileged operations. Must be called before any thread
-/// is started.
-///
-/// # Errors
-/// fork(2) fails, or this process has threads already.
-pub fn start_operations() -> anyhow::Result<Operations> {
-    let broker = Broker::start().context("cannot start the broker of acts: fork")?;
-    Ok(Operations::new(Arc::new(broker)))
-}
-
-/// Grows the table of descriptors to a size that is enough on most hosts. In a process with
-/// threads, each growth blocks threads that open files for about 10 ms (an RCU grace period), so
-/// this must be called before any thread is started.
-pub(crate) fn make_room_for_descriptors() {
-    const ENOUGH: u64 = 8192;
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let last = limit.unwrap_or(ENOUGH).min(ENOUGH).saturating_sub(1);
-    if let Ok(last) = i32::try_from(last)
-        && let Err(errno) = rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), last)
-    {
-        tracing::debug!("the table of descriptors grows later: fcntl(F_DUPFD_CLOEXEC): {errno}");
-    }
-}
-
-/// Returns the settings of accounting.
-pub(crate) fn accounting_options(config: &Config) -> Options {
-    Options {
-        cpu_policy: config.overlay.cpu_view,
-        possible: config.overlay.possible,
-        memory_limit: config.overlay.memory_limit,
-        swap: config.overlay.swap,
-        boot_time: config.overlay.btime,
-        view_of: config.overlay.view_of,
-        ..Options::default()
-    }
-}
-
-/// Starts accounting. Its package does not ask the kernel about namespaces itself, and gets
-/// functions for that.
-pub(crate) fn start_accounting(options: Options) -> anyhow::Result<Arc<Accounting>> {
-    raise_descriptor_limit();
-    sys::arenas::limit();
-    let ask_kernel = AskKernel {
-        init: |namespace| {
-            let pid = sys::pid_in_namespace::pid_from_namespace(namespace, 1)?;
-            u32::try_from(pid).map_err(std::io::Error::other)
-        },
-        parent: |namespace| Ok(sys::user_namespace::parent(namespace)?),
-        users: |namespace| Ok(sys::user_namespace::owner(namespace)?),
-        owner: |namespace| Ok(sys::user_namespace::maker(namespace)?),
-    };
-    Accounting::start(Options { ask_kernel, ..options })
-        .context("cannot account for containers; `ambit check` tells what is missing")
-}
-
-/// Each container keeps about a dozen descriptors open; the usual soft limit of 1024 is for
-/// programs that use select(2). The hard limit is left alone.
-fn raise_descriptor_limit() {
-    let mut limit = rustix::process::getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
-        tracing::warn!(%error, "cannot raise the limit of open files");
-    }
 }

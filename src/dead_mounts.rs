@@ -11,8 +11,6 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use ambit_kernel::sys::fork::{Fork, fork};
@@ -107,7 +105,7 @@ pub fn is_ours(mount: &Mounted) -> bool {
 /// namespace.
 #[must_use]
 pub fn is_dead(root: &Path, mount: &Mounted) -> bool {
-    probe_in_child(root, mount, ONE_PATIENCE) == Verdict::Dead
+    probe(root, mount, ONE_PATIENCE) == Verdict::Dead
 }
 
 /// The state of a mount point of ambit.
@@ -198,7 +196,7 @@ impl Verdicts {
     fn is_dead(&mut self, root: &Path, mount: &Mounted) -> bool {
         let left = || self.until.saturating_duration_since(Instant::now());
         let known = self.known.get(&mount.minor).copied();
-        let verdict = known.unwrap_or_else(|| probe_in_child(root, mount, left()));
+        let verdict = known.unwrap_or_else(|| probe(root, mount, left()));
         // Another mount of the same connection may not be covered.
         if verdict != Verdict::Hidden {
             self.known.insert(mount.minor, verdict);
@@ -207,23 +205,9 @@ impl Verdicts {
     }
 }
 
-/// Asks a mount, as seen from this root, on a thread that is abandoned if there is no answer.
-fn probe(root: &Path, mount: &Mounted, patience: Duration) -> Verdict {
-    let (tell, told) = mpsc::channel();
-    let (root, wanted) = (root.to_owned(), mount.clone());
-    let ask = move || {
-        // Fails if the answer took too long: the receiver is dropped then.
-        let _ = tell.send(ask(&root, &wanted));
-    };
-    if thread::Builder::new().name("mount-probe".into()).spawn(ask).is_err() {
-        return Verdict::Silent;
-    }
-    told.recv_timeout(patience).unwrap_or(Verdict::Silent)
-}
-
-/// Asks a mount of a container, by a child that is left behind if there is no answer: a process with
+/// Asks a mount, as seen from this root, by a child that is left behind if there is no answer: a process with
 /// a thread that waits for a FUSE server cannot end.
-fn probe_in_child(root: &Path, mount: &Mounted, patience: Duration) -> Verdict {
+fn probe(root: &Path, mount: &Mounted, patience: Duration) -> Verdict {
     if patience.is_zero() {
         return Verdict::Silent;
     }

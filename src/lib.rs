@@ -23,6 +23,8 @@ pub mod logging;
 pub mod lxcfs;
 pub mod mount_namespaces;
 pub mod oci_runtime;
+mod overlay_connection;
+mod process_setup;
 pub mod profile;
 pub mod run;
 pub mod self_check;

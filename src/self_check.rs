@@ -8,7 +8,7 @@ use ambit_sysinfo::{Accounting, View, Views};
 use anyhow::Context;
 
 use crate::config::Config;
-use crate::daemon;
+use crate::process_setup;
 use ambit_intercept as intercept;
 
 /// Runs the check.
@@ -17,7 +17,7 @@ use ambit_intercept as intercept;
 /// A file cannot be rendered, or sysinfo(2) cannot be answered.
 pub fn run(config: &Config) -> anyhow::Result<()> {
     intercept::check_kernel().context("calls cannot be received")?;
-    let accounting = daemon::start_accounting(daemon::accounting_options(config))?;
+    let accounting = process_setup::start_accounting(process_setup::accounting_options(config))?;
     let own = std::process::id();
     accounting.identify(own).context("a caller is not identified")?;
     for file in FILES {

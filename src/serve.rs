@@ -17,9 +17,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, ConfigError, DEFAULT_PATH};
 use crate::control::{self, Control};
-use crate::daemon::{self, Origin, Reach, Server};
+use crate::daemon::{Origin, Reach, Server};
 use crate::threads::{self, Threads};
-use crate::{hook, logging, self_check};
+use crate::{hook, logging, process_setup, self_check};
 use ambit_intercept::operations::Operations;
 use ambit_intercept::timestamp;
 use ambit_worker::Broker;
@@ -138,13 +138,13 @@ fn serve(
         tracing::error!("{warning}");
     }
     keep_pages();
-    daemon::make_room_for_descriptors();
+    process_setup::make_room_for_descriptors();
     if candidate {
         self_check::run(config).context("it fails its check")?;
     }
     // Containers wait from `take_over` on, so accounting is started before it, and a standby has
     // done this long before. Most of the time is spent on reading the topology.
-    let accounting = daemon::start_accounting(daemon::accounting_options(config))?;
+    let accounting = process_setup::start_accounting(process_setup::accounting_options(config))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

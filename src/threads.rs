@@ -14,14 +14,13 @@ const LOOKS: u32 = 3;
 static DUE: AtomicU32 = AtomicU32::new(0);
 
 /// Names of threads that end when they have nothing to do.
-const TRANSIENT: [&str; 9] = [
+const TRANSIENT: [&str; 8] = [
     "act",
     "attach",
     "audit",
     "cgroupns",
     "fuse-substitute",
     "keeper-late",
-    "mount-probe",
     "notify-oci-read",
     "reaper",
 ];

@@ -182,19 +182,19 @@ impl Handles {
         let mut shard = self.shard(number);
         let slot = shard.slots.get(index).cloned();
         if let Some(file) = slot
-            && let Some(spare) = self.close(&file, handle)
+            && let Some(spare) = Self::close(&file, handle)
         {
             if shard.free.len() >= SPARE_AT_MOST || spare > BUFFER_AT_MOST {
                 write(&file).text = Text::new();
             }
             shard.free.push(index);
         } else if let Some(file) = shard.adopted.remove(&handle) {
-            self.close(&file, handle);
+            Self::close(&file, handle);
         }
     }
 
     /// Closes the file if it has this handle; returns the size of its buffer.
-    fn close(&self, file: &OpenFile, handle: u64) -> Option<usize> {
+    fn close(file: &OpenFile, handle: u64) -> Option<usize> {
         if handle == UNKEPT || file.handle.load(Ordering::Acquire) != handle {
             return None;
         }

@@ -149,6 +149,7 @@ impl Tree {
     }
 
     /// Iterates over the entries of a directory; `None` if it is none.
+    #[must_use]
     pub fn children(&self, directory: u64) -> Option<impl Iterator<Item = &Node>> {
         match &self.node(directory)?.kind {
             NodeKind::Directory(children) => Some(children.iter().filter_map(|&id| self.node(id))),

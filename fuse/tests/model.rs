@@ -143,14 +143,13 @@ impl Model {
         let text = &self.open[at].text;
         let from = usize::try_from(offset).unwrap().min(text.len());
         let expected = &text[from..from.saturating_add(size as usize).min(text.len())];
-        if part != expected {
-            panic!(
-                "{} of container {container}, {size} bytes at {offset}:\n{}\ninstead of\n{}",
-                FILES[file].path(),
-                String::from_utf8_lossy(part),
-                String::from_utf8_lossy(expected),
-            );
-        }
+        assert!(
+            part == expected,
+            "{} of container {container}, {size} bytes at {offset}:\n{}\ninstead of\n{}",
+            FILES[file].path(),
+            String::from_utf8_lossy(part),
+            String::from_utf8_lossy(expected),
+        );
     }
 
     /// Requests of exporters and file managers, which must change nothing.

@@ -146,10 +146,7 @@ impl Notifier {
             options;
         listener::check_sizes()?;
         let journal = Journal::open(link, held)?;
-        let pipeline = Pipeline::new(views)
-            .with_operations(operations)
-            .with_policies(policies)
-            .with_recorder(recorder);
+        let pipeline = Pipeline::new(views, policies, operations, recorder);
         // If a later step fails, dropping `notifier` stops the threads.
         let mut notifier = Self { threads: Threads::start(pipeline, journal)?, acceptor: None };
         let threads = Arc::clone(&notifier.threads);

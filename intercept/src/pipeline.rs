@@ -51,45 +51,30 @@ pub(super) struct Pipeline {
 }
 
 impl Pipeline {
-    pub(super) fn new(views: Arc<dyn Views>) -> Self {
-        let (counters, failures, over_limit) =
-            (Counters::new(), Limiter::default(), Limiter::default());
-        let (operations, queue) = (None, OperationQueue::default());
-        let policies = Current::new(Policies::default());
-        let (dispatch, accounts, audit) = (Dispatch::new(), Accounts::default(), Audit::default());
+    pub(super) fn new(
+        views: Arc<dyn Views>,
+        policies: Policies,
+        operations: Option<Arc<Operations>>,
+        recorder: Option<Arc<dyn Recorder>>,
+    ) -> Self {
         Self {
             views,
-            dispatch,
-            counters,
-            accounts,
-            audit,
-            failures,
-            over_limit,
             operations,
-            queue,
-            policies,
-            recorder: None,
+            recorder,
+            policies: Current::new(policies),
+            dispatch: Dispatch::new(),
+            counters: Counters::new(),
+            accounts: Accounts::default(),
+            audit: Audit::default(),
+            failures: Limiter::default(),
+            over_limit: Limiter::default(),
+            queue: OperationQueue::default(),
         }
-    }
-
-    /// Sets the policies for containers that have none of their own.
-    pub(super) fn with_policies(self, policies: Policies) -> Self {
-        Self { policies: Current::new(policies), ..self }
     }
 
     /// Returns the current policies.
     pub(super) fn policies(&self) -> &Current {
         &self.policies
-    }
-
-    /// Sets what performs privileged operations.
-    pub(super) fn with_operations(self, operations: Option<Arc<Operations>>) -> Self {
-        Self { operations, ..self }
-    }
-
-    /// Sets what records the calls that are being handled.
-    pub(super) fn with_recorder(self, recorder: Option<Arc<dyn Recorder>>) -> Self {
-        Self { recorder, ..self }
     }
 
     /// Looks up the call of a thread.
@@ -325,7 +310,7 @@ mod tests {
     }
 
     fn sysinfo(views: impl Views + 'static, policy: &Policy) -> (Verdict, Pipeline) {
-        let pipeline = Pipeline::new(Arc::new(views));
+        let pipeline = Pipeline::new(Arc::new(views), Policies::default(), None, None);
         let native = arch::of_this_kernel()[0];
         let data = seccomp_data {
             nr: native.number("sysinfo").unwrap(),
@@ -374,7 +359,7 @@ mod tests {
 
     #[test]
     fn an_unknown_call_is_left_to_the_kernel() {
-        let pipeline = Pipeline::new(Arc::new(Panics));
+        let pipeline = Pipeline::new(Arc::new(Panics), Policies::default(), None, None);
         let data = seccomp_data { nr: -1, arch: 1, instruction_pointer: 0, args: [0; 6] };
         let proc = File::open("/proc/self").unwrap();
         let pending = Pending::Directory(proc.as_fd());

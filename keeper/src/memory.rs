@@ -19,6 +19,9 @@ pub struct Memory<T: Lasting>(Mapping<T>);
 impl<T: Lasting> Memory<T> {
     /// Takes over what a predecessor left under this name, which ends with the version of the layout,
     /// or begins anew: then it is all zeroes, and the second value is true.
+    ///
+    /// # Errors
+    /// There is no memory.
     pub fn open(
         name: &str,
         count: usize,

@@ -86,6 +86,9 @@ impl Users {
 
 impl Listening {
     /// Listens on a path, in a directory made with mode 0755 if missing.
+    ///
+    /// # Errors
+    /// Another process listens there, or the socket cannot be made.
     pub fn bind(path: &Path, kind: SocketType, users: Users) -> Result<Self, Error> {
         let failed =
             |what| move |source: io::Error| Error::Socket { path: path.to_owned(), what, source };
@@ -250,6 +253,7 @@ impl Entrance {
     }
 
     /// The socket; `None` while it cannot be bound.
+    #[must_use]
     pub fn listening(&self) -> Option<Arc<Listening>> {
         self.listening.clone()
     }

@@ -156,6 +156,7 @@ pub fn what_fits(key: &Key) -> String {
 }
 
 /// Returns the key that an unknown key most likely means.
+#[must_use]
 pub fn unknown_key(name: &str, known: &[&str]) -> String {
     let hint = if let Some(spelling) = new_spelling(name) {
         spelling

@@ -15,7 +15,7 @@ use ambit_intercept::{Policy, Settings, VIEW};
 ///
 /// # Errors
 /// A key or a value is invalid; the error has its place in the text.
-pub fn policy<'i>(layers: &[&DeTable<'i>]) -> Result<Policy, Mistake> {
+pub fn policy(layers: &[&DeTable<'_>]) -> Result<Policy, Mistake> {
     let mut all = DeTable::new();
     for layer in layers {
         merge(&mut all, layer)?;

@@ -29,6 +29,7 @@ This page is printed by `ambit config --reference`.
 ";
 
 /// Returns the tables of a file, with their headers.
+#[must_use]
 pub fn tables() -> Vec<(String, &'static Table)> {
     let sections = [
         ("daemon", Daemon::TABLE),

@@ -22,7 +22,7 @@ pub enum Request {
 }
 
 /// The options of serving.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools, reason = "each is an option")]
 pub struct Serve {
     /// The mount point.
@@ -49,10 +49,7 @@ pub struct Serve {
 #[must_use]
 pub fn parse(args: Vec<OsString>) -> Request {
     let mut parser = Parser { args: args.into_iter(), ..Parser::default() };
-    match parser.all() {
-        Err(request) => request,
-        Ok(()) => parser.finish(),
-    }
+    parser.all().and_then(|()| parser.finish()).unwrap_or_else(|request| request)
 }
 
 #[derive(Default)]
@@ -61,14 +58,8 @@ struct Parser {
     mounts: Vec<PathBuf>,
     pid_file: Option<PathBuf>,
     runtime_dir: Option<PathBuf>,
-    debug: bool,
     foreground: bool,
-    loadavg: bool,
-    no_swap: bool,
-    no_zswap: bool,
-    cfs: bool,
-    psi_poll: bool,
-    notices: Vec<String>,
+    serve: Serve,
 }
 
 impl Parser {
@@ -90,23 +81,23 @@ impl Parser {
         let name = String::from_utf8_lossy(halves.next().unwrap_or_default()).into_owned();
         let value = halves.next();
         match &*name {
-            "debug" => self.debug = true,
+            "debug" => self.serve.debug = true,
             "foreground" => self.foreground = true,
             "help" => return Err(Request::Usage),
             "version" => return Err(Request::Version),
-            "enable-loadavg" => self.loadavg = true,
-            "disable-swap" => self.no_swap = true,
-            "disable-zswap" => self.no_zswap = true,
-            "enable-cfs" => self.cfs = true,
+            "enable-loadavg" => self.serve.loadavg = true,
+            "disable-swap" => self.serve.no_swap = true,
+            "disable-zswap" => self.serve.no_zswap = true,
+            "enable-cfs" => self.serve.cfs = true,
             "pidfile" => self.pid_file = Some(self.value("--pidfile", value)?),
             "runtime-dir" => self.runtime_dir = Some(self.value("--runtime-dir", value)?),
-            "enable-psi-poll" => self.psi_poll = true,
+            "enable-psi-poll" => self.serve.psi_poll = true,
             // ambit always uses pidfds.
             "enable-pidfd" => {}
             "enable-cgroup" => {
-                self.notices.push("--enable-cgroup: /cgroup is not served".to_owned());
+                self.serve.notices.push("--enable-cgroup: /cgroup is not served".to_owned());
             }
-            _ => self.notices.push(format!("--{name} is ignored")),
+            _ => self.serve.notices.push(format!("--{name} is ignored")),
         }
         Ok(())
     }
@@ -116,12 +107,12 @@ impl Parser {
             // The value of an option follows at once or as the next argument.
             let rest = Some(&options[at + 1..]).filter(|rest| !rest.is_empty());
             match option {
-                b'd' => self.debug = true,
+                b'd' => self.serve.debug = true,
                 b'f' => self.foreground = true,
                 b'h' => return Err(Request::Usage),
                 b'v' => return Err(Request::Version),
-                b'l' => self.loadavg = true,
-                b'u' => self.no_swap = true,
+                b'l' => self.serve.loadavg = true,
+                b'u' => self.serve.no_swap = true,
                 b's' => {}
                 b'p' => {
                     self.pid_file = Some(self.value("-p", rest)?);
@@ -129,10 +120,10 @@ impl Parser {
                 }
                 b'o' => {
                     let options = self.value("-o", rest)?;
-                    self.notices.push(format!("-o {} is ignored", options.display()));
+                    self.serve.notices.push(format!("-o {} is ignored", options.display()));
                     return Ok(());
                 }
-                other => self.notices.push(format!("-{} is ignored", char::from(*other))),
+                other => self.serve.notices.push(format!("-{} is ignored", char::from(*other))),
             }
         }
         Ok(())
@@ -144,23 +135,14 @@ impl Parser {
         value.map(PathBuf::from).ok_or_else(|| Request::Wrong(format!("{option} needs a value")))
     }
 
-    fn finish(self) -> Request {
-        if self.debug && self.foreground {
-            return Request::Wrong("-d and -f exclude each other".to_owned());
+    fn finish(self) -> Result<Request, Request> {
+        if self.serve.debug && self.foreground {
+            return Err(Request::Wrong("-d and -f exclude each other".to_owned()));
         }
-        let [mount] = &*self.mounts else { return Request::Usage };
+        let [mount] = <[PathBuf; 1]>::try_from(self.mounts).map_err(|_| Request::Usage)?;
         let runtime_dir = self.runtime_dir.unwrap_or_else(|| "/run".into());
-        Request::Serve(Serve {
-            mount: mount.clone(),
-            pid_file: self.pid_file.unwrap_or_else(|| runtime_dir.join("lxcfs.pid")),
-            debug: self.debug,
-            loadavg: self.loadavg,
-            no_swap: self.no_swap,
-            no_zswap: self.no_zswap,
-            cfs: self.cfs,
-            psi_poll: self.psi_poll,
-            notices: self.notices,
-        })
+        let pid_file = self.pid_file.unwrap_or_else(|| runtime_dir.join("lxcfs.pid"));
+        Ok(Request::Serve(Serve { mount, pid_file, ..self.serve }))
     }
 }
 

@@ -22,7 +22,7 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::LogLevel;
-use crate::{daemon, logging, visitor};
+use crate::{logging, process_setup, visitor};
 use args::{Request, Serve};
 use pid_file::PidFile;
 use switch::Switch;
@@ -115,8 +115,8 @@ fn serve(options: &Serve) -> anyhow::Result<()> {
 }
 
 fn start(options: &Serve) -> anyhow::Result<(Overlay, Arc<Switch>)> {
-    daemon::make_room_for_descriptors();
-    let accounting = daemon::start_accounting(Options {
+    process_setup::make_room_for_descriptors();
+    let accounting = process_setup::start_accounting(Options {
         cpu_policy: if options.cfs { CpuPolicy::Quota } else { CpuPolicy::Cpuset },
         swap: if options.no_swap { SwapPolicy::None } else { SwapPolicy::Limit },
         zswap: !options.no_zswap,

@@ -18,8 +18,8 @@ use anyhow::Context;
 use crate::config::words;
 use crate::config::{Config, LogLevel};
 use crate::control;
-use crate::daemon::{self, Reach, Server};
-use crate::logging;
+use crate::daemon::{Reach, Server};
+use crate::{logging, process_setup};
 use ambit_intercept::{Policy, filter, oci};
 
 pub use args::{Intercept, RunArgs};
@@ -114,7 +114,8 @@ impl Embedded {
         for reason in words::grant_nothing(&policy) {
             output::complain(format_args!("ambit: note: {reason}"));
         }
-        let operations = policy.needs_operations().then(daemon::start_operations).transpose()?;
+        let operations =
+            policy.needs_operations().then(process_setup::start_operations).transpose()?;
         logging::start(LogLevel::Warn);
         let server = Server::start(config, Reach::Process, operations)?;
         Ok(Self { server, policy })

@@ -402,7 +402,7 @@ impl Callers {
     }
 
     /// Releases the counter records of containers that are only in the first registry.
-    fn release_records(&self, before: &Registry, after: &Registry, context: &Context) {
+    fn release_records(before: &Registry, after: &Registry, context: &Context) {
         let Some(store) = context.counter_store.get() else { return };
         let gone = before.iter().filter(|(key, _)| !after.contains_key(key));
         gone.filter_map(|(_, container)| container.counter_slot()).for_each(|at| store.release(at));
@@ -439,7 +439,7 @@ impl Callers {
         if registry.values().any(|container| forgotten(container)) {
             let mut registry = Registry::clone(&registry);
             registry.retain(|_, container| !forgotten(container));
-            self.release_records(&self.registry.load(), &registry, context);
+            Self::release_records(&self.registry.load(), &registry, context);
             self.registry.store(Arc::new(registry));
         }
         for shard in &self.host_threads {

@@ -122,7 +122,7 @@ impl EngineCgroup<'_> {
 
 /// Returns engine and id if this part of a path is the cgroup of a container.
 fn container<'a>(parents: &str, parent: &str, part: &'a str) -> Option<(&'static str, &'a str)> {
-    if part.is_empty() || part.contains("conmon") || part.ends_with(".slice") {
+    if part.is_empty() || part.contains("conmon") || part.strip_suffix(".slice").is_some() {
         return None;
     }
     if parent == "ambit" && part.starts_with(SANDBOX) {

@@ -23,6 +23,9 @@ use crate::{
 };
 
 /// Runs every parser of kernel text.
+///
+/// # Panics
+/// A parser has a defect.
 pub fn parse_all(text: &[u8]) {
     let host = Host::parse(HostTexts { meminfo: text, cpuinfo: text, stat: text, online: text });
     let blocks: usize = host.cpuinfo.blocks().map(|(_, block)| block.len()).sum();
@@ -101,6 +104,9 @@ pub fn view_of(sample: &Sample, host: Host, policy: SwapPolicy) -> View {
 }
 
 /// Asserts the invariants of a view.
+///
+/// # Panics
+/// One does not hold.
 pub fn check(view: &View) {
     let (memory, swap, cpu) = (&view.memory, &view.swap, &view.cpu);
     assert!(memory.free <= memory.available && memory.available <= memory.total);

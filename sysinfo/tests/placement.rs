@@ -10,6 +10,7 @@ use std::sync::Arc;
 use ambit_sysinfo::cpu::{self, CpuPolicy};
 use ambit_sysinfo::hash::fnv1a;
 use ambit_sysinfo::sample::{Quota, Sample};
+use ambit_sysinfo::stats::Stats;
 use ambit_sysinfo::view::{Clock, Cpu, Load, Memory, Origin, Swap, Tasks};
 use ambit_sysinfo::{CpuSet, Host, Topology, View};
 use proptest::collection::btree_set;
@@ -116,7 +117,7 @@ fn view(online: CpuSet, seed: u64) -> View {
     let topology = MACHINE.with(Arc::clone);
     View {
         nodes: None,
-        stats: Default::default(),
+        stats: Stats::default(),
         origin: Origin::Container,
         host: Arc::new(Host { topology, ..Host::default() }),
         memory: Memory::default(),

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use ambit_sysinfo::stats::Stats;
 use ambit_sysinfo::topology::{Attribute, CACHE_FILES, TOPOLOGY_FILES, attribute};
 use ambit_sysinfo::view::{Clock, Cpu, Load, Memory, Origin, Swap, Tasks};
 use ambit_sysinfo::{CpuSet, Host, Topology, View};
@@ -18,7 +19,7 @@ mod machine;
 
 fn view(topology: &Arc<Topology>, online: CpuSet) -> View {
     View {
-        stats: Default::default(),
+        stats: Stats::default(),
         origin: Origin::Container,
         host: Arc::new(Host { topology: Arc::clone(topology), ..Host::default() }),
         memory: Memory::default(),

@@ -16,12 +16,12 @@ const ON: &str = "mknod = true\nsetxattr = true\nsched_setscheduler = true\nmoun
 
 /// What is reported, what is not but has the same name, and what the base refuses. Not every kernel
 /// has these attributes on tmpfs, but none forbids them.
-const INSIDE: &str = r#"cd /root; /mnt/node_call make null 1 3; /mnt/node_call make memory 1 1
+const INSIDE: &str = r"cd /root; /mnt/node_call make null 1 3; /mnt/node_call make memory 1 1
 mkfifo fifo && echo fifo; mknod white c 0 0 && echo white; mkdir d m; /mnt/node_call opaque d
 setfattr -n user.long -v longer d 2>&1 | grep -c 'not permitted'; setfattr -n user.one -v 1 d 2>&1 | grep -c 'not permitted'
 mount -t tmpfs tmp m && echo tmpfs; mount --bind d m && echo bind; mount --make-rslave / && echo slave
 mount -o remount,bind,ro m && echo remount; nice -n $((-5 - $(nice))) nice; busybox free -m | grep -c ' 144 '
-python3 -c 'import ctypes; libc = ctypes.CDLL(None, use_errno=True); print(libc.syscall(250, 0, 0), ctypes.get_errno())'"#;
+python3 -c 'import ctypes; libc = ctypes.CDLL(None, use_errno=True); print(libc.syscall(250, 0, 0), ctypes.get_errno())'";
 
 const SAID: &str = "ok\nEPERM\nfifo\nwhite\nok\n0\n0\ntmpfs\nbind\nslave\nremount\n-5\n1\n-1 1\n";
 

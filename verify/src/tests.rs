@@ -140,7 +140,7 @@ fn a_container_that_is_covered_agrees_with_its_limits() {
         assert_eq!(row(&rows, subject, reader).reason, "the limit");
     }
     assert_eq!(bounds.container().memory.as_ref().unwrap().value, 256 << 20);
-    assert_eq!(bounds.container().quota.as_ref().unwrap().value, 1.5);
+    assert!((bounds.container().quota.as_ref().unwrap().value - 1.5).abs() < 1e-9);
 }
 
 #[test]

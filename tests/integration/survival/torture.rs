@@ -41,6 +41,7 @@ enum Blow {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "one story")]
 fn nothing_fails_while_servers_are_killed_and_replaced() {
     let containers = number("AMBIT_SURVIVAL_CONTAINERS", 6);
     let mut log = Log::new();

@@ -105,6 +105,8 @@ fn now() -> f64 {
 
 impl<'a> Survey<'a> {
     fn run(daemon: &Daemon, column: &'a Column, readers: &[&'a Reader]) -> Self {
+        /// One begins after the other; that sandboxes can start together is no matter of this test.
+        static STARTING: Mutex<()> = Mutex::new(());
         // Not as an argument: lists of processes print those.
         let run = "exec bash -c 'eval \"$READERS\"'";
         let mut command = sandbox::command(daemon, column.args, run);
@@ -113,8 +115,6 @@ impl<'a> Survey<'a> {
         if let Some(above) = &above {
             command = above.around(&command);
         }
-        // One begins after the other; that sandboxes can start together is no matter of this test.
-        static STARTING: Mutex<()> = Mutex::new(());
         let turn = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         let launched = now();
         let patience = machine::patience(60);

@@ -1,0 +1,238 @@
+//! Accounting of containers in fixtures and on this machine.
+
+use std::path::Path;
+
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::*;
+use crate::account::Account;
+use crate::container::{Identity, Init};
+
+#[test]
+fn this_thread_has_numbers_that_hold_together() {
+    let accounting = Accounting::start(Options::default()).unwrap();
+    let tid = u32::try_from(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
+    let view = accounting.view(tid).unwrap();
+    assert!(view.memory.total > 0 && view.memory.free <= view.memory.available);
+    assert!(!view.cpu.online.is_empty());
+    assert!(view.clock.uptime <= clock::now());
+    assert_eq!(accounting.containers().len(), 1);
+    assert!(matches!(accounting.view(u32::MAX), Err(Error::Gone(_))));
+}
+
+/// A cgroup2 hierarchy of plain files, with one cgroup of 64 MiB.
+fn files(root: &Path) -> Hierarchies {
+    let cgroup = root.join("sys/fs/cgroup/c");
+    std::fs::create_dir_all(&cgroup).unwrap();
+    let write = |file: &str, text: &str| std::fs::write(cgroup.join(file), text).unwrap();
+    write("../cgroup.controllers", "cpuset cpu io memory pids\n");
+    write("memory.current", "8388608\n");
+    write("memory.max", "67108864\n");
+    write("memory.stat", "anon 4194304\nfile 2097152\n");
+    write("cpu.stat", "usage_usec 30\nuser_usec 20\nsystem_usec 10\n");
+    write("pids.current", "3\n");
+    let mounts = b"30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+    Hierarchies::from_mountinfo(mounts, root).unwrap()
+}
+
+fn container(accounting: &Accounting) -> Container {
+    container_with(accounting, None)
+}
+
+fn container_with(accounting: &Accounting, init: Option<Init>) -> Container {
+    let identity = Identity { namespace: 0, init, is_host: false, part: None };
+    let membership = crate::membership::Membership::parse(b"0::/c\n");
+    let account = Account::new(Owner::User(0));
+    let charge = accounting.context.cgroups.charge(Some(&account), 1).unwrap();
+    Container::new(identity, membership, (account, charge), &accounting.context)
+}
+
+#[test]
+fn a_read_resumes_sampling_of_an_unused_container() {
+    let root = tempfile::tempdir().unwrap();
+    let options = Options { age_bound: 0, ..Options::default() };
+    let accounting = Accounting::with(options, files(root.path())).unwrap();
+    // The sampler thread would consume the request at once: it is stopped.
+    accounting.wake.stop();
+    while Arc::strong_count(&accounting.wake) > 1 {
+        std::thread::yield_now();
+    }
+    let one = container(&accounting);
+    let is_wanted = || {
+        accounting.view_of(&one).unwrap();
+        std::mem::take(&mut accounting.wake.state.lock().unwrap().wanted)
+    };
+    assert!(is_wanted(), "at the first view");
+    assert!(!is_wanted());
+    one.miss_counts();
+    assert!(is_wanted(), "after a pause");
+    assert!(!is_wanted());
+}
+
+/// A read that begins after another one has ended shows no smaller counter.
+#[test]
+fn concurrent_readers_never_see_less_than_was_seen() {
+    let root = tempfile::tempdir().unwrap();
+    let options = Options { age_bound: 0, ..Options::default() };
+    let accounting = Accounting::with(options, files(root.path())).unwrap();
+    let one = container(&accounting);
+    let stat = root.path().join("sys/fs/cgroup/c/cpu.stat");
+    let seen: [AtomicU64; 3] = Default::default();
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for reader in 0..4 {
+            let (one, accounting, seen, ended) = (&one, &accounting, &seen, &ended);
+            scope.spawn(move || {
+                while !ended.load(Ordering::Relaxed) {
+                    let before: Vec<_> =
+                        seen.iter().map(|seen| seen.load(Ordering::SeqCst)).collect();
+                    // Some ask for more statistics, which takes a new sample.
+                    let wanted = if reader % 2 == 0 { StatSet::NONE } else { StatSet::VM_EVENTS };
+                    let view = one.view(clock::now(), &accounting.context, wanted).unwrap();
+                    let total = &view.cpu.total;
+                    let now = [total.user, total.idle, view.clock.idle];
+                    for ((now, before), seen) in now.iter().zip(before).zip(seen) {
+                        assert!(*now >= before, "{before} became {now}");
+                        seen.fetch_max(*now, Ordering::SeqCst);
+                    }
+                }
+            });
+        }
+        // Written in place by one system call, as the kernel changes its files.
+        let stat = std::fs::OpenOptions::new().write(true).open(stat).unwrap();
+        for step in 1..=300_u64 {
+            let text = format!("user_usec {:09}\nsystem_usec {:09}\n", step * 1000, step * 1000);
+            stat.write_all_at(text.as_bytes(), 0).unwrap();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        ended.store(true, Ordering::Relaxed);
+    });
+    assert!(seen.iter().all(|seen| seen.load(Ordering::SeqCst) > 0), "{seen:?}");
+}
+
+#[test]
+fn files_that_fail_leave_the_last_good_numbers() {
+    let root = tempfile::tempdir().unwrap();
+    let options = Options { age_bound: 0, ..Options::default() };
+    let accounting = Accounting::with(options, files(root.path())).unwrap();
+    let cgroup = root.path().join("sys/fs/cgroup/c");
+    let one = container(&accounting);
+    let good = accounting.view_of(&one).unwrap().memory;
+    assert_eq!(good.total, 64 << 20);
+    for file in ["memory.current", "memory.stat", "memory.max", "cpu.stat", "pids.current"] {
+        let path = cgroup.join(file);
+        let text = std::fs::read(&path).unwrap();
+        // Reading a directory fails, as EIO would.
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        one.close_files();
+        assert_eq!(accounting.view_of(&one).unwrap().memory, good, "{file}");
+        // A container without a view gets an error, and not the numbers of another one.
+        assert!(accounting.view_of(&container(&accounting)).is_err(), "{file}");
+        std::fs::remove_dir(&path).unwrap();
+        std::fs::write(&path, text).unwrap();
+        assert_eq!(accounting.view_of(&one).unwrap().memory, good, "{file}");
+    }
+    // A removed cgroup is not replaced by its parent.
+    std::fs::remove_dir_all(&cgroup).unwrap();
+    one.close_files();
+    assert_eq!(accounting.view_of(&one).unwrap().memory, good);
+    assert!(accounting.view_of(&container(&accounting)).is_err());
+}
+
+#[test]
+fn the_limits_of_a_young_container_are_shown_as_soon_as_they_are_set() {
+    let root = tempfile::tempdir().unwrap();
+    let options = Options { age_bound: u64::MAX, ..Options::default() };
+    let accounting = Accounting::with(options, files(root.path())).unwrap();
+    let started = |start| {
+        let pidfd = std::fs::File::open("/dev/null").unwrap().into();
+        let init = Init { pid: 0, pidfd, mounts: 0, start, offset: None };
+        container_with(&accounting, Some(init))
+    };
+    let (young, old) = (started(u64::MAX), started(0));
+    let total = |one: &Container| accounting.view_of(one).unwrap().memory.total;
+    assert_eq!([&young, &old].map(total), [64 << 20; 2]);
+    std::fs::write(root.path().join("sys/fs/cgroup/c/memory.max"), "33554432\n").unwrap();
+    [&young, &old].into_iter().for_each(Container::close_files);
+    assert_eq!([&young, &old].map(total), [32 << 20, 64 << 20]);
+}
+
+#[test]
+fn a_view_older_than_a_second_is_not_shown_while_a_sample_is_taken() {
+    let root = tempfile::tempdir().unwrap();
+    let options = Options { age_bound: 0, ..Options::default() };
+    let accounting = Accounting::with(options, files(root.path())).unwrap();
+    let one = container(&accounting);
+    assert_eq!(accounting.view_of(&one).unwrap().memory.total, 64 << 20);
+    let cgroup = root.path().join("sys/fs/cgroup/c");
+    let (limit, fifo) = (cgroup.join("memory.max"), cgroup.join("fifo"));
+    std::fs::remove_file(&limit).unwrap();
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    let kind = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, &limit, kind, mode, 0).unwrap();
+    one.close_files();
+    std::thread::scope(|scope| {
+        let stuck = scope.spawn(|| accounting.view_of(&one));
+        std::thread::sleep(Duration::from_millis(100));
+        std::fs::rename(&limit, &fifo).unwrap();
+        std::fs::write(&limit, "33554432\n").unwrap();
+        let later = clock::now() + 1_100_000_000;
+        let (one, context) = (&one, &accounting.context);
+        let waits = scope.spawn(move || one.view(later, context, StatSet::NONE));
+        std::thread::sleep(Duration::from_millis(100));
+        while !stuck.is_finished() {
+            let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
+            drop(rustix::fs::open(&fifo, flags, rustix::fs::Mode::empty()));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(waits.join().unwrap().unwrap().memory.total, 32 << 20);
+    });
+}
+
+#[test]
+fn compressed_swap_is_shown_or_not() {
+    let root = tempfile::tempdir().unwrap();
+    let hierarchies = files(root.path());
+    let cgroup = root.path().join("sys/fs/cgroup/c");
+    std::fs::write(cgroup.join("memory.swap.current"), "0\n").unwrap();
+    std::fs::write(cgroup.join("memory.stat"), "anon 4194304\nzswap 4096\n").unwrap();
+    for (zswap, bytes) in [(true, 4096), (false, 0)] {
+        let options = Options { zswap, ..Options::default() };
+        let accounting = Accounting::with(options, hierarchies.clone()).unwrap();
+        let one = container(&accounting);
+        assert_eq!(accounting.view_of(&one).unwrap().swap.zswap, bytes);
+    }
+}
+
+#[test]
+fn a_file_that_hangs_costs_one_thread_and_not_the_numbers() {
+    let root = tempfile::tempdir().unwrap();
+    let options = Options { age_bound: 0, patience: 50_000_000, ..Options::default() };
+    let accounting = Accounting::with(options, files(root.path())).unwrap();
+    let (known, unknown) = (container(&accounting), container(&accounting));
+    let good = accounting.view_of(&known).unwrap().memory;
+    let fifo = root.path().join("sys/fs/cgroup/c/memory.current");
+    std::fs::remove_file(&fifo).unwrap();
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    let kind = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, kind, mode, 0).unwrap();
+    known.close_files();
+    std::thread::scope(|scope| {
+        // Opening a FIFO for reading waits for a writer.
+        let stuck = [&known, &unknown].map(|one| scope.spawn(|| accounting.view_of(one)));
+        std::thread::sleep(Duration::from_millis(1500));
+        assert_eq!(accounting.view_of(&known).unwrap().memory, good);
+        assert!(matches!(accounting.view_of(&unknown), Err(Error::Read { .. })));
+        // Neither the load sampler nor a query of the cgroups waits.
+        known.sample_load(&accounting.context, &mut Counter::new());
+        assert_eq!(known.membership().path(), "/c");
+        // One open for writing ends both waits; the empty text that they read is a failure.
+        while stuck.iter().any(|thread| !thread.is_finished()) {
+            let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
+            drop(rustix::fs::open(&fifo, flags, rustix::fs::Mode::empty()));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+}
