@@ -16,7 +16,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use ambit_sysinfo::cpu::CpuPolicy;
-use ambit_sysinfo::policy::{BootTime, MemoryLimit, Possible, SwapPolicy, ViewOf};
+use ambit_sysinfo::policy::{BootTime, MemoryLimit, PossibleCpus, SwapPolicy, ViewOf};
 use ambit_worker::attach::Unmasked;
 use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
@@ -72,7 +72,7 @@ settings! {
         pub cpu_view: CpuPolicy = CpuPolicy::default();
         /// What `possible` in `/sys/devices/system/cpu` and `node` shows: `machine` is what
         /// programs with an entry for each processor need; `view` is what the container sees.
-        pub possible: Possible = Possible::default();
+        pub possible: PossibleCpus = PossibleCpus::default();
         /// Which limit is a container's memory: `max` is `memory.max`; `high` is `memory.high`
         /// where it is below (cgroup v2).
         pub memory_limit: MemoryLimit = MemoryLimit::default();

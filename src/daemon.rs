@@ -320,7 +320,7 @@ impl Server {
     pub fn stop(self) -> anyhow::Result<()> {
         drop(self.watcher);
         // Containers whose listeners are closed get ENOSYS for the calls their filter traps.
-        drop(self.notifier.stop());
+        drop(self.notifier);
         self.overlay.unmount().context("cannot unmount the overlay")
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ambit_intercept::operations::Operations;
 use ambit_kernel::sys;
-use ambit_sysinfo::{Accounting, AskKernel, Options};
+use ambit_sysinfo::{Accounting, NamespaceIoctls, Options};
 use ambit_worker::Broker;
 use anyhow::Context;
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -53,7 +53,7 @@ pub(crate) fn accounting_options(config: &Config) -> Options {
 pub(crate) fn start_accounting(options: Options) -> anyhow::Result<Arc<Accounting>> {
     raise_descriptor_limit();
     sys::arenas::limit();
-    let ask_kernel = AskKernel {
+    let ioctls = NamespaceIoctls {
         init: |namespace| {
             let pid = sys::pid_in_namespace::pid_from_namespace(namespace, 1)?;
             u32::try_from(pid).map_err(std::io::Error::other)
@@ -62,7 +62,7 @@ pub(crate) fn start_accounting(options: Options) -> anyhow::Result<Arc<Accountin
         users: |namespace| Ok(sys::user_namespace::owner(namespace)?),
         owner: |namespace| Ok(sys::user_namespace::maker(namespace)?),
     };
-    Accounting::start(Options { ask_kernel, ..options })
+    Accounting::start(Options { ioctls, ..options })
         .context("cannot account for containers; `ambit check` tells what is missing")
 }
 

@@ -13,7 +13,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 
-use ambit_sysinfo::{Account, Budget, Charge, What};
+use ambit_sysinfo::{Account, Budget, Charge, Resource};
 
 use crate::text::Text;
 
@@ -105,7 +105,10 @@ impl Handles {
                 adopted: HashMap::new(),
             })
         };
-        Self { shards: std::array::from_fn(shard), held: Budget::new(What::Texts, HELD_AT_MOST) }
+        Self {
+            shards: std::array::from_fn(shard),
+            held: Budget::new(Resource::Texts, HELD_AT_MOST),
+        }
     }
 
     /// Opens a file: renders its text into a pooled buffer and returns the handle. A thread always

@@ -15,12 +15,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ambit_keeper::client::{Inherited, KeeperClient};
 use ambit_keeper::memory::{Lasting, Memory};
-use ambit_sysinfo::{Account, Budget, Charge, What};
-use libseccomp_sys::{seccomp_data, seccomp_notif, seccomp_notif_resp};
+use ambit_sysinfo::{Account, Budget, Charge, Resource};
+use libseccomp_sys::{seccomp_notif, seccomp_notif_resp};
 use nix::errno::Errno;
 
 use super::Error;
-use super::listener::Listener;
+use super::listener::{EMPTY_NOTIFICATION, Listener};
 
 /// The name of the memory with the keeper. Another layout needs another name.
 const NAME: &str = "journal-of-calls.1";
@@ -82,7 +82,7 @@ impl Journal {
     pub(super) fn open(link: &KeeperClient, held: &mut Inherited) -> Result<Arc<Self>, Error> {
         let (slots, fresh) = Memory::open(NAME, SLOTS, link, held)
             .map_err(|source| Error::System { what: "no memory for the journal", source })?;
-        let budget = Budget::new(What::Calls, SLOTS);
+        let budget = Budget::new(Resource::Calls, SLOTS);
         let mut journal = Self { slots, free: Mutex::default(), left: Mutex::default(), budget };
         let (mut free, mut left) = (Vec::new(), Vec::new());
         // A new journal is not read, so that its pages are not allocated.
@@ -127,7 +127,7 @@ impl Journal {
         slot.state.store(EMPTY, Ordering::Release);
         // SAFETY: the slot belongs to the entry that is dropped, or to no entry while the journal
         // is opened.
-        unsafe { *slot.notification.get() = ZERO };
+        unsafe { *slot.notification.get() = EMPTY_NOTIFICATION };
     }
 
     /// Takes the calls of one listener that a predecessor left, each with its slot.
@@ -156,13 +156,6 @@ impl Journal {
         Entry { journal: Arc::clone(self), index, _charge: charge }
     }
 }
-
-const ZERO: seccomp_notif = seccomp_notif {
-    id: 0,
-    pid: 0,
-    flags: 0,
-    data: seccomp_data { nr: 0, arch: 0, instruction_pointer: 0, args: [0; 6] },
-};
 
 /// The entry of a call in the journal, from its receipt until it was answered.
 pub(super) struct Entry {

@@ -105,18 +105,9 @@ pub struct Options {
     pub is_successor: bool,
 }
 
-/// A listener, its container and policy, as [`Notifier::stop`] returns them.
-#[derive(Debug)]
-pub struct Adopted {
-    /// The listener. When its last copy is closed, the container's calls fail with ENOSYS.
-    pub listener: OwnedFd,
-    /// The container's name.
-    pub container: String,
-    /// Which of its calls are answered.
-    pub policy: Policy,
-}
-
-/// The running notification threads.
+/// The running notification threads. Dropping it ends each thread after the call that it is
+/// answering, and removes the sockets. Calls of containers whose listeners are held elsewhere wait;
+/// those of others fail with ENOSYS.
 #[derive(Debug)]
 pub struct Notifier {
     threads: Arc<Threads>,
@@ -235,7 +226,7 @@ impl Notifier {
     /// stay in the journal.
     pub fn drain(&self, patience: Duration) {
         // The keeper has copies of the listeners.
-        drop(self.threads.stop());
+        self.threads.stop();
         let until = Instant::now() + patience;
         while !self.threads.journal().is_idle() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
@@ -261,27 +252,15 @@ impl Notifier {
     fn flush(&self) {
         self.threads.pipeline().audit().flush();
     }
-
-    /// Ends each thread after the call that it is answering, and removes the sockets. Returns the
-    /// listeners, so that another process can serve them; calls wait meanwhile.
-    #[must_use = "closing the listeners makes the containers' calls fail with ENOSYS"]
-    pub fn stop(mut self) -> Vec<Adopted> {
-        self.end()
-    }
-
-    fn end(&mut self) -> Vec<Adopted> {
-        if let Some(acceptor) = self.acceptor.take() {
-            acceptor.stop();
-        }
-        let left = self.threads.stop();
-        self.flush();
-        left
-    }
 }
 
 impl Drop for Notifier {
     fn drop(&mut self) {
-        self.end();
+        if let Some(acceptor) = self.acceptor.take() {
+            acceptor.stop();
+        }
+        self.threads.stop();
+        self.flush();
     }
 }
 
@@ -338,7 +317,7 @@ mod tests {
         let second = Notifier::start(Arc::new(Fixed::new()), options).unwrap_err();
         assert!(matches!(second, super::Error::Socket { .. }), "{second}");
         assert!(oci.exists() && lxc.exists(), "the second notifier does not remove them");
-        assert!(notifier.stop().is_empty());
+        drop(notifier);
         assert!(!oci.exists() && !lxc.exists());
     }
 

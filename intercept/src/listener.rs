@@ -87,7 +87,7 @@ impl Listener {
     /// # Errors
     /// ENOENT if the caller died or got a signal meanwhile, EINTR if this thread got a signal.
     pub(super) fn receive(&self) -> Result<seccomp_notif, Errno> {
-        let mut request = EMPTY;
+        let mut request = EMPTY_NOTIFICATION;
         self.receive_into(&mut request)?;
         Ok(request)
     }
@@ -116,16 +116,6 @@ impl Listener {
         }
         send(self.fd.as_fd(), response(id, verdict))
     }
-
-    /// Returns another descriptor of the same listener, without its number with the keeper.
-    pub(super) fn duplicate(&self) -> std::io::Result<Self> {
-        Ok(Self { fd: self.fd.try_clone()?, kept: None })
-    }
-
-    /// Returns the descriptor.
-    pub(super) fn into_fd(self) -> OwnedFd {
-        self.fd
-    }
 }
 
 impl AsFd for Listener {
@@ -134,7 +124,8 @@ impl AsFd for Listener {
     }
 }
 
-const EMPTY: seccomp_notif = seccomp_notif {
+/// What the kernel expects where it writes a notification.
+pub(super) const EMPTY_NOTIFICATION: seccomp_notif = seccomp_notif {
     id: 0,
     pid: 0,
     flags: 0,

@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use ambit_sysinfo::{Accounts, Budget, Charge, Owner, What};
+use ambit_sysinfo::{Accounts, Budget, Charge, Owner, Resource};
 
 /// The most connections of all users together, and of one user.
 const CONNECTIONS: usize = 256;
@@ -26,7 +26,7 @@ pub(super) struct UserConnections {
 
 impl UserConnections {
     pub(super) fn new() -> Self {
-        let budget = Budget::with_most(What::Connections, CONNECTIONS, OF_ONE);
+        let budget = Budget::with_most(Resource::Connections, CONNECTIONS, OF_ONE);
         Self { accounts: Accounts::default(), budget }
     }
 

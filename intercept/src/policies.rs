@@ -189,11 +189,6 @@ impl Member {
         }
         &self.policy
     }
-
-    /// Returns the policy as [`Self::policy`] last returned it.
-    pub(super) fn last_policy(&self) -> &Policy {
-        &self.policy
-    }
 }
 
 /// Returns the path of a cgroup, from a file `/proc/<pid>/cgroup`: that of cgroup v2 if the process

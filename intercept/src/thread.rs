@@ -17,6 +17,7 @@ use libseccomp_sys::{seccomp_notif, seccomp_notif_resp};
 use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
+use super::Error;
 use super::account::Account;
 use super::bucket;
 use super::epoll::{Next, Ready, Watch};
@@ -28,7 +29,6 @@ use super::pipeline::Pipeline;
 use super::policies::Member;
 use super::policy::Policy;
 use super::transport::{Received, Transport};
-use super::{Adopted, Error};
 use crate::pending::Pending;
 use crate::verdict::Verdict;
 
@@ -89,7 +89,7 @@ pub(super) struct Threads {
     users: UserConnections,
     next: AtomicUsize,
     /// The thread in charge of each of `watches`.
-    handles: Mutex<Vec<Option<Handle>>>,
+    handles: Mutex<Vec<Option<JoinHandle<()>>>>,
     watchdog: OnceLock<Watchdog>,
 }
 
@@ -120,7 +120,7 @@ impl Threads {
         let _ = threads.watchdog.set(watchdog);
         for index in 0..count {
             if let Err(source) = threads.start_thread(index, threads.watches[index].charge()) {
-                drop(threads.stop());
+                threads.stop();
                 return Err(failed(source));
             }
         }
@@ -210,20 +210,16 @@ impl Threads {
         &self.pipeline
     }
 
-    /// Ends each thread after the call that it is answering, and returns the listeners. Does not
+    /// Ends each thread after the call that it is answering, and closes the listeners. Does not
     /// wait for a thread that hangs.
-    pub(super) fn stop(&self) -> Vec<Adopted> {
+    pub(super) fn stop(&self) {
         self.watches.iter().for_each(Watch::stop);
-        let mut left = Vec::new();
         for index in 0..self.watches.len() {
             loop {
                 let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
                 // The watchdog may replace the thread meanwhile.
                 match handles[index].take_if(|handle| handle.is_finished()) {
-                    Some(handle) => {
-                        left.extend(handle.join().unwrap_or_default());
-                        break;
-                    }
+                    Some(_) => break,
                     None if handles[index].is_none() => break,
                     None => {}
                 }
@@ -234,21 +230,10 @@ impl Threads {
         if let Some(watchdog) = self.watchdog.get() {
             watchdog.stop();
         }
-        left
     }
 
-    fn serve(self: &Arc<Self>, index: usize, charge: u64) -> Vec<Adopted> {
-        let left = self.watches[index].run(charge, |source, ready| self.ready(source, ready));
-        let adopted = left.into_iter().filter_map(|source| match &*source {
-            Source::Listener { listener, member } => {
-                let listener = listener.duplicate().ok()?.into_fd();
-                let member = member.lock().unwrap_or_else(PoisonError::into_inner);
-                let container = member.container.id.clone();
-                Some(Adopted { listener, container, policy: member.last_policy().clone() })
-            }
-            Source::LxcConnection(_) => None,
-        });
-        adopted.collect()
+    fn serve(self: &Arc<Self>, index: usize, charge: u64) {
+        self.watches[index].run(charge, |source, ready| self.ready(source, ready));
     }
 
     /// Returns the number of listener threads.
@@ -393,6 +378,3 @@ impl Transport for Notification {
 
     fn release(self, _delivered: bool) {}
 }
-
-/// A running thread. It returns the listeners that it still had.
-type Handle = JoinHandle<Vec<Adopted>>;

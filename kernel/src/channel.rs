@@ -193,6 +193,12 @@ impl<S, R> From<OwnedFd> for Channel<S, R> {
     }
 }
 
+impl<S, R> From<Channel<S, R>> for OwnedFd {
+    fn from(channel: Channel<S, R>) -> Self {
+        channel.socket
+    }
+}
+
 impl<S, R> AsFd for Channel<S, R> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()

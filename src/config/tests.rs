@@ -219,7 +219,7 @@ fn what_is_shown_is_chosen_by_name() {
     let Overlay { possible, memory_limit, swap, btime, cpu_view, view_of, .. } =
         parse(text).unwrap().overlay;
     assert_eq!(view_of, ViewOf::Caller);
-    assert_eq!((possible, memory_limit), (Possible::View, MemoryLimit::High));
+    assert_eq!((possible, memory_limit), (PossibleCpus::View, MemoryLimit::High));
     assert_eq!((swap, btime), (SwapPolicy::None, BootTime::Container));
     assert_eq!(cpu_view, CpuPolicy::Cpuset);
     // Each name is described.

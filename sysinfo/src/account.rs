@@ -30,7 +30,7 @@ use ambit_kernel::text::status::Status;
 use rustix::fs::fstat;
 use rustix::io::Errno;
 
-use crate::account::budget::What;
+use crate::account::budget::Resource;
 use crate::clock;
 use crate::context::Context;
 use crate::namespace_init;
@@ -59,7 +59,7 @@ impl Owner {
     /// Returns the owner of a thread. Reads nothing that the container controls.
     pub(crate) fn find(tid: u32, context: &Context) -> io::Result<Self> {
         let Context { proc, options, own_namespace, .. } = context;
-        let ask = options.ask_kernel;
+        let ask = options.ioctls;
         let (mut file, mut number) = (proc.open_namespace(tid, "pid")?, None);
         loop {
             let found = inode(file.as_fd())?;
@@ -157,7 +157,7 @@ fn outermost_user_namespace(
     mut users: OwnedFd,
     context: &Context,
 ) -> io::Result<Option<(u32, u64)>> {
-    let ask = context.options.ask_kernel;
+    let ask = context.options.ioctls;
     let mut number = inode(users.as_fd())?;
     if number == context.own_users {
         return Ok(None);
@@ -185,8 +185,8 @@ pub(crate) fn real_user(status: &[u8]) -> Option<u32> {
 #[derive(Debug)]
 pub struct Account {
     owner: Owner,
-    held: [AtomicUsize; What::COUNT],
-    reported: [AtomicBool; What::COUNT],
+    held: [AtomicUsize; Resource::COUNT],
+    reported: [AtomicBool; Resource::COUNT],
 }
 
 impl Account {
@@ -202,16 +202,16 @@ impl Account {
         &self.owner
     }
 
-    pub(crate) fn held(&self, what: What) -> &AtomicUsize {
+    pub(crate) fn held(&self, what: Resource) -> &AtomicUsize {
         &self.held[what as usize]
     }
 
     /// Set from the log line about a refusal until the account holds nothing of the resource.
-    pub(crate) fn is_reported(&self, what: What) -> bool {
+    pub(crate) fn is_reported(&self, what: Resource) -> bool {
         self.reported[what as usize].load(Ordering::Relaxed)
     }
 
-    pub(crate) fn set_reported(&self, what: What, reported: bool) {
+    pub(crate) fn set_reported(&self, what: Resource, reported: bool) {
         self.reported[what as usize].store(reported, Ordering::Relaxed);
     }
 }

@@ -10,7 +10,7 @@ use ambit_kernel::text::scan;
 
 use crate::KernelFiles;
 use crate::account::Owner;
-use crate::account::budget::{Descriptors, What};
+use crate::account::budget::{Descriptors, Resource};
 use crate::callers::{Caller, Callers};
 use crate::clock;
 use crate::container::Container;
@@ -233,7 +233,7 @@ impl Views for Accounting {
     fn trigger_file(&self, tid: u32, stall: Stall) -> Result<TriggerFile, Error> {
         let Caller { container, account } = self.caller(tid)?;
         let charge = self.context.pressure_files.charge(Some(&account), 1);
-        let charge = charge.ok_or(Error::UsedUp(What::PressureFiles))?;
+        let charge = charge.ok_or(Error::UsedUp(Resource::PressureFiles))?;
         let membership = container.membership();
         let file = pressure::open(tid, container.is_host(), &membership, stall, &self.context)?;
         let privileged = pressure::is_privileged(tid, &self.context);

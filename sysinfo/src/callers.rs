@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 
 use crate::Error;
-use crate::account::budget::{Charge, What};
+use crate::account::budget::{Charge, Resource};
 use crate::account::{Account, Accounts, Owner};
 use crate::clock;
 use crate::container::{Container, Identity, Part};
@@ -171,7 +171,7 @@ impl Callers {
         }
         let container = self.get_or_add(ContainerKey::Namespace(namespace), context, |adding| {
             let (identity, membership) = new_container(tid, namespace, context)?;
-            let payer = self.payer(adding, tid, What::Namespaces, context)?;
+            let payer = self.payer(adding, tid, Resource::Namespaces, context)?;
             Ok(Container::new(identity, membership, payer, context))
         })?;
         let (container, is_certain) = self.choose(tid, container, context);
@@ -201,7 +201,7 @@ impl Callers {
             let key = ContainerKey::Joined(namespace, path.clone());
             let joined = self.get_or_add(key, context, |adding| {
                 // First, because the search for the process reads files of each process.
-                let payer = self.payer(adding, tid, What::Namespaces, context)?;
+                let payer = self.payer(adding, tid, Resource::Namespaces, context)?;
                 let first = whose_view::first_process(tid, namespace, &path, context)
                     .map_err(unknown(tid))?;
                 let (mut identity, membership) = pin(first, namespace, context)?;
@@ -222,7 +222,7 @@ impl Callers {
                 context,
                 |adding| {
                     let identity = container.part(own.key()).map_err(unknown(tid))?;
-                    let payer = self.payer(adding, tid, What::Namespaces, context)?;
+                    let payer = self.payer(adding, tid, Resource::Namespaces, context)?;
                     Ok(Container::new(identity, Membership::clone(&own), payer, context))
                 },
             );
@@ -255,7 +255,7 @@ impl Callers {
         &self,
         adding: &mut usize,
         tid: u32,
-        what: What,
+        what: Resource,
         context: &Context,
     ) -> Result<(Arc<Account>, Charge), Error> {
         let account = self.accounts.get(Owner::find(tid, context).map_err(unknown(tid))?);
@@ -298,7 +298,7 @@ impl Callers {
     ) -> Result<Arc<Container>, Error> {
         let key = ContainerKey::Cgroup(Arc::new(membership.clone()));
         self.get_or_add(key, context, |adding| {
-            let charge = self.charge(adding, What::Cgroups, account, context)?;
+            let charge = self.charge(adding, Resource::Cgroups, account, context)?;
             let is_host = context.hierarchies.has_at_root(&membership);
             let identity = Identity { namespace: 0, init: None, is_host, part: None };
             let payer = (account.clone(), charge);
@@ -311,12 +311,12 @@ impl Callers {
     fn charge(
         &self,
         added: &mut usize,
-        what: What,
+        what: Resource,
         account: &Arc<Account>,
         context: &Context,
     ) -> Result<Charge, Error> {
         let budget = match what {
-            What::Cgroups => &context.cgroups,
+            Resource::Cgroups => &context.cgroups,
             _ => &context.namespaces,
         };
         if let Some(charge) = budget.try_charge(Some(account), 1) {

@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::KernelFiles;
-use crate::account::budget::{Budget, Descriptors, What};
+use crate::account::budget::{Budget, Descriptors, Resource};
 use crate::counter_store::{self, CounterStore};
 use crate::cpu::CpuPolicy;
 use crate::hierarchy::Hierarchies;
 use crate::host_files::HostFiles;
 use crate::kernel_names::KernelNames;
-use crate::namespace_init::AskKernel;
-use crate::policy::{BootTime, MemoryLimit, Possible, SwapPolicy, ViewOf};
+use crate::namespace_init::NamespaceIoctls;
+use crate::policy::{BootTime, MemoryLimit, PossibleCpus, SwapPolicy, ViewOf};
 use crate::tasks::RecentCounts;
 
 /// Settings of accounting.
@@ -22,7 +22,7 @@ pub struct Options {
     /// How many processors a container is shown.
     pub cpu_policy: CpuPolicy,
     /// Which processors and nodes are shown as possible.
-    pub possible: Possible,
+    pub possible: PossibleCpus,
     /// Which limit is shown as the container's memory.
     pub memory_limit: MemoryLimit,
     /// How much swap a container is shown.
@@ -45,14 +45,14 @@ pub struct Options {
     /// account close theirs.
     pub open_containers: usize,
     /// The ioctls on namespace files.
-    pub ask_kernel: AskKernel,
+    pub ioctls: NamespaceIoctls,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
             cpu_policy: CpuPolicy::default(),
-            possible: Possible::default(),
+            possible: PossibleCpus::default(),
             memory_limit: MemoryLimit::default(),
             swap: SwapPolicy::default(),
             zswap: true,
@@ -62,7 +62,7 @@ impl Default for Options {
             patience: 7_000_000_000,
             load_bound: 3600 * 1_000_000_000,
             open_containers: 256,
-            ask_kernel: AskKernel::NOTHING,
+            ioctls: NamespaceIoctls::NOTHING,
         }
     }
 }
@@ -76,9 +76,9 @@ pub(crate) fn budgets() -> [Arc<Budget>; 3] {
     // Each known container has a slot in the counter store, half of which is for each kind.
     let known = counter_store::MOST / 2;
     [
-        Budget::new(What::Namespaces, descriptors.namespaces.min(known)),
-        Budget::new(What::Cgroups, known),
-        Budget::with_most(What::PressureFiles, descriptors.pressure_files, PRESSURE_FILES),
+        Budget::new(Resource::Namespaces, descriptors.namespaces.min(known)),
+        Budget::new(Resource::Cgroups, known),
+        Budget::with_most(Resource::PressureFiles, descriptors.pressure_files, PRESSURE_FILES),
     ]
 }
 

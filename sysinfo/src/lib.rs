@@ -54,7 +54,7 @@ mod whose_view;
 
 use std::sync::Arc;
 
-pub use account::budget::{Budget, Charge, Descriptors, What};
+pub use account::budget::{Budget, Charge, Descriptors, Resource};
 pub use account::{Account, Accounts, Owner};
 pub use accounting::Accounting;
 pub use container::Container;
@@ -63,7 +63,7 @@ pub use cpuset::CpuSet;
 pub use host::{Host, HostTexts};
 pub use limit::Limit;
 pub use limiter::Limiter;
-pub use namespace_init::AskKernel;
+pub use namespace_init::NamespaceIoctls;
 pub use pressure::{Stall, TriggerFile};
 pub use private_mount::KernelFiles;
 pub use stats::StatSet;
@@ -142,7 +142,7 @@ pub enum Error {
     Gone(u32),
     /// The account of the thread holds as much of a resource as it may.
     #[error("the account of the caller holds as many {0} as it may; close some to open others")]
-    UsedUp(What),
+    UsedUp(Resource),
     /// A kernel file could not be opened or read.
     #[error("cannot read {file}: {source}")]
     Read {

@@ -1,6 +1,6 @@
 //! Finds the first process of a pid namespace, without forking.
 //!
-//! Linux 6.11 has an ioctl for it ([`AskKernel`]). On older kernels the ancestors of the calling
+//! Linux 6.11 has an ioctl for it ([`NamespaceIoctls`]). On older kernels the ancestors of the calling
 //! thread are searched. If that fails, because the thread has entered the namespace from outside,
 //! all processes are searched. This happens once for each namespace; the result is kept. Start
 //! reading at [`find`].
@@ -15,7 +15,7 @@ use crate::KernelFiles;
 /// What the kernel tells of an open namespace file by ioctl(2) (ioctl_nsfs(2)). The daemon supplies
 /// the calls; this package makes none.
 #[derive(Debug, Clone, Copy)]
-pub struct AskKernel {
+pub struct NamespaceIoctls {
     /// Returns the pid of the first process of a pid namespace, in the daemon's numbering
     /// (`NS_GET_PID_FROM_PIDNS`, Linux 6.11).
     pub init: fn(BorrowedFd<'_>) -> io::Result<u32>,
@@ -27,7 +27,7 @@ pub struct AskKernel {
     pub owner: fn(BorrowedFd<'_>) -> io::Result<u32>,
 }
 
-impl AskKernel {
+impl NamespaceIoctls {
     /// No ioctl is available.
     pub const NOTHING: Self = Self {
         init: |_| Err(io::ErrorKind::Unsupported.into()),
@@ -42,7 +42,7 @@ pub(crate) fn find(
     proc: &KernelFiles,
     tid: u32,
     namespace: u64,
-    ask: AskKernel,
+    ask: NamespaceIoctls,
 ) -> io::Result<u32> {
     find_in(proc, tid, proc.open_namespace(tid, "pid")?.as_fd(), namespace, ask)
 }
@@ -54,7 +54,7 @@ pub(crate) fn find_in(
     tid: u32,
     file: BorrowedFd<'_>,
     namespace: u64,
-    ask: AskKernel,
+    ask: NamespaceIoctls,
 ) -> io::Result<u32> {
     if let Ok(pid) = (ask.init)(file) {
         return Ok(pid);
@@ -134,7 +134,7 @@ mod tests {
             .unwrap();
         let namespace = namespaces(inside);
         assert_ne!(namespace, namespaces(this));
-        assert_eq!(find(&proc, inside, namespace, AskKernel::NOTHING).unwrap(), inside);
+        assert_eq!(find(&proc, inside, namespace, NamespaceIoctls::NOTHING).unwrap(), inside);
         child.kill().unwrap();
         child.wait().unwrap();
     }

@@ -51,7 +51,7 @@ pub(crate) fn new_container(
     namespace: u64,
     context: &Context,
 ) -> Result<(Identity, Membership), Error> {
-    let pid = namespace_init::find(&context.proc, tid, namespace, context.options.ask_kernel);
+    let pid = namespace_init::find(&context.proc, tid, namespace, context.options.ioctls);
     pin(pid.map_err(unknown(tid))?, namespace, context)
 }
 

@@ -20,7 +20,7 @@ pub enum ViewOf {
 /// Which processors and memory nodes are shown as possible.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Possible {
+pub enum PossibleCpus {
     /// Those of the machine. A thread can run on each processor of its cpuset, whatever the quota,
     /// and programs with a table entry for each possible processor would write beyond the end of a
     /// smaller table.

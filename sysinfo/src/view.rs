@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::cpuset::CpuSet;
 use crate::host::Host;
-use crate::policy::Possible;
+use crate::policy::PossibleCpus;
 use crate::stats::Stats;
 
 /// All numbers one container is shown at one instant.
@@ -130,7 +130,7 @@ pub struct Cpu {
     /// [`Topology::choose`]: crate::Topology::choose
     pub seed: u64,
     /// Which processors are shown as possible.
-    pub possible: Possible,
+    pub possible: PossibleCpus,
 }
 
 /// The ten columns of a `cpu` line, in USER_HZ ticks.

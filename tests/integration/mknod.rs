@@ -371,17 +371,4 @@ fn engine(run: impl Fn(&Daemon) -> Output) {
     leaves_nothing(daemon);
 }
 
-#[test]
-fn runc() {
-    engine(|daemon| oci::run("runc", daemon, oci::Container::with_users(INSIDE)));
-}
-
-#[test]
-fn crun() {
-    engine(|daemon| oci::run("crun", daemon, oci::Container::with_users(INSIDE)));
-}
-
-#[test]
-fn lxc_with_an_id_map() {
-    engine(|daemon| lxc::run(daemon, 144 * MIB, 100_000, INSIDE));
-}
+crate::on_each_engine!(INSIDE);

@@ -8,13 +8,13 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, Statx, StatxAttributes, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::mount::{MoveMountFlags, move_mount};
 use serde::{Deserialize, Serialize};
 
 use super::caller::Caller;
 use super::error::{Context, Error, MarkUntried};
-use super::lookup::open_path;
+use super::lookup::{self, open_path};
 use super::mount::detached_node;
 use super::operation::Mknod;
 
@@ -65,18 +65,11 @@ fn open_folder(path: &[u8]) -> Result<OwnedFd, Error> {
 }
 
 /// True if `top` is the root of a mount, and a directory is on that mount. All of a mount at `/dev`
-/// is below `/dev`.
+/// is below `/dev`. False before Linux 5.8, which has no numbers of mounts.
 fn is_on_mount(top: BorrowedFd<'_>, folder: BorrowedFd<'_>) -> Result<bool, Error> {
-    let look = |folder: BorrowedFd<'_>| -> Result<Statx, Error> {
-        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        statx(folder, "", flags, StatxFlags::MNT_ID).context("statx of a folder")
-    };
-    let (top, folder) = (look(top)?, look(folder)?);
-    let tells = |stat: &Statx| stat.stx_mask & StatxFlags::MNT_ID.bits() != 0;
-    Ok(top.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
-        && tells(&top)
-        && tells(&folder)
-        && top.stx_mnt_id == folder.stx_mnt_id)
+    let on = |folder| lookup::on(folder).context("statx of a folder").map(|on| on.mount);
+    let mount = on(top)?;
+    Ok(mount != 0 && mount == on(folder)? && lookup::is_mount_root(top))
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! The channel between the processes of this package: it carries a result, a text and descriptors.
+//! The channel between the processes of this package: it carries a value and descriptors, or an
+//! error.
 //!
 //! SEQPACKET keeps messages whole, and a peer that dies is an end of file. A receiver must never
 //! wait without a deadline, because the peer may be blocked in a filesystem of the container. Start
@@ -10,30 +11,36 @@ use std::time::Instant;
 use ambit_kernel::channel;
 use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{RecvFlags, SendFlags};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::error::{Context, Error, MarkUntried};
 
-/// The longest text, in bytes. Longer ones are cut off.
+/// The longest text of an error, in bytes. Longer ones are cut off.
 const TEXT: usize = 4096;
-/// The longest value, in bytes: a report of attach has a reason of its own for each file.
-const VALUE: usize = 64 << 10;
+
+/// A value, or an error: errno, whether the operation was not tried, and its text.
+type Report = Result<Vec<u8>, (i32, bool, String)>;
 
 /// One end of a channel.
 #[derive(Debug)]
-pub(super) struct ReportChannel(OwnedFd);
+pub(super) struct ReportChannel(channel::Channel<Report>);
 
 impl ReportChannel {
     pub(super) fn pair() -> Result<(Self, Self), Error> {
-        let (one, other) = channel::pair().context("socketpair").mark_untried()?;
+        let (one, other) = channel::Channel::pair().context("socketpair").mark_untried()?;
         Ok((Self(one), Self(other)))
     }
 
     /// Reports success, with descriptors.
     pub(super) fn done(&self, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        self.send(0, "", fds)
+        self.send(&Ok(Vec::new()), fds)
+    }
+
+    /// Reports success, with a value.
+    pub(super) fn done_with(&self, value: &impl Serialize) -> Result<(), Error> {
+        let value = postcard::to_allocvec(value);
+        self.send(&Ok(value.map_err(|error| Error::new(Errno::EINVAL, error.to_string()))?), &[])
     }
 
     /// Reports success with descriptors, or an error.
@@ -41,85 +48,60 @@ impl ReportChannel {
         // Errors are ignored: a peer that has closed its end does not wait for the result.
         let _ = match result {
             Ok(fds) => self.done(&fds.iter().map(AsFd::as_fd).collect::<Vec<_>>()),
-            Err(error) => self.send(number(&error), &error.message, &[]),
+            Err(Error { errno, mut message, untried }) => {
+                message.truncate(message.floor_char_boundary(TEXT));
+                self.send(&Err((errno as i32, untried, message)), &[])
+            }
         };
-    }
-
-    fn send(&self, errno: i32, text: &str, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        self.send_bytes(errno, &text.as_bytes()[..text.len().min(TEXT)], fds)
-    }
-
-    fn send_bytes(&self, errno: i32, text: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        let bytes = [&errno.to_ne_bytes(), text].concat();
-        channel::send(&self.0, &bytes, fds, SendFlags::empty())
-            .context("sendmsg to another process")
-            .mark_untried()
     }
 
     /// Reports success with a number, or an error.
     pub(super) fn report_number(&self, result: Result<Option<u64>, Error>) {
         match result {
-            Ok(Some(number)) => drop(self.send(0, &number.to_string(), &[])),
-            other => self.report(other.map(|_| Vec::new())),
+            Ok(number) => drop(self.done_with(&number)),
+            Err(error) => self.report(Err(error)),
         }
     }
 
-    /// Reports success, with a value as JSON.
-    pub(super) fn done_with(&self, value: &impl Serialize) -> Result<(), Error> {
-        let text = serde_json::to_string(value)
-            .map_err(|error| Error::new(Errno::EINVAL, error.to_string()))?;
-        if text.len() > VALUE {
-            return Err(Error::new(Errno::EMSGSIZE, "the report is too long"));
-        }
-        self.send_bytes(0, text.as_bytes(), &[])
+    fn send(&self, report: &Report, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        self.0.send(report, fds).map_err(|error| match error {
+            channel::Error::Long(_) => Error::new(Errno::EMSGSIZE, "the report is too long"),
+            error => Error::new(Errno::EPIPE, error.to_string()).mark_untried(),
+        })
     }
 
     /// Waits for a report, and returns its value.
     pub(super) fn receive_value<T: DeserializeOwned>(&self, until: Instant) -> Result<T, Error> {
-        let (_, text) = self.take(until, VALUE)?;
-        serde_json::from_str(&text).map_err(|error| Error::new(Errno::EPROTO, error.to_string()))
+        let (value, _) = self.take(until)?;
+        postcard::from_bytes(&value).map_err(|error| Error::new(Errno::EPROTO, error.to_string()))
     }
 
     /// Waits for a report, and returns its descriptors. An error that the peer reports is returned;
     /// EIO if the peer has ended, ETIMEDOUT after `until`.
     pub(super) fn receive(&self, until: Instant) -> Result<Vec<OwnedFd>, Error> {
-        self.take(until, TEXT).map(|(fds, _)| fds)
+        self.take(until).map(|(_, fds)| fds)
     }
 
     /// Waits for a report, and returns its number if it has one.
     pub(super) fn receive_number(&self, until: Instant) -> Result<Option<u64>, Error> {
-        self.take(until, TEXT).map(|(_, text)| text.parse().ok())
+        self.receive_value(until)
     }
 
-    fn take(&self, until: Instant, longest: usize) -> Result<(Vec<OwnedFd>, String), Error> {
+    fn take(&self, until: Instant) -> Result<(Vec<u8>, Vec<OwnedFd>), Error> {
         wait(&mut [PollFd::new(&self.0, PollFlags::IN)], until)?;
-        let mut bytes = vec![0; longest + 4];
-        let received = channel::receive(&self.0, &mut bytes, RecvFlags::empty());
-        let channel::Received { length, fds, .. } =
-            received.context("recvmsg from another process").mark_untried()?;
-        match bytes[..length].split_first_chunk::<4>() {
-            None => {
-                let message = "the process that carries out the request ended unexpectedly";
-                Err(Error::new(Errno::EIO, message).mark_untried())
-            }
-            Some(([0, 0, 0, 0], text)) => Ok((fds, String::from_utf8_lossy(text).into_owned())),
-            Some((number, text)) => {
-                Err(error(i32::from_ne_bytes(*number), String::from_utf8_lossy(text)))
+        let unusable = |message: &str| Error::new(Errno::EIO, message).mark_untried();
+        match self.0.receive().map_err(|error| unusable(&error.to_string()))? {
+            None => Err(unusable("the process that carries out the request ended unexpectedly")),
+            Some((Ok(value), fds)) => Ok((value, fds)),
+            Some((Err((errno, untried, message)), _)) => {
+                Err(Error { errno: Errno::from_raw(errno), message, untried })
             }
         }
     }
-}
 
-impl ReportChannel {
     /// Returns the socket.
     pub(super) fn into_fd(self) -> OwnedFd {
-        self.0
-    }
-}
-
-impl From<OwnedFd> for ReportChannel {
-    fn from(fd: OwnedFd) -> Self {
-        Self(fd)
+        self.0.into()
     }
 }
 
@@ -129,15 +111,10 @@ impl AsFd for ReportChannel {
     }
 }
 
-/// Encodes an error as its errno, negative if the operation was not tried.
-fn number(error: &Error) -> i32 {
-    let errno = error.errno as i32;
-    if error.untried { -errno } else { errno }
-}
-
-fn error(number: i32, message: impl Into<String>) -> Error {
-    let error = Error::new(Errno::from_raw(number.wrapping_abs()), message);
-    if number < 0 { error.mark_untried() } else { error }
+impl From<OwnedFd> for ReportChannel {
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd.into())
+    }
 }
 
 /// Waits until one of these descriptors is ready. ETIMEDOUT after `until`.
@@ -185,7 +162,7 @@ mod tests {
         let reasons = vec!["\\".repeat(64); 200];
         one.done_with(&reasons).unwrap();
         assert_eq!(other.receive_value::<Vec<String>>(soon()).unwrap(), reasons);
-        assert_eq!(one.done_with(&"x".repeat(VALUE)).unwrap_err().errno, Errno::EMSGSIZE);
+        assert_eq!(one.done_with(&"x".repeat(64 << 10)).unwrap_err().errno, Errno::EMSGSIZE);
     }
 
     #[test]

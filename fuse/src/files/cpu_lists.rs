@@ -66,7 +66,7 @@ impl OverlayFile for CpuList {
 #[cfg(test)]
 mod tests {
     use ambit_sysinfo::CpuSet;
-    use ambit_sysinfo::policy::Possible;
+    use ambit_sysinfo::policy::PossibleCpus;
 
     use super::*;
     use crate::fixture;
@@ -90,7 +90,7 @@ mod tests {
         view.cpu.online = CpuSet::parse(b"5").unwrap();
         assert_eq!(fixture::render(&CpuList::Possible, &view), "0-7\n");
         assert_eq!(fixture::render(&CpuList::Offline, &view), "0-4,6-7\n");
-        view.cpu.possible = Possible::View;
+        view.cpu.possible = PossibleCpus::View;
         assert_eq!(fixture::render(&CpuList::Possible, &view), "5\n");
         assert_eq!(fixture::render(&CpuList::Offline, &view), "\n");
     }

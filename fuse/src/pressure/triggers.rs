@@ -200,12 +200,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use std::os::fd::OwnedFd;
 
-    use ambit_sysinfo::{Budget, What};
+    use ambit_sysinfo::{Budget, Resource};
 
     use super::*;
 
     fn file(privileged: bool) -> TriggerFile {
-        charged_to(&Budget::new(What::PressureFiles, 1), privileged)
+        charged_to(&Budget::new(Resource::PressureFiles, 1), privileged)
     }
 
     fn charged_to(budget: &Arc<Budget>, privileged: bool) -> TriggerFile {
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn closing_a_file_returns_its_charge() {
-        let (triggers, budget) = (Triggers::new(), Budget::new(What::PressureFiles, 9));
+        let (triggers, budget) = (Triggers::new(), Budget::new(Resource::PressureFiles, 9));
         (1..=9).for_each(|handle| triggers.open(handle, charged_to(&budget, false)));
         assert_eq!(budget.taken(), 9);
         // The kernel reuses no handle before its file was released, but a defect must cost nothing.

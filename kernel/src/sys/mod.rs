@@ -1,7 +1,10 @@
-//! System calls that neither nix nor rustix offers, one file each. Nothing here decides anything. Only
+//! System calls that neither nix nor rustix offers. Nothing here decides anything. Only
 //! `raw` allows `unsafe_code`.
 
-pub mod affinity;
+/// Processors of a thread.
+pub mod affinity {
+    pub use super::raw::sched_getaffinity;
+}
 pub mod arches;
 pub mod arenas;
 pub mod bpf;
@@ -9,19 +12,37 @@ pub mod close_range;
 pub mod file_handle;
 pub mod fork;
 pub mod fuse_connections;
-pub mod inherited;
+/// Descriptors that came with `execve`.
+pub mod inherited {
+    pub use super::raw::take;
+}
 pub mod loop_device;
-pub mod mapping;
+/// Memory that processes share by mapping one file.
+pub mod mapping {
+    pub use super::raw::{Lasting, Mapping};
+}
 pub mod mount_setattr;
-pub mod pid_in_namespace;
+/// Ids of processes in other namespaces.
+pub mod pid_in_namespace {
+    pub use super::raw::pid_from_namespace;
+}
 pub mod procmap_query;
 mod raw;
 pub mod scheduling;
-pub mod seccomp;
+/// Filters with a listener.
+pub mod seccomp {
+    pub use super::raw::{install_with_listener, notification_sizes};
+}
 pub mod setxattrat;
-pub mod shared_descriptors;
+/// Tables of descriptors of threads.
+pub mod shared_descriptors {
+    pub use super::raw::shared;
+}
 pub mod signal_defaults;
 pub mod superblock_owner;
 mod uapi;
 pub mod user_namespace;
 pub mod x32;
+
+#[cfg(test)]
+mod tests;

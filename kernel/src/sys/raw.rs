@@ -43,9 +43,10 @@ unsafe fn own(result: c_long) -> Result<OwnedFd, Errno> {
 
 /// Takes a descriptor that came with `execve`, and sets `FD_CLOEXEC`.
 ///
-/// Returns `None` for the standard descriptors, and for one that has the flag already: it was opened
-/// or taken by this process, which opens everything with `O_CLOEXEC`.
-pub(super) fn take_inherited(number: RawFd) -> Option<OwnedFd> {
+/// Returns `None` for the standard descriptors, for a number that is not open, and for one that has
+/// the flag already: it was opened or taken by this process, which opens everything with `O_CLOEXEC`.
+#[must_use]
+pub fn take(number: RawFd) -> Option<OwnedFd> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     if number <= libc::STDERR_FILENO {
         return None;
@@ -184,8 +185,13 @@ pub(super) fn ioctl_descriptor(
     unsafe { own(result.into()) }
 }
 
-/// `NS_GET_PID_FROM_PIDNS`.
-pub(super) fn pid_from_namespace(namespace: BorrowedFd<'_>, id: i32) -> Result<i32, Errno> {
+/// Returns the id, in our own pid namespace, of the thread that is called `id` in `namespace`, an open
+/// `/proc/<pid>/ns/pid` (`NS_GET_PID_FROM_PIDNS`, Linux 6.11).
+///
+/// # Errors
+/// ESRCH: there is no such thread, or it is not visible from our namespace. ENOTTY: `namespace` is
+/// another file, or the kernel is older.
+pub fn pid_from_namespace(namespace: BorrowedFd<'_>, id: i32) -> Result<i32, Errno> {
     Target::Namespace.check(namespace)?;
     // SAFETY: nsfs takes the argument for a number and uses no memory of this process.
     let found = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_PID_FROM_PIDNS, id) };
@@ -304,8 +310,12 @@ pub(super) fn probe_setxattrat() -> Errno {
 
 // ------------------------------------------------------------------------ threads and processes
 
-/// `sched_getaffinity(2)`. Returns how many bytes the kernel wrote.
-pub(super) fn sched_getaffinity(tid: i32, mask: &mut [u64]) -> Result<usize, Errno> {
+/// Fills `mask` with the processors that a thread may run on and returns how many bytes the kernel
+/// wrote (`sched_getaffinity(2)`). nix and rustix fix the mask at 1024 processors and hide that.
+///
+/// # Errors
+/// ESRCH: there is no such thread. EINVAL: the mask is too short for this machine.
+pub fn sched_getaffinity(tid: i32, mask: &mut [u64]) -> Result<usize, Errno> {
     // SAFETY: the kernel writes at most as many bytes as the slice has, and any bits are a u64.
     let written = unsafe {
         libc::syscall(libc::SYS_sched_getaffinity, tid, size_of_val(mask), mask.as_mut_ptr())
@@ -331,12 +341,16 @@ pub(super) fn sched_setscheduler(tid: i32, policy: i32, priority: i32) -> Result
     Errno::result(result).map(drop)
 }
 
-/// `kcmp(2)` with `KCMP_FILES`. Returns 0 if both threads have the same table of descriptors.
-pub(super) fn kcmp_files(one: i32, other: i32) -> Result<c_long, Errno> {
+/// True if these threads share their table of descriptors (`kcmp(2)`, `CONFIG_KCMP`).
+///
+/// # Errors
+/// ESRCH: one of them is gone. ENOSYS: the kernel has no kcmp(2).
+pub fn shared(one: i32, other: i32) -> Result<bool, Errno> {
     // include/uapi/linux/kcmp.h
     const KCMP_FILES: c_int = 2;
     // SAFETY: the call takes integers and no address.
-    Errno::result(unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILES, 0, 0) })
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILES, 0, 0) };
+    Errno::result(order).map(|order| order == 0)
 }
 
 /// Gives a signal its default action.
@@ -420,8 +434,11 @@ pub(super) fn limit_arena_test() -> io::Result<()> {
 
 // -------------------------------------------------------------------------------------- seccomp
 
-/// `SECCOMP_GET_NOTIF_SIZES`.
-pub(super) fn seccomp_sizes() -> Result<seccomp_notif_sizes, Errno> {
+/// Returns the kernel's sizes of `struct seccomp_notif` and the two structures that go with it.
+///
+/// # Errors
+/// The kernel has no user notification (before 5.0, or built without).
+pub fn notification_sizes() -> Result<seccomp_notif_sizes, Errno> {
     let mut sizes =
         seccomp_notif_sizes { seccomp_notif: 0, seccomp_notif_resp: 0, seccomp_data: 0 };
     // SAFETY: the kernel writes one structure of this type.
@@ -430,8 +447,13 @@ pub(super) fn seccomp_sizes() -> Result<seccomp_notif_sizes, Errno> {
     Errno::result(result).map(|_| sizes)
 }
 
-/// `SECCOMP_SET_MODE_FILTER` with a listener. Allocates nothing.
-pub(super) fn seccomp_filter(program: &[libc::sock_filter]) -> Result<OwnedFd, Errno> {
+/// Installs a filter in the calling thread and returns its listener. Allocates nothing: it may be
+/// called between fork and exec. libseccomp keeps the listener in a variable of the whole process.
+///
+/// # Errors
+/// EACCES without CAP_SYS_ADMIN and without no_new_privs, EBUSY if a filter of this thread has a
+/// listener already, EINVAL for a program that the kernel refuses.
+pub fn install_with_listener(program: &[libc::sock_filter]) -> Result<OwnedFd, Errno> {
     let program = libc::sock_fprog {
         len: u16::try_from(program.len()).map_err(|_| Errno::EINVAL)?,
         // The kernel only reads it; the type is shared with calls that write.

@@ -11,14 +11,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rustix::process::{Resource, getrlimit};
+use rustix::process::{Resource as Limit, getrlimit};
 
 use crate::account::Account;
 use crate::limiter::Limiter;
 
 /// A bounded resource.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum What {
+pub enum Resource {
     /// Pressure files opened for triggers: each takes a descriptor and a timer in the kernel.
     PressureFiles,
     /// Bytes of rendered text that open files keep.
@@ -35,7 +35,7 @@ pub enum What {
     Connections,
 }
 
-impl What {
+impl Resource {
     pub(crate) const COUNT: usize = 7;
 
     fn describe(self) -> &'static str {
@@ -51,7 +51,7 @@ impl What {
     }
 }
 
-impl std::fmt::Display for What {
+impl std::fmt::Display for Resource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.describe())
     }
@@ -60,7 +60,7 @@ impl std::fmt::Display for What {
 /// The size of one resource and how much of it is taken.
 #[derive(Debug)]
 pub struct Budget {
-    what: What,
+    what: Resource,
     size: usize,
     /// The most that one account may hold, even if more is free.
     each: usize,
@@ -71,13 +71,13 @@ pub struct Budget {
 impl Budget {
     /// Creates a budget of this size, of which nothing is taken.
     #[must_use]
-    pub fn new(what: What, size: usize) -> Arc<Self> {
+    pub fn new(what: Resource, size: usize) -> Arc<Self> {
         Self::with_most(what, size, usize::MAX)
     }
 
     /// Creates a budget of which one account may hold at most `each`.
     #[must_use]
-    pub fn with_most(what: What, size: usize, each: usize) -> Arc<Self> {
+    pub fn with_most(what: Resource, size: usize, each: usize) -> Arc<Self> {
         Arc::new(Self { what, size, each, taken: AtomicUsize::new(0), lines: Limiter::default() })
     }
 
@@ -211,7 +211,7 @@ impl Descriptors {
     /// Divides the `RLIMIT_NOFILE` of this process.
     #[must_use]
     pub fn of_this_process() -> Self {
-        let limit = getrlimit(Resource::Nofile).current;
+        let limit = getrlimit(Limit::Nofile).current;
         Self::divide(limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX))
     }
 
@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn an_account_holds_as_much_as_is_free() {
-        let budget = Budget::new(What::Namespaces, 1200);
+        let budget = Budget::new(Resource::Namespaces, 1200);
         let accounts = [1, 2, 3].map(account);
         let first = take(&budget, &accounts[0]);
         assert_eq!(first.len(), 600);
@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn the_first_unit_of_an_account_is_granted_when_all_is_taken() {
-        let budget = Budget::new(What::Namespaces, 4);
+        let budget = Budget::new(Resource::Namespaces, 4);
         let _all = [1, 2, 3, 4, 5, 6].map(|user| budget.charge(Some(&account(user)), 1).unwrap());
         let (late, none) = (account(9), None);
         let _first = budget.charge(Some(&late), 1).unwrap();
@@ -265,7 +265,7 @@ mod tests {
 
     #[test]
     fn an_account_is_bounded_while_more_is_free() {
-        let budget = Budget::with_most(What::PressureFiles, 5000, 128);
+        let budget = Budget::with_most(Resource::PressureFiles, 5000, 128);
         let (one, other) = (account(1), account(2));
         let mut held = take(&budget, &one);
         assert_eq!(held.len(), 128);
@@ -277,8 +277,8 @@ mod tests {
     #[test]
     fn resources_are_bounded_independently() {
         let account = account(1);
-        let namespaces = Budget::with_most(What::Namespaces, 100, 1);
-        let texts = Budget::with_most(What::Texts, 100, 1);
+        let namespaces = Budget::with_most(Resource::Namespaces, 100, 1);
+        let texts = Budget::with_most(Resource::Texts, 100, 1);
         let _held = [&namespaces, &texts].map(|budget| budget.charge(Some(&account), 1).unwrap());
         assert!(namespaces.charge(Some(&account), 1).is_none());
     }
@@ -298,7 +298,7 @@ mod tests {
         fn taken_is_the_sum_of_all_charges(
             steps: Vec<(u8, bool, u16)>, size in 1..5000_usize, each in 1..5000_usize,
         ) {
-            let budget = Budget::with_most(What::Texts, size, each);
+            let budget = Budget::with_most(Resource::Texts, size, each);
             let accounts = [1, 2, 3].map(account);
             let mut held: Vec<Charge> = Vec::new();
             for (who, gives_back, amount) in steps {
@@ -325,21 +325,21 @@ mod tests {
                 };
                 prop_assert_eq!(budget.taken(), sum(None));
                 for account in &accounts {
-                    let held = account.held(What::Texts).load(Ordering::Relaxed);
+                    let held = account.held(Resource::Texts).load(Ordering::Relaxed);
                     prop_assert_eq!(held, sum(Some(account)));
                 }
             }
             drop(held);
             prop_assert_eq!(budget.taken(), 0);
             for account in &accounts {
-                prop_assert_eq!(account.held(What::Texts).load(Ordering::Relaxed), 0);
+                prop_assert_eq!(account.held(Resource::Texts).load(Ordering::Relaxed), 0);
             }
         }
     }
 
     #[test]
     fn threads_that_charge_at_once_leave_nothing_taken() {
-        let budget = Budget::new(What::Texts, 1000);
+        let budget = Budget::new(Resource::Texts, 1000);
         let account = account(1);
         std::thread::scope(|scope| {
             for _ in 0..4 {
@@ -353,6 +353,6 @@ mod tests {
             }
         });
         assert_eq!(budget.taken(), 0);
-        assert_eq!(account.held(What::Texts).load(Ordering::Relaxed), 0);
+        assert_eq!(account.held(Resource::Texts).load(Ordering::Relaxed), 0);
     }
 }

@@ -7,7 +7,7 @@
 
 use super::{CpuAttributes, NODE_LISTS, NodeAttributes, Topology};
 use crate::cpuset::CpuSet;
-use crate::policy::Possible;
+use crate::policy::PossibleCpus;
 use crate::view::{Origin, View};
 
 impl View {
@@ -30,10 +30,10 @@ impl View {
     #[must_use]
     pub fn possible_cpus(&self) -> &CpuSet {
         match self.cpu.possible {
-            Possible::View => &self.cpu.online,
+            PossibleCpus::View => &self.cpu.online,
             // The kernel has no file `possible`.
-            Possible::Machine if self.topology().possible.is_empty() => &self.host.online,
-            Possible::Machine => &self.topology().possible,
+            PossibleCpus::Machine if self.topology().possible.is_empty() => &self.host.online,
+            PossibleCpus::Machine => &self.topology().possible,
         }
     }
 
@@ -42,7 +42,7 @@ impl View {
     pub fn possible_nodes(&self) -> CpuSet {
         let is_it = |list: &&(usize, CpuSet)| NODE_LISTS.get(list.0) == Some(&"possible");
         match (self.cpu.possible, self.topology().node_lists.iter().find(is_it)) {
-            (Possible::Machine, Some((_, nodes))) => nodes.clone(),
+            (PossibleCpus::Machine, Some((_, nodes))) => nodes.clone(),
             _ => self.shown_nodes().map(|node| node.number).collect(),
         }
     }

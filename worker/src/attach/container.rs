@@ -20,9 +20,9 @@ use rustix::fs::{CWD, Dir, Mode, OFlags};
 use rustix::mount::OpenTreeFlags;
 use serde::{Deserialize, Serialize};
 
-use super::lookup::{self, Mounts, find};
 use super::{Facts, Options, Report, clones, cover, uncover};
 use crate::error::{Context, Error};
+use crate::lookup::{self, Mounts, find};
 
 /// How long one container may take.
 pub const DEADLINE: Duration = Duration::from_secs(2);

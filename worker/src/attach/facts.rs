@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use ambit_kernel::text::mountinfo::{self, Mounted};
 use rustix::fs::{CWD, Mode, OFlags};
 
-use super::lookup;
 use crate::error::{Context, Error};
+use crate::lookup;
 
 /// The magic number of FUSE: statfs(2).
 const FUSE: u64 = 0x6573_5546;

@@ -18,7 +18,6 @@
 mod clones;
 mod container;
 mod facts;
-mod lookup;
 mod probe;
 mod report;
 mod tree;

@@ -10,9 +10,9 @@ use rustix::mount::UnmountFlags;
 
 use super::clones::is_marked;
 use super::facts::Facts;
-use super::lookup::{self, Mounts, find};
 use super::probe::{self, Verdict};
 use super::{Options, Outcome};
+use crate::lookup::{self, Mounts, find};
 
 /// The filesystem types of this overlay and of lxcfs: their dead mounts are replaced.
 const KINDS: [&str; 2] = ["fuse.ambit", "fuse.lxcfs"];

@@ -18,8 +18,8 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 use super::Unmasked;
 use super::clones::is_marked;
 use super::facts::Facts;
-use super::lookup::{self, Mounts, find};
 use super::tree::{Tree, unmount};
+use crate::lookup::{self, Mounts, find};
 
 /// The folder in the container's `/dev`.
 const FOLDER: &str = ".ambit";

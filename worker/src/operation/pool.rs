@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use ambit_kernel::channel::{self, Received};
 use ambit_kernel::text::status::Status;
-use ambit_sysinfo::{Account, Budget, Charge, Descriptors, What as Spent};
+use ambit_sysinfo::{Account, Budget, Charge, Descriptors, Resource};
 use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -62,11 +62,11 @@ struct Worker {
 }
 
 impl Workers {
-    /// Retimeouts a pool without workers. `patience` is the timeout of a task.
+    /// Returns a pool without workers. `patience` is the timeout of a task.
     #[must_use]
     pub fn new(broker: Arc<Broker>, patience: Duration) -> Self {
         let waiting = Descriptors::of_this_process().workers / DESCRIPTORS_EACH;
-        let waiting = Budget::new(Spent::Workers, waiting);
+        let waiting = Budget::new(Resource::Workers, waiting);
         Self { broker, running: Mutex::default(), waiting, patience }
     }
 
@@ -181,7 +181,7 @@ impl Worker {
         self.answer(operation.room()).map(Some)
     }
 
-    /// Waits for the answer. `room` is the most bytes that the operation retimeouts.
+    /// Waits for the answer. `room` is the most bytes that the operation returns.
     fn answer(&self, room: usize) -> Result<Answer, Error> {
         let mut bytes = vec![0; room + ANSWER];
         let mut timeouts = 1;
