@@ -49,7 +49,8 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A request to the broker. Its descriptors are sent beside it, in this order: the channel for the
 /// report; for a mount, the inotify instance that watches it; the caller's user namespace, mount
-/// namespace, root, working directory and other namespaces; `cgroup.procs` of control groups.
+/// namespace, root, working directory, other namespaces and environment; `cgroup.procs` of control
+/// groups.
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
     /// Make a mount.
@@ -71,6 +72,8 @@ struct CallerInfo {
     facts: Facts,
     /// The kinds (`CLONE_NEW*`) of the other namespaces.
     others: Vec<i32>,
+    /// True if the caller's environment is among the descriptors.
+    has_environment: bool,
 }
 
 /// The daemon's connection to the broker.
@@ -220,7 +223,8 @@ impl Broker {
     ) -> Result<ReportChannel, Error> {
         let fixed = [&caller.users, &caller.mounts, &caller.root, &caller.folder];
         let others = caller.others.iter().map(|(_, namespace)| namespace);
-        let callers = fixed.into_iter().chain(others).chain(&caller.groups).map(AsFd::as_fd);
+        let callers = fixed.into_iter().chain(others).chain(&caller.environment);
+        let callers = callers.chain(&caller.groups).map(AsFd::as_fd);
         self.send(request, first.into_iter().chain(callers))
     }
 
@@ -258,7 +262,8 @@ impl Broker {
 impl From<&Caller> for CallerInfo {
     fn from(caller: &Caller) -> Self {
         let others = caller.others.iter().map(|(kind, _)| *kind).collect();
-        Self { facts: caller.facts.clone(), others }
+        let has_environment = caller.environment.is_some();
+        Self { facts: caller.facts.clone(), others, has_environment }
     }
 }
 
@@ -368,8 +373,9 @@ fn receive_caller(info: CallerInfo, fds: Vec<OwnedFd>) -> Result<Caller, Error> 
     let others: Result<Vec<_>, Error> =
         info.others.iter().map(|&kind| Ok((kind, next()?))).collect();
     let others = others?;
+    let environment = if info.has_environment { Some(next()?) } else { None };
     let groups = fds.collect();
-    Ok(Caller { users, mounts, others, root, folder, groups, facts: info.facts })
+    Ok(Caller { users, mounts, others, root, folder, environment, groups, facts: info.facts })
 }
 
 fn malformed(what: &str) -> Error {

@@ -31,6 +31,8 @@ pub struct Caller {
     pub root: OwnedFd,
     /// Its working directory, `O_PATH`.
     pub folder: OwnedFd,
+    /// Its `/proc/<tid>/environ`, which stays with the memory that it had when this was opened.
+    pub environment: Option<OwnedFd>,
     /// `cgroup.procs` of its control groups, open for writing.
     pub groups: Vec<OwnedFd>,
     /// What is not a descriptor.

@@ -68,6 +68,8 @@ impl Caller {
             others,
             root: open("root", OFlags::PATH).context("open of root")?,
             folder: open("cwd", OFlags::PATH).context("open of cwd")?,
+            // Errors are ignored: a helper then has no environment.
+            environment: open("environ", OFlags::RDONLY).ok(),
             groups: control_groups(&text("cgroup")?)?,
             facts: Facts {
                 ids: (inside(&maps.users, "Uid:")?, inside(&maps.groups, "Gid:")?),

@@ -353,6 +353,15 @@ pub fn shared(one: i32, other: i32) -> Result<bool, Errno> {
     Errno::result(order).map(|order| order == 0)
 }
 
+/// Gives all signals their default actions, those that programs may define (`SIGRTMIN` …) too.
+pub(super) fn default_actions() {
+    for number in 1..=64 {
+        // SAFETY: the default action runs no code of this process. Those of SIGKILL and SIGSTOP,
+        // and of the signals of the C library, are refused with EINVAL.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
+}
+
 /// Gives a signal its default action.
 pub(super) fn default_action(signal: Signal) -> Result<(), Errno> {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());

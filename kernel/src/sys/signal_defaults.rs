@@ -17,6 +17,11 @@ pub fn restore_sigpipe() -> io::Result<()> {
     Ok(raw::default_action(Signal::SIGPIPE)?)
 }
 
+/// Gives all signals their default actions: those that the parent of this program ignores too.
+pub fn restore_all() {
+    raw::default_actions();
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,16 +11,22 @@ use nix::errno::Errno;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
-use super::order::Order;
+use ambit_kernel::sys::mount_setattr::set_with_access_times;
+
+use super::order::{Handler, Order};
 use crate::caller::Caller;
 use crate::error::{Context, Error};
 
 /// The longest string that fsconfig(2) accepts, in bytes.
 const LONGEST: usize = 255;
 
+/// Options of a mount program that are flags of the superblock.
+const OF_THE_SUPERBLOCK: [&str; 3] = ["ro", "sync", "dirsync"];
+
 /// Makes a detached mount, which waits for a server.
 pub(super) fn make(
     order: &Order,
+    handler: &Handler,
     caller: &Caller,
     device: BorrowedFd<'_>,
 ) -> Result<OwnedFd, Error> {
@@ -41,8 +47,10 @@ pub(super) fn make(
         // All users of the container have access; the kernel checks modes and owners.
         rustix::mount::fsconfig_set_flag(context, "allow_other")?;
         rustix::mount::fsconfig_set_flag(context, "default_permissions")?;
-        if order.read_only {
-            rustix::mount::fsconfig_set_flag(context, "ro")?;
+        for option in &handler.mount_options {
+            if OF_THE_SUPERBLOCK.contains(&option.as_str()) {
+                rustix::mount::fsconfig_set_flag(context, option.as_str())?;
+            }
         }
         rustix::mount::fsconfig_create(context)?;
         let attributes = u32::try_from(order.attributes).unwrap_or_default();
@@ -69,11 +77,25 @@ pub(super) fn device(mount: BorrowedFd<'_>) -> Result<u64, Error> {
     Ok(u64::from(status.stx_dev_major) << 20 | u64::from(status.stx_dev_minor))
 }
 
-/// Returns the device number of the filesystem that is mounted on the target now.
-pub(super) fn device_on(order: &Order) -> Result<u64, Error> {
+/// Opens the root of the filesystem that is mounted on the target now. Does not call into it.
+pub(super) fn root_on(order: &Order) -> Result<OwnedFd, Error> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let root = rustix::fs::openat(CWD, &*order.target, flags, Mode::empty());
-    device(root.context("open of the target")?.as_fd())
+    root.context("open of the target")
+}
+
+/// Sets the attributes of a mount that the helper made: mount programs do not know all of them.
+pub(super) fn set_attributes(root: BorrowedFd<'_>, order: &Order) -> Result<(), Error> {
+    match set_with_access_times(root, order.attributes) {
+        // Linux 5.12 has mount_setattr(2).
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        other => other.context("mount_setattr of the helper's mount"),
+    }
+}
+
+/// Takes a mount that the helper made off the target.
+pub(super) fn take_off(order: &Order) {
+    let _ = rustix::mount::unmount(&*order.target, rustix::mount::UnmountFlags::DETACH);
 }
 
 /// Returns the id of the mount at the target. Does not call into the filesystem.

@@ -18,6 +18,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 
 use super::claim::{self, Source};
 use super::confine;
+use super::environment;
 use super::fuse_mount;
 use super::host_program::HostProgram;
 use super::kernel_mount::{attach, find_target};
@@ -26,7 +27,7 @@ use super::program::{self, HelperContext, Output, Program};
 use super::source_lock::SourceLocks;
 use crate::caller::Caller;
 use crate::child::{Child, OnDrop};
-use crate::error::{Context, Error, MarkUntried};
+use crate::error::{Context, Error, MarkUntried, ToErrno};
 use crate::report_channel::{ReportChannel, wait};
 
 /// How long to wait for a helper's message after its failure has been detected.
@@ -82,6 +83,8 @@ fn run_as_caller(
         Executable::InContainer(name) => Err(name),
     };
     let connections = Connections::open().ok();
+    let environ = caller.environment.as_ref().and_then(|fd| fd.try_clone().ok()).map(File::from);
+    let environment = environment::read(environ, host.is_ok());
     caller.enter_users()?;
     let null = OpenOptions::new().read(true).write(true).open("/dev/null");
     let null = null.context("open of /dev/null").mark_untried()?;
@@ -105,10 +108,12 @@ fn run_as_caller(
         claim::wait_for_locks(source, is_mounted, until)?;
     }
     let output = Output::new().mark_untried()?;
-    let context = HelperContext { null: &null, output: &output, proc: &proc, source, caller };
+    let environment = &environment;
+    let context =
+        HelperContext { null: &null, output: &output, proc: &proc, source, caller, environment };
     let result = if program.takes_device() {
         let device = device.context("open of /dev/fuse").mark_untried()?;
-        let mount = fuse_mount::make(order, caller, device.as_fd())?;
+        let mount = fuse_mount::make(order, handler, caller, device.as_fd())?;
         let words = program.arguments_with_device(order, handler, device.as_fd())?;
         let (starter, channel) = start(&program, &words, Some(device), &context, until)?;
         let device = fuse_mount::device(mount.as_fd()).ok();
@@ -123,19 +128,10 @@ fn run_as_caller(
         let before = fuse_mount::mount_id(order)?;
         let words = program.arguments(order, handler)?;
         let (starter, channel) = start(&program, &words, None, &context, until)?;
-        channel
-            .receive(until)
-            .and_then(|_| match fuse_mount::mount_id(order)? {
-                id if id == before => {
-                    Err(Error::new(Errno::EIO, "exit status 0, but nothing is mounted"))
-                }
-                _ => Ok(()),
-            })
-            .map(|()| {
-                let device = fuse_mount::device_on(order).ok();
-                mark(source, device);
-                (starter, device)
-            })
+        channel.receive(until).and_then(|_| mounted_by_helper(order, before, until)).map(|device| {
+            mark(source, device);
+            (starter, device)
+        })
     };
     match result {
         Ok((starter, device)) => {
@@ -143,8 +139,64 @@ fn run_as_caller(
             Ok(device)
         }
         Err(error) if error.untried => Err(error),
-        Err(error) => Err(output.explain(handler.program.name(), &error)),
+        Err(error) => {
+            let error = output.explain(handler.program.name(), &error);
+            // A helper with libfuse 3 has got the device.
+            let missing = if program.takes_device() { None } else { lacks_device() };
+            Err(match missing {
+                Some(errno) => {
+                    let name = handler.program.name();
+                    let needs = format!(
+                        "the helper {name} needs /dev/fuse in the container, which it cannot open \
+                         ({errno})"
+                    );
+                    Error::new(Errno::ENODEV, format!("{needs}; {}", error.message))
+                }
+                None => error,
+            })
+        }
     }
+}
+
+/// Returns why the caller cannot open `/dev/fuse`. `None` if it can.
+fn lacks_device() -> Option<Errno> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let opened = rustix::fs::openat(CWD, "/dev/fuse", flags, Mode::empty());
+    opened.err().map(|errno| errno.errno())
+}
+
+/// Returns the device number of what a helper has mounted on the target, where the mount `before`
+/// was, if the filesystem answers. Otherwise takes it off.
+fn mounted_by_helper(order: &Order, before: u64, until: Instant) -> Result<Option<u64>, Error> {
+    if fuse_mount::mount_id(order)? == before {
+        return Err(Error::new(Errno::EIO, "exit status 0, but nothing is mounted"));
+    }
+    let root = fuse_mount::root_on(order)?;
+    // The mount program has ended when the server begins, which may end at once.
+    let (probe, channel) = start_probe(root.as_fd())?;
+    let done = channel
+        .receive(until)
+        .and_then(|_| fuse_mount::set_attributes(root.as_fd(), order))
+        .map(|()| fuse_mount::device(root.as_fd()).ok());
+    match done {
+        Ok(device) => {
+            probe.finish();
+            Ok(device)
+        }
+        Err(error) => {
+            fuse_mount::take_off(order);
+            Err(error)
+        }
+    }
+}
+
+/// Starts a process that waits for the filesystem's first answer.
+fn start_probe(root: BorrowedFd<'_>) -> Result<(Child, ReportChannel), Error> {
+    let (channel, theirs) = ReportChannel::pair()?;
+    let probe = Child::start(OnDrop::Kill, || {
+        theirs.report(fuse_mount::probe(root).map(|()| Vec::new()));
+    })?;
+    Ok((probe, channel))
 }
 
 /// Opens the file or block device that the helper will serve, for reading and, if possible,
@@ -192,11 +244,7 @@ fn start(
 
 /// Waits for the filesystem's first answer, or for an error of the helper.
 fn answered(mount: &OwnedFd, helper: &ReportChannel, until: Instant) -> Result<(), Error> {
-    let (channel, theirs) = ReportChannel::pair()?;
-    let probe = Child::start(OnDrop::Kill, || {
-        theirs.report(fuse_mount::probe(mount.as_fd()).map(|()| Vec::new()));
-    })?;
-    drop(theirs);
+    let (probe, channel) = start_probe(mount.as_fd())?;
     let mut ends = [PollFd::new(&channel, PollFlags::IN), PollFd::new(helper, PollFlags::IN)];
     wait(&mut ends, until)?;
     let (answer, end) = (!ends[0].revents().is_empty(), !ends[1].revents().is_empty());

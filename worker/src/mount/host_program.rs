@@ -29,6 +29,34 @@ const EXEC: MemfdFlags = MemfdFlags::from_bits_retain(0x10);
 const INTERPRETER: u32 = 3;
 /// A string in programs that are linked to libfuse 3, and one in libfuse 3 itself.
 const LIBFUSE3: [&[u8]; 2] = [b"libfuse3.so", b"/dev/fd/%u%n"];
+/// A string in programs that are linked to libfuse 2, and one in libfuse 2 itself and in its copy in
+/// ntfs-3g.
+const LIBFUSE2: [&[u8]; 2] = [b"libfuse.so.2", b"\0nonempty\0"];
+
+/// The library of a FUSE program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Library {
+    /// libfuse 3, which accepts an open `/dev/fuse` as the mount point.
+    Fuse3,
+    /// libfuse 2, which mounts on a folder with files only if told so.
+    Fuse2,
+    /// Another one, or a script.
+    Other,
+}
+
+impl Library {
+    /// Finds the library in the bytes of a program.
+    pub(super) fn find(bytes: &[u8]) -> Self {
+        let has = |words: &[&[u8]]| {
+            words.iter().any(|word| bytes.windows(word.len()).any(|window| window == *word))
+        };
+        match () {
+            () if has(&LIBFUSE3) => Self::Fuse3,
+            () if has(&LIBFUSE2) => Self::Fuse2,
+            () => Self::Other,
+        }
+    }
+}
 
 /// A program of the host, opened.
 #[derive(Debug)]
@@ -37,7 +65,7 @@ pub(super) struct HostProgram {
     program: File,
     /// Its loader and its libraries, if it is dynamically linked.
     linked: Option<(File, Vec<File>)>,
-    takes_device: bool,
+    library: Library,
 }
 
 /// An executable copy.
@@ -67,16 +95,23 @@ impl HostProgram {
         }
         let path = PathBuf::from(path);
         let Some(loader) = interpreter(&bytes) else {
-            let takes_device = is_libfuse3s(&bytes);
-            return Ok(Self { path, program, linked: None, takes_device });
+            let library = Library::find(&bytes);
+            return Ok(Self { path, program, linked: None, library });
         };
         let (loader, libraries) = libraries(&path, &loader)?;
-        let takes_device = libraries.iter().any(|library| {
-            library.file_name().is_some_and(|name| name.as_bytes().starts_with(b"libfuse3.so"))
-        });
+        let is_linked = |start: &[u8]| {
+            let mut names = libraries.iter().filter_map(|library| library.file_name());
+            names.any(|name| name.as_bytes().starts_with(start))
+        };
+        let library = match () {
+            () if is_linked(b"libfuse3.so") => Library::Fuse3,
+            () if is_linked(b"libfuse.so.2") => Library::Fuse2,
+            // Without a library of its own it may have one inside, such as ntfs-3g.
+            () => Library::find(&bytes),
+        };
         let open = |path: &PathBuf| File::open(path).context(format!("open of {}", path.display()));
         let linked = (open(&loader)?, libraries.iter().map(open).collect::<Result<_, _>>()?);
-        Ok(Self { path, program, linked: Some(linked), takes_device })
+        Ok(Self { path, program, linked: Some(linked), library })
     }
 
     /// Its path on the host.
@@ -84,9 +119,9 @@ impl HostProgram {
         &self.path
     }
 
-    /// True if the helper accepts an open `/dev/fuse` as its mount point.
-    pub(super) fn takes_device(&self) -> bool {
-        self.takes_device
+    /// Its FUSE library.
+    pub(super) fn library(&self) -> Library {
+        self.library
     }
 
     /// Copies the program. The memory is charged to the control groups of this process.
@@ -117,11 +152,6 @@ fn content(file: &File, path: &str) -> Result<Vec<u8>, Error> {
         return Err(Error::new(Errno::EFBIG, format!("{path} is longer than 64 MiB")));
     }
     Ok(bytes)
-}
-
-/// True if a program is linked to libfuse 3, dynamically or statically.
-pub(super) fn is_libfuse3s(bytes: &[u8]) -> bool {
-    LIBFUSE3.iter().any(|word| bytes.windows(word.len()).any(|window| window == *word))
 }
 
 /// Returns the loader that an ELF program names. `None` for a static program.

@@ -11,6 +11,7 @@
 mod claim;
 mod confine;
 mod detached_root;
+mod environment;
 mod fuse_mount;
 mod helper;
 mod host_program;

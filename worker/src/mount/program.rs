@@ -13,14 +13,14 @@ use std::path::{Path, PathBuf};
 use ambit_kernel::output;
 use ambit_kernel::sys::close_range::close_on_exec_from;
 use ambit_kernel::sys::fork::{Fork, fork};
-use ambit_kernel::sys::signal_defaults::restore_sigpipe;
+use ambit_kernel::sys::signal_defaults::restore_all;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::wait::{WaitStatus, waitpid};
 use rustix::fs::{Access, MemfdFlags, SealFlags};
 
 use super::confine;
-use super::host_program::{HostProgram, Image, is_libfuse3s};
+use super::host_program::{HostProgram, Image, Library};
 use super::order::{Handler, Order};
 use crate::caller::Caller;
 use crate::child::exit;
@@ -38,7 +38,7 @@ const PROGRAM: u64 = 16 << 20;
 #[derive(Debug)]
 pub(super) struct Program {
     path: PathBuf,
-    takes_device: bool,
+    library: Library,
     /// The copy of a program of the host.
     image: Option<Image>,
 }
@@ -57,22 +57,22 @@ impl Program {
         let path = path.ok_or_else(|| {
             Error::new(Errno::ENODEV, format!("the helper {name} is not in the container"))
         })?;
-        let takes_device = is_on_libfuse3(&path);
-        Ok(Self { path, takes_device, image: None })
+        let library = library_of(&path);
+        Ok(Self { path, library, image: None })
     }
 
     /// Copies a program of the host.
     pub(super) fn of_the_host(program: &HostProgram) -> Result<Self, Error> {
         Ok(Self {
             path: program.path().to_owned(),
-            takes_device: program.takes_device(),
+            library: program.library(),
             image: Some(program.copy()?),
         })
     }
 
     /// True if the helper accepts an open `/dev/fuse` as its mount point.
     pub(super) fn takes_device(&self) -> bool {
-        self.takes_device
+        self.library == Library::Fuse3
     }
 
     /// Returns the command line of a helper that calls mount(2) itself.
@@ -83,6 +83,10 @@ impl Program {
     ) -> Result<Vec<CString>, Error> {
         let mut options = handler.options.clone();
         options.extend(handler.mount_options.iter().map(|option| option.clone().into_bytes()));
+        if self.library == Library::Fuse2 {
+            // The kernel mounts on a folder with files; libfuse 2 has to be told.
+            options.push(b"nonempty".to_vec());
+        }
         self.command_line(order, &order.target, &options)
     }
 
@@ -128,11 +132,11 @@ fn operand(path: &[u8]) -> Vec<u8> {
     if path.starts_with(b"-") { [b"./", path].concat() } else { path.to_vec() }
 }
 
-fn is_on_libfuse3(path: &Path) -> bool {
-    let Ok(file) = std::fs::File::open(path) else { return false };
+fn library_of(path: &Path) -> Library {
+    let Ok(file) = std::fs::File::open(path) else { return Library::Other };
     let mut bytes = Vec::new();
     let read = file.take(PROGRAM).read_to_end(&mut bytes).is_ok();
-    read && bytes.starts_with(b"\x7fELF") && is_libfuse3s(&bytes)
+    if read && bytes.starts_with(b"\x7fELF") { Library::find(&bytes) } else { Library::Other }
 }
 
 /// What a helper gets from the starter.
@@ -147,6 +151,8 @@ pub(super) struct HelperContext<'a> {
     /// (`claim.rs`).
     pub(super) source: Option<BorrowedFd<'a>>,
     pub(super) caller: &'a Caller,
+    /// The caller's variables.
+    pub(super) environment: &'a [CString],
 }
 
 /// Confines this process and executes the helper. Returns the error if that fails.
@@ -156,7 +162,7 @@ pub(super) fn execute(
     device: Option<&std::fs::File>,
     context: &HelperContext<'_>,
 ) -> Error {
-    let HelperContext { null, output, proc, source, caller } = context;
+    let HelperContext { null, output, proc, source, caller, environment } = *context;
     let confine = || {
         if let Some(label) = &caller.facts.label {
             confine::set_label(proc.as_fd(), label)?;
@@ -168,7 +174,7 @@ pub(super) fn execute(
     }
     let exec_as_caller = || -> Result<std::convert::Infallible, Errno> {
         let _ = rustix::process::setsid();
-        let _ = restore_sigpipe();
+        restore_all();
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
         nix::unistd::dup2_stdin(null)?;
         nix::unistd::dup2_stdout(&output.0)?;
@@ -179,13 +185,11 @@ pub(super) fn execute(
             rustix::io::fcntl_setfd(fd, kept).map_err(|errno| errno.errno())
         };
         let files = program.image.iter().flat_map(|image| &image.files).map(AsFd::as_fd);
-        files.chain(device.map(AsFd::as_fd)).chain(*source).try_for_each(keep)?;
+        files.chain(device.map(AsFd::as_fd)).chain(source).try_for_each(keep)?;
         caller.set_limits();
-        let path = c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-        let environment = [path, c"LC_ALL=C"];
         match &program.image {
-            Some(image) => nix::unistd::fexecve(&image.start, words, &environment),
-            None => nix::unistd::execve(&words[0], words, &environment),
+            Some(image) => nix::unistd::fexecve(&image.start, words, environment),
+            None => nix::unistd::execve(&words[0], words, environment),
         }
     };
     let Err(errno) = exec_as_caller();
@@ -256,6 +260,7 @@ impl Output {
         let said = String::from_utf8_lossy(&bytes[..length]);
         let said = said.trim_matches(|c: char| c == '\0' || c.is_whitespace());
         let errno = match error.errno {
+            Errno::EINVAL | Errno::EIO if said.contains("unknown option") => Errno::EINVAL,
             errno @ (Errno::EINVAL | Errno::EIO) => spoken(said).unwrap_or(errno),
             errno => errno,
         };

@@ -13,6 +13,7 @@ mod flags;
 mod options;
 mod plan;
 mod sources;
+mod tables;
 
 use std::os::fd::AsFd;
 
@@ -121,7 +122,7 @@ impl Handler for Mount {
                     tracing::warn!(container, tid, suppressed, "mount refused: {refused}");
                 }
                 cx.notes.set_reason(&refused);
-                return Ok(Verdict::Fail(Errno::EPERM));
+                return Ok(Verdict::Fail(refused.errno()));
             }
         };
         // Everything was read from the caller, and nothing was done yet.

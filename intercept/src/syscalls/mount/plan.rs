@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use nix::errno::Errno;
+
 use super::filesystem::Filesystem;
 use super::flags::Flags;
 use super::options::{self, Item, Owner};
@@ -62,6 +64,16 @@ pub(super) enum Error {
     Source(#[from] sources::Error),
 }
 
+impl Error {
+    /// Returns the errno for the caller.
+    pub(super) fn errno(&self) -> Errno {
+        match self {
+            Self::Option(error) => error.errno(),
+            Self::Source(_) => Errno::EPERM,
+        }
+    }
+}
+
 /// What mounts a type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer<'a> {
@@ -100,8 +112,8 @@ impl<'a> Rules<'a> {
             Answer::Host => {
                 sources::check(self.sources, filesystem, source.as_deref(), &items)?;
                 let shift = self.shift && filesystem.can_be_shifted();
-                let owners = (!shift).then_some(users.owners);
-                let items = options::for_kernel(filesystem, items, owners, users.us)?;
+                let Users { owners, us } = users;
+                let items = options::for_kernel(filesystem, items, owners, shift, us)?;
                 let parameters = flags.parameters().map(|name| (name.into(), None));
                 let items = items.into_iter().map(|Item { key, value }| (key, value));
                 How::Kernel(Superblock {
@@ -119,7 +131,7 @@ impl<'a> Rules<'a> {
                     Some(path) => Executable::OnHost(path.to_owned()),
                     None => Executable::InContainer(program.to_owned()),
                 },
-                options: options::for_helper(items),
+                options: options::for_helper(filesystem, items)?,
                 mount_options: flags
                     .options()
                     .chain(["allow_other", "default_permissions"])
