@@ -69,8 +69,14 @@ impl Filter {
             context.add_arch(arch.scmp)?;
         }
         let (mut rules, mut raw) = (0, Vec::new());
+        // Handlers of one call have the same conditions.
+        let mut seen = Vec::new();
         for (_, handler) in HANDLERS.iter().enumerate().filter(|(index, _)| policy.has(*index)) {
             for name in handler.describe().syscalls {
+                if seen.contains(name) {
+                    continue;
+                }
+                seen.push(*name);
                 // libseccomp skips calls in architectures that lack them.
                 let conditions = handler.reported(name);
                 if let Ok(syscall) = ScmpSyscall::from_name(name)

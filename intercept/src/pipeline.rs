@@ -158,6 +158,7 @@ impl Pipeline {
             views: &*self.views,
             pending,
             memory: Memory::new(memory),
+            policy,
             settings: policy.settings(),
             operations: self.operations.as_deref(),
             container: &account.id,

@@ -113,6 +113,12 @@ impl Policy {
         self.on >> index & 1 == 1
     }
 
+    /// True if the handler of this name is on.
+    #[must_use]
+    pub(super) fn has_name(&self, name: &str) -> bool {
+        self.names().any(|one| one == name)
+    }
+
     /// Returns the names of the handlers that are on.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
         HANDLERS

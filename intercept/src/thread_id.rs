@@ -69,7 +69,9 @@ mod tests {
             }
         }
         let proc = std::fs::File::open("/proc/self").unwrap();
+        let policy = crate::policy::Policy::none();
         let cx = Context {
+            policy: &policy,
             views: &NoViews,
             pending: Pending::Directory(proc.as_fd()),
             memory: Memory::default(),

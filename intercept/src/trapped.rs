@@ -40,7 +40,7 @@ impl Trapped {
         account: Arc<Account>,
         policy: Policy,
     ) -> Self {
-        let entry = dispatch.find(data.arch, data.nr);
+        let entry = dispatch.find(data.arch, data.nr, &policy);
         let handler = entry.map(|entry| entry.handler);
         let (abi, syscall) = entry.map_or((Abi::Bits64, ""), |entry| (entry.abi, entry.syscall));
         let call = Call { tid, abi, syscall, args: data.args };

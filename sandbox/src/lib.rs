@@ -134,6 +134,7 @@ pub fn prepare(options: Options) -> Result<Prepared> {
         rootfs: options.rootfs,
         binds: options.binds,
         devices: options.devices,
+        device_nodes: options.device_nodes,
         attach_pressure: options.attach_pressure,
         cgroups: group.places().to_vec(),
     };

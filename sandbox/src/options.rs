@@ -27,6 +27,8 @@ pub struct Options {
     pub binds: Vec<Bind>,
     /// Devices of the host that it may use.
     pub devices: Vec<PathBuf>,
+    /// True if device nodes of the root folder and of what is shown work: it may make some.
+    pub device_nodes: bool,
     /// Its host name; without one, its own name.
     pub hostname: Option<String>,
     /// Root in it is the host's root: there is no user namespace.

@@ -31,6 +31,8 @@ pub(super) struct Plan {
     pub(super) rootfs: Option<PathBuf>,
     pub(super) binds: Vec<Bind>,
     pub(super) devices: Vec<PathBuf>,
+    /// True if device nodes of `rootfs` and `binds` work.
+    pub(super) device_nodes: bool,
     pub(super) attach_pressure: AttachPressure,
     /// The sandbox's control groups: where they are shown, and where they are.
     pub(super) cgroups: Vec<(String, PathBuf)>,
@@ -47,8 +49,10 @@ pub(super) fn build(plan: &Plan, owners: &Owners, files: &[(String, Detached)]) 
     let kernels = data | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY;
 
+    // The host's own root is never given with device nodes.
+    let given = if plan.device_nodes { MountAttrFlags::empty() } else { nodev };
     let (folder, set, hidden) = match &plan.rootfs {
-        Some(folder) => (folder.as_path(), nodev, &[][..]),
+        Some(folder) => (folder.as_path(), given, &[][..]),
         None => (Path::new("/"), nodev | read_only, &HIDDEN[..]),
     };
     let trunk = copy(folder, set, owners, plan.rootfs.is_some())?;
@@ -74,7 +78,7 @@ pub(super) fn build(plan: &Plan, owners: &Owners, files: &[(String, Detached)]) 
     }
 
     for bind in &plan.binds {
-        let set = if bind.read_only { nodev | read_only } else { nodev };
+        let set = if bind.read_only { given | read_only } else { given };
         let mount = copy(&bind.source, set, owners, true)?;
         root.make(&bind.target, Kind::of(&mount)?, owners)?;
         root.attach(&mount, &bind.target)?;

@@ -36,11 +36,17 @@ pub(super) fn general(
     }
     if policy.names().any(|name| name == "mount") && !policies.all.settings().mount.fuse.is_empty()
     {
-        said.push(
+        let how = match engine {
+            Engine::Lxc => {
+                "lxc.mount.entry = /dev/fuse dev/fuse none bind,create=file,optional 0 0, and \
+                 lxc.cgroup2.devices.allow = c 10:229 rwm"
+            }
+            Engine::Oci => "--device /dev/fuse of podman and docker",
+        };
+        said.push(format!(
             "helpers of mount.fuse that are linked with libfuse 2, such as fuse2fs of Debian 12, need \
-             /dev/fuse in the container"
-                .to_owned(),
-        );
+             /dev/fuse in the container: {how}"
+        ));
     }
     let socket = socket.display();
     match engine {

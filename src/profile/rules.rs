@@ -44,7 +44,9 @@ pub(super) fn of(policy: &Policy) -> Vec<Rule> {
             known: ScmpSyscall::from_name(syscall).is_ok(),
         })
     });
-    rules.collect()
+    // Handlers of one call have the same conditions.
+    let mut seen = std::collections::HashSet::new();
+    rules.filter(|rule: &Rule| seen.insert(rule.syscall)).collect()
 }
 
 impl Rule {

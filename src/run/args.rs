@@ -51,7 +51,7 @@ pub struct RunArgs {
 
     /// System calls that are answered: names and settings, such as view,mknod,mknod.bind; "none"
     /// for none, "view" for sysinfo and sched_getaffinity
-    #[arg(long, value_name = "LIST", default_value = "view", value_parser = intercept)]
+    #[arg(long, value_name = "LIST", default_value = "view,proc", value_parser = intercept)]
     pub intercept: Intercept,
 
     /// Folder to use as its root, writable, in place of the host's files

@@ -29,10 +29,37 @@ pub use args::{Intercept, RunArgs};
 pub fn run(args: RunArgs, config: &Config) -> ExitCode {
     let files: Vec<_> = ambit_fuse::bind_points().collect();
     let intercept = args.intercept.clone();
-    ambit_sandbox::run(options(args), &files, |_| service(config, &intercept))
+    ambit_sandbox::run(options(args, config), &files, |_| service(config, &intercept))
 }
 
-fn options(args: RunArgs) -> Options {
+/// True if nodes can be made: mknod is asked for, and a running daemon grants it.
+fn grants_nodes(policy: &Policy, config: &Config) -> bool {
+    let daemon_grants = || {
+        let is_running = control::ask_status(&config.socket("control.sock")).is_ok();
+        !is_running || !config.policies.ungranted(&policy.privileged()).contains(&"mknod")
+    };
+    policy.names().any(|name| name == "mknod") && daemon_grants()
+}
+
+/// The device that helpers of `mount.fuse` need, if there are any.
+fn fuse_device(intercept: &Intercept, config: &Config) -> Option<PathBuf> {
+    let settings = match intercept.setting {
+        Some(_) => intercept.policy.settings(),
+        None => config.policies.all.settings(),
+    };
+    let mounts = intercept.policy.names().any(|name| name == "mount");
+    let device = PathBuf::from("/dev/fuse");
+    (mounts && !settings.mount.fuse.is_empty() && device.exists()).then_some(device)
+}
+
+fn options(args: RunArgs, config: &Config) -> Options {
+    let device_nodes = grants_nodes(&args.intercept.policy, config);
+    let mut devices = args.device;
+    if let Some(fuse) = fuse_device(&args.intercept, config)
+        && !devices.contains(&fuse)
+    {
+        devices.push(fuse);
+    }
     let policy = args.intercept.policy;
     let is_wanted = policy != Policy::none();
     let install = move || Ok(filter::install(&policy)?);
@@ -44,7 +71,8 @@ fn options(args: RunArgs) -> Options {
         pids: args.pids,
         rootfs: args.rootfs,
         binds: args.bind,
-        devices: args.device,
+        devices,
+        device_nodes,
         hostname: args.hostname,
         no_userns: args.no_userns,
         command: args.command,

@@ -55,6 +55,8 @@ const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 enum Request {
     /// Make a mount.
     Mount(Order, CallerInfo),
+    /// Make a procfs or sysfs of the caller's namespaces.
+    MountOwn(Order, CallerInfo),
     /// Open a file that the caller may write.
     Find(Find, CallerInfo),
     /// Bind-mount a device node where the filesystem does not support them.
@@ -171,6 +173,16 @@ impl Broker {
         let until = Instant::now() + order.deadline + REPORT_GRACE;
         let request = Request::Mount(order.clone(), caller.into());
         self.for_caller(&request, caller, Some(watches))?.receive_number(until)
+    }
+
+    /// Makes a procfs or sysfs for the caller and waits until it is attached.
+    ///
+    /// # Errors
+    /// Nothing was mounted.
+    pub fn mount_own(&self, order: &Order, caller: &Caller) -> Result<(), Error> {
+        let until = Instant::now() + order.deadline + REPORT_GRACE;
+        let request = Request::MountOwn(order.clone(), caller.into());
+        self.for_caller(&request, caller, None)?.receive(until).map(drop)
     }
 
     /// Opens a file (`O_PATH`) that the caller may write.
@@ -356,6 +368,9 @@ fn run(bytes: &[u8], mut fds: Vec<OwnedFd>, daemon: ReportChannel, locks: &Sourc
                 Err(error) => daemon.report(Err(error)),
             };
         }
+        Request::MountOwn(order, info) => receive_caller(info, fds)
+            .and_then(|caller| mount::run_own(&order, &caller))
+            .map(|()| Vec::new()),
         Request::Bind(bind, info) => receive_caller(info, fds)
             .and_then(|caller| super::bind_device::bind_device(&bind, &caller))
             .map(|()| Vec::new()),

@@ -55,6 +55,11 @@ impl Child {
         self.reap(Instant::now() + GRACE);
     }
 
+    /// Waits until the child has ended, and kills it if it takes longer.
+    pub(super) fn wait(mut self, until: Instant) {
+        self.reap(until);
+    }
+
     /// Kills the child alone and leaves its descendants running.
     pub(super) fn detach(mut self) {
         // The descendants have daemonized already; the init of their pid namespace adopts them.

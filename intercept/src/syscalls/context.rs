@@ -22,6 +22,7 @@ use crate::call::Call;
 use crate::memory::Memory;
 use crate::operations::Operations;
 use crate::pending::Pending;
+use crate::policy::Policy;
 use crate::verdict::{Cause, Refusal};
 
 /// The length of the longest string argument that the kernel accepts.
@@ -35,6 +36,8 @@ pub struct Context<'a> {
     pub(crate) pending: Pending<'a>,
     /// The caller's memory.
     pub(crate) memory: Memory<'a>,
+    /// The container's policy.
+    pub(crate) policy: &'a Policy,
     /// The settings of the container's policy.
     pub(crate) settings: &'a Settings,
     /// Performs privileged operations. `None` if the daemon has no broker.

@@ -11,6 +11,7 @@ pub(super) mod handler;
 mod mknod;
 mod mount;
 mod operation;
+mod proc;
 mod sched_getaffinity;
 mod sched_setscheduler;
 mod setxattr;
@@ -71,6 +72,7 @@ calls! {
     sched_setscheduler: SchedSetscheduler,
     bpf: BpfPrograms,
     mount: Mount,
+    proc: Proc,
 }
 
 /// The calls that `view` is short for.

@@ -142,3 +142,64 @@ fn helpers_that_hang_or_fail_are_logged_and_killed() {
     assert!(said.contains("exit status 3: words words") && said.len() < 20_000, "{said}");
     assert!(said.contains("the helper none is not in the container"), "{said}");
 }
+
+/// Writes a program that the container sees in `/run/i`.
+fn write_program(stage: &Stage, name: &str, text: &str) {
+    let path = stage.folder.path().join(name);
+    fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn a_helper_mounts_on_a_folder_with_files_with_the_attributes_of_the_call() {
+    let stage = Stage::new(
+        "mount.enabled = true\nmount.fuse = { ext4 = \"fuse2fs\", squashfs = \"squashfuse\" }\n",
+    );
+    // nosymfollow, strictatime, sync.
+    let script = "touch m/there; for t in ext4 squashfs; do
+            /mnt/mount_call /run/i/$t /tmp/m $t 0x1000110; ls m
+            grep ' /tmp/m ' /proc/self/mountinfo; umount m; done; ls m";
+    let text = stage.run(&["--device", "/dev/fuse"], script).ok();
+    let lines: Vec<_> = text.lines().filter(|line| line.contains(" /tmp/m ")).collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    for line in &lines {
+        assert!(line.contains("nosymfollow") && !line.contains("relatime"), "{text}");
+        assert!(line.contains(",sync"), "{text}");
+    }
+    assert!(text.contains("ok\nlost+found\n") && text.contains("ok\nhello\n"), "{text}");
+    assert!(text.ends_with("there\n"), "{text}");
+    stage.leaves_nothing();
+}
+
+#[test]
+fn a_helper_that_ends_after_its_start_is_a_failed_mount() {
+    let stage = Stage::new("mount.enabled = true\nmount.fuse = { ext4 = \"/run/i/ends\" }\n");
+    write_program(&stage, "ends", "fuse2fs \"$@\" && pkill -9 -x fuse2fs; echo good-bye; exit 0");
+    let script =
+        "/mnt/mount_call /run/i/ext4 /tmp/m ext4 0; grep -c ' /tmp/m ' /proc/self/mountinfo
+         rm /dev/fuse; /mnt/mount_call /run/i/ext4 /tmp/m ext4 0";
+    let output = stage.run(&["--device", "/dev/fuse"], script);
+    let answers: Vec<_> = output.stdout.lines().collect();
+    assert!(matches!(answers[0], "ENOTCONN" | "ECONNABORTED" | "EIO"), "{output:?}");
+    assert_eq!(answers[1..], ["0", "ENODEV"], "{output:?}");
+    let said = stage.leaves_nothing().stderr;
+    assert!(said.contains("good-bye"), "{said}");
+    assert!(said.contains("needs /dev/fuse in the container"), "{said}");
+}
+
+#[test]
+fn a_helper_has_the_environment_of_the_caller_and_no_ignored_signals() {
+    let stage = Stage::new("mount.enabled = true\nmount.fuse = { ext4 = \"/run/i/shows\" }\n");
+    write_program(
+        &stage,
+        "shows",
+        "env >/run/i/env; grep SigIgn /proc/self/status | grep -q 0000000000000000 && echo none >>/run/i/env",
+    );
+    let script = "AWS_KEY=secret https_proxy=http://p LC_ALL=xx LD_PRELOAD= \
+         /mnt/mount_call /run/i/ext4 /tmp/m ext4 0; cat /run/i/env";
+    let text = stage.run(&[], script).ok();
+    for line in ["EIO", "AWS_KEY=secret", "https_proxy=http://p", "LC_CTYPE=xx", "none"] {
+        assert!(text.lines().any(|one| one == line), "{line}: {text}");
+    }
+    stage.leaves_nothing();
+}

@@ -7,6 +7,8 @@ mod image;
 mod kernel;
 mod limit;
 mod on_fuse;
+mod options;
+mod own;
 mod refused;
 mod shifted;
 

@@ -90,7 +90,7 @@ fn errors_are_those_of_the_documentation() {
 fn unusual_arguments_are_answered_as_by_the_kernel() {
     let stage = Stage::new(SHIFTED);
     let text = stage.run(&[], "/mnt/mount_call edges /run/i/ext4 /tmp/m ext4").ok();
-    let expected = "at the end: ok\nodd bytes: EPERM\ndata that ends with memory: ok\n\
+    let expected = "at the end: ok\nodd bytes: EINVAL\ndata that ends with memory: ok\n\
                     endless target: ENAMETOOLONG\nendless type: EINVAL\nendless source: EINVAL\n\
                     endless data: EINVAL\nno data: EFAULT\nno target: EFAULT\nno type: EFAULT\n\
                     no source: EFAULT\n";

@@ -109,16 +109,28 @@ pub(crate) fn detached_node(
     rustix::mount::open_tree(CWD, NODE, flags).context("open_tree of a new node")
 }
 
+/// Attaches a mount in the new root, for [`lock_placed`].
+pub(super) fn place(mount: BorrowedFd<'_>) -> Result<(), Error> {
+    attach(mount, PLACE)
+}
+
 /// Locks the attributes of a mount (`MNT_LOCK_*`), so that the container cannot clear `nodev` by a
 /// remount. The kernel sets the locks when it copies a mount namespace for a less privileged user
 /// namespace: mount_namespaces(7). So this process enters `users`, where it has no rights over the
 /// host any more, and unshares its mount namespace.
 pub(super) fn lock(mount: &OwnedFd, users: impl AsFd) -> Result<OwnedFd, Error> {
-    attach(mount.as_fd(), PLACE)?;
+    place(mount.as_fd())?;
+    lock_placed(users)
+}
+
+/// Locks what [`place`] has attached, and the mounts on it together with it.
+pub(super) fn lock_placed(users: impl AsFd) -> Result<OwnedFd, Error> {
     nix::sched::setns(users.as_fd(), CloneFlags::CLONE_NEWUSER)
         .context("setns to the container's users")?;
     unshare(CloneFlags::CLONE_NEWNS).context("unshare of mounts as the container")?;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE;
     rustix::mount::open_tree(CWD, PLACE, flags).context("open_tree of the new mount")
 }
 

@@ -46,6 +46,10 @@ pub(super) fn mount(
     };
 
     let (maker, theirs) = ReportChannel::pair()?;
+    // The procfs of the folder where the superblock is made shows the maker alone.
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWPID)
+        .context("unshare of process ids")
+        .mark_untried()?;
     let making = Child::start(OnDrop::Kill, || {
         let made = superblock::make(order, superblock, source.as_ref(), caller, until);
         theirs.report(made.map(|mount| vec![mount]));

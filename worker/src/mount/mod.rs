@@ -5,8 +5,8 @@
 //! of the container may be opened with other rights than the caller's.
 //!
 //! After an error nothing is left: processes are killed, and detached mounts and loop devices are
-//! freed with their last descriptor. Start reading at `kernel_mount` (filesystems of the kernel)
-//! and `helper` (FUSE programs).
+//! freed with their last descriptor. Start reading at `kernel_mount` (filesystems of the kernel),
+//! `helper` (FUSE programs) and `own` (procfs and sysfs).
 
 mod claim;
 mod confine;
@@ -19,6 +19,7 @@ mod image;
 mod kernel_mount;
 mod loop_device;
 mod order;
+mod own;
 mod program;
 mod source_lock;
 mod superblock;
@@ -29,8 +30,10 @@ pub(crate) use host_program::sealed;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
+use nix::errno::Errno;
+
 pub(super) use detached_root::detached_node;
-pub use order::{Executable, Handler, How, Order, Superblock};
+pub use order::{Executable, Handler, How, Order, Parameters, Superblock};
 pub use source_lock::SourceLocks;
 
 use super::{Caller, Error};
@@ -52,5 +55,17 @@ pub fn run(
             kernel_mount::mount(order, superblock, caller, (watches, locks), until)
         }
         How::Helper(handler) => helper::mount(order, handler, caller, locks, until),
+        How::Own(_) => run_own(order, caller).map(|()| None),
     }
+}
+
+/// Makes a procfs or sysfs for the caller.
+///
+/// # Errors
+/// Nothing was mounted.
+pub(super) fn run_own(order: &Order, caller: &Caller) -> Result<(), Error> {
+    let How::Own(parameters) = &order.how else {
+        return Err(Error::new(Errno::EPROTO, "not the order of a procfs").mark_untried());
+    };
+    own::mount(order, parameters, caller, Instant::now() + order.deadline)
 }

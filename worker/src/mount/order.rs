@@ -34,7 +34,13 @@ pub enum How {
     Kernel(Superblock),
     /// A FUSE program that runs as the caller.
     Helper(Handler),
+    /// The kernel, with the caller's rights: a procfs or sysfs of its namespaces, covered as the
+    /// container's own is.
+    Own(Parameters),
 }
+
+/// The parameters for fsconfig(2), flags without a value.
+pub type Parameters = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
 /// A FUSE program and its options.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,8 +74,8 @@ impl Executable {
 /// The parameters of a filesystem of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Superblock {
-    /// The parameters for fsconfig(2), flags without a value.
-    pub parameters: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    /// Its parameters.
+    pub parameters: Parameters,
     /// Set if the source is a block device or an image file.
     pub on_device: bool,
     /// Set if file owners are mapped to the container's user namespace (`MOUNT_ATTR_IDMAP`).

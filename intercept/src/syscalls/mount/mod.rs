@@ -11,6 +11,7 @@
 mod filesystem;
 mod flags;
 mod options;
+pub(super) mod own;
 mod plan;
 mod sources;
 mod tables;
@@ -94,10 +95,15 @@ impl Handler for Mount {
             let name = cx.string(call, 0)?.and_then(|name| String::from_utf8(name).ok());
             // The operation, if there is one, follows with mount(2).
             cx.notes.no_operation();
-            let answered = name.is_some_and(|name| rules.answer(&name) != Answer::Kernel);
+            let is_own = |name: &str| cx.policy.has_name("proc") && own::is_own(name);
+            let answered =
+                name.is_some_and(|name| is_own(&name) || rules.answer(&name) != Answer::Kernel);
             return Ok(if answered { Verdict::Fail(Errno::ENOSYS) } else { Verdict::Continue });
         }
         let Some(arguments) = arguments(call, cx)? else { return Ok(Verdict::Continue) };
+        if own::is_own(&arguments.filesystem) && cx.policy.has_name("proc") {
+            return own::mount(call, cx, arguments);
+        }
         if rules.answer(&arguments.filesystem) == Answer::Kernel {
             return Ok(Verdict::Continue);
         }
@@ -173,7 +179,7 @@ fn mount(
                 tracing::warn!(container, "the mounts of helpers cannot be counted: {error}");
             }
         }
-        (None, _) => {}
+        (None, _) | (_, How::Own(_)) => {}
     }
     Ok(())
 }

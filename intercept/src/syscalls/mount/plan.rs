@@ -151,6 +151,23 @@ impl<'a> Rules<'a> {
     }
 }
 
+/// Returns the order for a procfs or sysfs of the caller's own namespaces. The kernel checks all
+/// options by the caller's rights.
+pub(super) fn plan_own(arguments: Arguments, deadline: Duration) -> Order {
+    let Arguments { source, target, filesystem, flags, data } = arguments;
+    let items = options::split(&data).into_iter().map(|Item { key, value }| (key, value));
+    let parameters = flags.parameters().map(|name| (name.into(), None)).chain(items).collect();
+    Order {
+        source,
+        target,
+        filesystem,
+        attributes: flags.attributes(),
+        read_only: flags.read_only(),
+        how: How::Own(parameters),
+        deadline,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
