@@ -138,6 +138,25 @@ fn no_device_is_made_on_a_filesystem_that_forbids_devices() {
     leaves_nothing(daemon);
 }
 
+/// What debootstrap and tar do in a folder of the host.
+#[test]
+fn nodes_work_in_folders_that_are_shown_where_they_can_be_made() {
+    let (on, off) = (daemon(ON), daemon("setxattr = false\n"));
+    let folder = readable_dir();
+    let shown = format!("{}:/run/shown", folder.path().display());
+    fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))
+        .unwrap();
+    let args = ["--intercept", "mknod", "--bind", &shown];
+    let script =
+        "cd /run/shown; /mnt/node_call make null 1 3; echo x >null && echo written; rm -f null
+        grep ' /run/shown ' /proc/self/mountinfo | grep -c nodev";
+    assert_eq!(sandbox::run(&on, &args, script).stdout, "ok\nwritten\n0\n");
+    let refused = sandbox::run(&off, &args, script).stdout;
+    assert!(refused.starts_with("EPERM\n") && refused.ends_with("\n1\n"), "{refused}");
+    leaves_nothing(on);
+    leaves_nothing(off);
+}
+
 /// In a container whose `/dev` was mounted in its user namespace.
 const BOUND: &str = "cd /dev; mkdir sub; umask 027; /mnt/node_call make n 1 3; umask 022
     /mnt/node_call make /dev/sub/z 1 5; /mnt/node_call make n 1 3

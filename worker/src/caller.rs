@@ -85,7 +85,11 @@ impl Caller {
     /// capabilities in the container's user namespace and none over the host, and still sees the
     /// host's files. Its children are in the caller's pid namespace.
     pub(super) fn enter_users(&self) -> Result<(), Error> {
-        let entered = self.enter_others().and_then(|()| self.enter_user_namespace());
+        // A user namespace that its user made itself may forbid setgroups(2) (user_namespaces(7)).
+        let entered = rustix::thread::set_thread_groups(&[])
+            .context("setgroups")
+            .and_then(|()| self.enter_others())
+            .and_then(|()| self.enter_user_namespace());
         entered.mark_untried()
     }
 
@@ -142,7 +146,10 @@ impl Caller {
     /// Assumes the caller's ids and keeps all capabilities in the container's user namespace.
     fn set_ids(&self) -> Result<(), Error> {
         let groups: Vec<_> = self.facts.supplementary.iter().map(|&id| Gid::from_raw(id)).collect();
-        rustix::thread::set_thread_groups(&groups).context("setgroups")?;
+        // enter_users() has dropped those of this process.
+        if !groups.is_empty() {
+            rustix::thread::set_thread_groups(&groups).context("setgroups")?;
+        }
         let (uid, gid) = (Uid::from_raw(self.facts.ids.0), Gid::from_raw(self.facts.ids.1));
         rustix::thread::set_keep_capabilities(true).context("prctl(PR_SET_KEEPCAPS)")?;
         rustix::thread::set_thread_res_gid(gid, gid, gid).context("setresgid")?;

@@ -4,7 +4,7 @@
 //! that the caller still waits. Only then the result describes the caller. Paths of
 //! `/proc/<tid>/cgroup` are looked up below the mount points of the hierarchies on the host.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
 use ambit_kernel::text::id_map::IdMap;
@@ -84,6 +84,45 @@ impl Caller {
             },
         };
         Ok((caller, maps))
+    }
+}
+
+impl Caller {
+    /// Replaces the control groups by those that the first process of the caller's pid namespace is
+    /// in now. A program that outlives the caller belongs there: a service manager ends what is left
+    /// in the caller's own. Without that process in reach they stay the caller's.
+    pub fn use_groups_of_init(&mut self, tid: u32) {
+        let groups = self.init_above(tid).and_then(|init| {
+            let text = text::read(init.as_fd(), "cgroup").ok()?;
+            control_groups(&text).ok()
+        });
+        if let Some(groups) = groups.filter(|groups| !groups.is_empty()) {
+            self.groups = groups;
+        }
+    }
+
+    /// Opens the `/proc/<pid>` of the first process of the caller's pid namespace, which is an
+    /// ancestor of its processes.
+    fn init_above(&self, tid: u32) -> Option<OwnedFd> {
+        let kind = CloneFlags::CLONE_NEWPID.bits();
+        let (_, own) = self.others.iter().find(|(one, _)| *one == kind)?;
+        let own = rustix::fs::fstat(own).ok()?.st_ino;
+        let mut pid = tid;
+        // 1000 generations are many.
+        for _ in 0..1000 {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let proc = rustix::fs::openat(CWD, format!("/proc/{pid}"), flags, Mode::empty());
+            let proc = proc.ok()?;
+            let status = text::read(proc.as_fd(), "status").ok()?;
+            let status = Status(&status);
+            if status.numbers("NSpid:").last() == Some(1) {
+                let flags = rustix::fs::AtFlags::empty();
+                let namespace = rustix::fs::statat(&proc, "ns/pid", flags).ok()?.st_ino;
+                return (namespace == own).then_some(proc);
+            }
+            pid = status.numbers("PPid:").next().filter(|&parent| parent != 0)?;
+        }
+        None
     }
 }
 

@@ -355,10 +355,21 @@ pub fn shared(one: i32, other: i32) -> Result<bool, Errno> {
 
 /// Gives all signals their default actions, those that programs may define (`SIGRTMIN` …) too.
 pub(super) fn default_actions() {
+    // `struct sigaction` of the kernel with SIG_DFL, no flags and no mask is all zeros, and shorter
+    // on every architecture. The C library refuses to set the signals that it uses itself.
+    let default = [0u64; 8];
     for number in 1..=64 {
-        // SAFETY: the default action runs no code of this process. Those of SIGKILL and SIGSTOP,
-        // and of the signals of the C library, are refused with EINVAL.
-        unsafe { libc::signal(number, libc::SIG_DFL) };
+        // SAFETY: the default action runs no code of this process, and the kernel only reads the
+        // structure. SIGKILL and SIGSTOP are refused with EINVAL.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                c_long::from(number),
+                default.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                size_of::<u64>(),
+            )
+        };
     }
 }
 

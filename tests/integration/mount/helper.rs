@@ -190,16 +190,27 @@ fn a_helper_that_ends_after_its_start_is_a_failed_mount() {
 #[test]
 fn a_helper_has_the_environment_of_the_caller_and_no_ignored_signals() {
     let stage = Stage::new("mount.enabled = true\nmount.fuse = { ext4 = \"/run/i/shows\" }\n");
-    write_program(
-        &stage,
-        "shows",
-        "env >/run/i/env; grep SigIgn /proc/self/status | grep -q 0000000000000000 && echo none >>/run/i/env",
-    );
+    write_program(&stage, "shows", "{ env; tr -d '\\t' </proc/self/status; } >/run/i/env");
     let script = "AWS_KEY=secret https_proxy=http://p LC_ALL=xx LD_PRELOAD= \
          /mnt/mount_call /run/i/ext4 /tmp/m ext4 0; cat /run/i/env";
     let text = stage.run(&[], script).ok();
-    for line in ["EIO", "AWS_KEY=secret", "https_proxy=http://p", "LC_CTYPE=xx", "none"] {
+    for line in
+        ["EIO", "AWS_KEY=secret", "https_proxy=http://p", "LC_CTYPE=xx", "SigIgn:0000000000000000"]
+    {
         assert!(text.lines().any(|one| one == line), "{line}: {text}");
     }
+    stage.leaves_nothing();
+}
+
+/// A unit that only mounts: what is left in its control group when it has ended is killed.
+#[test]
+fn a_helper_is_in_the_control_group_of_the_containers_init() {
+    let stage = Stage::new(SHIFTED);
+    let script = "g=$(ls -d /sys/fs/cgroup/*/cgroup.procs /sys/fs/cgroup/cgroup.procs 2>/dev/null | head -1)
+         g=${g%/*}/unit; mkdir $g && echo made; sh -c 'echo $$ >'$g'/cgroup.procs
+         mount -t squashfs.image /run/i/squashfs m; cat /proc/self/cgroup | grep -c /unit'
+         [ \"$(cat /proc/$(pgrep -x squashfuse)/cgroup)\" = \"$(cat /proc/1/cgroup)\" ] && echo with init
+         cat m/hello; umount m; rmdir $g && echo removed";
+    assert_eq!(stage.run(&[], script).ok(), "made\n1\nwith init\nhello\nremoved\n");
     stage.leaves_nothing();
 }

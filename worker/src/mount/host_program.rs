@@ -106,8 +106,9 @@ impl HostProgram {
         let library = match () {
             () if is_linked(b"libfuse3.so") => Library::Fuse3,
             () if is_linked(b"libfuse.so.2") => Library::Fuse2,
-            // Without a library of its own it may have one inside, such as ntfs-3g.
-            () => Library::find(&bytes),
+            // ntfs-3g has its own copy inside.
+            () if Library::find(&bytes) == Library::Fuse2 => Library::Fuse2,
+            () => Library::Other,
         };
         let open = |path: &PathBuf| File::open(path).context(format!("open of {}", path.display()));
         let linked = (open(&loader)?, libraries.iter().map(open).collect::<Result<_, _>>()?);

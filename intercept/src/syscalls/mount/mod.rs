@@ -113,9 +113,13 @@ impl Handler for Mount {
         }
         cx.note("target", || text(&arguments.target));
         let nested = settings.nested || cx.settings.nested;
-        let Some((caller, IdMaps { users, groups })) = pin(call, cx, nested)? else {
+        let Some((mut caller, IdMaps { users, groups })) = pin(call, cx, nested)? else {
             return Ok(Verdict::Continue);
         };
+        if let Answer::Helper(_) = rules.answer(&arguments.filesystem) {
+            // The caller may be a unit that ends when it has mounted.
+            caller.use_groups_of_init(call.tid);
+        }
         let (uid, gid) = caller.facts.ids;
         let us = [users.outside(uid).unwrap_or(0), groups.outside(gid).unwrap_or(0)];
         let users = Users { owners: [&|id| users.outside(id), &|id| groups.outside(id)], us };
