@@ -158,7 +158,7 @@ impl Pipeline {
             views: &*self.views,
             pending,
             memory: Memory::new(memory),
-            policy,
+            covers_proc: policy.has_name("proc"),
             settings: policy.settings(),
             operations: self.operations.as_deref(),
             container: &account.id,

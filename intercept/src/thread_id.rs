@@ -69,9 +69,8 @@ mod tests {
             }
         }
         let proc = std::fs::File::open("/proc/self").unwrap();
-        let policy = crate::policy::Policy::none();
         let cx = Context {
-            policy: &policy,
+            covers_proc: false,
             views: &NoViews,
             pending: Pending::Directory(proc.as_fd()),
             memory: Memory::default(),

@@ -277,10 +277,10 @@ mod tests {
     }
 
     #[test]
-    fn intercepts_default_to_the_two_that_show_limits() {
+    fn intercepts_default_to_those_that_show_limits() {
         let run = parse(&["--", "true"]).unwrap();
         let names: Vec<_> = run.intercept.policy.names().collect();
-        assert_eq!(names, ["sysinfo", "sched_getaffinity"]);
+        assert_eq!(names, ["sysinfo", "sched_getaffinity", "proc"]);
         assert_eq!(
             parse(&["--intercept", "none", "true"]).unwrap().intercept.policy,
             Policy::none()

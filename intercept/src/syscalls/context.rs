@@ -22,7 +22,6 @@ use crate::call::Call;
 use crate::memory::Memory;
 use crate::operations::Operations;
 use crate::pending::Pending;
-use crate::policy::Policy;
 use crate::verdict::{Cause, Refusal};
 
 /// The length of the longest string argument that the kernel accepts.
@@ -36,8 +35,8 @@ pub struct Context<'a> {
     pub(crate) pending: Pending<'a>,
     /// The caller's memory.
     pub(crate) memory: Memory<'a>,
-    /// The container's policy.
-    pub(crate) policy: &'a Policy,
+    /// True if the policy has the handler `proc`, whose calls are also those of `mount`.
+    pub(crate) covers_proc: bool,
     /// The settings of the container's policy.
     pub(crate) settings: &'a Settings,
     /// Performs privileged operations. `None` if the daemon has no broker.

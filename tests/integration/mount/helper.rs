@@ -4,7 +4,7 @@ use std::fs;
 
 use super::{Loop, SHIFTED, Stage, helpers};
 use crate::harness::daemon::{Daemon, readable_dir};
-use crate::harness::{command, machine, sandbox};
+use crate::harness::{cgroup, command, machine, sandbox};
 
 #[test]
 fn a_helper_serves_as_the_caller_and_ends_with_the_mount() {
@@ -206,11 +206,41 @@ fn a_helper_has_the_environment_of_the_caller_and_no_ignored_signals() {
 #[test]
 fn a_helper_is_in_the_control_group_of_the_containers_init() {
     let stage = Stage::new(SHIFTED);
-    let script = "g=$(ls -d /sys/fs/cgroup/*/cgroup.procs /sys/fs/cgroup/cgroup.procs 2>/dev/null | head -1)
-         g=${g%/*}/unit; mkdir $g && echo made; sh -c 'echo $$ >'$g'/cgroup.procs
-         mount -t squashfs.image /run/i/squashfs m; cat /proc/self/cgroup | grep -c /unit'
-         [ \"$(cat /proc/$(pgrep -x squashfuse)/cgroup)\" = \"$(cat /proc/1/cgroup)\" ] && echo with init
-         cat m/hello; umount m; rmdir $g && echo removed";
-    assert_eq!(stage.run(&[], script).ok(), "made\n1\nwith init\nhello\nremoved\n");
+    let wait = |file: &str| format!("while [ ! -e /run/i/{file} ]; do sleep .1; done");
+    let script = format!(
+        "mkdir /tmp/m; cd /tmp; echo ready; {}
+         grep -c /unit /proc/self/cgroup; mount -t squashfs.image /run/i/squashfs m; cat m/hello
+         grep -c /unit /proc/$(pgrep -x squashfuse)/cgroup; umount m; echo done; {}",
+        wait("go"),
+        wait("end")
+    );
+    let bind = format!("{}:/run/i", stage.folder().display());
+    let args = ["--intercept", "mount", "--bind", &bind];
+    let mut running = command::start(&mut sandbox::command(&stage.daemon, &args, &script));
+    running.wait_for("ready", machine::patience(20));
+    let hierarchies = cgroup::hierarchies();
+    let hierarchy = hierarchies.iter().find(|one| one.has("pids")).unwrap();
+    let place = cgroup::find(hierarchy.root(), &format!("run-{}", running.pid()));
+    let unit = place.join("unit");
+    fs::create_dir(&unit).unwrap();
+    let is_init = |pid: &str| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|line| line.starts_with("NSpid:") && line.ends_with("\t1"))
+    };
+    // A process that has ended meanwhile is not moved.
+    let move_all = |from: &std::path::Path, to: &std::path::Path| {
+        let all = fs::read_to_string(from.join("cgroup.procs")).unwrap();
+        for pid in all.lines().filter(|pid| !is_init(pid)) {
+            let _ = fs::write(to.join("cgroup.procs"), pid);
+        }
+    };
+    move_all(&place, &unit);
+    fs::write(stage.folder().join("go"), "").unwrap();
+    running.wait_for("done", machine::patience(20));
+    while fs::remove_dir(&unit).is_err() {
+        move_all(&unit, &place);
+    }
+    fs::write(stage.folder().join("end"), "").unwrap();
+    assert_eq!(running.finish(machine::patience(20)).stdout, "ready\n1\nhello\n0\ndone\n");
     stage.leaves_nothing();
 }

@@ -95,13 +95,13 @@ impl Handler for Mount {
             let name = cx.string(call, 0)?.and_then(|name| String::from_utf8(name).ok());
             // The operation, if there is one, follows with mount(2).
             cx.notes.no_operation();
-            let is_own = |name: &str| cx.policy.has_name("proc") && own::is_own(name);
+            let is_own = |name: &str| cx.covers_proc && own::is_own(name);
             let answered =
                 name.is_some_and(|name| is_own(&name) || rules.answer(&name) != Answer::Kernel);
             return Ok(if answered { Verdict::Fail(Errno::ENOSYS) } else { Verdict::Continue });
         }
         let Some(arguments) = arguments(call, cx)? else { return Ok(Verdict::Continue) };
-        if own::is_own(&arguments.filesystem) && cx.policy.has_name("proc") {
+        if own::is_own(&arguments.filesystem) && cx.covers_proc {
             return own::mount(call, cx, arguments);
         }
         if rules.answer(&arguments.filesystem) == Answer::Kernel {
