@@ -27,10 +27,10 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, O
 use super::kernel_mount::{attach, find_target};
 use super::order::{Order, Parameters};
 use super::{confine, detached_root};
-use crate::lookup::{Mounts, find, on};
 use crate::caller::Caller;
 use crate::child::{Child, OnDrop};
 use crate::error::{Context, Error, MarkUntried};
+use crate::lookup::{Mounts, find, on};
 use crate::report_channel::ReportChannel;
 
 /// The most mounts that are copied.
