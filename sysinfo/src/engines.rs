@@ -37,7 +37,7 @@ enum Name {
 }
 
 /// The names of each engine's cgroups, by the sources of the engines. The first match counts.
-const NAMES: [(&str, Name); 21] = [
+const NAMES: [(&str, Name); 22] = [
     ("docker", Name::Scope("docker-")),
     ("buildkit", Name::Below("buildkit")),
     ("docker", Name::Below("docker")),
@@ -48,6 +48,8 @@ const NAMES: [(&str, Name); 21] = [
     ("containerd", Name::Scope("cri-containerd-")),
     ("containerd", Name::Colons("cri-containerd")),
     ("containerd", Name::Scope("nerdctl-")),
+    // That of `ctr`, in its default namespace.
+    ("containerd", Name::Below("default")),
     ("buildah", Name::Prefix("buildah-")),
     // LXC, LXD and Incus, with and without a systemd unit above.
     ("lxc", Name::Prefix("lxc.payload.")),
@@ -191,7 +193,8 @@ mod tests {
             ("/kubepods-pod1.slice:cri-containerd:HASH", "containerd", "HASH"),
             ("/system.slice/nerdctl-HASH.scope", "containerd", "HASH"),
             ("/kubepods/besteffort/pod0a-1/HASH", "kubernetes", "HASH"),
-            ("/default/HASH", UNKNOWN, "HASH"),
+            ("/default/HASH", "containerd", "HASH"),
+            ("/default/web", "containerd", "web"),
             ("/ecs/task/HASH", UNKNOWN, "HASH"),
             ("/system.slice/new-HASH.scope", UNKNOWN, "HASH"),
             ("/lxc.payload.web/init.scope", "lxc", "web"),
