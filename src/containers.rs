@@ -104,7 +104,8 @@ pub fn all() -> Vec<Container> {
 }
 
 /// Finds one container: by its name or id, by any process in it, or by the first characters of its
-/// id. A name that is also the number of a process is the name.
+/// id. The outermost one with a name is meant; if its name is also the number of a process, it is
+/// the name.
 ///
 /// # Errors
 /// There is none, or several.
@@ -115,18 +116,15 @@ pub fn find(name: &str) -> Result<Container, FindError> {
         groups.into_iter().filter_map(Group::pin).map(|one| one.to_string()).collect()
     };
     let unknown = |groups| FindError::Unknown { name: name.to_owned(), known: described(groups) };
-    let is_named = |group: &Group| group.name == name;
-    let starts = |group: &Group| !name.is_empty() && group.name.starts_with(name);
-    let is_exact = groups.iter().any(is_named);
     let process = name.parse::<u32>().ok();
     let process = process.and_then(|pid| processes.iter().find(|one| one.pid == pid));
+    let is_exact = groups.iter().any(|group| group.name == name && group.depth() == 0);
     if let Some(process) = process.filter(|_| !is_exact) {
         let group = of_process(process, groups, &processes);
         let group = group.ok_or(FindError::Outside(process.pid))?;
         return group.pin().ok_or(FindError::Outside(process.pid));
     }
-    let (mut found, others): (Vec<_>, Vec<_>) =
-        groups.into_iter().partition(|one| if is_exact { is_named(one) } else { starts(one) });
+    let (mut found, others) = named(name, groups);
     match (found.pop(), found.is_empty()) {
         (Some(group), true) => group.pin().ok_or_else(|| unknown(others)),
         (Some(group), false) => {
@@ -135,6 +133,22 @@ pub fn find(name: &str) -> Result<Container, FindError> {
         }
         (None, _) => Err(unknown(others)),
     }
+}
+
+/// Divides containers into those that a name may mean, and the others. A container chooses the names
+/// of those in it: none of them hides one that is further out.
+fn named(name: &str, groups: Vec<Group>) -> (Vec<Group>, Vec<Group>) {
+    let is_named = |group: &Group| group.name == name;
+    let starts = |group: &Group| !name.is_empty() && group.name.starts_with(name);
+    let outermost = |is_it: &dyn Fn(&Group) -> bool| {
+        groups.iter().filter(|group| is_it(group)).map(Group::depth).min()
+    };
+    let (exact, shortened) = (outermost(&is_named), outermost(&starts));
+    groups.into_iter().partition(|group| match exact {
+        Some(depth) if is_named(group) => group.depth() == depth,
+        Some(depth) => starts(group) && group.depth() < depth,
+        None => starts(group) && Some(group.depth()) == shortened,
+    })
 }
 
 /// What is known of a process.
@@ -164,6 +178,12 @@ struct Group {
 }
 
 impl Group {
+    /// In how many other containers it is. The slice of a user counts as one.
+    fn depth(&self) -> usize {
+        let around = engines::all(&self.cgroup).count().saturating_sub(1);
+        around + usize::from(self.cgroup.contains("/user-"))
+    }
+
     /// Pins the first process. `None` if it has ended.
     fn pin(self) -> Option<Container> {
         let pid = i32::try_from(self.first.pid).ok().and_then(Pid::from_raw)?;
@@ -359,6 +379,29 @@ mod tests {
         };
         assert_eq!((group(9), group(5), group(1)), (Some(6), Some(5), None));
         assert_eq!(group(11), Some(10), "the pid namespace, which no engine made");
+    }
+
+    #[test]
+    fn a_name_inside_hides_no_container_further_out() {
+        let hash = "0f".repeat(32);
+        let all = vec![
+            init(5, 7, "/lxc/web"),
+            init(6, 8, "/lxc/ci"),
+            init(7, 9, "/lxc/ci/lxc.payload.web"),
+            init(8, 10, "/lxc/ci/lxc.payload.db"),
+            init(9, 11, &format!("/docker/{hash}")),
+            init(10, 12, "/lxc/ci/lxc/0f0f"),
+            init(11, 13, "/user.slice/user-1000.slice/a.scope/lxc/web"),
+        ];
+        let found = |name: &str| {
+            let (found, _) = named(name, groups(all.clone()));
+            found.iter().map(|group| group.first.pid).collect::<Vec<_>>()
+        };
+        assert_eq!(found("web"), [5]);
+        assert_eq!(found("we"), [5]);
+        assert_eq!(found("db"), [8], "the only one");
+        assert_eq!(found("0f0f").len(), 2, "the start of an id, and a name that a container chose");
+        assert_eq!(found("0f0"), [9]);
     }
 
     #[test]
