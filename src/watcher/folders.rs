@@ -43,11 +43,15 @@ pub(super) struct Folders {
     accounts: HashMap<String, Account>,
     /// That not all folders can be watched was logged.
     has_warned: bool,
+    /// The number of the last scan.
+    scans: u64,
 }
 
 /// A watched folder.
 #[derive(Debug, Clone)]
 struct Folder {
+    /// The scan that has found it, or after which it was found.
+    scan: u64,
     /// The index of its hierarchy.
     hierarchy: usize,
     /// Its path below the root of the mount; empty for that root.
@@ -85,14 +89,24 @@ impl Folders {
             watched: HashMap::new(),
             accounts: HashMap::new(),
             has_warned: false,
+            scans: 0,
         })
     }
 
-    /// Watches all folders, and returns the containers.
+    /// Watches all folders, and returns the containers. Watches that it does not find again are
+    /// removed: the event that the kernel has removed one may have been lost.
     pub(super) fn scan(&mut self, report: Report, now: Instant) -> Vec<Found> {
         let mut found = Vec::new();
+        self.scans += 1;
         for hierarchy in 0..self.hierarchies.len() {
             self.watch(hierarchy, String::new(), report, now, &mut found);
+        }
+        let old = self.watched.iter().filter(|(_, folder)| folder.scan != self.scans);
+        let old: Vec<i32> = old.map(|(&watch, _)| watch).collect();
+        for watch in old {
+            // An error means that the folder is gone.
+            let _ = inotify::remove_watch(&self.inotify, watch);
+            self.forget(watch);
         }
         found
     }
@@ -236,7 +250,8 @@ impl Folders {
             }
         };
         let account = account.map(str::to_owned);
-        let folder = Folder { hierarchy, relative: relative.to_owned(), account: account.clone() };
+        let relative = relative.to_owned();
+        let folder = Folder { scan: self.scans, hierarchy, relative, account: account.clone() };
         if self.watched.insert(watch, folder).is_some() {
             return Added::Known;
         }
@@ -399,5 +414,11 @@ mod tests {
             is_complete &= folders.read(now).is_some();
         }
         assert!(!is_complete);
+        // The event that ends a watch may be among those that were lost.
+        let gone = Folder { scan: 0, hierarchy: 0, relative: "x".to_owned(), account: None };
+        folders.watched.insert(i32::MAX, gone);
+        fs::create_dir_all(root.path().join("v1/docker/late")).unwrap();
+        assert_eq!(paths(Some(folders.scan(Report::New, now))), ["/docker/late"]);
+        assert!(!folders.watched.contains_key(&i32::MAX));
     }
 }

@@ -24,6 +24,8 @@ const MOST_FOLDERS: usize = 32;
 const DEPTH: usize = 3;
 /// The most processes of a folder that are looked at.
 const MOST_PROCESSES: usize = 64;
+/// The most processes whose mounts are read: a container may have 100,000 mounts.
+const MOST_READ: usize = 4;
 /// The most bytes of a text that are read.
 const LONGEST: u64 = 4 << 20;
 
@@ -93,10 +95,9 @@ impl Machine {
     }
 }
 
-/// What one process shows.
+/// A process of the container.
 struct Seen {
     process: Process,
-    stage: Stage,
     /// In how many pid namespaces it is, if it is the first one of its own.
     depth: Option<usize>,
 }
@@ -139,11 +140,11 @@ pub(super) fn look(path: &str, folders: &[PathBuf], machine: &Machine) -> Look {
     }
     // The first process of the container's pid namespace; a sandbox in it has one too. Without any,
     // the container is in the pid namespace of another one.
-    let first = (0..seen.len()).min_by_key(|&at| {
-        let one = &seen[at];
-        (one.depth.is_none(), one.depth, one.stage != Stage::Runs)
-    });
-    let Some(Seen { process, stage, .. }) = first.map(|at| seen.swap_remove(at)) else {
+    seen.sort_by_key(|one| (one.depth.is_none(), one.depth));
+    let depth = seen.first().and_then(|first| first.depth);
+    let first = seen.into_iter().take_while(|one| one.depth == depth).take(MOST_READ);
+    let stages = first.filter_map(|one| Some((stage(&one.process, machine)?, one.process)));
+    let Some((stage, process)) = stages.min_by_key(|(stage, _)| *stage != Stage::Runs) else {
         return Look::BeingMade(Progress::Nothing, None);
     };
     match stage {
@@ -177,15 +178,19 @@ fn see(pid: u32, path: &str, machine: &Machine) -> Option<Seen> {
     let status = read(&folder, "status")?;
     let depth = Status(&status).numbers("NSpid:").count();
     let depth = (Status(&status).numbers("NSpid:").last() == Some(1)).then_some(depth);
-    let mountinfo = read(&folder, "mountinfo")?;
-    let stage = if machine.root.is_some() && root(&mountinfo) == machine.root {
+    Some(Seen { process: Process { pid, folder }, depth })
+}
+
+/// Returns how far a process has come. `None` if it has ended.
+fn stage(Process { folder, .. }: &Process, machine: &Machine) -> Option<Stage> {
+    let mountinfo = read(folder, "mountinfo")?;
+    Some(if machine.root.is_some() && root(&mountinfo) == machine.root {
         Stage::IsMade(Progress::Mounts)
-    } else if runs_own_program(&folder, &mountinfo) {
+    } else if runs_own_program(folder, &mountinfo) {
         Stage::Runs
     } else {
         Stage::IsMade(Progress::Root)
-    };
-    Some(Seen { process: Process { pid, folder }, stage, depth })
+    })
 }
 
 /// True if the text of a `cgroup` has a process of this container, and not of one in it.

@@ -24,6 +24,7 @@ use ambit_kernel::output;
 use ambit_sysinfo::engines;
 use ambit_sysinfo::hierarchy::{Controller, Hierarchies, Mount};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::attacher::Attacher;
@@ -280,7 +281,13 @@ impl Thread {
     fn look(&mut self, now: Instant) {
         let Some(machine) = &self.machine else { return };
         for (path, folders) in self.pending.due(now) {
-            let ready = match look::look(&path, &folders, machine) {
+            if self.pending.is_resting(&path, now) {
+                continue;
+            }
+            let begin = processor_time();
+            let seen = look::look(&path, &folders, machine);
+            self.pending.charge(&path, processor_time().saturating_sub(begin), Instant::now());
+            let ready = match seen {
                 Look::Runs(process) => process,
                 Look::Gone => {
                     self.pending.remove(&path);
@@ -338,6 +345,12 @@ impl Thread {
             self.shared.change(|state| state.ended.push(path));
         }
     }
+}
+
+/// Returns the processor time of this thread.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
 }
 
 /// Returns the name of a container, as its engine has it.

@@ -1,9 +1,10 @@
 //! The containers that are waited for, and when each is looked at again.
 //!
 //! A container is looked at every 2 ms at first, then each time after an eighth of the time since
-//! its engine has last come further, for at most [`PATIENCE`]. All of it is bounded: how many
-//! containers wait, how many of them are in one container, how many are attached at once and how
-//! often. Start reading at [`Pending::add`].
+//! its engine has last come further, for at most [`PATIENCE`] after that, and [`LONG_PATIENCE`] in
+//! all. All of it is bounded: how many containers wait, how many of them are in one container, how
+//! much time looks at them take, how many are attached at once and how often. Start reading at
+//! [`Pending::add`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -13,8 +14,11 @@ use ambit_sysinfo::engines;
 
 use super::look::Progress;
 
-/// How long a container may take from its cgroup to its program.
+/// How long a container may come no further on the way from its cgroup to its program.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take in all. Engines run hooks while its process has namespaces and still the
+/// machine's root, which may wait for a network.
+const LONG_PATIENCE: Duration = Duration::from_secs(120);
 /// The shortest time between two looks at a container.
 const SHORTEST: Duration = Duration::from_millis(2);
 /// The longest one.
@@ -23,10 +27,15 @@ const LONGEST: Duration = Duration::from_secs(1);
 const MOST: usize = 4096;
 /// The most containers in one container that wait at once.
 const MOST_NESTED: usize = 512;
-/// The most containers that are attached at once.
+/// The most containers that are attached at once, and how many of them may be in another one.
 const MOST_ATTACHED: usize = 4;
+const MOST_NESTED_ATTACHED: usize = 2;
 /// The shortest time between two of those in one container, which may make them as it likes.
 const PACE: Duration = Duration::from_millis(50);
+/// After a look at a container in another one, or one that takes longer than this, the outermost
+/// container is not looked at for [`REST`] times as long.
+const DEAR: Duration = Duration::from_millis(1);
+const REST: u32 = 8;
 
 /// The containers that are waited for, by cgroup path.
 #[derive(Debug, Default)]
@@ -34,6 +43,8 @@ pub(super) struct Pending {
     all: BTreeMap<String, Waiting>,
     /// When the next container in one of these containers may be attached.
     paced: HashMap<String, Instant>,
+    /// Until when these outermost containers are not looked at.
+    resting: HashMap<String, Instant>,
 }
 
 /// A container that is waited for.
@@ -84,13 +95,37 @@ impl Pending {
 
     /// Returns when the next look is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.all.values().filter(|one| !one.is_attached).map(|one| one.due).min()
+        let waiting = self.all.iter().filter(|(_, one)| !one.is_attached);
+        waiting.map(|(path, one)| self.after_rest(path, one.due)).min()
     }
 
     /// Returns the containers whose look is due.
     pub(super) fn due(&self, now: Instant) -> Vec<(String, Vec<PathBuf>)> {
-        let due = self.all.iter().filter(|(_, one)| !one.is_attached && one.due <= now);
+        let waiting = self.all.iter().filter(|(_, one)| !one.is_attached);
+        let due = waiting.filter(|(path, one)| self.after_rest(path, one.due) <= now);
         due.map(|(path, one)| (path.clone(), one.folders.clone())).collect()
+    }
+
+    /// True if a container that was due is not to be looked at now.
+    pub(super) fn is_resting(&self, path: &str, now: Instant) -> bool {
+        self.after_rest(path, now) > now
+    }
+
+    /// Charges the processor time of a look to the outermost container.
+    pub(super) fn charge(&mut self, path: &str, took: Duration, now: Instant) {
+        self.resting.retain(|_, until| *until > now);
+        if took > DEAR || outer(path).is_some() {
+            let outermost = outer(path).unwrap_or(path).to_owned();
+            self.resting.insert(outermost, now + took * REST);
+        }
+    }
+
+    fn after_rest(&self, path: &str, due: Instant) -> Instant {
+        // Few containers rest, and mostly none.
+        let until = (!self.resting.is_empty())
+            .then(|| self.resting.get(outer(path).unwrap_or(path)))
+            .flatten();
+        until.map_or(due, |until| due.max(*until))
     }
 
     /// Plans the next look at a container. False if it has taken too long.
@@ -100,7 +135,9 @@ impl Pending {
             (one.progress, one.changed) = (progress, now);
         }
         one.delay(now);
-        now.saturating_duration_since(one.since) < PATIENCE
+        let [age, still] = [one.since, one.changed].map(|then| now.saturating_duration_since(then));
+        let is_late = progress == Progress::Mounts || still < PATIENCE;
+        age < PATIENCE || age < LONG_PATIENCE && is_late
     }
 
     /// Notes that a container is attached now. False if that has to wait, because others are.
@@ -111,6 +148,8 @@ impl Pending {
         if let Some(outer) = outer(path) {
             self.paced.retain(|_, next| *next > now);
             may_begin &= !self.paced.contains_key(outer);
+            let nested = attached.clone().filter(|one| one.outer.is_some()).count();
+            may_begin &= nested < MOST_NESTED_ATTACHED;
             may_begin &= !attached.any(|one| is_beside(&one, outer));
             if may_begin {
                 self.paced.insert(outer.to_owned(), now + PACE);
@@ -176,7 +215,9 @@ mod tests {
         assert!(now - begin >= PATIENCE && now - begin < PATIENCE + LONGEST);
         assert!((40..100).contains(&looks), "{looks}");
         assert_eq!(longest, LONGEST);
-        pending.look_again("/docker/a", Progress::Root, now);
+        assert!(pending.look_again("/docker/a", Progress::Mounts, now), "a hook may run");
+        assert!(!pending.look_again("/docker/a", Progress::Mounts, begin + LONG_PATIENCE));
+        assert!(pending.look_again("/docker/a", Progress::Root, now));
         assert_eq!(pending.next_due(), Some(now + SHORTEST), "its program follows soon");
     }
 
@@ -213,5 +254,37 @@ mod tests {
         assert!(!pending.begin(&nested(1), now + PACE / 2));
         assert!(pending.begin(&nested(1), now + PACE));
         assert!(pending.begin("/lxc/web", now) && pending.begin("/lxc/db", now));
+    }
+
+    /// Each may have a container in it that does not answer.
+    #[test]
+    fn containers_in_many_containers_do_not_take_all_places() {
+        let (mut pending, now) = (Pending::default(), Instant::now());
+        let nested: Vec<String> = (0..4).map(|one| format!("/lxc/{one}/docker/a")).collect();
+        for path in nested.iter().map(String::as_str).chain(["/lxc/web", "/lxc/db"]) {
+            assert!(pending.add(path.to_owned(), PathBuf::from("/x"), now));
+        }
+        let begun = nested.iter().filter(|path| pending.begin(path, now)).count();
+        assert_eq!(begun, MOST_NESTED_ATTACHED);
+        assert!(pending.begin("/lxc/web", now) && pending.begin("/lxc/db", now));
+    }
+
+    #[test]
+    fn a_container_that_is_dear_to_look_at_rests_with_those_in_it() {
+        let (mut pending, now) = (Pending::default(), Instant::now());
+        for path in ["/lxc/dear/docker/a", "/lxc/dear/docker/b", "/lxc/web"] {
+            assert!(pending.add(path.to_owned(), PathBuf::from("/x"), now));
+        }
+        pending.charge("/lxc/web", DEAR, now);
+        pending.charge("/lxc/dear/docker/a", Duration::from_millis(80), now);
+        let due = |pending: &Pending, now| -> Vec<String> {
+            pending.due(now).into_iter().map(|(path, _)| path).collect()
+        };
+        assert_eq!(due(&pending, now), ["/lxc/web"]);
+        assert!(pending.is_resting("/lxc/dear/docker/b", now));
+        pending.remove("/lxc/web");
+        let later = now + Duration::from_millis(640);
+        assert_eq!(pending.next_due(), Some(later));
+        assert_eq!(due(&pending, later).len(), 2);
     }
 }
