@@ -18,6 +18,15 @@ use crate::harness::oci::{root, with_cgroups};
 /// Its memory, in kB.
 pub(super) const MEMORY_KB: u64 = 160 << 10;
 
+/// What a container of an agent has of the machine. All but the last have all rights too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Agent {
+    Network,
+    Pids,
+    Root,
+    RootWithoutRights,
+}
+
 /// A container of an engine. It sleeps.
 pub(super) struct Container {
     engine: &'static str,
@@ -68,22 +77,31 @@ impl Container {
         Self::oci_of(engine, id, root, &config, &["create"])
     }
 
-    /// Starts one that was created.
+    /// Has its engine start, pause or resume it.
     #[track_caller]
-    pub(super) fn start(&self) {
-        command::run(self.command(&["start"]).arg(&self.id)).ok();
+    pub(super) fn tell(&self, word: &str) {
+        command::run(self.command(&[word]).arg(&self.id)).ok();
     }
 
-    /// Starts one in this cgroup with all rights, and with the network of the machine.
+    /// Starts an agent in this cgroup.
     #[track_caller]
-    pub(super) fn agent(cgroup: &str) -> Self {
+    pub(super) fn agent(cgroup: &str, agent: Agent) -> Self {
         let (root, id) = (root(), id("runc"));
-        let mut config = config(&root, &id, false, &[]);
+        let binds = [("/".to_owned(), "/mnt")];
+        let has_root = matches!(agent, Agent::Root | Agent::RootWithoutRights);
+        let mut config = config(&root, &id, false, if has_root { &binds } else { &[] });
         config["linux"]["cgroupsPath"] = json!(format!("{}/{cgroup}/{id}", cgroup::base()));
         let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
-        namespaces.retain(|one| one["type"] != "network");
-        for set in ["bounding", "effective", "permitted"] {
-            config["process"]["capabilities"][set] = json!(all_rights());
+        let shared = match agent {
+            Agent::Network => "network",
+            Agent::Pids => "pid",
+            _ => "",
+        };
+        namespaces.retain(|one| one["type"] != shared);
+        if agent != Agent::RootWithoutRights {
+            for set in ["bounding", "effective", "permitted"] {
+                config["process"]["capabilities"][set] = json!(all_rights());
+            }
         }
         Self::oci_of("runc", id, root, &config, &["run", "--detach"])
     }
