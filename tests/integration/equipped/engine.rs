@@ -88,11 +88,11 @@ pub(super) struct Container {
 }
 
 /// A folder of the machine that another one covers.
-struct Covered(PathBuf);
+pub(super) struct Covered(PathBuf);
 
 impl Covered {
     #[track_caller]
-    fn by(folder: &Path, place: &str) -> Self {
+    pub(super) fn by(folder: &Path, place: &str) -> Self {
         mount_bind(folder, place).unwrap_or_else(|error| panic!("{place}: {error}"));
         Self(place.into())
     }

@@ -1,12 +1,15 @@
 //! Containers that engines equip by themselves: with a hook in the bundle (runc, crun), in hooks.d
 //! (Podman), or in common.conf.d (LXC), or by the wrapper of the runtime, and no option of ambit on
-//! the command line.
+//! the command line. Docker, containerd and systemd-nspawn have rows with the watcher too.
 //!
 //! Each engine prints a row of what a user sees. Start reading at [`is_equipped`].
 
 mod engine;
 mod hook;
 mod lxc;
+mod pod;
+mod rows;
+mod served;
 mod wrapped;
 
 use std::io::Write as _;
@@ -25,7 +28,11 @@ const MEMORY: u64 = 160 << 10;
 /// A daemon whose sockets are those of a socket unit.
 #[track_caller]
 fn daemon() -> Daemon {
-    let place = Place::new();
+    daemon_at(Place::new())
+}
+
+#[track_caller]
+fn daemon_at(place: Place) -> Daemon {
     let store = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/fd_store.py");
     let mut serve = quiet(store);
     serve.args(["--preserve", "--sockets"]).arg(place.runtime());
@@ -87,7 +94,8 @@ fn number(said: &str, word: &str) -> Option<u64> {
 /// A row of the table: what was looked at, and whether it was right.
 struct Row {
     engine: String,
-    cells: Vec<(&'static str, bool)>,
+    /// `None` for what its engine does not have.
+    cells: Vec<(&'static str, Option<bool>)>,
     said: String,
 }
 
@@ -96,7 +104,11 @@ impl Row {
         if !is_right {
             self.said += &format!("\n--- {name}:\n{said}\n");
         }
-        self.cells.push((name, is_right));
+        self.cells.push((name, Some(is_right)));
+    }
+
+    fn lacks<const COUNT: usize>(&mut self, names: [&'static str; COUNT]) {
+        self.cells.extend(names.map(|name| (name, None)));
     }
 
     fn numbers(&mut self, names: [&'static str; 3], said: &str) {
@@ -107,14 +119,12 @@ impl Row {
 
     #[track_caller]
     fn print(self) {
-        let cells = self
-            .cells
-            .iter()
-            .map(|(name, right)| format!("  {name} {}", if *right { "✓" } else { "✗" }));
+        let mark = |right: &Option<bool>| right.map_or("–", |right| if right { "✓" } else { "✗" });
+        let cells = self.cells.iter().map(|(name, right)| format!("  {name} {}", mark(right)));
         let row = format!("{:<12}{}", self.engine, cells.collect::<String>());
         // Around the capture of output.
         let _ = writeln!(std::io::stderr(), "\nequipped|{row}");
-        assert!(self.cells.iter().all(|(_, right)| *right), "{row}{}", self.said);
+        assert!(self.cells.iter().all(|(_, right)| *right != Some(false)), "{row}{}", self.said);
     }
 }
 

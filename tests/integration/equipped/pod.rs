@@ -1,0 +1,250 @@
+//! A container of an engine that is served: starting it as the users of the engine do, running
+//! something in it, removing it. Start reading at `Served::start`.
+
+use std::fs;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::json;
+
+use super::served::{Client, IMAGE, Served};
+use crate::harness::cgroup::{self, Cgroup, Limits};
+use crate::harness::command::{self, Running, quiet};
+use crate::harness::machine;
+
+const PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+const MEMORY: u64 = 160 << 20;
+
+/// What a container is given beside its limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Plain,
+    /// A user namespace, and the right to mount there.
+    Users,
+    Privileged,
+}
+
+/// A container that runs.
+pub(super) struct Pod<'a> {
+    served: &'a Served,
+    id: String,
+    /// The pod of the Container Runtime Interface.
+    pod: String,
+    running: Option<Running>,
+    _service: Option<Cgroup>,
+}
+
+impl Served {
+    /// Starts a container with 160 MiB and one processor that runs this script.
+    #[track_caller]
+    pub(super) fn start(&self, kind: Kind, script: &str) -> Pod<'_> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let id = format!("served-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let programs = machine::programs().display().to_string();
+        let mut pod = Pod { served: self, id, pod: String::new(), running: None, _service: None };
+        match self.client {
+            Client::Docker => {
+                let mut run = self.client();
+                run.args(["run", "--detach", "--name", &pod.id, "--network=none", "--cpus=1"]);
+                run.args(["--memory=160m", "--volume=/usr:/usr:ro"]);
+                run.arg(format!("--volume={programs}:/mnt:ro"));
+                run.args(match kind {
+                    Kind::Plain => &["--userns=host"][..],
+                    Kind::Users => &["--cap-add=SYS_ADMIN"],
+                    Kind::Privileged => &["--userns=host", "--privileged"],
+                });
+                command::run(run.args([IMAGE, "sh", "-c", script])).ok();
+            }
+            Client::Ctr => {
+                let mut run = self.client();
+                run.args(["run", "--detach", "--rootfs", "--cpus=1"]);
+                run.arg(format!("--memory-limit={MEMORY}")).arg(format!("--env=PATH={PATH}"));
+                run.arg(format!("--log-uri=file://{}", self.path(&pod.id)));
+                run.arg(format!("--cgroup={}/default/{}", cgroup::base(), pod.id));
+                for (from, to) in [("/usr", "/usr"), (&*programs, "/mnt")] {
+                    run.arg(format!("--mount=type=bind,src={from},dst={to},options=rbind:ro"));
+                }
+                if kind == Kind::Privileged {
+                    run.arg("--privileged");
+                }
+                if self.is_wrapped {
+                    run.arg(format!("--runc-binary={}", self.path("runc")));
+                }
+                run.arg(self.root.path());
+                command::run(run.args([&pod.id, "sh", "-c", script])).ok();
+            }
+            Client::Cri => {
+                let given = json!({
+                    "name": pod.id,
+                    "image": IMAGE,
+                    "privileged": kind == Kind::Privileged,
+                    "logs": self.path("logs"),
+                    "cgroup": format!("{}/kubepods/pod{}", cgroup::base(), pod.id),
+                    "handler": if self.is_wrapped { "ambit" } else { "runc" },
+                    "memory": MEMORY,
+                    "quota": 100_000,
+                    "environment": { "PATH": PATH },
+                    "mounts": { "/usr": "/usr", "/mnt": programs },
+                    "command": ["sh", "-c", script],
+                });
+                let _ = fs::remove_file(self.path("logs/log"));
+                let said = command::run(self.cri().args(["run", &given.to_string()])).ok();
+                let (sandbox, id) = said.trim().split_once(' ').unwrap();
+                (pod.pod, pod.id) = (sandbox.to_owned(), id.to_owned());
+            }
+            Client::Nspawn => {
+                // As systemd makes it for systemd-nspawn@.service.
+                let limits =
+                    Limits { memory: Some(MEMORY), quota: Some(100_000), ..Limits::default() };
+                let service = Cgroup::new(&format!("systemd-nspawn@{}.service", pod.id), limits);
+                let mut run = service.run("exec \"$0\" \"$@\"");
+                run.args([
+                    "systemd-nspawn",
+                    "--quiet",
+                    "--keep-unit",
+                    "--register=no",
+                    "--bind-ro=/usr",
+                ]);
+                run.arg(format!("--bind-ro={programs}:/mnt")).arg(format!("--machine={}", pod.id));
+                run.arg(format!("--setenv=PATH={PATH}")).arg("--directory").arg(self.root.path());
+                if kind == Kind::Users {
+                    run.args(["--private-users=100000:65536", "--private-users-ownership=off"]);
+                }
+                pod.running = Some(command::start(run.args(["sh", "-c", script])));
+                pod._service = Some(service);
+            }
+        }
+        pod
+    }
+}
+
+impl Pod<'_> {
+    /// What its first process has printed.
+    pub(super) fn printed(&mut self) -> String {
+        let served = self.served;
+        match served.client {
+            Client::Docker => {
+                let said = command::run(served.client().args(["logs", &self.id]));
+                said.stdout + &said.stderr
+            }
+            Client::Ctr => fs::read_to_string(served.path(&self.id)).unwrap_or_default(),
+            Client::Cri => {
+                let log = fs::read_to_string(served.path("logs/log")).unwrap_or_default();
+                // Time, stream and tag are before each line.
+                let lines = log.lines().filter_map(|line| line.splitn(4, ' ').nth(3));
+                lines.map(|line| format!("{line}\n")).collect()
+            }
+            Client::Nspawn => {
+                let (stdout, stderr) = self.running.as_mut().unwrap().printed();
+                stdout + &stderr
+            }
+        }
+    }
+
+    #[track_caller]
+    pub(super) fn wait_for(&mut self, text: &str) -> String {
+        let until = Instant::now() + machine::patience(60);
+        loop {
+            let said = self.printed();
+            if said.contains(text) {
+                return said;
+            }
+            assert!(
+                Instant::now() < until,
+                "{:?} did not print {text}: {said}",
+                self.served.client
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Runs a script in it as another process.
+    #[track_caller]
+    pub(super) fn exec(&self, script: &str) -> String {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let mut exec = match self.served.client {
+            Client::Docker => {
+                let mut exec = self.served.client();
+                exec.arg("exec");
+                exec
+            }
+            Client::Ctr => {
+                let mut exec = self.served.client();
+                let number = NEXT.fetch_add(1, Ordering::Relaxed).to_string();
+                exec.args(["tasks", "exec", "--exec-id", &number]);
+                exec
+            }
+            Client::Cri => {
+                let mut exec = self.served.cri();
+                exec.arg("exec");
+                exec
+            }
+            Client::Nspawn => {
+                // machinectl(1) needs systemd.
+                let mut exec = quiet("nsenter");
+                exec.args(["--all", "--target", &self.pid().to_string()]);
+                exec
+            }
+        };
+        if self.served.client != Client::Nspawn {
+            exec.arg(&self.id);
+        }
+        let said = command::run(exec.args(["sh", "-c", script]));
+        said.stdout + &said.stderr
+    }
+
+    /// Its first process.
+    #[track_caller]
+    pub(super) fn pid(&self) -> u32 {
+        let mut ask = match self.served.client {
+            Client::Docker => {
+                let mut ask = self.served.client();
+                ask.args(["inspect", "--format", "{{.State.Pid}}", &self.id]);
+                ask
+            }
+            Client::Ctr | Client::Cri => {
+                let mut ask = self.served.client();
+                ask.args(["tasks", "list"]);
+                ask
+            }
+            Client::Nspawn => {
+                let mut ask = quiet("pgrep");
+                ask.args(["--parent", &self.running.as_ref().unwrap().pid().to_string()]);
+                ask
+            }
+        };
+        let said = command::run(&mut ask).ok();
+        let mut words = said.split_whitespace();
+        if matches!(self.served.client, Client::Ctr | Client::Cri) {
+            words.find(|word| *word == self.id);
+        }
+        let pid = words.next().and_then(|word| word.parse().ok());
+        pid.unwrap_or_else(|| panic!("no process of {}: {said}", self.id))
+    }
+}
+
+impl Drop for Pod<'_> {
+    fn drop(&mut self) {
+        let served = self.served;
+        match served.client {
+            Client::Docker => {
+                command::run(served.client().args(["rm", "--force", &self.id]));
+            }
+            Client::Ctr => {
+                command::run(served.client().args(["tasks", "rm", "--force", &self.id]));
+                command::run(served.client().args(["containers", "rm", &self.id]));
+            }
+            Client::Cri => {
+                command::run(served.cri().args(["remove", &self.pod]));
+            }
+            Client::Nspawn => {
+                let running = self.running.take().filter(|_| !std::thread::panicking());
+                if let Some(running) = running {
+                    running.signal(Signal::TERM);
+                    running.finish(machine::patience(20));
+                }
+            }
+        }
+    }
+}
