@@ -185,6 +185,11 @@ impl Served {
             self.write(name, PLUGIN, 0o755);
         }
         self.write("cni/conf/none.conflist", CNI, 0o644);
+        // containerd keeps the networks of pods there.
+        const NETWORKS: &str = "/var/lib/cni";
+        fs::create_dir_all(NETWORKS).unwrap();
+        fs::create_dir(self.path("networks")).unwrap();
+        self.covered.push(Covered::by(Path::new(&self.path("networks")), NETWORKS));
         let folder = self.folder.path().display();
         let config = format!(
             "version = 2\nroot = \"{folder}/root\"\nstate = \"{folder}/state\"\n\
