@@ -37,6 +37,9 @@ pub(super) enum Client {
     Nspawn,
 }
 
+/// Where containerd keeps the networks of pods.
+const NETWORKS: &str = "/var/lib/cni";
+
 /// An engine, its daemon, and the root of its containers.
 pub(super) struct Served {
     pub(super) client: Client,
@@ -185,8 +188,6 @@ impl Served {
             self.write(name, PLUGIN, 0o755);
         }
         self.write("cni/conf/none.conflist", CNI, 0o644);
-        // containerd keeps the networks of pods there.
-        const NETWORKS: &str = "/var/lib/cni";
         fs::create_dir_all(NETWORKS).unwrap();
         fs::create_dir(self.path("networks")).unwrap();
         self.covered.push(Covered::by(Path::new(&self.path("networks")), NETWORKS));
