@@ -171,6 +171,8 @@ impl FuseConnection {
                 })
             }
         };
+        // Where it cannot be aborted, as in a user namespace, it ends with its last mount.
+        drop(self.spare);
         let begun = Instant::now();
         while !(self.thread.is_finished() && self.pool.have_all_ended()) {
             let hung = self.pool.hung();

@@ -7,6 +7,8 @@
 //! run: below a group that has processes of its own, such as ours, the kernel allows none with
 //! controllers. Only this module, `limits` and `scope` use `cgroups-rs`.
 //!
+//! An ordinary user's sandbox has groups below those that were delegated to its user, or none.
+//!
 //! Nothing here kills or moves a process of anything but the sandbox.
 
 use std::collections::HashMap;
@@ -18,13 +20,13 @@ use ambit_kernel::output;
 use ambit_kernel::text::mountinfo::Mounted;
 use anyhow::{Context, Result};
 use cgroups_rs::CgroupPid;
-use cgroups_rs::fs::Cgroup;
 use cgroups_rs::fs::hierarchies::{UNIFIED_MOUNTPOINT, V1, is_cgroup2_unified_mode};
+use cgroups_rs::fs::{Cgroup, Hierarchy, Subsystem};
 
 use super::hostmounts;
 use super::limits::{self, explain};
 use super::options::Options;
-use super::scope;
+use super::{rootless, scope};
 
 /// The folder that all sandboxes of this user share.
 const FAMILY: &str = "ambit";
@@ -35,7 +37,8 @@ const WORKER_TIMEOUT: Duration = Duration::from_secs(3);
 /// The control groups of one sandbox. Dropping it removes them; their processes must have ended.
 #[derive(Debug)]
 pub(super) struct Group {
-    groups: Cgroup,
+    /// None if none was delegated to an ordinary user.
+    groups: Option<Cgroup>,
     /// The group in a cgroup2 hierarchy beside v1 ones.
     beside: Option<PathBuf>,
     /// For each group, the name of its mount below `/sys/fs/cgroup`, and its path.
@@ -46,16 +49,35 @@ pub(super) struct Group {
 
 impl Group {
     /// Makes the groups with their limits, and removes those of dead sandboxes.
-    pub(super) fn create(options: &Options) -> Result<Self> {
+    pub(super) fn create(options: &Options, is_rootless: bool) -> Result<Self> {
         let mounts = hostmounts::all()?;
         if !mounts.iter().any(|mount| mount.kind.starts_with("cgroup")) {
             anyhow::bail!(
                 "no control groups are mounted: mount -t cgroup2 cgroup2 {UNIFIED_MOUNTPOINT}"
             );
         }
-        let own = own_paths()?;
+        let mut own = own_paths()?;
         let owner = std::process::id();
-        let scope = if is_cgroup2_unified_mode() { scope::enter() } else { None };
+        let scope = match (is_cgroup2_unified_mode(), is_rootless) {
+            (true, false) => scope::enter(),
+            (true, true) => {
+                let room =
+                    |path: &PathBuf| rootless::make_room(Path::new(UNIFIED_MOUNTPOINT), path);
+                let room = own.unified.as_ref().and_then(room);
+                if room.is_none() {
+                    return Ok(Self::none(options, owner));
+                }
+                room
+            }
+            (false, false) => None,
+            (false, true) => {
+                own.keep_delegated(&mounts);
+                if own.legacy.is_empty() {
+                    return Ok(Self::none(options, owner));
+                }
+                None
+            }
+        };
         let family = scope.unwrap_or_default().join(FAMILY);
         // A process of another pid namespace may have our pid, and a sandbox.
         for attempt in 0..100 {
@@ -70,10 +92,20 @@ impl Group {
             group.remove_leftovers();
             group.make()?;
             // From here on, dropping it removes the groups.
-            limits::apply(&group.groups, options)?;
+            if let Some(groups) = &group.groups {
+                let whose = "in the control groups that were delegated to this user";
+                let applied = limits::apply(groups, options);
+                if is_rootless { applied.context(whose)? } else { applied? }
+            }
             return Ok(group);
         }
         anyhow::bail!("control groups named run-{owner} are in use: remove them below {FAMILY}")
+    }
+
+    /// No groups: those of this process hold for the sandbox.
+    fn none(options: &Options, owner: u32) -> Self {
+        rootless::say_without_limits(options);
+        Self { groups: None, beside: None, places: Vec::new(), id: format!("run-{owner}"), owner }
     }
 
     fn describe(id: String, owner: u32, family: &Path, own: &Own, mounts: &[Mounted]) -> Self {
@@ -81,14 +113,19 @@ impl Group {
         if is_cgroup2_unified_mode() {
             let groups = Cgroup::load(cgroups_rs::fs::hierarchies::auto(), &name);
             let place = Path::new(UNIFIED_MOUNTPOINT).join(&name);
-            return Self { groups, beside: None, places: vec![(String::new(), place)], id, owner };
+            let places = vec![(String::new(), place)];
+            return Self { groups: Some(groups), beside: None, places, id, owner };
         }
         let relative: HashMap<String, String> = own
             .legacy
             .iter()
             .map(|(controller, path)| (controller.clone(), below_mount(path, controller)))
             .collect();
-        let groups = Cgroup::load_with_relative_paths(Box::new(V1::new()), &name, relative);
+        let hierarchy: Box<dyn Hierarchy> = match own.is_delegated {
+            true => Box::new(Delegated { controllers: relative.keys().cloned().collect() }),
+            false => Box::new(V1::new()),
+        };
+        let groups = Cgroup::load_with_relative_paths(hierarchy, &name, relative);
         let mut places = Vec::new();
         for subsystem in groups.subsystems() {
             let place = subsystem.to_controller().path().to_owned();
@@ -104,13 +141,13 @@ impl Group {
         if let Some(place) = &beside {
             places.push((mount_name(place, mounts), place.clone()));
         }
-        Self { groups, beside, places, id, owner }
+        Self { groups: Some(groups), beside, places, id, owner }
     }
 
     fn make(&mut self) -> Result<()> {
         // Another sandbox that ends may remove the shared folder between our two mkdir(2) calls.
         let mut tries = 3;
-        while let Err(error) = self.groups.create() {
+        while let Some(Err(error)) = self.groups.as_ref().map(Cgroup::create) {
             tries -= 1;
             if tries == 0 {
                 return Err(explain(&error)).context("cannot make control groups: mkdir");
@@ -126,10 +163,12 @@ impl Group {
     /// Puts the calling process into the groups.
     pub(super) fn join(&self) -> Result<()> {
         let pid = u64::from(std::process::id());
-        self.groups
-            .add_task_by_tgid(CgroupPid::from(pid))
-            .map_err(|error| explain(&error))
-            .context("cannot enter the sandbox's control groups")?;
+        if let Some(groups) = &self.groups {
+            groups
+                .add_task_by_tgid(CgroupPid::from(pid))
+                .map_err(|error| explain(&error))
+                .context("cannot enter the sandbox's control groups")?;
+        }
         if let Some(place) = &self.beside {
             let file = place.join("cgroup.procs");
             std::fs::write(&file, pid.to_string())
@@ -196,6 +235,61 @@ struct Own {
     /// By controller.
     legacy: HashMap<String, String>,
     unified: Option<PathBuf>,
+    /// True if only those of v1 are here that an ordinary user may make groups in.
+    is_delegated: bool,
+}
+
+/// The v1 hierarchies of these controllers.
+#[derive(Debug)]
+struct Delegated {
+    controllers: Vec<String>,
+}
+
+impl Hierarchy for Delegated {
+    fn subsystems(&self) -> Vec<Subsystem> {
+        let mut all = V1::new().subsystems();
+        all.retain(|subsystem| self.controllers.contains(&subsystem.controller_name()));
+        all
+    }
+
+    fn root(&self) -> PathBuf {
+        V1::new().root()
+    }
+
+    fn root_control_group(&self) -> Cgroup {
+        V1::new().root_control_group()
+    }
+
+    fn parent_control_group(&self, path: &str) -> Cgroup {
+        V1::new().parent_control_group(path)
+    }
+
+    fn v2(&self) -> bool {
+        false
+    }
+}
+
+impl Own {
+    /// Leaves those that this user may make groups in.
+    fn keep_delegated(&mut self, mounts: &[Mounted]) {
+        self.is_delegated = true;
+        let places = V1::new().subsystems();
+        self.legacy.retain(|controller, path| {
+            places.iter().filter(|subsystem| subsystem.controller_name() == *controller).any(
+                |subsystem| {
+                    let below = below_mount(path, controller);
+                    let below = below.trim_start_matches('/');
+                    rootless::is_delegated(&subsystem.to_controller().path().join(below))
+                },
+            )
+        });
+        self.unified = self.unified.take().filter(|path| {
+            let mount = mounts.iter().find(|mount| mount.kind == "cgroup2");
+            let below =
+                |mount: &Mounted| Some(mount.path.join(path.strip_prefix(&mount.root).ok()?));
+            mount.and_then(below).is_some_and(|group| rootless::is_delegated(&group))
+        });
+    }
 }
 
 fn own_paths() -> Result<Own> {
@@ -203,7 +297,7 @@ fn own_paths() -> Result<Own> {
         .map_err(|error| explain(&error))
         .context("cannot read our own control groups")?;
     let unified = legacy.remove("").map(PathBuf::from);
-    Ok(Own { legacy, unified })
+    Ok(Own { legacy, unified, is_delegated: false })
 }
 
 /// Returns a group's path below its hierarchy's mount point, which in a container may not be the

@@ -16,6 +16,10 @@ const PLACE: &str = "sys/fs/cgroup";
 /// Mounts each group at its name below `/sys/fs/cgroup`. An empty name is `/sys/fs/cgroup` itself, as
 /// with cgroup v2 alone.
 pub(super) fn build(root: &Root, owners: &Owners, groups: &[(String, PathBuf)]) -> Result<()> {
+    if groups.is_empty() {
+        // An ordinary user's sandbox, which has no group of its own.
+        return Ok(());
+    }
     let set = MountAttrFlags::MOUNT_ATTR_RDONLY
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOSUID

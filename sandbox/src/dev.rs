@@ -42,6 +42,10 @@ pub(super) fn build(root: &Root, owners: &Owners, devices: &[PathBuf]) -> Result
     let dev = Detached::tmpfs(owners, "755", MountAttrFlags::MOUNT_ATTR_NOSUID)?;
     root.attach(&dev, "dev")?;
     for (name, major, minor) in NODES {
+        if owners.is_rootless {
+            hosts(root, name, owners)?;
+            continue;
+        }
         let number = rustix::fs::makedev(major, minor);
         node(&dev, Path::new(name), FileType::CharacterDevice, 0o666, number, owners)?;
     }
@@ -59,7 +63,9 @@ pub(super) fn build(root: &Root, owners: &Owners, devices: &[PathBuf]) -> Result
 
     let group = owners.gid.saturating_add(TTY_GROUP).to_string();
     let terminals = [("mode", "620"), ("ptmxmode", "666"), ("gid", group.as_str())];
-    root.attach(&Detached::new("devpts", &terminals, plain)?, "dev/pts")?;
+    // The only user has no group of terminals.
+    let terminals = if owners.is_rootless { &terminals[..2] } else { &terminals[..] };
+    root.attach(&Detached::new("devpts", terminals, plain)?, "dev/pts")?;
     let data = plain | MountAttrFlags::MOUNT_ATTR_NODEV;
     root.attach(&Detached::tmpfs(owners, "1777", data)?, "dev/shm")?;
     // A kernel may be built without message queues.
@@ -70,6 +76,13 @@ pub(super) fn build(root: &Root, owners: &Owners, devices: &[PathBuf]) -> Result
         given(root, &dev, device, owners)?;
     }
     Ok(())
+}
+
+/// A device that every user may open, of the host.
+fn hosts(root: &Root, name: &str, owners: &Owners) -> Result<()> {
+    let place = Path::new("dev").join(name);
+    root.make(&place, Kind::File, owners)?;
+    root.attach(&Detached::copy_of(&Path::new("/").join(&place))?, &place)
 }
 
 /// A device of the host, under the same name and with the same permissions, but owned by the

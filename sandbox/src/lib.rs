@@ -27,6 +27,7 @@ mod owners;
 mod pressure;
 mod relay;
 mod root;
+mod rootless;
 mod scope;
 mod signals;
 mod spawn;
@@ -96,8 +97,10 @@ pub fn run(
     files: &[&str],
     start: impl FnOnce(&Prepared) -> Result<Box<dyn Service>>,
 ) -> ExitCode {
-    if !nix::unistd::geteuid().is_root() {
-        output::complain("ambit: run needs root: it makes control groups and mounts");
+    if rootless::is_wanted()
+        && let Err(error) = rootless::check(&options)
+    {
+        output::complain(format_args!("ambit: {}", output::one_line(&error)));
         return ExitCode::from(USAGE);
     }
     match prepare(options).and_then(|prepared| prepared.run(files, start)) {
@@ -127,8 +130,16 @@ pub struct Prepared {
 /// Something the sandbox needs cannot be made, or this process has threads already.
 pub fn prepare(options: Options) -> Result<Prepared> {
     let signals = signals::Signals::take()?;
-    let group = Group::create(&options)?;
-    let owners = if options.no_userns { Owners::host() } else { Owners::fresh()? };
+    let is_rootless = rootless::is_wanted();
+    if is_rootless {
+        rootless::enter()?;
+    }
+    let group = Group::create(&options, is_rootless)?;
+    let owners = match (options.no_userns, is_rootless) {
+        (true, _) => Owners::host(),
+        (false, true) => Owners::single()?,
+        (false, false) => Owners::fresh()?,
+    };
     let pressure = pressure::Pressure::of(&group, &owners)?;
     let plan = root::Plan {
         rootfs: options.rootfs,

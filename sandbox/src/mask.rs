@@ -73,8 +73,8 @@ pub(super) fn cover(root: &Root, owners: &Owners, devices: &[PathBuf]) -> Result
 /// Covers folders with an empty one, files with the null device.
 fn hide(root: &Root, owners: &Owners, places: &[&str]) -> Result<()> {
     for place in places {
-        if root.find(Path::new(place)).is_ok() {
-            let mount = match Kind::of(&Detached::copy_in(root, place)?)? {
+        if let Ok(found) = root.find(Path::new(place)) {
+            let mount = match Kind::of(found)? {
                 Kind::Folder => Detached::tmpfs(owners, "755", MountAttrFlags::MOUNT_ATTR_RDONLY)?,
                 Kind::File => Detached::copy_in(root, "dev/null")?,
             };

@@ -8,7 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use ambit_kernel::sys::mount_setattr::mount_setattr;
+use ambit_kernel::sys::mount_setattr::{mount_setattr, mount_setattr_all};
 use anyhow::{Context, Result};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
@@ -28,6 +28,16 @@ impl Detached {
     /// below it.
     pub(super) fn copy_of(path: &Path) -> Result<Self> {
         copy_at(CWD, path).with_context(|| format!("cannot copy {}: open_tree", path.display()))
+    }
+
+    /// Like [`Self::copy_of`], with all that is mounted below it.
+    pub(super) fn copy_of_tree(path: &Path) -> Result<Self> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_RECURSIVE;
+        rustix::mount::open_tree(CWD, path, flags)
+            .map(Self)
+            .with_context(|| format!("cannot copy {}: open_tree", path.display()))
     }
 
     /// Copies a file of the overlay, whose name other processes may look up at the same time. The
@@ -88,6 +98,12 @@ impl Detached {
             .context("cannot change a mount's attributes: mount_setattr")
     }
 
+    /// Sets attributes, also of what is mounted below it.
+    pub(super) fn set_all(&self, attributes: MountAttrFlags) -> Result<()> {
+        mount_setattr_all(&self.0, attributes)
+            .context("cannot change attributes of mounts: mount_setattr")
+    }
+
     /// Maps the owners of its files to the sandbox's users. False if the filesystem cannot be
     /// idmapped: then its files belong to the overflow user (65534) inside.
     pub(super) fn map_owners(&self, owners: &Owners) -> bool {
@@ -118,10 +134,10 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// What the mount's own root is.
-    pub(super) fn of(mount: &Detached) -> Result<Self> {
+    /// What a descriptor is of.
+    pub(super) fn of(found: impl AsFd) -> Result<Self> {
         let flags = rustix::fs::AtFlags::EMPTY_PATH;
-        let status = rustix::fs::statx(&mount.0, "", flags, StatxFlags::TYPE).context("statx")?;
+        let status = rustix::fs::statx(found, "", flags, StatxFlags::TYPE).context("statx")?;
         let folder = FileType::from_raw_mode(status.stx_mode.into()) == FileType::Directory;
         Ok(if folder { Self::Folder } else { Self::File })
     }

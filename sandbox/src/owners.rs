@@ -28,53 +28,67 @@ pub(super) struct Owners {
     pub(super) gid: u32,
     /// The user namespace; none when the host's users are kept.
     pub(super) namespace: Option<OwnedFd>,
+    /// True if an ordinary user runs the sandbox, who is its only user (`rootless`).
+    pub(super) is_rootless: bool,
 }
 
 impl Owners {
     /// The host's own users.
     pub(super) fn host() -> Self {
-        Self { uid: 0, gid: 0, namespace: None }
+        Self { uid: 0, gid: 0, namespace: None, is_rootless: false }
     }
 
     /// A new user namespace with root's range from `/etc/subuid` and `/etc/subgid`.
     pub(super) fn fresh() -> Result<Self> {
         let (uid, gid) = (range("/etc/subuid"), range("/etc/subgid"));
-        let (ours, theirs) = Channel::pair()?;
-        let child = match fork().context("cannot fork")? {
-            Fork::Child => {
-                drop(ours);
-                let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
-                match nix::sched::unshare(CloneFlags::CLONE_NEWUSER) {
-                    Ok(()) => {
-                        let _ = theirs.send(&Message::Built, &[]);
-                        // Until the parent hangs up.
-                        let _ = theirs.receive();
-                    }
-                    Err(error) => theirs.fail(&anyhow::anyhow!(
-                        "cannot make a user namespace: unshare: {error}: allow it in \
-                         /proc/sys/user/max_user_namespaces or use --no-userns"
-                    )),
-                }
-                std::process::exit(0);
-            }
-            Fork::Parent(child) => child,
-        };
-        drop(theirs);
-        let namespace = ours.expect(&Message::Built).and_then(|()| {
-            let write = |file: &str, base: u32| {
-                let path = format!("/proc/{child}/{file}");
-                std::fs::write(&path, format!("0 {base} {COUNT}\n"))
-                    .with_context(|| format!("cannot map ids from {base} on: write {path}"))
-            };
-            write("uid_map", uid)?;
-            write("gid_map", gid)?;
-            let path = format!("/proc/{child}/ns/user");
-            Ok(File::open(&path).with_context(|| format!("cannot open {path}"))?.into())
-        });
-        drop(ours);
-        waitpid(child, None).context("cannot wait for a child: waitpid")?;
-        Ok(Self { uid, gid, namespace: Some(namespace?) })
+        let namespace = Some(user_namespace(uid, gid, COUNT)?);
+        Ok(Self { uid, gid, namespace, is_rootless: false })
     }
+
+    /// A new user namespace with one user, who is root of the present one.
+    pub(super) fn single() -> Result<Self> {
+        let namespace = Some(user_namespace(0, 0, 1)?);
+        Ok(Self { uid: 0, gid: 0, namespace, is_rootless: true })
+    }
+}
+
+/// Makes a user namespace with `count` users and groups, whose root has these numbers here.
+fn user_namespace(uid: u32, gid: u32, count: u32) -> Result<OwnedFd> {
+    let (ours, theirs) = Channel::pair()?;
+    let child = match fork().context("cannot fork")? {
+        Fork::Child => {
+            drop(ours);
+            let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+            match nix::sched::unshare(CloneFlags::CLONE_NEWUSER) {
+                Ok(()) => {
+                    let _ = theirs.send(&Message::Built, &[]);
+                    // Until the parent hangs up.
+                    let _ = theirs.receive();
+                }
+                Err(error) => theirs.fail(&anyhow::anyhow!(
+                    "cannot make a user namespace: unshare: {error}: allow it in \
+                         /proc/sys/user/max_user_namespaces or use --no-userns"
+                )),
+            }
+            std::process::exit(0);
+        }
+        Fork::Parent(child) => child,
+    };
+    drop(theirs);
+    let namespace = ours.expect(&Message::Built).and_then(|()| {
+        let write = |file: &str, base: u32| {
+            let path = format!("/proc/{child}/{file}");
+            std::fs::write(&path, format!("0 {base} {count}\n"))
+                .with_context(|| format!("cannot map ids from {base} on: write {path}"))
+        };
+        write("uid_map", uid)?;
+        write("gid_map", gid)?;
+        let path = format!("/proc/{child}/ns/user");
+        Ok(OwnedFd::from(File::open(&path).with_context(|| format!("cannot open {path}"))?))
+    });
+    drop(ours);
+    waitpid(child, None).context("cannot wait for a child: waitpid")?;
+    namespace
 }
 
 /// Root's range in a file of subordinate ids, when it is large enough.
@@ -94,12 +108,15 @@ fn parse_range(text: &str) -> Option<u32> {
 }
 
 /// Becomes root of the sandbox's user namespace, with every capability in it.
-pub(super) fn become_root_in(namespace: &OwnedFd) -> Result<()> {
+pub(super) fn become_root_in(namespace: &OwnedFd, is_rootless: bool) -> Result<()> {
     use nix::unistd::{Gid, Uid};
 
     nix::sched::setns(namespace, CloneFlags::CLONE_NEWUSER)
         .context("cannot enter the user namespace: setns")?;
-    nix::unistd::setgroups(&[]).context("cannot drop groups: setgroups")?;
+    // An ordinary user's groups stay, and can be mapped nowhere.
+    if !is_rootless {
+        nix::unistd::setgroups(&[]).context("cannot drop groups: setgroups")?;
+    }
     let (user, group) = (Uid::from_raw(0), Gid::from_raw(0));
     nix::unistd::setresgid(group, group, group).context("cannot change group: setresgid")?;
     nix::unistd::setresuid(user, user, user).context("cannot change user: setresuid")?;

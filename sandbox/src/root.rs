@@ -57,14 +57,20 @@ pub(super) fn build(plan: &Plan, owners: &Owners, files: &[(String, Detached)]) 
     };
     let trunk = copy(folder, set, owners, plan.rootfs.is_some())?;
     let root = Root::over_current(trunk)?;
-    copy_below(&root, &mounts, folder, Path::new("/"), set, owners, hidden)?;
+    if !owners.is_rootless {
+        copy_below(&root, &mounts, folder, Path::new("/"), set, owners, hidden)?;
+    }
 
     for place in ["proc", "sys", "dev"] {
         root.make(Path::new(place), Kind::Folder, owners)?;
     }
     root.attach(&Detached::new("proc", &[], kernels)?, "proc")?;
-    let sys = Detached::copy_of(Path::new("/sys"))?;
-    sys.set(kernels | read_only)?;
+    let sys = if owners.is_rootless {
+        Detached::copy_of_tree(Path::new("/sys"))?
+    } else {
+        Detached::copy_of(Path::new("/sys"))?
+    };
+    sys.set_all(kernels | read_only)?;
     root.attach(&sys, "sys")?;
     cgroupview::build(&root, owners, &plan.cgroups)?;
     dev::build(&root, owners, &plan.devices)?;
@@ -80,8 +86,11 @@ pub(super) fn build(plan: &Plan, owners: &Owners, files: &[(String, Detached)]) 
     for bind in &plan.binds {
         let set = if bind.read_only { given | read_only } else { given };
         let mount = copy(&bind.source, set, owners, true)?;
-        root.make(&bind.target, Kind::of(&mount)?, owners)?;
+        root.make(&bind.target, Kind::of(&mount.0)?, owners)?;
         root.attach(&mount, &bind.target)?;
+        if owners.is_rootless {
+            continue;
+        }
         copy_below(&root, &mounts, &bind.source, &bind.target, set, owners, &[])?;
     }
     for (target, mount) in files {
@@ -94,6 +103,11 @@ pub(super) fn build(plan: &Plan, owners: &Owners, files: &[(String, Detached)]) 
 /// Copies one mount of the host with the owners mapped to the sandbox's users. If the filesystem
 /// cannot be idmapped, copies it without, and prints a note if `warn` is true.
 fn copy(source: &Path, set: MountAttrFlags, owners: &Owners, warn: bool) -> Result<Detached> {
+    if owners.is_rootless {
+        let tree = Detached::copy_of_tree(source)?;
+        tree.set_all(set).with_context(|| source.display().to_string())?;
+        return Ok(tree);
+    }
     let mount = Detached::copy_of(source)?;
     mount.set(set).with_context(|| source.display().to_string())?;
     if !belongs(source, owners) && !mount.map_owners(owners) && warn {

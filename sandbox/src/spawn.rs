@@ -167,7 +167,7 @@ fn stage_main(channel: &Channel, group: &Group, owners: &Owners, setup: &Setup) 
         // Before unshare(CLONE_NEWCGROUP): the current cgroup becomes the root of the namespace.
         group.join()?;
         if let Some(namespace) = &owners.namespace {
-            become_root_in(namespace)?;
+            become_root_in(namespace, owners.is_rootless)?;
         }
         nix::sched::unshare(
             CloneFlags::CLONE_NEWPID

@@ -22,6 +22,9 @@ clocks and control group; the network is the host's. Its /proc and /sys show the
 here. Without --rootfs it sees the host's files read-only, with a private writable /tmp, /run, \
 /var/tmp and /dev.
 
+An ordinary user has the same sandbox, with one user in it. Limits hold where a control group was \
+delegated to the user, as by: systemd-run --user --scope -p Delegate=yes ambit run …
+
 Examples:
   ambit run --memory 256M --cpus 1 -- free -m
   ambit run --memory 1G --bind \"$PWD\" -- make test
@@ -50,9 +53,9 @@ pub struct RunArgs {
     pub pids: Option<u32>,
 
     /// System calls that are answered: names and settings, such as view,mknod,mknod.bind; "none"
-    /// for none, "view" for sysinfo and sched_getaffinity
-    #[arg(long, value_name = "LIST", default_value = "view,proc", value_parser = intercept)]
-    pub intercept: Intercept,
+    /// for none, "view" for sysinfo and sched_getaffinity [default: view,proc; view without root]
+    #[arg(long, value_name = "LIST", value_parser = intercept)]
+    pub intercept: Option<Intercept>,
 
     /// Folder to use as its root, writable, in place of the host's files
     #[arg(long, value_name = "DIR", value_parser = folder)]
@@ -145,6 +148,12 @@ pub struct Intercept {
     /// The first setting in the list, if there is one; without any, those of the configuration
     /// apply.
     pub setting: Option<String>,
+}
+
+/// What is answered if nothing is asked for. A procfs is mounted with rights that only root has.
+pub(super) fn default_intercept(is_root: bool) -> Intercept {
+    let names = if is_root { "view,proc" } else { "view" };
+    intercept(names).expect("these are names of calls")
 }
 
 fn intercept(text: &str) -> Result<Intercept, String> {
@@ -278,13 +287,12 @@ mod tests {
 
     #[test]
     fn intercepts_default_to_those_that_show_limits() {
-        let run = parse(&["--", "true"]).unwrap();
-        let names: Vec<_> = run.intercept.policy.names().collect();
-        assert_eq!(names, ["sysinfo", "sched_getaffinity", "proc"]);
-        assert_eq!(
-            parse(&["--intercept", "none", "true"]).unwrap().intercept.policy,
-            Policy::none()
-        );
+        assert!(parse(&["--", "true"]).unwrap().intercept.is_none());
+        let names = |is_root| default_intercept(is_root).policy.names().collect::<Vec<_>>();
+        assert_eq!(names(true), ["sysinfo", "sched_getaffinity", "proc"]);
+        assert_eq!(names(false), ["sysinfo", "sched_getaffinity"]);
+        let none = parse(&["--intercept", "none", "true"]).unwrap().intercept.unwrap();
+        assert_eq!(none.policy, Policy::none());
         assert!(intercept("sysinf").unwrap_err().contains("did you mean sysinfo?"));
     }
 

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use ambit_fuse::{Detached, Visit};
-use ambit_kernel::output;
+use ambit_kernel::output::{self, complain};
 use ambit_sandbox::{Options, OverlayMounts, Service};
 use anyhow::Context;
 
@@ -28,8 +28,22 @@ pub use args::{Intercept, RunArgs};
 #[must_use]
 pub fn run(args: RunArgs, config: &Config) -> ExitCode {
     let files: Vec<_> = ambit_fuse::bind_points().collect();
-    let intercept = args.intercept.clone();
-    ambit_sandbox::run(options(args, config), &files, |_| service(config, &intercept))
+    let is_root = rustix::process::geteuid().is_root();
+    let intercept = args.intercept.clone().unwrap_or_else(|| args::default_intercept(is_root));
+    if !is_root {
+        let privileged = intercept.policy.privileged();
+        if let Some(call) = privileged.names().next() {
+            complain(format_args!(
+                "ambit: --intercept {call} needs root: what is done for the sandbox are rights that \
+                 this user does not have"
+            ));
+            return ExitCode::from(2);
+        }
+    }
+    // Only what the user asked for by name is worth a note.
+    let is_asked = args.intercept.is_some();
+    let options = options(args, &intercept, config);
+    ambit_sandbox::run(options, &files, |_| service(config, &intercept, is_asked))
 }
 
 /// True if nodes can be made: mknod is asked for, and a running daemon grants it.
@@ -52,15 +66,15 @@ fn fuse_device(intercept: &Intercept, config: &Config) -> Option<PathBuf> {
     (mounts && !settings.mount.fuse.is_empty() && device.exists()).then_some(device)
 }
 
-fn options(args: RunArgs, config: &Config) -> Options {
-    let device_nodes = grants_nodes(&args.intercept.policy, config);
+fn options(args: RunArgs, intercept: &Intercept, config: &Config) -> Options {
+    let device_nodes = grants_nodes(&intercept.policy, config);
     let mut devices = args.device;
-    if let Some(fuse) = fuse_device(&args.intercept, config)
+    if let Some(fuse) = fuse_device(intercept, config)
         && !devices.contains(&fuse)
     {
         devices.push(fuse);
     }
-    let policy = args.intercept.policy;
+    let policy = intercept.policy.clone();
     let is_wanted = policy != Policy::none();
     let install = move || Ok(filter::install(&policy)?);
     Options {
@@ -81,7 +95,11 @@ fn options(args: RunArgs, config: &Config) -> Options {
     }
 }
 
-fn service(config: &Config, intercept: &Intercept) -> anyhow::Result<Box<dyn Service>> {
+fn service(
+    config: &Config,
+    intercept: &Intercept,
+    is_asked: bool,
+) -> anyhow::Result<Box<dyn Service>> {
     if let Ok(status) = control::ask_status(&config.socket("control.sock")) {
         if let Some(setting) = &intercept.setting {
             anyhow::bail!(
@@ -91,7 +109,7 @@ fn service(config: &Config, intercept: &Intercept) -> anyhow::Result<Box<dyn Ser
         }
         // Calls that grant no rights are answered if they are asked for.
         let asked = config.policies.ungranted(&intercept.policy.privileged()).join(", ");
-        if !asked.is_empty() {
+        if is_asked && !asked.is_empty() {
             output::complain(format_args!(
                 "ambit: note: the configuration grants {asked} to no container: the kernel answers"
             ));

@@ -39,6 +39,7 @@ mod processors;
 mod profile;
 mod program;
 mod protocols;
+mod rootless;
 mod sched;
 mod sockets;
 mod steady;

@@ -33,7 +33,21 @@ pub fn mount_setattr(
         attributes.attr_set |= IDMAP;
         attributes.userns_fd = u64::try_from(namespace.as_raw_fd()).map_err(io::Error::other)?;
     }
-    Ok(raw::mount_setattr(mount.as_fd(), &attributes)?)
+    Ok(raw::mount_setattr(mount.as_fd(), 0, &attributes)?)
+}
+
+/// Sets attributes of a mount and of all that is mounted below it.
+///
+/// # Errors
+/// `EINVAL`: the descriptor is not the root of a mount.
+pub fn mount_setattr_all(mount: impl AsFd, set: MountAttrFlags) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: u64::from(set.bits()),
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    Ok(raw::mount_setattr(mount.as_fd(), libc::AT_RECURSIVE, &attributes)?)
 }
 
 /// Sets attributes of one mount, with the choice of access times among them: none is relatime.
@@ -62,7 +76,7 @@ pub fn make_private(mount: impl AsFd, set: MountAttrFlags) -> io::Result<()> {
         propagation: libc::MS_PRIVATE,
         userns_fd: 0,
     };
-    Ok(raw::mount_setattr(mount.as_fd(), &attributes)?)
+    Ok(raw::mount_setattr(mount.as_fd(), 0, &attributes)?)
 }
 
 #[cfg(test)]

@@ -276,9 +276,10 @@ pub(super) fn open_folder(mount: BorrowedFd<'_>, handle: &FileHandle) -> Result<
     unsafe { own(result) }
 }
 
-/// `mount_setattr(2)` for an open mount, without those below it.
+/// `mount_setattr(2)` for an open mount, and with `AT_RECURSIVE` in the flags for those below it.
 pub(super) fn mount_setattr(
     mount: BorrowedFd<'_>,
+    flags: c_int,
     attributes: &libc::mount_attr,
 ) -> Result<(), Errno> {
     // SAFETY: the path is a C string. The kernel reads as many bytes of the structure as its size,
@@ -288,7 +289,7 @@ pub(super) fn mount_setattr(
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
+            libc::AT_EMPTY_PATH | flags,
             std::ptr::from_ref(attributes),
             size_of::<libc::mount_attr>(),
         )
