@@ -23,7 +23,7 @@ use crate::stop::{self, StopArgs};
 use crate::verify::VerifyArgs;
 use crate::{
     absence, check, check_process, containers, control, dead_mounts, drop_in, hook, lxcfs,
-    oci_runtime, profile, run, serve, verify, visitor,
+    oci_runtime, profile, run, serve, setup, verify, visitor,
 };
 use ambit_intercept::Policy;
 use ambit_worker::Broker;
@@ -65,6 +65,16 @@ enum Command {
         config: ConfigFile,
         #[command(flatten)]
         profile: profile::ProfileArgs,
+    },
+    /// Have the container engines of this machine equip their containers, or no longer
+    ///
+    /// Finds the engines, says what it does, and writes their drop-ins. Running it again changes
+    /// nothing. --undo takes away what is ambit's, and leaves all else as it is.
+    Setup {
+        #[command(flatten)]
+        config: ConfigFile,
+        #[command(flatten)]
+        setup: setup::SetupArgs,
     },
     /// Print a file with which an engine equips its containers by itself
     #[command(name = "drop-in")]
@@ -279,6 +289,9 @@ impl Command {
             Self::Hook { config, hook } => return Ok(hook::run(&hook, config.load())),
             Self::OciRuntime { config, runtime } => {
                 return Ok(oci_runtime::run(&runtime, config.path.as_deref()));
+            }
+            Self::Setup { config, setup: args } => {
+                return setup::run(&args, config.path.as_deref());
             }
             Self::Status { json, config } => show_status(json, &config)?,
             Self::Stop { stop, config } => return stop::run(stop, &config.places_named()?),

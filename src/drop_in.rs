@@ -24,7 +24,7 @@ pub struct DropInArgs {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Kind {
+pub(crate) enum Kind {
     /// For /usr/share/lxc/config/common.conf.d/ambit.conf: hooks and profile of all LXC containers
     Lxc,
     /// For /usr/share/containers/oci/hooks.d/ambit.json: the hook of Podman, CRI-O and Buildah
@@ -45,7 +45,8 @@ pub fn run(args: &DropInArgs, config: &Config, file: Option<&Path>) -> anyhow::R
     Ok(output::print(text(args.kind, &args.program, config, file))?)
 }
 
-fn text(kind: Kind, program: &Path, config: &Config, file: Option<&Path>) -> String {
+/// Returns the text of a drop-in. `file` is the configuration that was named.
+pub(crate) fn text(kind: Kind, program: &Path, config: &Config, file: Option<&Path>) -> String {
     let words = words(file);
     let socket = |name| config.socket(name).display().to_string();
     let hook = || hook(program, file);
@@ -75,7 +76,7 @@ lxc.seccomp.notify.proxy = unix:{proxy}
             "when": { "always": true },
             "stages": ["createContainer"],
         })),
-        Kind::Containers => podman(),
+        Kind::Containers => podman(program),
         Kind::Cdi => {
             let mut hook = hook();
             hook["hookName"] = "createContainer".into();
@@ -124,10 +125,16 @@ pub(crate) fn hook(program: &Path, file: Option<&Path>) -> serde_json::Value {
     json!({ "path": program, "args": args, "timeout": TIMEOUT })
 }
 
-/// Where Podman looks for a runtime. The first program that is there is used, so that containers
-/// start when ambit is removed.
-const RUNTIME_FOLDERS: [&str; 8] = [
-    "/usr/libexec/ambit",
+/// Returns the folder where ambit has the names of the runtimes that it becomes: `/usr/libexec/ambit`
+/// for `/usr/bin/ambit`.
+pub(crate) fn wrappers(program: &Path) -> PathBuf {
+    let prefix = program.parent().and_then(Path::parent).unwrap_or(Path::new("/usr"));
+    prefix.join("libexec/ambit")
+}
+
+/// Where Podman looks for a runtime after ambit's. The first program that is there is used, so that
+/// containers start when ambit is removed.
+const RUNTIME_FOLDERS: [&str; 7] = [
     "/usr/bin",
     "/usr/sbin",
     "/usr/local/bin",
@@ -137,7 +144,9 @@ const RUNTIME_FOLDERS: [&str; 8] = [
     "/run/current-system/sw/bin",
 ];
 
-fn podman() -> String {
+fn podman(program: &Path) -> String {
+    let own = wrappers(program);
+    let own = own.display();
     let mut text = "\
 # Podman starts its containers by `ambit oci-runtime`, which equips them and is
 # then crun or runc, or by those themselves where ambit is not installed.
@@ -146,7 +155,7 @@ fn podman() -> String {
 "
     .to_owned();
     for name in ["crun", "runc"] {
-        text += &format!("{name} = [\n");
+        text += &format!("{name} = [\n    \"{own}/{name}\",\n");
         for folder in RUNTIME_FOLDERS {
             text += &format!("    \"{folder}/{name}\",\n");
         }

@@ -29,6 +29,7 @@ pub mod profile;
 pub mod run;
 pub mod self_check;
 pub mod serve;
+pub mod setup;
 pub mod status;
 pub mod stop;
 mod threads;

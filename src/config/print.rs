@@ -147,7 +147,7 @@ fn comment(text: &mut String, prose: &str) {
 }
 
 /// Wraps prose into lines with a prefix.
-fn wrapped(prose: &str, width: usize, front: &str) -> String {
+pub(crate) fn wrapped(prose: &str, width: usize, front: &str) -> String {
     let mut lines = vec![String::new()];
     for word in prose.split_whitespace() {
         let line = lines.last_mut().expect("there is one");

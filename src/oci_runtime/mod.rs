@@ -10,6 +10,8 @@ mod arguments;
 mod bundle;
 mod program;
 
+pub(crate) use program::own as own_program;
+
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::fs::MetadataExt;

@@ -13,7 +13,7 @@ const FOLDERS: [&str; 4] = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/loc
 const DEFAULT: [&str; 2] = ["runc", "crun"];
 
 /// Returns the path of this program.
-pub(super) fn own() -> anyhow::Result<PathBuf> {
+pub(crate) fn own() -> anyhow::Result<PathBuf> {
     let path = std::env::current_exe().context("cannot read /proc/self/exe")?;
     // An upgrade has replaced it in this moment.
     let text = path.to_string_lossy();

@@ -41,6 +41,7 @@ mod program;
 mod protocols;
 mod rootless;
 mod sched;
+mod setup;
 mod sockets;
 mod steady;
 mod stop;
