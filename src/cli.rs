@@ -23,7 +23,7 @@ use crate::stop::{self, StopArgs};
 use crate::verify::VerifyArgs;
 use crate::{
     absence, check, check_process, containers, control, dead_mounts, drop_in, hook, lxcfs,
-    oci_runtime, profile, run, serve, setup, verify, visitor,
+    mount_namespaces, oci_runtime, profile, run, serve, setup, verify, visitor,
 };
 use ambit_intercept::Policy;
 use ambit_worker::Broker;
@@ -313,7 +313,9 @@ impl Command {
             }
             Self::Check { dead_files: false, .. } => return Ok(show_check()?),
             Self::Check { dead_files: true, .. } => {
-                dead_mounts::find().iter().for_each(|dead| stderr::line(&format!("dead: {dead}")));
+                dead_mounts::find(&mount_namespaces::all())
+                    .iter()
+                    .for_each(|dead| stderr::line(&format!("dead: {dead}")));
             }
         }
         Ok(ExitCode::SUCCESS)
@@ -341,9 +343,10 @@ fn keep(config: &ConfigFile) -> anyhow::Result<ExitCode> {
 fn show_status(json: bool, config: &ConfigFile) -> anyhow::Result<()> {
     let mut status = absence::ask_daemon(&config.places()?, control::ask_status)?;
     let calls: Vec<_> = status.intercepted.iter().map(|one| one.container.clone()).collect();
-    status.equipped = dependents::find(status.server_pid, &status.mount, &calls);
+    let namespaces = mount_namespaces::all();
+    status.equipped = dependents::find(status.server_pid, &status.mount, &calls, &namespaces);
     status.equipped.retain(Dependent::has_files);
-    status.dead = dead_mounts::find();
+    status.dead = dead_mounts::find(&namespaces);
     if json {
         print(format_args!("{}\n", serde_json::to_string_pretty(&status)?))?;
     } else {
@@ -375,7 +378,9 @@ fn show_config(file: &ConfigFile) -> anyhow::Result<()> {
 fn show_check() -> Result<ExitCode, Unwritable> {
     let findings = check::all();
     findings.iter().try_for_each(|finding| print(format_args!("{finding}\n")))?;
-    dead_mounts::find().iter().try_for_each(|dead| print(format_args!("dead     {dead}\n")))?;
+    dead_mounts::find(&mount_namespaces::all())
+        .iter()
+        .try_for_each(|dead| print(format_args!("dead     {dead}\n")))?;
     let fatal = findings.iter().filter(|finding| finding.is_fatal()).count();
     if fatal == 0 {
         print("\nambit can run here\n")?;

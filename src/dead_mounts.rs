@@ -68,26 +68,27 @@ impl fmt::Display for DeadMounts {
     }
 }
 
-/// Finds all dead mounts. Takes some time for each mount namespace.
+/// Finds all dead mounts in these mount namespaces.
 #[must_use]
-pub fn find() -> Vec<DeadMounts> {
+pub fn find(namespaces: &[Namespace]) -> Vec<DeadMounts> {
     let own = mount_namespaces::of("self");
     let mut verdicts = Verdicts { known: HashMap::new(), until: Instant::now() + PATIENCE };
-    let mut found: Vec<_> = mount_namespaces::all()
+    let mut found: Vec<_> = namespaces
+        .iter()
         .map(|namespace| {
             let Namespace { id, pid, process, mounts } = namespace;
             let ours = mounts.iter().filter(|mount| is_ours(mount));
             // Many programs have a copy of the machine's mounts in a namespace of their own, and do
             // not use the overlay. Containers have its files bound over their own.
-            let is_own = own == Some(id);
+            let is_own = own == Some(*id);
             let is_seen = |path: &Path| path.starts_with("/proc") || path.starts_with("/sys");
             let paths = ours
                 .filter(|mount| is_own || is_seen(&mount.path))
-                .filter(|mount| !is_below_a_stranger(mount, &mounts))
+                .filter(|mount| !is_below_a_stranger(mount, mounts))
                 .filter(|mount| verdicts.is_dead(&process.join("root"), mount))
                 .map(|mount| mount.path.clone())
                 .collect();
-            DeadMounts { pid: (!is_own).then_some(pid), name: cgroup_of(&process), paths }
+            DeadMounts { pid: (!is_own).then_some(*pid), name: cgroup_of(process), paths }
         })
         .filter(|one| !one.paths.is_empty())
         .collect();

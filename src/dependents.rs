@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::containers::short;
 use crate::dead_mounts::is_ours;
-use crate::mount_namespaces;
+use crate::mount_namespaces::{self, Namespace};
 
 /// A container of a daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,16 +43,21 @@ impl Dependent {
 }
 
 /// Finds all containers of a daemon: those with files of the overlay that its server has mounted
-/// here, and those with these ids, whose calls are reported to it.
+/// here, in one of these mount namespaces, and those with these ids, whose calls are reported to it.
 #[must_use]
-pub fn find(server: u32, overlay: &Path, listeners: &[String]) -> Vec<Dependent> {
+pub fn find(
+    server: u32,
+    overlay: &Path,
+    listeners: &[String],
+    namespaces: &[Namespace],
+) -> Vec<Dependent> {
     let own = mount_namespaces::of(&server.to_string());
     let text = fs::read(format!("/proc/{server}/mountinfo")).unwrap_or_default();
     let whole = |mount: &Mounted| is_ours(mount) && mount.path.starts_with(overlay);
     let connections: Vec<u32> =
         mountinfo::all(&text).filter(whole).map(|mount| mount.minor).collect();
     let mut dependents = Vec::new();
-    for namespace in mount_namespaces::all() {
+    for namespace in namespaces {
         let is_own = own == Some(namespace.id);
         let ours = |mount: &&Mounted| {
             is_ours(mount) && connections.contains(&mount.minor) && is_bound(mount, is_own)

@@ -1,11 +1,15 @@
 //! The mount namespaces that processes are in, with their mounts: `/proc/<pid>/mountinfo`.
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use ambit_kernel::text::mountinfo::{self, Mounted};
+
+/// Longer than a usual `mountinfo`: with less room it takes a read for each few lines.
+const USUAL: usize = 64 * 1024;
 
 /// A mount namespace.
 #[derive(Debug)]
@@ -27,17 +31,21 @@ pub fn of(process: &str) -> Option<u64> {
 }
 
 /// All of them, each with the first process that is found in it.
-pub fn all() -> impl Iterator<Item = Namespace> {
+#[must_use]
+pub fn all() -> Vec<Namespace> {
     let mut seen = HashSet::new();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    processes.filter_map(move |process| {
+    let mut text = Vec::with_capacity(USUAL);
+    let found = processes.filter_map(|process| {
         let name = process.file_name();
         let pid = name.to_str()?.parse().ok()?;
         let id = of(name.to_str()?).filter(|id| !seen.contains(id))?;
         // A process that ends meanwhile may not have been the only one.
-        let text = fs::read(process.path().join("mountinfo")).ok()?;
+        text.clear();
+        File::open(process.path().join("mountinfo")).ok()?.read_to_end(&mut text).ok()?;
         seen.insert(id);
         let mounts = mountinfo::all(&text).collect();
         Some(Namespace { id, pid, process: process.path(), mounts })
-    })
+    });
+    found.collect()
 }

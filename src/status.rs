@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ambit_sysinfo::view::Load;
-use ambit_sysinfo::{Container, View, engines};
+use ambit_sysinfo::{Container, StatSet, View, engines, sysinfo};
 use serde::{Deserialize, Serialize};
 
 use crate::attacher::LeftAlone;
@@ -152,6 +152,9 @@ impl From<ContainerCounts> for Intercepted {
     }
 }
 
+/// The groups of numbers of a container that are shown.
+const NEEDS: StatSet = sysinfo::NEEDS.and(StatSet::PROCESSORS);
+
 /// One container.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ContainerStatus {
@@ -194,7 +197,7 @@ impl Status {
             .containers()
             .iter()
             .filter_map(|container| {
-                let view = accounting.view_of(container).ok()?;
+                let view = accounting.groups_of(container, NEEDS).ok()?;
                 Some(ContainerStatus::of(container, &view))
             })
             .collect();

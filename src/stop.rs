@@ -24,6 +24,7 @@ use crate::config::Config;
 use crate::control::{self, NoDaemon, Parts};
 use crate::dead_mounts::{self, State};
 use crate::dependents::{self, Table};
+use crate::mount_namespaces;
 
 /// How long the daemon's processes may take to end. The keeper kills a server after five seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -62,7 +63,8 @@ pub fn run(args: StopArgs, config: &Config) -> anyhow::Result<ExitCode> {
     };
     if !daemon.is_kept && !args.release && !args.force {
         let server = daemon.processes.last().copied().unwrap_or(0);
-        let dependents = dependents::find(server, &daemon.mount, &daemon.listeners);
+        let dependents =
+            dependents::find(server, &daemon.mount, &daemon.listeners, &mount_namespaces::all());
         if !dependents.is_empty() {
             print(Table(&dependents))?;
             complain(format_args!(

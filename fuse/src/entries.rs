@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use ambit_sysinfo::View;
+use ambit_sysinfo::{StatSet, View};
 use fuser::Errno;
 
 use crate::families::{FAMILIES, Member, Shape};
@@ -35,7 +35,7 @@ impl Service {
             return Ok(TreeEntry::Fixed(node));
         }
         let member = Member::of_id(id).ok_or(Errno::ENOENT)?;
-        shown(member, &*self.view(thread)?).ok_or(Errno::ENOENT)
+        shown(member, &*self.view(thread, member.family.needs())?).ok_or(Errno::ENOENT)
     }
 
     /// Returns the entry of this name in a directory, if the thread may see it.
@@ -50,14 +50,14 @@ impl Service {
         }
         let found = match self.tree.node(directory) {
             Some(node) if has_family(node) => {
-                let view = self.view(thread)?;
+                let view = self.view(thread, needs(node))?;
                 let found = Member::find_in(node.path, &view, name);
                 found.and_then(|member| shown(member, &view))
             }
             Some(_) => None,
             None => match self.entry(directory, thread)? {
                 TreeEntry::Member(above, Shape::Directory) => {
-                    let view = self.view(thread)?;
+                    let view = self.view(thread, above.family.needs())?;
                     above.find(&view, name).and_then(|member| shown(member, &view))
                 }
                 _ => None,
@@ -81,7 +81,7 @@ impl Service {
                 let above = self.tree.node(node.parent).map(TreeEntry::Fixed);
                 let fixed: Vec<_> = self.tree.children(directory).into_iter().flatten().collect();
                 if has_family(node) {
-                    let view = self.view(thread)?;
+                    let view = self.view(thread, needs(node))?;
                     let members: Vec<_> = Member::all_in(node.path, &view).collect();
                     (above, fixed, members, Some(view))
                 } else {
@@ -89,7 +89,7 @@ impl Service {
                 }
             }
             TreeEntry::Member(member, Shape::Directory) => {
-                let view = self.view(thread)?;
+                let view = self.view(thread, member.family.needs())?;
                 let above = match member.parent() {
                     Some(parent) => shown(parent, &view),
                     None => self.tree.find_path(member.family.directory()).map(TreeEntry::Fixed),
@@ -125,7 +125,7 @@ impl Service {
         match self.entry(id, thread)? {
             TreeEntry::Member(member, Shape::Link) => {
                 let mut target = Text::new();
-                member.render(&*self.view(thread)?, &mut target);
+                member.render(&*self.view(thread, member.family.needs())?, &mut target);
                 Ok(target)
             }
             _ => Err(Errno::EINVAL),
@@ -135,6 +135,12 @@ impl Service {
 
 fn shown(member: Member, view: &View) -> Option<TreeEntry<'static>> {
     member.shape(view).map(|shape| TreeEntry::Member(member, shape))
+}
+
+/// The groups of numbers that decide which members a directory has.
+fn needs(node: &Node) -> StatSet {
+    let here = FAMILIES.iter().filter(|family| family.directory() == node.path);
+    here.fold(StatSet::NONE, |needs, family| needs | family.needs())
 }
 
 fn has_family(node: &Node) -> bool {

@@ -30,10 +30,9 @@ pub trait OverlayFile: Sync + Debug {
         self.render(view, out);
     }
 
-    /// The statistics that it shows: they are sampled for its readers only.
-    fn needs(&self) -> StatSet {
-        StatSet::NONE
-    }
+    /// The groups of numbers that it shows. Only these are read for its readers; the others can be
+    /// old.
+    fn needs(&self) -> StatSet;
 
     /// The mode of the kernel's file. A file without read permission for others may be opened by
     /// root only, and even root on the host is not shown the machine's text.

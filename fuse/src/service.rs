@@ -54,12 +54,12 @@ impl Service {
         }
     }
 
-    /// Returns the view of a thread's container.
-    pub(crate) fn view(&self, thread: u32) -> Result<Arc<View>, Errno> {
-        self.numbers(thread, StatSet::NONE).map(|numbers| numbers.view)
+    /// Returns the view of a thread's container, of which these groups are current.
+    pub(crate) fn view(&self, thread: u32, wanted: StatSet) -> Result<Arc<View>, Errno> {
+        self.numbers(thread, wanted).map(|numbers| numbers.view)
     }
 
-    /// Returns a view with these statistics, and the account that pays for text kept of it.
+    /// Returns a view of which these groups are current, and the account that pays for text kept of it.
     fn numbers(&self, thread: u32, wanted: StatSet) -> Result<Numbers, Errno> {
         let numbers = match thread_pool::must_not_wait() {
             true => self.views.last_view(thread).map(|view| Numbers { view, account: None }),
@@ -152,7 +152,7 @@ impl Service {
     fn render(&self, source: Source, thread: u32, text: &mut Text) -> Result<Payer, Errno> {
         let needs = match source {
             Source::File(file) => file.needs(),
-            Source::Member(_) => StatSet::NONE,
+            Source::Member(member) => member.family.needs(),
         };
         let numbers = self.numbers(thread, needs);
         let rendered = numbers.and_then(|Numbers { view, account }| match source {

@@ -35,7 +35,7 @@ impl Switch {
 
 impl Views for Switch {
     fn view(&self, tid: u32) -> Result<Arc<View>, Error> {
-        self.view_with(tid, StatSet::NONE)
+        self.view_with(tid, StatSet::BASE)
     }
 
     fn view_with(&self, tid: u32, wanted: StatSet) -> Result<Arc<View>, Error> {

@@ -14,7 +14,7 @@ use crate::account::budget::{Descriptors, Resource};
 use crate::callers::{Caller, Callers};
 use crate::clock;
 use crate::container::Container;
-use crate::context::{self, Context, OpenCounter, Options};
+use crate::context::{self, Context, Options};
 use crate::counter_store::CounterStore;
 use crate::hierarchy::Hierarchies;
 use crate::host::Host;
@@ -77,8 +77,8 @@ impl Accounting {
         let proc = Arc::new(proc);
         let host = HostFiles::open(proc.clone(), sys).map_err(read("/proc/meminfo"))?;
         let own = std::process::id();
-        let open_containers = options.open_containers.min(affordable());
-        let options = Options { open_containers, ..options };
+        let kept_files = options.kept_files.min(Descriptors::of_this_process().files);
+        let options = Options { kept_files, ..options };
         let mut text = Vec::new();
         let offset = proc.read_of(own, "timens_offsets", &mut text).ok();
         let [namespaces, cgroups, pressure_files] = context::budgets();
@@ -90,7 +90,6 @@ impl Accounting {
             namespaces,
             cgroups,
             pressure_files,
-            open: OpenCounter::default(),
             options,
             counter_store: std::sync::OnceLock::new(),
             proc,
@@ -144,7 +143,15 @@ impl Accounting {
     /// # Errors
     /// No sample of it was ever taken, and none can be taken now.
     pub fn view_of(&self, container: &Container) -> Result<Arc<View>, Error> {
-        let view = self.current(container, clock::now(), StatSet::NONE);
+        self.groups_of(container, StatSet::BASE)
+    }
+
+    /// A view of a container of which these groups are current.
+    ///
+    /// # Errors
+    /// As [`Self::view_of`].
+    pub fn groups_of(&self, container: &Container, wanted: StatSet) -> Result<Arc<View>, Error> {
+        let view = self.current(container, clock::now(), wanted);
         self.callers.sweep_if_crowded(&self.context);
         view
     }
@@ -210,7 +217,7 @@ impl Accounting {
 
 impl Views for Accounting {
     fn view(&self, tid: u32) -> Result<Arc<View>, Error> {
-        self.view_with(tid, StatSet::NONE)
+        self.view_with(tid, StatSet::BASE)
     }
 
     fn view_with(&self, tid: u32, wanted: StatSet) -> Result<Arc<View>, Error> {
@@ -294,12 +301,6 @@ impl Wake {
 fn read(file: &str) -> impl FnOnce(io::Error) -> Error {
     let file = file.to_owned();
     move |source| Error::Read { file, source }
-}
-
-/// How many containers keep their files open: each has about forty, up to twice as many containers
-/// have files open between two sweeps.
-fn affordable() -> usize {
-    (Descriptors::of_this_process().files / 80).max(8)
 }
 
 fn sample_loads(accounting: &Weak<Accounting>, wake: &Wake) {

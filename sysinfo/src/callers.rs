@@ -27,6 +27,7 @@ use crate::container::{Container, Identity, Part};
 use crate::context::Context;
 use crate::counter_store::CounterStore;
 use crate::hash::fnv1a;
+use crate::kernel_file::kept;
 use crate::membership::Membership;
 use crate::pinned::{new_container, parent_in_container, pin, unknown};
 use crate::procfs::Task;
@@ -42,6 +43,8 @@ const SHARD_SIZE: usize = 4;
 const DEEPEST: u32 = 32;
 /// Nanoseconds without a request after which a cgroup of the host is forgotten.
 const HOST_CGROUP_BOUND: u64 = 600_000_000_000;
+/// How many containers are added at most between two sweeps.
+const MOST_ADDED: usize = 128;
 /// Shortest interval, in nanoseconds, between sweeps that a refused charge causes.
 const REFUSAL_SWEEP: u64 = 200_000_000;
 
@@ -390,7 +393,7 @@ impl Callers {
         // A container can create thousands of namespaces between two regular sweeps, whose
         // descriptors would be missing for other containers.
         *added += 1;
-        if *added > context.options.open_containers / 2 {
+        if *added > MOST_ADDED {
             *added = 0;
             self.sweep_locked(context);
         }
@@ -408,19 +411,18 @@ impl Callers {
         gone.filter_map(|(_, container)| container.counter_slot()).for_each(|at| store.release(at));
     }
 
-    /// Forgets containers that have ended, and closes the files of all but [`open_containers`].
+    /// Forgets containers that have ended, and closes files if there are more than [`kept_files`].
     ///
-    /// [`open_containers`]: crate::Options::open_containers
+    /// [`kept_files`]: crate::Options::kept_files
     pub(crate) fn sweep(&self, context: &Context) {
         let mut added = self.lock_adding();
         *added = 0;
         self.sweep_locked(context);
     }
 
-    /// Sweeps when too many containers have opened files since the last sweep, unless another
-    /// thread is sweeping.
+    /// Sweeps when too many files are open, unless another thread is sweeping.
     pub(crate) fn sweep_if_crowded(&self, context: &Context) {
-        if context.open.count() > context.options.open_containers.saturating_mul(2)
+        if kept() > context.options.kept_files
             && let Ok(mut added) = self.adding.try_lock()
         {
             *added = 0;
@@ -429,7 +431,6 @@ impl Callers {
     }
 
     fn sweep_locked(&self, context: &Context) {
-        let open = context.options.open_containers;
         let now = clock::now();
         let forgotten = |container: &Container| {
             let unused = now.saturating_sub(container.last_use()) > HOST_CGROUP_BOUND;
@@ -448,9 +449,16 @@ impl Callers {
         for shard in &self.threads {
             lock(shard).retain(|thread| is_fresh(thread.at, now));
         }
-        let registry = self.registry.load();
-        if registry.len() > open {
-            in_order_of_use(&registry)[open..].iter().for_each(|container| container.close_files());
+        let most = context.options.kept_files;
+        if kept() > most {
+            // A quarter is closed, so that the next sweep is not at once.
+            let registry = self.registry.load();
+            let mut all = in_order_of_use(&registry).into_iter().rev();
+            while kept() > most - most / 4
+                && let Some(container) = all.next()
+            {
+                container.close_files();
+            }
         }
     }
 

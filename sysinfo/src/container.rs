@@ -1,6 +1,7 @@
 //! One container: its first process, its cgroups, and its current [`View`].
 //!
-//! A view younger than the age bound is returned as it is. Otherwise one thread takes a new sample;
+//! A view whose groups are younger than the age bound is returned as it is. Otherwise one thread
+//! takes a new sample of the groups that its request is for, and the others stay as they are;
 //! other threads return the last view, or wait for the sample if that view is older than a second.
 //! A read of a kernel file that hangs blocks only the thread that reads: the waiting threads have a
 //! deadline, after which they return the last view, however old. The view of one container must
@@ -45,6 +46,10 @@ const SETUP_TIME: u64 = 2_000_000_000;
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// How often the cgroup of the first process is read again: runtimes move it while they start.
 const MEMBERSHIP_BOUND: u64 = 500_000_000;
+/// How many counts of threads in a row are skipped while a container uses no processor time.
+/// Reading the state of each thread is expensive, and a thread that does not run does not change
+/// its state. But processes can be moved in and out.
+const MOST_SKIPPED: u32 = 11;
 /// How often it is looked up whether a young container is part of another one.
 const YOUNG_MEMBERSHIP_BOUND: u64 = 20_000_000;
 
@@ -60,8 +65,6 @@ pub struct Container {
     counter_record: Option<(usize, counter_store::RecordKey)>,
     activity: Activity,
     view: ArcSwapOption<View>,
-    /// Time of the view's sample.
-    view_taken: AtomicU64,
     /// Time of the last request.
     last_use: AtomicU64,
     membership: ArcSwap<Membership>,
@@ -160,7 +163,6 @@ impl Container {
             counter_record,
             activity,
             view: ArcSwapOption::empty(),
-            view_taken: AtomicU64::new(0),
             last_use: AtomicU64::new(now),
             membership: ArcSwap::from_pointee(membership),
             enclosing: ArcSwapOption::empty(),
@@ -168,7 +170,6 @@ impl Container {
             sample_began: AtomicU64::new(0),
             sampler: Mutex::new(Sampler {
                 checked: now,
-                open: None,
                 source,
                 stats,
                 huge: HugeFiles::default(),
@@ -177,7 +178,7 @@ impl Container {
                 busy_at_count: clock.used().total(),
                 clock,
                 // A predecessor's count is not reused: the first count is not skipped.
-                skipped: 3,
+                skipped: MOST_SKIPPED,
                 round: 0,
                 record: Vec::new(),
             }),
@@ -306,7 +307,7 @@ impl Container {
         self.last_use.load(Ordering::Relaxed)
     }
 
-    /// Returns a view that is recent at `now` and contains these statistics.
+    /// Returns a view of which these groups are recent at `now`.
     pub(crate) fn view(
         &self,
         now: u64,
@@ -314,11 +315,11 @@ impl Container {
         wanted: StatSet,
     ) -> Result<Arc<View>, Error> {
         self.last_use.store(now, Ordering::Relaxed);
-        let age = now.saturating_sub(self.view_taken.load(Ordering::Acquire));
-        let last = || self.view.load_full().filter(|view| view.stats.sampled.contains(wanted));
-        if age <= context.options.age_bound
-            && !self.is_young(now)
-            && let Some(view) = last()
+        let since = |time: u64| {
+            self.view.load_full().filter(|view| view.stats.taken.oldest(wanted) >= time)
+        };
+        if !self.is_young(now)
+            && let Some(view) = since(now.saturating_sub(context.options.age_bound))
         {
             return Ok(view);
         }
@@ -326,17 +327,13 @@ impl Container {
             Ok(sampler) => sampler,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => {
-                if age <= HARD_BOUND
-                    && let Some(view) = last()
-                {
+                if let Some(view) = since(now.saturating_sub(HARD_BOUND)) {
                     return Ok(view);
                 }
                 let Some(sampler) = self.lock_within(context.options.patience) else {
                     return self.view.load_full().ok_or_else(|| self.hangs());
                 };
-                if let Some(view) = last()
-                    && self.view_taken.load(Ordering::Acquire) >= now
-                {
+                if let Some(view) = since(now) {
                     return Ok(view);
                 }
                 sampler
@@ -354,11 +351,23 @@ impl Container {
     pub(crate) fn sample_load(&self, context: &Context, counter: &mut Counter) {
         // A container whose files hang does not delay the sampling of others.
         let Some(mut sampler) = self.lock_within(HARD_BOUND) else { return };
-        if !self.activity.is_new() && self.refresh(&mut sampler, context, StatSet::NONE).is_err() {
-            self.activity.record_unknown(clock::awake());
-            return;
+        if !self.activity.is_new() {
+            // Of a container that does not run, nothing else is read.
+            if sampler.skipped < MOST_SKIPPED
+                && self.read_usage(&mut sampler).is_ok()
+                && sampler.is_unchanged()
+            {
+                sampler.skipped += 1;
+                self.activity.record_unchanged(clock::awake());
+                return;
+            }
+            if self.refresh(&mut sampler, context, StatSet::TIMES).is_err() {
+                self.activity.record_unknown(clock::awake());
+                return;
+            }
         }
         self.count_threads(&mut sampler, context, counter);
+        self.remember(&mut sampler, context);
     }
 
     /// Closes the kept descriptors; the next sample opens them again.
@@ -368,7 +377,6 @@ impl Container {
             sampler.huge.close();
             sampler.nodes.close();
             sampler.stats.close();
-            sampler.open = None;
         }
     }
 

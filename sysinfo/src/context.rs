@@ -2,7 +2,6 @@
 //! It never changes after the start, except through the types it holds. Start reading at
 //! [`Options`].
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::KernelFiles;
@@ -41,9 +40,9 @@ pub struct Options {
     /// How long after its last request the load averages of a container are sampled, in
     /// nanoseconds. After that they are computed from its processor time at the next request.
     pub load_bound: u64,
-    /// How many containers keep their files open. The least recently used containers of each
-    /// account close theirs.
-    pub open_containers: usize,
+    /// How many files of control groups stay open, if the limit of descriptors allows it. Beyond
+    /// that, those of the least recently used containers of each account are closed.
+    pub kept_files: usize,
     /// The ioctls on namespace files.
     pub ioctls: NamespaceIoctls,
 }
@@ -61,7 +60,7 @@ impl Default for Options {
             age_bound: 20_000_000,
             patience: 7_000_000_000,
             load_bound: 3600 * 1_000_000_000,
-            open_containers: 256,
+            kept_files: 16384,
             ioctls: NamespaceIoctls::NOTHING,
         }
     }
@@ -80,31 +79,6 @@ pub(crate) fn budgets() -> [Arc<Budget>; 3] {
         Budget::new(Resource::Cgroups, known),
         Budget::with_most(Resource::PressureFiles, descriptors.pressure_files, PRESSURE_FILES),
     ]
-}
-
-/// Counts the containers that have files open.
-#[derive(Debug, Default, Clone)]
-pub(crate) struct OpenCounter(Arc<AtomicUsize>);
-
-/// Counts for one container until it is dropped.
-#[derive(Debug)]
-pub(crate) struct OpenGuard(OpenCounter);
-
-impl OpenCounter {
-    pub(crate) fn count(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn register(&self) -> OpenGuard {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        OpenGuard(self.clone())
-    }
-}
-
-impl Drop for OpenGuard {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// What all containers use; never changes.
@@ -129,8 +103,6 @@ pub(crate) struct Context {
     pub(crate) cgroups: Arc<Budget>,
     /// Budget of open pressure files.
     pub(crate) pressure_files: Arc<Budget>,
-    /// Containers that have files open.
-    pub(crate) open: OpenCounter,
     /// The boot time offset of the daemon's own time namespace.
     pub(crate) own_offset: i64,
 }

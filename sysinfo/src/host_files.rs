@@ -17,6 +17,7 @@ use crate::KernelFiles;
 use crate::clock;
 use crate::host::{CpuInfo, Host, HostTexts, HugePool, RawFiles};
 use crate::personality;
+use crate::stats::StatSet;
 use crate::topology::Topology;
 
 /// Memory and the list of online processors.
@@ -28,7 +29,9 @@ const LONG: u64 = 30_000_000_000;
 pub struct HostFiles {
     raw: Arc<Raw>,
     snapshot: ArcSwap<Host>,
+    /// When memory was last read, and when the list of online processors was.
     taken: AtomicU64,
+    listed: AtomicU64,
     reading: Mutex<Texts>,
 }
 
@@ -77,11 +80,12 @@ impl HostFiles {
             raw: Arc::new(Raw { proc, sys }),
             snapshot: ArcSwap::from_pointee(Host::default()),
             taken: AtomicU64::new(0),
+            listed: AtomicU64::new(0),
             reading: Mutex::default(),
         };
         let mut texts = Texts::default();
         this.raw.proc.read("meminfo", &mut texts.meminfo)?;
-        this.refresh(&mut texts, clock::now());
+        this.refresh(&mut texts, clock::now(), true);
         // The next snapshot finds the texts unchanged and does not read the topology again.
         this.reading = Mutex::new(texts);
         Ok(this)
@@ -89,19 +93,29 @@ impl HostFiles {
 
     /// Returns a snapshot that is at most one interval old.
     pub fn snapshot(&self) -> Arc<Host> {
+        self.snapshot_for(StatSet::BASE)
+    }
+
+    /// Returns a snapshot of which the numbers for these groups are at most one interval old.
+    pub(crate) fn snapshot_for(&self, groups: StatSet) -> Arc<Host> {
         let now = clock::now();
-        if now.saturating_sub(self.taken.load(Ordering::Acquire)) > SHORT
+        let is_old = |read: &AtomicU64| now.saturating_sub(read.load(Ordering::Acquire)) > SHORT;
+        let memory = groups.contains(StatSet::MEMORY) && is_old(&self.taken);
+        let processors = groups.contains(StatSet::PROCESSORS) && is_old(&self.listed);
+        if (memory || processors)
             // One thread reads; the others use the last snapshot.
             && let Ok(mut texts) = self.reading.try_lock()
         {
-            self.refresh(&mut texts, now);
+            self.refresh(&mut texts, now, memory);
         }
         self.snapshot.load_full()
     }
 
-    fn refresh(&self, texts: &mut Texts, now: u64) {
+    fn refresh(&self, texts: &mut Texts, now: u64, memory: bool) {
         let raw = &self.raw;
-        texts.replace(|texts| &mut texts.meminfo, |text| raw.proc.read("meminfo", text));
+        if memory {
+            texts.replace(|texts| &mut texts.meminfo, |text| raw.proc.read("meminfo", text));
+        }
         let moved = texts.replace(
             |texts| &mut texts.online,
             |text| raw.read("sys/devices/system/cpu/online", text),
@@ -149,7 +163,10 @@ impl HostFiles {
         }
         host.raw = Some(self.raw.clone());
         self.snapshot.store(Arc::new(host));
-        self.taken.store(now, Ordering::Release);
+        self.listed.store(now, Ordering::Release);
+        if memory {
+            self.taken.store(now, Ordering::Release);
+        }
     }
 }
 

@@ -79,7 +79,7 @@ pub trait Views: Send + Sync {
     /// The thread has ended, or no sample of its container was ever taken.
     fn view(&self, tid: u32) -> Result<Arc<View>, Error>;
 
-    /// Returns a view that also contains these [`Stats`](stats::Stats).
+    /// Returns a view of which these groups are current; [`Self::view`] has [`StatSet::BASE`].
     ///
     /// # Errors
     /// As [`Self::view`].

@@ -8,10 +8,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, Mode, OFlags};
 
 use crate::KernelFiles;
-use crate::kernel_file::ShortPath;
+use crate::kernel_file::{ShortPath, read_record};
 
 impl KernelFiles {
-    /// Reads `<pid>/<name>` into an emptied buffer.
+    /// Reads `<pid>/<name>`, a file of one record, into an emptied buffer.
     pub(crate) fn read_of<'t>(
         &self,
         pid: u32,
@@ -19,7 +19,7 @@ impl KernelFiles {
         text: &'t mut Vec<u8>,
     ) -> io::Result<&'t [u8]> {
         text.clear();
-        self.read(ShortPath::of_process(pid, &name).as_str(), text)?;
+        read_record(self.as_fd(), ShortPath::of_process(pid, &name).as_str(), text)?;
         Ok(text)
     }
 

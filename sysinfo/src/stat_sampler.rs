@@ -51,9 +51,9 @@ impl StatSampler {
     }
 
     /// Samples these kinds of statistics. A kind that cannot be read keeps its last values.
-    pub(crate) fn sample(&mut self, wanted: StatSet, context: &Context) -> Stats {
-        self.last.sampled = wanted;
-        if wanted == StatSet::NONE {
+    pub(crate) fn sample(&mut self, wanted: StatSet, now: u64, context: &Context) -> Stats {
+        self.last.taken = self.last.taken.with(wanted, now);
+        if StatSet::BASE.contains(wanted) {
             return self.last.clone();
         }
         let host = context.host.snapshot();

@@ -1,19 +1,19 @@
-//! Statistics that only a few files show: block I/O by device, vm events, pressure, and the names
-//! of the running kernel's interrupts and vmstat keys.
+//! The groups of numbers in a view, and the statistics that only a few files show: block I/O by
+//! device, vm events, pressure, and the names of the running kernel's interrupts and vmstat keys.
 //!
-//! They are sampled only for a reader of such a file, so that a read of `/proc/meminfo` does not
-//! pay for them; [`Stats::sampled`] says which of them are as recent as the rest of the view.
-//! `stat_sampler.rs` samples them. Start reading at [`StatSet`].
+//! A file names the groups that it shows, and only those are read for it: `/proc/uptime` does not
+//! pay for `memory.stat`. [`Stats::taken`] says when each group of a view was read. `container.rs`
+//! samples the groups, `stat_sampler.rs` the statistics. Start reading at [`StatSet`].
 
 use std::ops::BitOr;
 use std::sync::Arc;
 
-/// A set of kinds of statistics.
+/// A set of groups of numbers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StatSet(u8);
 
 impl StatSet {
-    /// No statistics: what most files need.
+    /// No group: clocks, load averages and the machine's constants, which cost no read.
     pub const NONE: Self = Self(0);
     /// Input and output by device.
     pub const IO: Self = Self(1);
@@ -23,11 +23,42 @@ impl StatSet {
     pub const PRESSURE: Self = Self(4);
     /// Names of the interrupts that belong to no device.
     pub const INTERRUPTS: Self = Self(8);
+    /// Memory, swap, huge pages, and the memory nodes of the cpuset.
+    pub const MEMORY: Self = Self(16);
+    /// The visible processors: cpuset and quota.
+    pub const PROCESSORS: Self = Self(32);
+    /// Processor time used, not divided among processors.
+    pub(crate) const USAGE: Self = Self(64);
+    /// Processor time of each visible processor. It is divided among those that are visible when
+    /// it is read, so that both are read together.
+    pub const TIMES: Self = Self(64 | 32);
+    /// The number of threads.
+    pub const THREADS: Self = Self(128);
+    /// The groups that every view has. The others are empty before their first reader.
+    pub const BASE: Self = Self(16 | 32 | 64 | 128);
+
+    const COUNT: usize = 8;
 
     /// True if the set contains all of these.
     #[must_use]
     pub fn contains(self, others: Self) -> bool {
         self.0 & others.0 == others.0
+    }
+
+    /// Returns the groups of both sets, as `|` does.
+    #[must_use]
+    pub const fn and(self, others: Self) -> Self {
+        Self(self.0 | others.0)
+    }
+
+    fn positions(self) -> impl Iterator<Item = usize> {
+        (0..Self::COUNT).filter(move |at| self.0 >> at & 1 == 1)
+    }
+}
+
+impl std::ops::BitOrAssign for StatSet {
+    fn bitor_assign(&mut self, other: Self) {
+        *self = *self | other;
     }
 }
 
@@ -39,12 +70,30 @@ impl BitOr for StatSet {
     }
 }
 
+/// When each group of a view was read, in nanoseconds after boot; 0 for never.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Taken([u64; StatSet::COUNT]);
+
+impl Taken {
+    /// Returns the time of the group that was read first; `u64::MAX` for no group.
+    #[must_use]
+    pub fn oldest(&self, groups: StatSet) -> u64 {
+        groups.positions().map(|at| self.0[at]).min().unwrap_or(u64::MAX)
+    }
+
+    /// Sets the time of these groups.
+    #[must_use]
+    pub fn with(mut self, groups: StatSet, now: u64) -> Self {
+        groups.positions().for_each(|at| self.0[at] = now);
+        self
+    }
+}
+
 /// Statistics of a container.
 #[derive(Debug, Clone, Default)]
 pub struct Stats {
-    /// Which kinds were sampled with the rest of the view. The others are empty or from an earlier
-    /// sample.
-    pub sampled: StatSet,
+    /// When each group of the view was read. The others are of an earlier sample.
+    pub taken: Taken,
     /// Devices with I/O of the container, in the order of their first use.
     pub devices: Arc<[Device]>,
     /// Counts of vm events.
@@ -209,5 +258,15 @@ mod tests {
         let both = StatSet::IO | StatSet::VM_EVENTS;
         assert!(both.contains(StatSet::IO) && both.contains(StatSet::NONE));
         assert!(!StatSet::IO.contains(both));
+        assert!(StatSet::BASE.contains(StatSet::TIMES));
+    }
+
+    #[test]
+    fn a_set_is_as_old_as_its_oldest_group() {
+        let taken = Taken::default().with(StatSet::BASE, 5).with(StatSet::PROCESSORS, 9);
+        assert_eq!(taken.oldest(StatSet::PROCESSORS), 9);
+        assert_eq!(taken.oldest(StatSet::TIMES), 5, "times are those of the processors");
+        assert_eq!(taken.oldest(StatSet::BASE | StatSet::IO), 0, "never read");
+        assert_eq!(taken.oldest(StatSet::NONE), u64::MAX);
     }
 }

@@ -4,7 +4,11 @@
 //! procps `free` (`/proc/meminfo`) print the same. Layouts: `include/uapi/linux/sysinfo.h` and
 //! `struct compat_sysinfo` in `kernel/sys.c`. Start reading at [`encode`].
 
+use crate::stats::StatSet;
 use crate::view::{Load, View};
+
+/// The groups of numbers in the structure. The uptime is that of the sample.
+pub const NEEDS: StatSet = StatSet::MEMORY.and(StatSet::THREADS);
 
 /// The two layouts of the structure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use ambit_sysinfo::host::{Host, HostTexts};
 use ambit_sysinfo::membership::Membership;
 use ambit_sysinfo::policy::{MemoryLimit, SwapPolicy};
 use ambit_sysinfo::sample::Sample;
-use ambit_sysinfo::{derive, source};
+use ambit_sysinfo::{StatSet, derive, source};
 
 /// The container with limits, see tests/fixtures/README.md.
 const LIMITED: &str = "100";
@@ -90,7 +90,7 @@ fn broken_files_leave_the_numbers_consistent() {
         let sample = || {
             let mut sample = Sample::default();
             let mut source = source::open(&hierarchies, &membership, MemoryLimit::High);
-            source.sample(&mut sample, &mut Vec::new()).map(|()| sample)
+            source.sample(StatSet::BASE, &mut sample, &mut Vec::new()).map(|()| sample)
         };
         let good = sample().unwrap();
         let mut broken = 0;

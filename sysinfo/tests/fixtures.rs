@@ -11,7 +11,7 @@ use ambit_sysinfo::membership::Membership;
 use ambit_sysinfo::policy::{MemoryLimit, SwapPolicy};
 use ambit_sysinfo::sample::Sample;
 use ambit_sysinfo::view::{Memory, Swap};
-use ambit_sysinfo::{CpuSet, derive, source};
+use ambit_sysinfo::{CpuSet, StatSet, derive, source};
 
 const LIMITED: &str = "100";
 const CHILD: &str = "101";
@@ -59,10 +59,10 @@ impl World {
         let mut source = source::open(&self.hierarchies, &membership, MemoryLimit::Max);
         let mut sample = Sample::default();
         let mut buffer = Vec::new();
-        source.sample(&mut sample, &mut buffer).unwrap();
+        source.sample(StatSet::BASE, &mut sample, &mut buffer).unwrap();
         let mut again = Sample::default();
         source.close();
-        source.sample(&mut again, &mut buffer).unwrap();
+        source.sample(StatSet::BASE, &mut again, &mut buffer).unwrap();
         assert_eq!(sample, again, "{}: the same files give the same sample", self.name);
         sample
     }

@@ -11,7 +11,7 @@ use ambit_sysinfo::host::{Host, HostTexts};
 use ambit_sysinfo::membership::Membership;
 use ambit_sysinfo::policy::{MemoryLimit, SwapPolicy};
 use ambit_sysinfo::sample::Sample;
-use ambit_sysinfo::{derive, source};
+use ambit_sysinfo::{StatSet, derive, source};
 
 const LEVELS: usize = 64;
 const V2: &[u8] = b"30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
@@ -62,7 +62,7 @@ fn limits_of_sixty_four_levels_count() {
     let take = || {
         let mut sample = Sample::default();
         let mut source = source::open(&hierarchies, &membership, MemoryLimit::High);
-        source.sample(&mut sample, &mut Vec::new()).unwrap();
+        source.sample(StatSet::BASE, &mut sample, &mut Vec::new()).unwrap();
         sample
     };
     let sample = take();

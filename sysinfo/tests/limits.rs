@@ -11,7 +11,7 @@ use ambit_sysinfo::membership::Membership;
 use ambit_sysinfo::policy::{MemoryLimit, SwapPolicy};
 use ambit_sysinfo::sample::Sample;
 use ambit_sysinfo::view::{Memory, Swap};
-use ambit_sysinfo::{derive, source};
+use ambit_sysinfo::{StatSet, derive, source};
 use proptest::prelude::*;
 
 const V2: &[u8] = b"30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
@@ -34,7 +34,7 @@ fn sample(mounts: &[u8], cgroup: &[u8], root: &Path, limit: MemoryLimit) -> Samp
     let hierarchies = Hierarchies::from_mountinfo(mounts, root).unwrap();
     let mut sample = Sample::default();
     let mut source = source::open(&hierarchies, &Membership::parse(cgroup), limit);
-    source.sample(&mut sample, &mut Vec::new()).unwrap();
+    source.sample(StatSet::BASE, &mut sample, &mut Vec::new()).unwrap();
     sample
 }
 

@@ -3,8 +3,8 @@
 //!
 //! Members: 13 bits of processor number (`NR_CPUS` is 8192 at most), then 9 bits of [`Part`].
 
-use ambit_sysinfo::View;
 use ambit_sysinfo::topology::{Attribute, CACHE_FILES, TOPOLOGY_FILES, attribute};
+use ambit_sysinfo::{StatSet, View};
 
 use super::{Family, Shape, list, mask, numbered};
 use crate::text::Text;
@@ -86,6 +86,10 @@ fn node_of(view: &View, cpu: u32) -> Option<u32> {
 impl Family for Cpus {
     fn directory(&self) -> &'static str {
         "sys/devices/system/cpu"
+    }
+
+    fn needs(&self) -> StatSet {
+        StatSet::PROCESSORS
     }
 
     fn shape(&self, view: &View, member: u32) -> Option<Shape> {

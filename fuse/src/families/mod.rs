@@ -14,7 +14,7 @@ mod nodes;
 
 use std::fmt::{Debug, Write};
 
-use ambit_sysinfo::{CpuSet, View};
+use ambit_sysinfo::{CpuSet, StatSet, View};
 
 use crate::text::Text;
 
@@ -36,6 +36,9 @@ pub enum Shape {
 pub trait Family: Sync + Debug {
     /// Returns the directory of the fixed tree that contains the members.
     fn directory(&self) -> &'static str;
+
+    /// The groups of numbers that its members show, or that decide which there are.
+    fn needs(&self) -> StatSet;
 
     /// Returns the kind of a member; `None` if the caller does not see it.
     fn shape(&self, view: &View, member: u32) -> Option<Shape>;

@@ -5,7 +5,7 @@
 //! and 5 bits of [`Part`]; from `LINKS` on the links to processors, by 13 bits of their number.
 
 use ambit_sysinfo::topology::{NODE_FILES, NODE_LISTS, NodeAttributes};
-use ambit_sysinfo::{CpuSet, View};
+use ambit_sysinfo::{CpuSet, StatSet, View};
 
 use super::{Family, Shape, list, mask, node_meminfo, numbered};
 use crate::text::Text;
@@ -68,6 +68,10 @@ fn home(view: &View, cpu: u32) -> Option<&NodeAttributes> {
 impl Family for Nodes {
     fn directory(&self) -> &'static str {
         "sys/devices/system/node"
+    }
+
+    fn needs(&self) -> StatSet {
+        StatSet::MEMORY | StatSet::PROCESSORS
     }
 
     fn shape(&self, view: &View, member: u32) -> Option<Shape> {

@@ -9,8 +9,8 @@
 
 use std::fmt::Write;
 
-use ambit_sysinfo::View;
 use ambit_sysinfo::cpuset::write_list;
+use ambit_sysinfo::{StatSet, View};
 
 use crate::overlay::OverlayFile;
 use crate::text::Text;
@@ -41,6 +41,13 @@ impl OverlayFile for CpuList {
             Self::Offline => "sys/devices/system/cpu/offline",
             Self::Isolated => "sys/devices/system/cpu/isolated",
             Self::KernelMax => "sys/devices/system/cpu/kernel_max",
+        }
+    }
+
+    fn needs(&self) -> StatSet {
+        match self {
+            Self::Online | Self::Present | Self::Possible | Self::Offline => StatSet::PROCESSORS,
+            Self::Isolated | Self::KernelMax => StatSet::NONE,
         }
     }
 

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use ambit_kernel::text::scan;
 use ambit_sysinfo::host::CpuInfo as Blocks;
-use ambit_sysinfo::{CpuSet, Host, View};
+use ambit_sysinfo::{CpuSet, Host, StatSet, View};
 
 use crate::overlay::OverlayFile;
 use crate::text::Text;
@@ -23,6 +23,10 @@ pub struct CpuInfo;
 impl OverlayFile for CpuInfo {
     fn path(&self) -> &'static str {
         "proc/cpuinfo"
+    }
+
+    fn needs(&self) -> StatSet {
+        StatSet::PROCESSORS
     }
 
     fn render(&self, view: &View, out: &mut Text) {

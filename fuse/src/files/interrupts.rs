@@ -19,7 +19,7 @@ impl OverlayFile for Interrupts {
     }
 
     fn needs(&self) -> StatSet {
-        StatSet::INTERRUPTS
+        StatSet::PROCESSORS | StatSet::INTERRUPTS
     }
 
     fn render(&self, view: &View, out: &mut Text) {

@@ -2,8 +2,8 @@
 //!
 //! Layout and rounding of `fs/proc/loadavg.c`: half of a hundredth is added, then cut.
 
-use ambit_sysinfo::View;
 use ambit_sysinfo::view::Load;
+use ambit_sysinfo::{StatSet, View};
 
 use crate::overlay::OverlayFile;
 use crate::text::Text;
@@ -15,6 +15,10 @@ pub struct Loadavg;
 impl OverlayFile for Loadavg {
     fn path(&self) -> &'static str {
         "proc/loadavg"
+    }
+
+    fn needs(&self) -> StatSet {
+        StatSet::THREADS
     }
 
     fn render(&self, view: &View, out: &mut Text) {

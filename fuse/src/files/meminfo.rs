@@ -6,7 +6,7 @@
 //! Else it is 0, so that an unknown label of a future kernel shows nothing of the machine. Sums are
 //! computed from the printed parts. Layout of `fs/proc/meminfo.c`.
 
-use ambit_sysinfo::View;
+use ambit_sysinfo::{StatSet, View};
 
 use crate::overlay::OverlayFile;
 use crate::text::Text;
@@ -18,6 +18,10 @@ pub struct Meminfo;
 impl OverlayFile for Meminfo {
     fn path(&self) -> &'static str {
         "proc/meminfo"
+    }
+
+    fn needs(&self) -> StatSet {
+        StatSet::MEMORY
     }
 
     fn render(&self, view: &View, out: &mut Text) {

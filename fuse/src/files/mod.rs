@@ -53,7 +53,10 @@ pub static FILES: &[&dyn OverlayFile] = &[
 mod tests {
     use std::collections::HashSet;
 
+    use ambit_sysinfo::{CpuSet, StatSet};
+
     use super::FILES;
+    use crate::fixture;
 
     #[test]
     fn every_path_is_listed_once() {
@@ -61,6 +64,46 @@ mod tests {
         for path in FILES.iter().map(|file| file.path()) {
             assert!(paths.insert(path), "{path} is listed twice");
             assert!(path.starts_with("proc/") || path.starts_with("sys/"));
+        }
+    }
+
+    /// The numbers of other groups can be old, so no file may show them.
+    #[test]
+    fn a_file_shows_no_group_that_it_does_not_need() {
+        let now = fixture::view();
+        for file in FILES {
+            let mut old = now.clone();
+            let needs = |group| file.needs().contains(group);
+            if !needs(StatSet::MEMORY) {
+                (old.memory.total, old.memory.free, old.memory.cached) =
+                    (3 << 20, 2 << 20, 1 << 20);
+                (old.swap.total, old.swap.free) = (2 << 20, 1 << 20);
+                old.nodes = Some(CpuSet::first(1));
+            }
+            if !needs(StatSet::PROCESSORS) {
+                old.cpu.online = CpuSet::first(1);
+            }
+            if !needs(StatSet::TIMES) {
+                old.cpu.times.clear();
+                (old.cpu.total.user, old.clock.idle) = (1, 1);
+            }
+            if !needs(StatSet::THREADS) {
+                old.tasks.total = 99;
+            }
+            if !needs(StatSet::IO) {
+                old.stats.devices = [].into();
+            }
+            if !needs(StatSet::VM_EVENTS) {
+                old.stats.vmstat = [].into();
+            }
+            if !needs(StatSet::PRESSURE) {
+                old.stats.pressure = std::sync::Arc::default();
+            }
+            if !needs(StatSet::INTERRUPTS) {
+                old.stats.interrupts = [].into();
+            }
+            let [now, old] = [&now, &old].map(|view| fixture::render(*file, view));
+            assert_eq!(now, old, "{}", file.path());
         }
     }
 }

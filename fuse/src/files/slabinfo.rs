@@ -5,7 +5,7 @@
 //! shown. This file has the mode of the kernel's. Layout of `print_slabinfo_header` in
 //! `mm/slab_common.c`.
 
-use ambit_sysinfo::View;
+use ambit_sysinfo::{StatSet, View};
 
 use crate::overlay::OverlayFile;
 use crate::text::Text;
@@ -17,6 +17,10 @@ pub struct Slabinfo;
 impl OverlayFile for Slabinfo {
     fn path(&self) -> &'static str {
         "proc/slabinfo"
+    }
+
+    fn needs(&self) -> StatSet {
+        StatSet::NONE
     }
 
     fn mode(&self) -> u16 {

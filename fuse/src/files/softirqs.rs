@@ -3,7 +3,7 @@
 //! Softirqs are not accounted by cgroups: all counts are 0, as in `/proc/stat`. Layout of
 //! `fs/proc/softirqs.c`.
 
-use ambit_sysinfo::{Host, View};
+use ambit_sysinfo::{Host, StatSet, View};
 
 use crate::overlay::OverlayFile;
 use crate::text::Text;
@@ -19,6 +19,10 @@ pub struct Softirqs;
 impl OverlayFile for Softirqs {
     fn path(&self) -> &'static str {
         "proc/softirqs"
+    }
+
+    fn needs(&self) -> StatSet {
+        StatSet::PROCESSORS
     }
 
     fn render(&self, view: &View, out: &mut Text) {

@@ -4,7 +4,7 @@
 //! accounted by cgroups; their lines stay, because programs look for them, and are 0.
 
 use ambit_sysinfo::view::Times;
-use ambit_sysinfo::{Host, View};
+use ambit_sysinfo::{Host, StatSet, View};
 
 use crate::overlay::OverlayFile;
 use crate::text::Text;
@@ -16,6 +16,10 @@ pub struct Stat;
 impl OverlayFile for Stat {
     fn path(&self) -> &'static str {
         "proc/stat"
+    }
+
+    fn needs(&self) -> StatSet {
+        StatSet::TIMES
     }
 
     fn render(&self, view: &View, out: &mut Text) {

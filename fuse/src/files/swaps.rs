@@ -3,7 +3,7 @@
 //! The machine's swap areas are not listed: their names and usage are not the container's. Layout
 //! of `swap_show` in `mm/swapfile.c`.
 
-use ambit_sysinfo::View;
+use ambit_sysinfo::{StatSet, View};
 
 use crate::overlay::OverlayFile;
 use crate::text::Text;
@@ -15,6 +15,10 @@ pub struct Swaps;
 impl OverlayFile for Swaps {
     fn path(&self) -> &'static str {
         "proc/swaps"
+    }
+
+    fn needs(&self) -> StatSet {
+        StatSet::MEMORY
     }
 
     fn render(&self, view: &View, out: &mut Text) {

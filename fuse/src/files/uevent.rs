@@ -3,7 +3,7 @@
 //! The hook that distributions ship for lxcfs binds the whole directory if this file exists. It has
 //! no content to render.
 
-use ambit_sysinfo::View;
+use ambit_sysinfo::{StatSet, View};
 
 use crate::overlay::OverlayFile;
 use crate::text::Text;
@@ -15,6 +15,10 @@ pub struct CpuUevent;
 impl OverlayFile for CpuUevent {
     fn path(&self) -> &'static str {
         "sys/devices/system/cpu/uevent"
+    }
+
+    fn needs(&self) -> StatSet {
+        StatSet::NONE
     }
 
     fn render(&self, _: &View, _: &mut Text) {}

@@ -2,7 +2,7 @@
 //!
 //! Layout of `fs/proc/uptime.c`: two numbers with two digits after the point, cut, not rounded.
 
-use ambit_sysinfo::View;
+use ambit_sysinfo::{StatSet, View};
 
 use crate::overlay::OverlayFile;
 use crate::text::Text;
@@ -14,6 +14,10 @@ pub struct Uptime;
 impl OverlayFile for Uptime {
     fn path(&self) -> &'static str {
         "proc/uptime"
+    }
+
+    fn needs(&self) -> StatSet {
+        StatSet::TIMES
     }
 
     fn render(&self, view: &View, out: &mut Text) {

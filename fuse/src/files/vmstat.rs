@@ -19,7 +19,7 @@ impl OverlayFile for Vmstat {
     }
 
     fn needs(&self) -> StatSet {
-        StatSet::VM_EVENTS | StatSet::IO
+        StatSet::MEMORY | StatSet::VM_EVENTS | StatSet::IO
     }
 
     fn render(&self, view: &View, out: &mut Text) {

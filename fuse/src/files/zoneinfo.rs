@@ -4,7 +4,7 @@
 //! up the `low` ones). The zone has the pages of `/proc/meminfo` and `/proc/vmstat`, and no
 //! watermarks or reserves. Layout of `zoneinfo_show_print` in `mm/vmstat.c`.
 
-use ambit_sysinfo::View;
+use ambit_sysinfo::{StatSet, View};
 
 use super::vmstat::pages;
 use crate::overlay::OverlayFile;
@@ -49,6 +49,10 @@ const ZONE: [&str; 8] = [
 impl OverlayFile for Zoneinfo {
     fn path(&self) -> &'static str {
         "proc/zoneinfo"
+    }
+
+    fn needs(&self) -> StatSet {
+        StatSet::MEMORY
     }
 
     fn render(&self, view: &View, out: &mut Text) {

@@ -62,7 +62,7 @@ impl World {
         let mounts = if legacy { legacy_groups(root.path()) } else { groups(root.path()) };
         let hierarchies = Hierarchies::from_mountinfo(mounts.as_bytes(), root.path()).unwrap();
         let proc = KernelFiles::at(&root.path().join("proc")).unwrap();
-        let options = Options { age_bound: 0, open_containers: 0, ..Options::default() };
+        let options = Options { age_bound: 0, kept_files: 0, ..Options::default() };
         let sys = root.path().join("sys");
         let accounting =
             Accounting::over(options, hierarchies, proc, KernelFiles::at(&sys).unwrap()).unwrap();

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use ambit_kernel::text;
-use ambit_sysinfo::{View, Views};
+use ambit_sysinfo::{StatSet, View, Views};
 use nix::errno::Errno;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
@@ -50,12 +50,12 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// Returns the view of the caller's container.
+    /// Returns the view of the caller's container, of which these groups are current.
     ///
     /// # Errors
     /// There is no view; the kernel then runs the call.
-    pub fn view(&self, call: &Call) -> Result<Arc<View>, Refusal> {
-        Ok(self.views.view(call.tid)?)
+    pub fn view(&self, call: &Call, wanted: StatSet) -> Result<Arc<View>, Refusal> {
+        Ok(self.views.view_with(call.tid, wanted)?)
     }
 
     /// Writes a result into the caller's memory, as the kernel would: a page that the caller cannot

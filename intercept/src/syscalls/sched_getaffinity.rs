@@ -5,6 +5,7 @@
 //! kernel's mask, so that a program can pin itself to every CPU in it.
 
 use ambit_kernel::sys::affinity;
+use ambit_sysinfo::StatSet;
 use ambit_sysinfo::view::Origin;
 use nix::errno::Errno;
 
@@ -49,7 +50,7 @@ impl Handler for SchedGetaffinity {
     }
 
     fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
-        let view = cx.view(call)?;
+        let view = cx.view(call, StatSet::PROCESSORS)?;
         if view.origin == Origin::Host {
             return Ok(Verdict::Continue);
         }

@@ -4,7 +4,7 @@
 //! open `/proc/meminfo`. The numbers must come from the same view as those of the files. This is
 //! the smallest handler.
 
-use ambit_sysinfo::sysinfo::encode;
+use ambit_sysinfo::sysinfo::{NEEDS, encode};
 use ambit_sysinfo::view::Origin;
 
 use crate::call::Call;
@@ -30,7 +30,7 @@ impl Handler for Sysinfo {
     }
 
     fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
-        let view = cx.view(call)?;
+        let view = cx.view(call, NEEDS)?;
         if view.origin == Origin::Host {
             return Ok(Verdict::Continue);
         }

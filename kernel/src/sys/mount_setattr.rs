@@ -61,7 +61,7 @@ pub fn set_with_access_times(mount: impl AsFd, set: u64) -> io::Result<()> {
         propagation: 0,
         userns_fd: 0,
     };
-    Ok(raw::mount_setattr(mount.as_fd(), &attributes)?)
+    Ok(raw::mount_setattr(mount.as_fd(), 0, &attributes)?)
 }
 
 /// Sets attributes of one mount and takes it out of its peer group: what is mounted on it later

@@ -88,7 +88,11 @@ fn concurrent_readers_never_see_less_than_was_seen() {
                     let before: Vec<_> =
                         seen.iter().map(|seen| seen.load(Ordering::SeqCst)).collect();
                     // Some ask for more statistics, which takes a new sample.
-                    let wanted = if reader % 2 == 0 { StatSet::NONE } else { StatSet::VM_EVENTS };
+                    let wanted = if reader % 2 == 0 {
+                        StatSet::TIMES
+                    } else {
+                        StatSet::TIMES | StatSet::VM_EVENTS
+                    };
                     let view = one.view(clock::now(), &accounting.context, wanted).unwrap();
                     let total = &view.cpu.total;
                     let now = [total.user, total.idle, view.clock.idle];
@@ -180,7 +184,7 @@ fn a_view_older_than_a_second_is_not_shown_while_a_sample_is_taken() {
         std::fs::write(&limit, "33554432\n").unwrap();
         let later = clock::now() + 1_100_000_000;
         let (one, context) = (&one, &accounting.context);
-        let waits = scope.spawn(move || one.view(later, context, StatSet::NONE));
+        let waits = scope.spawn(move || one.view(later, context, StatSet::BASE));
         std::thread::sleep(Duration::from_millis(100));
         while !stuck.is_finished() {
             let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
@@ -235,4 +239,72 @@ fn a_file_that_hangs_costs_one_thread_and_not_the_numbers() {
             std::thread::sleep(Duration::from_millis(1));
         }
     });
+}
+
+#[test]
+fn a_group_is_read_when_a_request_needs_it() {
+    let root = tempfile::tempdir().unwrap();
+    let options = Options { age_bound: 0, ..Options::default() };
+    let accounting = Accounting::with(options, files(root.path())).unwrap();
+    let one = container(&accounting);
+    let view = |wanted| one.view(clock::now(), &accounting.context, wanted).unwrap();
+    assert_eq!(view(StatSet::TIMES).memory.total, 64 << 20, "the first sample is whole");
+    let cgroup = root.path().join("sys/fs/cgroup/c");
+    std::fs::write(cgroup.join("memory.max"), "33554432\n").unwrap();
+    std::fs::write(cgroup.join("pids.current"), "9\n").unwrap();
+    let other = view(StatSet::TIMES);
+    assert_eq!((other.memory.total, other.tasks.total), (64 << 20, 3), "not needed");
+    let needed = view(crate::sysinfo::NEEDS);
+    assert_eq!((needed.memory.total, needed.tasks.total), (32 << 20, 9));
+    assert!(needed.clock.uptime > other.clock.uptime);
+    assert_eq!(needed.cpu, other.cpu);
+}
+
+#[test]
+fn a_group_that_is_recent_does_not_make_another_one_recent() {
+    let root = tempfile::tempdir().unwrap();
+    let options = Options { age_bound: 1000, ..Options::default() };
+    let accounting = Accounting::with(options, files(root.path())).unwrap();
+    let one = container(&accounting);
+    let now = clock::now();
+    let view = |at, wanted| one.view(at, &accounting.context, wanted).unwrap();
+    let first = view(now, StatSet::BASE);
+    let taken = first.stats.taken.oldest(StatSet::BASE);
+    assert!(Arc::ptr_eq(&first, &view(taken + 1000, StatSet::MEMORY)));
+    let times = view(taken + 1001, StatSet::TIMES);
+    assert_eq!(times.stats.taken.oldest(StatSet::MEMORY), taken);
+    let memory = view(taken + 1001, StatSet::MEMORY);
+    assert!(memory.stats.taken.oldest(StatSet::MEMORY) > taken);
+}
+
+/// Of a container that uses no processor time, a round reads that it uses none.
+#[test]
+fn an_idle_container_costs_one_read_a_round() {
+    use rustix::fs::inotify;
+    let root = tempfile::tempdir().unwrap();
+    let accounting = Accounting::with(Options::default(), files(root.path())).unwrap();
+    let cgroup = root.path().join("sys/fs/cgroup/c");
+    std::fs::write(cgroup.join("cpu.max"), "max 100000\n").unwrap();
+    let one = container(&accounting);
+    accounting.view_of(&one).unwrap();
+    let accesses = inotify::init(inotify::CreateFlags::NONBLOCK).unwrap();
+    inotify::add_watch(&accesses, &cgroup, inotify::WatchFlags::ACCESS).unwrap();
+    let mut counter = Counter::new();
+    let mut round = || {
+        one.sample_load(&accounting.context, &mut counter);
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+        let mut events = inotify::Reader::new(&accesses, &mut buffer);
+        let mut names = Vec::new();
+        while let Ok(event) = events.next() {
+            names.extend(event.file_name().map(|name| name.to_str().unwrap().to_owned()));
+        }
+        names
+    };
+    for _ in 0..11 {
+        assert_eq!(round(), ["cpu.stat"]);
+    }
+    assert!(round().len() > 1, "the threads are counted now and then");
+    assert_eq!(round(), ["cpu.stat"]);
+    std::fs::write(cgroup.join("cpu.stat"), "user_usec 21\nsystem_usec 10\n").unwrap();
+    assert!(round().len() > 1, "it has run");
 }

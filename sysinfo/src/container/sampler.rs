@@ -4,11 +4,11 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Container, MEMBERSHIP_BOUND};
+use super::{Container, MEMBERSHIP_BOUND, MOST_SKIPPED};
 use crate::Error;
 use crate::cgroup_namespace;
 use crate::clock;
-use crate::context::{Context, OpenGuard};
+use crate::context::Context;
 use crate::cpu::{self, CpuClock};
 use crate::derive;
 use crate::hierarchy::Controller;
@@ -33,8 +33,6 @@ thread_local! {
 /// What the thread that takes a sample needs.
 pub(super) struct Sampler {
     pub(super) checked: u64,
-    /// Counts the container as one with open files while this is set.
-    pub(super) open: Option<OpenGuard>,
     pub(super) source: Box<dyn Source>,
     pub(super) stats: StatSampler,
     pub(super) huge: HugeFiles,
@@ -50,7 +48,30 @@ pub(super) struct Sampler {
     pub(super) record: Vec<u8>,
 }
 
+impl Sampler {
+    /// Reads these groups into a new sample.
+    fn read(&mut self, groups: StatSet) -> Result<(), Error> {
+        let busy = std::mem::take(&mut self.sample.busy).emptied();
+        self.sample = Sample { busy, ..Sample::default() };
+        TEXT.with_borrow_mut(|text| self.source.sample(groups, &mut self.sample, text))
+    }
+
+    /// True if no processor time was used since the last count of threads.
+    pub(super) fn is_unchanged(&self) -> bool {
+        let busy = self.sample.busy.total();
+        busy == self.busy_at_count && busy != 0
+    }
+}
+
 impl Container {
+    /// Reads only the processor time.
+    pub(super) fn read_usage(&self, sampler: &mut Sampler) -> Result<(), Error> {
+        self.sample_began.store(clock::awake(), Ordering::Relaxed);
+        let read = sampler.read(StatSet::USAGE);
+        self.sample_began.store(0, Ordering::Relaxed);
+        read
+    }
+
     /// Takes a sample and publishes the view.
     pub(super) fn refresh(
         &self,
@@ -68,20 +89,41 @@ impl Container {
         &self,
         sampler: &mut Sampler,
         context: &Context,
-        wanted: StatSet,
+        mut wanted: StatSet,
     ) -> Result<Arc<View>, Error> {
         let now = clock::now();
-        sampler.open.get_or_insert_with(|| context.open.register());
+        let last = self.view.load_full();
+        if last.is_none() {
+            wanted |= StatSet::BASE;
+        }
+        let is_overdue = self.is_overdue();
+        if is_overdue {
+            // The count is compared with the processor time at the last one.
+            wanted |= StatSet::TIMES;
+        }
         self.follow(sampler, context, now);
-        sampler.sample = Sample {
-            busy: std::mem::take(&mut sampler.sample.busy).emptied(),
-            ..Sample::default()
-        };
-        TEXT.with_borrow_mut(|text| sampler.source.sample(&mut sampler.sample, text))?;
-        if self.is_overdue() {
+        sampler.read(wanted)?;
+        if is_overdue {
             self.count_threads(sampler, context, &mut Counter::new());
         }
-        let host = context.host.snapshot();
+        let host = context.host.snapshot_for(wanted);
+        if wanted.contains(StatSet::MEMORY) {
+            self.sample_pools(sampler, &host, context)?;
+        }
+        let mut view = self.derive(sampler, host, context, (wanted, last.as_deref()), now);
+        view.stats = sampler.stats.sample(wanted, now, context);
+        let view = Arc::new(view);
+        self.view.store(Some(view.clone()));
+        Ok(view)
+    }
+
+    /// Reads the memory that only some machines have: huge pages, and several nodes.
+    fn sample_pools(
+        &self,
+        sampler: &mut Sampler,
+        host: &Host,
+        context: &Context,
+    ) -> Result<(), Error> {
         if !host.huge_pools.is_empty() {
             let Sampler { huge, sample, .. } = &mut *sampler;
             let membership = &self.membership.load();
@@ -90,44 +132,62 @@ impl Container {
                 huge.sample(pools, &context.hierarchies, membership, found, text)
             })?;
         }
-        {
-            let Sampler { nodes, sample, .. } = &mut *sampler;
-            let membership = &self.membership.load();
-            sample.nodes = TEXT.with_borrow_mut(|text| {
-                nodes.sample(&host, &context.hierarchies, membership, text)
-            })?;
-        }
-        let mut view = self.derive(sampler, host, context, now);
-        view.stats = sampler.stats.sample(wanted, context);
-        let view = Arc::new(view);
-        self.view.store(Some(view.clone()));
-        self.view_taken.store(now, Ordering::Release);
-        Ok(view)
+        let Sampler { nodes, sample, .. } = &mut *sampler;
+        let membership = &self.membership.load();
+        sample.nodes = TEXT
+            .with_borrow_mut(|text| nodes.sample(host, &context.hierarchies, membership, text))?;
+        Ok(())
     }
 
-    fn derive(&self, sampler: &mut Sampler, host: Arc<Host>, context: &Context, now: u64) -> View {
-        let visible = cpu::visible(&sampler.sample, &host, context.options.cpu_policy);
-        // The kernel does not count idle time during a suspend.
-        sampler.clock.advance(clock::awake(), &sampler.sample.busy, &visible);
-        self.remember(sampler, context);
+    /// Makes a view of the groups that were sampled; the others are those of the last view.
+    fn derive(
+        &self,
+        sampler: &mut Sampler,
+        host: Arc<Host>,
+        context: &Context,
+        (sampled, last): (StatSet, Option<&View>),
+        now: u64,
+    ) -> View {
+        let kept = |group| last.filter(|_| !sampled.contains(group));
         let sample = &sampler.sample;
-        let mut swap = derive::swap(sample, &host, context.options.swap);
-        if !context.options.zswap {
-            (swap.zswap, swap.zswapped) = (0, 0);
+        let (memory, swap, nodes) = match kept(StatSet::MEMORY) {
+            Some(last) => (last.memory, last.swap, last.nodes.clone()),
+            None => {
+                let mut swap = derive::swap(sample, &host, context.options.swap);
+                if !context.options.zswap {
+                    (swap.zswap, swap.zswapped) = (0, 0);
+                }
+                let nodes = sample.nodes.as_ref().map(|nodes| nodes.allowed.clone());
+                (derive::memory(sample, &host), swap, nodes)
+            }
+        };
+        let mut tasks = self.activity.tasks(sample.threads);
+        if let Some(last) = kept(StatSet::THREADS) {
+            tasks.total = last.tasks.total;
         }
+        let cpu = match kept(StatSet::PROCESSORS) {
+            Some(last) => last.cpu.clone(),
+            None => {
+                let seed = sample.quota_of;
+                let visible = cpu::visible(sample, &host, context.options.cpu_policy);
+                if sampled.contains(StatSet::TIMES) {
+                    // The kernel does not count idle time during a suspend.
+                    sampler.clock.advance(clock::awake(), &sample.busy, &visible);
+                    self.remember(sampler, context);
+                }
+                let possible = context.options.possible;
+                Cpu { seed, possible, ..sampler.clock.view(visible) }
+            }
+        };
         View {
             origin: if self.identity.is_host { Origin::Host } else { Origin::Container },
-            memory: derive::memory(sample, &host),
+            memory,
             swap,
-            tasks: self.activity.tasks(sample.threads),
+            tasks,
             load: self.activity.load(),
             clock: self.clock(&host, context.options.boot_time, sampler.clock.idle(), now),
-            nodes: sample.nodes.as_ref().map(|nodes| nodes.allowed.clone()),
-            cpu: Cpu {
-                seed: sample.quota_of,
-                possible: context.options.possible,
-                ..sampler.clock.view(visible)
-            },
+            nodes,
+            cpu,
             stats: Stats::default(),
             host,
         }
@@ -201,12 +261,9 @@ impl Container {
         let now = clock::awake();
         let busy = sampler.sample.busy.total();
         let used = busy.saturating_sub(sampler.busy_at_count);
-        let unchanged = busy == sampler.busy_at_count && busy != 0 && !self.activity.is_new();
+        let unchanged = sampler.is_unchanged() && !self.activity.is_new();
         sampler.busy_at_count = busy;
-        // Reading the state of each thread is expensive, and a thread that does not run does not
-        // change its state. If no processor time was used, the threads are counted only every
-        // fourth time.
-        if unchanged && sampler.skipped < 3 {
+        if unchanged && sampler.skipped < MOST_SKIPPED {
             sampler.skipped += 1;
             self.activity.record_unchanged(now);
             return;
@@ -227,7 +284,7 @@ impl Container {
 
     /// Writes the counter record. Called before the counters are shown, so that a reader never sees
     /// smaller ones later.
-    fn remember(&self, sampler: &mut Sampler, context: &Context) {
+    pub(super) fn remember(&self, sampler: &mut Sampler, context: &Context) {
         if let (Some(store), Some((slot, key))) = (context.counter_store.get(), self.counter_record)
         {
             let words = self.activity.words().into_iter().chain(sampler.clock.words());

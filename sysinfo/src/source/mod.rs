@@ -22,16 +22,22 @@ use crate::kernel_file::KeptFile;
 use crate::membership::Membership;
 use crate::policy::MemoryLimit;
 use crate::sample::{Busy, Sample};
+use crate::stats::StatSet;
 
 /// Fills samples for one container.
 pub trait Source: Send {
-    /// Adds the values of this source to an empty sample. The buffer holds the texts of files and
+    /// Adds the values of these groups to an empty sample. The buffer holds the texts of files and
     /// should be reused: one for each thread, because there are many containers and few threads.
     ///
     /// # Errors
     /// A file that exists cannot be read, or its cgroup was removed. A file that the kernel does
     /// not have is no error.
-    fn sample(&mut self, sample: &mut Sample, buffer: &mut Vec<u8>) -> Result<(), Error>;
+    fn sample(
+        &mut self,
+        groups: StatSet,
+        sample: &mut Sample,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), Error>;
 
     /// Continues the division of processor time from `used`, which was read of the same cgroup by a
     /// predecessor or by a source that this one replaces.
@@ -64,12 +70,17 @@ struct Hybrid {
 }
 
 impl Source for Hybrid {
-    fn sample(&mut self, sample: &mut Sample, buffer: &mut Vec<u8>) -> Result<(), Error> {
+    fn sample(
+        &mut self,
+        groups: StatSet,
+        sample: &mut Sample,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), Error> {
         if let Some(v2) = &mut self.v2 {
-            v2.sample(sample, buffer)?;
+            v2.sample(groups, sample, buffer)?;
         }
         if let Some(v1) = &mut self.v1 {
-            v1.sample(sample, buffer)?;
+            v1.sample(groups, sample, buffer)?;
         }
         Ok(())
     }

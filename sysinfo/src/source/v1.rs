@@ -13,6 +13,7 @@ use crate::hierarchy::{Controller, Hierarchies};
 use crate::limit::Limit;
 use crate::membership::Membership;
 use crate::sample::{Busy, MemorySample, MemoryStat, Quota, Sample, SwapSample};
+use crate::stats::StatSet;
 
 /// The files of one container in v1 hierarchies.
 #[derive(Default)]
@@ -87,13 +88,8 @@ impl Legacy {
         };
         (!hierarchies.legacy.is_empty()).then_some(legacy)
     }
-}
 
-impl Source for Legacy {
-    fn sample(&mut self, sample: &mut Sample, buffer: &mut Vec<u8>) -> Result<(), Error> {
-        if let Some(files) = &mut self.memory {
-            sample.memory = files.sample(buffer)?;
-        }
+    fn processors(&mut self, sample: &mut Sample, buffer: &mut Vec<u8>) -> Result<(), Error> {
         for (file, period) in &mut self.quotas {
             let Some(quota) = file.read(buffer)?.and_then(scan::signed) else { continue };
             // -1: no quota.
@@ -103,6 +99,17 @@ impl Source for Legacy {
                 sample.add_quota(quota, file.cgroup());
             }
         }
+        if let Some((effective, configured)) = &mut self.cpus {
+            let mut cpus = effective.read(buffer)?.and_then(CpuSet::parse);
+            if cpus.as_ref().is_none_or(CpuSet::is_empty) {
+                cpus = configured.read(buffer)?.and_then(CpuSet::parse);
+            }
+            sample.cpus = cpus;
+        }
+        Ok(())
+    }
+
+    fn usage(&mut self, sample: &mut Sample, buffer: &mut Vec<u8>) -> Result<(), Error> {
         let exact = match &mut self.usage {
             Some(files) => files.sample(&mut sample.busy, buffer)?,
             None => false,
@@ -113,14 +120,30 @@ impl Source for Legacy {
         {
             usage_sum(text, &mut sample.busy);
         }
-        if let Some((effective, configured)) = &mut self.cpus {
-            let mut cpus = effective.read(buffer)?.and_then(CpuSet::parse);
-            if cpus.as_ref().is_none_or(CpuSet::is_empty) {
-                cpus = configured.read(buffer)?.and_then(CpuSet::parse);
-            }
-            sample.cpus = cpus;
+        Ok(())
+    }
+}
+
+impl Source for Legacy {
+    fn sample(
+        &mut self,
+        groups: StatSet,
+        sample: &mut Sample,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        if groups.contains(StatSet::MEMORY)
+            && let Some(files) = &mut self.memory
+        {
+            sample.memory = files.sample(buffer)?;
         }
-        if let Some(file) = &mut self.threads
+        if groups.contains(StatSet::PROCESSORS) {
+            self.processors(sample, buffer)?;
+        }
+        if groups.contains(StatSet::USAGE) {
+            self.usage(sample, buffer)?;
+        }
+        if groups.contains(StatSet::THREADS)
+            && let Some(file) = &mut self.threads
             && let Some(text) = file.read(buffer)?
         {
             sample.threads = scan::decimal(text);

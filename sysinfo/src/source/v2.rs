@@ -12,6 +12,7 @@ use crate::limit::Limit;
 use crate::membership::Membership;
 use crate::policy::MemoryLimit;
 use crate::sample::{Busy, MemorySample, MemoryStat, Quota, Sample, SwapSample};
+use crate::stats::StatSet;
 
 /// The files of one container in the unified hierarchy.
 pub(super) struct Unified {
@@ -89,6 +90,21 @@ impl Unified {
         })
     }
 
+    fn processors(&mut self, sample: &mut Sample, buffer: &mut Vec<u8>) -> Result<(), Error> {
+        for level in &mut self.cpu_max {
+            if let Some(quota) = level.read(buffer)?.and_then(quota) {
+                sample.add_quota(quota, level.cgroup());
+            }
+        }
+        for level in &mut self.cpus {
+            if let Some(cpus) = level.read(buffer)?.and_then(CpuSet::parse) {
+                sample.cpus = Some(cpus);
+                break;
+            }
+        }
+        Ok(())
+    }
+
     fn files(&mut self) -> impl Iterator<Item = &mut CgroupFile> {
         let levels = self.memory.iter_mut().flat_map(|memory| &mut memory.levels);
         let memory = levels.flat_map(|level| {
@@ -104,25 +120,28 @@ impl Unified {
 }
 
 impl Source for Unified {
-    fn sample(&mut self, sample: &mut Sample, buffer: &mut Vec<u8>) -> Result<(), Error> {
-        if let Some(files) = &mut self.memory {
+    fn sample(
+        &mut self,
+        groups: StatSet,
+        sample: &mut Sample,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), Error> {
+        if groups.contains(StatSet::MEMORY)
+            && let Some(files) = &mut self.memory
+        {
             sample.memory = files.sample(buffer)?;
         }
-        for level in &mut self.cpu_max {
-            if let Some(quota) = level.read(buffer)?.and_then(quota) {
-                sample.add_quota(quota, level.cgroup());
-            }
+        if groups.contains(StatSet::PROCESSORS) {
+            self.processors(sample, buffer)?;
         }
-        if let Some(text) = read(&mut self.cpu_stat, buffer)? {
+        if groups.contains(StatSet::USAGE)
+            && let Some(text) = read(&mut self.cpu_stat, buffer)?
+        {
             cpu_stat(text, &mut self.niced, &mut sample.busy);
         }
-        for level in &mut self.cpus {
-            if let Some(cpus) = level.read(buffer)?.and_then(CpuSet::parse) {
-                sample.cpus = Some(cpus);
-                break;
-            }
-        }
-        if let Some(text) = read(&mut self.threads, buffer)? {
+        if groups.contains(StatSet::THREADS)
+            && let Some(text) = read(&mut self.threads, buffer)?
+        {
             sample.threads = scan::decimal(text);
         }
         Ok(())
@@ -424,7 +443,7 @@ mod tests {
         let limit = |policy| {
             let mut source = Unified::new(&hierarchies, &membership, policy).unwrap();
             let mut sample = Sample::default();
-            source.sample(&mut sample, &mut Vec::new()).unwrap();
+            source.sample(StatSet::BASE, &mut sample, &mut Vec::new()).unwrap();
             sample.memory.unwrap().limit
         };
         assert_eq!(limit(MemoryLimit::Max), Limit::At(4 << 20));
@@ -453,7 +472,7 @@ mod tests {
         let membership = Membership::parse(cgroup.as_bytes());
         let mut source = Unified::new(&hierarchies, &membership, MemoryLimit::Max).unwrap();
         let mut sample = Sample::default();
-        source.sample(&mut sample, &mut Vec::new()).unwrap();
+        source.sample(StatSet::BASE, &mut sample, &mut Vec::new()).unwrap();
         assert_eq!(sample.memory.unwrap().limit, Limit::At(1 << 20));
         assert_eq!(sample.quota, Quota::new(50_000, 100_000));
         let eighth = "x/x/x/x/x/x/x/x";
