@@ -6,6 +6,9 @@
 use crate::{families, pressure};
 
 /// Runs every parser on the same bytes.
+///
+/// # Panics
+/// A parser returned what is not in the text.
 pub fn parse_all(text: &[u8]) {
     let _ = pressure::window(text);
     if let Some(number) = families::numbered(text, "cpu") {

@@ -8,21 +8,25 @@ use libseccomp_sys::{seccomp_data, seccomp_notif_resp};
 
 use super::call::Call;
 use super::dispatch::Dispatch;
+use super::policy::Policy;
 use super::syscalls::HANDLERS;
 use super::{audit, lxc_packet, oci, thread_id};
 
 /// The table of trapped calls. It is slow to build, so a fuzz target builds it once.
 #[derive(Debug)]
-pub struct Calls(Dispatch);
+pub struct Calls(Dispatch, Policy);
 
 impl Calls {
     /// Builds the table of this kernel.
     #[must_use]
     pub fn new() -> Self {
-        Self(Dispatch::new())
+        Self(Dispatch::new(), Policy::none())
     }
 
     /// Decodes a packet of liblxc's protocol, and looks up the call in it.
+    ///
+    /// # Panics
+    /// The reply does not begin with the request.
     pub fn lxc_packet(&self, bytes: &[u8]) {
         let Ok(packet) = lxc_packet::decode(bytes) else { return };
         let _ = (packet.cookie(), packet.monitor_pid);
@@ -48,7 +52,7 @@ impl Calls {
     }
 
     fn look_up(&self, tid: u32, data: &seccomp_data) {
-        let Some(entry) = self.0.find(data.arch, data.nr) else { return };
+        let Some(entry) = self.0.find(data.arch, data.nr, &self.1) else { return };
         let call = Call { tid, abi: entry.abi, syscall: entry.syscall, args: data.args };
         for index in 0..7 {
             let _ = (call.long(index), call.uint(index), call.int(index));

@@ -8,6 +8,9 @@ use crate::text::status::{Credentials, Status};
 use crate::text::{control_groups, limits, mountinfo, numbers, profile, scan, stat, watches};
 
 /// Runs every parser on the same bytes.
+///
+/// # Panics
+/// A parser returned what is not in the text.
 pub fn parse_all(text: &[u8]) {
     let status = Status(text);
     for label in ["Name:", "Umask:", "Tgid:", "Uid:", "Groups:", "NSpid:", "CapEff:", ""] {
