@@ -337,8 +337,10 @@ impl Container {
         }
         let wrappers = self.wrappers(place);
         let conf = drop_in(place, "containers");
-        assert!(conf.contains("/usr/libexec/ambit/"), "{conf}");
-        let conf = conf.replace("/usr/libexec/ambit", wrappers.to_str().unwrap());
+        // The programs are beside the one that prints the file.
+        let installed = Path::new(machine::AMBIT).ancestors().nth(2).unwrap().join("libexec/ambit");
+        assert!(conf.contains(installed.to_str().unwrap()), "{conf}");
+        let conf = conf.replace(installed.to_str().unwrap(), wrappers.to_str().unwrap());
         self.write("etc/containers.conf.d/ambit.conf", &conf);
         let runtime = self.engine.runtime();
         let own = format!(
