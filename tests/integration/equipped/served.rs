@@ -17,9 +17,10 @@ use tempfile::TempDir;
 
 use super::engine::Covered;
 use super::wrapper;
+use crate::harness::cgroup::{self, Cgroup, Limits};
 use crate::harness::command::{self, Running, quiet};
 use crate::harness::daemon::{Place, readable_dir};
-use crate::harness::{cgroup, machine, oci};
+use crate::harness::{machine, oci};
 
 pub(super) const IMAGE: &str = "localhost/base:1";
 const CNI: &str = r#"{"cniVersion":"0.4.0","name":"none","plugins":[{"type":"none"}]}"#;
@@ -52,6 +53,8 @@ pub(super) struct Served {
     /// Containers have the runtime that is ambit.
     pub(super) is_wrapped: bool,
     covered: Vec<Covered>,
+    /// The cgroups of its containers: removed at the end, because others have the same name.
+    _parents: Vec<Cgroup>,
 }
 
 impl Served {
@@ -59,6 +62,12 @@ impl Served {
     #[track_caller]
     pub(super) fn new(client: Client, suite: &str) -> Self {
         machine::needs(&["runc", "systemd-nspawn", "mksquashfs", "squashfuse"]);
+        let parents = match client {
+            Client::Docker => &["docker"][..],
+            Client::Ctr | Client::Cri => &["default", "kubepods"],
+            Client::Nspawn => &[],
+        };
+        let parents = parents.iter().map(|name| Cgroup::new(name, Limits::default()));
         let mut served = Self {
             client,
             programs: PathBuf::new(),
@@ -67,6 +76,7 @@ impl Served {
             daemon: None,
             is_wrapped: false,
             covered: Vec::new(),
+            _parents: parents.collect(),
         };
         fs::copy("/bin/busybox", served.root.path().join("busybox")).unwrap();
         fs::create_dir(served.folder.path().join("logs")).unwrap();
