@@ -219,13 +219,23 @@ impl Drop for Cgroup {
         for (_, dir) in &self.places {
             // The kernel needs a moment to forget the last process.
             for _ in 0..200 {
-                if fs::remove_dir(dir).is_ok() || !dir.exists() {
+                if remove(dir) || !dir.exists() {
                     break;
                 }
                 std::thread::sleep(Duration::from_millis(10));
             }
         }
     }
+}
+
+/// Removes a cgroup, with those that an engine left in it.
+fn remove(dir: &Path) -> bool {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let below = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    for entry in below {
+        remove(&entry.path());
+    }
+    fs::remove_dir(dir).is_ok()
 }
 
 #[track_caller]
