@@ -1,4 +1,5 @@
-//! The account of one container: counts of its calls, and its budgets of calls and log lines.
+//! The account of one container: counts of its calls, and its budgets of calls, of log lines and
+//! their bytes, and of processor time.
 //!
 //! A container may have several listeners (one for each process that a runtime starts in it). They
 //! share one account, which is removed with the last of them. The account also decides whether a
@@ -8,11 +9,12 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use ambit_sysinfo::Owner;
 use nix::sys::resource::{UsageWho, getrusage};
 
-use super::bucket::{self, Bucket};
+use super::bucket::{self, Bucket, Rate};
 use super::counters::{CallCount, Counters};
 
 /// In nanoseconds. If a call takes longer on a listener thread, either memory or files of its
@@ -33,8 +35,36 @@ const IN_SUCCESSION: u64 = 1_000_000;
 /// Lines per second that the audit log takes from one container.
 const LINES: u64 = 200;
 
+/// The bytes that the audit log takes from one container: 350 MB a day.
+const BYTES: Rate = Rate { per_second: 4 << 10, most: 1 << 20 };
+
 /// Lines per second that the daemon's own log takes of what one container does.
 const MESSAGES: u64 = 20;
+
+/// The bytes of these lines: 90 MB a day.
+const MESSAGE_BYTES: Rate = Rate { per_second: 1 << 10, most: 64 << 10 };
+
+/// The bytes that the daemon's own log takes of what all containers do: 700 MB a day.
+const ALL_MESSAGE_BYTES: Rate = Rate { per_second: 8 << 10, most: 512 << 10 };
+
+/// The bytes of a line without the texts of the caller.
+const MESSAGE: usize = 160;
+
+/// The processor time that the daemon spends on operations of one container, in nanoseconds. What
+/// is beyond waits.
+const PROCESSOR: Rate = Rate { per_second: 100_000_000, most: 2_000_000_000 };
+
+/// With less than this left, one operation of the container runs at a time.
+const LITTLE: u64 = 200_000_000;
+
+/// The most that is charged beyond the budget, so that an operation waits for a second at most.
+const DEBT: u64 = 100_000_000;
+
+/// So many operations of a container that fail in succession double what each is charged.
+const FAILURES: u32 = 8;
+
+/// The most doublings.
+const DOUBLINGS: u32 = 3;
 
 /// The account of one container.
 #[derive(Debug)]
@@ -52,10 +82,18 @@ pub(super) struct Account {
     delayed: AtomicU64,
     /// The budget of lines in the audit log.
     lines: Bucket,
+    /// The budget of bytes in the audit log.
+    bytes: Bucket,
     /// Lines that were left out of the audit log since the last report.
     left_out: AtomicU64,
     /// The budget of lines in the daemon's own log.
     messages: Bucket,
+    /// The budget of bytes in the daemon's own log.
+    message_bytes: Bucket,
+    /// The budget of processor time for operations.
+    processor: Bucket,
+    /// How many operations have failed since the last one that succeeded.
+    failures: AtomicU32,
     /// Lines that were left out of the daemon's own log since the last one that was not.
     unlogged: AtomicU64,
     /// When it made its last call.
@@ -89,8 +127,12 @@ impl Account {
             calls: Bucket::default(),
             delayed: AtomicU64::new(0),
             lines: Bucket::default(),
+            bytes: Bucket::default(),
             left_out: AtomicU64::new(0),
             messages: Bucket::default(),
+            message_bytes: Bucket::default(),
+            processor: Bucket::default(),
+            failures: AtomicU32::new(0),
             unlogged: AtomicU64::new(0),
             last: AtomicU64::new(0),
             inline: AtomicU32::new(0),
@@ -119,28 +161,63 @@ impl Account {
         !self.announced.swap(true, Ordering::Relaxed)
     }
 
-    /// True if the audit log may have another line. Otherwise the line is counted as left out.
+    /// True if the audit log may have another line.
     pub(super) fn may_audit(&self) -> bool {
-        let may = self.lines.take(bucket::now(), LINES);
-        if !may {
-            self.leave_out();
-        }
-        may
+        self.lines.take(bucket::now(), LINES)
+    }
+
+    /// True if the audit log may have a line of so many bytes.
+    pub(super) fn may_audit_bytes(&self, bytes: u64) -> bool {
+        self.bytes.take_many(bucket::now(), bytes, BYTES)
     }
 
     /// Returns the number of lines that were suppressed before this one, if the daemon's own log
-    /// may have another line about this container.
-    pub(super) fn may_log(&self) -> Option<u64> {
-        if self.messages.take(bucket::now(), MESSAGES) {
+    /// may have another line about this container. `texts` are the bytes of the caller's texts in
+    /// it.
+    pub(super) fn may_log(&self, texts: usize) -> Option<u64> {
+        static ALL: Bucket = Bucket::new();
+        let (now, bytes) = (bucket::now(), (MESSAGE + texts) as u64);
+        if self.messages.take(now, MESSAGES)
+            && self.message_bytes.take_many(now, bytes, MESSAGE_BYTES)
+            && ALL.take_many(now, bytes, ALL_MESSAGE_BYTES)
+        {
             return Some(self.unlogged.swap(0, Ordering::Relaxed));
         }
         self.unlogged.fetch_add(1, Ordering::Relaxed);
         None
     }
 
-    /// Counts a line that is left out of the audit log.
-    pub(super) fn leave_out(&self) {
-        self.left_out.fetch_add(1, Ordering::Relaxed);
+    /// Counts a line that is left out of the audit log, and returns how many were before.
+    pub(super) fn leave_out(&self) -> u64 {
+        self.left_out.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Counts an operation that succeeded or failed.
+    pub(super) fn count_operation(&self, succeeded: bool) {
+        if succeeded {
+            self.failures.store(0, Ordering::Relaxed);
+        } else {
+            self.failures.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Charges the processor time of an operation. After many failures in succession it is charged
+    /// several times, because such a container gains nothing from the next attempt.
+    pub(super) fn charge_processor(&self, now: u64, used: Duration) {
+        let doublings = (self.failures.load(Ordering::Relaxed) / FAILURES).min(DOUBLINGS);
+        let used =
+            u64::try_from(used.as_nanos()).unwrap_or(u64::MAX).saturating_mul(1 << doublings);
+        self.processor.charge(now, used, PROCESSOR, DEBT);
+    }
+
+    /// Returns how many of `most` operations of the container may run at `now`, or after how many
+    /// nanoseconds one may.
+    pub(super) fn operations(&self, now: u64, most: usize) -> Result<usize, u64> {
+        match self.processor.wait_for(now, 0, PROCESSOR) {
+            0 if self.processor.wait_for(now, LITTLE, PROCESSOR) > 0 => Ok(1),
+            0 => Ok(most),
+            wait => Err(wait),
+        }
     }
 
     /// Returns the number of lines that were left out of the audit log since the last call.
@@ -245,10 +322,50 @@ mod tests {
     #[test]
     fn log_lines_about_one_container_are_limited() {
         let account = Account::new("a");
-        let said = (0..1000).filter(|_| account.may_log().is_some()).count();
+        let said = (0..1000).filter(|_| account.may_log(0).is_some()).count();
         // The lines of one second at once, and those that the budget gains meanwhile.
         assert!((20..500).contains(&said), "{said}");
         assert_eq!(account.unlogged.load(Ordering::Relaxed) as usize, 1000 - said);
+    }
+
+    #[test]
+    fn bytes_in_logs_are_limited() {
+        let account = Account::new("a");
+        let audited = (0..1000).filter(|_| account.may_audit_bytes(10_000)).count();
+        assert_eq!(audited, (1 << 20) / 10_000);
+        let logged = (0..20).filter(|_| account.may_log(20_000).is_some()).count();
+        assert_eq!(logged, (64 << 10) / 20_160);
+    }
+
+    #[test]
+    fn processor_time_beyond_the_budget_is_waited_for() {
+        let (account, start) = (Account::new("a"), 1_000_000);
+        let charge = |ms| account.charge_processor(start, Duration::from_millis(ms));
+        charge(1800);
+        assert_eq!(account.operations(start, 8), Ok(8));
+        charge(100);
+        assert_eq!(account.operations(start, 8), Ok(1), "little is left");
+        charge(150);
+        assert_eq!(account.operations(start, 8), Err(500_000_000), "50 ms at 100 ms a second");
+        assert_eq!(account.operations(start + 500_000_000, 8), Ok(1));
+        charge(60_000);
+        assert_eq!(account.operations(start, 8), Err(1_000_000_000), "a second at most");
+    }
+
+    #[test]
+    fn failures_in_succession_are_charged_more() {
+        let waits = |failures| {
+            let account = Account::new("a");
+            (0..failures).for_each(|_| account.count_operation(false));
+            account.charge_processor(1, Duration::from_millis(1010));
+            account.operations(1, 8).is_err()
+        };
+        assert!(!waits(FAILURES - 1) && waits(FAILURES) && waits(u32::from(u16::MAX)));
+        let account = Account::new("a");
+        (0..100).for_each(|_| account.count_operation(false));
+        account.count_operation(true);
+        account.charge_processor(1, Duration::from_millis(1010));
+        assert_eq!(account.operations(1, 8), Ok(8));
     }
 
     #[test]

@@ -30,7 +30,7 @@ use super::syscalls::HANDLERS;
 use super::trapped::Trapped;
 use crate::pending::Pending;
 use crate::syscalls::context::Context;
-use crate::syscalls::handler::{Handler, Repeat};
+use crate::syscalls::handler::{Handler, Repeat, Run};
 use crate::verdict::{Refusal, Verdict};
 
 /// Decides calls.
@@ -191,6 +191,9 @@ impl Pipeline {
                 (Verdict::Continue, Outcome::Failed)
             }
         };
+        if handler.placement() == Run::Queued && outcome != Outcome::Continued {
+            account.count_operation(outcome == Outcome::Granted);
+        }
         if let Some(began) = began
             && outcome != Outcome::Continued
             && cx.notes.is_operation()

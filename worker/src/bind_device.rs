@@ -35,12 +35,12 @@ pub struct Bind {
 /// Makes the node, makes this process the caller, and mounts the node.
 pub(super) fn bind_device(bind: &Bind, caller: &Caller) -> Result<(), Error> {
     nix::unistd::alarm::set(LONGEST);
-    // First: the memory of the node's filesystem is charged to the container.
+    // First: all that this takes is charged to the container.
     caller.enter_groups()?;
     let mode = bind.node.mode & 0o777 & !bind.umask;
     let node = detached_node(bind.node.device, mode, bind.owner).mark_untried()?;
     caller.enter_users()?;
-    caller.enter()?;
+    caller.enter_within_groups()?;
     let (folder, name) =
         bind.node.split_path().ok_or_else(|| refused("the path has no last component"))?;
     let folder = open_folder(folder)?;

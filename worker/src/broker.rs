@@ -9,6 +9,7 @@
 //!
 //! Start reading at [`Broker::mount`] for the daemon's side and at [`serve`] for the broker's.
 
+use std::cell::Cell;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -46,6 +47,10 @@ const REPORT_GRACE: Duration = Duration::from_secs(3);
 const REPLACEMENT: Duration = Duration::from_secs(2);
 /// The send timeout for a request.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+thread_local! {
+    static REQUESTS: Cell<u32> = const { Cell::new(0) };
+}
 
 /// A request to the broker. Its descriptors are sent beside it, in this order: the channel for the
 /// report; for a mount, the inotify instance that watches it; the caller's user namespace, mount
@@ -140,6 +145,13 @@ impl Broker {
         let _ = set_socket_timeout(&connection, Timeout::Send, Some(SEND_TIMEOUT));
         *self.lock() = Some(Arc::new(connection));
         self.replaced.notify_all();
+    }
+
+    /// Returns how many requests this thread has sent to brokers. Each takes processor time of the
+    /// broker, which forks a process for it.
+    #[must_use]
+    pub fn requests_of_this_thread() -> u32 {
+        REQUESTS.get()
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Arc<OwnedFd>>> {
@@ -260,7 +272,10 @@ impl Broker {
         let (until, mut dead) = (Instant::now() + self.patience, None);
         while let Some(socket) = self.connection(dead.as_ref(), until) {
             match channel::send(&socket, &bytes, &all, SendFlags::empty()) {
-                Ok(()) => return Ok(report),
+                Ok(()) => {
+                    REQUESTS.set(REQUESTS.get().wrapping_add(1));
+                    return Ok(report);
+                }
                 Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => dead = Some(socket),
                 Err(errno) => {
                     return Err(Error::unavailable(format!("sendmsg to the broker: {errno}")));

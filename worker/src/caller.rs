@@ -114,13 +114,19 @@ impl Caller {
     }
 
     /// Enters the control groups and the mount namespace, and assumes ids, root, working directory
-    /// and capabilities. [`Caller::enter_users`] comes first.
+    /// and capabilities. [`Caller::enter_users`] comes first. For a process that needs a device
+    /// before, which the container's device policy may not allow; others enter the groups first.
     pub(super) fn enter(&self) -> Result<(), Error> {
+        self.enter_groups()?;
+        self.enter_within_groups()
+    }
+
+    /// The same for a process that has entered the control groups.
+    pub(super) fn enter_within_groups(&self) -> Result<(), Error> {
         // A low `oom_score_adj` of the daemon must not protect a process that works for a
         // container. Errors are ignored: lowering the value needs CAP_SYS_RESOURCE, which may be
         // missing.
         let _ = std::fs::write("/proc/self/oom_score_adj", self.facts.oom_score.to_string());
-        self.enter_groups()?;
         // Fails if the mount namespace does not belong to this user namespace. The caller may not
         // mount then either.
         setns(&self.mounts, CloneFlags::CLONE_NEWNS)

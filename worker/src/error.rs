@@ -5,6 +5,7 @@
 //! namespaces, a process or descriptor that could not be made. Such a call is left to the kernel,
 //! as if it were not intercepted.
 
+use ambit_kernel::text::shown::{LONGEST_MESSAGE, shown_within};
 use nix::errno::Errno;
 
 /// The reason why a request failed.
@@ -14,6 +15,7 @@ pub struct Error {
     /// The errno that the system call returns.
     pub errno: Errno,
     /// The log message: the object, the system call, and what the kernel or the helper reported.
+    /// It has texts of the container in it, so it is cut to [`LONGEST_MESSAGE`].
     pub message: String,
     /// Set if the operation was not tried: the call is left to the kernel.
     pub untried: bool,
@@ -21,7 +23,11 @@ pub struct Error {
 
 impl Error {
     pub(super) fn new(errno: Errno, message: impl Into<String>) -> Self {
-        Self { errno, message: message.into(), untried: false }
+        let mut message = message.into();
+        if message.len() > LONGEST_MESSAGE {
+            message = shown_within(message.as_bytes(), LONGEST_MESSAGE);
+        }
+        Self { errno, message, untried: false }
     }
 
     /// No process can carry out the request.

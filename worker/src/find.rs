@@ -35,8 +35,10 @@ pub(super) fn find(find: &Find, caller: &Caller) -> Result<OwnedFd, Error> {
     // The daemon has given up by then. A filesystem of the container may hang for ever, and a
     // process in it would keep its control group from being removed.
     nix::unistd::alarm::set(LONGEST);
+    // First: all that this takes is charged to the container.
+    caller.enter_groups()?;
     caller.enter_users()?;
-    caller.enter()?;
+    caller.enter_within_groups()?;
     let mut flags = OFlags::empty();
     flags.set(OFlags::DIRECTORY, find.folder);
     flags.set(OFlags::NOFOLLOW, !find.follow);

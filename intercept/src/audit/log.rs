@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 enum Message {
     Line(Arc<Account>, Vec<u8>),
+    /// Lines of the container were left out.
+    LeftOut(Arc<Account>),
     /// Reply when all messages before this one are written.
     Flush(SyncSender<()>),
 }
@@ -62,6 +64,13 @@ impl Log {
     pub(super) fn add(&self, account: &Arc<Account>, line: Vec<u8>) {
         if self.queue.try_send(Message::Line(Arc::clone(account), line)).is_err() {
             account.leave_out();
+        }
+    }
+
+    /// Counts a line that is left out. The thread is told of the first one since its last report.
+    pub(super) fn leave_out(&self, account: &Arc<Account>) {
+        if account.leave_out() == 0 {
+            let _ = self.queue.try_send(Message::LeftOut(Arc::clone(account)));
         }
     }
 
@@ -108,9 +117,10 @@ fn write(mut file: File, lines: &Receiver<Message>) {
         match next {
             Ok(Message::Line(account, line)) => {
                 put(&line);
-                if !recent.contains_key(&account.id) {
-                    recent.insert(account.id.clone(), account);
-                }
+                recent.entry(account.id.clone()).or_insert(account);
+            }
+            Ok(Message::LeftOut(account)) => {
+                recent.entry(account.id.clone()).or_insert(account);
             }
             Ok(Message::Flush(written)) => flushed = Some(written),
             Err(RecvTimeoutError::Timeout) => {}
@@ -150,6 +160,8 @@ mod tests {
         for _ in 0..1000 {
             if flood.may_audit() {
                 log.add(&flood, b"flood\n".to_vec());
+            } else {
+                log.leave_out(&flood);
             }
         }
         assert!(other.may_audit());

@@ -1,18 +1,17 @@
 //! One line of the audit log: what a handler notes about an operation, and its form as JSON.
 //!
-//! Everything that a container chose is cut to a bounded length and escaped: a path with a line
-//! break must never make a second line. Start reading at [`Record`].
+//! Everything that a container chose is cut to a bounded length and escaped ([`shown`]): a path with
+//! a line break must never make a second line. Start reading at [`Record`].
 
 use crate::timestamp::rfc3339;
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, SystemTime};
 
+pub(crate) use ambit_kernel::text::shown::shown as text;
+use ambit_kernel::text::shown::{LONGEST_MESSAGE, shown, shown_within};
 use nix::errno::Errno;
 use serde::Serialize;
 use serde_json::{Map, Value};
-
-/// The length to which a text is cut that a container chose, in bytes.
-const LONGEST: usize = 1024;
 
 /// What a handler notes about the operation that it decides on.
 #[derive(Debug, Default)]
@@ -88,7 +87,7 @@ impl Caller {
                 std::str::from_utf8(word).ok()?.parse().ok()
             };
             match label {
-                b"Name" if caller.comm.is_none() => caller.comm = Some(text(value)),
+                b"Name" if caller.comm.is_none() => caller.comm = Some(shown(value)),
                 b"Tgid" => caller.host_pid = last(),
                 b"NStgid" => caller.pid = last(),
                 _ => {}
@@ -133,7 +132,7 @@ impl Record<'_> {
     pub(super) fn line(&self) -> Vec<u8> {
         let line = Line {
             time: rfc3339(SystemTime::now()),
-            container: text(self.container.as_bytes()),
+            container: shown(self.container.as_bytes()),
             call: self.call,
             pid: self.caller.pid,
             host_pid: self.caller.host_pid,
@@ -142,7 +141,7 @@ impl Record<'_> {
             arguments: &self.notes.arguments.borrow(),
             outcome: self.outcome,
             errno: self.errno.map(|errno| format!("{errno:?}")),
-            reason: self.notes.reason.borrow().as_ref().map(|reason| text(reason.as_bytes())),
+            reason: self.notes.reason.borrow().as_ref().map(|reason| message(reason)),
             duration_us: u64::try_from(self.took.as_micros()).unwrap_or(u64::MAX),
         };
         written(&line)
@@ -158,7 +157,7 @@ pub(super) fn left_out(container: &str, lines: u64) -> Vec<u8> {
         lines_left_out: u64,
     }
     let time = rfc3339(SystemTime::now());
-    written(&LeftOut { time, container: text(container.as_bytes()), lines_left_out: lines })
+    written(&LeftOut { time, container: shown(container.as_bytes()), lines_left_out: lines })
 }
 
 fn written(line: &impl Serialize) -> Vec<u8> {
@@ -168,23 +167,15 @@ fn written(line: &impl Serialize) -> Vec<u8> {
     bytes
 }
 
-/// Returns bytes that a container chose as text, cut to [`LONGEST`]. Bytes that are not UTF-8
-/// become `\xNN`.
-pub(crate) fn text(bytes: &[u8]) -> String {
-    let cut = &bytes[..bytes.len().min(LONGEST)];
-    let mut text = String::with_capacity(cut.len());
-    for chunk in cut.utf8_chunks() {
-        text.push_str(chunk.valid());
-        chunk.invalid().iter().for_each(|byte| text.push_str(&format!("\\x{byte:02x}")));
-    }
-    if cut.len() < bytes.len() {
-        text.push('…');
-    }
-    text
+/// Returns a message for a log, cut to [`LONGEST_MESSAGE`].
+pub(crate) fn message(text: &str) -> String {
+    shown_within(text.as_bytes(), LONGEST_MESSAGE)
 }
 
 #[cfg(test)]
 mod tests {
+    use ambit_kernel::text::shown::LONGEST;
+
     use super::*;
 
     fn parsed(record: &Record<'_>) -> Value {
@@ -212,6 +203,7 @@ mod tests {
         let line = parsed(&record);
         assert_eq!(line["arguments"]["path"], "/a\n{\"\\xff");
         assert_eq!(line["arguments"]["long"].as_str().unwrap().len(), LONGEST + "…".len());
+        assert!(record.line().len() < 1000, "of 5000 bytes");
         assert_eq!(
             (&line["pid"], &line["host_pid"], &line["host_tid"]),
             (&3.into(), &41.into(), &42.into())

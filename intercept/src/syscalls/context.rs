@@ -118,9 +118,9 @@ impl Context<'_> {
     }
 
     /// Returns the number of log lines about the container that were suppressed before this one, if
-    /// another line about it may be logged.
-    pub(crate) fn may_log(&self) -> Option<u64> {
-        self.account.map_or(Some(0), Account::may_log)
+    /// another line about it may be logged. `texts` are the bytes of the caller's texts in it.
+    pub(crate) fn may_log(&self, texts: usize) -> Option<u64> {
+        self.account.map_or(Some(0), |account| account.may_log(texts))
     }
 
     /// Notes an argument for the audit log. `value` is called only if the call is audited.

@@ -14,6 +14,7 @@ use ambit_worker::{Bind, Caller, Error, Find};
 use nix::errno::Errno;
 
 use super::context::Context;
+use crate::audit::message;
 use crate::call::Call;
 use crate::operations::{DEADLINE, Operations, refusal};
 use crate::user_namespace_owner::UserNamespaceOwner;
@@ -125,7 +126,8 @@ pub(super) fn request(
 }
 
 fn warn(call: &Call, cx: &Context<'_>, failure: &Error) {
-    if let Some(suppressed) = cx.may_log() {
+    let failure = message(&failure.to_string());
+    if let Some(suppressed) = cx.may_log(failure.len()) {
         let (container, tid) = (cx.container, call.tid);
         tracing::warn!(container, tid, suppressed, "nothing done: {failure}");
     }

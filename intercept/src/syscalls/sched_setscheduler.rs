@@ -104,7 +104,7 @@ impl Handler for SchedSetscheduler {
         }
         match wish.grant(tid) {
             Ok(()) => {
-                if let Some(suppressed) = cx.may_log() {
+                if let Some(suppressed) = cx.may_log(0) {
                     let container = cx.container;
                     tracing::info!(container, tid, ?wish, suppressed, "scheduling set");
                 }

@@ -10,6 +10,7 @@ pub mod maps;
 pub mod mountinfo;
 pub mod profile;
 pub mod scan;
+pub mod shown;
 pub mod stat;
 pub mod status;
 pub mod watches;

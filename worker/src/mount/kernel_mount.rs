@@ -8,6 +8,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
+use ambit_kernel::text::shown::shown;
 use nix::errno::Errno;
 use rustix::fs::inotify::{self, WatchFlags};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags};
@@ -92,8 +93,11 @@ fn run_as_caller(
     caller: &Caller,
     until: Instant,
 ) -> Result<(), Error> {
+    // First: all that this takes is charged to the container. The process that makes the superblock
+    // stays outside, because the container's device policy does not allow the loop device.
+    caller.enter_groups()?;
     caller.enter_users()?;
-    caller.enter()?;
+    caller.enter_within_groups()?;
     let target = find_target(order)?;
     let source = if superblock.on_device { Some(open_source(order)?) } else { None };
     parent.done(&source.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
@@ -107,7 +111,7 @@ fn run_as_caller(
 /// Opens the target, following symbolic links as mount(2) does.
 pub(super) fn find_target(order: &Order) -> Result<OwnedFd, Error> {
     rustix::fs::openat(CWD, &*order.target, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-        .context(format!("open of the target {}", String::from_utf8_lossy(&order.target)))
+        .context(format!("open of the target {}", shown(&order.target)))
 }
 
 /// Attaches a mount to its target.
@@ -133,15 +137,15 @@ fn open_source(order: &Order) -> Result<OwnedFd, Error> {
     let access = if order.read_only { OFlags::RDONLY } else { OFlags::RDWR };
     // open(2) of a FIFO or a serial line must not block.
     let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let shown = String::from_utf8_lossy(path);
+    let path_shown = shown(path);
     let source = rustix::fs::openat(CWD, path, flags, Mode::empty())
-        .context(format!("open of {shown} as the caller"))?;
+        .context(format!("open of {path_shown} as the caller"))?;
     let status = rustix::fs::fstat(&source).context("fstat of the source")?;
     match FileType::from_raw_mode(status.st_mode) {
         FileType::BlockDevice | FileType::RegularFile => Ok(source),
         _ => Err(Error::new(
             Errno::ENOTBLK,
-            format!("{shown} is neither a block device nor an image"),
+            format!("{path_shown} is neither a block device nor an image"),
         )),
     }
 }

@@ -19,6 +19,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use ambit_kernel::text::mountinfo::{self, Mounted};
+use ambit_kernel::text::shown::shown;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use rustix::fs::{Dir, Mode, OFlags};
@@ -115,7 +116,7 @@ fn create(order: &Order, parameters: &Parameters) -> Result<OwnedFd, Error> {
             Some(value) => rustix::mount::fsconfig_set_string(&context, &**key, &**value),
             None => rustix::mount::fsconfig_set_flag(&context, &**key),
         }
-        .context(format!("fsconfig of the option {}", String::from_utf8_lossy(key)))?;
+        .context(format!("fsconfig of the option {}", shown(key)))?;
     }
     rustix::mount::fsconfig_create(&context)
         .context(format!("making a {kind} as the caller: fsconfig"))?;

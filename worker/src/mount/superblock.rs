@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use ambit_kernel::sys::mount_setattr::mount_setattr;
+use ambit_kernel::text::shown::shown;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use rustix::fs::FileType;
@@ -116,12 +117,11 @@ fn create(
             .map_err(explain("fsconfig of the source".into()))?;
     }
     for (key, value) in &superblock.parameters {
-        let shown = String::from_utf8_lossy(key).into_owned();
         match value {
             Some(value) => rustix::mount::fsconfig_set_string(&context, &**key, &**value),
             None => rustix::mount::fsconfig_set_flag(&context, &**key),
         }
-        .map_err(explain(format!("fsconfig of the option {shown}")))?;
+        .map_err(explain(format!("fsconfig of the option {}", shown(key))))?;
     }
     rustix::mount::fsconfig_create(&context)
         .map_err(explain(format!("making the {} filesystem: fsconfig", order.filesystem)))?;

@@ -190,7 +190,7 @@ fn change(
     REPLAYS.perform((cx.container, call.tid), bpf, operations::patience(), cx, || {
         let answer = ask(call, cx, handle, bpf.clone())?;
         if answer.reply == Reply::Done
-            && let Some(suppressed) = cx.may_log()
+            && let Some(suppressed) = cx.may_log(0)
         {
             let what = if matches!(bpf, Bpf::Attach { .. }) { "attached" } else { "detached" };
             let (container, tid) = (cx.container, call.tid);

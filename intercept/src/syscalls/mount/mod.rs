@@ -23,7 +23,7 @@ use nix::errno::Errno;
 use self::filesystem::Filesystem;
 use self::flags::Flags;
 use self::plan::{Answer, Arguments, Rules, Users};
-use crate::audit::text;
+use crate::audit::{message, text};
 use crate::call::Call;
 use crate::mounts::MountSettings;
 pub(super) use crate::mounts::MountSettings as Settings;
@@ -126,13 +126,14 @@ impl Handler for Mount {
         let order = match rules.plan(arguments, users) {
             Ok(Some(order)) => order,
             Ok(None) => return Ok(Verdict::Continue),
-            Err(refused) => {
-                if let Some(suppressed) = cx.may_log() {
+            Err(refusal) => {
+                let refused = message(&refusal.to_string());
+                if let Some(suppressed) = cx.may_log(refused.len()) {
                     let (container, tid) = (cx.container, call.tid);
                     tracing::warn!(container, tid, suppressed, "mount refused: {refused}");
                 }
                 cx.notes.set_reason(&refused);
-                return Ok(Verdict::Fail(refused.errno()));
+                return Ok(Verdict::Fail(refusal.errno()));
             }
         };
         // Everything was read from the caller, and nothing was done yet.
@@ -201,16 +202,18 @@ fn rules(settings: &MountSettings) -> Rules<'_> {
 
 /// Logs a mount that the policy granted, whether it succeeded or failed.
 fn audit(call: &Call, cx: &Context<'_>, order: &Order, result: &Result<(), Error>) {
-    let Some(suppressed) = cx.may_log() else { return };
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let source = order.source.as_deref().map(text);
     let target = text(&order.target);
+    let failure = result.as_ref().err().map(|failure| message(&failure.message));
+    let texts = [source.as_deref(), Some(&*target), failure.as_deref()];
+    let texts = texts.into_iter().flatten().map(str::len).sum();
+    let Some(suppressed) = cx.may_log(texts) else { return };
     let (container, tid, filesystem) = (cx.container, call.tid, &order.filesystem);
     match result {
         Ok(()) => tracing::info!(container, tid, filesystem, source, target, suppressed, "mounted"),
         Err(failure) => tracing::warn!(
             container, tid, filesystem, source, target, errno = ?failure.errno, suppressed,
-            "not mounted: {failure}"
+            "not mounted: {}", message(&failure.message)
         ),
     }
 }

@@ -9,6 +9,8 @@
 
 use nix::errno::Errno;
 
+use ambit_kernel::text::shown::shown;
+
 use super::filesystem::Filesystem;
 use super::tables::{self, ByHelper};
 
@@ -200,9 +202,9 @@ impl Item {
 
 impl std::fmt::Display for Item {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", String::from_utf8_lossy(&self.key))?;
+        write!(f, "{}", shown(&self.key))?;
         match &self.value {
-            Some(value) => write!(f, "={}", String::from_utf8_lossy(value)),
+            Some(value) => write!(f, "={}", shown(value)),
             None => Ok(()),
         }
     }
@@ -235,7 +237,7 @@ mod tests {
     #[test]
     fn options_are_split_as_by_the_kernel() {
         let items = split(b",noload,,data=journal,=x,a=,b=c=d,\xff");
-        let expected = ["noload", "data=journal", "a=", "b=c=d", "\u{fffd}"];
+        let expected = ["noload", "data=journal", "a=", "b=c=d", "\\xff"];
         assert_eq!(shown(&items), expected);
         assert_eq!(split(b""), []);
     }

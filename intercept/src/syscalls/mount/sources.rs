@@ -7,6 +7,8 @@
 //! A source must name its folder without `.`, `..` and `//`: the server resolves them, so they
 //! would lead out of what a pattern lists. Start reading at [`check`].
 
+use ambit_kernel::text::shown::shown;
+
 use super::filesystem::Filesystem;
 use super::options::Item;
 
@@ -37,7 +39,6 @@ pub(super) fn check(
     if !filesystem.is_remote() {
         return Ok(());
     }
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let servers = items.iter().filter(|item| SERVERS.contains(&&*item.key));
     let names = servers.filter_map(|item| item.value.as_deref().map(<[u8]>::to_vec));
     let source = source.unwrap_or_default();
@@ -48,12 +49,12 @@ pub(super) fn check(
     let ports = ports.map(|item| item.to_string().into_bytes());
     for name in std::iter::once(source.to_vec()).chain(names).chain(ports) {
         if is_winding(&name) {
-            return Err(Error::Winding(text(&name)));
+            return Err(Error::Winding(shown(&name)));
         }
         let listed = std::str::from_utf8(&name)
             .is_ok_and(|name| patterns.iter().any(|pattern| fits(pattern, filesystem, name)));
         if !listed {
-            return Err(Error::Unlisted(filesystem.name().to_owned(), text(&name)));
+            return Err(Error::Unlisted(filesystem.name().to_owned(), shown(&name)));
         }
     }
     Ok(())
