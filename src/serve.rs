@@ -220,6 +220,7 @@ fn keep_pages() {
 /// Ends without unmounting or removing anything: the next server takes it over.
 #[allow(clippy::exit, reason = "nothing may be dropped")]
 fn leave(server: &Server) -> ! {
+    server.overlay().drain(SETTLE);
     server.notifier().drain(SETTLE);
     tracing::info!("leaving; the files stay mounted for the successor");
     std::process::exit(0)

@@ -63,6 +63,11 @@ impl OverlayFilesystem {
         Self { service: Arc::new(service), kind: ThreadKind::Regular }
     }
 
+    /// Waits until no first visit waits for its turn, for so long at most.
+    pub(crate) fn drain(&self, patience: Duration) {
+        self.service.first_visits.drain(patience);
+    }
+
     pub(crate) fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.service.counters)
     }
@@ -79,6 +84,30 @@ impl OverlayFilesystem {
             if catch_unwind(AssertUnwindSafe(|| work(slot, reply))).is_err() {
                 slot.drop_reply();
                 Counters::add(&self.service.counters.panics);
+            }
+        });
+    }
+
+    /// Answers OPEN for a user.
+    fn open_for(&self, request: recorder::Request, flags: OpenFlags, user: u32, reply: ReplyOpen) {
+        self.guard(request, reply, |slot, reply| {
+            if flags.acc_mode() != OpenAccMode::O_RDONLY {
+                return reply.error(Errno::EACCES);
+            }
+            if !self.service.allows(request.number, user) {
+                return reply.error(Errno::EACCES);
+            }
+            if past_the_cache(flags) {
+                return reply.error(Errno::EINVAL);
+            }
+            slot.set_reply(reply);
+            let opened = self.service.open(request.number, request.thread);
+            match (opened, slot.take_reply::<ReplyOpen>()) {
+                (Ok(handle), Some(reply)) => reply.opened(FileHandle(handle), OPENED),
+                (Err(errno), Some(reply)) => reply.error(errno),
+                // The watchdog has answered the reader, with another handle.
+                (Ok(handle), None) => self.service.release(handle),
+                (Err(_), None) => {}
             }
         });
     }
@@ -177,26 +206,16 @@ impl Filesystem for OverlayFilesystem {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.guard(recorded(Operation::Open, ino, req), reply, |slot, reply| {
-            if flags.acc_mode() != OpenAccMode::O_RDONLY {
-                return reply.error(Errno::EACCES);
+        let (request, user) = (recorded(Operation::Open, ino, req), req.uid());
+        let regular = self.kind == ThreadKind::Regular;
+        match regular.then(|| self.service.newcomer(request.thread)).flatten() {
+            None => self.open_for(request, flags, user, reply),
+            Some(owner) => {
+                let own = self.clone();
+                let visit = move || own.open_for(request, flags, user, reply);
+                self.service.first_visits.visit(owner, visit);
             }
-            if !self.service.allows(ino.0, req.uid()) {
-                return reply.error(Errno::EACCES);
-            }
-            if past_the_cache(flags) {
-                return reply.error(Errno::EINVAL);
-            }
-            slot.set_reply(reply);
-            let opened = self.service.open(ino.0, req.pid());
-            match (opened, slot.take_reply::<ReplyOpen>()) {
-                (Ok(handle), Some(reply)) => reply.opened(FileHandle(handle), OPENED),
-                (Err(errno), Some(reply)) => reply.error(errno),
-                // The watchdog has answered the reader, with another handle.
-                (Ok(handle), None) => self.service.release(handle),
-                (Err(_), None) => {}
-            }
-        });
+        }
     }
 
     fn read(

@@ -19,6 +19,7 @@ pub mod error;
 pub mod families;
 pub mod files;
 pub mod filesystem;
+mod first_visits;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod handles;

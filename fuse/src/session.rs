@@ -19,7 +19,7 @@ use ambit_sysinfo::Views;
 
 use crate::adopt::InitRequest;
 use crate::connection::{FuseConnection, ServeOptions, Stage};
-use crate::counters::{Counters, Counts};
+use crate::counters::Counts;
 use crate::error::Error;
 use crate::filesystem::OverlayFilesystem;
 use crate::mount::{self, MountKind, Writes};
@@ -113,7 +113,7 @@ pub struct Overlay {
     pressure: Mutex<Option<FuseConnection>>,
     options: MountOptions,
     views: Arc<dyn Views>,
-    counters: Arc<Counters>,
+    filesystem: OverlayFilesystem,
 }
 
 impl Overlay {
@@ -126,11 +126,10 @@ impl Overlay {
             *path = mount::prepare(path, options.visitor)?;
         }
         let filesystem = filesystem(&options, &views);
-        let counters = filesystem.counters();
-        let connection =
-            FuseConnection::begin(&options.serving(options.threads, Writes::Refused), filesystem)?;
+        let serving = options.serving(options.threads, Writes::Refused);
+        let connection = FuseConnection::begin(&serving, filesystem.clone())?;
         let pressure = Mutex::default();
-        let overlay = Self { connection, pressure, options, views, counters };
+        let overlay = Self { connection, pressure, options, views, filesystem };
         overlay.begin_pressure();
         match overlay.options.path.as_deref().map_or(Ok(()), |path| overlay.attach(path)) {
             Ok(()) => Ok(overlay),
@@ -305,11 +304,11 @@ impl Overlay {
         // As mountinfo shows it.
         options.path = options.path.map(|path| mount::resolve(&path).unwrap_or(path));
         let filesystem = filesystem(&options, &views);
-        let counters = filesystem.counters();
         let serving = options.serving(options.threads, Writes::Refused);
         let path = options.path.as_deref();
-        let connection = FuseConnection::serve(device, init, stage, path, &serving, filesystem)?;
-        Ok(Self { connection, pressure: Mutex::default(), options, views, counters })
+        let of_connection = filesystem.clone();
+        let connection = FuseConnection::serve(device, init, stage, path, &serving, of_connection)?;
+        Ok(Self { connection, pressure: Mutex::default(), options, views, filesystem })
     }
 
     /// Returns the mount point.
@@ -341,7 +340,13 @@ impl Overlay {
     /// Returns the counters of the overlay.
     #[must_use]
     pub fn counters(&self) -> Counts {
-        self.counters.counts()
+        self.filesystem.counters().counts()
+    }
+
+    /// Waits until no first visit of a container waits for its turn, for so long at most: before
+    /// Linux 6.9 a successor does not get requests that this process has received.
+    pub fn drain(&self, patience: Duration) {
+        self.filesystem.drain(patience);
     }
 
     /// True if serving has ended, because the connection was aborted.

@@ -224,6 +224,10 @@ impl Views for Accounting {
         self.numbers(tid, wanted).map(|numbers| numbers.view)
     }
 
+    fn newcomer(&self, tid: u32) -> Option<u64> {
+        self.callers.newcomer(tid, clock::now(), &self.context)
+    }
+
     fn numbers(&self, tid: u32, wanted: StatSet) -> Result<Numbers, Error> {
         let now = clock::now();
         let Caller { container, account } = self.callers.identify(tid, now, &self.context)?;

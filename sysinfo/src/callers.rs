@@ -15,15 +15,15 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use arc_swap::ArcSwap;
+use ambit_kernel::sys::arenas;
 
 use crate::Error;
 use crate::account::budget::{Charge, Resource};
 use crate::account::{Account, Accounts, Owner};
 use crate::clock;
-use crate::container::{Container, Identity, Part};
+use crate::container::{Container, Identity, Part, SETUP_TIME};
 use crate::context::Context;
 use crate::counter_store::CounterStore;
 use crate::hash::fnv1a;
@@ -45,6 +45,8 @@ const DEEPEST: u32 = 32;
 const HOST_CGROUP_BOUND: u64 = 600_000_000_000;
 /// How many containers are added at most between two sweeps.
 const MOST_ADDED: usize = 128;
+/// So many forgotten containers at once are a burst, whose memory is given back.
+const BURST: usize = 256;
 /// Shortest interval, in nanoseconds, between sweeps that a refused charge causes.
 const REFUSAL_SWEEP: u64 = 200_000_000;
 
@@ -70,12 +72,15 @@ pub(crate) struct Caller {
 /// All known containers, and a cache of threads of the host.
 #[derive(Debug)]
 pub(crate) struct Callers {
-    registry: ArcSwap<Registry>,
+    /// Locked for writing only to add or remove entries, never while a file is read.
+    registry: RwLock<Registry>,
     accounts: Accounts,
     /// Locked while containers are added or forgotten; counts those added since the last sweep.
     adding: Mutex<usize>,
     /// Time of the last sweep that a refused charge caused.
     swept: AtomicU64,
+    /// Time at which the last container was asked for that was not known.
+    last_newcomer: AtomicU64,
     host_threads: [Mutex<Vec<HostThread>>; SHARDS],
     /// Threads in pid namespaces of containers.
     threads: [Mutex<Vec<Thread>>; SHARDS],
@@ -106,17 +111,45 @@ fn is_fresh(at: u64, now: u64) -> bool {
 impl Callers {
     pub(crate) fn new() -> Self {
         Self {
-            registry: ArcSwap::default(),
+            registry: RwLock::default(),
             accounts: Accounts::default(),
             adding: Mutex::default(),
             swept: AtomicU64::new(0),
+            last_newcomer: AtomicU64::new(0),
             host_threads: std::array::from_fn(|_| Mutex::default()),
             threads: std::array::from_fn(|_| Mutex::default()),
         }
     }
 
     pub(crate) fn containers(&self) -> Vec<Arc<Container>> {
-        self.registry.load().values().filter(|one| !one.is_nested()).cloned().collect()
+        self.read().values().filter(|one| !one.is_nested()).cloned().collect()
+    }
+
+    /// Returns the number of a thread's owner if its container is not known or is being set up.
+    /// While no such container was asked for lately, nothing is read.
+    pub(crate) fn newcomer(&self, tid: u32, now: u64, context: &Context) -> Option<u64> {
+        if now.saturating_sub(self.last_newcomer.load(Ordering::Relaxed)) > SETUP_TIME {
+            return None;
+        }
+        let namespace = context.proc.pid_namespace(tid).ok()?;
+        if namespace == context.own_namespace {
+            return None;
+        }
+        let known = self.read().get(&ContainerKey::Namespace(namespace)).cloned();
+        match known {
+            Some(container) => {
+                container.is_young(now).then(|| container.account().owner().number())
+            }
+            None => Owner::find(tid, context).ok().map(|owner| owner.number()),
+        }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Registry> {
+        self.registry.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Registry> {
+        self.registry.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the container and the account of a thread.
@@ -173,8 +206,10 @@ impl Callers {
             return Ok(caller);
         }
         let container = self.get_or_add(ContainerKey::Namespace(namespace), context, |adding| {
-            let (identity, membership) = new_container(tid, namespace, context)?;
+            // First, because it costs less than the rest, and is all for an account that has used
+            // up its part.
             let payer = self.payer(adding, tid, Resource::Namespaces, context)?;
+            let (identity, membership) = new_container(tid, namespace, context)?;
             Ok(Container::new(identity, membership, payer, context))
         })?;
         let (container, is_certain) = self.choose(tid, container, context);
@@ -242,11 +277,12 @@ impl Callers {
         context: &Context,
         make: impl FnOnce(&mut usize) -> Result<Container, Error>,
     ) -> Result<Arc<Container>, Error> {
-        if let Some(container) = self.registry.load().get(&key) {
+        if let Some(container) = self.read().get(&key) {
             return Ok(container.clone());
         }
+        self.last_newcomer.store(clock::now(), Ordering::Relaxed);
         let mut adding = self.lock_adding();
-        if let Some(container) = self.registry.load().get(&key) {
+        if let Some(container) = self.read().get(&key) {
             return Ok(container.clone());
         }
         let container = make(&mut adding)?;
@@ -398,17 +434,30 @@ impl Callers {
             self.sweep_locked(context);
         }
         let container = Arc::new(container);
-        let mut registry = Registry::clone(&self.registry.load());
-        registry.insert(key, container.clone());
-        self.registry.store(Arc::new(registry));
+        self.write().insert(key, container.clone());
         container
     }
 
-    /// Releases the counter records of containers that are only in the first registry.
-    fn release_records(before: &Registry, after: &Registry, context: &Context) {
-        let Some(store) = context.counter_store.get() else { return };
-        let gone = before.iter().filter(|(key, _)| !after.contains_key(key));
-        gone.filter_map(|(_, container)| container.counter_slot()).for_each(|at| store.release(at));
+    /// Forgets these containers and releases their counter records.
+    fn forget(&self, gone: &[ContainerKey], context: &Context) {
+        if gone.is_empty() {
+            return;
+        }
+        let mut registry = self.write();
+        let gone: Vec<_> = gone.iter().filter_map(|key| registry.remove(key)).collect();
+        if registry.capacity() > 4 * registry.len().max(BURST) {
+            registry.shrink_to_fit();
+        }
+        drop(registry);
+        if let Some(store) = context.counter_store.get() {
+            let slots = gone.iter().filter_map(|container| container.counter_slot());
+            slots.for_each(|at| store.release(at));
+        }
+        let is_burst = gone.len() >= BURST;
+        drop(gone);
+        if is_burst {
+            arenas::trim();
+        }
     }
 
     /// Forgets containers that have ended, and closes files if there are more than [`kept_files`].
@@ -436,13 +485,11 @@ impl Callers {
             let unused = now.saturating_sub(container.last_use()) > HOST_CGROUP_BOUND;
             container.is_gone() || (container.is_cgroup() && unused)
         };
-        let registry = self.registry.load();
-        if registry.values().any(|container| forgotten(container)) {
-            let mut registry = Registry::clone(&registry);
-            registry.retain(|_, container| !forgotten(container));
-            Self::release_records(&self.registry.load(), &registry, context);
-            self.registry.store(Arc::new(registry));
-        }
+        let registry = self.read();
+        let gone = registry.iter().filter(|(_, container)| forgotten(container));
+        let gone: Vec<_> = gone.map(|(key, _)| key.clone()).collect();
+        drop(registry);
+        self.forget(&gone, context);
         for shard in &self.host_threads {
             lock(shard).retain(|thread| is_fresh(thread.at, now));
         }
@@ -452,8 +499,7 @@ impl Callers {
         let most = context.options.kept_files;
         if kept() > most {
             // A quarter is closed, so that the next sweep is not at once.
-            let registry = self.registry.load();
-            let mut all = in_order_of_use(&registry).into_iter().rev();
+            let mut all = in_order_of_use(&self.read()).into_iter().rev();
             while kept() > most - most / 4
                 && let Some(container) = all.next()
             {
@@ -476,7 +522,7 @@ impl Caller {
 /// Orders containers for keeping their files open: the most recently used container of each
 /// account, then the second of each, and so on. So an account with many containers does not close
 /// the files of an account with few.
-fn in_order_of_use(registry: &Registry) -> Vec<&Arc<Container>> {
+fn in_order_of_use(registry: &Registry) -> Vec<Arc<Container>> {
     let mut all: Vec<_> = registry.values().collect();
     all.sort_by_cached_key(|container| std::cmp::Reverse(container.last_use()));
     let mut before: HashMap<&Owner, usize> = HashMap::new();
@@ -489,7 +535,7 @@ fn in_order_of_use(registry: &Registry) -> Vec<&Arc<Container>> {
         })
         .collect();
     ranked.sort_by_key(|(rank, _)| *rank);
-    ranked.into_iter().map(|(_, container)| container).collect()
+    ranked.into_iter().map(|(_, container)| container.clone()).collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -41,7 +41,7 @@ use crate::view::View;
 const HARD_BOUND: u64 = 1_000_000_000;
 /// Age in nanoseconds below which every request takes a new sample: a container engine may still
 /// move the container and set its limits.
-const SETUP_TIME: u64 = 2_000_000_000;
+pub(crate) const SETUP_TIME: u64 = 2_000_000_000;
 /// How often a thread that waits for a sample tries the lock.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// How often the cgroup of the first process is read again: runtimes move it while they start.
@@ -283,7 +283,7 @@ impl Container {
         self.counter_record.map(|(slot, _)| slot)
     }
 
-    fn is_young(&self, now: u64) -> bool {
+    pub(crate) fn is_young(&self, now: u64) -> bool {
         self.identity.init.as_ref().is_some_and(|init| now.saturating_sub(init.start) < SETUP_TIME)
     }
 

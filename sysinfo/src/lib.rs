@@ -87,6 +87,12 @@ pub trait Views: Send + Sync {
         self.view(tid)
     }
 
+    /// Returns the number of the owner of a thread whose container was not asked for before, or is
+    /// being set up: its numbers take much longer than those of another one.
+    fn newcomer(&self, _tid: u32) -> Option<u64> {
+        None
+    }
+
     /// Returns the view and the account that is charged for text that an open file keeps of it.
     ///
     /// # Errors

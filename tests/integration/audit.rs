@@ -234,6 +234,68 @@ fn a_flood_is_logged_as_a_number_of_omitted_lines() {
     daemon.stop().0.ok();
 }
 
+/// The longest line of a log: texts of the caller are cut to 256 bytes, a message to 1024.
+const LONGEST_LINE: usize = 2500;
+
+#[test]
+fn long_arguments_are_cut_in_both_logs() {
+    let (daemon, _folder, log) = audited("mount.enabled = true\nmount.allowed = [\"ext4\"]\n");
+    let script = "/mnt/mount_call long 30 ext4";
+    sandbox::run(&daemon, &["--intercept", "mount"], script).ok();
+    let logged = wait(&log, |lines| lines.len() >= 30);
+    assert_eq!(logged[0]["outcome"], "refused", "{}", logged[0]);
+    let text = fs::read_to_string(&log).unwrap();
+    let said = daemon.stop().0.stderr;
+    assert!(said.contains("not mounted"), "{said:.2000}");
+    for line in text.lines().chain(said.lines()) {
+        assert!(line.len() < LONGEST_LINE, "{} bytes: {line}", line.len());
+    }
+}
+
+fn name_of(path: &Path) -> &str {
+    path.file_name().and_then(|name| name.to_str()).unwrap()
+}
+
+/// What it takes is the container's: its quota slows it down, not the daemon.
+#[test]
+fn the_process_that_looks_a_mount_up_is_in_the_containers_control_groups() {
+    let (daemon, folder, _log) = audited("mount.enabled = true\nmount.allowed = [\"ext4\"]\n");
+    let (hung, server) = hang(folder.path());
+    let image = folder.path().join("image");
+    fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
+    fs::set_permissions(&image, fs::Permissions::from_mode(0o666)).unwrap();
+    let binds = [&hung, &image].map(|path| format!("{}:/run/{}", path.display(), name_of(path)));
+    let args = ["--intercept", "mount", "--bind", &binds[0], "--bind", &binds[1]];
+    let script = "exec /mnt/mount_call /run/image /run/hung/hang/m ext4 0";
+    let caller = command::start(&mut sandbox::command(&daemon, &args, script));
+    let text = |pid: u32, file: &str| fs::read_to_string(format!("/proc/{pid}/{file}"));
+    let children = |pid: u32| -> Vec<u32> {
+        let all = text(pid, &format!("task/{pid}/children")).unwrap_or_default();
+        all.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+    };
+    let is_broker = |pid: &u32| text(*pid, "comm").is_ok_and(|comm| comm == "ambit-broker\n");
+    let broker = children(daemon.pid()).into_iter().find(is_broker).expect("a broker");
+    let until = Instant::now() + machine::patience(20);
+    let own = text(broker, "cgroup").unwrap();
+    let mut processes = 0;
+    // It enters them before anything else, and then waits for the folder that hangs.
+    loop {
+        let all = children(broker).into_iter().flat_map(children);
+        let groups: Vec<_> = all.filter_map(|process| text(process, "cgroup").ok()).collect();
+        processes = processes.max(groups.len());
+        if groups.iter().any(|groups| *groups != own) {
+            break;
+        }
+        assert!(Instant::now() < until, "{processes} processes outside");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    caller.signal_group(Signal::KILL);
+    drop(caller);
+    drop(server);
+    rustix::mount::unmount(&hung, rustix::mount::UnmountFlags::DETACH).unwrap();
+    daemon.stop().0.ok();
+}
+
 #[test]
 fn a_container_over_its_rate_limit_is_delayed_and_others_are_not() {
     let (daemon, _folder, _log) = audited("limit.calls = 60\n");

@@ -175,7 +175,7 @@ fn every_thread_and_word_size_is_served() {
 #[test]
 fn invalid_arguments_have_the_kernels_errno_and_other_commands_are_refused() {
     let text = run(ON, "$call edges $g/a; echo $?");
-    let expected = "no attribute: EFAULT\nnowhere: EFAULT\ncut off: EFAULT\na huge attribute: E2BIG\n\
+    let expected = "of no size: E2BIG\nno attribute: EFAULT\nnowhere: EFAULT\ncut off: EFAULT\na huge attribute: E2BIG\n\
         an endless one: E2BIG\nan unknown field: E2BIG\n\
         no instructions: E2BIG\ntoo many: E2BIG\ninstructions nowhere: EFAULT\nno license: EFAULT\n\
         another type: EPERM\nfor packets: ok\ntypes of a program: EPERM\na network interface: EPERM\nflags: EPERM\n\
@@ -186,7 +186,7 @@ fn invalid_arguments_have_the_kernels_errno_and_other_commands_are_refused() {
         a file as target: EBADF\na folder as target: EBADF\nboth kinds: EINVAL\n\
         unknown flags: EINVAL\nreplace nothing: EBADF\nof another hook: EINVAL\n\
         by a link: EINVAL\nof another hook nowhere: EBADF\nwhat it is: ok\nwhat a file is: EINVAL\n\
-        not attached: ENOENT\nattach: ok\ntwice: EINVAL\nhow many: ok\n1\n\
+        not attached: ENOENT\nattach: ok\ntwice: EINVAL\nwith other flags: EPERM\nhow many: ok\n1\n\
         numbers nowhere: EFAULT\nnumbers: ok\nanother number: EPERM\nwhat it is: ok\ntwice by its number: EINVAL\ndetach: ok\nagain: ENOENT\n0\n";
     assert_eq!(text, expected);
 }

@@ -97,3 +97,40 @@ fn sandboxes_that_start_at_the_same_time_do_not_fail() {
         }
     }
 }
+
+/// A container may make any number of pid namespaces. Their first visits wait for each other, and the
+/// memory that they took is given back.
+#[test]
+fn a_burst_of_pid_namespaces_leaves_other_readers_right_and_no_memory_behind() {
+    const NAMESPACES: u32 = 1500;
+    // The overlay keeps some hundred buffers for texts of open files.
+    const BUFFERS_KB: u64 = 6 << 10;
+    let daemon = Daemon::start();
+    let read = |memory: &str| {
+        let meminfo = sandbox::run(&daemon, &["--memory", memory], "cat /proc/meminfo").ok();
+        kb(&meminfo, "MemTotal") >> 10
+    };
+    assert_eq!(read("64M"), 64);
+    let (server, places) = (daemon.server_pid(), format!("/mnt/namespaces {NAMESPACES}"));
+    let early = machine::resident_kb(server);
+    let mut burst = sandbox::command(&daemon, &["--memory", "1G"], &places);
+    burst.stdin(std::process::Stdio::piped());
+    let mut burst = start(&mut burst);
+    for memory in [65, 66, 67] {
+        assert_eq!(read(&format!("{memory}M")), memory);
+    }
+    burst.wait_for(&format!("read {NAMESPACES}"), machine::patience(60));
+    burst.signal_group(Signal::KILL);
+    drop(burst);
+    let until = std::time::Instant::now() + machine::patience(30);
+    loop {
+        let late = machine::resident_kb(server);
+        if late <= early + BUFFERS_KB {
+            break;
+        }
+        assert!(std::time::Instant::now() < until, "grew from {early} to {late} kB");
+        // The load sampler forgets containers that have ended.
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    daemon.stop().0.ok();
+}

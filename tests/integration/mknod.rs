@@ -244,6 +244,20 @@ fn one_worker_makes_all_nodes_of_a_caller() {
     leaves_nothing(daemon);
 }
 
+/// runc removes the control groups as soon as the init has ended, and warns about each one in which
+/// there is still a process.
+#[test]
+fn the_end_of_a_container_whose_init_made_a_node_has_no_warning() {
+    let daemon = daemon(ON);
+    let script =
+        "cd /root; exec python3 -c 'import os; os.mknod(\"n\", 0o20600, os.makedev(1, 3))'";
+    for _ in 0..6 {
+        let output = oci::run("runc", &daemon, oci::Container::with_users(script));
+        assert_eq!((output.status, &*output.stderr), (0, ""), "{}", output.stdout);
+    }
+    leaves_nothing(daemon);
+}
+
 #[test]
 fn killed_workers_are_replaced() {
     let daemon = daemon(ON);
@@ -291,12 +305,12 @@ def t(path, name="trusted.overlay.opaque", value=b"y", **more):
     except OSError as e: print(errno.errorcode[e.errno])
 t("o"); t("o", flags=os.XATTR_CREATE); t("o", flags=os.XATTR_REPLACE); t("f"); t("ff")
 t("p", "trusted.other"); t("p", value=b"x"); t("p", "user.x" * 50); t("missing"); t("ro")
-t("l"); t("l", follow_symlinks=False); t(os.open("p", os.O_RDONLY)); t(999)
+t("l"); t("l", follow_symlinks=False); t(os.open("p", os.O_RDONLY)); t(os.open("p", os.O_PATH)); t(999)
 os.chmod("f", 0); os.chown("f", 7, 7); t("f")
 os.setgroups([]); os.setgid(5); os.setuid(5); t("p")
 P"#;
     let expected =
-        "ok EEXIST ok ok EPERM EPERM EPERM ERANGE ENOENT EROFS ok EPERM ok EBADF ok EPERM";
+        "ok EEXIST ok ok EPERM EPERM EPERM ERANGE ENOENT EROFS ok EPERM ok EBADF EBADF ok EPERM";
     let text = run(&daemon, script).ok();
     assert_eq!(text.split_whitespace().collect::<Vec<_>>().join(" "), expected);
     leaves_nothing(daemon);

@@ -157,6 +157,33 @@ fn every_thread_and_word_size_is_served() {
 }
 
 #[test]
+fn attributes_are_taken_as_the_kernel_takes_them() {
+    let expected = "out of range: ok, nice -20, policy 0\nnewer: ok, nice -4, policy 0\n\
+        newer with more: E2BIG, nice -4, policy 0\nkept: ok, nice -6, policy 3\n\
+        kept with a priority: EINVAL, nice -6, policy 3\n";
+    for call in machine::runnable(&["sched_call", "sched_call-32"]) {
+        assert_eq!(run(ON, &format!("/mnt/{call} attributes")), expected, "{call}");
+    }
+}
+
+#[test]
+fn the_realtime_class_of_io_is_given_up_to_its_level() {
+    machine::needs(&["ionice"]);
+    let lines = "ioprio_set.enabled = true\nioprio_set.level = 4\n";
+    let script = each(&["ionice -c1 -n3 true", "ionice -c1 -n4 true", "ionice -c2 -n0 true"])
+        + "ionice -c1 -n5 ionice; setpriv --reuid 1000 --clear-groups ionice -c1 -n5 ionice 2>/dev/null | grep -c realtime";
+    let daemon = Daemon::start_at(Place::intercepting(lines));
+    let text = sandbox::run(&daemon, &["--intercept", "ioprio_set"], &script).stdout;
+    assert!(text.starts_with("no\nok\nok\nrealtime: prio 5\n"), "{text}");
+    assert!(text.ends_with("\n0\n"), "of root alone: {text}");
+    let off = Daemon::start_at(Place::intercepting("ioprio_set = false\n"));
+    let script = each(&["ionice -c1 -n5 true"]);
+    assert_eq!(sandbox::run(&off, &["--intercept", "none"], &script).ok(), "no\n");
+    daemon.stop().0.ok();
+    off.stop().0.ok();
+}
+
+#[test]
 fn no_priority_is_set_while_the_call_is_off() {
     assert_eq!(run("sched_setscheduler = false\n", LOWER), "refused\n");
 }

@@ -221,6 +221,7 @@ static int edges(const char *path)
 	static char log[8192];
 	int target = group(path), program = load(harmless, 2, NULL, 0), file = open("/dev/null", O_RDONLY);
 
+	say("of no size: ", call_sized(LOAD, &whole, 0));
 	say("no attribute: ", call_sized(LOAD, NULL, 72));
 	say("nowhere: ", call_sized(LOAD, (void *)8, 72));
 	char *cut = before_the_end(60);
@@ -269,6 +270,7 @@ static int edges(const char *path)
 	say("not attached: ", detach(target, program));
 	say("attach: ", attach(target, program, MULTI, 0));
 	say("twice: ", attach(target, program, MULTI, 0));
+	say("with other flags: ", attach(target, program, OVERRIDE, 0));
 	uint32_t id = 0;
 	unsigned count = 0, flags;
 	say("how many: ", query(target, NULL, &count, &flags));

@@ -5,6 +5,7 @@
  *   mount_call edges SOURCE TARGET TYPE          strings at the end of memory, without an end, and nowhere
  *   mount_call thread SOURCE TARGET TYPE         by a thread that does not lead its process
  *   mount_call signals SOURCE TARGET TYPE MS     while a signal comes every few milliseconds
+ *   mount_call long COUNT TYPE                   source and target of 4094 bytes that are no text; prints nothing
  *   mount_call fsopen TYPE                       the first call of the new mount API
  *   mount_call again PATH OTHER                  what the new mount API makes of a mount that is there
  */
@@ -115,6 +116,20 @@ static void *threaded(void *words)
 	return NULL;
 }
 
+static int long_paths(int count, const char *type)
+{
+	char path[4095];
+	memset(path, 0xff, sizeof path);
+	// No component is longer than a name may be.
+	for (size_t i = 0; i < sizeof path; i += 200)
+		path[i] = '/';
+	path[sizeof path - 1] = 0;
+	while (count-- > 0)
+		if (mount(path, path, type, 0, NULL) == 0)
+			return 1;
+	return 0;
+}
+
 int main(int count, char **word)
 {
 	pthread_t thread;
@@ -122,6 +137,8 @@ int main(int count, char **word)
 		puts(syscall(SYS_fsopen, word[2], 0) >= 0 ? "ok" : strerrorname_np(errno));
 		return 0;
 	}
+	if (count == 4 && !strcmp(word[1], "long"))
+		return long_paths(atoi(word[2]), word[3]);
 	if (count == 4 && !strcmp(word[1], "again"))
 		return again(word[2], word[3]);
 	if (count == 6 && !strcmp(word[1], "signals"))

@@ -8,9 +8,11 @@
 mod bpf;
 pub(super) mod context;
 pub(super) mod handler;
+mod ioprio_set;
 mod mknod;
 mod mount;
 mod operation;
+mod own_thread;
 mod proc;
 mod sched_getaffinity;
 mod sched_setscheduler;
@@ -70,6 +72,7 @@ calls! {
     mknod: Mknod,
     setxattr: Setxattr,
     sched_setscheduler: SchedSetscheduler,
+    ioprio_set: IoprioSet,
     bpf: BpfPrograms,
     mount: Mount,
     proc: Proc,

@@ -2,31 +2,29 @@
 //! threads.
 //!
 //! They are set for the container's root with `CAP_SYS_NICE`, up to the limits of the policy. Calls
-//! beyond the limits, and all others, are left to the kernel. The thread must never be one outside
-//! of the container: its id is translated from the caller's pid namespace, and it must be in the
-//! caller's pid and user namespace. No system call takes a pidfd here, so a race of microseconds
-//! remains in which the thread would have to end and its id be reused. Start reading at the method
-//! `run`.
-
-use std::os::fd::{AsFd, OwnedFd};
+//! beyond the limits, and all others, are left to the kernel. `own_thread.rs` finds the thread. Start
+//! reading at the method `run`.
 
 use ambit_kernel::sys::scheduling::{self, Attributes};
 use nix::errno::Errno;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, statat};
 
 use crate::call::Call;
 use crate::settings::settings;
 use crate::syscalls::context::Context;
 use crate::syscalls::handler::{Description, Handler, Prefilter};
-use crate::syscalls::operation;
-use crate::thread_id;
+use crate::syscalls::own_thread::OwnThread;
 use crate::verdict::{Refusal, Verdict};
-use ambit_worker::operation::{Base, CallerHandle};
 
-const CAP_SYS_NICE: u32 = 23;
 /// The flag of sched_setscheduler(2), and that of sched_setattr(2).
 const RESET_ON_FORK: i32 = libc::SCHED_RESET_ON_FORK;
 const FLAG_RESET_ON_FORK: u64 = 1;
+/// The thread keeps its policy (Linux 5.3), and its setting of [`FLAG_RESET_ON_FORK`] with it.
+const FLAG_KEEP_POLICY: u64 = 8;
+/// The largest `struct sched_attr`: a page of the smallest size.
+const LARGEST: usize = 4096;
+/// The fields of a `struct sched_attr` that are known here, with those of Linux 5.3, which have no
+/// effect without flags of their own.
+const KNOWN: usize = 56;
 const OTHER: u32 = libc::SCHED_OTHER.unsigned_abs();
 const FIFO: u32 = libc::SCHED_FIFO.unsigned_abs();
 const RR: u32 = libc::SCHED_RR.unsigned_abs();
@@ -75,31 +73,16 @@ impl Handler for SchedSetscheduler {
             _ => (call.int(1), Some(Wish::Nice(call.int(2).clamp(-20, 19)))),
         };
         let Some(wish) = wish else { return Ok(Verdict::Continue) };
-        let Some(handle) = operation::pin(call, cx, Base::Root, CAP_SYS_NICE)? else {
-            return Ok(Verdict::Continue);
-        };
-        if !is_root(call, cx, &handle)? {
-            return Ok(Verdict::Continue);
-        }
-        let tid = match pid {
-            0 => call.tid.cast_signed(),
-            pid => match thread_id::translate(call, cx, pid)? {
-                Some(tid) => tid,
-                None => return Ok(Verdict::Continue),
-            },
-        };
-        let Some(thread) = own_thread(call, cx, &handle, tid)? else {
-            return Ok(Verdict::Continue);
-        };
+        let Some(thread) = OwnThread::find(call, cx, pid)? else { return Ok(Verdict::Continue) };
+        let tid = thread.tid;
+        let Some(wish) = wish.with_policy_of(tid) else { return Ok(Verdict::Continue) };
         let Settings { priority, nice, .. } = cx.settings.sched_setscheduler;
         if !wish.is_within(priority, -nice) {
             return Ok(Verdict::Continue);
         }
         cx.note("thread", || pid.to_string());
         cx.note("wish", || format!("{wish:?}"));
-        cx.still_pending()?;
-        // The id still belongs to the thread if its /proc/<tid> is not empty.
-        if statat(&thread, "stat", AtFlags::empty()).is_err() {
+        if !thread.is_there(cx)? {
             return Ok(Verdict::Continue);
         }
         match wish.grant(tid) {
@@ -129,6 +112,17 @@ enum Wish {
 }
 
 impl Wish {
+    /// Returns the wish with the thread's present policy, if it shall keep that: what is set is then
+    /// what was decided on. `None` if the thread has ended.
+    fn with_policy_of(self, tid: i32) -> Option<Self> {
+        match self {
+            Self::All(attributes) if attributes.flags & FLAG_KEEP_POLICY != 0 => {
+                Some(Self::All(keep_policy(attributes, scheduling::policy(tid).ok()?)))
+            }
+            other => Some(other),
+        }
+    }
+
     /// True if it is granted, up to this real-time priority and down to this nice value.
     fn is_within(self, highest: u32, lowest: i32) -> bool {
         let granted = |policy: u32, priority: u32| match policy {
@@ -172,28 +166,49 @@ fn by_policy(call: &Call, cx: &Context<'_>) -> Result<Option<Wish>, Refusal> {
 
 /// Reads the arguments of sched_setattr(2). `None` if the call is left to the kernel.
 fn by_attributes(call: &Call, cx: &Context<'_>) -> Result<Option<Wish>, Refusal> {
-    let mut bytes = [0; size_of::<Attributes>()];
-    if !whole(cx.read(call, call.long(1), &mut bytes), bytes.len())? {
+    let mut size = [0; 4];
+    if !whole(cx.read(call, call.long(1), &mut size), size.len())? {
+        return Ok(None);
+    }
+    let length = match u32::from_ne_bytes(size) as usize {
+        0 => size_of::<Attributes>(),
+        length => length,
+    };
+    if !(size_of::<Attributes>()..=LARGEST).contains(&length) {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; length];
+    if !whole(cx.read(call, call.long(1), &mut bytes), length)? {
         return Ok(None);
     }
     Ok(parse(&bytes).map(Wish::All))
 }
 
-fn parse(bytes: &[u8; size_of::<Attributes>()]) -> Option<Attributes> {
+/// Returns the attributes of a thread that keeps its policy, which `sched_getscheduler` has returned.
+fn keep_policy(attributes: Attributes, policy: i32) -> Attributes {
+    let resets = policy & RESET_ON_FORK != 0;
+    let flags = attributes.flags & !(FLAG_KEEP_POLICY | FLAG_RESET_ON_FORK);
+    let flags = flags | if resets { FLAG_RESET_ON_FORK } else { 0 };
+    Attributes { policy: (policy & !RESET_ON_FORK).unsigned_abs(), flags, ..attributes }
+}
+
+/// Parses a `struct sched_attr`, which has at least 48 bytes. `None` if the call is left to the
+/// kernel.
+fn parse(bytes: &[u8]) -> Option<Attributes> {
     let word = |at: usize| bytes[at..at + 4].try_into().map(u32::from_ne_bytes).unwrap_or_default();
     let long = |at: usize| bytes[at..at + 8].try_into().map(u64::from_ne_bytes).unwrap_or_default();
     let attributes = Attributes {
         size: word(0),
         policy: word(4),
         flags: long(8),
-        nice: word(16).cast_signed(),
+        // As the kernel does.
+        nice: word(16).cast_signed().clamp(-20, 19),
         priority: word(20),
         times: [long(24), long(32), long(40)],
     };
-    // Calls with other flags are left to the kernel. Without those flags, the fields that Linux 5.3
-    // appended have no effect.
-    let plain =
-        matches!(attributes.size, 0 | 48 | 56) && attributes.flags & !FLAG_RESET_ON_FORK == 0;
+    // Calls with other flags are left to the kernel, and those with fields that are not known.
+    let plain = attributes.flags & !(FLAG_RESET_ON_FORK | FLAG_KEEP_POLICY) == 0
+        && bytes.iter().skip(KNOWN).all(|&byte| byte == 0);
     plain.then_some(attributes)
 }
 
@@ -204,35 +219,6 @@ fn whole(read: Result<usize, Refusal>, length: usize) -> Result<bool, Refusal> {
         Err(Refusal::Fail(_)) => Ok(false),
         Err(other) => Err(other),
     }
-}
-
-/// True if the caller is root in its user namespace.
-fn is_root(call: &Call, cx: &Context<'_>, handle: &CallerHandle) -> Result<bool, Refusal> {
-    Ok(super::id_map(call, cx, "uid_map")?.outside(0) == Some(handle.who.uid))
-}
-
-/// Opens the `/proc/<tid>` of a thread. `None` if it is not in the caller's pid and user namespace.
-fn own_thread(
-    call: &Call,
-    cx: &Context<'_>,
-    handle: &CallerHandle,
-    tid: i32,
-) -> Result<Option<OwnedFd>, Refusal> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let Ok(thread) = openat(CWD, format!("/proc/{tid}"), flags, Mode::empty()) else {
-        return Ok(None);
-    };
-    let caller = cx.proc(call)?;
-    let namespace = |proc: &OwnedFd, name: &str| {
-        statat(proc.as_fd(), name, AtFlags::empty()).ok().map(|stat| (stat.st_dev, stat.st_ino))
-    };
-    let users = rustix::fs::fstat(&handle.users).ok().map(|stat| (stat.st_dev, stat.st_ino));
-    let same = namespace(&caller, "ns/pid").is_some()
-        && namespace(&caller, "ns/pid") == namespace(&thread, "ns/pid")
-        && users.is_some()
-        && users == namespace(&thread, "ns/user");
-    cx.still_pending()?;
-    Ok(same.then_some(thread))
 }
 
 #[cfg(test)]
@@ -264,12 +250,23 @@ mod tests {
         bytes[20..24].copy_from_slice(&7u32.to_ne_bytes());
         let parsed = parse(&bytes).unwrap();
         assert_eq!((parsed.policy, parsed.flags, parsed.nice, parsed.priority), (FIFO, 1, -3, 7));
-        bytes[0] = 56;
-        assert_eq!(parse(&bytes).unwrap().priority, 7);
-        bytes[0] = 64;
-        assert_eq!(parse(&bytes), None, "a newer structure");
-        bytes[0] = 48;
+        bytes[16..20].copy_from_slice(&(-100i32).to_ne_bytes());
+        assert_eq!(parse(&bytes).unwrap().nice, -20, "as the kernel cuts it");
+        let mut newer = [&bytes[..], &[0; 24]].concat();
+        assert_eq!(parse(&newer).unwrap().priority, 7, "a newer structure with zeros");
+        newer[60] = 1;
+        assert_eq!(parse(&newer), None, "a field that is not known");
         bytes[8] = 0x20;
         assert_eq!(parse(&bytes), None, "clamping of utilization");
+    }
+
+    #[test]
+    fn a_thread_that_keeps_its_policy_is_decided_by_it() {
+        let keep = Attributes { flags: FLAG_KEEP_POLICY, priority: 5, ..Attributes::default() };
+        let kept = keep_policy(keep, libc::SCHED_RR | RESET_ON_FORK);
+        assert_eq!((kept.policy, kept.flags, kept.priority), (RR, FLAG_RESET_ON_FORK, 5));
+        assert!(Wish::All(kept).is_within(5, 0) && !Wish::All(kept).is_within(4, 0));
+        let plain = Attributes { flags: FLAG_KEEP_POLICY | FLAG_RESET_ON_FORK, ..keep };
+        assert_eq!(keep_policy(plain, libc::SCHED_OTHER).flags, 0, "the kernel keeps that too");
     }
 }

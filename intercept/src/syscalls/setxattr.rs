@@ -5,7 +5,10 @@
 //! Container engines that run in a container set it when they unpack layers. Start reading at the
 //! method `run`.
 
+use std::os::fd::AsFd;
+
 use ambit_kernel::sys::setxattrat::exists;
+use ambit_kernel::text::status::Status;
 use nix::errno::Errno;
 
 use super::ranges;
@@ -119,6 +122,14 @@ fn file(call: &Call, cx: &Context<'_>) -> Result<Option<File>, Refusal> {
     })
 }
 
+/// True if a descriptor of the caller was opened with `O_PATH`.
+fn is_path_only(call: &Call, cx: &Context<'_>, fd: i32) -> Result<bool, Refusal> {
+    let about = ambit_kernel::text::read(cx.proc(call)?.as_fd(), &format!("fdinfo/{fd}"));
+    cx.still_pending()?;
+    let flags = about.ok().and_then(|about| Status(&about).radix("flags:", 8));
+    Ok(flags.is_some_and(|flags| flags & libc::O_PATH.unsigned_abs() as u64 != 0))
+}
+
 impl Handler for Setxattr {
     fn describe(&self) -> Description {
         Description {
@@ -175,6 +186,12 @@ impl Handler for Setxattr {
         }
         let Some((base, path, follow)) = file(call, cx)? else { return Ok(Verdict::Continue) };
         cx.note("name", || text(NAME));
+        if let (Base::Descriptor(fd), None) = (base, &path)
+            && is_path_only(call, cx, fd)?
+        {
+            // The kernel answers EBADF.
+            return Ok(Verdict::Continue);
+        }
         if let Some(path) = &path {
             cx.note("path", || text(path));
         }

@@ -24,6 +24,8 @@ const CGROUP_DEVICE: u32 = 6;
 /// The most programs that one control group can have (`BPF_CGROUP_MAX_PROGS`).
 const MOST: usize = 64;
 
+/// `BPF_F_ALLOW_OVERRIDE`: a program of a control group below replaces this one.
+pub const ALLOW_OVERRIDE: u32 = 1;
 /// `BPF_F_ALLOW_MULTI`: the programs of control groups below are run too, and replace nothing.
 pub const ALLOW_MULTI: u32 = 2;
 

@@ -342,6 +342,22 @@ pub(super) fn sched_setscheduler(tid: i32, policy: i32, priority: i32) -> Result
     Errno::result(result).map(drop)
 }
 
+/// `sched_getscheduler(2)`.
+pub(super) fn sched_getscheduler(tid: i32) -> Result<c_int, Errno> {
+    // SAFETY: the call takes an integer and no address.
+    let policy = Errno::result(unsafe { libc::syscall(libc::SYS_sched_getscheduler, tid) })?;
+    c_int::try_from(policy).map_err(|_| Errno::EOVERFLOW)
+}
+
+/// `ioprio_set(2)` with `IOPRIO_WHO_PROCESS`.
+pub(super) fn ioprio_set(tid: i32, priority: u32) -> Result<(), Errno> {
+    // include/uapi/linux/ioprio.h
+    const ONE_THREAD: c_int = 1;
+    // SAFETY: the call takes integers and no address.
+    let result = unsafe { libc::syscall(libc::SYS_ioprio_set, ONE_THREAD, tid, priority) };
+    Errno::result(result).map(drop)
+}
+
 /// True if these threads share their table of descriptors (`kcmp(2)`, `CONFIG_KCMP`).
 ///
 /// # Errors
@@ -451,6 +467,15 @@ pub(super) fn limit_arena_test() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// `malloc_trim` of glibc. Does nothing with another C library.
+pub(super) fn trim_heaps() {
+    // SAFETY: malloc_trim(3) takes a number, and locks each heap before it looks at it.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 // -------------------------------------------------------------------------------------- seccomp

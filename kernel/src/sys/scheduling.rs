@@ -1,5 +1,5 @@
-//! Scheduling of another thread by its number: `sched_setscheduler(2)` and `sched_setattr(2)`, which
-//! neither nix nor rustix offers.
+//! Scheduling of another thread by its number: `sched_setscheduler(2)`, `sched_getscheduler(2)`,
+//! `sched_setattr(2)` and `ioprio_set(2)`, which neither nix nor rustix offers.
 
 use nix::errno::Errno;
 
@@ -51,6 +51,22 @@ pub fn set_policy(tid: i32, policy: i32, priority: i32) -> Result<(), Errno> {
     raw::sched_setscheduler(tid, policy, priority)
 }
 
+/// Returns the policy of a thread, possibly with `SCHED_RESET_ON_FORK`.
+///
+/// # Errors
+/// What sched_getscheduler(2) returns.
+pub fn policy(tid: i32) -> Result<i32, Errno> {
+    raw::sched_getscheduler(tid)
+}
+
+/// Sets class and level of the I/O of a thread.
+///
+/// # Errors
+/// What ioprio_set(2) returns.
+pub fn set_io_priority(tid: i32, priority: u32) -> Result<(), Errno> {
+    raw::ioprio_set(tid, priority)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,5 +83,15 @@ mod tests {
         };
         std::thread::spawn(set).join().unwrap().unwrap();
         assert_eq!(set_policy(i32::MAX, libc::SCHED_BATCH, 0), Err(Errno::ESRCH));
+        assert_eq!(policy(0), Ok(libc::SCHED_OTHER));
+        assert_eq!(policy(i32::MAX), Err(Errno::ESRCH));
+    }
+
+    #[test]
+    fn the_io_of_a_thread_has_a_class() {
+        const BEST_EFFORT: u32 = 2 << 13;
+        std::thread::spawn(|| set_io_priority(0, BEST_EFFORT | 5)).join().unwrap().unwrap();
+        assert_eq!(set_io_priority(0, 7 << 13), Err(Errno::EINVAL));
+        assert_eq!(set_io_priority(i32::MAX, BEST_EFFORT), Err(Errno::ESRCH));
     }
 }

@@ -33,6 +33,8 @@ pub struct CallerHandle {
     pub process: OwnedFd,
     /// The pid of its process.
     pub leader: i32,
+    /// True if its process is the first one of its pid namespace, with which the container ends.
+    pub is_init: bool,
     /// Its user namespace.
     pub users: OwnedFd,
     /// The content of its `/proc/<tid>/cgroup`.
@@ -75,7 +77,8 @@ impl CallerHandle {
     pub fn read(proc: BorrowedFd<'_>, base: Base) -> Result<Self, Errno> {
         let text = |name: &str| text::read(proc, name).map_err(|_| Errno::SRCH);
         let open = |name: &str, flags| openat(proc, name, flags | OFlags::CLOEXEC, Mode::empty());
-        let credentials = Credentials::of(Status(&text("status")?)).ok_or(Errno::SRCH)?;
+        let status = text("status")?;
+        let credentials = Credentials::of(Status(&status)).ok_or(Errno::SRCH)?;
         let leader = credentials.tgid.cast_signed();
         let process = Pid::from_raw(leader).ok_or(Errno::SRCH)?;
         Ok(Self {
@@ -90,6 +93,7 @@ impl CallerHandle {
             },
             process: pidfd_open(process, PidfdFlags::empty())?,
             leader,
+            is_init: Status(&status).numbers("NStgid:").last() == Some(1_u32),
             users: open("ns/user", OFlags::RDONLY)?,
             groups: text("cgroup")?,
             who: Identity {

@@ -2,7 +2,9 @@
 //!
 //! A worker that does not answer in time is killed, and a call that it may have carried out is
 //! never repeated unless the operation is repeatable. A worker that waits for its next task is
-//! charged to the container's budget of workers. Start reading at [`Workers::perform`].
+//! charged to the container's budget of workers. A worker ends with its last caller. If that is the
+//! container's init, it ends before the init has its answer: an engine removes the control groups as
+//! soon as the init has ended. Start reading at [`Workers::perform`].
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -30,6 +32,9 @@ use crate::pin::control_groups;
 /// The timeout is extended up to this many times for a worker that is runnable, so not blocked, and
 /// for a worker that starts, which does not touch files of the container.
 pub const TIMES: u32 = 4;
+
+/// How long to wait for the end of a worker.
+const END: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// The size of an answer without the operation's own bytes: two numbers.
 const ANSWER: usize = 16;
@@ -98,10 +103,14 @@ impl Workers {
             };
             match running.ask(caller, operation, more) {
                 Ok(Some(answer)) => {
-                    if running.charge.is_none() {
+                    if running.charge.is_none() && !caller.is_init {
                         running.charge = self.waiting.charge(payer, 1);
                     }
-                    *worker = Some(running).filter(|running| running.charge.is_some());
+                    if caller.is_init {
+                        running.end();
+                    } else if running.charge.is_some() {
+                        *worker = Some(running);
+                    }
                     // The worker that was killed had most likely made the file already.
                     let is_done = was_killed && answer.reply == Reply::Failed(Errno::EEXIST);
                     return Ok(if is_done { Reply::Done.into() } else { answer });
@@ -209,6 +218,15 @@ impl Worker {
         let pid = Status(&about).numbers("Pid:").next().unwrap_or(0);
         let status = std::fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
         Status(&status).value("State:").is_some_and(|state| state.starts_with(b"R"))
+    }
+
+    /// Kills it and waits until it has left its control groups.
+    fn end(self) {
+        let process = self.process.try_clone();
+        drop(self);
+        if let Ok(process) = process {
+            let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&END));
+        }
     }
 
     fn runs(&self) -> bool {

@@ -79,6 +79,10 @@ pub(super) fn read(call: &Call, cx: &Context<'_>) -> Result<Parsed, Refusal> {
         let is_accepted = size <= rustix::param::page_size();
         return Ok(if is_accepted { Parsed::Other } else { Parsed::Wrong(Errno::E2BIG) });
     }
+    if size == 0 && call.uint(0) == PROG_LOAD {
+        // A program without instructions.
+        return Ok(Parsed::Wrong(Errno::E2BIG));
+    }
     let mut bytes = [0; PAGE];
     if !whole(cx.read(call, call.long(1), &mut bytes[..size]), size)? {
         return Ok(Parsed::Wrong(Errno::EFAULT));

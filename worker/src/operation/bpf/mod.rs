@@ -227,6 +227,11 @@ impl CallerThread<'_> {
     ) -> Result<(), Reply> {
         let program = self.stand_in(program)?;
         let group = self.group(to, host)?;
+        // As in the kernel: all programs of a control group are attached with the same flags.
+        let (held, programs) = with(RIGHTS, || bpf::attached(group.as_fd()))?;
+        if !programs.is_empty() && held != flags & (bpf::ALLOW_OVERRIDE | bpf::ALLOW_MULTI) {
+            return Err(Reply::Failed(Errno::EPERM));
+        }
         let replaced = replaced.map(|fd| self.stand_in(fd)).transpose()?;
         let old = replaced.map(|old| find(&group, &old)?.ok_or(Reply::Failed(Errno::ENOENT)));
         let old = old.transpose()?;
