@@ -230,7 +230,7 @@ fn the_folder_of_a_caller_can_be_unmounted_after_its_end() {
 }
 
 #[test]
-fn one_worker_makes_all_nodes_of_a_caller() {
+fn one_worker_makes_all_but_the_first_node_of_a_caller() {
     let daemon = daemon(ON);
     let script = "/mnt/node_call loop /tmp/n 5000";
     let mut making =
@@ -240,19 +240,21 @@ fn one_worker_makes_all_nodes_of_a_caller() {
         seen.extend(workers());
     }
     making.finish(machine::patience(10)).ok();
-    assert_eq!(seen.len(), 1, "{seen:?}");
+    // The first call does not tell that others follow.
+    assert!(seen.len() <= 2, "{seen:?}");
     leaves_nothing(daemon);
 }
 
 /// runc removes the control groups as soon as the init has ended, and warns about each one in which
 /// there is still a process.
 #[test]
-fn the_end_of_a_container_whose_init_made_a_node_has_no_warning() {
+fn the_end_of_a_container_that_made_nodes_has_no_warning() {
     let daemon = daemon(ON);
-    let script =
-        "cd /root; exec python3 -c 'import os; os.mknod(\"n\", 0o20600, os.makedev(1, 3))'";
-    for _ in 0..6 {
-        let output = oci::run("runc", &daemon, oci::Container::with_users(script));
+    let by_init = "exec python3 -c 'import os; os.mknod(\"n\", 0o20600, os.makedev(1, 3))'";
+    let by_others = "mknod n c 1 3; mknod n c 1 3 2>/dev/null || :";
+    for script in [by_init, by_others].repeat(3) {
+        let script = format!("cd /root; {script}");
+        let output = oci::run("runc", &daemon, oci::Container::with_users(&script));
         assert_eq!((output.status, &*output.stderr), (0, ""), "{}", output.stdout);
     }
     leaves_nothing(daemon);

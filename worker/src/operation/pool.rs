@@ -2,12 +2,15 @@
 //!
 //! A worker that does not answer in time is killed, and a call that it may have carried out is
 //! never repeated unless the operation is repeatable. A worker that waits for its next task is
-//! charged to the container's budget of workers. A worker ends with its last caller. If that is the
-//! container's init, it ends before the init has its answer: an engine removes the control groups as
-//! soon as the init has ended. Start reading at [`Workers::perform`].
+//! charged to the container's budget of workers.
+//!
+//! An engine removes the control groups as soon as the container's init has ended, and warns about a
+//! process in them. So a worker ends with its caller, and before the caller has its answer if that
+//! is the init, or a process that has not called before: most programs make one node. Start reading
+//! at [`Workers::perform`].
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -36,6 +39,9 @@ pub const TIMES: u32 = 4;
 /// How long to wait for the end of a worker.
 const END: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
+/// How many callers of one set of control groups are remembered.
+const RECENT: usize = 16;
+
 /// The size of an answer without the operation's own bytes: two numbers.
 const ANSWER: usize = 16;
 
@@ -54,8 +60,16 @@ pub struct Workers {
     patience: Duration,
 }
 
+/// One set of control groups.
+type Slot = Arc<Mutex<Place>>;
+
 /// The worker of one set of control groups, if it is running.
-type Slot = Arc<Mutex<Option<Worker>>>;
+#[derive(Debug, Default)]
+struct Place {
+    worker: Option<Worker>,
+    /// The processes that called last.
+    callers: VecDeque<i32>,
+}
 
 /// A running worker, which is killed when this is dropped.
 #[derive(Debug)]
@@ -64,6 +78,8 @@ struct Worker {
     process: OwnedFd,
     /// The budget that it holds while it waits.
     charge: Option<Charge>,
+    /// True if it remembers which device programs the container may use.
+    has_programs: bool,
 }
 
 impl Workers {
@@ -89,11 +105,12 @@ impl Workers {
         payer: Option<&Arc<Account>>,
     ) -> Result<Answer, Error> {
         let slot = self.slot(&caller.groups);
-        let mut worker = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut place = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let stays = place.expects_more(caller);
         let mut was_killed = false;
         // A worker that was kept may have ended in the meantime; one that just started has not.
         for _ in 0..3 {
-            let mut running = match worker.take() {
+            let mut running = match place.worker.take() {
                 Some(running) => running,
                 None => match self.start(&caller.groups) {
                     // The operation may have been done, so the call is not left to the kernel.
@@ -103,13 +120,15 @@ impl Workers {
             };
             match running.ask(caller, operation, more) {
                 Ok(Some(answer)) => {
-                    if running.charge.is_none() && !caller.is_init {
+                    running.has_programs |= matches!(operation, Operation::Bpf(_));
+                    let stays = stays || running.has_programs;
+                    if running.charge.is_none() && stays {
                         running.charge = self.waiting.charge(payer, 1);
                     }
-                    if caller.is_init {
+                    if !stays {
                         running.end();
                     } else if running.charge.is_some() {
-                        *worker = Some(running);
+                        place.worker = Some(running);
                     }
                     // The worker that was killed had most likely made the file already.
                     let is_done = was_killed && answer.reply == Reply::Failed(Errno::EEXIST);
@@ -137,7 +156,8 @@ impl Workers {
         }
         // Drop the entries of workers that have ended and are not in use.
         running.retain(|_, slot| {
-            let runs = || slot.try_lock().is_ok_and(|one| one.as_ref().is_some_and(Worker::runs));
+            let runs =
+                || slot.try_lock().is_ok_and(|one| one.worker.as_ref().is_some_and(Worker::runs));
             Arc::strong_count(slot) > 1 || runs()
         });
         Arc::clone(running.entry(groups.to_owned()).or_default())
@@ -159,9 +179,21 @@ impl Workers {
             let socket = socket.into_fd();
             set_socket_timeout(&socket, Timeout::Recv, Some(self.patience))
                 .context("SO_RCVTIMEO")?;
-            Ok(Worker { socket, process, charge: None })
+            Ok(Worker { socket, process, charge: None, has_programs: false })
         });
         started.map_err(|error| Error::unavailable(format!("no worker could be started: {error}")))
+    }
+}
+
+impl Place {
+    /// True if the caller has called before, and is not the container's init. Remembers the caller.
+    fn expects_more(&mut self, caller: &CallerHandle) -> bool {
+        let is_known = self.callers.contains(&caller.leader);
+        if !is_known {
+            self.callers.truncate(RECENT - 1);
+            self.callers.push_front(caller.leader);
+        }
+        is_known && !caller.is_init
     }
 }
 
