@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use ambit_intercept::operations::Operations;
-use ambit_kernel::sys;
+use ambit_kernel::sys::{self, capabilities};
 use ambit_sysinfo::{Accounting, NamespaceIoctls, Options};
 use ambit_worker::Broker;
 use anyhow::Context;
 use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::thread::CapabilitySet;
 
 use crate::config::Config;
 
@@ -19,6 +20,39 @@ use crate::config::Config;
 pub(crate) fn start_operations() -> anyhow::Result<Operations> {
     let broker = Broker::start().context("cannot start the broker of acts: fork")?;
     Ok(Operations::new(Arc::new(broker)))
+}
+
+/// What the server, which reads what containers write, never does. Its broker is no child of it and
+/// keeps them, because a helper that it starts has the rights of its caller.
+const UNUSED: CapabilitySet = CapabilitySet::SYS_MODULE
+    .union(CapabilitySet::SYS_RAWIO)
+    .union(CapabilitySet::SYS_BOOT)
+    .union(CapabilitySet::SYS_TIME)
+    .union(CapabilitySet::WAKE_ALARM)
+    .union(CapabilitySet::BLOCK_SUSPEND)
+    .union(CapabilitySet::SYS_PACCT)
+    .union(CapabilitySet::SYS_TTY_CONFIG)
+    .union(CapabilitySet::SYSLOG)
+    .union(CapabilitySet::MAC_OVERRIDE)
+    .union(CapabilitySet::MAC_ADMIN)
+    .union(CapabilitySet::AUDIT_CONTROL)
+    .union(CapabilitySet::AUDIT_READ)
+    .union(CapabilitySet::AUDIT_WRITE)
+    .union(CapabilitySet::LINUX_IMMUTABLE)
+    .union(CapabilitySet::LEASE)
+    .union(CapabilitySet::IPC_OWNER)
+    .union(CapabilitySet::NET_RAW)
+    .union(CapabilitySet::NET_BROADCAST)
+    .union(CapabilitySet::NET_BIND_SERVICE)
+    .union(CapabilitySet::SETFCAP);
+
+/// Gives up what a server never uses, before it has threads: capabilities belong to a thread.
+///
+/// # Errors
+/// The kernel refuses.
+pub(crate) fn give_up_rights() -> std::io::Result<()> {
+    capabilities::keep_only(CapabilitySet::all() - UNUSED)?;
+    Ok(())
 }
 
 /// Grows the table of descriptors to a size that is enough on most hosts. In a process with

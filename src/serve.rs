@@ -132,6 +132,7 @@ fn serve(
         None => Broker::start().context("cannot start the broker of acts: fork")?,
     });
     let operations = Operations::new(Arc::clone(&broker));
+    process_setup::give_up_rights().context("cannot give up rights: capset")?;
     logging::start(config.daemon.log);
     threads::watch_panics();
     if let Some(warning) = warning {

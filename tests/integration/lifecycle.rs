@@ -133,3 +133,46 @@ fn collect(dir: &Path, depth: usize, into: &mut BTreeSet<String>) {
         }
     }
 }
+
+/// A row of the status of a process or thread.
+fn row(status: &str, label: &str) -> String {
+    let row = status.lines().find_map(|line| line.strip_prefix(label));
+    row.unwrap_or_else(|| panic!("no {label} in {status}")).trim().to_owned()
+}
+
+/// Sets of capabilities are hexadecimal.
+fn has(status: &str, label: &str, capability: u32) -> bool {
+    u64::from_str_radix(&row(status, label), 16).unwrap() >> capability & 1 == 1
+}
+
+#[test]
+fn the_server_keeps_no_right_that_it_never_uses() {
+    const SYS_MODULE: u32 = 16;
+    const SYS_RAWIO: u32 = 17;
+    const SYS_ADMIN: u32 = 21;
+    const SYS_BOOT: u32 = 22;
+    const SYS_TIME: u32 = 25;
+    let daemon = Daemon::start();
+    let server = daemon.server_pid();
+    let status = |folder: &Path| fs::read_to_string(folder.join("status")).ok();
+    let tasks = fs::read_dir(format!("/proc/{server}/task")).unwrap().flatten();
+    let threads: Vec<_> = tasks.filter_map(|task| status(&task.path())).collect();
+    assert!(threads.len() > 1);
+    for thread in &threads {
+        assert_eq!(row(thread, "NoNewPrivs:"), "1", "{thread}");
+        assert!(has(thread, "CapEff:", SYS_ADMIN), "{thread}");
+        for label in ["CapPrm:", "CapEff:", "CapBnd:", "CapInh:"] {
+            let dropped = [SYS_MODULE, SYS_RAWIO, SYS_BOOT, SYS_TIME];
+            assert!(dropped.iter().all(|one| !has(thread, label, *one)), "{thread}");
+        }
+    }
+    // A helper has what its caller has: what starts it has given up nothing.
+    let keeper = row(&threads[0], "PPid:");
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let all: Vec<_> = processes.filter_map(|process| status(&process.path())).collect();
+    let own = status(Path::new("/proc/self")).unwrap();
+    let brokers = all
+        .iter()
+        .filter(|one| row(one, "PPid:") == keeper && row(one, "CapBnd:") == row(&own, "CapBnd:"));
+    assert!(brokers.count() >= 1, "the broker is confined too");
+}

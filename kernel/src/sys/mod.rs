@@ -8,6 +8,7 @@ pub mod affinity {
 pub mod arches;
 pub mod arenas;
 pub mod bpf;
+pub mod capabilities;
 pub mod close_range;
 pub mod file_handle;
 pub mod fork;

@@ -7,6 +7,7 @@
 use std::os::fd::BorrowedFd;
 use std::sync::OnceLock;
 
+use ambit_kernel::sys::capabilities;
 use rustix::io::Errno;
 use rustix::process::Gid;
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -46,16 +47,7 @@ static PERMITTED: OnceLock<CapabilitySet> = OnceLock::new();
 
 /// Drops all capabilities that no operation needs, for good.
 pub(super) fn drop_capabilities() -> Result<(), Errno> {
-    for number in 0..64u32 {
-        let one = CapabilitySet::from_bits_retain(1 << number);
-        if !ALL.contains(one) && rustix::thread::remove_capability_from_bounding_set(one).is_err() {
-            break; // EINVAL: the kernel has no capability of this number
-        }
-    }
-    rustix::thread::clear_ambient_capability_set()?;
-    rustix::thread::set_no_new_privs(true)?;
-    let permitted = rustix::thread::capabilities(None)?.permitted & ALL;
-    let _ = PERMITTED.set(permitted);
+    let _ = PERMITTED.set(capabilities::keep_only(ALL)?);
     use_only(CHANGE_IDENTITY)
 }
 
