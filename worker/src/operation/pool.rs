@@ -60,6 +60,9 @@ pub struct Workers {
     patience: Duration,
 }
 
+/// How often another broker is asked for a worker.
+const RETRIES: u32 = 3;
+
 /// One set of control groups.
 type Slot = Arc<Mutex<Place>>;
 
@@ -165,16 +168,20 @@ impl Workers {
 
     fn start(&self, groups: &[u8]) -> Result<Worker, Error> {
         let started = control_groups(groups).and_then(|groups| {
-            let ask = || {
+            let ask = || -> Result<_, Error> {
                 let socket = self.broker.worker(&groups)?;
                 let process = socket.receive(Instant::now() + self.patience * TIMES)?.pop();
                 Ok((socket, process))
             };
-            let (socket, process) = ask().or_else(|error: Error| match error.errno {
-                // The broker may have died with the request. The keeper starts another one.
-                Errno::EIO => ask(),
-                _ => Err(error),
-            })?;
+            let mut left = RETRIES;
+            let (socket, process) = loop {
+                match ask() {
+                    // The broker may have died with the request. The keeper starts another one,
+                    // which can die too.
+                    Err(error) if error.errno == Errno::EIO && left > 0 => left -= 1,
+                    asked => break asked?,
+                }
+            };
             let process = process.ok_or_else(|| Error::unavailable("a worker sent no pidfd"))?;
             let socket = socket.into_fd();
             set_socket_timeout(&socket, Timeout::Recv, Some(self.patience))
