@@ -3,17 +3,18 @@
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-/// Drops all capabilities of this thread but these, from its bounding set too, and sets
-/// `no_new_privs`. Returns those that are left: a service manager may have withheld some.
+/// Drops all capabilities of this thread but these, and sets `no_new_privs`, by which execve(2) gives
+/// none back. With `CAP_SETPCAP` it drops them from the bounding set too. Returns those that are
+/// left: a service manager may have withheld some.
 ///
 /// # Errors
-/// The thread has no `CAP_SETPCAP`, or the kernel refuses.
+/// The kernel refuses to set them.
 pub fn keep_only(kept: CapabilitySet) -> Result<CapabilitySet, Errno> {
     for number in 0..64u32 {
         let one = CapabilitySet::from_bits_retain(1 << number);
         if !kept.contains(one) && rustix::thread::remove_capability_from_bounding_set(one).is_err()
         {
-            break; // EINVAL: the kernel has no capability of this number
+            break; // EINVAL: no capability has this number; EPERM: without CAP_SETPCAP
         }
     }
     rustix::thread::clear_ambient_capability_set()?;
