@@ -2,6 +2,7 @@
 //! something in it, removing it. Start reading at `Served::start`.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -114,6 +115,24 @@ impl Served {
                 pod.running = Some(command::start(run.args(["sh", "-c", script])));
                 pod._service = Some(service);
             }
+            Client::Incus => {
+                let folder = format!("pods/{}", pod.id);
+                let init = format!("export PATH={PATH}; exec >/pod/said 2>&1\n{script}");
+                self.write(&format!("{folder}/init"), &init, 0o644);
+                let open_for_all = fs::Permissions::from_mode(0o777);
+                fs::set_permissions(self.path(&folder), open_for_all).unwrap();
+                let mut init = self.client();
+                init.args(["init", "base", &pod.id, "--config=limits.memory=160MiB"]);
+                init.arg("--config=limits.cpu.allowance=100ms/100ms");
+                if kind == Kind::Privileged {
+                    init.arg("--config=security.privileged=true");
+                }
+                command::run(&mut init).ok();
+                let mut add = self.client();
+                add.args(["config", "device", "add", &pod.id, "pod", "disk", "path=/pod"]);
+                command::run(add.arg(format!("source={}", self.path(&folder)))).ok();
+                command::run(self.client().args(["start", &pod.id])).ok();
+            }
         }
         pod
     }
@@ -134,6 +153,10 @@ impl Pod<'_> {
                 // Time, stream and tag are before each line.
                 let lines = log.lines().filter_map(|line| line.splitn(4, ' ').nth(3));
                 lines.map(|line| format!("{line}\n")).collect()
+            }
+            Client::Incus => {
+                let said = format!("pods/{}/said", self.id);
+                fs::read_to_string(served.path(&said)).unwrap_or_default()
             }
             Client::Nspawn => {
                 let (stdout, stderr) = self.running.as_mut().unwrap().printed();
@@ -180,6 +203,11 @@ impl Pod<'_> {
                 exec.arg("exec");
                 exec
             }
+            Client::Incus => {
+                let mut exec = self.served.client();
+                exec.args(["exec", &self.id, "--env", &format!("PATH={PATH}"), "--"]);
+                exec
+            }
             Client::Nspawn => {
                 // machinectl(1) needs systemd.
                 let mut exec = quiet("nsenter");
@@ -187,10 +215,19 @@ impl Pod<'_> {
                 exec
             }
         };
-        if self.served.client != Client::Nspawn {
+        if !matches!(self.served.client, Client::Nspawn | Client::Incus) {
             exec.arg(&self.id);
         }
-        let said = command::run(exec.args(["sh", "-c", script]));
+        exec.args(["sh", "-c", script]);
+        let mut said = command::run(&mut exec);
+        // In liblxc two processes of an attach write to one socket: if the one with the listener is
+        // first, nothing is executed.
+        for _ in 0..20 {
+            if !said.stderr.contains("Failed to retrieve PID of executing child") {
+                break;
+            }
+            said = command::run(&mut exec);
+        }
         said.stdout + &said.stderr
     }
 
@@ -206,6 +243,11 @@ impl Pod<'_> {
             Client::Ctr | Client::Cri => {
                 let mut ask = self.served.client();
                 ask.args(["tasks", "list"]);
+                ask
+            }
+            Client::Incus => {
+                let mut ask = self.served.client();
+                ask.args(["list", &self.id, "--format=csv", "--columns=p"]);
                 ask
             }
             Client::Nspawn => {
@@ -237,6 +279,9 @@ impl Drop for Pod<'_> {
             }
             Client::Cri => {
                 command::run(served.cri().args(["remove", &self.pod]));
+            }
+            Client::Incus => {
+                command::run(served.client().args(["delete", "--force", &self.id]));
             }
             Client::Nspawn => {
                 let running = self.running.take().filter(|_| !std::thread::panicking());

@@ -52,7 +52,11 @@ fn row(served: &mut Served, client: Client, name: &str, is_wrapped: bool) {
     if is_wrapped {
         served.wrap(daemon.place());
     }
-    let by = if is_wrapped { "wrapper" } else { "watcher" };
+    let by = match (is_wrapped, client) {
+        (false, _) => "watcher",
+        (true, Client::Incus) => "drop-in",
+        (true, _) => "wrapper",
+    };
     let engine = format!("{name} {}, {by}", served.version());
     let mut row = Row { engine, cells: Vec::new(), said: String::new() };
     let script = |script: &str| {
@@ -76,7 +80,7 @@ fn row(served: &mut Served, client: Client, name: &str, is_wrapped: bool) {
     row.check("exec", is_right, &said);
     drop(pod);
 
-    let has_users = matches!(client, Client::Docker | Client::Nspawn);
+    let has_users = matches!(client, Client::Docker | Client::Nspawn | Client::Incus);
     if has_users && calls {
         let mut pod = served.start(Kind::Users, PRIVILEGED_CALLS);
         let said = pod.wait_for("ready");
@@ -152,6 +156,12 @@ fn docker_26_1_equips_its_containers() {
 fn containerd_equips_containers_of_ctr_and_pods() {
     let clients = [(Client::Ctr, "ctr", true), (Client::Cri, "cri", true)];
     are_equipped("trixie", &clients);
+}
+
+/// The calls are reported by `raw.lxc` in the default profile.
+#[test]
+fn incus_equips_its_containers() {
+    are_equipped("trixie", &[(Client::Incus, "incus", true)]);
 }
 
 /// It has no runtime that could be another one, and no seccomp profile that reports calls.

@@ -1,8 +1,7 @@
-//! Engines that have a daemon of their own (Docker, and containerd by ctr and by the Container
+//! Engines that have a daemon of their own (Docker, Incus, and containerd by ctr and by the Container
 //! Runtime Interface), and systemd-nspawn.
 //!
-//! The daemons of Docker and containerd are those that `tests/guest/fetch engines` has unpacked, and
-//! run in a folder of the test. Each serves all rows of a test. Their containers are in `pod.rs`.
+//! The daemons are those that `tests/guest/fetch` has unpacked, and run in a folder of the test. Each serves all rows of a test. Their containers are in `pod.rs`.
 //! Start reading at [`Served::new`].
 
 use std::fs;
@@ -16,7 +15,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::engine::Covered;
-use super::wrapper;
+use super::{drop_in, wrapper};
 use crate::harness::cgroup::{self, Cgroup, Limits};
 use crate::harness::command::{self, Running, quiet};
 use crate::harness::daemon::{Place, readable_dir};
@@ -36,7 +35,11 @@ pub(super) enum Client {
     Ctr,
     Cri,
     Nspawn,
+    Incus,
 }
+
+/// What is executed in a container of Incus.
+const INIT: &str = "lxc.init.cmd = /bin/sh /pod/init";
 
 /// Where containerd keeps the networks of pods.
 const NETWORKS: &str = "/var/lib/cni";
@@ -65,7 +68,7 @@ impl Served {
         let parents = match client {
             Client::Docker => &["docker"][..],
             Client::Ctr | Client::Cri => &["default", "kubepods"],
-            Client::Nspawn => &[],
+            Client::Nspawn | Client::Incus => &[],
         };
         let parents = parents.iter().map(|name| Cgroup::new(name, Limits::default()));
         let mut served = Self {
@@ -80,16 +83,16 @@ impl Served {
         };
         fs::copy("/bin/busybox", served.root.path().join("busybox")).unwrap();
         fs::create_dir(served.folder.path().join("logs")).unwrap();
-        if client != Client::Nspawn {
-            let cache = std::env::var("AMBIT_VM_CACHE");
-            let cache = cache.unwrap_or_else(|_| "/var/cache/ambit-vm".to_owned());
-            served.programs = Path::new(&cache).join(format!("engines-{suite}/usr/bin"));
-            let is_there = served.programs.join("ctr").exists();
-            assert!(is_there, "{suite} is missing; run tests/guest/fetch engines {suite}");
-        }
         match client {
-            Client::Docker => served.start_docker(),
-            Client::Ctr | Client::Cri => served.start_containerd(),
+            Client::Docker => {
+                served.programs = fetched("engines", suite).join("usr/bin");
+                served.start_docker();
+            }
+            Client::Ctr | Client::Cri => {
+                served.programs = fetched("engines", suite).join("usr/bin");
+                served.start_containerd();
+            }
+            Client::Incus => served.start_incus(&fetched("incus", suite)),
             Client::Nspawn => {}
         }
         served
@@ -102,10 +105,13 @@ impl Served {
 
     /// The version of the engine.
     pub(super) fn version(&self) -> String {
+        if self.client == Client::Incus {
+            return command::run(self.client().arg("--version")).ok().trim().to_owned();
+        }
         let (name, option) = match self.client {
             Client::Docker => ("dockerd", "--version"),
             Client::Ctr | Client::Cri => ("containerd", "--version"),
-            Client::Nspawn => ("systemd-nspawn", "--version"),
+            _ => ("systemd-nspawn", "--version"),
         };
         let said = command::run(self.program(name).arg(option)).ok();
         let is_version = |word: &&str| word.starts_with(|first: char| first.is_ascii_digit());
@@ -117,7 +123,7 @@ impl Served {
         self.folder.path().join(name).display().to_string()
     }
 
-    fn write(&self, name: &str, text: &str, mode: u32) -> String {
+    pub(super) fn write(&self, name: &str, text: &str, mode: u32) -> String {
         let path = self.path(name);
         fs::create_dir_all(Path::new(&path).parent().unwrap()).unwrap();
         fs::write(&path, text).unwrap();
@@ -152,6 +158,13 @@ impl Served {
                 let mut docker = self.program("docker");
                 docker.arg("--host").arg(format!("unix://{}", self.path("sock")));
                 docker
+            }
+            Client::Incus => {
+                let pid = self.daemon.as_ref().unwrap().pid();
+                let mut incus = quiet("nsenter");
+                incus.arg(format!("--mount=/proc/{pid}/ns/mnt")).arg("--wd=/");
+                incus.args(["env", "PATH=/usr/sbin:/usr/bin", "incus"]);
+                incus
             }
             _ => {
                 let mut ctr = self.program("ctr");
@@ -229,10 +242,55 @@ impl Served {
         command::run(import.args(["images", "import", &image])).ok();
     }
 
-    /// From now on the runtime of containers is `ambit oci-runtime`, with this daemon of ambit.
+    /// The profile of its containers binds what all have into them.
+    #[track_caller]
+    fn start_incus(&mut self, tree: &Path) {
+        let settings = json!({
+            "storage_pools": [{ "name": "default", "driver": "dir" }],
+            "profiles": [{ "name": "default", "config": { "raw.lxc": INIT }, "devices": {
+                "root": { "type": "disk", "path": "/", "pool": "default" },
+                "usr": { "type": "disk", "path": "/usr", "source": "/host", "readonly": "true" },
+                "programs": { "type": "disk", "path": "/mnt", "source": machine::programs(),
+                    "readonly": "true" },
+            } }],
+        });
+        let mut serve = quiet(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/incusd.sh"));
+        serve.arg(tree).arg(env!("CARGO_MANIFEST_DIR"));
+        self.serve(&mut serve, &["info"]);
+        let settings = self.write("settings", &settings.to_string(), 0o644);
+        let settings = fs::File::open(settings).unwrap();
+        command::run(self.client().args(["admin", "init", "--preseed"]).stdin(settings)).ok();
+        self.write("metadata.yaml", "architecture: x86_64\ncreation_date: 1\n", 0o644);
+        let image = self.path("image");
+        let mut pack = quiet("tar");
+        pack.args(["-cf", &image, "-C"]).arg(self.folder.path()).arg("metadata.yaml");
+        pack.arg("-C").arg(self.root.path()).args(["--transform=s,^[.],rootfs,", "."]);
+        command::run(&mut pack).ok();
+        command::run(self.client().args(["image", "import", &image, "--alias", "base"])).ok();
+    }
+
+    /// Has `ambit drop-in lxc` in common.conf.d, and the listener of ambit in the default profile.
+    #[track_caller]
+    fn drop_in(&self, place: &Place) {
+        let pid = self.daemon.as_ref().unwrap().pid();
+        let root = PathBuf::from(format!("/proc/{pid}/root"));
+        let text = drop_in(place, "lxc");
+        fs::write(root.join("usr/share/lxc/config/common.conf.d/ambit.conf"), &text).unwrap();
+        let is_profile = |line: &&str| line.starts_with("lxc.seccomp");
+        let lines: Vec<_> = [INIT].into_iter().chain(text.lines().filter(is_profile)).collect();
+        let mut set = self.client();
+        set.args(["profile", "set", "default", "raw.lxc", &lines.join("\n")]);
+        command::run(&mut set).ok();
+    }
+
+    /// From now on containers are equipped by `ambit oci-runtime` in the place of their runtime, or by
+    /// the drop-in and the profile of Incus, with this daemon of ambit.
     #[track_caller]
     pub(super) fn wrap(&mut self, place: &Place) {
         self.is_wrapped = true;
+        if self.client == Client::Incus {
+            return self.drop_in(place);
+        }
         let path = self.write("runc", &wrapper(place, "runc"), 0o755);
         if self.client == Client::Docker {
             let runtimes = json!({ "ambit": { "path": path } });
@@ -247,6 +305,17 @@ impl Served {
             }
         }
     }
+}
+
+/// A folder that `tests/guest/fetch` has made.
+#[track_caller]
+fn fetched(part: &str, suite: &str) -> PathBuf {
+    let cache = std::env::var("AMBIT_VM_CACHE");
+    let cache = cache.unwrap_or_else(|_| "/var/cache/ambit-vm".to_owned());
+    let folder = Path::new(&cache).join(format!("{part}-{suite}"));
+    let is_there = folder.join("version").exists();
+    assert!(is_there, "{suite} is missing; run tests/guest/fetch {part} {suite}");
+    folder
 }
 
 impl Drop for Served {
