@@ -7,8 +7,10 @@
 pub mod args;
 pub mod pid_file;
 pub mod switch;
+mod upgrade;
 
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -26,6 +28,7 @@ use crate::{logging, process_setup, visitor};
 use args::{Request, Serve};
 use pid_file::PidFile;
 use switch::Switch;
+use upgrade::{Left, Program};
 
 /// The name of the program, and the source and type of the mount.
 const NAME: &str = "lxcfs";
@@ -55,7 +58,7 @@ pub fn is_its_name(program: Option<&OsString>) -> bool {
 /// Runs `ambit lxcfs` with the arguments after the name.
 #[must_use]
 pub fn main(args: Vec<OsString>) -> ExitCode {
-    let serve_as = match args::parse(args) {
+    let serve_as = match args::parse(args.clone()) {
         Request::Serve(serve_as) => serve_as,
         Request::Version => {
             output::complain(format_args!("\"{}\"", env!("CARGO_PKG_VERSION")));
@@ -70,7 +73,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match serve(&serve_as) {
+    match serve(&serve_as, args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             output::complain(format_args!("lxcfs: {}", output::one_line(&error)));
@@ -79,11 +82,12 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-fn serve(options: &Serve) -> anyhow::Result<()> {
+fn serve(options: &Serve, args: Vec<OsString>) -> anyhow::Result<()> {
     logging::start(if options.debug { LogLevel::Debug } else { LogLevel::Info });
     for notice in &options.notices {
         tracing::warn!("{notice}");
     }
+    let program = Program::this(args).context("cannot find the program file")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -95,15 +99,24 @@ fn serve(options: &Serve) -> anyhow::Result<()> {
         let mut hung_up = signal(SignalKind::hangup())?;
         let mut reload = signal(SignalKind::user_defined1())?;
         let mut toggle = signal(SignalKind::user_defined2())?;
-        let _pid_file = PidFile::write(&options.pid_file)?;
-        let (overlay, switch) = start(options)?;
+        let (pid_file, connections) = match Left::take() {
+            Some(left) => {
+                (PidFile::from_locked(&options.pid_file, left.pid_file), left.connections)
+            }
+            None => (PidFile::write(&options.pid_file)?, Vec::new()),
+        };
+        upgrade::unblock_signals();
+        let (overlay, switch) = start(options, connections)?;
         tracing::info!(mount = %options.mount.display(), "serving in the place of lxcfs");
         loop {
             tokio::select! {
                 _ = terminated.recv() => break,
                 _ = interrupted.recv() => break,
                 _ = hung_up.recv() => break,
-                _ = reload.recv() => tracing::info!("nothing to reload: there is no library"),
+                _ = reload.recv() => {
+                    let error = program.execute_again(&overlay, pid_file.locked());
+                    tracing::error!(%error, "cannot execute the program again; this one goes on");
+                }
                 _ = toggle.recv() => {
                     let on = switch.toggle();
                     tracing::info!("virtualization is {}", if on { "on" } else { "off" });
@@ -114,7 +127,10 @@ fn serve(options: &Serve) -> anyhow::Result<()> {
     })
 }
 
-fn start(options: &Serve) -> anyhow::Result<(Overlay, Arc<Switch>)> {
+fn start(
+    options: &Serve,
+    connections: Vec<(OwnedFd, Vec<u8>)>,
+) -> anyhow::Result<(Overlay, Arc<Switch>)> {
     process_setup::make_room_for_descriptors();
     let accounting = process_setup::start_accounting(Options {
         cpu_policy: if options.cfs { CpuPolicy::Quota } else { CpuPolicy::Cpuset },
@@ -130,7 +146,15 @@ fn start(options: &Serve) -> anyhow::Result<(Overlay, Arc<Switch>)> {
         passed: if options.loadavg { &[] } else { &["proc/loadavg"] },
         ..MountOptions::new(&options.mount)
     };
-    Ok((Overlay::mount(mount, switch.clone())?, switch))
+    let mut connections = connections.into_iter();
+    let Some((device, init)) = connections.next() else {
+        return Ok((Overlay::mount(mount, switch.clone())?, switch));
+    };
+    let overlay = Overlay::takeover(device, &init, mount, switch.clone())?;
+    if let Some((device, init)) = connections.next() {
+        overlay.takeover_pressure(device, &init)?;
+    }
+    Ok((overlay, switch))
 }
 
 #[cfg(test)]

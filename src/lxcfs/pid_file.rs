@@ -4,6 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,7 @@ use rustix::io::Errno;
 pub struct PidFile {
     path: PathBuf,
     /// Closing any descriptor of it would release the lock.
-    _locked: File,
+    locked: File,
 }
 
 impl PidFile {
@@ -46,7 +47,17 @@ impl PidFile {
         file.set_len(0)
             .and_then(|()| writeln!(file, "{}", std::process::id()))
             .with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Self { path: path.to_owned(), _locked: file })
+        Ok(Self { path: path.to_owned(), locked: file })
+    }
+
+    /// The pid file that this process has locked before it executed its program again.
+    pub fn from_locked(path: &Path, locked: File) -> Self {
+        Self { path: path.to_owned(), locked }
+    }
+
+    /// Returns the locked file.
+    pub fn locked(&self) -> BorrowedFd<'_> {
+        self.locked.as_fd()
     }
 }
 

@@ -145,6 +145,74 @@ fn signals_pid_file_and_mount_are_those_of_lxcfs() {
     assert!(!pid_file.exists() && !mounts().contains(&line));
 }
 
+/// SIGUSR1 executes the program file again, which an upgrade has replaced.
+#[test]
+fn a_new_program_takes_the_mount_over() {
+    let dir = readable_dir();
+    let program = dir.path().join("lxcfs");
+    fs::copy(AMBIT, &program).unwrap();
+    let at = dir.path().join("mnt");
+    let mut server =
+        Lxcfs::start(quiet(program.to_str().unwrap()), dir, at, &["--enable-psi-poll"]);
+    let line = |all: &str| {
+        all.lines().filter(|line| line.contains(" fuse.lxcfs ")).map(str::to_owned).collect()
+    };
+    let before: Vec<String> = line(&mounts());
+    assert_eq!(before.len(), 2, "{before:?}");
+    let meminfo = server.file("proc/meminfo");
+    let cgroup = Cgroup::new("taken", Limits { memory: Some(80 << 20), ..Limits::default() });
+    let script = format!(
+        "exec 3<{file}; head -c 20 <&3; echo; echo open; n=0; while [ $n -lt 400 ]; do
+             grep -q 'MemTotal: *81920 kB' {file} || echo failed; n=$((n + 1)); done; cat <&3; echo end",
+        file = meminfo.display()
+    );
+    let mut reader = start(&mut cgroup.script(&script));
+    reader.wait_for("open", machine::patience(10));
+    let device = fs::metadata(&program).unwrap();
+    for round in 1..=3 {
+        // As a package manager does it.
+        let new = program.with_extension("new");
+        fs::copy(AMBIT, &new).unwrap();
+        fs::rename(&new, &program).unwrap();
+        server.running.signal(Signal::USR1);
+        let until = Instant::now() + machine::patience(20);
+        let started = |server: &mut Lxcfs| {
+            let (out, err) = server.running.printed();
+            (out + &err).matches("serving in the place").count()
+        };
+        while started(&mut server) <= round {
+            assert!(
+                Instant::now() < until && !server.running.ended(),
+                "{:?}",
+                server.running.printed()
+            );
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+    let running = fs::metadata(format!("/proc/{}/exe", server.running.pid())).unwrap();
+    assert_ne!(
+        std::os::unix::fs::MetadataExt::ino(&device),
+        std::os::unix::fs::MetadataExt::ino(&running)
+    );
+    let said = reader.finish(machine::patience(60)).stdout;
+    assert!(said.ends_with("end\n") && !said.contains("failed"), "{said}");
+    assert_eq!(line(&mounts()), before);
+    let second = run(quiet(AMBIT).args(["lxcfs", "-p"]).arg(server.pid_file()).arg(&meminfo));
+    assert!(second.stderr.contains("already locked"), "{second:?}");
+    // A program that is gone is no reason to end.
+    fs::remove_file(&program).unwrap();
+    server.running.signal(Signal::USR1);
+    server.running.wait_for("cannot execute the program again", machine::patience(10));
+    assert_eq!(
+        kb(&run(&mut cgroup.script(&format!("cat {}", meminfo.display()))).ok(), "MemTotal"),
+        80 << 10
+    );
+    let pid_file = server.pid_file();
+    let output = server.stop();
+    assert_eq!(output.status, 0, "{output:?}");
+    assert!(!pid_file.exists() && line(&mounts()).is_empty());
+}
+
 /// Incus starts one for each instance.
 #[test]
 fn several_instances_run_side_by_side() {
