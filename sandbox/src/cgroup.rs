@@ -150,7 +150,10 @@ impl Group {
         while let Some(Err(error)) = self.groups.as_ref().map(Cgroup::create) {
             tries -= 1;
             if tries == 0 {
-                return Err(explain(&error)).context("cannot make control groups: mkdir");
+                return Err(explain(&error)).context(
+                    "cannot make control groups: mkdir (in a container, /sys/fs/cgroup must be \
+                     writable; a sandbox of `ambit run` has a read-only one and cannot run another)",
+                );
             }
         }
         // This group only adds pressure files, so a failure is ignored.

@@ -10,12 +10,18 @@ use rustix::mount::MountAttrFlags;
 
 use super::mounts::{Detached, Kind, Root};
 use super::owners::Owners;
+use super::scratch::Scratch;
 
 const PLACE: &str = "sys/fs/cgroup";
 
 /// Mounts each group at its name below `/sys/fs/cgroup`. An empty name is `/sys/fs/cgroup` itself, as
 /// with cgroup v2 alone.
-pub(super) fn build(root: &Root, owners: &Owners, groups: &[(String, PathBuf)]) -> Result<()> {
+pub(super) fn build(
+    root: &Root,
+    owners: &Owners,
+    groups: &[(String, PathBuf)],
+    scratch: &mut Scratch,
+) -> Result<()> {
     if groups.is_empty() {
         // An ordinary user's sandbox, which has no group of its own.
         return Ok(());
@@ -27,7 +33,7 @@ pub(super) fn build(root: &Root, owners: &Owners, groups: &[(String, PathBuf)]) 
     let shelf = match groups {
         [(name, _)] if name.is_empty() => None,
         _ => {
-            let shelf = Detached::tmpfs(owners, "755", set & !MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+            let shelf = scratch.take("cgroup", set & !MountAttrFlags::MOUNT_ATTR_RDONLY)?;
             if !root.attach_if_there(&shelf, Path::new(PLACE))? {
                 return Ok(());
             }

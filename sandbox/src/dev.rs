@@ -14,6 +14,7 @@ use rustix::mount::MountAttrFlags;
 use super::hostmounts::relative;
 use super::mounts::{Detached, Kind, Root};
 use super::owners::{ActingAs, Owners};
+use super::scratch::Scratch;
 
 /// Character devices of major number 1 and 5 that every sandbox has.
 const NODES: [(&str, u32, u32); 6] = [
@@ -37,9 +38,14 @@ const LINKS: [(&str, &str); 5] = [
 const TTY_GROUP: u32 = 5;
 
 /// Builds `/dev`. Must run in the sandbox's ipc namespace, for its message queues.
-pub(super) fn build(root: &Root, owners: &Owners, devices: &[PathBuf]) -> Result<()> {
+pub(super) fn build(
+    root: &Root,
+    owners: &Owners,
+    devices: &[PathBuf],
+    scratch: &mut Scratch,
+) -> Result<()> {
     let plain = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let dev = Detached::tmpfs(owners, "755", MountAttrFlags::MOUNT_ATTR_NOSUID)?;
+    let dev = scratch.take("dev", MountAttrFlags::MOUNT_ATTR_NOSUID)?;
     root.attach(&dev, "dev")?;
     for (name, major, minor) in NODES {
         if owners.is_rootless {
@@ -67,7 +73,7 @@ pub(super) fn build(root: &Root, owners: &Owners, devices: &[PathBuf]) -> Result
     let terminals = if owners.is_rootless { &terminals[..2] } else { &terminals[..] };
     root.attach(&Detached::new("devpts", terminals, plain)?, "dev/pts")?;
     let data = plain | MountAttrFlags::MOUNT_ATTR_NODEV;
-    root.attach(&Detached::tmpfs(owners, "1777", data)?, "dev/shm")?;
+    root.attach(&scratch.take("shm", data)?, "dev/shm")?;
     // A kernel may be built without message queues.
     if let Ok(queues) = Detached::new("mqueue", &[], data) {
         root.attach(&queues, "dev/mqueue")?;

@@ -29,6 +29,7 @@ mod relay;
 mod root;
 mod rootless;
 mod scope;
+mod scratch;
 mod signals;
 mod spawn;
 mod terminal;
@@ -147,6 +148,7 @@ pub fn prepare(options: Options) -> Result<Prepared> {
         devices: options.devices,
         device_nodes: options.device_nodes,
         attach_pressure: options.attach_pressure,
+        memory: options.memory,
         cgroups: group.places().to_vec(),
     };
     let setup = options::Setup {

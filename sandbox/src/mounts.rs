@@ -63,12 +63,19 @@ impl Detached {
     /// A copy of what lies at this place of the sandbox.
     pub(super) fn copy_in(root: &Root, path: &str) -> Result<Self> {
         let found = root.find(Path::new(path)).with_context(|| format!("cannot open /{path}"))?;
+        Self::copy_from(found).with_context(|| format!("cannot copy /{path}: open_tree"))
+    }
+
+    /// A copy of this mount, which must be attached.
+    pub(super) fn copy(&self) -> Result<Self> {
+        Self::copy_from(&self.0).context("cannot copy a mount: open_tree")
+    }
+
+    fn copy_from(found: impl AsFd) -> rustix::io::Result<Self> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
             | OpenTreeFlags::AT_EMPTY_PATH;
-        rustix::mount::open_tree(found, "", flags)
-            .map(Self)
-            .with_context(|| format!("cannot copy /{path}: open_tree"))
+        rustix::mount::open_tree(found, "", flags).map(Self)
     }
 
     /// A new filesystem of this type.
@@ -84,12 +91,6 @@ impl Detached {
             rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, set)
         };
         make().map(Self).with_context(|| format!("cannot make a {kind} filesystem: fsopen"))
-    }
-
-    /// An empty tmpfs of the sandbox's root.
-    pub(super) fn tmpfs(owners: &Owners, mode: &str, set: MountAttrFlags) -> Result<Self> {
-        let (uid, gid) = (owners.uid.to_string(), owners.gid.to_string());
-        Self::new("tmpfs", &[("mode", mode), ("uid", &uid), ("gid", &gid)], set)
     }
 
     /// Sets attributes.

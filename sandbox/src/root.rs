@@ -17,10 +17,12 @@ use super::hostmounts;
 use super::mounts::{Detached, Kind, Root};
 use super::options::{AttachPressure, Bind};
 use super::owners::Owners;
+use super::scratch::Scratch;
 use super::{cgroupview, dev, mask};
 
-/// Folders that are empty and private in a sandbox without a root filesystem of its own.
-const PRIVATE: [(&str, &str); 3] = [("tmp", "1777"), ("run", "755"), ("var/tmp", "1777")];
+/// Folders that are empty and private in a sandbox without a root filesystem of its own, and their
+/// names in `Scratch`.
+const PRIVATE: [(&str, &str); 3] = [("tmp", "tmp"), ("run", "run"), ("var/tmp", "var-tmp")];
 /// Folders of the host's root that are never shown.
 const HIDDEN: [&str; 6] = ["/proc", "/sys", "/dev", "/tmp", "/run", "/var/tmp"];
 
@@ -34,6 +36,8 @@ pub(super) struct Plan {
     /// True if device nodes of `rootfs` and `binds` work.
     pub(super) device_nodes: bool,
     pub(super) attach_pressure: AttachPressure,
+    /// The most memory, in bytes.
+    pub(super) memory: Option<u64>,
     /// The sandbox's control groups: where they are shown, and where they are.
     pub(super) cgroups: Vec<(String, PathBuf)>,
 }
@@ -64,6 +68,7 @@ pub(super) fn build(plan: &Plan, owners: &Owners, files: &[(String, Detached)]) 
     for place in ["proc", "sys", "dev"] {
         root.make(Path::new(place), Kind::Folder, owners)?;
     }
+    let mut scratch = Scratch::new(&root, owners, plan.memory)?;
     root.attach(&Detached::new("proc", &[], kernels)?, "proc")?;
     let sys = if owners.is_rootless {
         Detached::copy_of_tree(Path::new("/sys"))?
@@ -72,13 +77,13 @@ pub(super) fn build(plan: &Plan, owners: &Owners, files: &[(String, Detached)]) 
     };
     sys.set_all(kernels | read_only)?;
     root.attach(&sys, "sys")?;
-    cgroupview::build(&root, owners, &plan.cgroups)?;
-    dev::build(&root, owners, &plan.devices)?;
+    cgroupview::build(&root, owners, &plan.cgroups, &mut scratch)?;
+    dev::build(&root, owners, &plan.devices, &mut scratch)?;
     if plan.rootfs.is_none() {
         // In a user namespace, only nodes that ambit makes for the sandbox can exist.
         let own = if owners.namespace.is_some() { data.difference(nodev) } else { data };
-        for (place, mode) in PRIVATE {
-            root.attach_if_there(&Detached::tmpfs(owners, mode, own)?, Path::new(place))?;
+        for (place, name) in PRIVATE {
+            root.attach_if_there(&scratch.take(name, own)?, Path::new(place))?;
         }
         name_servers(&root, owners)?;
     }
@@ -96,7 +101,8 @@ pub(super) fn build(plan: &Plan, owners: &Owners, files: &[(String, Detached)]) 
     for (target, mount) in files {
         root.attach_if_there(mount, Path::new(target))?;
     }
-    mask::cover(&root, owners, &plan.devices)?;
+    let hidden = scratch.take("hidden", kernels | read_only)?;
+    mask::cover(&root, owners, &plan.devices, hidden)?;
     root.enter()
 }
 

@@ -193,11 +193,11 @@ fn restart_clocks() -> Result<()> {
     if nix::sched::unshare(NEWTIME).is_err() {
         return Ok(());
     }
-    // Whole seconds only: no clock may be negative, not even for a moment.
-    let offsets: String = [("monotonic", ClockId::Monotonic), ("boottime", ClockId::Boottime)]
-        .into_iter()
-        .map(|(name, clock)| format!("{name} -{} 0\n", clock_gettime(clock).tv_sec.max(0)))
-        .collect();
+    // Whole seconds only: no clock may be negative, not even for a moment. CLOCK_MONOTONIC_RAW gets
+    // the offset of CLOCK_MONOTONIC, and runs behind or ahead of it.
+    let seconds = |clock| clock_gettime(clock).tv_sec.max(0);
+    let monotonic = seconds(ClockId::Monotonic).min(seconds(ClockId::MonotonicRaw));
+    let offsets = format!("monotonic -{monotonic} 0\nboottime -{} 0\n", seconds(ClockId::Boottime));
     let file = "/proc/self/timens_offsets";
     std::fs::write(file, offsets).with_context(|| format!("cannot restart clocks: write {file}"))
 }

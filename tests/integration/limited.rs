@@ -49,9 +49,19 @@ const QUESTIONS: Questions<'_> = &[
     (
         "hidden",
         // Which of them there are depends on the kernel.
-        "(cat /proc/buddyinfo /proc/schedstat /sys/kernel/vmcoreinfo; cd /sys; find firmware kernel/debug kernel/slab kernel/tracing \
-         kernel/mm/ksm devices/virtual/powercap devices/system/memory block/ class/block/ dev/block/ \
-         devices/virtual/block fs/ext4 fs/xfs -mindepth 1) 2>/dev/null | cat",
+        "(cat /proc/buddyinfo /proc/schedstat /proc/mtrr /sys/kernel/vmcoreinfo; cd /sys; find firmware kernel/debug kernel/slab \
+         kernel/tracing kernel/mm/ksm kernel/irq kernel/boot_params devices/virtual/powercap devices/virtual/bdi \
+         devices/virtual/dmi devices/system/memory devices/system/clockevents bus/cpu bus/memory class/bdi/ block/ \
+         class/block/ dev/block/ devices/virtual/block fs/ext4 fs/xfs /proc/fs /proc/irq -mindepth 1; \
+         find /sys/devices -name block -not -path /sys/devices/virtual/block) 2>/dev/null | cat",
+    ),
+    (
+        "tmpfs",
+        "stat -c %d /tmp /run /dev/shm /dev /sys/firmware | sort -u | wc -l; df -k --output=size,itotal /tmp | tail -n 1",
+    ),
+    (
+        "clocks",
+        "python3 -c 'import time; print(*(int(time.clock_gettime(clock)) for clock in (1, 4, 6, 7)))'",
     ),
 ];
 
@@ -122,6 +132,24 @@ fn swap_agrees_between_files_and_calls() {
 #[test]
 fn files_that_show_the_hosts_usage_are_hidden() {
     assert_eq!(survey().get("hidden"), "");
+}
+
+#[test]
+fn what_is_in_memory_is_one_filesystem_of_half_the_limit() {
+    let text = survey().get("tmpfs");
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let (kib, files) = ((TOTAL_KB / 2).to_string(), (TOTAL_KB / 8).to_string());
+    assert_eq!(words, ["1", &kib, &files], "{text}");
+}
+
+#[test]
+fn every_clock_since_boot_starts_near_zero() {
+    let text = survey().get("clocks");
+    for seconds in text.split_whitespace() {
+        let seconds: i64 = seconds.parse().expect("python prints whole seconds");
+        assert!((0..6 * 3600).contains(&seconds), "{text}");
+    }
+    assert_eq!(text.split_whitespace().count(), 4, "{text}");
 }
 
 #[test]
