@@ -142,6 +142,14 @@ impl Cgroup {
         cgroup
     }
 
+    /// Changes its limits.
+    #[track_caller]
+    pub(crate) fn set(&self, limits: Limits<'_>) {
+        for (hierarchy, dir) in &self.places {
+            hierarchy.limit(dir, limits);
+        }
+    }
+
     /// Its folders.
     pub(crate) fn dirs(&self) -> impl Iterator<Item = &Path> {
         self.places.iter().map(|(_, dir)| dir.as_path())

@@ -21,6 +21,7 @@ mod kinds;
 mod left;
 mod matrix;
 mod readers;
+mod resize;
 mod restarts;
 mod verify;
 mod waiting;
