@@ -164,6 +164,23 @@ fn incus_equips_its_containers() {
     are_equipped("trixie", &[(Client::Incus, "incus", true)]);
 }
 
+/// With `instances.lxcfs.per_instance` each container has a server of its own.
+#[test]
+fn incus_starts_ambit_in_the_place_of_lxcfs() {
+    if machine::slowness() > 1 {
+        return machine::not_on_this_kernel("engines with a daemon: minutes in an emulated guest");
+    }
+    let served = Served::new(Client::Incus, "trixie");
+    served.replace_lxcfs();
+    let script = format!(
+        "{TOTAL}; echo files $(grep -c fuse.lxcfs /proc/self/mountinfo); echo ready; exec sleep 600"
+    );
+    let mut pod = served.start(Kind::Plain, &script);
+    let said = pod.wait_for("ready");
+    assert_eq!(number(&said, "total"), Some(MEMORY), "{said}");
+    assert!(number(&said, "files") > Some(10), "{said}");
+}
+
 /// It has no runtime that could be another one, and no seccomp profile that reports calls.
 #[test]
 fn nspawn_has_files_by_the_watcher() {

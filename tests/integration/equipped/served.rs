@@ -269,6 +269,17 @@ impl Served {
         command::run(self.client().args(["image", "import", &image, "--alias", "base"])).ok();
     }
 
+    /// Has Incus start `ambit lxcfs` for each container.
+    #[track_caller]
+    pub(super) fn replace_lxcfs(&self) {
+        let pid = self.daemon.as_ref().unwrap().pid();
+        let program = PathBuf::from(format!("/proc/{pid}/root/usr/bin/lxcfs"));
+        fs::remove_file(&program).unwrap();
+        std::os::unix::fs::symlink(machine::AMBIT, program).unwrap();
+        let mut set = self.client();
+        command::run(set.args(["config", "set", "instances.lxcfs.per_instance", "true"])).ok();
+    }
+
     /// Has `ambit drop-in lxc` in common.conf.d, and the listener of ambit in the default profile.
     #[track_caller]
     fn drop_in(&self, place: &Place) {
