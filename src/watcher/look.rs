@@ -142,12 +142,23 @@ pub(super) fn look(path: &str, folders: &[PathBuf], machine: &Machine) -> Look {
     // the container is in the pid namespace of another one.
     seen.sort_by_key(|one| (one.depth.is_none(), one.depth));
     let depth = seen.first().and_then(|first| first.depth);
-    let first = seen.into_iter().take_while(|one| one.depth == depth).take(MOST_READ);
+    let others = seen.split_off(seen.partition_point(|one| one.depth == depth));
+    let first = seen.into_iter().take(MOST_READ);
     let stages = first.filter_map(|one| Some((stage(&one.process, machine)?, one.process)));
-    let Some((stage, process)) = stages.min_by_key(|(stage, _)| *stage != Stage::Runs) else {
+    let Some((mut state, process)) = stages.min_by_key(|(stage, _)| *stage != Stage::Runs) else {
         return Look::BeingMade(Progress::Nothing, None);
     };
-    match stage {
+    // The first process of lxc-execute is a program of the machine, and its child the container's.
+    if state == Stage::IsMade(Progress::Root) {
+        let mounts = namespace(&process.folder, "mnt");
+        let is_beside =
+            |one: &&Seen| one.depth.is_none() && namespace(&one.process.folder, "mnt") == mounts;
+        let mut beside = others.iter().filter(is_beside).take(MOST_READ);
+        if beside.any(|one| stage(&one.process, machine) == Some(Stage::Runs)) {
+            state = Stage::Runs;
+        }
+    }
+    match state {
         Stage::IsMade(Progress::Root) => Look::BeingMade(Progress::Root, Some(process)),
         Stage::IsMade(progress) => Look::BeingMade(progress, None),
         Stage::Runs => match reports_machine(&process, machine) {

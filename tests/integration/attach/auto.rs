@@ -241,25 +241,32 @@ fn the_machine_has_the_same_mounts_after_many_starts() {
     let mut daemon = daemon("");
     let _docker = docker();
     let before = mounts();
-    let mut times = Vec::new();
+    let engines = ["runc", "crun", "lxc"];
+    let mut times = [const { Vec::new() }; 3];
     for number in 0..how_many() {
-        let engine = ["runc", "crun"][number % 2];
-        let container = Container::oci_in(engine, "docker", TIMED);
+        let engine = number % engines.len();
+        let container = match engines[engine] {
+            "lxc" => Container::lxc_with(TIMED),
+            runtime => Container::oci_in(runtime, "docker", TIMED),
+        };
         wait_for(&mut daemon, container.pid());
-        times.push(time_to_attach(container.pid()));
+        times[engine].push(time_to_attach(container.pid()));
         let failed = format!("/proc/{}/root/dev/failed", container.pid());
         assert!(!fs::exists(&failed).unwrap(), "a read failed in container {number}");
         assert_eq!(kb(&container.exec("cat /proc/meminfo").ok(), "MemTotal"), MEMORY_KB);
     }
     assert_eq!(mounts(), before);
-    times.sort();
-    let _ = writeln!(
-        std::io::stderr(),
-        "\n    {} containers: from the first execve to the last mount median {:.1?}, most {:.1?}",
-        how_many(),
-        times.get(times.len() / 2).copied().unwrap_or_default(),
-        times.last().copied().unwrap_or_default()
-    );
+    for (engine, times) in engines.iter().zip(&mut times) {
+        times.sort();
+        let _ = writeln!(
+            std::io::stderr(),
+            "\n    {} starts of {engine}, from the first execve to the last mount: \
+             median {:.1?}, most {:.1?}",
+            times.len(),
+            times.get(times.len() / 2).copied().unwrap_or_default(),
+            times.last().copied().unwrap_or_default()
+        );
+    }
     attached(&daemon, how_many() as u64);
     assert_eq!(daemon.status()["auto"]["failed"], 0);
 }

@@ -129,6 +129,12 @@ impl Container {
     /// Starts one of LXC with an id map.
     #[track_caller]
     pub(super) fn lxc() -> Self {
+        Self::lxc_with("exec sleep 1000")
+    }
+
+    /// The same, which runs this script, with the test programs in /mnt.
+    #[track_caller]
+    pub(super) fn lxc_with(script: &str) -> Self {
         machine::needs(&["lxc-execute", "lxc-info", "lxc-attach", "newuidmap"]);
         let (root, state, id) = (root(), readable_dir(), id("lxc"));
         let limit = if cgroup::memory_is_v2() {
@@ -148,8 +154,10 @@ impl Container {
              lxc.mount.auto = proc:mixed sys:mixed\nlxc.net.0.type = empty\nlxc.autodev = 1\n\
              lxc.apparmor.profile = unconfined\nlxc.apparmor.allow_incomplete = 1\n\
              lxc.mount.entry = /usr usr none bind,ro 0 0\n\
+             lxc.mount.entry = {programs} mnt none bind,ro 0 0\n\
              lxc.environment = PATH=/usr/sbin:/usr/bin:/sbin:/bin\n{limit}\n",
             root = root.path().display(),
+            programs = machine::programs().display(),
         );
         fs::write(state.path().join("config"), config).unwrap();
         let mut execute = quiet("lxc-execute");
@@ -158,8 +166,8 @@ impl Container {
             .arg(state.path())
             .args(["-n", &id, "-f"])
             .arg(state.path().join("config"));
-        let script = "echo ready; exec sleep 1000";
-        let mut monitor = command::start(execute.args(["--", "sh", "-c", script]));
+        let script = format!("echo ready; {script}");
+        let mut monitor = command::start(execute.args(["--", "sh", "-c", &script]));
         monitor.wait_for("ready", machine::patience(30));
         let mut info = quiet("lxc-info");
         info.arg("-P").arg(state.path()).args(["-n", &id, "-p", "-H"]);
