@@ -4,8 +4,9 @@
 //! one, a capability is one over the host. So it keeps the set that container engines keep, without
 //! CAP_MKNOD: nothing else keeps its root from making and opening nodes of the host's disks.
 
+use ambit_kernel::sys::capabilities::{limit_bounding_set, limit_permitted};
 use anyhow::{Context, Result};
-use rustix::thread::{CapabilitySet, CapabilitySets};
+use rustix::thread::CapabilitySet;
 
 const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
@@ -23,24 +24,7 @@ const KEPT: CapabilitySet = CapabilitySet::CHOWN
 
 /// Drops all capabilities but [`KEPT`], also from the bounding set.
 pub(super) fn drop_most() -> Result<()> {
-    for number in 0..64 {
-        let one = CapabilitySet::from_bits_retain(1 << number);
-        if KEPT.contains(one) {
-            continue;
-        }
-        match rustix::thread::remove_capability_from_bounding_set(one) {
-            // EINVAL: the number is beyond the kernel's last capability.
-            Err(rustix::io::Errno::INVAL) => break,
-            other => other.context("cannot drop capabilities: prctl")?,
-        }
-    }
-    let now = rustix::thread::capabilities(None).context("cannot read capabilities: capget")?;
-    let kept = CapabilitySets {
-        effective: now.effective & KEPT,
-        permitted: now.permitted & KEPT,
-        inheritable: CapabilitySet::empty(),
-    };
-    rustix::thread::set_capabilities(None, kept).context("cannot drop capabilities: capset")?;
-    // Ambient capabilities would survive an execve(2) by a user other than root.
-    rustix::thread::clear_ambient_capability_set().context("cannot drop capabilities: prctl")
+    limit_bounding_set(KEPT).context("cannot drop capabilities: prctl")?;
+    limit_permitted(KEPT).context("cannot drop capabilities: capset")?;
+    Ok(())
 }

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::child::die_with_parent;
 use super::error::{Context, Error, MarkUntried};
+use ambit_kernel::sys::capabilities::{limit_bounding_set, limit_permitted};
 use ambit_kernel::text::id_map::IdMap;
 
 /// The thread that made the system call, as descriptors, and as ids of its own user namespace.
@@ -168,19 +169,10 @@ impl Caller {
 
     /// Drops all capabilities that the caller does not have.
     fn drop_capabilities(&self) -> Result<(), Error> {
-        let effective = CapabilitySet::from_bits_retain(self.facts.effective);
-        for number in 0..64u64 {
-            if self.facts.bounding >> number & 1 == 0 {
-                let one = CapabilitySet::from_bits_retain(1 << number);
-                if rustix::thread::remove_capability_from_bounding_set(one).is_err() {
-                    break; // EINVAL: the kernel has no capability of this number
-                }
-            }
-        }
-        let permitted = rustix::thread::capabilities(None).context("capget")?.permitted & effective;
-        let inheritable = CapabilitySet::empty();
-        let sets = CapabilitySets { effective: permitted, permitted, inheritable };
-        rustix::thread::set_capabilities(None, sets).context("capset")?;
+        let [bounding, effective] = [self.facts.bounding, self.facts.effective];
+        // EPERM: without CAP_SETPCAP.
+        let _ = limit_bounding_set(CapabilitySet::from_bits_retain(bounding));
+        limit_permitted(CapabilitySet::from_bits_retain(effective)).context("capset")?;
         if self.facts.no_new_privs {
             rustix::thread::set_no_new_privs(true).context("prctl(PR_SET_NO_NEW_PRIVS)")?;
         }

@@ -10,15 +10,36 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 /// # Errors
 /// The kernel refuses to set them.
 pub fn keep_only(kept: CapabilitySet) -> Result<CapabilitySet, Errno> {
+    let _ = limit_bounding_set(kept); // EPERM: without CAP_SETPCAP
+    rustix::thread::set_no_new_privs(true)?;
+    limit_permitted(kept)
+}
+
+/// Drops all capabilities but these from the bounding set of this thread.
+///
+/// # Errors
+/// EPERM without `CAP_SETPCAP`.
+pub fn limit_bounding_set(kept: CapabilitySet) -> Result<(), Errno> {
     for number in 0..64u32 {
         let one = CapabilitySet::from_bits_retain(1 << number);
-        if !kept.contains(one) && rustix::thread::remove_capability_from_bounding_set(one).is_err()
-        {
-            break; // EINVAL: no capability has this number; EPERM: without CAP_SETPCAP
+        if kept.contains(one) {
+            continue;
+        }
+        match rustix::thread::remove_capability_from_bounding_set(one) {
+            Err(Errno::INVAL) => break, // the kernel has no capability of this number
+            other => other?,
         }
     }
-    rustix::thread::clear_ambient_capability_set()?;
-    rustix::thread::set_no_new_privs(true)?;
+    Ok(())
+}
+
+/// Drops all permitted capabilities of this thread but these and returns those that are left, which
+/// are all effective. The inheritable set becomes empty, and with it the ambient set
+/// (capabilities(7)).
+///
+/// # Errors
+/// The kernel refuses to set them.
+pub fn limit_permitted(kept: CapabilitySet) -> Result<CapabilitySet, Errno> {
     let permitted = rustix::thread::capabilities(None)?.permitted & kept;
     let inheritable = CapabilitySet::empty();
     let sets = CapabilitySets { effective: permitted, permitted, inheritable };
