@@ -2,10 +2,7 @@
 //! request that killed the server to the successor again, which must then refuse it.
 
 use ambit_kernel::recorder;
-use fuser::{
-    Errno, INodeNo, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyPoll, ReplyWrite, Request,
-};
+use fuser::{Errno, INodeNo, Request};
 
 use crate::tree::Tree;
 
@@ -71,8 +68,8 @@ pub(crate) trait Refuse {
 }
 
 macro_rules! refuse {
-    ($($reply:ty),*) => {
-        $(impl Refuse for $reply {
+    ($($reply:ident),*) => {
+        $(impl Refuse for fuser::$reply {
             fn refuse(self) {
                 self.error(Errno::EIO);
             }
