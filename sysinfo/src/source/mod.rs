@@ -59,15 +59,13 @@ pub fn open(
     match (v2, v1) {
         (Some(v2), None) => Box::new(v2),
         (None, Some(v1)) => Box::new(v1),
-        (v2, v1) => Box::new(Hybrid { v2, v1 }),
+        (Some(v2), Some(v1)) => Box::new(Hybrid(vec![Box::new(v2), Box::new(v1)])),
+        (None, None) => Box::new(Hybrid(Vec::new())),
     }
 }
 
-/// Controllers on both versions: each source adds its own.
-struct Hybrid {
-    v2: Option<v2::Unified>,
-    v1: Option<v1::Legacy>,
-}
+/// Controllers on both versions, or on none: each source adds its own.
+struct Hybrid(Vec<Box<dyn Source>>);
 
 impl Source for Hybrid {
     fn sample(
@@ -76,31 +74,15 @@ impl Source for Hybrid {
         sample: &mut Sample,
         buffer: &mut Vec<u8>,
     ) -> Result<(), Error> {
-        if let Some(v2) = &mut self.v2 {
-            v2.sample(groups, sample, buffer)?;
-        }
-        if let Some(v1) = &mut self.v1 {
-            v1.sample(groups, sample, buffer)?;
-        }
-        Ok(())
+        self.0.iter_mut().try_for_each(|source| source.sample(groups, sample, buffer))
     }
 
     fn resume(&mut self, used: &Busy) {
-        if let Some(v2) = &mut self.v2 {
-            v2.resume(used);
-        }
-        if let Some(v1) = &mut self.v1 {
-            v1.resume(used);
-        }
+        self.0.iter_mut().for_each(|source| source.resume(used));
     }
 
     fn close(&mut self) {
-        if let Some(v2) = &mut self.v2 {
-            v2.close();
-        }
-        if let Some(v1) = &mut self.v1 {
-            v1.close();
-        }
+        self.0.iter_mut().for_each(|source| source.close());
     }
 }
 
