@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use super::rules::Rule;
-use super::{Engine, Wish};
+use super::{Contents, Engine};
 use ambit_intercept::{HANDLERS, Policies, Policy};
 
 /// Returns warnings about the use of the profile.
@@ -78,7 +78,12 @@ fn acts(policy: &Policy) -> bool {
 }
 
 /// Returns the configuration with which a container uses the profile in this file.
-pub(super) fn usage(engine: Engine, file: &Path, wish: &Wish<'_>, overlay: &Path) -> String {
+pub(super) fn usage(
+    engine: Engine,
+    file: &Path,
+    contents: &Contents<'_>,
+    overlay: &Path,
+) -> String {
     let file = file.display();
     match engine {
         Engine::Oci => format!(
@@ -88,9 +93,9 @@ pub(super) fn usage(engine: Engine, file: &Path, wish: &Wish<'_>, overlay: &Path
         Engine::Lxc => {
             let mut text = format!(
                 "lxc.seccomp.profile = {file}\nlxc.seccomp.notify.proxy = unix:{}\n",
-                wish.socket.display()
+                contents.socket.display()
             );
-            if let Some(label) = wish.label {
+            if let Some(label) = contents.label {
                 let _ = writeln!(text, "lxc.seccomp.notify.cookie = {label}");
             }
             for point in ambit_fuse::bind_points() {

@@ -11,13 +11,13 @@ use anyhow::bail;
 use ambit_intercept::{HANDLERS, Policy};
 
 use super::rules::{self, Condition, Rule};
-use super::{Base, Profile, Wish};
+use super::{Base, Contents, Profile};
 
 /// Writes the profile.
-pub(super) fn profile(base: Option<Base<'_>>, wish: &Wish<'_>) -> anyhow::Result<Profile> {
+pub(super) fn profile(base: Option<Base<'_>>, contents: &Contents<'_>) -> anyhow::Result<Profile> {
     let mut profile = Profile::default();
     let lets_pass = match base {
-        Some(base) => keep(base, wish, &mut profile)?,
+        Some(base) => keep(base, contents, &mut profile)?,
         None => {
             profile.text.push_str("2\ndenylist\n");
             profile.warnings.push(
@@ -32,14 +32,14 @@ pub(super) fn profile(base: Option<Base<'_>>, wish: &Wish<'_>) -> anyhow::Result
     if !profile.text.ends_with("\n[all]\n") {
         profile.text.push_str("[all]\n");
     }
-    for rule in wish.rules {
+    for rule in contents.rules {
         add(rule, lets_pass, &mut profile);
     }
     Ok(profile)
 }
 
 /// Copies the base's rules for other calls. True if the base allows calls that it does not name.
-fn keep(base: Base<'_>, wish: &Wish<'_>, profile: &mut Profile) -> anyhow::Result<bool> {
+fn keep(base: Base<'_>, contents: &Contents<'_>, profile: &mut Profile) -> anyhow::Result<bool> {
     let at = |line: usize| format!("{}:{line}", base.path.display());
     let mut lines = base.text.lines().enumerate().map(|(index, line)| (index + 1, line));
     let version = lines.next().map_or("", |(_, line)| line.trim());
@@ -69,13 +69,13 @@ fn keep(base: Base<'_>, wish: &Wish<'_>, profile: &mut Profile) -> anyhow::Resul
                 at(number)
             );
         }
-        if is_own && wish.rules.iter().any(|rule| rule.syscall == name) {
+        if is_own && contents.rules.iter().any(|rule| rule.syscall == name) {
             continue;
         }
         if is_own && line.contains(" notify") && !others.contains(&name) {
             others.push(name);
         }
-        if !wish.rules.iter().any(|rule| rule.syscall == name) {
+        if !contents.rules.iter().any(|rule| rule.syscall == name) {
             profile.text.push_str(line);
             profile.text.push('\n');
             continue;
@@ -159,9 +159,9 @@ mod tests {
 
     fn made(base: Option<&str>, list: &str) -> anyhow::Result<(String, String)> {
         let rules = rules::of(&Policy::from_names(list.split(',')).unwrap());
-        let wish = Wish { rules: &rules, socket: Path::new("/s"), label: None };
+        let contents = Contents { rules: &rules, socket: Path::new("/s"), label: None };
         let base = base.map(|text| Base { path: Path::new("base"), text });
-        profile(base, &wish).map(|made| (made.text, made.warnings.join("\n")))
+        profile(base, &contents).map(|made| (made.text, made.warnings.join("\n")))
     }
 
     #[test]

@@ -64,7 +64,7 @@ struct Base<'a> {
 
 /// The contents of a profile, apart from its base.
 #[derive(Debug)]
-struct Wish<'a> {
+struct Contents<'a> {
     rules: &'a [rules::Rule],
     socket: &'a Path,
     label: Option<&'a str>,
@@ -90,16 +90,16 @@ pub fn run(args: &ProfileArgs, config: &Config) -> anyhow::Result<()> {
     let text = args.base.as_deref().map(read).transpose()?;
     let base = args.base.as_deref().zip(text.as_deref()).map(|(path, text)| Base { path, text });
     let socket = config.socket(args.engine.socket());
-    let wish = Wish { rules: &rules, socket: &socket, label: args.label.as_deref() };
+    let contents = Contents { rules: &rules, socket: &socket, label: args.label.as_deref() };
     let profile = match args.engine {
-        Engine::Lxc => lxc::profile(base, &wish)?,
-        Engine::Oci => oci::profile(base, &wish)?,
+        Engine::Lxc => lxc::profile(base, &contents)?,
+        Engine::Oci => oci::profile(base, &contents)?,
     };
     let general = advice::general(args.engine, &rules, &policy, policies, &socket);
     for warning in profile.warnings.iter().chain(&general) {
         output::complain(format_args!("ambit: note: {warning}"));
     }
-    let use_it = |file: &Path| advice::usage(args.engine, file, &wish, &config.overlay.mount);
+    let use_it = |file: &Path| advice::usage(args.engine, file, &contents, &config.overlay.mount);
     match &args.output {
         Some(path) => {
             std::fs::write(path, &profile.text)
@@ -119,8 +119,8 @@ pub fn run(args: &ProfileArgs, config: &Config) -> anyhow::Result<()> {
 pub fn shared_lxc(config: &Config, base: Option<(&Path, &str)>) -> anyhow::Result<String> {
     let rules = rules::of(&config.policies.all);
     let socket = config.socket(Engine::Lxc.socket());
-    let wish = Wish { rules: &rules, socket: &socket, label: None };
-    Ok(lxc::profile(base.map(|(path, text)| Base { path, text }), &wish)?.text)
+    let contents = Contents { rules: &rules, socket: &socket, label: None };
+    Ok(lxc::profile(base.map(|(path, text)| Base { path, text }), &contents)?.text)
 }
 
 /// Returns the profile of an OCI container with rules for the calls that the configuration has on,
@@ -137,8 +137,8 @@ pub fn shared_oci(
         return Ok(None);
     }
     let socket = config.socket(Engine::Oci.socket());
-    let wish = Wish { rules: &rules, socket: &socket, label: None };
-    let profile = oci::profile(base.map(of_bundle), &wish)?;
+    let contents = Contents { rules: &rules, socket: &socket, label: None };
+    let profile = oci::profile(base.map(of_bundle), &contents)?;
     Ok(Some(serde_json::from_str(&profile.text)?))
 }
 

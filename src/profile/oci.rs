@@ -15,10 +15,10 @@ use serde_json::{Map, Value};
 
 use self::format::{ALLOW, Entry, NOTIFY, Seccomp, parse, permissive};
 use super::rules::Rule;
-use super::{Base, Profile, Wish};
+use super::{Base, Contents, Profile};
 
 /// Writes the profile.
-pub(super) fn profile(base: Option<Base<'_>>, wish: &Wish<'_>) -> anyhow::Result<Profile> {
+pub(super) fn profile(base: Option<Base<'_>>, contents: &Contents<'_>) -> anyhow::Result<Profile> {
     let mut warnings = Vec::new();
     let own = base.map(parse).transpose()?.flatten();
     if own.is_none() {
@@ -29,7 +29,7 @@ pub(super) fn profile(base: Option<Base<'_>>, wish: &Wish<'_>) -> anyhow::Result
         );
     }
     let mut seccomp = own.unwrap_or_else(permissive);
-    let is_own = seccomp.is_own(wish)?;
+    let is_own = seccomp.is_own(contents)?;
     if seccomp.is_dockers() {
         warnings.push(
             "the base has conditions that Docker and Podman work out: give the result to them, and \
@@ -37,12 +37,12 @@ pub(super) fn profile(base: Option<Base<'_>>, wish: &Wish<'_>) -> anyhow::Result
                 .to_owned(),
         );
     }
-    for rule in wish.rules {
+    for rule in contents.rules {
         merge(&mut seccomp, rule, is_own, &mut warnings)?;
     }
     seccomp.sort_reported();
     let others =
-        seccomp.reported().filter(|name| !wish.rules.iter().any(|one| one.syscall == *name));
+        seccomp.reported().filter(|name| !contents.rules.iter().any(|one| one.syscall == *name));
     let others: BTreeSet<_> = others.collect();
     if !others.is_empty() {
         warnings.push(format!(
@@ -51,7 +51,7 @@ pub(super) fn profile(base: Option<Base<'_>>, wish: &Wish<'_>) -> anyhow::Result
             others.into_iter().collect::<Vec<_>>().join(", ")
         ));
     }
-    listen(&mut seccomp, wish, &mut warnings);
+    listen(&mut seccomp, contents, &mut warnings);
     let text = serde_json::to_string_pretty(&seccomp)? + "\n";
     Ok(Profile { text, warnings })
 }
@@ -158,15 +158,15 @@ fn join(entries: Vec<Entry>) -> Vec<Entry> {
     joined
 }
 
-fn listen(seccomp: &mut Seccomp, wish: &Wish<'_>, warnings: &mut Vec<String>) {
-    let socket = wish.socket.display().to_string();
+fn listen(seccomp: &mut Seccomp, contents: &Contents<'_>, warnings: &mut Vec<String>) {
+    let socket = contents.socket.display().to_string();
     let before = seccomp.listener_path.replace(socket.clone());
     if let Some(before) = before.filter(|before| *before != socket) {
         warnings.push(format!(
             "the base's listener {before}, to which it reports nothing, is replaced"
         ));
     }
-    if let Some(label) = wish.label {
+    if let Some(label) = contents.label {
         seccomp.listener_metadata = Some(label.to_owned());
     }
 }

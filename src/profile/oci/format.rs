@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::profile::rules::{Condition, Rule};
-use crate::profile::{Base, Wish};
+use crate::profile::{Base, Contents};
 
 pub(super) const ALLOW: &str = "SCMP_ACT_ALLOW";
 pub(super) const NOTIFY: &str = "SCMP_ACT_NOTIFY";
@@ -134,12 +134,12 @@ impl Seccomp {
     ///
     /// # Errors
     /// It reports calls to another listener.
-    pub(super) fn is_own(&self, wish: &Wish<'_>) -> anyhow::Result<bool> {
+    pub(super) fn is_own(&self, contents: &Contents<'_>) -> anyhow::Result<bool> {
         if self.reported().next().is_none() {
             return Ok(false);
         }
         let listener = self.listener_path.as_deref();
-        if listener.is_some_and(|path| Path::new(path) == wish.socket) {
+        if listener.is_some_and(|path| Path::new(path) == contents.socket) {
             return Ok(true);
         }
         let reported: BTreeSet<_> = self.reported().collect();

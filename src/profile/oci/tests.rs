@@ -13,9 +13,9 @@ const DOCKERS: &str = include_str!("../../../tests/profiles/docker.json");
 fn made(base: Option<&str>, list: &str) -> anyhow::Result<(Value, String)> {
     let rules = rules::of(&Policy::from_names(list.split(',')).unwrap());
     let socket = Path::new("/run/ambit/oci.sock");
-    let wish = Wish { rules: &rules, socket, label: Some("web") };
+    let contents = Contents { rules: &rules, socket, label: Some("web") };
     let base = base.map(|text| Base { path: Path::new("base.json"), text });
-    let Profile { text, warnings } = profile(base, &wish)?;
+    let Profile { text, warnings } = profile(base, &contents)?;
     Ok((serde_json::from_str(&text)?, warnings.join("\n")))
 }
 
