@@ -67,29 +67,29 @@ impl Handler for SchedSetscheduler {
     }
 
     fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
-        let (pid, wish) = match call.syscall {
+        let (pid, scheduling) = match call.syscall {
             "sched_setscheduler" => (call.int(0), by_policy(call, cx)?),
             "sched_setattr" => (call.int(0), by_attributes(call, cx)?),
-            _ => (call.int(1), Some(Wish::Nice(call.int(2).clamp(-20, 19)))),
+            _ => (call.int(1), Some(Scheduling::Nice(call.int(2).clamp(-20, 19)))),
         };
-        let Some(wish) = wish else { return Ok(Verdict::Continue) };
+        let Some(scheduling) = scheduling else { return Ok(Verdict::Continue) };
         let Some(thread) = OwnThread::find(call, cx, pid)? else { return Ok(Verdict::Continue) };
         let tid = thread.tid;
-        let Some(wish) = wish.with_policy_of(tid) else { return Ok(Verdict::Continue) };
+        let Some(scheduling) = scheduling.with_policy_of(tid) else { return Ok(Verdict::Continue) };
         let Settings { priority, nice, .. } = cx.settings.sched_setscheduler;
-        if !wish.is_within(priority, -nice) {
+        if !scheduling.is_within(priority, -nice) {
             return Ok(Verdict::Continue);
         }
         cx.note("thread", || pid.to_string());
-        cx.note("wish", || format!("{wish:?}"));
+        cx.note("wish", || format!("{scheduling:?}"));
         if !thread.is_there(cx)? {
             return Ok(Verdict::Continue);
         }
-        match wish.grant(tid) {
+        match scheduling.grant(tid) {
             Ok(()) => {
                 if let Some(suppressed) = cx.may_log(0) {
                     let container = cx.container;
-                    tracing::info!(container, tid, ?wish, suppressed, "scheduling set");
+                    tracing::info!(container, tid, wish = ?scheduling, suppressed, "scheduling set");
                 }
                 Ok(Verdict::Return(0))
             }
@@ -102,7 +102,7 @@ impl Handler for SchedSetscheduler {
 
 /// The scheduling that a caller asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wish {
+enum Scheduling {
     /// All attributes: sched_setattr(2).
     All(Attributes),
     /// Policy, possibly with SCHED_RESET_ON_FORK, and priority: sched_setscheduler(2).
@@ -111,9 +111,9 @@ enum Wish {
     Nice(i32),
 }
 
-impl Wish {
-    /// Returns the wish with the thread's present policy, if it shall keep that: what is set is then
-    /// what was decided on. `None` if the thread has ended.
+impl Scheduling {
+    /// Returns the scheduling with the thread's present policy, if it shall keep that: what is set
+    /// is then what was decided on. `None` if the thread has ended.
     fn with_policy_of(self, tid: i32) -> Option<Self> {
         match self {
             Self::All(attributes) if attributes.flags & FLAG_KEEP_POLICY != 0 => {
@@ -156,16 +156,16 @@ impl Wish {
 }
 
 /// Reads the arguments of sched_setscheduler(2). `None` if the call is left to the kernel.
-fn by_policy(call: &Call, cx: &Context<'_>) -> Result<Option<Wish>, Refusal> {
+fn by_policy(call: &Call, cx: &Context<'_>) -> Result<Option<Scheduling>, Refusal> {
     let mut priority = [0; 4];
     if !whole(cx.read(call, call.long(2), &mut priority), priority.len())? {
         return Ok(None);
     }
-    Ok(Some(Wish::Policy(call.int(1), i32::from_ne_bytes(priority))))
+    Ok(Some(Scheduling::Policy(call.int(1), i32::from_ne_bytes(priority))))
 }
 
 /// Reads the arguments of sched_setattr(2). `None` if the call is left to the kernel.
-fn by_attributes(call: &Call, cx: &Context<'_>) -> Result<Option<Wish>, Refusal> {
+fn by_attributes(call: &Call, cx: &Context<'_>) -> Result<Option<Scheduling>, Refusal> {
     let mut size = [0; 4];
     if !whole(cx.read(call, call.long(1), &mut size), size.len())? {
         return Ok(None);
@@ -181,7 +181,7 @@ fn by_attributes(call: &Call, cx: &Context<'_>) -> Result<Option<Wish>, Refusal>
     if !whole(cx.read(call, call.long(1), &mut bytes), length)? {
         return Ok(None);
     }
-    Ok(parse(&bytes).map(Wish::All))
+    Ok(parse(&bytes).map(Scheduling::All))
 }
 
 /// Returns the attributes of a thread that keeps its policy, which `sched_getscheduler` has returned.
@@ -227,16 +227,18 @@ mod tests {
 
     #[test]
     fn scheduling_beyond_the_limits_is_not_granted() {
-        let fifo = |priority| Wish::Policy(libc::SCHED_FIFO | RESET_ON_FORK, priority);
+        let fifo = |priority| Scheduling::Policy(libc::SCHED_FIFO | RESET_ON_FORK, priority);
         assert!(fifo(10).is_within(10, -20) && !fifo(11).is_within(10, -20));
         assert!(!fifo(1).is_within(0, -20), "not configured");
         assert!(!fifo(0).is_within(99, -20) && !fifo(-1).is_within(99, -20));
-        assert!(Wish::Policy(libc::SCHED_BATCH, 0).is_within(0, 0));
-        assert!(!Wish::Policy(libc::SCHED_OTHER, 1).is_within(99, -20));
+        assert!(Scheduling::Policy(libc::SCHED_BATCH, 0).is_within(0, 0));
+        assert!(!Scheduling::Policy(libc::SCHED_OTHER, 1).is_within(99, -20));
         let deadline = Attributes { policy: 6, ..Attributes::default() };
-        assert!(!Wish::All(deadline).is_within(99, -20));
-        for wish in [|nice| Wish::All(Attributes { nice, ..Attributes::default() }), Wish::Nice] {
-            assert!(wish(-5).is_within(0, -5) && !wish(-6).is_within(0, -5));
+        assert!(!Scheduling::All(deadline).is_within(99, -20));
+        for scheduling in
+            [|nice| Scheduling::All(Attributes { nice, ..Attributes::default() }), Scheduling::Nice]
+        {
+            assert!(scheduling(-5).is_within(0, -5) && !scheduling(-6).is_within(0, -5));
         }
     }
 
@@ -265,7 +267,7 @@ mod tests {
         let keep = Attributes { flags: FLAG_KEEP_POLICY, priority: 5, ..Attributes::default() };
         let kept = keep_policy(keep, libc::SCHED_RR | RESET_ON_FORK);
         assert_eq!((kept.policy, kept.flags, kept.priority), (RR, FLAG_RESET_ON_FORK, 5));
-        assert!(Wish::All(kept).is_within(5, 0) && !Wish::All(kept).is_within(4, 0));
+        assert!(Scheduling::All(kept).is_within(5, 0) && !Scheduling::All(kept).is_within(4, 0));
         let plain = Attributes { flags: FLAG_KEEP_POLICY | FLAG_RESET_ON_FORK, ..keep };
         assert_eq!(keep_policy(plain, libc::SCHED_OTHER).flags, 0, "the kernel keeps that too");
     }

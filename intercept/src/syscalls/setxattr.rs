@@ -53,13 +53,13 @@ pub(super) struct Setxattr;
 
 /// The value that a caller sets: its address in the caller, its size, and the flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Wish {
+struct NewValue {
     value: u64,
     size: u64,
     flags: u32,
 }
 
-impl Wish {
+impl NewValue {
     /// True if it may be the value that is granted.
     fn may_be_granted(self) -> bool {
         self.size == 1 && self.flags & !FLAGS == 0
@@ -161,7 +161,7 @@ impl Handler for Setxattr {
             "setxattrat" => {
                 call.long(5) == ARGS as u64 && call.uint(2) & !(NOFOLLOW | EMPTY_PATH) == 0
             }
-            _ => Wish { value: 0, size: call.long(3), flags: call.uint(4) }.may_be_granted(),
+            _ => NewValue { value: 0, size: call.long(3), flags: call.uint(4) }.may_be_granted(),
         };
         if fits { Prefilter::Inspect } else { Prefilter::Continue }
     }
@@ -171,11 +171,11 @@ impl Handler for Setxattr {
         if call.syscall == "setxattrat" && !arch::native("setxattrat").is_some_and(exists) {
             return Ok(Verdict::Continue);
         }
-        let Some(wish) = Wish::of(call, cx)?.filter(|wish| wish.may_be_granted()) else {
+        let Some(new) = NewValue::of(call, cx)?.filter(|new| new.may_be_granted()) else {
             return Ok(Verdict::Continue);
         };
         let mut value = [0; 1];
-        match cx.read(call, wish.value, &mut value) {
+        match cx.read(call, new.value, &mut value) {
             Ok(1) if value == *b"y" => {}
             Ok(_) | Err(Refusal::Fail(Errno::EFAULT)) => return Ok(Verdict::Continue),
             Err(refusal) => return Err(refusal),
@@ -204,8 +204,7 @@ impl Handler for Setxattr {
         };
         let (users, groups) = (ranges(call, cx, "uid_map")?, ranges(call, cx, "gid_map")?);
         let find = path.clone().map(|path| Find { path, folder: false, follow });
-        let set =
-            Operation::SetOpaque(SetOpaque { path, follow, flags: wish.flags, users, groups });
+        let set = Operation::SetOpaque(SetOpaque { path, follow, flags: new.flags, users, groups });
         let set = (base, set);
         REPLAYS.perform((cx.container, call.tid), &set, operations::patience(), cx, || {
             operation::perform(call, cx, &handle, &set.1, || find)
@@ -238,12 +237,12 @@ mod tests {
         args[..8].copy_from_slice(&(7u64 << 32 | 9).to_ne_bytes());
         args[8..12].copy_from_slice(&1u32.to_ne_bytes());
         args[12..].copy_from_slice(&2u32.to_ne_bytes());
-        let wish = Wish::parse(args);
-        assert_eq!(wish, Wish { value: 7 << 32 | 9, size: 1, flags: 2 });
+        let new = NewValue::parse(args);
+        assert_eq!(new, NewValue { value: 7 << 32 | 9, size: 1, flags: 2 });
         assert!(
-            wish.may_be_granted()
-                && !Wish { size: 2, ..wish }.may_be_granted()
-                && !Wish { flags: 4, ..wish }.may_be_granted()
+            new.may_be_granted()
+                && !NewValue { size: 2, ..new }.may_be_granted()
+                && !NewValue { flags: 4, ..new }.may_be_granted()
         );
     }
 }
