@@ -23,7 +23,7 @@ use nix::unistd::Pid;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use crate::pending::Pending;
-use crate::verdict::{Cause, Refusal};
+use crate::verdict::{DaemonError, Refusal};
 
 /// How much of the text of `/proc/<tid>/maps` is read, in bytes, if the kernel has no
 /// `PROCMAP_QUERY`: a caller can have a million mappings.
@@ -137,7 +137,7 @@ fn open(
         Pending::Directory(proc) => openat(proc, file, flags, Mode::empty()),
         // The kernel reports thread id 0 for a thread outside of the daemon's pid namespace.
         Pending::Listener(..) if tid == 0 => {
-            return Err(Refusal::Continue(Cause::View(ambit_sysinfo::Error::Gone(tid))));
+            return Err(Refusal::Continue(DaemonError::View(ambit_sysinfo::Error::Gone(tid))));
         }
         Pending::Listener(..) => {
             // Without an allocation, because every sysinfo(2) opens these files.
@@ -149,7 +149,7 @@ fn open(
     };
     opened.map_err(|errno| match errno {
         rustix::io::Errno::SRCH | rustix::io::Errno::NOENT => Refusal::Gone,
-        errno => Refusal::Continue(Cause::System(
+        errno => Refusal::Continue(DaemonError::System(
             "open of the caller's /proc/<tid>/mem and maps (needs CAP_SYS_PTRACE)",
             Errno::from_raw(errno.raw_os_error()),
         )),
@@ -188,7 +188,7 @@ fn allowed(
         Ok(covered) => Ok(usize::try_from(covered.min(end) - address).unwrap_or(length)),
         Err(Errno::ESRCH) => Err(Refusal::Gone),
         Err(errno) => {
-            Err(Refusal::Continue(Cause::System("looking at the caller's mappings", errno)))
+            Err(Refusal::Continue(DaemonError::System("looking at the caller's mappings", errno)))
         }
     }
 }
@@ -234,7 +234,9 @@ fn transferred(result: Result<usize, Errno>) -> Result<usize, Refusal> {
         // A page that cannot be read in, or one that only FOLL_FORCE could write, on a kernel that
         // does not use it here (`CONFIG_PROC_MEM_NO_FORCE`, `proc_mem.force_override`).
         Err(Errno::EIO | Errno::EFAULT) => Ok(0),
-        Err(errno) => Err(Refusal::Continue(Cause::System("the caller's /proc/<tid>/mem", errno))),
+        Err(errno) => {
+            Err(Refusal::Continue(DaemonError::System("the caller's /proc/<tid>/mem", errno)))
+        }
     }
 }
 

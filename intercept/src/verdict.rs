@@ -29,12 +29,12 @@ pub enum Refusal {
     /// The call fails with the errno that the kernel would have returned.
     Fail(Errno),
     /// The daemon failed: the kernel runs the call.
-    Continue(Cause),
+    Continue(DaemonError),
 }
 
 /// What failed in the daemon, for the log.
 #[derive(Debug, thiserror::Error)]
-pub enum Cause {
+pub enum DaemonError {
     /// There is no view of the container.
     #[error(transparent)]
     View(#[from] ambit_sysinfo::Error),
@@ -47,7 +47,7 @@ impl From<ambit_sysinfo::Error> for Refusal {
     fn from(error: ambit_sysinfo::Error) -> Self {
         match error {
             ambit_sysinfo::Error::Gone(_) => Self::Gone,
-            error => Self::Continue(Cause::View(error)),
+            error => Self::Continue(DaemonError::View(error)),
         }
     }
 }

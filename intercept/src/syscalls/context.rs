@@ -22,7 +22,7 @@ use crate::call::Call;
 use crate::memory::Memory;
 use crate::operations::Operations;
 use crate::pending::Pending;
-use crate::verdict::{Cause, Refusal};
+use crate::verdict::{DaemonError, Refusal};
 
 /// The length of the longest string argument that the kernel accepts.
 const PAGE: usize = 4096;
@@ -158,7 +158,7 @@ impl Context<'_> {
         // A file that was opened by thread id is the caller's only if the call is still pending.
         self.pending.check()?;
         opened.map_err(|errno| {
-            Refusal::Continue(Cause::System(file, Errno::from_raw(errno.raw_os_error())))
+            Refusal::Continue(DaemonError::System(file, Errno::from_raw(errno.raw_os_error())))
         })
     }
 }

@@ -18,7 +18,7 @@ use crate::audit::message;
 use crate::call::Call;
 use crate::operations::{DEADLINE, Operations, refusal};
 use crate::user_namespace_owner::UserNamespaceOwner;
-use crate::verdict::{Cause, Refusal, Verdict};
+use crate::verdict::{DaemonError, Refusal, Verdict};
 
 /// Pins a caller. `None` if its user namespace is not its container's, or if it lacks the
 /// capability there; the call is then left to the kernel. The result is the caller only if the call
@@ -156,7 +156,7 @@ fn pin_whole(
     let caller = Caller::pin(proc.as_fd());
     let base = handle.base.as_ref().map(OwnedFd::try_clone).transpose();
     cx.still_pending()?;
-    let base = base.map_err(|_| Refusal::Continue(Cause::System("dup", Errno::EMFILE)))?;
+    let base = base.map_err(|_| Refusal::Continue(DaemonError::System("dup", Errno::EMFILE)))?;
     Ok(caller.map(|(mut caller, _)| {
         caller.folder = base.unwrap_or(caller.folder);
         caller

@@ -16,7 +16,7 @@ use crate::settings::settings;
 use crate::syscalls::context::Context;
 use crate::syscalls::handler::{Description, Handler, Prefilter};
 use crate::thread_id;
-use crate::verdict::{Cause, Refusal, Verdict};
+use crate::verdict::{DaemonError, Refusal, Verdict};
 
 settings! {
     /// sched_getaffinity(2): affinity masks have as many processors as the container is shown.
@@ -67,7 +67,7 @@ impl Handler for SchedGetaffinity {
             // The kernel repeats the lookup and returns ESRCH to the caller.
             Err(Errno::ESRCH) => return Ok(Verdict::Continue),
             Err(errno) => {
-                return Err(Refusal::Continue(Cause::System("sched_getaffinity", errno)));
+                return Err(Refusal::Continue(DaemonError::System("sched_getaffinity", errno)));
             }
         };
         let shown = view.affinity_of(&cpu_mask::cpus(&mask).collect());

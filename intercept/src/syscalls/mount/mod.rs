@@ -32,7 +32,7 @@ use crate::replay_cache::ReplayCache;
 use crate::syscalls::context::Context;
 use crate::syscalls::handler::{Description, Handler, Prefilter, Repeat, Run};
 use crate::user_namespace_owner::UserNamespaceOwner;
-use crate::verdict::{Cause, Refusal, Verdict};
+use crate::verdict::{DaemonError, Refusal, Verdict};
 use ambit_worker::mount::{How, Order};
 use ambit_worker::{Caller, Error, IdMaps};
 
@@ -269,7 +269,7 @@ fn pin(call: &Call, cx: &Context<'_>, nested: bool) -> Result<Option<(Caller, Id
     cx.still_pending()?;
     let (caller, maps) = pinned.map_err(|failure| {
         tracing::debug!(container = cx.container, tid = call.tid, "cannot pin: {failure}");
-        Refusal::Continue(Cause::System("looking at the caller in /proc", failure.errno))
+        Refusal::Continue(DaemonError::System("looking at the caller in /proc", failure.errno))
     })?;
     let owner = UserNamespaceOwner::of(caller.users.as_fd());
     Ok(may_mount(caller.facts.effective, owner, nested).then_some((caller, maps)))
