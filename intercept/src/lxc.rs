@@ -343,7 +343,7 @@ impl Connection {
     }
 
     fn warn(&self, what: &dyn std::fmt::Display) {
-        if let Some(suppressed) = self.monitor.warnings.pass() {
+        if let Some(suppressed) = self.monitor.warnings.allow() {
             tracing::warn!(monitor = self.monitor.pid, suppressed, "a request of liblxc: {what}");
         }
     }

@@ -225,7 +225,7 @@ impl Pipeline {
     /// Logs that a container has more calls under way than it may, and that the kernel answers one.
     pub(super) fn log_over_limit(&self, account: &Account) {
         let container = &account.id;
-        if let Some(suppressed) = self.over_limit.pass() {
+        if let Some(suppressed) = self.over_limit.allow() {
             tracing::warn!(
                 container,
                 suppressed,
@@ -242,7 +242,7 @@ impl Pipeline {
         onward: Result<(), Errno>,
         errno: Errno,
     ) {
-        if let Some(suppressed) = self.failures.pass() {
+        if let Some(suppressed) = self.failures.allow() {
             tracing::error!(
                 container,
                 suppressed,
@@ -253,7 +253,7 @@ impl Pipeline {
     }
 
     fn report(&self, handler: &dyn Handler, trapped: &Trapped, cause: &dyn std::fmt::Display) {
-        if let Some(suppressed) = self.failures.pass() {
+        if let Some(suppressed) = self.failures.allow() {
             tracing::warn!(
                 call = handler.describe().name,
                 container = trapped.account.id,

@@ -1,6 +1,6 @@
 //! Rate limit for log messages that a container can trigger, so that it cannot fill the log: one
 //! message per second for each call site. The number of suppressed messages is part of the next
-//! one. Start reading at [`Limiter::pass`].
+//! one. Start reading at [`Limiter::allow`].
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -9,7 +9,7 @@ use std::time::Instant;
 #[derive(Debug)]
 pub struct Limiter {
     start: Instant,
-    /// Seconds since `start`, plus one, of the last message that passed.
+    /// Seconds since `start`, plus one, of the last message that was allowed.
     last: AtomicU64,
     suppressed: AtomicU64,
 }
@@ -23,11 +23,11 @@ impl Default for Limiter {
 
 impl Limiter {
     /// Returns the number of messages suppressed since the last one if a message may be logged now.
-    pub fn pass(&self) -> Option<u64> {
-        self.pass_at(self.start.elapsed().as_secs())
+    pub fn allow(&self) -> Option<u64> {
+        self.allow_at(self.start.elapsed().as_secs())
     }
 
-    fn pass_at(&self, seconds: u64) -> Option<u64> {
+    fn allow_at(&self, seconds: u64) -> Option<u64> {
         let now = seconds.saturating_add(1);
         if self.last.fetch_max(now, Ordering::Relaxed) < now {
             Some(self.suppressed.swap(0, Ordering::Relaxed))
@@ -43,12 +43,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_message_per_second_passes() {
+    fn one_message_per_second_is_allowed() {
         let limiter = Limiter::default();
-        assert_eq!(limiter.pass_at(0), Some(0));
-        assert_eq!(limiter.pass_at(0), None);
-        assert_eq!(limiter.pass_at(0), None);
-        assert_eq!(limiter.pass_at(1), Some(2));
-        assert_eq!(limiter.pass_at(0), None, "a clock that stands still");
+        assert_eq!(limiter.allow_at(0), Some(0));
+        assert_eq!(limiter.allow_at(0), None);
+        assert_eq!(limiter.allow_at(0), None);
+        assert_eq!(limiter.allow_at(1), Some(2));
+        assert_eq!(limiter.allow_at(0), None, "a clock that stands still");
     }
 }

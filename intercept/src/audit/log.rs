@@ -97,7 +97,7 @@ fn write(mut file: File, lines: &Receiver<Message>) {
     let mut put = |line: &[u8]| {
         // One write(2) per line, so that readers of the file see whole lines.
         if let Err(error) = file.write_all(line)
-            && let Some(suppressed) = failures.pass()
+            && let Some(suppressed) = failures.allow()
         {
             tracing::error!(suppressed, "a line of the audit log is lost: {error}");
         }

@@ -115,7 +115,7 @@ impl Budget {
 
     fn log_refusal(&self, account: &Account) {
         if !account.is_reported(self.what)
-            && let Some(suppressed) = self.lines.pass()
+            && let Some(suppressed) = self.lines.allow()
         {
             account.set_reported(self.what, true);
             let held = account.held(self.what).load(Ordering::Relaxed);
