@@ -51,14 +51,12 @@ impl PidFile {
     }
 
     /// The pid file that this process has locked before it executed its program again.
-    #[must_use]
-    pub fn from_locked(path: &Path, locked: File) -> Self {
+    pub(super) fn from_locked(path: &Path, locked: File) -> Self {
         Self { path: path.to_owned(), locked }
     }
 
     /// Returns the locked file.
-    #[must_use]
-    pub fn locked(&self) -> BorrowedFd<'_> {
+    pub(super) fn locked(&self) -> BorrowedFd<'_> {
         self.locked.as_fd()
     }
 }
