@@ -149,7 +149,8 @@ pub(super) fn look(path: &str, folders: &[PathBuf], machine: &Machine) -> Look {
         return Look::BeingMade(Progress::Nothing, None);
     };
     // The first process of lxc-execute is a program of the machine, and its child the container's.
-    if state == Stage::IsMade(Progress::Root) {
+    // Before it has left the root of its engine, its children are hooks.
+    if state == Stage::IsMade(Progress::Root) && has_left_root(&process.folder) {
         let mounts = namespace(&process.folder, "mnt");
         let is_beside =
             |one: &&Seen| one.depth.is_none() && namespace(&one.process.folder, "mnt") == mounts;
@@ -224,6 +225,17 @@ fn runs_own_program(folder: &OwnedFd, mountinfo: &[u8]) -> bool {
     };
     let Ok(mount) = mount() else { return false };
     mounts(mountinfo).any(|(id, ..)| id == mount.as_bytes())
+}
+
+/// True if a process has another root than its parent, whose mounts it had at first.
+fn has_left_root(folder: &OwnedFd) -> bool {
+    let parent = || {
+        let parent = Status(&read(folder, "status")?).numbers("PPid:").next()?;
+        open(CWD, &format!("/proc/{parent}")).ok()
+    };
+    let root = |folder: &OwnedFd| root(&read(folder, "mountinfo")?);
+    let (own, parents) = (root(folder), parent().and_then(|parent| root(&parent)));
+    own.is_some() && parents.is_some() && own != parents
 }
 
 /// Returns why a container is left alone: one with all rights that also shares the network or the
