@@ -9,7 +9,7 @@ use crate::harness::machine;
 
 const MIB: u64 = 1 << 20;
 /// Limits in MiB, each for a number of processors.
-const SIZES: [u64; 4] = [64, 96, 256, 1000];
+const SIZES: [u64; 4] = [64, 96, 128, 200];
 const CHANGES: usize = 1000;
 
 /// Reads in pieces that end anywhere until the folder is there, and prints what is malformed, and
