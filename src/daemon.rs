@@ -10,7 +10,7 @@ use ambit_fuse::{MountOptions, Overlay, Restored};
 use ambit_keeper::client::{Inherited, KeeperClient};
 use ambit_kernel::output;
 use ambit_kernel::recorder::Recorder;
-use ambit_sysinfo::{Accounting, Views};
+use ambit_sysinfo::{Accounting, COUNTER_STORE, Views};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, broadcast};
@@ -357,11 +357,10 @@ fn audit(notifier: &Notifier, config: &Config) -> anyhow::Result<()> {
 /// Returns the memfd of the counter store: the previous server's, or a new one. `None` without a
 /// keeper, because no other server would read it.
 fn counter_store(keeper: &KeeperClient, inherited: &mut Inherited) -> Option<OwnedFd> {
-    const NAME: &str = "baselines.1";
     keeper.is_kept().then_some(())?;
-    inherited.take_version(NAME, keeper).or_else(|| {
-        let file = rustix::fs::memfd_create(NAME, rustix::fs::MemfdFlags::CLOEXEC).ok()?;
-        keeper.store(NAME, &file);
+    inherited.take_version(COUNTER_STORE, keeper).or_else(|| {
+        let file = rustix::fs::memfd_create(COUNTER_STORE, rustix::fs::MemfdFlags::CLOEXEC).ok()?;
+        keeper.store(COUNTER_STORE, &file);
         Some(file)
     })
 }

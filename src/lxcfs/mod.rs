@@ -10,17 +10,18 @@ pub mod switch;
 mod upgrade;
 
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use ambit_fuse::{MountOptions, Overlay};
 use ambit_kernel::output;
-use ambit_sysinfo::Options;
 use ambit_sysinfo::cpu::CpuPolicy;
 use ambit_sysinfo::policy::SwapPolicy;
+use ambit_sysinfo::{COUNTER_STORE, Options};
 use anyhow::Context;
+use rustix::fs::{MemfdFlags, memfd_create};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::LogLevel;
@@ -99,14 +100,18 @@ fn serve(options: &Serve, args: Vec<OsString>) -> anyhow::Result<()> {
         let mut hung_up = signal(SignalKind::hangup())?;
         let mut reload = signal(SignalKind::user_defined1())?;
         let mut toggle = signal(SignalKind::user_defined2())?;
-        let (pid_file, connections) = match Left::take() {
-            Some(left) => {
-                (PidFile::from_locked(&options.pid_file, left.pid_file), left.connections)
+        let (pid_file, counters, connections) = match Left::take() {
+            Some(Left { pid_file, counters, connections }) => {
+                (PidFile::from_locked(&options.pid_file, pid_file), counters, connections)
             }
-            None => (PidFile::write(&options.pid_file)?, Vec::new()),
+            None => (PidFile::write(&options.pid_file)?, None, Vec::new()),
         };
         upgrade::unblock_signals();
-        let (overlay, switch) = start(options, connections)?;
+        let counters = match counters {
+            Some(counters) => counters,
+            None => memfd_create(COUNTER_STORE, MemfdFlags::CLOEXEC).context("memfd_create")?,
+        };
+        let (overlay, switch) = start(options, counters.try_clone()?, connections)?;
         tracing::info!(mount = %options.mount.display(), "serving in the place of lxcfs");
         loop {
             tokio::select! {
@@ -114,7 +119,7 @@ fn serve(options: &Serve, args: Vec<OsString>) -> anyhow::Result<()> {
                 _ = interrupted.recv() => break,
                 _ = hung_up.recv() => break,
                 _ = reload.recv() => {
-                    let error = program.execute_again(&overlay, pid_file.locked());
+                    let error = program.execute_again(&overlay, pid_file.locked(), counters.as_fd());
                     tracing::error!(%error, "cannot execute the program again; this one goes on");
                 }
                 _ = toggle.recv() => {
@@ -129,6 +134,7 @@ fn serve(options: &Serve, args: Vec<OsString>) -> anyhow::Result<()> {
 
 fn start(
     options: &Serve,
+    counters: OwnedFd,
     connections: Vec<(OwnedFd, Vec<u8>)>,
 ) -> anyhow::Result<(Overlay, Arc<Switch>)> {
     process_setup::make_room_for_descriptors();
@@ -138,6 +144,7 @@ fn start(
         zswap: !options.no_zswap,
         ..Options::default()
     })?;
+    accounting.remember(counters);
     let switch = Arc::new(Switch::new(accounting));
     let mount = MountOptions {
         name: NAME,

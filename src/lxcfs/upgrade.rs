@@ -1,7 +1,7 @@
 //! SIGUSR1: the process executes its program file again, which may be a newer one, and the mount
 //! stays. lxcfs loads its library again on this signal.
 //!
-//! The pid file and the devices of the FUSE connections stay open for the next program, which finds
+//! The pid file, the counter store and the devices of the FUSE connections stay open for the next program, which finds
 //! their numbers and the kernel's INIT requests in the environment. A failure leaves everything as
 //! it is. Start reading at [`Program::execute_again`].
 
@@ -16,10 +16,12 @@ use std::time::Duration;
 
 use ambit_fuse::Overlay;
 use ambit_kernel::sys::inherited;
+use ambit_sysinfo::COUNTER_STORE;
 use nix::sys::signal::{SigSet, Signal};
 use rustix::io::{FdFlags, fcntl_setfd};
 
-/// Process id, pid file, and device and INIT request of each connection, joined by colons.
+/// Process id, pid file, name and descriptor of the counter store, and device and INIT request of each
+/// connection, joined by colons.
 const VARIABLE: &str = "AMBIT_LXCFS_STATE";
 
 /// How long first visits of containers have to be answered.
@@ -37,18 +39,28 @@ impl Program {
     }
 
     /// Executes the program file again. Returns only if that failed.
-    pub(super) fn execute_again(&self, overlay: &Overlay, pid_file: BorrowedFd<'_>) -> io::Error {
+    pub(super) fn execute_again(
+        &self,
+        overlay: &Overlay,
+        pid_file: BorrowedFd<'_>,
+        counters: BorrowedFd<'_>,
+    ) -> io::Error {
         overlay.drain(DRAIN_WITHIN);
         let pressure = overlay.pressure();
         let mut kept = vec![(overlay.device(), overlay.init_record())];
         kept.extend(pressure.as_ref().map(|(device, init)| (device.as_fd(), &init[..])));
-        let mut state = format!("{}:{}", std::process::id(), pid_file.as_raw_fd());
+        let mut state = format!(
+            "{}:{}:{COUNTER_STORE}:{}",
+            std::process::id(),
+            pid_file.as_raw_fd(),
+            counters.as_raw_fd()
+        );
         for (device, init) in &kept {
             let init: String = init.iter().map(|byte| format!("{byte:02x}")).collect();
             state += &format!(":{}:{init}", device.as_raw_fd());
         }
-        let error =
-            self.execute(&state, || kept.iter().map(|(device, _)| *device).chain([pid_file]));
+        let error = self
+            .execute(&state, || kept.iter().map(|(device, _)| *device).chain([pid_file, counters]));
         unblock_signals();
         error
     }
@@ -85,10 +97,11 @@ pub(super) fn unblock_signals() {
     let _ = handled().thread_unblock();
 }
 
-/// What the program left to the next one: the locked pid file, and device and INIT request of each
-/// connection, that of the overlay first.
+/// What the program left to the next one: the locked pid file, the counter store if its layout is the
+/// same, and device and INIT request of each connection, that of the overlay first.
 pub(super) struct Left {
     pub(super) pid_file: File,
+    pub(super) counters: Option<OwnedFd>,
     pub(super) connections: Vec<(OwnedFd, Vec<u8>)>,
 }
 
@@ -103,13 +116,14 @@ impl Left {
         if *process != std::process::id().to_string() {
             return None;
         }
-        let (pid_file, connections) = rest.split_first()?;
+        let ([pid_file, name, counters], connections) = rest.split_first_chunk()?;
         let open = |number: &str| inherited::take(number.parse().ok()?);
         let pid_file = open(pid_file)?.into();
+        let counters = open(counters).filter(|_| *name == COUNTER_STORE);
         let pairs = connections.chunks_exact(2);
         let connections = pairs.map(|pair| Some((open(pair[0])?, bytes(pair[1])?)));
         let connections: Vec<_> = connections.collect::<Option<_>>()?;
-        (!connections.is_empty()).then_some(Self { pid_file, connections })
+        (!connections.is_empty()).then_some(Self { pid_file, counters, connections })
     }
 }
 

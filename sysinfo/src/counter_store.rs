@@ -14,6 +14,9 @@ use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use crate::hash::fnv1a_words;
 
+/// The name of the store among what outlives a program. It ends with the version of the layout.
+pub const COUNTER_STORE: &str = "baselines.1";
+
 /// Words before the counters: magic number with version, the key (two words), the number of
 /// counters.
 const HEAD: usize = 4;

@@ -59,6 +59,7 @@ pub use account::{Account, Accounts, Owner};
 pub use accounting::Accounting;
 pub use container::Container;
 pub use context::Options;
+pub use counter_store::COUNTER_STORE;
 pub use cpuset::CpuSet;
 pub use host::{Host, HostTexts};
 pub use limit::Limit;

@@ -163,7 +163,10 @@ fn a_new_program_takes_the_mount_over() {
     let cgroup = Cgroup::new("taken", Limits { memory: Some(80 << 20), ..Limits::default() });
     let script = format!(
         "exec 3<{file}; head -c 20 <&3; echo; echo open; n=0; while [ $n -lt 400 ]; do
-             grep -q 'MemTotal: *81920 kB' {file} || echo failed; n=$((n + 1)); done; cat <&3; echo end",
+             grep -q 'MemTotal: *81920 kB' {file} || echo failed; n=$((n + 1));
+             read -r cpu user rest <{stat}; [ $user -ge ${{last:-0}} ] || echo failed; last=$user;
+             done; cat <&3; echo end",
+        stat = server.file("proc/stat").display(),
         file = meminfo.display()
     );
     let mut reader = start(&mut cgroup.script(&script));
