@@ -216,9 +216,9 @@ impl CpuClock {
     }
 }
 
-/// Moves time from the pool to a processor, at most `wish` and what there is room for.
-fn take(pool: &mut u64, spent: &mut u64, wish: u64, room: &mut u64) {
-    let taken = wish.min(*pool).min(*room);
+/// Moves time from the pool to a processor, at most `most` and what there is room for.
+fn take(pool: &mut u64, spent: &mut u64, most: u64, room: &mut u64) {
+    let taken = most.min(*pool).min(*room);
     *pool -= taken;
     *room -= taken;
     *spent = spent.saturating_add(taken);

@@ -152,7 +152,7 @@ fn mounts_and_priorities_are_logged_with_the_reason() {
     );
     assert_eq!(logged[0]["arguments"]["filesystem"], "ext4");
     assert!(logged[1]["reason"].as_str().unwrap().contains("ext4"), "{}", logged[1]);
-    assert!(logged[2]["arguments"]["wish"].as_str().unwrap().contains("-5"), "{}", logged[2]);
+    assert!(logged[2]["arguments"]["scheduling"].as_str().unwrap().contains("-5"), "{}", logged[2]);
     daemon.stop().0.ok();
 }
 

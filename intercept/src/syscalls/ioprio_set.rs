@@ -64,7 +64,7 @@ impl Handler for IoprioSet {
             return Ok(Verdict::Continue);
         };
         cx.note("thread", || call.int(1).to_string());
-        cx.note("wish", || format!("realtime, level {}", priority & 7));
+        cx.note("priority", || format!("realtime, level {}", priority & 7));
         if !thread.is_there(cx)? {
             return Ok(Verdict::Continue);
         }

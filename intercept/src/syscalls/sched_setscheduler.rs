@@ -81,7 +81,7 @@ impl Handler for SchedSetscheduler {
             return Ok(Verdict::Continue);
         }
         cx.note("thread", || pid.to_string());
-        cx.note("wish", || format!("{scheduling:?}"));
+        cx.note("scheduling", || format!("{scheduling:?}"));
         if !thread.is_there(cx)? {
             return Ok(Verdict::Continue);
         }
@@ -89,7 +89,7 @@ impl Handler for SchedSetscheduler {
             Ok(()) => {
                 if let Some(suppressed) = cx.may_log(0) {
                     let container = cx.container;
-                    tracing::info!(container, tid, wish = ?scheduling, suppressed, "scheduling set");
+                    tracing::info!(container, tid, ?scheduling, suppressed, "scheduling set");
                 }
                 Ok(Verdict::Return(0))
             }
