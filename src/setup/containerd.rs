@@ -200,10 +200,13 @@ version = 2
 [plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc.options]
 SystemdCgroup = true";
         let third = "version = 3\n[plugins.'io.containerd.cri.v1.runtime']\n";
+        let third_systemd =
+            systemd.replace("version = 2", "version = 3").replace(PLUGINS[0].1, PLUGINS[1].1);
         for (config, plugin, is_systemd) in [
             (DEBIAN, PLUGINS[0].1, false),
             (systemd, PLUGINS[0].1, true),
             (third, PLUGINS[1].1, false),
+            (&third_systemd, PLUGINS[1].1, true),
         ] {
             with(Some(config), |cx| {
                 assert_eq!(Piece::ContainerdFile.setup(cx).unwrap(), Edit::Nothing);

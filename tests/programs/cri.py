@@ -13,7 +13,7 @@ import sys
 import tarfile
 import time
 
-CONTAINER = 1  # NamespaceMode
+POD, CONTAINER = 0, 1  # NamespaceMode
 
 
 def encode(message):
@@ -95,6 +95,10 @@ class Cri:
             time.sleep(0.02)
         name, privileged = given["name"], int(given["privileged"])
         namespaces = {2: CONTAINER}
+        if given["users"]:
+            # host_id, container_id, length
+            ids = {1: 100000, 2: 0, 3: 65536}
+            namespaces[5] = {1: POD, 2: ids, 3: ids}
         # name, uid, namespace
         pod = {1: {1: name, 2: name, 3: "default"}, 3: given["logs"], 8: {1: given["cgroup"], 2: {1: namespaces, 6: privileged}}}
         sandbox = self.call("RunPodSandbox", {1: pod, 2: given["handler"]})[1].decode()
@@ -103,7 +107,7 @@ class Cri:
         container = {
             1: {1: name}, 2: image, 3: given["command"], 6: [{1: key, 2: value} for key, value in given["environment"].items()],
             7: [{1: to, 2: source, 3: 1} for to, source in given["mounts"].items()], 11: "log",
-            15: {1: resources, 2: {2: privileged, 3: namespaces}},
+            15: {1: resources, 2: {1: {1: given["rights"]}, 2: privileged, 3: namespaces}},
         }
         made = self.call("CreateContainer", {1: sandbox, 2: container, 3: pod})[1].decode()
         self.call("StartContainer", {1: made})

@@ -120,10 +120,10 @@ impl Row {
     #[track_caller]
     fn print(self) {
         let mark = |right: &Option<bool>| right.map_or("–", |right| if right { "✓" } else { "✗" });
-        let cells = self.cells.iter().map(|(name, right)| format!("  {name} {}", mark(right)));
-        let row = format!("{:<12}{}", self.engine, cells.collect::<String>());
+        let cells = self.cells.iter().map(|(name, right)| format!(" {name} {}", mark(right)));
+        let row = format!("{}\n{}", self.engine, cells.collect::<String>());
         // Around the capture of output.
-        let _ = writeln!(std::io::stderr(), "\nequipped|{row}");
+        let _ = writeln!(std::io::stderr(), "\n{row}");
         assert!(self.cells.iter().all(|(_, right)| *right != Some(false)), "{row}{}", self.said);
     }
 }

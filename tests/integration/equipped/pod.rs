@@ -59,20 +59,32 @@ impl Served {
             }
             Client::Ctr => {
                 let mut run = self.client();
-                run.args(["run", "--detach", "--rootfs", "--cpus=1"]);
+                run.args(["run", "--detach", "--cpus=1"]);
                 run.arg(format!("--memory-limit={MEMORY}")).arg(format!("--env=PATH={PATH}"));
                 run.arg(format!("--log-uri=file://{}", self.path(&pod.id)));
                 run.arg(format!("--cgroup={}/default/{}", cgroup::base(), pod.id));
                 for (from, to) in [("/usr", "/usr"), (&*programs, "/mnt")] {
                     run.arg(format!("--mount=type=bind,src={from},dst={to},options=rbind:ro"));
                 }
-                if kind == Kind::Privileged {
-                    run.arg("--privileged");
-                }
+                // A user namespace needs an image whose files get other owners.
+                let rights = ["--cap-add=CAP_SYS_ADMIN", "--uidmap=0:100000:65536"];
+                match kind {
+                    Kind::Plain => run.arg("--rootfs"),
+                    Kind::Users => run.args(rights).arg("--gidmap=0:100000:65536"),
+                    Kind::Privileged => run.args(["--rootfs", "--privileged"]),
+                };
                 if self.is_wrapped {
                     run.arg(format!("--runc-binary={}", self.path("runc")));
                 }
-                run.arg(self.root.path());
+                // ctr ignores that option beside a mapping.
+                let _ = fs::remove_file(self.path("first/runc"));
+                if self.is_wrapped && kind == Kind::Users {
+                    std::os::unix::fs::symlink(self.path("runc"), self.path("first/runc")).unwrap();
+                }
+                match kind {
+                    Kind::Users => run.arg(IMAGE),
+                    _ => run.arg(self.root.path()),
+                };
                 command::run(run.args([&pod.id, "sh", "-c", script])).ok();
             }
             Client::Cri => {
@@ -80,6 +92,8 @@ impl Served {
                     "name": pod.id,
                     "image": IMAGE,
                     "privileged": kind == Kind::Privileged,
+                    "users": kind == Kind::Users,
+                    "rights": if kind == Kind::Users { &["SYS_ADMIN"][..] } else { &[] },
                     "logs": self.path("logs"),
                     "cgroup": format!("{}/kubepods/pod{}", cgroup::base(), pod.id),
                     "handler": if self.is_wrapped { "ambit" } else { "runc" },

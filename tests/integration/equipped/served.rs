@@ -82,7 +82,9 @@ impl Served {
             _parents: parents.collect(),
         };
         fs::copy("/bin/busybox", served.root.path().join("busybox")).unwrap();
-        fs::create_dir(served.folder.path().join("logs")).unwrap();
+        for name in ["logs", "first"] {
+            fs::create_dir(served.path(name)).unwrap();
+        }
         match client {
             Client::Docker => {
                 served.programs = fetched("engines", suite).join("usr/bin");
@@ -131,11 +133,12 @@ impl Served {
         path
     }
 
-    /// A program of the engine, which finds the others of it.
+    /// A program of the engine, which finds the others of it, and before them those in `first`.
     pub(super) fn program(&self, name: &str) -> Command {
         let path = std::env::var("PATH").unwrap_or_default();
         let mut program = quiet("env");
-        program.arg(format!("PATH={}:{path}", self.programs.display())).arg(name);
+        let (first, programs) = (self.path("first"), self.programs.display());
+        program.arg(format!("PATH={first}:{programs}:{path}")).arg(name);
         program
     }
 
@@ -166,13 +169,14 @@ impl Served {
                 incus.args(["env", "PATH=/usr/sbin:/usr/bin", "incus"]);
                 incus
             }
-            _ => {
-                let mut ctr = self.program("ctr");
-                let namespace = if self.client == Client::Ctr { "default" } else { "k8s.io" };
-                ctr.args(["--address", &self.path("sock"), "--namespace", namespace]);
-                ctr
-            }
+            _ => self.ctr(if self.client == Client::Ctr { "default" } else { "k8s.io" }),
         }
+    }
+
+    fn ctr(&self, namespace: &str) -> Command {
+        let mut ctr = self.program("ctr");
+        ctr.args(["--address", &self.path("sock"), "--namespace", namespace]);
+        ctr
     }
 
     pub(super) fn cri(&self) -> Command {
@@ -237,9 +241,10 @@ impl Served {
         let mut archive = quiet(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs/cri.py"));
         archive.arg("archive").arg(self.root.path()).args([IMAGE, &image]);
         command::run(&mut archive).ok();
-        let mut import = self.program("ctr");
-        import.args(["--address", &self.path("sock"), "--namespace", "k8s.io"]);
-        command::run(import.args(["images", "import", &image])).ok();
+        for namespace in ["default", "k8s.io"] {
+            let mut import = self.ctr(namespace);
+            command::run(import.args(["images", "import", &image])).ok();
+        }
     }
 
     /// The profile of its containers binds what all have into them.
