@@ -3,7 +3,6 @@
 //! A server without a keeper (inside `ambit run`) has an empty [`KeeperClient`]: nothing outlives
 //! the process then.
 
-use std::collections::BTreeMap;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,6 +15,10 @@ use rustix::fs::MemfdFlags;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::RecvFlags;
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
+
+mod inherited;
+
+pub use inherited::Inherited;
 
 use super::wire::{self, Outbox};
 
@@ -79,78 +82,6 @@ pub struct Kept {
     pub read: SystemTime,
     /// True if it is used instead of the file on disk.
     pub instead: bool,
-}
-
-/// The descriptors that the previous server stored with the keeper, by name.
-#[derive(Debug, Default)]
-pub struct Inherited(BTreeMap<String, OwnedFd>);
-
-impl Inherited {
-    /// True if there was a previous server. The sockets of a socket unit do not tell.
-    #[must_use]
-    pub fn has_predecessor(&self) -> bool {
-        self.0.keys().any(|name| !name.starts_with(wire::ACTIVATED))
-    }
-
-    /// Takes the socket of this name that a socket unit holds.
-    pub fn take_activated(&mut self, name: &str) -> Option<OwnedFd> {
-        self.take(&format!("{}{name}", wire::ACTIVATED))
-    }
-
-    /// Takes the sockets of this name: a previous server's and a socket unit's.
-    #[must_use]
-    pub fn take_sockets(&mut self, name: &str) -> Self {
-        let names = [name.to_owned(), format!("{}{name}", wire::ACTIVATED)];
-        Self(names.into_iter().filter_map(|name| self.0.remove_entry(&name)).collect())
-    }
-
-    /// True if there is no descriptor.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    #[cfg(test)]
-    pub(super) fn of<const N: usize>(held: [(&str, OwnedFd); N]) -> Self {
-        Self(held.into_iter().map(|(name, fd)| (name.to_owned(), fd)).collect())
-    }
-
-    /// Takes the descriptor of this name.
-    pub fn take(&mut self, name: &str) -> Option<OwnedFd> {
-        self.0.remove(name)
-    }
-
-    /// Takes the descriptor of this name, which ends with the version of its layout. Removes those
-    /// of other versions: they would be out of date when such a program is started again.
-    pub fn take_version(&mut self, name: &str, keeper: &KeeperClient) -> Option<OwnedFd> {
-        let kind = name.rsplit_once('.').map_or(name, |(kind, _)| kind);
-        let other = |held: &str| {
-            let version = held.strip_prefix(kind).and_then(|rest| rest.strip_prefix('.'));
-            held != name && version.is_some_and(|version| version.parse::<u32>().is_ok())
-        };
-        let others: Vec<_> = self.0.keys().filter(|held| other(held)).cloned().collect();
-        for other in others {
-            tracing::info!(kept = other, wanted = name, "another version's is not used");
-            self.0.remove(&other);
-            keeper.remove(&other);
-        }
-        self.take(name)
-    }
-
-    /// Takes the bytes that were stored under this name.
-    pub fn take_bytes(&mut self, name: &str) -> Option<Vec<u8>> {
-        read(&self.take(name)?).ok()
-    }
-
-    /// Takes all descriptors whose name is this prefix and a number.
-    pub fn take_numbered(&mut self, prefix: &str) -> Vec<(u64, OwnedFd)> {
-        let number = |name: &String| name.strip_prefix(prefix)?.parse::<u64>().ok();
-        let names: Vec<_> =
-            self.0.keys().filter_map(|name| Some((name.clone(), number(name)?))).collect();
-        let taken =
-            names.into_iter().filter_map(|(name, number)| Some((number, self.take(&name)?)));
-        taken.collect()
-    }
 }
 
 impl KeeperClient {
@@ -237,19 +168,17 @@ impl KeeperClient {
             let (text, fd) = message.context("the keeper is gone")?;
             match (text.split_once(' '), fd) {
                 (Some(("held", name)), Some(fd)) => {
-                    drop(inherited.0.insert(name.to_owned(), fd));
+                    inherited.insert(name, fd);
                 }
                 (Some((wire::BROKER, _)), Some(fd)) => {
                     shared.note_broker(&text);
-                    drop(inherited.0.insert(BROKER.to_owned(), fd));
+                    inherited.insert(BROKER, fd);
                 }
                 (None, _) if text == wire::CRASHED => shared.crashed.store(true, Ordering::Relaxed),
                 (None, _) if text == wire::SILENT => shared.silent.store(true, Ordering::Relaxed),
                 (Some(("go", restarts)), _) => {
                     shared.restarts.store(restarts.parse().unwrap_or(0), Ordering::Relaxed);
-                    let number = |name: &String| name.rsplit_once('-')?.1.parse::<u64>().ok();
-                    let last = inherited.0.keys().filter_map(number).max().unwrap_or(0);
-                    shared.next.store(last + 1, Ordering::Relaxed);
+                    shared.next.store(inherited.last_number() + 1, Ordering::Relaxed);
                     return Ok(inherited);
                 }
                 _ => {}
@@ -453,19 +382,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn inherited_descriptors_are_found_by_name_and_number() {
-        let mut inherited = Inherited::default();
-        for name in ["listener-7", "listener-12", "about-7"] {
-            inherited.0.insert(name.to_owned(), memory(name, name.as_bytes()).unwrap());
-        }
-        assert_eq!(inherited.take_bytes("about-7").as_deref(), Some(&b"about-7"[..]));
-        let numbers: Vec<_> =
-            inherited.take_numbered("listener-").iter().map(|(n, _)| *n).collect();
-        assert_eq!(numbers, [12, 7]);
-        assert!(inherited.take("listener-7").is_none());
-    }
-
-    #[test]
     fn a_stopped_keeper_receives_all_messages_after_it_is_continued() {
         let (near, far) = wire::pair().unwrap();
         let keeper = KeeperClient::over(near);
@@ -483,17 +399,5 @@ mod tests {
         }
         drop(far);
         assert!(!keeper.send(ALIVE, None) && keeper.is_lost());
-    }
-
-    #[test]
-    fn memory_of_another_layout_version_is_not_used() {
-        let mut inherited = Inherited::default();
-        for name in ["journal.1", "journal.2", "journal.x", "journals.1"] {
-            inherited.0.insert(name.to_owned(), memory(name, name.as_bytes()).unwrap());
-        }
-        assert!(inherited.take_version("journal.3", &KeeperClient::default()).is_none());
-        let left: Vec<_> = inherited.0.keys().map(String::as_str).collect();
-        assert_eq!(left, ["journal.x", "journals.1"]);
-        assert!(inherited.take_version("journals.1", &KeeperClient::default()).is_some());
     }
 }

@@ -10,6 +10,7 @@
 //!
 //! Start reading at [`process`] (the keeper), then [`client`] (the server's side).
 
+mod candidate;
 mod child;
 pub mod client;
 mod death;

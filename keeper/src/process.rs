@@ -22,7 +22,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::child::{CHECK, Dying, Process, Server, is_out_of_resources};
+use super::child::{Dying, Process, Server, is_out_of_resources};
 use super::edition::{self, Edition};
 use super::program::Program;
 use super::store::Store;
@@ -67,7 +67,7 @@ pub(super) struct Keeper {
     /// when the next server serves, so that a program that cannot start is not started in a loop.
     pub(super) standby: Option<Server>,
     /// The server of a new program, until it takes over.
-    candidate: Option<(Server, Edition)>,
+    pub(super) candidate: Option<(Server, Edition)>,
     pub(super) dying: Dying,
     /// True if containers depend on the descriptors: the keeper may not end by itself any more.
     pub(super) is_needed: bool,
@@ -214,7 +214,7 @@ impl Keeper {
         Ok(())
     }
 
-    fn start(&self, edition: &Edition, is_candidate: bool) -> anyhow::Result<Server> {
+    pub(super) fn start(&self, edition: &Edition, is_candidate: bool) -> anyhow::Result<Server> {
         Server::start(edition, &self.contract.arguments, is_candidate, self.broker_restarts)
     }
 
@@ -343,7 +343,7 @@ impl Keeper {
     }
 
     /// Sends all descriptors to the server, then the command to serve.
-    fn hand_over(&mut self) {
+    pub(super) fn hand_over(&mut self) {
         let Some(server) = &mut self.server else { return };
         server.prepared = true;
         for (name, fd) in self.store.iter().filter(|(name, _)| *name != CONFIGURATION) {
@@ -356,13 +356,13 @@ impl Keeper {
     }
 
     /// Sends a message to the server.
-    fn send(&mut self, text: &str) {
+    pub(super) fn send(&mut self, text: &str) {
         if let Some(server) = &mut self.server {
             server.send(text, None);
         }
     }
 
-    fn stop(&mut self, how: Stop) {
+    pub(super) fn stop(&mut self, how: Stop) {
         if matches!(self.stopping, Some(Stop::Keep | Stop::Release)) {
             return;
         }
@@ -401,75 +401,6 @@ impl Keeper {
             stderr::line("the standby has ended; a server that dies takes longer to replace");
             self.dismiss_standby();
         }
-    }
-
-    /// Starts a new program beside the server, as the candidate.
-    fn try_program(&mut self, program: &Path) {
-        if self.candidate.is_some() || self.stopping.is_some() {
-            return self.send("refused another program is being started already");
-        }
-        let started = Program::open(program).and_then(|program| {
-            let (program, current) = (Rc::new(program), self.editions.current().clone());
-            let edition = Edition { program, instead: false, ..current };
-            Ok((self.start(&edition, true)?, edition))
-        });
-        match started {
-            Ok(candidate) => self.candidate = Some(candidate),
-            Err(error) => self.send(&format!("refused {}", one_line(&error))),
-        }
-    }
-
-    /// Checks whether the candidate is prepared, or has failed.
-    fn check_candidate(&mut self, now: Instant) {
-        let Some((candidate, _)) = &mut self.candidate else { return };
-        if candidate.prepared {
-            return;
-        }
-        // Read before its last messages are, so that none is missed.
-        let ended = candidate.process.ended();
-        candidate.flush();
-        while let Some((text, fd)) = candidate.receive() {
-            match (text.split_once(' '), fd) {
-                (None, Some(fd)) if text == wire::CONFIGURED => candidate.configuration = Some(fd),
-                (None, _) if text == "prepared" => {
-                    candidate.prepared = true;
-                    return self.stop(Stop::Replace);
-                }
-                (Some(("failed", why)), _) => candidate.failure = Some(why.to_owned()),
-                _ => {}
-            }
-        }
-        if ended.is_none() && candidate.silent_at() > now {
-            return;
-        }
-        let said = candidate.failure.take();
-        if let Some((candidate, _)) = self.candidate.take() {
-            candidate.dismiss(&mut self.dying);
-        }
-        let how = match ended {
-            None => format!("it was not ready after {} s", CHECK.as_secs()),
-            Some(end) => end.map_or("it ended".to_owned(), |end| end.to_string()),
-        };
-        let why = said.unwrap_or(how);
-        self.send(&format!("refused the new program failed before it served: {why}"));
-    }
-
-    /// Makes the candidate the server. `served` is how long the server before has served.
-    pub(super) fn replace(&mut self, served: Option<Duration>) {
-        self.stopping = None;
-        self.stop_by = None;
-        let Some((mut candidate, mut edition)) = self.candidate.take() else {
-            self.start_at = Some(Instant::now());
-            return;
-        };
-        candidate.heard = Instant::now();
-        if let Some(configuration) = candidate.configuration.take() {
-            edition.configuration = Some(Rc::new(configuration));
-        }
-        self.server = Some(candidate);
-        self.ended = None;
-        self.editions.replace(edition, served);
-        self.hand_over();
     }
 
     /// Ends the remaining processes, and waits for them for up to [`SHUTDOWN_TIMEOUT`].

@@ -10,7 +10,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use nix::sys::socket::{UnixCredentials, getsockopt, sockopt::PeerCredentials};
 use rustix::io::Errno;
@@ -20,7 +19,9 @@ use rustix::net::{
     getsockname, listen, socket_with,
 };
 
-use super::client::{Inherited, KeeperClient};
+mod entrance;
+
+pub use entrance::Entrance;
 
 /// Why a socket cannot be bound.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +36,7 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
-    /// Somebody else serves the socket.
+    /// Another process serves the socket.
     #[error("{path} is served by another process: stop it, or configure another path")]
     SocketTaken {
         /// Where the socket is.
@@ -49,8 +50,7 @@ pub enum Error {
     },
 }
 
-/// Connections that may wait while we are busy; runtimes of many containers start at once
-/// after a boot.
+/// How many connections may wait: after a boot the runtimes of many containers start at once.
 const BACKLOG: i32 = 128;
 
 /// A socket that listens; its file goes away with it.
@@ -155,11 +155,12 @@ impl Listening {
     pub fn accept(&self) -> Option<Peer> {
         let fd = match accept_with(&self.fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
             Ok(fd) => fd,
-            // Taken back, or a signal: the next readiness tells.
+            // The peer has left, or a signal came: poll(2) tells when there is another one.
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return None,
             Err(errno) => {
                 tracing::error!("accept on {}: {errno}", self.path.display());
-                // Out of descriptors: the connection waits, and so must we, or spin.
+                // There is no free descriptor. The connection stays ready, so this pause prevents a
+                // busy loop.
                 std::thread::sleep(std::time::Duration::from_millis(100));
                 return None;
             }
@@ -191,101 +192,6 @@ impl Drop for Listening {
     fn drop(&mut self) {
         if !self.is_activated && self.is_in_place() {
             let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// A socket that is wanted at a path: it is bound anew when its file was removed.
-#[derive(Debug)]
-pub struct Entrance {
-    /// The name under which the keeper holds it.
-    pub name: &'static str,
-    path: PathBuf,
-    kind: SocketType,
-    users: Users,
-    listening: Option<Arc<Listening>>,
-    /// It could not be bound the last time, and the log says why.
-    failed: bool,
-}
-
-impl Entrance {
-    /// A socket at this path, not bound yet, that the keeper holds under this name.
-    #[must_use]
-    pub fn new(name: &'static str, path: PathBuf, kind: SocketType, users: Users) -> Self {
-        Self { name, path, kind, users, listening: None, failed: false }
-    }
-
-    /// Goes on with the socket that a predecessor left or that a socket unit holds, or binds the
-    /// socket. A successor starts without a socket that cannot be bound, because containers have
-    /// everything else already.
-    ///
-    /// # Errors
-    /// The socket cannot be bound.
-    pub fn open(
-        &mut self,
-        held: &mut Inherited,
-        is_successor: bool,
-        link: &KeeperClient,
-    ) -> Result<(), Error> {
-        if let Some(fd) = held.take(self.name) {
-            // The keeper has it already. If its file is gone, the first look finds that.
-            self.listening = Some(Arc::new(Listening::kept(fd, &self.path, false, self.users)));
-            return Ok(());
-        }
-        if let Some(fd) = held.take_activated(self.name) {
-            match Listening::activated(fd, &self.path, self.kind, self.users) {
-                Ok(socket) => {
-                    self.listening = Some(Arc::new(socket));
-                    return Ok(());
-                }
-                Err(reason) => tracing::warn!(
-                    "the socket {} of the socket unit is not used: {reason}",
-                    self.name
-                ),
-            }
-        }
-        match Listening::bind(&self.path, self.kind, self.users) {
-            Ok(socket) => drop(self.replace(socket, link)),
-            Err(error) if is_successor => self.report(&error),
-            Err(error) => return Err(error),
-        }
-        Ok(())
-    }
-
-    /// The socket; `None` while it cannot be bound.
-    #[must_use]
-    pub fn listening(&self) -> Option<Arc<Listening>> {
-        self.listening.clone()
-    }
-
-    /// Binds the socket anew if its file is gone. Returns what it replaces then, which may have
-    /// connections that nothing has accepted.
-    pub fn look(&mut self, link: &KeeperClient) -> Option<Option<Arc<Listening>>> {
-        if self.listening.as_ref().is_some_and(|socket| socket.is_in_place()) {
-            return None;
-        }
-        match Listening::bind(&self.path, self.kind, self.users) {
-            Ok(socket) => {
-                tracing::warn!("{} was gone and is bound anew", self.path.display());
-                Some(self.replace(socket, link))
-            }
-            Err(error) => {
-                self.report(&error);
-                None
-            }
-        }
-    }
-
-    fn replace(&mut self, socket: Listening, link: &KeeperClient) -> Option<Arc<Listening>> {
-        self.failed = false;
-        link.store(self.name, &socket);
-        self.listening.replace(Arc::new(socket))
-    }
-
-    /// Says it once, however often it is tried.
-    fn report(&mut self, error: &Error) {
-        if !std::mem::replace(&mut self.failed, true) {
-            tracing::error!("{error}; containers are served without it, and it is tried again");
         }
     }
 }
@@ -327,7 +233,7 @@ fn refuse_if_taken(path: &Path, kind: SocketType) -> Result<(), Error> {
         source,
     })?;
     match connect(&fd, &address) {
-        // Nobody listens: a file that a predecessor left behind. It is replaced.
+        // No process listens: a predecessor left the file behind, and it is replaced.
         Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(()),
         _ => Err(Error::SocketTaken { path: path.to_owned() }),
     }
@@ -381,66 +287,6 @@ mod tests {
         let error = Listening::bind(&path, SocketType::STREAM, Users::Root).unwrap_err();
         assert!(matches!(error, Error::NoSocket { .. }), "{error}");
         assert_eq!(fs::read(&path).unwrap(), b"precious");
-    }
-
-    #[test]
-    fn a_socket_whose_file_is_gone_is_bound_anew() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("run/s");
-        let link = KeeperClient::default();
-        let mut entrance = Entrance::new("s", path.clone(), SocketType::STREAM, Users::Root);
-        entrance.open(&mut Inherited::default(), false, &link).unwrap();
-        assert!(entrance.look(&link).is_none(), "it is in place");
-        let early = UnixStream::connect(&path).unwrap();
-        fs::remove_dir_all(folder.path().join("run")).unwrap();
-        let before = entrance.look(&link).unwrap().unwrap();
-        assert!(before.accept().is_some(), "a connection that was made before is not lost");
-        drop((early, before));
-        UnixStream::connect(&path).unwrap();
-        assert!(entrance.listening().unwrap().accept().is_some());
-        assert!(entrance.look(&link).is_none());
-    }
-
-    #[test]
-    fn only_a_successor_goes_on_without_a_socket() {
-        let folder = tempfile::tempdir().unwrap();
-        // A file where the folder should be, so that root cannot make it either.
-        let blocker = folder.path().join("run");
-        fs::write(&blocker, "").unwrap();
-        let link = KeeperClient::default();
-        let mut entrance = Entrance::new("s", blocker.join("s"), SocketType::STREAM, Users::Root);
-        assert!(entrance.open(&mut Inherited::default(), false, &link).is_err());
-        entrance.open(&mut Inherited::default(), true, &link).unwrap();
-        assert!(entrance.listening().is_none() && entrance.look(&link).is_none());
-        fs::remove_file(&blocker).unwrap();
-        assert!(entrance.look(&link).is_some_and(|before| before.is_none()));
-        UnixStream::connect(blocker.join("s")).unwrap();
-    }
-
-    #[test]
-    fn the_socket_of_a_socket_unit_is_used_and_its_file_stays() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("s");
-        let link = KeeperClient::default();
-        let unit = UnixListener::bind(&path).unwrap();
-        let held = |socket: &UnixListener| {
-            Inherited::of([("activated-s", OwnedFd::from(socket.try_clone().unwrap()))])
-        };
-        assert!(!held(&unit).has_predecessor());
-        let _early = UnixStream::connect(&path).unwrap();
-        let mut entrance = Entrance::new("s", path.clone(), SocketType::STREAM, Users::Root);
-        entrance.open(&mut held(&unit), false, &link).unwrap();
-        let socket = entrance.listening().unwrap();
-        assert!(socket.accept().is_some(), "a connection that was made before is not lost");
-        assert!(socket.accept().is_none(), "it does not block");
-        drop((socket, entrance));
-        UnixStream::connect(&path).unwrap();
-        // A socket at another path is not used.
-        let elsewhere = folder.path().join("t");
-        let mut entrance = Entrance::new("s", elsewhere.clone(), SocketType::STREAM, Users::Root);
-        entrance.open(&mut held(&unit), false, &link).unwrap();
-        UnixStream::connect(elsewhere).unwrap();
-        assert!(entrance.listening().unwrap().accept().is_some());
     }
 
     #[test]
