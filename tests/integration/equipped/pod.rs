@@ -57,57 +57,8 @@ impl Served {
                 });
                 command::run(run.args([IMAGE, "sh", "-c", script])).ok();
             }
-            Client::Ctr => {
-                let mut run = self.client();
-                run.args(["run", "--detach", "--cpus=1"]);
-                run.arg(format!("--memory-limit={MEMORY}")).arg(format!("--env=PATH={PATH}"));
-                run.arg(format!("--log-uri=file://{}", self.path(&pod.id)));
-                run.arg(format!("--cgroup={}/default/{}", cgroup::base(), pod.id));
-                for (from, to) in [("/usr", "/usr"), (&*programs, "/mnt")] {
-                    run.arg(format!("--mount=type=bind,src={from},dst={to},options=rbind:ro"));
-                }
-                // A user namespace needs an image whose files get other owners.
-                let rights = ["--cap-add=CAP_SYS_ADMIN", "--uidmap=0:100000:65536"];
-                match kind {
-                    Kind::Plain => run.arg("--rootfs"),
-                    Kind::Users => run.args(rights).arg("--gidmap=0:100000:65536"),
-                    Kind::Privileged => run.args(["--rootfs", "--privileged"]),
-                };
-                if self.is_wrapped {
-                    run.arg(format!("--runc-binary={}", self.path("runc")));
-                }
-                // ctr ignores that option beside a mapping.
-                let _ = fs::remove_file(self.path("first/runc"));
-                if self.is_wrapped && kind == Kind::Users {
-                    std::os::unix::fs::symlink(self.path("runc"), self.path("first/runc")).unwrap();
-                }
-                match kind {
-                    Kind::Users => run.arg(IMAGE),
-                    _ => run.arg(self.root.path()),
-                };
-                command::run(run.args([&pod.id, "sh", "-c", script])).ok();
-            }
-            Client::Cri => {
-                let given = json!({
-                    "name": pod.id,
-                    "image": IMAGE,
-                    "privileged": kind == Kind::Privileged,
-                    "users": kind == Kind::Users,
-                    "rights": if kind == Kind::Users { &["SYS_ADMIN"][..] } else { &[] },
-                    "logs": self.path("logs"),
-                    "cgroup": format!("{}/kubepods/pod{}", cgroup::base(), pod.id),
-                    "handler": if self.is_wrapped { "ambit" } else { "runc" },
-                    "memory": MEMORY,
-                    "quota": 100_000,
-                    "environment": { "PATH": PATH },
-                    "mounts": { "/usr": "/usr", "/mnt": programs },
-                    "command": ["sh", "-c", script],
-                });
-                let _ = fs::remove_file(self.path("logs/log"));
-                let said = command::run(self.cri().args(["run", &given.to_string()])).ok();
-                let (sandbox, id) = said.trim().split_once(' ').unwrap();
-                (pod.pod, pod.id) = (sandbox.to_owned(), id.to_owned());
-            }
+            Client::Ctr => self.start_by_ctr(&pod.id, kind, script),
+            Client::Cri => (pod.pod, pod.id) = self.start_by_cri(&pod.id, kind, script),
             Client::Nspawn => {
                 // As systemd makes it for systemd-nspawn@.service.
                 let limits =
@@ -149,6 +100,64 @@ impl Served {
             }
         }
         pod
+    }
+
+    #[track_caller]
+    fn start_by_ctr(&self, id: &str, kind: Kind, script: &str) {
+        let programs = machine::programs().display().to_string();
+        let mut run = self.client();
+        run.args(["run", "--detach", "--cpus=1"]);
+        run.arg(format!("--memory-limit={MEMORY}")).arg(format!("--env=PATH={PATH}"));
+        run.arg(format!("--log-uri=file://{}", self.path(id)));
+        run.arg(format!("--cgroup={}/default/{}", cgroup::base(), id));
+        for (from, to) in [("/usr", "/usr"), (&*programs, "/mnt")] {
+            run.arg(format!("--mount=type=bind,src={from},dst={to},options=rbind:ro"));
+        }
+        // A user namespace needs an image whose files get other owners.
+        let rights = ["--cap-add=CAP_SYS_ADMIN", "--uidmap=0:100000:65536"];
+        match kind {
+            Kind::Plain => run.arg("--rootfs"),
+            Kind::Users => run.args(rights).arg("--gidmap=0:100000:65536"),
+            Kind::Privileged => run.args(["--rootfs", "--privileged"]),
+        };
+        if self.is_wrapped {
+            run.arg(format!("--runc-binary={}", self.path("runc")));
+        }
+        // ctr ignores that option beside a mapping.
+        let _ = fs::remove_file(self.path("first/runc"));
+        if self.is_wrapped && kind == Kind::Users {
+            std::os::unix::fs::symlink(self.path("runc"), self.path("first/runc")).unwrap();
+        }
+        match kind {
+            Kind::Users => run.arg(IMAGE),
+            _ => run.arg(self.root.path()),
+        };
+        command::run(run.args([id, "sh", "-c", script])).ok();
+    }
+
+    /// Returns the ids of the pod and of the container.
+    #[track_caller]
+    fn start_by_cri(&self, id: &str, kind: Kind, script: &str) -> (String, String) {
+        let programs = machine::programs().display().to_string();
+        let given = json!({
+            "name": id,
+            "image": IMAGE,
+            "privileged": kind == Kind::Privileged,
+            "users": kind == Kind::Users,
+            "rights": if kind == Kind::Users { &["SYS_ADMIN"][..] } else { &[] },
+            "logs": self.path("logs"),
+            "cgroup": format!("{}/kubepods/pod{}", cgroup::base(), id),
+            "handler": if self.is_wrapped { "ambit" } else { "runc" },
+            "memory": MEMORY,
+            "quota": 100_000,
+            "environment": { "PATH": PATH },
+            "mounts": { "/usr": "/usr", "/mnt": programs },
+            "command": ["sh", "-c", script],
+        });
+        let _ = fs::remove_file(self.path("logs/log"));
+        let said = command::run(self.cri().args(["run", &given.to_string()])).ok();
+        let (sandbox, container) = said.trim().split_once(' ').unwrap();
+        (sandbox.to_owned(), container.to_owned())
     }
 }
 
