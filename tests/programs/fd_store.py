@@ -69,6 +69,8 @@ def start():
     for index in range(len(passed)):
         os.dup2(500 + index, 3 + index)
     os.closerange(3 + len(passed), 1024)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     os.execvpe(arguments[0], arguments, environment)
 
 
@@ -76,25 +78,26 @@ def start():
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 child = start()
 ended = os.pidfd_open(child)
-signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
+signal.signal(signal.SIGTERM, lambda *_: signal.pidfd_send_signal(ended, signal.SIGTERM))
 while True:
     ready, _, _ = select.select([notify, ended], [], [])
     if notify in ready:
         listen()
         continue
+    # From here on the handler would find no child.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     os.close(ended)
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status):
         if not preserve:
             break
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         print("fd_store: stopped with", len(stored), "descriptors", file=sys.stderr, flush=True)
         if signal.sigwait([signal.SIGUSR1, signal.SIGTERM]) == signal.SIGTERM:
             break
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     print("fd_store: started again with", len(stored), "descriptors", file=sys.stderr, flush=True)
     child = start()
     ended = os.pidfd_open(child)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 os.unlink(path)
 os.rmdir(folder)
 sys.exit(os.WEXITSTATUS(status))
