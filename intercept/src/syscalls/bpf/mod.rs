@@ -104,9 +104,9 @@ impl Handler for BpfPrograms {
             return Ok(Verdict::Continue);
         }
         let request = match request::read(call, cx)? {
-            Parsed::Asked(request) => Ok(request),
-            Parsed::Wrong(errno) => Err(errno),
-            Parsed::Other => return Ok(Verdict::Continue),
+            Parsed::Request(request) => Ok(request),
+            Parsed::Invalid(errno) => Err(errno),
+            Parsed::Unknown => return Ok(Verdict::Continue),
         };
         let may = |handle: &CallerHandle| may_load(|capability| handle.can(capability));
         let Some(handle) = operation::pin_if(call, cx, Base::Root, may)? else {
@@ -136,14 +136,14 @@ impl Handler for BpfPrograms {
             Request::Info(info) => {
                 let answer = ask(call, cx, &handle, Bpf::Info(info.fd))?;
                 match answer.reply {
-                    Reply::Done => info.tell(call, cx, &answer.bytes),
+                    Reply::Done => info.write_result(call, cx, &answer.bytes),
                     reply => Ok(ended(reply)),
                 }
             }
             Request::Query(query) => {
                 let answer = ask(call, cx, &handle, Bpf::Query(target(query.target)))?;
                 match answer.reply {
-                    Reply::Done => query.tell(call, cx, &answer.bytes),
+                    Reply::Done => query.write_result(call, cx, &answer.bytes),
                     reply => Ok(ended(reply)),
                 }
             }

@@ -35,11 +35,11 @@ const TRUE_SIZE: std::ops::Range<usize> = 140..144;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Parsed {
     /// A request that is granted if the caller has the capabilities.
-    Asked(Request),
+    Request(Request),
     /// A request for which the kernel returns this errno.
-    Wrong(Errno),
+    Invalid(Errno),
     /// A request that is left to the kernel.
-    Other,
+    Unknown,
 }
 
 /// A request of a caller. Descriptors and addresses are the caller's.
@@ -77,19 +77,19 @@ pub(super) fn read(call: &Call, cx: &Context<'_>) -> Result<Parsed, Refusal> {
     if size > PAGE {
         // The kernel accepts more if its pages are larger. No known program needs that.
         let is_accepted = size <= rustix::param::page_size();
-        return Ok(if is_accepted { Parsed::Other } else { Parsed::Wrong(Errno::E2BIG) });
+        return Ok(if is_accepted { Parsed::Unknown } else { Parsed::Invalid(Errno::E2BIG) });
     }
     if size == 0 && call.uint(0) == PROG_LOAD {
         // A program without instructions.
-        return Ok(Parsed::Wrong(Errno::E2BIG));
+        return Ok(Parsed::Invalid(Errno::E2BIG));
     }
     let mut bytes = [0; PAGE];
     if !whole(cx.read(call, call.long(1), &mut bytes[..size]), size)? {
-        return Ok(Parsed::Wrong(Errno::EFAULT));
+        return Ok(Parsed::Invalid(Errno::EFAULT));
     }
     let (known, beyond) = bytes.split_at(KNOWN);
     if beyond.iter().any(|&byte| byte != 0) {
-        return Ok(Parsed::Wrong(Errno::E2BIG));
+        return Ok(Parsed::Invalid(Errno::E2BIG));
     }
     let attribute = Attribute(known);
     match call.uint(0) {
@@ -128,15 +128,15 @@ impl Attribute<'_> {
 }
 
 fn load(call: &Call, cx: &Context<'_>, attribute: Attribute<'_>) -> Result<Parsed, Refusal> {
-    let Some(kind) = kind(attribute) else { return Ok(Parsed::Other) };
+    let Some(kind) = kind(attribute) else { return Ok(Parsed::Unknown) };
     let count = attribute.word(4) as usize;
     if count == 0 || count > LONGEST {
-        return Ok(Parsed::Wrong(Errno::E2BIG));
+        return Ok(Parsed::Invalid(Errno::E2BIG));
     }
     let mut bytes = vec![0; count * size_of::<u64>()];
     let length = bytes.len();
     if !whole(cx.read(call, attribute.long(8), &mut bytes), length)? {
-        return Ok(Parsed::Wrong(Errno::EFAULT));
+        return Ok(Parsed::Invalid(Errno::EFAULT));
     }
     let instructions: Vec<_> =
         bytes.as_chunks().0.iter().map(|&bytes| u64::from_ne_bytes(bytes)).collect();
@@ -150,10 +150,10 @@ fn load(call: &Call, cx: &Context<'_>, attribute: Attribute<'_>) -> Result<Parse
     let end = match read.iter().position(|&byte| byte == 0) {
         Some(end) => end,
         None if read.len() == LICENSE => LICENSE - 1,
-        None => return Ok(Parsed::Wrong(Errno::EFAULT)),
+        None => return Ok(Parsed::Invalid(Errno::EFAULT)),
     };
     if !is_plain(&instructions) {
-        return Ok(Parsed::Other);
+        return Ok(Parsed::Unknown);
     }
     let mut name = [0; 16];
     name.copy_from_slice(&attribute.0[48..64]);
@@ -170,7 +170,7 @@ fn load(call: &Call, cx: &Context<'_>, attribute: Attribute<'_>) -> Result<Parse
             wanted: log != 0,
         },
     };
-    Ok(Parsed::Asked(Request::Load { program, log }))
+    Ok(Parsed::Request(Request::Load { program, log }))
 }
 
 /// Returns the type of the program to load. `None` if the call is left to the kernel: another type,
@@ -197,15 +197,15 @@ fn attach(attribute: Attribute<'_>) -> Parsed {
     let flags = attribute.word(12);
     if attribute.fd(0) < 0 && flags & !REPLACE == 0 {
         // Libraries find out by this errno which attach types the kernel has.
-        return Parsed::Wrong(Errno::EBADF);
+        return Parsed::Invalid(Errno::EBADF);
     }
     if attribute.word(8) != CGROUP_DEVICE
         || flags & !(ALLOW_OVERRIDE | ALLOW_MULTI | REPLACE) != 0
         || !attribute.ends(20)
     {
-        return Parsed::Other;
+        return Parsed::Unknown;
     }
-    Parsed::Asked(Request::Attach {
+    Parsed::Request(Request::Attach {
         target: attribute.fd(0),
         program: attribute.fd(4),
         flags,
@@ -216,27 +216,27 @@ fn attach(attribute: Attribute<'_>) -> Parsed {
 fn detach(attribute: Attribute<'_>) -> Parsed {
     match (attribute.word(8), attribute.ends(12)) {
         (CGROUP_DEVICE, true) => {
-            Parsed::Asked(Request::Detach { target: attribute.fd(0), program: attribute.fd(4) })
+            Parsed::Request(Request::Detach { target: attribute.fd(0), program: attribute.fd(4) })
         }
-        (CGROUP_DEVICE, false) => Parsed::Wrong(Errno::EINVAL),
-        _ => Parsed::Other,
+        (CGROUP_DEVICE, false) => Parsed::Invalid(Errno::EINVAL),
+        _ => Parsed::Unknown,
     }
 }
 
 fn open(attribute: Attribute<'_>) -> Parsed {
     if attribute.ends(4) {
-        Parsed::Asked(Request::Open(attribute.word(0)))
+        Parsed::Request(Request::Open(attribute.word(0)))
     } else {
-        Parsed::Wrong(Errno::EINVAL)
+        Parsed::Invalid(Errno::EINVAL)
     }
 }
 
 fn info(attribute: Attribute<'_>, address: u64, size: usize) -> Parsed {
     if size < 16 || !attribute.ends(16) {
-        return Parsed::Other;
+        return Parsed::Unknown;
     }
     let (fd, room) = (attribute.fd(0), attribute.word(4));
-    Parsed::Asked(Request::Info(Info { fd, attribute: address, place: attribute.long(8), room }))
+    Parsed::Request(Request::Info(Info { fd, attribute: address, place: attribute.long(8), room }))
 }
 
 fn query(attribute: Attribute<'_>, address: u64, size: usize) -> Parsed {
@@ -244,9 +244,9 @@ fn query(attribute: Attribute<'_>, address: u64, size: usize) -> Parsed {
     // cgroups.
     let plain = attribute.word(8) == 0 && attribute.ends(28);
     if attribute.word(4) != CGROUP_DEVICE || !plain || size < 28 {
-        return Parsed::Other;
+        return Parsed::Unknown;
     }
-    Parsed::Asked(Request::Query(Query {
+    Parsed::Request(Request::Query(Query {
         target: attribute.fd(0),
         attribute: address,
         ids: attribute.long(16),
@@ -256,7 +256,7 @@ fn query(attribute: Attribute<'_>, address: u64, size: usize) -> Parsed {
 
 impl Info {
     /// Writes the result as the kernel does: as much as the caller has room for, and its length.
-    pub(super) fn tell(
+    pub(super) fn write_result(
         &self,
         call: &Call,
         cx: &Context<'_>,
@@ -271,7 +271,7 @@ impl Info {
 
 impl Query {
     /// Writes the result as the kernel does. `bytes` are the attach flags and the program ids.
-    pub(super) fn tell(
+    pub(super) fn write_result(
         &self,
         call: &Call,
         cx: &Context<'_>,
@@ -336,37 +336,37 @@ mod tests {
         let of = |words: &[(usize, u32)]| attach(Attribute(&attribute(words)));
         let base = [(0, 7), (4, 8), (8, CGROUP_DEVICE)];
         let with = |more: &[(usize, u32)]| of(&[&base, more].concat());
-        let asked = |flags, replaced| {
-            Parsed::Asked(Request::Attach { target: 7, program: 8, flags, replaced })
+        let attach_of = |flags, replaced| {
+            Parsed::Request(Request::Attach { target: 7, program: 8, flags, replaced })
         };
-        assert_eq!(with(&[]), asked(0, None));
-        assert_eq!(with(&[(12, 6), (16, 9)]), asked(6, Some(9)));
-        assert_eq!(with(&[(12, 2), (16, 9)]), asked(2, None), "nothing is to be replaced");
+        assert_eq!(with(&[]), attach_of(0, None));
+        assert_eq!(with(&[(12, 6), (16, 9)]), attach_of(6, Some(9)));
+        assert_eq!(with(&[(12, 2), (16, 9)]), attach_of(2, None), "nothing is to be replaced");
         for odd in [(12, 8), (12, 1 << 31), (20, 1), (24, 1), (KNOWN - 4, 1)] {
-            assert_eq!(with(&[odd]), Parsed::Other, "{odd:?}");
+            assert_eq!(with(&[odd]), Parsed::Unknown, "{odd:?}");
         }
-        assert_eq!(of(&[(0, 7), (4, 8), (8, 0)]), Parsed::Other, "another attach type");
+        assert_eq!(of(&[(0, 7), (4, 8), (8, 0)]), Parsed::Unknown, "another attach type");
     }
 
     #[test]
     fn a_query_is_for_one_cgroup() {
         let of = |words: &[(usize, u32)], size| query(Attribute(&attribute(words)), 100, size);
-        let asked = of(&[(0, 7), (4, CGROUP_DEVICE), (16, 5), (24, 3)], 32);
+        let parsed = of(&[(0, 7), (4, CGROUP_DEVICE), (16, 5), (24, 3)], 32);
         let query = Query { target: 7, attribute: 100, ids: 5, room: 3 };
-        assert_eq!(asked, Parsed::Asked(Request::Query(query)));
-        assert_eq!(of(&[(4, CGROUP_DEVICE)], 24), Parsed::Other, "no room for the count");
-        assert_eq!(of(&[(4, CGROUP_DEVICE), (8, 1)], 32), Parsed::Other, "effective programs");
-        assert_eq!(of(&[(4, CGROUP_DEVICE), (32, 1)], 64), Parsed::Other, "more lists");
+        assert_eq!(parsed, Parsed::Request(Request::Query(query)));
+        assert_eq!(of(&[(4, CGROUP_DEVICE)], 24), Parsed::Unknown, "no room for the count");
+        assert_eq!(of(&[(4, CGROUP_DEVICE), (8, 1)], 32), Parsed::Unknown, "effective programs");
+        assert_eq!(of(&[(4, CGROUP_DEVICE), (32, 1)], 64), Parsed::Unknown, "more lists");
     }
 
     #[test]
     fn unknown_fields_of_other_requests_are_errors() {
         let bytes = attribute(&[(0, 7), (4, 8), (8, CGROUP_DEVICE)]);
-        let detached = Parsed::Asked(Request::Detach { target: 7, program: 8 });
+        let detached = Parsed::Request(Request::Detach { target: 7, program: 8 });
         assert_eq!(detach(Attribute(&bytes)), detached);
         let bytes = attribute(&[(8, CGROUP_DEVICE), (12, 2)]);
-        assert_eq!(detach(Attribute(&bytes)), Parsed::Wrong(Errno::EINVAL));
-        assert_eq!(open(Attribute(&attribute(&[(0, 5)]))), Parsed::Asked(Request::Open(5)));
-        assert_eq!(open(Attribute(&attribute(&[(4, 5)]))), Parsed::Wrong(Errno::EINVAL));
+        assert_eq!(detach(Attribute(&bytes)), Parsed::Invalid(Errno::EINVAL));
+        assert_eq!(open(Attribute(&attribute(&[(0, 5)]))), Parsed::Request(Request::Open(5)));
+        assert_eq!(open(Attribute(&attribute(&[(4, 5)]))), Parsed::Invalid(Errno::EINVAL));
     }
 }
