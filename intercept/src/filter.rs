@@ -4,14 +4,12 @@
 //! [`Filter::new`] allocates, so a program that forks calls it before. [`Filter::install`] makes
 //! up to three system calls and does not allocate, so it may be called between fork and exec.
 
-use std::io::{Read, Seek};
 use std::os::fd::OwnedFd;
 
 use ambit_kernel::sys::seccomp;
 use libseccomp::error::SeccompError;
 use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use nix::errno::Errno;
-use rustix::fs::MemfdFlags;
 
 use super::arch;
 use super::policy::Policy;
@@ -103,7 +101,7 @@ impl Filter {
             return Err(Error::Empty);
         }
         // Jumps are relative, so instructions can be put in front of the program.
-        Ok(Self { program: [raw.concat(), export(&context)?].concat() })
+        Ok(Self { program: [raw.concat(), seccomp::export(&context)?].concat() })
     }
 
     /// Installs the filter in the calling thread, which cannot be undone, and returns its listener.
@@ -165,25 +163,6 @@ fn by_number(audit: u32, number: i32, conditions: &[(u32, u64, u64)]) -> Vec<lib
     all.extend([step(LOAD, 0, 0), step(EQUAL, number.cast_unsigned(), skip)]);
     all.extend(body);
     all
-}
-
-/// Returns the program that libseccomp built. libseccomp 2.5 can write it to a descriptor only.
-fn export(context: &ScmpFilterContext) -> Result<Vec<libc::sock_filter>, Error> {
-    let memory =
-        rustix::fs::memfd_create("filter", MemfdFlags::CLOEXEC).map_err(std::io::Error::from)?;
-    context.export_bpf(&memory)?;
-    let mut file = std::fs::File::from(memory);
-    let mut bytes = Vec::new();
-    file.rewind()?;
-    file.read_to_end(&mut bytes)?;
-    // struct sock_filter: code, jump offsets jt and jf, constant k.
-    let instructions = bytes.chunks_exact(8).map(|one| libc::sock_filter {
-        code: u16::from_ne_bytes([one[0], one[1]]),
-        jt: one[2],
-        jf: one[3],
-        k: u32::from_ne_bytes([one[4], one[5], one[6], one[7]]),
-    });
-    Ok(instructions.collect())
 }
 
 #[cfg(test)]

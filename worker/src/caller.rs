@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::child::die_with_parent;
 use super::error::{Context, Error, MarkUntried};
+use super::no_mounts::leave_mounts;
 use ambit_kernel::sys::capabilities::{limit_bounding_set, limit_permitted};
 use ambit_kernel::text::id_map::IdMap;
 
@@ -124,20 +125,33 @@ impl Caller {
 
     /// The same for a process that has entered the control groups.
     pub(super) fn enter_within_groups(&self) -> Result<(), Error> {
+        self.enter_mounts().and_then(|()| self.become_caller()).mark_untried()
+    }
+
+    /// The same as [`Caller::enter`] in a mount namespace without mounts: root and folder are the
+    /// caller's, and this process keeps no mount but these two.
+    pub(super) fn enter_without_mounts(&self) -> Result<(), Error> {
+        self.enter_groups()?;
+        let entered = self.enter_mounts().and_then(|()| leave_mounts());
+        entered.and_then(|()| self.become_caller()).mark_untried()
+    }
+
+    fn enter_mounts(&self) -> Result<(), Error> {
         // A low `oom_score_adj` of the daemon must not protect a process that works for a
         // container. Errors are ignored: lowering the value needs CAP_SYS_RESOURCE, which may be
         // missing.
         let _ = std::fs::write("/proc/self/oom_score_adj", self.facts.oom_score.to_string());
         // Fails if the mount namespace does not belong to this user namespace. The caller may not
         // mount then either.
-        setns(&self.mounts, CloneFlags::CLONE_NEWNS)
-            .context("setns to the caller's mounts")
-            .mark_untried()?;
-        self.set_ids().mark_untried()?;
+        setns(&self.mounts, CloneFlags::CLONE_NEWNS).context("setns to the caller's mounts")
+    }
+
+    fn become_caller(&self) -> Result<(), Error> {
+        self.set_ids()?;
         // The root may not answer.
         die_with_parent();
-        self.enter_folders().mark_untried()?;
-        self.drop_capabilities().mark_untried()
+        self.enter_folders()?;
+        self.drop_capabilities()
     }
 
     /// Enters root and working directory. The ids must be the caller's already: chdir(2) to a FUSE

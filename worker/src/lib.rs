@@ -20,6 +20,7 @@ mod find;
 mod inside;
 mod lookup;
 pub mod mount;
+mod no_mounts;
 pub mod operation;
 mod pin;
 mod report_channel;

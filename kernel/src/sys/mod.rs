@@ -11,6 +11,7 @@ pub mod bpf;
 pub mod capabilities;
 pub mod close_range;
 pub mod file_handle;
+mod filter_program;
 pub mod fork;
 pub mod fuse_connections;
 /// Descriptors that came with `execve`.
@@ -32,6 +33,7 @@ mod raw;
 pub mod scheduling;
 /// Filters with a listener.
 pub mod seccomp {
+    pub use super::filter_program::export;
     pub use super::raw::{install_with_listener, notification_sizes};
 }
 pub mod setxattrat;

@@ -50,20 +50,6 @@ pub fn mount_setattr_all(mount: impl AsFd, set: MountAttrFlags) -> io::Result<()
     Ok(raw::mount_setattr(mount.as_fd(), libc::AT_RECURSIVE, &attributes)?)
 }
 
-/// Sets attributes of one mount, with the choice of access times among them: none is relatime.
-///
-/// # Errors
-/// `EINVAL`: the descriptor is not the root of a mount. `EPERM`: an attribute is locked.
-pub fn set_with_access_times(mount: impl AsFd, set: u64) -> io::Result<()> {
-    let attributes = libc::mount_attr {
-        attr_set: set,
-        attr_clr: libc::MOUNT_ATTR__ATIME,
-        propagation: 0,
-        userns_fd: 0,
-    };
-    Ok(raw::mount_setattr(mount.as_fd(), 0, &attributes)?)
-}
-
 /// Sets attributes of one mount and takes it out of its peer group: what is mounted on it later
 /// appears nowhere else.
 ///

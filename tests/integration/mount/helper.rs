@@ -29,7 +29,9 @@ fn a_helper_serves_as_the_caller_and_ends_with_the_mount() {
     );
     let parent = text.lines().any(|line| line.split_whitespace().eq(["1", "0"]));
     assert!(parent, "a child of init, root: {text}");
-    assert!(!text.contains("other") && text.contains("same groups\nended\n"), "{text}");
+    // A helper in the mount namespace would keep it, and its own mount.
+    let others: Vec<_> = text.lines().filter(|line| line.starts_with("other")).collect();
+    assert!(others == ["other mnt"] && text.contains("same groups\nended\n"), "{text}");
     stage.leaves_nothing();
 }
 
@@ -52,6 +54,27 @@ fn a_helper_that_mounts_by_itself_survives_the_daemon() {
     let text = running.finish(machine::patience(30)).ok();
     assert!(text.contains("first\nfuse.ext4\n"), "{text}");
     Stage { daemon, folder, mounts }.leaves_nothing();
+}
+
+/// A mount of the kernel ends with the last process of the mount namespace. The helpers are one that
+/// takes the device and one that calls mount(2).
+#[test]
+fn a_helper_ends_with_the_mount_namespace() {
+    let stage = Stage::new(
+        "mount.enabled = true\nmount.fuse = { ext4 = \"fuse2fs\", squashfs = \"squashfuse\" }\n",
+    );
+    let script = "cp /run/i/ext4 e; cp /run/i/squashfs s; mkdir n
+        unshare -m sh -c 'mount --bind n n; for t in squashfs ext4; do
+            mount -t $t.image $(echo $t | cut -c1) m && echo $t >>m/file; ls m; done
+            sleep 9876 & echo $! >holder; exec sleep .1' 2>/dev/null
+        pgrep -x squashfuse >/dev/null && pgrep -x fuse2fs >/dev/null && echo both serve
+        kill $(cat holder)
+        while pgrep -x squashfuse || pgrep -x fuse2fs; do sleep .1; done >/dev/null
+        mount -t ext4.image e m; cat m/file; umount m
+        while pgrep -x fuse2fs; do sleep .1; done >/dev/null; e2fsck -fn e >/dev/null 2>&1 && echo clean";
+    let text = stage.run(&["--device", "/dev/fuse"], script).ok();
+    assert_eq!(text, "hello\nfile\nlost+found\nboth serve\next4\nclean\n");
+    stage.leaves_nothing();
 }
 
 #[test]
@@ -94,7 +117,7 @@ fn a_helper_of_the_host_serves_where_there_is_none() {
         for i in 1 2 3 4 5 6 7 8 9; do grep -q ^/usr/bin/fuse2fs /proc/[0-9]*/cmdline || break; sleep .2; done
         e2fsck -fn r/ext4 >/dev/null 2>&1 && echo clean";
     let text = stage.run(&["--device", "/dev/fuse"], script).ok();
-    let expected = "ok\nhello\nfuse.squashfs squashfs\nsame groups\n/tmp/r/squashfs\n\
+    let expected = "ok\nhello\nfuse.squashfs squashfs\nother mnt\nsame groups\n/tmp/r/squashfs\n\
                     ok\nhello\nok\nclean\n";
     assert_eq!(text, expected);
     stage.leaves_nothing();

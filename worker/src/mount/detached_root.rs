@@ -12,11 +12,10 @@ use std::path::{Component, Path, PathBuf};
 
 use nix::sched::{CloneFlags, unshare};
 use rustix::fs::{CWD, FileType, Mode};
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
-};
+use rustix::mount::OpenTreeFlags;
 
 use crate::error::{Context, Error};
+use crate::no_mounts::{attach, fresh, make_private};
 
 /// Where [`lock`] attaches the new mount.
 const PLACE: &str = "/.mount";
@@ -24,34 +23,16 @@ const PLACE: &str = "/.mount";
 /// Moves this process to a new mount namespace with a new root.
 pub(super) fn enter() -> Result<(), Error> {
     unshare(CloneFlags::CLONE_NEWNS).context("unshare of mounts")?;
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", private).context("mount(MS_PRIVATE) of /")?;
+    make_private()?;
     let root = fresh("tmpfs")?;
-    attach(root.as_fd(), "/")?;
+    attach(&root, "/")?;
     rustix::process::fchdir(&root).context("fchdir to a new root")?;
     rustix::process::chroot(".").context("chroot to a new root")?;
     rustix::process::umask(Mode::empty());
     for folder in ["/proc", "/dev", PLACE] {
         rustix::fs::mkdir(folder, Mode::from_raw_mode(0o700)).context("mkdir in a new root")?;
     }
-    attach(fresh("proc")?.as_fd(), "/proc")
-}
-
-/// Makes a detached mount of a filesystem without source and options.
-fn fresh(kind: &str) -> Result<OwnedFd, Error> {
-    let make = || {
-        let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
-        rustix::mount::fsconfig_create(context.as_fd())?;
-        let flags = FsMountFlags::FSMOUNT_CLOEXEC;
-        rustix::mount::fsmount(context.as_fd(), flags, MountAttrFlags::empty())
-    };
-    make().context(format!("fsopen of a {kind}"))
-}
-
-fn attach(mount: BorrowedFd<'_>, target: &str) -> Result<(), Error> {
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    rustix::mount::move_mount(mount, "", CWD, target, flags)
-        .context(format!("move_mount in a new root to {target}"))
+    attach(fresh("proc")?, "/proc")
 }
 
 /// Returns a path of an open file in the new root: the path that the caller gave, if it can be

@@ -7,11 +7,8 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use nix::errno::Errno;
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, StatxFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
-
-use ambit_kernel::sys::mount_setattr::set_with_access_times;
 
 use super::order::{Handler, Order};
 use crate::caller::Caller;
@@ -75,36 +72,4 @@ pub(super) fn device(mount: BorrowedFd<'_>) -> Result<u64, Error> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let status = rustix::fs::statx(mount, "", flags, StatxFlags::empty()).context("statx")?;
     Ok(u64::from(status.stx_dev_major) << 20 | u64::from(status.stx_dev_minor))
-}
-
-/// Opens the root of the filesystem that is mounted on the target now. Does not call into it.
-pub(super) fn root_on(order: &Order) -> Result<OwnedFd, Error> {
-    let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let root = rustix::fs::openat(CWD, &*order.target, flags, Mode::empty());
-    root.context("open of the target")
-}
-
-/// Sets the attributes of a mount that the helper made: mount programs do not know all of them.
-pub(super) fn set_attributes(root: BorrowedFd<'_>, order: &Order) -> Result<(), Error> {
-    match set_with_access_times(root, order.attributes) {
-        // Linux 5.12 has mount_setattr(2).
-        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
-        other => other.context("mount_setattr of the helper's mount"),
-    }
-}
-
-/// Takes a mount that the helper made off the target.
-pub(super) fn take_off(order: &Order) {
-    let _ = rustix::mount::unmount(&*order.target, rustix::mount::UnmountFlags::DETACH);
-}
-
-/// Returns the id of the mount at the target. Does not call into the filesystem.
-pub(super) fn mount_id(order: &Order) -> Result<u64, Error> {
-    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
-    let status =
-        rustix::fs::statx(CWD, &*order.target, flags, StatxFlags::MNT_ID).context("statx")?;
-    if status.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
-        return Err(Error::new(Errno::ENOSYS, "mount.fuse needs Linux 5.8 (STATX_MNT_ID)"));
-    }
-    Ok(status.stx_mnt_id)
 }

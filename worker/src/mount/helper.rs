@@ -1,15 +1,16 @@
 //! Makes a mount by a helper: a configured FUSE program that is started as the caller.
 //!
-//! A helper that uses libfuse 3 gets an open `/dev/fuse`, whose mount is attached once the
-//! filesystem answers. Any other helper calls mount(2) itself, and has mounted when its first
-//! process exits with status 0, as all mount programs do. When the filesystem is served, all
-//! processes here end: the helper is then a child of the container's init, as if the caller had
-//! started it, and ends with the mount. It must never run with rights that the caller does not
-//! have. Start reading at [`mount`].
+//! The mount is made here for an open `/dev/fuse`, and attached once the filesystem answers. A
+//! helper that uses libfuse 3 gets that device. Any other helper opens its own and calls mount(2),
+//! which is answered here (`mount_call.rs`); it has mounted when its first process exits with
+//! status 0, as all mount programs do. When the filesystem is served, all processes here end: the
+//! helper is then a child of the container's init, as if the caller had started it, and ends with
+//! the mount. It must never run with rights that the caller does not have. Start reading at
+//! [`mount`].
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use ambit_kernel::sys::fuse_connections::Connections;
 use nix::errno::Errno;
@@ -23,21 +24,19 @@ use super::fuse_mount;
 use super::host_program::HostProgram;
 use super::kernel_mount::{attach, find_target};
 use super::order::{Executable, Handler, Order};
-use super::program::{self, HelperContext, Output, Program};
+use super::program::{HelperContext, Output};
 use super::source_lock::SourceLocks;
+use super::starter::{LAST_WORDS, Starter};
 use crate::caller::Caller;
 use crate::child::{Child, OnDrop};
 use crate::error::{Context, Error, MarkUntried, ToErrno};
 use crate::report_channel::{ReportChannel, wait};
 
-/// How long to wait for a helper's message after its failure has been detected.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-
 /// Makes the mount, and returns the device number of the filesystem.
 ///
 /// ```text
 /// child   has the caller's namespaces, control groups, root, directory, ids and capabilities
-///  ├─ starter   in its pid namespace: starts the helper, is the subreaper of what it daemonizes
+///  ├─ starter   the same, but without mounts: starts the helper (`starter.rs`)
 ///  │   └─ helper   serves the filesystem
 ///  └─ probe     waits for the filesystem's first answer
 /// ```
@@ -79,25 +78,27 @@ fn run_as_caller(
     until: Instant,
 ) -> Result<Option<u64>, Error> {
     let host = match &handler.program {
-        Executable::OnHost(path) => Ok(HostProgram::open(path)?),
-        Executable::InContainer(name) => Err(name),
+        Executable::OnHost(path) => Some(HostProgram::open(path)?),
+        Executable::InContainer(_) => None,
     };
     let connections = Connections::open().ok();
     let environ = caller.environment.as_ref().and_then(|fd| fd.try_clone().ok()).map(File::from);
-    let environment = environment::read(environ, host.is_ok());
+    let environment = environment::read(environ, host.is_some());
     caller.enter_users()?;
     let null = OpenOptions::new().read(true).write(true).open("/dev/null");
     let null = null.context("open of /dev/null").mark_untried()?;
+    let proc = confine::host_proc().mark_untried()?;
+    let output = Output::new().mark_untried()?;
+    let environment = &environment;
+    let context = HelperContext { null: &null, output: &output, proc: &proc, caller, environment };
+    let starter = Starter::fork(order, handler, host.as_ref(), &context, until)?;
     // The container need not have this device. It is opened in the container's user namespace,
     // because the kernel requires that of the mount to be the same.
     let device = OpenOptions::new().read(true).write(true).open("/dev/fuse");
-    let proc = confine::host_proc().mark_untried()?;
     caller.enter()?;
     let target = find_target(order)?;
-    let program = match host {
-        Ok(program) => Program::of_the_host(&program)?,
-        Err(name) => Program::find(name)?,
-    };
+    let calls = starter.ready(until)?;
+    let takes_device = calls.is_none();
     let source = open_source(order);
     let source = source.as_ref().map(AsFd::as_fd);
     let identified = source.map_or(Ok(None), Source::new)?;
@@ -107,42 +108,46 @@ fn run_as_caller(
         let is_mounted = |device| connections.as_ref().is_none_or(|all| all.of(device).is_some());
         claim::wait_for_locks(source, is_mounted, until)?;
     }
-    let output = Output::new().mark_untried()?;
-    let environment = &environment;
-    let context =
-        HelperContext { null: &null, output: &output, proc: &proc, source, caller, environment };
-    let result = if program.takes_device() {
-        let device = device.context("open of /dev/fuse").mark_untried()?;
-        let mount = fuse_mount::make(order, handler, caller, device.as_fd())?;
-        let words = program.arguments_with_device(order, handler, device.as_fd())?;
-        let (starter, channel) = start(&program, &words, Some(device), &context, until)?;
-        let device = fuse_mount::device(mount.as_fd()).ok();
-        answered(&mount, &channel, until)
-            .and_then(|()| {
-                mark(source, device);
-                attach(mount.as_fd(), target.as_fd())
-            })
-            .map(|()| (starter, device))
-    } else {
-        drop(device);
-        let before = fuse_mount::mount_id(order)?;
-        let words = program.arguments(order, handler)?;
-        let (starter, channel) = start(&program, &words, None, &context, until)?;
-        channel.receive(until).and_then(|_| mounted_by_helper(order, before, until)).map(|device| {
-            mark(source, device);
-            (starter, device)
-        })
+    let make = |device: BorrowedFd<'_>| fuse_mount::make(order, handler, caller, device);
+    let attach = |mount: &OwnedFd| {
+        attach(mount.as_fd(), target.as_fd()).map(|()| fuse_mount::device(mount.as_fd()).ok())
     };
-    match result {
-        Ok((starter, device)) => {
+    let attached = if let Some(calls) = calls {
+        drop(device);
+        starter.start(None, source)?;
+        // As after mount(2) of the kernel, the helper finds its mount on the target.
+        let mut mounted = None;
+        let served = calls.serve(&starter.channel, proc.as_fd(), until, |device| {
+            let mount = make(device)?;
+            mounted = Some((attach(&mount)?, mount));
+            Ok(())
+        });
+        let answered = served.and_then(|()| match &mounted {
+            Some((device, mount)) => wait_for_answer(mount, until).map(|()| *device),
+            None => Err(Error::new(Errno::EIO, "exit status 0, but nothing is mounted")),
+        });
+        if answered.is_err() && mounted.is_some() {
+            take_off(order);
+        }
+        answered
+    } else {
+        let device = device.context("open of /dev/fuse").mark_untried()?;
+        let mount = make(device.as_fd())?;
+        starter.start(Some(device.as_fd()), source)?;
+        // Once the helper has ended, the connection must be aborted.
+        drop(device);
+        answered(&mount, &starter.channel, until).and_then(|()| attach(&mount))
+    };
+    match attached {
+        Ok(device) => {
+            mark(source, device);
             starter.detach();
             Ok(device)
         }
         Err(error) if error.untried => Err(error),
         Err(error) => {
             let error = output.explain(handler.program.name(), &error);
-            // A helper with libfuse 3 has got the device.
-            let missing = if program.takes_device() { None } else { lacks_device() };
+            let missing = if takes_device { None } else { lacks_device() };
             Err(match missing {
                 Some(errno) => {
                     let name = handler.program.name();
@@ -165,29 +170,18 @@ fn lacks_device() -> Option<Errno> {
     opened.err().map(|errno| errno.errno())
 }
 
-/// Returns the device number of what a helper has mounted on the target, where the mount `before`
-/// was, if the filesystem answers. Otherwise takes it off.
-fn mounted_by_helper(order: &Order, before: u64, until: Instant) -> Result<Option<u64>, Error> {
-    if fuse_mount::mount_id(order)? == before {
-        return Err(Error::new(Errno::EIO, "exit status 0, but nothing is mounted"));
-    }
-    let root = fuse_mount::root_on(order)?;
-    // The mount program has ended when the server begins, which may end at once.
-    let (probe, channel) = start_probe(root.as_fd())?;
-    let done = channel
-        .receive(until)
-        .and_then(|_| fuse_mount::set_attributes(root.as_fd(), order))
-        .map(|()| fuse_mount::device(root.as_fd()).ok());
-    match done {
-        Ok(device) => {
-            probe.finish();
-            Ok(device)
-        }
-        Err(error) => {
-            fuse_mount::take_off(order);
-            Err(error)
-        }
-    }
+/// Waits for the first answer of a filesystem whose mount program has ended: the server may end at
+/// once.
+fn wait_for_answer(mount: &OwnedFd, until: Instant) -> Result<(), Error> {
+    let (probe, channel) = start_probe(mount.as_fd())?;
+    channel.receive(until)?;
+    probe.finish();
+    Ok(())
+}
+
+/// Takes the mount off the target. Does not call into the filesystem.
+fn take_off(order: &Order) {
+    let _ = rustix::mount::unmount(&*order.target, rustix::mount::UnmountFlags::DETACH);
 }
 
 /// Starts a process that waits for the filesystem's first answer.
@@ -221,25 +215,6 @@ fn mark(source: Option<BorrowedFd<'_>>, device: Option<u64>) {
     if let Some(source) = source {
         claim::mark(source, device.unwrap_or_default());
     }
-}
-
-/// Forks the starter, which starts the helper and waits for it.
-fn start(
-    program: &Program,
-    words: &[std::ffi::CString],
-    device: Option<File>,
-    context: &HelperContext<'_>,
-    until: Instant,
-) -> Result<(Child, ReportChannel), Error> {
-    let (channel, theirs) = ReportChannel::pair()?;
-    let starter = Child::start(OnDrop::Leave, move || {
-        let run = move || program::execute(program, words, device.as_ref(), context);
-        let ended = program::watch(run);
-        // Daemonized processes must be descendants of the starter until the mount is made.
-        theirs.report(ended.map(|()| Vec::new()));
-        let _ = theirs.receive(until + LAST_WORDS);
-    })?;
-    Ok((starter, channel))
 }
 
 /// Waits for the filesystem's first answer, or for an error of the helper.

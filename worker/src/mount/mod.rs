@@ -18,10 +18,12 @@ mod host_program;
 mod image;
 mod kernel_mount;
 mod loop_device;
+mod mount_call;
 mod order;
 mod own;
 mod program;
 mod source_lock;
+mod starter;
 mod superblock;
 
 pub(crate) use confine::set_label;

@@ -147,22 +147,21 @@ pub(super) struct HelperContext<'a> {
     pub(super) output: &'a Output,
     /// The host's `/proc`.
     pub(super) proc: &'a OwnedFd,
-    /// The source, opened as the caller. It stays open in the helper, whose lock it carries
-    /// (`claim.rs`).
-    pub(super) source: Option<BorrowedFd<'a>>,
     pub(super) caller: &'a Caller,
     /// The caller's variables.
     pub(super) environment: &'a [CString],
 }
 
-/// Confines this process and executes the helper. Returns the error if that fails.
+/// Confines this process and executes the helper. Returns the error if that fails. The source, which
+/// was opened as the caller, stays open in the helper, whose lock it carries (`claim.rs`).
 pub(super) fn execute(
     program: &Program,
     words: &[CString],
     device: Option<&std::fs::File>,
+    source: Option<BorrowedFd<'_>>,
     context: &HelperContext<'_>,
 ) -> Error {
-    let HelperContext { null, output, proc, source, caller, environment } = *context;
+    let HelperContext { null, output, proc, caller, environment } = *context;
     let confine = || {
         if let Some(label) = &caller.facts.label {
             confine::set_label(proc.as_fd(), label)?;
@@ -260,8 +259,11 @@ impl Output {
         let said = String::from_utf8_lossy(&bytes[..length]);
         let said = said.trim_matches(|c: char| c == '\0' || c.is_whitespace());
         let errno = match error.errno {
-            Errno::EINVAL | Errno::EIO if said.contains("unknown option") => Errno::EINVAL,
-            errno @ (Errno::EINVAL | Errno::EIO) => spoken(said).unwrap_or(errno),
+            // The helper gave up.
+            errno @ (Errno::EINVAL | Errno::EIO | Errno::ENOTCONN | Errno::ECONNABORTED) => {
+                let is_option = said.contains("unknown option");
+                if is_option { Errno::EINVAL } else { spoken(said).unwrap_or(errno) }
+            }
             errno => errno,
         };
         let said = if said.is_empty() { "no output" } else { said };

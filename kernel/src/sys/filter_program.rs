@@ -1,0 +1,27 @@
+//! The program of a seccomp filter, as libseccomp builds it.
+
+use std::io::{Read, Seek};
+
+use libseccomp::ScmpFilterContext;
+use rustix::fs::MemfdFlags;
+
+/// Returns the program. libseccomp 2.5 can write it to a descriptor only.
+///
+/// # Errors
+/// libseccomp cannot build the program, or memfd_create(2) fails.
+pub fn export(context: &ScmpFilterContext) -> std::io::Result<Vec<libc::sock_filter>> {
+    let memory = rustix::fs::memfd_create("filter", MemfdFlags::CLOEXEC)?;
+    context.export_bpf(&memory).map_err(std::io::Error::other)?;
+    let mut file = std::fs::File::from(memory);
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    // struct sock_filter: code, jump offsets jt and jf, constant k.
+    let instructions = bytes.chunks_exact(8).map(|one| libc::sock_filter {
+        code: u16::from_ne_bytes([one[0], one[1]]),
+        jt: one[2],
+        jf: one[3],
+        k: u32::from_ne_bytes([one[4], one[5], one[6], one[7]]),
+    });
+    Ok(instructions.collect())
+}
