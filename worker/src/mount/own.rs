@@ -156,15 +156,20 @@ fn cover(
             Ok(target) => target,
             // The new one has nothing there.
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => continue,
-            Err(errno) => return Err(errno).context(format!("openat2 of {path}")),
+            Err(errno) => {
+                return Err(errno).context(format!("openat2 of {}", shown(path.as_bytes())));
+            }
         };
         if is_empty_folder(target.as_fd()) {
             continue;
         }
         let flags =
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        rustix::mount::move_mount(&cover, "", &target, "", flags)
-            .context(format!("move_mount to {path} of a new {}", order.filesystem))?;
+        rustix::mount::move_mount(&cover, "", &target, "", flags).context(format!(
+            "move_mount to {} of a new {}",
+            shown(path.as_bytes()),
+            order.filesystem
+        ))?;
     }
     detached_root::lock_placed(caller.users())
 }
@@ -206,13 +211,16 @@ fn covers_of(proc: &OwnedFd, kind: &str) -> Result<(u64, Covers), Error> {
         if covers.len() == MOST {
             return Err(Error::new(Errno::ENOSPC, format!("more than {MOST} mounts on {kind}")));
         }
-        let top = find(&folder, path, Mounts::Crossed).context(format!("openat2 of {path}"))?;
+        let top = find(&folder, path, Mounts::Crossed)
+            .context(format!("openat2 of {}", shown(path.as_bytes())))?;
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
             | OpenTreeFlags::AT_RECURSIVE
             | OpenTreeFlags::AT_EMPTY_PATH;
-        let copy = rustix::mount::open_tree(&top, "", flags)
-            .context(format!("open_tree of {path} of the container's {kind}"))?;
+        let copy = rustix::mount::open_tree(&top, "", flags).context(format!(
+            "open_tree of {} of the container's {kind}",
+            shown(path.as_bytes())
+        ))?;
         covers.push((path.to_owned(), copy));
     }
     Ok((bits_of(&own.attributes), covers))

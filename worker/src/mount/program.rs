@@ -14,6 +14,7 @@ use ambit_kernel::output;
 use ambit_kernel::sys::close_range::close_on_exec_from;
 use ambit_kernel::sys::fork::{Fork, fork};
 use ambit_kernel::sys::signal_defaults::restore_all;
+use ambit_kernel::text::shown::{LONGEST_MESSAGE, shown_within};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -256,17 +257,17 @@ impl Output {
     pub(super) fn explain(&self, name: &str, error: &Error) -> Error {
         let mut bytes = [0; OUTPUT];
         let length = rustix::io::pread(&self.0, &mut bytes, 0).unwrap_or(0);
-        let said = String::from_utf8_lossy(&bytes[..length]);
-        let said = said.trim_matches(|c: char| c == '\0' || c.is_whitespace());
+        let said = bytes[..length].split(|&byte| byte == 0).next().unwrap_or_default();
+        let said = shown_within(said.trim_ascii(), LONGEST_MESSAGE);
         let errno = match error.errno {
             // The helper gave up.
             errno @ (Errno::EINVAL | Errno::EIO | Errno::ENOTCONN | Errno::ECONNABORTED) => {
                 let is_option = said.contains("unknown option");
-                if is_option { Errno::EINVAL } else { spoken(said).unwrap_or(errno) }
+                if is_option { Errno::EINVAL } else { spoken(&said).unwrap_or(errno) }
             }
             errno => errno,
         };
-        let said = if said.is_empty() { "no output" } else { said };
+        let said = if said.is_empty() { "no output" } else { &said };
         let words: Vec<_> = said.split_whitespace().collect();
         Error::new(errno, format!("{name}: {}: {}", error.message, words.join(" ")))
     }
@@ -309,7 +310,10 @@ mod tests {
         }
         let error = output.explain("frob", &Error::new(Errno::EINVAL, "exit status 1"));
         assert!(error.message.starts_with("frob: exit status 1: xxx"));
-        assert!(error.message.len() < OUTPUT + 100);
+        assert!(error.message.len() < LONGEST_MESSAGE + 100);
+        rustix::io::pwrite(&output.0, b"\n it\xff\n failed \0", 0).unwrap();
+        let error = output.explain("frob", &Error::new(Errno::EINVAL, "exit status 1"));
+        assert_eq!(error.message, "frob: exit status 1: it\\xff failed");
     }
 
     #[test]

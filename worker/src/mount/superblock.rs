@@ -138,8 +138,8 @@ fn words_of(context: BorrowedFd<'_>) -> String {
     let mut line = [0; 1024];
     // read(2) returns one message, and ENODATA after the last. The kernel keeps eight.
     while let Ok(length @ 1..) = rustix::io::read(context, &mut line) {
-        let text = String::from_utf8_lossy(&line[..length]);
-        words.push(text.trim_end().to_owned());
+        // The options of the caller are in them.
+        words.push(shown(line[..length].trim_ascii_end()));
         if words.len() == 8 {
             break;
         }
