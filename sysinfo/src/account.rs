@@ -227,7 +227,10 @@ impl Accounts {
         if let Some(account) = all.get(&owner).and_then(Weak::upgrade) {
             return account;
         }
-        all.retain(|_, account| account.strong_count() > 0);
+        // Those in use are counted again only when the number has doubled.
+        if all.len().is_power_of_two() {
+            all.retain(|_, account| account.strong_count() > 0);
+        }
         let account = Account::new(owner.clone());
         all.insert(owner, Arc::downgrade(&account));
         account

@@ -489,13 +489,13 @@ impl Callers {
         let gone = registry.iter().filter(|(_, container)| forgotten(container));
         let gone: Vec<_> = gone.map(|(key, _)| key.clone()).collect();
         drop(registry);
-        self.forget(&gone, context);
         for shard in &self.host_threads {
             lock(shard).retain(|thread| is_fresh(thread.at, now));
         }
         for shard in &self.threads {
             lock(shard).retain(|thread| is_fresh(thread.at, now));
         }
+        self.forget(&gone, context);
         let most = context.options.kept_files;
         if kept() > most {
             // A quarter is closed, so that the next sweep is not at once.

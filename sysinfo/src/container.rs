@@ -31,7 +31,6 @@ use crate::sample::Sample;
 use crate::source;
 use crate::source::huge::HugeFiles;
 use crate::source::nodes::NodeFiles;
-use crate::source::stats::StatFiles;
 use crate::stat_sampler::StatSampler;
 use crate::stats::StatSet;
 use crate::tasks::Counter;
@@ -130,7 +129,6 @@ impl Container {
         let start = identity.init.as_ref().map_or(0, |init| init.start.min(now));
         let mut source =
             source::open(&context.hierarchies, &membership, context.options.memory_limit);
-        let stats = StatSampler::new(StatFiles::new(&context.hierarchies, &membership));
         // It is not known whether the machine was suspended before the container's start or since;
         // before is the usual case.
         let awake = clock::awake();
@@ -171,7 +169,8 @@ impl Container {
             sampler: Mutex::new(Sampler {
                 checked: now,
                 source,
-                stats,
+                init_cgroup: None,
+                stats: StatSampler::default(),
                 huge: HugeFiles::default(),
                 nodes: NodeFiles::default(),
                 sample: Sample::default(),
@@ -180,7 +179,6 @@ impl Container {
                 // A predecessor's count is not reused: the first count is not skipped.
                 skipped: MOST_SKIPPED,
                 round: 0,
-                record: Vec::new(),
             }),
         }
     }
@@ -248,14 +246,20 @@ impl Container {
     }
 
     /// Returns the container that this pid namespace is part of; `Err` when that must be looked up
-    /// again.
+    /// again. For one that is part of none, that is until its engine has set it up, and when its
+    /// first process was moved to another cgroup.
     pub(crate) fn enclosing(&self, now: u64) -> Result<Option<Arc<Self>>, ()> {
-        let age = now.saturating_sub(self.enclosing_checked.load(Ordering::Acquire));
-        let bound = if self.is_young(now) { YOUNG_MEMBERSHIP_BOUND } else { MEMBERSHIP_BOUND };
-        if self.identity.init.is_some() && self.identity.part.is_none() && age > bound {
-            return Err(());
+        let enclosing = self.enclosing.load_full();
+        if self.identity.init.is_none() || self.identity.part.is_some() {
+            return Ok(enclosing);
         }
-        Ok(self.enclosing.load_full())
+        let checked = self.enclosing_checked.load(Ordering::Acquire);
+        let bound = match enclosing {
+            _ if self.is_young(now) => YOUNG_MEMBERSHIP_BOUND,
+            None if !self.is_young(checked) => return Ok(None),
+            _ => MEMBERSHIP_BOUND,
+        };
+        if now.saturating_sub(checked) > bound { Err(()) } else { Ok(enclosing) }
     }
 
     /// Sets what [`Self::enclosing`] returns from `now` on.
@@ -367,7 +371,7 @@ impl Container {
             }
         }
         self.count_threads(&mut sampler, context, counter);
-        self.remember(&mut sampler, context);
+        self.remember(&sampler, context);
     }
 
     /// Closes the kept descriptors; the next sample opens them again.
@@ -377,6 +381,7 @@ impl Container {
             sampler.huge.close();
             sampler.nodes.close();
             sampler.stats.close();
+            sampler.init_cgroup = None;
         }
     }
 

@@ -24,6 +24,8 @@ const HEAD: usize = 4;
 const MAGIC: u64 = 0x616d_6269_7442_4c01;
 /// Largest number of records; further containers have none.
 pub(crate) const MOST: usize = 16 << 10;
+/// Records read by one system call.
+const READ_AT_ONCE: usize = 64;
 const PAGE: usize = 4096;
 const WORD: usize = 8;
 
@@ -56,15 +58,21 @@ impl CounterStore {
         let words = HEAD + 24 + 6 * processors.max(64) + 1;
         let size = (words * WORD).next_multiple_of(PAGE);
         let mut records = Records::default();
-        let mut record = vec![0; size];
-        while records.end < MOST
-            && rustix::io::pread(&file, &mut record[..], (records.end * size) as u64) == Ok(size)
-        {
-            match parse(&record) {
-                Some((key, words)) => drop(records.unclaimed.insert(key, (records.end, words))),
-                None => records.free.push(records.end),
+        // A successor of a server with a thousand containers reads them all before it serves.
+        let mut text = vec![0; READ_AT_ONCE * size];
+        loop {
+            let read = rustix::io::pread(&file, &mut text[..], (records.end * size) as u64);
+            let whole = text[..read.unwrap_or(0)].chunks_exact(size);
+            if whole.len() == 0 || records.end >= MOST {
+                break;
             }
-            records.end += 1;
+            for record in whole {
+                match parse(record) {
+                    Some((key, words)) => drop(records.unclaimed.insert(key, (records.end, words))),
+                    None => records.free.push(records.end),
+                }
+                records.end += 1;
+            }
         }
         Self { file, size, records: Mutex::new(records), adopted: Once::new() }
     }

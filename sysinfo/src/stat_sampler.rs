@@ -8,18 +8,26 @@ use ambit_kernel::text::scan;
 
 use crate::context::Context;
 use crate::host::RawFiles;
+use crate::membership::Membership;
 use crate::source::stats::{RawStats, StatFiles};
 use crate::stats::{Device, Io, StatSet, Stats, VmEvents};
 use crate::steady::Steady;
 
 /// Reads the statistics of one container and keeps its counters from decreasing.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct StatSampler {
-    files: StatFiles,
+    last: Stats,
+    /// `None` before the first reader.
+    counters: Option<Box<Counters>>,
+}
+
+#[derive(Debug)]
+struct Counters {
+    /// `None` while they are closed.
+    files: Option<StatFiles>,
     raw: RawStats,
     devices: Vec<DeviceCounters>,
     events: [Steady; VmEvents::NAMES.len()],
-    last: Stats,
     text: Vec<u8>,
 }
 
@@ -30,58 +38,71 @@ struct DeviceCounters {
 }
 
 impl StatSampler {
-    pub(crate) fn new(files: StatFiles) -> Self {
-        Self {
-            files,
-            raw: RawStats::default(),
-            devices: Vec::new(),
-            events: [Steady::default(); VmEvents::NAMES.len()],
-            last: Stats::default(),
-            text: Vec::new(),
-        }
-    }
-
-    /// Switches to the files of another cgroup.
-    pub(crate) fn follow(&mut self, files: StatFiles) {
-        self.files = files;
-    }
-
+    /// Closes the files; the next sample opens those of the cgroup that the container is in then.
     pub(crate) fn close(&mut self) {
-        self.files.close();
+        if let Some(counters) = &mut self.counters {
+            counters.files = None;
+        }
     }
 
     /// Samples these kinds of statistics. A kind that cannot be read keeps its last values.
-    pub(crate) fn sample(&mut self, wanted: StatSet, now: u64, context: &Context) -> Stats {
-        self.last.taken = self.last.taken.with(wanted, now);
+    pub(crate) fn sample(
+        &mut self,
+        wanted: StatSet,
+        now: u64,
+        membership: &Membership,
+        context: &Context,
+    ) -> Stats {
+        let Self { last, counters } = self;
+        last.taken = last.taken.with(wanted, now);
         if StatSet::BASE.contains(wanted) {
-            return self.last.clone();
+            return last.clone();
         }
+        let counters = counters.get_or_insert_with(Box::default);
         let host = context.host.snapshot();
         let kernel = host.raw.as_deref();
-        if wanted.contains(StatSet::IO) && self.files.io(&mut self.raw).is_ok() {
-            self.count_io();
-            self.last.devices = self.devices(kernel, wanted.contains(StatSet::VM_EVENTS));
+        let Counters { files, raw, .. } = &mut **counters;
+        let files = files.get_or_insert_with(|| StatFiles::new(&context.hierarchies, membership));
+        let io = wanted.contains(StatSet::IO).then(|| files.io(raw));
+        let events = wanted.contains(StatSet::VM_EVENTS).then(|| files.events(raw));
+        if wanted.contains(StatSet::PRESSURE)
+            && let Ok(pressure) = files.pressure(raw)
+        {
+            last.pressure = Arc::new(pressure);
+        }
+        if let Some(Ok(())) = io {
+            counters.count_io();
+            last.devices = counters.devices(kernel, wanted.contains(StatSet::VM_EVENTS));
+        }
+        if let Some(Ok(())) = events {
+            for (counter, raw) in counters.events.iter_mut().zip(counters.raw.events) {
+                counter.advance(raw);
+            }
+            last.events = VmEvents(Some(Arc::new(counters.events.map(Steady::total))));
         }
         if wanted.contains(StatSet::VM_EVENTS) {
-            if self.files.events(&mut self.raw).is_ok() {
-                for (counter, raw) in self.events.iter_mut().zip(self.raw.events) {
-                    counter.advance(raw);
-                }
-                self.last.events = VmEvents(self.events.map(Steady::total));
-            }
-            self.last.vmstat = context.names.vmstat(kernel);
-        }
-        if wanted.contains(StatSet::PRESSURE)
-            && let Ok(pressure) = self.files.pressure(&mut self.raw)
-        {
-            self.last.pressure = Arc::new(pressure);
+            last.vmstat = context.names.vmstat(kernel);
         }
         if wanted.contains(StatSet::INTERRUPTS) {
-            self.last.interrupts = context.names.interrupts(kernel);
+            last.interrupts = context.names.interrupts(kernel);
         }
-        self.last.clone()
+        last.clone()
     }
+}
 
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            files: None,
+            raw: RawStats::default(),
+            devices: Vec::new(),
+            events: [Steady::default(); VmEvents::NAMES.len()],
+            text: Vec::new(),
+        }
+    }
+}
+
+impl Counters {
     fn count_io(&mut self) {
         for &(number, io) in &self.raw.io {
             let at = match self.devices.iter().position(|known| known.number == number) {
@@ -170,25 +191,25 @@ mod tests {
 
     #[test]
     fn stacked_devices_have_slaves() {
-        let mut sampler = StatSampler::new(StatFiles::default());
+        let mut counters = Counters::default();
         let io = Io { read_bytes: 1, ..Io::default() };
-        sampler.raw.io = vec![((254, 0), io), ((253, 0), io)];
-        sampler.count_io();
-        let devices = sampler.devices(Some(&Sysfs), true);
+        counters.raw.io = vec![((254, 0), io), ((253, 0), io)];
+        counters.count_io();
+        let devices = counters.devices(Some(&Sysfs), true);
         let found: Vec<_> = devices.iter().map(|dev| (&*dev.name, dev.has_slaves)).collect();
         assert_eq!(found, [("vda", false), ("dm-0", true)]);
     }
 
     #[test]
     fn devices_have_the_kernels_names_and_steady_counters() {
-        let mut sampler = StatSampler::new(StatFiles::default());
+        let mut counters = Counters::default();
         let io = |read_bytes| Io { read_bytes, reads: 1, ..Io::default() };
-        sampler.raw.io = vec![((254, 0), io(4096)), ((8, 0), io(1))];
-        sampler.count_io();
+        counters.raw.io = vec![((254, 0), io(4096)), ((8, 0), io(1))];
+        counters.count_io();
         // The container was moved to a cgroup with fewer reads.
-        sampler.raw.io = vec![((254, 0), io(512))];
-        sampler.count_io();
-        let devices = sampler.devices(Some(&Sysfs), false);
+        counters.raw.io = vec![((254, 0), io(512))];
+        counters.count_io();
+        let devices = counters.devices(Some(&Sysfs), false);
         assert_eq!(devices.len(), 1, "a device that is gone has no name");
         let vda = &devices[0];
         assert_eq!((vda.major, vda.minor, &*vda.name, vda.size), (254, 0, "vda", 1 << 20));

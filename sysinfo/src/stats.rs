@@ -139,8 +139,10 @@ pub struct Io {
 
 /// Events that `/proc/vmstat` counts under the same name as `memory.stat` or, the kills,
 /// `memory.events` (`memory.oom_control` on cgroup v1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct VmEvents(pub(crate) [u64; VmEvents::NAMES.len()]);
+///
+/// `None` before the first reader: most containers have none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VmEvents(pub(crate) Option<Arc<[u64; VmEvents::NAMES.len()]>>);
 
 impl VmEvents {
     /// Their names, sorted.
@@ -197,26 +199,22 @@ impl VmEvents {
     /// Returns a count; `None` for an event that cgroups do not account.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<u64> {
-        Self::index(name.as_bytes()).map(|at| self.0[at])
+        let at = Self::index(name.as_bytes())?;
+        Some(self.0.as_ref().map_or(0, |counts| counts[at]))
     }
 
     /// Sets a count, for tests and examples.
     #[must_use]
     pub fn with(mut self, name: &str, count: u64) -> Self {
         if let Some(at) = Self::index(name.as_bytes()) {
-            self.0[at] = count;
+            Arc::make_mut(self.0.get_or_insert_with(|| Arc::new([0; Self::NAMES.len()])))[at] =
+                count;
         }
         self
     }
 
     pub(crate) fn index(name: &[u8]) -> Option<usize> {
         Self::NAMES.iter().position(|known| known.as_bytes() == name)
-    }
-}
-
-impl Default for VmEvents {
-    fn default() -> Self {
-        Self([0; Self::NAMES.len()])
     }
 }
 

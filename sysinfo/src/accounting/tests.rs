@@ -163,6 +163,40 @@ fn the_limits_of_a_young_container_are_shown_as_soon_as_they_are_set() {
     assert_eq!([&young, &old].map(total), [32 << 20, 64 << 20]);
 }
 
+/// Its `cgroup` file stays open, and its container is looked up again in the pid namespaces around.
+#[test]
+fn a_container_whose_first_process_was_moved_is_shown_its_new_cgroup() {
+    let root = tempfile::tempdir().unwrap();
+    let (proc, own) = (root.path().join("proc"), std::process::id());
+    let hierarchies = files(root.path());
+    let limit = |cgroup: &str, bytes: &str| {
+        let cgroup = root.path().join("sys/fs/cgroup").join(cgroup);
+        std::fs::create_dir_all(&cgroup).unwrap();
+        std::fs::write(cgroup.join("memory.current"), "4096\n").unwrap();
+        std::fs::write(cgroup.join("memory.max"), bytes).unwrap();
+    };
+    limit("d", "33554432\n");
+    let process = proc.join(own.to_string());
+    std::fs::create_dir_all(process.join("ns")).unwrap();
+    std::os::unix::fs::symlink("pid:[1]", process.join("ns/pid")).unwrap();
+    std::fs::write(proc.join("meminfo"), "MemTotal: 1048576 kB\n").unwrap();
+    std::fs::write(process.join("cgroup"), "0::/c\n").unwrap();
+    let (proc, sys) = (KernelFiles::at(&proc).unwrap(), KernelFiles::sysfs().unwrap());
+    let accounting = Accounting::over(Options::default(), hierarchies, proc, sys).unwrap();
+    let pidfd = rustix::process::pidfd_open(
+        rustix::process::getpid(),
+        rustix::process::PidfdFlags::empty(),
+    );
+    let init = Init { pid: own, pidfd: pidfd.unwrap(), mounts: 0, start: u64::MAX, offset: None };
+    let one = container_with(&accounting, Some(init));
+    let total = || accounting.view_of(&one).unwrap().memory.total >> 20;
+    assert_eq!(total(), 64);
+    one.set_enclosing(None, u64::MAX);
+    std::fs::write(process.join("cgroup"), "0::/d\n").unwrap();
+    assert_eq!(total(), 32);
+    assert!(one.enclosing(u64::MAX).is_err(), "it may be part of another container now");
+}
+
 #[test]
 fn a_view_older_than_a_second_is_not_shown_while_a_sample_is_taken() {
     let root = tempfile::tempdir().unwrap();

@@ -1,6 +1,7 @@
 //! Takes a sample of a container and derives its view. One thread at a time does that.
 
 use std::cell::RefCell;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -13,12 +14,12 @@ use crate::cpu::{self, CpuClock};
 use crate::derive;
 use crate::hierarchy::Controller;
 use crate::host::Host;
+use crate::kernel_file::{KeptFile, ShortPath};
 use crate::membership::Membership;
 use crate::policy::BootTime;
 use crate::sample::Sample;
 use crate::source::huge::HugeFiles;
 use crate::source::nodes::NodeFiles;
-use crate::source::stats::StatFiles;
 use crate::source::{self, Source};
 use crate::stat_sampler::StatSampler;
 use crate::stats::{StatSet, Stats};
@@ -28,12 +29,16 @@ use crate::view::{Clock, Cpu, Origin, View};
 thread_local! {
     /// Buffer for the texts of kernel files.
     static TEXT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// Buffer for a counter record.
+    static RECORD: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 /// What the thread that takes a sample needs.
 pub(super) struct Sampler {
     pub(super) checked: u64,
     pub(super) source: Box<dyn Source>,
+    /// The `cgroup` file of the first process, which it pins as its pidfd does.
+    pub(super) init_cgroup: Option<KeptFile>,
     pub(super) stats: StatSampler,
     pub(super) huge: HugeFiles,
     pub(super) nodes: NodeFiles,
@@ -44,8 +49,6 @@ pub(super) struct Sampler {
     pub(super) skipped: u32,
     /// Number of counts taken.
     pub(super) round: usize,
-    /// Buffer for the counter record.
-    pub(super) record: Vec<u8>,
 }
 
 impl Sampler {
@@ -111,7 +114,7 @@ impl Container {
             self.sample_pools(sampler, &host, context)?;
         }
         let mut view = self.derive(sampler, host, context, (wanted, last.as_deref()), now);
-        view.stats = sampler.stats.sample(wanted, now, context);
+        view.stats = sampler.stats.sample(wanted, now, &self.membership.load(), context);
         let view = Arc::new(view);
         self.view.store(Some(view.clone()));
         Ok(view)
@@ -225,31 +228,50 @@ impl Container {
         }
         sampler.checked = now;
         let Some(init) = self.identity.init.as_ref().filter(|_| !self.is_inside()) else { return };
-        TEXT.with_borrow_mut(|text| {
-            if let Ok(text) = context.proc.read_of(init.pid, "cgroup", text)
-                && !self.membership.load().has_text(text)
-                // The pid may have been reused.
-                && !self.is_gone()
-            {
-                let membership = cgroup_namespace::membership(&context.proc, init.pid, text);
-                let membership = Arc::new(membership);
-                let limit = context.options.memory_limit;
-                sampler.source = source::open(&context.hierarchies, &membership, limit);
-                let path = |one: &Membership| {
-                    context.hierarchies.path_of(Controller::Cpuacct, one).map(str::to_owned)
-                };
-                if path(&membership) == path(&self.membership.load()) {
-                    sampler.source.resume(sampler.clock.used());
-                } else {
-                    sampler.clock.change_cgroup();
-                    sampler.busy_at_count = 0;
+        let file = match sampler.init_cgroup.take() {
+            Some(file) => file,
+            None => {
+                let path = ShortPath::of_process(init.pid, &"cgroup");
+                match KeptFile::open(context.proc.as_fd(), path.as_str()) {
+                    // The pid may have been reused.
+                    Ok(Some(file)) if !self.is_gone() => file,
+                    _ => return,
                 }
-                sampler.huge.close();
-                sampler.nodes.close();
-                sampler.stats.follow(StatFiles::new(&context.hierarchies, &membership));
-                self.membership.store(membership);
+            }
+        };
+        TEXT.with_borrow_mut(|text| {
+            // It cannot be read once the process has ended.
+            let Ok(text) = file.read(text) else { return };
+            sampler.init_cgroup = Some(file);
+            if !self.membership.load().has_text(text) {
+                self.enter(
+                    sampler,
+                    context,
+                    cgroup_namespace::membership(&context.proc, init.pid, text),
+                );
             }
         });
+    }
+
+    /// Switches to other cgroups.
+    fn enter(&self, sampler: &mut Sampler, context: &Context, membership: Membership) {
+        let membership = Arc::new(membership);
+        let limit = context.options.memory_limit;
+        sampler.source = source::open(&context.hierarchies, &membership, limit);
+        let path = |one: &Membership| {
+            context.hierarchies.path_of(Controller::Cpuacct, one).map(str::to_owned)
+        };
+        if path(&membership) == path(&self.membership.load()) {
+            sampler.source.resume(sampler.clock.used());
+        } else {
+            sampler.clock.change_cgroup();
+            sampler.busy_at_count = 0;
+        }
+        sampler.huge.close();
+        sampler.nodes.close();
+        sampler.stats.close();
+        self.membership.store(membership);
+        self.enclosing_checked.store(0, Ordering::Release);
     }
 
     pub(super) fn count_threads(
@@ -284,11 +306,11 @@ impl Container {
 
     /// Writes the counter record. Called before the counters are shown, so that a reader never sees
     /// smaller ones later.
-    pub(super) fn remember(&self, sampler: &mut Sampler, context: &Context) {
+    pub(super) fn remember(&self, sampler: &Sampler, context: &Context) {
         if let (Some(store), Some((slot, key))) = (context.counter_store.get(), self.counter_record)
         {
             let words = self.activity.words().into_iter().chain(sampler.clock.words());
-            store.write(slot, key, words, &mut sampler.record);
+            RECORD.with_borrow_mut(|record| store.write(slot, key, words, record));
         }
     }
 }

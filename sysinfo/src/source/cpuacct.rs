@@ -8,7 +8,7 @@
 
 use ambit_kernel::text::scan;
 
-use super::CgroupFile;
+use super::{Cgroup, CgroupFile};
 use crate::Error;
 use crate::cpuset::CpuSet;
 use crate::sample::Busy;
@@ -34,9 +34,10 @@ struct Known {
 }
 
 impl Cpuacct {
-    pub(super) fn new(file: impl Fn(&str) -> Option<CgroupFile>) -> Option<Self> {
-        let (sampled, exact) = (file("cpuacct.usage_all")?, file("cpuacct.usage_percpu")?);
-        Some(Self { sampled, exact, ticks: Vec::new(), known: Vec::new() })
+    pub(super) fn new(cgroup: &Cgroup) -> Self {
+        let [sampled, exact] =
+            ["cpuacct.usage_all", "cpuacct.usage_percpu"].map(|name| cgroup.file(name));
+        Self { sampled, exact, ticks: Vec::new(), known: Vec::new() }
     }
 
     /// `false` when the kernel has no such file (before 4.9).

@@ -7,7 +7,7 @@
 
 use ambit_kernel::text::scan;
 
-use super::{CgroupFile, lineage};
+use super::{Cgroup, CgroupFile, lineage};
 use crate::Error;
 use crate::hierarchy::{Controller, Hierarchies};
 use crate::host::HugePool;
@@ -81,7 +81,7 @@ impl Files {
         }
         let name = name(size);
         let file = |level: &str, file: &str| {
-            CgroupFile::new(mount, level, &format!("hugetlb.{name}.{file}"))
+            Cgroup::new(mount, level).file(format!("hugetlb.{name}.{file}"))
         };
         Some(Self {
             size,

@@ -12,12 +12,15 @@ pub(crate) mod stats;
 mod v1;
 mod v2;
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use rustix::fs::{Access, AtFlags};
 use rustix::io::Errno;
 
 use crate::Error;
 use crate::clock;
-use crate::hierarchy::Hierarchies;
+use crate::hierarchy::{Hierarchies, Mount};
 use crate::kernel_file::KeptFile;
 use crate::membership::Membership;
 use crate::policy::MemoryLimit;
@@ -91,33 +94,43 @@ impl Source for Hybrid {
 /// a failing open(2); if all controllers are enabled, there is none.
 const MISSING_BOUND: u64 = 500_000_000;
 
-/// One file of one cgroup, opened when first read.
+/// A cgroup in one hierarchy.
+#[derive(Debug, Clone)]
+struct Cgroup(Arc<(Mount, Box<str>)>);
+
+impl Cgroup {
+    fn new(mount: &Mount, path: &str) -> Self {
+        Self(Arc::new((mount.clone(), path.into())))
+    }
+
+    fn file(&self, name: impl Into<Cow<'static, str>>) -> CgroupFile {
+        CgroupFile { cgroup: self.clone(), name: name.into(), kept: None, missing: 0 }
+    }
+}
+
+/// One file of one cgroup, opened when first read. There are thousands: the cgroup is shared, and
+/// the path is made when the file is opened.
 #[derive(Debug)]
 struct CgroupFile {
-    root: crate::hierarchy::Mount,
-    path: Box<str>,
+    cgroup: Cgroup,
+    name: Cow<'static, str>,
     kept: Option<KeptFile>,
-    /// Time of the last failed attempt to open it.
-    missing: Option<u64>,
+    /// Time of the last failed attempt to open it; 0 if it did not fail.
+    missing: u64,
 }
 
 impl CgroupFile {
-    fn new(root: &crate::hierarchy::Mount, cgroup: &str, name: &str) -> Self {
-        let path = if cgroup.is_empty() { name.to_owned() } else { format!("{cgroup}/{name}") };
-        Self { root: root.clone(), path: path.into(), kept: None, missing: None }
-    }
-
     /// Returns the content; `None` if there is no such file.
     fn read<'b>(&mut self, buffer: &'b mut Vec<u8>) -> Result<Option<&'b [u8]>, Error> {
         if self.kept.is_none() {
-            if self.missing.is_some_and(|at| clock::now().saturating_sub(at) < MISSING_BOUND) {
+            if self.missing != 0 && clock::now().saturating_sub(self.missing) < MISSING_BOUND {
                 return Ok(None);
             }
-            self.kept = KeptFile::open(self.root.root(), &self.path)
+            self.kept = KeptFile::open(self.mount().root(), &self.path())
                 .map_err(|source| self.error(source))?;
             if self.kept.is_none() {
                 self.check_cgroup()?;
-                self.missing = Some(clock::now());
+                self.missing = clock::now();
             }
         }
         let Some(kept) = &self.kept else { return Ok(None) };
@@ -137,7 +150,19 @@ impl CgroupFile {
 
     /// Returns the path of its cgroup, relative to the root of the mount.
     fn cgroup(&self) -> &str {
-        self.path.rsplit_once('/').map_or("", |(cgroup, _)| cgroup)
+        &self.cgroup.0.1
+    }
+
+    fn mount(&self) -> &Mount {
+        &self.cgroup.0.0
+    }
+
+    /// Returns its path, relative to the root of the mount.
+    fn path(&self) -> String {
+        match self.cgroup() {
+            "" => self.name.clone().into_owned(),
+            cgroup => format!("{cgroup}/{}", self.name),
+        }
     }
 
     /// Fails if the cgroup does not exist. Else a removed cgroup would be taken for one without a
@@ -147,17 +172,17 @@ impl CgroupFile {
             "" => ".",
             below => below,
         };
-        rustix::fs::accessat(self.root.root(), cgroup, Access::EXISTS, AtFlags::empty())
+        rustix::fs::accessat(self.mount().root(), cgroup, Access::EXISTS, AtFlags::empty())
             .map_err(|errno| self.error(errno.into()))
     }
 
     fn close(&mut self) {
         self.kept = None;
-        self.missing = None;
+        self.missing = 0;
     }
 
     fn error(&self, source: std::io::Error) -> Error {
-        Error::Read { file: self.root.path().join(&*self.path).display().to_string(), source }
+        Error::Read { file: self.mount().path().join(self.path()).display().to_string(), source }
     }
 }
 
@@ -202,10 +227,10 @@ mod tests {
         std::fs::write(dir.path().join("c/cgroup.controllers"), "memory\n").unwrap();
         let mounts = b"30 1 0:1 / /c rw - cgroup2 cgroup2 rw\n";
         let found = Hierarchies::from_mountinfo(mounts, dir.path()).unwrap();
-        let mut file = CgroupFile::new(&found.unified.unwrap().0, "x", "memory.max");
+        let mut file = Cgroup::new(&found.unified.unwrap().0, "x").file("memory.max");
         let mut read = || {
             let mut buffer = Vec::new();
-            file.missing = file.missing.map(|at| at.saturating_sub(MISSING_BOUND));
+            file.missing = file.missing.saturating_sub(MISSING_BOUND);
             file.read(&mut buffer).unwrap().map(<[u8]>::to_vec)
         };
         assert_eq!(read(), None);

@@ -6,7 +6,7 @@
 
 use ambit_kernel::text::scan;
 
-use super::{CgroupFile, lineage};
+use super::{Cgroup, CgroupFile, lineage};
 use crate::Error;
 use crate::cpuset::CpuSet;
 use crate::hierarchy::{Controller, Hierarchies};
@@ -63,11 +63,12 @@ fn files(hierarchies: &Hierarchies, membership: &Membership) -> Vec<CgroupFile> 
     let legacy = || {
         let (mount, cgroup) = hierarchies.legacy_cgroup(Controller::Cpuset, membership)?;
         let names = ["cpuset.effective_mems", "cpuset.mems"];
-        Some(names.map(|name| CgroupFile::new(mount, cgroup, name)).into())
+        let cgroup = Cgroup::new(mount, cgroup);
+        Some(names.map(|name| cgroup.file(name)).into())
     };
     let unified = || {
         let (mount, cgroup) = hierarchies.unified_cgroup(membership)?;
-        let file = |level| CgroupFile::new(mount, level, "cpuset.mems.effective");
+        let file = |level| Cgroup::new(mount, level).file("cpuset.mems.effective");
         hierarchies.is_unified(Controller::Cpuset).then(|| lineage(cgroup).map(file).collect())
     };
     unified().or_else(legacy).unwrap_or_default()

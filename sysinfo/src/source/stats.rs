@@ -7,7 +7,7 @@
 
 use ambit_kernel::text::scan;
 
-use super::{CgroupFile, lineage};
+use super::{Cgroup, CgroupFile, lineage};
 use crate::Error;
 use crate::hierarchy::{Controller, Hierarchies, Mount};
 use crate::membership::Membership;
@@ -49,23 +49,23 @@ impl StatFiles {
             |controller| hierarchies.legacy_cgroup(controller, membership).filter(below_root);
         Self {
             unified_io: with(Controller::Io)
-                .map(|(mount, cgroup)| CgroupFile::new(mount, cgroup, "io.stat")),
+                .map(|(mount, cgroup)| Cgroup::new(mount, cgroup).file("io.stat")),
             legacy_io: legacy(Controller::Io)
                 .map_or_else(Vec::new, |(mount, cgroup)| legacy_io(mount, cgroup).into()),
             unified_memory: with(Controller::Memory).map_or_else(Vec::new, |(mount, cgroup)| {
                 let levels = lineage(cgroup).filter(|level| !level.is_empty());
-                let file = |level, name| CgroupFile::new(mount, level, name);
                 levels
-                    .map(|level| (file(level, "memory.stat"), file(level, "memory.events")))
+                    .map(|level| Cgroup::new(mount, level))
+                    .map(|level| (level.file("memory.stat"), level.file("memory.events")))
                     .collect()
             }),
             legacy_memory: legacy(Controller::Memory).map(|(mount, cgroup)| {
-                let file = |name| CgroupFile::new(mount, cgroup, name);
-                (file("memory.stat"), file("memory.oom_control"))
+                let cgroup = Cgroup::new(mount, cgroup);
+                (cgroup.file("memory.stat"), cgroup.file("memory.oom_control"))
             }),
             pressure: unified.map(|(mount, cgroup)| {
-                ["cpu.pressure", "io.pressure", "memory.pressure"]
-                    .map(|name| CgroupFile::new(mount, cgroup, name))
+                let cgroup = Cgroup::new(mount, cgroup);
+                ["cpu.pressure", "io.pressure", "memory.pressure"].map(|name| cgroup.file(name))
             }),
         }
     }
@@ -125,26 +125,15 @@ impl StatFiles {
         };
         Ok(Pressure { cpu: read(cpu)?, io: read(io)?, memory: read(memory)? })
     }
-
-    pub(crate) fn close(&mut self) {
-        let legacy = self.legacy_io.iter_mut().flat_map(|(bytes, operations)| [bytes, operations]);
-        let memory = self.unified_memory.iter_mut().chain(&mut self.legacy_memory);
-        legacy
-            .chain(memory.flat_map(|(stat, kills)| [stat, kills]))
-            .chain(&mut self.unified_io)
-            .chain(self.pressure.iter_mut().flatten())
-            .for_each(CgroupFile::close);
-    }
 }
 
 fn legacy_io(mount: &Mount, cgroup: &str) -> [(CgroupFile, CgroupFile); 2] {
-    let file = |name: &str| CgroupFile::new(mount, cgroup, name);
-    ["throttle", "bfq"].map(|policy| {
-        (
-            file(&format!("blkio.{policy}.io_service_bytes_recursive")),
-            file(&format!("blkio.{policy}.io_serviced_recursive")),
-        )
-    })
+    let cgroup = Cgroup::new(mount, cgroup);
+    [
+        ("blkio.throttle.io_service_bytes_recursive", "blkio.throttle.io_serviced_recursive"),
+        ("blkio.bfq.io_service_bytes_recursive", "blkio.bfq.io_serviced_recursive"),
+    ]
+    .map(|(bytes, operations)| (cgroup.file(bytes), cgroup.file(operations)))
 }
 
 /// `254:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6`

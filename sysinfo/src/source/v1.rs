@@ -6,7 +6,7 @@
 use ambit_kernel::text::scan;
 
 use super::cpuacct::Cpuacct;
-use super::{CgroupFile, Source, lineage};
+use super::{Cgroup, CgroupFile, Source, lineage};
 use crate::Error;
 use crate::cpuset::CpuSet;
 use crate::hierarchy::{Controller, Hierarchies};
@@ -47,44 +47,44 @@ impl Legacy {
     /// `None` if no v1 hierarchy has a [`Controller`].
     pub(super) fn new(hierarchies: &Hierarchies, membership: &Membership) -> Option<Self> {
         let place = |controller| hierarchies.legacy_cgroup(controller, membership);
-        let file = |controller, name: &str| {
-            place(controller).map(|(mount, cgroup)| CgroupFile::new(mount, cgroup, name))
-        };
+        let cgroup =
+            |controller| place(controller).map(|(mount, cgroup)| Cgroup::new(mount, cgroup));
         // The root cgroup accounts for the whole machine. For its memory, the machine's own numbers
         // are used, as on v2.
         let limited = place(Controller::Memory).filter(|(_, cgroup)| !cgroup.is_empty());
+        let (cpuset, cpuacct) = (cgroup(Controller::Cpuset), cgroup(Controller::Cpuacct));
         let legacy = Self {
-            memory: limited.map(|(mount, cgroup)| MemoryFiles {
-                usage: CgroupFile::new(mount, cgroup, "memory.usage_in_bytes"),
-                stat: CgroupFile::new(mount, cgroup, "memory.stat"),
-                kernel: CgroupFile::new(mount, cgroup, "memory.kmem.usage_in_bytes"),
-                ancestors: lineage(cgroup)
-                    .skip(1)
-                    .filter(|level| !level.is_empty())
-                    .map(|level| Ancestor {
-                        limit: CgroupFile::new(mount, level, "memory.limit_in_bytes"),
-                        usage: CgroupFile::new(mount, level, "memory.usage_in_bytes"),
-                        stat: CgroupFile::new(mount, level, "memory.stat"),
-                    })
-                    .collect(),
-                with_swap: CgroupFile::new(mount, cgroup, "memory.memsw.usage_in_bytes"),
-                swappiness: CgroupFile::new(mount, cgroup, "memory.swappiness"),
+            memory: limited.map(|(mount, path)| {
+                let own = Cgroup::new(mount, path);
+                MemoryFiles {
+                    usage: own.file("memory.usage_in_bytes"),
+                    stat: own.file("memory.stat"),
+                    kernel: own.file("memory.kmem.usage_in_bytes"),
+                    ancestors: lineage(path)
+                        .skip(1)
+                        .filter(|level| !level.is_empty())
+                        .map(|level| Cgroup::new(mount, level))
+                        .map(|level| Ancestor {
+                            limit: level.file("memory.limit_in_bytes"),
+                            usage: level.file("memory.usage_in_bytes"),
+                            stat: level.file("memory.stat"),
+                        })
+                        .collect(),
+                    with_swap: own.file("memory.memsw.usage_in_bytes"),
+                    swappiness: own.file("memory.swappiness"),
+                }
             }),
-            quotas: place(Controller::Cpu).map_or_else(Vec::new, |(mount, cgroup)| {
-                lineage(cgroup)
-                    .map(|level| {
-                        (
-                            CgroupFile::new(mount, level, "cpu.cfs_quota_us"),
-                            CgroupFile::new(mount, level, "cpu.cfs_period_us"),
-                        )
-                    })
+            quotas: place(Controller::Cpu).map_or_else(Vec::new, |(mount, path)| {
+                lineage(path)
+                    .map(|level| Cgroup::new(mount, level))
+                    .map(|level| (level.file("cpu.cfs_quota_us"), level.file("cpu.cfs_period_us")))
                     .collect()
             }),
-            usage: Cpuacct::new(|name| file(Controller::Cpuacct, name)),
-            usage_sum: file(Controller::Cpuacct, "cpuacct.stat"),
-            cpus: file(Controller::Cpuset, "cpuset.effective_cpus")
-                .zip(file(Controller::Cpuset, "cpuset.cpus")),
-            threads: file(Controller::Pids, "pids.current"),
+            usage: cpuacct.as_ref().map(Cpuacct::new),
+            usage_sum: cpuacct.map(|cgroup| cgroup.file("cpuacct.stat")),
+            cpus: cpuset
+                .map(|cgroup| (cgroup.file("cpuset.effective_cpus"), cgroup.file("cpuset.cpus"))),
+            threads: cgroup(Controller::Pids).map(|cgroup| cgroup.file("pids.current")),
         };
         (!hierarchies.legacy.is_empty()).then_some(legacy)
     }

@@ -4,7 +4,7 @@
 
 use ambit_kernel::text::scan;
 
-use super::{CgroupFile, Source, lineage};
+use super::{Cgroup, CgroupFile, Source, lineage};
 use crate::Error;
 use crate::cpuset::CpuSet;
 use crate::hierarchy::{Controller, Hierarchies};
@@ -54,39 +54,41 @@ impl Unified {
             return None;
         }
         let cgroup = mount.relative(membership.unified()?)?;
-        let file = |cgroup: &str, name: &str| CgroupFile::new(mount, cgroup, name);
-        let below_root = || lineage(cgroup).filter(|level| !level.is_empty());
+        let levels: Vec<_> = lineage(cgroup).map(|level| Cgroup::new(mount, level)).collect();
+        // The root is last.
+        let (own, below_root) = (&levels[0], &levels[..levels.len() - 1]);
         let has = |controller| controllers.contains(&controller);
         Some(Self {
             memory: has(Controller::Memory).then(|| MemoryFiles {
-                levels: below_root()
+                levels: below_root
+                    .iter()
                     .map(|level| Level {
-                        usage: file(level, "memory.current"),
-                        stat: file(level, "memory.stat"),
-                        max: file(level, "memory.max"),
+                        usage: level.file("memory.current"),
+                        stat: level.file("memory.stat"),
+                        max: level.file("memory.max"),
                         high: match memory_limit {
                             MemoryLimit::Max => None,
-                            MemoryLimit::High => Some(file(level, "memory.high")),
+                            MemoryLimit::High => Some(level.file("memory.high")),
                         },
-                        swap_usage: file(level, "memory.swap.current"),
-                        swap_max: file(level, "memory.swap.max"),
+                        swap_usage: level.file("memory.swap.current"),
+                        swap_max: level.file("memory.swap.max"),
                         limit: Limit::Unlimited,
                     })
                     .collect(),
             }),
             cpu_max: if has(Controller::Cpu) {
-                below_root().map(|level| file(level, "cpu.max")).collect()
+                below_root.iter().map(|level| level.file("cpu.max")).collect()
             } else {
                 Vec::new()
             },
-            cpu_stat: has(Controller::Cpuacct).then(|| file(cgroup, "cpu.stat")),
+            cpu_stat: has(Controller::Cpuacct).then(|| own.file("cpu.stat")),
             niced: Niced::default(),
             cpus: if has(Controller::Cpuset) {
-                lineage(cgroup).map(|level| file(level, "cpuset.cpus.effective")).collect()
+                levels.iter().map(|level| level.file("cpuset.cpus.effective")).collect()
             } else {
                 Vec::new()
             },
-            threads: has(Controller::Pids).then(|| file(cgroup, "pids.current")),
+            threads: has(Controller::Pids).then(|| own.file("pids.current")),
         })
     }
 

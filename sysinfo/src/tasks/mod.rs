@@ -36,18 +36,30 @@ const SHARED_FOR: u64 = 1_000_000_000;
 
 /// Counts of the last second by cgroup.
 #[derive(Debug, Default)]
-pub(crate) struct RecentCounts(Mutex<HashMap<String, (u64, Counts)>>);
+pub(crate) struct RecentCounts(Mutex<Recent>);
+
+#[derive(Debug, Default)]
+struct Recent {
+    counts: HashMap<String, (u64, Counts)>,
+    /// When old counts were last removed.
+    swept: u64,
+}
 
 impl RecentCounts {
     fn get(&self, cgroup: &str, now: u64) -> Option<Counts> {
-        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let &(when, counts) = counts.get(cgroup)?;
+        let recent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let &(when, counts) = recent.counts.get(cgroup)?;
         (now.saturating_sub(when) < SHARED_FOR).then_some(counts)
     }
 
     fn put(&self, cgroup: &str, now: u64, new: Counts) {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        counts.retain(|_, (when, _)| now.saturating_sub(*when) < SHARED_FOR);
+        let mut recent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Recent { counts, swept } = &mut *recent;
+        if now.saturating_sub(*swept) >= SHARED_FOR {
+            counts.retain(|_, (when, _)| now.saturating_sub(*when) < SHARED_FOR);
+            counts.shrink_to_fit();
+            *swept = now;
+        }
         counts.insert(cgroup.to_owned(), (now, new));
     }
 }
@@ -358,6 +370,6 @@ mod tests {
         assert_eq!(recent.get("/a", 5 + SHARED_FOR), None);
         assert_eq!(recent.get("/b", 5), None);
         recent.put("/b", 5 + SHARED_FOR, counts);
-        assert_eq!(recent.0.lock().unwrap().len(), 1);
+        assert_eq!(recent.0.lock().unwrap().counts.len(), 1);
     }
 }
