@@ -312,11 +312,14 @@ pub fn ask_parts(path: &Path) -> anyhow::Result<Parts> {
 }
 
 fn parse<T: DeserializeOwned>(line: &str) -> anyhow::Result<T> {
+    #[derive(Deserialize)]
+    struct Answer {
+        error: Option<String>,
+    }
     const UNKNOWN: &str = "the daemon's answer is not understood";
-    let answer: serde_json::Value = serde_json::from_str(line).context(UNKNOWN)?;
-    match answer.get("error").and_then(serde_json::Value::as_str) {
-        Some(reason) => Err(Refusal(reason.to_owned()).into()),
-        None => serde_json::from_value(answer).context(UNKNOWN),
+    match serde_json::from_str(line).context(UNKNOWN)? {
+        Answer { error: Some(reason) } => Err(Refusal(reason).into()),
+        Answer { error: None } => serde_json::from_str(line).context(UNKNOWN),
     }
 }
 

@@ -24,7 +24,8 @@ pub struct Unwritable(#[from] io::Error);
 /// The file or its device takes no more. A closed pipe is no error.
 pub fn print(text: impl fmt::Display) -> Result<(), Unwritable> {
     let mut stdout = io::stdout().lock();
-    unless_closed(write!(stdout, "{text}").and_then(|()| stdout.flush()))
+    // One write(2), not one for each line.
+    unless_closed(stdout.write_all(text.to_string().as_bytes()).and_then(|()| stdout.flush()))
 }
 
 /// Turns the error of a closed pipe into success.
