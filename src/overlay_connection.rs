@@ -5,15 +5,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use ambit_fuse::{MountOptions, Overlay};
+use ambit_fuse::{MountOptions, Overlay, Upper};
 use ambit_keeper::client::{Inherited, KeeperClient};
 use ambit_sysinfo::Accounting;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-/// The names under which the keeper holds the FUSE device and the kernel's INIT request, of the
-/// overlay and of the pressure files.
-const OVERLAY: [&str; 2] = ["overlay", "overlay-init"];
-const PRESSURE: [&str; 2] = ["pressure", "pressure-init"];
+/// The name under which the keeper holds the overlay's own connection. Those of its device, the
+/// kernel's INIT request and the abort switch are made of it.
+const OVERLAY: &str = "overlay";
 
 /// Takes the overlay over from the previous server. Mounts it if there was none, or if its
 /// connection has been aborted.
@@ -23,16 +22,16 @@ pub(crate) fn open(
     keeper: &KeeperClient,
     inherited: &mut Inherited,
 ) -> anyhow::Result<Overlay> {
-    let [device, init] = OVERLAY;
-    match alive(inherited.take(device), inherited.take_bytes(init)) {
+    match alive(inherited, OVERLAY) {
         Some((device, init)) => {
             let overlay = Overlay::takeover(device, &init, options, accounting.clone())?;
-            let [device, init] = PRESSURE;
-            match alive(inherited.take(device), inherited.take_bytes(init)) {
-                Some((device, init)) => overlay.takeover_pressure(device, &init)?,
-                None => {
-                    overlay.begin_pressure();
-                    keep_pressure(&overlay, keeper);
+            for upper in Upper::ALL {
+                match alive(inherited, upper.name()) {
+                    Some((device, init)) => overlay.takeover_upper(upper, device, &init)?,
+                    None => {
+                        overlay.begin_upper(upper);
+                        keep_uppers(&overlay, keeper, &[upper]);
+                    }
                 }
             }
             Ok(overlay)
@@ -40,17 +39,20 @@ pub(crate) fn open(
         None => {
             let overlay = Overlay::mount(options, accounting.clone())?;
             let connection = (overlay.device(), overlay.init_record());
-            keep(keeper, OVERLAY, connection, overlay.abort_switches().0);
-            keep_pressure(&overlay, keeper);
+            keep(keeper, OVERLAY, connection, overlay.abort_switch(None));
+            keep_uppers(&overlay, keeper, &Upper::ALL);
             Ok(overlay)
         }
     }
 }
 
-/// Stores the connection of the pressure files with the keeper.
-pub(crate) fn keep_pressure(overlay: &Overlay, keeper: &KeeperClient) {
-    if let Some((device, init)) = overlay.pressure() {
-        keep(keeper, PRESSURE, (device.as_fd(), &init), overlay.abort_switches().1);
+/// Stores these connections with the keeper.
+pub(crate) fn keep_uppers(overlay: &Overlay, keeper: &KeeperClient, uppers: &[Upper]) {
+    for &upper in uppers {
+        if let Some((device, init)) = overlay.upper(upper) {
+            let abort = overlay.abort_switch(Some(upper));
+            keep(keeper, upper.name(), (device.as_fd(), &init), abort);
+        }
     }
 }
 
@@ -59,27 +61,28 @@ pub(crate) fn keep_pressure(overlay: &Overlay, keeper: &KeeperClient) {
 /// is killed then, both are lost.
 fn keep(
     keeper: &KeeperClient,
-    [device, init]: [&str; 2],
-    (descriptor, record): (BorrowedFd<'_>, &[u8]),
+    name: &str,
+    (device, init): (BorrowedFd<'_>, &[u8]),
     abort: Option<OwnedFd>,
 ) {
-    keeper.store_bytes(init, record);
-    keeper.store(device, descriptor);
+    keeper.store_bytes(&format!("{name}-init"), init);
+    keeper.store(name, device);
     // The keeper can abort a connection that a server in state D holds.
     if let Some(abort) = abort {
-        keeper.store(&format!("{device}-abort"), abort);
+        keeper.store(&format!("{name}-abort"), abort);
     }
 }
 
 /// Returns an inherited connection, unless it has been aborted: poll(2) then reports POLLERR for
 /// its device.
-fn alive(device: Option<OwnedFd>, init: Option<Vec<u8>>) -> Option<(OwnedFd, Vec<u8>)> {
-    let device = device?;
+fn alive(inherited: &mut Inherited, name: &str) -> Option<(OwnedFd, Vec<u8>)> {
+    let init = inherited.take_bytes(&format!("{name}-init"));
+    let device = inherited.take(name)?;
     let mut poll = [PollFd::new(&device, PollFlags::IN)];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     let _ = rustix::event::poll(&mut poll, Some(&now));
     if poll[0].revents().contains(PollFlags::ERR) {
-        tracing::warn!("the overlay's FUSE connection was aborted; mounting anew");
+        tracing::warn!("the FUSE connection {name} was aborted; mounting anew");
         return None;
     }
     Some((device, init?))

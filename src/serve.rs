@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use ambit_fuse::Upper;
 use ambit_keeper::client::{ALIVE, BROKER, KeeperClient, Kept, Orders};
 use ambit_keeper::wire;
 use ambit_kernel::text::mountinfo::Watch;
@@ -236,7 +237,7 @@ async fn watch_mounts(server: &Server) {
     let mut interval = tokio::time::interval(BEAT);
     while !server.overlay().is_finished() {
         let is_changed = watch.as_ref().is_ok_and(Watch::has_changed);
-        if is_changed || server.overlay().pressure_is_finished() {
+        if is_changed || Upper::ALL.iter().any(|&upper| server.overlay().is_aborted(upper)) {
             server.restore_mounts();
         }
         interval.tick().await;

@@ -12,7 +12,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use ambit_fuse::Visit;
+use ambit_fuse::{Upper, Visit};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -22,8 +22,6 @@ const NAME: &str = "ambit-visitor";
 
 /// Looks names up in the overlay that is standard input.
 const NAMES: &str = "names";
-/// Looks names up in the overlay, and attaches the pressure files that are standard output.
-const NAMES_AND_PRESSURE: &str = "names-and-pressure";
 /// Asks the mount that is standard input whether its server answers.
 const PROBE: &str = "probe";
 
@@ -38,12 +36,14 @@ pub fn is_its_name(program: Option<&OsString>) -> bool {
 pub fn main(what: Option<&OsString>) -> ExitCode {
     let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
     let visit = match what.and_then(|what| what.to_str()) {
-        Some(NAMES) => Visit::Names { overlay: stdin.as_fd(), pressure: None },
-        Some(NAMES_AND_PRESSURE) => {
-            Visit::Names { overlay: stdin.as_fd(), pressure: Some(stdout.as_fd()) }
-        }
+        Some(NAMES) => Visit::Names { overlay: stdin.as_fd() },
         Some(PROBE) => Visit::Probe { mount: stdin.as_fd() },
-        _ => return ExitCode::FAILURE,
+        // The mount with this name is standard output, and is attached to the overlay.
+        Some(name) => match Upper::ALL.into_iter().find(|upper| upper.name() == name) {
+            Some(upper) => Visit::Attach { overlay: stdin.as_fd(), upper, mount: stdout.as_fd() },
+            None => return ExitCode::FAILURE,
+        },
+        None => return ExitCode::FAILURE,
     };
     let errno = visit.run().err().map_or(0, Errno::raw_os_error);
     // All errnos that are possible here are below 256.
@@ -56,8 +56,8 @@ pub fn main(what: Option<&OsString>) -> ExitCode {
 /// The visitor's errno, the errno of starting it, or ETIMEDOUT.
 pub fn in_child(visit: Visit<'_>, patience: Duration) -> rustix::io::Result<()> {
     let (what, input, output) = match visit {
-        Visit::Names { overlay, pressure: None } => (NAMES, overlay, None),
-        Visit::Names { overlay, pressure } => (NAMES_AND_PRESSURE, overlay, pressure),
+        Visit::Names { overlay } => (NAMES, overlay, None),
+        Visit::Attach { overlay, upper, mount } => (upper.name(), overlay, Some(mount)),
         Visit::Probe { mount } => (PROBE, mount, None),
     };
     let passed = |fd: BorrowedFd<'_>| {

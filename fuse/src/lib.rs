@@ -36,6 +36,7 @@ mod spare;
 pub mod text;
 mod thread_pool;
 pub mod tree;
+pub mod upper;
 pub mod visit;
 
 pub use counters::Counts;
@@ -47,6 +48,7 @@ pub use prefault_allocator::PrefaultAllocator;
 pub use recorder::{Operation, describe};
 pub use session::{Detached, MountOptions, Overlay, Restored};
 pub use text::Text;
+pub use upper::Upper;
 pub use visit::{Visit, Visitor};
 
 /// Returns the paths below the root of the overlay that are bind-mounted over the same paths of a

@@ -24,7 +24,7 @@ use crate::error::Error;
 use crate::filesystem::OverlayFilesystem;
 use crate::mount::{self, MountKind, Writes};
 use crate::pressure::PressureFilesystem;
-use crate::tree::PRESSURE;
+use crate::upper::Upper;
 use crate::visit::{self, Visit, Visitor};
 
 /// Deadline for the process that looks up all names.
@@ -98,19 +98,21 @@ pub struct Detached {
 }
 
 /// Result of [`Overlay::restore`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Restored {
     /// Everything was attached.
     Nothing,
-    /// A mount was missing and is attached again.
-    Mounts,
+    /// Mounts were missing and are attached again. These connections had been aborted and are new.
+    Mounts(Vec<Upper>),
 }
+
+type Uppers = [Option<FuseConnection>; Upper::ALL.len()];
 
 /// An overlay that is being served.
 pub struct Overlay {
     connection: FuseConnection,
-    /// The second connection, for `/proc/pressure` with triggers.
-    pressure: Mutex<Option<FuseConnection>>,
+    /// The connections besides, in the order of [`Upper::ALL`].
+    uppers: Mutex<Uppers>,
     options: MountOptions,
     views: Arc<dyn Views>,
     filesystem: OverlayFilesystem,
@@ -128,9 +130,10 @@ impl Overlay {
         let filesystem = filesystem(&options, &views);
         let serving = options.serving(options.threads, Writes::Refused);
         let connection = FuseConnection::begin(&serving, filesystem.clone())?;
-        let pressure = Mutex::default();
-        let overlay = Self { connection, pressure, options, views, filesystem };
-        overlay.begin_pressure();
+        let overlay = Self { connection, uppers: Mutex::default(), options, views, filesystem };
+        for upper in Upper::ALL {
+            overlay.begin_upper(upper);
+        }
         match overlay.options.path.as_deref().map_or(Ok(()), |path| overlay.attach(path)) {
             Ok(()) => Ok(overlay),
             // The first error is reported.
@@ -138,65 +141,82 @@ impl Overlay {
         }
     }
 
-    /// Serves `/proc/pressure` with triggers, which the next [`Self::restore`] attaches. A failure
-    /// is logged; all but triggers works without it.
-    pub fn begin_pressure(&self) {
-        if !self.options.triggers {
+    /// Begins a connection that the options want, which the next [`Self::restore`] attaches. A
+    /// failure is logged; the overlay works without it.
+    pub fn begin_upper(&self, upper: Upper) {
+        if !self.wants(upper) {
             return;
         }
-        match FuseConnection::begin(&self.serving_pressure(), self.pressure_filesystem()) {
-            Ok(connection) => *self.pressure_connection() = Some(connection),
-            Err(error) => tracing::warn!(%error, "no triggers can be set on /proc/pressure"),
+        let serving = self.serving(upper);
+        let begun = match upper {
+            Upper::Pressure => FuseConnection::begin(&serving, self.pressure_filesystem()),
+        };
+        match begun {
+            Ok(connection) => self.uppers()[upper as usize] = Some(connection),
+            Err(error) => tracing::warn!(%error, "{}", upper.missing()),
         }
     }
 
-    fn serving_pressure(&self) -> ServeOptions {
-        self.options.serving(1, Writes::Allowed)
+    fn wants(&self, upper: Upper) -> bool {
+        match upper {
+            Upper::Pressure => self.options.triggers,
+        }
+    }
+
+    fn serving(&self, upper: Upper) -> ServeOptions {
+        match upper {
+            Upper::Pressure => self.options.serving(1, Writes::Allowed),
+        }
     }
 
     fn pressure_filesystem(&self) -> PressureFilesystem {
         PressureFilesystem::new(self.options.recorder.clone(), self.views.clone())
     }
 
-    fn pressure_connection(&self) -> MutexGuard<'_, Option<FuseConnection>> {
-        self.pressure.lock().unwrap_or_else(PoisonError::into_inner)
+    fn uppers(&self) -> MutexGuard<'_, Uppers> {
+        self.uppers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Attaches the overlay and the pressure files, and has all names looked up before a container
+    /// Attaches the overlay and the mounts on it, and has all names looked up before a container
     /// engine can use them.
     fn attach(&self, path: &Path) -> Result<(), Error> {
         self.connection.spare.attach(|mount| mount::attach(mount, path))?;
-        self.attach_pressure(path);
+        self.attach_uppers(path, &Upper::ALL);
         Ok(())
     }
 
-    /// Has a visitor attach the pressure files and look up the names, because both send requests to
-    /// the overlay.
-    fn attach_pressure(&self, path: &Path) {
-        let look_up = |pressure: Option<BorrowedFd<'_>>| {
-            let overlay = mount::open_mount(path)?;
-            let visit = Visit::Names { overlay: overlay.as_fd(), pressure };
-            (self.options.visitor)(visit, LOOK_UP_WITHIN)
-        };
-        let call = "look-up by another process";
-        let visited = match &*self.pressure_connection() {
-            Some(connection) => connection.spare.attach(|mount| {
-                let failed = |source| Error::Mount { path: path.into(), call, source };
-                look_up(Some(mount)).map_err(|errno| failed(errno.into()))
-            }),
-            None => look_up(None).map_err(|errno| Error::Mount {
+    /// Has a visitor attach these mounts and look up the names, because both send requests to the
+    /// overlay.
+    fn attach_uppers(&self, path: &Path, missing: &[Upper]) {
+        let visit = |upper: Option<(Upper, BorrowedFd<'_>)>| {
+            let failed = |source: rustix::io::Errno| Error::Mount {
                 path: path.into(),
-                call,
-                source: errno.into(),
-            }),
+                call: "look-up by another process",
+                source: source.into(),
+            };
+            let overlay = mount::open_mount(path).map_err(failed)?;
+            let overlay = overlay.as_fd();
+            let visit = match upper {
+                Some((upper, mount)) => Visit::Attach { overlay, upper, mount },
+                None => Visit::Names { overlay },
+            };
+            (self.options.visitor)(visit, LOOK_UP_WITHIN).map_err(failed)
         };
-        if let Err(error) = visited {
-            tracing::warn!(%error, "the overlay is not complete: no triggers can be set");
+        let uppers = self.uppers();
+        for &upper in missing {
+            let Some(connection) = &uppers[upper as usize] else { continue };
+            let attached = connection.spare.attach(|mount| visit(Some((upper, mount))));
+            if let Err(error) = attached {
+                tracing::warn!(%error, "{}", upper.missing());
+            }
+        }
+        if let Err(error) = visit(None) {
+            tracing::warn!(%error, "the names of the overlay were not looked up");
         }
     }
 
     /// Attaches again what was unmounted, in the mount namespace of this process only. The
-    /// filesystem with triggers gets a new connection if its own was aborted.
+    /// mounts on the overlay get a new connection if their own was aborted.
     ///
     /// # Errors
     /// mountinfo cannot be read, or the mount point is in use.
@@ -213,57 +233,68 @@ impl Overlay {
         if !is_attached(&self.connection, path) {
             mount::prepare(path, self.options.visitor)?;
             self.attach(path)?;
-            return Ok(Restored::Mounts);
+            return Ok(Restored::Mounts(Vec::new()));
         }
-        let place = path.join(PRESSURE);
-        let aborted = self.pressure_is_finished();
-        if aborted {
-            drop(self.pressure_connection().take());
-            self.begin_pressure();
+        let (mut anew, mut missing) = (Vec::new(), Vec::new());
+        for upper in Upper::ALL {
+            let is_aborted = self.is_aborted(upper);
+            if is_aborted {
+                drop(self.uppers()[upper as usize].take());
+                self.begin_upper(upper);
+                anew.push(upper);
+            }
+            let place = path.join(upper.place());
+            let is_missing = |connection: &FuseConnection| !is_attached(connection, &place);
+            if is_aborted || self.uppers()[upper as usize].as_ref().is_some_and(is_missing) {
+                missing.push(upper);
+            }
         }
-        let missing = |connection: &FuseConnection| !is_attached(connection, &place);
-        if aborted || self.pressure_connection().as_ref().is_some_and(missing) {
-            self.attach_pressure(path);
-            return Ok(Restored::Mounts);
+        if missing.is_empty() {
+            return Ok(Restored::Nothing);
         }
-        Ok(Restored::Nothing)
+        self.attach_uppers(path, &missing);
+        Ok(Restored::Mounts(anew))
     }
 
-    /// Takes over the filesystem with triggers from a predecessor, as [`Self::takeover`] does for
-    /// the overlay.
+    /// Takes over another connection from a predecessor, as [`Self::takeover`] does for the
+    /// overlay's own.
     ///
     /// # Errors
     /// As [`Self::takeover`].
-    pub fn takeover_pressure(&self, device: OwnedFd, init_record: &[u8]) -> Result<(), Error> {
+    pub fn takeover_upper(
+        &self,
+        upper: Upper,
+        device: OwnedFd,
+        init_record: &[u8],
+    ) -> Result<(), Error> {
         let init = InitRequest::from_record(init_record)?;
-        let path = self.options.path.as_ref().map(|path| path.join(PRESSURE));
-        let (serving, filesystem) = (self.serving_pressure(), self.pressure_filesystem());
-        let connection = FuseConnection::serve(
-            device,
-            init,
-            Stage::Live,
-            path.as_deref(),
-            &serving,
-            filesystem,
-        )?;
-        *self.pressure_connection() = Some(connection);
+        let path = self.options.path.as_ref().map(|path| path.join(upper.place()));
+        let (serving, stage, path) = (self.serving(upper), Stage::Live, path.as_deref());
+        let connection = match upper {
+            Upper::Pressure => {
+                let filesystem = self.pressure_filesystem();
+                FuseConnection::serve(device, init, stage, path, &serving, filesystem)
+            }
+        }?;
+        self.uppers()[upper as usize] = Some(connection);
         Ok(())
     }
 
-    /// Returns device and INIT record of the filesystem with triggers, to be kept like those of the
-    /// overlay.
+    /// Returns device and INIT record of another connection, to be kept like those of the
+    /// overlay's own.
     #[must_use]
-    pub fn pressure(&self) -> Option<(Arc<OwnedFd>, Vec<u8>)> {
-        let pressure = self.pressure_connection();
-        let connection = pressure.as_ref()?;
+    pub fn upper(&self, upper: Upper) -> Option<(Arc<OwnedFd>, Vec<u8>)> {
+        let uppers = self.uppers();
+        let connection = uppers[upper as usize].as_ref()?;
         Some((Arc::clone(&connection.device), connection.init.record().to_vec()))
     }
 
     /// Returns detached mounts of the overlay, if it has no mount point.
     #[must_use]
     pub fn detached(&self) -> Option<Detached> {
-        let pressure = self.pressure_connection();
-        let pressure = pressure.as_ref().and_then(|connection| connection.spare.duplicate());
+        let pressure = self.uppers()[Upper::Pressure as usize]
+            .as_ref()
+            .and_then(|connection| connection.spare.duplicate());
         Some(Detached { overlay: self.connection.spare.duplicate()?, pressure })
     }
 
@@ -308,7 +339,7 @@ impl Overlay {
         let path = options.path.as_deref();
         let of_connection = filesystem.clone();
         let connection = FuseConnection::serve(device, init, stage, path, &serving, of_connection)?;
-        Ok(Self { connection, pressure: Mutex::default(), options, views, filesystem })
+        Ok(Self { connection, uppers: Mutex::default(), options, views, filesystem })
     }
 
     /// Returns the mount point.
@@ -329,12 +360,14 @@ impl Overlay {
         self.connection.init.record()
     }
 
-    /// Returns the abort switches of both connections: any write to one aborts its connection. A
-    /// switch has no effect when its connection is gone.
+    /// Returns the abort switch of another connection, or of the overlay's own: any write to it
+    /// aborts the connection. It has no effect when the connection is gone.
     #[must_use]
-    pub fn abort_switches(&self) -> (Option<OwnedFd>, Option<OwnedFd>) {
-        let pressure = self.pressure_connection();
-        (self.connection.abort_switch(), pressure.as_ref().and_then(FuseConnection::abort_switch))
+    pub fn abort_switch(&self, upper: Option<Upper>) -> Option<OwnedFd> {
+        match upper {
+            None => self.connection.abort_switch(),
+            Some(upper) => self.uppers()[upper as usize].as_ref()?.abort_switch(),
+        }
     }
 
     /// Returns the counters of the overlay.
@@ -355,19 +388,19 @@ impl Overlay {
         self.connection.is_finished()
     }
 
-    /// True if serving of the filesystem with triggers has ended.
+    /// True if serving of another connection has ended, because it was aborted.
     #[must_use]
-    pub fn pressure_is_finished(&self) -> bool {
-        self.pressure_connection().as_ref().is_some_and(FuseConnection::is_finished)
+    pub fn is_aborted(&self, upper: Upper) -> bool {
+        self.uppers()[upper as usize].as_ref().is_some_and(FuseConnection::is_finished)
     }
 
-    /// Removes the mount with those on it, ends both connections for all their mounts, and waits
+    /// Removes the mount with those on it, ends all connections for all their mounts, and waits
     /// for the threads.
     ///
     /// # Errors
     /// The kernel refuses to unmount, or the connection cannot be ended.
     pub fn unmount(self) -> Result<(), Error> {
-        let Self { connection, pressure, options, .. } = self;
+        let Self { connection, uppers, options, .. } = self;
         let number = connection.number();
         // Another filesystem may be mounted there by now.
         if let Some(path) = options.path
@@ -376,9 +409,10 @@ impl Overlay {
         {
             mount::detach(&path)?;
         }
-        let pressure = pressure.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let pressure = pressure.map_or(Ok(()), FuseConnection::shut_down);
-        connection.shut_down().and(pressure)
+        let uppers = uppers.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let ended = uppers.into_iter().flatten().map(FuseConnection::shut_down);
+        let ended = ended.fold(Ok(()), Result::and);
+        connection.shut_down().and(ended)
     }
 }
 

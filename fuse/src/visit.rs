@@ -14,16 +14,15 @@ use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags};
 
-use crate::tree::PRESSURE;
+use crate::upper::Upper;
 
-/// Most mounts stacked on the directory of the pressure files that are removed.
+/// Most mounts stacked on a folder of the overlay that are removed.
 const LAYERS: usize = 16;
 
 /// A visit. Mounts are given by descriptors, none of which is a FUSE device.
 #[derive(Debug, Clone, Copy)]
 pub enum Visit<'a> {
-    /// Looks up every name that is bound into containers, and attaches the pressure files over the
-    /// overlay.
+    /// Looks up every name that is bound into containers.
     ///
     /// Since Linux 6.16, if two processes look up a name for the first time at the same moment, its
     /// dentry can be dropped while one of them uses it: it is in the dcache before it is marked as
@@ -31,10 +30,17 @@ pub enum Visit<'a> {
     /// `mount`), which happens when engines start containers at the same moment. A name that was
     /// looked up before is safe.
     Names {
-        /// The overlay; attached in the visitor's mount namespace if there are pressure files.
+        /// The overlay.
         overlay: BorrowedFd<'a>,
-        /// The mount of the pressure files.
-        pressure: Option<BorrowedFd<'a>>,
+    },
+    /// Attaches another mount on its folder of the overlay.
+    Attach {
+        /// The overlay, attached in the visitor's mount namespace.
+        overlay: BorrowedFd<'a>,
+        /// Which mount.
+        upper: Upper,
+        /// The mount.
+        mount: BorrowedFd<'a>,
     },
     /// Sends a request (STATFS) that is never answered from a cache.
     Probe {
@@ -60,37 +66,37 @@ impl Visit<'_> {
     /// Runs the visit in the calling process.
     ///
     /// # Errors
-    /// The mount does not answer, or the pressure files cannot be attached.
+    /// The mount does not answer, or a mount cannot be attached.
     pub fn run(self) -> rustix::io::Result<()> {
         match self {
             Self::Probe { mount } => rustix::fs::fstatfs(mount).map(drop),
-            Self::Names { overlay, pressure } => {
-                let attached = pressure.map_or(Ok(()), |mount| attach(overlay, mount));
+            Self::Names { overlay } => {
                 for point in crate::bind_points() {
                     // Errors are ignored: the process that binds the name looks it up again.
                     let _ = find(overlay, point);
                 }
-                attached
+                Ok(())
             }
+            Self::Attach { overlay, upper, mount } => attach(overlay, mount, upper.place()),
         }
     }
 }
 
-/// Attaches the pressure files, and removes what is mounted on their directory.
-fn attach(overlay: BorrowedFd<'_>, pressure: BorrowedFd<'_>) -> rustix::io::Result<()> {
+/// Attaches a mount on a folder of the overlay, and removes what is mounted there.
+fn attach(overlay: BorrowedFd<'_>, mount: BorrowedFd<'_>, name: &str) -> rustix::io::Result<()> {
     use std::os::fd::AsFd;
 
-    let mut place = find(overlay, PRESSURE)?;
+    let mut place = find(overlay, name)?;
     for _ in 0..LAYERS {
         if number(place.as_fd()) == number(overlay) {
             break;
         }
         let mounted = format!("/proc/self/fd/{}", place.as_raw_fd());
         rustix::mount::unmount(mounted, UnmountFlags::DETACH)?;
-        place = find(overlay, PRESSURE)?;
+        place = find(overlay, name)?;
     }
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    rustix::mount::move_mount(pressure, "", place, "", flags)
+    rustix::mount::move_mount(mount, "", place, "", flags)
 }
 
 fn find(overlay: BorrowedFd<'_>, name: &str) -> Result<std::os::fd::OwnedFd, Errno> {

@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use ambit_fuse::{MountOptions, Overlay};
+use ambit_fuse::{MountOptions, Overlay, Upper};
 use ambit_kernel::output;
 use ambit_sysinfo::cpu::CpuPolicy;
 use ambit_sysinfo::policy::SwapPolicy;
@@ -159,7 +159,7 @@ fn start(
     };
     let overlay = Overlay::takeover(device, &init, mount, switch.clone())?;
     if let Some((device, init)) = connections.next() {
-        overlay.takeover_pressure(device, &init)?;
+        overlay.takeover_upper(Upper::Pressure, device, &init)?;
     }
     Ok((overlay, switch))
 }
