@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use ambit_sysinfo::clock;
+use ambit_sysinfo::{Accounting, clock};
 use ambit_worker::Broker;
 use ambit_worker::attach::{Action, AttachOrder, DEADLINE, Options, Report};
 use anyhow::Context;
@@ -43,6 +43,8 @@ pub struct LeftAlone {
 pub struct Attacher {
     broker: Option<Arc<Broker>>,
     overlay: PathBuf,
+    /// Set if containers get files that the kernel keeps.
+    leases: Option<Arc<Accounting>>,
     settings: Mutex<Attach>,
     left: Mutex<Vec<LeftAlone>>,
     /// The pid namespaces of the containers that are worked on.
@@ -105,10 +107,16 @@ impl Question {
 
 impl Attacher {
     /// Creates one for the overlay at a path. Without a broker nothing can be attached.
-    pub(crate) fn new(broker: Option<Arc<Broker>>, overlay: PathBuf, settings: Attach) -> Self {
+    pub(crate) fn new(
+        broker: Option<Arc<Broker>>,
+        overlay: PathBuf,
+        leases: Option<Arc<Accounting>>,
+        settings: Attach,
+    ) -> Self {
         Self {
             broker,
             overlay,
+            leases,
             settings: Mutex::new(settings),
             left: Mutex::default(),
             busy: Mutex::default(),
@@ -154,7 +162,12 @@ impl Attacher {
     fn act(&self, action: Action, pid: u32, process: BorrowedFd<'_>) -> anyhow::Result<Report> {
         let broker = self.broker.as_ref().context("this daemon has no broker to attach files")?;
         let start = start_of(pid).unwrap_or(0);
+        let leased =
+            self.leases.as_ref().map(|views| ambit_fuse::lease_nodes::sources(&**views, pid));
+        // While the process has not ended, its pid is not that of another one.
+        let is_alive = rustix::fs::readlinkat(process, "ns/pid", Vec::new()).is_ok();
         let order = AttachOrder {
+            leased: leased.filter(|_| is_alive).unwrap_or_default(),
             action,
             overlay: self.overlay.clone(),
             targets: ambit_fuse::bind_points().map(str::to_owned).collect(),

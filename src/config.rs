@@ -85,6 +85,9 @@ settings! {
         /// Whose numbers a process in a container sees: `container` is the container's; `caller` is
         /// its own control group's, for services with limits of their own.
         pub view_of: ViewOf = ViewOf::default();
+        /// How many milliseconds the kernel may show a container its `/proc/meminfo` again without
+        /// asking (Linux 6.9); 0: it always asks. For containers that are attached from now on.
+        pub lease: u64 = 20, within 0..=100;
         /// The label of the files where the kernel has SELinux, which containers must be allowed to
         /// read. Empty: the files get no label of their own.
         pub selinux_context: String = "system_u:object_r:container_file_t:s0".into();

@@ -4,7 +4,7 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ambit_fuse::{MountOptions, Overlay, Restored};
 use ambit_keeper::client::{Inherited, KeeperClient};
@@ -119,14 +119,18 @@ impl Server {
             visitor: visitor::in_child,
             context: selinux_context(&config.overlay.selinux_context),
             ..match reach {
-                Reach::Host => MountOptions::new(&config.overlay.mount),
+                Reach::Host => MountOptions {
+                    lease: Duration::from_millis(config.overlay.lease),
+                    ..MountOptions::new(&config.overlay.mount)
+                },
                 Reach::Process => MountOptions::detached(),
             }
         };
         let broker = operations.as_ref().map(|operations| operations.broker.clone());
         let is_watching = reach == Reach::Host && broker.is_some();
-        let attacher = Attacher::new(broker, config.overlay.mount.clone(), config.attach.clone());
-        let attacher = Arc::new(attacher);
+        let leases = (config.overlay.lease > 0).then(|| accounting.clone());
+        let (mount, settings) = (config.overlay.mount.clone(), config.attach.clone());
+        let attacher = Arc::new(Attacher::new(broker, mount, leases, settings));
         let successor = inherited.has_predecessor();
         let overlay = overlay_connection::open(options, &accounting, &keeper, &mut inherited)?;
         warn_of_notes(config);

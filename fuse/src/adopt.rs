@@ -64,7 +64,7 @@ impl InitRequest {
     }
 
     /// True if the kernel can send unanswered requests again (Linux 6.9).
-    fn can_resend(&self) -> bool {
+    pub(crate) fn can_resend(&self) -> bool {
         let minor = self.0.get(HEADER + 4..HEADER + 8).and_then(|bytes| bytes.try_into().ok());
         minor.map(u32::from_ne_bytes).is_some_and(|minor| minor >= 40)
     }

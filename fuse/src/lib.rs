@@ -23,6 +23,8 @@ mod first_visits;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod handles;
+pub mod lease_nodes;
+mod leases;
 pub mod mount;
 pub mod overlay;
 mod prefault_allocator;

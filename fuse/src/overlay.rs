@@ -30,6 +30,12 @@ pub trait OverlayFile: Sync + Debug {
         self.render(view, out);
     }
 
+    /// Writes the file as a container that has it on lease sees it, whose texts must all have the
+    /// same layout: in columns that hold the largest numbers of this machine.
+    fn render_columns(&self, view: &View, out: &mut Text) {
+        self.render(view, out);
+    }
+
     /// The groups of numbers that it shows. Only these are read for its readers; the others can be
     /// old.
     fn needs(&self) -> StatSet;

@@ -4,6 +4,7 @@
 use ambit_kernel::recorder;
 use fuser::{Errno, INodeNo, Request};
 
+use crate::lease_nodes;
 use crate::tree::Tree;
 
 /// Returns what is recorded of a request.
@@ -58,7 +59,10 @@ pub fn describe(operation: u32, node: u64) -> String {
     let asked = name(operation).map_or_else(|| operation.to_string(), str::to_uppercase);
     match Tree::default().node(node) {
         Some(node) => format!("{asked} of {}", node.path),
-        None => format!("{asked} of node {node}"),
+        None => match lease_nodes::path_of(node) {
+            Some(path) => format!("{asked} of {path} on lease"),
+            None => format!("{asked} of node {node}"),
+        },
     }
 }
 

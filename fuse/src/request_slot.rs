@@ -6,9 +6,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ambit_kernel::text::stat;
-use fuser::{Errno, FileHandle, FopenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen};
+use fuser::{Errno, FileAttr, FileHandle, FopenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen};
 use rustix::thread::{Pid, gettid};
 
 use crate::handles::UNKEPT;
@@ -44,7 +45,11 @@ macro_rules! replies {
     };
 }
 
-replies!(Open(ReplyOpen), Data(ReplyData), Entry(ReplyEntry), Attr(ReplyAttr));
+/// A reply to GETATTR of a file on lease, and the attributes of the last lease.
+#[derive(Debug)]
+pub(crate) struct ReplyLease(pub(crate) ReplyAttr, pub(crate) Option<FileAttr>);
+
+replies!(Open(ReplyOpen), Data(ReplyData), Entry(ReplyEntry), Attr(ReplyAttr), Lease(ReplyLease));
 
 /// The request that a thread is handling.
 #[derive(Debug)]
@@ -111,7 +116,7 @@ impl RequestSlot {
 
     /// Sends the pending reply if the thread is still at this request. OPEN is answered with a
     /// handle without text: the following READ asks for numbers again, and gets the last good ones
-    /// at once if the sample still hangs.
+    /// at once if the sample still hangs. A file on lease keeps its last text.
     pub(crate) fn answer_late(&self, sequence: u64) -> bool {
         let mut pending = self.lock();
         // The sequence number is written before the reply is stored.
@@ -122,7 +127,12 @@ impl RequestSlot {
             Some(AnyReply::Open(reply)) => reply.opened(FileHandle(UNKEPT), OPENED),
             Some(AnyReply::Data(reply)) => reply.error(Errno::EIO),
             Some(AnyReply::Entry(reply)) => reply.error(Errno::EIO),
-            Some(AnyReply::Attr(reply)) => reply.error(Errno::EIO),
+            Some(AnyReply::Attr(reply) | AnyReply::Lease(ReplyLease(reply, None))) => {
+                reply.error(Errno::EIO);
+            }
+            Some(AnyReply::Lease(ReplyLease(reply, Some(last)))) => {
+                reply.attr(&Duration::ZERO, &last);
+            }
         }
         true
     }

@@ -22,6 +22,7 @@ use crate::connection::{FuseConnection, ServeOptions, Stage};
 use crate::counters::Counts;
 use crate::error::Error;
 use crate::filesystem::OverlayFilesystem;
+use crate::leases::LeaseFilesystem;
 use crate::mount::{self, MountKind, Writes};
 use crate::pressure::PressureFilesystem;
 use crate::upper::Upper;
@@ -55,6 +56,8 @@ pub struct MountOptions {
     /// over the overlay; in a mount namespace with that mount, the overlay cannot be bound as a
     /// whole.
     pub triggers: bool,
+    /// How long the kernel may keep a file of a container; 0 for not at all.
+    pub lease: Duration,
     /// Runs visits of mounts in another process. The default is [`visit::in_place`].
     pub visitor: Visitor,
 }
@@ -78,6 +81,7 @@ impl MountOptions {
             passed: &[],
             recorder: None,
             triggers: true,
+            lease: Duration::ZERO,
             visitor: visit::in_place,
         }
     }
@@ -150,6 +154,7 @@ impl Overlay {
         let serving = self.serving(upper);
         let begun = match upper {
             Upper::Pressure => FuseConnection::begin(&serving, self.pressure_filesystem()),
+            Upper::Leases => FuseConnection::begin(&serving, self.lease_filesystem()),
         };
         match begun {
             Ok(connection) => self.uppers()[upper as usize] = Some(connection),
@@ -160,17 +165,25 @@ impl Overlay {
     fn wants(&self, upper: Upper) -> bool {
         match upper {
             Upper::Pressure => self.options.triggers,
+            Upper::Leases => !self.options.lease.is_zero() && self.connection.init.can_resend(),
         }
     }
 
     fn serving(&self, upper: Upper) -> ServeOptions {
         match upper {
             Upper::Pressure => self.options.serving(1, Writes::Allowed),
+            Upper::Leases => self.options.serving(self.options.threads, Writes::Refused),
         }
     }
 
     fn pressure_filesystem(&self) -> PressureFilesystem {
         PressureFilesystem::new(self.options.recorder.clone(), self.views.clone())
+    }
+
+    fn lease_filesystem(&self) -> LeaseFilesystem {
+        let MountOptions { recorder, lease, .. } = &self.options;
+        let counters = self.filesystem.counters();
+        LeaseFilesystem::new(recorder.clone(), self.views.clone(), counters, *lease)
     }
 
     fn uppers(&self) -> MutexGuard<'_, Uppers> {
@@ -273,6 +286,10 @@ impl Overlay {
         let connection = match upper {
             Upper::Pressure => {
                 let filesystem = self.pressure_filesystem();
+                FuseConnection::serve(device, init, stage, path, &serving, filesystem)
+            }
+            Upper::Leases => {
+                let filesystem = self.lease_filesystem();
                 FuseConnection::serve(device, init, stage, path, &serving, filesystem)
             }
         }?;

@@ -22,6 +22,9 @@ pub const ROOT: u64 = INodeNo::ROOT.0;
 /// The mount point of the pressure files, below the root of the overlay.
 pub const PRESSURE: &str = "proc/pressure";
 
+/// The mount point of the files on lease, below the root. It is not listed.
+pub const LEASES: &str = ".leases";
+
 /// The id of the node at a path below the root; the empty path is the root itself.
 #[must_use]
 pub fn node_id(path: &str) -> u64 {
@@ -94,6 +97,11 @@ impl Default for Tree {
             let parent = tree.add_above(path);
             tree.add(parent, path, NodeKind::Directory(Vec::new()));
         }
+        let leases = node_id(LEASES);
+        if let Err(place) = tree.position(leases) {
+            let kind = NodeKind::Directory(Vec::new());
+            tree.nodes.insert(place, Node { id: leases, parent: ROOT, path: LEASES, kind });
+        }
         tree
     }
 }
@@ -145,6 +153,9 @@ impl Tree {
     /// Returns the entry of this name in a directory.
     #[must_use]
     pub fn child(&self, directory: u64, name: &[u8]) -> Option<&Node> {
+        if directory == ROOT && name == LEASES.as_bytes() {
+            return self.find_path(LEASES);
+        }
         self.children(directory)?.find(|node| node.name().as_bytes() == name)
     }
 

@@ -2,24 +2,31 @@
 //! holds for a whole connection, such as an operation that is never sent again, does not hold for
 //! the overlay. Start reading at [`Upper`].
 
-use crate::tree::PRESSURE;
+use crate::tree::{LEASES, PRESSURE};
+
+/// A file among those on lease that is opened once, so that the kernel learns which requests are not
+/// answered.
+pub(crate) const PRIMER: &str = "primer";
 
 /// A connection besides the overlay's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Upper {
     /// `/proc/pressure`, on whose files triggers can be set.
     Pressure,
+    /// The files of single containers, which the kernel keeps for a moment.
+    Leases,
 }
 
 impl Upper {
     /// All of them.
-    pub const ALL: [Self; 1] = [Self::Pressure];
+    pub const ALL: [Self; 2] = [Self::Pressure, Self::Leases];
 
     /// The name under which its descriptors are kept.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Pressure => "pressure",
+            Self::Leases => "leases",
         }
     }
 
@@ -28,6 +35,7 @@ impl Upper {
     pub const fn place(self) -> &'static str {
         match self {
             Self::Pressure => PRESSURE,
+            Self::Leases => LEASES,
         }
     }
 
@@ -35,6 +43,7 @@ impl Upper {
     pub(crate) const fn missing(self) -> &'static str {
         match self {
             Self::Pressure => "no triggers can be set on /proc/pressure",
+            Self::Leases => "the kernel keeps no file for containers: each read is answered here",
         }
     }
 }

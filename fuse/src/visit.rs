@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags};
 
-use crate::upper::Upper;
+use crate::upper::{PRIMER, Upper};
 
 /// Most mounts stacked on a folder of the overlay that are removed.
 const LAYERS: usize = 16;
@@ -77,7 +77,14 @@ impl Visit<'_> {
                 }
                 Ok(())
             }
-            Self::Attach { overlay, upper, mount } => attach(overlay, mount, upper.place()),
+            Self::Attach { overlay, upper, mount } => {
+                attach(overlay, mount, upper.place())?;
+                if upper == Upper::Leases {
+                    // Errors are ignored: the kernel then asks for the first reader.
+                    let _ = prime(mount);
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -97,6 +104,13 @@ fn attach(overlay: BorrowedFd<'_>, mount: BorrowedFd<'_>, name: &str) -> rustix:
     }
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(mount, "", place, "", flags)
+}
+
+/// Opens, reads and closes a file on lease: the kernel remembers that OPEN and FLUSH are not
+/// answered.
+fn prime(mount: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let file = rustix::fs::openat(mount, PRIMER, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::read(&file, &mut [0; 1]).map(drop)
 }
 
 fn find(overlay: BorrowedFd<'_>, name: &str) -> Result<std::os::fd::OwnedFd, Errno> {

@@ -26,7 +26,7 @@ const SHORT_PAUSE: Duration = Duration::from_millis(16);
 const SEARCH: Duration = Duration::from_secs(30);
 /// The suffixes of the names of a FUSE connection's descriptors in the store, and the connections.
 const OF_CONNECTION: [&str; 3] = ["", "-init", "-abort"];
-const CONNECTIONS: [&str; 2] = ["overlay", "pressure"];
+const CONNECTIONS: [&str; 3] = ["overlay", "pressure", "leases"];
 
 /// What the keeper does with a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -21,11 +21,12 @@ use crate::host::Host;
 use crate::host_files::HostFiles;
 use crate::kernel_names::KernelNames;
 use crate::personality;
+use crate::policy::ViewOf;
 use crate::pressure::{self, Stall, TriggerFile};
 use crate::stats::StatSet;
 use crate::tasks::{Counter, RecentCounts};
 use crate::view::View;
-use crate::{Error, Numbers, Views, load};
+use crate::{Error, FirstProcess, Numbers, Views, load};
 
 /// All known containers, and the thread that samples their load.
 #[derive(Debug)]
@@ -249,6 +250,35 @@ impl Views for Accounting {
         let file = pressure::open(tid, container.is_host(), &membership, stall, &self.context)?;
         let privileged = pressure::is_privileged(tid, &self.context);
         Ok(TriggerFile { file, charge, privileged })
+    }
+
+    fn is_of_machine(&self, tid: u32) -> bool {
+        let namespace = self.context.proc.pid_namespace(tid);
+        namespace.is_ok_and(|namespace| namespace == self.context.own_namespace)
+    }
+
+    fn first_process(&self, tid: u32) -> Option<FirstProcess> {
+        if self.context.options.view_of == ViewOf::Caller {
+            return None;
+        }
+        self.callers.first_process(tid, clock::now(), &self.context)
+    }
+
+    fn lease(
+        &self,
+        first: FirstProcess,
+        wanted: StatSet,
+        length: Duration,
+    ) -> Result<(Arc<View>, bool), Error> {
+        let container = self.callers.container_of(first, clock::now(), &self.context)?;
+        let length = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
+        let is_overdue = container.is_overdue();
+        let leased = container.lease(&self.context, wanted, length)?;
+        if is_overdue {
+            self.wake.request_sampling();
+        }
+        self.callers.sweep_if_crowded(&self.context);
+        Ok(leased)
     }
 
     fn has_32_bit_personality(&self, tid: u32) -> bool {

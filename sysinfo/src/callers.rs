@@ -19,7 +19,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 
 use ambit_kernel::sys::arenas;
 
-use crate::Error;
 use crate::account::budget::{Charge, Resource};
 use crate::account::{Account, Accounts, Owner};
 use crate::clock;
@@ -32,6 +31,7 @@ use crate::membership::Membership;
 use crate::pinned::{new_container, parent_in_container, pin, unknown};
 use crate::procfs::Task;
 use crate::whose_view;
+use crate::{Error, FirstProcess};
 
 /// Nanoseconds for which the cgroup of a thread, and the uid of one of the host, are cached; both
 /// can change.
@@ -156,6 +156,34 @@ impl Callers {
     pub(crate) fn identify(&self, tid: u32, now: u64, context: &Context) -> Result<Caller, Error> {
         let Caller { container, account } = self.identify_namespace(tid, now, context)?;
         Ok(Caller { container: self.enclosing_or_self(container, now, DEEPEST, context), account })
+    }
+
+    /// Returns the first process of a thread's pid namespace, unless the thread is in a part of
+    /// the namespace or the namespace is part of another container.
+    pub(crate) fn first_process(
+        &self,
+        tid: u32,
+        now: u64,
+        context: &Context,
+    ) -> Option<FirstProcess> {
+        let own = self.identify_namespace(tid, now, context).ok()?.container;
+        let outer = self.enclosing_or_self(own.clone(), now, DEEPEST, context);
+        let is_whole = Arc::ptr_eq(&own, &outer) && !own.is_part();
+        is_whole.then(|| own.first_process()).flatten()
+    }
+
+    /// Returns the container of the first process of a pid namespace.
+    pub(crate) fn container_of(
+        &self,
+        first: FirstProcess,
+        now: u64,
+        context: &Context,
+    ) -> Result<Arc<Container>, Error> {
+        let own = self.identify_namespace(first.pid, now, context)?.container;
+        if own.first_process() != Some(first) {
+            return Err(Error::Gone(first.pid));
+        }
+        Ok(self.enclosing_or_self(own, now, DEEPEST, context))
     }
 
     /// Returns the outermost container that this one is part of, or itself. Follows at most this

@@ -11,14 +11,13 @@ mod sampler;
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rustix::event::{PollFd, PollFlags};
 
 use self::sampler::Sampler;
-use crate::Error;
 use crate::account::Account;
 use crate::account::budget::Charge;
 use crate::activity::Activity;
@@ -35,12 +34,16 @@ use crate::stat_sampler::StatSampler;
 use crate::stats::StatSet;
 use crate::tasks::Counter;
 use crate::view::View;
+use crate::{Error, FirstProcess};
 
 /// Age in nanoseconds above which a view is not returned without waiting for a new sample.
 const HARD_BOUND: u64 = 1_000_000_000;
 /// Age in nanoseconds below which every request takes a new sample: a container engine may still
 /// move the container and set its limits.
 pub(crate) const SETUP_TIME: u64 = 2_000_000_000;
+/// How much longer than it is asked to the kernel keeps attributes: it counts in ticks of at most
+/// 10 ms, and rounds up twice.
+const TICKS: u64 = 20_000_000;
 /// How often a thread that waits for a sample tries the lock.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 /// How often the cgroup of the first process is read again: runtimes move it while they start.
@@ -64,6 +67,8 @@ pub struct Container {
     counter_record: Option<(usize, counter_store::RecordKey)>,
     activity: Activity,
     view: ArcSwapOption<View>,
+    /// Until when these groups of the view are on lease: the kernel shows them from its page cache.
+    leased: Mutex<(u64, StatSet)>,
     /// Time of the last request.
     last_use: AtomicU64,
     membership: ArcSwap<Membership>,
@@ -161,6 +166,7 @@ impl Container {
             counter_record,
             activity,
             view: ArcSwapOption::empty(),
+            leased: Mutex::default(),
             last_use: AtomicU64::new(now),
             membership: ArcSwap::from_pointee(membership),
             enclosing: ArcSwapOption::empty(),
@@ -207,6 +213,14 @@ impl Container {
 
     fn is_inside(&self) -> bool {
         self.identity.part.is_some_and(|part| part.is_inside)
+    }
+
+    /// Returns the first process of its pid namespace.
+    pub(crate) fn first_process(&self) -> Option<FirstProcess> {
+        let init = self.identity.init.as_ref()?;
+        // Start times are multiples of a tick. The lower half tells processes of one pid apart.
+        let start = (init.start / clock::TICK) & u64::from(u32::MAX);
+        Some(FirstProcess { pid: init.pid, start: u32::try_from(start).unwrap_or_default() })
     }
 
     /// The pid of its first process in the daemon's numbering.
@@ -318,12 +332,48 @@ impl Container {
         context: &Context,
         wanted: StatSet,
     ) -> Result<Arc<View>, Error> {
+        let (until, leased) = *self.lock_leased();
+        // What the kernel shows and what else is asked for agree until the lease ends.
+        let wanted = if now < until { wanted.without(leased) } else { wanted };
+        self.view_within(now, context, wanted, context.options.age_bound)
+    }
+
+    /// Takes a lease of these groups: for this long, views show what the returned one does. False
+    /// for a container that is being set up, whose numbers are not kept.
+    pub(crate) fn lease(
+        &self,
+        context: &Context,
+        wanted: StatSet,
+        length: u64,
+    ) -> Result<(Arc<View>, bool), Error> {
+        // A reader can have the kernel ask at any time (`AT_STATX_FORCE_SYNC`), so this view may be
+        // some milliseconds old.
+        let view = self.view_within(clock::now(), context, wanted, length / 4)?;
+        let now = clock::now();
+        let is_kept = !self.is_young(now);
+        if is_kept {
+            *self.lock_leased() = (now.saturating_add(length + TICKS), wanted);
+        }
+        Ok((view, is_kept))
+    }
+
+    fn lock_leased(&self) -> MutexGuard<'_, (u64, StatSet)> {
+        self.leased.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn view_within(
+        &self,
+        now: u64,
+        context: &Context,
+        wanted: StatSet,
+        age: u64,
+    ) -> Result<Arc<View>, Error> {
         self.last_use.store(now, Ordering::Relaxed);
         let since = |time: u64| {
             self.view.load_full().filter(|view| view.stats.taken.oldest(wanted) >= time)
         };
         if !self.is_young(now)
-            && let Some(view) = since(now.saturating_sub(context.options.age_bound))
+            && let Some(view) = since(now.saturating_sub(age))
         {
             return Ok(view);
         }

@@ -53,6 +53,7 @@ pub mod view;
 mod whose_view;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use account::budget::{Budget, Charge, Descriptors, Resource};
 pub use account::{Account, Accounts, Owner};
@@ -121,6 +122,31 @@ pub trait Views: Send + Sync {
         Err(Error::Read { file: format!("/proc/pressure/{}", stall.name()), source })
     }
 
+    /// True for a thread in the daemon's own pid namespace.
+    fn is_of_machine(&self, _tid: u32) -> bool {
+        false
+    }
+
+    /// Returns the first process of a thread's container. `None` if other processes of its pid
+    /// namespace can be in another container, or none.
+    fn first_process(&self, _tid: u32) -> Option<FirstProcess> {
+        None
+    }
+
+    /// Takes a lease of these groups of a container's numbers: for this long, all views of it show
+    /// what the returned one does. False if the numbers are not kept.
+    ///
+    /// # Errors
+    /// The container has ended, or no sample of it was ever taken.
+    fn lease(
+        &self,
+        first: FirstProcess,
+        _wanted: StatSet,
+        _length: Duration,
+    ) -> Result<(Arc<View>, bool), Error> {
+        Err(Error::Gone(first.pid))
+    }
+
     /// True for a thread with the personality of a 32-bit program (`PER_LINUX32`).
     fn has_32_bit_personality(&self, _tid: u32) -> bool {
         false
@@ -130,6 +156,15 @@ pub trait Views: Send + Sync {
     fn host(&self) -> Option<Arc<Host>> {
         None
     }
+}
+
+/// The first process of a pid namespace, which names a container in every server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FirstProcess {
+    /// Its pid in the daemon's pid namespace.
+    pub pid: u32,
+    /// When it started, in ticks after boot, modulo 2^32.
+    pub start: u32,
 }
 
 /// The numbers that a thread sees, and its account.

@@ -51,6 +51,12 @@ impl StatSet {
         Self(self.0 | others.0)
     }
 
+    /// Returns the groups that are not in the other set.
+    #[must_use]
+    pub const fn without(self, others: Self) -> Self {
+        Self(self.0 & !others.0)
+    }
+
     fn positions(self) -> impl Iterator<Item = usize> {
         (0..Self::COUNT).filter(move |at| self.0 >> at & 1 == 1)
     }

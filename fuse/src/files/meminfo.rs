@@ -25,35 +25,46 @@ impl OverlayFile for Meminfo {
     }
 
     fn render(&self, view: &View, out: &mut Text) {
-        // The machine's lines have the order of LINES, except for unknown ones, so the search for a
-        // label starts after the previous one.
-        let mut next = 0;
-        for line in &view.host.meminfo {
-            let found = (next..LINES.len()).chain(0..next).find(|&at| LINES[at].0 == &*line.label);
-            let value = match found {
-                Some(at) => {
-                    next = at + 1;
-                    match LINES[at].1 {
-                        Value::Kib(number) => number(view),
-                        Value::HostConstant => line.value,
-                    }
+        render(view, 0, out);
+    }
+
+    fn render_columns(&self, view: &View, out: &mut Text) {
+        // No sum of a container exceeds the machine's memory and swap.
+        let largest = kib(view.host.memory_total.saturating_add(view.host.swap_total));
+        render(view, largest.max(1).ilog10() as usize + 1, out);
+    }
+}
+
+/// Writes the file with numbers of at least this width.
+fn render(view: &View, width: usize, out: &mut Text) {
+    // The machine's lines have the order of LINES, except for unknown ones, so the search for a
+    // label starts after the previous one.
+    let mut next = 0;
+    for line in &view.host.meminfo {
+        let found = (next..LINES.len()).chain(0..next).find(|&at| LINES[at].0 == &*line.label);
+        let value = match found {
+            Some(at) => {
+                next = at + 1;
+                match LINES[at].1 {
+                    Value::Kib(number) => number(view),
+                    Value::HostConstant => line.value,
                 }
-                None => 0,
-            };
-            row(&line.label, value, line.kib, out);
-        }
+            }
+            None => 0,
+        };
+        row(&line.label, value, line.kib, width, out);
     }
 }
 
 /// Writes a line. Label and colon fill 16 columns, the number is right aligned to the 24th; longer
-/// labels are followed by one blank and leave less room.
-fn row(label: &str, value: u64, kib: bool, out: &mut Text) {
+/// labels are followed by one blank and leave less room. Numbers are at least `width` wide.
+fn row(label: &str, value: u64, kib: bool, width: usize, out: &mut Text) {
     out.put(label).byte(b':');
     let start = match label.len() + 1 {
         ..=16 => 16,
         long => long + 1,
     };
-    out.pad_to(start).right(value, 24usize.saturating_sub(start));
+    out.pad_to(start).right(value, width.max(24usize.saturating_sub(start)));
     if kib {
         out.put(" kB");
     }
@@ -171,6 +182,27 @@ mod tests {
     }
 
     #[test]
+    fn the_columns_hold_the_largest_numbers_of_the_machine() {
+        let mut view = fixture::view();
+        let mut host = Host::clone(&view.host);
+        host.memory_total = 1 << 40;
+        view.host = Arc::new(host);
+        let rendered = |view: &_| {
+            let mut text = Text::new();
+            Meminfo.render_columns(view, &mut text);
+            String::from_utf8(text.as_bytes().to_vec()).unwrap()
+        };
+        let small = rendered(&view);
+        assert!(small.starts_with("MemTotal:           262144 kB\n"), "{small}");
+        (view.memory.total, view.memory.free, view.memory.anon) = (1 << 40, 1 << 39, 1 << 39);
+        let large = rendered(&view);
+        assert!(large.starts_with("MemTotal:       1073741824 kB\n"), "{large}");
+        let layout = |text: &str| text.lines().map(str::len).collect::<Vec<_>>();
+        assert_eq!(layout(&small), layout(&large));
+        Parsed::from_buf_read(large.as_bytes()).unwrap();
+    }
+
+    #[test]
     fn procfs_reads_what_the_view_says() {
         let view = fixture::view();
         let text = fixture::render(&Meminfo, &view);
@@ -281,7 +313,7 @@ mod tests {
             let (label, rest) = line.split_once(':').unwrap();
             let value = rest.trim_end_matches("kB").trim().parse().unwrap();
             let mut out = Text::new();
-            row(label, value, rest.ends_with("kB"), &mut out);
+            row(label, value, rest.ends_with("kB"), 0, &mut out);
             assert_eq!(std::str::from_utf8(out.as_bytes()).unwrap(), format!("{line}\n"));
         }
     }

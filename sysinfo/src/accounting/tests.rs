@@ -70,6 +70,25 @@ fn a_read_resumes_sampling_of_an_unused_container() {
     assert!(!is_wanted());
 }
 
+#[test]
+fn until_a_lease_ends_every_view_shows_its_numbers() {
+    let root = tempfile::tempdir().unwrap();
+    let options = Options { age_bound: 0, ..Options::default() };
+    let accounting = Accounting::with(options, files(root.path())).unwrap();
+    let one = container(&accounting);
+    let lease = |length| one.lease(&accounting.context, StatSet::MEMORY, length).unwrap();
+    let (leased, is_kept) = lease(3_600_000_000_000);
+    assert!(is_kept);
+    let current = root.path().join("sys/fs/cgroup/c/memory.current");
+    std::fs::write(current, "16777216\n").unwrap();
+    let view = accounting.view_of(&one).unwrap();
+    assert_eq!(view.memory.free, leased.memory.free);
+    let taken = |view: &View| view.stats.taken.oldest(StatSet::TIMES);
+    assert!(taken(&view) > taken(&leased), "other numbers are current");
+    let (renewed, _) = lease(0);
+    assert_eq!(renewed.memory.free + (8 << 20), leased.memory.free);
+}
+
 /// A read that begins after another one has ended shows no smaller counter.
 #[test]
 fn concurrent_readers_never_see_less_than_was_seen() {

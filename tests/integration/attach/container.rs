@@ -350,7 +350,7 @@ fn config(
 pub(super) struct Unshared {
     pub(super) pid: u32,
     _running: Running,
-    _cgroup: Cgroup,
+    cgroup: Cgroup,
 }
 
 const SLEEP: &str = "sh -c \"echo it runs; exec sleep 1000\"";
@@ -385,7 +385,12 @@ impl Unshared {
         let mut running = command::start(&mut cgroup.script(&script));
         running.wait_for("it runs", machine::patience(30));
         let pid = cgroup.init().unsigned_abs();
-        Self { pid, _running: running, _cgroup: cgroup }
+        Self { pid, _running: running, cgroup }
+    }
+
+    /// Its cgroup.
+    pub(super) fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
     }
 
     /// Runs a script in its namespaces.

@@ -7,6 +7,7 @@ mod auto;
 mod container;
 mod dead;
 mod equip;
+mod leases;
 mod nested;
 mod rules;
 mod steady;

@@ -47,6 +47,10 @@ pub struct AttachOrder {
     pub overlay: PathBuf,
     /// The targets below the container's root, which are also the names below the overlay.
     pub targets: Vec<String>,
+    /// Targets with the names below the overlay of files that show this container only. They are
+    /// attached in the mount namespace of its first process; another one may be in another
+    /// container.
+    pub leased: Vec<(String, String)>,
 }
 
 /// Carries out an order. `process` is the folder of one of the container's processes in `/proc`.
@@ -59,7 +63,7 @@ pub(crate) fn run(order: &AttachOrder, process: BorrowedFd<'_>) -> Result<Report
     // The parent is the broker, in the daemon's mount namespace.
     let broker = nix::unistd::getppid().to_string();
     let facts = Facts::collect(&overlay, pid_namespace, vec!["1".to_owned(), broker])?;
-    let first = MountNamespace::open(process)?;
+    let first = MountNamespace::open(process, false)?;
     let machine =
         rustix::fs::open("/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .context("open of ns/mnt")?;
@@ -83,8 +87,10 @@ pub(crate) fn run(order: &AttachOrder, process: BorrowedFd<'_>) -> Result<Report
                 let mut copies = |targets: &[&str]| {
                     setns(&machine, CloneFlags::CLONE_NEWNS).context("setns to the machine")?;
                     let pressure = init.as_deref().and_then(pressure_folder);
-                    let made =
-                        targets.iter().map(|target| copy(&overlay, pressure.as_deref(), target));
+                    let leased: &[_] = if namespace.is_first { &order.leased } else { &[] };
+                    let made = targets
+                        .iter()
+                        .map(|target| copy(&overlay, leased, pressure.as_deref(), target));
                     let made = made.collect();
                     namespace.enter()?;
                     Ok(made)
@@ -143,15 +149,18 @@ fn identify(process: BorrowedFd<'_>) -> Result<Identity, Error> {
 struct MountNamespace {
     namespace: OwnedFd,
     root: OwnedFd,
+    /// True for that of the first process of the pid namespace.
+    is_first: bool,
 }
 
 impl MountNamespace {
-    fn open(process: BorrowedFd<'_>) -> Result<Self, Error> {
+    fn open(process: BorrowedFd<'_>, is_first: bool) -> Result<Self, Error> {
         let open = |name: &str, flags: OFlags| {
             rustix::fs::openat(process, name, flags | OFlags::CLOEXEC, Mode::empty())
                 .context(format!("open of {name}"))
         };
-        Ok(Self { namespace: open("ns/mnt", OFlags::RDONLY)?, root: open("root", OFlags::PATH)? })
+        let namespace = open("ns/mnt", OFlags::RDONLY)?;
+        Ok(Self { namespace, root: open("root", OFlags::PATH)?, is_first })
     }
 
     fn enter(&self) -> Result<(), Error> {
@@ -206,7 +215,7 @@ fn all_namespaces(
         }
         if found.len() == MOST {
             skipped += 1;
-        } else if let Ok(namespace) = MountNamespace::open(folder.as_fd()) {
+        } else if let Ok(namespace) = MountNamespace::open(folder.as_fd(), process == "1") {
             found.push(namespace);
         }
     }
@@ -230,10 +239,22 @@ fn pressure_folder(init: &[u8]) -> Option<PathBuf> {
     folder.join("memory.pressure").exists().then_some(folder)
 }
 
-/// Copies a file of the overlay, or the pressure file of the container's control group in its place.
-fn copy(overlay: &OwnedFd, pressure: Option<&Path>, target: &str) -> Result<OwnedFd, Error> {
+/// Copies a file of the overlay, or in its place the container's file on lease or the pressure file
+/// of its control group.
+fn copy(
+    overlay: &OwnedFd,
+    leased: &[(String, String)],
+    pressure: Option<&Path>,
+    target: &str,
+) -> Result<OwnedFd, Error> {
     if let (Some(folder), Some(name)) = (pressure, target.strip_prefix("proc/pressure/")) {
         let copied = clones::copy(CWD, &folder.join(format!("{name}.pressure")));
+        if copied.is_ok() {
+            return copied;
+        }
+    }
+    if let Some((_, name)) = leased.iter().find(|(leased, _)| leased == target) {
+        let copied = clones::copy(overlay, Path::new(name));
         if copied.is_ok() {
             return copied;
         }

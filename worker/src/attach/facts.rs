@@ -11,6 +11,8 @@ use rustix::fs::{CWD, Mode, OFlags};
 use crate::error::{Context, Error};
 use crate::lookup;
 
+/// Where the files on lease are mounted, below the overlay.
+pub const LEASES: &str = ".leases";
 /// The magic number of FUSE: statfs(2).
 const FUSE: u64 = 0x6573_5546;
 
@@ -43,9 +45,11 @@ impl Facts {
         let proc =
             rustix::fs::openat(CWD, "/proc", flags, Mode::empty()).context("open of /proc")?;
         let mut connections = vec![connection(&overlay).context("the overlay is not mounted")?];
-        // The pressure files are a connection of their own.
-        let pressure = rustix::fs::openat(&overlay, "proc/pressure", flags, Mode::empty());
-        connections.extend(pressure.ok().and_then(|folder| connection(folder).ok()));
+        // The pressure files and the files on lease are connections of their own.
+        connections.extend(["proc/pressure", LEASES].into_iter().filter_map(|name| {
+            let folder = rustix::fs::openat(&overlay, name, flags, Mode::empty()).ok()?;
+            connection(folder).ok()
+        }));
         Ok(Self { proc, pid_namespace, connections, machine })
     }
 

@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 pub use clones::{copy, is_marked};
 pub(super) use container::run;
 pub use container::{Action, AttachOrder, DEADLINE};
-pub use facts::Facts;
+pub use facts::{Facts, LEASES};
 pub use report::{Outcome, Report};
 use tree::{State, Tree, Verdicts};
 

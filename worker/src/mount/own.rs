@@ -22,12 +22,13 @@ use ambit_kernel::text::mountinfo::{self, Mounted};
 use ambit_kernel::text::shown::shown;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
-use rustix::fs::{Dir, Mode, OFlags};
+use rustix::fs::{CWD, Dir, Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
-use super::kernel_mount::{attach, find_target};
+use super::kernel_mount::{self, find_target};
 use super::order::{Order, Parameters};
 use super::{confine, detached_root};
+use crate::attach::{self, LEASES};
 use crate::caller::Caller;
 use crate::child::{Child, OnDrop};
 use crate::error::{Context, Error, MarkUntried};
@@ -99,7 +100,7 @@ fn run_as_caller(
     let mount = parent.receive(until)?.pop();
     let mount =
         mount.ok_or_else(|| Error::new(Errno::EIO, "a message without a mount").mark_untried())?;
-    attach(mount.as_fd(), target.as_fd())
+    kernel_mount::attach(mount.as_fd(), target.as_fd())
 }
 
 /// Makes the superblock as this process.
@@ -140,6 +141,7 @@ fn cover(
     setns(&caller.mounts, CloneFlags::CLONE_NEWNS).context("setns to the caller's mounts")?;
     let (like, covers) = covers_of(&proc, &order.filesystem)?;
     setns(&machine, CloneFlags::CLONE_NEWNS).context("setns to the machine's mounts")?;
+    let covers = of_callers(covers, &order.filesystem);
     let mount = match mount {
         Some(mount) => mount,
         None => {
@@ -176,6 +178,27 @@ fn cover(
 
 /// Copies of the mounts on a filesystem, each with its path there.
 type Covers = Vec<(String, OwnedFd)>;
+
+/// Replaces files on lease, which show the container of the caller, by those of the overlay, which
+/// show the container of the reader: the new procfs may be that of a container inside.
+fn of_callers(mut covers: Covers, kind: &str) -> Covers {
+    let mounts = mountinfo::own().unwrap_or_default();
+    let overlay = |cover: &OwnedFd| {
+        let minor = on(cover).ok()?.minor?;
+        let leases = mounts.iter().find(|mount| {
+            mount.minor == minor && mount.kind.starts_with("fuse.") && mount.path.ends_with(LEASES)
+        })?;
+        leases.path.parent()
+    };
+    for (path, cover) in &mut covers {
+        if let Some(overlay) = overlay(cover)
+            && let Ok(copy) = attach::copy(CWD, &overlay.join(kind).join(&path))
+        {
+            *cover = copy;
+        }
+    }
+    covers
+}
 
 /// Finds the whole procfs or sysfs of the mount namespace that this process is in: the one at the
 /// usual place, or the first one. Returns its attributes and copies of the mounts on it.

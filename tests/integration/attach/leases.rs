@@ -1,0 +1,166 @@
+//! `/proc/meminfo` of an attached container is kept by the kernel for the length of a lease.
+//!
+//! Numbers of a container are not kept in its first two seconds, so each test waits for that.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::Advice;
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+
+use crate::harness::cgroup::Limits;
+use crate::harness::command::{quiet, run, start};
+use crate::harness::daemon::{Daemon, Place};
+use crate::harness::machine;
+use crate::harness::text::{kb, value};
+use crate::survival::resends;
+
+use super::container::{FRESH, MEMORY_KB, Unshared, ok};
+
+/// The size of every file that is not on lease.
+const SHARED: u64 = 4096;
+
+/// A daemon with leases of this many milliseconds.
+fn daemon(lease: u64) -> Daemon {
+    let place = Place::new();
+    let text = fs::read_to_string(place.config()).unwrap();
+    let text = text.replace("[overlay]\n", &format!("[overlay]\nlease = {lease}\n"));
+    fs::write(place.config(), text).unwrap();
+    Daemon::start_at(place)
+}
+
+fn meminfo(container: &Unshared) -> PathBuf {
+    PathBuf::from(format!("/proc/{}/root/proc/meminfo", container.pid))
+}
+
+/// Attaches a container that is two seconds old, and returns its file.
+#[track_caller]
+fn attach(daemon: &Daemon, container: &Unshared) -> PathBuf {
+    std::thread::sleep(Duration::from_millis(2100));
+    ok(daemon, "attach", container.pid);
+    let file = meminfo(container);
+    assert_ne!(fs::metadata(&file).unwrap().size(), SHARED, "it is on lease");
+    file
+}
+
+#[track_caller]
+fn total(file: &Path) -> u64 {
+    kb(&fs::read_to_string(file).unwrap(), "MemTotal")
+}
+
+#[test]
+fn every_line_is_whole_however_it_is_read_while_limits_change() {
+    if !resends() {
+        return;
+    }
+    let daemon = daemon(20);
+    let container = Unshared::start("pieces", FRESH);
+    let file = attach(&daemon, &container);
+    let size = fs::metadata(&file).unwrap().size();
+    // What a host process reads is the container's too.
+    assert_eq!(total(&file), MEMORY_KB);
+    let leased = |words: &[&str]| {
+        let mut leased = quiet(machine::program("leased").to_str().unwrap());
+        leased.arg(words[0]).arg(&file).args(&words[1..]);
+        leased
+    };
+    let kinds = run(&mut leased(&["kinds"])).ok();
+    assert_eq!(value(&kinds, "size"), size.to_string());
+
+    // A byte at a time, as some shells read, and the 1 KiB of musl.
+    let readers = ["1", "1024"].map(|piece| start(&mut leased(&["pieces", piece, "1500"])));
+    let mut is_small = false;
+    let until = Instant::now() + Duration::from_millis(1300);
+    while Instant::now() < until {
+        is_small = !is_small;
+        let memory = if is_small { MEMORY_KB << 9 } else { MEMORY_KB << 10 };
+        container.cgroup().set(Limits { memory: Some(memory), ..Limits::default() });
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    for reader in readers {
+        let counts = reader.finish(machine::patience(10)).ok();
+        eprintln!("{counts}");
+        assert_ne!(value(&counts, "changes"), "0");
+    }
+    // Every limit is shown in the end, and the size stays.
+    for memory in [MEMORY_KB / 2, MEMORY_KB] {
+        container.cgroup().set(Limits { memory: Some(memory << 10), ..Limits::default() });
+        let until = Instant::now() + machine::patience(5);
+        while total(&file) != memory {
+            assert!(Instant::now() < until, "{} and not {memory}", total(&file));
+        }
+        assert_eq!(fs::metadata(&file).unwrap().size(), size);
+    }
+}
+
+#[test]
+fn a_read_is_answered_by_the_next_server_whenever_the_last_one_is_killed() {
+    if !resends() {
+        return;
+    }
+    let daemon = daemon(100);
+    let container = Unshared::start("killed", FRESH);
+    let file = attach(&daemon, &container);
+    for drops in [true, false, true, false] {
+        let kept = File::open(&file).unwrap();
+        let mut text = [0; 8];
+        let server = Pid::from_raw(daemon.server_pid().cast_signed()).unwrap();
+        kept.read_exact_at(&mut text, 0).unwrap();
+        kill_process(server, Signal::STOP).unwrap();
+        if drops {
+            // The page is gone, the lease is not: READ is not answered.
+            rustix::fs::fadvise(&kept, 0, None, Advice::DontNeed).unwrap();
+        } else {
+            // The lease ends: GETATTR is not answered.
+            std::thread::sleep(Duration::from_millis(150));
+        }
+        let path = file.clone();
+        let reader = std::thread::spawn(move || fs::read_to_string(path));
+        std::thread::sleep(Duration::from_millis(20));
+        kill_process(server, Signal::KILL).unwrap();
+        let text = reader.join().unwrap().unwrap();
+        assert_eq!(kb(&text, "MemTotal"), MEMORY_KB);
+        let until = Instant::now() + machine::patience(10);
+        while test_kill_process(server).is_ok() {
+            assert!(Instant::now() < until, "the killed server does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_was_aborted_is_served_anew_and_attached_again() {
+    if !resends() {
+        return;
+    }
+    let daemon = daemon(20);
+    let container = Unshared::start("aborted", FRESH);
+    let file = attach(&daemon, &container);
+    let place = daemon.place().mount().join(".leases");
+    let _ = unmount(&place, UnmountFlags::FORCE);
+    let until = Instant::now() + machine::patience(10);
+    while daemon.status()["mounts_restored"]["count"] == 0 {
+        assert!(Instant::now() < until, "it is not served anew");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(fs::read_to_string(&file).is_err(), "the old file is dead");
+    ok(&daemon, "attach", container.pid);
+    assert_eq!(total(&file), MEMORY_KB);
+    assert_ne!(fs::metadata(&file).unwrap().size(), SHARED, "it is on lease again");
+    ok(&daemon, "detach", container.pid);
+    assert_eq!(total(&file), machine::memory_kb());
+}
+
+#[test]
+fn without_leases_a_file_is_of_the_shared_tree() {
+    let daemon = daemon(0);
+    let container = Unshared::start("shared", FRESH);
+    ok(&daemon, "attach", container.pid);
+    let file = meminfo(&container);
+    assert_eq!(fs::metadata(&file).unwrap().size(), SHARED);
+    // Only attach may look files on lease up, and there is no other way to them.
+    assert!(fs::read_dir(daemon.file(".leases")).unwrap().next().is_none());
+}

@@ -1,0 +1,136 @@
+// Reads a meminfo in every way, and in small pieces, and judges each line.
+//   leased kinds FILE             one text by read, mmap, O_DIRECT and sendfile
+//   leased pieces FILE SIZE MS    whole files in pieces of SIZE bytes for MS milliseconds
+//   leased time FILE              prints the nanoseconds of open, fstat, read to the end and close
+#define _GNU_SOURCE
+#include <ctype.h>
+#include <err.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/sendfile.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+static char layout[4097];
+
+// The text with each digit and each blank before a number replaced: what all texts have in common.
+static void shape(const char *text, char *out)
+{
+    for (const char *p = text; (*out = *p); p++, out++)
+        if (isdigit(*p) && strncmp(p, "1G", 2) && strncmp(p, "2M", 2) && strncmp(p, "4k", 2))
+            *out = ' ';
+}
+
+static void judge(const char *way, const char *text, size_t length)
+{
+    char now[4097];
+    if (strlen(text) != length) errx(1, "%s: a NUL at %zu of %zu", way, strlen(text), length);
+    shape(text, now);
+    if (!*layout) strcpy(layout, now);
+    if (strcmp(layout, now)) errx(1, "%s: malformed:\n%s", way, text);
+}
+
+static unsigned long number(const char *text, const char *label)
+{
+    const char *line = strstr(text, label);
+    if (!line) errx(1, "no %s in:\n%s", label, text);
+    return strtoul(line + strlen(label), 0, 10);
+}
+
+static size_t all(int fd, char *text, size_t piece)
+{
+    size_t length = 0;
+    ssize_t got;
+    while ((got = read(fd, text + length, piece < 4096 - length ? piece : 4096 - length)) > 0)
+        length += (size_t)got;
+    if (got < 0) err(1, "read");
+    text[length] = 0;
+    return length;
+}
+
+static void kinds(const char *file)
+{
+    static char text[4097];
+    static char direct[8192] __attribute__((aligned(4096)));
+    int fd = open(file, O_RDONLY | O_CLOEXEC);
+    struct stat st;
+    if (fd < 0 || fstat(fd, &st)) err(1, "%s", file);
+    judge("read", text, all(fd, text, 4096));
+    if ((size_t)st.st_size != strlen(text)) errx(1, "%ld bytes, of a size of %ld", strlen(text), (long)st.st_size);
+    char *map = mmap(0, 4096, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (map == MAP_FAILED) err(1, "mmap");
+    memcpy(text, map, strlen(text));
+    judge("mmap", text, strlen(text));
+    int other = open(file, O_RDONLY | O_DIRECT | O_CLOEXEC);
+    ssize_t got = other < 0 ? -1 : read(other, direct, 4096);
+    if (got < 0) err(1, "O_DIRECT");
+    judge("O_DIRECT", direct, (size_t)got);
+    int sent = memfd_create("sent", MFD_CLOEXEC);
+    int source = open(file, O_RDONLY | O_CLOEXEC);
+    if (sendfile(sent, source, 0, 65536) != st.st_size) err(1, "sendfile");
+    lseek(sent, 0, SEEK_SET);
+    judge("sendfile", text, all(sent, text, 4096));
+    printf("size=%ld\n", (long)st.st_size);
+}
+
+static void pieces(const char *file, size_t piece, long ms)
+{
+    struct timespec begin, now;
+    long opens = 0, mixed = 0, changes = 0;
+    unsigned long last = 0;
+    static char text[4097];
+    clock_gettime(CLOCK_MONOTONIC, &begin);
+    do {
+        int fd = open(file, O_RDONLY | O_CLOEXEC);
+        if (fd < 0) err(1, "%s", file);
+        judge("pieces", text, all(fd, text, piece));
+        close(fd);
+        unsigned long total = number(text, "MemTotal:");
+        mixed += number(text, "CommitLimit:") != total / 2 + number(text, "SwapTotal:");
+        changes += last && total != last;
+        last = total;
+        opens++;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+    } while ((now.tv_sec - begin.tv_sec) * 1000 + (now.tv_nsec - begin.tv_nsec) / 1000000 < ms);
+    printf("opens=%ld\nchanges=%ld\nmixed=%ld\n", opens, changes, mixed);
+}
+
+static int less(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+static void timing(const char *file)
+{
+    enum { rounds = 21, each = 2000 };
+    static double took[rounds];
+    static char text[65536];
+    for (int round = 0; round < rounds; round++) {
+        struct timespec begin, end;
+        clock_gettime(CLOCK_MONOTONIC, &begin);
+        for (int i = 0; i < each; i++) {
+            struct stat st;
+            int fd = open(file, O_RDONLY | O_CLOEXEC);
+            if (fd < 0 || fstat(fd, &st)) err(1, "%s", file);
+            while (read(fd, text, sizeof text) > 0);
+            close(fd);
+        }
+        clock_gettime(CLOCK_MONOTONIC, &end);
+        took[round] = ((double)(end.tv_sec - begin.tv_sec) * 1e9 + (double)(end.tv_nsec - begin.tv_nsec)) / each;
+    }
+    qsort(took, rounds, sizeof *took, less);
+    printf("%.0f\n", took[rounds / 2]);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 3 && !strcmp(argv[1], "kinds")) kinds(argv[2]);
+    else if (argc == 5 && !strcmp(argv[1], "pieces")) pieces(argv[2], strtoul(argv[3], 0, 10), atol(argv[4]));
+    else if (argc == 3 && !strcmp(argv[1], "time")) timing(argv[2]);
+    else errx(2, "usage: leased kinds FILE | pieces FILE SIZE MS | time FILE");
+}
