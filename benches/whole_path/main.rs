@@ -10,6 +10,7 @@
 #[path = "../../tests/integration/harness/mod.rs"]
 #[allow(dead_code, reason = "shared with the tests, which use more of it")]
 mod harness;
+mod leased;
 mod null_server;
 mod smallest_handler;
 
@@ -58,6 +59,7 @@ fn main() {
 
     let daemon = intercepting();
     files(&daemon);
+    leased::print(&daemon);
     let on_one = calls(&daemon);
     drop(daemon);
     sched_setaffinity(Pid::from_raw(0), &every_processor()).unwrap();
