@@ -45,8 +45,35 @@ pub fn run(args: &DropInArgs, config: &Config, file: Option<&Path>) -> anyhow::R
     Ok(output::print(text(args.kind, &args.program, config, file))?)
 }
 
+/// The device for helpers that open it. The device policy of LXC's common.conf allows it.
+const FUSE: &str = "
+# For helpers of mount.fuse that are not linked with libfuse 3.
+lxc.mount.entry = /dev/fuse dev/fuse none bind,create=file,optional 0 0
+";
+
 /// Returns the text of a drop-in. `file` is the configuration that was named.
 pub(crate) fn text(kind: Kind, program: &Path, config: &Config, file: Option<&Path>) -> String {
+    text_with(kind, program, config, file, config.policies.all.has_helpers())
+}
+
+/// Returns the text of a drop-in, and the one that it had before helpers were granted or after.
+pub(crate) fn texts(
+    kind: Kind,
+    program: &Path,
+    config: &Config,
+    file: Option<&Path>,
+) -> [String; 2] {
+    let has_helpers = config.policies.all.has_helpers();
+    [has_helpers, !has_helpers].map(|helpers| text_with(kind, program, config, file, helpers))
+}
+
+fn text_with(
+    kind: Kind,
+    program: &Path,
+    config: &Config,
+    file: Option<&Path>,
+    has_helpers: bool,
+) -> String {
     let words = words(file);
     let socket = |name| config.socket(name).display().to_string();
     let hook = || hook(program, file);
@@ -64,11 +91,12 @@ lxc.hook.pre-start = {program} {words} --lxc
 lxc.hook.start-host = {program} {words} --lxc
 lxc.seccomp.profile = {profile}
 lxc.seccomp.notify.proxy = unix:{proxy}
-",
+{fuse}",
             program = program.display(),
             words = words.join(" "),
             profile = hook::shared_profile(config).display(),
             proxy = socket("lxc.sock"),
+            fuse = if has_helpers { FUSE } else { "" },
         ),
         Kind::Hooks => pretty(&json!({
             "version": "1.0.0",
@@ -183,6 +211,16 @@ mod tests {
             let stored = std::fs::read_to_string(&path).unwrap_or_default();
             assert!(stored == printed, "contrib/{file} is stale; renew it with: {renew}");
         }
+    }
+
+    #[test]
+    fn lxc_containers_get_the_device_where_helpers_are_granted() {
+        let mut config = Config::default();
+        let [without, with] = texts(Kind::Lxc, Path::new("/x"), &config, None);
+        assert!(!without.contains("/dev/fuse") && with.contains("= /dev/fuse dev/fuse none bind"));
+        let granted = "mount,mount.fuse=ext4=fuse2fs";
+        config.policies.all = crate::config::words::parse(granted).unwrap();
+        assert_eq!(text(Kind::Lxc, Path::new("/x"), &config, None), with);
     }
 
     #[test]

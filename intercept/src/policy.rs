@@ -40,6 +40,12 @@ impl Policy {
         &self.settings
     }
 
+    /// True if it grants mounts by helpers, some of which need `/dev/fuse` in the container.
+    #[must_use]
+    pub fn has_helpers(&self) -> bool {
+        self.names().any(|name| name == "mount") && !self.settings.mount.fuse.is_empty()
+    }
+
     /// True if one of the handlers may need a privileged operation.
     #[must_use]
     pub fn needs_operations(&self) -> bool {

@@ -1,5 +1,5 @@
-//! What is merged into a bundle's config.json: the hook, and the seccomp profile. All else in it
-//! stays.
+//! What is merged into a bundle's config.json: the hook, the seccomp profile, and `/dev/fuse` for
+//! helpers. All else in it stays.
 //!
 //! Merging again changes nothing. The file is replaced in one step, with its owner and mode.
 
@@ -12,6 +12,7 @@ use anyhow::{Context, bail, ensure};
 use rustix::fs::{Mode, OFlags, open};
 use serde_json::{Map, Value, json};
 
+use super::fuse_device;
 use crate::config::Config;
 use crate::{hook, profile};
 
@@ -43,7 +44,17 @@ impl Wanted<'_> {
         let linux = table(spec, "linux")?;
         let base = linux.get("seccomp").filter(|base| !base.is_null()).map(Value::to_string);
         match profile::shared_oci(self.config, base.as_deref()) {
-            Ok(Some(profile)) => _ = linux.insert("seccomp".to_owned(), profile),
+            Ok(Some(profile)) => {
+                linux.insert("seccomp".to_owned(), profile);
+                // A runtime does not start a container whose device the machine lacks.
+                let is_given = self.config.policies.all.has_helpers()
+                    && fuse_device::is_for(linux)
+                    && Path::new("/dev/fuse").exists();
+                if is_given {
+                    fuse_device::add_node(linux)?;
+                    fuse_device::allow(table(linux, "resources")?)?;
+                }
+            }
             Ok(None) => {}
             Err(error) => return Ok(Some(format!("its calls are not answered: {error:#}"))),
         }

@@ -8,6 +8,7 @@
 
 mod arguments;
 mod bundle;
+mod fuse_device;
 mod program;
 
 pub(crate) use program::own as own_program;

@@ -34,8 +34,7 @@ pub(super) fn general(
             ungranted.join(", ")
         ));
     }
-    if policy.names().any(|name| name == "mount") && !policies.all.settings().mount.fuse.is_empty()
-    {
+    if policy.names().any(|name| name == "mount") && policies.all.has_helpers() {
         let how = match engine {
             Engine::Lxc => {
                 "lxc.mount.entry = /dev/fuse dev/fuse none bind,create=file,optional 0 0, and \

@@ -90,7 +90,7 @@ impl Piece {
         let path = self.path(cx);
         let text = cx.files.read(&path)?;
         if let Some(kind) = self.drop_in() {
-            return whole(text.as_deref(), &[drop_in_text(kind, cx)]);
+            return whole(text.as_deref(), &drop_in_texts(kind, cx));
         }
         match self {
             Self::Docker => docker::setup(text.as_deref(), cx),
@@ -110,7 +110,7 @@ impl Piece {
         if let Some(kind) = self.drop_in() {
             return match is_of_package(cx.files, &path) {
                 true => Ok(Edit::Skip("a part of the package ambit, which removes it".to_owned())),
-                false => gone(&text, &[drop_in_text(kind, cx)]),
+                false => gone(&text, &drop_in_texts(kind, cx)),
             };
         }
         match self {
@@ -132,8 +132,8 @@ impl Piece {
     }
 }
 
-fn drop_in_text(kind: Kind, cx: &Context<'_>) -> String {
-    drop_in::text(kind, cx.program, cx.config, cx.config_file)
+fn drop_in_texts(kind: Kind, cx: &Context<'_>) -> [String; 2] {
+    drop_in::texts(kind, cx.program, cx.config, cx.config_file)
 }
 
 /// True if dpkg has installed the file with ambit.

@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::engine::{Container, Engine};
+use super::engine::{Container, Covered, Engine};
 use super::{MEMORY, TOTAL, number, wrapper};
 use crate::harness::command::{self, Output, quiet};
 use crate::harness::daemon::{Daemon, Place, readable_dir};
@@ -21,8 +21,11 @@ struct Bundle {
 
 impl Bundle {
     fn new(script: &str) -> Self {
+        Self::of(oci::Container { userns: false, ..oci::Container::with_users(script) })
+    }
+
+    fn of(container: oci::Container<'_>) -> Self {
         let (folder, root) = (readable_dir(), oci::root());
-        let container = oci::Container { memory: 160 << 20, quota: 100_000, userns: false, script };
         let config = oci::plain_config(container, &Value::Null, root.path(), "wrapped");
         fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
         Self { folder, _root: root }
@@ -99,6 +102,25 @@ fn a_privileged_container_of_podman_sees_its_own_bounds() {
         assert_eq!(number(&said, "Mem:"), Some(MEMORY), "{engine}: {said}");
         container.end();
     }
+}
+
+/// fuse2fs of Debian 12 opens `/dev/fuse`. Engines neither make it nor allow it.
+#[test]
+fn a_container_with_helpers_has_the_device_that_they_open() {
+    machine::needs(&["runc", "mke2fs", "fuse2fs"]);
+    let lines = "mount.enabled = true\nmount.fuse = { ext4 = \"fuse2fs\" }\n";
+    // Without udev, only the machine's root may open it.
+    let folder = readable_dir();
+    let node = folder.path().join("fuse").display().to_string();
+    command::run(quiet("mknod").args(["-m", "666", &node, "c", "10", "229"])).ok();
+    let _covered = Covered::by(node.as_ref(), "/dev/fuse");
+    let mut daemon = Daemon::start_at(Place::intercepting(lines));
+    let script = "PATH=$PATH:/sbin; cd /root; mkdir m; truncate -s 8M e; mke2fs -q -F e
+        /mnt/mount_call /root/e /root/m ext4 0; ls m; umount m; stat -c %t:%T /dev/fuse";
+    let bundle = Bundle::of(oci::Container::with_users(script));
+    let said = bundle.run(daemon.place());
+    assert_eq!(said.stdout, "ok\nlost+found\na:e5\n", "{said:?} {}", daemon.log());
+    daemon.stop();
 }
 
 #[test]
