@@ -15,10 +15,12 @@ pub(super) mod own;
 mod plan;
 mod sources;
 mod tables;
+mod target;
 
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
+use rustix::fs::{Mode, OFlags, openat};
 
 use self::filesystem::Filesystem;
 use self::flags::Flags;
@@ -100,7 +102,7 @@ impl Handler for Mount {
                 name.is_some_and(|name| is_own(&name) || rules.answer(&name) != Answer::Kernel);
             return Ok(if answered { Verdict::Fail(Errno::ENOSYS) } else { Verdict::Continue });
         }
-        let Some(arguments) = arguments(call, cx)? else { return Ok(Verdict::Continue) };
+        let Some(mut arguments) = arguments(call, cx)? else { return Ok(Verdict::Continue) };
         if own::is_own(&arguments.filesystem) && cx.covers_proc {
             return own::mount(call, cx, arguments);
         }
@@ -113,7 +115,8 @@ impl Handler for Mount {
         }
         cx.note("target", || text(&arguments.target));
         let nested = settings.nested || cx.settings.nested;
-        let Some((mut caller, IdMaps { users, groups })) = pin(call, cx, nested)? else {
+        let Some((mut caller, IdMaps { users, groups })) = pin(call, cx, nested, &mut arguments)?
+        else {
             return Ok(Verdict::Continue);
         };
         if let Answer::Helper(_) = rules.answer(&arguments.filesystem) {
@@ -262,17 +265,40 @@ fn options(read: &[u8], page_size: usize) -> Option<&[u8]> {
 }
 
 /// Pins the caller. `None` if it lacks CAP_SYS_ADMIN in its user namespace, or if that is not its
-/// container's.
-fn pin(call: &Call, cx: &Context<'_>, nested: bool) -> Result<Option<(Caller, IdMaps)>, Refusal> {
-    let pinned = Caller::pin(cx.proc(call)?.as_fd());
+/// container's. If the target is an open file of the caller, that becomes the caller's folder, and
+/// the target starts there.
+fn pin(
+    call: &Call,
+    cx: &Context<'_>,
+    nested: bool,
+    arguments: &mut Arguments,
+) -> Result<Option<(Caller, IdMaps)>, Refusal> {
+    let proc = cx.proc(call)?;
+    let pinned = Caller::pin(proc.as_fd());
+    let below = below_descriptor(arguments).and_then(|(number, path)| {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let file = openat(&proc, format!("fd/{number}"), flags, Mode::empty()).ok()?;
+        Some((file, path))
+    });
     // The descriptors are the caller's if the call is still pending.
     cx.still_pending()?;
-    let (caller, maps) = pinned.map_err(|failure| {
+    let (mut caller, maps) = pinned.map_err(|failure| {
         tracing::debug!(container = cx.container, tid = call.tid, "cannot pin: {failure}");
         Refusal::Continue(DaemonError::System("looking at the caller in /proc", failure.errno))
     })?;
+    if let Some((file, path)) = below {
+        (caller.folder, arguments.target) = (file, path);
+    }
     let owner = UserNamespaceOwner::of(caller.users.as_fd());
     Ok(may_mount(caller.facts.effective, owner, nested).then_some((caller, maps)))
+}
+
+/// Splits the target if it starts at an open file of the caller. `None` for other targets, and if the
+/// source depends on the caller's folder.
+fn below_descriptor(arguments: &Arguments) -> Option<(i32, Vec<u8>)> {
+    let source = arguments.source.as_deref().filter(|_| !own::is_own(&arguments.filesystem));
+    let is_independent = source.is_none_or(|source| source.starts_with(b"/"));
+    target::split(&arguments.target).filter(|_| is_independent)
 }
 
 /// True if a caller with these effective capabilities may mount in its user namespace.

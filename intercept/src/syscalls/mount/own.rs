@@ -40,11 +40,13 @@ pub(in crate::syscalls) fn run(call: &Call, cx: &Context<'_>) -> Result<Verdict,
 pub(super) fn mount(
     call: &Call,
     cx: &Context<'_>,
-    arguments: Arguments,
+    mut arguments: Arguments,
 ) -> Result<Verdict, Refusal> {
     let Some(operations) = cx.operations else { return Ok(Verdict::Continue) };
     // User namespaces that the container made may do this by themselves too.
-    let Some((caller, _)) = pin(call, cx, true)? else { return Ok(Verdict::Continue) };
+    let Some((caller, _)) = pin(call, cx, true, &mut arguments)? else {
+        return Ok(Verdict::Continue);
+    };
     let order = plan_own(arguments, operations::DEADLINE);
     cx.still_pending()?;
     REPLAYS.perform((cx.container, call.tid), &order, order.deadline, cx, || {
