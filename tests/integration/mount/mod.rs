@@ -6,6 +6,7 @@ mod helper;
 mod image;
 mod kernel;
 mod limit;
+mod nested;
 mod on_fuse;
 mod options;
 mod own;
