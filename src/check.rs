@@ -1,10 +1,10 @@
 //! `ambit check`: lists the kernel facilities that ambit uses, whether each is available, and what
-//! does not work without it. Each is tried, not inferred from a version number.
+//! does not work without it. What can be tried is tried, not inferred from a version number.
+
+mod kernel;
 
 use std::fmt;
 use std::fs::OpenOptions;
-use std::io;
-use std::os::fd::AsFd;
 
 use ambit_sysinfo::KernelFiles;
 use ambit_sysinfo::hierarchy::{Controller, Hierarchies};
@@ -86,18 +86,13 @@ pub fn all() -> Vec<Finding> {
         essential(
             "new mount API (fsopen, open_tree)",
             mount_api(),
-            "no virtual files, and `ambit run` does not work; Linux 5.2 is needed",
-        ),
-        useful(
-            "namespace ioctls",
-            namespace_ioctl(),
-            "a container's first read looks at its processes one by one; Linux 6.11 has them",
+            "no virtual files, no `ambit run`; Linux 5.2 is needed",
         ),
         useful("user namespaces", namespace("user"), "`ambit run` needs --no-userns"),
         useful(
             "time namespaces",
             namespace("time"),
-            "start times and CLOCK_BOOTTIME inside `ambit run` are the machine's; Linux 5.6",
+            "start times and CLOCK_BOOTTIME inside `ambit run` are the machine's",
         ),
         useful(
             "CAP_SYS_RESOURCE",
@@ -105,6 +100,7 @@ pub fn all() -> Vec<Finding> {
             "the limit of open files cannot be raised above its hard limit; harmless",
         ),
     ]);
+    findings.extend(kernel::findings());
     findings
 }
 
@@ -157,13 +153,6 @@ fn mount_api() -> Result<String, String> {
     tried.map_err(|errno| format!("open_tree: {errno}"))?;
     let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC);
     context.map(|_| String::new()).map_err(|errno| format!("fsopen: {errno}"))
-}
-
-fn namespace_ioctl() -> Result<String, String> {
-    let own = std::fs::File::open("/proc/self/ns/pid").map_err(|e| e.to_string())?;
-    let pid = i32::try_from(std::process::id()).unwrap_or(1);
-    let found = sys::pid_in_namespace::pid_from_namespace(own.as_fd(), pid);
-    found.map(|_| String::new()).map_err(|errno| io::Error::from(errno).to_string())
 }
 
 fn namespace(kind: &str) -> Result<String, String> {

@@ -125,7 +125,7 @@ pub fn adopt<F: Filesystem>(
 /// Asks the kernel to send unanswered requests again.
 ///
 /// # Errors
-/// The kernel is older than 6.9 (EINVAL), or the connection has ended.
+/// The kernel is older than 6.9, or the connection has ended.
 pub fn resend(device: BorrowedFd<'_>) -> Result<(), Error> {
     let mut notification = [0; 16];
     notification[..4].copy_from_slice(&16u32.to_ne_bytes());

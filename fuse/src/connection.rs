@@ -104,9 +104,11 @@ impl FuseConnection {
         let (session, reply) = adopt::adopt(filesystem.clone(), device.as_fd(), &init, config)?;
         match stage {
             Stage::Begun => reply.forward(device.as_fd())?,
+            // Before Linux 6.9 requests in flight are lost; new ones are served.
             Stage::Live => {
-                // Before Linux 6.9 requests in flight are lost; new ones are served.
-                if let Err(error) = adopt::resend(device.as_fd()) {
+                if init.can_resend()
+                    && let Err(error) = adopt::resend(device.as_fd())
+                {
                     tracing::warn!(%error, "requests the predecessor left unanswered are not sent again");
                 }
             }

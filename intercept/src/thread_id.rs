@@ -2,36 +2,78 @@
 //!
 //! An untranslated id must never be used: on the host it is the id of another thread.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use ambit_kernel::sys::pid_in_namespace::pid_from_namespace;
 use ambit_kernel::text;
 use ambit_kernel::text::status::Status;
 use nix::errno::Errno;
+use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, openat, statat};
 
+use super::bucket;
 use super::call::Call;
 use crate::syscalls::context::Context;
 use crate::verdict::Refusal;
 
+/// The most processes and threads of which a search reads the id.
+const MOST: usize = 4096;
+
 /// Returns the daemon's id of the thread that has this id in the caller's pid namespace. `None` if
 /// there is none, or if this kernel cannot tell; the call is then left to the kernel.
 ///
-/// Before Linux 6.11 only the caller itself is recognised, by the last number of `NSpid:`.
+/// Before Linux 6.11 the thread is searched by the last number of `NSpid:`, among the threads of the
+/// caller and the processes of its pid namespace. The container is charged for that.
 pub(super) fn translate(call: &Call, cx: &Context<'_>, id: i32) -> Result<Option<i32>, Refusal> {
     let namespace = cx.open(call, "ns/pid")?;
     match pid_from_namespace(namespace.as_fd(), id) {
         Ok(tid) => Ok(Some(tid)),
-        Err(Errno::ENOTTY) => own(call, cx, id),
+        Err(Errno::ENOTTY) => {
+            let Ok(id) = u32::try_from(id) else { return Ok(None) };
+            if cx.account.is_some_and(|account| account.operations(bucket::now(), 1).is_err()) {
+                return Ok(None);
+            }
+            let began = Instant::now();
+            let found = search(cx.proc(call)?.as_fd(), namespace.as_fd(), id);
+            if let Some(account) = cx.account {
+                account.charge_processor(bucket::now(), began.elapsed());
+            }
+            cx.still_pending()?;
+            Ok(found)
+        }
         Err(_) => Ok(None),
     }
 }
 
-/// Returns the caller's thread id if `id` is its own id in its pid namespace.
-fn own(call: &Call, cx: &Context<'_>, id: i32) -> Result<Option<i32>, Refusal> {
-    // The whole file: `Groups:` stands before `NSpid:` and may be long.
-    let status = text::read(cx.proc(call)?.as_fd(), "status").map_err(|_| Refusal::Gone)?;
-    let own = innermost(&status);
-    Ok((own.is_some() && own == u32::try_from(id).ok()).then(|| call.tid.cast_signed()))
+/// Searches the thread that has this id in a pid namespace. `caller` is the `/proc/<tid>` of a thread
+/// in it.
+fn search(caller: BorrowedFd<'_>, namespace: BorrowedFd<'_>, id: u32) -> Option<i32> {
+    let namespace = rustix::fs::fstat(namespace).ok().map(|file| (file.st_dev, file.st_ino))?;
+    let open = |folder: BorrowedFd<'_>, name: &str| {
+        openat(folder, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    };
+    let has_id = |folder: &OwnedFd, tid: u32| {
+        let status = text::read(folder.as_fd(), &format!("{tid}/status"));
+        status.is_ok_and(|status| innermost(&status) == Some(id))
+    };
+    // Threads of one process are in one pid namespace.
+    let threads = open(caller, "task").ok()?;
+    let of_caller = numbers(&threads).take(MOST).find(|&tid| has_id(&threads, tid));
+    let found = of_caller.or_else(|| {
+        let processes = open(CWD, "/proc").ok()?;
+        let is_here = |&pid: &u32| {
+            let file = statat(&processes, format!("{pid}/ns/pid"), AtFlags::empty());
+            file.is_ok_and(|file| (file.st_dev, file.st_ino) == namespace)
+        };
+        numbers(&processes).take(MOST).filter(is_here).find(|&pid| has_id(&processes, pid))
+    });
+    found.map(u32::cast_signed)
+}
+
+/// Returns the entries of a folder that are numbers.
+fn numbers(folder: &OwnedFd) -> impl Iterator<Item = u32> {
+    let entries = Dir::read_from(folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str().ok()?.parse().ok())
 }
 
 /// Returns the last number of the line `NSpid:`, or `Pid:` if the kernel has no pid namespaces.
@@ -42,15 +84,7 @@ pub(super) fn innermost(status: &[u8]) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use ambit_sysinfo::View;
-
-    use super::super::arch::Abi;
-    use super::super::memory::Memory;
-    use super::super::syscalls::Settings;
     use super::*;
-    use crate::pending::Pending;
 
     #[test]
     fn the_innermost_id_is_the_callers_own() {
@@ -61,31 +95,19 @@ mod tests {
     }
 
     #[test]
-    fn kernels_without_the_ioctl_know_the_caller_itself() {
-        struct NoViews;
-        impl ambit_sysinfo::Views for NoViews {
-            fn view(&self, tid: u32) -> Result<Arc<View>, ambit_sysinfo::Error> {
-                Err(ambit_sysinfo::Error::Gone(tid))
-            }
-        }
-        let proc = std::fs::File::open("/proc/self").unwrap();
-        let cx = Context {
-            covers_proc: false,
-            views: &NoViews,
-            pending: Pending::Directory(proc.as_fd()),
-            memory: Memory::default(),
-            settings: &Settings::default(),
-            operations: None,
-            container: "",
-            account: None,
-            notes: super::super::audit::Notes::default(),
+    fn kernels_without_the_ioctl_are_searched() {
+        let caller = std::fs::File::open("/proc/self").unwrap();
+        let namespace = std::fs::File::open("/proc/self/ns/pid").unwrap();
+        let find = |id| search(caller.as_fd(), namespace.as_fd(), id);
+        let id_of = |process: &str| {
+            innermost(&std::fs::read(format!("/proc/{process}/status")).unwrap()).unwrap()
         };
-        let call = Call { tid: std::process::id(), abi: Abi::Bits64, syscall: "", args: [0; 6] };
-        let status = std::fs::read("/proc/self/status").unwrap();
-        let id = i32::try_from(innermost(&status).unwrap()).unwrap();
-        let me = call.tid.cast_signed();
-        assert_eq!(own(&call, &cx, id).unwrap(), Some(me));
-        assert_eq!(own(&call, &cx, id + 1).unwrap(), None);
-        assert_eq!(translate(&call, &cx, id).unwrap(), Some(me));
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let (process, thread) = (child.id().to_string(), id_of("thread-self"));
+        let found = (find(thread), find(id_of(&process)), find(u32::MAX));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let tid = rustix::thread::gettid().as_raw_nonzero().get();
+        assert_eq!(found, (Some(tid), Some(process.parse().unwrap()), None));
     }
 }

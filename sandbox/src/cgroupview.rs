@@ -41,7 +41,7 @@ pub(super) fn build(
         }
     };
     for (name, folder) in groups {
-        let group = Detached::copy_of(folder)?;
+        let mut group = Detached::copy_of(folder)?;
         group.set(set)?;
         let place = Path::new(PLACE).join(name);
         if shelf.is_some() {
@@ -49,5 +49,5 @@ pub(super) fn build(
         }
         root.attach(&group, place.as_path())?;
     }
-    shelf.map_or(Ok(()), |shelf| shelf.set(set))
+    shelf.map_or(Ok(()), |mut shelf| shelf.set(set))
 }

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
 use ambit_kernel::sys::close_range::close_on_exec_from;
+use ambit_kernel::sys::remount::own_proc;
 use ambit_kernel::sys::signal_defaults::restore_sigpipe;
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -65,7 +66,8 @@ fn prepare(
     }
     restore_sigpipe().context("sigaction")?;
     setup.signals.restore_mask()?;
-    close_on_exec_from(3).context("cannot have descriptors closed: close_range")?;
+    let proc = own_proc().context("cannot open /proc")?;
+    close_on_exec_from(3, proc).context("cannot have descriptors closed: close_range")?;
     Ok((command, environment))
 }
 

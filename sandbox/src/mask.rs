@@ -122,7 +122,7 @@ pub(super) fn cover(
         places.extend(SECRETS.iter().map(PathBuf::from));
         for place in SETTINGS {
             if root.find(Path::new(place)).is_ok() {
-                let mount = Detached::copy_in(root, place)?;
+                let mut mount = Detached::copy_in(root, place)?;
                 mount.set(MountAttrFlags::MOUNT_ATTR_RDONLY)?;
                 root.attach(&mount, place)?;
             }

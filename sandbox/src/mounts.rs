@@ -9,9 +9,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use ambit_kernel::sys::mount_setattr::{mount_setattr, mount_setattr_all};
+use ambit_kernel::sys::remount;
 use anyhow::{Context, Result};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+};
 
 use super::hostmounts::relative;
 use super::owners::{ActingAs, Owners};
@@ -94,15 +97,56 @@ impl Detached {
     }
 
     /// Sets attributes.
-    pub(super) fn set(&self, attributes: MountAttrFlags) -> Result<()> {
-        mount_setattr(&self.0, attributes, None)
-            .context("cannot change a mount's attributes: mount_setattr")
+    pub(super) fn set(&mut self, attributes: MountAttrFlags) -> Result<()> {
+        match mount_setattr(&self.0, attributes, None) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
+                self.remount(attributes, false)
+            }
+            set => set.context("cannot change a mount's attributes: mount_setattr"),
+        }
     }
 
     /// Sets attributes, also of what is mounted below it.
-    pub(super) fn set_all(&self, attributes: MountAttrFlags) -> Result<()> {
-        mount_setattr_all(&self.0, attributes)
-            .context("cannot change attributes of mounts: mount_setattr")
+    pub(super) fn set_all(&mut self, attributes: MountAttrFlags) -> Result<()> {
+        match mount_setattr_all(&self.0, attributes) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
+                self.remount(attributes, true)
+            }
+            set => set.context("cannot change attributes of mounts: mount_setattr"),
+        }
+    }
+
+    /// Sets attributes before Linux 5.12, where only attached mounts can be changed: one that is not
+    /// is attached for a moment, and copied.
+    fn remount(&mut self, attributes: MountAttrFlags, recursive: bool) -> Result<()> {
+        let proc = remount::own_proc().context("cannot open /proc")?;
+        let change = |mount: &OwnedFd| remount::add(&proc, mount, attributes, recursive);
+        match change(&self.0) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            changed => return changed.context("cannot change a mount's attributes: mount"),
+        }
+        // Upon the root, where no path leads; a file upon a file.
+        let place = match Kind::of(&self.0)? {
+            Kind::Folder => "/",
+            Kind::File => "/proc/version",
+        };
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        rustix::mount::move_mount(&self.0, "", CWD, place, flags)
+            .context("cannot attach a mount: move_mount")?;
+        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH;
+        flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+        let copy =
+            change(&self.0).context("cannot change a mount's attributes: mount").and_then(|()| {
+                rustix::mount::open_tree(&self.0, "", flags)
+                    .context("cannot copy a mount: open_tree")
+            });
+        let place = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        rustix::mount::unmount(place, UnmountFlags::DETACH)
+            .context("cannot detach a mount: umount2")?;
+        self.0 = copy?;
+        Ok(())
     }
 
     /// Maps the owners of its files to the sandbox's users. False if the filesystem cannot be
@@ -233,7 +277,7 @@ impl Root {
         // With both arguments the same, the old root is left mounted over the new one, from where
         // it is detached (pivot_root(2), NOTES).
         rustix::process::pivot_root(HERE, HERE).context("cannot change root: pivot_root")?;
-        rustix::mount::unmount(HERE, rustix::mount::UnmountFlags::DETACH)
+        rustix::mount::unmount(HERE, UnmountFlags::DETACH)
             .context("cannot let go of the host's root: umount2")?;
         rustix::process::chdir("/").context("cannot change folder: chdir")
     }

@@ -10,6 +10,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
+use ambit_kernel::sys::release;
 use anyhow::{Context, Result};
 
 use super::cgroup::Group;
@@ -65,13 +66,7 @@ fn delegates_by_namespace() -> bool {
 /// a multiple of two seconds, and the files in `/proc/pressure` are writable for all. Before, each
 /// trigger had a real-time kernel thread.
 fn users_may_set_triggers() -> bool {
-    let uname = rustix::system::uname();
-    let release = uname.release().to_string_lossy();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= (6, 4),
-        _ => false,
-    }
+    release::is_at_least((6, 4))
 }
 
 #[cfg(test)]

@@ -70,7 +70,7 @@ pub(super) fn build(plan: &Plan, owners: &Owners, files: &[(String, Detached)]) 
     }
     let mut scratch = Scratch::new(&root, owners, plan.memory)?;
     root.attach(&Detached::new("proc", &[], kernels)?, "proc")?;
-    let sys = if owners.is_rootless {
+    let mut sys = if owners.is_rootless {
         Detached::copy_of_tree(Path::new("/sys"))?
     } else {
         Detached::copy_of(Path::new("/sys"))?
@@ -110,11 +110,11 @@ pub(super) fn build(plan: &Plan, owners: &Owners, files: &[(String, Detached)]) 
 /// cannot be idmapped, copies it without, and prints a note if `warn` is true.
 fn copy(source: &Path, set: MountAttrFlags, owners: &Owners, warn: bool) -> Result<Detached> {
     if owners.is_rootless {
-        let tree = Detached::copy_of_tree(source)?;
+        let mut tree = Detached::copy_of_tree(source)?;
         tree.set_all(set).with_context(|| source.display().to_string())?;
         return Ok(tree);
     }
-    let mount = Detached::copy_of(source)?;
+    let mut mount = Detached::copy_of(source)?;
     mount.set(set).with_context(|| source.display().to_string())?;
     if !belongs(source, owners) && !mount.map_owners(owners) && warn {
         output::complain(format_args!(
@@ -146,7 +146,7 @@ fn copy_below(
 ) -> Result<()> {
     for point in hostmounts::below(mounts, folder, hidden) {
         // Something mounted above it may hide it by now.
-        let Ok(mount) = Detached::copy_of(&point) else { continue };
+        let Ok(mut mount) = Detached::copy_of(&point) else { continue };
         mount.set(set)?;
         mount.map_owners(owners);
         let place = target.join(point.strip_prefix(folder).unwrap_or(&point));
@@ -160,7 +160,7 @@ fn copy_below(
 fn name_servers(root: &Root, owners: &Owners) -> Result<()> {
     let Ok(list) = std::fs::canonicalize("/etc/resolv.conf") else { return Ok(()) };
     if list.starts_with("/run") {
-        let mount = Detached::copy_of(&list)?;
+        let mut mount = Detached::copy_of(&list)?;
         mount.set(MountAttrFlags::MOUNT_ATTR_RDONLY)?;
         root.make(&list, Kind::File, owners)?;
         root.attach(&mount, &list)?;

@@ -71,7 +71,7 @@ impl Scratch {
     /// Takes a folder, with attributes of its mount.
     pub(super) fn take(&mut self, name: &str, set: MountAttrFlags) -> Result<Detached> {
         let at = self.0.iter().position(|(other, _)| *other == name);
-        let (_, folder) = self.0.swap_remove(at.with_context(|| format!("no folder {name}"))?);
+        let (_, mut folder) = self.0.swap_remove(at.with_context(|| format!("no folder {name}"))?);
         folder.set(set)?;
         Ok(folder)
     }

@@ -15,6 +15,7 @@ use std::os::fd::AsFd;
 use std::panic::AssertUnwindSafe;
 
 use ambit_kernel::sys::fork::{Fork, fork, fork_for_parent};
+use ambit_kernel::sys::release;
 use anyhow::{Context, Result};
 use nix::sched::CloneFlags;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -185,12 +186,13 @@ fn stage_main(channel: &Channel, group: &Group, owners: &Owners, setup: &Setup) 
     finish(channel, stage())
 }
 
-/// A time namespace whose clocks since boot start near 0. A kernel without them (before 5.6, or
-/// built so) shows the host's.
+/// A time namespace whose clocks since boot start near 0. Kernels before 5.11 do not shift the start
+/// times of processes, which would lie in the future. There, and on a kernel that was built without
+/// time namespaces, the clocks are the host's.
 fn restart_clocks() -> Result<()> {
     use rustix::time::{ClockId, clock_gettime};
 
-    if nix::sched::unshare(NEWTIME).is_err() {
+    if !release::is_at_least((5, 11)) || nix::sched::unshare(NEWTIME).is_err() {
         return Ok(());
     }
     // Whole seconds only: no clock may be negative, not even for a moment. CLOCK_MONOTONIC_RAW gets

@@ -33,6 +33,7 @@ mod lxcfs;
 mod memory;
 mod mknod;
 mod mount;
+mod older_kernel;
 mod output;
 mod pressure;
 mod processors;

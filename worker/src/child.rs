@@ -4,11 +4,14 @@
 //! is made. Only a process that still sees the host's `/proc` may search for descendants: in the
 //! container's `/proc` the same pids name other processes. Start reading at [`Child`].
 
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd};
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
 use ambit_kernel::sys::fork::{Fork, fork};
 use ambit_kernel::text;
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -35,6 +38,23 @@ pub(super) enum OnDrop {
     KillTree,
     /// The child keeps running; an ancestor with [`OnDrop::KillTree`] kills it if need be.
     Leave,
+}
+
+/// Executes an open program, and returns the error if that fails.
+pub(super) fn execute_open(
+    program: impl AsFd,
+    words: &[impl AsRef<CStr>],
+    environment: &[impl AsRef<CStr>],
+) -> Errno {
+    let Err(errno) = nix::unistd::fexecve(&program, words, environment);
+    if errno != Errno::ENOENT {
+        return errno;
+    }
+    // TOMOYO looks up `/dev/fd`, which a container may lack.
+    let name = format!("/proc/self/fd/{}\0", program.as_fd().as_raw_fd());
+    let Ok(name) = CStr::from_bytes_with_nul(name.as_bytes()) else { return errno };
+    let Err(errno) = nix::unistd::execve(name, words, environment);
+    errno
 }
 
 impl Child {

@@ -30,7 +30,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{PidfdFlags, pidfd_open};
 
 use super::caller::Caller;
-use super::child::{die_with_parent, exit};
+use super::child::{die_with_parent, execute_open, exit};
 use super::error::{Context, Error};
 use super::mount::{sealed, set_label};
 use super::report_channel::wait as wait_for;
@@ -187,10 +187,10 @@ impl Inside<'_> {
         if let Some(label) = &self.caller.facts.label {
             set_label(self.proc.as_fd(), label)?;
         }
-        close_on_exec_from(3).context("close_range")?;
+        close_on_exec_from(3, self.proc.as_fd()).context("close_range")?;
         self.caller.set_limits();
         let environment = [c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"];
-        let Err(errno) = nix::unistd::fexecve(&self.program, self.arguments, &environment);
+        let errno = execute_open(&self.program, self.arguments, &environment);
         Err(Error::new(errno, format!("the program cannot be executed inside: fexecve: {errno}")))
     }
 }

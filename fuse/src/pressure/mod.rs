@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ambit_kernel::recorder::{self, Recorder};
-use ambit_sysinfo::{Stall, Views};
+use ambit_sysinfo::{KernelFiles, Stall, Views};
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
     INodeNo, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags, PollNotifier,
@@ -43,8 +43,14 @@ pub(crate) use triggers::window;
 /// Validity of names and attributes, which never change.
 const VALID: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Every user may set triggers, as in the kernel's `/proc/pressure`.
-const MODE: u16 = 0o666;
+/// Returns the mode of the kernel's files in `/proc/pressure`: since Linux 5.13 every user may write
+/// to them. Where there are none, that of newer kernels.
+fn mode() -> u16 {
+    let file = KernelFiles::procfs().ok().and_then(|proc| {
+        rustix::fs::statat(&proc, "pressure/cpu", rustix::fs::AtFlags::empty()).ok()
+    });
+    file.and_then(|file| u16::try_from(file.st_mode & 0o777).ok()).unwrap_or(0o666)
+}
 
 /// The three files.
 #[derive(Clone)]
@@ -53,13 +59,15 @@ pub(crate) struct PressureFilesystem {
     views: Arc<dyn Views>,
     triggers: Arc<Triggers>,
     kind: ThreadKind,
+    mode: u16,
 }
 
 impl PressureFilesystem {
     /// Creates the filesystem of these views.
     pub(crate) fn new(recorder: Option<Arc<dyn Recorder>>, views: Arc<dyn Views>) -> Self {
         let service = Arc::new(Service::new(recorder, views.clone()));
-        Self { service, views, triggers: Arc::new(Triggers::new()), kind: ThreadKind::Regular }
+        let triggers = Arc::new(Triggers::new());
+        Self { service, views, triggers, kind: ThreadKind::Regular, mode: mode() }
     }
 
     /// Returns the node of the overlay for a node of this filesystem, whose root is the directory.
@@ -76,7 +84,7 @@ impl PressureFilesystem {
         let attributes = self.service.tree.attributes(node);
         match node.file_type() {
             FileType::Directory => FileAttr { ino: INodeNo(ROOT), ..attributes },
-            _ => FileAttr { perm: MODE, ..attributes },
+            _ => FileAttr { perm: self.mode, ..attributes },
         }
     }
 

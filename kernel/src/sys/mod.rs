@@ -30,6 +30,8 @@ pub mod pid_in_namespace {
 }
 pub mod procmap_query;
 mod raw;
+pub mod release;
+pub mod remount;
 pub mod scheduling;
 /// Filters with a listener.
 pub mod seccomp {

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::OnceLock;
 
 pub use rustix::mount::MountAttrFlags;
 
@@ -12,6 +13,19 @@ use super::raw;
 
 /// `MOUNT_ATTR_IDMAP`, which rustix does not list.
 const IDMAP: u64 = 0x0010_0000;
+
+/// True if the kernel has the call.
+#[must_use]
+pub fn is_supported() -> bool {
+    static SUPPORTED: OnceLock<bool> = OnceLock::new();
+    *SUPPORTED.get_or_init(|| {
+        // A pipe is no mount, which is EINVAL.
+        let refused = io::pipe().and_then(|(no_mount, _)| {
+            mount_setattr(no_mount, MountAttrFlags::MOUNT_ATTR_RDONLY, None)
+        });
+        refused.err().and_then(|error| error.raw_os_error()) != Some(libc::ENOSYS)
+    })
+}
 
 /// Sets attributes of one mount (not of those below it); `owners` additionally maps the owners of
 /// its files through a user namespace.

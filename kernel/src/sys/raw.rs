@@ -72,6 +72,19 @@ pub(super) fn close_range(first: u32, last: u32, flags: u32) -> Result<(), Errno
     Errno::result(result).map(drop)
 }
 
+/// Closes a descriptor by its number. The rule of [`close_range`] holds.
+pub(super) fn close(number: c_int) {
+    // SAFETY: the call takes an integer and no address, and returns EBADF if the number is not open.
+    unsafe { libc::close(number) };
+}
+
+/// Sets `FD_CLOEXEC` of a descriptor by its number.
+pub(super) fn set_close_on_exec(number: c_int) {
+    // SAFETY: the call takes three integers and no address, and returns EBADF if the number is not
+    // open.
+    unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+}
+
 // --------------------------------------------------------------------------------------- ioctls
 
 /// The files for which a request number is defined. Drivers may give one number different meanings.

@@ -70,7 +70,7 @@ impl Stage {
 
     /// A script in `ambit run`, with the images in `/run/i` and an empty folder `/tmp/m`.
     #[track_caller]
-    fn run(&self, args: &[&str], script: &str) -> Output {
+    pub(crate) fn run(&self, args: &[&str], script: &str) -> Output {
         let bind = format!("{}:/run/i", self.folder.path().display());
         let args = [&["--intercept", "mount", "--bind", &bind], args].concat();
         sandbox::run(&self.daemon, &args, &format!("mkdir /tmp/m; cd /tmp; {script}"))

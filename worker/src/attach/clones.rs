@@ -3,10 +3,12 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
-use ambit_kernel::sys::mount_setattr::{MountAttrFlags, make_private};
+use ambit_kernel::sys::mount_setattr::{self, MountAttrFlags, is_supported};
+use ambit_kernel::sys::remount;
 use ambit_kernel::text::mountinfo::Mounted;
 use rustix::mount::OpenTreeFlags;
 
+use super::facts::Facts;
 use crate::error::{Context, Error};
 
 /// How often a copy is repeated if the kernel has dropped the name at once.
@@ -26,19 +28,50 @@ pub fn copy(folder: impl AsFd, path: &Path) -> Result<OwnedFd, Error> {
         // A file of FUSE whose name other processes look up at the same time may have lost it: such
         // a file cannot be mounted (`ambit_fuse::visit` explains why).
         if has_name(&copy) {
-            // In a user namespace the times of access of the machine's mounts are locked
-            // (mount_namespaces(7)): there is no mark then.
-            let marked = match make_private(&copy, mark()) {
-                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                    make_private(&copy, MountAttrFlags::empty())
-                }
-                marked => marked,
-            };
-            marked.context("mount_setattr of a copy")?;
+            match set_mark(|set| mount_setattr::make_private(&copy, set)) {
+                // Before Linux 5.12 that is done once it is attached: `mark_attached`.
+                Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {}
+                marked => marked.context("mount_setattr of a copy")?,
+            }
             return Ok(copy);
         }
     }
     Err(Error::new(nix::errno::Errno::ENOENT, format!("{}: it vanishes", what())))
+}
+
+/// Takes a detached mount out of its peer group. Before Linux 5.12 a kernel may refuse that with
+/// `EINVAL`.
+pub(super) fn make_private(proc: impl AsFd, mount: &OwnedFd) -> std::io::Result<()> {
+    if is_supported() {
+        mount_setattr::make_private(mount, MountAttrFlags::empty())
+    } else {
+        remount::make_private(proc, mount)
+    }
+}
+
+/// Sets the mark of attach on copies that were attached, and takes them out of their peer groups, if
+/// [`copy`] could not: before Linux 5.12.
+pub(super) fn mark_attached(copies: &[OwnedFd], facts: &Facts) -> Result<(), Error> {
+    if is_supported() || copies.is_empty() {
+        return Ok(());
+    }
+    let mounts = facts.mounts()?;
+    copies.iter().try_for_each(|copy| {
+        remount::make_private(facts.proc(), copy).context("making a copy private: mount")?;
+        set_mark(|set| remount::add_of(&mounts, facts.proc(), copy, set, false))
+            .context("remount of a copy")
+    })
+}
+
+/// Sets the mark. In a user namespace the times of access of the machine's mounts are locked
+/// (mount_namespaces(7)): there is no mark then.
+fn set_mark(set: impl Fn(MountAttrFlags) -> std::io::Result<()>) -> std::io::Result<()> {
+    match set(mark()) {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+            set(MountAttrFlags::empty())
+        }
+        marked => marked,
+    }
 }
 
 /// The mark: nodiratime has no meaning on files and on filesystems without times of access, and

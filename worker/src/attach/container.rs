@@ -11,7 +11,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ambit_kernel::sys::mount_setattr::{MountAttrFlags, make_private};
 use ambit_kernel::text;
 use ambit_kernel::text::{control_groups, mountinfo};
 use nix::errno::Errno;
@@ -177,7 +176,7 @@ fn clean_proc(root: BorrowedFd<'_>, facts: &Facts) -> Result<Option<OwnedFd>, Er
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH;
     let copy = rustix::mount::open_tree(&tree.fd, "", flags).ok();
-    Ok(copy.filter(|copy| make_private(copy, MountAttrFlags::empty()).is_ok()))
+    Ok(copy.filter(|copy| clones::make_private(facts.proc(), copy).is_ok()))
 }
 
 /// Returns the distinct mount namespaces of the processes in a pid namespace, that of its first

@@ -53,6 +53,11 @@ impl Facts {
         Ok(Self { proc, pid_namespace, connections, machine })
     }
 
+    /// A procfs with this process as `self`.
+    pub(super) fn proc(&self) -> impl AsFd {
+        self.proc.as_fd()
+    }
+
     pub(super) fn pid_namespace(&self) -> u64 {
         self.pid_namespace
     }

@@ -155,6 +155,7 @@ fn cover_tree(
         .collect();
     let made = if wanted.is_empty() { Vec::new() } else { copies(&wanted)? };
     let mut made = made.into_iter();
+    let mut placed = Vec::new();
     let outcomes = targets.iter().zip(states).map(|(target, state)| {
         let dead = match state {
             State::Settled(outcome) => return outcome,
@@ -166,9 +167,13 @@ fn cover_tree(
             Some(Err(error)) => return Outcome::Left(error.message),
             None => return Outcome::Left("there is no copy of it".to_owned()),
         };
-        attach(tree, target, &copy, dead).unwrap_or_else(Outcome::Left)
+        let outcome = attach(tree, target, &copy, dead);
+        placed.extend(outcome.is_ok().then_some(copy));
+        outcome.unwrap_or_else(Outcome::Left)
     });
-    Ok(outcomes.collect())
+    let outcomes = outcomes.collect();
+    clones::mark_attached(&placed, facts)?;
+    Ok(outcomes)
 }
 
 /// Moves a copy onto its target, after the dead mounts there have been removed.

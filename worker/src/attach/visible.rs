@@ -8,7 +8,6 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use ambit_kernel::sys::mount_setattr::{MountAttrFlags, make_private};
 use ambit_kernel::text::mountinfo::Mounted;
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, StatxFlags};
@@ -16,7 +15,7 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags};
 
 use super::Unmasked;
-use super::clones::is_marked;
+use super::clones::{self, is_marked};
 use super::facts::Facts;
 use super::tree::{Tree, unmount};
 use crate::lookup::{self, Mounts, find};
@@ -38,7 +37,7 @@ pub(super) fn keep(
     if unmasked == Unmasked::HiddenLater || is_another_visible(tree) {
         return Ok(());
     }
-    let Some(copy) = visible_copy(tree) else { return Ok(()) };
+    let Some(copy) = visible_copy(tree, facts) else { return Ok(()) };
     let name = tree.name;
     if unmasked == Unmasked::Skip {
         return Err(format!("its /{name} is fully visible (attach.unmasked = \"skip\")"));
@@ -85,13 +84,13 @@ fn is_another_visible(tree: &Tree<'_>) -> bool {
 
 /// Returns a detached copy of the tree without the mounts on it, if these hide nothing but what
 /// attach has covered. `None` if the tree is not fully visible.
-fn visible_copy(tree: &Tree<'_>) -> Option<OwnedFd> {
+fn visible_copy(tree: &Tree<'_>, facts: &Facts) -> Option<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH;
     // EINVAL: a mount on it is locked, because a more privileged user namespace made it.
     let copy = rustix::mount::open_tree(&tree.fd, "", flags).ok()?;
-    make_private(&copy, MountAttrFlags::empty()).ok()?;
+    clones::make_private(facts.proc(), &copy).ok()?;
     let children = tree.mounts.iter().filter(|mount| mount.parent == tree.mount.id);
     for child in children.filter(|mount| !is_marked(mount)) {
         let path = child.path.strip_prefix(&tree.mount.path).ok()?.to_str()?;

@@ -24,7 +24,7 @@ use super::confine;
 use super::host_program::{HostProgram, Image, Library};
 use super::order::{Handler, Order};
 use crate::caller::Caller;
-use crate::child::exit;
+use crate::child::{execute_open, exit};
 use crate::error::{Context, Error, MarkUntried, ToErrno};
 
 /// The directories in which a program is searched for in the container.
@@ -179,7 +179,7 @@ pub(super) fn execute(
         nix::unistd::dup2_stdin(null)?;
         nix::unistd::dup2_stdout(&output.0)?;
         nix::unistd::dup2_stderr(&output.0)?;
-        close_on_exec_from(3).map_err(|error| error.errno())?;
+        close_on_exec_from(3, proc).map_err(|error| error.errno())?;
         let keep = |fd: BorrowedFd<'_>| {
             let kept = rustix::io::FdFlags::empty();
             rustix::io::fcntl_setfd(fd, kept).map_err(|errno| errno.errno())
@@ -188,7 +188,7 @@ pub(super) fn execute(
         files.chain(device.map(AsFd::as_fd)).chain(source).try_for_each(keep)?;
         caller.set_limits();
         match &program.image {
-            Some(image) => nix::unistd::fexecve(&image.start, words, environment),
+            Some(image) => Err(execute_open(&image.start, words, environment)),
             None => nix::unistd::execve(&words[0], words, environment),
         }
     };

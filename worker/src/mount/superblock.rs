@@ -158,6 +158,10 @@ fn shift(mount: &OwnedFd, caller: &Caller, filesystem: &str) -> Result<(), Error
                      MOUNT_ATTR_IDMAP: EINVAL): leave mount.shift out, or use mount.fuse"
                 ),
             ),
+            Errno::ENOSYS => Error::new(
+                Errno::EOPNOTSUPP,
+                "mount.shift needs Linux 5.12 (mount_setattr): leave it out, or use mount.fuse",
+            ),
             errno => Error::new(errno, format!("mount_setattr(MOUNT_ATTR_IDMAP): {errno}")),
         }
     })
