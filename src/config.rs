@@ -15,8 +15,9 @@ pub use document::{Mistake, unknown_key, what_fits};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use ambit_sysinfo::cpu::CpuPolicy;
-use ambit_sysinfo::policy::{BootTime, MemoryLimit, PossibleCpus, SwapPolicy, ViewOf};
+use ambit_sysinfo::policy::{
+    BootTime, CpuPolicy, MemoryLimit, PossibleCpus, StealPolicy, SwapPolicy, ViewOf, WeightFormula,
+};
 use ambit_worker::attach::Unmasked;
 use serde::{Deserialize, Serialize};
 use toml::de::{DeTable, DeValue};
@@ -68,8 +69,18 @@ settings! {
         /// The folder that the shared tree is mounted on.
         pub mount: PathBuf = "/var/lib/ambit".into();
         /// How many processors a container sees: `quota` is its cpuset, capped by its quota rounded
-        /// up; `cpuset` is the cpuset alone.
+        /// up; `cpuset` is the cpuset alone; `weight` is as `quota`, and at most what its CPU shares
+        /// or weight stand for, rounded up.
         pub cpu_view: CpuPolicy = CpuPolicy::default();
+        /// How many CPU shares stand for one processor with `cpu_view = "weight"`.
+        pub weight_base: u64 = 1024, within 2..=262_144;
+        /// How container engines compute `cpu.weight` from CPU shares (cgroup v2): `quadratic` is
+        /// runc since 1.3.2 and crun since 1.23; `linear` is earlier ones; `systemd` is systemd, LXD
+        /// and Incus.
+        pub weight_formula: WeightFormula = WeightFormula::default();
+        /// What a container sees as stolen time: `none` is nothing; `throttled` is the time for
+        /// which a quota kept it from running, which is idle time otherwise.
+        pub steal: StealPolicy = StealPolicy::default();
         /// What `possible` in `/sys/devices/system/cpu` and `node` shows: `machine` is what
         /// programs with an entry for each processor need; `view` is what the container sees.
         pub possible: PossibleCpus = PossibleCpus::default();

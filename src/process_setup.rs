@@ -73,6 +73,9 @@ pub(crate) fn make_room_for_descriptors() {
 pub(crate) fn accounting_options(config: &Config) -> Options {
     Options {
         cpu_policy: config.overlay.cpu_view,
+        weight_base: config.overlay.weight_base,
+        weight_formula: config.overlay.weight_formula,
+        steal: config.overlay.steal,
         possible: config.overlay.possible,
         memory_limit: config.overlay.memory_limit,
         swap: config.overlay.swap,

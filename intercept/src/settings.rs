@@ -87,7 +87,9 @@ impl Key {
     pub fn range(&self) -> Option<String> {
         let (from, to) = self.range?.split_once("..")?;
         let (from, to) = (from.trim(), to.trim_start_matches('=').trim());
-        Some(if to.is_empty() { format!("{from} or more") } else { format!("{from} to {to}") })
+        let words =
+            if to.is_empty() { format!("{from} or more") } else { format!("{from} to {to}") };
+        Some(words.replace('_', ""))
     }
 }
 

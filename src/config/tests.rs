@@ -242,7 +242,11 @@ fn mistakes_are_located_and_explained() {
         ("mknod = true", "1:1", "unknown key \"mknod\": it belongs in [intercept]"),
         ("[intercept.mount]\nenabled = true\nalowed = ['ext4']", "3:1", "mean allowed?"),
         ("[intercept]\nsisinfo = true", "2:1", "did you mean sysinfo?"),
-        ("[overlay]\ncpu_view = 'all'", "2:12", "`all` is not possible: use `quota` or `cpuset`"),
+        (
+            "[overlay]\ncpu_view = 'all'",
+            "2:12",
+            "`all` is not possible: use `quota`, `cpuset`, `weight`",
+        ),
         ("[overlay]\nswap = 'some'", "2:8", "use `limit`, `host`, `none`"),
         ("[overlay]\nmount = 5", "2:9", "use a text in quotes, such as mount = \"/var/lib/ambit\""),
         ("[overlay]\nthreads = 9", "2:1", "overlay.threads: 9 is not possible: use 1 to 8"),

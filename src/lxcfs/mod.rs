@@ -17,8 +17,7 @@ use std::sync::Arc;
 
 use ambit_fuse::{MountOptions, Overlay, Upper};
 use ambit_kernel::output;
-use ambit_sysinfo::cpu::CpuPolicy;
-use ambit_sysinfo::policy::SwapPolicy;
+use ambit_sysinfo::policy::{CpuPolicy, SwapPolicy};
 use ambit_sysinfo::{COUNTER_STORE, Options};
 use anyhow::Context;
 use rustix::fs::{MemfdFlags, memfd_create};

@@ -132,8 +132,7 @@ impl Container {
     ) -> Self {
         let now = clock::now();
         let start = identity.init.as_ref().map_or(0, |init| init.start.min(now));
-        let mut source =
-            source::open(&context.hierarchies, &membership, context.options.memory_limit);
+        let mut source = source::open(&context.hierarchies, &membership, &context.options);
         // It is not known whether the machine was suspended before the container's start or since;
         // before is the usual case.
         let awake = clock::awake();

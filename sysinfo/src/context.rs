@@ -7,12 +7,13 @@ use std::sync::{Arc, OnceLock};
 use crate::KernelFiles;
 use crate::account::budget::{Budget, Descriptors, Resource};
 use crate::counter_store::{self, CounterStore};
-use crate::cpu::CpuPolicy;
 use crate::hierarchy::Hierarchies;
 use crate::host_files::HostFiles;
 use crate::kernel_names::KernelNames;
 use crate::namespace_init::NamespaceIoctls;
-use crate::policy::{BootTime, MemoryLimit, PossibleCpus, SwapPolicy, ViewOf};
+use crate::policy::{
+    BootTime, CpuPolicy, MemoryLimit, PossibleCpus, StealPolicy, SwapPolicy, ViewOf, WeightFormula,
+};
 use crate::tasks::RecentCounts;
 
 /// Settings of accounting.
@@ -20,6 +21,12 @@ use crate::tasks::RecentCounts;
 pub struct Options {
     /// How many processors a container is shown.
     pub cpu_policy: CpuPolicy,
+    /// The CPU shares of one processor.
+    pub weight_base: u64,
+    /// How `cpu.weight` was computed from CPU shares.
+    pub weight_formula: WeightFormula,
+    /// What is shown as stolen time.
+    pub steal: StealPolicy,
     /// Which processors and nodes are shown as possible.
     pub possible: PossibleCpus,
     /// Which limit is shown as the container's memory.
@@ -51,6 +58,9 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             cpu_policy: CpuPolicy::default(),
+            weight_base: 1024,
+            weight_formula: WeightFormula::default(),
+            steal: StealPolicy::default(),
             possible: PossibleCpus::default(),
             memory_limit: MemoryLimit::default(),
             swap: SwapPolicy::default(),

@@ -110,8 +110,8 @@ impl CounterStore {
         }
     }
 
-    /// Writes a record, encoded in a buffer that the caller keeps. Counters that do not fit are not
-    /// written.
+    /// Writes a record, encoded in a buffer that the caller keeps. The last counters are left out
+    /// if they do not fit.
     pub(crate) fn write(
         &self,
         slot: usize,
@@ -121,11 +121,8 @@ impl CounterStore {
     ) {
         record.clear();
         let head = [MAGIC, key.0, key.1, 0];
-        for word in head.into_iter().chain(words) {
+        for word in head.into_iter().chain(words).take(self.size / WORD - 1) {
             record.extend_from_slice(&word.to_ne_bytes());
-        }
-        if record.len() + WORD > self.size {
-            return;
         }
         let count = (record.len() / WORD - HEAD) as u64;
         record[3 * WORD..HEAD * WORD].copy_from_slice(&count.to_ne_bytes());

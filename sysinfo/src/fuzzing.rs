@@ -7,7 +7,8 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::cpu::{self, CpuClock, CpuPolicy};
+use crate::context::Options;
+use crate::cpu::{self, CpuClock};
 use crate::cpuset::CpuSet;
 use crate::hierarchy::Controller;
 use crate::host::{Host, HostTexts, RawFiles};
@@ -82,7 +83,7 @@ pub fn view(texts: &[&[u8]]) -> View {
 /// Derives the view of one sample.
 #[must_use]
 pub fn view_of(sample: &Sample, host: Host, policy: SwapPolicy) -> View {
-    let visible = cpu::visible(sample, &host, CpuPolicy::Quota);
+    let visible = cpu::visible(sample, &host, &Options::default());
     let mut clock = CpuClock::starting_at(0);
     let busy = &sample.busy;
     let step = busy.user.saturating_add(busy.system);

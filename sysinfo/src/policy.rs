@@ -6,6 +6,69 @@
 
 use serde::{Deserialize, Serialize};
 
+/// How many processors a container is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CpuPolicy {
+    /// The processors of its cpuset, as many as its quota can keep busy.
+    #[default]
+    Quota,
+    /// The processors of its cpuset.
+    Cpuset,
+    /// As `Quota`, and no more than its CPU weight stands for.
+    Weight,
+}
+
+/// How a container engine computes `cpu.weight` of cgroup v2 from CPU shares, 2 to 262144.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WeightFormula {
+    /// Through 2 = 1, 1024 = 100 and 262144 = 10000: runc since 1.3.2, crun since 1.23.
+    #[default]
+    Quadratic,
+    /// Through 2 = 1 and 262144 = 10000: earlier runc and crun.
+    Linear,
+    /// In proportion, 1024 = 100: systemd, LXD and Incus.
+    Systemd,
+}
+
+impl WeightFormula {
+    /// Returns the weight of these shares. It never decreases when the shares grow.
+    #[must_use]
+    pub fn weight(self, shares: u64) -> u64 {
+        let shares = shares.clamp(2, 262_144);
+        match self {
+            // `ConvertCPUSharesToCgroupV2Value` of github.com/opencontainers/cgroups.
+            Self::Quadratic => {
+                #[allow(clippy::cast_precision_loss, reason = "below 2^53")]
+                let log = (shares as f64).log2();
+                let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
+                #[allow(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "1..=10000"
+                )]
+                let weight = 10_f64.powf(exponent).ceil() as u64;
+                weight
+            }
+            Self::Linear => 1 + (shares - 2) * 9999 / 262_142,
+            // `cgroup_cpu_shares_to_weight`.
+            Self::Systemd => (shares * 100 / 1024).clamp(1, 10_000),
+        }
+    }
+}
+
+/// What is shown as stolen time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StealPolicy {
+    /// Nothing: time for which a quota kept the container from running is idle time.
+    #[default]
+    None,
+    /// The time for which a quota kept it from running.
+    Throttled,
+}
+
 /// Whose numbers a process in a container's pid namespace is shown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]

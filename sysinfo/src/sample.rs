@@ -15,10 +15,12 @@ pub struct Sample {
     pub cpus: Option<CpuSet>,
     /// The tightest quota of the cgroup and its ancestors.
     pub quota: Option<Quota>,
-    /// Hash of the path of the nearest cgroup with a quota, 0 without one: containers with a common
-    /// quota are shown the same processors. It does not depend on the value of the quota, nor on
-    /// sub-cgroups below that cgroup.
-    pub quota_of: u64,
+    /// The CPU weight; `None` unless the policy shows it.
+    pub weight: Option<Weight>,
+    /// Hash of the path of the nearest cgroup with a quota, or else of that with the weight, 0
+    /// without one: containers with a common quota are shown the same processors. It does not
+    /// depend on the value of the quota, nor on sub-cgroups below that cgroup.
+    pub limit_of: u64,
     /// Processor time used since the cgroup was made.
     pub busy: Busy,
     /// Threads, by the pids controller.
@@ -114,10 +116,18 @@ impl Sample {
         self.quota = Some(match self.quota {
             Some(nearer) => nearer.tighter(quota),
             None => {
-                self.quota_of = fnv1a(cgroup.as_bytes());
+                self.limit_of = fnv1a(cgroup.as_bytes());
                 quota
             }
         });
+    }
+
+    /// Sets the weight, which this cgroup has. Quotas are added before.
+    pub(crate) fn set_weight(&mut self, weight: Weight, cgroup: &str) {
+        self.weight = Some(weight);
+        if self.quota.is_none() {
+            self.limit_of = fnv1a(cgroup.as_bytes());
+        }
     }
 }
 
@@ -162,6 +172,15 @@ impl Quota {
     }
 }
 
+/// A share of processor time among siblings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weight {
+    /// `cpu.shares` of cgroup v1, 2 to 262144.
+    Shares(u64),
+    /// `cpu.weight` of cgroup v2, 1 to 10000; 0 if `cpu.idle` is set.
+    Unified(u64),
+}
+
 /// Processor time used, in nanoseconds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Busy {
@@ -171,6 +190,9 @@ pub struct Busy {
     pub nice: u64,
     /// In the kernel.
     pub system: u64,
+    /// Not used: the time for which a quota kept it from running, summed over the machine's
+    /// processors. 0 unless the policy shows it.
+    pub throttled: u64,
     /// User and system time by processor number, where the kernel gives it (cgroup v1).
     pub per_cpu: Vec<(u64, u64)>,
 }
@@ -186,7 +208,7 @@ impl Busy {
     #[must_use]
     pub fn emptied(mut self) -> Self {
         self.per_cpu.clear();
-        Self { user: 0, nice: 0, system: 0, per_cpu: self.per_cpu }
+        Self { per_cpu: self.per_cpu, ..Self::default() }
     }
 }
 

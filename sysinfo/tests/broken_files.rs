@@ -6,13 +6,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ambit_sysinfo::cpu::{self, CpuPolicy};
+use ambit_sysinfo::cpu;
 use ambit_sysinfo::hierarchy::Hierarchies;
 use ambit_sysinfo::host::{Host, HostTexts};
 use ambit_sysinfo::membership::Membership;
-use ambit_sysinfo::policy::{MemoryLimit, SwapPolicy};
+use ambit_sysinfo::policy::{CpuPolicy, MemoryLimit, StealPolicy, SwapPolicy};
 use ambit_sysinfo::sample::Sample;
-use ambit_sysinfo::{StatSet, derive, source};
+use ambit_sysinfo::{Options, StatSet, derive, source};
 
 /// The container with limits, see tests/fixtures/README.md.
 const LIMITED: &str = "100";
@@ -62,8 +62,8 @@ fn assert_consistent(sample: &Sample, host: &Host, what: &str) {
     assert!(memory.total <= host.memory_total, "{what}: more than the machine has");
     let swap = derive::swap(sample, host, SwapPolicy::Limit);
     assert!(swap.free <= swap.total && swap.total <= host.swap_total, "{what}");
-    for policy in [CpuPolicy::Quota, CpuPolicy::Cpuset] {
-        let cpus = cpu::visible(sample, host, policy);
+    for cpu_policy in [CpuPolicy::Quota, CpuPolicy::Cpuset, CpuPolicy::Weight] {
+        let cpus = cpu::visible(sample, host, &Options { cpu_policy, ..Options::default() });
         assert!(!cpus.is_empty(), "{what}: no processor");
         assert!(cpus.iter().all(|cpu| host.online.contains(cpu)), "{what}: {cpus} are not there");
     }
@@ -89,7 +89,13 @@ fn broken_files_leave_the_numbers_consistent() {
         let membership = Membership::parse(&read(&format!("proc/{LIMITED}/cgroup")));
         let sample = || {
             let mut sample = Sample::default();
-            let mut source = source::open(&hierarchies, &membership, MemoryLimit::High);
+            let options = Options {
+                cpu_policy: CpuPolicy::Weight,
+                memory_limit: MemoryLimit::High,
+                steal: StealPolicy::Throttled,
+                ..Options::default()
+            };
+            let mut source = source::open(&hierarchies, &membership, &options);
             source.sample(StatSet::BASE, &mut sample, &mut Vec::new()).map(|()| sample)
         };
         let good = sample().unwrap();

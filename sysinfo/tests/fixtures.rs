@@ -4,14 +4,14 @@
 
 use std::path::{Path, PathBuf};
 
-use ambit_sysinfo::cpu::{self, CpuPolicy};
+use ambit_sysinfo::cpu;
 use ambit_sysinfo::hierarchy::Hierarchies;
 use ambit_sysinfo::host::{Host, HostTexts};
 use ambit_sysinfo::membership::Membership;
-use ambit_sysinfo::policy::{MemoryLimit, SwapPolicy};
+use ambit_sysinfo::policy::SwapPolicy;
 use ambit_sysinfo::sample::Sample;
 use ambit_sysinfo::view::{Memory, Swap};
-use ambit_sysinfo::{CpuSet, StatSet, derive, source};
+use ambit_sysinfo::{CpuSet, Options, StatSet, derive, source};
 
 const LIMITED: &str = "100";
 const CHILD: &str = "101";
@@ -56,7 +56,7 @@ impl World {
         let cgroup = std::fs::read(self.root.join("proc").join(pid).join("cgroup")).unwrap();
         let membership = Membership::parse(&cgroup);
         assert!(!self.hierarchies.has_at_root(&membership), "{}: {pid} is in a cgroup", self.name);
-        let mut source = source::open(&self.hierarchies, &membership, MemoryLimit::Max);
+        let mut source = source::open(&self.hierarchies, &membership, &Options::default());
         let mut sample = Sample::default();
         let mut buffer = Vec::new();
         source.sample(StatSet::BASE, &mut sample, &mut buffer).unwrap();
@@ -76,7 +76,7 @@ impl World {
     }
 
     fn processors(&self, pid: &str) -> CpuSet {
-        cpu::visible(&self.sample(pid), &self.host, CpuPolicy::Quota)
+        cpu::visible(&self.sample(pid), &self.host, &Options::default())
     }
 
     fn has(&self, text: &str) -> bool {

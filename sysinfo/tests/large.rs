@@ -5,13 +5,13 @@
 use std::fs;
 use std::path::Path;
 
-use ambit_sysinfo::cpu::{self, CpuPolicy};
+use ambit_sysinfo::cpu;
 use ambit_sysinfo::hierarchy::Hierarchies;
 use ambit_sysinfo::host::{Host, HostTexts};
 use ambit_sysinfo::membership::Membership;
 use ambit_sysinfo::policy::{MemoryLimit, SwapPolicy};
 use ambit_sysinfo::sample::Sample;
-use ambit_sysinfo::{StatSet, derive, source};
+use ambit_sysinfo::{Options, StatSet, derive, source};
 
 const LEVELS: usize = 64;
 const V2: &[u8] = b"30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
@@ -61,7 +61,8 @@ fn limits_of_sixty_four_levels_count() {
     let membership = Membership::parse(format!("0::{path}\n").as_bytes());
     let take = || {
         let mut sample = Sample::default();
-        let mut source = source::open(&hierarchies, &membership, MemoryLimit::High);
+        let options = Options { memory_limit: MemoryLimit::High, ..Options::default() };
+        let mut source = source::open(&hierarchies, &membership, &options);
         source.sample(StatSet::BASE, &mut sample, &mut Vec::new()).unwrap();
         sample
     };
@@ -70,7 +71,7 @@ fn limits_of_sixty_four_levels_count() {
     assert_eq!((memory.total, memory.free, memory.available), (4 << 40, 2 << 40, 5 << 39));
     let swap = derive::swap(&sample, &host, SwapPolicy::Limit);
     assert_eq!((swap.total, swap.free), (4 << 40, 3 << 40));
-    assert_eq!(cpu::visible(&sample, &host, CpuPolicy::Quota).len(), 1024);
+    assert_eq!(cpu::visible(&sample, &host, &Options::default()).len(), 1024);
     assert_eq!(sample.threads, Some(50_000));
 
     // The lowest limit counts at any level.
@@ -86,7 +87,7 @@ fn limits_of_sixty_four_levels_count() {
         assert_eq!((memory.total, memory.free), (3 << 40, 1 << 40), "level {level}");
         let swap = derive::swap(&sample, &host, SwapPolicy::Limit);
         assert_eq!((swap.total, swap.free), (2 << 40, 1 << 40), "level {level}");
-        let cpus = cpu::visible(&sample, &host, CpuPolicy::Quota);
+        let cpus = cpu::visible(&sample, &host, &Options::default());
         assert_eq!(cpus.len(), 700, "level {level}");
         put("memory.max", "max\n");
         put("memory.swap.max", "max\n");

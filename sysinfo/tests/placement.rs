@@ -7,12 +7,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use ambit_sysinfo::cpu::{self, CpuPolicy};
+use ambit_sysinfo::cpu;
 use ambit_sysinfo::hash::fnv1a;
 use ambit_sysinfo::sample::{Quota, Sample};
 use ambit_sysinfo::stats::Stats;
 use ambit_sysinfo::view::{Clock, Cpu, Load, Memory, Origin, Swap, Tasks};
-use ambit_sysinfo::{CpuSet, Host, Topology, View};
+use ambit_sysinfo::{CpuSet, Host, Options, Topology, View};
 use proptest::collection::btree_set;
 use proptest::prelude::*;
 
@@ -107,8 +107,8 @@ fn containers_of_one_quota_each_do_not_share_the_lowest_processor() {
     let host = Host { online: CpuSet::first(64), ..Host::default() };
     let shown = seeds().take(50).map(|seed| {
         let quota = Quota::new(100_000, 100_000);
-        let sample = Sample { quota, quota_of: seed, ..Sample::default() };
-        cpu::visible(&sample, &host, CpuPolicy::Quota).to_string()
+        let sample = Sample { quota, limit_of: seed, ..Sample::default() };
+        cpu::visible(&sample, &host, &Options::default()).to_string()
     });
     assert!(shown.collect::<BTreeSet<_>>().len() > 25, "fifty containers on 64 processors");
 }

@@ -20,6 +20,7 @@ mod bpf;
 mod budget;
 mod calls;
 mod covered;
+mod cpu_policies;
 mod crash_guard;
 mod crowd;
 mod dead;

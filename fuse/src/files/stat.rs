@@ -38,7 +38,7 @@ impl OverlayFile for Stat {
     }
 
     fn longest(&self, host: &Host) -> usize {
-        // Ten columns, of which four grow with the uptime.
+        // Ten columns, of which five grow with the uptime.
         512 + (host.online.len() + 1) * 100
     }
 }

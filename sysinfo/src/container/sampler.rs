@@ -16,7 +16,7 @@ use crate::hierarchy::Controller;
 use crate::host::Host;
 use crate::kernel_file::{KeptFile, ShortPath};
 use crate::membership::Membership;
-use crate::policy::BootTime;
+use crate::policy::{BootTime, StealPolicy};
 use crate::sample::Sample;
 use crate::source::huge::HugeFiles;
 use crate::source::nodes::NodeFiles;
@@ -171,10 +171,14 @@ impl Container {
         let cpu = match kept(StatSet::PROCESSORS) {
             Some(last) => last.cpu.clone(),
             None => {
-                let seed = sample.quota_of;
-                let visible = cpu::visible(sample, &host, context.options.cpu_policy);
+                let seed = sample.limit_of;
+                let visible = cpu::visible(sample, &host, &context.options);
                 if sampled.contains(StatSet::TIMES) {
                     // The kernel does not count idle time during a suspend.
+                    if context.options.steal == StealPolicy::Throttled {
+                        let period = sample.quota.map_or(0, |quota| quota.period);
+                        sampler.clock.keep_back(period.saturating_mul(1000));
+                    }
                     sampler.clock.advance(clock::awake(), &sample.busy, &visible);
                     self.remember(sampler, context);
                 }
@@ -256,8 +260,7 @@ impl Container {
     /// Switches to other cgroups.
     fn enter(&self, sampler: &mut Sampler, context: &Context, membership: Membership) {
         let membership = Arc::new(membership);
-        let limit = context.options.memory_limit;
-        sampler.source = source::open(&context.hierarchies, &membership, limit);
+        sampler.source = source::open(&context.hierarchies, &membership, &context.options);
         let path = |one: &Membership| {
             context.hierarchies.path_of(Controller::Cpuacct, one).map(str::to_owned)
         };

@@ -9,6 +9,7 @@ mod cpuacct;
 pub(crate) mod huge;
 pub(crate) mod nodes;
 pub(crate) mod stats;
+mod throttled;
 mod v1;
 mod v2;
 
@@ -20,10 +21,10 @@ use rustix::io::Errno;
 
 use crate::Error;
 use crate::clock;
+use crate::context::Options;
 use crate::hierarchy::{Hierarchies, Mount};
 use crate::kernel_file::KeptFile;
 use crate::membership::Membership;
-use crate::policy::MemoryLimit;
 use crate::sample::{Busy, Sample};
 use crate::stats::StatSet;
 
@@ -55,10 +56,10 @@ pub trait Source: Send {
 pub fn open(
     hierarchies: &Hierarchies,
     membership: &Membership,
-    memory_limit: MemoryLimit,
+    options: &Options,
 ) -> Box<dyn Source> {
-    let v2 = v2::Unified::new(hierarchies, membership, memory_limit);
-    let v1 = v1::Legacy::new(hierarchies, membership);
+    let v2 = v2::Unified::new(hierarchies, membership, options);
+    let v1 = v1::Legacy::new(hierarchies, membership, options);
     match (v2, v1) {
         (Some(v2), None) => Box::new(v2),
         (None, Some(v1)) => Box::new(v1),

@@ -6,13 +6,16 @@
 use ambit_kernel::text::scan;
 
 use super::cpuacct::Cpuacct;
+use super::throttled::Throttled;
 use super::{Cgroup, CgroupFile, Source, lineage};
 use crate::Error;
+use crate::context::Options;
 use crate::cpuset::CpuSet;
 use crate::hierarchy::{Controller, Hierarchies};
 use crate::limit::Limit;
 use crate::membership::Membership;
-use crate::sample::{Busy, MemorySample, MemoryStat, Quota, Sample, SwapSample};
+use crate::policy::{CpuPolicy, StealPolicy};
+use crate::sample::{Busy, MemorySample, MemoryStat, Quota, Sample, SwapSample, Weight};
 use crate::stats::StatSet;
 
 /// The files of one container in v1 hierarchies.
@@ -21,6 +24,9 @@ pub(super) struct Legacy {
     memory: Option<MemoryFiles>,
     /// Quota and period of each level.
     quotas: Vec<(CgroupFile, CgroupFile)>,
+    /// `None` unless the policy shows it, as `throttled`.
+    shares: Option<CgroupFile>,
+    throttled: Option<Throttled>,
     usage: Option<Cpuacct>,
     usage_sum: Option<CgroupFile>,
     cpus: Option<(CgroupFile, CgroupFile)>,
@@ -45,7 +51,11 @@ struct Ancestor {
 
 impl Legacy {
     /// `None` if no v1 hierarchy has a [`Controller`].
-    pub(super) fn new(hierarchies: &Hierarchies, membership: &Membership) -> Option<Self> {
+    pub(super) fn new(
+        hierarchies: &Hierarchies,
+        membership: &Membership,
+        options: &Options,
+    ) -> Option<Self> {
         let place = |controller| hierarchies.legacy_cgroup(controller, membership);
         let cgroup =
             |controller| place(controller).map(|(mount, cgroup)| Cgroup::new(mount, cgroup));
@@ -80,6 +90,13 @@ impl Legacy {
                     .map(|level| (level.file("cpu.cfs_quota_us"), level.file("cpu.cfs_period_us")))
                     .collect()
             }),
+            // The root has no siblings.
+            shares: place(Controller::Cpu)
+                .filter(|(_, path)| options.cpu_policy == CpuPolicy::Weight && !path.is_empty())
+                .map(|(mount, path)| Cgroup::new(mount, path).file("cpu.shares")),
+            throttled: cgroup(Controller::Cpu)
+                .filter(|_| options.steal == StealPolicy::Throttled)
+                .map(|cgroup| Throttled::new(&cgroup)),
             usage: cpuacct.as_ref().map(Cpuacct::new),
             usage_sum: cpuacct.map(|cgroup| cgroup.file("cpuacct.stat")),
             cpus: cpuset
@@ -98,6 +115,11 @@ impl Legacy {
             if let Some(quota) = Quota::new(quota, period) {
                 sample.add_quota(quota, file.cgroup());
             }
+        }
+        if let Some(file) = &mut self.shares
+            && let Some(shares) = file.read(buffer)?.and_then(scan::decimal)
+        {
+            sample.set_weight(Weight::Shares(shares), file.cgroup());
         }
         if let Some((effective, configured)) = &mut self.cpus {
             let mut cpus = effective.read(buffer)?.and_then(CpuSet::parse);
@@ -142,6 +164,11 @@ impl Source for Legacy {
         if groups.contains(StatSet::USAGE) {
             self.usage(sample, buffer)?;
         }
+        if groups.contains(StatSet::TIMES)
+            && let Some(throttled) = &mut self.throttled
+        {
+            sample.busy.throttled = throttled.read(buffer)?;
+        }
         if groups.contains(StatSet::THREADS)
             && let Some(file) = &mut self.threads
             && let Some(text) = file.read(buffer)?
@@ -176,8 +203,9 @@ impl Source for Legacy {
         if let Some(files) = &mut self.usage {
             files.close();
         }
-        let rest = [&mut self.usage_sum, &mut self.threads];
-        rest.into_iter().flatten().for_each(CgroupFile::close);
+        let rest = [&mut self.usage_sum, &mut self.threads, &mut self.shares];
+        let throttled = self.throttled.iter_mut().flat_map(Throttled::files);
+        rest.into_iter().flatten().chain(throttled).for_each(CgroupFile::close);
     }
 }
 

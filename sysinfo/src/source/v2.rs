@@ -4,20 +4,25 @@
 
 use ambit_kernel::text::scan;
 
+use super::throttled::Throttled;
 use super::{Cgroup, CgroupFile, Source, lineage};
 use crate::Error;
+use crate::context::Options;
 use crate::cpuset::CpuSet;
 use crate::hierarchy::{Controller, Hierarchies};
 use crate::limit::Limit;
 use crate::membership::Membership;
-use crate::policy::MemoryLimit;
-use crate::sample::{Busy, MemorySample, MemoryStat, Quota, Sample, SwapSample};
+use crate::policy::{CpuPolicy, MemoryLimit, StealPolicy};
+use crate::sample::{Busy, MemorySample, MemoryStat, Quota, Sample, SwapSample, Weight};
 use crate::stats::StatSet;
 
 /// The files of one container in the unified hierarchy.
 pub(super) struct Unified {
     memory: Option<MemoryFiles>,
     cpu_max: Vec<CgroupFile>,
+    /// Nearest first; empty unless the policy shows them.
+    weights: Vec<CgroupFile>,
+    throttled: Option<Throttled>,
     cpu_stat: Option<CgroupFile>,
     niced: Niced,
     cpus: Vec<CgroupFile>,
@@ -47,7 +52,7 @@ impl Unified {
     pub(super) fn new(
         hierarchies: &Hierarchies,
         membership: &Membership,
-        memory_limit: MemoryLimit,
+        options: &Options,
     ) -> Option<Self> {
         let (mount, controllers) = hierarchies.unified.as_ref()?;
         if controllers.is_empty() {
@@ -66,7 +71,7 @@ impl Unified {
                         usage: level.file("memory.current"),
                         stat: level.file("memory.stat"),
                         max: level.file("memory.max"),
-                        high: match memory_limit {
+                        high: match options.memory_limit {
                             MemoryLimit::Max => None,
                             MemoryLimit::High => Some(level.file("memory.high")),
                         },
@@ -81,6 +86,13 @@ impl Unified {
             } else {
                 Vec::new()
             },
+            weights: if has(Controller::Cpu) && options.cpu_policy == CpuPolicy::Weight {
+                below_root.iter().map(|level| level.file("cpu.weight")).collect()
+            } else {
+                Vec::new()
+            },
+            throttled: (has(Controller::Cpu) && options.steal == StealPolicy::Throttled)
+                .then(|| Throttled::new(own)),
             cpu_stat: has(Controller::Cpuacct).then(|| own.file("cpu.stat")),
             niced: Niced::default(),
             cpus: if has(Controller::Cpuset) {
@@ -96,6 +108,12 @@ impl Unified {
         for level in &mut self.cpu_max {
             if let Some(quota) = level.read(buffer)?.and_then(quota) {
                 sample.add_quota(quota, level.cgroup());
+            }
+        }
+        for level in &mut self.weights {
+            if let Some(weight) = level.read(buffer)?.and_then(scan::decimal) {
+                sample.set_weight(Weight::Unified(weight), level.cgroup());
+                break;
             }
         }
         for level in &mut self.cpus {
@@ -115,6 +133,8 @@ impl Unified {
         });
         memory
             .chain(&mut self.cpu_max)
+            .chain(&mut self.weights)
+            .chain(self.throttled.iter_mut().flat_map(Throttled::files))
             .chain(&mut self.cpu_stat)
             .chain(&mut self.cpus)
             .chain(&mut self.threads)
@@ -140,6 +160,11 @@ impl Source for Unified {
             && let Some(text) = read(&mut self.cpu_stat, buffer)?
         {
             cpu_stat(text, &mut self.niced, &mut sample.busy);
+        }
+        if groups.contains(StatSet::TIMES)
+            && let Some(throttled) = &mut self.throttled
+        {
+            sample.busy.throttled = throttled.read(buffer)?;
         }
         if groups.contains(StatSet::THREADS)
             && let Some(text) = read(&mut self.threads, buffer)?
@@ -442,8 +467,9 @@ mod tests {
         let mounts = b"30 1 0:1 / /c rw - cgroup2 cgroup2 rw\n";
         let hierarchies = Hierarchies::from_mountinfo(mounts, dir.path()).unwrap();
         let membership = Membership::parse(b"0::/a/b\n");
-        let limit = |policy| {
-            let mut source = Unified::new(&hierarchies, &membership, policy).unwrap();
+        let limit = |memory_limit| {
+            let options = Options { memory_limit, ..Options::default() };
+            let mut source = Unified::new(&hierarchies, &membership, &options).unwrap();
             let mut sample = Sample::default();
             source.sample(StatSet::BASE, &mut sample, &mut Vec::new()).unwrap();
             sample.memory.unwrap().limit
@@ -472,12 +498,12 @@ mod tests {
         let mounts = b"30 1 0:1 / /c rw - cgroup2 cgroup2 rw\n";
         let hierarchies = Hierarchies::from_mountinfo(mounts, dir.path()).unwrap();
         let membership = Membership::parse(cgroup.as_bytes());
-        let mut source = Unified::new(&hierarchies, &membership, MemoryLimit::Max).unwrap();
+        let mut source = Unified::new(&hierarchies, &membership, &Options::default()).unwrap();
         let mut sample = Sample::default();
         source.sample(StatSet::BASE, &mut sample, &mut Vec::new()).unwrap();
         assert_eq!(sample.memory.unwrap().limit, Limit::At(1 << 20));
         assert_eq!(sample.quota, Quota::new(50_000, 100_000));
         let eighth = "x/x/x/x/x/x/x/x";
-        assert_eq!(sample.quota_of, crate::hash::fnv1a(eighth.as_bytes()));
+        assert_eq!(sample.limit_of, crate::hash::fnv1a(eighth.as_bytes()));
     }
 }
