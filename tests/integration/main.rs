@@ -18,6 +18,7 @@ mod behaviour;
 mod bounds;
 mod bpf;
 mod budget;
+mod callers_files;
 mod calls;
 mod covered;
 mod cpu_policies;

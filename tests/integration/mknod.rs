@@ -76,8 +76,8 @@ fn all_other_nodes_are_left_to_the_kernel() {
         closed: EBADF\nnegative: EBADF\nby a file: ENOTDIR\nabsolute: ok\nexists: EEXIST\n\
         a dangling link: EEXIST\nby a link: ok\nby a loop: ELOOP\na slash: ENOENT\n\
         a huge number: ok\na disk: EPERM\nmemory: EPERM\na whiteout: ok\na fifo: ok\n\
-        through /proc: EPERM\n\
-        absolute\naround\nby-cwd\nby-fd\nby-link\nby-path\ndangling\nfifo\nfile\nhuge\nloop\n\
+        through /proc: ok\n\
+        absolute\naround\nby-cwd\nby-fd\nby-link\nby-path\ndangling\nfifo\nfile\nhuge\nloop\nmagic\n\
         the-end\nwhite\n\
         EPERM\nEPERM\nEACCES\nEROFS\nEPERM\nEPERM\n";
     assert_eq!(run(&daemon, script).ok(), expected);

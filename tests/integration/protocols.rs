@@ -15,7 +15,7 @@ use rustix::net::{
     SocketFlags, SocketType,
 };
 
-use crate::harness::daemon::{Daemon, readable_dir};
+use crate::harness::daemon::{Daemon, Place, readable_dir};
 use crate::harness::{lxc, machine, sandbox};
 
 const MESSAGE: &str = r#"{"ociVersion":"1.0.2","fds":["x","seccompFd","y"],"pid":1,
@@ -139,11 +139,12 @@ fn a_user_other_than_root_is_refused() {
 /// A monitor connects again when the daemon was gone: nothing need be restarted.
 #[test]
 fn liblxc_reconnects_to_a_restarted_daemon() {
-    let daemon = Daemon::start();
+    let daemon = Daemon::start_at(Place::intercepting("mknod = true\n"));
     let go = readable_dir();
     let script = "ask() { /mnt/sysinfo | grep ^total_kb || echo no answer; }
         ask; echo first; until [ -e /var/again ]; do sleep .1; done
-        ask; echo second; until [ -e /var/back ]; do sleep .1; done; ask; ask";
+        ask; echo second; until [ -e /var/back ]; do sleep .1; done; ask; ask
+        echo third; until [ -e /var/stopped ]; do sleep .1; done; ask; /mnt/node_call make /root/n 1 3";
     let mut running = lxc::start(&daemon, 96 << 20, 100_000, &[(go.path(), "var")], script);
     running.wait_for("first");
     let place = daemon.kill();
@@ -151,8 +152,13 @@ fn liblxc_reconnects_to_a_restarted_daemon() {
     running.wait_for("second");
     let daemon = Daemon::start_at(place);
     fs::write(go.path().join("back"), "").unwrap();
+    running.wait_for("third");
+    // Stopped while it makes no call, its first call is answered by the next daemon.
+    daemon.place().ambit(&["stop", "--force"]).ok();
+    let daemon = Daemon::start_at(daemon.ended_at());
+    fs::write(go.path().join("stopped"), "").unwrap();
     let text = running.finish(machine::patience(60)).stdout;
     let right = "total_kb=98304\n";
-    assert_eq!(text, format!("{right}first\nno answer\nsecond\n{right}{right}"));
+    assert_eq!(text, format!("{right}first\nno answer\nsecond\n{right}{right}third\n{right}ok\n"));
     daemon.stop().0.ok();
 }

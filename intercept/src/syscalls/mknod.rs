@@ -17,7 +17,6 @@ use crate::syscalls::context::Context;
 use crate::syscalls::handler::{Description, Handler, Prefilter, Repeat, Run};
 use crate::syscalls::operation;
 use crate::verdict::{Refusal, Verdict};
-use ambit_worker::Find;
 use ambit_worker::operation::{Base, Mknod as Make, Operation};
 
 const CAP_MKNOD: u32 = 27;
@@ -152,14 +151,8 @@ impl Handler for Mknod {
         };
         let device = rustix::fs::makedev(device.0, device.1);
         let make = (base, Operation::Mknod(Make { path, mode: call.uint(mode) & 0o7777, device }));
-        let find = || match &make.1 {
-            Operation::Mknod(node) => {
-                Some(Find { path: node.folder().to_vec(), folder: true, follow: true })
-            }
-            _ => None,
-        };
         REPLAYS.perform((cx.container, call.tid), &make, operations::patience(), cx, || {
-            operation::perform(call, cx, &handle, &make.1, find)
+            operation::perform(call, cx, &handle, &make.1)
         })
     }
 }

@@ -6,6 +6,7 @@
 //! reading at `handler.rs`.
 
 mod bpf;
+mod chown;
 pub(super) mod context;
 pub(super) mod handler;
 mod ioprio_set;
@@ -71,6 +72,7 @@ calls! {
     sched_getaffinity: SchedGetaffinity,
     mknod: Mknod,
     setxattr: Setxattr,
+    chown: Chown,
     sched_setscheduler: SchedSetscheduler,
     ioprio_set: IoprioSet,
     bpf: BpfPrograms,

@@ -49,14 +49,13 @@ pub(super) fn pin_if(
 }
 
 /// Has a worker perform this for the caller. If the worker gets EACCES, and the caller has
-/// CAP_DAC_OVERRIDE or CAP_DAC_READ_SEARCH, `find` returns the file that is then opened with the
-/// caller's capabilities.
+/// CAP_DAC_OVERRIDE or CAP_DAC_READ_SEARCH, the file is opened with the caller's capabilities. If
+/// the path leads through a magic link of the caller, it is tried again from the link's target.
 pub(super) fn perform(
     call: &Call,
     cx: &Context<'_>,
     handle: &CallerHandle,
     what: &Operation,
-    find: impl FnOnce() -> Option<Find>,
 ) -> Result<Verdict, Refusal> {
     let Some(operations) = cx.operations else { return Ok(Verdict::Continue) };
     let overrides = handle.passes_over_permissions();
@@ -67,10 +66,16 @@ pub(super) fn perform(
     let mut reply = send(&[]);
     let mut found = None;
     if let (Ok(Reply::Failed(Errno::EACCES)), true) = (&reply, overrides)
-        && let Some(find) = find()
+        && let Some(find) = what.find()
     {
         reply = open_as_caller(call, cx, operations, handle, &find)?
             .and_then(|file| send(&[found.insert(file).as_fd()]));
+    }
+    if let (Ok(Reply::MagicLink), Some((base, what))) = (&reply, what.from_link()) {
+        let target = CallerHandle::read(cx.proc(call)?.as_fd(), base);
+        cx.still_pending()?;
+        // If there is no such link, the kernel answers. The new path starts with none.
+        return target.map_or(Ok(Verdict::Continue), |handle| perform(call, cx, &handle, &what));
     }
     if let (Ok(Reply::NoDevices), Operation::Mknod(node), true) =
         (&reply, what, cx.settings.mknod.bind)
@@ -95,7 +100,7 @@ pub(super) fn perform(
         Ok(Reply::Failed(Errno::EOVERFLOW)) => Ok(Verdict::Continue),
         Ok(Reply::Failed(Errno::EACCES)) if found.is_some() => Ok(Verdict::Continue),
         Ok(Reply::Failed(errno)) => Ok(Verdict::Fail(errno)),
-        Ok(Reply::Kernel) => Ok(Verdict::Continue),
+        Ok(Reply::Kernel | Reply::MagicLink) => Ok(Verdict::Continue),
         Ok(Reply::NoDevices) => Ok(Verdict::Fail(Errno::EPERM)),
         Err(failure) => {
             warn(call, cx, &failure);

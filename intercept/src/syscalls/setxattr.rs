@@ -22,7 +22,6 @@ use crate::syscalls::context::Context;
 use crate::syscalls::handler::{Description, Handler, Prefilter, Run};
 use crate::syscalls::operation;
 use crate::verdict::{Refusal, Verdict};
-use ambit_worker::Find;
 use ambit_worker::operation::{Base, Operation, SetOpaque};
 
 const CAP_SYS_ADMIN: u32 = 21;
@@ -123,7 +122,7 @@ fn file(call: &Call, cx: &Context<'_>) -> Result<Option<File>, Refusal> {
 }
 
 /// True if a descriptor of the caller was opened with `O_PATH`.
-fn is_path_only(call: &Call, cx: &Context<'_>, fd: i32) -> Result<bool, Refusal> {
+pub(super) fn is_path_only(call: &Call, cx: &Context<'_>, fd: i32) -> Result<bool, Refusal> {
     let about = ambit_kernel::text::read(cx.proc(call)?.as_fd(), &format!("fdinfo/{fd}"));
     cx.still_pending()?;
     let flags = about.ok().and_then(|about| Status(&about).radix("flags:", 8));
@@ -203,11 +202,10 @@ impl Handler for Setxattr {
             return Ok(Verdict::Continue);
         };
         let (users, groups) = (ranges(call, cx, "uid_map")?, ranges(call, cx, "gid_map")?);
-        let find = path.clone().map(|path| Find { path, folder: false, follow });
         let set = Operation::SetOpaque(SetOpaque { path, follow, flags: new.flags, users, groups });
         let set = (base, set);
         REPLAYS.perform((cx.container, call.tid), &set, operations::patience(), cx, || {
-            operation::perform(call, cx, &handle, &set.1, || find)
+            operation::perform(call, cx, &handle, &set.1)
         })
     }
 }

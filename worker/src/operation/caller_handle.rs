@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::identity::Identity;
+use super::magic_link::MagicLink;
 use ambit_kernel::text::{
     self,
     status::{Credentials, Status},
@@ -54,6 +55,8 @@ pub enum Base {
     Folder,
     /// A descriptor of the caller.
     Descriptor(i32),
+    /// The target of a magic link.
+    Link(MagicLink),
 }
 
 impl Base {
@@ -90,6 +93,7 @@ impl CallerHandle {
                     let opened = open(&format!("fd/{fd}"), OFlags::PATH);
                     Some(opened.map_err(|_| Errno::BADF)?)
                 }
+                Base::Link(link) => Some(open(&link.path(leader), OFlags::PATH)?),
             },
             process: pidfd_open(process, PidfdFlags::empty())?,
             leader,

@@ -52,8 +52,7 @@ pub(super) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
 
 impl Mknod {
     /// Returns the directory of the node.
-    #[must_use]
-    pub fn folder(&self) -> &[u8] {
+    pub(super) fn folder(&self) -> &[u8] {
         split(&self.path).map_or(b"/", |(folder, _)| folder)
     }
 
@@ -71,10 +70,8 @@ impl Mknod {
         opens: &mut Opens,
     ) -> Reply {
         match self.make(base, found, opens) {
-            // The path may lead through /proc/self or another magic link, which differs for the
-            // worker. Otherwise the kernel returns the same errno.
             Err(rustix::io::Errno::LOOP | rustix::io::Errno::NOENT) if found.is_none() => {
-                Reply::Kernel
+                Reply::unresolved()
             }
             Ok(false) => Reply::NoDevices,
             other => other.into(),
@@ -170,12 +167,12 @@ mod tests {
     }
 
     #[test]
-    fn a_path_through_a_magic_link_is_left_to_the_kernel() {
+    fn a_path_through_a_magic_link_is_not_tried() {
         let folder = tempfile::tempdir().unwrap();
         let path = format!("/proc/self/root{}/node", folder.path().display()).into_bytes();
         let node = Mknod { path, mode: 0o600, device: rustix::fs::makedev(1, 3) };
         let reply = node.perform(rustix::fs::CWD, None, &mut Opens::new());
-        assert_eq!(reply, Reply::Kernel);
+        assert_eq!(reply, Reply::MagicLink);
         assert!(!folder.path().join("node").exists());
     }
 }

@@ -11,6 +11,8 @@
 pub mod bpf;
 mod caller_handle;
 mod identity;
+mod is_roots;
+mod magic_link;
 mod mknod;
 mod pool;
 mod process;
@@ -20,6 +22,7 @@ mod task;
 
 pub use caller_handle::{Base, CallerHandle};
 pub use identity::Identity;
+pub use is_roots::IsRoots;
 pub use mknod::Mknod;
 pub use pool::{TIMES, Workers};
 pub(super) use process::serve;

@@ -144,6 +144,7 @@ impl Worker {
         Some(match &*operation {
             Operation::Mknod(mknod) => mknod.perform(base, found, &mut self.opens).into(),
             Operation::SetOpaque(set) => set.perform(base, found, self.fds.as_fd()).into(),
+            Operation::IsRoots(is_roots) => is_roots.perform(base).into(),
             Operation::Bpf(bpf) => bpf.perform(&more, &mut self.bpf),
         })
     }

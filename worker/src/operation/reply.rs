@@ -8,6 +8,8 @@ use std::os::fd::OwnedFd;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::magic_link;
+
 /// The answer of a worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Answer {
@@ -36,6 +38,8 @@ pub enum Reply {
     Failed(Errno),
     /// It was not tried: the call is left to the kernel.
     Kernel,
+    /// It was not tried: the path may lead through a magic link.
+    MagicLink,
     /// No node was made, because device nodes of this filesystem cannot be opened.
     NoDevices,
 }
@@ -47,6 +51,7 @@ impl From<Reply> for i32 {
             Reply::Failed(errno) => errno as Self,
             Reply::Kernel => -1,
             Reply::NoDevices => -2,
+            Reply::MagicLink => -3,
         }
     }
 }
@@ -57,8 +62,18 @@ impl From<i32> for Reply {
             0 => Self::Done,
             -1 => Self::Kernel,
             -2 => Self::NoDevices,
+            -3 => Self::MagicLink,
             number => Self::Failed(Errno::from_raw(number)),
         }
+    }
+}
+
+impl Reply {
+    /// Returns the reply of an operation whose path the worker could not resolve. A magic link, such
+    /// as `/proc/self`, leads to another place for the worker. Without one the kernel returns the
+    /// same errno.
+    pub(super) fn unresolved() -> Self {
+        if magic_link::are_there() { Self::MagicLink } else { Self::Kernel }
     }
 }
 
@@ -77,7 +92,8 @@ mod tests {
 
     #[test]
     fn a_reply_is_the_same_after_its_encoding_as_a_number() {
-        for reply in [Reply::Done, Reply::Failed(Errno::EEXIST), Reply::Kernel, Reply::NoDevices] {
+        let failed = Reply::Failed(Errno::EEXIST);
+        for reply in [Reply::Done, failed, Reply::Kernel, Reply::NoDevices, Reply::MagicLink] {
             assert_eq!(Reply::from(i32::from(reply)), reply);
         }
     }

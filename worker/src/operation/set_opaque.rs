@@ -49,8 +49,7 @@ impl SetOpaque {
         match self.set(base, found, fds) {
             Ok(true) => Reply::Done,
             Ok(false) => Reply::Kernel,
-            // As in `mknod.rs`: the path may lead through a magic link.
-            Err(Errno::LOOP | Errno::NOENT) if found.is_none() => Reply::Kernel,
+            Err(Errno::LOOP | Errno::NOENT) if found.is_none() => Reply::unresolved(),
             Err(errno) => Reply::from(Err::<(), _>(errno)),
         }
     }
@@ -130,11 +129,11 @@ mod tests {
     }
 
     #[test]
-    fn a_device_and_a_path_through_a_magic_link_are_left_to_the_kernel() {
+    fn a_device_and_a_path_through_a_magic_link_are_not_tried() {
         assert_eq!(set("/dev/null", &EVERY_ID, &EVERY_ID), Reply::Kernel);
         let folder = tempfile::tempdir().unwrap();
         let path = format!("/proc/self/root{}", folder.path().display());
-        assert_eq!(set(&path, &EVERY_ID, &EVERY_ID), Reply::Kernel);
+        assert_eq!(set(&path, &EVERY_ID, &EVERY_ID), Reply::MagicLink);
     }
 
     #[test]

@@ -10,9 +10,13 @@ use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
 use super::bpf::Bpf;
+use super::caller_handle::Base;
 use super::identity::Identity;
+use super::is_roots::IsRoots;
+use super::magic_link::MagicLink;
 use super::mknod::{self, Mknod};
 use super::set_opaque::SetOpaque;
+use crate::find::Find;
 
 /// An operation for a caller. Its descriptors are sent beside it, in this order: the pidfd of the
 /// caller's process, its root, the directory at which paths start, and those that the operation
@@ -32,6 +36,8 @@ pub enum Operation {
     Mknod(Mknod),
     /// Mark a directory or file of overlayfs as opaque.
     SetOpaque(SetOpaque),
+    /// Find out whether a file of the kernel belongs to root.
+    IsRoots(IsRoots),
     /// Load, attach or query device programs.
     Bpf(Bpf),
 }
@@ -40,9 +46,45 @@ impl Operation {
     /// True if a repetition changes nothing, or fails with EEXIST.
     pub(super) fn is_repeatable(&self) -> bool {
         match self {
-            Self::Mknod(_) | Self::SetOpaque(_) => true,
+            Self::Mknod(_) | Self::SetOpaque(_) | Self::IsRoots(_) => true,
             Self::Bpf(_) => false,
         }
+    }
+
+    /// Returns the file that a process with all capabilities of the caller looks for where the
+    /// permissions do not let a worker pass.
+    #[must_use]
+    pub fn find(&self) -> Option<Find> {
+        match self {
+            Self::Mknod(node) => {
+                Some(Find { path: node.folder().to_vec(), folder: true, follow: true })
+            }
+            Self::SetOpaque(SetOpaque { path: Some(path), follow, .. }) => {
+                Some(Find { path: path.clone(), folder: false, follow: *follow })
+            }
+            Self::SetOpaque(_) | Self::IsRoots(_) | Self::Bpf(_) => None,
+        }
+    }
+
+    /// Returns the same operation from the target of the magic link with which its path begins.
+    /// `None` if it begins with none, or if the operation is for the link itself.
+    #[must_use]
+    pub fn from_link(&self) -> Option<(Base, Self)> {
+        let (link, operation) = match self {
+            Self::Mknod(node) => {
+                let (link, path) = MagicLink::split(&node.path)?;
+                (link, Self::Mknod(Mknod { path: path?, ..node.clone() }))
+            }
+            Self::SetOpaque(set) => {
+                let (link, path) = MagicLink::split(set.path.as_deref()?)?;
+                if path.is_none() && !set.follow {
+                    return None;
+                }
+                (link, Self::SetOpaque(SetOpaque { path, ..set.clone() }))
+            }
+            Self::IsRoots(_) | Self::Bpf(_) => return None,
+        };
+        Some((Base::Link(link), operation))
     }
 
     /// Returns the capabilities that are effective while the path is resolved. None of them
@@ -50,14 +92,14 @@ impl Operation {
     pub(super) fn rights(&self) -> CapabilitySet {
         match self {
             Self::Mknod(_) => mknod::RIGHTS,
-            Self::SetOpaque(_) | Self::Bpf(_) => CapabilitySet::empty(),
+            Self::SetOpaque(_) | Self::IsRoots(_) | Self::Bpf(_) => CapabilitySet::empty(),
         }
     }
 
     /// Returns the most bytes of data in the answer.
     pub(super) fn room(&self) -> usize {
         match self {
-            Self::Mknod(_) | Self::SetOpaque(_) => 0,
+            Self::Mknod(_) | Self::SetOpaque(_) | Self::IsRoots(_) => 0,
             Self::Bpf(bpf) => bpf.room(),
         }
     }

@@ -214,7 +214,7 @@ fn ended(reply: Reply) -> Verdict {
     match reply {
         Reply::Done => Verdict::Return(0),
         Reply::Failed(errno) => Verdict::Fail(errno),
-        Reply::Kernel => Verdict::Continue,
+        Reply::Kernel | Reply::MagicLink => Verdict::Continue,
         // A bpf operation never makes a device node.
         Reply::NoDevices => Verdict::Fail(Errno::EPERM),
     }
