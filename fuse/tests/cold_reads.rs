@@ -126,6 +126,7 @@ impl Version {
             "proc/vmstat" => &[memory, io, events],
             "proc/pressure/cpu" | "proc/pressure/io" | "proc/pressure/memory" => &[PRESSURE],
             "proc/slabinfo"
+            | "proc/spl/kstat/zfs/arcstats"
             | "sys/devices/system/cpu/isolated"
             | "sys/devices/system/cpu/kernel_max"
             | "sys/devices/system/cpu/uevent" => &[],

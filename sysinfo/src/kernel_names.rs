@@ -1,7 +1,7 @@
-//! The keys of the running kernel's `/proc/vmstat` and the lines of `/proc/interrupts` that belong
-//! to no device. They are read when first needed and only once: they are fixed when a kernel is
-//! built, and `/proc/interrupts` of a large machine takes milliseconds. No count is taken from
-//! these files.
+//! The keys of the running kernel's `/proc/vmstat`, the lines of `/proc/interrupts` that belong to no
+//! device, and the rows of ZFS's `arcstats`. They are read when first needed and only once: they are
+//! fixed when a kernel is built, and `/proc/interrupts` of a large machine takes milliseconds. No
+//! count is taken from these files.
 
 use std::sync::{Arc, OnceLock};
 
@@ -15,11 +15,16 @@ use crate::stats::Interrupt;
 pub(crate) struct KernelNames {
     vmstat: OnceLock<Arc<[Box<str>]>>,
     interrupts: OnceLock<Arc<[Interrupt]>>,
+    arc: OnceLock<Arc<[Box<str>]>>,
 }
 
 impl KernelNames {
     pub(crate) fn vmstat(&self, kernel: Option<&dyn RawFiles>) -> Arc<[Box<str>]> {
         once(&self.vmstat, kernel, "proc/vmstat", parse_vmstat)
+    }
+
+    pub(crate) fn arc(&self, kernel: Option<&dyn RawFiles>) -> Arc<[Box<str>]> {
+        once(&self.arc, kernel, "proc/spl/kstat/zfs/arcstats", parse_arcstats)
     }
 
     pub(crate) fn interrupts(&self, kernel: Option<&dyn RawFiles>) -> Arc<[Interrupt]> {
@@ -47,6 +52,12 @@ fn once<T>(
 
 fn parse_vmstat(text: &[u8]) -> Arc<[Box<str>]> {
     scan::pairs(text).filter_map(|(key, _)| Some(std::str::from_utf8(key).ok()?.into())).collect()
+}
+
+/// Two lines of heading, then name, type and number.
+fn parse_arcstats(text: &[u8]) -> Arc<[Box<str>]> {
+    let name = |line| Some(std::str::from_utf8(scan::words(line).next()?).ok()?.into());
+    scan::lines(text).skip(2).filter_map(name).collect()
 }
 
 /// Lines of devices have a number as label.
@@ -78,7 +89,7 @@ fn parse_interrupts(text: &[u8]) -> Arc<[Interrupt]> {
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn parse(text: &[u8]) {
-    let _ = (parse_vmstat(text), parse_interrupts(text));
+    let _ = (parse_vmstat(text), parse_interrupts(text), parse_arcstats(text));
 }
 
 #[cfg(test)]

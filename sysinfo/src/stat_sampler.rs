@@ -83,6 +83,9 @@ impl StatSampler {
         if wanted.contains(StatSet::VM_EVENTS) {
             last.vmstat = context.names.vmstat(kernel);
         }
+        if wanted.contains(StatSet::ARC) {
+            last.arc = context.names.arc(kernel);
+        }
         if wanted.contains(StatSet::INTERRUPTS) {
             last.interrupts = context.names.interrupts(kernel);
         }

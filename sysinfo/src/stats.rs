@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 /// A set of groups of numbers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct StatSet(u8);
+pub struct StatSet(u16);
 
 impl StatSet {
     /// No group: clocks, load averages and the machine's constants, which cost no read.
@@ -34,10 +34,12 @@ impl StatSet {
     pub const TIMES: Self = Self(64 | 32);
     /// The number of threads.
     pub const THREADS: Self = Self(128);
+    /// Names of the rows of ZFS's `arcstats`.
+    pub const ARC: Self = Self(256);
     /// The groups that every view has. The others are empty before their first reader.
     pub const BASE: Self = Self(16 | 32 | 64 | 128);
 
-    const COUNT: usize = 8;
+    const COUNT: usize = 9;
 
     /// True if the set contains all of these.
     #[must_use]
@@ -108,6 +110,8 @@ pub struct Stats {
     pub pressure: Arc<Pressure>,
     /// The keys of the running kernel's `/proc/vmstat`, in its order.
     pub vmstat: Arc<[Box<str>]>,
+    /// The rows of `/proc/spl/kstat/zfs/arcstats`, in the order of the module; none without ZFS.
+    pub arc: Arc<[Box<str>]>,
     /// The lines of the running kernel's `/proc/interrupts` that belong to no device.
     pub interrupts: Arc<[Interrupt]>,
 }

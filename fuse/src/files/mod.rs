@@ -5,6 +5,7 @@
 use crate::overlay::OverlayFile;
 use cpu_lists::CpuList;
 
+pub mod arcstats;
 pub mod cpu_lists;
 pub mod cpuinfo;
 pub mod diskstats;
@@ -35,6 +36,7 @@ pub static FILES: &[&dyn OverlayFile] = &[
     &diskstats::Diskstats,
     &partitions::Partitions,
     &slabinfo::Slabinfo,
+    &arcstats::Arcstats,
     &interrupts::Interrupts,
     &softirqs::Softirqs,
     &pressure::Pressure::Cpu,
@@ -98,6 +100,9 @@ mod tests {
             }
             if !needs(StatSet::PRESSURE) {
                 old.stats.pressure = std::sync::Arc::default();
+            }
+            if !needs(StatSet::ARC) {
+                old.stats.arc = ["size".into()].into();
             }
             if !needs(StatSet::INTERRUPTS) {
                 old.stats.interrupts = [].into();

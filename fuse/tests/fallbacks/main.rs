@@ -150,6 +150,26 @@ fn shows_own_numbers_only(world: &mut World) {
     }
 }
 
+/// Row by row as OpenZFS 2.3 prints it; only its names are shown.
+#[test]
+fn the_cache_of_zfs_is_not_the_containers() {
+    let arcstats = "proc/spl/kstat/zfs/arcstats";
+    let mut world = World::v2();
+    let heading = "name                            type data\n";
+    assert_eq!(world.cat(arcstats), format!("0 1 0x01 0 0 0 0\n{heading}"), "no ZFS");
+    let rows = |hits: u64, size: u64| {
+        format!(
+            "hits                            4    {hits}\nsize                            4    {size}\n"
+        )
+    };
+    let text = format!("9 1 0x01 2 544 7654321 3333333\n{heading}{}", rows(4_242_424, 3_333_333));
+    world.write(arcstats, &text);
+    let shown = format!("0 1 0x01 2 544 0 0\n{heading}{}", rows(0, 0));
+    assert_eq!(world.cat(arcstats), shown, "ZFS is loaded while containers run");
+    world.remove(arcstats);
+    assert_eq!(world.cat(arcstats), shown, "names are read once");
+}
+
 fn swap_of(world: &mut World) -> [u64; 2] {
     let swaps = world.cat("proc/swaps");
     let area = swaps.lines().nth(1).and_then(|line| line.split_whitespace().nth(2));
