@@ -29,6 +29,7 @@ use crate::view::{Clock, Cpu, Origin, View};
 thread_local! {
     /// Buffer for the texts of kernel files.
     static TEXT: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static COUNTER: RefCell<Counter> = RefCell::new(Counter::new());
     /// Buffer for a counter record.
     static RECORD: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
@@ -96,18 +97,20 @@ impl Container {
     ) -> Result<Arc<View>, Error> {
         let now = clock::now();
         let last = self.view.load_full();
+        // The load sampler counts for the readers of other files.
+        let shows_tasks = wanted.contains(StatSet::THREADS) || wanted.contains(StatSet::TIMES);
+        let must_count = shows_tasks && self.is_overdue();
         if last.is_none() {
             wanted |= StatSet::BASE;
         }
-        let is_overdue = self.is_overdue();
-        if is_overdue {
+        if must_count {
             // The count is compared with the processor time at the last one.
             wanted |= StatSet::TIMES;
         }
         self.follow(sampler, context, now);
         sampler.read(wanted)?;
-        if is_overdue {
-            self.count_threads(sampler, context, &mut Counter::new());
+        if must_count {
+            COUNTER.with_borrow_mut(|counter| self.count_threads(sampler, context, counter));
         }
         let host = context.host.snapshot_for(wanted);
         if wanted.contains(StatSet::MEMORY) {
