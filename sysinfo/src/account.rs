@@ -229,12 +229,23 @@ impl Accounts {
         }
         // Those in use are counted again only when the number has doubled.
         if all.len().is_power_of_two() {
-            all.retain(|_, account| account.strong_count() > 0);
+            forget_unused(&mut all);
         }
         let account = Account::new(owner.clone());
         all.insert(owner, Arc::downgrade(&account));
         account
     }
+
+    /// Frees the memory of accounts that are not in use.
+    pub(crate) fn trim(&self) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        forget_unused(&mut all);
+        all.shrink_to_fit();
+    }
+}
+
+fn forget_unused(all: &mut HashMap<Owner, Weak<Account>>) {
+    all.retain(|_, account| account.strong_count() > 0);
 }
 
 #[cfg(test)]

@@ -28,6 +28,9 @@ use crate::tasks::{Counter, RecentCounts};
 use crate::view::View;
 use crate::{Error, FirstProcess, Numbers, Views, load};
 
+/// Nanoseconds from the first request for load sampling to the look for a predecessor's containers.
+const ADOPTION_DELAY: u64 = 500_000_000;
+
 /// All known containers, and the thread that samples their load.
 #[derive(Debug)]
 pub struct Accounting {
@@ -319,13 +322,12 @@ impl Wake {
         !state.ended
     }
 
-    /// Sleeps for one interval; `false` when accounting ends.
-    fn pause(&self) -> bool {
+    /// Sleeps for so many nanoseconds; `false` when accounting ends.
+    fn pause(&self, interval: u64) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let interval = Duration::from_nanos(load::INTERVAL);
         let (state, _) = self
             .changed
-            .wait_timeout_while(state, interval, |state| !state.ended)
+            .wait_timeout_while(state, Duration::from_nanos(interval), |state| !state.ended)
             .unwrap_or_else(PoisonError::into_inner);
         !state.ended
     }
@@ -339,12 +341,14 @@ fn read(file: &str) -> impl FnOnce(io::Error) -> Error {
 
 fn sample_loads(accounting: &Weak<Accounting>, wake: &Wake) {
     let mut counter = Counter::new();
-    while wake.until_wanted() {
+    // Callers that waited for this server are answered before it looks for all containers.
+    let mut delay = ADOPTION_DELAY;
+    while wake.until_wanted() && wake.pause(std::mem::take(&mut delay)) {
         if let Some(accounting) = accounting.upgrade() {
             accounting.callers.adopt_recorded(&accounting.context);
         }
         loop {
-            if !wake.pause() {
+            if !wake.pause(load::INTERVAL) {
                 return;
             }
             let Some(accounting) = accounting.upgrade() else { return };

@@ -484,6 +484,9 @@ impl Callers {
         let is_burst = gone.len() >= BURST;
         drop(gone);
         if is_burst {
+            // What is left of each container would keep a page of the heap.
+            self.accounts.trim();
+            context.counted.trim(clock::awake());
             arenas::trim();
         }
     }

@@ -54,13 +54,23 @@ impl RecentCounts {
 
     fn put(&self, cgroup: &str, now: u64, new: Counts) {
         let mut recent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Recent { counts, swept } = &mut *recent;
-        if now.saturating_sub(*swept) >= SHARED_FOR {
-            counts.retain(|_, (when, _)| now.saturating_sub(*when) < SHARED_FOR);
-            counts.shrink_to_fit();
-            *swept = now;
+        if now.saturating_sub(recent.swept) >= SHARED_FOR {
+            recent.forget_old(now);
         }
-        counts.insert(cgroup.to_owned(), (now, new));
+        recent.counts.insert(cgroup.to_owned(), (now, new));
+    }
+
+    /// Frees the memory of old counts.
+    pub(crate) fn trim(&self, now: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).forget_old(now);
+    }
+}
+
+impl Recent {
+    fn forget_old(&mut self, now: u64) {
+        self.counts.retain(|_, (when, _)| now.saturating_sub(*when) < SHARED_FOR);
+        self.counts.shrink_to_fit();
+        self.swept = now;
     }
 }
 
