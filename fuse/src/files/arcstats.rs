@@ -43,7 +43,7 @@ impl OverlayFile for Arcstats {
 }
 
 fn row(name: &str, rest: &str, out: &mut Text) {
-    out.put(name.as_bytes()).put(&" ".repeat(31_usize.saturating_sub(name.len()))).space();
+    out.put(name.as_bytes()).put(" ".repeat(31_usize.saturating_sub(name.len()))).space();
     out.put(rest).newline();
 }
 
