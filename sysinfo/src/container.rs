@@ -26,7 +26,7 @@ use crate::context::Context;
 use crate::counter_store;
 use crate::cpu::CpuClock;
 use crate::membership::Membership;
-use crate::sample::Sample;
+use crate::sample::Busy;
 use crate::source;
 use crate::source::huge::HugeFiles;
 use crate::source::nodes::NodeFiles;
@@ -178,7 +178,7 @@ impl Container {
                 stats: StatSampler::default(),
                 huge: HugeFiles::default(),
                 nodes: NodeFiles::default(),
-                sample: Sample::default(),
+                busy: Busy::default(),
                 busy_at_count: clock.used().total(),
                 clock,
                 // A predecessor's count is not reused: the first count is not skipped.

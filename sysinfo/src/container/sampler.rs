@@ -17,7 +17,7 @@ use crate::host::Host;
 use crate::kernel_file::{KeptFile, ShortPath};
 use crate::membership::Membership;
 use crate::policy::{BootTime, StealPolicy};
-use crate::sample::Sample;
+use crate::sample::{Busy, Sample};
 use crate::source::huge::HugeFiles;
 use crate::source::nodes::NodeFiles;
 use crate::source::{self, Source};
@@ -43,7 +43,8 @@ pub(super) struct Sampler {
     pub(super) stats: StatSampler,
     pub(super) huge: HugeFiles,
     pub(super) nodes: NodeFiles,
-    pub(super) sample: Sample,
+    /// Processor time when it was last read.
+    pub(super) busy: Busy,
     pub(super) clock: CpuClock,
     /// Processor time at the last count of threads, and counts skipped since.
     pub(super) busy_at_count: u64,
@@ -53,16 +54,18 @@ pub(super) struct Sampler {
 }
 
 impl Sampler {
-    /// Reads these groups into a new sample.
-    fn read(&mut self, groups: StatSet) -> Result<(), Error> {
-        let busy = std::mem::take(&mut self.sample.busy).emptied();
-        self.sample = Sample { busy, ..Sample::default() };
-        TEXT.with_borrow_mut(|text| self.source.sample(groups, &mut self.sample, text))
+    /// Reads these groups into a new sample; the processor time becomes [`Self::busy`].
+    fn read(&mut self, groups: StatSet) -> Result<Sample, Error> {
+        let busy = std::mem::take(&mut self.busy).emptied();
+        let mut sample = Sample { busy, ..Sample::default() };
+        let read = TEXT.with_borrow_mut(|text| self.source.sample(groups, &mut sample, text));
+        self.busy = std::mem::take(&mut sample.busy);
+        read.map(|()| sample)
     }
 
     /// True if no processor time was used since the last count of threads.
     pub(super) fn is_unchanged(&self) -> bool {
-        let busy = self.sample.busy.total();
+        let busy = self.busy.total();
         busy == self.busy_at_count && busy != 0
     }
 }
@@ -73,7 +76,7 @@ impl Container {
         self.sample_began.store(clock::awake(), Ordering::Relaxed);
         let read = sampler.read(StatSet::USAGE);
         self.sample_began.store(0, Ordering::Relaxed);
-        read
+        read.map(drop)
     }
 
     /// Takes a sample and publishes the view.
@@ -108,15 +111,16 @@ impl Container {
             wanted |= StatSet::TIMES;
         }
         self.follow(sampler, context, now);
-        sampler.read(wanted)?;
+        let mut sample = sampler.read(wanted)?;
         if must_count {
             COUNTER.with_borrow_mut(|counter| self.count_threads(sampler, context, counter));
         }
         let host = context.host.snapshot_for(wanted);
         if wanted.contains(StatSet::MEMORY) {
-            self.sample_pools(sampler, &host, context)?;
+            self.sample_pools(sampler, &mut sample, &host, context)?;
         }
-        let mut view = self.derive(sampler, host, context, (wanted, last.as_deref()), now);
+        let last = (wanted, last.as_deref());
+        let mut view = self.derive(sampler, &sample, host, context, last, now);
         view.stats = sampler.stats.sample(wanted, now, &self.membership.load(), context);
         let view = Arc::new(view);
         self.view.store(Some(view.clone()));
@@ -127,18 +131,18 @@ impl Container {
     fn sample_pools(
         &self,
         sampler: &mut Sampler,
+        sample: &mut Sample,
         host: &Host,
         context: &Context,
     ) -> Result<(), Error> {
+        let Sampler { huge, nodes, .. } = sampler;
         if !host.huge_pools.is_empty() {
-            let Sampler { huge, sample, .. } = &mut *sampler;
             let membership = &self.membership.load();
             let (pools, found) = (&host.huge_pools, &mut sample.huge);
             TEXT.with_borrow_mut(|text| {
                 huge.sample(pools, &context.hierarchies, membership, found, text)
             })?;
         }
-        let Sampler { nodes, sample, .. } = &mut *sampler;
         let membership = &self.membership.load();
         sample.nodes = TEXT
             .with_borrow_mut(|text| nodes.sample(host, &context.hierarchies, membership, text))?;
@@ -149,13 +153,13 @@ impl Container {
     fn derive(
         &self,
         sampler: &mut Sampler,
+        sample: &Sample,
         host: Arc<Host>,
         context: &Context,
         (sampled, last): (StatSet, Option<&View>),
         now: u64,
     ) -> View {
         let kept = |group| last.filter(|_| !sampled.contains(group));
-        let sample = &sampler.sample;
         let (memory, swap, nodes) = match kept(StatSet::MEMORY) {
             Some(last) => (last.memory, last.swap, last.nodes.clone()),
             None => {
@@ -182,7 +186,7 @@ impl Container {
                         let period = sample.quota.map_or(0, |quota| quota.period);
                         sampler.clock.keep_back(period.saturating_mul(1000));
                     }
-                    sampler.clock.advance(clock::awake(), &sample.busy, &visible);
+                    sampler.clock.advance(clock::awake(), &sampler.busy, &visible);
                     self.remember(sampler, context);
                 }
                 let possible = context.options.possible;
@@ -287,7 +291,7 @@ impl Container {
         counter: &mut Counter,
     ) {
         let now = clock::awake();
-        let busy = sampler.sample.busy.total();
+        let busy = sampler.busy.total();
         let used = busy.saturating_sub(sampler.busy_at_count);
         let unchanged = sampler.is_unchanged() && !self.activity.is_new();
         sampler.busy_at_count = busy;
