@@ -19,7 +19,7 @@ help:
 	@echo '  make test-uml     the same on cgroup v2, kernel 6.1, User-Mode Linux (root)'
 	@echo '  make test-qemu    the same on cgroup v2, kernel 6.12 and the newest, QEMU (root)'
 	@echo 'make acceptance   the long rest, hours; its table is kept in docs/acceptance.md (root)'
-	@echo 'make bench        table of ratios: our overlay, a null server, the kernel, lxcfs (root)'
+	@echo 'make bench        tables of ratios: our overlay, a null server, the kernel, lxcfs (root); ONLY="cold kill"'
 	@echo 'make clean        remove what was built'
 
 demo:
@@ -61,7 +61,7 @@ acceptance:
 	@scripts/acceptance
 
 bench:
-	@scripts/bench
+	@scripts/bench $(ONLY)
 
 clean:
 	$(CARGO) clean

@@ -4,14 +4,18 @@
 //! Compared in one run, because only ratios travel between machines: the kernel's own files, a
 //! FUSE server that does nothing (`null_server.rs`), ours, and lxcfs where it is
 //! installed; for calls the smallest possible handler (`smallest_handler.rs`) and ours.
-//! Run it with `make bench`, as root; with the argument `fairness` only that. Start reading at [`files`].
+//! A thousand containers are in `scale.rs`. Run it with `make bench`, as root, or some parts of it
+//! with `make bench ONLY="cold kill"`. Start reading at [`files`].
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on has failed")]
 
 #[path = "../../tests/integration/harness/mod.rs"]
 #[allow(dead_code, reason = "shared with the tests, which use more of it")]
 mod harness;
+mod herd;
+mod ideal;
 mod leased;
 mod null_server;
+mod scale;
 mod smallest_handler;
 
 use std::fs::File;
@@ -41,35 +45,54 @@ fn main() {
     if let [what, rest @ ..] = &arguments[..] {
         match &**what {
             "--read" => return read_all(rest),
-            "--null-server" => return null_server::serve(Path::new(&rest[0])).unwrap(),
+            "--null-server" => return null_server::serve(Path::new(&rest[0]), None).unwrap(),
+            "--ideal-server" => {
+                return null_server::serve(Path::new(&rest[0]), Some(ideal::Ideal::new())).unwrap();
+            }
             "--smallest-handler" => return smallest_handler::compare(rest),
             _ => {}
         }
     }
     machine::needs(&["unshare", "lxcfs"]);
-    let intercepting = || Daemon::start_at(Place::intercepting("mknod = true\n"));
-    if arguments.iter().any(|argument| argument == "fairness") {
-        return fairness(&intercepting());
+    let parts = [&["files", "leased", "calls", "fairness"], scale::ROWS].concat();
+    if let Some(unknown) = arguments.iter().find(|argument| !parts.contains(&argument.as_str())) {
+        panic!("unknown part {unknown:?}; known: {}", parts.join(", "));
     }
+    let is_selected = |part: &str| arguments.is_empty() || arguments.iter().any(|one| one == part);
+    // The daemon is in a control group beside those of the containers: a server samples the one that
+    // it is in with all below it. It is removed by what runs this.
+    let own = Cgroup::new("bench-own", Limits::default());
+    own.dirs().for_each(|dir| std::fs::write(dir.join("cgroup.procs"), "0").unwrap());
+    std::mem::forget(own);
+    let intercepting = || Daemon::start_at(Place::intercepting("mknod = true\n"));
     // Children inherit it: servers and readers share one processor, so that the numbers are
     // costs and not luck with wake-ups.
     let mut one = CpuSet::default();
     one.set(0).unwrap();
-    sched_setaffinity(Pid::from_raw(0), &one).unwrap();
+    bind_to(&one);
 
-    let daemon = intercepting();
-    files(&daemon);
-    leased::print(&daemon);
-    let on_one = calls(&daemon);
-    drop(daemon);
-    sched_setaffinity(Pid::from_raw(0), &every_processor()).unwrap();
-    let daemon = intercepting();
-    let anywhere = [sysinfo(&daemon), mknod(&daemon)];
-    println!("\nthe same where the scheduler chooses the processors, ratio to on one\n");
-    for (what, (one, any)) in ["sysinfo", "mknod"].iter().zip(on_one.iter().zip(anywhere)) {
-        println!("{what:8} {:.2} us, {:.2}", any / 1e3, any / one);
+    if is_selected("files") {
+        files(&intercepting());
     }
-    fairness(&daemon);
+    if is_selected("leased") {
+        leased::print(&intercepting());
+    }
+    let on_one = is_selected("calls").then(|| calls(&intercepting()));
+    if on_one.is_some() || scale::ROWS.iter().any(|row| is_selected(row)) {
+        scale::print(on_one.map(|times| times.map(|time| time / 1e3)), is_selected);
+    }
+    bind_to(&every_processor());
+    let daemon = intercepting();
+    if let Some(on_one) = on_one {
+        let anywhere = [sysinfo(&daemon), mknod(&daemon)];
+        println!("\nthe same where the scheduler chooses the processors, ratio to on one\n");
+        for (what, (one, any)) in ["sysinfo", "mknod"].iter().zip(on_one.iter().zip(anywhere)) {
+            println!("{what:8} {:.2} us, {:.2}", any / 1e3, any / one);
+        }
+    }
+    if is_selected("fairness") {
+        fairness(&daemon);
+    }
 }
 
 /// Nanoseconds that a call takes in a sandbox, which is no longer new: the median of several
@@ -108,6 +131,11 @@ fn fairness(daemon: &Daemon) {
         // Before and after, because a machine may have other work.
         println!("100 of {what:8} {:.2}", flooded * 2.0 / (before + victim()));
     }
+}
+
+/// Binds this process, and what it starts from now on.
+fn bind_to(processors: &CpuSet) {
+    sched_setaffinity(Pid::from_raw(0), processors).unwrap();
 }
 
 fn every_processor() -> CpuSet {
@@ -163,8 +191,8 @@ fn files(daemon: &Daemon) {
 
 /// Prints what sysinfo(2) costs through the listener of a sandbox, and the same without the
 /// accounting behind it against the smallest handler, for a caller in control groups of its own.
-/// Returns the nanoseconds of sysinfo(2) and mknod(2).
-fn calls(daemon: &Daemon) -> [f64; 2] {
+/// Returns the nanoseconds of sysinfo(2), of mknod(2) and of the smallest handler.
+fn calls(daemon: &Daemon) -> [f64; 3] {
     let through = sysinfo(daemon);
     let cgroup = Cgroup::new("bench", Limits { memory: Some(256 << 20), ..Limits::default() });
     let compared = run(this_program("--smallest-handler").args(cgroup.dirs())).ok();
@@ -186,7 +214,7 @@ fn calls(daemon: &Daemon) -> [f64; 2] {
         made / 1e3,
         made / 1e3 / smallest
     );
-    [through, made]
+    [through, made, smallest * 1e3]
 }
 
 /// Reads every path in turn, round after round, so that all meet the same disturbances, and

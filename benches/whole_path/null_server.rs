@@ -1,6 +1,7 @@
 //! A FUSE server that does nothing: the floor that benchmarks measure the overlay against.
 //!
 //! It has the overlay's mount options, tree and reply flags, and every file holds the same 4 KiB.
+//! The ideal server (`ideal.rs`) is the same, and reads control groups when a file is opened.
 
 use std::ffi::OsStr;
 use std::io::{self, Read};
@@ -9,18 +10,20 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-use ambit_fuse::tree::Tree;
+use ambit_fuse::tree::{NodeKind, Tree};
 use ambit_fuse::{Error, mount, visit};
 use fuser::{
     Config, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags,
     ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, Request, Session, SessionACL,
 };
 
+use super::ideal::Ideal;
+
 const VALID: Duration = Duration::from_secs(365 * 24 * 3600);
 const THREADS: usize = 2;
 static CONTENT: [u8; 4096] = [b'x'; 4096];
 
-struct Null(Tree);
+struct Null(Tree, Option<Ideal>);
 
 impl Filesystem for Null {
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -37,7 +40,13 @@ impl Filesystem for Null {
         }
     }
 
-    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if let Some(ideal) = &self.1
+            && let Some(NodeKind::File(file)) = self.0.node(ino.0).map(|node| &node.kind)
+            && ideal.read(request.pid(), file.path()).is_err()
+        {
+            return reply.error(Errno::EIO);
+        }
         reply.opened(FileHandle(1), FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH);
     }
 
@@ -71,7 +80,7 @@ impl Filesystem for Null {
 }
 
 /// Serves at a directory until standard input ends.
-pub(crate) fn serve(path: &Path) -> Result<(), Error> {
+pub(crate) fn serve(path: &Path, ideal: Option<Ideal>) -> Result<(), Error> {
     let path = mount::prepare(path, visit::in_place)?;
     let device = mount::open_device()?;
     let kind = mount::MountKind::new(mount::NAME, mount::Writes::Refused);
@@ -80,7 +89,7 @@ pub(crate) fn serve(path: &Path) -> Result<(), Error> {
     let mut config = Config::default();
     config.n_threads = Some(THREADS);
     let failed = |source| Error::Session { call: "fuser", source };
-    let session = Session::from_fd(Null(Tree::default()), device, SessionACL::All, config);
+    let session = Session::from_fd(Null(Tree::default(), ideal), device, SessionACL::All, config);
     let serving = session.and_then(Session::spawn).map_err(failed);
     if serving.is_ok() {
         let _ = io::stdin().read_to_end(&mut Vec::new());
