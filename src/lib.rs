@@ -29,6 +29,7 @@ pub mod profile;
 pub mod run;
 pub mod self_check;
 pub mod serve;
+mod server_filter;
 pub mod setup;
 pub mod status;
 pub mod stop;

@@ -20,7 +20,7 @@ use crate::config::{Config, ConfigError, DEFAULT_PATH};
 use crate::control::{self, Control};
 use crate::daemon::{Origin, Reach, Server};
 use crate::threads::{self, Threads};
-use crate::{hook, logging, process_setup, self_check};
+use crate::{hook, logging, process_setup, self_check, server_filter};
 use ambit_intercept::operations::Operations;
 use ambit_intercept::timestamp;
 use ambit_worker::Broker;
@@ -134,7 +134,11 @@ fn serve(
     });
     let operations = Operations::new(Arc::clone(&broker));
     process_setup::give_up_rights().context("cannot give up rights: capset")?;
+    let filter = server_filter::install();
     logging::start(config.daemon.log);
+    if let Err(error) = filter {
+        tracing::warn!("the server has no seccomp filter: {error}");
+    }
     threads::watch_panics();
     if let Some(warning) = warning {
         tracing::error!("{warning}");

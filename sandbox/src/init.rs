@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use ambit_kernel::output;
+use ambit_kernel::sys::command_line;
 use ambit_kernel::sys::fork::{Fork, fork};
 use anyhow::{Context, Result};
 use nix::sched::CloneFlags;
@@ -37,6 +38,7 @@ pub(super) fn main(channel: &Channel, setup: &Setup) -> i32 {
 fn get_ready(channel: &Channel, setup: &Setup) -> Result<Option<OwnedFd>> {
     channel.expect(&Message::Enter)?;
     let _ = rustix::thread::set_name(c"ambit-init");
+    let _ = command_line::replace("ambit-init");
     if setup.own_users {
         // A copy of the builder's namespace that belongs to our user namespace: all mounts in it are
         // locked (mount_namespaces(7)).

@@ -40,12 +40,7 @@ const fn by_version(name: &'static str, since: (u32, u32), without: &'static str
 const FEATURES: [Feature; 17] = [
     tried("pidfd_open", (5, 3), has_pidfd_open, "no keeper, and no `ambit run`"),
     by_version("SECCOMP_USER_NOTIF_FLAG_CONTINUE", (5, 5), "no system call can be answered"),
-    tried(
-        "openat2",
-        (5, 6),
-        has_openat2,
-        "no attach, no `ambit run`, no mount, and no mknod in containers",
-    ),
+    tried("openat2", (5, 6), has_openat2, "no attach, no `ambit run`, no mounts and nodes"),
     tried(
         "STATX_MNT_ID",
         (5, 8),
@@ -58,7 +53,7 @@ const FEATURES: [Feature; 17] = [
         "CLOSE_RANGE_CLOEXEC",
         (5, 11),
         close_range::has_close_on_exec,
-        "nothing: descriptors are looked up in /proc, which takes longer",
+        "nothing: descriptors are looked up in /proc instead",
     ),
     by_version(
         "start times in time namespaces",
@@ -83,7 +78,7 @@ const FEATURES: [Feature; 17] = [
         (5, 13),
         "only root of the machine sets triggers on pressure",
     ),
-    by_version("SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP", (6, 6), "nothing; answered calls take longer"),
+    by_version("SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP", (6, 6), "nothing: answers take longer"),
     by_version(
         "FUSE_NOTIFY_RESEND",
         (6, 9),
@@ -96,7 +91,7 @@ const FEATURES: [Feature; 17] = [
         "processes of a container are searched, which takes longer;\n         \
          ids of other processes' threads are not found",
     ),
-    tried("PROCMAP_QUERY", (6, 11), has_procmap_query, "nothing; mappings are read as text"),
+    tried("PROCMAP_QUERY", (6, 11), has_procmap_query, "nothing: mappings are read as text"),
     by_version("setxattrat", (6, 13), "nothing: programs cannot call it either"),
 ];
 

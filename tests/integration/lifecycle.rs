@@ -160,6 +160,7 @@ fn the_server_keeps_no_right_that_it_never_uses() {
     assert!(threads.len() > 1);
     for thread in &threads {
         assert_eq!(row(thread, "NoNewPrivs:"), "1", "{thread}");
+        assert_eq!(row(thread, "Seccomp:"), "2", "{thread}");
         assert!(has(thread, "CapEff:", SYS_ADMIN), "{thread}");
         for label in ["CapPrm:", "CapEff:", "CapBnd:", "CapInh:"] {
             let dropped = [SYS_MODULE, SYS_RAWIO, SYS_BOOT, SYS_TIME];
@@ -171,8 +172,13 @@ fn the_server_keeps_no_right_that_it_never_uses() {
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let all: Vec<_> = processes.filter_map(|process| status(&process.path())).collect();
     let own = status(Path::new("/proc/self")).unwrap();
-    let brokers = all
-        .iter()
-        .filter(|one| row(one, "PPid:") == keeper && row(one, "CapBnd:") == row(&own, "CapBnd:"));
-    assert!(brokers.count() >= 1, "the broker is confined too");
+    let is_broker = |one: &&String| {
+        row(one, "PPid:") == keeper
+            && ["CapBnd:", "Seccomp:"].iter().all(|label| row(one, label) == row(&own, label))
+    };
+    let broker = all.iter().find(is_broker).expect("the broker is confined too");
+    // Containers see what it forks: no path of the host.
+    let line = fs::read(format!("/proc/{}/cmdline", row(broker, "Pid:"))).unwrap();
+    let words: Vec<_> = line.split(|&byte| byte == 0).filter(|word| !word.is_empty()).collect();
+    assert_eq!(words, [b"ambit-broker"]);
 }

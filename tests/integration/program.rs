@@ -149,6 +149,13 @@ fn binds_are_writable_or_not_as_asked() {
 }
 
 #[test]
+fn the_first_process_names_no_path_of_the_host() {
+    let daemon = Daemon::start();
+    let output = sandbox::run(&daemon, &[], "tr -d '\\0' </proc/1/cmdline");
+    assert_eq!(output.ok(), "ambit-init");
+}
+
+#[test]
 fn unknown_flags_are_refused() {
     is_refused(&ambit(&["serve", "--frobnicate"]), &["--frobnicate"]);
     is_refused(&ambit(&["run", "--momory", "5M", "--", "true"]), &["--momory"]);

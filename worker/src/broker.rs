@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use ambit_kernel::channel::{self, Received};
 use ambit_kernel::sys::close_range::close_all_but;
+use ambit_kernel::sys::command_line;
 use ambit_kernel::sys::fork::{Fork, fork};
 use nix::errno::Errno;
 use nix::sys::signal::SigSet;
@@ -307,6 +308,8 @@ fn reset_oom_score() {
 /// Runs the broker until the daemon closes the connection.
 fn work(socket: &OwnedFd) {
     let _ = rustix::thread::set_name(c"ambit-broker");
+    // Containers see the processes that it forks for them.
+    let _ = command_line::replace("ambit-broker");
     reset_oom_score();
     // Processes that a failed mount leaves behind must be reaped: a zombie in the container's pid
     // namespace keeps its init from ending.

@@ -10,6 +10,7 @@ pub mod arenas;
 pub mod bpf;
 pub mod capabilities;
 pub mod close_range;
+pub mod command_line;
 pub mod file_handle;
 mod filter_program;
 pub mod fork;

@@ -98,7 +98,8 @@ fn processes(daemon: &Daemon) -> (Vec<String>, Vec<String>) {
         }
         let line = text("cmdline").replace('\0', " ");
         all.push(format!("process {pid} {} {} {line}", field("Name:"), field("State:")));
-        if line.contains(" serve ") && line.contains(&config) {
+        let is_broker = line.starts_with("ambit-broker");
+        if is_broker || line.contains(" serve ") && line.contains(&config) {
             ours.push(pid);
         }
     }
