@@ -18,7 +18,7 @@ use crate::harness::machine;
 use crate::harness::text::{kb, value};
 use crate::survival::resends;
 
-use super::container::{FRESH, MEMORY_KB, Unshared, ok};
+use super::container::{FRESH, MEMORY_KB, Unshared, mounts_of, ok};
 
 /// The size of every file that is not on lease.
 const SHARED: u64 = 4096;
@@ -62,6 +62,13 @@ fn every_line_is_whole_however_it_is_read_while_limits_change() {
     let size = fs::metadata(&file).unwrap().size();
     // What a host process reads is the container's too.
     assert_eq!(total(&file), MEMORY_KB);
+    // A container that has the whole overlay finds no file by its name, and does no harm by trying.
+    let mounts = mounts_of(container.pid);
+    let line = mounts.lines().find(|line| line.contains(" /proc/meminfo ")).unwrap();
+    let named = daemon.file(&format!(".leases{}", line.split(' ').nth(3).unwrap()));
+    let refused = container.exec(&format!("cat {}", named.display()));
+    assert!(refused.stderr.contains("No such file"), "{refused:?}");
+    assert_eq!((total(&named), total(&file)), (MEMORY_KB, MEMORY_KB));
     let leased = |words: &[&str]| {
         let mut leased = quiet(machine::program("leased").to_str().unwrap());
         leased.arg(words[0]).arg(&file).args(&words[1..]);
@@ -94,6 +101,8 @@ fn every_line_is_whole_however_it_is_read_while_limits_change() {
         }
         assert_eq!(fs::metadata(&file).unwrap().size(), size);
     }
+    ok(&daemon, "detach", container.pid);
+    assert_eq!(total(&file), machine::memory_kb());
 }
 
 #[test]
