@@ -4,7 +4,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
-.PHONY: help demo build deb tarball test lint test-unit fuzz test-native test-uml test-qemu acceptance bench clean
+.PHONY: help demo build deb tarball test lint test-unit fuzz test-native test-uml test-qemu acceptance bench bench-hostile clean
 
 help:
 	@echo 'make demo         what a container sees with and without ambit, side by side (root)'
@@ -20,6 +20,7 @@ help:
 	@echo '  make test-qemu    the same on cgroup v2, kernel 6.12 and the newest, QEMU (root)'
 	@echo 'make acceptance   the long rest, hours; its table is kept in docs/acceptance.md (root)'
 	@echo 'make bench        tables of ratios: our overlay, a null server, the kernel, lxcfs (root); ONLY="cold kill"'
+	@echo 'make bench-hostile  another container while one attacks for a minute (root)'
 	@echo 'make clean        remove what was built'
 
 demo:
@@ -59,6 +60,9 @@ test-qemu:
 
 acceptance:
 	@scripts/acceptance
+
+bench-hostile:
+	@AMBIT_HOSTILE_SECONDS=60 RUST_TEST_NOCAPTURE=1 TESTS=hostile::all scripts/test native
 
 bench:
 	@scripts/bench $(ONLY)

@@ -2,6 +2,8 @@
 //! that die and whose numbers others get, helpers that do not do what helpers do, floods. Nothing
 //! is gained, no other caller hangs, and afterwards the host is as it was.
 
+mod all;
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

@@ -5,7 +5,7 @@
  *   survivor STOP KB [NODE]     memory must be KB kilobytes; with NODE it makes and removes that device node too
  *
  * Prints a line for each failure, at most 20, with its round and how long the step took, and at last
- * "rounds=N failures=N longest_ms=N": the longest step and what it was.
+ * "rounds=N failures=N longest_ms=N in STEP p99_us=N": the longest step and what it was, and what 99 of 100 steps took.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -27,6 +27,9 @@ static long failures, rounds;
 static char text[1 << 20];
 static double began, longest;
 static const char *slowest = "";
+// Steps by their microseconds; the last is for all that took longer.
+static long steps, took_us[100000];
+#define LAST (sizeof took_us / sizeof *took_us - 1)
 
 static double now(void)
 {
@@ -49,6 +52,8 @@ static void ended(const char *what)
 		longest = took;
 		slowest = what;
 	}
+	took_us[took * 1e3 < LAST ? (size_t)(took * 1e3) : LAST]++;
+	steps++;
 	began = now();
 }
 
@@ -119,6 +124,10 @@ int main(int argc, char **argv)
 		}
 		rounds++;
 	}
-	printf("rounds=%ld failures=%ld longest_ms=%.0f in %s\n", rounds, failures, longest, slowest);
+	long passed = 0;
+	size_t p99 = 0;
+	while (p99 < LAST && (passed += took_us[p99]) * 100 < steps * 99)
+		p99++;
+	printf("rounds=%ld failures=%ld longest_ms=%.0f in %s p99_us=%zu\n", rounds, failures, longest, slowest, p99);
 	return 0;
 }
