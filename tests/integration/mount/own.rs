@@ -41,6 +41,19 @@ fn a_new_sysfs_shows_the_container_and_is_read_only() {
     daemon.stop();
 }
 
+#[test]
+fn a_new_procfs_has_the_pressure_of_the_container() {
+    let daemon = Daemon::start_at(Place::intercepting(""));
+    // The device and the path there: on hosts with cgroup v2 a file of the container's cgroup.
+    let script =
+        "files() { awk -v at=$1/pressure/ 'index($5, at) == 1 {print $3, $4}' /proc/self/mountinfo
+         }; mount -t proc proc p; files /proc >own; files /tmp/p >new; cmp own new && wc -l <own
+         ls -d /proc/pressure 2>/dev/null | wc -l; umount -l p";
+    let text = limited(&daemon, &[], script);
+    assert!(matches!(&*text, "3\n1\n" | "0\n0\n"), "{text}");
+    daemon.stop();
+}
+
 /// Without rights, without a procfs to go by, and with a target of another user: the kernel's errors.
 #[test]
 fn what_the_kernel_refuses_stays_refused() {

@@ -135,7 +135,7 @@ impl Source {
     pub(super) fn wait_for_helper(&self, until: Instant) -> Result<(), Error> {
         let (channel, theirs) = ReportChannel::pair()?;
         let looking = Child::start(OnDrop::Kill, || {
-            let free = detached_root::enter()
+            let free = detached_root::enter_with_proc()
                 .mark_untried()
                 .and_then(|()| wait(|| self.look_at_devices(false), until));
             theirs.report(free.map(|_| Vec::new()));
@@ -148,7 +148,7 @@ impl Source {
 
     /// Waits until no device conflicts with a mount by the kernel. Returns the loop device that
     /// ambit has made for the source already, if there is one. Needs the root of
-    /// [`detached_root::enter`].
+    /// [`detached_root::enter_with_proc`].
     pub(super) fn wait_for_kernel(&self, until: Instant) -> Result<Option<File>, Error> {
         wait(|| self.look_at_devices(true), until)
     }

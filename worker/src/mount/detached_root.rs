@@ -29,14 +29,19 @@ pub(super) fn enter() -> Result<(), Error> {
     rustix::process::fchdir(&root).context("fchdir to a new root")?;
     rustix::process::chroot(".").context("chroot to a new root")?;
     rustix::process::umask(Mode::empty());
-    for folder in ["/proc", "/dev", PLACE] {
-        rustix::fs::mkdir(folder, Mode::from_raw_mode(0o700)).context("mkdir in a new root")?;
-    }
+    ["/proc", "/dev", PLACE].into_iter().try_for_each(|folder| {
+        rustix::fs::mkdir(folder, Mode::from_raw_mode(0o700)).context("mkdir in a new root")
+    })
+}
+
+/// The same with a procfs of this process's pid namespace.
+pub(super) fn enter_with_proc() -> Result<(), Error> {
+    enter()?;
     attach(fresh("proc")?, "/proc")
 }
 
-/// Returns a path of an open file in the new root: the path that the caller gave, if it can be
-/// created, or the link in `/proc/self/fd`.
+/// Returns a path of an open file in the new root with a procfs: the path that the caller gave, if it
+/// can be created, or the link in `/proc/self/fd`.
 pub(super) fn name(file: BorrowedFd<'_>, given: &[u8]) -> Vec<u8> {
     let link = format!("/proc/self/fd/{}", file.as_raw_fd());
     let given = Path::new(std::ffi::OsStr::from_bytes(given));

@@ -51,7 +51,7 @@ pub(super) fn attach(
 }
 
 /// Opens every loop device that has a backing file, read-only, and returns each with its name.
-/// Needs the root of [`detached_root::enter`].
+/// Needs the root of [`detached_root::enter_with_proc`].
 pub(super) fn all() -> Result<Vec<(String, File)>, Error> {
     // The file lists devices whose size is not 0. The minor number is not always the number in the
     // name.

@@ -1,9 +1,9 @@
 //! Makes a filesystem of the kernel with the host's rights, by the new mount API.
 //!
-//! Runs in a process of its own, with the root of [`detached_root::enter`]. It gets the source as a
-//! descriptor that was opened as the caller, and returns a detached mount. It must never look up a
-//! path that the container can change. Error messages of the filesystem are read from its context.
-//! Start reading at [`make`].
+//! Runs in a process of its own, with the root of [`detached_root::enter_with_proc`]. It gets the
+//! source as a descriptor that was opened as the caller, and returns a detached mount. It must
+//! never look up a path that the container can change. Error messages of the filesystem are read
+//! from its context. Start reading at [`make`].
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -50,7 +50,7 @@ pub(super) fn make(
         _ => None,
     };
     let loader = Loader::open(&order.filesystem)?;
-    detached_root::enter().mark_untried()?;
+    detached_root::enter_with_proc().mark_untried()?;
     let made = source.map_or(Ok(None), |source| made_already(source.as_fd(), until))?;
     let device = match (source, &control, made) {
         (.., Some(made)) => Some(made),
