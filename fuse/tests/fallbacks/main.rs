@@ -43,6 +43,11 @@ const ROWS: &[(&str, Proof)] = &[
         Proof::Here(no_cpuset),
     ),
     ("no cpu controller", Proof::Here(no_cpu_controller)),
+    ("no CPU weight, with `cpu_view = \"weight\"`", Proof::In("sysinfo/src/cpu/tests.rs")),
+    (
+        "no count of throttled time, with `steal = \"throttled\"`",
+        Proof::In("sysinfo/src/source/throttled.rs"),
+    ),
     ("no processor accounting", Proof::Here(no_processor_accounting)),
     (
         "no io controller; on v1 since Linux 6.10 a disk that nothing throttles",
@@ -53,8 +58,21 @@ const ROWS: &[(&str, Proof)] = &[
     ("no hugetlb controller, or nothing it accounts for", Proof::Here(no_hugetlb)),
     ("no pids controller", Proof::Here(no_pids)),
     ("no memory nodes in the machine's kernel", Proof::Here(no_nodes)),
+    ("no ZFS on the machine, so that containers have no such file", Proof::Here(no_zfs)),
     ("no list of possible processors in the machine's `/sys`", Proof::Here(no_possible)),
     ("no arrangement of a processor in the machine's `/sys`", Proof::Here(no_arrangement)),
+    (
+        "a kernel without the ioctl for numbers of threads (before Linux 6.11)",
+        Proof::In("intercept/src/thread_id.rs"),
+    ),
+    (
+        "a kernel whose time namespaces do not shift start times (before Linux 5.11)",
+        Proof::In("tests/integration/older_kernel.rs"),
+    ),
+    (
+        "a kernel where only root writes to `/proc/pressure` (before Linux 5.13)",
+        Proof::In("tests/integration/pressure.rs"),
+    ),
     ("a file that is empty or has nonsense", Proof::Here(nonsense)),
     (
         "a file that fails (EIO, ENODEV), or a cgroup that was removed, while the container is known",
@@ -148,26 +166,6 @@ fn shows_own_numbers_only(world: &mut World) {
             assert!(!words.any(|word| word == secret), "{path} shows {secret}:\n{text}");
         }
     }
-}
-
-/// Row by row as OpenZFS 2.3 prints it; only its names are shown.
-#[test]
-fn the_cache_of_zfs_is_not_the_containers() {
-    let arcstats = "proc/spl/kstat/zfs/arcstats";
-    let mut world = World::v2();
-    let heading = "name                            type data\n";
-    assert_eq!(world.cat(arcstats), format!("0 1 0x01 0 0 0 0\n{heading}"), "no ZFS");
-    let rows = |hits: u64, size: u64| {
-        format!(
-            "hits                            4    {hits}\nsize                            4    {size}\n"
-        )
-    };
-    let text = format!("9 1 0x01 2 544 7654321 3333333\n{heading}{}", rows(4_242_424, 3_333_333));
-    world.write(arcstats, &text);
-    let shown = format!("0 1 0x01 2 544 0 0\n{heading}{}", rows(0, 0));
-    assert_eq!(world.cat(arcstats), shown, "ZFS is loaded while containers run");
-    world.remove(arcstats);
-    assert_eq!(world.cat(arcstats), shown, "names are read once");
 }
 
 fn swap_of(world: &mut World) -> [u64; 2] {
@@ -405,6 +403,25 @@ fn no_nodes() {
     assert_eq!(world.kib("MemTotal"), 64 << 10);
     assert!(world.try_cat(OURS, "sys/devices/system/node/node0/meminfo").is_err());
     shows_own_numbers_only(&mut world);
+}
+
+/// With ZFS, the names of the rows are shown as OpenZFS 2.3 prints them, and none of the numbers.
+fn no_zfs() {
+    let arcstats = "proc/spl/kstat/zfs/arcstats";
+    let mut world = World::v2();
+    let heading = "name                            type data\n";
+    assert_eq!(world.cat(arcstats), format!("0 1 0x01 0 0 0 0\n{heading}"), "no ZFS");
+    let rows = |hits: u64, size: u64| {
+        format!(
+            "hits                            4    {hits}\nsize                            4    {size}\n"
+        )
+    };
+    let text = format!("9 1 0x01 2 544 7654321 3333333\n{heading}{}", rows(4_242_424, 3_333_333));
+    world.write(arcstats, &text);
+    let shown = format!("0 1 0x01 2 544 0 0\n{heading}{}", rows(0, 0));
+    assert_eq!(world.cat(arcstats), shown, "ZFS is loaded while containers run");
+    world.remove(arcstats);
+    assert_eq!(world.cat(arcstats), shown, "names are read once");
 }
 
 fn no_possible() {
