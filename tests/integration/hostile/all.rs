@@ -100,7 +100,7 @@ fn all_attacks_at_once_do_not_disturb_another_container() {
         after.descriptors,
         before.resident_kb,
         after.resident_kb,
-        (after.processor - before.processor).as_secs_f64()
+        after.processor.saturating_sub(before.processor).as_secs_f64()
     );
     let log = attack.ends();
     println!("log:      {} bytes, {} lines", log.len(), log.lines().count());
