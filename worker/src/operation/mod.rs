@@ -23,6 +23,7 @@ mod task;
 pub use caller_handle::{Base, CallerHandle};
 pub use identity::Identity;
 pub use is_roots::IsRoots;
+pub use magic_link::MagicLink;
 pub use mknod::Mknod;
 pub use pool::{TIMES, Workers};
 pub(super) use process::serve;

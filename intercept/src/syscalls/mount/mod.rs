@@ -15,12 +15,10 @@ pub(super) mod own;
 mod plan;
 mod sources;
 mod tables;
-mod target;
 
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
-use rustix::fs::{Mode, OFlags, openat};
 
 use self::filesystem::Filesystem;
 use self::flags::Flags;
@@ -36,6 +34,7 @@ use crate::syscalls::handler::{Description, Handler, Prefilter, Repeat, Run};
 use crate::user_namespace_owner::UserNamespaceOwner;
 use crate::verdict::{DaemonError, Refusal, Verdict};
 use ambit_worker::mount::{How, Order};
+use ambit_worker::operation::{Base, CallerHandle, MagicLink};
 use ambit_worker::{Caller, Error, IdMaps};
 
 /// The longest string that the kernel reads, and the longest options if its pages are the smallest.
@@ -265,8 +264,8 @@ fn options(read: &[u8], page_size: usize) -> Option<&[u8]> {
 }
 
 /// Pins the caller. `None` if it lacks CAP_SYS_ADMIN in its user namespace, or if that is not its
-/// container's. If the target is an open file of the caller, that becomes the caller's folder, and
-/// the target starts there.
+/// container's. If the target starts at a magic link of the caller, such as `/proc/self/fd/7`, the
+/// file there becomes the caller's folder: the link of the process that mounts is another one.
 fn pin(
     call: &Call,
     cx: &Context<'_>,
@@ -275,10 +274,8 @@ fn pin(
 ) -> Result<Option<(Caller, IdMaps)>, Refusal> {
     let proc = cx.proc(call)?;
     let pinned = Caller::pin(proc.as_fd());
-    let below = below_descriptor(arguments).and_then(|(number, path)| {
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let file = openat(&proc, format!("fd/{number}"), flags, Mode::empty()).ok()?;
-        Some((file, path))
+    let below = below_link(arguments).and_then(|(link, path)| {
+        Some((CallerHandle::read(proc.as_fd(), Base::Link(link)).ok()?.base?, path))
     });
     // The descriptors are the caller's if the call is still pending.
     cx.still_pending()?;
@@ -293,12 +290,13 @@ fn pin(
     Ok(may_mount(caller.facts.effective, owner, nested).then_some((caller, maps)))
 }
 
-/// Splits the target if it starts at an open file of the caller. `None` for other targets, and if the
+/// Splits the target if it starts at a magic link of the caller. `None` for other targets, and if the
 /// source depends on the caller's folder.
-fn below_descriptor(arguments: &Arguments) -> Option<(i32, Vec<u8>)> {
+fn below_link(arguments: &Arguments) -> Option<(MagicLink, Vec<u8>)> {
     let source = arguments.source.as_deref().filter(|_| !own::is_own(&arguments.filesystem));
     let is_independent = source.is_none_or(|source| source.starts_with(b"/"));
-    target::split(&arguments.target).filter(|_| is_independent)
+    let (link, path) = MagicLink::split(&arguments.target).filter(|_| is_independent)?;
+    Some((link, path.unwrap_or_else(|| b".".to_vec())))
 }
 
 /// True if a caller with these effective capabilities may mount in its user namespace.
