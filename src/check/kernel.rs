@@ -58,13 +58,13 @@ const FEATURES: [Feature; 17] = [
     by_version(
         "start times in time namespaces",
         (5, 11),
-        "CLOCK_BOOTTIME and start times in `ambit run` are the machine's",
+        "CLOCK_BOOTTIME in `ambit run` is the machine's",
     ),
     tried(
         "mount_setattr",
         (5, 12),
         mount_setattr::is_supported,
-        "no mount.shift; files of the host that `ambit run` shows belong\n         \
+        "no mount.shift; files of the host in `ambit run` belong\n         \
          to user 65534; attributes are set by remounts",
     ),
     by_version("MOUNT_ATTR_NOSYMFOLLOW", (5, 14), "mounts with nosymfollow are refused"),
