@@ -14,8 +14,8 @@
 //!
 //! A reader in small pieces may see the texts of two leases, so only files with columns are served:
 //! each text of a container has the same layout, and a line of two texts is a valid line. The name
-//! of a file is its node id (`lease_nodes.rs`). Only processes of the
-//! machine may look names up. Start reading at [`LeaseFilesystem::renew`].
+//! of a file is its node id (`lease_nodes.rs`), and only processes of the machine may look it up.
+//! Start reading at [`LeaseFilesystem::renew`].
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
