@@ -42,8 +42,11 @@ impl OverlayFile for Arcstats {
     }
 }
 
+/// As wide as the column of names.
+const BLANKS: &str = "                               ";
+
 fn row(name: &str, rest: &str, out: &mut Text) {
-    out.put(name.as_bytes()).put(" ".repeat(31_usize.saturating_sub(name.len()))).space();
+    out.put(name).put(BLANKS.get(name.len()..).unwrap_or_default()).space();
     out.put(rest).newline();
 }
 
