@@ -51,8 +51,7 @@ const MOST: usize = 512;
 /// A text that was used since then is in use.
 const IN_USE: Duration = Duration::from_secs(1);
 
-/// The length of a lease of numbers that are not kept: a tick of the kernel, so that a program that
-/// reads a byte at a time does not cause a sample for each.
+/// How long old numbers are shown while new ones cannot be waited for.
 const SHORT: Duration = Duration::from_millis(1);
 
 /// Validity of the root directory.
@@ -109,11 +108,11 @@ impl LeaseFilesystem {
         let (file, first) = parse(node).ok_or(Errno::ENOENT)?;
         let Shared { views, length, .. } = &*self.shared;
         let leased = match thread_pool::must_not_wait() {
-            true => views.last_view(first.pid).map(|view| (view, false)),
+            true => views.last_view(first.pid).map(|view| (view, SHORT.min(*length))),
             false => views.lease(first, file.needs(), *length),
         };
         let leased = leased.inspect_err(|_| Counters::add(&self.shared.counters.refused));
-        let (view, is_kept) = leased.map_err(|error| errno(&error))?;
+        let (view, granted) = leased.map_err(|error| errno(&error))?;
         // The opens and reads that the kernel answers are not known.
         Counters::add(&self.shared.counters.opens);
         let mut text = Text::new();
@@ -132,7 +131,7 @@ impl LeaseFilesystem {
             None => (text.as_bytes().into(), SystemTime::now()),
         };
         records.insert(node, Record { text: text.clone(), generation, used: Instant::now() });
-        Ok((text, generation, if is_kept { *length } else { SHORT.min(*length) }))
+        Ok((text, generation, granted))
     }
 
     /// Returns the attributes of a node, and their validity.

@@ -272,16 +272,16 @@ impl Views for Accounting {
         first: FirstProcess,
         wanted: StatSet,
         length: Duration,
-    ) -> Result<(Arc<View>, bool), Error> {
+    ) -> Result<(Arc<View>, Duration), Error> {
         let container = self.callers.container_of(first, clock::now(), &self.context)?;
         let length = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
         let is_overdue = container.is_overdue();
-        let leased = container.lease(&self.context, wanted, length)?;
+        let (view, length) = container.lease(&self.context, wanted, length)?;
         if is_overdue {
             self.wake.request_sampling();
         }
         self.callers.sweep_if_crowded(&self.context);
-        Ok(leased)
+        Ok((view, Duration::from_nanos(length)))
     }
 
     fn has_32_bit_personality(&self, tid: u32) -> bool {

@@ -41,6 +41,9 @@ const HARD_BOUND: u64 = 1_000_000_000;
 /// Age in nanoseconds below which every request takes a new sample: a container engine may still
 /// move the container and set its limits.
 pub(crate) const SETUP_TIME: u64 = 2_000_000_000;
+/// The length of a lease of a container that is being set up, in ns: less than a tick of the kernel,
+/// but a program that reads a byte at a time does not cause a sample for each.
+const SHORT_LEASE: u64 = 1_000_000;
 /// How much longer than it is asked to the kernel keeps attributes: it counts in ticks of at most
 /// 10 ms, and rounds up twice.
 const TICKS: u64 = 20_000_000;
@@ -337,23 +340,21 @@ impl Container {
         self.view_within(now, context, wanted, context.options.age_bound)
     }
 
-    /// Takes a lease of these groups: for this long, views show what the returned one does. False
-    /// for a container that is being set up, whose numbers are not kept.
+    /// Takes a lease of these groups: until it ends, views show what the returned one does. Returns
+    /// its length, which is [`SHORT_LEASE`] for a container that is being set up.
     pub(crate) fn lease(
         &self,
         context: &Context,
         wanted: StatSet,
         length: u64,
-    ) -> Result<(Arc<View>, bool), Error> {
+    ) -> Result<(Arc<View>, u64), Error> {
         // A reader can have the kernel ask at any time (`AT_STATX_FORCE_SYNC`), so this view may be
         // some milliseconds old.
         let view = self.view_within(clock::now(), context, wanted, length / 4)?;
         let now = clock::now();
-        let is_kept = !self.is_young(now);
-        if is_kept {
-            *self.lock_leased() = (now.saturating_add(length + TICKS), wanted);
-        }
-        Ok((view, is_kept))
+        let length = if self.is_young(now) { length.min(SHORT_LEASE) } else { length };
+        *self.lock_leased() = (now.saturating_add(length + TICKS), wanted);
+        Ok((view, length))
     }
 
     fn lock_leased(&self) -> MutexGuard<'_, (u64, StatSet)> {

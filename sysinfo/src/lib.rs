@@ -133,8 +133,8 @@ pub trait Views: Send + Sync {
         None
     }
 
-    /// Takes a lease of these groups of a container's numbers: for this long, all views of it show
-    /// what the returned one does. False if the numbers are not kept.
+    /// Takes a lease of these groups of a container's numbers: until it ends, all views of it show
+    /// what the returned one does. Returns its length, which is at most the given one.
     ///
     /// # Errors
     /// The container has ended, or no sample of it was ever taken.
@@ -143,7 +143,7 @@ pub trait Views: Send + Sync {
         first: FirstProcess,
         _wanted: StatSet,
         _length: Duration,
-    ) -> Result<(Arc<View>, bool), Error> {
+    ) -> Result<(Arc<View>, Duration), Error> {
         Err(Error::Gone(first.pid))
     }
 

@@ -77,8 +77,8 @@ fn until_a_lease_ends_every_view_shows_its_numbers() {
     let accounting = Accounting::with(options, files(root.path())).unwrap();
     let one = container(&accounting);
     let lease = |length| one.lease(&accounting.context, StatSet::MEMORY, length).unwrap();
-    let (leased, is_kept) = lease(3_600_000_000_000);
-    assert!(is_kept);
+    let (leased, length) = lease(3_600_000_000_000);
+    assert_eq!(length, 3_600_000_000_000);
     let current = root.path().join("sys/fs/cgroup/c/memory.current");
     std::fs::write(current, "16777216\n").unwrap();
     let view = accounting.view_of(&one).unwrap();
@@ -164,6 +164,9 @@ fn files_that_fail_leave_the_last_good_numbers() {
     assert!(accounting.view_of(&container(&accounting)).is_err());
 }
 
+/// How much longer the kernel keeps a lease than it is asked to.
+const TICKS: std::time::Duration = std::time::Duration::from_millis(20);
+
 #[test]
 fn the_limits_of_a_young_container_are_shown_as_soon_as_they_are_set() {
     let root = tempfile::tempdir().unwrap();
@@ -180,6 +183,16 @@ fn the_limits_of_a_young_container_are_shown_as_soon_as_they_are_set() {
     std::fs::write(root.path().join("sys/fs/cgroup/c/memory.max"), "33554432\n").unwrap();
     [&young, &old].into_iter().for_each(Container::close_files);
     assert_eq!([&young, &old].map(total), [32 << 20, 64 << 20]);
+    // What the kernel shows on lease and what is read beside it agree.
+    let taken = std::time::Instant::now();
+    let leased = young.lease(&accounting.context, StatSet::MEMORY, u64::MAX).unwrap();
+    assert_eq!(leased.1, 1_000_000);
+    std::fs::write(root.path().join("sys/fs/cgroup/c/memory.max"), "16777216\n").unwrap();
+    young.close_files();
+    let beside = total(&young);
+    assert!(beside == 32 << 20 || taken.elapsed() >= TICKS, "{beside}");
+    std::thread::sleep(2 * TICKS);
+    assert_eq!(total(&young), 16 << 20);
 }
 
 /// Its `cgroup` file stays open, and its container is looked up again in the pid namespaces around.
