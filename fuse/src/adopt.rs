@@ -110,6 +110,9 @@ pub fn adopt<F: Filesystem>(
     rustix::io::write(&kernel, init.record()).map_err(failed("replay INIT"))?;
     let session = Session::from_fd(filesystem, server, SessionACL::All, config)
         .map_err(|source| Error::Session { call: "fuser handshake", source })?;
+    // fuser's buffer of 16 MiB for INIT stays in the heap, and the next connection's would be there,
+    // cleared and so present.
+    ambit_kernel::sys::arenas::trim();
     let reply = read(kernel.as_fd())?;
     // struct fuse_out_header: length, error, unique.
     let error = reply.get(4..8).and_then(|bytes| bytes.try_into().ok()).map(i32::from_ne_bytes);

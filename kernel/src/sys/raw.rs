@@ -465,23 +465,20 @@ pub(super) fn fork_x32_getpid() -> Result<Pid, Errno> {
     Ok(Pid::from_raw(child))
 }
 
-/// `mallopt(M_ARENA_TEST)` of glibc with the largest number, and `mallopt(M_MMAP_THRESHOLD)` with this
-/// number of bytes. Does nothing with another C library.
+/// `mallopt(M_ARENA_TEST)` of glibc with the largest number. Does nothing with another C library.
 ///
 /// # Errors
 /// This process has threads, or the C library refuses.
-pub(super) fn set_heaps(threshold: i32) -> io::Result<()> {
+pub(super) fn limit_arena_test() -> io::Result<()> {
     #[cfg(target_env = "gnu")]
     {
         refuse_threads()?;
         // SAFETY: mallopt(3) takes two numbers. It is not safe beside threads that allocate; there
         // are none.
-        let set = |option, value| unsafe { libc::mallopt(option, value) } != 0;
-        if !set(libc::M_ARENA_TEST, i32::MAX) || !set(libc::M_MMAP_THRESHOLD, threshold) {
+        if unsafe { libc::mallopt(libc::M_ARENA_TEST, i32::MAX) } == 0 {
             return Err(io::ErrorKind::Unsupported.into());
         }
     }
-    let _ = threshold;
     Ok(())
 }
 
