@@ -260,8 +260,13 @@ impl Output {
         let said = bytes[..length].split(|&byte| byte == 0).next().unwrap_or_default();
         let said = shown_within(said.trim_ascii(), LONGEST_MESSAGE);
         let errno = match error.errno {
-            // The helper gave up.
-            errno @ (Errno::EINVAL | Errno::EIO | Errno::ENOTCONN | Errno::ECONNABORTED) => {
+            // The helper gave up, and the kernel ended the connection: ECONNREFUSED if that was
+            // before it had answered INIT.
+            errno @ (Errno::EINVAL
+            | Errno::EIO
+            | Errno::ENOTCONN
+            | Errno::ECONNABORTED
+            | Errno::ECONNREFUSED) => {
                 let is_option = said.contains("unknown option");
                 if is_option { Errno::EINVAL } else { spoken(&said).unwrap_or(errno) }
             }
@@ -314,6 +319,9 @@ mod tests {
         rustix::io::pwrite(&output.0, b"\n it\xff\n failed \0", 0).unwrap();
         let error = output.explain("frob", &Error::new(Errno::EINVAL, "exit status 1"));
         assert_eq!(error.message, "frob: exit status 1: it\\xff failed");
+        rustix::io::pwrite(&output.0, b"fuse: unknown option(s): `-o x'\0", 0).unwrap();
+        let refused = output.explain("frob", &Error::new(Errno::ECONNREFUSED, "statfs"));
+        assert_eq!(refused.errno, Errno::EINVAL);
     }
 
     #[test]
