@@ -14,7 +14,7 @@ use crate::visit::{self, Visitor};
 #[derive(Debug, Clone)]
 pub struct MountOptions {
     /// The mount point; created if missing. Without one the overlay is attached nowhere, and
-    /// [`Overlay::detached`] returns its mounts.
+    /// `Overlay::detached` returns its mounts.
     pub path: Option<PathBuf>,
     /// Number of threads that answer requests. More than containers keep busy only wake each other
     /// up.
