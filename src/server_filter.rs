@@ -5,9 +5,8 @@
 //! goes on. The filter binds what the server starts, which is its visitor; the broker is the keeper's
 //! child, so workers and helpers are not bound.
 
-use ambit_kernel::sys::arches::compatible;
+use ambit_kernel::sys::seccomp;
 use libseccomp::error::SeccompError;
-use libseccomp::{ScmpAction, ScmpArch, ScmpFilterContext, ScmpSyscall};
 
 /// The system calls that are refused.
 const REFUSED: [&str; 43] = [
@@ -61,19 +60,7 @@ const REFUSED: [&str; 43] = [
 /// # Errors
 /// The kernel has no filters, or refuses this one.
 pub(crate) fn install() -> Result<(), SeccompError> {
-    let refused = ScmpAction::Errno(rustix::io::Errno::PERM.raw_os_error());
-    let mut context = ScmpFilterContext::new(ScmpAction::Allow)?;
-    // The numbers of their calls are others. x32 stays open: whether it is there is found by a call.
-    for arch in compatible(ScmpArch::native()) {
-        context.add_arch(arch)?;
-    }
-    context.set_act_badarch(refused)?;
-    for name in REFUSED {
-        // An older libseccomp lacks the names of newer system calls.
-        if let Ok(syscall) = ScmpSyscall::from_name(name) {
-            context.add_rule(refused, syscall)?;
-        }
-    }
+    let mut context = seccomp::refusing(&REFUSED, rustix::io::Errno::PERM.raw_os_error())?;
     // Without these the refusals are not logged, and before Linux 5.16 the filter slows the server
     // down (`spec_store_bypass_disable`).
     let _ = context.set_ctl_log(true);

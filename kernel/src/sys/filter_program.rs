@@ -1,9 +1,32 @@
-//! The program of a seccomp filter, as libseccomp builds it.
+//! What the filters of processes of ambit have in common, and the program that libseccomp builds.
 
 use std::io::{Read, Seek};
 
-use libseccomp::ScmpFilterContext;
+use libseccomp::error::SeccompError;
+use libseccomp::{ScmpAction, ScmpArch, ScmpFilterContext, ScmpSyscall};
 use rustix::fs::MemfdFlags;
+
+use super::arches::compatible;
+
+/// Returns a filter that allows all but these system calls, which fail with EPERM in every ABI that
+/// programs of this machine may have. `other` is the errno for another architecture.
+///
+/// # Errors
+/// libseccomp cannot build the filter.
+pub fn refusing(names: &[&str], other: i32) -> Result<ScmpFilterContext, SeccompError> {
+    let mut context = ScmpFilterContext::new(ScmpAction::Allow)?;
+    context.set_act_badarch(ScmpAction::Errno(other))?;
+    for arch in compatible(ScmpArch::native()) {
+        context.add_arch(arch)?;
+    }
+    for name in names {
+        // An older libseccomp lacks the names of newer system calls.
+        if let Ok(syscall) = ScmpSyscall::from_name(name) {
+            context.add_rule(ScmpAction::Errno(libc::EPERM), syscall)?;
+        }
+    }
+    Ok(context)
+}
 
 /// Returns the program. libseccomp 2.5 can write it to a descriptor only.
 ///

@@ -36,7 +36,7 @@ pub mod remount;
 pub mod scheduling;
 /// Filters with a listener.
 pub mod seccomp {
-    pub use super::filter_program::export;
+    pub use super::filter_program::{export, refusing};
     pub use super::raw::{install_with_listener, notification_sizes};
 }
 pub mod setxattrat;

@@ -8,10 +8,8 @@
 use std::io::Write;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use ambit_kernel::sys::arches::compatible;
-use libseccomp::{
-    ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall,
-};
+use ambit_kernel::sys::seccomp;
+use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpSyscall};
 use nix::errno::Errno;
 use rustix::fs::{Mode, OFlags};
 
@@ -65,18 +63,8 @@ const NAMESPACES: u64 = 0x7e02_0000;
 /// Installs the filter for this process and its descendants.
 pub(super) fn filter() -> Result<(), Error> {
     let build = || -> Result<(), libseccomp::error::SeccompError> {
-        let mut context = ScmpFilterContext::new(ScmpAction::Allow)?;
-        context.set_act_badarch(ScmpAction::Errno(libc::ENOSYS))?;
-        for arch in compatible(ScmpArch::native()) {
-            context.add_arch(arch)?;
-        }
+        let mut context = seccomp::refusing(&FORBIDDEN, libc::ENOSYS)?;
         let no = ScmpAction::Errno(libc::EPERM);
-        for name in FORBIDDEN {
-            // An older libseccomp lacks the names of newer system calls.
-            if let Ok(syscall) = ScmpSyscall::from_name(name) {
-                context.add_rule(no, syscall)?;
-            }
-        }
         for bit in (0..32).map(|bit| 1u64 << bit).filter(|bit| NAMESPACES & bit != 0) {
             let made = ScmpArgCompare::new(0, ScmpCompareOp::MaskedEqual(bit), bit);
             context.add_rule_conditional(no, ScmpSyscall::from_name("clone")?, &[made])?;
