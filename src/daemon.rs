@@ -18,7 +18,7 @@ use tokio::sync::{Notify, broadcast};
 use crate::attacher::Attacher;
 use crate::config::Config;
 use crate::crash_guard::CrashGuard;
-use crate::overlay_connection::{self, keep_uppers, selinux_context};
+use crate::overlay_connection::{self, keep_submounts, selinux_context};
 use crate::process_setup::{accounting_options, start_accounting};
 use crate::visitor;
 use crate::watcher::Watcher;
@@ -209,7 +209,7 @@ impl Server {
         match self.overlay.restore() {
             Ok(Restored::Nothing) => {}
             Ok(Restored::Mounts(anew)) => {
-                keep_uppers(&self.overlay, &self.keeper, &anew);
+                keep_submounts(&self.overlay, &self.keeper, &anew);
                 let mut restored =
                     self.mounts_restored.lock().unwrap_or_else(PoisonError::into_inner);
                 let now = SystemTime::now().duration_since(UNIX_EPOCH);

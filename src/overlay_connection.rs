@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use ambit_fuse::{MountOptions, Overlay, Upper};
+use ambit_fuse::{MountOptions, Overlay, Submount};
 use ambit_keeper::client::{Inherited, KeeperClient};
 use ambit_sysinfo::Accounting;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -25,12 +25,12 @@ pub(crate) fn open(
     match alive(inherited, OVERLAY) {
         Some((device, init)) => {
             let overlay = Overlay::takeover(device, &init, options, accounting.clone())?;
-            for upper in Upper::ALL {
-                match alive(inherited, upper.name()) {
-                    Some((device, init)) => overlay.takeover_upper(upper, device, &init)?,
+            for submount in Submount::ALL {
+                match alive(inherited, submount.name()) {
+                    Some((device, init)) => overlay.takeover_submount(submount, device, &init)?,
                     None => {
-                        overlay.begin_upper(upper);
-                        keep_uppers(&overlay, keeper, &[upper]);
+                        overlay.begin_submount(submount);
+                        keep_submounts(&overlay, keeper, &[submount]);
                     }
                 }
             }
@@ -40,18 +40,18 @@ pub(crate) fn open(
             let overlay = Overlay::mount(options, accounting.clone())?;
             let connection = (overlay.device(), overlay.init_record());
             keep(keeper, OVERLAY, connection, overlay.abort_switch(None));
-            keep_uppers(&overlay, keeper, &Upper::ALL);
+            keep_submounts(&overlay, keeper, &Submount::ALL);
             Ok(overlay)
         }
     }
 }
 
 /// Stores these connections with the keeper.
-pub(crate) fn keep_uppers(overlay: &Overlay, keeper: &KeeperClient, uppers: &[Upper]) {
-    for &upper in uppers {
-        if let Some((device, init)) = overlay.upper(upper) {
-            let abort = overlay.abort_switch(Some(upper));
-            keep(keeper, upper.name(), (device.as_fd(), &init), abort);
+pub(crate) fn keep_submounts(overlay: &Overlay, keeper: &KeeperClient, submounts: &[Submount]) {
+    for &submount in submounts {
+        if let Some((device, init)) = overlay.submount(submount) {
+            let abort = overlay.abort_switch(Some(submount));
+            keep(keeper, submount.name(), (device.as_fd(), &init), abort);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ambit_fuse::Upper;
+use ambit_fuse::Submount;
 use ambit_keeper::client::{ALIVE, BROKER, KeeperClient, Kept, Orders};
 use ambit_keeper::wire;
 use ambit_kernel::text::mountinfo::Watch;
@@ -241,7 +241,8 @@ async fn watch_mounts(server: &Server) {
     let mut interval = tokio::time::interval(BEAT);
     while !server.overlay().is_finished() {
         let is_changed = watch.as_ref().is_ok_and(Watch::has_changed);
-        if is_changed || Upper::ALL.iter().any(|&upper| server.overlay().is_aborted(upper)) {
+        if is_changed || Submount::ALL.iter().any(|&submount| server.overlay().is_aborted(submount))
+        {
             server.restore_mounts();
         }
         interval.tick().await;

@@ -12,7 +12,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
-use ambit_fuse::{Upper, Visit};
+use ambit_fuse::{Submount, Visit};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -39,8 +39,10 @@ pub fn main(what: Option<&OsString>) -> ExitCode {
         Some(NAMES) => Visit::Names { overlay: stdin.as_fd() },
         Some(PROBE) => Visit::Probe { mount: stdin.as_fd() },
         // The mount with this name is standard output, and is attached to the overlay.
-        Some(name) => match Upper::ALL.into_iter().find(|upper| upper.name() == name) {
-            Some(upper) => Visit::Attach { overlay: stdin.as_fd(), upper, mount: stdout.as_fd() },
+        Some(name) => match Submount::ALL.into_iter().find(|submount| submount.name() == name) {
+            Some(submount) => {
+                Visit::Attach { overlay: stdin.as_fd(), submount, mount: stdout.as_fd() }
+            }
             None => return ExitCode::FAILURE,
         },
         None => return ExitCode::FAILURE,
@@ -57,7 +59,7 @@ pub fn main(what: Option<&OsString>) -> ExitCode {
 pub fn in_child(visit: Visit<'_>, patience: Duration) -> rustix::io::Result<()> {
     let (what, input, output) = match visit {
         Visit::Names { overlay } => (NAMES, overlay, None),
-        Visit::Attach { overlay, upper, mount } => (upper.name(), overlay, Some(mount)),
+        Visit::Attach { overlay, submount, mount } => (submount.name(), overlay, Some(mount)),
         Visit::Probe { mount } => (PROBE, mount, None),
     };
     let passed = |fd: BorrowedFd<'_>| {

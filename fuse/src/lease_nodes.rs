@@ -14,7 +14,7 @@ static LEASED: &[&dyn OverlayFile] = &[&Meminfo];
 const PID_BITS: u32 = 22;
 const START_BITS: u32 = 32;
 
-/// The node of the file that is opened once (`upper::PRIMER`).
+/// The node of the file that is opened once (`submount::PRIMER`).
 pub(crate) const PRIMER_NODE: u64 = 2;
 
 /// Returns the paths of the files that are served for the container of a thread, with the names

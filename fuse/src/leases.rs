@@ -41,10 +41,10 @@ use crate::recorder::{Operation, Refuse, recorded};
 use crate::refuse::refuse;
 use crate::request_slot::{ReplyLease, RequestSlot};
 use crate::service::errno;
+use crate::submount::PRIMER;
 use crate::text::Text;
 use crate::thread_pool::{self, ThreadKind, ThreadPool};
 use crate::tree::ROOT;
-use crate::upper::PRIMER;
 
 /// Most texts that are kept when others are added, unless they are in use.
 const MOST: usize = 512;

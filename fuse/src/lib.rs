@@ -36,10 +36,10 @@ mod request_slot;
 mod service;
 pub mod session;
 mod spare;
+pub mod submount;
 pub mod text;
 mod thread_pool;
 pub mod tree;
-pub mod upper;
 pub mod visit;
 
 pub use counters::Counts;
@@ -51,8 +51,8 @@ pub use overlay::OverlayFile;
 pub use prefault_allocator::PrefaultAllocator;
 pub use recorder::{Operation, describe};
 pub use session::{Detached, Overlay, Restored};
+pub use submount::Submount;
 pub use text::Text;
-pub use upper::Upper;
 pub use visit::{Visit, Visitor};
 
 /// Returns the paths below the root of the overlay that are bind-mounted over the same paths of a

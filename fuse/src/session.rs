@@ -25,7 +25,7 @@ use crate::leases::LeaseFilesystem;
 use crate::mount::{self, Writes};
 use crate::options::MountOptions;
 use crate::pressure::PressureFilesystem;
-use crate::upper::Upper;
+use crate::submount::Submount;
 use crate::visit::Visit;
 
 /// Deadline for the process that looks up all names.
@@ -46,16 +46,16 @@ pub enum Restored {
     /// Everything was attached.
     Nothing,
     /// Mounts were missing and are attached again. These connections had been aborted and are new.
-    Mounts(Vec<Upper>),
+    Mounts(Vec<Submount>),
 }
 
-type Uppers = [Option<FuseConnection>; Upper::ALL.len()];
+type Submounts = [Option<FuseConnection>; Submount::ALL.len()];
 
 /// An overlay that is being served.
 pub struct Overlay {
     connection: FuseConnection,
-    /// The connections besides, in the order of [`Upper::ALL`].
-    uppers: Mutex<Uppers>,
+    /// The connections besides, in the order of [`Submount::ALL`].
+    submounts: Mutex<Submounts>,
     options: MountOptions,
     views: Arc<dyn Views>,
     filesystem: OverlayFilesystem,
@@ -73,9 +73,9 @@ impl Overlay {
         let filesystem = filesystem(&options, &views);
         let serving = options.serving(options.threads, Writes::Refused);
         let connection = FuseConnection::begin(&serving, filesystem.clone())?;
-        let overlay = Self { connection, uppers: Mutex::default(), options, views, filesystem };
-        for upper in Upper::ALL {
-            overlay.begin_upper(upper);
+        let overlay = Self { connection, submounts: Mutex::default(), options, views, filesystem };
+        for submount in Submount::ALL {
+            overlay.begin_submount(submount);
         }
         match overlay.options.path.as_deref().map_or(Ok(()), |path| overlay.attach(path)) {
             Ok(()) => Ok(overlay),
@@ -86,32 +86,32 @@ impl Overlay {
 
     /// Begins a connection that the options want, which the next [`Self::restore`] attaches. A
     /// failure is logged; the overlay works without it.
-    pub fn begin_upper(&self, upper: Upper) {
-        if !self.wants(upper) {
+    pub fn begin_submount(&self, submount: Submount) {
+        if !self.wants(submount) {
             return;
         }
-        let serving = self.serving(upper);
-        let begun = match upper {
-            Upper::Pressure => FuseConnection::begin(&serving, self.pressure_filesystem()),
-            Upper::Leases => FuseConnection::begin(&serving, self.lease_filesystem()),
+        let serving = self.serving(submount);
+        let begun = match submount {
+            Submount::Pressure => FuseConnection::begin(&serving, self.pressure_filesystem()),
+            Submount::Leases => FuseConnection::begin(&serving, self.lease_filesystem()),
         };
         match begun {
-            Ok(connection) => self.uppers()[upper as usize] = Some(connection),
-            Err(error) => tracing::warn!(%error, "{}", upper.missing()),
+            Ok(connection) => self.submounts()[submount as usize] = Some(connection),
+            Err(error) => tracing::warn!(%error, "{}", submount.missing()),
         }
     }
 
-    fn wants(&self, upper: Upper) -> bool {
-        match upper {
-            Upper::Pressure => self.options.triggers,
-            Upper::Leases => !self.options.lease.is_zero() && self.connection.init.can_resend(),
+    fn wants(&self, submount: Submount) -> bool {
+        match submount {
+            Submount::Pressure => self.options.triggers,
+            Submount::Leases => !self.options.lease.is_zero() && self.connection.init.can_resend(),
         }
     }
 
-    fn serving(&self, upper: Upper) -> ServeOptions {
-        match upper {
-            Upper::Pressure => self.options.serving(1, Writes::Allowed),
-            Upper::Leases => self.options.serving(self.options.threads, Writes::Refused),
+    fn serving(&self, submount: Submount) -> ServeOptions {
+        match submount {
+            Submount::Pressure => self.options.serving(1, Writes::Allowed),
+            Submount::Leases => self.options.serving(self.options.threads, Writes::Refused),
         }
     }
 
@@ -125,22 +125,22 @@ impl Overlay {
         LeaseFilesystem::new(recorder.clone(), self.views.clone(), counters, *lease)
     }
 
-    fn uppers(&self) -> MutexGuard<'_, Uppers> {
-        self.uppers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn submounts(&self) -> MutexGuard<'_, Submounts> {
+        self.submounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Attaches the overlay and the mounts on it, and has all names looked up before a container
     /// engine can use them.
     fn attach(&self, path: &Path) -> Result<(), Error> {
         self.connection.spare.attach(|mount| mount::attach(mount, path))?;
-        self.attach_uppers(path, &Upper::ALL);
+        self.attach_submounts(path, &Submount::ALL);
         Ok(())
     }
 
     /// Has a visitor attach these mounts and look up the names, because both send requests to the
     /// overlay.
-    fn attach_uppers(&self, path: &Path, missing: &[Upper]) {
-        let visit = |upper: Option<(Upper, BorrowedFd<'_>)>| {
+    fn attach_submounts(&self, path: &Path, missing: &[Submount]) {
+        let visit = |submount: Option<(Submount, BorrowedFd<'_>)>| {
             let failed = |source: rustix::io::Errno| Error::Mount {
                 path: path.into(),
                 call: "look-up by another process",
@@ -148,18 +148,18 @@ impl Overlay {
             };
             let overlay = mount::open_mount(path).map_err(failed)?;
             let overlay = overlay.as_fd();
-            let visit = match upper {
-                Some((upper, mount)) => Visit::Attach { overlay, upper, mount },
+            let visit = match submount {
+                Some((submount, mount)) => Visit::Attach { overlay, submount, mount },
                 None => Visit::Names { overlay },
             };
             (self.options.visitor)(visit, LOOK_UP_WITHIN).map_err(failed)
         };
-        let uppers = self.uppers();
-        for &upper in missing {
-            let Some(connection) = &uppers[upper as usize] else { continue };
-            let attached = connection.spare.attach(|mount| visit(Some((upper, mount))));
+        let submounts = self.submounts();
+        for &submount in missing {
+            let Some(connection) = &submounts[submount as usize] else { continue };
+            let attached = connection.spare.attach(|mount| visit(Some((submount, mount))));
             if let Err(error) = attached {
-                tracing::warn!(%error, "{}", upper.missing());
+                tracing::warn!(%error, "{}", submount.missing());
             }
         }
         if let Err(error) = visit(None) {
@@ -188,23 +188,23 @@ impl Overlay {
             return Ok(Restored::Mounts(Vec::new()));
         }
         let (mut anew, mut missing) = (Vec::new(), Vec::new());
-        for upper in Upper::ALL {
-            let is_aborted = self.is_aborted(upper);
+        for submount in Submount::ALL {
+            let is_aborted = self.is_aborted(submount);
             if is_aborted {
-                drop(self.uppers()[upper as usize].take());
-                self.begin_upper(upper);
-                anew.push(upper);
+                drop(self.submounts()[submount as usize].take());
+                self.begin_submount(submount);
+                anew.push(submount);
             }
-            let place = path.join(upper.place());
+            let place = path.join(submount.place());
             let is_missing = |connection: &FuseConnection| !is_attached(connection, &place);
-            if is_aborted || self.uppers()[upper as usize].as_ref().is_some_and(is_missing) {
-                missing.push(upper);
+            if is_aborted || self.submounts()[submount as usize].as_ref().is_some_and(is_missing) {
+                missing.push(submount);
             }
         }
         if missing.is_empty() {
             return Ok(Restored::Nothing);
         }
-        self.attach_uppers(path, &missing);
+        self.attach_submounts(path, &missing);
         Ok(Restored::Mounts(anew))
     }
 
@@ -213,42 +213,42 @@ impl Overlay {
     ///
     /// # Errors
     /// As [`Self::takeover`].
-    pub fn takeover_upper(
+    pub fn takeover_submount(
         &self,
-        upper: Upper,
+        submount: Submount,
         device: OwnedFd,
         init_record: &[u8],
     ) -> Result<(), Error> {
         let init = InitRequest::from_record(init_record)?;
-        let path = self.options.path.as_ref().map(|path| path.join(upper.place()));
-        let (serving, stage, path) = (self.serving(upper), Stage::Live, path.as_deref());
-        let connection = match upper {
-            Upper::Pressure => {
+        let path = self.options.path.as_ref().map(|path| path.join(submount.place()));
+        let (serving, stage, path) = (self.serving(submount), Stage::Live, path.as_deref());
+        let connection = match submount {
+            Submount::Pressure => {
                 let filesystem = self.pressure_filesystem();
                 FuseConnection::serve(device, init, stage, path, &serving, filesystem)
             }
-            Upper::Leases => {
+            Submount::Leases => {
                 let filesystem = self.lease_filesystem();
                 FuseConnection::serve(device, init, stage, path, &serving, filesystem)
             }
         }?;
-        self.uppers()[upper as usize] = Some(connection);
+        self.submounts()[submount as usize] = Some(connection);
         Ok(())
     }
 
     /// Returns device and INIT record of another connection, to be kept like those of the
     /// overlay's own.
     #[must_use]
-    pub fn upper(&self, upper: Upper) -> Option<(Arc<OwnedFd>, Vec<u8>)> {
-        let uppers = self.uppers();
-        let connection = uppers[upper as usize].as_ref()?;
+    pub fn submount(&self, submount: Submount) -> Option<(Arc<OwnedFd>, Vec<u8>)> {
+        let submounts = self.submounts();
+        let connection = submounts[submount as usize].as_ref()?;
         Some((Arc::clone(&connection.device), connection.init.record().to_vec()))
     }
 
     /// Returns detached mounts of the overlay, if it has no mount point.
     #[must_use]
     pub fn detached(&self) -> Option<Detached> {
-        let pressure = self.uppers()[Upper::Pressure as usize]
+        let pressure = self.submounts()[Submount::Pressure as usize]
             .as_ref()
             .and_then(|connection| connection.spare.duplicate());
         Some(Detached { overlay: self.connection.spare.duplicate()?, pressure })
@@ -295,7 +295,7 @@ impl Overlay {
         let path = options.path.as_deref();
         let of_connection = filesystem.clone();
         let connection = FuseConnection::serve(device, init, stage, path, &serving, of_connection)?;
-        Ok(Self { connection, uppers: Mutex::default(), options, views, filesystem })
+        Ok(Self { connection, submounts: Mutex::default(), options, views, filesystem })
     }
 
     /// Returns the mount point.
@@ -319,10 +319,10 @@ impl Overlay {
     /// Returns the abort switch of another connection, or of the overlay's own: any write to it
     /// aborts the connection. It has no effect when the connection is gone.
     #[must_use]
-    pub fn abort_switch(&self, upper: Option<Upper>) -> Option<OwnedFd> {
-        match upper {
+    pub fn abort_switch(&self, submount: Option<Submount>) -> Option<OwnedFd> {
+        match submount {
             None => self.connection.abort_switch(),
-            Some(upper) => self.uppers()[upper as usize].as_ref()?.abort_switch(),
+            Some(submount) => self.submounts()[submount as usize].as_ref()?.abort_switch(),
         }
     }
 
@@ -346,8 +346,8 @@ impl Overlay {
 
     /// True if serving of another connection has ended, because it was aborted.
     #[must_use]
-    pub fn is_aborted(&self, upper: Upper) -> bool {
-        self.uppers()[upper as usize].as_ref().is_some_and(FuseConnection::is_finished)
+    pub fn is_aborted(&self, submount: Submount) -> bool {
+        self.submounts()[submount as usize].as_ref().is_some_and(FuseConnection::is_finished)
     }
 
     /// Removes the mount with those on it, ends all connections for all their mounts, and waits
@@ -356,7 +356,7 @@ impl Overlay {
     /// # Errors
     /// The kernel refuses to unmount, or the connection cannot be ended.
     pub fn unmount(self) -> Result<(), Error> {
-        let Self { connection, uppers, options, .. } = self;
+        let Self { connection, submounts, options, .. } = self;
         let number = connection.number();
         // Another filesystem may be mounted there by now.
         if let Some(path) = options.path
@@ -365,8 +365,8 @@ impl Overlay {
         {
             mount::detach(&path)?;
         }
-        let uppers = uppers.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let ended = uppers.into_iter().flatten().map(FuseConnection::shut_down);
+        let submounts = submounts.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let ended = submounts.into_iter().flatten().map(FuseConnection::shut_down);
         let ended = ended.fold(Ok(()), Result::and);
         connection.shut_down().and(ended)
     }

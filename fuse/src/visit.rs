@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags};
 
-use crate::upper::{PRIMER, Upper};
+use crate::submount::{PRIMER, Submount};
 
 /// Most mounts stacked on a folder of the overlay that are removed.
 const LAYERS: usize = 16;
@@ -38,7 +38,7 @@ pub enum Visit<'a> {
         /// The overlay, attached in the visitor's mount namespace.
         overlay: BorrowedFd<'a>,
         /// Which mount.
-        upper: Upper,
+        submount: Submount,
         /// The mount.
         mount: BorrowedFd<'a>,
     },
@@ -77,9 +77,9 @@ impl Visit<'_> {
                 }
                 Ok(())
             }
-            Self::Attach { overlay, upper, mount } => {
-                attach(overlay, mount, upper.place())?;
-                if upper == Upper::Leases {
+            Self::Attach { overlay, submount, mount } => {
+                attach(overlay, mount, submount.place())?;
+                if submount == Submount::Leases {
                     // Errors are ignored: the kernel then asks for the first reader.
                     let _ = prime(mount);
                 }

@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ambit_fuse::{Error, MountOptions, Overlay, Restored, Upper, Visit, mount, visit};
+use ambit_fuse::{Error, MountOptions, Overlay, Restored, Submount, Visit, mount, visit};
 use ambit_sysinfo::{View, Views};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -120,7 +120,7 @@ fn predecessor() {
     // Two files, with two requests each: LOOKUP, which may need the size, and OPEN.
     let views = Stuck { view: Arc::new(container::view()), left: AtomicU64::new(4) };
     let overlay = Overlay::mount(MountOptions::new(path), Arc::new(views)).unwrap();
-    let pressure = overlay.upper(Upper::Pressure);
+    let pressure = overlay.submount(Submount::Pressure);
     let pressure = pressure.as_ref().map(|(device, record)| (device.as_fd(), record.as_slice()));
     for (device, record) in
         [Some((overlay.device(), overlay.init_record())), pressure].into_iter().flatten()
@@ -373,10 +373,10 @@ fn files_with_triggers_whose_connection_was_aborted_are_served_anew() {
     let pressure = path.join("proc/pressure");
     // MNT_FORCE aborts the connection even if the unmount fails.
     let _ = rustix::mount::unmount(&pressure, rustix::mount::UnmountFlags::FORCE);
-    while !overlay.is_aborted(Upper::Pressure) {
+    while !overlay.is_aborted(Submount::Pressure) {
         thread::yield_now();
     }
-    assert_eq!(overlay.restore().unwrap(), Restored::Mounts(vec![Upper::Pressure]));
+    assert_eq!(overlay.restore().unwrap(), Restored::Mounts(vec![Submount::Pressure]));
     assert!(fs::read_to_string(pressure.join("io")).unwrap().starts_with("some avg10="));
     assert_eq!(overlay.restore().unwrap(), Restored::Nothing);
     overlay.unmount().unwrap();
@@ -432,7 +432,7 @@ fn the_files_with_triggers_are_taken_over_too() {
     kill(child);
     let options = MountOptions::new(&path);
     let successor = Overlay::takeover(device, &record, options, container::Fixed::new()).unwrap();
-    successor.takeover_upper(Upper::Pressure, second, &second_record).unwrap();
+    successor.takeover_submount(Submount::Pressure, second, &second_record).unwrap();
     assert!(fs::read_to_string(&memory).unwrap().starts_with("some avg10="));
     // There is no kernel's file behind these numbers.
     let refused = fs::write(&memory, "some 150000 2000000").unwrap_err();

@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use ambit_fuse::{MountOptions, Overlay, Upper};
+use ambit_fuse::{MountOptions, Overlay, Submount};
 use ambit_kernel::output;
 use ambit_sysinfo::policy::{CpuPolicy, SwapPolicy};
 use ambit_sysinfo::{COUNTER_STORE, Options};
@@ -158,7 +158,7 @@ fn start(
     };
     let overlay = Overlay::takeover(device, &init, mount, switch.clone())?;
     if let Some((device, init)) = connections.next() {
-        overlay.takeover_upper(Upper::Pressure, device, &init)?;
+        overlay.takeover_submount(Submount::Pressure, device, &init)?;
     }
     Ok((overlay, switch))
 }

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use ambit_fuse::{Overlay, Upper};
+use ambit_fuse::{Overlay, Submount};
 use ambit_kernel::sys::inherited;
 use ambit_sysinfo::COUNTER_STORE;
 use nix::sys::signal::{SigSet, Signal};
@@ -46,7 +46,7 @@ impl Program {
         counters: BorrowedFd<'_>,
     ) -> io::Error {
         overlay.drain(DRAIN_WITHIN);
-        let pressure = overlay.upper(Upper::Pressure);
+        let pressure = overlay.submount(Submount::Pressure);
         let mut kept = vec![(overlay.device(), overlay.init_record())];
         kept.extend(pressure.as_ref().map(|(device, init)| (device.as_fd(), &init[..])));
         let mut state = format!(

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use ambit_fuse::{Detached, Upper, Visit};
+use ambit_fuse::{Detached, Submount, Visit};
 use ambit_kernel::output::{self, complain};
 use ambit_sandbox::{Options, OverlayMounts, Service};
 use anyhow::Context;
@@ -92,7 +92,8 @@ fn options(args: RunArgs, intercept: &Intercept, config: &Config) -> Options {
         command: args.command,
         intercept: is_wanted.then(|| ambit_sandbox::Intercept(Box::new(install))),
         attach_pressure: |overlay, pressure| {
-            let attach = |mount| Visit::Attach { overlay, upper: Upper::Pressure, mount }.run();
+            let attach =
+                |mount| Visit::Attach { overlay, submount: Submount::Pressure, mount }.run();
             let attached = pressure.map_or(Ok(()), attach);
             Visit::Names { overlay }.run().and(attached)
         },

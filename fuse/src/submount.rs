@@ -1,6 +1,6 @@
-//! The FUSE connections besides the overlay's own, each mounted on a folder of the overlay: what
+//! The FUSE connections besides the overlay's own, each mounted on a folder of the overlay. What
 //! holds for a whole connection, such as an operation that is never sent again, does not hold for
-//! the overlay. Start reading at [`Upper`].
+//! the overlay. Start reading at [`Submount`].
 
 use crate::tree::{LEASES, PRESSURE};
 
@@ -10,14 +10,14 @@ pub(crate) const PRIMER: &str = "primer";
 
 /// A connection besides the overlay's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Upper {
+pub enum Submount {
     /// `/proc/pressure`, on whose files triggers can be set.
     Pressure,
     /// The files of single containers, which the kernel keeps for a moment.
     Leases,
 }
 
-impl Upper {
+impl Submount {
     /// All of them.
     pub const ALL: [Self; 2] = [Self::Pressure, Self::Leases];
 
