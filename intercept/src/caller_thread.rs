@@ -11,7 +11,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::call::Call;
 use crate::syscalls::context::Context;
-use crate::verdict::Refusal;
+use crate::verdict::CallError;
 use ambit_worker::operation::CallerHandle;
 
 /// `PIDFD_THREAD`, Linux 6.9.
@@ -24,9 +24,9 @@ pub(super) fn pidfd(
     call: &Call,
     cx: &Context<'_>,
     handle: &CallerHandle,
-) -> Result<Option<OwnedFd>, Refusal> {
+) -> Result<Option<OwnedFd>, CallError> {
     let tid = call.tid.cast_signed();
-    let own = Pid::from_raw(tid).ok_or(Refusal::Gone)?;
+    let own = Pid::from_raw(tid).ok_or(CallError::Gone)?;
     let pidfd = match pidfd_open(own, THREAD) {
         Ok(pidfd) => Some(pidfd),
         Err(_)

@@ -1,6 +1,6 @@
 //! The errors of this package outside of a call.
 //!
-//! Within a call a handler returns a `Refusal` (`verdict.rs`). `filter.rs` has an error type of its
+//! Within a call a handler returns a `CallError` (`verdict.rs`). `filter.rs` has an error type of its
 //! own, because a filter is installed without a notifier.
 
 use std::io;

@@ -69,7 +69,7 @@ pub use policy::{Policy, UnknownCall};
 pub use syscalls::context::Context;
 pub use syscalls::handler::{Description, Handler, Prefilter, Repeat, Run};
 pub use syscalls::{HANDLERS, Settings, VIEW};
-pub use verdict::{DaemonError, Refusal, Verdict};
+pub use verdict::{CallError, DaemonError, Verdict};
 
 use accept::{Acceptor, Runtime};
 use journal::Journal;

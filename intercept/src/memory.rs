@@ -23,7 +23,7 @@ use nix::unistd::Pid;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use crate::pending::Pending;
-use crate::verdict::{DaemonError, Refusal};
+use crate::verdict::{CallError, DaemonError};
 
 /// How much of the text of `/proc/<tid>/maps` is read, in bytes, if the kernel has no
 /// `PROCMAP_QUERY`: a caller can have a million mappings.
@@ -31,7 +31,7 @@ const LONGEST_MAPS: usize = 256 << 10;
 /// The kernel returns at most a page of that text at a time.
 const PIECE: usize = 4096;
 
-const BAD_ADDRESS: Refusal = Refusal::Fail(Errno::EFAULT);
+const BAD_ADDRESS: CallError = CallError::Fail(Errno::EFAULT);
 
 /// A caller's memory, opened when it is used for the first time.
 #[derive(Debug, Default)]
@@ -58,14 +58,14 @@ impl<'a> Memory<'a> {
     ///
     /// # Errors
     /// EFAULT for the caller if it could not write all of them itself; some of them may be written
-    /// then, as by the kernel. [`Refusal::Gone`] if the caller does not wait any more.
+    /// then, as by the kernel. [`CallError::Gone`] if the caller does not wait any more.
     pub(super) fn write(
         &self,
         tid: u32,
         pending: &Pending<'_>,
         address: u64,
         bytes: &[u8],
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), CallError> {
         let (mem, allowed) = self.prepare(tid, pending, address, bytes.len(), Access::Write)?;
         if allowed < bytes.len() {
             return Err(BAD_ADDRESS);
@@ -77,14 +77,14 @@ impl<'a> Memory<'a> {
     /// Reads as many bytes as the caller could read itself, up to the length of the buffer.
     ///
     /// # Errors
-    /// EFAULT if the caller could read nothing there. [`Refusal::Gone`] if it does not wait any more.
+    /// EFAULT if the caller could read nothing there. [`CallError::Gone`] if it does not wait any more.
     pub(super) fn read(
         &self,
         tid: u32,
         pending: &Pending<'_>,
         address: u64,
         buffer: &mut [u8],
-    ) -> Result<usize, Refusal> {
+    ) -> Result<usize, CallError> {
         let (mem, allowed) = self.prepare(tid, pending, address, buffer.len(), Access::Read)?;
         if allowed == 0 {
             return Err(BAD_ADDRESS);
@@ -103,20 +103,20 @@ impl<'a> Memory<'a> {
         address: u64,
         length: usize,
         access: Access,
-    ) -> Result<(BorrowedFd<'_>, usize), Refusal> {
+    ) -> Result<(BorrowedFd<'_>, usize), CallError> {
         if self.opened.get().is_none() {
             let _ = self.opened.set(self.open(tid, pending)?);
         }
-        let Opened { mem, maps } = self.opened.get().ok_or(Refusal::Gone)?;
+        let Opened { mem, maps } = self.opened.get().ok_or(CallError::Gone)?;
         let allowed = allowed(maps.as_fd(), untagged(address), length, access)?;
         fault_in(tid, address, allowed);
         // As late as possible: a caller whose call was interrupted uses its memory again.
         pending.check()?;
-        let mem = mem.as_ref().map(AsFd::as_fd).or(self.sent).ok_or(Refusal::Gone)?;
+        let mem = mem.as_ref().map(AsFd::as_fd).or(self.sent).ok_or(CallError::Gone)?;
         Ok((mem, allowed))
     }
 
-    fn open(&self, tid: u32, pending: &Pending<'_>) -> Result<Opened, Refusal> {
+    fn open(&self, tid: u32, pending: &Pending<'_>) -> Result<Opened, CallError> {
         let mem = match self.sent {
             Some(_) => None,
             None => Some(open(tid, pending, c"mem", OFlags::RDWR)?),
@@ -131,13 +131,13 @@ fn open(
     pending: &Pending<'_>,
     file: &'static CStr,
     flags: OFlags,
-) -> Result<OwnedFd, Refusal> {
+) -> Result<OwnedFd, CallError> {
     let flags = flags | OFlags::CLOEXEC;
     let opened = match pending {
         Pending::Directory(proc) => openat(proc, file, flags, Mode::empty()),
         // The kernel reports thread id 0 for a thread outside of the daemon's pid namespace.
         Pending::Listener(..) if tid == 0 => {
-            return Err(Refusal::Continue(DaemonError::View(ambit_sysinfo::Error::Gone(tid))));
+            return Err(CallError::Continue(DaemonError::View(ambit_sysinfo::Error::Gone(tid))));
         }
         Pending::Listener(..) => {
             // Without an allocation, because every sysinfo(2) opens these files.
@@ -148,8 +148,8 @@ fn open(
         }
     };
     opened.map_err(|errno| match errno {
-        rustix::io::Errno::SRCH | rustix::io::Errno::NOENT => Refusal::Gone,
-        errno => Refusal::Continue(DaemonError::System(
+        rustix::io::Errno::SRCH | rustix::io::Errno::NOENT => CallError::Gone,
+        errno => CallError::Continue(DaemonError::System(
             "open of the caller's /proc/<tid>/mem and maps (needs CAP_SYS_PTRACE)",
             Errno::from_raw(errno.raw_os_error()),
         )),
@@ -169,7 +169,7 @@ fn allowed(
     address: u64,
     length: usize,
     access: Access,
-) -> Result<usize, Refusal> {
+) -> Result<usize, CallError> {
     /// Set if the kernel lacks `PROCMAP_QUERY` (Linux 6.11).
     static NO_QUERY: AtomicBool = AtomicBool::new(false);
     let end = address.saturating_add(length as u64);
@@ -186,9 +186,9 @@ fn allowed(
     };
     match covered {
         Ok(covered) => Ok(usize::try_from(covered.min(end) - address).unwrap_or(length)),
-        Err(Errno::ESRCH) => Err(Refusal::Gone),
+        Err(Errno::ESRCH) => Err(CallError::Gone),
         Err(errno) => {
-            Err(Refusal::Continue(DaemonError::System("looking at the caller's mappings", errno)))
+            Err(CallError::Continue(DaemonError::System("looking at the caller's mappings", errno)))
         }
     }
 }
@@ -226,16 +226,16 @@ fn by_text(maps: BorrowedFd<'_>, start: u64, end: u64, access: Access) -> Result
 }
 
 /// Returns the number of bytes that were read or written.
-fn transferred(result: Result<usize, Errno>) -> Result<usize, Refusal> {
+fn transferred(result: Result<usize, Errno>) -> Result<usize, CallError> {
     match result {
         // No process uses the address space any more.
-        Ok(0) => Err(Refusal::Gone),
+        Ok(0) => Err(CallError::Gone),
         Ok(length) => Ok(length),
         // A page that cannot be read in, or one that only FOLL_FORCE could write, on a kernel that
         // does not use it here (`CONFIG_PROC_MEM_NO_FORCE`, `proc_mem.force_override`).
         Err(Errno::EIO | Errno::EFAULT) => Ok(0),
         Err(errno) => {
-            Err(Refusal::Continue(DaemonError::System("the caller's /proc/<tid>/mem", errno)))
+            Err(CallError::Continue(DaemonError::System("the caller's /proc/<tid>/mem", errno)))
         }
     }
 }
@@ -258,7 +258,7 @@ fn fault_in(tid: u32, address: u64, length: usize) {
 }
 
 /// Returns an address as an offset in `/proc/<tid>/mem`. The upper half belongs to the kernel.
-fn offset(address: u64) -> Result<libc::off_t, Refusal> {
+fn offset(address: u64) -> Result<libc::off_t, CallError> {
     libc::off_t::try_from(untagged(address)).map_err(|_| BAD_ADDRESS)
 }
 
@@ -282,8 +282,8 @@ mod tests {
         test(std::process::id(), &Pending::Directory(proc.as_fd()), &Memory::default());
     }
 
-    fn is_bad_address<T>(result: &Result<T, Refusal>) -> bool {
-        matches!(result, Err(Refusal::Fail(Errno::EFAULT)))
+    fn is_bad_address<T>(result: &Result<T, CallError>) -> bool {
+        matches!(result, Err(CallError::Fail(Errno::EFAULT)))
     }
 
     #[test]
@@ -337,6 +337,6 @@ mod tests {
         child.wait().unwrap();
         let pending = Pending::Directory(proc.as_fd());
         let read = Memory::default().read(child.id(), &pending, 4096, &mut [0; 8]);
-        assert!(matches!(read, Err(Refusal::Gone)), "{read:?}");
+        assert!(matches!(read, Err(CallError::Gone)), "{read:?}");
     }
 }

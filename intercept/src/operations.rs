@@ -11,7 +11,7 @@ use ambit_worker::operation::{TIMES, Workers};
 use ambit_worker::{Broker, Error};
 
 use super::live_mounts::LiveMounts;
-use super::verdict::{DaemonError, Refusal, Verdict};
+use super::verdict::{CallError, DaemonError, Verdict};
 
 /// How long an operation that is not a mount may take. A filesystem that hangs delays one call of
 /// its own container.
@@ -43,9 +43,9 @@ pub(super) fn patience() -> Duration {
 }
 
 /// The verdict after an operation failed: CONTINUE if it was not attempted, otherwise its errno.
-pub(super) fn refusal(failure: &Error) -> Result<Verdict, Refusal> {
+pub(super) fn refusal(failure: &Error) -> Result<Verdict, CallError> {
     if failure.untried {
-        return Err(Refusal::Continue(DaemonError::System(
+        return Err(CallError::Continue(DaemonError::System(
             "a worker of privileged operations",
             failure.errno,
         )));

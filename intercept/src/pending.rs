@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::{AtFlags, statat};
 
 use super::listener::id_valid;
-use super::verdict::Refusal;
+use super::verdict::CallError;
 
 /// How to check that a notification is still pending.
 #[derive(Debug, Clone, Copy)]
@@ -22,12 +22,12 @@ pub(super) enum Pending<'a> {
 }
 
 impl Pending<'_> {
-    /// Returns [`Refusal::Gone`] if the notification is not pending any more.
-    pub(super) fn check(&self) -> Result<(), Refusal> {
+    /// Returns [`CallError::Gone`] if the notification is not pending any more.
+    pub(super) fn check(&self) -> Result<(), CallError> {
         let there = match self {
             Self::Listener(listener, id) => id_valid(*listener, *id).is_ok(),
             Self::Directory(proc) => statat(proc, "stat", AtFlags::empty()).is_ok(),
         };
-        if there { Ok(()) } else { Err(Refusal::Gone) }
+        if there { Ok(()) } else { Err(CallError::Gone) }
     }
 }

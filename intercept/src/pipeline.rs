@@ -31,7 +31,7 @@ use super::trapped::Trapped;
 use crate::pending::Pending;
 use crate::syscalls::context::Context;
 use crate::syscalls::handler::{Handler, Repeat, Run};
-use crate::verdict::{Refusal, Verdict};
+use crate::verdict::{CallError, Verdict};
 
 /// Decides calls.
 pub(super) struct Pipeline {
@@ -172,14 +172,14 @@ impl Pipeline {
         let result = catch_unwind(AssertUnwindSafe(|| handler.run(call, &cx)));
         let result = result.map(|result| after_repetition(result, repeat));
         let (verdict, outcome) = match result {
-            Ok(Ok(Verdict::Continue) | Err(Refusal::Gone)) => {
+            Ok(Ok(Verdict::Continue) | Err(CallError::Gone)) => {
                 (Verdict::Continue, Outcome::Continued)
             }
-            Ok(Ok(Verdict::Fail(errno)) | Err(Refusal::Fail(errno))) => {
+            Ok(Ok(Verdict::Fail(errno)) | Err(CallError::Fail(errno))) => {
                 (Verdict::Fail(errno), Outcome::Refused)
             }
             Ok(Ok(verdict)) => (verdict, Outcome::Granted),
-            Ok(Err(Refusal::Continue(cause))) => {
+            Ok(Err(CallError::Continue(cause))) => {
                 self.report(handler, trapped, &cause);
                 cx.notes.set_error(&cause);
                 (Verdict::Continue, Outcome::Failed)
@@ -273,11 +273,15 @@ fn recorded(trapped: &Trapped) -> Request {
 
 /// Returns the result of a call that a predecessor may have begun. EEXIST then means that the
 /// predecessor completed the operation, and died before it could answer.
-fn after_repetition(result: Result<Verdict, Refusal>, repeat: Repeat) -> Result<Verdict, Refusal> {
+fn after_repetition(
+    result: Result<Verdict, CallError>,
+    repeat: Repeat,
+) -> Result<Verdict, CallError> {
     match (result, repeat) {
-        (Ok(Verdict::Fail(Errno::EEXIST)) | Err(Refusal::Fail(Errno::EEXIST)), Repeat::Exists) => {
-            Ok(Verdict::Return(0))
-        }
+        (
+            Ok(Verdict::Fail(Errno::EEXIST)) | Err(CallError::Fail(Errno::EEXIST)),
+            Repeat::Exists,
+        ) => Ok(Verdict::Return(0)),
         (result, _) => result,
     }
 }
@@ -348,7 +352,7 @@ mod tests {
             assert!(matches!(result, Ok(Verdict::Fail(Errno::EEXIST))), "{result:?}");
         }
         assert!(matches!(after(Errno::EEXIST, Repeat::Exists), Ok(Verdict::Return(0))));
-        let result = after_repetition(Err(Refusal::Fail(Errno::EEXIST)), Repeat::Exists);
+        let result = after_repetition(Err(CallError::Fail(Errno::EEXIST)), Repeat::Exists);
         assert!(matches!(result, Ok(Verdict::Return(0))), "{result:?}");
         let result = after(Errno::EPERM, Repeat::Exists);
         assert!(matches!(result, Ok(Verdict::Fail(Errno::EPERM))), "{result:?}");

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use crate::syscalls::context::Context;
-use crate::verdict::{Refusal, Verdict};
+use crate::verdict::{CallError, Verdict};
 
 /// How long a result is kept after an attempt that did not get it.
 const FRESH: Duration = Duration::from_secs(2);
@@ -95,13 +95,13 @@ impl<A: Clone + PartialEq> ReplayCache<A> {
         what: &A,
         patience: Duration,
         cx: &Context<'_>,
-        operation: impl FnOnce() -> Result<Verdict, Refusal>,
-    ) -> Result<Verdict, Refusal> {
+        operation: impl FnOnce() -> Result<Verdict, CallError>,
+    ) -> Result<Verdict, CallError> {
         let (mut refusal, mut made) = (None, None);
         let perform = || {
             let outcome = match operation() {
                 Ok(Verdict::Return(value)) => Outcome::Return(value),
-                Ok(Verdict::Fail(errno)) | Err(Refusal::Fail(errno)) => Outcome::Fail(errno),
+                Ok(Verdict::Fail(errno)) | Err(CallError::Fail(errno)) => Outcome::Fail(errno),
                 Ok(_) => Outcome::Continue,
                 Err(other) => {
                     refusal = Some(other);

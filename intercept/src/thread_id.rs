@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, openat, statat};
 use super::bucket;
 use super::call::Call;
 use crate::syscalls::context::Context;
-use crate::verdict::Refusal;
+use crate::verdict::CallError;
 
 /// The most processes and threads of which a search reads the id.
 const MOST: usize = 4096;
@@ -24,7 +24,7 @@ const MOST: usize = 4096;
 ///
 /// Before Linux 6.11 the thread is searched by the last number of `NSpid:`, among the threads of the
 /// caller and the processes of its pid namespace. The container is charged for that.
-pub(super) fn translate(call: &Call, cx: &Context<'_>, id: i32) -> Result<Option<i32>, Refusal> {
+pub(super) fn translate(call: &Call, cx: &Context<'_>, id: i32) -> Result<Option<i32>, CallError> {
     let namespace = cx.open(call, "ns/pid")?;
     match pid_from_namespace(namespace.as_fd(), id) {
         Ok(tid) => Ok(Some(tid)),

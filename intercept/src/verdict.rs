@@ -1,8 +1,8 @@
 //! The result of a handler: a verdict, or the reason why it has none.
 //!
-//! A [`Verdict`] is sent to the kernel (`listener.rs`). A [`Refusal`] becomes one in `pipeline.rs`.
+//! A [`Verdict`] is sent to the kernel (`listener.rs`). A [`CallError`] becomes one in `pipeline.rs`.
 //! An errno of a failed call of the daemon must never become the caller's: that is
-//! [`Refusal::Continue`].
+//! [`CallError::Continue`].
 
 use std::os::fd::OwnedFd;
 
@@ -23,7 +23,7 @@ pub enum Verdict {
 
 /// Why a handler gave no answer.
 #[derive(Debug)]
-pub enum Refusal {
+pub enum CallError {
     /// The caller does not wait for the answer any more. Nothing was done.
     Gone,
     /// The call fails with the errno that the kernel would have returned.
@@ -43,7 +43,7 @@ pub enum DaemonError {
     System(&'static str, Errno),
 }
 
-impl From<ambit_sysinfo::Error> for Refusal {
+impl From<ambit_sysinfo::Error> for CallError {
     fn from(error: ambit_sysinfo::Error) -> Self {
         match error {
             ambit_sysinfo::Error::Gone(_) => Self::Gone,

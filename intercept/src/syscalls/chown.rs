@@ -15,7 +15,7 @@ use crate::settings::settings;
 use crate::syscalls::context::Context;
 use crate::syscalls::handler::{Description, Handler, Prefilter, Run};
 use crate::syscalls::operation;
-use crate::verdict::{Refusal, Verdict};
+use crate::verdict::{CallError, Verdict};
 
 const CAP_CHOWN: u32 = 0;
 const NOFOLLOW: u32 = libc::AT_SYMLINK_NOFOLLOW.unsigned_abs();
@@ -66,7 +66,7 @@ impl Handler for Chown {
         }
     }
 
-    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
+    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, CallError> {
         let (fd, flags, path_at) = match call.syscall {
             "fchown" => (call.int(0), EMPTY_PATH, None),
             "fchownat" => (call.int(0), call.uint(4), Some(1)),

@@ -22,7 +22,7 @@ use crate::call::Call;
 use crate::memory::Memory;
 use crate::operations::Operations;
 use crate::pending::Pending;
-use crate::verdict::{DaemonError, Refusal};
+use crate::verdict::{CallError, DaemonError};
 
 /// The length of the longest string argument that the kernel accepts.
 const PAGE: usize = 4096;
@@ -54,7 +54,7 @@ impl Context<'_> {
     ///
     /// # Errors
     /// There is no view; the kernel then runs the call.
-    pub fn view(&self, call: &Call, wanted: StatSet) -> Result<Arc<View>, Refusal> {
+    pub fn view(&self, call: &Call, wanted: StatSet) -> Result<Arc<View>, CallError> {
         Ok(self.views.view_with(call.tid, wanted)?)
     }
 
@@ -63,7 +63,7 @@ impl Context<'_> {
     ///
     /// # Errors
     /// EFAULT for the caller, or the caller does not wait any more.
-    pub fn write(&self, call: &Call, address: u64, bytes: &[u8]) -> Result<(), Refusal> {
+    pub fn write(&self, call: &Call, address: u64, bytes: &[u8]) -> Result<(), CallError> {
         self.memory.write(call.tid, &self.pending, address, bytes)
     }
 
@@ -72,7 +72,7 @@ impl Context<'_> {
     ///
     /// # Errors
     /// EFAULT if the caller can read nothing there, or the caller does not wait any more.
-    pub fn read(&self, call: &Call, address: u64, buffer: &mut [u8]) -> Result<usize, Refusal> {
+    pub fn read(&self, call: &Call, address: u64, buffer: &mut [u8]) -> Result<usize, CallError> {
         self.memory.read(call.tid, &self.pending, address, buffer)
     }
 
@@ -81,13 +81,13 @@ impl Context<'_> {
     ///
     /// # Errors
     /// The caller does not wait any more.
-    pub fn string(&self, call: &Call, index: usize) -> Result<Option<Vec<u8>>, Refusal> {
+    pub fn string(&self, call: &Call, index: usize) -> Result<Option<Vec<u8>>, CallError> {
         // Read a short piece first: every page that is read costs.
         for room in [USUAL, PAGE] {
             let mut text = vec![0; room];
             let length = match self.read(call, call.long(index), &mut text) {
                 Ok(length) => length,
-                Err(Refusal::Fail(_)) => return Ok(None),
+                Err(CallError::Fail(_)) => return Ok(None),
                 Err(other) => return Err(other),
             };
             if let Some(end) = text[..length].iter().position(|&byte| byte == 0) {
@@ -105,7 +105,7 @@ impl Context<'_> {
     ///
     /// # Errors
     /// The caller does not wait any more.
-    pub fn proc(&self, call: &Call) -> Result<OwnedFd, Refusal> {
+    pub fn proc(&self, call: &Call) -> Result<OwnedFd, CallError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = match self.pending {
             Pending::Directory(proc) => openat(proc, ".", flags, Mode::empty()),
@@ -114,7 +114,7 @@ impl Context<'_> {
             }
         };
         self.pending.check()?;
-        opened.map_err(|_| Refusal::Gone)
+        opened.map_err(|_| CallError::Gone)
     }
 
     /// Returns the number of log lines about the container that were suppressed before this one, if
@@ -139,7 +139,7 @@ impl Context<'_> {
     ///
     /// # Errors
     /// It does not wait any more.
-    pub fn still_pending(&self) -> Result<(), Refusal> {
+    pub fn still_pending(&self) -> Result<(), CallError> {
         self.pending.check()
     }
 
@@ -147,7 +147,7 @@ impl Context<'_> {
     ///
     /// # Errors
     /// The caller does not wait any more, or the file cannot be opened.
-    pub fn open(&self, call: &Call, file: &'static str) -> Result<OwnedFd, Refusal> {
+    pub fn open(&self, call: &Call, file: &'static str) -> Result<OwnedFd, CallError> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let opened = match self.pending {
             Pending::Directory(proc) => openat(proc, file, flags, Mode::empty()),
@@ -158,7 +158,7 @@ impl Context<'_> {
         // A file that was opened by thread id is the caller's only if the call is still pending.
         self.pending.check()?;
         opened.map_err(|errno| {
-            Refusal::Continue(DaemonError::System(file, Errno::from_raw(errno.raw_os_error())))
+            CallError::Continue(DaemonError::System(file, Errno::from_raw(errno.raw_os_error())))
         })
     }
 }

@@ -6,7 +6,7 @@
 
 use super::context::Context;
 use crate::call::Call;
-use crate::verdict::{Refusal, Verdict};
+use crate::verdict::{CallError, Verdict};
 
 /// Answers one system call, or several that are one thing to the user (mknod and mknodat).
 pub trait Handler: Sync {
@@ -43,7 +43,7 @@ pub trait Handler: Sync {
     ///
     /// # Errors
     /// There is no result; the refusal says what happens to the call.
-    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal>;
+    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, CallError>;
 }
 
 /// A handler as the configuration, the profiles and the documentation show it.

@@ -13,7 +13,7 @@ use crate::settings::settings;
 use crate::syscalls::context::Context;
 use crate::syscalls::handler::{Description, Handler, Prefilter};
 use crate::syscalls::own_thread::OwnThread;
-use crate::verdict::{Refusal, Verdict};
+use crate::verdict::{CallError, Verdict};
 
 /// `IOPRIO_WHO_PROCESS`: one thread. Groups of processes and users are left to the kernel.
 const ONE_THREAD: i32 = 1;
@@ -55,7 +55,7 @@ impl Handler for IoprioSet {
         if one && is_granted(call.uint(2), 0) { Prefilter::Inspect } else { Prefilter::Continue }
     }
 
-    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
+    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, CallError> {
         let priority = call.uint(2);
         if !is_granted(priority, cx.settings.ioprio_set.level) {
             return Ok(Verdict::Continue);

@@ -16,7 +16,7 @@ use crate::settings::settings;
 use crate::syscalls::context::Context;
 use crate::syscalls::handler::{Description, Handler, Prefilter, Repeat, Run};
 use crate::syscalls::operation;
-use crate::verdict::{Refusal, Verdict};
+use crate::verdict::{CallError, Verdict};
 use ambit_worker::operation::{Base, Mknod as Make, Operation};
 
 const CAP_MKNOD: u32 = 27;
@@ -132,7 +132,7 @@ impl Handler for Mknod {
         if character && call.uint(mode + 1) != 0 { Prefilter::Inspect } else { Prefilter::Continue }
     }
 
-    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
+    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, CallError> {
         let mode = mode_at(call.syscall);
         let device = Device::decode(call.uint(mode + 1));
         if !device.is_allowed(&cx.settings.mknod.devices) {

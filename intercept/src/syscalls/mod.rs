@@ -29,7 +29,7 @@ use std::os::fd::AsFd;
 
 use super::call::Call;
 use super::settings::{Limit, settings};
-use crate::verdict::Refusal;
+use crate::verdict::CallError;
 use context::Context;
 use handler::Handler;
 
@@ -84,13 +84,13 @@ calls! {
 pub const VIEW: [&str; 2] = ["sysinfo", "sched_getaffinity"];
 
 /// Returns the host's ids in a map of the caller's user namespace, as (first, count).
-fn ranges(call: &Call, cx: &Context<'_>, map: &'static str) -> Result<Vec<(u32, u32)>, Refusal> {
+fn ranges(call: &Call, cx: &Context<'_>, map: &'static str) -> Result<Vec<(u32, u32)>, CallError> {
     Ok(id_map(call, cx, map)?.outsiders())
 }
 
 /// Reads a map of the caller's user namespace: `uid_map` or `gid_map`.
-fn id_map(call: &Call, cx: &Context<'_>, map: &'static str) -> Result<IdMap, Refusal> {
+fn id_map(call: &Call, cx: &Context<'_>, map: &'static str) -> Result<IdMap, CallError> {
     let text = text::read(cx.proc(call)?.as_fd(), map);
     cx.still_pending()?;
-    Ok(IdMap::parse(&text.map_err(|_| Refusal::Gone)?))
+    Ok(IdMap::parse(&text.map_err(|_| CallError::Gone)?))
 }

@@ -18,7 +18,7 @@ use crate::audit::message;
 use crate::call::Call;
 use crate::operations::{DEADLINE, Operations, refusal};
 use crate::user_namespace_owner::UserNamespaceOwner;
-use crate::verdict::{DaemonError, Refusal, Verdict};
+use crate::verdict::{CallError, DaemonError, Verdict};
 
 /// Pins a caller. `None` if its user namespace is not its container's, or if it lacks the
 /// capability there; the call is then left to the kernel. The result is the caller only if the call
@@ -29,7 +29,7 @@ pub(super) fn pin(
     cx: &Context<'_>,
     base: Base,
     capability: u32,
-) -> Result<Option<CallerHandle>, Refusal> {
+) -> Result<Option<CallerHandle>, CallError> {
     pin_if(call, cx, base, |handle| handle.can(capability))
 }
 
@@ -39,7 +39,7 @@ pub(super) fn pin_if(
     cx: &Context<'_>,
     base: Base,
     is: impl FnOnce(&CallerHandle) -> bool,
-) -> Result<Option<CallerHandle>, Refusal> {
+) -> Result<Option<CallerHandle>, CallError> {
     // If something cannot be opened, such as a number that is not a descriptor, the kernel answers.
     let handle = CallerHandle::read(cx.proc(call)?.as_fd(), base).ok();
     let is_allowed = |handle: &CallerHandle| {
@@ -56,7 +56,7 @@ pub(super) fn perform(
     cx: &Context<'_>,
     handle: &CallerHandle,
     what: &Operation,
-) -> Result<Verdict, Refusal> {
+) -> Result<Verdict, CallError> {
     let Some(operations) = cx.operations else { return Ok(Verdict::Continue) };
     let overrides = handle.passes_over_permissions();
     let payer = cx.account.map(|account| &account.payer);
@@ -118,7 +118,7 @@ pub(super) fn request(
     handle: &CallerHandle,
     what: &Operation,
     more: &[BorrowedFd<'_>],
-) -> Result<Answer, Refusal> {
+) -> Result<Answer, CallError> {
     let Some(operations) = cx.operations else { return Ok(Reply::Kernel.into()) };
     let payer = cx.account.map(|account| &account.payer);
     operations.workers.perform(handle, what, more, payer).or_else(|failure| {
@@ -145,7 +145,7 @@ fn open_as_caller(
     operations: &Operations,
     handle: &CallerHandle,
     find: &Find,
-) -> Result<Result<OwnedFd, Error>, Refusal> {
+) -> Result<Result<OwnedFd, Error>, CallError> {
     let caller = pin_whole(call, cx, handle)?;
     Ok(caller.and_then(|caller| operations.broker.find(find, &caller, Instant::now() + DEADLINE)))
 }
@@ -156,12 +156,12 @@ fn pin_whole(
     call: &Call,
     cx: &Context<'_>,
     handle: &CallerHandle,
-) -> Result<Result<Caller, Error>, Refusal> {
+) -> Result<Result<Caller, Error>, CallError> {
     let proc = cx.proc(call)?;
     let caller = Caller::pin(proc.as_fd());
     let base = handle.base.as_ref().map(OwnedFd::try_clone).transpose();
     cx.still_pending()?;
-    let base = base.map_err(|_| Refusal::Continue(DaemonError::System("dup", Errno::EMFILE)))?;
+    let base = base.map_err(|_| CallError::Continue(DaemonError::System("dup", Errno::EMFILE)))?;
     Ok(caller.map(|(mut caller, _)| {
         caller.folder = base.unwrap_or(caller.folder);
         caller

@@ -13,7 +13,7 @@ use super::context::Context;
 use super::{id_map, operation};
 use crate::call::Call;
 use crate::thread_id;
-use crate::verdict::Refusal;
+use crate::verdict::CallError;
 use ambit_worker::operation::{Base, CallerHandle};
 
 const CAP_SYS_NICE: u32 = 23;
@@ -31,7 +31,7 @@ impl OwnThread {
     /// Finds the thread with this id in the caller's pid namespace; 0 is the caller itself. `None`
     /// if it is not the container's, or if the caller is not the container's root with
     /// `CAP_SYS_NICE`.
-    pub(super) fn find(call: &Call, cx: &Context<'_>, id: i32) -> Result<Option<Self>, Refusal> {
+    pub(super) fn find(call: &Call, cx: &Context<'_>, id: i32) -> Result<Option<Self>, CallError> {
         let Some(handle) = operation::pin(call, cx, Base::Root, CAP_SYS_NICE)? else {
             return Ok(None);
         };
@@ -50,7 +50,7 @@ impl OwnThread {
     }
 
     /// True if the caller still waits, and the id still belongs to the thread.
-    pub(super) fn is_there(&self, cx: &Context<'_>) -> Result<bool, Refusal> {
+    pub(super) fn is_there(&self, cx: &Context<'_>) -> Result<bool, CallError> {
         cx.still_pending()?;
         // The folder of a thread that has ended is empty.
         Ok(statat(&self.proc, "stat", AtFlags::empty()).is_ok())
@@ -63,7 +63,7 @@ fn open(
     cx: &Context<'_>,
     handle: &CallerHandle,
     tid: i32,
-) -> Result<Option<OwnedFd>, Refusal> {
+) -> Result<Option<OwnedFd>, CallError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let Ok(thread) = openat(CWD, format!("/proc/{tid}"), flags, Mode::empty()) else {
         return Ok(None);

@@ -13,7 +13,7 @@ use super::handler::{Description, Handler, Prefilter, Repeat, Run};
 use super::mount::{Mount, own};
 use crate::call::Call;
 use crate::settings::settings;
-use crate::verdict::{Refusal, Verdict};
+use crate::verdict::{CallError, Verdict};
 
 settings! {
     /// mount(2) and fsopen(2) of `proc` and `sysfs`: what covers parts of the container's own
@@ -53,7 +53,7 @@ impl Handler for Proc {
         Mount.prefilter(call)
     }
 
-    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
+    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, CallError> {
         own::run(call, cx)
     }
 }

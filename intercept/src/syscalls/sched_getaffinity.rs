@@ -16,7 +16,7 @@ use crate::settings::settings;
 use crate::syscalls::context::Context;
 use crate::syscalls::handler::{Description, Handler, Prefilter};
 use crate::thread_id;
-use crate::verdict::{DaemonError, Refusal, Verdict};
+use crate::verdict::{CallError, DaemonError, Verdict};
 
 settings! {
     /// sched_getaffinity(2): affinity masks have as many processors as the container is shown.
@@ -49,7 +49,7 @@ impl Handler for SchedGetaffinity {
         if fits && call.int(0) >= 0 { Prefilter::Inspect } else { Prefilter::Continue }
     }
 
-    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
+    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, CallError> {
         let view = cx.view(call, StatSet::PROCESSORS)?;
         if view.origin == Origin::Host {
             return Ok(Verdict::Continue);
@@ -67,7 +67,7 @@ impl Handler for SchedGetaffinity {
             // The kernel repeats the lookup and returns ESRCH to the caller.
             Err(Errno::ESRCH) => return Ok(Verdict::Continue),
             Err(errno) => {
-                return Err(Refusal::Continue(DaemonError::System("sched_getaffinity", errno)));
+                return Err(CallError::Continue(DaemonError::System("sched_getaffinity", errno)));
             }
         };
         let shown = view.affinity_of(&cpu_mask::cpus(&mask).collect());

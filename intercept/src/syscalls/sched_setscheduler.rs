@@ -13,7 +13,7 @@ use crate::settings::settings;
 use crate::syscalls::context::Context;
 use crate::syscalls::handler::{Description, Handler, Prefilter};
 use crate::syscalls::own_thread::OwnThread;
-use crate::verdict::{Refusal, Verdict};
+use crate::verdict::{CallError, Verdict};
 
 /// The flag of sched_setscheduler(2), and that of sched_setattr(2).
 const RESET_ON_FORK: i32 = libc::SCHED_RESET_ON_FORK;
@@ -66,7 +66,7 @@ impl Handler for SchedSetscheduler {
         if answered { Prefilter::Inspect } else { Prefilter::Continue }
     }
 
-    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
+    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, CallError> {
         let (pid, scheduling) = match call.syscall {
             "sched_setscheduler" => (call.int(0), by_policy(call, cx)?),
             "sched_setattr" => (call.int(0), by_attributes(call, cx)?),
@@ -156,7 +156,7 @@ impl Scheduling {
 }
 
 /// Reads the arguments of sched_setscheduler(2). `None` if the call is left to the kernel.
-fn by_policy(call: &Call, cx: &Context<'_>) -> Result<Option<Scheduling>, Refusal> {
+fn by_policy(call: &Call, cx: &Context<'_>) -> Result<Option<Scheduling>, CallError> {
     let mut priority = [0; 4];
     if !whole(cx.read(call, call.long(2), &mut priority), priority.len())? {
         return Ok(None);
@@ -165,7 +165,7 @@ fn by_policy(call: &Call, cx: &Context<'_>) -> Result<Option<Scheduling>, Refusa
 }
 
 /// Reads the arguments of sched_setattr(2). `None` if the call is left to the kernel.
-fn by_attributes(call: &Call, cx: &Context<'_>) -> Result<Option<Scheduling>, Refusal> {
+fn by_attributes(call: &Call, cx: &Context<'_>) -> Result<Option<Scheduling>, CallError> {
     let mut size = [0; 4];
     if !whole(cx.read(call, call.long(1), &mut size), size.len())? {
         return Ok(None);
@@ -213,10 +213,10 @@ fn parse(bytes: &[u8]) -> Option<Attributes> {
 }
 
 /// True if all of it was read. Otherwise the call is left to the kernel.
-fn whole(read: Result<usize, Refusal>, length: usize) -> Result<bool, Refusal> {
+fn whole(read: Result<usize, CallError>, length: usize) -> Result<bool, CallError> {
     match read {
         Ok(read) => Ok(read == length),
-        Err(Refusal::Fail(_)) => Ok(false),
+        Err(CallError::Fail(_)) => Ok(false),
         Err(other) => Err(other),
     }
 }

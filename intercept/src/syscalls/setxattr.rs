@@ -21,7 +21,7 @@ use crate::settings::settings;
 use crate::syscalls::context::Context;
 use crate::syscalls::handler::{Description, Handler, Prefilter, Run};
 use crate::syscalls::operation;
-use crate::verdict::{Refusal, Verdict};
+use crate::verdict::{CallError, Verdict};
 use ambit_worker::operation::{Base, Operation, SetOpaque};
 
 const CAP_SYS_ADMIN: u32 = 21;
@@ -73,7 +73,7 @@ impl NewValue {
     }
 
     /// Reads it from the arguments. `None` if the call is left to the kernel.
-    fn of(call: &Call, cx: &Context<'_>) -> Result<Option<Self>, Refusal> {
+    fn of(call: &Call, cx: &Context<'_>) -> Result<Option<Self>, CallError> {
         if call.syscall != "setxattrat" {
             let (value, size) = (call.long(2), call.long(3));
             return Ok(Some(Self { value, size, flags: call.uint(4) }));
@@ -81,7 +81,7 @@ impl NewValue {
         let mut args = [0; ARGS];
         match cx.read(call, call.long(4), &mut args) {
             Ok(ARGS) => Ok(Some(Self::parse(args))),
-            Ok(_) | Err(Refusal::Fail(_)) => Ok(None),
+            Ok(_) | Err(CallError::Fail(_)) => Ok(None),
             Err(refusal) => Err(refusal),
         }
     }
@@ -92,7 +92,7 @@ impl NewValue {
 type File = (Base, Option<Vec<u8>>, bool);
 
 /// Reads the file from the arguments. `None` if the call is left to the kernel.
-fn file(call: &Call, cx: &Context<'_>) -> Result<Option<File>, Refusal> {
+fn file(call: &Call, cx: &Context<'_>) -> Result<Option<File>, CallError> {
     let (fd, at_flags) = match call.syscall {
         "fsetxattr" => (call.int(0), EMPTY_PATH),
         "setxattrat" => (call.int(0), call.uint(2)),
@@ -122,7 +122,7 @@ fn file(call: &Call, cx: &Context<'_>) -> Result<Option<File>, Refusal> {
 }
 
 /// True if a descriptor of the caller was opened with `O_PATH`.
-pub(super) fn is_path_only(call: &Call, cx: &Context<'_>, fd: i32) -> Result<bool, Refusal> {
+pub(super) fn is_path_only(call: &Call, cx: &Context<'_>, fd: i32) -> Result<bool, CallError> {
     let about = ambit_kernel::text::read(cx.proc(call)?.as_fd(), &format!("fdinfo/{fd}"));
     cx.still_pending()?;
     let flags = about.ok().and_then(|about| Status(&about).radix("flags:", 8));
@@ -165,7 +165,7 @@ impl Handler for Setxattr {
         if fits { Prefilter::Inspect } else { Prefilter::Continue }
     }
 
-    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
+    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, CallError> {
         // On a kernel without the call it must fail with ENOSYS.
         if call.syscall == "setxattrat" && !arch::native("setxattrat").is_some_and(exists) {
             return Ok(Verdict::Continue);
@@ -176,7 +176,7 @@ impl Handler for Setxattr {
         let mut value = [0; 1];
         match cx.read(call, new.value, &mut value) {
             Ok(1) if value == *b"y" => {}
-            Ok(_) | Err(Refusal::Fail(Errno::EFAULT)) => return Ok(Verdict::Continue),
+            Ok(_) | Err(CallError::Fail(Errno::EFAULT)) => return Ok(Verdict::Continue),
             Err(refusal) => return Err(refusal),
         }
         let name = if call.syscall == "setxattrat" { 3 } else { 1 };

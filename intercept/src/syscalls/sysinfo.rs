@@ -11,7 +11,7 @@ use crate::call::Call;
 use crate::settings::settings;
 use crate::syscalls::context::Context;
 use crate::syscalls::handler::{Description, Handler};
-use crate::verdict::{Refusal, Verdict};
+use crate::verdict::{CallError, Verdict};
 
 settings! {
     /// sysinfo(2): busybox and musl programs see the container's memory, load and uptime.
@@ -29,7 +29,7 @@ impl Handler for Sysinfo {
         Description { name: "sysinfo", syscalls: &["sysinfo"], privileged: false }
     }
 
-    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
+    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, CallError> {
         let view = cx.view(call, NEEDS)?;
         if view.origin == Origin::Host {
             return Ok(Verdict::Continue);

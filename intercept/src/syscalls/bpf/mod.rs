@@ -23,7 +23,7 @@ use crate::settings::settings;
 use crate::syscalls::context::Context;
 use crate::syscalls::handler::{Description, Handler, Prefilter, Repeat, Run};
 use crate::syscalls::operation;
-use crate::verdict::{Refusal, Verdict};
+use crate::verdict::{CallError, Verdict};
 use ambit_worker::operation::bpf::{Bpf, Target};
 use ambit_worker::operation::{Answer, Base, CallerHandle, Operation, Reply};
 
@@ -99,7 +99,7 @@ impl Handler for BpfPrograms {
         }
     }
 
-    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
+    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, CallError> {
         if !cx.settings.bpf.devices {
             return Ok(Verdict::Continue);
         }
@@ -186,7 +186,7 @@ fn change(
     cx: &Context<'_>,
     handle: &CallerHandle,
     bpf: &Bpf,
-) -> Result<Verdict, Refusal> {
+) -> Result<Verdict, CallError> {
     REPLAYS.perform((cx.container, call.tid), bpf, operations::patience(), cx, || {
         let answer = ask(call, cx, handle, bpf.clone())?;
         if answer.reply == Reply::Done
@@ -200,7 +200,12 @@ fn change(
     })
 }
 
-fn ask(call: &Call, cx: &Context<'_>, handle: &CallerHandle, bpf: Bpf) -> Result<Answer, Refusal> {
+fn ask(
+    call: &Call,
+    cx: &Context<'_>,
+    handle: &CallerHandle,
+    bpf: Bpf,
+) -> Result<Answer, CallError> {
     let groups = cx.open(call, "ns/cgroup")?;
     let thread = caller_thread::pidfd(call, cx, handle)?;
     // A container without a cgroup namespace of its own has no cgroup of its own.

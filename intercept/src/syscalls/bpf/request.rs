@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use super::{OBJ_GET_INFO_BY_FD, PROG_ATTACH, PROG_DETACH, PROG_GET_FD_BY_ID, PROG_LOAD};
 use crate::call::Call;
 use crate::syscalls::context::Context;
-use crate::verdict::{Refusal, Verdict};
+use crate::verdict::{CallError, Verdict};
 use ambit_worker::operation::bpf::{ALIGNMENT, LONGEST, LONGEST_LOG, Load, Log, is_plain};
 
 /// The kernel copies at most a page.
@@ -72,7 +72,7 @@ pub(super) struct Info {
 }
 
 /// Reads the attribute, and for a load the instructions and the license.
-pub(super) fn read(call: &Call, cx: &Context<'_>) -> Result<Parsed, Refusal> {
+pub(super) fn read(call: &Call, cx: &Context<'_>) -> Result<Parsed, CallError> {
     let size = call.uint(2) as usize;
     if size > PAGE {
         // The kernel accepts more if its pages are larger. No known program needs that.
@@ -127,7 +127,7 @@ impl Attribute<'_> {
     }
 }
 
-fn load(call: &Call, cx: &Context<'_>, attribute: Attribute<'_>) -> Result<Parsed, Refusal> {
+fn load(call: &Call, cx: &Context<'_>, attribute: Attribute<'_>) -> Result<Parsed, CallError> {
     let Some(kind) = kind(attribute) else { return Ok(Parsed::Unknown) };
     let count = attribute.word(4) as usize;
     if count == 0 || count > LONGEST {
@@ -143,7 +143,7 @@ fn load(call: &Call, cx: &Context<'_>, attribute: Attribute<'_>) -> Result<Parse
     let mut license = [0; LICENSE];
     let read = match cx.read(call, attribute.long(16), &mut license) {
         Ok(read) => &license[..read],
-        Err(Refusal::Fail(_)) => &[],
+        Err(CallError::Fail(_)) => &[],
         Err(other) => return Err(other),
     };
     // A license that is too long is cut, as by the kernel.
@@ -261,7 +261,7 @@ impl Info {
         call: &Call,
         cx: &Context<'_>,
         bytes: &[u8],
-    ) -> Result<Verdict, Refusal> {
+    ) -> Result<Verdict, CallError> {
         let length = bytes.len().min(self.room as usize);
         cx.write(call, self.place, &bytes[..length])?;
         cx.write(call, self.attribute + 4, &(length as u32).to_ne_bytes())?;
@@ -276,7 +276,7 @@ impl Query {
         call: &Call,
         cx: &Context<'_>,
         bytes: &[u8],
-    ) -> Result<Verdict, Refusal> {
+    ) -> Result<Verdict, CallError> {
         let Some((flags, ids)) = bytes.split_first_chunk::<4>() else {
             return Ok(Verdict::Continue);
         };
@@ -294,10 +294,10 @@ impl Query {
 }
 
 /// True if all of it was read. False if the caller itself cannot read it, which is EFAULT.
-fn whole(read: Result<usize, Refusal>, length: usize) -> Result<bool, Refusal> {
+fn whole(read: Result<usize, CallError>, length: usize) -> Result<bool, CallError> {
     match read {
         Ok(read) => Ok(read == length),
-        Err(Refusal::Fail(_)) => Ok(length == 0),
+        Err(CallError::Fail(_)) => Ok(length == 0),
         Err(other) => Err(other),
     }
 }

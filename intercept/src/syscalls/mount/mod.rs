@@ -32,7 +32,7 @@ use crate::replay_cache::ReplayCache;
 use crate::syscalls::context::Context;
 use crate::syscalls::handler::{Description, Handler, Prefilter, Repeat, Run};
 use crate::user_namespace_owner::UserNamespaceOwner;
-use crate::verdict::{DaemonError, Refusal, Verdict};
+use crate::verdict::{CallError, DaemonError, Verdict};
 use ambit_worker::mount::{How, Order};
 use ambit_worker::operation::{Base, CallerHandle, MagicLink};
 use ambit_worker::{Caller, Error, IdMaps};
@@ -88,7 +88,7 @@ impl Handler for Mount {
         if new { Prefilter::Inspect } else { Prefilter::Continue }
     }
 
-    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
+    fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, CallError> {
         let Some(operations) = cx.operations else { return Ok(Verdict::Continue) };
         let settings = &cx.settings.mount;
         let rules = rules(settings);
@@ -222,7 +222,7 @@ fn audit(call: &Call, cx: &Context<'_>, order: &Order, result: &Result<(), Error
 
 /// Copies the arguments. `None` if the kernel would refuse them (strings that do not end, pages
 /// that do not exist); the call is then left to the kernel, which knows the errno.
-fn arguments(call: &Call, cx: &Context<'_>) -> Result<Option<Arguments>, Refusal> {
+fn arguments(call: &Call, cx: &Context<'_>) -> Result<Option<Arguments>, CallError> {
     let Some(flags) = Flags::of_new_mount(call.long(3)) else { return Ok(None) };
     let source = match call.long(0) {
         0 => None,
@@ -244,7 +244,7 @@ fn arguments(call: &Call, cx: &Context<'_>) -> Result<Option<Arguments>, Refusal
                     Some(options) => options.to_vec(),
                     None => return Ok(None),
                 },
-                Err(Refusal::Fail(_)) => return Ok(None),
+                Err(CallError::Fail(_)) => return Ok(None),
                 Err(other) => return Err(other),
             }
         }
@@ -271,7 +271,7 @@ fn pin(
     cx: &Context<'_>,
     nested: bool,
     arguments: &mut Arguments,
-) -> Result<Option<(Caller, IdMaps)>, Refusal> {
+) -> Result<Option<(Caller, IdMaps)>, CallError> {
     let proc = cx.proc(call)?;
     let pinned = Caller::pin(proc.as_fd());
     let below = below_link(arguments).and_then(|(link, path)| {
@@ -281,7 +281,7 @@ fn pin(
     cx.still_pending()?;
     let (mut caller, maps) = pinned.map_err(|failure| {
         tracing::debug!(container = cx.container, tid = call.tid, "cannot pin: {failure}");
-        Refusal::Continue(DaemonError::System("looking at the caller in /proc", failure.errno))
+        CallError::Continue(DaemonError::System("looking at the caller in /proc", failure.errno))
     })?;
     if let Some((file, path)) = below {
         (caller.folder, arguments.target) = (file, path);

@@ -8,7 +8,7 @@ use super::{Arguments, REPLAYS, arguments, audit, pin};
 use crate::call::Call;
 use crate::operations;
 use crate::syscalls::context::Context;
-use crate::verdict::{Refusal, Verdict};
+use crate::verdict::{CallError, Verdict};
 use nix::errno::Errno;
 
 /// The types.
@@ -20,7 +20,7 @@ pub(super) fn is_own(name: &str) -> bool {
 }
 
 /// Answers mount(2) and fsopen(2); calls with other types are left to the kernel.
-pub(in crate::syscalls) fn run(call: &Call, cx: &Context<'_>) -> Result<Verdict, Refusal> {
+pub(in crate::syscalls) fn run(call: &Call, cx: &Context<'_>) -> Result<Verdict, CallError> {
     if cx.operations.is_none() {
         return Ok(Verdict::Continue);
     }
@@ -41,7 +41,7 @@ pub(super) fn mount(
     call: &Call,
     cx: &Context<'_>,
     mut arguments: Arguments,
-) -> Result<Verdict, Refusal> {
+) -> Result<Verdict, CallError> {
     let Some(operations) = cx.operations else { return Ok(Verdict::Continue) };
     // User namespaces that the container made may do this by themselves too.
     let Some((caller, _)) = pin(call, cx, true, &mut arguments)? else {
