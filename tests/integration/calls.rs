@@ -2,8 +2,10 @@
 //! 32-bit program, after a chroot, from a nested user namespace, and while it is off. The same
 //! script runs in a container of each engine, so that the results can be compared.
 
+use std::fs;
+
 use crate::harness::command::Output;
-use crate::harness::daemon::{Daemon, Place};
+use crate::harness::daemon::{Daemon, Place, readable_dir};
 use crate::harness::{lxc, machine, oci, sandbox};
 use crate::sched;
 
@@ -172,6 +174,34 @@ fn crun() {
             oci::Container { memory: MEMORY * MIB, ..oci::Container::with_users(script) };
         oci::run("crun", daemon, container)
     });
+}
+
+/// What LXD's users switch on for a container that runs: nodes by a relative path, on the root and on a
+/// tmpfs, an opaque mark, a device policy, and filesystems that are shifted or mounted by a helper.
+#[test]
+fn a_reload_grants_calls_to_a_running_container_of_lxc() {
+    machine::needs(&["mke2fs", "mksquashfs", "squashfuse"]);
+    let (daemon, folder) = (Daemon::start(), readable_dir());
+    let script = "cd /root; mount -t tmpfs t /tmp; mkdir d /tmp/m /tmp/t; truncate -s 8M /tmp/e
+        mke2fs -qFt ext4 /tmp/e; echo packed >/tmp/t/f; mksquashfs /tmp/t /tmp/s >/dev/null
+        try() { for n in n /root/n /dev/new; do /mnt/node_call make $n 1 3; umount $n; rm $n; done
+            /mnt/node_call opaque d; /mnt/bpf_call load; cd /tmp; call=/mnt/mount_call
+            $call e /tmp/m ext4 0; stat -c %u m/lost+found; umount m
+            $call s /tmp/m squashfs 0; cat m/f; umount m; cd /root; }
+        try 2>/dev/null; echo ready; while [ ! -e /var/go ]; do sleep .1; done; try 2>/dev/null; true";
+    let mut running = lxc::start(&daemon, MEMORY * MIB, 100_000, &[(folder.path(), "var")], script);
+    running.wait_for("ready");
+    let text = fs::read_to_string(daemon.place().config()).unwrap();
+    let granted = "mknod.bind = true\nbpf.enabled = true\nbpf.devices = true\n\
+                   mount.fuse = { squashfs = \"host:/usr/bin/squashfuse\" }\n";
+    fs::write(daemon.place().config(), text + ON + granted).unwrap();
+    daemon.place().ambit(&["reload"]).ok();
+    fs::write(folder.path().join("go"), "").unwrap();
+    let nodes = |answer: &str| format!("{answer}\n").repeat(4);
+    let before = format!("{}EPERM\nEPERM\nEPERM\nready\n", nodes("EPERM"));
+    let after = format!("{}ok\nok\n0\nok\npacked\n", nodes("ok"));
+    assert_eq!(running.finish(machine::patience(60)).ok(), before + &after);
+    daemon.stop().0.ok();
 }
 
 #[test]
