@@ -84,24 +84,42 @@ fn all_attacks_at_once_do_not_disturb_another_container() {
     let seconds = std::env::var("AMBIT_HOSTILE_SECONDS").ok().and_then(|text| text.parse().ok());
     let attack = Attack::on(ALL);
     let daemon = attack.stage.daemon();
-    if let Some(seconds) = seconds {
-        let said = meanwhile(daemon, || std::thread::sleep(Duration::from_secs(seconds)));
-        println!("quiet:    {said}");
-    }
+    let quiet = seconds
+        .map(|seconds| meanwhile(daemon, || std::thread::sleep(Duration::from_secs(seconds))));
     let before = Usage::of(daemon);
-    let said = meanwhile(daemon, || {
+    let attacked = meanwhile(daemon, || {
         attack_for(daemon, attack.stage.folder(), seconds.unwrap_or(2));
     });
     let after = Usage::of(daemon);
-    println!("attacked: {said}");
-    println!(
-        "daemon:   {} -> {} descriptors, {} -> {} kB, {:.1} s of processor time",
-        before.descriptors,
-        after.descriptors,
-        before.resident_kb,
-        after.resident_kb,
-        after.processor.saturating_sub(before.processor).as_secs_f64()
-    );
     let log = attack.ends();
-    println!("log:      {} bytes, {} lines", log.len(), log.lines().count());
+    let row = |name: &str, first: String, second: String| {
+        println!("{name:<36}{first:>12}{second:>12}");
+    };
+    // The name of the test is on this line.
+    println!();
+    if let Some(quiet) = quiet {
+        row("another container", "quiet".into(), "attacked".into());
+        for (name, key) in [
+            ("rounds of calls and reads", "rounds"),
+            ("calls and reads that failed", "failures"),
+            ("99 % took less than, us", "p99_us"),
+            ("the longest one, ms", "longest_ms"),
+        ] {
+            row(name, word(&quiet, key), word(&attacked, key));
+        }
+    }
+    let used = after.processor.saturating_sub(before.processor).as_secs_f64();
+    row("the daemon", "before".into(), "after".into());
+    row("descriptors", before.descriptors.to_string(), after.descriptors.to_string());
+    row("resident memory, kB", before.resident_kb.to_string(), after.resident_kb.to_string());
+    row("processor time, s", String::new(), format!("{used:.1}"));
+    row("bytes of its log", String::new(), log.len().to_string());
+    row("lines of its log", String::new(), log.lines().count().to_string());
+}
+
+/// Returns the value of a `key=value` in a line of them.
+#[track_caller]
+fn word(line: &str, key: &str) -> String {
+    let word = line.split(' ').find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+    word.unwrap_or_else(|| panic!("no {key} in {line}")).to_owned()
 }
