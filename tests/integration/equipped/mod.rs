@@ -6,6 +6,7 @@
 
 mod engine;
 mod hook;
+mod inside;
 mod lxc;
 mod pod;
 mod rows;

@@ -325,7 +325,7 @@ impl Served {
 
 /// A folder that `tests/guest/fetch` has made.
 #[track_caller]
-fn fetched(part: &str, suite: &str) -> PathBuf {
+pub(super) fn fetched(part: &str, suite: &str) -> PathBuf {
     let cache = std::env::var("AMBIT_VM_CACHE");
     let cache = cache.unwrap_or_else(|_| "/var/cache/ambit-vm".to_owned());
     let folder = Path::new(&cache).join(format!("{part}-{suite}"));
