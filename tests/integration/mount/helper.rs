@@ -1,9 +1,10 @@
 //! Mounted by a helper.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
-use super::{Loop, SHIFTED, Stage, helpers};
-use crate::harness::daemon::{Daemon, readable_dir};
+use super::{Loop, MIB, SHIFTED, Stage, helpers, tool};
+use crate::harness::daemon::{Daemon, Place, readable_dir};
 use crate::harness::{cgroup, command, machine, sandbox};
 
 #[test]
@@ -194,6 +195,31 @@ fn a_helper_mounts_on_a_folder_with_files_with_the_attributes_of_the_call() {
     stage.leaves_nothing();
 }
 
+/// On a device both ask for `fuseblk`, which only the host's root may mount.
+#[test]
+fn a_helper_that_asks_for_fuseblk_mounts_a_device() {
+    let stage = Stage::new(
+        "mount.enabled = true\nmount.fuse = { ntfs = \"ntfs-3g\", exfat = \"mount.exfat-fuse\" }\n",
+    );
+    machine::needs(&["mkntfs", "ntfs-3g", "mkfs.exfat", "mount.exfat-fuse"]);
+    for (kind, maker, args) in [("ntfs", "mkntfs", &["-qFQ"][..]), ("exfat", "mkfs.exfat", &[])] {
+        let image = stage.folder().join(kind);
+        fs::File::create(&image).unwrap().set_len(64 * MIB).unwrap();
+        tool(maker, args, &[&image]);
+        let device = Loop::of(&image);
+        let script = format!(
+            "for i in 1 2; do /mnt/mount_call {} /tmp/m {kind} 0; echo $i >>m/file; cat m/file
+             awk '$2 == \"/tmp/m\" {{print $1, $3}}' /proc/self/mounts; umount m
+             while pgrep 'ntfs-3g|exfat' >/dev/null; do sleep .1; done; done",
+            device.0
+        );
+        let text = stage.run(&["--device", "/dev/fuse", "--device", &device.0], &script).ok();
+        let mounted = format!("{} fuse.{kind}\n", device.0);
+        assert_eq!(text, format!("ok\n1\n{mounted}ok\n1\n2\n{mounted}"));
+    }
+    stage.leaves_nothing();
+}
+
 #[test]
 fn a_helper_that_ends_after_its_start_is_a_failed_mount() {
     let stage = Stage::new("mount.enabled = true\nmount.fuse = { ext4 = \"/run/i/ends\" }\n");
@@ -223,6 +249,46 @@ fn a_helper_has_the_environment_of_the_caller_and_no_ignored_signals() {
         assert!(text.lines().any(|one| one == line), "{line}: {text}");
     }
     stage.leaves_nothing();
+}
+
+/// The daemon has some, as by `AmbientCapabilities=` of systemd: execve(2) would keep them.
+#[test]
+fn helpers_and_workers_have_no_ambient_capabilities() {
+    let place = Place::intercepting(
+        "mknod = true\nmount.enabled = true\nmount.fuse = { ext4 = \"/run/i/shows\" }\n",
+    );
+    let mut serve = command::quiet("setpriv");
+    serve.args(["--inh-caps=+sys_admin", "--ambient-caps=+sys_admin", machine::AMBIT, "serve"]);
+    serve.arg("--config").arg(place.config());
+    let daemon = Daemon::start_below(place, &mut serve);
+    let folder = readable_dir();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let shows = folder.path().join("shows");
+    fs::write(&shows, "#!/bin/sh\ngrep ^CapAmb: /proc/self/status >/run/i/seen\n").unwrap();
+    fs::set_permissions(shows, fs::Permissions::from_mode(0o755)).unwrap();
+    let ambient = |pid: &str| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let row = status.lines().find_map(|line| line.strip_prefix("CapAmb:\t"))?;
+        Some((status.starts_with("Name:\tambit-act\n"), row.to_owned()))
+    };
+    let none = "0000000000000000";
+    assert_ne!(ambient(&daemon.pid().to_string()).unwrap().1, none);
+    let script = "/mnt/mount_call /run/i/shows /tmp ext4 1; /mnt/node_call loop /tmp/n 3000";
+    let bind = format!("{}:/run/i", folder.path().display());
+    let args = ["--intercept", "mount,mknod", "--bind", &bind];
+    let mut running = command::start(&mut sandbox::command(&daemon, &args, script));
+    // What a worker has at last: it starts with those of the broker.
+    let mut worker = None;
+    while !running.ended() {
+        let pids = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.file_name());
+        let mut all = pids.filter_map(|pid| ambient(pid.to_str()?));
+        worker = all.find(|(is_worker, _)| *is_worker).or(worker);
+    }
+    running.finish(machine::patience(20)).ok();
+    assert_eq!(worker, Some((true, none.to_owned())));
+    let seen = fs::read_to_string(folder.path().join("seen")).unwrap();
+    assert_eq!(seen, format!("CapAmb:\t{none}\n"));
+    daemon.stop().0.ok();
 }
 
 /// A unit that only mounts: what is left in its control group when it has ended is killed.
