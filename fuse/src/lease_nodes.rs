@@ -21,7 +21,13 @@ pub(crate) const PRIMER_NODE: u64 = 2;
 /// below the overlay's root to bind in their place.
 #[must_use]
 pub fn sources(views: &dyn Views, thread: u32) -> Vec<(String, String)> {
-    let Some(first) = views.first_process(thread) else { return Vec::new() };
+    views.first_process(thread).map(names).unwrap_or_default()
+}
+
+/// Returns the same for the container of a first process. The server does not find these names if
+/// [`sources`] would return none.
+#[must_use]
+pub fn names(first: FirstProcess) -> Vec<(String, String)> {
     let numbers = 1u64..;
     let source = |(number, file): (u64, &&dyn OverlayFile)| {
         let node = node_of(first, number)?;

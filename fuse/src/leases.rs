@@ -14,7 +14,8 @@
 //!
 //! A reader in small pieces may see the texts of two leases, so only files with columns are served:
 //! each text of a container has the same layout, and a line of two texts is a valid line. The name
-//! of a file is its node id (`lease_nodes.rs`), and only processes of the machine may look it up.
+//! of a file is its node id (`lease_nodes.rs`). Only root of the machine and the container itself may
+//! look it up.
 //! Start reading at [`LeaseFilesystem::renew`].
 
 use std::collections::HashMap;
@@ -103,6 +104,23 @@ impl LeaseFilesystem {
         self.shared.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns the node of a name, if the caller may look it up. A hook of an engine runs in the
+    /// container. A predecessor may have had leases where there are none now.
+    fn find(&self, name: &str, caller: &Request) -> Option<u64> {
+        let Shared { views, length, .. } = &*self.shared;
+        let is_of_machine = views.is_of_machine(caller.pid());
+        if length.is_zero() || (is_of_machine && caller.uid() != 0) {
+            return None;
+        }
+        if name == PRIMER {
+            return is_of_machine.then_some(PRIMER_NODE);
+        }
+        let node = u64::from_str_radix(name, 16).ok()?;
+        let (_, first) = parse(node)?;
+        let thread = if is_of_machine { first.pid } else { caller.pid() };
+        (views.first_process(thread) == Some(first)).then_some(node)
+    }
+
     /// Takes a new lease of a file. Returns its text, generation and length.
     fn renew(&self, node: u64) -> Result<(Arc<[u8]>, SystemTime, Duration), Errno> {
         let (file, first) = parse(node).ok_or(Errno::ENOENT)?;
@@ -182,7 +200,7 @@ fn attributes(node: u64, size: u64, time: SystemTime) -> FileAttr {
         ctime: time,
         crtime: time,
         kind: if is_root { FileType::Directory } else { FileType::RegularFile },
-        perm: if is_root { 0o700 } else { WORLD_READABLE },
+        perm: if is_root { 0o711 } else { WORLD_READABLE },
         nlink: 1,
         uid: 0,
         gid: 0,
@@ -220,14 +238,8 @@ impl Filesystem for LeaseFilesystem {
     /// the first reader asks for the attributes. Waits for no numbers, so that attach does not.
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.guard(recorded(Operation::Lookup, parent, req), reply, |_, reply| {
-            if parent.0 != ROOT || !self.shared.views.is_of_machine(req.pid()) {
-                return reply.error(Errno::ENOENT);
-            }
-            let node = match name.to_str() {
-                Some(PRIMER) => Some(PRIMER_NODE),
-                Some(name) => u64::from_str_radix(name, 16).ok().filter(|&it| parse(it).is_some()),
-                None => None,
-            };
+            let name = name.to_str().filter(|_| parent.0 == ROOT);
+            let node = name.and_then(|name| self.find(name, req));
             let Some(node) = node else { return reply.error(Errno::ENOENT) };
             let last = self.records().get(&node).map(|last| last.attributes(node));
             let last =

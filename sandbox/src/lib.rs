@@ -62,7 +62,12 @@ const FAILED: u8 = 125;
 #[derive(Debug)]
 pub enum OverlayMounts {
     /// From a daemon's mount point, as this process sees it.
-    At(PathBuf),
+    At {
+        /// The mount point.
+        path: PathBuf,
+        /// Files with the names below it that are taken in their place, if the daemon has them.
+        leased: Vec<(String, String)>,
+    },
     /// Detached mounts. This process may serve them itself, so it must not look names up in them.
     Detached {
         /// The overlay.
@@ -75,11 +80,11 @@ pub enum OverlayMounts {
 /// The service that serves the overlay and answers system calls: the running daemon or an embedded
 /// server.
 pub trait Service {
-    /// The overlay.
+    /// Returns the overlay for a sandbox with this init.
     ///
     /// # Errors
     /// It cannot be mounted.
-    fn overlay(&self) -> Result<OverlayMounts>;
+    fn overlay(&self, init_pid: i32) -> Result<OverlayMounts>;
 
     /// Takes over the listener of a sandbox. When this returns, notifications are answered.
     ///
@@ -212,10 +217,13 @@ impl Prepared {
                 None => others.push((*file).to_owned()),
             }
         }
-        match service.overlay()? {
-            OverlayMounts::At(path) => {
+        match service.overlay(processes.init.as_raw())? {
+            OverlayMounts::At { path, leased } => {
+                let copy_of = |name: &str| mounts::Detached::copy_of_shared(&path.join(name));
                 for file in others {
-                    let copy = mounts::Detached::copy_of_shared(&path.join(&file))?;
+                    let named = leased.iter().find(|(leased, _)| *leased == file);
+                    let copy = named.and_then(|(_, name)| copy_of(name).ok());
+                    let copy = copy.map_or_else(|| copy_of(&file), Ok)?;
                     self.send_file(&file, &copy)?;
                 }
             }

@@ -3,7 +3,7 @@
 //! runc and crun start it in the container's mount namespace, when the container's mounts are made
 //! and its root is not changed yet: the machine's mounts are still there, and the overlay with them.
 //! So the files are covered by this process, without the daemon. The process id in the state is of
-//! no use: it may be 1, or 0.
+//! no use, because it may be 1, or 0: the first process of the container is an ancestor of this one.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -11,6 +11,9 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use ambit_fuse::lease_nodes;
+use ambit_kernel::text::status::Status;
+use ambit_sysinfo::FirstProcess;
 use ambit_worker::attach::{self, Facts, Options, Report, Unmasked};
 use anyhow::{Context, bail};
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -22,6 +25,9 @@ use crate::config::Config;
 /// The longest state, and the longest config.json, in bytes.
 const LONGEST_STATE: u64 = 1 << 20;
 const LONGEST_CONFIG: u64 = 16 << 20;
+
+/// The most ancestors that are looked at.
+const ANCESTORS: usize = 8;
 
 /// The annotation that leaves a container alone with `no`.
 pub(crate) const ANNOTATION: &str = "ambit.view";
@@ -91,8 +97,9 @@ fn cover(state: &State, config: &Config) -> anyhow::Result<String> {
     let own = rustix::fs::stat("/proc/self/ns/pid").context("stat of /proc/self/ns/pid")?;
     let facts = Facts::collect(&overlay, own.st_ino, vec!["1".to_owned()])
         .map_err(|error| anyhow::anyhow!("{}: {error}: does the daemon run?", mount.display()))?;
-    let mut copies = |names: &[&str]| {
-        Ok(names.iter().map(|name| attach::copy(&overlay, Path::new(name))).collect())
+    let leased = first_process().map(lease_nodes::names).unwrap_or_default();
+    let mut copies = |targets: &[&str]| {
+        Ok(targets.iter().map(|target| attach::copy_for(&overlay, &leased, target)).collect())
     };
     let mut report = Report::default();
     for tree in ["proc", "sys"] {
@@ -113,6 +120,25 @@ fn cover(state: &State, config: &Config) -> anyhow::Result<String> {
         bail!("{report}");
     }
     Ok(report.to_string())
+}
+
+/// Returns the first process of the pid namespace that this process is in, if it is an ancestor.
+/// `/proc` is the machine's.
+fn first_process() -> Option<FirstProcess> {
+    let (mut process, mut depth) = ("self".to_owned(), 0);
+    for _ in 0..ANCESTORS {
+        let text = std::fs::read(format!("/proc/{process}/status")).ok()?;
+        let pids: Vec<u32> = Status(&text).numbers("NSpid:").collect();
+        depth = depth.max(pids.len());
+        if pids.len() < depth {
+            return None;
+        }
+        if pids.last() == Some(&1) {
+            return FirstProcess::read(*pids.first()?);
+        }
+        process = Status(&text).numbers("PPid:").next()?.to_string();
+    }
+    None
 }
 
 impl Bundle {

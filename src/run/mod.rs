@@ -10,9 +10,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use ambit_fuse::{Detached, Submount, Visit};
+use ambit_fuse::{Detached, Submount, Visit, lease_nodes};
 use ambit_kernel::output::{self, complain};
 use ambit_sandbox::{Options, OverlayMounts, Service};
+use ambit_sysinfo::FirstProcess;
 use anyhow::Context;
 
 use crate::config::words;
@@ -135,8 +136,10 @@ struct Daemon {
 }
 
 impl Service for Daemon {
-    fn overlay(&self) -> anyhow::Result<OverlayMounts> {
-        Ok(OverlayMounts::At(self.mount.clone()))
+    fn overlay(&self, init_pid: i32) -> anyhow::Result<OverlayMounts> {
+        let first = u32::try_from(init_pid).ok().and_then(FirstProcess::read);
+        let leased = first.map(lease_nodes::names).unwrap_or_default();
+        Ok(OverlayMounts::At { path: self.mount.clone(), leased })
     }
 
     fn deliver(&self, listener: OwnedFd, id: &str, init_pid: i32) -> anyhow::Result<()> {
@@ -174,7 +177,7 @@ impl Embedded {
 }
 
 impl Service for Embedded {
-    fn overlay(&self) -> anyhow::Result<OverlayMounts> {
+    fn overlay(&self, _init_pid: i32) -> anyhow::Result<OverlayMounts> {
         let mounts = self.server.overlay().detached().context("the overlay has no mount")?;
         let Detached { overlay, pressure } = mounts;
         Ok(OverlayMounts::Detached { overlay, pressure })

@@ -220,9 +220,7 @@ impl Container {
     /// Returns the first process of its pid namespace.
     pub(crate) fn first_process(&self) -> Option<FirstProcess> {
         let init = self.identity.init.as_ref()?;
-        // Start times are multiples of a tick. The lower half tells processes of one pid apart.
-        let start = (init.start / clock::TICK) & u64::from(u32::MAX);
-        Some(FirstProcess { pid: init.pid, start: u32::try_from(start).unwrap_or_default() })
+        Some(FirstProcess::new(init.pid, init.start))
     }
 
     /// The pid of its first process in the daemon's numbering.

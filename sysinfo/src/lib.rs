@@ -167,6 +167,21 @@ pub struct FirstProcess {
     pub start: u32,
 }
 
+impl FirstProcess {
+    /// Reads when a process started, from the machine's `/proc`. `None` if it has ended.
+    #[must_use]
+    pub fn read(pid: u32) -> Option<Self> {
+        let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+        Some(Self::new(pid, clock::start_of(&stat)?))
+    }
+
+    /// Start times are multiples of a tick. The lower half tells processes of one pid apart.
+    fn new(pid: u32, start: u64) -> Self {
+        let start = (start / clock::TICK) & u64::from(u32::MAX);
+        Self { pid, start: u32::try_from(start).unwrap_or_default() }
+    }
+}
+
 /// The numbers that a thread sees, and its account.
 #[derive(Debug, Clone)]
 pub struct Numbers {

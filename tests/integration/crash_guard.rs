@@ -49,8 +49,8 @@ fn a_request_that_crashes_every_server_is_refused() {
         let before = restarts(&daemon);
         let script = format!(
             "cp /bin/cat /tmp/deadly-{how}; cp /mnt/sysinfo /tmp/deadly-{call}
-             for turn in 1 2 3 4 5; do /tmp/deadly-{how} /proc/meminfo; done 2>&1
-             unshare --pid --fork /tmp/deadly-{how} /proc/meminfo 2>&1
+             for turn in 1 2 3 4 5; do /tmp/deadly-{how} /proc/swaps; done 2>&1
+             unshare --pid --fork /tmp/deadly-{how} /proc/swaps 2>&1
              echo calls; for turn in 1 2 3 4; do /tmp/deadly-{call} | grep ^total_kb; done
              echo well; head -1 /proc/stat; cat /proc/uptime; /mnt/sysinfo | grep ^total_kb"
         );
@@ -87,5 +87,5 @@ fn a_request_that_crashes_every_server_is_refused() {
     let (output, _) = daemon.stop();
     let lines: Vec<_> = output.stderr.lines().filter(|line| line.contains(LINE)).collect();
     assert_eq!(lines.len(), 4, "{lines:#?}");
-    assert!(lines.iter().filter(|line| line.contains("OPEN of proc/meminfo")).count() == 2);
+    assert!(lines.iter().filter(|line| line.contains("OPEN of proc/swaps")).count() == 2);
 }

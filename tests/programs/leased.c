@@ -1,6 +1,7 @@
 // Reads a meminfo in every way, and in small pieces, and judges each line.
 //   leased kinds FILE             one text by read, mmap, O_DIRECT and sendfile
 //   leased pieces FILE SIZE MS    whole files in pieces of SIZE bytes for MS milliseconds
+//   leased agrees FILE MS         sysinfo(2) between two reads of the same text
 //   leased time FILE              prints the nanoseconds of open, fstat, read to the end and close
 #define _GNU_SOURCE
 #include <ctype.h>
@@ -12,6 +13,7 @@
 #include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
+#include <sys/sysinfo.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -77,9 +79,41 @@ static void kinds(const char *file)
     printf("size=%ld\n", (long)st.st_size);
 }
 
+static long elapsed(const struct timespec *begin)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (now.tv_sec - begin->tv_sec) * 1000 + (now.tv_nsec - begin->tv_nsec) / 1000000;
+}
+
+static void agrees(const char *file, long ms)
+{
+    struct timespec begin;
+    long compared = 0, changes = 0;
+    static char before[4097], after[4097];
+    int fd = open(file, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) err(1, "%s", file);
+    clock_gettime(CLOCK_MONOTONIC, &begin);
+    all(fd, after, 4096);
+    do {
+        struct sysinfo info;
+        memcpy(before, after, sizeof before);
+        if (sysinfo(&info)) err(1, "sysinfo");
+        lseek(fd, 0, SEEK_SET);
+        all(fd, after, 4096);
+        changes += strcmp(before, after) != 0;
+        if (strcmp(before, after)) continue;
+        compared++;
+        if (info.totalram * info.mem_unit >> 10 != number(after, "MemTotal:") ||
+            info.freeram * info.mem_unit >> 10 != number(after, "MemFree:"))
+            errx(1, "sysinfo says %lu of %lu free, and:\n%s", info.freeram, info.totalram, after);
+    } while (elapsed(&begin) < ms);
+    printf("compared=%ld\nchanges=%ld\n", compared, changes);
+}
+
 static void pieces(const char *file, size_t piece, long ms)
 {
-    struct timespec begin, now;
+    struct timespec begin;
     long opens = 0, mixed = 0, changes = 0;
     unsigned long last = 0;
     static char text[4097];
@@ -94,8 +128,7 @@ static void pieces(const char *file, size_t piece, long ms)
         changes += last && total != last;
         last = total;
         opens++;
-        clock_gettime(CLOCK_MONOTONIC, &now);
-    } while ((now.tv_sec - begin.tv_sec) * 1000 + (now.tv_nsec - begin.tv_nsec) / 1000000 < ms);
+    } while (elapsed(&begin) < ms);
     printf("opens=%ld\nchanges=%ld\nmixed=%ld\n", opens, changes, mixed);
 }
 
@@ -131,6 +164,7 @@ int main(int argc, char **argv)
 {
     if (argc == 3 && !strcmp(argv[1], "kinds")) kinds(argv[2]);
     else if (argc == 5 && !strcmp(argv[1], "pieces")) pieces(argv[2], strtoul(argv[3], 0, 10), atol(argv[4]));
+    else if (argc == 4 && !strcmp(argv[1], "agrees")) agrees(argv[2], atol(argv[3]));
     else if (argc == 3 && !strcmp(argv[1], "time")) timing(argv[2]);
-    else errx(2, "usage: leased kinds FILE | pieces FILE SIZE MS | time FILE");
+    else errx(2, "usage: leased kinds FILE | pieces FILE SIZE MS | agrees FILE MS | time FILE");
 }

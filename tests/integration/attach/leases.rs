@@ -14,8 +14,8 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use crate::harness::cgroup::Limits;
 use crate::harness::command::{quiet, run, start};
 use crate::harness::daemon::{Daemon, Place};
-use crate::harness::machine;
 use crate::harness::text::{kb, value};
+use crate::harness::{machine, sandbox};
 use crate::survival::resends;
 
 use super::container::{FRESH, MEMORY_KB, Unshared, mounts_of, ok};
@@ -57,18 +57,24 @@ fn every_line_is_whole_however_it_is_read_while_limits_change() {
         return;
     }
     let daemon = daemon(20);
-    let container = Unshared::start("pieces", FRESH);
+    let [container, other] = ["pieces", "other"].map(|name| Unshared::start(name, FRESH));
     let file = attach(&daemon, &container);
     let size = fs::metadata(&file).unwrap().size();
     // What a host process reads is the container's too.
     assert_eq!(total(&file), MEMORY_KB);
-    // A container that has the whole overlay finds no file by its name, and does no harm by trying.
-    let mounts = mounts_of(container.pid);
-    let line = mounts.lines().find(|line| line.contains(" /proc/meminfo ")).unwrap();
-    let named = daemon.file(&format!(".leases{}", line.split(' ').nth(3).unwrap()));
-    let refused = container.exec(&format!("cat {}", named.display()));
+    // A container that has the whole overlay finds its own file by its name, as a hook does, and no
+    // other one.
+    ok(&daemon, "attach", other.pid);
+    let [named, others] = [&container, &other].map(|container| {
+        let mounts = mounts_of(container.pid);
+        let line = mounts.lines().find(|line| line.contains(" /proc/meminfo ")).unwrap();
+        daemon.file(&format!(".leases{}", line.split(' ').nth(3).unwrap()))
+    });
+    let found = container.exec(&format!("cat {}", named.display())).ok();
+    assert_eq!(kb(&found, "MemTotal"), MEMORY_KB);
+    let refused = container.exec(&format!("cat {}", others.display()));
     assert!(refused.stderr.contains("No such file"), "{refused:?}");
-    assert_eq!((total(&named), total(&file)), (MEMORY_KB, MEMORY_KB));
+    assert_eq!([&named, &others, &file].map(|file| total(file)), [MEMORY_KB; 3]);
     let leased = |words: &[&str]| {
         let mut leased = quiet(machine::program("leased").to_str().unwrap());
         leased.arg(words[0]).arg(&file).args(&words[1..]);
@@ -161,6 +167,25 @@ fn a_connection_that_was_aborted_is_served_anew_and_attached_again() {
     assert_ne!(fs::metadata(&file).unwrap().size(), SHARED, "it is on lease again");
     ok(&daemon, "detach", container.pid);
     assert_eq!(total(&file), machine::memory_kb());
+}
+
+#[test]
+fn sysinfo_and_the_file_of_a_sandbox_agree_over_the_ends_of_leases() {
+    if !resends() {
+        return;
+    }
+    let daemon = daemon(20);
+    // Memory is used and freed all the time.
+    let script = format!(
+        "stat -c size=%s /proc/meminfo
+        while :; do head -c 8M /dev/zero | tail -c 1; done >/dev/null & \
+        {}/leased agrees /proc/meminfo 1500; kill $!",
+        sandbox::PROGRAMS
+    );
+    let said = sandbox::run(&daemon, &["--memory", "160M"], &script).ok();
+    assert_ne!(value(&said, "size"), SHARED.to_string());
+    eprintln!("{said}");
+    assert_ne!(value(&said, "changes"), "0");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use super::all_files;
 use crate::harness::command::{self, Output, quiet};
 use crate::harness::daemon::{Daemon, Place, mounts, readable_dir};
 use crate::harness::machine::{self, AMBIT};
+use crate::survival::resends;
 
 /// What engines hide by default.
 const CONFIG: &str = r#"{"root":{"path":"rootfs"},
@@ -43,6 +44,9 @@ fn the_hook_covers_all_files_once() {
     let script = "\"$@\" --required <state; echo $?; mounts; \"$@\" <state; echo $?; mounts";
     let said = in_bundle(daemon.place(), script);
     assert_eq!(said.stdout, format!("0\n{0}\n0\n{0}\n", all_files()), "{said:?}");
+    // As attach does, it takes the container's own meminfo, whose size is that of its text.
+    let said = in_bundle(daemon.place(), "\"$@\" <state; stat -c %s rootfs/proc/meminfo").ok();
+    assert_eq!(said.trim() != "4096", resends(), "{said}");
     // An annotation leaves a container alone.
     let script = r#"sed 's/}$/,"annotations":{"ambit.view":"no"}}/' state >no
         "$@" --required <no; echo $?; mounts"#;

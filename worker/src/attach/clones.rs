@@ -39,6 +39,21 @@ pub fn copy(folder: impl AsFd, path: &Path) -> Result<OwnedFd, Error> {
     Err(Error::new(nix::errno::Errno::ENOENT, format!("{}: it vanishes", what())))
 }
 
+/// Copies a file of the overlay, or in its place the container's file on lease. `leased` are targets
+/// with the names of these files below the overlay.
+///
+/// # Errors
+/// As [`copy`].
+pub fn copy_for(
+    overlay: impl AsFd,
+    leased: &[(String, String)],
+    target: &str,
+) -> Result<OwnedFd, Error> {
+    let named = leased.iter().find(|(leased, _)| leased == target);
+    let copied = named.and_then(|(_, name)| copy(&overlay, Path::new(name)).ok());
+    copied.map_or_else(|| copy(&overlay, Path::new(target)), Ok)
+}
+
 /// Takes a detached mount out of its peer group. Before Linux 5.12 a kernel may refuse that with
 /// `EINVAL`.
 pub(super) fn make_private(proc: impl AsFd, mount: &OwnedFd) -> std::io::Result<()> {

@@ -252,11 +252,5 @@ fn copy(
             return copied;
         }
     }
-    if let Some((_, name)) = leased.iter().find(|(leased, _)| leased == target) {
-        let copied = clones::copy(overlay, Path::new(name));
-        if copied.is_ok() {
-            return copied;
-        }
-    }
-    clones::copy(overlay, Path::new(target))
+    clones::copy_for(overlay, leased, target)
 }

@@ -28,7 +28,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use rustix::mount::MoveMountFlags;
 use serde::{Deserialize, Serialize};
 
-pub use clones::{copy, is_marked};
+pub use clones::{copy, copy_for, is_marked};
 pub(super) use container::run;
 pub use container::{Action, AttachOrder, DEADLINE};
 pub use facts::{Facts, LEASES};
