@@ -74,12 +74,10 @@ fn main() {
     if is_selected("files") {
         files(&intercepting());
     }
-    if is_selected("leased") {
-        leased::print(&intercepting());
-    }
+    let on_lease = is_selected("leased").then(|| leased::times(&intercepting()));
     let on_one = is_selected("calls").then(|| calls(&intercepting()));
-    if on_one.is_some() || scale::ROWS.iter().any(|row| is_selected(row)) {
-        scale::print(on_one.map(|times| times.map(|time| time / 1e3)), is_selected);
+    if on_lease.is_some() || on_one.is_some() || scale::ROWS.iter().any(|row| is_selected(row)) {
+        scale::print(on_lease, on_one, is_selected);
     }
     bind_to(&every_processor());
     let daemon = intercepting();

@@ -27,11 +27,20 @@ const SETTLED: Duration = Duration::from_millis(2500);
 /// Twelve rounds of the load sampler: in one of them the threads of idle containers are counted.
 const CYCLE: Duration = Duration::from_secs(60);
 
-/// Prints a table of the rows that are selected, and of calls: microseconds of sysinfo(2), mknod(2)
-/// and the smallest handler.
-pub(crate) fn print(calls: Option<[f64; 3]>, is_selected: impl Fn(&str) -> bool) {
+/// Prints a table of the rows that are selected. In nanoseconds: meminfo on lease and the machine's
+/// own; sysinfo(2), mknod(2) and the smallest handler.
+pub(crate) fn print(
+    leased: Option<[f64; 2]>,
+    calls: Option<[f64; 3]>,
+    is_selected: impl Fn(&str) -> bool,
+) {
     println!("\n| figure | ambit | limit | ratio | reach |\n|---|--:|--:|--:|--:|");
-    if let Some([sysinfo, mknod, smallest]) = calls {
+    if let Some([leased, host]) = leased {
+        let ratio = Some(leased / host);
+        let us = |time: f64| format!("{:.1} us", time / 1e3);
+        row("leased meminfo, the machine's own", &us(leased), &us(host), ratio, "0.6");
+    }
+    if let Some([sysinfo, mknod, smallest]) = calls.map(|times| times.map(|time| time / 1e3)) {
         for (call, time, reach) in [("sysinfo", sysinfo, "1.3"), ("mknod", mknod, "12")] {
             let ratio = Some(time / smallest);
             row(&format!("{call}, smallest handler"), &us(time), &us(smallest), ratio, reach);
