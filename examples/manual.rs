@@ -9,8 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ambit::cli::Cli;
-use ambit::config::print::default_file;
+use ambit::{Cli, default_file};
 use anyhow::{Context, ensure};
 use clap::CommandFactory;
 use clap_complete::Shell;

@@ -23,16 +23,12 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 /// A container, pinned by a descriptor of its first process.
 #[derive(Debug)]
 pub struct Container {
-    /// The engine, if the cgroup tells it.
-    pub engine: Option<&'static str>,
     /// The name or the whole id.
     pub name: String,
     /// Its first process. The number is valid while the descriptor says that it has not ended.
     pub pid: u32,
     /// The descriptor of its first process.
     pub pidfd: OwnedFd,
-    /// The path of its cgroup, as `/proc/<pid>/cgroup` shows it.
-    pub cgroup: String,
 }
 
 /// Why a name is not that of one container.
@@ -68,9 +64,6 @@ fn listed(known: &[String]) -> String {
 
 impl Container {
     /// Opens the folder of its first process in `/proc`.
-    ///
-    /// # Errors
-    /// The process has ended.
     pub fn folder(&self) -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder = rustix::fs::open(format!("/proc/{}", self.pid), flags, Mode::empty())?;
@@ -96,7 +89,6 @@ pub(crate) fn short(name: &str) -> &str {
 }
 
 /// Finds all containers, ordered by name.
-#[must_use]
 pub fn all() -> Vec<Container> {
     let mut containers: Vec<_> = groups(processes()).into_iter().filter_map(Group::pin).collect();
     containers.sort_by(|a, b| (&a.name, a.pid).cmp(&(&b.name, b.pid)));
@@ -106,9 +98,6 @@ pub fn all() -> Vec<Container> {
 /// Finds one container: by its name or id, by any process in it, or by the first characters of its
 /// id. The outermost one with a name is meant; if its name is also the number of a process, it is
 /// the name.
-///
-/// # Errors
-/// There is none, or several.
 pub fn find(name: &str) -> Result<Container, FindError> {
     let processes = processes();
     let groups = groups(processes.clone());
@@ -171,7 +160,6 @@ struct Process {
 /// The processes of one container.
 #[derive(Debug)]
 struct Group {
-    engine: Option<&'static str>,
     name: String,
     cgroup: String,
     first: Process,
@@ -193,8 +181,7 @@ impl Group {
         if clock::start_of(&stat) != Some(self.first.start) {
             return None;
         }
-        let Self { engine, name, cgroup, first } = self;
-        Some(Container { engine, name, pid: first.pid, pidfd, cgroup })
+        Some(Container { name: self.name, pid: self.first.pid, pidfd })
     }
 }
 
@@ -262,9 +249,8 @@ impl Process {
 /// Returns the container that a process alone shows.
 fn group_of(process: Process, cgroups_of: &BTreeMap<u32, Vec<u8>>) -> Option<Group> {
     if let Some((_, found)) = engines::find_in(&process.cgroups) {
-        let engine = Some(found.engine).filter(|&engine| engine != engines::UNKNOWN);
         let (name, cgroup) = (found.name(), found.path.to_owned());
-        return Some(Group { engine, name, cgroup, first: process });
+        return Some(Group { name, cgroup, first: process });
     }
     let is_moved = cgroups_of.get(&process.parent).is_some_and(|of| *of != process.cgroups);
     if process.namespace.is_none() || !process.is_init || !is_moved {
@@ -272,7 +258,7 @@ fn group_of(process: Process, cgroups_of: &BTreeMap<u32, Vec<u8>>) -> Option<Gro
     }
     let cgroup = control_groups::path(&process.cgroups);
     let name = cgroup.rsplit('/').next().filter(|name| !name.is_empty() && !is_unit(name))?;
-    Some(Group { engine: None, name: name.to_owned(), cgroup, first: process })
+    Some(Group { name: name.to_owned(), cgroup, first: process })
 }
 
 /// True for a unit of systemd. A sandbox in a session or a service is not a container of an engine.
@@ -300,7 +286,7 @@ fn of_process(process: &Process, groups: Vec<Group>, processes: &[Process]) -> O
         let cgroup = control_groups::path(&first.cgroups);
         let name = control_groups::name(&first.cgroups);
         let name = name.unwrap_or_else(|| first.pid.to_string());
-        Some(Group { engine: None, name, cgroup, first })
+        Some(Group { name, cgroup, first })
     })
 }
 
@@ -346,7 +332,6 @@ mod tests {
             process(30, Some(7), "/docker/sidecar"),
         ]);
         assert_eq!(names(&groups), [("sidecar", 30), ("web", 11), ("a", 21)]);
-        assert_eq!(groups[1].engine, Some("lxc"));
     }
 
     #[test]
@@ -360,7 +345,6 @@ mod tests {
             init(8, 10, "/system.slice/a.service"),
         ]);
         assert_eq!(names(&groups), [("web", 5)]);
-        assert_eq!(groups[0].engine, None);
     }
 
     #[test]

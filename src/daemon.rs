@@ -10,7 +10,7 @@ use ambit_fuse::{MountOptions, Overlay, Restored};
 use ambit_keeper::client::{Inherited, KeeperClient};
 use ambit_kernel::output;
 use ambit_kernel::recorder::Recorder;
-use ambit_sysinfo::{Accounting, COUNTER_STORE, Views};
+use ambit_sysinfo::{Accounting, COUNTER_STORE};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, broadcast};
@@ -94,9 +94,6 @@ impl Server {
 
     /// Like [`Self::start`], with accounting that was started before, and with the descriptors that
     /// the previous server stored with the keeper. Containers wait meanwhile.
-    ///
-    /// # Errors
-    /// As [`Self::start`].
     pub fn take_over(
         config: &Config,
         reach: Reach,
@@ -199,7 +196,6 @@ impl Server {
     }
 
     /// Returns the mount point of the overlay.
-    #[must_use]
     pub fn mount(&self) -> &Path {
         self.overlay.path().unwrap_or(Path::new(""))
     }
@@ -230,43 +226,36 @@ impl Server {
     }
 
     /// The virtual files.
-    #[must_use]
     pub fn overlay(&self) -> &Overlay {
         &self.overlay
     }
 
     /// The notification threads.
-    #[must_use]
     pub fn notifier(&self) -> &Notifier {
         &self.notifier
     }
 
     /// What attaches files to containers that run.
-    #[must_use]
     pub fn attacher(&self) -> &Arc<Attacher> {
         &self.attacher
     }
 
     /// What attaches files to containers when they start.
-    #[must_use]
     pub fn watcher(&self) -> Option<&Watcher> {
         self.watcher.as_ref()
     }
 
     /// The connection to the keeper.
-    #[must_use]
     pub fn keeper(&self) -> &KeeperClient {
         &self.keeper
     }
 
     /// Sets the origin of its configuration.
-    #[must_use]
     pub fn configured_from(self, origin: Origin) -> Self {
         Self { origin: Mutex::new(origin), ..self }
     }
 
     /// Returns the origin of its configuration.
-    #[must_use]
     pub fn origin(&self) -> Origin {
         self.origin.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -288,7 +277,6 @@ impl Server {
     }
 
     /// Returns a receiver of the keeper's reasons for refusing a new program.
-    #[must_use]
     pub fn refusals(&self) -> broadcast::Receiver<String> {
         self.refusals.subscribe()
     }
@@ -300,27 +288,16 @@ impl Server {
     }
 
     /// Returns how often the overlay was attached again.
-    #[must_use]
     pub fn mounts_restored(&self) -> MountsRestored {
         *self.mounts_restored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The accounting that everything is rendered from.
-    #[must_use]
     pub fn accounting(&self) -> &Arc<Accounting> {
         &self.accounting
     }
 
-    /// The accounting, as the front ends use it.
-    #[must_use]
-    pub fn views(&self) -> Arc<dyn Views> {
-        self.accounting.clone()
-    }
-
     /// Stops serving: unmounts the overlay and ends the threads.
-    ///
-    /// # Errors
-    /// The overlay cannot be unmounted.
     pub fn stop(self) -> anyhow::Result<()> {
         drop(self.watcher);
         // Containers whose listeners are closed get ENOSYS for the calls their filter traps.

@@ -9,5 +9,5 @@ use ambit_fuse::PrefaultAllocator;
 static ALLOCATOR: PrefaultAllocator = PrefaultAllocator;
 
 fn main() -> ExitCode {
-    ambit::cli::main(std::env::args_os())
+    ambit::main(std::env::args_os())
 }

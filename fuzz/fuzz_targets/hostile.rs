@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::sync::LazyLock;
 
-use ambit::config::Config;
+use ambit::Config;
 use ambit_intercept::fuzzing::{Calls, oci_message};
 use libfuzzer_sys::fuzz_target;
 
