@@ -45,7 +45,6 @@ pub fn ask_daemon<T>(
 }
 
 /// Returns the message that the service is stopped.
-#[must_use]
 pub fn stopped(mount: &Path) -> String {
     format!(
         "ambit is stopped, and its service manager holds the files at {} and the listeners: reads \

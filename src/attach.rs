@@ -38,18 +38,12 @@ struct Which {
 }
 
 /// Runs `ambit attach`. The exit status is 1 if something failed.
-///
-/// # Errors
-/// No daemon answers, or standard output cannot be written.
 pub fn attach(args: &AttachArgs, config: &Config) -> anyhow::Result<ExitCode> {
     let words = if args.replace { "attach --replace" } else { "attach" };
     run(&args.which, config, words)
 }
 
 /// Runs `ambit detach`. The exit status is 1 if something failed.
-///
-/// # Errors
-/// As [`attach`].
 pub fn detach(args: &DetachArgs, config: &Config) -> anyhow::Result<ExitCode> {
     run(&args.which, config, "detach")
 }

@@ -84,10 +84,6 @@ pub enum Question {
 
 impl Question {
     /// Parses a line of the control socket. `None` if it is no question of this kind.
-    ///
-    /// # Errors
-    /// It has no valid process.
-    #[must_use]
     pub fn parse(line: &str) -> Option<Result<Self, String>> {
         let (word, rest) = line.split_once(' ')?;
         let pid = |text: &str| match text.parse() {
@@ -130,9 +126,6 @@ impl Attacher {
     }
 
     /// Answers a question. Waits for the broker, at most some seconds.
-    ///
-    /// # Errors
-    /// There is no such process, it is in no container, or the container does not answer.
     pub fn run(&self, question: Question) -> anyhow::Result<Report> {
         let (pid, action) = match question {
             Question::Attach { pid, replace } => (pid, self.cover(replace)),
@@ -147,9 +140,6 @@ impl Attacher {
 
     /// Attaches the files to the container of a process, whose folder in `/proc` is given. Waits as
     /// [`Self::run`] does.
-    ///
-    /// # Errors
-    /// As [`Self::run`].
     pub(crate) fn attach(&self, pid: u32, process: BorrowedFd<'_>) -> anyhow::Result<Report> {
         self.act(self.cover(false), pid, process)
     }
@@ -206,7 +196,6 @@ impl Attacher {
     }
 
     /// Returns the containers that still run, and in which files were left alone.
-    #[must_use]
     pub fn left_alone(&self) -> Vec<LeftAlone> {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         left.retain(|one| start_of(one.pid) == Some(one.start));

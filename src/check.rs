@@ -26,7 +26,6 @@ pub struct Finding {
 
 impl Finding {
     /// True if it is missing and nothing works without it.
-    #[must_use]
     pub fn is_fatal(&self) -> bool {
         self.essential && self.state.is_err()
     }
@@ -46,7 +45,6 @@ impl fmt::Display for Finding {
 }
 
 /// Tries all facilities.
-#[must_use]
 pub fn all() -> Vec<Finding> {
     let essential = |name, state, without| Finding { name, state, essential: true, without };
     let useful = |name, state, without| Finding { name, state, essential: false, without };

@@ -45,7 +45,6 @@ pub struct Finding {
 
 impl Finding {
     /// True if the process does not see its own bounds.
-    #[must_use]
     pub fn is_wrong(&self) -> bool {
         self.mark == Mark::Wrong
     }
@@ -91,9 +90,6 @@ impl fmt::Display for Finding {
 }
 
 /// Checks a process.
-///
-/// # Errors
-/// There is no such process, or it cannot be looked at.
 pub fn all(pid: u32, config: &Config) -> anyhow::Result<Vec<Finding>> {
     if !rustix::process::geteuid().is_root() {
         bail!("only root can look at all processes: run `ambit check {pid}` as root");

@@ -229,7 +229,6 @@ impl ConfigFile {
 }
 
 /// Parses the command line and runs the subcommand.
-#[must_use]
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut args: Vec<OsString> = args.into_iter().collect();
     if visitor::is_its_name(args.first()) {

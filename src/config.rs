@@ -199,17 +199,11 @@ pub enum ConfigError {
 
 impl Config {
     /// Reads the named file, or the default one if that exists.
-    ///
-    /// # Errors
-    /// The file cannot be read or its content is wrong.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         Self::load_with_text(path).map(|(config, _)| config)
     }
 
     /// Like [`Self::load`], and also returns the text of the file.
-    ///
-    /// # Errors
-    /// As [`Self::load`].
     pub fn load_with_text(path: Option<&Path>) -> Result<(Self, String), ConfigError> {
         let text = read(path)?;
         let config = Self::parse(&text, path.unwrap_or(Path::new(DEFAULT_PATH)))?;
@@ -219,9 +213,6 @@ impl Config {
     /// Reads a configuration of which only the paths of the daemon's sockets and files are valid if
     /// the rest of the file is not: an error in it must not keep `status` and `stop` from a running
     /// daemon. The second value is the error if not even `runtime_dir` could be read.
-    ///
-    /// # Errors
-    /// The file cannot be read.
     pub fn places(path: Option<&Path>) -> Result<(Self, Option<ConfigError>), ConfigError> {
         let text = read(path)?;
         let error = match Self::parse(&text, path.unwrap_or(Path::new(DEFAULT_PATH))) {
@@ -246,9 +237,6 @@ impl Config {
     }
 
     /// Parses the text of a file. The path is used in errors.
-    ///
-    /// # Errors
-    /// The content is invalid.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         Self::read(text).map_err(|mistake| {
             let before = &text[..text.floor_char_boundary(mistake.at)];
@@ -292,7 +280,6 @@ impl Config {
     }
 
     /// Returns a message for each setting that is valid and has no effect.
-    #[must_use]
     pub fn notes(&self) -> Vec<String> {
         let all = words::grant_nothing(&self.policies.all);
         let sections = self.policies.sections.iter().enumerate();
@@ -305,7 +292,6 @@ impl Config {
     }
 
     /// A socket of the daemon.
-    #[must_use]
     pub fn socket(&self, name: &str) -> PathBuf {
         self.daemon.runtime_dir.join(name)
     }

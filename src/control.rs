@@ -53,9 +53,6 @@ pub struct Control {
 impl Control {
     /// Listens on the socket of the previous server or of a socket unit, or binds one. A socket file
     /// that no daemon listens on is replaced.
-    ///
-    /// # Errors
-    /// There is no previous server, and another daemon listens on the path or it cannot be bound.
     pub fn open(
         path: PathBuf,
         held: &mut Inherited,
@@ -123,9 +120,6 @@ async fn accept(listener: Option<&UnixListener>) -> UnixStream {
 
 /// Checks that no daemon listens on the socket. Waits for one that is about to end: after a kill,
 /// its last process may take a moment.
-///
-/// # Errors
-/// A daemon still listens.
 pub fn check_free(path: &Path) -> anyhow::Result<()> {
     let until = Instant::now() + LAST_MOMENT;
     while BlockingStream::connect(path).is_ok() {
@@ -248,9 +242,6 @@ pub struct NoDaemon(PathBuf);
 
 /// Sends a command to the daemon. The answer has the error if the daemon refuses. With `exec` the
 /// connection ends without an answer, because the process that holds it ends.
-///
-/// # Errors
-/// No daemon listens, or it refuses.
 pub fn order(path: &Path, order: &str) -> anyhow::Result<()> {
     let mut stream = connect(path)?;
     stream.set_read_timeout(Some(Duration::from_secs(40)))?;
@@ -275,9 +266,6 @@ pub fn order(path: &Path, order: &str) -> anyhow::Result<()> {
 }
 
 /// Asks the daemon for its status.
-///
-/// # Errors
-/// No daemon listens, or it does not answer.
 pub fn ask_status(path: &Path) -> anyhow::Result<Status> {
     ask_for(path, "status")
 }
@@ -288,9 +276,6 @@ pub fn ask_status(path: &Path) -> anyhow::Result<Status> {
 pub struct Refusal(String);
 
 /// Sends a question.
-///
-/// # Errors
-/// No daemon listens, or it does not answer, or it refuses ([`Refusal`]).
 pub fn ask_for<T: DeserializeOwned>(path: &Path, question: &str) -> anyhow::Result<T> {
     let until = Instant::now() + PATIENCE;
     loop {
@@ -304,9 +289,6 @@ pub fn ask_for<T: DeserializeOwned>(path: &Path, question: &str) -> anyhow::Resu
 }
 
 /// Asks the daemon for its parts.
-///
-/// # Errors
-/// As [`ask_for`].
 pub fn ask_parts(path: &Path) -> anyhow::Result<Parts> {
     ask_for(path, "parts")
 }

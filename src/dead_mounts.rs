@@ -69,7 +69,6 @@ impl fmt::Display for DeadMounts {
 }
 
 /// Finds all dead mounts in these mount namespaces.
-#[must_use]
 pub fn find(namespaces: &[Namespace]) -> Vec<DeadMounts> {
     let own = mount_namespaces::of("self");
     let mut verdicts = Verdicts { known: HashMap::new(), until: Instant::now() + PATIENCE };
@@ -97,14 +96,12 @@ pub fn find(namespaces: &[Namespace]) -> Vec<DeadMounts> {
 }
 
 /// True for a mount of this program.
-#[must_use]
 pub fn is_ours(mount: &Mounted) -> bool {
     KINDS.contains(&mount.kind.as_str())
 }
 
 /// True for a mount of an aborted connection. `root` is the root of a process in its mount
 /// namespace.
-#[must_use]
 pub fn is_dead(root: &Path, mount: &Mounted) -> bool {
     probe(root, mount, ONE_PATIENCE) == Verdict::Dead
 }
@@ -123,7 +120,6 @@ pub enum State {
 }
 
 /// Returns the state of the topmost mount at a mount point.
-#[must_use]
 pub fn state(point: &Path) -> State {
     let Some(mount) = top(point) else { return State::Absent };
     match probe(Path::new("/"), &mount, ONE_PATIENCE) {
@@ -135,9 +131,6 @@ pub fn state(point: &Path) -> State {
 }
 
 /// Unmounts the dead mounts at a mount point. Returns how many there were.
-///
-/// # Errors
-/// umount2(2) fails.
 pub fn clear(point: &Path) -> io::Result<usize> {
     let mut count = 0;
     while state(point) == State::Dead {

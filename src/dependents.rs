@@ -36,7 +36,6 @@ pub struct Dependent {
 
 impl Dependent {
     /// True if files are bound in it.
-    #[must_use]
     pub fn has_files(&self) -> bool {
         self.files > 0
     }
@@ -44,7 +43,6 @@ impl Dependent {
 
 /// Finds all containers of a daemon: those with files of the overlay that its server has mounted
 /// here, in one of these mount namespaces, and those with these ids, whose calls are reported to it.
-#[must_use]
 pub fn find(
     server: u32,
     overlay: &Path,

@@ -38,9 +38,6 @@ pub(crate) enum Kind {
 }
 
 /// Prints a drop-in. `file` is the configuration that was named.
-///
-/// # Errors
-/// Standard output cannot be written.
 pub fn run(args: &DropInArgs, config: &Config, file: Option<&Path>) -> anyhow::Result<()> {
     Ok(output::print(text(args.kind, &args.program, config, file))?)
 }

@@ -24,7 +24,6 @@ pub struct Namespace {
 }
 
 /// The inode of a process's mount namespace. The process is a number or `self`.
-#[must_use]
 pub fn of(process: &str) -> Option<u64> {
     // `mnt:[4026531841]`: reading the link costs half of what stat(2) does.
     let link = fs::read_link(format!("/proc/{process}/ns/mnt")).ok()?;
@@ -32,7 +31,6 @@ pub fn of(process: &str) -> Option<u64> {
 }
 
 /// All of them, each with the first process that is found in it.
-#[must_use]
 pub fn all() -> Vec<Namespace> {
     let mut seen = HashSet::new();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();

@@ -14,9 +14,6 @@ use crate::config::Config;
 
 /// Starts the broker, whose workers execute privileged operations. Must be called before any thread
 /// is started.
-///
-/// # Errors
-/// fork(2) fails, or this process has threads already.
 pub(crate) fn start_operations() -> anyhow::Result<Operations> {
     let broker = Broker::start().context("cannot start the broker of acts: fork")?;
     Ok(Operations::new(Arc::new(broker)))
@@ -47,9 +44,6 @@ const UNUSED: CapabilitySet = CapabilitySet::SYS_MODULE
     .union(CapabilitySet::SETFCAP);
 
 /// Gives up what a server never uses, before it has threads: capabilities belong to a thread.
-///
-/// # Errors
-/// The kernel refuses.
 pub(crate) fn give_up_rights() -> std::io::Result<()> {
     capabilities::keep_only(CapabilitySet::all() - UNUSED)?;
     Ok(())

@@ -12,9 +12,6 @@ use crate::process_setup;
 use ambit_intercept as intercept;
 
 /// Runs the check.
-///
-/// # Errors
-/// A file cannot be rendered, or sysinfo(2) cannot be answered.
 pub fn run(config: &Config) -> anyhow::Result<()> {
     intercept::check_kernel().context("calls cannot be received")?;
     let accounting = process_setup::start_accounting(process_setup::accounting_options(config))?;

@@ -50,9 +50,6 @@ struct Chosen {
 }
 
 /// Runs the server until the keeper ends it.
-///
-/// # Errors
-/// The configuration cannot be used, or something that the server needs is missing or busy.
 pub fn serve_kept(path: Option<&Path>) -> anyhow::Result<()> {
     // The keeper executes `/proc/self/fd/N`, so that the name is a number.
     let _ = rustix::thread::set_name(c"ambit");

@@ -56,9 +56,6 @@ const REFUSED: [&str; 43] = [
 ];
 
 /// Installs the filter for this process, which must not have threads yet, and its descendants.
-///
-/// # Errors
-/// The kernel has no filters, or refuses this one.
 pub(crate) fn install() -> Result<(), SeccompError> {
     let mut context = seccomp::refusing(&REFUSED, rustix::io::Errno::PERM.raw_os_error())?;
     // Without these the refusals are not logged, and before Linux 5.16 the filter slows the server

@@ -52,9 +52,6 @@ pub struct StopArgs {
 }
 
 /// Ends the daemon of a configuration. The exit status is 1 if there is none or it was not ended.
-///
-/// # Errors
-/// The daemon does not answer, or its mounts and sockets cannot be removed.
 pub fn run(args: StopArgs, config: &Config) -> anyhow::Result<ExitCode> {
     let socket = config.socket("control.sock");
     let daemon = match control::ask_parts(&socket) {

@@ -63,9 +63,6 @@ impl VerifyArgs {
 }
 
 /// Runs the command. Returns the exit status of the program.
-///
-/// # Errors
-/// There is no such container, the program is missing, or the container cannot be entered.
 pub fn run(args: &VerifyArgs) -> anyhow::Result<u8> {
     if !rustix::process::geteuid().is_root() {
         bail!("only root can enter a container: run `ambit verify` as root");

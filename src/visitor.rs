@@ -26,13 +26,11 @@ const NAMES: &str = "names";
 const PROBE: &str = "probe";
 
 /// True if the program was executed as the visitor.
-#[must_use]
 pub fn is_its_name(program: Option<&OsString>) -> bool {
     program.is_some_and(|name| name == NAME)
 }
 
 /// Runs the visitor. The exit status is 0 or an errno.
-#[must_use]
 pub fn main(what: Option<&OsString>) -> ExitCode {
     let (stdin, stdout) = (std::io::stdin(), std::io::stdout());
     let visit = match what.and_then(|what| what.to_str()) {

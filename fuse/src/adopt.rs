@@ -38,17 +38,11 @@ pub struct InitRequest(Vec<u8>);
 
 impl InitRequest {
     /// Receives INIT from a device that was just mounted.
-    ///
-    /// # Errors
-    /// The device cannot be read, or the request is not INIT.
     pub fn receive(device: BorrowedFd<'_>) -> Result<Self, Error> {
         Self::from_record(&read(device)?)
     }
 
     /// Parses a record of an earlier start.
-    ///
-    /// # Errors
-    /// The bytes are no INIT request.
     pub fn from_record(record: &[u8]) -> Result<Self, Error> {
         let word = |at: usize| {
             let bytes = record.get(at..at + 4)?;
@@ -70,7 +64,6 @@ impl InitRequest {
     }
 
     /// Returns the bytes, to be kept with the device.
-    #[must_use]
     pub fn record(&self) -> &[u8] {
         &self.0
     }
@@ -82,9 +75,6 @@ pub struct InitReply(Vec<u8>);
 
 impl InitReply {
     /// Sends it to the kernel: the connection is usable then.
-    ///
-    /// # Errors
-    /// The error of write(2).
     pub fn forward(&self, device: BorrowedFd<'_>) -> Result<(), Error> {
         rustix::io::write(device, &self.0).map(drop).map_err(failed("write INIT reply"))
     }

@@ -19,7 +19,6 @@ pub(crate) const PRIMER_NODE: u64 = 2;
 
 /// Returns the paths of the files that are served for the container of a thread, with the names
 /// below the overlay's root to bind in their place.
-#[must_use]
 pub fn sources(views: &dyn Views, thread: u32) -> Vec<(String, String)> {
     views.first_process(thread).map(names).unwrap_or_default()
 }

@@ -51,7 +51,6 @@ pub struct MountKind {
 
 impl MountKind {
     /// Returns the default of mounts without SELinux.
-    #[must_use]
     pub fn new(name: &'static str, writes: Writes) -> Self {
         Self { name, writes, context: None }
     }
@@ -61,9 +60,6 @@ impl MountKind {
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Opens a device without a connection.
-///
-/// # Errors
-/// There is none, or it may not be opened.
 pub fn open_device() -> Result<OwnedFd, Error> {
     rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| Error::Device(errno.into()))
@@ -79,9 +75,6 @@ pub fn detached(device: BorrowedFd<'_>, kind: &MountKind) -> Result<OwnedFd, Err
 }
 
 /// Attaches a mount to a mount point.
-///
-/// # Errors
-/// The error of the system call, with the path.
 pub fn attach(mount: BorrowedFd<'_>, path: &Path) -> Result<(), Error> {
     let whole = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     rustix::mount::move_mount(mount, "", rustix::fs::CWD, path, whole).map_err(|errno| {
@@ -129,9 +122,6 @@ pub fn prepare(path: &Path, visitor: Visitor) -> Result<PathBuf, Error> {
 }
 
 /// Detaches the topmost mount at a path (MNT_DETACH); processes that use it may go on.
-///
-/// # Errors
-/// The error of the system call, with the path.
 pub fn detach(path: &Path) -> Result<(), Error> {
     rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
         .map_err(|errno| Error::Unmount { path: path.into(), source: errno.into() })

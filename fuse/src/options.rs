@@ -43,13 +43,11 @@ pub struct MountOptions {
 
 impl MountOptions {
     /// The default: two threads.
-    #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self { path: Some(path.into()), ..Self::detached() }
     }
 
     /// The default, without a mount point.
-    #[must_use]
     pub fn detached() -> Self {
         Self {
             path: None,

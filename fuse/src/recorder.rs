@@ -54,7 +54,6 @@ operations!(
 );
 
 /// Describes a request, which may be that of another version of this program.
-#[must_use]
 pub fn describe(operation: u32, node: u64) -> String {
     let asked = name(operation).map_or_else(|| operation.to_string(), str::to_uppercase);
     match Tree::default().node(node) {

@@ -22,7 +22,6 @@ impl Submount {
     pub const ALL: [Self; 2] = [Self::Pressure, Self::Leases];
 
     /// The name under which its descriptors are kept.
-    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Pressure => "pressure",
@@ -31,7 +30,6 @@ impl Submount {
     }
 
     /// Its mount point, below the root of the overlay.
-    #[must_use]
     pub const fn place(self) -> &'static str {
         match self {
             Self::Pressure => PRESSURE,

@@ -15,13 +15,11 @@ pub struct Text {
 
 impl Text {
     /// An empty text without a buffer.
-    #[must_use]
     pub const fn new() -> Self {
         Self { bytes: Vec::new(), line: 0 }
     }
 
     /// Returns the text.
-    #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -33,7 +31,6 @@ impl Text {
     }
 
     /// How much the buffer takes.
-    #[must_use]
     pub fn capacity(&self) -> usize {
         self.bytes.capacity()
     }

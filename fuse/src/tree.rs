@@ -26,7 +26,6 @@ pub const PRESSURE: &str = "proc/pressure";
 pub const LEASES: &str = ".leases";
 
 /// The id of the node at a path below the root; the empty path is the root itself.
-#[must_use]
 pub fn node_id(path: &str) -> u64 {
     if path.is_empty() {
         return ROOT;
@@ -60,13 +59,11 @@ pub enum NodeKind {
 
 impl Node {
     /// The last component of the path.
-    #[must_use]
     pub fn name(&self) -> &'static str {
         self.path.rsplit_once('/').map_or(self.path, |(_, name)| name)
     }
 
     /// The type that listings and attributes show.
-    #[must_use]
     pub fn file_type(&self) -> FileType {
         match self.kind {
             NodeKind::Directory(_) => FileType::Directory,
@@ -133,25 +130,21 @@ impl Tree {
     }
 
     /// The node with this id.
-    #[must_use]
     pub fn node(&self, id: u64) -> Option<&Node> {
         self.position(id).ok().map(|place| &self.nodes[place])
     }
 
     /// The node at this path below the root.
-    #[must_use]
     pub fn find_path(&self, path: &str) -> Option<&Node> {
         self.node(node_id(path))
     }
 
     /// Returns all nodes, in no particular order.
-    #[must_use]
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }
 
     /// Returns the entry of this name in a directory.
-    #[must_use]
     pub fn child(&self, directory: u64, name: &[u8]) -> Option<&Node> {
         if directory == ROOT && name == LEASES.as_bytes() {
             return self.find_path(LEASES);
@@ -160,7 +153,6 @@ impl Tree {
     }
 
     /// Iterates over the entries of a directory; `None` if it is none.
-    #[must_use]
     pub fn children(&self, directory: u64) -> Option<impl Iterator<Item = &Node>> {
         match &self.node(directory)?.kind {
             NodeKind::Directory(children) => Some(children.iter().filter_map(|&id| self.node(id))),
@@ -169,7 +161,6 @@ impl Tree {
     }
 
     /// Returns the attributes of a node, which are the same for every caller.
-    #[must_use]
     pub fn attributes(&self, node: &Node) -> FileAttr {
         self.attributes_of(TreeEntry::Fixed(node))
     }

@@ -55,18 +55,12 @@ pub type Visitor = fn(Visit<'_>, Duration) -> rustix::io::Result<()>;
 
 /// A [`Visitor`] that runs the visit in the calling process, for programs that are not killed while
 /// they start, such as tests.
-///
-/// # Errors
-/// That of the visit.
 pub fn in_place(visit: Visit<'_>, _: Duration) -> rustix::io::Result<()> {
     visit.run()
 }
 
 impl Visit<'_> {
     /// Runs the visit in the calling process.
-    ///
-    /// # Errors
-    /// The mount does not answer, or a mount cannot be attached.
     pub fn run(self) -> rustix::io::Result<()> {
         match self {
             Self::Probe { mount } => rustix::fs::fstatfs(mount).map(drop),

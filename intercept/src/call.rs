@@ -18,7 +18,6 @@ pub struct Call {
 
 impl Call {
     /// Returns an argument that is an address or an `unsigned long`.
-    #[must_use]
     pub fn long(&self, index: usize) -> u64 {
         let value = self.args.get(index).copied().unwrap_or(0);
         match self.abi {
@@ -29,13 +28,11 @@ impl Call {
     }
 
     /// Returns an argument that is an `unsigned int`. As in the kernel, the upper half is ignored.
-    #[must_use]
     pub fn uint(&self, index: usize) -> u32 {
         (self.long(index) & u64::from(u32::MAX)) as u32
     }
 
     /// Returns an argument that is an `int`.
-    #[must_use]
     pub fn int(&self, index: usize) -> i32 {
         self.uint(index).cast_signed()
     }

@@ -26,7 +26,6 @@ pub struct CallCount {
 
 impl CallCount {
     /// Returns the number of calls that a handler answered.
-    #[must_use]
     pub fn served(&self) -> u64 {
         self.granted + self.refused
     }

@@ -55,9 +55,6 @@ pub struct Filter {
 
 impl Filter {
     /// Builds the filter for the native architecture and those compatible with it.
-    ///
-    /// # Errors
-    /// The policy is empty, or libseccomp fails.
     pub fn new(policy: &Policy) -> Result<Self, Error> {
         let mut context = ScmpFilterContext::new(ScmpAction::Allow)?;
         // Let calls of other ABIs pass: by default libseccomp kills the process.
@@ -106,9 +103,6 @@ impl Filter {
 
     /// Installs the filter in the calling thread, which cannot be undone, and returns its listener.
     /// Without CAP_SYS_ADMIN in its user namespace, the thread gets no_new_privs.
-    ///
-    /// # Errors
-    /// The kernel refuses the filter.
     pub fn install(&self) -> Result<OwnedFd, Error> {
         let installed = match seccomp::install_with_listener(&self.program) {
             Err(Errno::EACCES) => nix::sys::prctl::set_no_new_privs()
@@ -120,9 +114,6 @@ impl Filter {
 }
 
 /// Builds the filter of a policy and installs it in the calling thread.
-///
-/// # Errors
-/// The filter cannot be built, or the kernel refuses it.
 pub fn install(policy: &Policy) -> Result<OwnedFd, Error> {
     Filter::new(policy)?.install()
 }

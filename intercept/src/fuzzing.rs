@@ -18,7 +18,6 @@ pub struct Calls(Dispatch, Policy);
 
 impl Calls {
     /// Builds the table of this kernel.
-    #[must_use]
     pub fn new() -> Self {
         Self(Dispatch::new(), Policy::none())
     }

@@ -80,9 +80,6 @@ use thread::{Source, Threads};
 
 /// Checks that the kernel has seccomp user notification, with structures of the sizes that this
 /// program was built for.
-///
-/// # Errors
-/// The kernel lacks it, or its structures have other sizes.
 pub fn check_kernel() -> Result<(), Error> {
     listener::check_sizes()
 }
@@ -116,17 +113,11 @@ pub struct Notifier {
 
 impl Notifier {
     /// Starts the threads and binds the sockets.
-    ///
-    /// # Errors
-    /// The kernel lacks user notification, or a socket cannot be bound.
     pub fn start(views: Arc<dyn Views>, options: Options) -> Result<Self, Error> {
         Self::take_over(views, options, &KeeperClient::default(), &mut Inherited::default())
     }
 
     /// Starts with the sockets, listeners and connections that the keeper holds for a predecessor.
-    ///
-    /// # Errors
-    /// As [`Self::start`].
     pub fn take_over(
         views: Arc<dyn Views>,
         options: Options,
@@ -185,9 +176,6 @@ impl Notifier {
     }
 
     /// Takes over the listener of one container. No other process may receive from it.
-    ///
-    /// # Errors
-    /// The descriptor is not a listener.
     pub fn adopt(&self, listener: OwnedFd, container: &str, policy: Policy) -> Result<(), Error> {
         let listener = Listener::adopt(listener)?;
         self.threads.add(Source::Listener {
@@ -197,14 +185,12 @@ impl Notifier {
     }
 
     /// Returns the policies for containers that were adopted without a policy.
-    #[must_use]
     pub fn policies(&self) -> Arc<Policies> {
         self.threads.pipeline().policies().get()
     }
 
     /// Returns the names of all containers with a listener or a connection, also of those that have
     /// made no call.
-    #[must_use]
     pub fn listeners(&self) -> Vec<String> {
         self.threads.containers().into_iter().collect()
     }
@@ -216,7 +202,6 @@ impl Notifier {
     }
 
     /// Returns how often each handler answered.
-    #[must_use]
     pub fn counters(&self) -> Counts {
         self.threads.pipeline().counters().read()
     }
@@ -235,7 +220,6 @@ impl Notifier {
     }
 
     /// Returns the counts of each container that has a listener or a connection.
-    #[must_use]
     pub fn containers(&self) -> Vec<ContainerCounts> {
         self.threads.pipeline().accounts().read()
     }

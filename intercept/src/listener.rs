@@ -56,9 +56,6 @@ pub(super) const ABOUT: &str = "about-";
 
 impl Listener {
     /// Takes over a descriptor.
-    ///
-    /// # Errors
-    /// The descriptor is not a listener.
     pub(super) fn adopt(fd: OwnedFd) -> Result<Self, Error> {
         if let Err(errno) = id_valid(fd.as_fd(), 0)
             && errno != Errno::ENOENT

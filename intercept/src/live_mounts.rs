@@ -43,9 +43,6 @@ pub(super) struct Reservation<'a> {
 
 impl LiveMounts {
     /// Reserves a place for one more filesystem of a container. `None` if it has `most` already.
-    ///
-    /// # Errors
-    /// The filesystems cannot be counted.
     pub(super) fn reserve<'a>(
         &'a self,
         container: &'a str,
@@ -101,9 +98,6 @@ impl Reservation<'_> {
     }
 
     /// Counts a filesystem that a helper serves and that has this device number.
-    ///
-    /// # Errors
-    /// It cannot be counted.
     pub(super) fn count_helper(&self, device: u64) -> std::io::Result<()> {
         // It is not in the list if it was unmounted meanwhile, or if it is not FUSE.
         if let Some(connection) = self.all.connections()?.of(device) {

@@ -47,7 +47,6 @@ const HOST: &str = "host:";
 
 /// Returns the path of a helper that is a program of the host. `None` if it is one of the
 /// container.
-#[must_use]
 pub fn on_the_host(helper: &str) -> Option<&str> {
     helper.strip_prefix(HOST)
 }
@@ -83,7 +82,6 @@ impl MountSettings {
     }
 
     /// Returns how long a mount may take.
-    #[must_use]
     pub fn patience(&self) -> Duration {
         Duration::from_secs(self.deadline)
     }

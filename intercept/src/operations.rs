@@ -29,7 +29,6 @@ pub struct Operations {
 
 impl Operations {
     /// Returns operations whose processes this broker forks.
-    #[must_use]
     pub fn new(broker: Arc<Broker>) -> Self {
         let workers = Workers::new(Arc::clone(&broker), DEADLINE);
         Self { workers, broker, mounts: LiveMounts::default() }

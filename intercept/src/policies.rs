@@ -51,14 +51,12 @@ settings! {
 }
 
 /// True if a pattern of the configuration fits a text: `*` is any text, `?` any character.
-#[must_use]
 pub fn fits(pattern: &str, text: &str) -> bool {
     wildmatch::WildMatch::new(pattern).matches(text)
 }
 
 impl Matcher {
     /// True if the section is for this container.
-    #[must_use]
     pub fn matches(&self, container: &Container) -> bool {
         let matches = fits;
         let field = |pattern: &Option<String>, text: &str| {
@@ -75,7 +73,6 @@ impl Matcher {
     }
 
     /// True if no key is set. Such a section would match all containers, and is an error.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
@@ -92,13 +89,11 @@ pub struct Policies {
 
 impl Policies {
     /// Returns one policy for all containers.
-    #[must_use]
     pub fn for_all(all: Policy) -> Self {
         Self { all, sections: Vec::new() }
     }
 
     /// Returns the calls of `policy` that none of these policies has.
-    #[must_use]
     pub fn ungranted(&self, policy: &Policy) -> Vec<&'static str> {
         let all = || self.sections.iter().map(|(_, policy)| policy).chain([&self.all]);
         let granted = |name: &str| all().any(|policy| policy.names().any(|on| on == name));
@@ -106,7 +101,6 @@ impl Policies {
     }
 
     /// Returns the policy of this container.
-    #[must_use]
     pub fn policy_of(&self, container: &Container) -> Policy {
         let own = self.sections.iter().find(|(matcher, _)| matcher.matches(container));
         let policy = own.map_or(&self.all, |(_, policy)| policy);

@@ -23,7 +23,6 @@ const _: () = assert!(HANDLERS.len() <= 64, "a policy has one bit per handler");
 
 impl Policy {
     /// Returns the policy without handlers.
-    #[must_use]
     pub fn none() -> Self {
         Self { on: 0, settings: Arc::default() }
     }
@@ -35,19 +34,16 @@ impl Policy {
     }
 
     /// Returns the settings of the handlers.
-    #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
     /// True if it grants mounts by helpers, some of which need `/dev/fuse` in the container.
-    #[must_use]
     pub fn has_helpers(&self) -> bool {
         self.names().any(|name| name == "mount") && !self.settings.mount.fuse.is_empty()
     }
 
     /// True if one of the handlers may need a privileged operation.
-    #[must_use]
     pub fn needs_operations(&self) -> bool {
         let mut handlers = HANDLERS.iter().enumerate();
         handlers.any(|(at, handler)| self.has(at) && handler.placement() != Run::Inline)
@@ -55,9 +51,6 @@ impl Policy {
 
     /// Returns the policy with exactly these handlers. Blanks around names and empty names are
     /// ignored, so that a list can be split at its commas and passed.
-    ///
-    /// # Errors
-    /// There is no handler of that name.
     pub fn from_names<I>(names: I) -> Result<Self, UnknownCall>
     where
         I: IntoIterator,
@@ -71,9 +64,6 @@ impl Policy {
     }
 
     /// Switches one handler on or off, or those that `view` is short for.
-    ///
-    /// # Errors
-    /// There is no handler of that name.
     pub fn set(&mut self, name: &str, on: bool) -> Result<(), UnknownCall> {
         let name = name.trim();
         if name.is_empty() {
@@ -114,13 +104,11 @@ impl Policy {
     }
 
     /// True if the handler with this index in [`HANDLERS`] is on.
-    #[must_use]
     pub(super) fn has(&self, index: usize) -> bool {
         self.on >> index & 1 == 1
     }
 
     /// True if the handler of this name is on.
-    #[must_use]
     pub(super) fn has_name(&self, name: &str) -> bool {
         self.names().any(|one| one == name)
     }

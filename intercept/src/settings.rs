@@ -47,13 +47,11 @@ pub trait Section: Default + serde::de::DeserializeOwned {
 
 impl Table {
     /// Returns the key of this name.
-    #[must_use]
     pub fn key(&self, name: &str) -> Option<&'static Key> {
         self.keys.iter().find(|key| key.name == name)
     }
 
     /// Returns the key at a path such as `mount.allowed`.
-    #[must_use]
     pub fn find(&self, path: &str) -> Option<&'static Key> {
         match path.split_once('.') {
             Some((table, path)) => self.key(table)?.table?.find(path),
@@ -62,7 +60,6 @@ impl Table {
     }
 
     /// Returns the paths of all keys that are not tables.
-    #[must_use]
     pub fn paths(&self) -> Vec<String> {
         let paths = self.keys.iter().flat_map(|key| match key.table {
             Some(table) => {
@@ -76,14 +73,12 @@ impl Table {
 
 impl Key {
     /// Returns a value that the key takes: its example, or its default.
-    #[must_use]
     pub fn example(&self) -> Option<toml::Value> {
         let parsed = self.example.map(|text| text.parse().unwrap_or_else(|_| text.into()));
         parsed.or_else(self.default)
     }
 
     /// Returns the numbers that it takes, in words.
-    #[must_use]
     pub fn range(&self) -> Option<String> {
         let (from, to) = self.range?.split_once("..")?;
         let (from, to) = (from.trim(), to.trim_start_matches('=').trim());

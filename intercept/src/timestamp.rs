@@ -6,7 +6,6 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Formats a time with nanoseconds: `2026-01-31T23:59:59.000000001Z`.
-#[must_use]
 pub fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
@@ -21,7 +20,6 @@ pub fn rfc3339(time: SystemTime) -> String {
 }
 
 /// Formats a time without fractions of a second: `2026-01-31T23:59:59Z`.
-#[must_use]
 pub fn seconds(time: SystemTime) -> String {
     let whole = rfc3339(time);
     whole.split('.').next().map_or(String::new(), |text| format!("{text}Z"))

@@ -40,9 +40,6 @@ pub struct Received {
 }
 
 /// Returns the two ends of a new connection that keeps the boundaries of messages.
-///
-/// # Errors
-/// There are no descriptors left.
 pub fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
     rustix::net::socketpair(AddressFamily::UNIX, kind, flags, None)
@@ -64,9 +61,6 @@ pub fn send(
 }
 
 /// Sends bytes with descriptors to an address. The socket need not be connected.
-///
-/// # Errors
-/// As [`send`].
 pub fn send_to(
     socket: impl AsFd,
     address: &SocketAddrUnix,
@@ -145,18 +139,12 @@ pub struct Channel<S, R = S> {
 
 impl<S: Serialize, R: DeserializeOwned> Channel<S, R> {
     /// Returns the two ends of a new connection.
-    ///
-    /// # Errors
-    /// There are no descriptors left.
     pub fn pair() -> Result<(Self, Channel<R, S>), Errno> {
         let (one, other) = pair()?;
         Ok((one.into(), other.into()))
     }
 
     /// Sends a value and the descriptors that belong to it. Waits while the peer does not read.
-    ///
-    /// # Errors
-    /// The peer is gone, or the value is too long.
     pub fn send(&self, value: &S, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
         let bytes = postcard::to_allocvec(value).map_err(Error::Malformed)?;
         if bytes.len() > MAX_LENGTH {

@@ -29,9 +29,6 @@ impl Watchdog {
     /// Starts the thread. `check` is called once an `interval` while there is work, and returns
     /// whether there was any since the last check, or `None` to end the watchdog. After `idle_after`
     /// checks without work the watchdog sleeps.
-    ///
-    /// # Errors
-    /// No thread can be started.
     pub fn start(
         name: &str,
         interval: Duration,

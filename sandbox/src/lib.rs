@@ -81,15 +81,9 @@ pub enum OverlayMounts {
 /// server.
 pub trait Service {
     /// Returns the overlay for a sandbox with this init.
-    ///
-    /// # Errors
-    /// It cannot be mounted.
     fn overlay(&self, init_pid: i32) -> Result<OverlayMounts>;
 
     /// Takes over the listener of a sandbox. When this returns, notifications are answered.
-    ///
-    /// # Errors
-    /// The listener could not be handed over.
     fn deliver(&self, listener: OwnedFd, id: &str, init_pid: i32) -> Result<()>;
 
     /// The sandbox has ended.
@@ -174,21 +168,16 @@ pub fn prepare(options: Options) -> Result<Prepared> {
 
 impl Prepared {
     /// The sandbox's name, which is also the last part of its control groups' paths.
-    #[must_use]
     pub fn id(&self) -> &str {
         self.group.id()
     }
 
     /// The number of its init in our pid namespace.
-    #[must_use]
     pub fn init_pid(&self) -> i32 {
         self.processes.init.as_raw()
     }
 
     /// Runs the command to its end. Returns the exit status.
-    ///
-    /// # Errors
-    /// The sandbox could not be completed; the command was not started.
     pub fn run(
         mut self,
         files: &[&str],

@@ -21,8 +21,6 @@ pub(super) fn is_wanted() -> bool {
     !nix::unistd::geteuid().is_root()
 }
 
-/// # Errors
-/// The options need root.
 pub(super) fn check(options: &Options) -> Result<()> {
     if options.no_userns {
         bail!(
@@ -36,9 +34,6 @@ pub(super) fn check(options: &Options) -> Result<()> {
 }
 
 /// Enters a user namespace in which this user is root.
-///
-/// # Errors
-/// The machine does not allow it.
 pub(super) fn enter() -> Result<()> {
     let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
     nix::sched::unshare(CloneFlags::CLONE_NEWUSER).map_err(|error| {

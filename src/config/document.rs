@@ -26,7 +26,6 @@ impl Mistake {
     }
 
     /// Prepends the path of the table.
-    #[must_use]
     pub fn below(mut self, table: &str) -> Self {
         let dot = if self.path.is_empty() { "" } else { "." };
         self.path.insert_str(0, &format!("{table}{dot}"));
@@ -42,9 +41,6 @@ impl std::fmt::Display for Mistake {
 }
 
 /// Reads a table of settings, from which other keys were taken before.
-///
-/// # Errors
-/// A key is unknown, or a value is wrong.
 pub(super) fn read<T: Section>(table: DeTable<'_>, others: &[&'static str]) -> Result<T, Mistake> {
     let places = table.clone();
     let read = T::deserialize(toml::Deserializer::from(Spanned::new(0..0, table)));
@@ -58,18 +54,12 @@ pub(super) fn read<T: Section>(table: DeTable<'_>, others: &[&'static str]) -> R
 }
 
 /// Takes a table of settings out of its parent table.
-///
-/// # Errors
-/// Those of [`read`], or the value is not a table.
 pub(super) fn take<T: Section>(document: &mut DeTable<'_>, name: &str) -> Result<T, Mistake> {
     let table = take_table(document, name)?;
     read(table.unwrap_or_default(), &[]).map_err(|mistake| mistake.below(name))
 }
 
 /// Takes a table out of its parent table.
-///
-/// # Errors
-/// The value is not a table.
 pub(super) fn take_table<'i>(
     document: &mut DeTable<'i>,
     name: &str,
@@ -135,7 +125,6 @@ fn explain(
 }
 
 /// Returns the allowed values of a key, and an example.
-#[must_use]
 pub fn what_fits(key: &Key) -> String {
     if key.table.is_some() {
         return "a table".to_owned();
@@ -156,7 +145,6 @@ pub fn what_fits(key: &Key) -> String {
 }
 
 /// Returns the key that an unknown key most likely means.
-#[must_use]
 pub fn unknown_key(name: &str, known: &[&str]) -> String {
     let hint = if let Some(spelling) = new_spelling(name) {
         spelling

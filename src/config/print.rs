@@ -29,7 +29,6 @@ This page is printed by `ambit config --reference`.
 ";
 
 /// Returns the tables of a file, with their headers.
-#[must_use]
 pub fn tables() -> Vec<(String, &'static Table)> {
     let sections = [
         ("daemon", Daemon::TABLE),
@@ -53,7 +52,6 @@ fn large(key: &Key) -> Option<&'static Table> {
 }
 
 /// Returns a file with every key and its default as a comment.
-#[must_use]
 pub fn default_file() -> String {
     let mut text = HEAD.to_owned();
     for (name, table) in tables() {
@@ -84,7 +82,6 @@ pub fn default_file() -> String {
 }
 
 /// Returns the reference of all keys, in Markdown.
-#[must_use]
 pub fn reference() -> String {
     let mut text = REFERENCE.to_owned();
     for (name, table) in tables() {

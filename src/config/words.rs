@@ -14,14 +14,12 @@ use ambit_intercept::settings::{Key, Section, nearest};
 use ambit_intercept::{HANDLERS, Policy, Settings};
 
 /// True if an element of the list is a setting, and not the name of a call.
-#[must_use]
 pub fn is_setting(word: &str) -> bool {
     let key = Settings::TABLE.key(word);
     word.contains('.') || word != "view" && key.is_some_and(|key| key.table.is_none())
 }
 
 /// Returns a message for each call of a policy that is on and grants nothing.
-#[must_use]
 pub fn grant_nothing(policy: &Policy) -> Vec<&'static str> {
     let Settings { mount, bpf, .. } = policy.settings();
     let reasons = policy.names().filter_map(|name| match name {

@@ -27,7 +27,6 @@ use crate::{control, profile};
 const COMMON: &str = "/usr/share/lxc/config/common.seccomp";
 
 /// Returns the path of the seccomp profile that LXC containers share.
-#[must_use]
 pub fn profile_path(config: &Config) -> PathBuf {
     config.socket("lxc.seccomp")
 }

@@ -53,7 +53,6 @@ enum Done {
 }
 
 /// Runs the hook. The exit status is 1 if it failed and is required, 2 on a terminal.
-#[must_use]
 pub fn run(args: &HookArgs, config: anyhow::Result<Config>) -> ExitCode {
     if !args.lxc && std::io::stdin().is_terminal() {
         log::complain(

@@ -46,7 +46,6 @@ pub struct Serve {
 }
 
 /// Parses the arguments after the program's name.
-#[must_use]
 pub fn parse(args: Vec<OsString>) -> Request {
     let mut parser = Parser { args: args.into_iter(), ..Parser::default() };
     parser.all().and_then(|()| parser.finish()).unwrap_or_else(|request| request)

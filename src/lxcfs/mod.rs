@@ -50,13 +50,11 @@ const USAGE: &str = "Usage: lxcfs <directory>
       --runtime-dir=DIR   where the pid file is [default: /run]";
 
 /// True if this path has the name of lxcfs.
-#[must_use]
 pub fn is_its_name(program: Option<&OsString>) -> bool {
     program.and_then(|path| Path::new(path).file_name()).is_some_and(|name| name == NAME)
 }
 
 /// Runs `ambit lxcfs` with the arguments after the name.
-#[must_use]
 pub fn main(args: Vec<OsString>) -> ExitCode {
     let serve_as = match args::parse(args.clone()) {
         Request::Serve(serve_as) => serve_as,

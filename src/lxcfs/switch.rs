@@ -14,7 +14,6 @@ pub struct Switch {
 
 impl Switch {
     /// Wraps views, switched on.
-    #[must_use]
     pub fn new(views: Arc<dyn Views>) -> Self {
         Self { views, off: AtomicBool::new(false) }
     }

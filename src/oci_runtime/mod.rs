@@ -49,7 +49,6 @@ pub struct RuntimeArgs {
 }
 
 /// Returns the arguments if the program has the name of a runtime.
-#[must_use]
 pub fn by_its_name(args: &[OsString]) -> Option<RuntimeArgs> {
     let (name, args) = args.split_first()?;
     let runtime = match Path::new(name).file_name().and_then(OsStr::to_str)? {
@@ -62,7 +61,6 @@ pub fn by_its_name(args: &[OsString]) -> Option<RuntimeArgs> {
 
 /// Equips the container if the arguments create one, and becomes the runtime. `file` is the
 /// configuration that was named. Returns only if there is no runtime.
-#[must_use]
 pub fn run(args: &RuntimeArgs, file: Option<&Path>) -> ExitCode {
     let config = Config::load(file).map_err(anyhow::Error::from);
     let configured = config.as_ref().ok().and_then(|config| config.attach.runtime.clone());
@@ -124,8 +122,6 @@ fn is_root() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// # Errors
-/// No daemon, and no socket unit, accepts connections at this socket.
 fn is_served(path: &Path) -> anyhow::Result<()> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let address = SocketAddrUnix::new(path)?;

@@ -21,9 +21,6 @@ pub(crate) fn own() -> anyhow::Result<PathBuf> {
 }
 
 /// Returns the path of the runtime with this name or path, or of the default.
-///
-/// # Errors
-/// There is none, or it is ambit.
 pub(super) fn find(wanted: Option<&Path>) -> anyhow::Result<PathBuf> {
     let own = std::fs::metadata("/proc/self/exe").context("cannot read /proc/self/exe")?;
     find_in(wanted, &FOLDERS.map(Path::new), &own)

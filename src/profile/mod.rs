@@ -71,9 +71,6 @@ struct Contents<'a> {
 }
 
 /// Prints a profile, or writes it and prints how it is used.
-///
-/// # Errors
-/// The list or the base is wrong, or a file cannot be read or written.
 pub fn run(args: &ProfileArgs, config: &Config) -> anyhow::Result<()> {
     let policies = &config.policies;
     let policy = match &args.intercept {
@@ -113,9 +110,6 @@ pub fn run(args: &ProfileArgs, config: &Config) -> anyhow::Result<()> {
 
 /// Returns the profile that the containers of liblxc share: this base, with rules for the calls that
 /// the configuration has on.
-///
-/// # Errors
-/// The base is wrong, or reports calls to another listener.
 pub fn shared_lxc(config: &Config, base: Option<(&Path, &str)>) -> anyhow::Result<String> {
     let rules = rules::of(&config.policies.all);
     let socket = config.socket(Engine::Lxc.socket());
@@ -125,9 +119,6 @@ pub fn shared_lxc(config: &Config, base: Option<(&Path, &str)>) -> anyhow::Resul
 
 /// Returns the profile of an OCI container with rules for the calls that the configuration has on,
 /// as it is in a config.json. Without a base all else is allowed. `None` if no call is on.
-///
-/// # Errors
-/// The base is wrong, or reports calls to another listener.
 pub fn shared_oci(
     config: &Config,
     base: Option<&str>,
@@ -144,9 +135,6 @@ pub fn shared_oci(
 
 /// Returns the profile of an OCI container without its reports to ambit: what was reported is up to
 /// the kernel. `None` if it has none.
-///
-/// # Errors
-/// The base is wrong.
 pub fn withdrawn_oci(config: &Config, base: &str) -> anyhow::Result<Option<serde_json::Value>> {
     oci::withdraw(of_bundle(base), &config.socket(Engine::Oci.socket()))
 }

@@ -26,7 +26,6 @@ use ambit_intercept::{Policy, filter, oci};
 pub use args::{Intercept, RunArgs};
 
 /// Runs a command in a sandbox, to its exit status.
-#[must_use]
 pub fn run(args: RunArgs, config: &Config) -> ExitCode {
     let files: Vec<_> = ambit_fuse::bind_points().collect();
     let is_root = rustix::process::geteuid().is_root();

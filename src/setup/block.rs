@@ -17,9 +17,6 @@ pub(super) fn add(text: &str, lines: &str) -> String {
 }
 
 /// Returns the lines in the block.
-///
-/// # Errors
-/// The block has no end.
 pub(super) fn find(text: &str) -> anyhow::Result<Option<&str>> {
     let Some((_, rest)) = text.split_once(BEGIN) else { return Ok(None) };
     match rest.split_once(END.trim_end()) {

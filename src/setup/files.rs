@@ -23,8 +23,6 @@ pub(super) struct Files {
 }
 
 impl Files {
-    /// # Errors
-    /// There is no such folder.
     pub(super) fn below(root: &Path) -> anyhow::Result<Self> {
         let root = root.canonicalize().with_context(|| root.display().to_string())?;
         if !root.is_dir() {
@@ -50,9 +48,6 @@ impl Files {
     }
 
     /// Returns the text of a file, or `None` if there is none.
-    ///
-    /// # Errors
-    /// It is no text, or cannot be read.
     pub(super) fn read(&self, path: &Path) -> anyhow::Result<Option<String>> {
         let read = || -> io::Result<Option<String>> {
             let real = match self.resolve(path) {
@@ -119,9 +114,6 @@ impl Files {
     }
 
     /// Removes a file.
-    ///
-    /// # Errors
-    /// It cannot be removed.
     pub(super) fn remove(&self, path: &Path) -> anyhow::Result<()> {
         let remove = || fs::remove_file(self.real(path)?);
         remove().with_context(|| format!("cannot remove {}", path.display()))

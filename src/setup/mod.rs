@@ -62,9 +62,6 @@ pub struct SetupArgs {
 const WIDTH: usize = 80;
 
 /// Runs `ambit setup`. `config_file` is the configuration that was named.
-///
-/// # Errors
-/// Nothing was done: bad input, no root, or a configuration that is wrong.
 pub fn run(args: &SetupArgs, config_file: Option<&Path>) -> anyhow::Result<ExitCode> {
     let files = Files::below(&args.root)?;
     if files.are_own() && !args.dry_run && !rustix::process::geteuid().is_root() {

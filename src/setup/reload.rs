@@ -27,9 +27,6 @@ pub(super) fn docker(files: &Files) -> Option<i32> {
 }
 
 /// Has dockerd read its file: it takes new runtimes and the default while containers run.
-///
-/// # Errors
-/// The signal cannot be sent.
 pub(super) fn reload_docker(files: &Files) -> anyhow::Result<bool> {
     let Some(pid) = docker(files).and_then(Pid::from_raw) else { return Ok(false) };
     let process = pidfd_open(pid, PidfdFlags::empty()).context("pidfd_open")?;
@@ -42,9 +39,6 @@ pub(super) fn reload_docker(files: &Files) -> anyhow::Result<bool> {
 }
 
 /// Has dockerd read this text of its file, and waits until it has. The file is replaced.
-///
-/// # Errors
-/// The file cannot be written, or dockerd does not read it.
 pub(super) fn give_docker(files: &Files, path: &Path, text: &str) -> anyhow::Result<()> {
     files.write(path, text)?;
     let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
@@ -59,9 +53,6 @@ pub(super) fn give_docker(files: &Files, path: &Path, text: &str) -> anyhow::Res
 }
 
 /// Has the daemon of ambit read its configuration. False if it does not run.
-///
-/// # Errors
-/// It refuses.
 pub(super) fn reload_ambit(files: &Files, config: &Config) -> anyhow::Result<bool> {
     let socket = config.socket("control.sock");
     if !files.are_own() || control::ask_status(&socket).is_err() {

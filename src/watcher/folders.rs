@@ -79,9 +79,6 @@ pub(super) enum Report {
 
 impl Folders {
     /// Creates an instance without watches.
-    ///
-    /// # Errors
-    /// inotify_init1(2) fails.
     pub(super) fn new(hierarchies: Vec<Mount>) -> Result<Self, Errno> {
         Ok(Self {
             inotify: inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?,

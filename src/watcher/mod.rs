@@ -98,9 +98,6 @@ impl Shared {
 
 impl Watcher {
     /// Starts the watcher. If the settings say so, it attaches all containers that run.
-    ///
-    /// # Errors
-    /// There are too many descriptors or threads.
     pub(crate) fn start(
         attacher: Arc<Attacher>,
         hierarchies: &Hierarchies,
@@ -131,7 +128,6 @@ impl Watcher {
     }
 
     /// Returns what it has done.
-    #[must_use]
     pub fn status(&self) -> WatcherStatus {
         self.0.state().status.clone()
     }

@@ -115,7 +115,6 @@ impl Owner {
     }
 
     /// Describes the owner that a number stands for, for the log.
-    #[must_use]
     pub fn describe_number(number: u64) -> String {
         match (number, number >> 32) {
             (0, _) => "unknown".to_owned(),
@@ -191,12 +190,10 @@ pub struct Account {
 
 impl Account {
     /// Creates an account that holds nothing.
-    #[must_use]
     pub fn new(owner: Owner) -> Arc<Self> {
         Arc::new(Self { owner, held: Default::default(), reported: Default::default() })
     }
 
-    #[must_use]
     /// Returns the owner that pays.
     pub fn owner(&self) -> &Owner {
         &self.owner

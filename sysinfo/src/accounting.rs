@@ -55,9 +55,6 @@ struct WakeState {
 
 impl Accounting {
     /// Opens the host's files and starts the load sampler.
-    ///
-    /// # Errors
-    /// procfs, sysfs or the cgroup file systems cannot be read.
     pub fn start(options: Options) -> Result<Arc<Self>, Error> {
         Self::with(options, Hierarchies::discover()?)
     }
@@ -69,9 +66,6 @@ impl Accounting {
     }
 
     /// Starts accounting with these hierarchies, procfs and sysfs.
-    ///
-    /// # Errors
-    /// They cannot be read.
     pub fn over(
         options: Options,
         hierarchies: Hierarchies,
@@ -124,9 +118,6 @@ impl Accounting {
     }
 
     /// Returns the container that a thread belongs to.
-    ///
-    /// # Errors
-    /// The thread is gone or not visible.
     pub fn identify(&self, tid: u32) -> Result<Arc<Container>, Error> {
         self.caller(tid).map(|caller| caller.container)
     }
@@ -137,7 +128,6 @@ impl Accounting {
 
     /// Returns the number of the owner of a thread: the same in every process, whatever namespaces
     /// the thread's container creates.
-    #[must_use]
     pub fn owner_number(&self, tid: u32) -> Option<u64> {
         Owner::find(tid, &self.context).ok().map(|owner| owner.number())
     }
@@ -151,9 +141,6 @@ impl Accounting {
     }
 
     /// A view of a container of which these groups are current.
-    ///
-    /// # Errors
-    /// As [`Self::view_of`].
     pub fn groups_of(&self, container: &Container, wanted: StatSet) -> Result<Arc<View>, Error> {
         let view = self.current(container, clock::now(), wanted);
         self.callers.sweep_if_crowded(&self.context);

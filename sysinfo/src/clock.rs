@@ -9,7 +9,6 @@ use ambit_kernel::text::{scan, stat};
 pub const TICK: u64 = 10_000_000;
 
 /// Nanoseconds since the machine booted, suspend included (CLOCK_BOOTTIME). No system call.
-#[must_use]
 pub fn now() -> u64 {
     read(rustix::time::ClockId::Boottime)
 }
@@ -17,7 +16,6 @@ pub fn now() -> u64 {
 /// Nanoseconds that the machine was awake (CLOCK_MONOTONIC). For deadlines, which must not expire
 /// because of a suspend, and for what the kernel counts only while awake: load averages and idle
 /// time.
-#[must_use]
 pub fn awake() -> u64 {
     read(rustix::time::ClockId::Monotonic)
 }
@@ -30,14 +28,12 @@ fn read(clock: rustix::time::ClockId) -> u64 {
 }
 
 /// When a process started, from the text of `/proc/<pid>/stat`: field 22.
-#[must_use]
 pub fn start_of(stat: &[u8]) -> Option<u64> {
     scan::decimal(stat::fields(stat)?.nth(19)?).map(|ticks| ticks.saturating_mul(TICK))
 }
 
 /// The boot time offset of a process's time namespace, from the text of
 /// `/proc/<pid>/timens_offsets`.
-#[must_use]
 pub fn boottime_offset(text: &[u8]) -> Option<i64> {
     let line = scan::lines(text).find(|line| line.starts_with(b"boottime"))?;
     let mut words = scan::words(line).skip(1);

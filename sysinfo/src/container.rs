@@ -224,37 +224,31 @@ impl Container {
     }
 
     /// The pid of its first process in the daemon's numbering.
-    #[must_use]
     pub fn init_pid(&self) -> Option<u32> {
         self.identity.init.as_ref().map(|init| init.pid)
     }
 
     /// True for a container in the pid namespace of another one, or a cgroup inside of it.
-    #[must_use]
     pub fn is_part(&self) -> bool {
         self.identity.part.is_some()
     }
 
     /// True for the machine itself.
-    #[must_use]
     pub fn is_host(&self) -> bool {
         self.identity.is_host
     }
 
     /// The inode number of its pid namespace; 0 for a cgroup in the host's pid namespace.
-    #[must_use]
     pub fn pid_namespace(&self) -> u64 {
         self.identity.namespace
     }
 
     /// Its cgroups.
-    #[must_use]
     pub fn membership(&self) -> Arc<Membership> {
         self.membership.load_full()
     }
 
     /// Returns the last view, if there is one.
-    #[must_use]
     pub fn last_view(&self) -> Option<Arc<View>> {
         self.view.load_full()
     }

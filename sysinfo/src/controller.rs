@@ -21,7 +21,6 @@ impl Controller {
         [Self::Memory, Self::Cpu, Self::Cpuacct, Self::Cpuset, Self::Pids, Self::Io, Self::Hugetlb];
 
     /// The kernel's name.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Memory => "memory",
@@ -35,7 +34,6 @@ impl Controller {
     }
 
     /// The kernel's name in cgroup v1.
-    #[must_use]
     pub fn legacy_name(self) -> &'static str {
         match self {
             Self::Io => "blkio",

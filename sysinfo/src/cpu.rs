@@ -18,7 +18,6 @@ use crate::sample::{Busy, Quota, Sample, Weight};
 use crate::view::{Cpu, Times};
 
 /// Returns the processors a container is shown: at least one, and only online ones.
-#[must_use]
 pub fn visible(sample: &Sample, host: &Host, options: &Options) -> CpuSet {
     let online = &host.online;
     let allowed = sample.cpus.as_ref().map(|cpus| cpus.intersection(online));
@@ -111,7 +110,6 @@ pub struct CpuClock {
 
 impl CpuClock {
     /// Creates a clock whose first interval is the life of the container so far.
-    #[must_use]
     pub fn starting_at(start: u64) -> Self {
         Self { at: start, ..Self::default() }
     }
@@ -244,7 +242,6 @@ impl CpuClock {
     }
 
     /// Returns the processor times of a view.
-    #[must_use]
     pub fn view(&self, visible: CpuSet) -> Cpu {
         let mut total = Times::default();
         for spent in &self.spent {
@@ -261,7 +258,6 @@ impl CpuClock {
     }
 
     /// Returns idle nanoseconds, summed over all processors that were ever visible.
-    #[must_use]
     pub fn idle(&self) -> u64 {
         self.spent.iter().fold(0, |sum, spent| sum.saturating_add(spent.idle))
     }

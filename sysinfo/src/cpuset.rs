@@ -17,7 +17,6 @@ impl CpuSet {
 
     /// Parses a list such as `0-3,8`. Surrounding white space is ignored and an empty list is
     /// the empty set. Anything else that is not a list gives `None`.
-    #[must_use]
     pub fn parse(list: &[u8]) -> Option<Self> {
         let mut set = Self::default();
         let list = list.trim_ascii();
@@ -41,7 +40,6 @@ impl CpuSet {
     }
 
     /// The processors `0..count`.
-    #[must_use]
     pub fn first(count: u32) -> Self {
         let mut set = Self::default();
         (0..count.min(Self::MAX + 1)).for_each(|cpu| set.insert(cpu));
@@ -75,19 +73,16 @@ impl CpuSet {
     }
 
     /// True if the set contains this processor.
-    #[must_use]
     pub fn contains(&self, cpu: u32) -> bool {
         self.words.get(cpu as usize / 64).is_some_and(|word| word >> (cpu % 64) & 1 == 1)
     }
 
     /// How many processors the set has.
-    #[must_use]
     pub fn len(&self) -> usize {
         self.words.iter().map(|word| word.count_ones() as usize).sum()
     }
 
     /// True for the empty set.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.words.iter().all(|&word| word == 0)
     }
@@ -119,7 +114,6 @@ impl CpuSet {
 
     /// The set in the kernel's mask format: hexadecimal, a comma after every 32 bits, and as
     /// many digits as the kernel prints for this machine, or more where the set needs them.
-    #[must_use]
     pub fn mask(&self, digits: usize) -> impl fmt::Display + '_ {
         let needed = self.iter().last().map_or(1, |last| last as usize / 4 + 1);
         Mask { set: self, digits: digits.max(needed) }
@@ -147,9 +141,6 @@ pub fn ranges(cpus: impl Iterator<Item = u32>) -> impl Iterator<Item = (u32, u32
 }
 
 /// Writes a list such as `0-3,8` of ascending numbers.
-///
-/// # Errors
-/// Those of the writer.
 pub fn write_list(out: &mut impl fmt::Write, cpus: impl Iterator<Item = u32>) -> fmt::Result {
     for (index, (first, last)) in ranges(cpus).enumerate() {
         let comma = if index == 0 { "" } else { "," };

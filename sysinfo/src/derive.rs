@@ -14,7 +14,6 @@ use crate::sample::{HugeSample, MemorySample, Sample};
 use crate::view::{Memory, Swap};
 
 /// Memory of a container.
-#[must_use]
 pub fn memory(sample: &Sample, host: &Host) -> Memory {
     let huge = huge(sample, host);
     let machine = machine_memory(sample, host);
@@ -94,7 +93,6 @@ fn huge(sample: &Sample, host: &Host) -> Memory {
 }
 
 /// Swap of a container.
-#[must_use]
 pub fn swap(sample: &Sample, host: &Host, policy: SwapPolicy) -> Swap {
     if policy == SwapPolicy::None {
         return Swap::default();

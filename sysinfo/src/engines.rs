@@ -70,7 +70,6 @@ const NAMES: [(&str, Name); 22] = [
 const SANDBOX: &str = "run-";
 
 /// Returns the innermost container of an engine that a cgroup path belongs to.
-#[must_use]
 pub fn find(path: &str) -> Option<EngineCgroup<'_>> {
     all(path).last()
 }
@@ -90,7 +89,6 @@ pub fn all(path: &str) -> impl Iterator<Item = EngineCgroup<'_>> {
 
 /// Returns the container of the text of `/proc/<pid>/cgroup`, and the number of the hierarchy that
 /// shows it. That of cgroup v2 is looked at first.
-#[must_use]
 pub fn find_in(text: &[u8]) -> Option<(&str, EngineCgroup<'_>)> {
     let unified = paths(text).filter(|(number, _)| *number == "0");
     let legacy = paths(text).filter(|(number, _)| *number != "0");
@@ -107,7 +105,6 @@ fn paths(text: &[u8]) -> impl Iterator<Item = (&str, &str)> {
 impl EngineCgroup<'_> {
     /// Returns the id or the name as the engine shows it. systemd escapes characters in the names
     /// of units as `\xNN`.
-    #[must_use]
     pub fn name(&self) -> String {
         let mut name = String::with_capacity(self.id.len());
         let mut rest = self.id;

@@ -65,7 +65,6 @@ impl RawFiles for Same<'_> {
 }
 
 /// Derives the view of a container from the texts of its files.
-#[must_use]
 pub fn view(texts: &[&[u8]]) -> View {
     let text = |at: usize| texts.get(at).copied().unwrap_or_default();
     let host = Host::parse(HostTexts {
@@ -81,7 +80,6 @@ pub fn view(texts: &[&[u8]]) -> View {
 }
 
 /// Derives the view of one sample.
-#[must_use]
 pub fn view_of(sample: &Sample, host: Host, policy: SwapPolicy) -> View {
     let visible = cpu::visible(sample, &host, &Options::default());
     let mut clock = CpuClock::starting_at(0);

@@ -6,20 +6,17 @@
 //! keys collide.
 
 /// FNV-1a of 64 bits.
-#[must_use]
 pub fn fnv1a(bytes: &[u8]) -> u64 {
     fnv1a_words(bytes.iter().map(|&byte| u64::from(byte)))
 }
 
 /// FNV-1a with a whole word for each step instead of a byte.
-#[must_use]
 pub fn fnv1a_words(words: impl Iterator<Item = u64>) -> u64 {
     words.fold(0xcbf2_9ce4_8422_2325, |hash, word| (hash ^ word).wrapping_mul(0x100_0000_01b3))
 }
 
 /// Returns the `index`-th number of the SplitMix64 sequence of a seed. All its bits depend on all
 /// bits of the seed, unlike the low bits of FNV-1a; different indices give different numbers.
-#[must_use]
 pub fn splitmix64(seed: u64, index: u64) -> u64 {
     let mut z = seed.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

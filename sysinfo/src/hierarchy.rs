@@ -37,27 +37,23 @@ impl Mount {
     }
 
     /// The descriptor of its root directory.
-    #[must_use]
     pub fn root(&self) -> BorrowedFd<'_> {
         self.0.directory.as_fd()
     }
 
     /// Where it is mounted.
-    #[must_use]
     pub fn path(&self) -> &Path {
         &self.0.path
     }
 
     /// Returns the cgroup path of a folder below the root of this mount, as `/proc/<pid>/cgroup`
     /// shows it.
-    #[must_use]
     pub fn cgroup(&self, relative: &str) -> String {
         format!("{}/{relative}", self.0.shows.trim_end_matches('/'))
     }
 
     /// A cgroup path of `/proc/<pid>/cgroup` relative to the root of this mount; `None` when
     /// the mount does not show it.
-    #[must_use]
     pub fn relative<'p>(&self, cgroup: &'p str) -> Option<&'p str> {
         let below = cgroup.strip_prefix(self.0.shows.trim_end_matches('/'))?;
         if !below.is_empty() && !below.starts_with('/') {
@@ -81,9 +77,6 @@ pub struct Hierarchies {
 
 impl Hierarchies {
     /// Finds the hierarchies mounted in the daemon's mount namespace.
-    ///
-    /// # Errors
-    /// `/proc/self/mountinfo` cannot be read, or no cgroup file system is mounted.
     pub fn discover() -> Result<Self, Error> {
         let file = "/proc/self/mountinfo";
         let text =
@@ -93,9 +86,6 @@ impl Hierarchies {
 
     /// Takes the hierarchies from the text of a `mountinfo`, with all mount points below
     /// `root` (`/`, or the folder of a fixture).
-    ///
-    /// # Errors
-    /// No cgroup file system is mounted, or one cannot be opened.
     pub fn from_mountinfo(text: &[u8], root: &Path) -> Result<Self, Error> {
         let mut mounts: Vec<Mounted> = Vec::new();
         for mount in mountinfo::all(text) {
@@ -147,7 +137,6 @@ impl Hierarchies {
     }
 
     /// The v1 mount of a controller.
-    #[must_use]
     pub fn legacy_mount(&self, controller: Controller) -> Option<&Mount> {
         self.legacy.iter().find(|(name, _)| *name == controller).map(|(_, mount)| mount)
     }
@@ -172,13 +161,11 @@ impl Hierarchies {
     }
 
     /// True if the unified hierarchy has this controller.
-    #[must_use]
     pub fn is_unified(&self, controller: Controller) -> bool {
         self.unified.as_ref().is_some_and(|(_, controllers)| controllers.contains(&controller))
     }
 
     /// The cgroup in the hierarchy that has a controller, `/init.scope` cut.
-    #[must_use]
     pub fn path_of<'m>(
         &self,
         controller: Controller,
@@ -191,7 +178,6 @@ impl Hierarchies {
     }
 
     /// True if the process is in the root cgroup of every hierarchy with a [`Controller`].
-    #[must_use]
     pub fn has_at_root(&self, membership: &Membership) -> bool {
         Controller::ALL
             .into_iter()
@@ -199,7 +185,6 @@ impl Hierarchies {
     }
 
     /// Returns `v1`, `v2` or `hybrid`.
-    #[must_use]
     pub fn layout(&self) -> &'static str {
         match (&self.unified, self.legacy.is_empty()) {
             (Some(_), true) => "v2",

@@ -56,15 +56,9 @@ pub struct HugePool {
 /// Reads the kernel's files, not those of the overlay.
 pub trait RawFiles: Send + Sync {
     /// Appends the content of a file such as `proc/meminfo` or `sys/devices/system/cpu/online`.
-    ///
-    /// # Errors
-    /// The error of the kernel when the file is opened or read.
     fn read(&self, path: &str, text: &mut Vec<u8>) -> io::Result<()>;
 
     /// True for a folder such as `sys/dev/block/8:0/slaves` that has entries.
-    ///
-    /// # Errors
-    /// The error of the kernel when the folder is opened or read.
     fn is_populated(&self, path: &str) -> io::Result<bool> {
         let _ = path;
         Err(io::ErrorKind::Unsupported.into())
@@ -86,7 +80,6 @@ pub struct HostTexts<'a> {
 
 impl Host {
     /// Parses a snapshot. Missing values are zero or empty.
-    #[must_use]
     pub fn parse(texts: HostTexts<'_>) -> Self {
         let meminfo: Vec<MeminfoLine> =
             scan::lines(texts.meminfo).filter_map(MeminfoLine::parse).collect();
@@ -177,7 +170,6 @@ pub struct CpuInfo {
 
 impl CpuInfo {
     /// Divides a text at its `processor : N` lines.
-    #[must_use]
     pub fn parse(text: Arc<[u8]>) -> Self {
         let mut starts: Vec<(u32, usize)> = Vec::new();
         let mut at = 0;
@@ -205,7 +197,6 @@ impl CpuInfo {
     }
 
     /// The text before the first processor.
-    #[must_use]
     pub fn head(&self) -> &[u8] {
         &self.text[self.head.clone()]
     }
@@ -216,7 +207,6 @@ impl CpuInfo {
     }
 
     /// The text after the last processor.
-    #[must_use]
     pub fn tail(&self) -> &[u8] {
         &self.text[self.tail.clone()]
     }

@@ -72,9 +72,6 @@ impl Texts {
 
 impl HostFiles {
     /// Opens the files and takes the first snapshot.
-    ///
-    /// # Errors
-    /// `/proc/meminfo` cannot be read.
     pub fn open(proc: Arc<KernelFiles>, sys: KernelFiles) -> io::Result<Self> {
         let mut this = Self {
             raw: Arc::new(Raw { proc, sys }),

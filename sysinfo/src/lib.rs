@@ -82,9 +82,6 @@ pub trait Views: Send + Sync {
     fn view(&self, tid: u32) -> Result<Arc<View>, Error>;
 
     /// Returns a view of which these groups are current; [`Self::view`] has [`StatSet::BASE`].
-    ///
-    /// # Errors
-    /// As [`Self::view`].
     fn view_with(&self, tid: u32, _wanted: StatSet) -> Result<Arc<View>, Error> {
         self.view(tid)
     }
@@ -96,9 +93,6 @@ pub trait Views: Send + Sync {
     }
 
     /// Returns the view and the account that is charged for text that an open file keeps of it.
-    ///
-    /// # Errors
-    /// As [`Self::view`].
     fn numbers(&self, tid: u32, wanted: StatSet) -> Result<Numbers, Error> {
         Ok(Numbers { view: self.view_with(tid, wanted)?, account: None })
     }

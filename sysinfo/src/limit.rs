@@ -16,7 +16,6 @@ pub enum Limit {
 
 impl Limit {
     /// Parses a limit as cgroup v2 prints it: `max` or a number.
-    #[must_use]
     pub fn parse(text: &[u8]) -> Option<Self> {
         let text = text.trim_ascii();
         if text == b"max" { Some(Self::Unlimited) } else { scan::decimal(text).map(Self::At) }
@@ -41,7 +40,6 @@ impl Limit {
     }
 
     /// Returns the smaller of the limit and what the machine has.
-    #[must_use]
     pub fn capped_at(self, machine: u64) -> u64 {
         match self {
             Self::Unlimited => machine,
@@ -51,7 +49,6 @@ impl Limit {
 
     /// Converts a limit of cgroup v1. The ceiling of the page counter means "no limit": `LONG_MAX`
     /// rounded down to the page size, which is 4 KiB to 64 KiB.
-    #[must_use]
     pub fn from_v1(bytes: u64) -> Self {
         const CEILING: u64 = (i64::MAX as u64) & !0xFFFF;
         if bytes >= CEILING { Self::Unlimited } else { Self::At(bytes) }

@@ -30,7 +30,6 @@ impl std::hash::Hash for Membership {
 
 impl Membership {
     /// Parses the text of `/proc/<pid>/cgroup`.
-    #[must_use]
     pub fn parse(text: &[u8]) -> Self {
         Self { text: String::from_utf8_lossy(text).into(), at_root: None }
     }
@@ -71,25 +70,21 @@ impl Membership {
     }
 
     /// True if it was parsed from this text.
-    #[must_use]
     pub fn has_text(&self, text: &[u8]) -> bool {
         self.text.as_bytes() == text
     }
 
     /// Returns a hash of the text, the same in every process and release.
-    #[must_use]
     pub fn key(&self) -> u64 {
         fnv1a(self.text.as_bytes())
     }
 
     /// The cgroup in the unified hierarchy, `/init.scope` cut.
-    #[must_use]
     pub fn unified(&self) -> Option<&str> {
         self.lines().find(|(id, names, _)| *id == "0" && names.is_empty()).map(|(_, _, path)| path)
     }
 
     /// The cgroup in the v1 hierarchy of a controller, `/init.scope` cut.
-    #[must_use]
     pub fn legacy(&self, controller: Controller) -> Option<&str> {
         self.legacy_named(controller.legacy_name())
     }
@@ -102,7 +97,6 @@ impl Membership {
     }
 
     /// Returns a name for the container: the last component of its longest cgroup path.
-    #[must_use]
     pub fn name(&self) -> &str {
         let longest = self.lines().map(|(_, _, path)| path).max_by_key(|path| path.len());
         longest
@@ -112,7 +106,6 @@ impl Membership {
     }
 
     /// Returns the longest cgroup path, for messages.
-    #[must_use]
     pub fn path(&self) -> &str {
         self.lines().map(|(_, _, path)| path).max_by_key(|path| path.len()).unwrap_or("/")
     }

@@ -34,7 +34,6 @@ pub enum WeightFormula {
 
 impl WeightFormula {
     /// Returns the weight of these shares. It never decreases when the shares grow.
-    #[must_use]
     pub fn weight(self, shares: u64) -> u64 {
         let shares = shares.clamp(2, 262_144);
         match self {

@@ -29,7 +29,6 @@ pub enum Stall {
 
 impl Stall {
     /// The name of the file in `/proc/pressure`.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",

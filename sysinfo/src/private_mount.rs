@@ -19,35 +19,23 @@ pub struct KernelFiles(OwnedFd);
 
 impl KernelFiles {
     /// Opens an instance of procfs that nothing can be mounted over.
-    ///
-    /// # Errors
-    /// Neither a private instance nor `/proc` can be opened.
     pub fn procfs() -> io::Result<Self> {
         Ok(Self(instance("proc", Path::new("/proc"))?))
     }
 
     /// Opens an instance of sysfs that nothing can be mounted over.
-    ///
-    /// # Errors
-    /// Neither a private instance nor `/sys` can be opened.
     pub fn sysfs() -> io::Result<Self> {
         Ok(Self(instance("sysfs", Path::new("/sys"))?))
     }
 
     /// Opens a directory with the layout of procfs or sysfs (a fixture), or `/proc` or `/sys`
     /// itself.
-    ///
-    /// # Errors
-    /// The directory cannot be opened.
     pub fn at(path: &Path) -> io::Result<Self> {
         Ok(Self(folder(path)?))
     }
 
     /// Reads a file such as `meminfo` or `devices/system/cpu/online` to its end; the text is
     /// appended.
-    ///
-    /// # Errors
-    /// The file cannot be opened or read.
     pub fn read(&self, path: &str, text: &mut Vec<u8>) -> io::Result<()> {
         read_to_end(self.as_fd(), path, text)
     }

@@ -134,7 +134,6 @@ impl Sample {
 impl MemoryStat {
     /// Returns the bytes that can be reclaimed without swapping: page cache without shmem, and
     /// reclaimable slab. At most the usage, behind which the rows lag.
-    #[must_use]
     pub fn reclaimable(&self, usage: u64) -> u64 {
         let file = self.active_file.saturating_add(self.inactive_file).min(self.file);
         file.saturating_add(self.slab_reclaimable).min(usage)
@@ -152,7 +151,6 @@ pub struct Quota {
 
 impl Quota {
     /// Makes a quota; `None` for a period of 0.
-    #[must_use]
     pub fn new(quota: u64, period: u64) -> Option<Self> {
         (period > 0).then_some(Self { quota, period })
     }
@@ -166,7 +164,6 @@ impl Quota {
     }
 
     /// Returns how many processors the quota can keep busy, rounded up, at least one.
-    #[must_use]
     pub fn processors(self) -> usize {
         usize::try_from(self.quota.div_ceil(self.period)).unwrap_or(usize::MAX).max(1)
     }
@@ -199,7 +196,6 @@ pub struct Busy {
 
 impl Busy {
     /// User, niced and system time together.
-    #[must_use]
     pub fn total(&self) -> u64 {
         self.user.saturating_add(self.nice).saturating_add(self.system)
     }

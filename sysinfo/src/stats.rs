@@ -42,7 +42,6 @@ impl StatSet {
     const COUNT: usize = 9;
 
     /// True if the set contains all of these.
-    #[must_use]
     pub fn contains(self, others: Self) -> bool {
         self.0 & others.0 == others.0
     }
@@ -84,7 +83,6 @@ pub struct Taken([u64; StatSet::COUNT]);
 
 impl Taken {
     /// Returns the time of the group that was read first; `u64::MAX` for no group.
-    #[must_use]
     pub fn oldest(&self, groups: StatSet) -> u64 {
         groups.positions().map(|at| self.0[at]).min().unwrap_or(u64::MAX)
     }
@@ -207,7 +205,6 @@ impl VmEvents {
     ];
 
     /// Returns a count; `None` for an event that cgroups do not account.
-    #[must_use]
     pub fn get(&self, name: &str) -> Option<u64> {
         let at = Self::index(name.as_bytes())?;
         Some(self.0.as_ref().map_or(0, |counts| counts[at]))

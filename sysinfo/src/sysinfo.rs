@@ -31,14 +31,12 @@ pub struct Encoded {
 
 impl Encoded {
     /// The bytes that the caller's buffer receives.
-    #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
     }
 }
 
 /// Encodes a view in the byte order of this machine.
-#[must_use]
 pub fn encode(view: &View, abi: Abi) -> Encoded {
     let memory = [
         view.memory.total,

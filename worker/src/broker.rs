@@ -95,9 +95,6 @@ pub struct Broker {
 
 impl Broker {
     /// Forks the broker as a child of this process.
-    ///
-    /// # Errors
-    /// This process has threads already, or socketpair(2) or fork(2) fails.
     pub fn start() -> std::io::Result<Self> {
         let (ours, theirs) = channel::pair()?;
         match fork()? {
@@ -111,16 +108,12 @@ impl Broker {
 
     /// Returns the connection to a broker that the keeper starts and replaces. With `None` the
     /// first connection comes later, by [`Broker::replace`].
-    #[must_use]
     pub fn kept(connection: Option<OwnedFd>) -> Self {
         Self::connected(connection, REPLACEMENT)
     }
 
     /// Runs the broker in this process. The keeper has started it with the connection as standard
     /// input.
-    ///
-    /// # Errors
-    /// Standard input is not open.
     pub fn serve_keeper() -> std::io::Result<()> {
         let socket = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
         rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
@@ -150,7 +143,6 @@ impl Broker {
 
     /// Returns how many requests this thread has sent to brokers. Each takes processor time of the
     /// broker, which forks a process for it.
-    #[must_use]
     pub fn requests_of_this_thread() -> u32 {
         REQUESTS.get()
     }
@@ -174,9 +166,6 @@ impl Broker {
     /// Makes a mount and waits until it is attached. Adds an inotify watch for the root of a kernel
     /// filesystem to `watches` and returns the watch descriptor. For a helper, returns the device
     /// number of its filesystem.
-    ///
-    /// # Errors
-    /// Nothing was mounted.
     pub fn mount(
         &self,
         order: &Order,
@@ -189,9 +178,6 @@ impl Broker {
     }
 
     /// Makes a procfs or sysfs for the caller and waits until it is attached.
-    ///
-    /// # Errors
-    /// Nothing was mounted.
     pub fn mount_own(&self, order: &Order, caller: &Caller) -> Result<(), Error> {
         let until = Instant::now() + order.deadline + REPORT_GRACE;
         let request = Request::MountOwn(order.clone(), caller.into());
@@ -199,9 +185,6 @@ impl Broker {
     }
 
     /// Opens a file (`O_PATH`) that the caller may write.
-    ///
-    /// # Errors
-    /// The file does not exist, or the caller may not write it.
     pub fn find(&self, find: &Find, caller: &Caller, until: Instant) -> Result<OwnedFd, Error> {
         let report = self.for_caller(&Request::Find(find.clone(), caller.into()), caller, None)?;
         let file = report.receive(until)?.pop();
@@ -209,9 +192,6 @@ impl Broker {
     }
 
     /// Bind-mounts a device node below the caller's `/dev`.
-    ///
-    /// # Errors
-    /// The caller may not create the file below the mount, or the node could not be made.
     pub fn bind_device(&self, bind: &Bind, caller: &Caller, until: Instant) -> Result<(), Error> {
         let request = Request::Bind(bind.clone(), caller.into());
         self.for_caller(&request, caller, None)?.receive(until).map(drop)

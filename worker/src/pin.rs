@@ -31,9 +31,6 @@ const OTHERS: [(&str, i32); 6] = [
 
 impl Caller {
     /// Opens what [`Caller`] has and reads the id maps. `proc` is the caller's `/proc/<tid>`.
-    ///
-    /// # Errors
-    /// The caller has ended, one of its ids is not mapped, or a descriptor cannot be opened.
     pub fn pin(proc: BorrowedFd<'_>) -> Result<(Self, IdMaps), Error> {
         Self::read(proc).mark_untried()
     }

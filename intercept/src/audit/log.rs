@@ -41,9 +41,6 @@ pub(super) struct Log {
 
 impl Log {
     /// Opens a file, to append to it.
-    ///
-    /// # Errors
-    /// The file cannot be opened, or is not a regular file.
     pub(super) fn open(path: &Path) -> std::io::Result<Self> {
         let file = File::options()
             .append(true)

@@ -17,9 +17,6 @@ use super::receive::PATIENCE;
 /// Sends the listener of container `id`, whose init is `pid`, to the daemon that listens on
 /// `socket`. The protocol has no acknowledgement: success means that the message is in the socket.
 /// Calls of the container wait until the daemon has read it.
-///
-/// # Errors
-/// No process listens on the socket, or the message cannot be sent.
 pub fn deliver(
     socket: &Path,
     listener: BorrowedFd<'_>,

@@ -78,9 +78,6 @@ impl Context<'_> {
 
     /// Returns a string argument. `None` if it does not end within a page's length or cannot be
     /// read; the call is then left to the kernel, which knows the errno.
-    ///
-    /// # Errors
-    /// The caller does not wait any more.
     pub fn string(&self, call: &Call, index: usize) -> Result<Option<Vec<u8>>, CallError> {
         // Read a short piece first: every page that is read costs.
         for room in [USUAL, PAGE] {
@@ -102,9 +99,6 @@ impl Context<'_> {
     }
 
     /// Opens the caller's `/proc/<tid>`.
-    ///
-    /// # Errors
-    /// The caller does not wait any more.
     pub fn proc(&self, call: &Call) -> Result<OwnedFd, CallError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = match self.pending {
@@ -136,17 +130,11 @@ impl Context<'_> {
     }
 
     /// Checks that the caller still waits.
-    ///
-    /// # Errors
-    /// It does not wait any more.
     pub fn still_pending(&self) -> Result<(), CallError> {
         self.pending.check()
     }
 
     /// Opens a file below the caller's `/proc/<tid>`.
-    ///
-    /// # Errors
-    /// The caller does not wait any more, or the file cannot be opened.
     pub fn open(&self, call: &Call, file: &'static str) -> Result<OwnedFd, CallError> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let opened = match self.pending {

@@ -29,9 +29,6 @@ pub fn print(text: impl fmt::Display) -> Result<(), Unwritable> {
 }
 
 /// Turns the error of a closed pipe into success.
-///
-/// # Errors
-/// Every other failure.
 pub fn unless_closed(written: io::Result<()>) -> Result<(), Unwritable> {
     match written {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
@@ -41,7 +38,6 @@ pub fn unless_closed(written: io::Result<()>) -> Result<(), Unwritable> {
 
 /// Returns an error and its causes in one line. A cause that the line already contains is left out:
 /// the text of many errors contains that of their cause.
-#[must_use]
 pub fn one_line(error: &impl AsRef<dyn Error + Send + Sync>) -> String {
     let first: &(dyn Error + 'static) = error.as_ref();
     let (mut line, mut next) = (String::new(), Some(first));

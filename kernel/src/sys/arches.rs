@@ -3,7 +3,6 @@
 use libseccomp::ScmpArch;
 
 /// The architecture and those compatible with it that some kernel of it may have.
-#[must_use]
 pub fn compatible(native: ScmpArch) -> Vec<ScmpArch> {
     use ScmpArch as A;
     match native {

@@ -91,9 +91,6 @@ pub fn load(program: Program<'_>, log: Log<'_>) -> Result<OwnedFd, Errno> {
 
 /// Attaches a program to a control group, in the place of `replaced` if that is given. The kernel takes
 /// no program of another kind (EINVAL).
-///
-/// # Errors
-/// What the kernel returns.
 pub fn attach(
     target: BorrowedFd<'_>,
     program: BorrowedFd<'_>,
@@ -108,9 +105,6 @@ pub fn attach(
 
 /// Detaches a program from a control group. Without `program` the kernel detaches that of a control
 /// group that can have only one.
-///
-/// # Errors
-/// What the kernel returns.
 pub fn detach(target: BorrowedFd<'_>, program: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
     let (target, program) = (number(Some(target)), number(program));
     raw::bpf_detach(BpfAttach { target, program, kind: CGROUP_DEVICE, ..BpfAttach::default() })
@@ -141,15 +135,11 @@ pub fn by_id(id: u32) -> Result<OwnedFd, Errno> {
 }
 
 /// Returns what the kernel knows of a program.
-///
-/// # Errors
-/// The descriptor is none of a program.
 pub fn info(program: BorrowedFd<'_>) -> Result<ProgramInfo, Errno> {
     raw::bpf_info(program)
 }
 
 /// Returns a program's name, padded with zeros.
-#[must_use]
 pub fn name(info: &ProgramInfo) -> [u8; 16] {
     info.last_chunk().copied().unwrap_or_default()
 }

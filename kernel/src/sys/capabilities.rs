@@ -6,9 +6,6 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 /// Drops all capabilities of this thread but these, and sets `no_new_privs`, by which execve(2) gives
 /// none back. With `CAP_SETPCAP` it drops them from the bounding set too. Returns those that are
 /// left: a service manager may have withheld some.
-///
-/// # Errors
-/// The kernel refuses to set them.
 pub fn keep_only(kept: CapabilitySet) -> Result<CapabilitySet, Errno> {
     let _ = limit_bounding_set(kept); // EPERM: without CAP_SETPCAP
     rustix::thread::set_no_new_privs(true)?;
@@ -36,9 +33,6 @@ pub fn limit_bounding_set(kept: CapabilitySet) -> Result<(), Errno> {
 /// Drops all permitted capabilities of this thread but these and returns those that are left, which
 /// are all effective. The inheritable set becomes empty, and with it the ambient set
 /// (capabilities(7)).
-///
-/// # Errors
-/// The kernel refuses to set them.
 pub fn limit_permitted(kept: CapabilitySet) -> Result<CapabilitySet, Errno> {
     let permitted = rustix::thread::capabilities(None)?.permitted & kept;
     let inheritable = CapabilitySet::empty();

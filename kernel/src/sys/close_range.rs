@@ -48,7 +48,6 @@ pub fn close_on_exec_from(first: u32, proc: impl AsFd) -> io::Result<()> {
 }
 
 /// True if the kernel can set `FD_CLOEXEC` on a range (Linux 5.11).
-#[must_use]
 pub fn has_close_on_exec() -> bool {
     raw::close_range(u32::MAX - 1, u32::MAX, libc::CLOSE_RANGE_CLOEXEC).is_ok()
 }

@@ -8,9 +8,6 @@ use crate::text::stat;
 
 /// Replaces the command line, for a process that containers see: the old one names paths of the
 /// host. What is longer than the old one is cut off. `std::env::args` must not be used afterwards.
-///
-/// # Errors
-/// There is no `/proc` with this process as `self`.
 pub fn replace(text: &str) -> io::Result<()> {
     let stat = fs::read("/proc/self/stat")?;
     // Fields 48 and 49 of proc_pid_stat(5), the third of which is the first here.

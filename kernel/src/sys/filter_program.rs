@@ -10,9 +10,6 @@ use super::arches::compatible;
 
 /// Returns a filter that allows all but these system calls, which fail with EPERM in every ABI that
 /// programs of this machine may have. `other` is the errno for another architecture.
-///
-/// # Errors
-/// libseccomp cannot build the filter.
 pub fn refusing(names: &[&str], other: i32) -> Result<ScmpFilterContext, SeccompError> {
     let mut context = ScmpFilterContext::new(ScmpAction::Allow)?;
     context.set_act_badarch(ScmpAction::Errno(other))?;
@@ -29,9 +26,6 @@ pub fn refusing(names: &[&str], other: i32) -> Result<ScmpFilterContext, Seccomp
 }
 
 /// Returns the program. libseccomp 2.5 can write it to a descriptor only.
-///
-/// # Errors
-/// libseccomp cannot build the program, or memfd_create(2) fails.
 pub fn export(context: &ScmpFilterContext) -> std::io::Result<Vec<libc::sock_filter>> {
     let memory = rustix::fs::memfd_create("filter", MemfdFlags::CLOEXEC)?;
     context.export_bpf(&memory).map_err(std::io::Error::other)?;

@@ -35,14 +35,12 @@ impl Connections {
     }
 
     /// Returns the connection of the filesystem on this device.
-    #[must_use]
     pub fn of(&self, device: u64) -> Option<Connection> {
         let entry = statat(&self.0, device.to_string(), AtFlags::SYMLINK_NOFOLLOW).ok()?;
         Some(Connection { device, entry: entry.st_ino })
     }
 
     /// True while this connection is in the list.
-    #[must_use]
     pub fn has(&self, connection: Connection) -> bool {
         self.of(connection.device) == Some(connection)
     }

@@ -74,7 +74,6 @@ pub fn status(device: BorrowedFd<'_>) -> Result<Status, Errno> {
 }
 
 /// True if a block device cannot be written, whichever process has opened it.
-#[must_use]
 pub fn is_read_only(device: BorrowedFd<'_>) -> bool {
     let mut read_only = 0;
     raw::ioctl(device, &BLKROGET, &mut read_only).is_ok() && read_only != 0

@@ -15,7 +15,6 @@ use super::raw;
 const IDMAP: u64 = 0x0010_0000;
 
 /// True if the kernel has the call.
-#[must_use]
 pub fn is_supported() -> bool {
     static SUPPORTED: OnceLock<bool> = OnceLock::new();
     *SUPPORTED.get_or_init(|| {

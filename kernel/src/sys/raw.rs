@@ -45,7 +45,6 @@ unsafe fn own(result: c_long) -> Result<OwnedFd, Errno> {
 ///
 /// Returns `None` for the standard descriptors, for a number that is not open, and for one that has
 /// the flag already: it was opened or taken by this process, which opens everything with `O_CLOEXEC`.
-#[must_use]
 pub fn take(number: RawFd) -> Option<OwnedFd> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     if number <= libc::STDERR_FILENO {
@@ -466,9 +465,6 @@ pub(super) fn fork_x32_getpid() -> Result<Pid, Errno> {
 }
 
 /// `mallopt(M_ARENA_TEST)` of glibc with the largest number. Does nothing with another C library.
-///
-/// # Errors
-/// This process has threads, or the C library refuses.
 pub(super) fn limit_arena_test() -> io::Result<()> {
     #[cfg(target_env = "gnu")]
     {
@@ -640,7 +636,6 @@ unsafe impl<T: Lasting> Sync for Mapping<T> {}
 
 impl<T: Lasting> Mapping<T> {
     /// Returns how many bytes so many elements have, or `None` if no file has so many.
-    #[must_use]
     pub fn length(count: usize) -> Option<u64> {
         let length = count.checked_mul(size_of::<T>())?;
         isize::try_from(length).ok()?.try_into().ok()

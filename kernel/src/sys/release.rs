@@ -1,7 +1,6 @@
 //! The release of the running kernel, for what it cannot be asked otherwise.
 
 /// True if this kernel is of a version or newer. A release that is no number is taken for an old one.
-#[must_use]
 pub fn is_at_least(version: (u32, u32)) -> bool {
     let uname = rustix::system::uname();
     parse(&uname.release().to_string_lossy()).is_some_and(|release| release >= version)

@@ -28,9 +28,6 @@ pub fn add(
 }
 
 /// Does the same with the list of mounts, which was read after the mount was attached.
-///
-/// # Errors
-/// As [`add`].
 pub fn add_of(
     list: &[Mounted],
     proc: impl AsFd,
@@ -121,9 +118,6 @@ fn flags_of(mount: &Mounted, set: MountAttrFlags) -> MountFlags {
 }
 
 /// Returns the `/proc` of this process.
-///
-/// # Errors
-/// There is none.
 pub fn own_proc() -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(CWD, "/proc", flags, Mode::empty())?)

@@ -24,9 +24,6 @@ pub struct Attributes {
 }
 
 /// Sets how a thread is scheduled.
-///
-/// # Errors
-/// What sched_setattr(2) returns.
 pub fn set_attributes(tid: i32, attributes: Attributes) -> Result<(), Errno> {
     let Attributes { size, policy, flags, nice, priority, times: [runtime, deadline, period] } =
         attributes;
@@ -44,25 +41,16 @@ pub fn set_attributes(tid: i32, attributes: Attributes) -> Result<(), Errno> {
 }
 
 /// Sets policy and priority of a thread; its nice value stays.
-///
-/// # Errors
-/// What sched_setscheduler(2) returns.
 pub fn set_policy(tid: i32, policy: i32, priority: i32) -> Result<(), Errno> {
     raw::sched_setscheduler(tid, policy, priority)
 }
 
 /// Returns the policy of a thread, possibly with `SCHED_RESET_ON_FORK`.
-///
-/// # Errors
-/// What sched_getscheduler(2) returns.
 pub fn policy(tid: i32) -> Result<i32, Errno> {
     raw::sched_getscheduler(tid)
 }
 
 /// Sets class and level of the I/O of a thread.
-///
-/// # Errors
-/// What ioprio_set(2) returns.
 pub fn set_io_priority(tid: i32, priority: u32) -> Result<(), Errno> {
     raw::ioprio_set(tid, priority)
 }

@@ -8,7 +8,6 @@ use super::raw;
 
 /// True if `number` is that of setxattrat(2) on this architecture and the kernel has the call. The
 /// kernel is asked once.
-#[must_use]
 pub fn exists(number: i32) -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
     libc::c_long::from(number) == raw::SETXATTRAT

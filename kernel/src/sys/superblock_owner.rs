@@ -12,7 +12,6 @@ use super::raw::{self, FIFREEZE, FITHAW};
 
 /// True if the filesystem of this file belongs to users of the user namespace that this process is in.
 /// The process has entered a container's and has all capabilities there, but none over the host.
-#[must_use]
 pub fn is_within_our_users(file: BorrowedFd<'_>) -> bool {
     match raw::ioctl(file, &FIFREEZE, &mut ()) {
         Err(Errno::EPERM) => false,

@@ -24,7 +24,6 @@ fn places(text: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
 
 /// Returns the path by which a container is known: that of cgroup v2, or that of the first hierarchy
 /// whose path is not the root, or the root. Empty if the text has no line.
-#[must_use]
 pub fn path(text: &[u8]) -> String {
     let unified = places(text).find(|(controllers, _)| controllers.is_empty());
     let own = |(_, path): &(&[u8], &[u8])| *path != b"/";
@@ -34,7 +33,6 @@ pub fn path(text: &[u8]) -> String {
 }
 
 /// Returns the last component of the first path that has one, for messages.
-#[must_use]
 pub fn name(text: &[u8]) -> Option<String> {
     let last = |(_, path): (&'_ [u8], &'_ [u8])| {
         let last = path.rsplit(|&byte| byte == b'/').next().filter(|last| !last.is_empty())?;

@@ -15,7 +15,6 @@ struct Range {
 
 impl IdMap {
     /// Parses the text. A line that is no range is skipped.
-    #[must_use]
     pub fn parse(text: &[u8]) -> Self {
         let range = |line| {
             let mut numbers = super::numbers(line);
@@ -26,7 +25,6 @@ impl IdMap {
     }
 
     /// Returns the id in the namespace for an id of the host.
-    #[must_use]
     pub fn inside(&self, id: u32) -> Option<u32> {
         self.0.iter().find_map(|range| {
             let at = id.checked_sub(range.outside).filter(|at| *at < range.count)?;
@@ -35,7 +33,6 @@ impl IdMap {
     }
 
     /// Returns the id on the host for an id of the namespace.
-    #[must_use]
     pub fn outside(&self, id: u32) -> Option<u32> {
         self.0.iter().find_map(|range| {
             let at = id.checked_sub(range.inside).filter(|at| *at < range.count)?;
@@ -44,7 +41,6 @@ impl IdMap {
     }
 
     /// Returns the ranges of ids of the host: first id, number of ids.
-    #[must_use]
     pub fn outsiders(&self) -> Vec<(u32, u32)> {
         self.0.iter().map(|range| (range.outside, range.count)).collect()
     }

@@ -6,7 +6,6 @@ use super::scan;
 const NAME: usize = 25;
 
 /// Returns resource, soft and hard limit, in the order of the kernel's numbers.
-#[must_use]
 pub fn parse(text: &[u8]) -> Vec<(i32, u64, u64)> {
     let number = |word: &[u8]| match word {
         b"unlimited" => Some(u64::MAX),

@@ -31,7 +31,6 @@ pub struct Coverage {
 
 impl Coverage {
     /// Creates a scan of the addresses from `start` to `end`, exclusive.
-    #[must_use]
     pub fn new(start: u64, end: u64, access: Access) -> Self {
         Self { access, covered: start, end, head: [0; HEAD], length: 0 }
     }
@@ -61,7 +60,6 @@ impl Coverage {
     }
 
     /// Returns the first address of the range that is not covered, or its end.
-    #[must_use]
     pub fn covered(&self) -> u64 {
         self.covered.min(self.end)
     }

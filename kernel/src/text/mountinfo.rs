@@ -37,9 +37,6 @@ pub struct Mounted {
 }
 
 /// Returns the topmost mount exactly at a path, which must be absolute and free of symbolic links.
-///
-/// # Errors
-/// There is no `/proc`.
 pub fn top(path: &Path) -> io::Result<Option<Mounted>> {
     Ok(own()?.into_iter().rfind(|mount| mount.path == path))
 }
@@ -50,15 +47,11 @@ pub struct Watch(fs::File);
 
 impl Watch {
     /// Starts the watch.
-    ///
-    /// # Errors
-    /// There is no `/proc`.
     pub fn new() -> io::Result<Self> {
         fs::File::open("/proc/self/mountinfo").map(Self)
     }
 
     /// True if the list has changed since the last call (`proc_pid_mounts(5)`). Reads nothing.
-    #[must_use]
     pub fn has_changed(&self) -> bool {
         let mut poll = [PollFd::new(&self.0, PollFlags::PRI)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -68,9 +61,6 @@ impl Watch {
 }
 
 /// Returns all mounts that this process sees.
-///
-/// # Errors
-/// There is no `/proc`.
 pub fn own() -> io::Result<Vec<Mounted>> {
     Ok(all(&fs::read("/proc/self/mountinfo")?).collect())
 }

@@ -1,7 +1,6 @@
 //! `/proc/<tid>/attr/apparmor/current`.
 
 /// Returns the profile without its mode, of text such as `lxc-container-default-cgns (enforce)`.
-#[must_use]
 pub fn parse(text: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(text).ok()?.trim_end_matches(['\n', '\0']);
     let name = text.rsplit_once(" (").map_or(text, |(name, _)| name);

@@ -19,7 +19,6 @@ pub fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// Returns the decimal number at the start of a text, after blanks. It saturates instead of wrapping.
-#[must_use]
 pub fn decimal(text: &[u8]) -> Option<u64> {
     let text = text.trim_ascii_start();
     let digits = text.iter().take_while(|byte| byte.is_ascii_digit());
@@ -32,7 +31,6 @@ pub fn decimal(text: &[u8]) -> Option<u64> {
 }
 
 /// Returns a signed number; cgroup v1 writes "no quota" as -1.
-#[must_use]
 pub fn signed(text: &[u8]) -> Option<i64> {
     let text = text.trim_ascii_start();
     match text.strip_prefix(b"-") {

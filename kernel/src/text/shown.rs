@@ -10,13 +10,11 @@ pub const LONGEST_MESSAGE: usize = 1024;
 
 /// Returns bytes that a container chose as text, cut to [`LONGEST`]. A byte that is not UTF-8
 /// becomes `\xNN`.
-#[must_use]
 pub fn shown(bytes: &[u8]) -> String {
     shown_within(bytes, LONGEST)
 }
 
 /// Returns bytes as text, cut to a length. What is cut off becomes `…`.
-#[must_use]
 pub fn shown_within(bytes: &[u8], longest: usize) -> String {
     let mut text = String::with_capacity(bytes.len().min(longest));
     for chunk in bytes.utf8_chunks() {

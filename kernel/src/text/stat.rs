@@ -4,14 +4,12 @@
 use super::scan;
 
 /// Returns the fields behind the name. The first is the state, field 3 of `proc_pid_stat(5)`.
-#[must_use]
 pub fn fields(stat: &[u8]) -> Option<impl Iterator<Item = &[u8]>> {
     let name_ends = memchr::memrchr(b')', stat)?;
     Some(scan::words(&stat[name_ends + 1..]))
 }
 
 /// Returns the letter of the state, such as `R`.
-#[must_use]
 pub fn state(stat: &[u8]) -> Option<u8> {
     fields(stat)?.next()?.first().copied()
 }

@@ -10,7 +10,6 @@ pub struct Status<'a>(pub &'a [u8]);
 
 impl<'a> Status<'a> {
     /// Returns the text behind a label such as `Uid:`, without blanks around it.
-    #[must_use]
     pub fn value(self, label: &str) -> Option<&'a [u8]> {
         let find = |line: &'a [u8]| line.strip_prefix(label.as_bytes());
         scan::lines(self.0).find_map(find).map(<[u8]>::trim_ascii)
@@ -22,7 +21,6 @@ impl<'a> Status<'a> {
     }
 
     /// Returns the one number behind a label, which is written to another base than ten.
-    #[must_use]
     pub fn radix(self, label: &str, radix: u32) -> Option<u64> {
         number(self.value(label)?, radix)
     }
@@ -47,7 +45,6 @@ pub struct Credentials {
 
 impl Credentials {
     /// Parses a status in one pass, up to the last line that is needed. `None`: it is no status.
-    #[must_use]
     pub fn of(status: Status<'_>) -> Option<Self> {
         let (mut tgid, mut umask, mut fsuid, mut fsgid) = (None, None, None, None);
         // Real, effective, saved, of the filesystem.

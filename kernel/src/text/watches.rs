@@ -6,7 +6,6 @@ use super::scan;
 
 /// Returns the numbers of the watches that the kernel still has, from lines such as
 /// `inotify wd:1f ino:2 sdev:fd00001 mask:400 ...`.
-#[must_use]
 pub fn parse(text: &[u8]) -> HashSet<u64> {
     let number = |line: &[u8]| {
         let digits = scan::words(line.strip_prefix(b"inotify wd:")?).next()?;

@@ -131,9 +131,6 @@ impl Seccomp {
     }
 
     /// True if it reports calls to ambit already.
-    ///
-    /// # Errors
-    /// It reports calls to another listener.
     pub(super) fn is_own(&self, contents: &Contents<'_>) -> anyhow::Result<bool> {
         if self.reported().next().is_none() {
             return Ok(false);

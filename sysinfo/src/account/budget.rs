@@ -70,13 +70,11 @@ pub struct Budget {
 
 impl Budget {
     /// Creates a budget of this size, of which nothing is taken.
-    #[must_use]
     pub fn new(what: Resource, size: usize) -> Arc<Self> {
         Self::with_most(what, size, usize::MAX)
     }
 
     /// Creates a budget of which one account may hold at most `each`.
-    #[must_use]
     pub fn with_most(what: Resource, size: usize, each: usize) -> Arc<Self> {
         Arc::new(Self { what, size, each, taken: AtomicUsize::new(0), lines: Limiter::default() })
     }
@@ -107,7 +105,6 @@ impl Budget {
         charge.grow(amount).then_some(charge)
     }
 
-    #[must_use]
     /// Returns the amount that is taken.
     pub fn taken(&self) -> usize {
         self.taken.load(Ordering::Relaxed)
@@ -138,7 +135,6 @@ pub struct Charge {
 
 impl Charge {
     /// The account that pays.
-    #[must_use]
     pub fn account(&self) -> Option<&Arc<Account>> {
         self.account.as_ref()
     }
@@ -209,7 +205,6 @@ pub struct Descriptors {
 
 impl Descriptors {
     /// Divides the `RLIMIT_NOFILE` of this process.
-    #[must_use]
     pub fn of_this_process() -> Self {
         let limit = getrlimit(Limit::Nofile).current;
         Self::divide(limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX))

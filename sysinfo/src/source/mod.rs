@@ -52,7 +52,6 @@ pub trait Source: Send {
 }
 
 /// Returns the source for a container in these cgroups: v2, v1, or both on a hybrid host.
-#[must_use]
 pub fn open(
     hierarchies: &Hierarchies,
     membership: &Membership,

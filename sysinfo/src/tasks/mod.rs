@@ -117,7 +117,6 @@ enum Running {
 
 impl Counter {
     /// Opens the netlink socket, if the kernel has the family.
-    #[must_use]
     pub(crate) fn new() -> Self {
         let stats = Cgroupstats::open()
             .inspect_err(|error| tracing::debug!(%error, "no cgroupstats: reading each thread"));

@@ -171,14 +171,12 @@ pub struct NodeLine {
 
 impl Topology {
     /// Returns a processor by its number.
-    #[must_use]
     pub fn cpu(&self, number: u32) -> Option<&CpuAttributes> {
         let place = self.cpus.binary_search_by_key(&number, |cpu| cpu.number).ok()?;
         self.cpus.get(place)
     }
 
     /// Returns a node by its number.
-    #[must_use]
     pub fn node(&self, number: u32) -> Option<&NodeAttributes> {
         let place = self.nodes.binary_search_by_key(&number, |node| node.number).ok()?;
         self.nodes.get(place)
@@ -187,14 +185,12 @@ impl Topology {
 
 impl CpuAttributes {
     /// Returns a cache by its index.
-    #[must_use]
     pub fn cache(&self, index: u32) -> Option<&CacheAttributes> {
         self.caches.iter().find(|cache| cache.index == index)
     }
 }
 
 /// Returns the content of the file at this position of its table of names.
-#[must_use]
 pub fn attribute(files: &[(usize, Attribute)], position: usize) -> Option<&Attribute> {
     files.iter().find(|(at, _)| *at == position).map(|(_, attribute)| attribute)
 }

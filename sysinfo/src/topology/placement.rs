@@ -20,7 +20,6 @@ pub(super) type Groups = [u32; 9];
 
 impl Topology {
     /// Returns `count` of the allowed processors, in the order of the container with this seed.
-    #[must_use]
     pub fn choose(&self, allowed: &CpuSet, count: usize, seed: u64) -> CpuSet {
         if count >= allowed.len() {
             return allowed.clone();

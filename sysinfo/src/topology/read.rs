@@ -23,7 +23,6 @@ const NODE: &str = "devices/system/node";
 
 impl Topology {
     /// Reads the topology below this `/sys`. What cannot be read is absent.
-    #[must_use]
     pub fn read(sys: BorrowedFd<'_>) -> Self {
         let mut reader = Reader { sys, text: Vec::new(), sets: HashMap::new() };
         let node_lists = NODE_LISTS.iter().enumerate().filter_map(|(at, name)| {

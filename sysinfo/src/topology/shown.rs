@@ -12,13 +12,11 @@ use crate::view::{Origin, View};
 
 impl View {
     /// Returns the topology of the machine.
-    #[must_use]
     pub fn topology(&self) -> &Topology {
         &self.host.topology
     }
 
     /// True if this processor is shown. On the machine itself, offline processors are shown too.
-    #[must_use]
     pub fn shows_cpu(&self, cpu: u32) -> bool {
         let is_host = self.origin == Origin::Host;
         self.cpu.online.contains(cpu) || (is_host && self.topology().cpu(cpu).is_some())
@@ -27,7 +25,6 @@ impl View {
     /// Returns the possible processors: those that a thread of the container can run on. A quota
     /// limits time only; the kernel runs the container on all processors of its cpuset, and
     /// programs with a table entry for each processor index it by these numbers.
-    #[must_use]
     pub fn possible_cpus(&self) -> &CpuSet {
         match self.cpu.possible {
             PossibleCpus::View => &self.cpu.online,
@@ -38,7 +35,6 @@ impl View {
     }
 
     /// Returns the possible nodes: those that a thread of the container can run on.
-    #[must_use]
     pub fn possible_nodes(&self) -> CpuSet {
         let is_it = |list: &&(usize, CpuSet)| NODE_LISTS.get(list.0) == Some(&"possible");
         match (self.cpu.possible, self.topology().node_lists.iter().find(is_it)) {
@@ -50,7 +46,6 @@ impl View {
     /// Returns what is shown for this affinity mask: as many processors as the container is shown,
     /// first those that are shown, then others in the container's own order. Never empty unless the
     /// mask is.
-    #[must_use]
     pub fn affinity_of(&self, mask: &CpuSet) -> CpuSet {
         let shown = self.shown_of(mask);
         let missing = self.cpu.online.len().max(1).saturating_sub(shown.len());
@@ -63,7 +58,6 @@ impl View {
     }
 
     /// Returns the processors that have a directory `cpuN`.
-    #[must_use]
     pub fn shown_cpus(&self) -> CpuSet {
         match self.origin {
             Origin::Container => self.cpu.online.clone(),
@@ -75,13 +69,11 @@ impl View {
     }
 
     /// Returns a processor if it is shown.
-    #[must_use]
     pub fn cpu_attributes(&self, cpu: u32) -> Option<&CpuAttributes> {
         self.topology().cpu(cpu).filter(|_| self.shows_cpu(cpu))
     }
 
     /// Returns those of the given processors that are shown.
-    #[must_use]
     pub fn shown_of(&self, cpus: &CpuSet) -> CpuSet {
         cpus.intersection(&self.cpu.online)
     }
@@ -96,14 +88,12 @@ impl View {
     }
 
     /// Returns a node if it is shown.
-    #[must_use]
     pub fn node_attributes(&self, node: u32) -> Option<&NodeAttributes> {
         self.shown_nodes().find(|attributes| attributes.number == node)
     }
 
     /// Returns the share of a node in a number of the container, in KiB. The share of the total is
     /// at most the memory of the node.
-    #[must_use]
     pub fn part_of(&self, node: u32, number: u64) -> u64 {
         let allowed = |node| self.nodes.as_ref().is_none_or(|nodes| nodes.contains(node));
         let usable = || self.shown_nodes().filter(|attributes| allowed(attributes.number));

@@ -17,9 +17,6 @@ const TRIES: usize = 100;
 /// Copies a file or folder below a folder, as a detached mount with the mark of attach. Mounts on it
 /// are not copied. The copy is in no peer group: what a container mounts on it appears nowhere else.
 /// The folder must be on a mount of this mount namespace.
-///
-/// # Errors
-/// There is no such file, or it cannot be copied.
 pub fn copy(folder: impl AsFd, path: &Path) -> Result<OwnedFd, Error> {
     let what = || format!("open_tree of {}", path.display());
     for _ in 0..TRIES {
@@ -99,7 +96,6 @@ fn mark() -> MountAttrFlags {
 }
 
 /// True for a mount that has the mark of attach.
-#[must_use]
 pub fn is_marked(mount: &Mounted) -> bool {
     let has = |name| mount.attributes.split(',').any(|attribute| attribute == name);
     let is_ours = ["fuse.ambit", "fuse.lxcfs", "cgroup2"].contains(&mount.kind.as_str());

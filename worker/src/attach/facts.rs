@@ -33,9 +33,6 @@ impl Facts {
     /// Collects facts where `/proc` is that of the machine. `overlay` is the mounted overlay,
     /// `pid_namespace` the inode of the container's pid namespace, and `machine` are processes in
     /// mount namespaces of the machine, such as 1.
-    ///
-    /// # Errors
-    /// There is no `/proc`, or no overlay is mounted at the path.
     pub fn collect(
         overlay: impl AsFd,
         pid_namespace: u64,

@@ -71,9 +71,6 @@ pub type Copies<'a> = dyn FnMut(&[&str]) -> Result<Vec<Result<OwnedFd, Error>>, 
 /// `root` is a descriptor (`O_PATH`) of the folder with the container's `/proc` and `/sys`. The
 /// process must be single-threaded. Targets that a rule leaves alone are no error: the report names
 /// the reason.
-///
-/// # Errors
-/// The mounts cannot be read, or no copies can be made.
 pub fn cover(
     root: BorrowedFd<'_>,
     targets: &[String],
@@ -95,9 +92,6 @@ pub fn cover(
 }
 
 /// Removes the mounts that [`cover`] has made below a root.
-///
-/// # Errors
-/// The mounts cannot be read.
 pub fn uncover(root: BorrowedFd<'_>, targets: &[String], facts: &Facts) -> Result<Report, Error> {
     let mounts = facts.mounts()?;
     let mut report = Report { namespaces: 1, ..Report::default() };

@@ -36,13 +36,11 @@ pub struct Report {
 
 impl Report {
     /// Returns how many targets have this outcome.
-    #[must_use]
     pub fn count(&self, outcome: &Outcome) -> usize {
         self.targets.iter().filter(|(_, one)| one == outcome).count()
     }
 
     /// Returns how many targets show the container's own numbers now.
-    #[must_use]
     pub fn shown(&self) -> usize {
         [Outcome::Covered, Outcome::Replaced, Outcome::Already]
             .iter()
@@ -51,14 +49,12 @@ impl Report {
     }
 
     /// True if files were covered or uncovered in the container's first mount namespace.
-    #[must_use]
     pub fn has_changed(&self) -> bool {
         let changes = [Outcome::Covered, Outcome::Replaced, Outcome::Removed];
         changes.iter().any(|outcome| self.count(outcome) > 0)
     }
 
     /// Returns the reasons for which targets were left alone, each with its targets.
-    #[must_use]
     pub fn left(&self) -> Vec<(&str, Vec<&str>)> {
         let mut reasons: Vec<(&str, Vec<&str>)> = Vec::new();
         for (target, outcome) in &self.targets {

@@ -49,9 +49,6 @@ pub(super) type Verdicts = HashMap<u32, Verdict>;
 
 impl<'a> Tree<'a> {
     /// Opens a tree below the container's root. `None` if there is none.
-    ///
-    /// # Errors
-    /// A rule of safety forbids to touch it.
     pub(super) fn open(
         root: BorrowedFd<'_>,
         name: &'static str,

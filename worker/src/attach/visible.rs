@@ -25,9 +25,6 @@ const FOLDER: &str = ".ambit";
 
 /// Keeps a fully visible mount beside a tree that is about to be covered, if the tree is fully
 /// visible and the mount namespace has no other such mount.
-///
-/// # Errors
-/// The tree must be left alone, for this reason.
 pub(super) fn keep(
     root: BorrowedFd<'_>,
     tree: &Tree<'_>,

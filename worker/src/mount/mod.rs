@@ -42,9 +42,6 @@ use super::{Caller, Error};
 
 /// Makes the mount. For a filesystem of the kernel, adds an inotify watch for its root to `watches`
 /// and returns the watch descriptor. For a helper, returns the device number of the filesystem.
-///
-/// # Errors
-/// Nothing was mounted.
 pub fn run(
     order: &Order,
     caller: &Caller,
@@ -62,9 +59,6 @@ pub fn run(
 }
 
 /// Makes a procfs or sysfs for the caller.
-///
-/// # Errors
-/// Nothing was mounted.
 pub(super) fn run_own(order: &Order, caller: &Caller) -> Result<(), Error> {
     let How::Own(parameters) = &order.how else {
         return Err(Error::new(Errno::EPROTO, "not the order of a procfs").mark_untried());

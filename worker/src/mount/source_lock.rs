@@ -31,9 +31,6 @@ pub(super) struct SourceLock {
 
 impl SourceLocks {
     /// Makes the memory file.
-    ///
-    /// # Errors
-    /// memfd_create(2) fails.
     pub fn new() -> std::io::Result<Self> {
         Ok(Self(rustix::fs::memfd_create("source-locks", MemfdFlags::CLOEXEC)?))
     }

@@ -61,7 +61,6 @@ pub enum Base {
 
 impl Base {
     /// Returns the base of a path for a `dirfd` argument, as openat(2) does.
-    #[must_use]
     pub fn of(dirfd: i32, path: &[u8]) -> Self {
         match dirfd {
             _ if path.first() == Some(&b'/') => Self::Root,
@@ -111,13 +110,11 @@ impl CallerHandle {
     }
 
     /// True if this capability is effective.
-    #[must_use]
     pub fn can(&self, capability: u32) -> bool {
         self.effective >> capability & 1 == 1
     }
 
     /// True if it can override permissions of files that belong to its user namespace.
-    #[must_use]
     pub fn passes_over_permissions(&self) -> bool {
         self.effective & CAP_DAC != 0
     }

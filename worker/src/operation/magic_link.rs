@@ -30,7 +30,6 @@ pub enum Target {
 impl MagicLink {
     /// Splits an absolute path into the link and the rest, which starts at the link's target; `None`
     /// for a path that is the link itself. `None` for any other path.
-    #[must_use]
     pub fn split(path: &[u8]) -> Option<(Self, Option<Vec<u8>>)> {
         let mut rest = path.strip_prefix(b"/")?;
         let mut next = || loop {

@@ -41,7 +41,6 @@ const HARMLESS: [(u32, u32); 9] =
     [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (10, 229)];
 
 /// Splits a path into its directory and its last component with the slashes after it.
-#[must_use]
 pub(super) fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = path.iter().rposition(|&byte| byte != b'/')? + 1;
     Some(match path[..end].iter().rposition(|&byte| byte == b'/') {

@@ -87,7 +87,6 @@ struct Worker {
 
 impl Workers {
     /// Returns a pool without workers. `patience` is the timeout of a task.
-    #[must_use]
     pub fn new(broker: Arc<Broker>, patience: Duration) -> Self {
         let waiting = Descriptors::of_this_process().workers / DESCRIPTORS_EACH;
         let waiting = Budget::new(Resource::Workers, waiting);

@@ -53,7 +53,6 @@ impl Operation {
 
     /// Returns the file that a process with all capabilities of the caller looks for where the
     /// permissions do not let a worker pass.
-    #[must_use]
     pub fn find(&self) -> Option<Find> {
         match self {
             Self::Mknod(node) => {
@@ -68,7 +67,6 @@ impl Operation {
 
     /// Returns the same operation from the target of the magic link with which its path begins.
     /// `None` if it begins with none, or if the operation is for the link itself.
-    #[must_use]
     pub fn from_link(&self) -> Option<(Base, Self)> {
         let (link, operation) = match self {
             Self::Mknod(node) => {

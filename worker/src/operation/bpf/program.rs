@@ -30,7 +30,6 @@ fn parts(instruction: u64) -> (u8, u8) {
 }
 
 /// True if the program has no calls and no references to anything outside itself.
-#[must_use]
 pub fn is_plain(instructions: &[u64]) -> bool {
     let mut rest = instructions.iter();
     while let Some(&instruction) = rest.next() {
