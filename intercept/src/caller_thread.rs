@@ -18,13 +18,13 @@ use ambit_worker::operation::CallerHandle;
 const THREAD: PidfdFlags = PidfdFlags::from_bits_retain(libc::O_EXCL.unsigned_abs());
 
 /// Returns a pidfd for the descriptors of the caller. Before Linux 6.9 that is a pidfd of its
-/// process, if the thread shares the descriptor table of the main thread. Otherwise it is `None`,
-/// and the call is left to the kernel.
+/// process, if the thread shares the descriptor table of the main thread. Otherwise the call is left
+/// to the kernel.
 pub(super) fn pidfd(
     call: &Call,
     cx: &Context<'_>,
     handle: &CallerHandle,
-) -> Result<Option<OwnedFd>, CallError> {
+) -> Result<OwnedFd, CallError> {
     let tid = call.tid.cast_signed();
     let own = Pid::from_raw(tid).ok_or(CallError::Gone)?;
     let pidfd = match pidfd_open(own, THREAD) {
@@ -39,5 +39,5 @@ pub(super) fn pidfd(
     };
     // The thread id was the caller's if the call is still pending.
     cx.still_pending()?;
-    Ok(pidfd)
+    pidfd.ok_or(CallError::NotGranted)
 }

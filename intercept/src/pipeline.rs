@@ -172,7 +172,7 @@ impl Pipeline {
         let result = catch_unwind(AssertUnwindSafe(|| handler.run(call, &cx)));
         let result = result.map(|result| after_repetition(result, repeat));
         let (verdict, outcome) = match result {
-            Ok(Ok(Verdict::Continue) | Err(CallError::Gone)) => {
+            Ok(Ok(Verdict::Continue) | Err(CallError::NotGranted | CallError::Gone)) => {
                 (Verdict::Continue, Outcome::Continued)
             }
             Ok(Ok(Verdict::Fail(errno)) | Err(CallError::Fail(errno))) => {

@@ -19,19 +19,22 @@ use crate::verdict::CallError;
 /// The most processes and threads of which a search reads the id.
 const MOST: usize = 4096;
 
-/// Returns the daemon's id of the thread that has this id in the caller's pid namespace. `None` if
-/// there is none, or if this kernel cannot tell; the call is then left to the kernel.
+/// Returns the daemon's id of the thread that has this id in the caller's pid namespace; 0 is the
+/// caller itself. If there is none, or if this kernel cannot tell, the call is left to the kernel.
 ///
 /// Before Linux 6.11 the thread is searched by the last number of `NSpid:`, among the threads of the
 /// caller and the processes of its pid namespace. The container is charged for that.
-pub(super) fn translate(call: &Call, cx: &Context<'_>, id: i32) -> Result<Option<i32>, CallError> {
+pub(super) fn translate(call: &Call, cx: &Context<'_>, id: i32) -> Result<i32, CallError> {
+    if id == 0 {
+        return Ok(call.tid.cast_signed());
+    }
     let namespace = cx.open(call, "ns/pid")?;
     match pid_from_namespace(namespace.as_fd(), id) {
-        Ok(tid) => Ok(Some(tid)),
+        Ok(tid) => Ok(tid),
         Err(Errno::ENOTTY) => {
-            let Ok(id) = u32::try_from(id) else { return Ok(None) };
+            let id = u32::try_from(id).map_err(|_| CallError::NotGranted)?;
             if cx.account.is_some_and(|account| account.operations(bucket::now(), 1).is_err()) {
-                return Ok(None);
+                return Err(CallError::NotGranted);
             }
             let began = Instant::now();
             let found = search(cx.proc(call)?.as_fd(), namespace.as_fd(), id);
@@ -39,9 +42,9 @@ pub(super) fn translate(call: &Call, cx: &Context<'_>, id: i32) -> Result<Option
                 account.charge_processor(bucket::now(), began.elapsed());
             }
             cx.still_pending()?;
-            Ok(found)
+            found.ok_or(CallError::NotGranted)
         }
-        Err(_) => Ok(None),
+        Err(_) => Err(CallError::NotGranted),
     }
 }
 

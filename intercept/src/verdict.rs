@@ -24,6 +24,8 @@ pub enum Verdict {
 /// Why a handler gave no answer.
 #[derive(Debug)]
 pub enum CallError {
+    /// The handler does not grant the call: the kernel runs it.
+    NotGranted,
     /// The caller does not wait for the answer any more. Nothing was done.
     Gone,
     /// The call fails with the errno that the kernel would have returned.

@@ -74,10 +74,7 @@ impl Handler for Chown {
             _ => (libc::AT_FDCWD, 0, Some(0)),
         };
         let path = match path_at {
-            Some(at) => match cx.string(call, at)? {
-                Some(path) => path,
-                None => return Ok(Verdict::Continue),
-            },
+            Some(at) => cx.string(call, at)?,
             None => Vec::new(),
         };
         let base = Base::of(fd, &path);
@@ -93,9 +90,7 @@ impl Handler for Chown {
             Some(path) => cx.note("path", || text(path)),
             None => cx.note("fd", || fd.to_string()),
         }
-        let Some(handle) = operation::pin(call, cx, base, CAP_CHOWN)? else {
-            return Ok(Verdict::Continue);
-        };
+        let handle = operation::pin(call, cx, base, CAP_CHOWN)?;
         cx.still_pending()?;
         let follow = flags & NOFOLLOW == 0;
         operation::perform(call, cx, &handle, &Operation::IsRoots(IsRoots { path, follow }))

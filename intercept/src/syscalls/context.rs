@@ -76,26 +76,36 @@ impl Context<'_> {
         self.memory.read(call.tid, &self.pending, address, buffer)
     }
 
-    /// Returns a string argument. `None` if it does not end within a page's length or cannot be
-    /// read; the call is then left to the kernel, which knows the errno.
-    pub fn string(&self, call: &Call, index: usize) -> Result<Option<Vec<u8>>, CallError> {
+    /// Fills the buffer with the caller's memory. If the caller cannot read all of it, the call is
+    /// left to the kernel.
+    pub fn read_all(&self, call: &Call, address: u64, buffer: &mut [u8]) -> Result<(), CallError> {
+        match self.read(call, address, buffer) {
+            Ok(length) if length == buffer.len() => Ok(()),
+            Ok(_) | Err(CallError::Fail(_)) => Err(CallError::NotGranted),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Returns a string argument. If it does not end within a page's length or cannot be read, the
+    /// call is left to the kernel, which knows the errno.
+    pub fn string(&self, call: &Call, index: usize) -> Result<Vec<u8>, CallError> {
         // Read a short piece first: every page that is read costs.
         for room in [USUAL, PAGE] {
             let mut text = vec![0; room];
             let length = match self.read(call, call.long(index), &mut text) {
                 Ok(length) => length,
-                Err(CallError::Fail(_)) => return Ok(None),
+                Err(CallError::Fail(_)) => return Err(CallError::NotGranted),
                 Err(other) => return Err(other),
             };
             if let Some(end) = text[..length].iter().position(|&byte| byte == 0) {
                 text.truncate(end);
-                return Ok(Some(text));
+                return Ok(text);
             }
             if length < room {
                 break;
             }
         }
-        Ok(None)
+        Err(CallError::NotGranted)
     }
 
     /// Opens the caller's `/proc/<tid>`.

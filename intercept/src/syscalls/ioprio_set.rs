@@ -60,14 +60,10 @@ impl Handler for IoprioSet {
         if !is_granted(priority, cx.settings.ioprio_set.level) {
             return Ok(Verdict::Continue);
         }
-        let Some(thread) = OwnThread::find(call, cx, call.int(1))? else {
-            return Ok(Verdict::Continue);
-        };
+        let thread = OwnThread::find(call, cx, call.int(1))?;
         cx.note("thread", || call.int(1).to_string());
         cx.note("priority", || format!("realtime, level {}", priority & 7));
-        if !thread.is_there(cx)? {
-            return Ok(Verdict::Continue);
-        }
+        thread.check(cx)?;
         match scheduling::set_io_priority(thread.tid, priority) {
             Ok(()) => Ok(Verdict::Return(0)),
             // The daemon itself lacks the capability.

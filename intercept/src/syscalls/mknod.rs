@@ -138,7 +138,7 @@ impl Handler for Mknod {
         if !device.is_allowed(&cx.settings.mknod.devices) {
             return Ok(Verdict::Continue);
         }
-        let Some(path) = cx.string(call, mode - 1)? else { return Ok(Verdict::Continue) };
+        let path = cx.string(call, mode - 1)?;
         let base = Base::of(if mode == 2 { call.int(0) } else { libc::AT_FDCWD }, &path);
         cx.note("path", || text(&path));
         cx.note("device", || format!("c {}:{}", device.0, device.1));
@@ -146,9 +146,7 @@ impl Handler for Mknod {
         if let Base::Descriptor(fd) = base {
             cx.note("dirfd", || fd.to_string());
         }
-        let Some(handle) = operation::pin(call, cx, base, CAP_MKNOD)? else {
-            return Ok(Verdict::Continue);
-        };
+        let handle = operation::pin(call, cx, base, CAP_MKNOD)?;
         let device = rustix::fs::makedev(device.0, device.1);
         let make = (base, Operation::Mknod(Make { path, mode: call.uint(mode) & 0o7777, device }));
         REPLAYS.perform((cx.container, call.tid), &make, operations::patience(), cx, || {

@@ -20,32 +20,32 @@ use crate::operations::{DEADLINE, Operations, refusal};
 use crate::user_namespace_owner::UserNamespaceOwner;
 use crate::verdict::{CallError, DaemonError, Verdict};
 
-/// Pins a caller. `None` if its user namespace is not its container's, or if it lacks the
-/// capability there; the call is then left to the kernel. The result is the caller only if the call
-/// is still pending afterwards: [`ReplayCache::perform`](crate::replay_cache::ReplayCache::perform)
-/// checks that. A handler that does not use it must check that itself.
+/// Pins a caller. The call is not granted if the caller's user namespace is not its container's, or
+/// if it lacks the capability there. The result is the caller only if the call is still pending
+/// afterwards: [`ReplayCache::perform`](crate::replay_cache::ReplayCache::perform) checks that. A
+/// handler that does not use it must check that itself.
 pub(super) fn pin(
     call: &Call,
     cx: &Context<'_>,
     base: Base,
     capability: u32,
-) -> Result<Option<CallerHandle>, CallError> {
+) -> Result<CallerHandle, CallError> {
     pin_if(call, cx, base, |handle| handle.can(capability))
 }
 
-/// Pins a caller if `is` is true for it. `None` as for [`pin`].
+/// Pins a caller as [`pin`] does, if `is` is true for it.
 pub(super) fn pin_if(
     call: &Call,
     cx: &Context<'_>,
     base: Base,
     is: impl FnOnce(&CallerHandle) -> bool,
-) -> Result<Option<CallerHandle>, CallError> {
+) -> Result<CallerHandle, CallError> {
     // If something cannot be opened, such as a number that is not a descriptor, the kernel answers.
     let handle = CallerHandle::read(cx.proc(call)?.as_fd(), base).ok();
     let is_allowed = |handle: &CallerHandle| {
         UserNamespaceOwner::of(handle.users.as_fd()).is_allowed(cx.settings.nested)
     };
-    Ok(handle.filter(|handle| is(handle) && is_allowed(handle)))
+    handle.filter(|handle| is(handle) && is_allowed(handle)).ok_or(CallError::NotGranted)
 }
 
 /// Has a worker perform this for the caller. If the worker gets EACCES, and the caller has

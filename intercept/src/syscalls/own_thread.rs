@@ -28,46 +28,38 @@ pub(super) struct OwnThread {
 }
 
 impl OwnThread {
-    /// Finds the thread with this id in the caller's pid namespace; 0 is the caller itself. `None`
-    /// if it is not the container's, or if the caller is not the container's root with
-    /// `CAP_SYS_NICE`.
-    pub(super) fn find(call: &Call, cx: &Context<'_>, id: i32) -> Result<Option<Self>, CallError> {
-        let Some(handle) = operation::pin(call, cx, Base::Root, CAP_SYS_NICE)? else {
-            return Ok(None);
-        };
+    /// Finds the thread with this id in the caller's pid namespace; 0 is the caller itself. The call
+    /// is not granted if the thread is not the container's, or if the caller is not the container's
+    /// root with `CAP_SYS_NICE`.
+    pub(super) fn find(call: &Call, cx: &Context<'_>, id: i32) -> Result<Self, CallError> {
+        let handle = operation::pin(call, cx, Base::Root, CAP_SYS_NICE)?;
         if id_map(call, cx, "uid_map")?.outside(0) != Some(handle.who.uid) {
-            return Ok(None);
+            return Err(CallError::NotGranted);
         }
-        let tid = match id {
-            0 => call.tid.cast_signed(),
-            id => match thread_id::translate(call, cx, id)? {
-                Some(tid) => tid,
-                None => return Ok(None),
-            },
-        };
+        let tid = thread_id::translate(call, cx, id)?;
         let proc = open(call, cx, &handle, tid)?;
-        Ok(proc.map(|proc| Self { tid, proc }))
+        Ok(Self { tid, proc })
     }
 
-    /// True if the caller still waits, and the id still belongs to the thread.
-    pub(super) fn is_there(&self, cx: &Context<'_>) -> Result<bool, CallError> {
+    /// Checks that the caller still waits, and that the id still belongs to the thread.
+    pub(super) fn check(&self, cx: &Context<'_>) -> Result<(), CallError> {
         cx.still_pending()?;
         // The folder of a thread that has ended is empty.
-        Ok(statat(&self.proc, "stat", AtFlags::empty()).is_ok())
+        statat(&self.proc, "stat", AtFlags::empty()).map_err(|_| CallError::NotGranted)?;
+        Ok(())
     }
 }
 
-/// Opens the `/proc/<tid>` of a thread. `None` if it is not in the caller's pid and user namespace.
+/// Opens the `/proc/<tid>` of a thread that is in the caller's pid and user namespace.
 fn open(
     call: &Call,
     cx: &Context<'_>,
     handle: &CallerHandle,
     tid: i32,
-) -> Result<Option<OwnedFd>, CallError> {
+) -> Result<OwnedFd, CallError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let Ok(thread) = openat(CWD, format!("/proc/{tid}"), flags, Mode::empty()) else {
-        return Ok(None);
-    };
+    let thread = openat(CWD, format!("/proc/{tid}"), flags, Mode::empty())
+        .map_err(|_| CallError::NotGranted)?;
     let caller = cx.proc(call)?;
     let namespace = |proc: &OwnedFd, name: &str| {
         statat(proc.as_fd(), name, AtFlags::empty()).ok().map(|stat| (stat.st_dev, stat.st_ino))
@@ -78,5 +70,5 @@ fn open(
         && users.is_some()
         && users == namespace(&thread, "ns/user");
     cx.still_pending()?;
-    Ok(same.then_some(thread))
+    if same { Ok(thread) } else { Err(CallError::NotGranted) }
 }

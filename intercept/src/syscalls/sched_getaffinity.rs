@@ -54,13 +54,7 @@ impl Handler for SchedGetaffinity {
         if view.origin == Origin::Host {
             return Ok(Verdict::Continue);
         }
-        let tid = match call.int(0) {
-            0 => call.tid.cast_signed(),
-            id => match thread_id::translate(call, cx, id)? {
-                Some(tid) => tid,
-                None => return Ok(Verdict::Continue),
-            },
-        };
+        let tid = thread_id::translate(call, cx, call.int(0))?;
         let mut mask = [0; WORDS];
         let size = match affinity::sched_getaffinity(tid, &mut mask) {
             Ok(size) => size.min(size_of_val(&mask)),

@@ -70,10 +70,9 @@ impl Handler for SchedSetscheduler {
         let (pid, scheduling) = match call.syscall {
             "sched_setscheduler" => (call.int(0), by_policy(call, cx)?),
             "sched_setattr" => (call.int(0), by_attributes(call, cx)?),
-            _ => (call.int(1), Some(Scheduling::Nice(call.int(2).clamp(-20, 19)))),
+            _ => (call.int(1), Scheduling::Nice(call.int(2).clamp(-20, 19))),
         };
-        let Some(scheduling) = scheduling else { return Ok(Verdict::Continue) };
-        let Some(thread) = OwnThread::find(call, cx, pid)? else { return Ok(Verdict::Continue) };
+        let thread = OwnThread::find(call, cx, pid)?;
         let tid = thread.tid;
         let Some(scheduling) = scheduling.with_policy_of(tid) else { return Ok(Verdict::Continue) };
         let Settings { priority, nice, .. } = cx.settings.sched_setscheduler;
@@ -82,9 +81,7 @@ impl Handler for SchedSetscheduler {
         }
         cx.note("thread", || pid.to_string());
         cx.note("scheduling", || format!("{scheduling:?}"));
-        if !thread.is_there(cx)? {
-            return Ok(Verdict::Continue);
-        }
+        thread.check(cx)?;
         match scheduling.grant(tid) {
             Ok(()) => {
                 if let Some(suppressed) = cx.may_log(0) {
@@ -155,33 +152,27 @@ impl Scheduling {
     }
 }
 
-/// Reads the arguments of sched_setscheduler(2). `None` if the call is left to the kernel.
-fn by_policy(call: &Call, cx: &Context<'_>) -> Result<Option<Scheduling>, CallError> {
+/// Reads the arguments of sched_setscheduler(2).
+fn by_policy(call: &Call, cx: &Context<'_>) -> Result<Scheduling, CallError> {
     let mut priority = [0; 4];
-    if !whole(cx.read(call, call.long(2), &mut priority), priority.len())? {
-        return Ok(None);
-    }
-    Ok(Some(Scheduling::Policy(call.int(1), i32::from_ne_bytes(priority))))
+    cx.read_all(call, call.long(2), &mut priority)?;
+    Ok(Scheduling::Policy(call.int(1), i32::from_ne_bytes(priority)))
 }
 
-/// Reads the arguments of sched_setattr(2). `None` if the call is left to the kernel.
-fn by_attributes(call: &Call, cx: &Context<'_>) -> Result<Option<Scheduling>, CallError> {
+/// Reads the arguments of sched_setattr(2).
+fn by_attributes(call: &Call, cx: &Context<'_>) -> Result<Scheduling, CallError> {
     let mut size = [0; 4];
-    if !whole(cx.read(call, call.long(1), &mut size), size.len())? {
-        return Ok(None);
-    }
+    cx.read_all(call, call.long(1), &mut size)?;
     let length = match u32::from_ne_bytes(size) as usize {
         0 => size_of::<Attributes>(),
         length => length,
     };
     if !(size_of::<Attributes>()..=LARGEST).contains(&length) {
-        return Ok(None);
+        return Err(CallError::NotGranted);
     }
     let mut bytes = vec![0; length];
-    if !whole(cx.read(call, call.long(1), &mut bytes), length)? {
-        return Ok(None);
-    }
-    Ok(parse(&bytes).map(Scheduling::All))
+    cx.read_all(call, call.long(1), &mut bytes)?;
+    parse(&bytes).map(Scheduling::All).ok_or(CallError::NotGranted)
 }
 
 /// Returns the attributes of a thread that keeps its policy, which `sched_getscheduler` has returned.
@@ -210,15 +201,6 @@ fn parse(bytes: &[u8]) -> Option<Attributes> {
     let plain = attributes.flags & !(FLAG_RESET_ON_FORK | FLAG_KEEP_POLICY) == 0
         && bytes.iter().skip(KNOWN).all(|&byte| byte == 0);
     plain.then_some(attributes)
-}
-
-/// True if all of it was read. Otherwise the call is left to the kernel.
-fn whole(read: Result<usize, CallError>, length: usize) -> Result<bool, CallError> {
-    match read {
-        Ok(read) => Ok(read == length),
-        Err(CallError::Fail(_)) => Ok(false),
-        Err(other) => Err(other),
-    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,6 @@ use std::os::fd::AsFd;
 
 use ambit_kernel::sys::setxattrat::exists;
 use ambit_kernel::text::status::Status;
-use nix::errno::Errno;
 
 use super::ranges;
 use crate::arch;
@@ -72,18 +71,15 @@ impl NewValue {
         Self { value: u64::from(high) << 32 | u64::from(low), size: size.into(), flags }
     }
 
-    /// Reads it from the arguments. `None` if the call is left to the kernel.
-    fn of(call: &Call, cx: &Context<'_>) -> Result<Option<Self>, CallError> {
+    /// Reads it from the arguments.
+    fn of(call: &Call, cx: &Context<'_>) -> Result<Self, CallError> {
         if call.syscall != "setxattrat" {
             let (value, size) = (call.long(2), call.long(3));
-            return Ok(Some(Self { value, size, flags: call.uint(4) }));
+            return Ok(Self { value, size, flags: call.uint(4) });
         }
         let mut args = [0; ARGS];
-        match cx.read(call, call.long(4), &mut args) {
-            Ok(ARGS) => Ok(Some(Self::parse(args))),
-            Ok(_) | Err(CallError::Fail(_)) => Ok(None),
-            Err(refusal) => Err(refusal),
-        }
+        cx.read_all(call, call.long(4), &mut args)?;
+        Ok(Self::parse(args))
     }
 }
 
@@ -91,8 +87,8 @@ impl NewValue {
 /// link at its end is followed.
 type File = (Base, Option<Vec<u8>>, bool);
 
-/// Reads the file from the arguments. `None` if the call is left to the kernel.
-fn file(call: &Call, cx: &Context<'_>) -> Result<Option<File>, CallError> {
+/// Reads the file from the arguments.
+fn file(call: &Call, cx: &Context<'_>) -> Result<File, CallError> {
     let (fd, at_flags) = match call.syscall {
         "fsetxattr" => (call.int(0), EMPTY_PATH),
         "setxattrat" => (call.int(0), call.uint(2)),
@@ -102,23 +98,19 @@ fn file(call: &Call, cx: &Context<'_>) -> Result<Option<File>, CallError> {
     let path = match call.syscall {
         "fsetxattr" => None,
         "setxattrat" if call.long(1) == 0 && at_flags & EMPTY_PATH != 0 => None,
-        _ => {
-            let at = usize::from(call.syscall == "setxattrat");
-            let Some(path) = cx.string(call, at)? else { return Ok(None) };
-            Some(path)
-        }
+        _ => Some(cx.string(call, usize::from(call.syscall == "setxattrat"))?),
     };
     let follow = at_flags & NOFOLLOW == 0;
-    Ok(match path.filter(|path| !path.is_empty()) {
-        Some(path) => Some((Base::of(fd, &path), Some(path), follow)),
-        _ if at_flags & EMPTY_PATH == 0 => None,
-        _ if fd >= 0 => Some((Base::Descriptor(fd), None, follow)),
+    match path.filter(|path| !path.is_empty()) {
+        Some(path) => Ok((Base::of(fd, &path), Some(path), follow)),
+        _ if at_flags & EMPTY_PATH == 0 => Err(CallError::NotGranted),
+        _ if fd >= 0 => Ok((Base::Descriptor(fd), None, follow)),
         // fsetxattr(2) does not accept AT_FDCWD.
         _ if fd == libc::AT_FDCWD && call.syscall == "setxattrat" => {
-            Some((Base::Folder, None, follow))
+            Ok((Base::Folder, None, follow))
         }
-        _ => None,
-    })
+        _ => Err(CallError::NotGranted),
+    }
 }
 
 /// True if a descriptor of the caller was opened with `O_PATH`.
@@ -170,20 +162,17 @@ impl Handler for Setxattr {
         if call.syscall == "setxattrat" && !arch::native("setxattrat").is_some_and(exists) {
             return Ok(Verdict::Continue);
         }
-        let Some(new) = NewValue::of(call, cx)?.filter(|new| new.may_be_granted()) else {
+        let new = NewValue::of(call, cx)?;
+        if !new.may_be_granted() {
             return Ok(Verdict::Continue);
-        };
+        }
         let mut value = [0; 1];
-        match cx.read(call, new.value, &mut value) {
-            Ok(1) if value == *b"y" => {}
-            Ok(_) | Err(CallError::Fail(Errno::EFAULT)) => return Ok(Verdict::Continue),
-            Err(refusal) => return Err(refusal),
-        }
+        cx.read_all(call, new.value, &mut value)?;
         let name = if call.syscall == "setxattrat" { 3 } else { 1 };
-        if cx.string(call, name)?.as_deref() != Some(NAME) {
+        if value != *b"y" || cx.string(call, name)? != NAME {
             return Ok(Verdict::Continue);
         }
-        let Some((base, path, follow)) = file(call, cx)? else { return Ok(Verdict::Continue) };
+        let (base, path, follow) = file(call, cx)?;
         cx.note("name", || text(NAME));
         if let (Base::Descriptor(fd), None) = (base, &path)
             && is_path_only(call, cx, fd)?
@@ -198,9 +187,7 @@ impl Handler for Setxattr {
             let name = if path.is_some() { "dirfd" } else { "fd" };
             cx.note(name, || fd.to_string());
         }
-        let Some(handle) = operation::pin(call, cx, base, CAP_SYS_ADMIN)? else {
-            return Ok(Verdict::Continue);
-        };
+        let handle = operation::pin(call, cx, base, CAP_SYS_ADMIN)?;
         let (users, groups) = (ranges(call, cx, "uid_map")?, ranges(call, cx, "gid_map")?);
         let set = Operation::SetOpaque(SetOpaque { path, follow, flags: new.flags, users, groups });
         let set = (base, set);

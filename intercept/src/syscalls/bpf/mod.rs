@@ -13,7 +13,7 @@ use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 
-use self::request::{Parsed, Request};
+use self::request::Request;
 use super::ranges;
 use crate::call::Call;
 use crate::caller_thread;
@@ -103,25 +103,15 @@ impl Handler for BpfPrograms {
         if !cx.settings.bpf.devices {
             return Ok(Verdict::Continue);
         }
-        let request = match request::read(call, cx)? {
-            Parsed::Request(request) => Ok(request),
-            Parsed::Invalid(errno) => Err(errno),
-            Parsed::Unknown => return Ok(Verdict::Continue),
-        };
+        // Only a caller with the capability gets an errno for a wrong request.
         let may = |handle: &CallerHandle| may_load(|capability| handle.can(capability));
-        let Some(handle) = operation::pin_if(call, cx, Base::Root, may)? else {
-            return Ok(Verdict::Continue);
-        };
+        let handle = operation::pin_if(call, cx, Base::Root, may)?;
         cx.note("command", || name(call.uint(0)).to_owned());
         if matches!(call.uint(0), OBJ_GET_INFO_BY_FD | PROG_QUERY) {
             // A query changes nothing.
             cx.notes.no_operation();
         }
-        // Only a caller with the capability gets an errno for a wrong request.
-        let request = match request {
-            Ok(request) => request,
-            Err(errno) => return Ok(Verdict::Fail(errno)),
-        };
+        let request = request::read(call, cx)?;
         let users = ranges(call, cx, "uid_map")?;
         let target = |fd| Target { fd, users };
         match request {
@@ -209,9 +199,9 @@ fn ask(
     let groups = cx.open(call, "ns/cgroup")?;
     let thread = caller_thread::pidfd(call, cx, handle)?;
     // A container without a cgroup namespace of its own has no cgroup of its own.
-    let (true, Some(thread)) = (operation::belongs_to_a_container(&groups), thread) else {
-        return Ok(Reply::Kernel.into());
-    };
+    if !operation::belongs_to_a_container(&groups) {
+        return Err(CallError::NotGranted);
+    }
     operation::request(call, cx, handle, &Operation::Bpf(bpf), &[thread.as_fd(), groups.as_fd()])
 }
 

@@ -10,7 +10,8 @@ use nix::errno::Errno;
 use super::{OBJ_GET_INFO_BY_FD, PROG_ATTACH, PROG_DETACH, PROG_GET_FD_BY_ID, PROG_LOAD};
 use crate::call::Call;
 use crate::syscalls::context::Context;
-use crate::verdict::{CallError, Verdict};
+use crate::verdict::CallError::{self, Fail, NotGranted};
+use crate::verdict::Verdict;
 use ambit_worker::operation::bpf::{ALIGNMENT, LONGEST, LONGEST_LOG, Load, Log, is_plain};
 
 /// The kernel copies at most a page.
@@ -30,17 +31,6 @@ const ALLOW_MULTI: u32 = 2;
 const REPLACE: u32 = 4;
 /// The offset of `log_true_size`, which the kernel only writes.
 const TRUE_SIZE: std::ops::Range<usize> = 140..144;
-
-/// The result of reading an attribute.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Parsed {
-    /// A request that is granted if the caller has the capabilities.
-    Request(Request),
-    /// A request for which the kernel returns this errno.
-    Invalid(Errno),
-    /// A request that is left to the kernel.
-    Unknown,
-}
 
 /// A request of a caller. Descriptors and addresses are the caller's.
 #[derive(Debug, PartialEq, Eq)]
@@ -71,34 +61,35 @@ pub(super) struct Info {
     room: u32,
 }
 
-/// Reads the attribute, and for a load the instructions and the license.
-pub(super) fn read(call: &Call, cx: &Context<'_>) -> Result<Parsed, CallError> {
+/// Reads the attribute, and for a load the instructions and the license. The error of a request that
+/// the kernel would refuse is its errno; requests that are not known here are not granted.
+pub(super) fn read(call: &Call, cx: &Context<'_>) -> Result<Request, CallError> {
     let size = call.uint(2) as usize;
     if size > PAGE {
         // The kernel accepts more if its pages are larger. No known program needs that.
         let is_accepted = size <= rustix::param::page_size();
-        return Ok(if is_accepted { Parsed::Unknown } else { Parsed::Invalid(Errno::E2BIG) });
+        return Err(if is_accepted { NotGranted } else { Fail(Errno::E2BIG) });
     }
     if size == 0 && call.uint(0) == PROG_LOAD {
         // A program without instructions.
-        return Ok(Parsed::Invalid(Errno::E2BIG));
+        return Err(Fail(Errno::E2BIG));
     }
     let mut bytes = [0; PAGE];
-    if !whole(cx.read(call, call.long(1), &mut bytes[..size]), size)? {
-        return Ok(Parsed::Invalid(Errno::EFAULT));
+    if size > 0 && cx.read(call, call.long(1), &mut bytes[..size])? < size {
+        return Err(Fail(Errno::EFAULT));
     }
     let (known, beyond) = bytes.split_at(KNOWN);
     if beyond.iter().any(|&byte| byte != 0) {
-        return Ok(Parsed::Invalid(Errno::E2BIG));
+        return Err(Fail(Errno::E2BIG));
     }
     let attribute = Attribute(known);
     match call.uint(0) {
         PROG_LOAD => load(call, cx, attribute),
-        PROG_ATTACH => Ok(attach(attribute)),
-        PROG_DETACH => Ok(detach(attribute)),
-        PROG_GET_FD_BY_ID => Ok(open(attribute)),
-        OBJ_GET_INFO_BY_FD => Ok(info(attribute, call.long(1), size)),
-        _ => Ok(query(attribute, call.long(1), size)),
+        PROG_ATTACH => attach(attribute),
+        PROG_DETACH => detach(attribute),
+        PROG_GET_FD_BY_ID => open(attribute),
+        OBJ_GET_INFO_BY_FD => info(attribute, call.long(1), size),
+        _ => query(attribute, call.long(1), size),
     }
 }
 
@@ -127,33 +118,29 @@ impl Attribute<'_> {
     }
 }
 
-fn load(call: &Call, cx: &Context<'_>, attribute: Attribute<'_>) -> Result<Parsed, CallError> {
-    let Some(kind) = kind(attribute) else { return Ok(Parsed::Unknown) };
+fn load(call: &Call, cx: &Context<'_>, attribute: Attribute<'_>) -> Result<Request, CallError> {
+    let kind = kind(attribute).ok_or(NotGranted)?;
     let count = attribute.word(4) as usize;
     if count == 0 || count > LONGEST {
-        return Ok(Parsed::Invalid(Errno::E2BIG));
+        return Err(Fail(Errno::E2BIG));
     }
     let mut bytes = vec![0; count * size_of::<u64>()];
-    let length = bytes.len();
-    if !whole(cx.read(call, attribute.long(8), &mut bytes), length)? {
-        return Ok(Parsed::Invalid(Errno::EFAULT));
+    if cx.read(call, attribute.long(8), &mut bytes)? < bytes.len() {
+        return Err(Fail(Errno::EFAULT));
     }
     let instructions: Vec<_> =
         bytes.as_chunks().0.iter().map(|&bytes| u64::from_ne_bytes(bytes)).collect();
     let mut license = [0; LICENSE];
-    let read = match cx.read(call, attribute.long(16), &mut license) {
-        Ok(read) => &license[..read],
-        Err(CallError::Fail(_)) => &[],
-        Err(other) => return Err(other),
-    };
+    let length = cx.read(call, attribute.long(16), &mut license)?;
+    let read = &license[..length];
     // A license that is too long is cut, as by the kernel.
     let end = match read.iter().position(|&byte| byte == 0) {
         Some(end) => end,
         None if read.len() == LICENSE => LICENSE - 1,
-        None => return Ok(Parsed::Invalid(Errno::EFAULT)),
+        None => return Err(Fail(Errno::EFAULT)),
     };
     if !is_plain(&instructions) {
-        return Ok(Parsed::Unknown);
+        return Err(NotGranted);
     }
     let mut name = [0; 16];
     name.copy_from_slice(&attribute.0[48..64]);
@@ -170,7 +157,7 @@ fn load(call: &Call, cx: &Context<'_>, attribute: Attribute<'_>) -> Result<Parse
             wanted: log != 0,
         },
     };
-    Ok(Parsed::Request(Request::Load { program, log }))
+    Ok(Request::Load { program, log })
 }
 
 /// Returns the type of the program to load. `None` if the call is left to the kernel: another type,
@@ -193,19 +180,19 @@ fn kind(attribute: Attribute<'_>) -> Option<Kind> {
     is_known.then_some(kind)
 }
 
-fn attach(attribute: Attribute<'_>) -> Parsed {
+fn attach(attribute: Attribute<'_>) -> Result<Request, CallError> {
     let flags = attribute.word(12);
     if attribute.fd(0) < 0 && flags & !REPLACE == 0 {
         // Libraries find out by this errno which attach types the kernel has.
-        return Parsed::Invalid(Errno::EBADF);
+        return Err(Fail(Errno::EBADF));
     }
     if attribute.word(8) != CGROUP_DEVICE
         || flags & !(ALLOW_OVERRIDE | ALLOW_MULTI | REPLACE) != 0
         || !attribute.ends(20)
     {
-        return Parsed::Unknown;
+        return Err(NotGranted);
     }
-    Parsed::Request(Request::Attach {
+    Ok(Request::Attach {
         target: attribute.fd(0),
         program: attribute.fd(4),
         flags,
@@ -213,40 +200,36 @@ fn attach(attribute: Attribute<'_>) -> Parsed {
     })
 }
 
-fn detach(attribute: Attribute<'_>) -> Parsed {
+fn detach(attribute: Attribute<'_>) -> Result<Request, CallError> {
     match (attribute.word(8), attribute.ends(12)) {
         (CGROUP_DEVICE, true) => {
-            Parsed::Request(Request::Detach { target: attribute.fd(0), program: attribute.fd(4) })
+            Ok(Request::Detach { target: attribute.fd(0), program: attribute.fd(4) })
         }
-        (CGROUP_DEVICE, false) => Parsed::Invalid(Errno::EINVAL),
-        _ => Parsed::Unknown,
+        (CGROUP_DEVICE, false) => Err(Fail(Errno::EINVAL)),
+        _ => Err(NotGranted),
     }
 }
 
-fn open(attribute: Attribute<'_>) -> Parsed {
-    if attribute.ends(4) {
-        Parsed::Request(Request::Open(attribute.word(0)))
-    } else {
-        Parsed::Invalid(Errno::EINVAL)
-    }
+fn open(attribute: Attribute<'_>) -> Result<Request, CallError> {
+    if attribute.ends(4) { Ok(Request::Open(attribute.word(0))) } else { Err(Fail(Errno::EINVAL)) }
 }
 
-fn info(attribute: Attribute<'_>, address: u64, size: usize) -> Parsed {
+fn info(attribute: Attribute<'_>, address: u64, size: usize) -> Result<Request, CallError> {
     if size < 16 || !attribute.ends(16) {
-        return Parsed::Unknown;
+        return Err(NotGranted);
     }
     let (fd, room) = (attribute.fd(0), attribute.word(4));
-    Parsed::Request(Request::Info(Info { fd, attribute: address, place: attribute.long(8), room }))
+    Ok(Request::Info(Info { fd, attribute: address, place: attribute.long(8), room }))
 }
 
-fn query(attribute: Attribute<'_>, address: u64, size: usize) -> Parsed {
+fn query(attribute: Attribute<'_>, address: u64, size: usize) -> Result<Request, CallError> {
     // query_flags must be 0: BPF_F_QUERY_EFFECTIVE would return ids of programs of the host's
     // cgroups.
     let plain = attribute.word(8) == 0 && attribute.ends(28);
     if attribute.word(4) != CGROUP_DEVICE || !plain || size < 28 {
-        return Parsed::Unknown;
+        return Err(NotGranted);
     }
-    Parsed::Request(Request::Query(Query {
+    Ok(Request::Query(Query {
         target: attribute.fd(0),
         attribute: address,
         ids: attribute.long(16),
@@ -293,15 +276,6 @@ impl Query {
     }
 }
 
-/// True if all of it was read. False if the caller itself cannot read it, which is EFAULT.
-fn whole(read: Result<usize, CallError>, length: usize) -> Result<bool, CallError> {
-    match read {
-        Ok(read) => Ok(read == length),
-        Err(CallError::Fail(_)) => Ok(length == 0),
-        Err(other) => Err(other),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -336,16 +310,19 @@ mod tests {
         let of = |words: &[(usize, u32)]| attach(Attribute(&attribute(words)));
         let base = [(0, 7), (4, 8), (8, CGROUP_DEVICE)];
         let with = |more: &[(usize, u32)]| of(&[&base, more].concat());
-        let attach_of = |flags, replaced| {
-            Parsed::Request(Request::Attach { target: 7, program: 8, flags, replaced })
-        };
-        assert_eq!(with(&[]), attach_of(0, None));
-        assert_eq!(with(&[(12, 6), (16, 9)]), attach_of(6, Some(9)));
-        assert_eq!(with(&[(12, 2), (16, 9)]), attach_of(2, None), "nothing is to be replaced");
+        let attach_of =
+            |flags, replaced| Request::Attach { target: 7, program: 8, flags, replaced };
+        assert_eq!(with(&[]).unwrap(), attach_of(0, None));
+        assert_eq!(with(&[(12, 6), (16, 9)]).unwrap(), attach_of(6, Some(9)));
+        assert_eq!(
+            with(&[(12, 2), (16, 9)]).unwrap(),
+            attach_of(2, None),
+            "none is to be replaced"
+        );
         for odd in [(12, 8), (12, 1 << 31), (20, 1), (24, 1), (KNOWN - 4, 1)] {
-            assert_eq!(with(&[odd]), Parsed::Unknown, "{odd:?}");
+            assert!(matches!(with(&[odd]), Err(NotGranted)), "{odd:?}");
         }
-        assert_eq!(of(&[(0, 7), (4, 8), (8, 0)]), Parsed::Unknown, "another attach type");
+        assert!(matches!(of(&[(0, 7), (4, 8), (8, 0)]), Err(NotGranted)), "another attach type");
     }
 
     #[test]
@@ -353,20 +330,21 @@ mod tests {
         let of = |words: &[(usize, u32)], size| query(Attribute(&attribute(words)), 100, size);
         let parsed = of(&[(0, 7), (4, CGROUP_DEVICE), (16, 5), (24, 3)], 32);
         let query = Query { target: 7, attribute: 100, ids: 5, room: 3 };
-        assert_eq!(parsed, Parsed::Request(Request::Query(query)));
-        assert_eq!(of(&[(4, CGROUP_DEVICE)], 24), Parsed::Unknown, "no room for the count");
-        assert_eq!(of(&[(4, CGROUP_DEVICE), (8, 1)], 32), Parsed::Unknown, "effective programs");
-        assert_eq!(of(&[(4, CGROUP_DEVICE), (32, 1)], 64), Parsed::Unknown, "more lists");
+        assert_eq!(parsed.unwrap(), Request::Query(query));
+        let is_left = |words: &[(usize, u32)], size| matches!(of(words, size), Err(NotGranted));
+        assert!(is_left(&[(4, CGROUP_DEVICE)], 24), "no room for the count");
+        assert!(is_left(&[(4, CGROUP_DEVICE), (8, 1)], 32), "effective programs");
+        assert!(is_left(&[(4, CGROUP_DEVICE), (32, 1)], 64), "more lists");
     }
 
     #[test]
     fn unknown_fields_of_other_requests_are_errors() {
         let bytes = attribute(&[(0, 7), (4, 8), (8, CGROUP_DEVICE)]);
-        let detached = Parsed::Request(Request::Detach { target: 7, program: 8 });
-        assert_eq!(detach(Attribute(&bytes)), detached);
+        let detached = Request::Detach { target: 7, program: 8 };
+        assert_eq!(detach(Attribute(&bytes)).unwrap(), detached);
         let bytes = attribute(&[(8, CGROUP_DEVICE), (12, 2)]);
-        assert_eq!(detach(Attribute(&bytes)), Parsed::Invalid(Errno::EINVAL));
-        assert_eq!(open(Attribute(&attribute(&[(0, 5)]))), Parsed::Request(Request::Open(5)));
-        assert_eq!(open(Attribute(&attribute(&[(4, 5)]))), Parsed::Invalid(Errno::EINVAL));
+        assert!(matches!(detach(Attribute(&bytes)), Err(Fail(Errno::EINVAL))));
+        assert_eq!(open(Attribute(&attribute(&[(0, 5)]))).unwrap(), Request::Open(5));
+        assert!(matches!(open(Attribute(&attribute(&[(4, 5)]))), Err(Fail(Errno::EINVAL))));
     }
 }

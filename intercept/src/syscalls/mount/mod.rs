@@ -89,19 +89,15 @@ impl Handler for Mount {
     }
 
     fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, CallError> {
-        let Some(operations) = cx.operations else { return Ok(Verdict::Continue) };
+        let operations = cx.operations.ok_or(CallError::NotGranted)?;
         let settings = &cx.settings.mount;
         let rules = rules(settings);
         if call.syscall == "fsopen" {
-            let name = cx.string(call, 0)?.and_then(|name| String::from_utf8(name).ok());
-            // The operation, if there is one, follows with mount(2).
-            cx.notes.no_operation();
-            let is_own = |name: &str| cx.covers_proc && own::is_own(name);
-            let answered =
-                name.is_some_and(|name| is_own(&name) || rules.answer(&name) != Answer::Kernel);
-            return Ok(if answered { Verdict::Fail(Errno::ENOSYS) } else { Verdict::Continue });
+            return fsopen(call, cx, |name| {
+                cx.covers_proc && own::is_own(name) || rules.answer(name) != Answer::Kernel
+            });
         }
-        let Some(mut arguments) = arguments(call, cx)? else { return Ok(Verdict::Continue) };
+        let mut arguments = arguments(call, cx)?;
         if own::is_own(&arguments.filesystem) && cx.covers_proc {
             return own::mount(call, cx, arguments);
         }
@@ -114,10 +110,7 @@ impl Handler for Mount {
         }
         cx.note("target", || text(&arguments.target));
         let nested = settings.nested || cx.settings.nested;
-        let Some((mut caller, IdMaps { users, groups })) = pin(call, cx, nested, &mut arguments)?
-        else {
-            return Ok(Verdict::Continue);
-        };
+        let (mut caller, IdMaps { users, groups }) = pin(call, cx, nested, &mut arguments)?;
         if let Answer::Helper(_) = rules.answer(&arguments.filesystem) {
             // The caller may be a unit that ends when it has mounted.
             caller.use_groups_of_init(call.tid);
@@ -152,6 +145,19 @@ impl Handler for Mount {
             }
         })
     }
+}
+
+/// Answers fsopen(2): a type that is answered does not exist, so that libmount calls mount(2).
+fn fsopen(
+    call: &Call,
+    cx: &Context<'_>,
+    is_answered: impl FnOnce(&str) -> bool,
+) -> Result<Verdict, CallError> {
+    let name = cx.string(call, 0)?;
+    // The operation, if there is one, follows with mount(2).
+    cx.notes.no_operation();
+    let is_answered = str::from_utf8(&name).is_ok_and(is_answered);
+    Ok(if is_answered { Verdict::Fail(Errno::ENOSYS) } else { Verdict::Continue })
 }
 
 /// Has the broker mount it, if the container may have another filesystem.
@@ -220,36 +226,29 @@ fn audit(call: &Call, cx: &Context<'_>, order: &Order, result: &Result<(), Error
     }
 }
 
-/// Copies the arguments. `None` if the kernel would refuse them (strings that do not end, pages
-/// that do not exist); the call is then left to the kernel, which knows the errno.
-fn arguments(call: &Call, cx: &Context<'_>) -> Result<Option<Arguments>, CallError> {
-    let Some(flags) = Flags::of_new_mount(call.long(3)) else { return Ok(None) };
+/// Copies the arguments. Those that the kernel would refuse (strings that do not end, pages that do
+/// not exist) are left to the kernel, which knows the errno.
+fn arguments(call: &Call, cx: &Context<'_>) -> Result<Arguments, CallError> {
+    let flags = Flags::of_new_mount(call.long(3)).ok_or(CallError::NotGranted)?;
     let source = match call.long(0) {
         0 => None,
-        _ => match cx.string(call, 0)? {
-            None => return Ok(None),
-            some => some,
-        },
+        _ => Some(cx.string(call, 0)?),
     };
-    let (Some(target), Some(filesystem)) = (cx.string(call, 1)?, cx.string(call, 2)?) else {
-        return Ok(None);
-    };
-    let Ok(filesystem) = String::from_utf8(filesystem) else { return Ok(None) };
+    let target = cx.string(call, 1)?;
+    let filesystem = String::from_utf8(cx.string(call, 2)?).map_err(|_| CallError::NotGranted)?;
     let data = match call.long(4) {
         0 => Vec::new(),
         address => {
             let mut page = [0; PAGE];
-            match cx.read(call, address, &mut page) {
-                Ok(length) => match options(&page[..length], rustix::param::page_size()) {
-                    Some(options) => options.to_vec(),
-                    None => return Ok(None),
-                },
-                Err(CallError::Fail(_)) => return Ok(None),
-                Err(other) => return Err(other),
-            }
+            let length = cx.read(call, address, &mut page).map_err(|error| match error {
+                CallError::Fail(_) => CallError::NotGranted,
+                other => other,
+            })?;
+            let options = options(&page[..length], rustix::param::page_size());
+            options.ok_or(CallError::NotGranted)?.to_vec()
         }
     };
-    Ok(Some(Arguments { source, target, filesystem, flags, data }))
+    Ok(Arguments { source, target, filesystem, flags, data })
 }
 
 /// Returns the options in what was read of the caller's memory. The kernel reads a page of the
@@ -263,15 +262,15 @@ fn options(read: &[u8], page_size: usize) -> Option<&[u8]> {
     }
 }
 
-/// Pins the caller. `None` if it lacks CAP_SYS_ADMIN in its user namespace, or if that is not its
-/// container's. If the target starts at a magic link of the caller, such as `/proc/self/fd/7`, the
+/// Pins the caller. The call is not granted if the caller lacks CAP_SYS_ADMIN in its user namespace,
+/// or if that is not its container's. If the target starts at a magic link of the caller, such as `/proc/self/fd/7`, the
 /// file there becomes the caller's folder: the link of the process that mounts is another one.
 fn pin(
     call: &Call,
     cx: &Context<'_>,
     nested: bool,
     arguments: &mut Arguments,
-) -> Result<Option<(Caller, IdMaps)>, CallError> {
+) -> Result<(Caller, IdMaps), CallError> {
     let proc = cx.proc(call)?;
     let pinned = Caller::pin(proc.as_fd());
     let below = below_link(arguments).and_then(|(link, path)| {
@@ -287,7 +286,11 @@ fn pin(
         (caller.folder, arguments.target) = (file, path);
     }
     let owner = UserNamespaceOwner::of(caller.users.as_fd());
-    Ok(may_mount(caller.facts.effective, owner, nested).then_some((caller, maps)))
+    if may_mount(caller.facts.effective, owner, nested) {
+        Ok((caller, maps))
+    } else {
+        Err(CallError::NotGranted)
+    }
 }
 
 /// Splits the target if it starts at a magic link of the caller. `None` for other targets, and if the

@@ -4,12 +4,11 @@
 //! list of types. Start reading at [`run`].
 
 use super::plan::plan_own;
-use super::{Arguments, REPLAYS, arguments, audit, pin};
+use super::{Arguments, REPLAYS, arguments, audit, fsopen, pin};
 use crate::call::Call;
 use crate::operations;
 use crate::syscalls::context::Context;
 use crate::verdict::{CallError, Verdict};
-use nix::errno::Errno;
 
 /// The types.
 const TYPES: [&str; 2] = ["proc", "sysfs"];
@@ -25,15 +24,10 @@ pub(in crate::syscalls) fn run(call: &Call, cx: &Context<'_>) -> Result<Verdict,
         return Ok(Verdict::Continue);
     }
     if call.syscall == "fsopen" {
-        let name = cx.string(call, 0)?.and_then(|name| String::from_utf8(name).ok());
-        cx.notes.no_operation();
-        let answered = name.is_some_and(|name| is_own(&name));
-        return Ok(if answered { Verdict::Fail(Errno::ENOSYS) } else { Verdict::Continue });
+        return fsopen(call, cx, is_own);
     }
-    match arguments(call, cx)? {
-        Some(arguments) if is_own(&arguments.filesystem) => mount(call, cx, arguments),
-        _ => Ok(Verdict::Continue),
-    }
+    let arguments = arguments(call, cx)?;
+    if is_own(&arguments.filesystem) { mount(call, cx, arguments) } else { Ok(Verdict::Continue) }
 }
 
 /// Mounts it. What the kernel would refuse is left to the kernel.
@@ -42,23 +36,16 @@ pub(super) fn mount(
     cx: &Context<'_>,
     mut arguments: Arguments,
 ) -> Result<Verdict, CallError> {
-    let Some(operations) = cx.operations else { return Ok(Verdict::Continue) };
+    let operations = cx.operations.ok_or(CallError::NotGranted)?;
     // User namespaces that the container made may do this by themselves too.
-    let Some((caller, _)) = pin(call, cx, true, &mut arguments)? else {
-        return Ok(Verdict::Continue);
-    };
+    let (caller, _) = pin(call, cx, true, &mut arguments)?;
     let order = plan_own(arguments, operations::DEADLINE);
     cx.still_pending()?;
     REPLAYS.perform((cx.container, call.tid), &order, order.deadline, cx, || {
-        let result = operations.broker.mount_own(&order, &caller);
-        match result {
+        match operations.broker.mount_own(&order, &caller) {
             Ok(()) => {
-                tracing::debug!(
-                    container = cx.container,
-                    tid = call.tid,
-                    "a {} is covered",
-                    order.filesystem
-                );
+                let (container, tid) = (cx.container, call.tid);
+                tracing::debug!(container, tid, "a {} is covered", order.filesystem);
                 Ok(Verdict::Return(0))
             }
             Err(failure) => {
