@@ -38,7 +38,7 @@ impl Runtime {
         match self {
             Self::Oci => oci::accepted(peer, threads, link),
             Self::Lxc => {
-                let connection = lxc::Connection::accepted(peer, threads.users(), link.clone());
+                let connection = lxc::Connection::accepted(peer, &threads.users, link.clone());
                 if let Some(connection) = connection {
                     threads.watch(Arc::new(connection));
                 }

@@ -133,7 +133,7 @@ impl Notifier {
         let mut notifier = Self { threads: Threads::start(pipeline, journal)?, acceptor: None };
         let threads = Arc::clone(&notifier.threads);
         for (number, fd) in held.take_numbered(lxc::CONNECTION) {
-            let (users, journal) = (threads.users(), threads.journal());
+            let (users, journal) = (&threads.users, &threads.journal);
             match lxc::Connection::take_over(fd, number, users, link.clone(), journal) {
                 Some(connection) => threads.add(Source::LxcConnection(Arc::new(connection)))?,
                 None => link.remove(&format!("{}{number}", lxc::CONNECTION)),
@@ -186,7 +186,7 @@ impl Notifier {
 
     /// Returns the policies for containers that were adopted without a policy.
     pub fn policies(&self) -> Arc<Policies> {
-        self.threads.pipeline().policies().get()
+        self.threads.pipeline.policies.get()
     }
 
     /// Returns the names of all containers with a listener or a connection, also of those that have
@@ -198,12 +198,12 @@ impl Notifier {
     /// Replaces the policies, from the next call on. Containers that were adopted with a policy
     /// keep it.
     pub fn reload(&self, policies: Policies) {
-        self.threads.pipeline().policies().replace(policies);
+        self.threads.pipeline.policies.replace(policies);
     }
 
     /// Returns how often each handler answered.
     pub fn counters(&self) -> Counts {
-        self.threads.pipeline().counters().read()
+        self.threads.pipeline.counters.read()
     }
 
     /// Stops receiving calls, and waits up to `patience` until those that were received are
@@ -213,7 +213,7 @@ impl Notifier {
         // The keeper has copies of the listeners.
         self.threads.stop();
         let until = Instant::now() + patience;
-        while !self.threads.journal().is_idle() && Instant::now() < until {
+        while !self.threads.journal.is_idle() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.flush();
@@ -221,7 +221,7 @@ impl Notifier {
 
     /// Returns the counts of each container that has a listener or a connection.
     pub fn containers(&self) -> Vec<ContainerCounts> {
-        self.threads.pipeline().accounts().read()
+        self.threads.pipeline.accounts.read()
     }
 
     /// Opens this file and writes the audit log to it from now on. `None` ends the audit log.
@@ -229,12 +229,12 @@ impl Notifier {
     /// # Errors
     /// The file cannot be opened. The log then continues in the file it had.
     pub fn audit(&self, file: Option<&Path>) -> std::io::Result<()> {
-        self.threads.pipeline().audit().open(file)
+        self.threads.pipeline.audit.open(file)
     }
 
     /// Waits until the audit log is written, for a few seconds at most.
     fn flush(&self) {
-        self.threads.pipeline().audit().flush();
+        self.threads.pipeline.audit.flush();
     }
 }
 

@@ -298,22 +298,22 @@ impl Connection {
                 ..Container::default()
             })
         });
-        let account = Arc::clone(member.account(pipeline.accounts()));
+        let account = Arc::clone(member.account(&pipeline.accounts));
         if account.announce() {
-            let names = member.policy(pipeline.policies()).names().collect::<Vec<_>>().join(",");
+            let names = member.policy(&pipeline.policies).names().collect::<Vec<_>>().join(",");
             let (container, pid) = (&*member.container.id, packet.init_pid);
             tracing::info!(container, pid, names, "calls are answered");
         }
         // The thread id counts in the monitor's pid namespace. That is the daemon's namespace if
         // the monitor has the same id in both.
         let policy = if packet.monitor_pid == self.monitor.pid {
-            member.policy(pipeline.policies()).clone()
+            member.policy(&pipeline.policies).clone()
         } else {
             let theirs = packet.monitor_pid;
             self.warn(&format_args!("it calls itself process {theirs}: not our namespace"));
             Policy::none()
         };
-        pipeline.look_up(packet.tid, packet.data, account, policy)
+        Trapped::look_up(&pipeline.dispatch, packet.tid, packet.data, account, policy)
     }
 
     /// Peeks at the packet. Returns its length (`None` if it is too long or lost descriptors) and

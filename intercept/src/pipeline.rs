@@ -14,7 +14,6 @@ use std::time::Instant;
 
 use ambit_kernel::recorder::{CALL, Recorder, Request, RequestRecord};
 use ambit_sysinfo::{Limiter, Views};
-use libseccomp_sys::seccomp_data;
 use nix::errno::Errno;
 
 use super::account::{Account, Accounts};
@@ -25,7 +24,6 @@ use super::memory::Memory;
 use super::operation_queue::OperationQueue;
 use super::operations::Operations;
 use super::policies::{Current, Policies};
-use super::policy::Policy;
 use super::syscalls::HANDLERS;
 use super::trapped::Trapped;
 use crate::pending::Pending;
@@ -36,17 +34,19 @@ use crate::verdict::{CallError, Verdict};
 /// Decides calls.
 pub(super) struct Pipeline {
     views: Arc<dyn Views>,
-    dispatch: Dispatch,
-    counters: Counters,
-    accounts: Accounts,
-    audit: Audit,
+    pub(super) dispatch: Dispatch,
+    pub(super) counters: Counters,
+    /// The accounts of all containers.
+    pub(super) accounts: Accounts,
+    pub(super) audit: Audit,
     /// Limits log lines about failures.
     failures: Limiter,
     /// Limits log lines about calls over `limit.acts`.
     over_limit: Limiter,
     operations: Option<Arc<Operations>>,
-    queue: OperationQueue,
-    policies: Current,
+    /// The calls that need a privileged operation.
+    pub(super) queue: OperationQueue,
+    pub(super) policies: Current,
     recorder: Option<Arc<dyn Recorder>>,
 }
 
@@ -72,22 +72,6 @@ impl Pipeline {
         }
     }
 
-    /// Returns the current policies.
-    pub(super) fn policies(&self) -> &Current {
-        &self.policies
-    }
-
-    /// Looks up the call of a thread.
-    pub(super) fn look_up(
-        &self,
-        tid: u32,
-        data: seccomp_data,
-        account: Arc<Account>,
-        policy: Policy,
-    ) -> Trapped {
-        Trapped::look_up(&self.dispatch, tid, data, account, policy)
-    }
-
     /// Called when the answer to a call was delivered, or when its caller no longer waited for it.
     pub(super) fn on_delivered(&self, trapped: &Trapped, delivered: bool) {
         if let (Some(handler), false) = (trapped.handler, delivered) {
@@ -99,25 +83,6 @@ impl Pipeline {
     fn count(&self, handler: usize, outcome: Outcome, account: &Account) {
         self.counters.count(handler, outcome);
         account.counters.count(handler, outcome);
-    }
-
-    /// Returns the queue of calls that need a privileged operation.
-    pub(super) fn queue(&self) -> &OperationQueue {
-        &self.queue
-    }
-
-    /// Returns the accounts of all containers.
-    pub(super) fn accounts(&self) -> &Accounts {
-        &self.accounts
-    }
-
-    /// Returns the audit log.
-    pub(super) fn audit(&self) -> &Audit {
-        &self.audit
-    }
-
-    pub(super) fn counters(&self) -> &Counters {
-        &self.counters
     }
 
     /// Returns the verdict on a call. `repeat` says what to do if a predecessor may have begun it.
@@ -298,8 +263,10 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::super::arch;
+    use super::super::policy::Policy;
     use super::*;
     use ambit_sysinfo::{Error, View};
+    use libseccomp_sys::seccomp_data;
 
     struct Broken;
 
@@ -328,8 +295,9 @@ mod tests {
         };
         let proc = File::open("/proc/self").unwrap();
         let pending = Pending::Directory(proc.as_fd());
-        let account = pipeline.accounts().get("c");
-        let call = pipeline.look_up(std::process::id(), data, account, policy.clone());
+        let account = pipeline.accounts.get("c");
+        let tid = std::process::id();
+        let call = Trapped::look_up(&pipeline.dispatch, tid, data, account, policy.clone());
         (pipeline.decide(&call, pending, None, Repeat::Safe), pipeline)
     }
 
@@ -339,7 +307,7 @@ mod tests {
             [sysinfo(Broken, &Policy::default()), sysinfo(Panics, &Policy::default())]
         {
             assert!(matches!(verdict, Verdict::Continue), "{verdict:?}");
-            let count = pipeline.counters().read().calls[0];
+            let count = pipeline.counters.read().calls[0];
             assert_eq!((count.served(), count.continued, count.failed), (0, 0, 1));
         }
     }
@@ -362,7 +330,7 @@ mod tests {
     fn a_call_that_is_switched_off_is_left_to_the_kernel() {
         let (verdict, pipeline) = sysinfo(Panics, &Policy::none());
         assert!(matches!(verdict, Verdict::Continue), "{verdict:?}");
-        assert_eq!(pipeline.counters().read().calls[0].continued, 1);
+        assert_eq!(pipeline.counters.read().calls[0].continued, 1);
     }
 
     #[test]
@@ -371,10 +339,11 @@ mod tests {
         let data = seccomp_data { nr: -1, arch: 1, instruction_pointer: 0, args: [0; 6] };
         let proc = File::open("/proc/self").unwrap();
         let pending = Pending::Directory(proc.as_fd());
-        let call = pipeline.look_up(1, data, pipeline.accounts().get("c"), Policy::default());
+        let account = pipeline.accounts.get("c");
+        let call = Trapped::look_up(&pipeline.dispatch, 1, data, account, Policy::default());
         let verdict = pipeline.decide(&call, pending, None, Repeat::Safe);
         assert!(matches!(verdict, Verdict::Continue));
-        assert_eq!(pipeline.counters().read().unknown, 1);
+        assert_eq!(pipeline.counters.read().unknown, 1);
     }
 
     #[test]

@@ -58,12 +58,11 @@ pub fn fits(pattern: &str, text: &str) -> bool {
 impl Matcher {
     /// True if the section is for this container.
     pub fn matches(&self, container: &Container) -> bool {
-        let matches = fits;
         let field = |pattern: &Option<String>, text: &str| {
-            pattern.as_ref().is_none_or(|pattern| matches(pattern, text))
+            pattern.as_ref().is_none_or(|pattern| fits(pattern, text))
         };
         let annotation = |(name, pattern): (&String, &String)| {
-            container.annotations.get(name).is_some_and(|text| matches(pattern, text))
+            container.annotations.get(name).is_some_and(|text| fits(pattern, text))
         };
         field(&self.id, &container.id)
             && field(&self.metadata, &container.metadata)

@@ -29,6 +29,7 @@ use super::pipeline::Pipeline;
 use super::policies::Member;
 use super::policy::Policy;
 use super::transport::{Received, Transport};
+use super::trapped::Trapped;
 use crate::pending::Pending;
 use crate::verdict::Verdict;
 
@@ -83,10 +84,10 @@ impl AsFd for Source {
 /// All listener threads.
 #[derive(Debug)]
 pub(super) struct Threads {
-    pipeline: Arc<Pipeline>,
-    journal: Arc<Journal>,
+    pub(super) pipeline: Arc<Pipeline>,
+    pub(super) journal: Arc<Journal>,
     watches: Vec<Watch<Source>>,
-    users: UserConnections,
+    pub(super) users: UserConnections,
     next: AtomicUsize,
     /// The thread in charge of each of `watches`.
     handles: Mutex<Vec<Option<JoinHandle<()>>>>,
@@ -163,10 +164,10 @@ impl Threads {
     /// received, then watches the listener.
     pub(super) fn take_over(&self, listener: Listener, mut member: Member) -> Result<(), Error> {
         let listener = Arc::new(listener);
-        let account = Arc::clone(member.account(self.pipeline.accounts()));
+        let account = Arc::clone(member.account(&self.pipeline.accounts));
         // The predecessor has named the container in the log.
         account.announce();
-        let policy = member.policy(self.pipeline.policies()).clone();
+        let policy = member.policy(&self.pipeline.policies).clone();
         for (left, entry) in self.journal.take_left(listener.number()) {
             let (seccomp_notif { id, pid, data, .. }, phase) = (left.notification, left.phase);
             let transport = Notification { listener: Arc::clone(&listener), id };
@@ -174,7 +175,13 @@ impl Threads {
                 transport.answer_again(&answer);
                 continue;
             }
-            let call = self.pipeline.look_up(pid, data, Arc::clone(&account), policy.clone());
+            let call = Trapped::look_up(
+                &self.pipeline.dispatch,
+                pid,
+                data,
+                Arc::clone(&account),
+                policy.clone(),
+            );
             let received = Received { transport, call, entry, phase };
             received.serve(bucket::now(), self.count(), &self.pipeline);
         }
@@ -196,18 +203,6 @@ impl Threads {
             });
         }
         containers
-    }
-
-    pub(super) fn journal(&self) -> &Arc<Journal> {
-        &self.journal
-    }
-
-    pub(super) fn users(&self) -> &UserConnections {
-        &self.users
-    }
-
-    pub(super) fn pipeline(&self) -> &Arc<Pipeline> {
-        &self.pipeline
     }
 
     /// Ends each thread after the call that it is answering, and closes the listeners. Does not
@@ -283,8 +278,8 @@ impl Threads {
         let (mut now, mut first, mut turn) = (ready.at, None, TURN);
         for call in 1.. {
             let mut locked = member.lock().unwrap_or_else(PoisonError::into_inner);
-            let account = Arc::clone(locked.account(self.pipeline.accounts()));
-            let policy = locked.policy(self.pipeline.policies()).clone();
+            let account = Arc::clone(locked.account(&self.pipeline.accounts));
+            let policy = locked.policy(&self.pipeline.policies).clone();
             drop(locked);
             let often = account.calls_in_succession(now);
             match self.answer(listener, account, policy, now) {
@@ -333,7 +328,7 @@ impl Threads {
         };
         let wait = account.spend(now, policy.settings().limit.calls);
         let seccomp_notif { id, pid: tid, data, .. } = notification;
-        let call = self.pipeline.look_up(tid, data, account, policy);
+        let call = Trapped::look_up(&self.pipeline.dispatch, tid, data, account, policy);
         let transport = Notification { listener: Arc::clone(listener), id };
         let received = Received { transport, call, entry, phase: Phase::Received };
         received.serve(now, self.count(), &self.pipeline);

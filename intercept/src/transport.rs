@@ -84,7 +84,7 @@ impl<T: Transport> Received<T> {
         }
         let (account, own) = (Arc::clone(&self.call.account), Arc::clone(pipeline));
         let limit = self.call.policy.settings().limit.acts;
-        pipeline.queue().enqueue(&account, limit, move |granted| {
+        pipeline.queue.enqueue(&account, limit, move |granted| {
             if !granted {
                 own.log_over_limit(&self.call.account);
                 let _ = self.transport.refuse();

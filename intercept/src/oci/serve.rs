@@ -81,8 +81,8 @@ fn take(peer: &Peer, threads: &Threads, link: &KeeperClient) {
         link.store_bytes(&format!("{ABOUT}{number}"), &about);
     }
     let mut member = Member::configured(container);
-    let names = member.policy(threads.pipeline().policies()).names().collect::<Vec<_>>().join(",");
-    let is_first = member.account(threads.pipeline().accounts()).announce();
+    let names = member.policy(&threads.pipeline.policies).names().collect::<Vec<_>>().join(",");
+    let is_first = member.account(&threads.pipeline.accounts).announce();
     let named = Arc::clone(&member.container);
     let container = &*named.id;
     let adopted = Listener::adopt(fd).and_then(|listener| {

@@ -22,10 +22,9 @@ use nix::errno::Errno;
 
 use self::filesystem::Filesystem;
 use self::flags::Flags;
-use self::plan::{Answer, Arguments, Rules, Users};
+use self::plan::{Answer, Arguments, Users};
 use crate::audit::{message, text};
 use crate::call::Call;
-use crate::mounts::MountSettings;
 pub(super) use crate::mounts::MountSettings as Settings;
 use crate::operations::{self, Operations};
 use crate::replay_cache::ReplayCache;
@@ -91,17 +90,16 @@ impl Handler for Mount {
     fn run(&self, call: &Call, cx: &Context<'_>) -> Result<Verdict, CallError> {
         let operations = cx.operations.ok_or(CallError::NotGranted)?;
         let settings = &cx.settings.mount;
-        let rules = rules(settings);
         if call.syscall == "fsopen" {
             return fsopen(call, cx, |name| {
-                cx.covers_proc && own::is_own(name) || rules.answer(name) != Answer::Kernel
+                cx.covers_proc && own::is_own(name) || settings.answer(name) != Answer::Kernel
             });
         }
         let mut arguments = arguments(call, cx)?;
         if own::is_own(&arguments.filesystem) && cx.covers_proc {
             return own::mount(call, cx, arguments);
         }
-        if rules.answer(&arguments.filesystem) == Answer::Kernel {
+        if settings.answer(&arguments.filesystem) == Answer::Kernel {
             return Ok(Verdict::Continue);
         }
         cx.note("filesystem", || text(arguments.filesystem.as_bytes()));
@@ -111,14 +109,14 @@ impl Handler for Mount {
         cx.note("target", || text(&arguments.target));
         let nested = settings.nested || cx.settings.nested;
         let (mut caller, IdMaps { users, groups }) = pin(call, cx, nested, &mut arguments)?;
-        if let Answer::Helper(_) = rules.answer(&arguments.filesystem) {
+        if let Answer::Helper(_) = settings.answer(&arguments.filesystem) {
             // The caller may be a unit that ends when it has mounted.
             caller.use_groups_of_init(call.tid);
         }
         let (uid, gid) = caller.facts.ids;
         let us = [users.outside(uid).unwrap_or(0), groups.outside(gid).unwrap_or(0)];
         let users = Users { owners: [&|id| users.outside(id), &|id| groups.outside(id)], us };
-        let order = match rules.plan(arguments, users) {
+        let order = match settings.plan(arguments, users) {
             Ok(Some(order)) => order,
             Ok(None) => return Ok(Verdict::Continue),
             Err(refusal) => {
@@ -195,17 +193,6 @@ fn mount(
         (None, _) | (_, How::Own(_)) => {}
     }
     Ok(())
-}
-
-fn rules(settings: &MountSettings) -> Rules<'_> {
-    Rules {
-        allowed: &settings.allowed,
-        helpers: &settings.fuse,
-        sources: &settings.sources,
-        shift: settings.shift,
-        dev_and_suid: settings.dev_and_suid,
-        deadline: settings.patience(),
-    }
 }
 
 /// Logs a mount that the policy granted, whether it succeeded or failed.

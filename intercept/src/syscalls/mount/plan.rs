@@ -2,9 +2,8 @@
 //!
 //! It decides on a copy of the arguments, and must never make a system call. A mount that is not
 //! granted is left to the kernel, which refuses it with the errno that programs expect. Start
-//! reading at [`Rules::plan`].
+//! reading at [`MountSettings::plan`].
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -13,25 +12,8 @@ use super::filesystem::Filesystem;
 use super::flags::Flags;
 use super::options::{self, Item, Owner};
 use super::sources;
-use crate::mounts::on_the_host;
+use crate::mounts::{MountSettings, on_the_host};
 use ambit_worker::mount::{Executable, Handler, How, Order, Superblock};
-
-/// The settings of a policy that concern mounts.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Rules<'a> {
-    /// Types that the kernel may mount with the host's rights.
-    pub(super) allowed: &'a [String],
-    /// Types that a helper serves, and its program.
-    pub(super) helpers: &'a BTreeMap<String, String>,
-    /// Patterns of the sources of network filesystems.
-    pub(super) sources: &'a [String],
-    /// True if owners are shifted to the container's users.
-    pub(super) shift: bool,
-    /// True if `nosuid` and `nodev` are not forced.
-    pub(super) dev_and_suid: bool,
-    /// How long a mount may take.
-    pub(super) deadline: Duration,
-}
 
 /// The arguments of mount(2), copied once.
 #[derive(Debug, Clone)]
@@ -85,11 +67,11 @@ pub(super) enum Answer<'a> {
     Helper(&'a str),
 }
 
-impl<'a> Rules<'a> {
+impl MountSettings {
     /// Returns what mounts this type.
-    pub(super) fn answer(&self, name: &str) -> Answer<'a> {
+    pub(super) fn answer(&self, name: &str) -> Answer<'_> {
         let filesystem = Filesystem::new(name);
-        if let Some(program) = self.helpers.get(filesystem.name()) {
+        if let Some(program) = self.fuse.get(filesystem.name()) {
             return Answer::Helper(program);
         }
         let allowed = self.allowed.iter().any(|one| one == filesystem.name());
@@ -110,7 +92,7 @@ impl<'a> Rules<'a> {
         let how = match self.answer(&name) {
             Answer::Kernel => return Ok(None),
             Answer::Host => {
-                sources::check(self.sources, filesystem, source.as_deref(), &items)?;
+                sources::check(&self.sources, filesystem, source.as_deref(), &items)?;
                 let shift = self.shift && filesystem.can_be_shifted();
                 let Users { owners, us } = users;
                 let items = options::for_kernel(filesystem, items, owners, shift, us)?;
@@ -146,7 +128,7 @@ impl<'a> Rules<'a> {
             attributes: flags.attributes(),
             read_only: flags.read_only(),
             how,
-            deadline: self.deadline,
+            deadline: self.patience(),
         }))
     }
 }
@@ -178,20 +160,15 @@ mod tests {
         shift: bool,
         call: Arguments,
     ) -> Option<Order> {
-        let allowed: Vec<String> = allowed.iter().map(|&name| name.to_owned()).collect();
         let helpers = helper.iter().map(|&(key, program)| (key.to_owned(), program.to_owned()));
-        let helpers = helpers.collect();
-        let deadline = Duration::from_secs(20);
-        let rules = Rules {
-            allowed: &allowed,
-            helpers: &helpers,
-            sources: &[],
+        let settings = MountSettings {
+            allowed: allowed.iter().map(|&name| name.to_owned()).collect(),
+            fuse: helpers.collect(),
             shift,
-            dev_and_suid: false,
-            deadline,
+            ..MountSettings::default()
         };
         let owners: [Owner<'_>; 2] = [&|id| Some(id + 1000), &|id| Some(id + 2000)];
-        rules.plan(call, Users { owners, us: [1000, 2000] }).unwrap()
+        settings.plan(call, Users { owners, us: [1000, 2000] }).unwrap()
     }
 
     fn call(filesystem: &str, flags: u64, data: &str) -> Arguments {
