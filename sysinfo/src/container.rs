@@ -27,7 +27,7 @@ use crate::counter_store;
 use crate::cpu::CpuClock;
 use crate::membership::Membership;
 use crate::sample::Busy;
-use crate::source;
+use crate::source::Source;
 use crate::source::huge::HugeFiles;
 use crate::source::nodes::NodeFiles;
 use crate::stat_sampler::StatSampler;
@@ -135,7 +135,7 @@ impl Container {
     ) -> Self {
         let now = clock::now();
         let start = identity.init.as_ref().map_or(0, |init| init.start.min(now));
-        let mut source = source::open(&context.hierarchies, &membership, &context.options);
+        let mut source = Source::new(&context.hierarchies, &membership, &context.options);
         // It is not known whether the machine was suspended before the container's start or since;
         // before is the usual case.
         let awake = clock::awake();

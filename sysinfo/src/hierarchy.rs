@@ -160,6 +160,22 @@ impl Hierarchies {
         Some((mount, mount.relative(membership.legacy(controller)?)?))
     }
 
+    /// The mount of the hierarchy that has a controller, the cgroup below it, and whether that is
+    /// the unified hierarchy.
+    pub(crate) fn cgroup_with<'a>(
+        &'a self,
+        controller: Controller,
+        membership: &'a Membership,
+    ) -> Option<(&'a Mount, &'a str, bool)> {
+        let is_unified = self.is_unified(controller);
+        let (mount, cgroup) = if is_unified {
+            self.unified_cgroup(membership)?
+        } else {
+            self.legacy_cgroup(controller, membership)?
+        };
+        Some((mount, cgroup, is_unified))
+    }
+
     /// True if the unified hierarchy has this controller.
     pub fn is_unified(&self, controller: Controller) -> bool {
         self.unified.as_ref().is_some_and(|(_, controllers)| controllers.contains(&controller))

@@ -12,7 +12,8 @@ use ambit_sysinfo::host::{Host, HostTexts};
 use ambit_sysinfo::membership::Membership;
 use ambit_sysinfo::policy::{CpuPolicy, MemoryLimit, StealPolicy, SwapPolicy};
 use ambit_sysinfo::sample::Sample;
-use ambit_sysinfo::{Options, StatSet, derive, source};
+use ambit_sysinfo::source::Source;
+use ambit_sysinfo::{Options, StatSet, derive};
 
 /// The container with limits, see tests/fixtures/README.md.
 const LIMITED: &str = "100";
@@ -95,7 +96,7 @@ fn broken_files_leave_the_numbers_consistent() {
                 steal: StealPolicy::Throttled,
                 ..Options::default()
             };
-            let mut source = source::open(&hierarchies, &membership, &options);
+            let mut source = Source::new(&hierarchies, &membership, &options);
             source.sample(StatSet::BASE, &mut sample, &mut Vec::new()).map(|()| sample)
         };
         let good = sample().unwrap();

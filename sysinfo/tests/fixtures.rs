@@ -10,8 +10,9 @@ use ambit_sysinfo::host::{Host, HostTexts};
 use ambit_sysinfo::membership::Membership;
 use ambit_sysinfo::policy::SwapPolicy;
 use ambit_sysinfo::sample::Sample;
+use ambit_sysinfo::source::Source;
 use ambit_sysinfo::view::{Memory, Swap};
-use ambit_sysinfo::{CpuSet, Options, StatSet, derive, source};
+use ambit_sysinfo::{CpuSet, Options, StatSet, derive};
 
 const LIMITED: &str = "100";
 const CHILD: &str = "101";
@@ -56,7 +57,7 @@ impl World {
         let cgroup = std::fs::read(self.root.join("proc").join(pid).join("cgroup")).unwrap();
         let membership = Membership::parse(&cgroup);
         assert!(!self.hierarchies.has_at_root(&membership), "{}: {pid} is in a cgroup", self.name);
-        let mut source = source::open(&self.hierarchies, &membership, &Options::default());
+        let mut source = Source::new(&self.hierarchies, &membership, &Options::default());
         let mut sample = Sample::default();
         let mut buffer = Vec::new();
         source.sample(StatSet::BASE, &mut sample, &mut buffer).unwrap();

@@ -11,7 +11,8 @@ use ambit_sysinfo::host::{Host, HostTexts};
 use ambit_sysinfo::membership::Membership;
 use ambit_sysinfo::policy::{MemoryLimit, SwapPolicy};
 use ambit_sysinfo::sample::Sample;
-use ambit_sysinfo::{Options, StatSet, derive, source};
+use ambit_sysinfo::source::Source;
+use ambit_sysinfo::{Options, StatSet, derive};
 
 const LEVELS: usize = 64;
 const V2: &[u8] = b"30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
@@ -62,7 +63,7 @@ fn limits_of_sixty_four_levels_count() {
     let take = || {
         let mut sample = Sample::default();
         let options = Options { memory_limit: MemoryLimit::High, ..Options::default() };
-        let mut source = source::open(&hierarchies, &membership, &options);
+        let mut source = Source::new(&hierarchies, &membership, &options);
         source.sample(StatSet::BASE, &mut sample, &mut Vec::new()).unwrap();
         sample
     };

@@ -10,8 +10,9 @@ use ambit_sysinfo::host::{Host, HostTexts};
 use ambit_sysinfo::membership::Membership;
 use ambit_sysinfo::policy::{MemoryLimit, SwapPolicy};
 use ambit_sysinfo::sample::Sample;
+use ambit_sysinfo::source::Source;
 use ambit_sysinfo::view::{Memory, Swap};
-use ambit_sysinfo::{Options, StatSet, derive, source};
+use ambit_sysinfo::{Options, StatSet, derive};
 use proptest::prelude::*;
 
 const V2: &[u8] = b"30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
@@ -34,7 +35,7 @@ fn sample(mounts: &[u8], cgroup: &[u8], root: &Path, memory_limit: MemoryLimit) 
     let hierarchies = Hierarchies::from_mountinfo(mounts, root).unwrap();
     let mut sample = Sample::default();
     let options = Options { memory_limit, ..Options::default() };
-    let mut source = source::open(&hierarchies, &Membership::parse(cgroup), &options);
+    let mut source = Source::new(&hierarchies, &Membership::parse(cgroup), &options);
     source.sample(StatSet::BASE, &mut sample, &mut Vec::new()).unwrap();
     sample
 }

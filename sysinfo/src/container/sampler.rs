@@ -18,9 +18,9 @@ use crate::kernel_file::{KeptFile, ShortPath};
 use crate::membership::Membership;
 use crate::policy::{BootTime, StealPolicy};
 use crate::sample::{Busy, Sample};
+use crate::source::Source;
 use crate::source::huge::HugeFiles;
 use crate::source::nodes::NodeFiles;
-use crate::source::{self, Source};
 use crate::stat_sampler::StatSampler;
 use crate::stats::{StatSet, Stats};
 use crate::tasks::Counter;
@@ -37,7 +37,7 @@ thread_local! {
 /// What the thread that takes a sample needs.
 pub(super) struct Sampler {
     pub(super) checked: u64,
-    pub(super) source: Box<dyn Source>,
+    pub(super) source: Source,
     /// The `cgroup` file of the first process, which it pins as its pidfd does.
     pub(super) init_cgroup: Option<KeptFile>,
     pub(super) stats: StatSampler,
@@ -267,7 +267,7 @@ impl Container {
     /// Switches to other cgroups.
     fn enter(&self, sampler: &mut Sampler, context: &Context, membership: Membership) {
         let membership = Arc::new(membership);
-        sampler.source = source::open(&context.hierarchies, &membership, &context.options);
+        sampler.source = Source::new(&context.hierarchies, &membership, &context.options);
         let path = |one: &Membership| {
             context.hierarchies.path_of(Controller::Cpuacct, one).map(str::to_owned)
         };

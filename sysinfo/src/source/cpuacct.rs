@@ -14,6 +14,7 @@ use crate::cpuset::CpuSet;
 use crate::sample::Busy;
 
 /// The files of one cgroup and their last values.
+#[derive(Debug)]
 pub(super) struct Cpuacct {
     sampled: CgroupFile,
     exact: CgroupFile,

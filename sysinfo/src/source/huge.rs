@@ -63,19 +63,13 @@ impl HugeFiles {
 impl Files {
     /// `None` without a hugetlb controller, and for the root cgroup, which has no such files.
     fn new(size: u64, hierarchies: &Hierarchies, membership: &Membership) -> Option<Self> {
-        let legacy = || {
-            let (mount, cgroup) = hierarchies.legacy_cgroup(Controller::Hugetlb, membership)?;
-            Some((mount, cgroup, ["usage_in_bytes", "rsvd.usage_in_bytes", "limit_in_bytes"]))
+        let (mount, cgroup, is_unified) =
+            hierarchies.cgroup_with(Controller::Hugetlb, membership)?;
+        let [usage, promised, limit] = if is_unified {
+            ["current", "rsvd.current", "max"]
+        } else {
+            ["usage_in_bytes", "rsvd.usage_in_bytes", "limit_in_bytes"]
         };
-        let unified = || {
-            let (mount, cgroup) = hierarchies.unified_cgroup(membership)?;
-            hierarchies.is_unified(Controller::Hugetlb).then_some((
-                mount,
-                cgroup,
-                ["current", "rsvd.current", "max"],
-            ))
-        };
-        let (mount, cgroup, [usage, promised, limit]) = unified().or_else(legacy)?;
         if cgroup.is_empty() {
             return None;
         }

@@ -1,9 +1,9 @@
-//! Sources: read a container's cgroup files into a [`Sample`]. One trait, with an implementation
-//! for each cgroup version, chosen for each controller.
+//! Reads a container's cgroup files into a [`Sample`]: those of each cgroup version, chosen for each
+//! controller.
 //!
 //! A source keeps its files open between samples, because opening a file costs ten times as much as
 //! reading it. They can be closed at any time; the next sample opens them again. A source must
-//! never read a file of an ancestor as if it were the container's. Start reading at [`open`].
+//! never read a file of an ancestor as if it were the container's. Start reading at [`Source`].
 
 mod cpuacct;
 pub(crate) mod huge;
@@ -16,76 +16,102 @@ mod v2;
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use ambit_kernel::text::scan;
 use rustix::fs::{Access, AtFlags};
 use rustix::io::Errno;
 
+use self::throttled::Throttled;
+use self::v1::Legacy;
+use self::v2::Unified;
 use crate::Error;
 use crate::clock;
 use crate::context::Options;
-use crate::hierarchy::{Hierarchies, Mount};
+use crate::hierarchy::{Controller, Hierarchies, Mount};
 use crate::kernel_file::KeptFile;
 use crate::membership::Membership;
+use crate::policy::StealPolicy;
 use crate::sample::{Busy, Sample};
 use crate::stats::StatSet;
 
-/// Fills samples for one container.
-pub trait Source: Send {
+/// The files of one container: v2, v1, or both on a hybrid host.
+#[derive(Debug)]
+pub struct Source {
+    unified: Option<Box<Unified>>,
+    legacy: Option<Box<Legacy>>,
+    /// `None` unless the policy shows it.
+    throttled: Option<Throttled>,
+    threads: Option<CgroupFile>,
+}
+
+impl Source {
+    /// Returns the files of a container in these cgroups.
+    pub fn new(hierarchies: &Hierarchies, membership: &Membership, options: &Options) -> Self {
+        let cgroup = |controller| {
+            let (mount, cgroup, _) = hierarchies.cgroup_with(controller, membership)?;
+            Some(Cgroup::new(mount, cgroup))
+        };
+        Self {
+            unified: Unified::new(hierarchies, membership, options).map(Box::new),
+            legacy: Legacy::new(hierarchies, membership, options).map(Box::new),
+            throttled: cgroup(Controller::Cpu)
+                .filter(|_| options.steal == StealPolicy::Throttled)
+                .map(|cgroup| Throttled::new(&cgroup)),
+            threads: cgroup(Controller::Pids).map(|cgroup| cgroup.file("pids.current")),
+        }
+    }
+
     /// Adds the values of these groups to an empty sample. The buffer holds the texts of files and
     /// should be reused: one for each thread, because there are many containers and few threads.
     ///
     /// # Errors
     /// A file that exists cannot be read, or its cgroup was removed. A file that the kernel does
     /// not have is no error.
-    fn sample(
-        &mut self,
-        groups: StatSet,
-        sample: &mut Sample,
-        buffer: &mut Vec<u8>,
-    ) -> Result<(), Error>;
-
-    /// Continues the division of processor time from `used`, which was read of the same cgroup by a
-    /// predecessor or by a source that this one replaces.
-    fn resume(&mut self, used: &Busy);
-
-    /// Closes the kept descriptors; the next sample opens them again.
-    fn close(&mut self);
-}
-
-/// Returns the source for a container in these cgroups: v2, v1, or both on a hybrid host.
-pub fn open(
-    hierarchies: &Hierarchies,
-    membership: &Membership,
-    options: &Options,
-) -> Box<dyn Source> {
-    let v2 = v2::Unified::new(hierarchies, membership, options);
-    let v1 = v1::Legacy::new(hierarchies, membership, options);
-    match (v2, v1) {
-        (Some(v2), None) => Box::new(v2),
-        (None, Some(v1)) => Box::new(v1),
-        (Some(v2), Some(v1)) => Box::new(Hybrid(vec![Box::new(v2), Box::new(v1)])),
-        (None, None) => Box::new(Hybrid(Vec::new())),
-    }
-}
-
-/// Controllers on both versions, or on none: each source adds its own.
-struct Hybrid(Vec<Box<dyn Source>>);
-
-impl Source for Hybrid {
-    fn sample(
+    pub fn sample(
         &mut self,
         groups: StatSet,
         sample: &mut Sample,
         buffer: &mut Vec<u8>,
     ) -> Result<(), Error> {
-        self.0.iter_mut().try_for_each(|source| source.sample(groups, sample, buffer))
+        if let Some(files) = &mut self.unified {
+            files.sample(groups, sample, buffer)?;
+        }
+        if let Some(files) = &mut self.legacy {
+            files.sample(groups, sample, buffer)?;
+        }
+        if groups.contains(StatSet::TIMES)
+            && let Some(throttled) = &mut self.throttled
+        {
+            sample.busy.throttled = throttled.read(buffer)?;
+        }
+        if groups.contains(StatSet::THREADS)
+            && let Some(file) = &mut self.threads
+        {
+            sample.threads = file.read(buffer)?.and_then(scan::decimal);
+        }
+        Ok(())
     }
 
-    fn resume(&mut self, used: &Busy) {
-        self.0.iter_mut().for_each(|source| source.resume(used));
+    /// Continues the division of processor time from `used`, which was read of the same cgroup by a
+    /// predecessor or by a source that this one replaces.
+    pub fn resume(&mut self, used: &Busy) {
+        if let Some(files) = &mut self.unified {
+            files.resume(used);
+        }
+        if let Some(files) = &mut self.legacy {
+            files.resume(used);
+        }
     }
 
-    fn close(&mut self) {
-        self.0.iter_mut().for_each(|source| source.close());
+    /// Closes the kept descriptors; the next sample opens them again.
+    pub fn close(&mut self) {
+        if let Some(files) = &mut self.unified {
+            files.close();
+        }
+        if let Some(files) = &mut self.legacy {
+            files.close();
+        }
+        let throttled = self.throttled.iter_mut().flat_map(Throttled::files);
+        throttled.chain(&mut self.threads).for_each(CgroupFile::close);
     }
 }
 

@@ -60,18 +60,17 @@ impl NodeFiles {
 }
 
 fn files(hierarchies: &Hierarchies, membership: &Membership) -> Vec<CgroupFile> {
-    let legacy = || {
-        let (mount, cgroup) = hierarchies.legacy_cgroup(Controller::Cpuset, membership)?;
-        let names = ["cpuset.effective_mems", "cpuset.mems"];
-        let cgroup = Cgroup::new(mount, cgroup);
-        Some(names.map(|name| cgroup.file(name)).into())
-    };
-    let unified = || {
-        let (mount, cgroup) = hierarchies.unified_cgroup(membership)?;
-        let file = |level| Cgroup::new(mount, level).file("cpuset.mems.effective");
-        hierarchies.is_unified(Controller::Cpuset).then(|| lineage(cgroup).map(file).collect())
-    };
-    unified().or_else(legacy).unwrap_or_default()
+    match hierarchies.cgroup_with(Controller::Cpuset, membership) {
+        Some((mount, cgroup, true)) => {
+            let file = |level| Cgroup::new(mount, level).file("cpuset.mems.effective");
+            lineage(cgroup).map(file).collect()
+        }
+        Some((mount, cgroup, false)) => {
+            let cgroup = Cgroup::new(mount, cgroup);
+            ["cpuset.effective_mems", "cpuset.mems"].map(|name| cgroup.file(name)).into()
+        }
+        None => Vec::new(),
+    }
 }
 
 /// Returns the bytes that can be allocated on these nodes without swapping: free memory, page

@@ -10,6 +10,7 @@ use super::{Cgroup, CgroupFile};
 use crate::Error;
 
 /// The files of a cgroup.
+#[derive(Debug)]
 pub(super) struct Throttled([CgroupFile; 2]);
 
 impl Throttled {

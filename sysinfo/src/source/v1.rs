@@ -6,33 +6,31 @@
 use ambit_kernel::text::scan;
 
 use super::cpuacct::Cpuacct;
-use super::throttled::Throttled;
-use super::{Cgroup, CgroupFile, Source, lineage};
+use super::{Cgroup, CgroupFile, lineage};
 use crate::Error;
 use crate::context::Options;
 use crate::cpuset::CpuSet;
 use crate::hierarchy::{Controller, Hierarchies};
 use crate::limit::Limit;
 use crate::membership::Membership;
-use crate::policy::{CpuPolicy, StealPolicy};
+use crate::policy::CpuPolicy;
 use crate::sample::{Busy, MemorySample, MemoryStat, Quota, Sample, SwapSample, Weight};
 use crate::stats::StatSet;
 
 /// The files of one container in v1 hierarchies.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Legacy {
     memory: Option<MemoryFiles>,
     /// Quota and period of each level.
     quotas: Vec<(CgroupFile, CgroupFile)>,
-    /// `None` unless the policy shows it, as `throttled`.
+    /// `None` unless the policy shows it.
     shares: Option<CgroupFile>,
-    throttled: Option<Throttled>,
     usage: Option<Cpuacct>,
     usage_sum: Option<CgroupFile>,
     cpus: Option<(CgroupFile, CgroupFile)>,
-    threads: Option<CgroupFile>,
 }
 
+#[derive(Debug)]
 struct MemoryFiles {
     usage: CgroupFile,
     stat: CgroupFile,
@@ -43,6 +41,7 @@ struct MemoryFiles {
     swappiness: CgroupFile,
 }
 
+#[derive(Debug)]
 struct Ancestor {
     limit: CgroupFile,
     usage: CgroupFile,
@@ -94,14 +93,10 @@ impl Legacy {
             shares: place(Controller::Cpu)
                 .filter(|(_, path)| options.cpu_policy == CpuPolicy::Weight && !path.is_empty())
                 .map(|(mount, path)| Cgroup::new(mount, path).file("cpu.shares")),
-            throttled: cgroup(Controller::Cpu)
-                .filter(|_| options.steal == StealPolicy::Throttled)
-                .map(|cgroup| Throttled::new(&cgroup)),
             usage: cpuacct.as_ref().map(Cpuacct::new),
             usage_sum: cpuacct.map(|cgroup| cgroup.file("cpuacct.stat")),
             cpus: cpuset
                 .map(|cgroup| (cgroup.file("cpuset.effective_cpus"), cgroup.file("cpuset.cpus"))),
-            threads: cgroup(Controller::Pids).map(|cgroup| cgroup.file("pids.current")),
         };
         (!hierarchies.legacy.is_empty()).then_some(legacy)
     }
@@ -144,10 +139,8 @@ impl Legacy {
         }
         Ok(())
     }
-}
 
-impl Source for Legacy {
-    fn sample(
+    pub(super) fn sample(
         &mut self,
         groups: StatSet,
         sample: &mut Sample,
@@ -164,27 +157,16 @@ impl Source for Legacy {
         if groups.contains(StatSet::USAGE) {
             self.usage(sample, buffer)?;
         }
-        if groups.contains(StatSet::TIMES)
-            && let Some(throttled) = &mut self.throttled
-        {
-            sample.busy.throttled = throttled.read(buffer)?;
-        }
-        if groups.contains(StatSet::THREADS)
-            && let Some(file) = &mut self.threads
-            && let Some(text) = file.read(buffer)?
-        {
-            sample.threads = scan::decimal(text);
-        }
         Ok(())
     }
 
-    fn resume(&mut self, used: &Busy) {
+    pub(super) fn resume(&mut self, used: &Busy) {
         if let Some(files) = &mut self.usage {
             files.resume(used);
         }
     }
 
-    fn close(&mut self) {
+    pub(super) fn close(&mut self) {
         if let Some(files) = &mut self.memory {
             let MemoryFiles { usage, stat, kernel, ancestors, with_swap, swappiness } = files;
             [usage, stat, kernel, with_swap, swappiness].into_iter().for_each(CgroupFile::close);
@@ -203,9 +185,7 @@ impl Source for Legacy {
         if let Some(files) = &mut self.usage {
             files.close();
         }
-        let rest = [&mut self.usage_sum, &mut self.threads, &mut self.shares];
-        let throttled = self.throttled.iter_mut().flat_map(Throttled::files);
-        rest.into_iter().flatten().chain(throttled).for_each(CgroupFile::close);
+        self.usage_sum.iter_mut().chain(&mut self.shares).for_each(CgroupFile::close);
     }
 }
 

@@ -4,37 +4,37 @@
 
 use ambit_kernel::text::scan;
 
-use super::throttled::Throttled;
-use super::{Cgroup, CgroupFile, Source, lineage};
+use super::{Cgroup, CgroupFile, lineage};
 use crate::Error;
 use crate::context::Options;
 use crate::cpuset::CpuSet;
 use crate::hierarchy::{Controller, Hierarchies};
 use crate::limit::Limit;
 use crate::membership::Membership;
-use crate::policy::{CpuPolicy, MemoryLimit, StealPolicy};
+use crate::policy::{CpuPolicy, MemoryLimit};
 use crate::sample::{Busy, MemorySample, MemoryStat, Quota, Sample, SwapSample, Weight};
 use crate::stats::StatSet;
 
 /// The files of one container in the unified hierarchy.
+#[derive(Debug)]
 pub(super) struct Unified {
     memory: Option<MemoryFiles>,
     cpu_max: Vec<CgroupFile>,
     /// Nearest first; empty unless the policy shows them.
     weights: Vec<CgroupFile>,
-    throttled: Option<Throttled>,
     cpu_stat: Option<CgroupFile>,
     niced: Niced,
     cpus: Vec<CgroupFile>,
-    threads: Option<CgroupFile>,
 }
 
+#[derive(Debug)]
 struct MemoryFiles {
     /// Nearest first, without the root, which has no such files.
     levels: Vec<Level>,
 }
 
 /// The files of a cgroup or of one of its ancestors.
+#[derive(Debug)]
 struct Level {
     usage: CgroupFile,
     stat: CgroupFile,
@@ -91,8 +91,6 @@ impl Unified {
             } else {
                 Vec::new()
             },
-            throttled: (has(Controller::Cpu) && options.steal == StealPolicy::Throttled)
-                .then(|| Throttled::new(own)),
             cpu_stat: has(Controller::Cpuacct).then(|| own.file("cpu.stat")),
             niced: Niced::default(),
             cpus: if has(Controller::Cpuset) {
@@ -100,7 +98,6 @@ impl Unified {
             } else {
                 Vec::new()
             },
-            threads: has(Controller::Pids).then(|| own.file("pids.current")),
         })
     }
 
@@ -134,15 +131,11 @@ impl Unified {
         memory
             .chain(&mut self.cpu_max)
             .chain(&mut self.weights)
-            .chain(self.throttled.iter_mut().flat_map(Throttled::files))
             .chain(&mut self.cpu_stat)
             .chain(&mut self.cpus)
-            .chain(&mut self.threads)
     }
-}
 
-impl Source for Unified {
-    fn sample(
+    pub(super) fn sample(
         &mut self,
         groups: StatSet,
         sample: &mut Sample,
@@ -157,28 +150,19 @@ impl Source for Unified {
             self.processors(sample, buffer)?;
         }
         if groups.contains(StatSet::USAGE)
-            && let Some(text) = read(&mut self.cpu_stat, buffer)?
+            && let Some(file) = &mut self.cpu_stat
+            && let Some(text) = file.read(buffer)?
         {
             cpu_stat(text, &mut self.niced, &mut sample.busy);
-        }
-        if groups.contains(StatSet::TIMES)
-            && let Some(throttled) = &mut self.throttled
-        {
-            sample.busy.throttled = throttled.read(buffer)?;
-        }
-        if groups.contains(StatSet::THREADS)
-            && let Some(text) = read(&mut self.threads, buffer)?
-        {
-            sample.threads = scan::decimal(text);
         }
         Ok(())
     }
 
-    fn resume(&mut self, used: &Busy) {
+    pub(super) fn resume(&mut self, used: &Busy) {
         self.niced = Niced::resumed(used);
     }
 
-    fn close(&mut self) {
+    pub(super) fn close(&mut self) {
         self.files().for_each(CgroupFile::close);
     }
 }
@@ -262,13 +246,6 @@ impl Level {
         let stat = self.stat.read(buffer)?.map_or_else(MemoryStat::default, stat);
         Ok(self.limit.less(usage - stat.reclaimable(usage)))
     }
-}
-
-fn read<'b>(
-    file: &mut Option<CgroupFile>,
-    buffer: &'b mut Vec<u8>,
-) -> Result<Option<&'b [u8]>, Error> {
-    file.as_mut().map_or(Ok(None), |file| file.read(buffer))
 }
 
 /// Divides user time. `user_usec` is exact and includes niced time; `nice_usec` jumps at timer
