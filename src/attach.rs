@@ -75,7 +75,9 @@ fn run(which: &Which, config: &Config, words: &str) -> anyhow::Result<ExitCode> 
             absence::ask_daemon(config, |socket| control::ask_for::<Report>(socket, &question));
         match answer {
             Ok(report) => print(format_args!("{container}: {report}\n"))?,
-            Err(error) if error.is::<control::Refusal>() => fail(&format!("{container}: {error}")),
+            Err(error) if error.is::<control::ControlError>() => {
+                fail(&format!("{container}: {error}"));
+            }
             Err(error) => return Err(error),
         }
     }

@@ -70,14 +70,10 @@ impl Drop for Turn<'_> {
 pub enum Question {
     /// Attach the files, and whether files of another program are covered too.
     Attach {
-        /// A process of the container.
         pid: u32,
-        /// Cover files that lxcfs serves.
         replace: bool,
     },
-    /// Remove what was attached.
     Detach {
-        /// A process of the container.
         pid: u32,
     },
 }

@@ -39,7 +39,6 @@ pub struct Finding {
     /// What was looked at.
     name: &'static str,
     text: String,
-    /// What to do.
     remedy: &'static str,
 }
 
@@ -176,7 +175,6 @@ enum Cover {
     Dead,
     /// The kernel's file. The first process of the container sees that of ambit.
     Remounted,
-    /// The kernel's file.
     Nothing,
     /// The folder is hidden (`subset=pid`).
     Hidden,

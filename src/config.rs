@@ -175,22 +175,12 @@ fn relative(key: &str, path: Option<&Path>) -> Option<settings::WrongValue> {
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file cannot be read.
     #[error("cannot read {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The kernel's error.
-        source: std::io::Error,
-    },
-    /// Its content is invalid.
+    Read { path: PathBuf, source: std::io::Error },
     #[error("{}:{line}:{column}: {reason}", path.display())]
     Content {
-        /// The file.
         path: PathBuf,
-        /// Counted from 1.
         line: usize,
-        /// Counted from 1.
         column: usize,
         /// The error, and the allowed values.
         reason: String,

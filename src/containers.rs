@@ -34,23 +34,10 @@ pub struct Container {
 /// Why a name is not that of one container.
 #[derive(Debug, thiserror::Error)]
 pub enum FindError {
-    /// No container has this name.
     #[error("no container has the name, id or process {name}; {}", listed(.known))]
-    Unknown {
-        /// What was searched for.
-        name: String,
-        /// The containers that exist.
-        known: Vec<String>,
-    },
-    /// Several containers have this name.
+    Unknown { name: String, known: Vec<String> },
     #[error("{name} is not unique: {}; give the process instead", .found.join(", "))]
-    Ambiguous {
-        /// What was searched for.
-        name: String,
-        /// The containers with this name.
-        found: Vec<String>,
-    },
-    /// The process is in no container.
+    Ambiguous { name: String, found: Vec<String> },
     #[error("process {0} is in no container: it has the pid or mount namespace of this program")]
     Outside(u32),
 }

@@ -163,17 +163,18 @@ async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> 
         order if order.starts_with("exec ") => {
             if server.keeper().send(order, None) {
                 // The new program answers, or the keeper tells why it was refused.
-                refusal(server).await
+                error_answer(&wait_for_refusal(server).await)
             } else {
-                let error = "the keeper has ended and cannot start another program; stop the daemon \
-                             and start it again";
-                serde_json::to_vec(&serde_json::json!({ "error": error }))?
+                error_answer(
+                    "the keeper has ended and cannot start another program; stop the daemon and \
+                     start it again",
+                )
             }
         }
-        other => serde_json::to_vec(&serde_json::json!({
-            "error": format!("unknown question {other:?}; known: status, parts, reload, stop, release, exec PROGRAM, \
-                              attach PID, detach PID"),
-        }))?,
+        other => error_answer(&format!(
+            "unknown question {other:?}; known: status, parts, reload, stop, release, exec PROGRAM, \
+             attach PID, detach PID"
+        )),
     };
     respond(stream, text).await
 }
@@ -182,6 +183,11 @@ async fn respond(mut stream: UnixStream, mut text: Vec<u8>) -> std::io::Result<(
     text.push(b'\n');
     let written = tokio::time::timeout(PATIENCE, stream.write_all(&text)).await;
     written.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+}
+
+/// Returns the JSON of an error, which [`parse`] reads.
+fn error_answer(reason: &str) -> Vec<u8> {
+    serde_json::to_vec(&serde_json::json!({ "error": reason })).unwrap_or_default()
 }
 
 /// Attaches files to a container, on another thread: the broker may take some seconds.
@@ -193,19 +199,17 @@ async fn attach(question: Result<Question, String>, attacher: Arc<Attacher>) -> 
         }
         Err(reason) => Err(reason),
     };
-    let answer = match done {
-        Ok(report) => serde_json::to_vec(&report),
-        Err(error) => serde_json::to_vec(&serde_json::json!({ "error": error })),
-    };
-    answer.unwrap_or_default()
+    match done {
+        Ok(report) => serde_json::to_vec(&report).unwrap_or_default(),
+        Err(error) => error_answer(&error),
+    }
 }
 
 /// Waits until the keeper refuses a new program. If it accepts, this process ends before.
-async fn refusal(server: &Server) -> Vec<u8> {
+async fn wait_for_refusal(server: &Server) -> String {
     let mut refusals = server.refusals();
     let reason = tokio::time::timeout(Duration::from_secs(30), refusals.recv()).await;
-    let reason = reason.ok().and_then(Result::ok).unwrap_or_else(|| "no answer in time".to_owned());
-    serde_json::to_vec(&serde_json::json!({ "error": reason })).unwrap_or_default()
+    reason.ok().and_then(Result::ok).unwrap_or_else(|| "no answer in time".to_owned())
 }
 
 /// The parts of a daemon, for `ambit stop`.
@@ -270,10 +274,15 @@ pub fn ask_status(path: &Path) -> anyhow::Result<Status> {
     ask_for(path, "status")
 }
 
-/// The daemon answers with an error.
+/// Asks the daemon for its parts.
+pub fn ask_parts(path: &Path) -> anyhow::Result<Parts> {
+    ask_for(path, "parts")
+}
+
+/// The error that the daemon answers.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct Refusal(String);
+pub struct ControlError(String);
 
 /// Sends a question.
 pub fn ask_for<T: DeserializeOwned>(path: &Path, question: &str) -> anyhow::Result<T> {
@@ -288,11 +297,6 @@ pub fn ask_for<T: DeserializeOwned>(path: &Path, question: &str) -> anyhow::Resu
     }
 }
 
-/// Asks the daemon for its parts.
-pub fn ask_parts(path: &Path) -> anyhow::Result<Parts> {
-    ask_for(path, "parts")
-}
-
 fn parse<T: DeserializeOwned>(line: &str) -> anyhow::Result<T> {
     #[derive(Deserialize)]
     struct Answer {
@@ -300,7 +304,7 @@ fn parse<T: DeserializeOwned>(line: &str) -> anyhow::Result<T> {
     }
     const UNKNOWN: &str = "the daemon's answer is not understood";
     match serde_json::from_str(line).context(UNKNOWN)? {
-        Answer { error: Some(reason) } => Err(Refusal(reason).into()),
+        Answer { error: Some(reason) } => Err(ControlError(reason).into()),
         Answer { error: None } => serde_json::from_str(line).context(UNKNOWN),
     }
 }
@@ -349,9 +353,9 @@ pub(crate) fn reload(server: &Server) -> Vec<u8> {
             b"{}".to_vec()
         }
         Err(error) => {
-            tracing::error!("the configuration stays as it was: {}", output::one_line(&error));
-            let answer = serde_json::json!({ "error": output::one_line(&error) });
-            serde_json::to_vec(&answer).unwrap_or_default()
+            let error = output::one_line(&error);
+            tracing::error!("the configuration stays as it was: {error}");
+            error_answer(&error)
         }
     }
 }

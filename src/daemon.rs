@@ -28,7 +28,6 @@ use ambit_intercept::{self as intercept, Notifier};
 /// How often the overlay was attached again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountsRestored {
-    /// How often.
     pub count: u64,
     /// When it was last, in seconds since 1970; 0 if it never was.
     pub last: u64,
@@ -55,7 +54,6 @@ pub struct Server {
 pub struct Origin {
     /// The file; `None` for the default one.
     pub file: Option<PathBuf>,
-    /// When it was read.
     pub read: SystemTime,
     /// True if it is used instead of the file on disk, with which servers died early.
     pub instead: bool,

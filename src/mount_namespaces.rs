@@ -13,7 +13,6 @@ const USUAL: usize = 64 * 1024;
 /// A mount namespace.
 #[derive(Debug)]
 pub struct Namespace {
-    /// Its inode.
     pub id: u64,
     /// A process that is in it.
     pub pid: u32,

@@ -15,7 +15,6 @@ pub struct Mistake {
     pub at: usize,
     /// The path of the key, such as `mount.allowed`.
     pub path: String,
-    /// The error, and the allowed values.
     pub reason: String,
 }
 

@@ -11,9 +11,7 @@ use std::path::PathBuf;
 /// The action of a command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
-    /// Serve.
     Serve(Serve),
-    /// Print the version.
     Version,
     /// Print the usage, because of `-h` or because the mount point is missing.
     Usage,
@@ -25,15 +23,12 @@ pub enum Request {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools, reason = "each is an option")]
 pub struct Serve {
-    /// The mount point.
     pub mount: PathBuf,
-    /// The pid file.
     pub pid_file: PathBuf,
     /// Log more.
     pub debug: bool,
     /// Show containers their own load averages, not the machine's.
     pub loadavg: bool,
-    /// Show no swap.
     pub no_swap: bool,
     /// Hide compressed swap.
     pub no_zswap: bool,

@@ -23,7 +23,6 @@ const LONGEST: u64 = 16 << 20;
 pub(super) struct Wanted<'a> {
     /// What is reported, and to which socket.
     pub(super) config: &'a Config,
-    /// The createContainer hook.
     pub(super) hook: Value,
 }
 

@@ -143,7 +143,6 @@ fn cpuset(text: &str) -> Result<CpuSet, String> {
 /// The value of `--intercept`.
 #[derive(Debug, Clone)]
 pub struct Intercept {
-    /// The policy: which calls are answered.
     pub policy: Policy,
     /// The first setting in the list, if there is one; without any, those of the configuration
     /// apply.

@@ -130,7 +130,6 @@ fn service(
 struct Daemon {
     mount: PathBuf,
     socket: PathBuf,
-    /// The calls that are answered.
     calls: String,
 }
 

@@ -71,7 +71,6 @@ pub(super) struct Found {
 /// Which containers are reported by a scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Report {
-    /// All.
     All,
     /// Those that were not seen before.
     New,

@@ -24,13 +24,10 @@ pub(super) struct Item {
 /// An option that is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Error {
-    /// It would act on the host.
     #[error("the option {0:?} is not for containers: it would act on the host")]
     Host(String),
-    /// No table has it.
     #[error("{1} has no option {0:?} that a container may give (docs/mount.md)")]
     Unknown(String, String),
-    /// No helper does what it means, or it has no such value.
     #[error("no helper of {1} has the option {0:?}, and the mount would not be what was asked for")]
     Helper(String, String),
 }

@@ -38,10 +38,8 @@ pub(super) struct Users<'a> {
 /// Why a mount of a granted type is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Error {
-    /// An option is not allowed.
     #[error(transparent)]
     Option(#[from] options::Error),
-    /// The source is not listed.
     #[error(transparent)]
     Source(#[from] sources::Error),
 }

@@ -21,10 +21,8 @@ const PORTS: [(&[u8], &[&[u8]]); 1] = [(b"port", &[b"2049", b"445", b"564", b"0"
 /// A source that is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Error {
-    /// The policy does not list it.
     #[error("mount.sources has no pattern for {0} from {1:?}: add {0}={1}")]
     Unlisted(String, String),
-    /// It may lead out of what a pattern lists.
     #[error("the source {0:?} has an empty part, \".\" or \"..\": name the folder without")]
     Winding(String),
 }
