@@ -1,18 +1,19 @@
 //! Sends a listener to a running daemon, as an OCI runtime does: for `ambit run` and tests.
-//!
-//! It must never wait for the daemon longer than [`PATIENCE`].
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use ambit_kernel::channel;
 use rustix::net::SendFlags;
 
 use super::message::{LISTENER, Message, State};
-use super::receive::PATIENCE;
+
+/// How long a daemon that reads nothing is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Sends the listener of container `id`, whose init is `pid`, to the daemon that listens on
 /// `socket`. The protocol has no acknowledgement: success means that the message is in the socket.

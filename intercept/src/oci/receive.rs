@@ -21,8 +21,9 @@ const LONGEST: usize = 1 << 20;
 /// The highest number of descriptors that one connection may send; the specification defines one.
 const DESCRIPTORS: usize = 16;
 
-/// How long a runtime may take to send its message.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a runtime may take to send its message. crun connects before it makes the container, runs
+/// its hooks in between, and is killed by SIGPIPE if the connection has ended by then.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Why a message is refused.
 #[derive(Debug, thiserror::Error)]
