@@ -74,8 +74,10 @@ impl Served {
                 ]);
                 run.arg(format!("--bind-ro={programs}:/mnt")).arg(format!("--machine={}", pod.id));
                 run.arg(format!("--setenv=PATH={PATH}")).arg("--directory").arg(self.root.path());
+                // As with a network of its own: then its /sys is a tmpfs with folders of a sysfs.
                 if kind == Kind::Users {
                     run.args(["--private-users=100000:65536", "--private-users-ownership=off"]);
+                    run.arg("--private-network");
                 }
                 pod.running = Some(command::start(run.args(["sh", "-c", script])));
                 pod._service = Some(service);

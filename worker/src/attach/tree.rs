@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use ambit_kernel::text::mountinfo::Mounted;
 use rustix::fs::{Mode, OFlags};
@@ -25,7 +26,9 @@ const LONGEST_KIND: usize = 32;
 pub(super) struct Tree<'a> {
     /// `proc` or `sys`.
     pub(super) name: &'static str,
-    /// Its root.
+    /// The folder that is mounted, if not the whole: `devices`.
+    folder: &'static str,
+    /// Its root, or that of its folder.
     pub(super) fd: OwnedFd,
     /// Its mount.
     pub(super) mount: &'a Mounted,
@@ -55,14 +58,28 @@ impl<'a> Tree<'a> {
         mounts: &'a [Mounted],
         facts: &Facts,
     ) -> Result<Option<Self>, String> {
-        let fd = match find(root, name, Mounts::Crossed) {
+        let mut fd = match find(root, name, Mounts::Crossed) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(format!("openat2 of /{name}: {errno}")),
         };
-        let mount = lookup::mount_of(&fd, mounts).map_err(|errno| format!("/{name}: {errno}"))?;
+        let mount_of = |fd: &OwnedFd| {
+            lookup::mount_of(fd, mounts).map_err(|errno| format!("/{name}: {errno}"))
+        };
+        let mut mount = mount_of(&fd)?;
         let kind = if name == "proc" { "proc" } else { "sysfs" };
-        if mount.kind != kind || mount.root.as_os_str() != "/" || !lookup::is_mount_root(&fd) {
+        let mut folder = "";
+        // systemd-nspawn mounts folders of a sysfs on a tmpfs, unless the network is the machine's.
+        if name == "sys"
+            && mount.kind == "tmpfs"
+            && let Ok(devices) = find(&fd, "devices", Mounts::Crossed)
+        {
+            (mount, fd, folder) = (mount_of(&devices)?, devices, "devices");
+        }
+        if mount.kind != kind
+            || mount.root != Path::new("/").join(folder)
+            || !lookup::is_mount_root(&fd)
+        {
             return Err(format!("/{name} is not a mounted {kind}"));
         }
         if kind == "proc" {
@@ -89,7 +106,7 @@ impl<'a> Tree<'a> {
         if facts.is_shared_with_machine(mount) {
             return Err(format!("mounts on /{name} would appear on the machine too"));
         }
-        Ok(Some(Self { name, fd, mount, mounts }))
+        Ok(Some(Self { name, folder, fd, mount, mounts }))
     }
 
     /// Opens what lies on a target.
@@ -102,6 +119,7 @@ impl<'a> Tree<'a> {
     /// name in it.
     fn folder<'t>(&self, target: &'t str) -> Result<(OwnedFd, &'t str), Errno> {
         let path = target.split_once('/').map_or(target, |(_, path)| path);
+        let path = path.strip_prefix(self.folder).ok_or(Errno::NOENT)?.trim_start_matches('/');
         let (folder, name) = path.rsplit_once('/').unwrap_or((".", path));
         Ok((find(&self.fd, folder, Mounts::Refused)?, name))
     }

@@ -82,6 +82,9 @@ fn is_another_visible(tree: &Tree<'_>) -> bool {
 /// Returns a detached copy of the tree without the mounts on it, if these hide nothing but what
 /// attach has covered. `None` if the tree is not fully visible.
 fn visible_copy(tree: &Tree<'_>, facts: &Facts) -> Option<OwnedFd> {
+    if tree.mount.root.as_os_str() != "/" {
+        return None;
+    }
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH;
