@@ -28,6 +28,7 @@ mod dead;
 mod engines;
 mod equipped;
 mod fallbacks;
+mod foreign;
 mod hostile;
 mod lifecycle;
 mod limited;

@@ -8,7 +8,7 @@ mod kernel;
 mod limit;
 mod nested;
 mod on_fuse;
-mod options;
+pub(crate) mod options;
 mod own;
 mod refused;
 mod shifted;

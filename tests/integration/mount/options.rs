@@ -40,45 +40,50 @@ fn options_are_answered_as_the_kernel_answers_its_root() {
     let stage = Stage::new(
         "mount.enabled = true\nmount.allowed = [\"ext4\", \"xfs\", \"btrfs\", \"squashfs\"]\n",
     );
-    for (kind, maker, options) in CASES {
-        let _ = Command::new("modprobe").arg("-q").arg(kind).status();
-        if !std::fs::read_to_string("/proc/filesystems").unwrap().contains(kind) {
-            machine::not_on_this_kernel(kind);
-            continue;
-        }
-        let image = match maker {
-            [] => stage.folder().join("squashfs"),
-            [name, rest @ ..] => {
-                machine::needs(&[*name]);
-                let image = stage.folder().join("optional");
-                std::fs::File::create(&image).unwrap().set_len(320 * MIB).unwrap();
-                tool(name, rest, &[&image]);
-                image
-            }
-        };
-        let (device, on_host) = (Loop::of(&image), readable_dir());
-        let script = |call: &str, at: &str| {
-            format!(
-                "for o in {options}; do r=$({call} {} {at} {kind} 0 $o); echo $o $r
-                 [ $r != ok ] || umount {at}; done",
-                device.0
-            )
-        };
-        let call = machine::program("mount_call");
-        let direct = script(call.to_str().unwrap(), on_host.path().to_str().unwrap());
-        let direct = command::run(quiet("sh").args(["-c", &direct])).ok();
-        let inside = script("/mnt/mount_call", "/tmp/m");
-        let inside = stage.run(&["--device", &device.0], &inside).ok();
-        let pairs = direct.lines().zip(inside.lines());
-        let other: Vec<_> = pairs.filter(|(direct, inside)| direct != inside).collect();
-        assert!(other.is_empty() && direct.contains("ok"), "{kind}: {other:?}");
-        assert_eq!(direct.lines().count(), inside.lines().count(), "{kind}: {inside}");
-        drop(device);
-        if !maker.is_empty() {
-            std::fs::remove_file(image).unwrap();
-        }
+    for case in CASES {
+        compare(&stage, case);
     }
     stage.leaves_nothing();
+}
+
+/// Gives each option to mount(2), on the host and in a container.
+#[track_caller]
+pub(crate) fn compare(stage: &Stage, (kind, maker, options): (&str, &[&str], &str)) {
+    let _ = Command::new("modprobe").arg("-q").arg(kind).status();
+    if !std::fs::read_to_string("/proc/filesystems").unwrap().contains(kind) {
+        return machine::not_on_this_kernel(kind);
+    }
+    let image = match maker {
+        [] => stage.folder().join("squashfs"),
+        [name, rest @ ..] => {
+            machine::needs(&[*name]);
+            let image = stage.folder().join("optional");
+            std::fs::File::create(&image).unwrap().set_len(320 * MIB).unwrap();
+            tool(name, rest, &[&image]);
+            image
+        }
+    };
+    let (device, on_host) = (Loop::of(&image), readable_dir());
+    let script = |call: &str, at: &str| {
+        format!(
+            "for o in {options}; do r=$({call} {} {at} {kind} 0 $o); echo $o $r
+             [ $r != ok ] || umount {at}; done",
+            device.0
+        )
+    };
+    let call = machine::program("mount_call");
+    let direct = script(call.to_str().unwrap(), on_host.path().to_str().unwrap());
+    let direct = command::run(quiet("sh").args(["-c", &direct])).ok();
+    let inside = script("/mnt/mount_call", "/tmp/m");
+    let inside = stage.run(&["--device", &device.0], &inside).ok();
+    let pairs = direct.lines().zip(inside.lines());
+    let other: Vec<_> = pairs.filter(|(direct, inside)| direct != inside).collect();
+    assert!(other.is_empty() && direct.contains("ok"), "{kind}: {other:?}");
+    assert_eq!(direct.lines().count(), inside.lines().count(), "{kind}: {inside}");
+    drop(device);
+    if !maker.is_empty() {
+        std::fs::remove_file(image).unwrap();
+    }
 }
 
 /// Hints of the kernel's ext4, which fuse2fs does not know, and options that mean something.

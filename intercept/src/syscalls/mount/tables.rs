@@ -109,9 +109,11 @@ const NTFS: &[Row] = &[
     ("uid gid umask dmask fmask", Any, Pass),
     ("windows_names hide_dot_files force acl", Any, Pass),
     ("showmeta", Any, As("show_sys_files")),
-    ("hidden", Any, As("show_sys_files")),
     ("nohidden", Any, As("hide_hid_files")),
-    ("iocharset nls discard sparse prealloc noprealloc noacl no_acs_rules delalloc", Any, Drop),
+    ("hidedotfiles", Any, As("hide_dot_files")),
+    ("iocharset nls discard nodiscard sparse nosparse prealloc noprealloc delalloc", Any, Drop),
+    ("noacl acsrules noacsrules no_acs_rules case nonocase noforce noshowmeta hidden", Any, Drop),
+    ("nosys_immutable nohide_dot_files nohidedotfiles nowindows_names", Any, Drop),
     ("errors", Word("continue remount-ro"), Drop),
     ("sys_immutable nocase case_sensitive", Any, Refuse),
 ];
