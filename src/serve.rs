@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use ambit_fuse::Submount;
 use ambit_keeper::client::{ALIVE, BROKER, KeeperClient, Kept, Orders};
 use ambit_keeper::wire;
+use ambit_kernel::sys::x32;
 use ambit_kernel::text::mountinfo::Watch;
 use anyhow::Context;
 use nix::sys::signal::SigSet;
@@ -211,10 +212,13 @@ fn serve(
     })
 }
 
-/// Has the kernel leave the pages of request buffers where they are: it takes them away for a
-/// moment when it makes a huge page of them (`ambit_fuse::PrefaultAllocator` tells why that
-/// matters). Helpers do not inherit this: the broker is no child of this process.
+/// Has the kernel leave the pages of request buffers as they are: it takes them away for a moment
+/// when it makes a huge page of them, and write-protects them when this process forks
+/// (`ambit_fuse::PrefaultAllocator` tells why that matters). Helpers do not inherit this: the broker
+/// is no child of this process.
 fn keep_pages() {
+    // It forks at the first call.
+    let _ = x32::is_there();
     if let Err(errno) = rustix::thread::disable_transparent_huge_pages(true) {
         tracing::debug!("huge pages cannot be refused: prctl(PR_SET_THP_DISABLE): {errno}");
     }

@@ -5,9 +5,9 @@
 //! on the device, that read still takes a request. The kernel then copies it into present pages,
 //! but does not fault in others for a dying process: it ends the request with EIO instead of
 //! keeping it for the successor, and a reader in a container gets that error. A program that serves
-//! a connection therefore uses this allocator, and disables huge pages, because collapsing small
-//! pages into one makes them absent for a moment. It must never change what the caller of the
-//! allocator sees.
+//! a connection therefore uses this allocator, does not fork, because fork(2) write-protects all
+//! pages, and disables huge pages, because collapsing small pages into one makes them absent for a
+//! moment. It must never change what the caller of the allocator sees.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
