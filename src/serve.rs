@@ -142,7 +142,6 @@ fn serve(
         tracing::error!("{warning}");
     }
     keep_pages();
-    process_setup::make_room_for_descriptors();
     if candidate {
         self_check::run(config).context("it fails its check")?;
     }

@@ -7,11 +7,13 @@
 //! are reaped when they have ended.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ExitStatus, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use ambit_kernel::output::{one_line, stderr};
+use ambit_kernel::text::{scan, stat};
 use anyhow::Context;
 use rustix::net::RecvFlags;
 use rustix::process::{PidfdFlags, pidfd_open};
@@ -65,6 +67,25 @@ impl Process {
         }
     }
 
+    /// Returns the status with which it exits, while the kernel closes its files: no thread of it runs
+    /// any more (`do_exit` in the kernel sets the status before it closes files).
+    fn exiting(&self) -> Option<ExitStatus> {
+        /// PF_EXITING of `include/linux/sched.h`.
+        const EXITING: u64 = 4;
+        // It was not waited for, so the number is still its own.
+        let text = std::fs::read(format!("/proc/{}/stat", self.child.id())).ok()?;
+        let fields: Vec<_> = stat::fields(&text)?.collect();
+        // `flags` and `exit_code` of proc_pid_stat(5).
+        let [flags, code] =
+            [9 - 3, 52 - 3].map(|at| fields.get(at).and_then(|it| scan::decimal(it)));
+        (flags? & EXITING != 0).then_some(ExitStatus::from_raw(i32::try_from(code?).ok()?))
+    }
+
+    /// True if it exits, or has ended.
+    pub(super) fn is_ending(&mut self) -> bool {
+        self.exiting().is_some() || self.ended().is_some()
+    }
+
     pub(super) fn kill(&mut self) {
         // An error means that it has ended.
         let _ = self.child.kill();
@@ -114,7 +135,7 @@ pub(super) struct Server {
     pub(super) prepared: bool,
     /// When it began to serve.
     pub(super) serving: Option<Instant>,
-    /// True if it has closed its connection, but has not ended yet.
+    /// True if it has closed its connection, which it does first when it ends.
     pub(super) is_disconnected: bool,
     /// When it was killed.
     pub(super) killed: Option<Instant>,
@@ -196,13 +217,20 @@ impl Server {
     pub(super) fn receive(&mut self) -> Option<(String, Option<OwnedFd>)> {
         match wire::receive(&self.socket, RecvFlags::DONTWAIT) {
             Ok(Some(message)) => Some(message),
-            // A dying process closes its descriptors some time before it has ended.
             Ok(None) => {
                 self.is_disconnected = true;
                 None
             }
             Err(_) => None,
         }
+    }
+
+    /// Returns `None` while it runs, then its exit status, if that is known. It has ended when its
+    /// connection is closed and it exits: its other descriptors, of which it has thousands, are
+    /// closed after that ([`KeeperClient::inherit`](crate::client::KeeperClient::inherit)).
+    pub(super) fn ended(&mut self) -> Option<Option<ExitStatus>> {
+        let exiting = self.is_disconnected.then(|| self.process.exiting()).flatten();
+        exiting.map(Some).or_else(|| self.process.ended())
     }
 
     /// Returns how long it had served when its last message came.
@@ -325,4 +353,28 @@ pub(super) fn is_out_of_resources(error: &anyhow::Error) -> bool {
     number.is_some_and(|number| {
         [libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::ENFILE].contains(&number)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::{PollFd, PollFlags, poll};
+
+    use super::*;
+
+    #[test]
+    fn the_status_of_a_process_that_exits_is_known_before_it_is_waited_for() {
+        let started = |script: &str| {
+            let child = std::process::Command::new("sh").args(["-c", script]).spawn().unwrap();
+            let pid = rustix::process::Pid::from_child(&child);
+            Process { child, pidfd: pidfd_open(pid, PidfdFlags::empty()).unwrap() }
+        };
+        let mut running = started("exec sleep 1000");
+        assert_eq!(running.exiting(), None);
+        running.kill();
+        for (mut process, status) in [(running, 9), (started("exit 3"), 3 << 8)] {
+            poll(&mut [PollFd::new(&process.pidfd, PollFlags::IN)], None).unwrap();
+            assert_eq!(process.exiting(), Some(ExitStatus::from_raw(status)));
+            assert_eq!(process.ended(), Some(Some(ExitStatus::from_raw(status))));
+        }
+    }
 }

@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::RecvFlags;
-use rustix::process::{PidfdFlags, getpid, pidfd_open};
+use rustix::process::{PidfdFlags, Resource, getpid, getrlimit, pidfd_open};
 
 mod inherited;
 
@@ -26,7 +26,9 @@ use super::wire::{self, Outbox};
 pub const BROKER: &str = wire::BROKER;
 
 /// The name of the pidfd of a server's own process.
-const SERVER: &str = "server";
+pub(super) const SERVER: &str = "server";
+/// The highest number that the connection gets, which no other descriptor of a server reaches.
+const LAST_NUMBER: u64 = (32 << 10) - 1;
 /// How long a server waits for the end of the previous one. A server whose keeper was killed
 /// answers the calls that it is handling and ends sooner than this.
 const PREDECESSOR_TIMEOUT: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
@@ -85,13 +87,21 @@ pub struct Kept {
 }
 
 impl KeeperClient {
-    /// Takes the connection that the keeper started this process with, as its standard input.
+    /// Takes the connection that the keeper started this process with, as its standard input. Must be
+    /// called before any thread is started.
+    ///
+    /// It gets the highest number. The kernel closes the files of a process that ends in descending
+    /// order (task works are last in, first out since Linux 4.4), so that the keeper need not wait
+    /// for thousands of others. The table of descriptors then never grows, which in a process with
+    /// threads would block those that open files for about 10 ms (an RCU grace period).
     ///
     /// # Errors
     /// Standard input is closed, or cannot be replaced by `/dev/null`.
     pub fn inherit() -> anyhow::Result<Self> {
         let stdin = rustix::stdio::stdin();
-        let socket = rustix::io::fcntl_dupfd_cloexec(stdin, 3).context("no keeper: dup")?;
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let last = i32::try_from(LAST_NUMBER.min(limit.saturating_sub(1)))?;
+        let socket = rustix::io::fcntl_dupfd_cloexec(stdin, last).context("no keeper: dup")?;
         let nothing = std::fs::File::open("/dev/null").context("cannot open /dev/null")?;
         // Child processes must not have a copy.
         rustix::stdio::dup2_stdin(&nothing).context("dup2")?;

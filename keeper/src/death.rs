@@ -13,6 +13,7 @@ use anyhow::Context;
 use nix::sys::signal::Signal;
 
 use super::child::Process;
+use super::client::SERVER;
 use super::process::{Keeper, LONGEST_PAUSE, SHUTDOWN_TIMEOUT, Stop};
 use super::wire;
 
@@ -76,7 +77,7 @@ impl Keeper {
         };
         let is_silent = server.silent_at() <= now;
         let is_late = is_silent || stop_by.is_some_and(|by| by <= now);
-        let ended = server.process.ended();
+        let ended = server.ended();
         let killed = server.killed.map(|killed| now.saturating_duration_since(killed));
         match Fate::decide(ended.is_some(), is_late, killed, patience) {
             Fate::Wait => return None,
@@ -86,7 +87,8 @@ impl Keeper {
                 server.process.kill();
                 return None;
             }
-            Fate::Ended => {}
+            // No thread of it runs any more, so the next server need not wait for it.
+            Fate::Ended => self.store.remove(SERVER),
             // The service manager keeps the files as they are.
             Fate::Abandon if self.stopping == Some(Stop::Keep) => {}
             Fate::Abandon => self.abort_connections(),
@@ -175,7 +177,7 @@ impl Keeper {
                 self.store.remove(&format!("{connection}{part}"));
             }
         }
-        self.store.remove("server");
+        self.store.remove(SERVER);
         self.has_dead_files = true;
         stderr::line(&format!(
             "the server has not ended {} s after SIGKILL (state D): its FUSE connections are \

@@ -235,7 +235,7 @@ impl Keeper {
         let with_brokers = || self.server.iter().chain(&self.standby);
         let brokers = with_brokers().filter_map(|server| server.broker.process.as_ref());
         let search = self.search.iter().map(|(search, _)| search);
-        for process in standby.chain(brokers).chain(search) {
+        for process in standby.chain(brokers).chain(search).chain(&self.dying.0) {
             fds.push(PollFd::new(&process.pidfd, PollFlags::IN));
         }
         let now = Instant::now();
@@ -397,7 +397,7 @@ impl Keeper {
 
     /// Removes the standby if it has ended.
     fn check_standby(&mut self) {
-        if self.standby.as_mut().is_some_and(|standby| standby.process.ended().is_some()) {
+        if self.standby.as_mut().is_some_and(|standby| standby.process.is_ending()) {
             stderr::line("the standby has ended; a server that dies takes longer to replace");
             self.dismiss_standby();
         }

@@ -22,7 +22,11 @@ fn a_killed_server_has_a_successor_that_knows_the_containers() {
         std::thread::sleep(Duration::from_millis(300));
         if turn == 1 {
             // Then one is started from nothing.
-            kill_process(standby(&daemon), Signal::KILL).unwrap();
+            let standby = standby(&daemon);
+            kill_process(standby, Signal::KILL).unwrap();
+            faults::wait_until("the standby does not end", || {
+                !faults::children(&daemon, "ambit").contains(&standby)
+            });
         }
         let server = kill_server(&daemon);
         let meminfo = next_read(&daemon);
@@ -37,6 +41,19 @@ fn a_killed_server_has_a_successor_that_knows_the_containers() {
     assert!(totals.iter().all(|line| line.contains(" 65536 kB")), "{output}");
     assert!(!output.contains("failed"), "{output}");
     assert_eq!(daemon.status()["restarts"], 3);
+}
+
+#[test]
+fn a_server_that_ends_closes_its_connection_to_the_keeper_first() {
+    let daemon = Daemon::start();
+    let folder = format!("/proc/{}/fd", daemon.server_pid());
+    let numbers = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name());
+    let highest = numbers.filter_map(|name| name.to_str()?.parse::<u32>().ok()).max().unwrap();
+    let link = fs::read_link(format!("{folder}/{highest}")).unwrap();
+    assert!(link.to_str().unwrap().starts_with("socket:"), "{highest}: {link:?}");
+    // Below it there is room for the files of all containers.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    assert!(u64::from(highest) + 1 >= limit.unwrap_or(u64::MAX).min(32 << 10), "{highest}");
 }
 
 #[test]

@@ -49,7 +49,7 @@ pub(super) fn kill_all(processes: &[Pid]) {
 }
 
 #[track_caller]
-fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+pub(super) fn wait_until(what: &str, is_so: impl Fn() -> bool) {
     let until = Instant::now() + machine::patience(20);
     while !is_so() {
         assert!(Instant::now() < until, "{what}");
