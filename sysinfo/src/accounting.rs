@@ -19,6 +19,7 @@ use crate::counter_store::CounterStore;
 use crate::hierarchy::Hierarchies;
 use crate::host::Host;
 use crate::host_files::HostFiles;
+use crate::kernel_file::kept;
 use crate::kernel_names::KernelNames;
 use crate::personality;
 use crate::policy::ViewOf;
@@ -137,13 +138,18 @@ impl Accounting {
     /// # Errors
     /// No sample of it was ever taken, and none can be taken now.
     pub fn view_of(&self, container: &Container) -> Result<Arc<View>, Error> {
-        self.groups_of(container, StatSet::BASE)
+        let view = self.current(container, clock::now(), StatSet::BASE);
+        self.callers.sweep_if_crowded(&self.context);
+        view
     }
 
-    /// A view of a container of which these groups are current.
+    /// A view of a container of which these groups are current, for a command that asks for all
+    /// containers: it closes no files of another one.
     pub fn groups_of(&self, container: &Container, wanted: StatSet) -> Result<Arc<View>, Error> {
         let view = self.current(container, clock::now(), wanted);
-        self.callers.sweep_if_crowded(&self.context);
+        if kept() > self.context.options.kept_files {
+            container.close_files();
+        }
         view
     }
 

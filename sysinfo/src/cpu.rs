@@ -253,7 +253,9 @@ impl CpuClock {
             total.steal += times.steal;
         }
         let spent = |cpu: u32| self.spent.get(cpu as usize).copied().unwrap_or_default();
-        let times = visible.iter().map(|cpu| (cpu, spent(cpu).times())).collect();
+        // Views are kept for each container, so that there is no room to spare in them.
+        let mut times = Vec::with_capacity(visible.len());
+        times.extend(visible.iter().map(|cpu| (cpu, spent(cpu).times())));
         Cpu { online: visible, times, total, ..Cpu::default() }
     }
 

@@ -17,7 +17,8 @@ const INIT_SCOPE: &str = "/init.scope";
 pub struct Membership {
     /// The text of the file.
     text: Box<str>,
-    /// The same text with each path cut to the root of the container's cgroup namespace.
+    /// The same text with each path cut to the root of the container's cgroup namespace, if that
+    /// is another one.
     at_root: Option<Box<str>>,
 }
 
@@ -50,7 +51,8 @@ impl Membership {
             let path = depth.map_or(path, |depth| first_parts(path, depth));
             at_root.extend([id, ":", names, ":", path, "\n"]);
         }
-        Self { at_root: Some(at_root.into()), ..plain }
+        let at_root = (*at_root != *plain.text).then(|| at_root.into());
+        Self { at_root, ..plain }
     }
 
     /// Returns the path in the hierarchy with this number, as the kernel lists it.

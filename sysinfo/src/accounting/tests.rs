@@ -135,6 +135,23 @@ fn concurrent_readers_never_see_less_than_was_seen() {
 }
 
 #[test]
+fn a_command_that_asks_for_all_containers_closes_what_it_opened_if_too_much_is_open() {
+    let root = tempfile::tempdir().unwrap();
+    let current = root.path().join("sys/fs/cgroup/c/memory.current");
+    for (kept_files, used) in [(Options::default().kept_files, 8 << 20), (0, 16 << 20)] {
+        let options = Options { age_bound: 0, kept_files, ..Options::default() };
+        let accounting = Accounting::with(options, files(root.path())).unwrap();
+        let one = container(&accounting);
+        let shown = || accounting.groups_of(&one, StatSet::MEMORY).unwrap().memory.used;
+        assert_eq!(shown(), 8 << 20);
+        // A file that is open is still the old one.
+        std::fs::remove_file(&current).unwrap();
+        std::fs::write(&current, "16777216\n").unwrap();
+        assert_eq!(shown(), used);
+    }
+}
+
+#[test]
 fn files_that_fail_leave_the_last_good_numbers() {
     let root = tempfile::tempdir().unwrap();
     let options = Options { age_bound: 0, ..Options::default() };

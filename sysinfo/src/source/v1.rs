@@ -22,7 +22,7 @@ use crate::stats::StatSet;
 pub(super) struct Legacy {
     memory: Option<MemoryFiles>,
     /// Quota and period of each level.
-    quotas: Vec<(CgroupFile, CgroupFile)>,
+    quotas: Box<[(CgroupFile, CgroupFile)]>,
     /// `None` unless the policy shows it.
     shares: Option<CgroupFile>,
     usage: Option<Cpuacct>,
@@ -36,7 +36,7 @@ struct MemoryFiles {
     stat: CgroupFile,
     kernel: CgroupFile,
     /// Nearest first, without the root.
-    ancestors: Vec<Ancestor>,
+    ancestors: Box<[Ancestor]>,
     with_swap: CgroupFile,
     swappiness: CgroupFile,
 }
@@ -83,7 +83,7 @@ impl Legacy {
                     swappiness: own.file("memory.swappiness"),
                 }
             }),
-            quotas: place(Controller::Cpu).map_or_else(Vec::new, |(mount, path)| {
+            quotas: place(Controller::Cpu).map_or_else(Box::default, |(mount, path)| {
                 lineage(path)
                     .map(|level| Cgroup::new(mount, level))
                     .map(|level| (level.file("cpu.cfs_quota_us"), level.file("cpu.cfs_period_us")))
