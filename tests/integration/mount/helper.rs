@@ -273,10 +273,12 @@ fn helpers_and_workers_have_no_ambient_capabilities() {
     };
     let none = "0000000000000000";
     assert_ne!(ambient(&daemon.pid().to_string()).unwrap().1, none);
-    let script = "/mnt/mount_call /run/i/shows /tmp ext4 1; /mnt/node_call loop /tmp/n 3000";
+    let count = 3000 / machine::slowness();
+    let script =
+        format!("/mnt/mount_call /run/i/shows /tmp ext4 1; /mnt/node_call loop /tmp/n {count}");
     let bind = format!("{}:/run/i", folder.path().display());
     let args = ["--intercept", "mount,mknod", "--bind", &bind];
-    let mut running = command::start(&mut sandbox::command(&daemon, &args, script));
+    let mut running = command::start(&mut sandbox::command(&daemon, &args, &script));
     // What a worker has at last: it starts with those of the broker.
     let mut worker = None;
     while !running.ended() {
