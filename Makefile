@@ -11,7 +11,7 @@ help:
 	@echo 'make build        the programs, target/release/ambit (its symbols in ambit.debug) and ambit-verify'
 	@echo 'make deb          a package for Debian 12 and later, in target/package'
 	@echo 'make tarball      the same for other systems, the programs linked statically'
-	@echo 'make test         everything below, the guests (uml, qemu) at once (root)'
+	@echo 'make test         everything below (root)'
 	@echo '  make lint         format, clippy, rustdoc, dependencies'
 	@echo '  make test-unit    unit tests and documentation tests'
 	@echo '  make fuzz         each fuzz target for some seconds (FUZZ_SECONDS=)'
