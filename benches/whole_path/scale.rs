@@ -135,23 +135,31 @@ fn cold(herd: &mut Herd) {
     row("first visit, cold read + 50 us", &us(first), &us(again + 50.0), most, "1");
 }
 
-/// A container whose neighbour reads with 32 processes. On one processor those would take the
-/// victim's own time, so it is on all.
+/// A container whose neighbour reads with 32 processes, and the same with the null server. On one
+/// processor those would take the victim's own time, so it is on all.
 fn neighbour() {
     super::bind_to(&super::every_processor());
     let daemon = Daemon::start();
+    let null = Server::start("a null server", this_program("--null-server"), |_| {});
     let herd = &mut Herd::start(2, 1);
     sleep(SETTLED);
-    let [victim, noise] = ["uptime", "cpuinfo"]
-        .map(|file| daemon.file(&format!("proc/{file}")).display().to_string());
-    let victim = |herd: &mut Herd| herd.read((1, 2000, 0), &victim);
-    let before = victim(herd);
-    herd.flood(32, &noise);
-    let flooded = victim(herd);
-    herd.quiet();
-    let alone = f64::midpoint(before, victim(herd));
-    let ratio = Some(flooded / alone);
-    row("neighbour of 32 readers, alone", &us(flooded), &us(alone), ratio, "1.5");
+    let mut measure = |folder: &Path| {
+        let [victim, noise] = ["uptime", "cpuinfo"].map(|it| folder.join(it).display().to_string());
+        let mut read = |herd: &mut Herd| herd.read((1, 2000, 0), &victim);
+        let before = read(herd);
+        herd.flood(32, &noise);
+        let flooded = read(herd);
+        herd.quiet();
+        (flooded, f64::midpoint(before, read(herd)))
+    };
+    let (flooded, alone) = measure(&daemon.file("proc"));
+    let ratio = flooded / alone;
+    row("neighbour of 32 readers, alone", &us(flooded), &us(alone), Some(ratio), "1.5");
+    let (flooded, alone) = measure(&null.mount().join("proc"));
+    let limit = flooded / alone;
+    let text = |ratio| format!("{ratio:.2}x");
+    let ratios = Some(ratio / limit);
+    row("neighbour of 32 readers, null server", &text(ratio), &text(limit), ratios, "-");
 }
 
 /// What a server does while no container reads.
