@@ -145,7 +145,7 @@ fn neighbour() {
     sleep(SETTLED);
     let mut measure = |folder: &Path| {
         let [victim, noise] = ["uptime", "cpuinfo"].map(|it| folder.join(it).display().to_string());
-        let mut read = |herd: &mut Herd| herd.read((1, 2000, 0), &victim);
+        let read = |herd: &mut Herd| herd.read((1, 2000, 0), &victim);
         let before = read(herd);
         herd.flood(32, &noise);
         let flooded = read(herd);
