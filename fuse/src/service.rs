@@ -97,7 +97,7 @@ impl Service {
         }
         UNKEPT.with_borrow_mut(|text| {
             text.clear();
-            let _ = self.render(Source::File(file), thread, text).ok()?;
+            let _ = self.write(Source::File(file), thread, text).ok()?;
             Some(text.as_bytes().len() as u64)
         })
     }
@@ -158,14 +158,24 @@ impl Service {
         self.handles.release(handle);
     }
 
-    /// Renders a text; returns the account that pays for keeping it.
+    /// Renders a text for a reader; returns the account that pays for keeping it.
     fn render(&self, source: Source, thread: u32, text: &mut Text) -> Result<Payer, Errno> {
+        let rendered = self.write(source, thread, text);
+        match rendered {
+            Ok(_) => Counters::add(&self.counters.renders),
+            Err(_) => Counters::add(&self.counters.refused),
+        }
+        rendered
+    }
+
+    /// The same without counting it.
+    fn write(&self, source: Source, thread: u32, text: &mut Text) -> Result<Payer, Errno> {
         let needs = match source {
             Source::File(file) => file.needs(),
             Source::Member(member) => member.family.needs(),
         };
         let numbers = self.numbers(thread, needs);
-        let rendered = numbers.and_then(|Numbers { view, account }| match source {
+        numbers.and_then(|Numbers { view, account }| match source {
             Source::File(file)
                 if file.differs_for_32_bit(&view.host)
                     && self.views.has_32_bit_personality(thread) =>
@@ -174,12 +184,7 @@ impl Service {
                 Ok(account)
             }
             _ => write(source, &view, self.passed, text).map(|()| account),
-        });
-        match rendered {
-            Ok(_) => Counters::add(&self.counters.renders),
-            Err(_) => Counters::add(&self.counters.refused),
-        }
-        rendered
+        })
     }
 }
 
