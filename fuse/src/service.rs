@@ -97,7 +97,7 @@ impl Service {
         }
         UNKEPT.with_borrow_mut(|text| {
             text.clear();
-            let _ = self.write(Source::File(file), thread, text).ok()?;
+            let _ = self.render_uncounted(Source::File(file), thread, text).ok()?;
             Some(text.as_bytes().len() as u64)
         })
     }
@@ -160,7 +160,7 @@ impl Service {
 
     /// Renders a text for a reader; returns the account that pays for keeping it.
     fn render(&self, source: Source, thread: u32, text: &mut Text) -> Result<Payer, Errno> {
-        let rendered = self.write(source, thread, text);
+        let rendered = self.render_uncounted(source, thread, text);
         match rendered {
             Ok(_) => Counters::add(&self.counters.renders),
             Err(_) => Counters::add(&self.counters.refused),
@@ -168,8 +168,12 @@ impl Service {
         rendered
     }
 
-    /// The same without counting it.
-    fn write(&self, source: Source, thread: u32, text: &mut Text) -> Result<Payer, Errno> {
+    fn render_uncounted(
+        &self,
+        source: Source,
+        thread: u32,
+        text: &mut Text,
+    ) -> Result<Payer, Errno> {
         let needs = match source {
             Source::File(file) => file.needs(),
             Source::Member(member) => member.family.needs(),

@@ -97,6 +97,18 @@ fn wrong_messages_of_runtimes_are_refused_and_leave_nothing() {
     daemon.stop().0.ok();
 }
 
+/// crun connects, runs the hooks of the container, and sends then: SIGPIPE would kill it.
+#[test]
+fn a_runtime_may_send_its_message_some_seconds_after_it_has_connected() {
+    let daemon = Daemon::start();
+    let connection = UnixStream::connect(daemon.socket("oci.sock")).unwrap();
+    std::thread::sleep(Duration::from_secs(6));
+    let file = File::open("/dev/null").unwrap();
+    send(&connection, MESSAGE.as_bytes(), &[file.as_fd(); 3]);
+    is_closed(&connection);
+    daemon.stop().0.ok();
+}
+
 /// What a process of this user can do with a socket: whether it may connect, and whether it is
 /// heard.
 fn as_user(uid: u32, path: &Path, kind: SocketType) -> std::io::Result<usize> {
