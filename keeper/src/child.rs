@@ -68,17 +68,25 @@ impl Process {
     }
 
     /// Returns the status with which it exits, while the kernel closes its files: no thread of it runs
-    /// any more (`do_exit` in the kernel sets the status before it closes files).
+    /// any more (`do_exit` in the kernel sets the status before it gives up the memory, and closes
+    /// files after that).
     fn exiting(&self) -> Option<ExitStatus> {
+        // The kernel reads the status before the rest of the line: the first one may be too old.
+        self.exit_code()?;
+        self.exit_code().map(ExitStatus::from_raw)
+    }
+
+    /// The status in `/proc/PID/stat`, if the process exits and has no memory any more.
+    fn exit_code(&self) -> Option<i32> {
         /// PF_EXITING of `include/linux/sched.h`.
         const EXITING: u64 = 4;
         // It was not waited for, so the number is still its own.
         let text = std::fs::read(format!("/proc/{}/stat", self.child.id())).ok()?;
         let fields: Vec<_> = stat::fields(&text)?.collect();
-        // `flags` and `exit_code` of proc_pid_stat(5).
-        let [flags, code] =
-            [9 - 3, 52 - 3].map(|at| fields.get(at).and_then(|it| scan::decimal(it)));
-        (flags? & EXITING != 0).then_some(ExitStatus::from_raw(i32::try_from(code?).ok()?))
+        // `flags`, `vsize` and `exit_code` of proc_pid_stat(5).
+        let [flags, size, code] =
+            [9 - 3, 23 - 3, 52 - 3].map(|at| fields.get(at).and_then(|it| scan::decimal(it)));
+        (flags? & EXITING != 0 && size? == 0).then_some(i32::try_from(code?).ok()?)
     }
 
     /// True if it exits, or has ended.
@@ -375,6 +383,13 @@ mod tests {
             poll(&mut [PollFd::new(&process.pidfd, PollFlags::IN)], None).unwrap();
             assert_eq!(process.exiting(), Some(ExitStatus::from_raw(status)));
             assert_eq!(process.ended(), Some(Some(ExitStatus::from_raw(status))));
+        }
+        // However early it is asked for.
+        for _ in 0..300 {
+            let mut process = started("exit 3");
+            let exiting = std::iter::from_fn(|| Some(process.exiting()));
+            assert_eq!(exiting.flatten().next(), Some(ExitStatus::from_raw(3 << 8)));
+            process.child.wait().unwrap();
         }
     }
 }
