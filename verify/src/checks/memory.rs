@@ -95,7 +95,11 @@ pub(super) fn check(context: &Context<'_>, look: &Look, rows: &mut Rows) {
         between(FREE, "/proc/zoneinfo free", free.saturating_mul(page), "MemFree");
     }
     let nodes = nodes(look);
-    if let Ok((_, free)) = nodes {
+    let apart = page * look.nodes.len() as u64;
+    // Nodes that are left out have free memory too.
+    if let Ok((sum, free)) = nodes
+        && sum + apart >= total
+    {
         between(FREE, "node*/meminfo MemFree", free, "MemFree");
     }
     if let Err(why) = &look.vmstat {
@@ -112,7 +116,6 @@ pub(super) fn check(context: &Context<'_>, look: &Look, rows: &mut Rows) {
     match nodes {
         Ok((sum, _)) => {
             let source = Source { name: "node*/meminfo", ..Source::file(context, NODE, 12) };
-            let apart = page * look.nodes.len() as u64;
             let verdict = match judge(sum, &source, apart) {
                 // A node without a processor of the container may be left out.
                 (Mark::Contradicts, _) if sum < total => {
