@@ -36,7 +36,6 @@ pub(super) enum Message {
     Stopped,
 }
 
-/// One end of a connection.
 #[derive(Debug)]
 pub(super) struct Channel(channel::Channel<Message>);
 

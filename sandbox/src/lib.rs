@@ -36,10 +36,11 @@ mod terminal;
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use ambit_kernel::output;
+use ambit_kernel::sys::named_copy;
 use anyhow::{Context, Result};
 use nix::sched::CloneFlags;
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -208,11 +209,9 @@ impl Prepared {
         }
         match service.overlay(processes.init.as_raw())? {
             OverlayMounts::At { path, leased } => {
-                let copy_of = |name: &str| mounts::Detached::copy_of_shared(&path.join(name));
+                let copy = |name: &Path| mounts::Detached::copy_of_file(&path.join(name));
                 for file in others {
-                    let named = leased.iter().find(|(leased, _)| *leased == file);
-                    let copy = named.and_then(|(_, name)| copy_of(name).ok());
-                    let copy = copy.map_or_else(|| copy_of(&file), Ok)?;
+                    let copy = named_copy::leased_or_shared(&leased, &file, copy)?;
                     self.send_file(&file, &copy)?;
                 }
             }

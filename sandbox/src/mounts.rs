@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use ambit_kernel::sys::mount_setattr::{mount_setattr, mount_setattr_all};
-use ambit_kernel::sys::remount;
+use ambit_kernel::sys::{named_copy, remount};
 use anyhow::{Context, Result};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
 use rustix::mount::{
@@ -18,9 +18,6 @@ use rustix::mount::{
 
 use super::hostmounts::relative;
 use super::owners::{ActingAs, Owners};
-
-/// How often a lookup is repeated if the kernel has dropped the name at once.
-const TRIES: usize = 100;
 
 /// A mount that is attached nowhere yet.
 #[derive(Debug)]
@@ -43,24 +40,13 @@ impl Detached {
             .with_context(|| format!("cannot copy {}: open_tree", path.display()))
     }
 
-    /// Copies a file of the overlay, whose name other processes may look up at the same time. The
-    /// kernel can drop the dentry meanwhile (`ambit_fuse::visit` explains why), and an unhashed
-    /// dentry cannot be attached.
-    pub(super) fn copy_of_shared(path: &Path) -> Result<Self> {
-        for _ in 0..TRIES {
-            let copy = Self::copy_of(path)?;
-            if copy.has_name() {
-                return Ok(copy);
-            }
-        }
-        anyhow::bail!("cannot copy {}: it vanishes while it is looked up", path.display())
-    }
-
-    /// True if its root still has a name in its filesystem.
-    fn has_name(&self) -> bool {
-        let shown = format!("/proc/self/fd/{}", self.0.as_raw_fd());
-        rustix::fs::readlink(shown, Vec::new())
-            .is_ok_and(|place| !place.to_bytes().ends_with(b" (deleted)"))
+    /// Copies a file of the overlay.
+    pub(super) fn copy_of_file(path: &Path) -> Result<Self> {
+        let copy = named_copy::copy(CWD, path)
+            .with_context(|| format!("cannot copy {}: open_tree", path.display()))?;
+        copy.map(Self).with_context(|| {
+            format!("cannot copy {}: it vanishes while it is looked up", path.display())
+        })
     }
 
     /// A copy of what lies at this place of the sandbox.
@@ -96,7 +82,6 @@ impl Detached {
         make().map(Self).with_context(|| format!("cannot make a {kind} filesystem: fsopen"))
     }
 
-    /// Sets attributes.
     pub(super) fn set(&mut self, attributes: MountAttrFlags) -> Result<()> {
         match mount_setattr(&self.0, attributes, None) {
             Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {

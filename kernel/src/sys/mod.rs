@@ -25,6 +25,7 @@ pub mod mapping {
     pub use super::raw::{Lasting, Mapping};
 }
 pub mod mount_setattr;
+pub mod named_copy;
 /// Ids of processes in other namespaces.
 pub mod pid_in_namespace {
     pub use super::raw::pid_from_namespace;

@@ -1,39 +1,29 @@
 //! Detached copies of files, and the mark by which a mount of attach is recognised.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use ambit_kernel::sys::mount_setattr::{self, MountAttrFlags, is_supported};
-use ambit_kernel::sys::remount;
+use ambit_kernel::sys::{named_copy, remount};
 use ambit_kernel::text::mountinfo::Mounted;
-use rustix::mount::OpenTreeFlags;
 
 use super::facts::Facts;
 use crate::error::{Context, Error};
-
-/// How often a copy is repeated if the kernel has dropped the name at once.
-const TRIES: usize = 100;
 
 /// Copies a file or folder below a folder, as a detached mount with the mark of attach. Mounts on it
 /// are not copied. The copy is in no peer group: what a container mounts on it appears nowhere else.
 /// The folder must be on a mount of this mount namespace.
 pub fn copy(folder: impl AsFd, path: &Path) -> Result<OwnedFd, Error> {
     let what = || format!("open_tree of {}", path.display());
-    for _ in 0..TRIES {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let copy = rustix::mount::open_tree(&folder, path, flags).context(what())?;
-        // A file of FUSE whose name other processes look up at the same time may have lost it: such
-        // a file cannot be mounted (`ambit_fuse::visit` explains why).
-        if has_name(&copy) {
-            match set_mark(|set| mount_setattr::make_private(&copy, set)) {
-                // Before Linux 5.12 that is done once it is attached: `mark_attached`.
-                Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {}
-                marked => marked.context("mount_setattr of a copy")?,
-            }
-            return Ok(copy);
-        }
+    let Some(copy) = named_copy::copy(folder, path).context(what())? else {
+        return Err(Error::new(nix::errno::Errno::ENOENT, format!("{}: it vanishes", what())));
+    };
+    match set_mark(|set| mount_setattr::make_private(&copy, set)) {
+        // Before Linux 5.12 that is done once it is attached: `mark_attached`.
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {}
+        marked => marked.context("mount_setattr of a copy")?,
     }
-    Err(Error::new(nix::errno::Errno::ENOENT, format!("{}: it vanishes", what())))
+    Ok(copy)
 }
 
 /// Copies a file of the overlay, or in its place the container's file on lease. `leased` are targets
@@ -46,9 +36,7 @@ pub fn copy_for(
     leased: &[(String, String)],
     target: &str,
 ) -> Result<OwnedFd, Error> {
-    let named = leased.iter().find(|(leased, _)| leased == target);
-    let copied = named.and_then(|(_, name)| copy(&overlay, Path::new(name)).ok());
-    copied.map_or_else(|| copy(&overlay, Path::new(target)), Ok)
+    named_copy::leased_or_shared(leased, target, |path| copy(&overlay, path))
 }
 
 /// Takes a detached mount out of its peer group. Before Linux 5.12 a kernel may refuse that with
@@ -100,13 +88,6 @@ pub fn is_marked(mount: &Mounted) -> bool {
     let has = |name| mount.attributes.split(',').any(|attribute| attribute == name);
     let is_ours = ["fuse.ambit", "fuse.lxcfs", "cgroup2"].contains(&mount.kind.as_str());
     is_ours && ["nodiratime", "nosuid", "nodev", "noexec"].into_iter().all(has)
-}
-
-/// True if its root still has a name in its filesystem.
-fn has_name(copy: &OwnedFd) -> bool {
-    let shown = format!("/proc/self/fd/{}", copy.as_raw_fd());
-    rustix::fs::readlink(shown, Vec::new())
-        .is_ok_and(|place| !place.to_bytes().ends_with(b" (deleted)"))
 }
 
 #[cfg(test)]
