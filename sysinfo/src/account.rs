@@ -24,8 +24,9 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
+use ambit_kernel::lock;
 use ambit_kernel::text::status::Status;
 use rustix::fs::fstat;
 use rustix::io::Errno;
@@ -220,7 +221,7 @@ pub struct Accounts(Mutex<HashMap<Owner, Weak<Account>>>);
 impl Accounts {
     /// Returns the owner's account, and creates it if there is none.
     pub fn get(&self, owner: Owner) -> Arc<Account> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.0);
         if let Some(account) = all.get(&owner).and_then(Weak::upgrade) {
             return account;
         }
@@ -235,7 +236,7 @@ impl Accounts {
 
     /// Frees the memory of accounts that are not in use.
     pub(crate) fn trim(&self) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.0);
         forget_unused(&mut all);
         all.shrink_to_fit();
     }

@@ -6,6 +6,7 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use ambit_kernel::lock;
 use ambit_kernel::text::scan;
 
 use crate::KernelFiles;
@@ -295,18 +296,18 @@ impl Drop for Accounting {
 
 impl Wake {
     fn request_sampling(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).wanted = true;
+        lock(&self.state).wanted = true;
         self.changed.notify_all();
     }
 
     fn stop(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).ended = true;
+        lock(&self.state).ended = true;
         self.changed.notify_all();
     }
 
     /// Sleeps until a container is to be sampled; `false` when accounting ends.
     fn until_wanted(&self) -> bool {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = lock(&self.state);
         let mut state = self
             .changed
             .wait_while(state, |state| !state.wanted && !state.ended)
@@ -317,7 +318,7 @@ impl Wake {
 
     /// Sleeps for so many nanoseconds; `false` when accounting ends.
     fn pause(&self, interval: u64) -> bool {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = lock(&self.state);
         let (state, _) = self
             .changed
             .wait_timeout_while(state, Duration::from_nanos(interval), |state| !state.ended)

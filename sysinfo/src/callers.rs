@@ -12,41 +12,33 @@
 //! thread belongs to is cached by its number, for as long as its cgroup is. Start reading at
 //! [`Callers::identify`].
 
-use std::collections::{HashMap, HashSet};
+mod recorded;
+mod sweep;
+mod thread_cache;
+
+use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use ambit_kernel::sys::arenas;
-
+use self::thread_cache::ThreadCache;
 use crate::account::budget::{Charge, Resource};
 use crate::account::{Account, Accounts, Owner};
 use crate::clock;
 use crate::container::{Container, Identity, Part, SETUP_TIME};
 use crate::context::Context;
-use crate::counter_store::CounterStore;
 use crate::hash::fnv1a;
-use crate::kernel_file::kept;
 use crate::membership::Membership;
 use crate::pinned::{new_container, parent_in_container, pin, unknown};
 use crate::procfs::Task;
 use crate::whose_view;
 use crate::{Error, FirstProcess};
+use ambit_kernel::lock;
 
-/// Nanoseconds for which the cgroup of a thread, and the uid of one of the host, are cached; both
-/// can change.
-const THREAD_BOUND: u64 = 20_000_000;
-const SHARDS: usize = 32;
-/// How many threads each shard caches. Those of the host have one descriptor each.
-const SHARD_SIZE: usize = 4;
 /// `MAX_PID_NS_LEVEL` of the kernel: pid namespaces do not nest deeper.
 const DEEPEST: u32 = 32;
-/// Nanoseconds without a request after which a cgroup of the host is forgotten.
-const HOST_CGROUP_BOUND: u64 = 600_000_000_000;
 /// How many containers are added at most between two sweeps.
 const MOST_ADDED: usize = 128;
-/// So many forgotten containers at once are a burst, whose memory is given back.
-const BURST: usize = 256;
 /// Shortest interval, in nanoseconds, between sweeps that a refused charge causes.
 const REFUSAL_SWEEP: u64 = 200_000_000;
 
@@ -81,31 +73,9 @@ pub(crate) struct Callers {
     swept: AtomicU64,
     /// Time at which the last container was asked for that was not known.
     last_newcomer: AtomicU64,
-    host_threads: [Mutex<Vec<HostThread>>; SHARDS],
-    /// Threads in pid namespaces of containers.
-    threads: [Mutex<Vec<Thread>>; SHARDS],
-}
-
-/// A thread in the pid namespace of a container, and the container it belongs to.
-#[derive(Debug)]
-struct Thread {
-    tid: u32,
-    namespace: u64,
-    at: u64,
-    caller: Caller,
-}
-
-#[derive(Debug)]
-struct HostThread {
-    tid: u32,
-    at: u64,
-    task: Task,
-    caller: Caller,
-}
-
-/// True if what was found at that time is still valid.
-fn is_fresh(at: u64, now: u64) -> bool {
-    now.saturating_sub(at) <= THREAD_BOUND
+    host_threads: ThreadCache<Task>,
+    /// Threads in pid namespaces of containers, with the number of that.
+    threads: ThreadCache<u64>,
 }
 
 impl Callers {
@@ -116,8 +86,8 @@ impl Callers {
             adding: Mutex::default(),
             swept: AtomicU64::new(0),
             last_newcomer: AtomicU64::new(0),
-            host_threads: std::array::from_fn(|_| Mutex::default()),
-            threads: std::array::from_fn(|_| Mutex::default()),
+            host_threads: ThreadCache::default(),
+            threads: ThreadCache::default(),
         }
     }
 
@@ -227,10 +197,7 @@ impl Callers {
         if namespace == context.own_namespace {
             return self.identify_host(tid, now, context);
         }
-        let shard = &self.threads[tid as usize % SHARDS];
-        let is_it = |thread: &&Thread| thread.tid == tid && thread.namespace == namespace;
-        let known = lock(shard).iter().find(is_it).map(|known| (known.at, known.caller.clone()));
-        if let Some((_, caller)) = known.filter(|&(at, _)| is_fresh(at, now)) {
+        if let Some(caller) = self.threads.get(tid, now, |of| *of == namespace) {
             return Ok(caller);
         }
         let container = self.get_or_add(ContainerKey::Namespace(namespace), context, |adding| {
@@ -241,13 +208,9 @@ impl Callers {
             Ok(Container::new(identity, membership, payer, context))
         })?;
         let (container, is_certain) = self.choose(tid, container, context);
-        let caller = Caller::for_container(&container);
+        let caller = Caller { account: container.account().clone(), container };
         if is_certain {
-            let mut known = lock(shard);
-            known.retain(|thread| thread.tid != tid && is_fresh(thread.at, now));
-            if known.len() < SHARD_SIZE {
-                known.push(Thread { tid, namespace, at: now, caller: caller.clone() });
-            }
+            self.threads.insert(tid, now, namespace, &caller);
         }
         Ok(caller)
     }
@@ -309,7 +272,7 @@ impl Callers {
             return Ok(container.clone());
         }
         self.last_newcomer.store(clock::now(), Ordering::Relaxed);
-        let mut adding = self.lock_adding();
+        let mut adding = lock(&self.adding);
         if let Some(container) = self.read().get(&key) {
             return Ok(container.clone());
         }
@@ -332,15 +295,9 @@ impl Callers {
 
     /// Identifies a thread in the daemon's own pid namespace.
     fn identify_host(&self, tid: u32, now: u64, context: &Context) -> Result<Caller, Error> {
-        let shard = &self.host_threads[tid as usize % SHARDS];
-        let known = lock(shard);
-        if let Some(thread) =
-            known.iter().find(|thread| thread.tid == tid && is_fresh(thread.at, now))
-            && thread.task.is_alive()
-        {
-            return Ok(thread.caller.clone());
+        if let Some(caller) = self.host_threads.get(tid, now, Task::is_alive) {
+            return Ok(caller);
         }
-        drop(known);
         let task = context.proc.open_task(tid).map_err(unknown(tid))?;
         let mut text = Vec::new();
         let text = context.proc.read_of(tid, "cgroup", &mut text).map_err(unknown(tid))?;
@@ -349,11 +306,7 @@ impl Callers {
         let account = self.accounts.get(owner);
         let container = self.identify_host_cgroup(membership, &account, context)?;
         let caller = Caller { container, account };
-        let mut known = lock(shard);
-        known.retain(|thread| thread.tid != tid && is_fresh(thread.at, now));
-        if known.len() < SHARD_SIZE {
-            known.push(HostThread { tid, at: now, task, caller: caller.clone() });
-        }
+        self.host_threads.insert(tid, now, task, &caller);
         Ok(caller)
     }
 
@@ -398,55 +351,6 @@ impl Callers {
         budget.charge(Some(account), 1).ok_or(Error::UsedUp(what))
     }
 
-    /// Registers the containers of a predecessor's records, so that they are listed and their load
-    /// is sampled before their first request. The first call reads the files of each process of the
-    /// machine; concurrent callers wait for it, later calls do nothing.
-    pub(crate) fn adopt_recorded(&self, context: &Context) {
-        if let Some(store) = context.counter_store.get() {
-            store.adopted.call_once_force(|_| self.find_recorded(store, context));
-        }
-    }
-
-    fn find_recorded(&self, store: &CounterStore, context: &Context) {
-        let left = store.unclaimed();
-        let cgroups = left.iter().filter(|(namespace, _)| *namespace == 0);
-        let mut cgroups: HashSet<u64> = cgroups.map(|&(_, key)| key).collect();
-        let namespaces = left.iter().map(|&(namespace, _)| namespace);
-        let mut namespaces: HashSet<u64> = namespaces.filter(|&number| number != 0).collect();
-        let (mut alive, mut all_seen) = (HashSet::new(), true);
-        let Ok(processes) = context.proc.processes() else { return };
-        let mut text = Vec::new();
-        for pid in processes {
-            if namespaces.is_empty() && cgroups.is_empty() {
-                break;
-            }
-            match context.proc.pid_namespace(pid) {
-                Ok(namespace) if namespaces.contains(&namespace) => {
-                    alive.insert(namespace);
-                    if self.identify(pid, clock::now(), context).is_ok() {
-                        namespaces.remove(&namespace);
-                    }
-                }
-                Ok(namespace) if namespace == context.own_namespace && !cgroups.is_empty() => {
-                    let text = context.proc.read_of(pid, "cgroup", &mut text);
-                    let key = text.ok().map(|text| Membership::parse(text).key());
-                    if key.is_some_and(|key| cgroups.contains(&key))
-                        && self.identify_host(pid, clock::now(), context).is_ok()
-                    {
-                        cgroups.retain(|other| Some(*other) != key);
-                    }
-                }
-                Ok(_) => {}
-                Err(error) => all_seen &= error.kind() != io::ErrorKind::PermissionDenied,
-            }
-        }
-        // A record of a pid namespace without processes is obsolete. One of a cgroup is kept:
-        // processes can enter it again.
-        let gone = left.into_iter().filter(|(namespace, _)| namespaces.contains(namespace));
-        gone.filter(|(namespace, _)| all_seen && !alive.contains(namespace))
-            .for_each(|key| store.discard_unclaimed(key));
-    }
-
     fn add(
         &self,
         added: &mut usize,
@@ -465,110 +369,4 @@ impl Callers {
         self.write().insert(key, container.clone());
         container
     }
-
-    /// Forgets these containers and releases their counter records.
-    fn forget(&self, gone: &[ContainerKey], context: &Context) {
-        if gone.is_empty() {
-            return;
-        }
-        let mut registry = self.write();
-        let gone: Vec<_> = gone.iter().filter_map(|key| registry.remove(key)).collect();
-        if registry.capacity() > 4 * registry.len().max(BURST) {
-            registry.shrink_to_fit();
-        }
-        drop(registry);
-        if let Some(store) = context.counter_store.get() {
-            let slots = gone.iter().filter_map(|container| container.counter_slot());
-            slots.for_each(|at| store.release(at));
-        }
-        let is_burst = gone.len() >= BURST;
-        drop(gone);
-        if is_burst {
-            // What is left of each container would keep a page of the heap.
-            self.accounts.trim();
-            context.counted.trim(clock::awake());
-            arenas::trim();
-        }
-    }
-
-    /// Forgets containers that have ended, and closes files if there are more than [`kept_files`].
-    ///
-    /// [`kept_files`]: crate::Options::kept_files
-    pub(crate) fn sweep(&self, context: &Context) {
-        let mut added = self.lock_adding();
-        *added = 0;
-        self.sweep_locked(context);
-    }
-
-    /// Sweeps when too many files are open, unless another thread is sweeping.
-    pub(crate) fn sweep_if_crowded(&self, context: &Context) {
-        if kept() > context.options.kept_files
-            && let Ok(mut added) = self.adding.try_lock()
-        {
-            *added = 0;
-            self.sweep_locked(context);
-        }
-    }
-
-    fn sweep_locked(&self, context: &Context) {
-        let now = clock::now();
-        let forgotten = |container: &Container| {
-            let unused = now.saturating_sub(container.last_use()) > HOST_CGROUP_BOUND;
-            container.is_gone() || (container.is_cgroup() && unused)
-        };
-        let registry = self.read();
-        let gone = registry.iter().filter(|(_, container)| forgotten(container));
-        let gone: Vec<_> = gone.map(|(key, _)| key.clone()).collect();
-        drop(registry);
-        for shard in &self.host_threads {
-            lock(shard).retain(|thread| is_fresh(thread.at, now));
-        }
-        for shard in &self.threads {
-            lock(shard).retain(|thread| is_fresh(thread.at, now));
-        }
-        self.forget(&gone, context);
-        let most = context.options.kept_files;
-        if kept() > most {
-            // A quarter is closed, so that the next sweep is not at once.
-            let mut all = in_order_of_use(&self.read()).into_iter().rev();
-            while kept() > most - most / 4
-                && let Some(container) = all.next()
-            {
-                container.close_files();
-            }
-        }
-    }
-
-    fn lock_adding(&self) -> MutexGuard<'_, usize> {
-        lock(&self.adding)
-    }
-}
-
-impl Caller {
-    fn for_container(container: &Arc<Container>) -> Self {
-        Self { container: container.clone(), account: container.account().clone() }
-    }
-}
-
-/// Orders containers for keeping their files open: the most recently used container of each
-/// account, then the second of each, and so on. So an account with many containers does not close
-/// the files of an account with few.
-fn in_order_of_use(registry: &Registry) -> Vec<Arc<Container>> {
-    let mut all: Vec<_> = registry.values().collect();
-    all.sort_by_cached_key(|container| std::cmp::Reverse(container.last_use()));
-    let mut before: HashMap<&Owner, usize> = HashMap::new();
-    let mut ranked: Vec<_> = all
-        .into_iter()
-        .map(|container| {
-            let rank = before.entry(container.account().owner()).or_default();
-            *rank += 1;
-            (*rank, container)
-        })
-        .collect();
-    ranked.sort_by_key(|(rank, _)| *rank);
-    ranked.into_iter().map(|(_, container)| container.clone()).collect()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -7,17 +7,19 @@
 //! deadline, after which they return the last view, however old. The view of one container must
 //! never be returned for another. Start reading at [`Container::view`].
 
+mod identity;
 mod sampler;
 
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::Duration;
 
+use ambit_kernel::lock;
 use arc_swap::{ArcSwap, ArcSwapOption};
-use rustix::event::{PollFd, PollFlags};
 
+pub(crate) use self::identity::{Identity, Init, Part};
 use self::sampler::Sampler;
+use crate::Error;
 use crate::account::Account;
 use crate::account::budget::Charge;
 use crate::activity::Activity;
@@ -34,7 +36,6 @@ use crate::stat_sampler::StatSampler;
 use crate::stats::StatSet;
 use crate::tasks::Counter;
 use crate::view::View;
-use crate::{Error, FirstProcess};
 
 /// Age in nanoseconds above which a view is not returned without waiting for a new sample.
 const HARD_BOUND: u64 = 1_000_000_000;
@@ -83,49 +84,6 @@ pub struct Container {
     sampler: Mutex<Sampler>,
 }
 
-/// Identity of a container; never changes.
-#[derive(Debug)]
-pub(crate) struct Identity {
-    /// The inode of its pid namespace; 0 for a cgroup in the host's pid namespace.
-    pub(crate) namespace: u64,
-    /// Its first process; `None` in the host's pid namespace.
-    pub(crate) init: Option<Init>,
-    /// True for the machine itself.
-    pub(crate) is_host: bool,
-    /// The cgroup that distinguishes it from the container of the pid namespace's first process.
-    pub(crate) part: Option<Part>,
-}
-
-/// A cgroup with its own numbers in the pid namespace of a container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Part {
-    /// A hash of its path, the same in every process and release.
-    pub(crate) key: u64,
-    /// True for a cgroup inside of the container, false for another container.
-    pub(crate) is_inside: bool,
-}
-
-/// The first process of a pid namespace.
-#[derive(Debug)]
-pub(crate) struct Init {
-    pub(crate) pid: u32,
-    pub(crate) pidfd: OwnedFd,
-    /// The inode of its mount namespace.
-    pub(crate) mounts: u64,
-    /// Nanoseconds after boot.
-    pub(crate) start: u64,
-    /// Offset of the container's boot time clock to the daemon's, if it has a time namespace of its
-    /// own: the kernel adds it to the clocks that it shows there.
-    pub(crate) offset: Option<i64>,
-}
-
-impl Init {
-    fn try_clone(&self) -> std::io::Result<Self> {
-        let Self { pid, mounts, start, offset, .. } = *self;
-        Ok(Self { pid, pidfd: self.pidfd.try_clone()?, mounts, start, offset })
-    }
-}
-
 impl Container {
     pub(crate) fn new(
         identity: Identity,
@@ -143,14 +101,7 @@ impl Container {
         let activity = Activity::default();
         let store = context.counter_store.get().filter(|_| !identity.is_host);
         let counter_record = store.and_then(|store| {
-            let key = match &identity.init {
-                // Start times are multiples of a tick.
-                Some(init) => {
-                    let part = identity.part.map_or(0, |part| part.key % clock::TICK);
-                    (identity.namespace, init.start.saturating_add(part))
-                }
-                None => (0, membership.key()),
-            };
+            let key = identity.record_key(&membership);
             let (slot, words) = store.claim(key);
             if let Some(words) = words {
                 let mut words = words.into_iter();
@@ -196,53 +147,6 @@ impl Container {
         &self.account
     }
 
-    /// Returns its first process.
-    pub(crate) fn init(&self) -> Option<&Init> {
-        self.identity.init.as_ref()
-    }
-
-    /// Returns the identity of a cgroup inside of this container.
-    pub(crate) fn part(&self, key: u64) -> std::io::Result<Identity> {
-        let init = self.identity.init.as_ref().map(Init::try_clone).transpose()?;
-        let part = Some(Part { key, is_inside: true });
-        Ok(Identity { namespace: self.identity.namespace, init, is_host: false, part })
-    }
-
-    /// True for a cgroup of the machine or of a container, which processes can enter again.
-    pub(crate) fn is_cgroup(&self) -> bool {
-        self.identity.init.is_none() || self.is_inside()
-    }
-
-    fn is_inside(&self) -> bool {
-        self.identity.part.is_some_and(|part| part.is_inside)
-    }
-
-    /// Returns the first process of its pid namespace.
-    pub(crate) fn first_process(&self) -> Option<FirstProcess> {
-        let init = self.identity.init.as_ref()?;
-        Some(FirstProcess::new(init.pid, init.start))
-    }
-
-    /// The pid of its first process in the daemon's numbering.
-    pub fn init_pid(&self) -> Option<u32> {
-        self.identity.init.as_ref().map(|init| init.pid)
-    }
-
-    /// True for a container in the pid namespace of another one, or a cgroup inside of it.
-    pub fn is_part(&self) -> bool {
-        self.identity.part.is_some()
-    }
-
-    /// True for the machine itself.
-    pub fn is_host(&self) -> bool {
-        self.identity.is_host
-    }
-
-    /// The inode number of its pid namespace; 0 for a cgroup in the host's pid namespace.
-    pub fn pid_namespace(&self) -> u64 {
-        self.identity.namespace
-    }
-
     /// Its cgroups.
     pub fn membership(&self) -> Arc<Membership> {
         self.membership.load_full()
@@ -281,22 +185,9 @@ impl Container {
         self.enclosing.load().is_some()
     }
 
-    /// True when its first process has ended. A cgroup of the host has none; it is forgotten when
-    /// unused.
-    pub(crate) fn is_gone(&self) -> bool {
-        let Some(init) = &self.identity.init else { return false };
-        let mut poll = [PollFd::new(&init.pidfd, PollFlags::IN)];
-        let now = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
-        rustix::event::poll(&mut poll, Some(&now)).is_ok_and(|ready| ready > 0)
-    }
-
     /// Returns the slot of its counter record.
     pub(crate) fn counter_slot(&self) -> Option<usize> {
         self.counter_record.map(|(slot, _)| slot)
-    }
-
-    pub(crate) fn is_young(&self, now: u64) -> bool {
-        self.identity.init.as_ref().is_some_and(|init| now.saturating_sub(init.start) < SETUP_TIME)
     }
 
     /// True when the load sampler does not sample the container: its threads must be counted for
@@ -350,7 +241,7 @@ impl Container {
     }
 
     fn lock_leased(&self) -> MutexGuard<'_, (u64, StatSet)> {
-        self.leased.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.leased)
     }
 
     fn view_within(

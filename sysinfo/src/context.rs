@@ -103,11 +103,8 @@ pub(crate) struct Context {
     pub(crate) names: KernelNames,
     /// Recent counts of threads, by cgroup.
     pub(crate) counted: RecentCounts,
-    /// The daemon's own pid namespace.
     pub(crate) own_namespace: u64,
-    /// The daemon's own user namespace.
     pub(crate) own_users: u64,
-    /// Budget of known pid namespaces.
     pub(crate) namespaces: Arc<Budget>,
     /// Budget of known cgroups of the daemon's own pid namespace.
     pub(crate) cgroups: Arc<Budget>,

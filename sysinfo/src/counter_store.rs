@@ -10,9 +10,10 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Mutex, Once};
 
 use crate::hash::fnv1a_words;
+use ambit_kernel::lock;
 
 /// The name of the store among what outlives a program. It ends with the version of the layout.
 pub const COUNTER_STORE: &str = "baselines.1";
@@ -80,7 +81,7 @@ impl CounterStore {
     /// Returns the slot of a container's record and the counters a predecessor wrote. No slot when
     /// the store is full.
     pub(crate) fn claim(&self, key: RecordKey) -> (Option<usize>, Option<Vec<u64>>) {
-        let mut records = self.lock();
+        let mut records = lock(&self.records);
         if let Some((slot, words)) = records.unclaimed.remove(&key) {
             return (Some(slot), Some(words));
         }
@@ -99,12 +100,12 @@ impl CounterStore {
 
     /// Returns the keys of the records of a predecessor that no container has claimed.
     pub(crate) fn unclaimed(&self) -> Vec<RecordKey> {
-        self.lock().unclaimed.keys().copied().collect()
+        lock(&self.records).unclaimed.keys().copied().collect()
     }
 
     /// Frees an unclaimed record whose container is gone.
     pub(crate) fn discard_unclaimed(&self, key: RecordKey) {
-        let unclaimed = self.lock().unclaimed.remove(&key);
+        let unclaimed = lock(&self.records).unclaimed.remove(&key);
         if let Some((slot, _)) = unclaimed {
             self.release(slot);
         }
@@ -136,11 +137,7 @@ impl CounterStore {
     /// Frees the record of a container that has ended.
     pub(crate) fn release(&self, slot: usize) {
         let _ = rustix::io::pwrite(&self.file, &[0; WORD], (slot * self.size) as u64);
-        self.lock().free.push(slot);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Records> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.records).free.push(slot);
     }
 }
 

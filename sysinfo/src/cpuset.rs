@@ -41,9 +41,7 @@ impl CpuSet {
 
     /// The processors `0..count`.
     pub fn first(count: u32) -> Self {
-        let mut set = Self::default();
-        (0..count.min(Self::MAX + 1)).for_each(|cpu| set.insert(cpu));
-        set
+        (0..count.min(Self::MAX + 1)).collect()
     }
 
     /// Works on whole words, so that a text of many long ranges is parsed in time linear in its
@@ -62,14 +60,9 @@ impl CpuSet {
 
     /// Adds one processor; numbers above [`Self::MAX`] are ignored.
     pub fn insert(&mut self, cpu: u32) {
-        if cpu > Self::MAX {
-            return;
+        if cpu <= Self::MAX {
+            self.insert_range(cpu, cpu);
         }
-        let word = cpu as usize / 64;
-        if self.words.len() <= word {
-            self.words.resize(word + 1, 0);
-        }
-        self.words[word] |= 1 << (cpu % 64);
     }
 
     /// True if the set contains this processor.
@@ -104,12 +97,6 @@ impl CpuSet {
     /// The processors that are not in the other set, in ascending order.
     pub fn without<'s>(&'s self, other: &'s Self) -> impl Iterator<Item = u32> + 's {
         self.iter().filter(|&cpu| !other.contains(cpu))
-    }
-
-    /// The first and last number of each run of consecutive processors, in order: what the
-    /// list format prints.
-    pub fn ranges(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
-        ranges(self.iter())
     }
 
     /// The set in the kernel's mask format: hexadecimal, a comma after every 32 bits, and as

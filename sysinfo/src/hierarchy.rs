@@ -244,34 +244,31 @@ pub(crate) fn parse(text: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixture;
 
-    fn world(mounts: &[(&str, &str)]) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        for (path, controllers) in mounts {
-            std::fs::create_dir_all(dir.path().join(path)).unwrap();
-            if !controllers.is_empty() {
-                std::fs::write(dir.path().join(path).join("cgroup.controllers"), controllers)
-                    .unwrap();
-            }
-        }
-        dir
+    fn found(folders: &[(&str, &'static str)], mounts: &str) -> Hierarchies {
+        let files = folders.iter().map(|(at, text)| (format!("{at}/cgroup.controllers"), *text));
+        let files: Vec<_> = files.collect();
+        fixture::hierarchies(mounts.as_bytes(), &files).1
     }
 
     #[test]
     fn a_mount_point_may_have_a_blank_in_its_name() {
-        let dir = world(&[("c d/unified", "memory\n")]);
-        let text = b"33 1 0:3 / /c\\040d/unified rw - cgroup2 cgroup2 rw\n";
-        let found = Hierarchies::from_mountinfo(text, dir.path()).unwrap();
+        let found = found(
+            &[("c d/unified", "memory\n")],
+            "33 1 0:3 / /c\\040d/unified rw - cgroup2 cgroup2 rw\n",
+        );
         assert!(found.is_unified(Controller::Memory));
     }
 
     #[test]
     fn hybrid_with_cpu_and_cpuacct_apart() {
-        let dir = world(&[("c/cpu", ""), ("c/cpuacct", ""), ("c/unified", "hugetlb\n")]);
-        let text = b"31 1 0:1 / /c/cpu rw - cgroup cgroup rw,cpu\n\
+        let found = found(
+            &[("c/cpu", ""), ("c/cpuacct", ""), ("c/unified", "hugetlb\n")],
+            "31 1 0:1 / /c/cpu rw - cgroup cgroup rw,cpu\n\
                      32 1 0:2 / /c/cpuacct rw - cgroup cgroup rw,cpuacct\n\
-                     33 1 0:3 / /c/unified rw - cgroup2 cgroup2 rw\n";
-        let found = Hierarchies::from_mountinfo(text, dir.path()).unwrap();
+                     33 1 0:3 / /c/unified rw - cgroup2 cgroup2 rw\n",
+        );
         assert_eq!(found.layout(), "hybrid");
         assert!(found.legacy_mount(Controller::Cpu).unwrap().path().ends_with("c/cpu"));
         assert!(found.legacy_mount(Controller::Cpuacct).unwrap().path().ends_with("c/cpuacct"));
@@ -281,18 +278,17 @@ mod tests {
 
     #[test]
     fn unified_only() {
-        let dir = world(&[("sys/fs/cgroup", "cpuset cpu io memory hugetlb pids\n")]);
-        let text = b"30 1 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n";
-        let found = Hierarchies::from_mountinfo(text, dir.path()).unwrap();
+        let found = found(
+            &[("sys/fs/cgroup", "cpuset cpu io memory hugetlb pids\n")],
+            "30 1 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n",
+        );
         assert_eq!(found.layout(), "v2");
         assert!(Controller::ALL.into_iter().all(|controller| found.is_unified(controller)));
     }
 
     #[test]
     fn a_bind_mounted_subtree_shows_only_its_own_cgroups() {
-        let dir = world(&[("c", "memory\n")]);
-        let text = b"30 1 0:1 /docker/ab /c rw - cgroup2 cgroup2 rw\n";
-        let found = Hierarchies::from_mountinfo(text, dir.path()).unwrap();
+        let found = found(&[("c", "memory\n")], "30 1 0:1 /docker/ab /c rw - cgroup2 cgroup2 rw\n");
         let (mount, _) = found.unified.unwrap();
         assert_eq!(mount.relative("/docker/ab/x"), Some("x"));
         assert_eq!(mount.relative("/docker/abc"), None);
@@ -302,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_mount_of_the_root_is_preferred() {
-        let dir = world(&[("pod", "memory\n"), ("outer", "memory\n"), ("c", "memory\n")]);
+        let folders = [("pod", "memory\n"), ("outer", "memory\n"), ("c", "memory\n")];
         let lines = [
             "28 1 0:1 / /covered rw - cgroup2 cgroup2 rw",
             "29 1 0:5 / /covered rw - tmpfs tmpfs rw",
@@ -312,7 +308,7 @@ mod tests {
         ];
         for (shown, wanted) in [(5, "c"), (4, "pod"), (3, "outer")] {
             let text = lines[..shown].join("\n");
-            let found = Hierarchies::from_mountinfo(text.as_bytes(), dir.path()).unwrap();
+            let found = found(&folders, &text);
             assert!(found.unified.unwrap().0.path().ends_with(wanted), "{text}");
         }
     }

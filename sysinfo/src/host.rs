@@ -83,12 +83,7 @@ impl Host {
     pub fn parse(texts: HostTexts<'_>) -> Self {
         let meminfo: Vec<MeminfoLine> =
             scan::lines(texts.meminfo).filter_map(MeminfoLine::parse).collect();
-        let bytes_of = |label: &str| {
-            meminfo
-                .iter()
-                .find(|line| &*line.label == label)
-                .map_or(0, |line| line.value.saturating_mul(1024))
-        };
+        let bytes_of = |label| bytes(&meminfo, label).unwrap_or(0);
         let online = match CpuSet::parse(texts.online) {
             Some(set) if !set.is_empty() => set,
             _ => scan::lines(texts.stat).filter_map(cpu_line).collect(),
@@ -110,21 +105,30 @@ impl Host {
             raw: None,
         }
     }
-}
 
-impl Host {
+    /// Returns a number of `/proc/meminfo` in bytes; `None` if the kernel has no such line.
+    pub(crate) fn meminfo_bytes(&self, label: &str) -> Option<u64> {
+        bytes(&self.meminfo, label)
+    }
+
     /// The line `Hugetlb` of `/proc/meminfo` in bytes: huge pages of all sizes.
     pub(crate) fn huge_bytes(&self) -> u64 {
-        let line = self.meminfo.iter().find(|line| &*line.label == "Hugetlb");
-        line.map_or(0, |line| line.value.saturating_mul(1024))
+        self.meminfo_bytes("Hugetlb").unwrap_or(0)
     }
+}
+
+fn value(meminfo: &[MeminfoLine], label: &str) -> Option<u64> {
+    meminfo.iter().find(|line| &*line.label == label).map(|line| line.value)
+}
+
+fn bytes(meminfo: &[MeminfoLine], label: &str) -> Option<u64> {
+    Some(value(meminfo, label)?.saturating_mul(1024))
 }
 
 /// The pool that `/proc/meminfo` counts.
 fn default_pool(meminfo: &[MeminfoLine]) -> Option<HugePool> {
-    let value = |label: &str| meminfo.iter().find(|line| &*line.label == label).map(|l| l.value);
-    let size = value("Hugepagesize")?.saturating_mul(1024);
-    let pages = value("HugePages_Total")?;
+    let size = bytes(meminfo, "Hugepagesize")?;
+    let pages = value(meminfo, "HugePages_Total")?;
     (size > 0 && pages > 0).then_some(HugePool { size, pages, is_default: true })
 }
 

@@ -123,9 +123,7 @@ impl ShortPath {
 
     /// `<pid>/ns/<kind>`.
     pub(crate) fn of_namespace(pid: u32, kind: &str) -> Self {
-        let mut bytes = [0; 64];
-        let _ = write!(&mut bytes[..63], "{pid}/ns/{kind}");
-        Self { bytes }
+        Self::of_process(pid, &format_args!("ns/{kind}"))
     }
 
     pub(crate) fn as_c_str(&self) -> &CStr {

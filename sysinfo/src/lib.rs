@@ -22,6 +22,8 @@ pub mod cpu;
 pub mod cpuset;
 pub mod derive;
 pub mod engines;
+#[cfg(test)]
+mod fixture;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod hash;

@@ -15,7 +15,6 @@ const INIT_SCOPE: &str = "/init.scope";
 /// The cgroups of one process, as the kernel lists them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Membership {
-    /// The text of the file.
     text: Box<str>,
     /// The same text with each path cut to the root of the container's cgroup namespace, if that
     /// is another one.

@@ -50,32 +50,28 @@ impl AsFd for KernelFiles {
 /// Makes a new detached mount of procfs or sysfs. If that is not allowed (in a container), clones
 /// the mount at the path ([`copy`]).
 fn instance(kind: &str, path: &Path) -> io::Result<OwnedFd> {
-    new_instance(kind).or_else(|_| copy(path))
+    let new = || {
+        let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+        rustix::mount::fsconfig_create(context.as_fd())?;
+        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    };
+    new().or_else(|_| copy(path))
 }
 
 /// Clones the mount at a path, without the mounts below it. If that is not allowed, or before Linux
 /// 5.2, opens the folder.
 pub(crate) fn copy(path: &Path) -> io::Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    match rustix::mount::open_tree(CWD, path, flags) {
-        Ok(copy) => Ok(copy),
-        Err(_) => folder(path),
-    }
+    rustix::mount::open_tree(CWD, path, flags).or_else(|_| folder(path))
 }
 
 /// Opens a folder by its path.
 pub(crate) fn folder(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
-}
-
-fn new_instance(kind: &str) -> rustix::io::Result<OwnedFd> {
-    let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
-    rustix::mount::fsconfig_create(context.as_fd())?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
 #[cfg(test)]

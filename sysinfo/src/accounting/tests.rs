@@ -36,6 +36,31 @@ fn files(root: &Path) -> Hierarchies {
     Hierarchies::from_mountinfo(mounts, root).unwrap()
 }
 
+/// Accounting whose views are never returned a second time, and a container.
+fn uncached() -> (tempfile::TempDir, Arc<Accounting>, Container) {
+    let root = tempfile::tempdir().unwrap();
+    let options = Options { age_bound: 0, ..Options::default() };
+    let accounting = Accounting::with(options, files(root.path())).unwrap();
+    let one = container(&accounting);
+    (root, accounting, one)
+}
+
+/// Replaces a file by a FIFO, whose opening hangs.
+fn make_hang(path: &Path) {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    std::fs::remove_file(path).unwrap();
+    mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+}
+
+/// Ends the hang of each thread that opens the FIFO until they are done.
+fn end_hangs(fifo: &Path, are_done: impl Fn() -> bool) {
+    while !are_done() {
+        let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
+        drop(rustix::fs::open(fifo, flags, rustix::fs::Mode::empty()));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 fn container(accounting: &Accounting) -> Container {
     container_with(accounting, None)
 }
@@ -72,10 +97,7 @@ fn a_read_resumes_sampling_of_an_unused_container() {
 
 #[test]
 fn until_a_lease_ends_every_view_shows_its_numbers() {
-    let root = tempfile::tempdir().unwrap();
-    let options = Options { age_bound: 0, ..Options::default() };
-    let accounting = Accounting::with(options, files(root.path())).unwrap();
-    let one = container(&accounting);
+    let (root, accounting, one) = uncached();
     let lease = |length| one.lease(&accounting.context, StatSet::MEMORY, length).unwrap();
     let (leased, length) = lease(3_600_000_000_000);
     assert_eq!(length, 3_600_000_000_000);
@@ -92,10 +114,7 @@ fn until_a_lease_ends_every_view_shows_its_numbers() {
 /// A read that begins after another one has ended shows no smaller counter.
 #[test]
 fn concurrent_readers_never_see_less_than_was_seen() {
-    let root = tempfile::tempdir().unwrap();
-    let options = Options { age_bound: 0, ..Options::default() };
-    let accounting = Accounting::with(options, files(root.path())).unwrap();
-    let one = container(&accounting);
+    let (root, accounting, one) = uncached();
     let stat = root.path().join("sys/fs/cgroup/c/cpu.stat");
     let seen: [AtomicU64; 3] = Default::default();
     let ended = AtomicBool::new(false);
@@ -153,11 +172,8 @@ fn a_command_that_asks_for_all_containers_closes_what_it_opened_if_too_much_is_o
 
 #[test]
 fn files_that_fail_leave_the_last_good_numbers() {
-    let root = tempfile::tempdir().unwrap();
-    let options = Options { age_bound: 0, ..Options::default() };
-    let accounting = Accounting::with(options, files(root.path())).unwrap();
+    let (root, accounting, one) = uncached();
     let cgroup = root.path().join("sys/fs/cgroup/c");
-    let one = container(&accounting);
     let good = accounting.view_of(&one).unwrap().memory;
     assert_eq!(good.total, 64 << 20);
     for file in ["memory.current", "memory.stat", "memory.max", "cpu.stat", "pids.current"] {
@@ -248,17 +264,11 @@ fn a_container_whose_first_process_was_moved_is_shown_its_new_cgroup() {
 
 #[test]
 fn a_view_older_than_a_second_is_not_shown_while_a_sample_is_taken() {
-    let root = tempfile::tempdir().unwrap();
-    let options = Options { age_bound: 0, ..Options::default() };
-    let accounting = Accounting::with(options, files(root.path())).unwrap();
-    let one = container(&accounting);
+    let (root, accounting, one) = uncached();
     assert_eq!(accounting.view_of(&one).unwrap().memory.total, 64 << 20);
     let cgroup = root.path().join("sys/fs/cgroup/c");
     let (limit, fifo) = (cgroup.join("memory.max"), cgroup.join("fifo"));
-    std::fs::remove_file(&limit).unwrap();
-    let mode = rustix::fs::Mode::from_raw_mode(0o600);
-    let kind = rustix::fs::FileType::Fifo;
-    rustix::fs::mknodat(rustix::fs::CWD, &limit, kind, mode, 0).unwrap();
+    make_hang(&limit);
     one.close_files();
     std::thread::scope(|scope| {
         let stuck = scope.spawn(|| accounting.view_of(&one));
@@ -269,11 +279,7 @@ fn a_view_older_than_a_second_is_not_shown_while_a_sample_is_taken() {
         let (one, context) = (&one, &accounting.context);
         let waits = scope.spawn(move || one.view(later, context, StatSet::BASE));
         std::thread::sleep(Duration::from_millis(100));
-        while !stuck.is_finished() {
-            let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
-            drop(rustix::fs::open(&fifo, flags, rustix::fs::Mode::empty()));
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        end_hangs(&fifo, || stuck.is_finished());
         assert_eq!(waits.join().unwrap().unwrap().memory.total, 32 << 20);
     });
 }
@@ -301,10 +307,7 @@ fn a_file_that_hangs_costs_one_thread_and_not_the_numbers() {
     let (known, unknown) = (container(&accounting), container(&accounting));
     let good = accounting.view_of(&known).unwrap().memory;
     let fifo = root.path().join("sys/fs/cgroup/c/memory.current");
-    std::fs::remove_file(&fifo).unwrap();
-    let mode = rustix::fs::Mode::from_raw_mode(0o600);
-    let kind = rustix::fs::FileType::Fifo;
-    rustix::fs::mknodat(rustix::fs::CWD, &fifo, kind, mode, 0).unwrap();
+    make_hang(&fifo);
     known.close_files();
     std::thread::scope(|scope| {
         // Opening a FIFO for reading waits for a writer.
@@ -316,20 +319,13 @@ fn a_file_that_hangs_costs_one_thread_and_not_the_numbers() {
         known.sample_load(&accounting.context, &mut Counter::new());
         assert_eq!(known.membership().path(), "/c");
         // One open for writing ends both waits; the empty text that they read is a failure.
-        while stuck.iter().any(|thread| !thread.is_finished()) {
-            let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::NONBLOCK;
-            drop(rustix::fs::open(&fifo, flags, rustix::fs::Mode::empty()));
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        end_hangs(&fifo, || stuck.iter().all(std::thread::ScopedJoinHandle::is_finished));
     });
 }
 
 #[test]
 fn a_group_is_read_when_a_request_needs_it() {
-    let root = tempfile::tempdir().unwrap();
-    let options = Options { age_bound: 0, ..Options::default() };
-    let accounting = Accounting::with(options, files(root.path())).unwrap();
-    let one = container(&accounting);
+    let (root, accounting, one) = uncached();
     let view = |wanted| one.view(clock::now(), &accounting.context, wanted).unwrap();
     assert_eq!(view(StatSet::TIMES).memory.total, 64 << 20, "the first sample is whole");
     let cgroup = root.path().join("sys/fs/cgroup/c");

@@ -79,9 +79,8 @@ impl Cpuacct {
         self.known.extend(used.per_cpu.iter().map(|&(user, system)| Known::resumed(user, system)));
     }
 
-    pub(super) fn close(&mut self) {
-        self.sampled.close();
-        self.exact.close();
+    pub(super) fn files(&mut self) -> [&mut CgroupFile; 2] {
+        [&mut self.sampled, &mut self.exact]
     }
 }
 

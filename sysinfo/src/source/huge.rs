@@ -100,13 +100,7 @@ mod tests {
     use super::*;
 
     fn sample(mounts: &[u8], cgroup: &[u8], files: &[(&str, &str)]) -> Vec<HugeSample> {
-        let dir = tempfile::tempdir().unwrap();
-        for (path, text) in files {
-            let path = dir.path().join(path);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        }
-        let hierarchies = Hierarchies::from_mountinfo(mounts, dir.path()).unwrap();
+        let (_root, hierarchies) = crate::fixture::hierarchies(mounts, files);
         let pools = [2 << 20, 1 << 30].map(|size| HugePool { size, pages: 8, is_default: false });
         let mut found = Vec::new();
         let membership = Membership::parse(cgroup);

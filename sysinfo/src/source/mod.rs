@@ -7,6 +7,7 @@
 
 mod cpuacct;
 pub(crate) mod huge;
+mod niced;
 pub(crate) mod nodes;
 pub(crate) mod stats;
 mod throttled;
@@ -28,16 +29,16 @@ use crate::clock;
 use crate::context::Options;
 use crate::hierarchy::{Controller, Hierarchies, Mount};
 use crate::kernel_file::KeptFile;
+use crate::limit::Limit;
 use crate::membership::Membership;
 use crate::policy::StealPolicy;
-use crate::sample::{Busy, Sample};
+use crate::sample::{Busy, MemoryStat, Sample};
 use crate::stats::StatSet;
 
 /// The files of one container: v2, v1, or both on a hybrid host.
 #[derive(Debug)]
 pub struct Source {
-    unified: Option<Box<Unified>>,
-    legacy: Option<Box<Legacy>>,
+    versions: [Option<Box<dyn Version>>; 2],
     /// `None` unless the policy shows it.
     throttled: Option<Throttled>,
     threads: Option<CgroupFile>,
@@ -51,8 +52,10 @@ impl Source {
             Some(Cgroup::new(mount, cgroup))
         };
         Self {
-            unified: Unified::new(hierarchies, membership, options).map(Box::new),
-            legacy: Legacy::new(hierarchies, membership, options).map(Box::new),
+            versions: [
+                Unified::new(hierarchies, membership, options).map(|files| Box::new(files) as _),
+                Legacy::new(hierarchies, membership, options).map(|files| Box::new(files) as _),
+            ],
             throttled: cgroup(Controller::Cpu)
                 .filter(|_| options.steal == StealPolicy::Throttled)
                 .map(|cgroup| Throttled::new(&cgroup)),
@@ -72,11 +75,16 @@ impl Source {
         sample: &mut Sample,
         buffer: &mut Vec<u8>,
     ) -> Result<(), Error> {
-        if let Some(files) = &mut self.unified {
-            files.sample(groups, sample, buffer)?;
-        }
-        if let Some(files) = &mut self.legacy {
-            files.sample(groups, sample, buffer)?;
+        for files in self.versions.iter_mut().flatten() {
+            if groups.contains(StatSet::MEMORY) {
+                files.memory(sample, buffer)?;
+            }
+            if groups.contains(StatSet::PROCESSORS) {
+                files.processors(sample, buffer)?;
+            }
+            if groups.contains(StatSet::USAGE) {
+                files.usage(&mut sample.busy, buffer)?;
+            }
         }
         if groups.contains(StatSet::TIMES)
             && let Some(throttled) = &mut self.throttled
@@ -94,25 +102,47 @@ impl Source {
     /// Continues the division of processor time from `used`, which was read of the same cgroup by a
     /// predecessor or by a source that this one replaces.
     pub fn resume(&mut self, used: &Busy) {
-        if let Some(files) = &mut self.unified {
-            files.resume(used);
-        }
-        if let Some(files) = &mut self.legacy {
-            files.resume(used);
-        }
+        self.versions.iter_mut().flatten().for_each(|files| files.resume(used));
     }
 
     /// Closes the kept descriptors; the next sample opens them again.
     pub fn close(&mut self) {
-        if let Some(files) = &mut self.unified {
-            files.close();
-        }
-        if let Some(files) = &mut self.legacy {
-            files.close();
-        }
-        let throttled = self.throttled.iter_mut().flat_map(Throttled::files);
-        throttled.chain(&mut self.threads).for_each(CgroupFile::close);
+        let versions = self.versions.iter_mut().flatten().flat_map(|version| version.files());
+        let throttled = self.throttled.iter_mut().flat_map(|throttled| &mut throttled.0);
+        versions.chain(throttled).chain(&mut self.threads).for_each(CgroupFile::close);
     }
+}
+
+/// The files of one container in the hierarchies of one cgroup version. Each group of values is
+/// added to the sample where this version has its controller.
+trait Version: std::fmt::Debug + Send {
+    fn memory(&mut self, sample: &mut Sample, buffer: &mut Vec<u8>) -> Result<(), Error>;
+    fn processors(&mut self, sample: &mut Sample, buffer: &mut Vec<u8>) -> Result<(), Error>;
+    fn usage(&mut self, busy: &mut Busy, buffer: &mut Vec<u8>) -> Result<(), Error>;
+    fn resume(&mut self, used: &Busy);
+    fn files(&mut self) -> Box<dyn Iterator<Item = &mut CgroupFile> + '_>;
+}
+
+/// Returns what a limit leaves, exact only if that is below `bound`: `memory.stat`, which is
+/// expensive, is read only if the limit is near.
+fn left(
+    limit: Limit,
+    bound: Limit,
+    (usage, stat): (&mut CgroupFile, &mut CgroupFile),
+    parse: impl FnOnce(&[u8]) -> MemoryStat,
+    buffer: &mut Vec<u8>,
+) -> Result<Limit, Error> {
+    if limit == Limit::Unlimited {
+        return Ok(Limit::Unlimited);
+    }
+    let Some(usage) = usage.read(buffer)?.and_then(scan::decimal) else {
+        return Ok(Limit::Unlimited);
+    };
+    if limit.less(usage).min(bound) == bound {
+        return Ok(bound);
+    }
+    let stat = stat.read(buffer)?.map(parse).unwrap_or_default();
+    Ok(limit.less(usage - stat.reclaimable(usage)))
 }
 
 /// Nanoseconds after which a missing file is looked for again. A controller can be enabled for a
@@ -248,11 +278,9 @@ mod tests {
 
     #[test]
     fn a_file_that_appears_is_found_and_one_that_vanishes_is_missing() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(dir.path().join("c/x")).unwrap();
-        std::fs::write(dir.path().join("c/cgroup.controllers"), "memory\n").unwrap();
         let mounts = b"30 1 0:1 / /c rw - cgroup2 cgroup2 rw\n";
-        let found = Hierarchies::from_mountinfo(mounts, dir.path()).unwrap();
+        let files = [("c/cgroup.controllers", "memory\n"), ("c/x/cgroup.procs", "")];
+        let (dir, found) = crate::fixture::hierarchies(mounts, &files);
         let mut file = Cgroup::new(&found.unified.unwrap().0, "x").file("memory.max");
         let mut read = || {
             let mut buffer = Vec::new();

@@ -123,13 +123,7 @@ mod tests {
     }
 
     fn sample(mounts: &[u8], cgroup: &[u8], files: &[(&str, &str)]) -> Option<NodeSample> {
-        let dir = tempfile::tempdir().unwrap();
-        for (path, text) in files {
-            let path = dir.path().join(path);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        }
-        let hierarchies = Hierarchies::from_mountinfo(mounts, dir.path()).unwrap();
+        let (_root, hierarchies) = crate::fixture::hierarchies(mounts, files);
         let membership = Membership::parse(cgroup);
         let mut read = NodeFiles::default();
         read.sample(&host(), &hierarchies, &membership, &mut Vec::new()).unwrap()

@@ -9,9 +9,8 @@ use ambit_kernel::text::scan;
 use super::{Cgroup, CgroupFile};
 use crate::Error;
 
-/// The files of a cgroup.
 #[derive(Debug)]
-pub(super) struct Throttled([CgroupFile; 2]);
+pub(super) struct Throttled(pub(super) [CgroupFile; 2]);
 
 impl Throttled {
     pub(super) fn new(cgroup: &Cgroup) -> Self {
@@ -26,10 +25,6 @@ impl Throttled {
             }
         }
         Ok(0)
-    }
-
-    pub(super) fn files(&mut self) -> impl Iterator<Item = &mut CgroupFile> {
-        self.0.iter_mut()
     }
 }
 

@@ -6,7 +6,7 @@
 use ambit_kernel::text::scan;
 
 use super::cpuacct::Cpuacct;
-use super::{Cgroup, CgroupFile, lineage};
+use super::{Cgroup, CgroupFile, Version, left, lineage};
 use crate::Error;
 use crate::context::Options;
 use crate::cpuset::CpuSet;
@@ -15,19 +15,19 @@ use crate::limit::Limit;
 use crate::membership::Membership;
 use crate::policy::CpuPolicy;
 use crate::sample::{Busy, MemorySample, MemoryStat, Quota, Sample, SwapSample, Weight};
-use crate::stats::StatSet;
 
 /// The files of one container in v1 hierarchies.
 #[derive(Debug, Default)]
 pub(super) struct Legacy {
     memory: Option<MemoryFiles>,
     /// Quota and period of each level.
-    quotas: Box<[(CgroupFile, CgroupFile)]>,
+    quotas: Box<[[CgroupFile; 2]]>,
     /// `None` unless the policy shows it.
     shares: Option<CgroupFile>,
     usage: Option<Cpuacct>,
     usage_sum: Option<CgroupFile>,
-    cpus: Option<(CgroupFile, CgroupFile)>,
+    /// Effective and configured.
+    cpus: Option<[CgroupFile; 2]>,
 }
 
 #[derive(Debug)]
@@ -86,7 +86,7 @@ impl Legacy {
             quotas: place(Controller::Cpu).map_or_else(Box::default, |(mount, path)| {
                 lineage(path)
                     .map(|level| Cgroup::new(mount, level))
-                    .map(|level| (level.file("cpu.cfs_quota_us"), level.file("cpu.cfs_period_us")))
+                    .map(|level| [level.file("cpu.cfs_quota_us"), level.file("cpu.cfs_period_us")])
                     .collect()
             }),
             // The root has no siblings.
@@ -96,13 +96,22 @@ impl Legacy {
             usage: cpuacct.as_ref().map(Cpuacct::new),
             usage_sum: cpuacct.map(|cgroup| cgroup.file("cpuacct.stat")),
             cpus: cpuset
-                .map(|cgroup| (cgroup.file("cpuset.effective_cpus"), cgroup.file("cpuset.cpus"))),
+                .map(|cgroup| [cgroup.file("cpuset.effective_cpus"), cgroup.file("cpuset.cpus")]),
         };
         (!hierarchies.legacy.is_empty()).then_some(legacy)
     }
+}
+
+impl Version for Legacy {
+    fn memory(&mut self, sample: &mut Sample, buffer: &mut Vec<u8>) -> Result<(), Error> {
+        if let Some(files) = &mut self.memory {
+            sample.memory = files.sample(buffer)?;
+        }
+        Ok(())
+    }
 
     fn processors(&mut self, sample: &mut Sample, buffer: &mut Vec<u8>) -> Result<(), Error> {
-        for (file, period) in &mut self.quotas {
+        for [file, period] in &mut self.quotas {
             let Some(quota) = file.read(buffer)?.and_then(scan::signed) else { continue };
             // -1: no quota.
             let Ok(quota) = u64::try_from(quota) else { continue };
@@ -116,7 +125,7 @@ impl Legacy {
         {
             sample.set_weight(Weight::Shares(shares), file.cgroup());
         }
-        if let Some((effective, configured)) = &mut self.cpus {
+        if let Some([effective, configured]) = &mut self.cpus {
             let mut cpus = effective.read(buffer)?.and_then(CpuSet::parse);
             if cpus.as_ref().is_none_or(CpuSet::is_empty) {
                 cpus = configured.read(buffer)?.and_then(CpuSet::parse);
@@ -126,66 +135,39 @@ impl Legacy {
         Ok(())
     }
 
-    fn usage(&mut self, sample: &mut Sample, buffer: &mut Vec<u8>) -> Result<(), Error> {
+    fn usage(&mut self, busy: &mut Busy, buffer: &mut Vec<u8>) -> Result<(), Error> {
         let exact = match &mut self.usage {
-            Some(files) => files.sample(&mut sample.busy, buffer)?,
+            Some(files) => files.sample(busy, buffer)?,
             None => false,
         };
         if !exact
             && let Some(file) = &mut self.usage_sum
             && let Some(text) = file.read(buffer)?
         {
-            usage_sum(text, &mut sample.busy);
+            usage_sum(text, busy);
         }
         Ok(())
     }
 
-    pub(super) fn sample(
-        &mut self,
-        groups: StatSet,
-        sample: &mut Sample,
-        buffer: &mut Vec<u8>,
-    ) -> Result<(), Error> {
-        if groups.contains(StatSet::MEMORY)
-            && let Some(files) = &mut self.memory
-        {
-            sample.memory = files.sample(buffer)?;
-        }
-        if groups.contains(StatSet::PROCESSORS) {
-            self.processors(sample, buffer)?;
-        }
-        if groups.contains(StatSet::USAGE) {
-            self.usage(sample, buffer)?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn resume(&mut self, used: &Busy) {
+    fn resume(&mut self, used: &Busy) {
         if let Some(files) = &mut self.usage {
             files.resume(used);
         }
     }
 
-    pub(super) fn close(&mut self) {
-        if let Some(files) = &mut self.memory {
-            let MemoryFiles { usage, stat, kernel, ancestors, with_swap, swappiness } = files;
-            [usage, stat, kernel, with_swap, swappiness].into_iter().for_each(CgroupFile::close);
-            for Ancestor { limit, usage, stat } in ancestors {
-                [limit, usage, stat].into_iter().for_each(CgroupFile::close);
-            }
-        }
-        for (quota, period) in &mut self.quotas {
-            quota.close();
-            period.close();
-        }
-        if let Some((effective, configured)) = &mut self.cpus {
-            effective.close();
-            configured.close();
-        }
-        if let Some(files) = &mut self.usage {
-            files.close();
-        }
-        self.usage_sum.iter_mut().chain(&mut self.shares).for_each(CgroupFile::close);
+    fn files(&mut self) -> Box<dyn Iterator<Item = &mut CgroupFile> + '_> {
+        let memory = self.memory.iter_mut().flat_map(|memory| {
+            let MemoryFiles { usage, stat, kernel, ancestors, with_swap, swappiness } = memory;
+            let ancestors = ancestors.iter_mut();
+            let ancestors =
+                ancestors.flat_map(|Ancestor { limit, usage, stat }| [limit, usage, stat]);
+            [usage, stat, kernel, with_swap, swappiness].into_iter().chain(ancestors)
+        });
+        let pairs = self.quotas.iter_mut().chain(&mut self.cpus).flatten();
+        let usage = self.usage.iter_mut().flat_map(Cpuacct::files);
+        Box::new(
+            memory.chain(pairs).chain(usage).chain(&mut self.usage_sum).chain(&mut self.shares),
+        )
     }
 }
 
@@ -225,18 +207,8 @@ impl Ancestor {
         buffer: &mut Vec<u8>,
     ) -> Result<Limit, Error> {
         let limit = self.limit.read(buffer)?.and_then(scan::decimal).map(Limit::from_v1);
-        let limit = limit.unwrap_or_default();
-        if limit == Limit::Unlimited || limit.min(tightest) != tightest {
-            return Ok(Limit::Unlimited);
-        }
-        let Some(usage) = self.usage.read(buffer)?.and_then(scan::decimal) else {
-            return Ok(Limit::Unlimited);
-        };
-        if limit.less(usage).min(bound) == bound {
-            return Ok(bound);
-        }
-        let stat = self.stat.read(buffer)?.map(stat).unwrap_or_default().0;
-        Ok(limit.less(usage - stat.reclaimable(usage)))
+        let limit = limit.filter(|limit| limit.min(tightest) == tightest).unwrap_or_default();
+        left(limit, bound, (&mut self.usage, &mut self.stat), |text| stat(text).0, buffer)
     }
 }
 

@@ -4,7 +4,8 @@
 
 use ambit_kernel::text::scan;
 
-use super::{Cgroup, CgroupFile, lineage};
+use super::niced::Niced;
+use super::{Cgroup, CgroupFile, Version, lineage};
 use crate::Error;
 use crate::context::Options;
 use crate::cpuset::CpuSet;
@@ -13,7 +14,6 @@ use crate::limit::Limit;
 use crate::membership::Membership;
 use crate::policy::{CpuPolicy, MemoryLimit};
 use crate::sample::{Busy, MemorySample, MemoryStat, Quota, Sample, SwapSample, Weight};
-use crate::stats::StatSet;
 
 /// The files of one container in the unified hierarchy.
 #[derive(Debug)]
@@ -100,6 +100,15 @@ impl Unified {
             },
         })
     }
+}
+
+impl Version for Unified {
+    fn memory(&mut self, sample: &mut Sample, buffer: &mut Vec<u8>) -> Result<(), Error> {
+        if let Some(files) = &mut self.memory {
+            sample.memory = files.sample(buffer)?;
+        }
+        Ok(())
+    }
 
     fn processors(&mut self, sample: &mut Sample, buffer: &mut Vec<u8>) -> Result<(), Error> {
         for level in &mut self.cpu_max {
@@ -122,48 +131,27 @@ impl Unified {
         Ok(())
     }
 
-    fn files(&mut self) -> impl Iterator<Item = &mut CgroupFile> {
+    fn usage(&mut self, busy: &mut Busy, buffer: &mut Vec<u8>) -> Result<(), Error> {
+        if let Some(file) = &mut self.cpu_stat
+            && let Some(text) = file.read(buffer)?
+        {
+            self.niced.cpu_stat(text, busy);
+        }
+        Ok(())
+    }
+
+    fn resume(&mut self, used: &Busy) {
+        self.niced = Niced::resumed(used);
+    }
+
+    fn files(&mut self) -> Box<dyn Iterator<Item = &mut CgroupFile> + '_> {
         let levels = self.memory.iter_mut().flat_map(|memory| &mut memory.levels);
         let memory = levels.flat_map(|level| {
             let Level { usage, stat, max, high, swap_usage, swap_max, limit: _ } = level;
             [usage, stat, max, swap_usage, swap_max].into_iter().chain(high)
         });
-        memory
-            .chain(&mut self.cpu_max)
-            .chain(&mut self.weights)
-            .chain(&mut self.cpu_stat)
-            .chain(&mut self.cpus)
-    }
-
-    pub(super) fn sample(
-        &mut self,
-        groups: StatSet,
-        sample: &mut Sample,
-        buffer: &mut Vec<u8>,
-    ) -> Result<(), Error> {
-        if groups.contains(StatSet::MEMORY)
-            && let Some(files) = &mut self.memory
-        {
-            sample.memory = files.sample(buffer)?;
-        }
-        if groups.contains(StatSet::PROCESSORS) {
-            self.processors(sample, buffer)?;
-        }
-        if groups.contains(StatSet::USAGE)
-            && let Some(file) = &mut self.cpu_stat
-            && let Some(text) = file.read(buffer)?
-        {
-            cpu_stat(text, &mut self.niced, &mut sample.busy);
-        }
-        Ok(())
-    }
-
-    pub(super) fn resume(&mut self, used: &Busy) {
-        self.niced = Niced::resumed(used);
-    }
-
-    pub(super) fn close(&mut self) {
-        self.files().for_each(CgroupFile::close);
+        let cpu = self.cpu_max.iter_mut().chain(&mut self.weights).chain(&mut self.cpu_stat);
+        Box::new(memory.chain(cpu).chain(&mut self.cpus))
     }
 }
 
@@ -182,8 +170,8 @@ impl MemoryFiles {
         }
         // Ancestors are also charged for siblings, so they can only leave less.
         let mut left = limit.less(usage - stat.reclaimable(usage));
-        for level in &mut self.levels[own + 1..] {
-            left = left.min(level.left(left, buffer)?);
+        for Level { limit, usage, stat: rows, .. } in &mut self.levels[own + 1..] {
+            left = left.min(super::left(*limit, left, (usage, rows), self::stat, buffer)?);
         }
         let swap = self.swap(buffer)?;
         Ok(Some(MemorySample { usage, limit, left, stat, swap }))
@@ -230,72 +218,6 @@ impl Level {
         }
         Ok(limit)
     }
-
-    /// Returns the rest of the limit, exact only if it is below `bound`: `memory.stat`, which is
-    /// expensive, is read only if the limit is near.
-    fn left(&mut self, bound: Limit, buffer: &mut Vec<u8>) -> Result<Limit, Error> {
-        if self.limit == Limit::Unlimited {
-            return Ok(Limit::Unlimited);
-        }
-        let Some(usage) = self.usage.read(buffer)?.and_then(scan::decimal) else {
-            return Ok(Limit::Unlimited);
-        };
-        if self.limit.less(usage).min(bound) == bound {
-            return Ok(bound);
-        }
-        let stat = self.stat.read(buffer)?.map_or_else(MemoryStat::default, stat);
-        Ok(self.limit.less(usage - stat.reclaimable(usage)))
-    }
-}
-
-/// Divides user time. `user_usec` is exact and includes niced time; `nice_usec` jumps at timer
-/// ticks, so that the difference of the two goes back and forth. The part of a jump that is ahead
-/// of the exact time is taken from the time that follows: nothing decreases, and nothing is counted
-/// twice.
-#[derive(Debug, Clone, Copy, Default)]
-struct Niced {
-    /// Values at the last reading.
-    all: u64,
-    ticks: u64,
-    /// Niced time that is ahead of the exact time.
-    ahead: u64,
-    nice: u64,
-    user: u64,
-}
-
-impl Niced {
-    /// Continues from time that is already divided. The ticks of the earlier division are unknown:
-    /// u64::MAX makes those of the first reading count as old.
-    fn resumed(used: &Busy) -> Self {
-        let (user, nice) = (used.user, used.nice);
-        Self { all: user.saturating_add(nice), ticks: u64::MAX, ahead: 0, nice, user }
-    }
-
-    fn advance(&mut self, all: u64, ticks: u64) {
-        let spent = all.saturating_sub(self.all);
-        self.ahead = self.ahead.saturating_add(ticks.saturating_sub(self.ticks));
-        let niced = self.ahead.min(spent);
-        self.ahead -= niced;
-        self.nice = self.nice.saturating_add(niced);
-        self.user = self.user.saturating_add(spent - niced);
-        (self.all, self.ticks) = (self.all.max(all), ticks);
-    }
-}
-
-/// Parses the processor times of `cpu.stat`.
-fn cpu_stat(text: &[u8], niced: &mut Niced, busy: &mut Busy) {
-    let (mut all, mut ticks) = (0, 0);
-    for (key, microseconds) in scan::pairs(text) {
-        let time = microseconds.saturating_mul(1000);
-        match key {
-            b"user_usec" => all = time,
-            b"system_usec" => busy.system = time,
-            b"nice_usec" => ticks = time,
-            _ => {}
-        }
-    }
-    niced.advance(all, ticks);
-    (busy.user, busy.nice) = (niced.user, niced.nice);
 }
 
 /// `max 100000` or `50000 100000`
@@ -342,7 +264,7 @@ fn stat(text: &[u8]) -> MemoryStat {
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn parse(text: &[u8]) {
     let _ = (quota(text), stat(text));
-    cpu_stat(text, &mut Niced::default(), &mut Busy::default());
+    Niced::default().cpu_stat(text, &mut Busy::default());
 }
 
 #[cfg(any(test, feature = "fuzzing"))]
@@ -364,55 +286,16 @@ pub(super) fn sample_of(texts: &[&[u8]; 8]) -> Sample {
         quota: quota(texts[5]),
         ..Sample::default()
     };
-    cpu_stat(texts[6], &mut Niced::default(), &mut sample.busy);
+    Niced::default().cpu_stat(texts[6], &mut sample.busy);
     sample
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
+    use super::super::Source;
     use super::*;
-
-    #[test]
-    fn niced_time_that_jumps_at_ticks_is_not_counted_twice() {
-        let (mut niced, mut busy) = (Niced::default(), Busy::default());
-        // A niced loop of 100 ms, sampled each millisecond, with a tick every four.
-        for ms in 1..=100_u64 {
-            let text = format!("user_usec {}\nnice_usec {}\n", ms * 1000, ms / 4 * 4000);
-            cpu_stat(text.as_bytes(), &mut niced, &mut busy);
-        }
-        assert_eq!(busy.user + busy.nice, 100_000_000);
-        assert!(busy.user <= 4_000_000, "{busy:?}");
-    }
-
-    #[test]
-    fn a_successor_continues_the_division() {
-        let (mut niced, mut busy) = (Niced::default(), Busy::default());
-        // The ticks are ahead of the exact time.
-        cpu_stat(b"user_usec 1000\nsystem_usec 0\nnice_usec 1500\n", &mut niced, &mut busy);
-        cpu_stat(b"user_usec 2000\nsystem_usec 0\nnice_usec 1500\n", &mut niced, &mut busy);
-        let before = busy.clone();
-        let mut niced = Niced::resumed(&before);
-        cpu_stat(b"user_usec 2000\nsystem_usec 0\nnice_usec 1500\n", &mut niced, &mut busy);
-        assert_eq!(busy, before, "nothing was used meanwhile");
-        cpu_stat(b"user_usec 2500\nsystem_usec 0\nnice_usec 1900\n", &mut niced, &mut busy);
-        assert_eq!(busy.nice, before.nice + 400_000);
-        assert_eq!(busy.total(), before.total() + 500_000);
-    }
-
-    proptest! {
-        #[test]
-        fn user_and_niced_time_never_decrease(steps: Vec<(u64, u64)>) {
-            let mut niced = Niced::default();
-            for (all, ticks) in steps {
-                let before = niced;
-                niced.advance(all, ticks);
-                prop_assert!(niced.user >= before.user && niced.nice >= before.nice);
-                prop_assert_eq!(niced.user + niced.nice, niced.all);
-            }
-        }
-    }
+    use crate::fixture;
+    use crate::stats::StatSet;
 
     #[test]
     fn quotas() {
@@ -427,29 +310,27 @@ mod tests {
         assert_eq!((rows.anon, rows.file, rows.file_mapped, rows.anon_thp), (1, 2, 3, 4));
     }
 
+    fn sample(cgroup: &str, files: &[(String, &str)], options: &Options) -> Sample {
+        let mounts = b"30 1 0:1 / /c rw - cgroup2 cgroup2 rw\n";
+        let (_root, hierarchies) = fixture::hierarchies(mounts, files);
+        let membership = Membership::parse(format!("0::{cgroup}\n").as_bytes());
+        let mut sample = Sample::default();
+        let mut source = Source::new(&hierarchies, &membership, options);
+        source.sample(StatSet::BASE, &mut sample, &mut Vec::new()).unwrap();
+        sample
+    }
+
     #[test]
     fn memory_high_counts_by_the_policy_high() {
-        let dir = tempfile::tempdir().unwrap();
-        let put = |path: &str, text: &str| {
-            let path = dir.path().join(path);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        };
-        put("c/cgroup.controllers", "memory\n");
+        let mut files = vec![("c/cgroup.controllers".to_owned(), "memory\n")];
         for (level, high, max) in [("c/a", "1048576\n", "4194304\n"), ("c/a/b", "max\n", "max\n")] {
-            put(&format!("{level}/memory.current"), "4096\n");
-            put(&format!("{level}/memory.high"), high);
-            put(&format!("{level}/memory.max"), max);
+            files.push((format!("{level}/memory.current"), "4096\n"));
+            files.push((format!("{level}/memory.high"), high));
+            files.push((format!("{level}/memory.max"), max));
         }
-        let mounts = b"30 1 0:1 / /c rw - cgroup2 cgroup2 rw\n";
-        let hierarchies = Hierarchies::from_mountinfo(mounts, dir.path()).unwrap();
-        let membership = Membership::parse(b"0::/a/b\n");
         let limit = |memory_limit| {
             let options = Options { memory_limit, ..Options::default() };
-            let mut source = Unified::new(&hierarchies, &membership, &options).unwrap();
-            let mut sample = Sample::default();
-            source.sample(StatSet::BASE, &mut sample, &mut Vec::new()).unwrap();
-            sample.memory.unwrap().limit
+            sample("/a/b", &files, &options).memory.unwrap().limit
         };
         assert_eq!(limit(MemoryLimit::Max), Limit::At(4 << 20));
         assert_eq!(limit(MemoryLimit::High), Limit::At(1 << 20));
@@ -457,30 +338,18 @@ mod tests {
 
     #[test]
     fn a_limit_at_any_of_64_levels_counts() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut path = dir.path().join("c");
-        std::fs::create_dir_all(&path).unwrap();
-        std::fs::write(path.join("cgroup.controllers"), "memory cpu\n").unwrap();
-        let mut cgroup = String::from("0::");
+        let mut files = vec![("c/cgroup.controllers".to_owned(), "memory cpu\n")];
         for level in 0..64 {
-            path.push("x");
-            cgroup.push_str("/x");
-            std::fs::create_dir(&path).unwrap();
-            std::fs::write(path.join("memory.current"), "4096\n").unwrap();
+            let cgroup = format!("c{}", "/x".repeat(level + 1));
+            files.push((format!("{cgroup}/memory.current"), "4096\n"));
             let limit = if level == 31 { "1048576\n" } else { "max\n" };
-            std::fs::write(path.join("memory.max"), limit).unwrap();
+            files.push((format!("{cgroup}/memory.max"), limit));
             let quota = if level == 7 { "50000 100000\n" } else { "max 100000\n" };
-            std::fs::write(path.join("cpu.max"), quota).unwrap();
+            files.push((format!("{cgroup}/cpu.max"), quota));
         }
-        let mounts = b"30 1 0:1 / /c rw - cgroup2 cgroup2 rw\n";
-        let hierarchies = Hierarchies::from_mountinfo(mounts, dir.path()).unwrap();
-        let membership = Membership::parse(cgroup.as_bytes());
-        let mut source = Unified::new(&hierarchies, &membership, &Options::default()).unwrap();
-        let mut sample = Sample::default();
-        source.sample(StatSet::BASE, &mut sample, &mut Vec::new()).unwrap();
+        let sample = sample(&"/x".repeat(64), &files, &Options::default());
         assert_eq!(sample.memory.unwrap().limit, Limit::At(1 << 20));
         assert_eq!(sample.quota, Quota::new(50_000, 100_000));
-        let eighth = "x/x/x/x/x/x/x/x";
-        assert_eq!(sample.limit_of, crate::hash::fnv1a(eighth.as_bytes()));
+        assert_eq!(sample.limit_of, crate::hash::fnv1a(b"x/x/x/x/x/x/x/x"));
     }
 }

@@ -10,8 +10,9 @@ mod cgroupstats;
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
+use ambit_kernel::lock;
 use ambit_kernel::text::{scan, stat};
 use rustix::fs::{Dir, Mode, OFlags};
 
@@ -47,13 +48,13 @@ struct Recent {
 
 impl RecentCounts {
     fn get(&self, cgroup: &str, now: u64) -> Option<Counts> {
-        let recent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = lock(&self.0);
         let &(when, counts) = recent.counts.get(cgroup)?;
         (now.saturating_sub(when) < SHARED_FOR).then_some(counts)
     }
 
     fn put(&self, cgroup: &str, now: u64, new: Counts) {
-        let mut recent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut recent = lock(&self.0);
         if now.saturating_sub(recent.swept) >= SHARED_FOR {
             recent.forget_old(now);
         }
@@ -62,7 +63,7 @@ impl RecentCounts {
 
     /// Frees the memory of old counts.
     pub(crate) fn trim(&self, now: u64) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).forget_old(now);
+        lock(&self.0).forget_old(now);
     }
 }
 
@@ -342,11 +343,7 @@ mod tests {
     #[test]
     fn frozen_threads_are_not_blocked_and_iowait_is_at_most_the_machines() {
         let root = tempfile::tempdir().unwrap();
-        let write = |path: &str, text: &str| {
-            let path = root.path().join(path);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        };
+        let write = |path: &str, text: &str| crate::fixture::write(root.path(), path, text);
         write("c/pids/c/tasks", "1\n2\n3\n4\n");
         write("c/pids/c/cgroup.procs", "1\n");
         for (tid, state, freezer) in [(1, 'R', "c"), (2, 'D', "c"), (3, 'D', "c"), (4, 'D', "c/f")]
