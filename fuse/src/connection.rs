@@ -7,18 +7,23 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ambit_kernel::recorder;
 use fuser::{Config, Filesystem, SessionACL};
 use rustix::net::Shutdown;
 
 use crate::adopt::{self, InitRequest};
+use crate::counters::Counters;
 use crate::error::Error;
 use crate::mount::MountKind;
 use crate::mount::{self, AbortSwitch};
+use crate::recorder::Refuse;
+use crate::request_slot::RequestSlot;
 use crate::spare::Spare;
 use crate::thread_pool::{SessionThread, ThreadKind, ThreadPool};
 
@@ -30,11 +35,34 @@ const END_WITHOUT_HUNG: Duration = Duration::from_secs(1);
 
 /// A filesystem that a thread pool serves. Clones share all state.
 pub(crate) trait PooledFilesystem: Filesystem + Clone + Send + 'static {
-    /// Returns the thread pool.
-    fn pool(&self) -> Arc<ThreadPool>;
+    fn served(&self) -> Served<'_>;
 
     /// Returns the filesystem for the session of threads of this kind.
     fn with_thread_kind(self, kind: ThreadKind) -> Self;
+
+    /// Handles one request in the thread pool. After a panic the pending reply is dropped, so that
+    /// fuser answers EIO.
+    fn guard<R: Refuse>(
+        &self,
+        request: recorder::Request,
+        reply: R,
+        work: impl FnOnce(&RequestSlot, R),
+    ) {
+        let Served { pool, counters, kind } = self.served();
+        pool.handle(kind, request, reply, |slot, reply| {
+            if catch_unwind(AssertUnwindSafe(|| work(slot, reply))).is_err() {
+                slot.drop_reply();
+                Counters::add(&counters.panics);
+            }
+        });
+    }
+}
+
+/// By which threads a filesystem is served, and what counts their panics.
+pub(crate) struct Served<'a> {
+    pub(crate) pool: &'a Arc<ThreadPool>,
+    pub(crate) counters: &'a Counters,
+    pub(crate) kind: ThreadKind,
 }
 
 /// A connection that is being served.
@@ -113,7 +141,7 @@ impl FuseConnection {
                 }
             }
         }
-        let pool = filesystem.pool();
+        let pool = Arc::clone(filesystem.served().pool);
         let (its_device, its_init) = (Arc::clone(&device), init.clone());
         let start_thread =
             move |kind| start_thread(filesystem.clone(), its_device.as_fd(), &its_init, kind);

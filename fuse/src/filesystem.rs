@@ -1,7 +1,7 @@
 //! The FUSE requests of the overlay: decoded, handled and answered.
 //!
-//! Every method of [`fuser::Filesystem`] is implemented, because fuser's defaults log a warning for
-//! each request, and containers choose how many they send. A method may wait for nothing but the
+//! Every method of [`fuser::Filesystem`] whose default logs a warning for each request is implemented,
+//! because containers choose how many they send. A method may wait for nothing but the
 //! numbers of a container, and changes nothing. A panic in one costs the request its answer (EIO),
 //! not the thread its life. Start reading at `open` and `read`.
 //!
@@ -11,7 +11,6 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,14 +24,14 @@ use fuser::{
 
 use rustix::fs::OFlags;
 
-use crate::connection::PooledFilesystem;
+use crate::connection::{PooledFilesystem, Served};
 use crate::counters::Counters;
 use crate::entries::DirectoryEntry;
-use crate::recorder::{Operation, Refuse, recorded};
+use crate::recorder::{Operation, recorded};
 use crate::refuse::refuse;
-use crate::request_slot::{OPENED, RequestSlot};
+use crate::request_slot::OPENED;
 use crate::service::Service;
-use crate::thread_pool::{ThreadKind, ThreadPool};
+use crate::thread_pool::ThreadKind;
 use crate::tree::TreeEntry;
 
 /// Validity of names and attributes of the fixed tree, which never change. Members of families have
@@ -70,22 +69,6 @@ impl OverlayFilesystem {
 
     pub(crate) fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.service.counters)
-    }
-
-    /// Handles one request in the thread pool. After a panic the pending reply is dropped, so that
-    /// fuser answers EIO.
-    fn guard<R: Refuse>(
-        &self,
-        request: recorder::Request,
-        reply: R,
-        work: impl FnOnce(&RequestSlot, R),
-    ) {
-        self.service.pool.handle(self.kind, request, reply, |slot, reply| {
-            if catch_unwind(AssertUnwindSafe(|| work(slot, reply))).is_err() {
-                slot.drop_reply();
-                Counters::add(&self.service.counters.panics);
-            }
-        });
     }
 
     /// Answers OPEN for a user.
@@ -137,8 +120,9 @@ pub(crate) fn past_the_cache(flags: OpenFlags) -> bool {
 }
 
 impl PooledFilesystem for OverlayFilesystem {
-    fn pool(&self) -> Arc<ThreadPool> {
-        Arc::clone(&self.service.pool)
+    fn served(&self) -> Served<'_> {
+        let Service { pool, counters, .. } = &*self.service;
+        Served { pool, counters, kind: self.kind }
     }
 
     fn with_thread_kind(self, kind: ThreadKind) -> Self {
@@ -161,8 +145,6 @@ impl Filesystem for OverlayFilesystem {
         Ok(())
     }
 
-    fn destroy(&mut self) {}
-
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.guard(recorded(Operation::Lookup, parent, req), reply, |slot, reply| {
             slot.set_reply(reply);
@@ -177,8 +159,6 @@ impl Filesystem for OverlayFilesystem {
             }
         });
     }
-
-    fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
 
     fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         self.guard(recorded(Operation::Getattr, ino, req), reply, |slot, reply| {
@@ -325,10 +305,6 @@ impl Filesystem for OverlayFilesystem {
                 Err(errno) => reply.error(errno),
             }
         });
-    }
-
-    fn releasedir(&self, _: &Request, _: INodeNo, _: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        reply.ok();
     }
 
     /// One free block and only free inodes: exporters divide by the size, and monitoring alerts on

@@ -14,6 +14,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use ambit_kernel::lock;
+
 /// A visit that takes longer hangs.
 const HUNG: Duration = Duration::from_secs(1);
 
@@ -49,7 +51,7 @@ impl FirstVisits {
     /// Makes a visit of an owner at once, if the owner has no other one. Otherwise the visit waits
     /// for its turn in another thread.
     pub(crate) fn visit(&self, owner: u64, visit: impl FnOnce() + Send + 'static) {
-        let mut state = self.0.lock();
+        let mut state = lock(&self.0.state);
         let hangs = state.began.is_some_and(|began| began.elapsed() > HUNG);
         match state.owners.iter_mut().find(|known| known.number == owner) {
             Some(known) if !hangs => known.waiting.push_back(Box::new(visit)),
@@ -71,7 +73,7 @@ impl FirstVisits {
                 // The thread of this session makes what waits.
                 while let Some((owner, visit)) = state.take() {
                     self.0.make(state, owner, visit);
-                    state = self.0.lock();
+                    state = lock(&self.0.state);
                 }
                 return;
             }
@@ -83,30 +85,26 @@ impl FirstVisits {
     /// Waits until no visit waits, for so long at most.
     pub(crate) fn drain(&self, patience: Duration) {
         let some = |state: &mut State| !state.owners.is_empty();
-        drop(self.0.changed.wait_timeout_while(self.0.lock(), patience, some));
+        drop(self.0.changed.wait_timeout_while(lock(&self.0.state), patience, some));
     }
 }
 
 impl Inner {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Makes a visit that is counted as under way.
     fn make(&self, state: MutexGuard<'_, State>, owner: u64, visit: impl FnOnce()) {
         drop(state);
         visit();
-        self.lock().ended(owner);
+        lock(&self.state).ended(owner);
         self.changed.notify_all();
     }
 
     fn run(&self) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         while !state.has_ended {
             if let Some((owner, visit)) = state.take() {
                 state.began = Some(Instant::now());
                 self.make(state, owner, visit);
-                state = self.lock();
+                state = lock(&self.state);
                 state.began = None;
             } else {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -143,7 +141,7 @@ impl State {
 
 impl Drop for FirstVisits {
     fn drop(&mut self) {
-        self.0.lock().has_ended = true;
+        lock(&self.0.state).has_ended = true;
         self.0.changed.notify_all();
     }
 }
@@ -196,7 +194,7 @@ mod tests {
         first.join().unwrap();
         drop(sender);
         visits.drain(Duration::from_secs(20));
-        assert!(visits.0.lock().owners.is_empty());
+        assert!(lock(&visits.0.state).owners.is_empty());
         let all: Vec<_> = receiver.iter().collect();
         assert_eq!(all.len(), 51);
     }

@@ -12,7 +12,6 @@ use crate::text::Text;
 #[path = "../tests/fixtures/container.rs"]
 mod container;
 
-/// The labels of [`MEMINFO`].
 pub(crate) fn meminfo_labels() -> impl Iterator<Item = &'static str> {
     MEMINFO.lines().filter_map(|line| Some(line.split_once(':')?.0))
 }

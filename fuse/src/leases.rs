@@ -21,31 +21,31 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
-use ambit_kernel::recorder::{self, Recorder};
+use ambit_kernel::lock;
+use ambit_kernel::recorder::Recorder;
 use ambit_sysinfo::Views;
 use fuser::{
-    AccessFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, Request,
+    Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry,
+    ReplyStatfs, Request,
 };
 
-use crate::connection::PooledFilesystem;
+use crate::connection::{PooledFilesystem, Served};
 use crate::counters::Counters;
 use crate::handles::window;
 use crate::lease_nodes::{PRIMER_NODE, parse};
 use crate::overlay::{PAGE, WORLD_READABLE};
-use crate::recorder::{Operation, Refuse, recorded};
+use crate::recorder::{Operation, recorded};
 use crate::refuse::refuse;
-use crate::request_slot::{ReplyLease, RequestSlot};
+use crate::request_slot::ReplyLease;
 use crate::service::errno;
 use crate::submount::PRIMER;
 use crate::text::Text;
 use crate::thread_pool::{self, ThreadKind, ThreadPool};
-use crate::tree::ROOT;
+use crate::tree::{ROOT, file_attributes};
 
 /// Most texts that are kept when others are added, unless they are in use.
 const MOST: usize = 512;
@@ -101,7 +101,7 @@ impl LeaseFilesystem {
     }
 
     fn records(&self) -> MutexGuard<'_, HashMap<u64, Record>> {
-        self.shared.records.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shared.records)
     }
 
     /// Returns the node of a name, if the caller may look it up. A hook of an engine runs in the
@@ -170,49 +170,21 @@ impl LeaseFilesystem {
         let kept = self.records().get(&node).map(|record| record.text.clone());
         kept.map_or_else(|| self.renew(node).map(|(text, ..)| text), Ok)
     }
-
-    /// Handles one request in the thread pool. After a panic the pending reply is dropped, so that
-    /// fuser answers EIO.
-    fn guard<R: Refuse>(
-        &self,
-        request: recorder::Request,
-        reply: R,
-        work: impl FnOnce(&RequestSlot, R),
-    ) {
-        self.shared.pool.handle(self.kind, request, reply, |slot, reply| {
-            if catch_unwind(AssertUnwindSafe(|| work(slot, reply))).is_err() {
-                slot.drop_reply();
-                Counters::add(&self.shared.counters.panics);
-            }
-        });
-    }
 }
 
 fn attributes(node: u64, size: u64, time: SystemTime) -> FileAttr {
-    let is_root = node == ROOT;
-    FileAttr {
-        // 32-bit programs cannot be shown more (`fuse::tree`).
-        ino: INodeNo(node >> 32 ^ node & u64::from(u32::MAX)),
-        size: if is_root { 0 } else { size },
-        blocks: 0,
-        atime: time,
-        mtime: time,
-        ctime: time,
-        crtime: time,
-        kind: if is_root { FileType::Directory } else { FileType::RegularFile },
-        perm: if is_root { 0o711 } else { WORLD_READABLE },
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
+    // 32-bit programs cannot be shown more (`fuse::tree`).
+    let id = node >> 32 ^ node & u64::from(u32::MAX);
+    match node {
+        ROOT => file_attributes(id, FileType::Directory, 0o711, 0, 1, time),
+        _ => file_attributes(id, FileType::RegularFile, WORLD_READABLE, size, 1, time),
     }
 }
 
 impl PooledFilesystem for LeaseFilesystem {
-    fn pool(&self) -> Arc<ThreadPool> {
-        Arc::clone(&self.shared.pool)
+    fn served(&self) -> Served<'_> {
+        let Shared { pool, counters, .. } = &*self.shared;
+        Served { pool, counters, kind: self.kind }
     }
 
     fn with_thread_kind(self, kind: ThreadKind) -> Self {
@@ -231,8 +203,6 @@ impl Filesystem for LeaseFilesystem {
         let _ = config.set_congestion_threshold(u16::MAX);
         Ok(())
     }
-
-    fn destroy(&mut self) {}
 
     /// Answers without a validity: each look-up is checked, a name without a mount is forgotten, and
     /// the first reader asks for the attributes. Waits for no numbers, so that attach does not.
@@ -266,14 +236,6 @@ impl Filesystem for LeaseFilesystem {
         });
     }
 
-    fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        reply.error(Errno::ENOSYS);
-    }
-
     fn read(
         &self,
         req: &Request,
@@ -304,23 +266,6 @@ impl Filesystem for LeaseFilesystem {
         });
     }
 
-    fn release(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        _: bool,
-        reply: ReplyEmpty,
-    ) {
-        reply.ok();
-    }
-
-    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(0), FopenFlags::empty());
-    }
-
     /// The files have names for attach only, and are not listed.
     fn readdir(
         &self,
@@ -338,10 +283,6 @@ impl Filesystem for LeaseFilesystem {
         reply.ok();
     }
 
-    fn releasedir(&self, _: &Request, _: INodeNo, _: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        reply.ok();
-    }
-
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
         reply.statfs(1, 1, 1, 1, 1, 4096, 255, 4096);
     }
@@ -350,7 +291,7 @@ impl Filesystem for LeaseFilesystem {
         EROFS: setattr mknod mkdir unlink rmdir symlink rename link write create setxattr removexattr
             fallocate copy_file_range;
         EINVAL: readlink fsync;
-        ENOSYS: flush fsyncdir poll lseek getxattr listxattr getlk setlk bmap;
+        ENOSYS: access open flush fsyncdir poll lseek getxattr listxattr getlk setlk bmap;
         ENOTTY: ioctl;
     }
 }

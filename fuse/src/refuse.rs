@@ -4,6 +4,7 @@
 /// Implements methods of [`fuser::Filesystem`] that always return this errno.
 macro_rules! refuse {
     ($($errno:ident: $($name:ident)+;)+) => { $($( refuse!(@$name $errno); )+)+ };
+    (@access $e:ident) => { refuse!(= access($e; fuser::AccessFlags) ReplyEmpty); };
     (@bmap $e:ident) => { refuse!(= bmap($e; u32, u64) ReplyBmap); };
     (@copy_file_range $e:ident) => {
         refuse!(= copy_file_range($e; FileHandle, u64, fuser::INodeNo, FileHandle, u64, u64,
@@ -26,6 +27,7 @@ macro_rules! refuse {
     (@lseek $e:ident) => { refuse!(= lseek($e; FileHandle, i64, i32) ReplyLseek); };
     (@mkdir $e:ident) => { refuse!(= mkdir($e; &OsStr, u32, u32) ReplyEntry); };
     (@mknod $e:ident) => { refuse!(= mknod($e; &OsStr, u32, u32, u32) ReplyEntry); };
+    (@open $e:ident) => { refuse!(= open($e; fuser::OpenFlags) ReplyOpen); };
     (@poll $e:ident) => {
         refuse!(= poll($e; FileHandle, fuser::PollNotifier, fuser::PollEvents, fuser::PollFlags)
             ReplyPoll);

@@ -4,10 +4,11 @@
 //! The thread that takes the pending reply out of the slot sends it, so each request is answered
 //! once, on the device from which it came. Start reading at [`RequestSlot::answer_late`].
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ambit_kernel::lock;
 use ambit_kernel::text::stat;
 use fuser::{Errno, FileAttr, FileHandle, FopenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen};
 use rustix::thread::{Pid, gettid};
@@ -55,7 +56,6 @@ replies!(Open(ReplyOpen), Data(ReplyData), Entry(ReplyEntry), Attr(ReplyAttr), L
 #[derive(Debug)]
 pub(crate) struct RequestSlot {
     thread: Pid,
-    /// True for a thread of last resort.
     pub(crate) is_last_resort: bool,
     /// Counts begun and ended requests: odd while the thread handles one.
     sequence: AtomicU64,
@@ -80,16 +80,9 @@ impl RequestSlot {
         stat.is_ok_and(|stat| stat::state(&stat) == Some(b'R'))
     }
 
-    pub(crate) fn begin_request(&self) {
-        self.advance();
-    }
-
-    pub(crate) fn end_request(&self) {
-        self.advance();
-    }
-
-    /// The owning thread is the only writer, so load and store need not be atomic together.
-    fn advance(&self) {
+    /// Notes that the thread begins or ends a request. It is the only writer, so load and store need
+    /// not be atomic together.
+    pub(crate) fn advance(&self) {
         let sequence = self.sequence();
         self.sequence.store(sequence.wrapping_add(1), Ordering::Relaxed);
     }
@@ -100,25 +93,25 @@ impl RequestSlot {
 
     /// Stores the pending reply. From now on the watchdog may send it.
     pub(crate) fn set_reply(&self, reply: impl Reply) {
-        *self.lock() = Some(reply.wrap());
+        *lock(&self.pending) = Some(reply.wrap());
     }
 
     /// Takes the pending reply; `None` if the watchdog has sent it.
     pub(crate) fn take_reply<R: Reply>(&self) -> Option<R> {
-        let reply = self.lock().take();
+        let reply = lock(&self.pending).take();
         reply.and_then(R::unwrap)
     }
 
     /// Drops the pending reply; fuser then answers EIO.
     pub(crate) fn drop_reply(&self) {
-        drop(self.lock().take());
+        drop(lock(&self.pending).take());
     }
 
     /// Sends the pending reply if the thread is still at this request. OPEN is answered with a
     /// handle without text: the following READ asks for numbers again, and gets the last good ones
     /// at once if the sample still hangs. A file on lease keeps its last text.
     pub(crate) fn answer_late(&self, sequence: u64) -> bool {
-        let mut pending = self.lock();
+        let mut pending = lock(&self.pending);
         // The sequence number is written before the reply is stored.
         let reply = if self.sequence() == sequence { pending.take() } else { None };
         drop(pending);
@@ -135,10 +128,6 @@ impl RequestSlot {
             }
         }
         true
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<AnyReply>> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ambit_kernel::lock;
 use ambit_kernel::text::mountinfo::{self, Mounted};
 use ambit_sysinfo::Views;
 
@@ -126,7 +127,7 @@ impl Overlay {
     }
 
     fn submounts(&self) -> MutexGuard<'_, Submounts> {
-        self.submounts.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.submounts)
     }
 
     /// Attaches the overlay and the mounts on it, and has all names looked up before a container

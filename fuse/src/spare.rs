@@ -4,11 +4,12 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use crate::error::Error;
 use crate::mount::{self, MountKind};
 use crate::visit;
+use ambit_kernel::lock;
 
 /// The spare mount of a connection.
 #[derive(Debug)]
@@ -47,7 +48,7 @@ impl Spare {
 
     /// Duplicates the mount, for a process that attaches it in its own mount namespace.
     pub(crate) fn duplicate(&self) -> Option<OwnedFd> {
-        let mount = self.mount.lock().unwrap_or_else(PoisonError::into_inner);
+        let mount = lock(&self.mount);
         mount.as_ref()?.try_clone().ok()
     }
 
@@ -56,7 +57,7 @@ impl Spare {
         &self,
         attach: impl FnOnce(BorrowedFd<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let mut kept = self.mount.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&self.mount);
         let further = || mount::detached(self.device.as_fd(), &self.kind);
         let mount = match kept.take() {
             Some(mount) => mount,

@@ -17,10 +17,11 @@
 use std::cell::{Cell, OnceCell};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use ambit_kernel::lock;
 use ambit_kernel::recorder::{Recorder, Request, RequestRecord};
 use ambit_kernel::watchdog::Watchdog;
 
@@ -36,7 +37,6 @@ const IDLE_AFTER: u32 = 10;
 /// Checks are counted instead of time, because this process may be stopped meanwhile. Only a
 /// sleeping thread hangs, because a request may take long when processors are short.
 const HUNG_AFTER: u32 = 5;
-/// Most substitutes.
 pub(crate) const MAX_SUBSTITUTES: usize = 16;
 /// Most threads of last resort: one is enough, unless a file of the machine hangs too.
 const MAX_LAST_RESORT: usize = 4;
@@ -96,7 +96,7 @@ impl ThreadPool {
     ) {
         SLOT.with(|slot| {
             let slot = slot.get_or_init(|| self.register_thread(kind));
-            slot.begin_request();
+            slot.advance();
             if slot.is_last_resort {
                 MUST_NOT_WAIT.set(*lock(&self.is_full));
             }
@@ -107,7 +107,7 @@ impl ThreadPool {
                 Some(_record) => work(slot, reply),
                 None => reply.refuse(),
             }
-            slot.end_request();
+            slot.advance();
             if slot.is_last_resort {
                 self.wait_until_full();
             }
@@ -133,16 +133,16 @@ impl ThreadPool {
 
     /// True if a substitute has ended, which it does only when the connection has ended.
     pub(crate) fn has_ended(&self) -> bool {
-        let any =
-            |threads: &Mutex<Vec<SessionThread>>| lock(threads).iter().any(JoinHandle::is_finished);
-        any(&self.substitutes) || any(&self.last_resort)
+        self.substitutes().any(|threads| threads.iter().any(JoinHandle::is_finished))
     }
 
     /// True if all substitutes have ended.
     pub(crate) fn have_all_ended(&self) -> bool {
-        let all =
-            |threads: &Mutex<Vec<SessionThread>>| lock(threads).iter().all(JoinHandle::is_finished);
-        all(&self.substitutes) && all(&self.last_resort)
+        self.substitutes().all(|threads| threads.iter().all(JoinHandle::is_finished))
+    }
+
+    fn substitutes(&self) -> impl Iterator<Item = MutexGuard<'_, Vec<SessionThread>>> {
+        [&self.substitutes, &self.last_resort].into_iter().map(lock)
     }
 
     /// Ends the watchdog; no thread is started any more.
@@ -266,8 +266,4 @@ fn begin(
         tracing::error!("cannot start a substitute for a thread that hangs: {error}");
     };
     start(kind).inspect_err(failed).ok()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

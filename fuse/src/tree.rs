@@ -176,23 +176,7 @@ impl Tree {
             FileType::Symlink => (0o777, 0),
             _ => (entry.mode(), PAGE as u64),
         };
-        FileAttr {
-            ino: INodeNo(entry.id()),
-            size,
-            blocks: 0,
-            atime: self.time,
-            mtime: self.time,
-            ctime: self.time,
-            crtime: self.time,
-            kind,
-            perm,
-            nlink: self.links(entry),
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            blksize: 4096,
-            flags: 0,
-        }
+        file_attributes(entry.id(), kind, perm, size, self.links(entry), self.time)
     }
 
     /// Returns the link count. 1 means "not counted": the number of entries that a caller sees in
@@ -209,6 +193,34 @@ impl Tree {
             }
             _ => 1,
         }
+    }
+}
+
+/// Makes the attributes of something of root's.
+pub(crate) fn file_attributes(
+    id: u64,
+    kind: FileType,
+    perm: u16,
+    size: u64,
+    nlink: u32,
+    time: SystemTime,
+) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(id),
+        size,
+        blocks: 0,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        crtime: time,
+        kind,
+        perm,
+        nlink,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
     }
 }
 

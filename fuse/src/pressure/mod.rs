@@ -15,11 +15,10 @@ mod triggers;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ambit_kernel::recorder::{self, Recorder};
+use ambit_kernel::recorder::Recorder;
 use ambit_sysinfo::{KernelFiles, Stall, Views};
 use fuser::{
     BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
@@ -28,13 +27,12 @@ use fuser::{
     ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 
-use crate::connection::PooledFilesystem;
-use crate::counters::Counters;
+use crate::connection::{PooledFilesystem, Served};
 use crate::filesystem::past_the_cache;
-use crate::recorder::{Operation, Refuse, recorded};
+use crate::recorder::{Operation, recorded};
 use crate::refuse::refuse;
 use crate::service::{Service, errno};
-use crate::thread_pool::{self, ThreadKind, ThreadPool};
+use crate::thread_pool::{self, ThreadKind};
 use crate::tree::{Node, PRESSURE, ROOT};
 use triggers::Triggers;
 #[cfg(feature = "fuzzing")]
@@ -116,21 +114,12 @@ impl PressureFilesystem {
         self.triggers.set(handle, text)?;
         u32::try_from(text.len()).map_err(|_| Errno::EINVAL)
     }
-
-    /// Handles one request in the thread pool. After a panic the reply is dropped, so that fuser
-    /// answers EIO.
-    fn guard<R: Refuse>(&self, request: recorder::Request, reply: R, work: impl FnOnce(R)) {
-        self.service.pool.handle(self.kind, request, reply, |_, reply| {
-            if catch_unwind(AssertUnwindSafe(|| work(reply))).is_err() {
-                Counters::add(&self.service.counters.panics);
-            }
-        });
-    }
 }
 
 impl PooledFilesystem for PressureFilesystem {
-    fn pool(&self) -> Arc<ThreadPool> {
-        Arc::clone(&self.service.pool)
+    fn served(&self) -> Served<'_> {
+        let Service { pool, counters, .. } = &*self.service;
+        Served { pool, counters, kind: self.kind }
     }
 
     fn with_thread_kind(self, kind: ThreadKind) -> Self {
@@ -143,10 +132,8 @@ impl Filesystem for PressureFilesystem {
         Ok(())
     }
 
-    fn destroy(&mut self) {}
-
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.guard(recorded(Operation::Lookup, parent, req), reply, |reply| {
+        self.guard(recorded(Operation::Lookup, parent, req), reply, |_, reply| {
             let directory = self.node(parent.0).map(|node| node.id);
             let found = directory.and_then(|directory| {
                 self.service.tree.child(directory, name.as_bytes()).ok_or(Errno::ENOENT)
@@ -158,12 +145,12 @@ impl Filesystem for PressureFilesystem {
         });
     }
 
-    fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
-
     fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.guard(recorded(Operation::Getattr, ino, req), reply, |reply| match self.node(ino.0) {
-            Ok(node) => reply.attr(&VALID, &self.attributes(node)),
-            Err(errno) => reply.error(errno),
+        self.guard(recorded(Operation::Getattr, ino, req), reply, |_, reply| {
+            match self.node(ino.0) {
+                Ok(node) => reply.attr(&VALID, &self.attributes(node)),
+                Err(errno) => reply.error(errno),
+            }
         });
     }
 
@@ -186,15 +173,17 @@ impl Filesystem for PressureFilesystem {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        self.guard(recorded(Operation::Setattr, ino, req), reply, |reply| match self.node(ino.0) {
-            _ if mode.is_some() || uid.is_some() || gid.is_some() => reply.error(Errno::EPERM),
-            Ok(node) => reply.attr(&VALID, &self.attributes(node)),
-            Err(errno) => reply.error(errno),
+        self.guard(recorded(Operation::Setattr, ino, req), reply, |_, reply| {
+            match self.node(ino.0) {
+                _ if mode.is_some() || uid.is_some() || gid.is_some() => reply.error(Errno::EPERM),
+                Ok(node) => reply.attr(&VALID, &self.attributes(node)),
+                Err(errno) => reply.error(errno),
+            }
         });
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.guard(recorded(Operation::Open, ino, req), reply, |reply| {
+        self.guard(recorded(Operation::Open, ino, req), reply, |_, reply| {
             let opened = self.node(ino.0).and_then(|node| {
                 if past_the_cache(flags) {
                     return Err(Errno::EINVAL);
@@ -237,7 +226,7 @@ impl Filesystem for PressureFilesystem {
         reader: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.guard(recorded(Operation::Read, ino, req), reply, |reply| {
+        self.guard(recorded(Operation::Read, ino, req), reply, |_, reply| {
             // As in the overlay: the page cache is common to all containers.
             if reader.is_none() {
                 return reply.error(Errno::EINVAL);
@@ -270,7 +259,7 @@ impl Filesystem for PressureFilesystem {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        self.guard(recorded(Operation::Write, ino, req), reply, |reply| {
+        self.guard(recorded(Operation::Write, ino, req), reply, |_, reply| {
             match self.write(ino.0, handle.0, req.pid(), text) {
                 Ok(written) => reply.written(written),
                 Err(errno) => reply.error(errno),
@@ -288,7 +277,7 @@ impl Filesystem for PressureFilesystem {
         flags: PollFlags,
         reply: ReplyPoll,
     ) {
-        self.guard(recorded(Operation::Poll, ino, req), reply, |reply| {
+        self.guard(recorded(Operation::Poll, ino, req), reply, |_, reply| {
             let sleeps = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
             reply.poll(self.triggers.poll(handle.0, events, sleeps.then_some(notifier)));
         });
@@ -304,7 +293,7 @@ impl Filesystem for PressureFilesystem {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.guard(recorded(Operation::Release, ino, req), reply, |reply| {
+        self.guard(recorded(Operation::Release, ino, req), reply, |_, reply| {
             self.triggers.release(handle.0);
             self.service.release(handle.0);
             reply.ok();
@@ -327,7 +316,7 @@ impl Filesystem for PressureFilesystem {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        self.guard(recorded(Operation::Readdir, ino, req), reply, |mut reply| {
+        self.guard(recorded(Operation::Readdir, ino, req), reply, |_, mut reply| {
             let tree = &self.service.tree;
             let files = self.node(ROOT).ok().and_then(|directory| tree.children(directory.id));
             let files = files.into_iter().flatten();
@@ -341,10 +330,6 @@ impl Filesystem for PressureFilesystem {
             }
             reply.ok();
         });
-    }
-
-    fn releasedir(&self, _: &Request, _: INodeNo, _: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        reply.ok();
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {

@@ -9,9 +9,10 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 
+use ambit_kernel::lock;
 use ambit_sysinfo::TriggerFile;
 use fuser::{Errno, PollEvents, PollNotifier};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -190,10 +191,6 @@ pub(crate) fn window(text: &[u8]) -> Option<u64> {
     let text = text.split(|&byte| byte == 0).next()?;
     let mut words = std::str::from_utf8(text).ok()?.split_ascii_whitespace();
     words.nth(2)?.parse().ok()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -14,7 +14,6 @@ use ambit_sysinfo::{Accounting, Options};
 use crate::kernel::Kernel;
 use crate::machine;
 
-/// A thread of the container.
 pub(crate) const OURS: u32 = 100;
 /// A thread of the other container.
 pub(crate) const THEIRS: u32 = 200;
