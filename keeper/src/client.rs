@@ -3,12 +3,13 @@
 //! A server without a keeper (inside `ambit run`) has an empty [`KeeperClient`]: nothing outlives
 //! the process then.
 
-use std::io::{Read, Seek, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use ambit_kernel::lock;
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
@@ -17,8 +18,10 @@ use rustix::net::RecvFlags;
 use rustix::process::{PidfdFlags, Resource, getpid, getrlimit, pidfd_open};
 
 mod inherited;
+mod orders;
 
 pub use inherited::Inherited;
+pub use orders::{Kept, Orders};
 
 use super::wire::{self, Outbox};
 
@@ -64,28 +67,6 @@ struct Waiting {
     is_flushed: bool,
 }
 
-/// The keeper's first messages, which a server reads before it does anything else.
-#[derive(Debug, Default)]
-pub struct Orders {
-    /// True if this program was started beside the server, and must check itself.
-    pub is_candidate: bool,
-    /// The last good configuration.
-    pub configuration: Option<Kept>,
-    /// Set if the keeper starts brokers: the connection to the first one, if it was sent.
-    pub broker: Option<Option<OwnedFd>>,
-}
-
-/// A configuration that the keeper holds.
-#[derive(Debug)]
-pub struct Kept {
-    /// Its text.
-    pub text: String,
-    /// When it was read from disk.
-    pub read: SystemTime,
-    /// True if it is used instead of the file on disk.
-    pub instead: bool,
-}
-
 impl KeeperClient {
     /// Takes the connection that the keeper started this process with, as its standard input. Must be
     /// called before any thread is started.
@@ -121,29 +102,6 @@ impl KeeperClient {
     #[must_use]
     pub fn is_kept(&self) -> bool {
         self.0.is_some()
-    }
-
-    /// Reads the messages that the keeper sent before it started this process.
-    #[must_use]
-    pub fn orders(&self) -> Orders {
-        let mut orders = Orders::default();
-        let Some(shared) = &self.0 else { return orders };
-        while let Ok(Some((text, fd))) = wire::receive(&shared.socket, RecvFlags::DONTWAIT) {
-            let (verb, _) = text.split_once(' ').unwrap_or((&text, ""));
-            match verb {
-                wire::CHECK => orders.is_candidate = true,
-                wire::CONFIGURATION | wire::INSTEAD => {
-                    let instead = verb == wire::INSTEAD;
-                    orders.configuration = fd.and_then(|fd| kept(&fd, instead).ok());
-                }
-                wire::BROKER => {
-                    shared.note_broker(&text);
-                    orders.broker = Some(fd);
-                }
-                _ => {}
-            }
-        }
-        orders
     }
 
     /// Tells the keeper that this process is prepared, and waits for the descriptors of the
@@ -353,7 +311,7 @@ impl KeeperClient {
 
 impl Shared {
     fn waiting(&self) -> std::sync::MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waiting)
     }
 
     fn note_broker(&self, text: &str) {
@@ -364,27 +322,12 @@ impl Shared {
     }
 }
 
-/// Reads the configuration in a memfd that the keeper holds.
-fn kept(file: &OwnedFd, instead: bool) -> std::io::Result<Kept> {
-    let text = String::from_utf8(read(file)?).map_err(std::io::Error::other)?;
-    let read = std::fs::File::from(file.try_clone()?).metadata()?.modified()?;
-    Ok(Kept { text, read, instead })
-}
-
 /// Creates a memfd with these bytes.
 fn memory(name: &str, bytes: &[u8]) -> std::io::Result<OwnedFd> {
     let memory = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?;
     let mut file = std::fs::File::from(memory);
     file.write_all(bytes)?;
     Ok(file.into())
-}
-
-fn read(memory: &OwnedFd) -> std::io::Result<Vec<u8>> {
-    let mut file = std::fs::File::from(memory.try_clone()?);
-    let mut bytes = Vec::new();
-    file.rewind()?;
-    file.read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

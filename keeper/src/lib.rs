@@ -22,6 +22,7 @@ mod program;
 pub mod socket;
 mod store;
 mod succession;
+mod wait;
 pub mod wire;
 
 pub use store::has_manager;

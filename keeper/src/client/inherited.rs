@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
-use super::{KeeperClient, read};
+use super::KeeperClient;
+use super::orders::read;
 use crate::wire;
 
 /// The descriptors that the previous server stored with the keeper, by name.
