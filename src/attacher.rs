@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use ambit_kernel::lock;
 use ambit_sysinfo::{Accounting, clock};
 use ambit_worker::Broker;
 use ambit_worker::attach::{Action, AttachOrder, DEADLINE, Options, Report};
@@ -59,7 +60,7 @@ struct Turn<'a>(&'a Attacher, u64);
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let Self(attacher, namespace) = self;
-        let mut busy = attacher.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut busy = lock(&attacher.busy);
         busy.retain(|one| one != namespace);
         attacher.done.notify_all();
     }
@@ -118,7 +119,7 @@ impl Attacher {
 
     /// Applies new settings to what is attached from now on.
     pub(crate) fn reconfigure(&self, settings: Attach) {
-        *self.settings.lock().unwrap_or_else(PoisonError::into_inner) = settings;
+        *lock(&self.settings) = settings;
     }
 
     /// Answers a question. Waits for the broker, at most some seconds.
@@ -141,7 +142,7 @@ impl Attacher {
     }
 
     fn cover(&self, replace: bool) -> Action {
-        let settings = self.settings.lock().unwrap_or_else(PoisonError::into_inner);
+        let settings = lock(&self.settings);
         Action::Cover(Options { replace, unmasked: settings.unmasked })
     }
 
@@ -179,7 +180,7 @@ impl Attacher {
     fn begin(&self, pid: u32) -> anyhow::Result<Turn<'_>> {
         let namespace = fs::metadata(format!("/proc/{pid}/ns/pid"));
         let namespace = namespace.with_context(|| format!("process {pid} has ended"))?.ino();
-        let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let busy = lock(&self.busy);
         let is_taken =
             |busy: &mut Vec<u64>| busy.len() >= MOST_AT_ONCE || busy.contains(&namespace);
         let waited = self.done.wait_timeout_while(busy, PATIENCE, is_taken);
@@ -193,18 +194,18 @@ impl Attacher {
 
     /// Returns the containers that still run, and in which files were left alone.
     pub fn left_alone(&self) -> Vec<LeftAlone> {
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left = lock(&self.left);
         left.retain(|one| start_of(one.pid) == Some(one.start));
         left.clone()
     }
 
     fn forget(&self, pid: u32) {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner).retain(|one| one.pid != pid);
+        lock(&self.left).retain(|one| one.pid != pid);
     }
 
     fn remember(&self, one: LeftAlone) {
         self.forget(one.pid);
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left = lock(&self.left);
         if left.len() == MOST {
             left.remove(0);
         }

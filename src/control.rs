@@ -87,12 +87,12 @@ impl Control {
 
     /// Binds the sockets again whose files were removed, this one and those of runtimes.
     fn look(&mut self, server: &Server) {
-        if self.entrance.look(server.keeper()).is_some()
+        if self.entrance.look(&server.keeper).is_some()
             && let Err(error) = self.listen()
         {
             tracing::error!("the control socket is not watched: {error}");
         }
-        server.notifier().rebind_sockets();
+        server.notifier.rebind_sockets();
     }
 
     fn listen(&mut self) -> std::io::Result<()> {
@@ -145,7 +145,7 @@ async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> 
     let line = line.trim_end();
     if let Some(question) = Question::parse(line) {
         // The container may not answer: other clients do not wait meanwhile.
-        let attacher = server.attacher().clone();
+        let attacher = server.attacher.clone();
         tokio::spawn(async move { respond(stream, attach(question, attacher).await).await });
         return Ok(());
     }
@@ -153,7 +153,7 @@ async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> 
         "status" => serde_json::to_vec(&Status::of(server))?,
         "parts" => serde_json::to_vec(&Parts::of(server))?,
         word @ ("release" | "stop") => {
-            if !server.keeper().send(word, None) {
+            if !server.keeper.send(word, None) {
                 // Without a keeper nothing outlives this process: both commands are the same.
                 server.end();
             }
@@ -161,7 +161,7 @@ async fn answer(mut stream: UnixStream, server: &Server) -> std::io::Result<()> 
         }
         "reload" => reload(server),
         order if order.starts_with("exec ") => {
-            if server.keeper().send(order, None) {
+            if server.keeper.send(order, None) {
                 // The new program answers, or the keeper tells why it was refused.
                 error_answer(&wait_for_refusal(server).await)
             } else {
@@ -227,14 +227,14 @@ pub struct Parts {
 
 impl Parts {
     fn of(server: &Server) -> Self {
-        let keeper = server.keeper();
+        let keeper = &server.keeper;
         let mut processes = vec![keeper.service_pid(), std::process::id()];
         processes.dedup();
         Self {
             processes,
             mount: server.mount().to_owned(),
             is_kept: keeper.is_kept() && !keeper.is_lost() && ambit_keeper::has_manager(),
-            listeners: server.notifier().listeners(),
+            listeners: server.notifier.listeners(),
         }
     }
 }
@@ -348,7 +348,7 @@ pub(crate) fn reload(server: &Server) -> Vec<u8> {
             server.restore_mounts();
             server.reread();
             // The keeper restarts the standby, which has read the old configuration.
-            server.keeper().send_with_text("reloaded", &text);
+            server.keeper.send_with_text("reloaded", &text);
             tracing::info!("the configuration was read again");
             b"{}".to_vec()
         }

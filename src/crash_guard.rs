@@ -14,11 +14,12 @@
 //! suspect. That the kernel killed it shows in the count of such kills.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use ambit_keeper::client::{Inherited, KeeperClient};
 use ambit_keeper::memory::Memory;
+use ambit_kernel::lock;
 use ambit_kernel::recorder::{self, CALL, Recorder};
 use ambit_sysinfo::{Owner, clock};
 
@@ -271,10 +272,6 @@ fn log(request: &Request) {
         "a defect: {DEATHS} servers died at the same request, {request}; {answer} for {} s",
         TERM / 1_000_000_000
     );
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

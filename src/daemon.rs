@@ -3,11 +3,12 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ambit_fuse::{MountOptions, Overlay, Restored};
 use ambit_keeper::client::{Inherited, KeeperClient};
+use ambit_kernel::lock;
 use ambit_kernel::output;
 use ambit_kernel::recorder::Recorder;
 use ambit_sysinfo::{Accounting, COUNTER_STORE};
@@ -36,15 +37,16 @@ pub struct MountsRestored {
 /// Accounting, overlay and notifications of one process.
 #[derive(Debug)]
 pub struct Server {
-    accounting: Arc<Accounting>,
-    overlay: Overlay,
-    notifier: Notifier,
-    keeper: KeeperClient,
+    /// The accounting that everything is rendered from.
+    pub(crate) accounting: Arc<Accounting>,
+    pub(crate) overlay: Overlay,
+    pub(crate) notifier: Notifier,
+    pub(crate) keeper: KeeperClient,
     origin: Mutex<Origin>,
     mounts_restored: Mutex<MountsRestored>,
-    attacher: Arc<Attacher>,
+    pub(crate) attacher: Arc<Attacher>,
     /// `None` if containers do not reach this server.
-    watcher: Option<Watcher>,
+    pub(crate) watcher: Option<Watcher>,
     refusals: broadcast::Sender<String>,
     ending: Notify,
 }
@@ -204,8 +206,7 @@ impl Server {
             Ok(Restored::Nothing) => {}
             Ok(Restored::Mounts(anew)) => {
                 keep_submounts(&self.overlay, &self.keeper, &anew);
-                let mut restored =
-                    self.mounts_restored.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut restored = lock(&self.mounts_restored);
                 let now = SystemTime::now().duration_since(UNIX_EPOCH);
                 restored.count += 1;
                 restored.last = now.map_or(0, |time| time.as_secs());
@@ -223,31 +224,6 @@ impl Server {
         }
     }
 
-    /// The virtual files.
-    pub fn overlay(&self) -> &Overlay {
-        &self.overlay
-    }
-
-    /// The notification threads.
-    pub fn notifier(&self) -> &Notifier {
-        &self.notifier
-    }
-
-    /// What attaches files to containers that run.
-    pub fn attacher(&self) -> &Arc<Attacher> {
-        &self.attacher
-    }
-
-    /// What attaches files to containers when they start.
-    pub fn watcher(&self) -> Option<&Watcher> {
-        self.watcher.as_ref()
-    }
-
-    /// The connection to the keeper.
-    pub fn keeper(&self) -> &KeeperClient {
-        &self.keeper
-    }
-
     /// Sets the origin of its configuration.
     pub fn configured_from(self, origin: Origin) -> Self {
         Self { origin: Mutex::new(origin), ..self }
@@ -255,12 +231,12 @@ impl Server {
 
     /// Returns the origin of its configuration.
     pub fn origin(&self) -> Origin {
-        self.origin.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.origin).clone()
     }
 
     /// Notes that the configuration was read from disk just now.
     pub fn reread(&self) {
-        let mut origin = self.origin.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut origin = lock(&self.origin);
         (origin.read, origin.instead) = (SystemTime::now(), false);
     }
 
@@ -287,12 +263,7 @@ impl Server {
 
     /// Returns how often the overlay was attached again.
     pub fn mounts_restored(&self) -> MountsRestored {
-        *self.mounts_restored.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The accounting that everything is rendered from.
-    pub fn accounting(&self) -> &Arc<Accounting> {
-        &self.accounting
+        *lock(&self.mounts_restored)
     }
 
     /// Stops serving: unmounts the overlay and ends the threads.

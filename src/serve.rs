@@ -189,7 +189,7 @@ fn serve(
         tracing::info!(
             mount = %server.mount().display(),
             sockets = %config.daemon.runtime_dir.display(),
-            cgroups = server.accounting().hierarchies().layout(),
+            cgroups = server.accounting.hierarchies().layout(),
             restarts = keeper.restarts(),
             "serving"
         );
@@ -226,8 +226,8 @@ fn keep_pages() {
 /// Ends without unmounting or removing anything: the next server takes it over.
 #[allow(clippy::exit, reason = "nothing may be dropped")]
 fn leave(server: &Server) -> ! {
-    server.overlay().drain(SETTLE);
-    server.notifier().drain(SETTLE);
+    server.overlay.drain(SETTLE);
+    server.notifier.drain(SETTLE);
     tracing::info!("leaving; the files stay mounted for the successor");
     std::process::exit(0)
 }
@@ -239,10 +239,9 @@ async fn watch_mounts(server: &Server) {
     });
     server.restore_mounts();
     let mut interval = tokio::time::interval(BEAT);
-    while !server.overlay().is_finished() {
+    while !server.overlay.is_finished() {
         let is_changed = watch.as_ref().is_ok_and(Watch::has_changed);
-        if is_changed || Submount::ALL.iter().any(|&submount| server.overlay().is_aborted(submount))
-        {
+        if is_changed || Submount::ALL.iter().any(|&submount| server.overlay.is_aborted(submount)) {
             server.restore_mounts();
         }
         interval.tick().await;

@@ -55,7 +55,6 @@ impl PidFile {
         Self { path: path.to_owned(), locked }
     }
 
-    /// Returns the locked file.
     pub(super) fn locked(&self) -> BorrowedFd<'_> {
         self.locked.as_fd()
     }

@@ -176,13 +176,13 @@ impl Embedded {
 
 impl Service for Embedded {
     fn overlay(&self, _init_pid: i32) -> anyhow::Result<OverlayMounts> {
-        let mounts = self.server.overlay().detached().context("the overlay has no mount")?;
+        let mounts = self.server.overlay.detached().context("the overlay has no mount")?;
         let Detached { overlay, pressure } = mounts;
         Ok(OverlayMounts::Detached { overlay, pressure })
     }
 
     fn deliver(&self, listener: OwnedFd, id: &str, _init_pid: i32) -> anyhow::Result<()> {
-        self.server.notifier().adopt(listener, id, self.policy.clone())?;
+        self.server.notifier.adopt(listener, id, self.policy.clone())?;
         Ok(())
     }
 

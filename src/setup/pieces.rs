@@ -38,7 +38,6 @@ pub(super) const ALL: [Piece; 8] = [
 ];
 
 impl Piece {
-    /// Returns its file.
     pub(super) fn path(self, cx: &Context<'_>) -> PathBuf {
         match self {
             Self::Lxc => "/usr/share/lxc/config/common.conf.d/ambit.conf".into(),

@@ -15,11 +15,12 @@ mod pending;
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use ambit_intercept::fits;
+use ambit_kernel::lock;
 use ambit_kernel::output;
 use ambit_sysinfo::engines;
 use ambit_sysinfo::hierarchy::{Controller, Hierarchies, Mount};
@@ -86,7 +87,7 @@ struct State {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn change(&self, change: impl FnOnce(&mut State)) {

@@ -21,7 +21,6 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 const LONG_PATIENCE: Duration = Duration::from_secs(120);
 /// The shortest time between two looks at a container.
 const SHORTEST: Duration = Duration::from_millis(2);
-/// The longest one.
 const LONGEST: Duration = Duration::from_secs(1);
 /// The most containers that wait at once. The next scan finds what was left out.
 const MOST: usize = 4096;
