@@ -323,11 +323,4 @@ mod tests {
         assert_eq!(service.open(42, 1), Err(Errno::ENOENT));
         assert_eq!(service.counters.counts().refused, 1);
     }
-
-    #[test]
-    fn a_container_is_shown_its_own_numbers() {
-        let service = Service::new(None, Arc::new(Fixed(fixture::view())));
-        let text = text_of(&service, "proc/meminfo").unwrap();
-        assert!(text.starts_with("MemTotal:         262144 kB\n"), "{text}");
-    }
 }

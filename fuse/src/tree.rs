@@ -283,20 +283,6 @@ mod tests {
     }
 
     #[test]
-    fn every_file_is_found_by_walking() {
-        let tree = Tree::default();
-        for file in FILES {
-            let path = file.path();
-            let found = path.split('/').try_fold(ROOT, |directory, name| {
-                tree.child(directory, name.as_bytes()).map(|node| node.id)
-            });
-            assert_eq!(found, Some(node_id(path)), "{path}");
-        }
-        assert!(tree.child(ROOT, b"cgroup").is_none());
-        assert!(tree.child(node_id("proc/meminfo"), b"x").is_none());
-    }
-
-    #[test]
     fn directories_list_in_the_order_of_the_files() {
         let tree = Tree::default();
         let names = |path: &str| -> Vec<_> {

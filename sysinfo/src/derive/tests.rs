@@ -86,12 +86,6 @@ fn huge_pages_of_the_machine_are_in_the_total_and_never_free() {
 }
 
 #[test]
-fn without_a_limit_the_total_is_the_machines() {
-    let memory = memory(&limited(Limit::Unlimited, 1 << 20, MemoryStat::default()), &host());
-    assert_eq!((memory.total, memory.used), (1 << 30, 1 << 20));
-}
-
-#[test]
 fn without_a_controller_everything_is_the_machines() {
     let memory = memory(&Sample::default(), &host());
     assert_eq!((memory.total, memory.free), (1 << 30, 1 << 29));

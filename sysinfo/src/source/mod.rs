@@ -277,22 +277,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_appears_is_found_and_one_that_vanishes_is_missing() {
-        let mounts = b"30 1 0:1 / /c rw - cgroup2 cgroup2 rw\n";
-        let files = [("c/cgroup.controllers", "memory\n"), ("c/x/cgroup.procs", "")];
-        let (dir, found) = crate::fixture::hierarchies(mounts, &files);
-        let mut file = Cgroup::new(&found.unified.unwrap().0, "x").file("memory.max");
-        let mut read = || {
-            let mut buffer = Vec::new();
-            file.missing = file.missing.saturating_sub(MISSING_BOUND);
-            file.read(&mut buffer).unwrap().map(<[u8]>::to_vec)
-        };
-        assert_eq!(read(), None);
-        std::fs::write(dir.path().join("c/x/memory.max"), "104857600\n").unwrap();
-        assert_eq!(read().as_deref(), Some(b"104857600\n".as_slice()));
-    }
-
-    #[test]
     fn lineage_ends_at_the_root() {
         assert_eq!(lineage("a/b/c").collect::<Vec<_>>(), ["a/b/c", "a/b", "a", ""]);
         assert_eq!(lineage("").collect::<Vec<_>>(), [""]);
