@@ -32,14 +32,14 @@ fn main() {
     row("a new sample", nanoseconds(|| drop(black_box(fresh.view_of(&container).unwrap()))));
 
     for file in FILES {
-        let view = warm.view_with(tid, file.needs()).unwrap();
+        let view = warm.view_with(tid, file.needs).unwrap();
         let mut text = Text::new();
         let took = nanoseconds(|| {
             text.clear();
-            file.render(&view, &mut text);
+            (file.render)(&view, &mut text);
             black_box(text.as_bytes());
         });
-        row(file.path(), took);
+        row(file.path, took);
     }
 }
 

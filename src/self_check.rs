@@ -18,14 +18,14 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
     let own = std::process::id();
     accounting.identify(own).context("a caller is not identified")?;
     for file in FILES {
-        let path = file.path();
+        let path = file.path;
         let view = accounting
-            .view_with(own, file.needs())
+            .view_with(own, file.needs)
             .with_context(|| format!("there are no numbers for {path}"))?;
         // As a container: the host gets the kernel's own text.
         let view = View { origin: Origin::Container, ..View::clone(&view) };
         let mut text = Text::new();
-        file.render(&view, &mut text);
+        (file.render)(&view, &mut text);
         // Some files are empty or have only a header, which is correct.
         if path == "proc/meminfo" && !text.as_bytes().starts_with(b"MemTotal:") {
             anyhow::bail!("{path} has no MemTotal");

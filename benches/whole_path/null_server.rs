@@ -43,7 +43,7 @@ impl Filesystem for Null {
     fn open(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         if let Some(ideal) = &self.1
             && let Some(NodeKind::File(file)) = self.0.node(ino.0).map(|node| &node.kind)
-            && ideal.read(request.pid(), file.path()).is_err()
+            && ideal.read(request.pid(), file.path).is_err()
         {
             return reply.error(Errno::EIO);
         }

@@ -17,9 +17,9 @@ pub(crate) fn meminfo_labels() -> impl Iterator<Item = &'static str> {
 }
 
 /// Renders a file for a container.
-pub(crate) fn render(file: &dyn OverlayFile, view: &View) -> String {
+pub(crate) fn render(file: &OverlayFile, view: &View) -> String {
     let mut text = Text::new();
-    file.render(view, &mut text);
+    (file.render)(view, &mut text);
     String::from_utf8(text.as_bytes().to_vec()).unwrap()
 }
 

@@ -3,12 +3,12 @@
 
 use ambit_sysinfo::{FirstProcess, Views};
 
-use crate::files::meminfo::Meminfo;
+use crate::files::meminfo::MEMINFO;
 use crate::overlay::OverlayFile;
 use crate::tree::LEASES;
 
 /// The files. The position of a file is part of its node ids, so files are only appended.
-static LEASED: &[&dyn OverlayFile] = &[&Meminfo];
+static LEASED: &[&OverlayFile] = &[&MEMINFO];
 
 /// Bits of a node id: the position of the file counted from 1, the pid, and the start.
 const PID_BITS: u32 = 22;
@@ -28,9 +28,9 @@ pub fn sources(views: &dyn Views, thread: u32) -> Vec<(String, String)> {
 #[must_use]
 pub fn names(first: FirstProcess) -> Vec<(String, String)> {
     let numbers = 1u64..;
-    let source = |(number, file): (u64, &&dyn OverlayFile)| {
+    let source = |(number, file): (u64, &&OverlayFile)| {
         let node = node_of(first, number)?;
-        Some((file.path().to_owned(), format!("{LEASES}/{node:x}")))
+        Some((file.path.to_owned(), format!("{LEASES}/{node:x}")))
     };
     numbers.zip(LEASED).filter_map(source).collect()
 }
@@ -42,7 +42,7 @@ fn node_of(first: FirstProcess, number: u64) -> Option<u64> {
 }
 
 /// Returns the file of a node, and the first process of its container.
-pub(crate) fn parse(node: u64) -> Option<(&'static dyn OverlayFile, FirstProcess)> {
+pub(crate) fn parse(node: u64) -> Option<(&'static OverlayFile, FirstProcess)> {
     let number = usize::try_from(node >> (PID_BITS + START_BITS)).ok()?;
     let file = *LEASED.get(number.checked_sub(1)?)?;
     let pid = u32::try_from(node >> START_BITS & ((1 << PID_BITS) - 1)).ok()?;
@@ -52,7 +52,7 @@ pub(crate) fn parse(node: u64) -> Option<(&'static dyn OverlayFile, FirstProcess
 
 /// Returns the path of the file of a node.
 pub(crate) fn path_of(node: u64) -> Option<&'static str> {
-    parse(node).map(|(file, _)| file.path())
+    parse(node).map(|(file, _)| file.path)
 }
 
 #[cfg(test)]
@@ -67,7 +67,7 @@ mod tests {
         // The kernel remembers ids across takeovers: these may never change.
         assert_eq!(node, 0x7f_ffff_ffff_ffff);
         let (file, parsed) = parse(node).unwrap();
-        assert_eq!((file.path(), parsed), ("proc/meminfo", first));
+        assert_eq!((file.path, parsed), ("proc/meminfo", first));
         assert_eq!(node_of(FirstProcess { pid: 1 << 22, start: 0 }, 1), None);
         for node in [0, ROOT, PRIMER_NODE, 0x3f_ffff_ffff_ffff, 0x80_0000_0000_0000, u64::MAX] {
             assert!(parse(node).is_none(), "{node:x}");

@@ -127,14 +127,14 @@ impl LeaseFilesystem {
         let Shared { views, length, .. } = &*self.shared;
         let leased = match thread_pool::must_not_wait() {
             true => views.last_view(first.pid).map(|view| (view, SHORT.min(*length))),
-            false => views.lease(first, file.needs(), *length),
+            false => views.lease(first, file.needs, *length),
         };
         let leased = leased.inspect_err(|_| Counters::add(&self.shared.counters.refused));
         let (view, granted) = leased.map_err(|error| errno(&error))?;
         // The opens and reads that the kernel answers are not known.
         Counters::add(&self.shared.counters.opens);
         let mut text = Text::new();
-        file.render_columns(&view, &mut text);
+        (file.render_columns)(&view, &mut text);
         if text.as_bytes().len() > PAGE {
             return Err(Errno::EFBIG);
         }

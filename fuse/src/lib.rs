@@ -8,7 +8,7 @@
 //!
 //! The package never reads a cgroup or a process, never opens a path of the host that a container
 //! names, and holds no lock while it gets numbers, but that of one open file. Start reading at
-//! [`overlay`] (the trait of a file), then [`session`] (how serving starts, ends and is handed
+//! [`overlay`] (what a file is), then [`session`] (how serving starts, ends and is handed
 //! over).
 
 pub mod adopt;
@@ -64,7 +64,7 @@ pub fn bind_points() -> impl Iterator<Item = &'static str> {
         directories()
             .any(|directory| path.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/')))
     };
-    let files = FILES.iter().map(|file| file.path());
+    let files = FILES.iter().map(|file| file.path);
     files.filter(move |path| !within(path)).chain(directories())
 }
 

@@ -24,7 +24,7 @@ use crate::tree::{NodeKind, Tree};
 /// The renderer of a text.
 #[derive(Clone, Copy)]
 enum Source {
-    File(&'static dyn OverlayFile),
+    File(&'static OverlayFile),
     Member(Member),
 }
 
@@ -80,7 +80,7 @@ impl Service {
 
     fn source(&self, node: u64) -> Result<Source, Errno> {
         match self.tree.node(node).map(|node| &node.kind) {
-            Some(NodeKind::File(file)) => Ok(Source::File(*file)),
+            Some(NodeKind::File(file)) => Ok(Source::File(file)),
             Some(NodeKind::Directory(_)) => Err(Errno::EISDIR),
             None => Member::of_id(node).map(Source::Member).ok_or(Errno::ENOENT),
         }
@@ -92,7 +92,7 @@ impl Service {
         let Ok(Source::File(file)) = self.source(node) else { return None };
         // Whether a file can be long depends on the machine only, so most callers are not
         // identified.
-        if file.longest(&*self.views.host()?) <= PAGE {
+        if (file.longest)(&*self.views.host()?) <= PAGE {
             return None;
         }
         UNKEPT.with_borrow_mut(|text| {
@@ -105,7 +105,7 @@ impl Service {
     /// True if a user may open or read the node.
     pub(crate) fn allows(&self, node: u64, user: u32) -> bool {
         match self.source(node) {
-            Ok(Source::File(file)) => user == 0 || file.mode() == WORLD_READABLE,
+            Ok(Source::File(file)) => user == 0 || file.mode == WORLD_READABLE,
             _ => true,
         }
     }
@@ -175,16 +175,15 @@ impl Service {
         text: &mut Text,
     ) -> Result<Payer, Errno> {
         let needs = match source {
-            Source::File(file) => file.needs(),
+            Source::File(file) => file.needs,
             Source::Member(member) => member.family.needs(),
         };
         let numbers = self.numbers(thread, needs);
         numbers.and_then(|Numbers { view, account }| match source {
-            Source::File(file)
-                if file.differs_for_32_bit(&view.host)
-                    && self.views.has_32_bit_personality(thread) =>
+            Source::File(OverlayFile { render_32_bit: Some(render), .. })
+                if view.host.cpuinfo_32.is_some() && self.views.has_32_bit_personality(thread) =>
             {
-                file.render_32_bit(&view, text);
+                render(&view, text);
                 Ok(account)
             }
             _ => write(source, &view, self.passed, text).map(|()| account),
@@ -195,16 +194,16 @@ impl Service {
 /// Writes a text. A reader on the host, and any reader of a `passed` file, gets the kernel's text.
 fn write(source: Source, view: &View, passed: &[&str], text: &mut Text) -> Result<(), Errno> {
     let is_passed = match source {
-        Source::File(file) => passed.contains(&file.path()),
+        Source::File(file) => passed.contains(&file.path),
         Source::Member(_) => false,
     };
     let raw = view.host.raw.as_ref().filter(|_| is_passed || view.origin == Origin::Host);
     match (source, raw) {
-        (Source::File(file), Some(raw)) if file.mode() == WORLD_READABLE => {
-            raw.read(file.path(), text.buffer()).map_err(Errno::from)
+        (Source::File(file), Some(raw)) if file.mode == WORLD_READABLE => {
+            raw.read(file.path, text.buffer()).map_err(Errno::from)
         }
         (Source::File(file), _) => {
-            file.render(view, text);
+            (file.render)(view, text);
             Ok(())
         }
         (Source::Member(member), raw) => match (member.shape(view), raw) {

@@ -54,7 +54,7 @@ pub enum NodeKind {
     /// A directory with the ids of its entries, in the order of [`FILES`].
     Directory(Vec<u64>),
     /// A file.
-    File(&'static dyn OverlayFile),
+    File(&'static OverlayFile),
 }
 
 impl Node {
@@ -85,9 +85,9 @@ impl Default for Tree {
         let root = Node { id: ROOT, parent: ROOT, path: "", kind: NodeKind::Directory(Vec::new()) };
         let mut tree = Self { nodes: vec![root], time: SystemTime::now() };
         for file in FILES {
-            let path = file.path();
+            let path = file.path;
             let parent = tree.add_above(path);
-            tree.add(parent, path, NodeKind::File(*file));
+            tree.add(parent, path, NodeKind::File(file));
         }
         for family in FAMILIES {
             let path = family.directory();
@@ -255,7 +255,7 @@ impl TreeEntry<'_> {
     /// The permissions of a file.
     pub(crate) fn mode(&self) -> u16 {
         match self {
-            Self::Fixed(Node { kind: NodeKind::File(file), .. }) => file.mode(),
+            Self::Fixed(Node { kind: NodeKind::File(file), .. }) => file.mode,
             _ => WORLD_READABLE,
         }
     }
@@ -291,7 +291,7 @@ mod tests {
         assert_eq!(names(""), ["proc", "sys"]);
         let mut expected: Vec<_> = FILES
             .iter()
-            .filter_map(|file| file.path().strip_prefix("proc/")?.split('/').next())
+            .filter_map(|file| file.path.strip_prefix("proc/")?.split('/').next())
             .collect();
         expected.dedup();
         assert_eq!(names("proc"), expected);

@@ -45,7 +45,7 @@ static ALLOCATOR: Counting = Counting;
 fn a_warm_open_read_read_release_allocates_nothing() {
     let (mut kernel, _overlay) = Kernel::start(container::Fixed::new(), 1);
     let mut costs = Vec::new();
-    let paths = ambit_fuse::FILES.iter().map(|file| file.path());
+    let paths = ambit_fuse::FILES.iter().map(|file| file.path);
     // An empty file has nothing to render.
     for path in paths.filter(|path| !path.ends_with("/uevent")) {
         let node = kernel.walk(path).unwrap().ino;

@@ -46,9 +46,9 @@ fn view(online: &str) -> View {
 }
 
 fn render(path: &str, view: &View) -> String {
-    let file = FILES.iter().find(|file| file.path() == path).unwrap();
+    let file = FILES.iter().find(|file| file.path == path).unwrap();
     let mut text = Text::new();
-    file.render(view, &mut text);
+    (file.render)(view, &mut text);
     String::from_utf8(text.as_bytes().to_vec()).unwrap()
 }
 
@@ -80,8 +80,8 @@ fn no_file_is_longer_than_it_says() {
         let view = view(online);
         for file in FILES {
             let mut text = Text::new();
-            file.render(&view, &mut text);
-            let (path, longest) = (file.path(), file.longest(&view.host));
+            (file.render)(&view, &mut text);
+            let (path, longest) = (file.path, (file.longest)(&view.host));
             assert!(text.as_bytes().len() <= longest, "{path}: {longest}");
         }
     }
@@ -91,7 +91,7 @@ fn no_file_is_longer_than_it_says() {
 fn a_small_container_on_it_sees_little() {
     let view = view("512-513");
     for file in FILES {
-        let path = file.path();
+        let path = file.path;
         let text = render(path, &view);
         assert!(text.len() < 8192, "{path}: {} bytes", text.len());
     }

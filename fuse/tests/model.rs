@@ -89,7 +89,7 @@ impl Model {
     fn expect(&mut self, file: usize, container: u32) -> Vec<u8> {
         let next = self.clock.0.load(Ordering::Relaxed) + 1;
         self.rendered.clear();
-        FILES[file].render(&at(container, next), &mut self.rendered);
+        (FILES[file].render)(&at(container, next), &mut self.rendered);
         self.rendered.as_bytes().to_vec()
     }
 
@@ -146,7 +146,7 @@ impl Model {
         assert!(
             part == expected,
             "{} of container {container}, {size} bytes at {offset}:\n{}\ninstead of\n{}",
-            FILES[file].path(),
+            FILES[file].path,
             String::from_utf8_lossy(part),
             String::from_utf8_lossy(expected),
         );
@@ -156,7 +156,7 @@ impl Model {
     fn look_around(&mut self) {
         let file = self.dice.roll(FILES.len() as u64) as usize;
         let node = self.nodes[file];
-        let path = FILES[file].path();
+        let path = FILES[file].path;
         match self.dice.roll(6) {
             0 => assert_eq!(self.kernel.walk(path).unwrap().ino, node),
             1 => {
@@ -195,7 +195,7 @@ fn reads_are_what_the_model_says() {
     let reads = std::env::var("AMBIT_MODEL_READS").map_or(default, |reads| reads.parse().unwrap());
     let clock = Arc::new(Moving(AtomicU64::new(0)));
     let (mut kernel, overlay) = Kernel::start(clock.clone(), 1);
-    let nodes = FILES.iter().map(|file| kernel.walk(file.path()).unwrap().ino).collect();
+    let nodes = FILES.iter().map(|file| kernel.walk(file.path).unwrap().ino).collect();
     let mut model =
         Model { kernel, clock, nodes, open: Vec::new(), dice: Dice(42), rendered: Text::new() };
     let (mut opened, mut most) = (0u64, 0);

@@ -199,7 +199,7 @@ fn mount_fixed(path: &Path) -> Result<Overlay, Error> {
 fn mounts_serves_and_ends() {
     let dir = TestDir::new();
     let overlay = mount_fixed(&dir.overlay()).unwrap();
-    for path in ambit_fuse::FILES.iter().map(|file| file.path()) {
+    for path in ambit_fuse::FILES.iter().map(|file| file.path) {
         let text = fs::read_to_string(path_of(&overlay).join(path)).unwrap();
         assert!(text.ends_with('\n') || path.ends_with("/uevent"), "{path}");
     }

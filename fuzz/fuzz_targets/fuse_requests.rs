@@ -30,7 +30,7 @@ thread_local! {
 fn start() -> (Kernel, Overlay, Vec<u64>) {
     let (mut kernel, overlay) = Kernel::start(container::Fixed::new(), 1);
     let mut nodes: Vec<u64> =
-        FILES.iter().map(|file| kernel.walk(file.path()).unwrap().ino).collect();
+        FILES.iter().map(|file| kernel.walk(file.path).unwrap().ino).collect();
     for path in ["proc", "sys/devices/system/cpu", "sys/devices/system/node"] {
         nodes.push(kernel.walk(path).unwrap().ino);
     }

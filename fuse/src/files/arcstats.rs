@@ -6,39 +6,27 @@
 //! it. The kernel has this file only where ZFS is loaded. Layout of `kstat_seq_show` in
 //! `module/os/linux/spl/spl-kstat.c` of OpenZFS.
 
-use ambit_sysinfo::{Host, StatSet, View};
+use ambit_sysinfo::{StatSet, View};
 
 use crate::overlay::OverlayFile;
 use crate::text::Text;
 
-/// `/proc/spl/kstat/zfs/arcstats`.
-#[derive(Debug)]
-pub struct Arcstats;
-
 /// The size of `kstat_named_t`.
 const ROW: u64 = 272;
 
-impl OverlayFile for Arcstats {
-    fn path(&self) -> &'static str {
-        "proc/spl/kstat/zfs/arcstats"
-    }
+/// `/proc/spl/kstat/zfs/arcstats`.
+pub static ARCSTATS: OverlayFile = OverlayFile {
+    // 150 rows of OpenZFS 2.3.
+    longest: |_| 16 << 10,
+    ..OverlayFile::new("proc/spl/kstat/zfs/arcstats", StatSet::ARC, render)
+};
 
-    fn needs(&self) -> StatSet {
-        StatSet::ARC
-    }
-
-    fn render(&self, view: &View, out: &mut Text) {
-        let count = view.stats.arc.len() as u64;
-        out.put("0 1 0x01 ").dec(count).space().dec(count * ROW).put(" 0 0").newline();
-        row("name", "type data", out);
-        for name in view.stats.arc.iter() {
-            row(name, "4    0", out);
-        }
-    }
-
-    fn longest(&self, _: &Host) -> usize {
-        // 150 rows of OpenZFS 2.3.
-        16 << 10
+fn render(view: &View, out: &mut Text) {
+    let count = view.stats.arc.len() as u64;
+    out.put("0 1 0x01 ").dec(count).space().dec(count * ROW).put(" 0 0").newline();
+    row("name", "type data", out);
+    for name in view.stats.arc.iter() {
+        row(name, "4    0", out);
     }
 }
 
@@ -61,7 +49,7 @@ mod tests {
         view.stats.arc =
             ["hits", "size", "a_name_of_more_than_thirty_letters"].map(Into::into).into();
         assert_eq!(
-            fixture::render(&Arcstats, &view),
+            fixture::render(&ARCSTATS, &view),
             "0 1 0x01 3 816 0 0\n\
              name                            type data\n\
              hits                            4    0\n\

@@ -11,46 +11,27 @@ use std::ops::Range;
 
 use ambit_kernel::text::scan;
 use ambit_sysinfo::host::CpuInfo as Blocks;
-use ambit_sysinfo::{CpuSet, Host, StatSet, View};
+use ambit_sysinfo::{CpuSet, StatSet, View};
 
 use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 /// `/proc/cpuinfo`.
-#[derive(Debug)]
-pub struct CpuInfo;
-
-impl OverlayFile for CpuInfo {
-    fn path(&self) -> &'static str {
-        "proc/cpuinfo"
-    }
-
-    fn needs(&self) -> StatSet {
-        StatSet::PROCESSORS
-    }
-
-    fn render(&self, view: &View, out: &mut Text) {
-        SOCKETS.with_borrow_mut(|cores| render(&view.host.cpuinfo, view, cores, out));
-    }
-
-    fn differs_for_32_bit(&self, host: &Host) -> bool {
-        host.cpuinfo_32.is_some()
-    }
-
-    fn render_32_bit(&self, view: &View, out: &mut Text) {
+pub static CPUINFO: OverlayFile = OverlayFile {
+    render_32_bit: Some(|view, out| {
         let info = view.host.cpuinfo_32.as_ref().unwrap_or(&view.host.cpuinfo);
         SOCKETS.with_borrow_mut(|cores| render(info, view, cores, out));
-    }
+    }),
+    longest: |host| longest(&host.cpuinfo).max(host.cpuinfo_32.as_ref().map_or(0, longest)),
+    ..OverlayFile::new("proc/cpuinfo", StatSet::PROCESSORS, |view, out| {
+        SOCKETS.with_borrow_mut(|cores| render(&view.host.cpuinfo, view, cores, out));
+    })
+};
 
-    fn longest(&self, host: &Host) -> usize {
-        // Two counts can become longer by a few digits.
-        let longest = |info: &Blocks| {
-            info.blocks().map(|(_, block)| block.len() + 16).sum::<usize>()
-                + info.head().len()
-                + info.tail().len()
-        };
-        longest(&host.cpuinfo).max(host.cpuinfo_32.as_ref().map_or(0, longest))
-    }
+/// Two counts can become longer by a few digits.
+fn longest(info: &Blocks) -> usize {
+    let blocks = info.blocks().map(|(_, block)| block.len() + 16).sum::<usize>();
+    blocks + info.head().len() + info.tail().len()
 }
 
 thread_local! {
@@ -184,7 +165,7 @@ mod tests {
         let texts = HostTexts { cpuinfo: cpuinfo.as_bytes(), ..HostTexts::default() };
         view.host = Arc::new(Host::parse(texts));
         view.cpu.online = CpuSet::parse(online.as_bytes()).unwrap();
-        fixture::render(&CpuInfo, &view)
+        fixture::render(&CPUINFO, &view)
     }
 
     /// Two sockets of two cores of two threads.

@@ -4,33 +4,21 @@
 //! bytes and operations; merged requests, times, requests in flight and flushes are 0.
 
 use ambit_sysinfo::stats::Device;
-use ambit_sysinfo::{Host, StatSet, View};
+use ambit_sysinfo::{StatSet, View};
 
 use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 /// `/proc/diskstats`.
-#[derive(Debug)]
-pub struct Diskstats;
+pub static DISKSTATS: OverlayFile = OverlayFile {
+    // A container can use any number of devices.
+    longest: |_| 64 << 10,
+    ..OverlayFile::new("proc/diskstats", StatSet::IO, render)
+};
 
-impl OverlayFile for Diskstats {
-    fn path(&self) -> &'static str {
-        "proc/diskstats"
-    }
-
-    fn needs(&self) -> StatSet {
-        StatSet::IO
-    }
-
-    fn render(&self, view: &View, out: &mut Text) {
-        for device in view.stats.devices.iter() {
-            line(device, out);
-        }
-    }
-
-    fn longest(&self, _: &Host) -> usize {
-        // A container can use any number of devices.
-        64 << 10
+fn render(view: &View, out: &mut Text) {
+    for device in view.stats.devices.iter() {
+        line(device, out);
     }
 }
 
@@ -63,14 +51,14 @@ mod tests {
 
     #[test]
     fn a_device_in_the_kernels_twenty_columns() {
-        let text = fixture::render(&Diskstats, &fixture::view());
+        let text = fixture::render(&DISKSTATS, &fixture::view());
         assert_eq!(text, " 254       0 vda 30 0 6144 0 50 0 10240 0 0 0 0 7 0 2048 0 0 0\n");
         assert_eq!(text.split_whitespace().count(), 20);
     }
 
     #[test]
     fn procfs_reads_what_the_view_says() {
-        let text = fixture::render(&Diskstats, &fixture::view());
+        let text = fixture::render(&DISKSTATS, &fixture::view());
         let parsed = DiskStat::from_line(text.trim_end()).unwrap();
         assert_eq!((parsed.major, parsed.minor, parsed.name.as_str()), (254, 0, "vda"));
         assert_eq!((parsed.reads, parsed.sectors_read), (30, 6144));
@@ -83,6 +71,6 @@ mod tests {
     fn without_input_and_output_it_is_empty() {
         let mut view = fixture::view();
         view.stats.devices = std::sync::Arc::default();
-        assert_eq!(fixture::render(&Diskstats, &view), "");
+        assert_eq!(fixture::render(&DISKSTATS, &view), "");
     }
 }

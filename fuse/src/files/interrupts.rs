@@ -4,44 +4,32 @@
 //! devices are left out, because they name the machine's hardware. Layout of
 //! `show_interrupts` in `kernel/irq/proc.c`.
 
-use ambit_sysinfo::{Host, StatSet, View};
+use ambit_sysinfo::{StatSet, View};
 
 use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 /// `/proc/interrupts`.
-#[derive(Debug)]
-pub struct Interrupts;
+pub static INTERRUPTS: OverlayFile = OverlayFile {
+    // An upper bound for the lines of every architecture.
+    longest: |host| 32 * (48 + host.online.len() * 16),
+    ..OverlayFile::new("proc/interrupts", StatSet::PROCESSORS.and(StatSet::INTERRUPTS), render)
+};
 
-impl OverlayFile for Interrupts {
-    fn path(&self) -> &'static str {
-        "proc/interrupts"
+fn render(view: &View, out: &mut Text) {
+    out.pad_to(11);
+    for cpu in view.cpu.online.iter() {
+        heading(cpu, 8, out);
     }
-
-    fn needs(&self) -> StatSet {
-        StatSet::PROCESSORS | StatSet::INTERRUPTS
-    }
-
-    fn render(&self, view: &View, out: &mut Text) {
-        out.pad_to(11);
-        for cpu in view.cpu.online.iter() {
-            heading(cpu, 8, out);
+    out.newline();
+    for line in view.stats.interrupts.iter() {
+        out.pad_to(3usize.saturating_sub(line.label.len())).put(line.label.as_bytes());
+        out.byte(b':');
+        let columns = if line.per_cpu { view.cpu.online.len() } else { 1 };
+        for _ in 0..columns {
+            out.space().right(0, 10);
         }
-        out.newline();
-        for line in view.stats.interrupts.iter() {
-            out.pad_to(3usize.saturating_sub(line.label.len())).put(line.label.as_bytes());
-            out.byte(b':');
-            let columns = if line.per_cpu { view.cpu.online.len() } else { 1 };
-            for _ in 0..columns {
-                out.space().right(0, 10);
-            }
-            out.put(line.description.as_bytes()).newline();
-        }
-    }
-
-    fn longest(&self, host: &Host) -> usize {
-        // An upper bound for the lines of every architecture.
-        32 * (48 + host.online.len() * 16)
+        out.put(line.description.as_bytes()).newline();
     }
 }
 
@@ -61,7 +49,7 @@ mod tests {
 
     #[test]
     fn lines_of_the_architecture_without_counts() {
-        let text = fixture::render(&Interrupts, &fixture::view());
+        let text = fixture::render(&INTERRUPTS, &fixture::view());
         assert_eq!(
             text,
             "           CPU0       CPU2       \n\

@@ -9,26 +9,15 @@ use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 /// `/proc/loadavg`.
-#[derive(Debug)]
-pub struct Loadavg;
+pub static LOADAVG: OverlayFile = OverlayFile::new("proc/loadavg", StatSet::THREADS, render);
 
-impl OverlayFile for Loadavg {
-    fn path(&self) -> &'static str {
-        "proc/loadavg"
+fn render(view: &View, out: &mut Text) {
+    for load in [view.load.one, view.load.five, view.load.fifteen] {
+        average(load, out);
+        out.space();
     }
-
-    fn needs(&self) -> StatSet {
-        StatSet::THREADS
-    }
-
-    fn render(&self, view: &View, out: &mut Text) {
-        for load in [view.load.one, view.load.five, view.load.fifteen] {
-            average(load, out);
-            out.space();
-        }
-        out.dec(view.tasks.running).byte(b'/').dec(view.tasks.total).space();
-        out.dec(view.tasks.newest_pid).newline();
-    }
+    out.dec(view.tasks.running).byte(b'/').dec(view.tasks.total).space();
+    out.dec(view.tasks.newest_pid).newline();
 }
 
 fn average(load: u64, out: &mut Text) {
@@ -51,7 +40,7 @@ mod tests {
         view.tasks.running = 2;
         view.tasks.total = 37;
         view.tasks.newest_pid = 4211;
-        let text = fixture::render(&Loadavg, &view);
+        let text = fixture::render(&LOADAVG, &view);
         assert_eq!(text, "1.50 1.00 0.01 2/37 4211\n");
         let parsed = LoadAverage::from_read(text.as_bytes()).unwrap();
         assert_eq!((parsed.one, parsed.cur, parsed.max, parsed.latest_pid), (1.5, 2, 37, 4211));

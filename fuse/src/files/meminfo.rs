@@ -12,28 +12,14 @@ use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 /// `/proc/meminfo`.
-#[derive(Debug)]
-pub struct Meminfo;
-
-impl OverlayFile for Meminfo {
-    fn path(&self) -> &'static str {
-        "proc/meminfo"
-    }
-
-    fn needs(&self) -> StatSet {
-        StatSet::MEMORY
-    }
-
-    fn render(&self, view: &View, out: &mut Text) {
-        render(view, 0, out);
-    }
-
-    fn render_columns(&self, view: &View, out: &mut Text) {
+pub static MEMINFO: OverlayFile = OverlayFile {
+    render_columns: |view, out| {
         // No sum of a container exceeds the machine's memory and swap.
         let largest = kib(view.host.memory_total.saturating_add(view.host.swap_total));
         render(view, largest.max(1).ilog10() as usize + 1, out);
-    }
-}
+    },
+    ..OverlayFile::new("proc/meminfo", StatSet::MEMORY, |view, out| render(view, 0, out))
+};
 
 /// Writes the file with numbers of at least this width.
 fn render(view: &View, width: usize, out: &mut Text) {
@@ -175,7 +161,7 @@ mod tests {
     fn a_limit_of_64_mib() {
         let mut view = fixture::view();
         view.memory.total = 64 << 20;
-        let text = fixture::render(&Meminfo, &view);
+        let text = fixture::render(&MEMINFO, &view);
         assert!(text.starts_with("MemTotal:          65536 kB\nMemFree:  "), "{text}");
         assert!(text.contains("\nHugePages_Total:       0\n"));
         assert!(text.contains("\nVmallocTotal:   34359738367 kB\nVmallocUsed:           0 kB\n"));
@@ -189,7 +175,7 @@ mod tests {
         view.host = Arc::new(host);
         let rendered = |view: &_| {
             let mut text = Text::new();
-            Meminfo.render_columns(view, &mut text);
+            (MEMINFO.render_columns)(view, &mut text);
             String::from_utf8(text.as_bytes().to_vec()).unwrap()
         };
         let small = rendered(&view);
@@ -205,7 +191,7 @@ mod tests {
     #[test]
     fn procfs_reads_what_the_view_says() {
         let view = fixture::view();
-        let text = fixture::render(&Meminfo, &view);
+        let text = fixture::render(&MEMINFO, &view);
         let parsed = Parsed::from_buf_read(text.as_bytes()).unwrap();
         let (memory, swap) = (&view.memory, &view.swap);
         assert_eq!(parsed.mem_total, memory.total);
@@ -231,7 +217,7 @@ mod tests {
     fn huge_page_pools_do_not_count_for_the_commit_limit() {
         let mut view = fixture::view();
         (view.memory.total, view.memory.huge_only, view.swap.total) = (1 << 30, 256 << 20, 0);
-        let text = fixture::render(&Meminfo, &view);
+        let text = fixture::render(&MEMINFO, &view);
         assert!(text.contains("\nCommitLimit:      393216 kB\n"), "{text}");
     }
 
@@ -244,7 +230,7 @@ mod tests {
         }
         let mut view = fixture::view();
         view.host = Arc::new(Host::parse(HostTexts { meminfo: &lines, ..HostTexts::default() }));
-        let text = fixture::render(&Meminfo, &view);
+        let text = fixture::render(&MEMINFO, &view);
         let shown: Vec<_> = text.lines().filter(|line| line.contains("987654321")).collect();
         assert_eq!(shown.len(), 2, "{shown:?}");
         assert!(shown[0].starts_with("VmallocTotal") && shown[1].starts_with("Hugepagesize"));
@@ -256,7 +242,7 @@ mod tests {
         let mut view = fixture::view();
         (view.memory.huge_total, view.memory.huge_free, view.memory.huge_reserved) = (6, 4, 1);
         view.memory.huge_bytes = 1 << 30 | 12 << 20;
-        let text = fixture::render(&Meminfo, &view);
+        let text = fixture::render(&MEMINFO, &view);
         let parsed = Parsed::from_buf_read(text.as_bytes()).unwrap();
         assert_eq!((parsed.hugepages_total, parsed.hugepages_free), (Some(6), Some(4)));
         assert_eq!((parsed.hugepages_rsvd, parsed.hugepages_surp), (Some(1), Some(0)));
@@ -288,7 +274,7 @@ mod tests {
             view.memory.huge_total = 0;
             let texts = HostTexts { meminfo: marked.as_bytes(), ..HostTexts::default() };
             view.host = Arc::new(Host::parse(texts));
-            let shown = fixture::render(&Meminfo, &view);
+            let shown = fixture::render(&MEMINFO, &view);
             let labels = |text: &str| -> Vec<String> {
                 text.lines().map(|line| line.split_once(':').unwrap().0.to_owned()).collect()
             };
@@ -326,7 +312,7 @@ mod tests {
             view.memory.active_file = b.into();
             view.memory.slab_reclaimable = c.into();
             view.memory.slab_unreclaimable = d.into();
-            let text = fixture::render(&Meminfo, &view);
+            let text = fixture::render(&MEMINFO, &view);
             let parsed = Parsed::from_buf_read(text.as_bytes()).unwrap();
             let active = parsed.active_anon.unwrap() + parsed.active_file.unwrap();
             prop_assert_eq!(parsed.active, active);

@@ -3,7 +3,6 @@
 //! reading at [`FILES`].
 
 use crate::overlay::OverlayFile;
-use cpu_lists::CpuList;
 
 pub mod arcstats;
 pub mod cpu_lists;
@@ -24,31 +23,31 @@ pub mod vmstat;
 pub mod zoneinfo;
 
 /// All files, in the order in which directories list them.
-pub static FILES: &[&dyn OverlayFile] = &[
-    &cpuinfo::CpuInfo,
-    &meminfo::Meminfo,
-    &stat::Stat,
-    &uptime::Uptime,
-    &swaps::Swaps,
-    &loadavg::Loadavg,
-    &vmstat::Vmstat,
-    &zoneinfo::Zoneinfo,
-    &diskstats::Diskstats,
-    &partitions::Partitions,
-    &slabinfo::Slabinfo,
-    &arcstats::Arcstats,
-    &interrupts::Interrupts,
-    &softirqs::Softirqs,
-    &pressure::Pressure::Cpu,
-    &pressure::Pressure::Io,
-    &pressure::Pressure::Memory,
-    &CpuList::Online,
-    &CpuList::Possible,
-    &CpuList::Present,
-    &CpuList::Offline,
-    &CpuList::Isolated,
-    &CpuList::KernelMax,
-    &uevent::CpuUevent,
+pub static FILES: &[&OverlayFile] = &[
+    &cpuinfo::CPUINFO,
+    &meminfo::MEMINFO,
+    &stat::STAT,
+    &uptime::UPTIME,
+    &swaps::SWAPS,
+    &loadavg::LOADAVG,
+    &vmstat::VMSTAT,
+    &zoneinfo::ZONEINFO,
+    &diskstats::DISKSTATS,
+    &partitions::PARTITIONS,
+    &slabinfo::SLABINFO,
+    &arcstats::ARCSTATS,
+    &interrupts::INTERRUPTS,
+    &softirqs::SOFTIRQS,
+    &pressure::CPU,
+    &pressure::IO,
+    &pressure::MEMORY,
+    &cpu_lists::ONLINE,
+    &cpu_lists::POSSIBLE,
+    &cpu_lists::PRESENT,
+    &cpu_lists::OFFLINE,
+    &cpu_lists::ISOLATED,
+    &cpu_lists::KERNEL_MAX,
+    &uevent::CPU_UEVENT,
 ];
 
 #[cfg(test)]
@@ -63,7 +62,7 @@ mod tests {
     #[test]
     fn every_path_is_listed_once() {
         let mut paths = HashSet::new();
-        for path in FILES.iter().map(|file| file.path()) {
+        for path in FILES.iter().map(|file| file.path) {
             assert!(paths.insert(path), "{path} is listed twice");
             assert!(path.starts_with("proc/") || path.starts_with("sys/"));
         }
@@ -75,7 +74,7 @@ mod tests {
         let now = fixture::view();
         for file in FILES {
             let mut old = now.clone();
-            let needs = |group| file.needs().contains(group);
+            let needs = |group| file.needs.contains(group);
             if !needs(StatSet::MEMORY) {
                 (old.memory.total, old.memory.free, old.memory.cached) =
                     (3 << 20, 2 << 20, 1 << 20);
@@ -107,8 +106,8 @@ mod tests {
             if !needs(StatSet::INTERRUPTS) {
                 old.stats.interrupts = [].into();
             }
-            let [now, old] = [&now, &old].map(|view| fixture::render(*file, view));
-            assert_eq!(now, old, "{}", file.path());
+            let [now, old] = [&now, &old].map(|view| fixture::render(file, view));
+            assert_eq!(now, old, "{}", file.path);
         }
     }
 }

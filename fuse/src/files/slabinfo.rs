@@ -11,28 +11,14 @@ use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 /// `/proc/slabinfo`.
-#[derive(Debug)]
-pub struct Slabinfo;
+pub static SLABINFO: OverlayFile =
+    OverlayFile { mode: 0o400, ..OverlayFile::new("proc/slabinfo", StatSet::NONE, render) };
 
-impl OverlayFile for Slabinfo {
-    fn path(&self) -> &'static str {
-        "proc/slabinfo"
-    }
-
-    fn needs(&self) -> StatSet {
-        StatSet::NONE
-    }
-
-    fn mode(&self) -> u16 {
-        0o400
-    }
-
-    fn render(&self, _: &View, out: &mut Text) {
-        out.put("slabinfo - version: 2.1").newline();
-        out.put("# name            <active_objs> <num_objs> <objsize> <objperslab> <pagesperslab>");
-        out.put(" : tunables <limit> <batchcount> <sharedfactor>");
-        out.put(" : slabdata <active_slabs> <num_slabs> <sharedavail>").newline();
-    }
+fn render(_: &View, out: &mut Text) {
+    out.put("slabinfo - version: 2.1").newline();
+    out.put("# name            <active_objs> <num_objs> <objsize> <objperslab> <pagesperslab>");
+    out.put(" : tunables <limit> <batchcount> <sharedfactor>");
+    out.put(" : slabdata <active_slabs> <num_slabs> <sharedavail>").newline();
 }
 
 #[cfg(test)]
@@ -42,9 +28,9 @@ mod tests {
 
     #[test]
     fn is_the_heading_alone_and_for_root_alone() {
-        let text = fixture::render(&Slabinfo, &fixture::view());
+        let text = fixture::render(&SLABINFO, &fixture::view());
         assert_eq!(text.lines().count(), 2);
         assert!(text.starts_with("slabinfo - version: 2.1\n# name  "));
-        assert_eq!(Slabinfo.mode(), 0o400);
+        assert_eq!(SLABINFO.mode, 0o400);
     }
 }

@@ -4,43 +4,31 @@
 //! accounted by cgroups; their lines stay, because programs look for them, and are 0.
 
 use ambit_sysinfo::view::Times;
-use ambit_sysinfo::{Host, StatSet, View};
+use ambit_sysinfo::{StatSet, View};
 
 use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 /// `/proc/stat`.
-#[derive(Debug)]
-pub struct Stat;
+pub static STAT: OverlayFile = OverlayFile {
+    // Ten columns, of which five grow with the uptime.
+    longest: |host| 512 + (host.online.len() + 1) * 100,
+    ..OverlayFile::new("proc/stat", StatSet::TIMES, render)
+};
 
-impl OverlayFile for Stat {
-    fn path(&self) -> &'static str {
-        "proc/stat"
+fn render(view: &View, out: &mut Text) {
+    out.put("cpu ");
+    times(&view.cpu.total, out);
+    for (cpu, spent) in &view.cpu.times {
+        out.put("cpu").dec(u64::from(*cpu));
+        times(spent, out);
     }
-
-    fn needs(&self) -> StatSet {
-        StatSet::TIMES
-    }
-
-    fn render(&self, view: &View, out: &mut Text) {
-        out.put("cpu ");
-        times(&view.cpu.total, out);
-        for (cpu, spent) in &view.cpu.times {
-            out.put("cpu").dec(u64::from(*cpu));
-            times(spent, out);
-        }
-        out.put("intr 0").newline().put("ctxt 0").newline();
-        out.put("btime ").dec(view.clock.boot_time).newline();
-        out.put("processes ").dec(view.tasks.forks).newline();
-        out.put("procs_running ").dec(view.tasks.running).newline();
-        out.put("procs_blocked ").dec(view.tasks.blocked).newline();
-        out.put("softirq 0 0 0 0 0 0 0 0 0 0 0").newline();
-    }
-
-    fn longest(&self, host: &Host) -> usize {
-        // Ten columns, of which five grow with the uptime.
-        512 + (host.online.len() + 1) * 100
-    }
+    out.put("intr 0").newline().put("ctxt 0").newline();
+    out.put("btime ").dec(view.clock.boot_time).newline();
+    out.put("processes ").dec(view.tasks.forks).newline();
+    out.put("procs_running ").dec(view.tasks.running).newline();
+    out.put("procs_blocked ").dec(view.tasks.blocked).newline();
+    out.put("softirq 0 0 0 0 0 0 0 0 0 0 0").newline();
 }
 
 fn times(spent: &Times, out: &mut Text) {
@@ -61,7 +49,7 @@ mod tests {
     #[test]
     fn shows_the_containers_processors_under_the_kernels_numbers() {
         let view = fixture::view();
-        let text = fixture::render(&Stat, &view);
+        let text = fixture::render(&STAT, &view);
         assert!(text.starts_with("cpu  30 0 12 900 0 0 0 0 0 0\ncpu0 "), "{text}");
         assert!(text.contains("\ncpu2 20 0 8 450 0 0 0 0 0 0\nintr 0\nctxt 0\nbtime 1795476668\n"));
         assert!(text.ends_with("\nsoftirq 0 0 0 0 0 0 0 0 0 0 0\n"));
@@ -70,7 +58,7 @@ mod tests {
     #[test]
     fn procfs_reads_what_the_view_says() {
         let view = fixture::view();
-        let text = fixture::render(&Stat, &view);
+        let text = fixture::render(&STAT, &view);
         let parsed = KernelStats::from_buf_read(text.as_bytes(), &fixture::system()).unwrap();
         assert_eq!(parsed.total.user, view.cpu.total.user);
         assert_eq!(parsed.total.idle, view.cpu.total.idle);

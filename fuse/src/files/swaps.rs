@@ -9,31 +9,20 @@ use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 /// `/proc/swaps`.
-#[derive(Debug)]
-pub struct Swaps;
+pub static SWAPS: OverlayFile = OverlayFile::new("proc/swaps", StatSet::MEMORY, render);
 
-impl OverlayFile for Swaps {
-    fn path(&self) -> &'static str {
-        "proc/swaps"
+fn render(view: &View, out: &mut Text) {
+    out.put("Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority").newline();
+    // The same rounding as SwapTotal and SwapFree of /proc/meminfo, so that both agree.
+    let total = view.swap.total >> 10;
+    if total == 0 {
+        return;
     }
-
-    fn needs(&self) -> StatSet {
-        StatSet::MEMORY
-    }
-
-    fn render(&self, view: &View, out: &mut Text) {
-        out.put("Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority").newline();
-        // The same rounding as SwapTotal and SwapFree of /proc/meminfo, so that both agree.
-        let total = view.swap.total >> 10;
-        if total == 0 {
-            return;
-        }
-        let used = total.saturating_sub(view.swap.free >> 10);
-        out.put("none").pad_to(40).put("virtual\t\t");
-        column(total, out);
-        column(used, out);
-        out.byte(b'0').newline();
-    }
+    let used = total.saturating_sub(view.swap.free >> 10);
+    out.put("none").pad_to(40).put("virtual\t\t");
+    column(total, out);
+    column(used, out);
+    out.byte(b'0').newline();
 }
 
 /// Writes a number and tabs up to the next heading.
@@ -51,7 +40,7 @@ mod tests {
         let mut view = fixture::view();
         view.swap = ambit_sysinfo::view::Swap::default();
         let kernel = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n";
-        assert_eq!(fixture::render(&Swaps, &view), kernel);
+        assert_eq!(fixture::render(&SWAPS, &view), kernel);
     }
 
     #[test]
@@ -59,7 +48,7 @@ mod tests {
         let mut view = fixture::view();
         view.swap.total = 16 << 30;
         view.swap.free = (16 << 30) - (3 << 20);
-        let text = fixture::render(&Swaps, &view);
+        let text = fixture::render(&SWAPS, &view);
         let line = text.lines().nth(1).unwrap();
         assert_eq!(line, format!("none{}virtual\t\t16777216\t3072\t\t0", " ".repeat(36)));
         let words: Vec<_> = line.split_whitespace().collect();

@@ -3,23 +3,10 @@
 //! The hook that distributions ship for lxcfs binds the whole directory if this file exists. It has
 //! no content to render.
 
-use ambit_sysinfo::{StatSet, View};
+use ambit_sysinfo::StatSet;
 
 use crate::overlay::OverlayFile;
-use crate::text::Text;
 
 /// `/sys/devices/system/cpu/uevent`.
-#[derive(Debug)]
-pub struct CpuUevent;
-
-impl OverlayFile for CpuUevent {
-    fn path(&self) -> &'static str {
-        "sys/devices/system/cpu/uevent"
-    }
-
-    fn needs(&self) -> StatSet {
-        StatSet::NONE
-    }
-
-    fn render(&self, _: &View, _: &mut Text) {}
-}
+pub static CPU_UEVENT: OverlayFile =
+    OverlayFile::new("sys/devices/system/cpu/uevent", StatSet::NONE, |_, _| {});

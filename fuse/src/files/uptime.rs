@@ -8,24 +8,13 @@ use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 /// `/proc/uptime`.
-#[derive(Debug)]
-pub struct Uptime;
+pub static UPTIME: OverlayFile = OverlayFile::new("proc/uptime", StatSet::TIMES, render);
 
-impl OverlayFile for Uptime {
-    fn path(&self) -> &'static str {
-        "proc/uptime"
-    }
-
-    fn needs(&self) -> StatSet {
-        StatSet::TIMES
-    }
-
-    fn render(&self, view: &View, out: &mut Text) {
-        seconds(view.clock.uptime, out);
-        out.space();
-        seconds(view.clock.idle, out);
-        out.newline();
-    }
+fn render(view: &View, out: &mut Text) {
+    seconds(view.clock.uptime, out);
+    out.space();
+    seconds(view.clock.idle, out);
+    out.newline();
 }
 
 fn seconds(nanoseconds: u64, out: &mut Text) {
@@ -44,7 +33,7 @@ mod tests {
         let mut view = fixture::view();
         view.clock.uptime = 61_239_999_999;
         view.clock.idle = 120_000_000_000;
-        let text = fixture::render(&Uptime, &view);
+        let text = fixture::render(&UPTIME, &view);
         assert_eq!(text, "61.23 120.00\n");
         let parsed = Parsed::from_read(text.as_bytes()).unwrap();
         assert_eq!((parsed.uptime, parsed.idle), (61.23, 120.0));

@@ -4,34 +4,26 @@
 //! `/proc/meminfo`, events of `memory.stat`, block I/O. Every other key is 0, so that an unknown
 //! key of a future kernel shows nothing of the machine. Layout of `vmstat_show` in `mm/vmstat.c`.
 
-use ambit_sysinfo::{Host, StatSet, View};
+use ambit_sysinfo::{StatSet, View};
 
 use crate::overlay::OverlayFile;
 use crate::text::Text;
 
 /// `/proc/vmstat`.
-#[derive(Debug)]
-pub struct Vmstat;
+pub static VMSTAT: OverlayFile = OverlayFile {
+    // Two hundred keys of at most 32 letters, and numbers.
+    longest: |_| 16 << 10,
+    ..OverlayFile::new(
+        "proc/vmstat",
+        StatSet::MEMORY.and(StatSet::VM_EVENTS).and(StatSet::IO),
+        render,
+    )
+};
 
-impl OverlayFile for Vmstat {
-    fn path(&self) -> &'static str {
-        "proc/vmstat"
-    }
-
-    fn needs(&self) -> StatSet {
-        StatSet::MEMORY | StatSet::VM_EVENTS | StatSet::IO
-    }
-
-    fn render(&self, view: &View, out: &mut Text) {
-        for key in view.stats.vmstat.iter() {
-            let value = pages(key, view).or_else(|| events(key, view)).unwrap_or(0);
-            out.put(key.as_bytes()).space().dec(value).newline();
-        }
-    }
-
-    fn longest(&self, _: &Host) -> usize {
-        // Two hundred keys of at most 32 letters, and numbers.
-        16 << 10
+fn render(view: &View, out: &mut Text) {
+    for key in view.stats.vmstat.iter() {
+        let value = pages(key, view).or_else(|| events(key, view)).unwrap_or(0);
+        out.put(key.as_bytes()).space().dec(value).newline();
     }
 }
 
@@ -96,7 +88,7 @@ mod tests {
     }
 
     fn shown_of(view: &View) -> HashMap<String, u64> {
-        let text = fixture::render(&Vmstat, view);
+        let text = fixture::render(&VMSTAT, view);
         let pair = |line: &str| {
             let (key, value) = line.split_once(' ').unwrap();
             (key.to_owned(), value.parse().unwrap())
@@ -106,7 +98,7 @@ mod tests {
 
     #[test]
     fn has_the_running_kernels_keys_in_its_order() {
-        let text = fixture::render(&Vmstat, &fixture::view());
+        let text = fixture::render(&VMSTAT, &fixture::view());
         let keys = |text: &str| -> Vec<String> {
             text.lines().map(|line| line.split_once(' ').unwrap().0.to_owned()).collect()
         };
@@ -134,7 +126,7 @@ mod tests {
         assert_eq!(shown["oom_kill"], 3);
         assert_eq!((shown["nr_mlock"], shown["nr_unevictable"]), (2, 2));
         assert_eq!((shown["nr_anon_transparent_hugepages"], shown["nr_file_hugepages"]), (3, 2));
-        let meminfo = fixture::render(&crate::files::meminfo::Meminfo, &view);
+        let meminfo = fixture::render(&crate::files::meminfo::MEMINFO, &view);
         assert!(meminfo.contains("\nMlocked:               8 kB\n"), "{meminfo}");
     }
 

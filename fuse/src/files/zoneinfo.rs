@@ -10,10 +10,6 @@ use super::vmstat::pages;
 use crate::overlay::OverlayFile;
 use crate::text::Text;
 
-/// `/proc/zoneinfo`.
-#[derive(Debug)]
-pub struct Zoneinfo;
-
 /// Counters of a node.
 const NODE: [&str; 17] = [
     "nr_inactive_anon",
@@ -46,37 +42,30 @@ const ZONE: [&str; 8] = [
     "nr_mlock",
 ];
 
-impl OverlayFile for Zoneinfo {
-    fn path(&self) -> &'static str {
-        "proc/zoneinfo"
-    }
+/// `/proc/zoneinfo`.
+pub static ZONEINFO: OverlayFile = OverlayFile::new("proc/zoneinfo", StatSet::MEMORY, render);
 
-    fn needs(&self) -> StatSet {
-        StatSet::MEMORY
+fn render(view: &View, out: &mut Text) {
+    out.put("Node 0, zone   Normal").newline().put("  per-node stats").newline();
+    rows(&NODE, view, out);
+    let total = view.memory.total.checked_div(view.host.page_size).unwrap_or(0);
+    out.put("  pages free     ").dec(pages("nr_free_pages", view).unwrap_or(0)).newline();
+    for (label, value) in [
+        ("boost", 0),
+        ("min", 0),
+        ("low", 0),
+        ("high", 0),
+        ("spanned", total),
+        ("present", total),
+        ("managed", total),
+        ("cma", 0),
+    ] {
+        out.put("        ").put(label).pad_to(17).dec(value).newline();
     }
-
-    fn render(&self, view: &View, out: &mut Text) {
-        out.put("Node 0, zone   Normal").newline().put("  per-node stats").newline();
-        rows(&NODE, view, out);
-        let total = view.memory.total.checked_div(view.host.page_size).unwrap_or(0);
-        out.put("  pages free     ").dec(pages("nr_free_pages", view).unwrap_or(0)).newline();
-        for (label, value) in [
-            ("boost", 0),
-            ("min", 0),
-            ("low", 0),
-            ("high", 0),
-            ("spanned", total),
-            ("present", total),
-            ("managed", total),
-            ("cma", 0),
-        ] {
-            out.put("        ").put(label).pad_to(17).dec(value).newline();
-        }
-        out.put("        protection: (0, 0, 0, 0, 0)").newline();
-        rows(&ZONE, view, out);
-        out.put("  pagesets").newline();
-        out.put("  node_unreclaimable:  0").newline().put("  start_pfn:           0").newline();
-    }
+    out.put("        protection: (0, 0, 0, 0, 0)").newline();
+    rows(&ZONE, view, out);
+    out.put("  pagesets").newline();
+    out.put("  node_unreclaimable:  0").newline().put("  start_pfn:           0").newline();
 }
 
 fn rows(keys: &[&str], view: &View, out: &mut Text) {
@@ -93,7 +82,7 @@ mod tests {
 
     #[test]
     fn one_zone_with_the_pages_of_meminfo_and_no_watermarks() {
-        let text = fixture::render(&Zoneinfo, &fixture::view());
+        let text = fixture::render(&ZONEINFO, &fixture::view());
         assert!(text.starts_with("Node 0, zone   Normal\n  per-node stats\n"), "{text}");
         for line in [
             "      nr_inactive_anon 3072\n",

@@ -41,7 +41,7 @@ fn start() -> (Kernel, ambit_fuse::Overlay) {
 #[test]
 fn every_file_is_found_read_and_closed() {
     let (mut kernel, overlay) = start();
-    for path in FILES.iter().map(|file| file.path()) {
+    for path in FILES.iter().map(|file| file.path) {
         let attr = kernel.walk(path).unwrap();
         let mode = if path == "proc/slabinfo" { 0o100_400 } else { 0o100_444 };
         assert_eq!((attr.mode, attr.uid, attr.gid), (mode, 0, 0), "{path}");

@@ -145,7 +145,7 @@ fn every_file_has_a_row() {
         .filter_map(|line| line.trim_end_matches(" |").rsplit(" | ").next())
         .flat_map(|files| files.split([',', ' ', '`']))
         .collect();
-    for path in ambit_fuse::FILES.iter().map(|file| file.path()) {
+    for path in ambit_fuse::FILES.iter().map(|file| file.path) {
         let name = path.rsplit('/').next().unwrap();
         let group = path.strip_prefix("proc/").and_then(|path| path.split('/').next());
         let is_there = named.contains(name)
@@ -520,7 +520,7 @@ fn what_few_files_show_fails() {
 
 fn a_reader_is_gone() {
     let mut world = World::v2();
-    for path in ambit_fuse::FILES.iter().map(|file| file.path()) {
+    for path in ambit_fuse::FILES.iter().map(|file| file.path) {
         assert_eq!(world.try_cat(4711, path), Err(ESRCH), "{path}");
     }
 }

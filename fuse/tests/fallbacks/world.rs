@@ -147,7 +147,7 @@ impl World {
 
     /// Returns every file with its text for the container, without what time alone changes.
     pub(crate) fn everything(&mut self) -> Vec<(String, Result<String, i32>)> {
-        let files = ambit_fuse::FILES.iter().map(|file| file.path().to_owned());
+        let files = ambit_fuse::FILES.iter().map(|file| file.path.to_owned());
         let members = ["cpu/cpu1/online", "cpu/cpu1/topology/core_id", "node/node0/meminfo"];
         let members = members.map(|path| format!("sys/devices/system/{path}"));
         files
