@@ -64,15 +64,19 @@ pub fn all() -> Vec<Finding> {
         "no limits are known; mount cgroup2 at /sys/fs/cgroup",
     ));
     if let Ok(hierarchies) = &hierarchies {
-        for (controller, without) in [
-            (Controller::Memory, "containers see the machine's memory"),
-            (Controller::Cpu, "quotas are not seen; containers see their cpuset"),
-            (Controller::Cpuacct, "processors of containers look idle"),
-            (Controller::Cpuset, "containers see all processors, unless a quota caps them"),
-            (Controller::Pids, "threads are counted one by one"),
-            (Controller::Io, "containers see no disk, and no input and output"),
+        for (name, controller, without) in [
+            ("memory controller", Controller::Memory, "containers see the machine's memory"),
+            ("cpu controller", Controller::Cpu, "quotas are not seen; containers see their cpuset"),
+            ("cpu accounting", Controller::Cpuacct, "processors of containers look idle"),
+            (
+                "cpuset controller",
+                Controller::Cpuset,
+                "containers see all processors, unless a quota caps them",
+            ),
+            ("pids controller", Controller::Pids, "threads are counted one by one"),
+            ("io controller", Controller::Io, "containers see no disk, and no input and output"),
         ] {
-            findings.push(useful(name_of(controller), place(hierarchies, controller), without));
+            findings.push(useful(name, place(hierarchies, controller), without));
         }
     }
     findings.extend([
@@ -100,18 +104,6 @@ pub fn all() -> Vec<Finding> {
     ]);
     findings.extend(kernel::findings());
     findings
-}
-
-fn name_of(controller: Controller) -> &'static str {
-    match controller {
-        Controller::Memory => "memory controller",
-        Controller::Cpu => "cpu controller",
-        Controller::Cpuacct => "cpu accounting",
-        Controller::Cpuset => "cpuset controller",
-        Controller::Pids => "pids controller",
-        Controller::Io => "io controller",
-        Controller::Hugetlb => "hugetlb controller",
-    }
 }
 
 fn place(hierarchies: &Hierarchies, controller: Controller) -> Result<String, String> {
