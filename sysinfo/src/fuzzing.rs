@@ -147,6 +147,11 @@ mod tests {
 
     proptest! {
         #[test]
+        fn no_text_makes_a_parser_panic(text in "[0-9A-Z=: a-z\n]{0,200}") {
+            parse_all(text.as_bytes());
+        }
+
+        #[test]
         fn every_view_keeps_the_invariants(texts in proptest::collection::vec("[0-9a-z:, \n]{0,60}", 0..13)) {
             let texts: Vec<&[u8]> = texts.iter().map(String::as_bytes).collect();
             check(&view(&texts));

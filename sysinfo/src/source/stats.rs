@@ -218,8 +218,6 @@ pub(crate) fn parse(
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     #[test]
@@ -260,16 +258,5 @@ mod tests {
         scan_events(b"oom_kill_disable 0\nunder_oom 0\noom_kill 9\n", b"", &mut events);
         assert_eq!(events[VmEvents::index(b"oom_kill").unwrap()], 9);
         assert_eq!(events.iter().sum::<u64>(), 14);
-    }
-
-    proptest! {
-        #[test]
-        fn never_panics(text in "[0-9: =a-zRWD\n]{0,200}") {
-            let mut found = Vec::new();
-            unified_io(text.as_bytes(), &mut found);
-            blkio_rows(text.as_bytes(), &mut found, |io| {
-                [&mut io.reads, &mut io.writes, &mut io.discards]
-            });
-        }
     }
 }
