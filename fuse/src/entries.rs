@@ -7,13 +7,13 @@
 
 use std::borrow::Cow;
 
-use ambit_sysinfo::{StatSet, View};
+use ambit_sysinfo::View;
 use fuser::Errno;
 
-use crate::families::{FAMILIES, Member, Shape};
+use crate::families::{self, Member, Shape};
 use crate::service::Service;
 use crate::text::Text;
-use crate::tree::{Node, NodeKind, TreeEntry};
+use crate::tree::{NodeKind, TreeEntry};
 
 /// One entry of a listing.
 #[derive(Debug)]
@@ -48,13 +48,12 @@ impl Service {
         if let Some(node) = self.tree.child(directory, name) {
             return Ok(TreeEntry::Fixed(node));
         }
-        let found = match self.tree.node(directory) {
-            Some(node) if has_family(node) => {
-                let view = self.view(thread, needs(node))?;
-                let found = Member::find_in(node.path, &view, name);
-                found.and_then(|member| shown(member, &view))
+        let found = match self.tree.node(directory).map(|node| families::at(node.path)) {
+            Some(Some(family)) => {
+                let view = self.view(thread, family.needs())?;
+                Member::named(family, &view, name).and_then(|member| shown(member, &view))
             }
-            Some(_) => None,
+            Some(None) => None,
             None => match self.entry(directory, thread)? {
                 TreeEntry::Member(above, Shape::Directory) => {
                     let view = self.view(thread, above.family.needs())?;
@@ -80,12 +79,12 @@ impl Service {
                 let NodeKind::Directory(_) = node.kind else { return Err(Errno::ENOTDIR) };
                 let above = self.tree.node(node.parent).map(TreeEntry::Fixed);
                 let fixed: Vec<_> = self.tree.children(directory).into_iter().flatten().collect();
-                if has_family(node) {
-                    let view = self.view(thread, needs(node))?;
-                    let members: Vec<_> = Member::all_in(node.path, &view).collect();
-                    (above, fixed, members, Some(view))
-                } else {
-                    (above, fixed, Vec::new(), None)
+                match families::at(node.path) {
+                    Some(family) => {
+                        let view = self.view(thread, family.needs())?;
+                        (above, fixed, Member::all(family, &view).collect(), Some(view))
+                    }
+                    None => (above, fixed, Vec::new(), None),
                 }
             }
             TreeEntry::Member(member, Shape::Directory) => {
@@ -135,14 +134,4 @@ impl Service {
 
 fn shown(member: Member, view: &View) -> Option<TreeEntry<'static>> {
     member.shape(view).map(|shape| TreeEntry::Member(member, shape))
-}
-
-/// The groups of numbers that decide which members a directory has.
-fn needs(node: &Node) -> StatSet {
-    let here = FAMILIES.iter().filter(|family| family.directory() == node.path);
-    here.fold(StatSet::NONE, |needs, family| needs | family.needs())
-}
-
-fn has_family(node: &Node) -> bool {
-    FAMILIES.iter().any(|family| family.directory() == node.path)
 }

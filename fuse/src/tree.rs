@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use ambit_sysinfo::hash::fnv1a;
 use fuser::{FileAttr, FileType, INodeNo};
 
-use crate::families::{FAMILIES, Member, Shape};
+use crate::families::{self, FAMILIES, Member, Shape};
 use crate::files::FILES;
 use crate::overlay::{OverlayFile, PAGE, WORLD_READABLE};
 
@@ -184,7 +184,7 @@ impl Tree {
     fn links(&self, entry: TreeEntry<'_>) -> u32 {
         match entry {
             TreeEntry::Fixed(Node { kind: NodeKind::Directory(children), path, .. })
-                if FAMILIES.iter().all(|family| family.directory() != *path) =>
+                if families::at(path).is_none() =>
             {
                 let children = children.iter().filter_map(|&id| self.node(id));
                 let directories =

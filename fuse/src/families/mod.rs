@@ -58,14 +58,12 @@ pub trait Family: Sync + Debug {
     fn render(&self, view: &View, member: u32, out: &mut Text);
 
     /// Returns the entry of this name in a directory, for the caller.
-    fn find(&self, view: &View, directory: Option<u32>, name: &[u8]) -> Option<u32> {
-        let mut text = Text::new();
-        self.members(view, directory).into_iter().find(|&member| {
-            text.clear();
-            self.name(view, member, &mut text);
-            text.as_bytes() == name
-        })
-    }
+    fn find(&self, view: &View, directory: Option<u32>, name: &[u8]) -> Option<u32>;
+}
+
+/// Returns the family in a directory of the fixed tree.
+pub(crate) fn at(directory: &str) -> Option<&'static dyn Family> {
+    FAMILIES.iter().copied().find(|family| family.directory() == directory)
 }
 
 /// One member of one family.
@@ -121,18 +119,14 @@ impl Member {
         Some(Self { number, ..self })
     }
 
-    /// Returns the members in a directory of the fixed tree, for this caller.
-    pub(crate) fn all_in(directory: &str, view: &View) -> impl Iterator<Item = Self> {
-        let family = FAMILIES.iter().find(|family| family.directory() == directory);
-        family.into_iter().flat_map(|&family| {
-            let members = family.members(view, None).into_iter();
-            members.map(move |number| Self { family, number })
-        })
+    /// Returns the members in the directory of a family, for this caller.
+    pub(crate) fn all(family: &'static dyn Family, view: &View) -> impl Iterator<Item = Self> {
+        let members = family.members(view, None).into_iter();
+        members.map(move |number| Self { family, number })
     }
 
-    /// Returns the member of this name in a directory of the fixed tree, for this caller.
-    pub(crate) fn find_in(directory: &str, view: &View, name: &[u8]) -> Option<Self> {
-        let family = *FAMILIES.iter().find(|family| family.directory() == directory)?;
+    /// Returns the member of this name in the directory of a family, for this caller.
+    pub(crate) fn named(family: &'static dyn Family, view: &View, name: &[u8]) -> Option<Self> {
         Some(Self { family, number: family.find(view, None, name)? })
     }
 
