@@ -34,7 +34,7 @@ pub fn memory(sample: &Sample, host: &Host) -> Memory {
     let cached = stat.file.min(used);
     let shmem = stat.shmem.min(cached);
     let slab_reclaimable = stat.slab_reclaimable.min(used - cached);
-    let available = unused.saturating_add(stat.reclaimable(used)).min(total);
+    let available = unused.saturating_add(stat.reclaimable(used));
     let left = sample.left.min(left_by_host(host, "MemAvailable")).min(left_on_nodes);
     let available = left.capped_at(available);
     let part = |bytes: u64| bytes.min(used);
@@ -80,7 +80,7 @@ fn huge(sample: &Sample, host: &Host) -> Memory {
         let Some(pool) = host.huge_pools.iter().find(|pool| pool.size == *size && *size > 0) else {
             continue;
         };
-        let total = (limit.capped_at(pool.size.saturating_mul(pool.pages)) / size).min(pool.pages);
+        let total = limit.capped_at(pool.size.saturating_mul(pool.pages)) / size;
         let free = total.saturating_sub(usage / size);
         memory.huge_bytes = memory.huge_bytes.saturating_add(total.saturating_mul(*size));
         if pool.is_default {

@@ -263,9 +263,14 @@ fn a_container_whose_first_process_was_moved_is_shown_its_new_cgroup() {
 }
 
 #[test]
-fn a_view_older_than_a_second_is_not_shown_while_a_sample_is_taken() {
-    let (root, accounting, one) = uncached();
-    assert_eq!(accounting.view_of(&one).unwrap().memory.total, 64 << 20);
+fn only_a_view_younger_than_a_second_is_shown_while_a_sample_is_taken() {
+    let root = tempfile::tempdir().unwrap();
+    let options = Options { age_bound: 0, patience: u64::MAX, ..Options::default() };
+    let accounting = Accounting::with(options, files(root.path())).unwrap();
+    let one = container(&accounting);
+    let first = accounting.view_of(&one).unwrap();
+    assert_eq!(first.memory.total, 64 << 20);
+    let taken = first.stats.taken.oldest(StatSet::BASE);
     let cgroup = root.path().join("sys/fs/cgroup/c");
     let (limit, fifo) = (cgroup.join("memory.max"), cgroup.join("fifo"));
     make_hang(&limit);
@@ -275,12 +280,21 @@ fn a_view_older_than_a_second_is_not_shown_while_a_sample_is_taken() {
         std::thread::sleep(Duration::from_millis(100));
         std::fs::rename(&limit, &fifo).unwrap();
         std::fs::write(&limit, "33554432\n").unwrap();
-        let later = clock::now() + 1_100_000_000;
         let (one, context) = (&one, &accounting.context);
-        let waits = scope.spawn(move || one.view(later, context, StatSet::BASE));
+        let view = |age| {
+            scope.spawn(move || one.view(taken + age, context, StatSet::BASE).unwrap().memory.total)
+        };
+        let (shown, waits) = (view(1_000_000_000), view(1_000_000_001));
+        let mut tries = 0;
+        while !shown.is_finished() && tries < 60_000 {
+            std::thread::sleep(Duration::from_millis(1));
+            tries += 1;
+        }
+        let is_shown_at_once = shown.is_finished();
         std::thread::sleep(Duration::from_millis(100));
         end_hangs(&fifo, || stuck.is_finished());
-        assert_eq!(waits.join().unwrap().unwrap().memory.total, 32 << 20);
+        assert!(is_shown_at_once);
+        assert_eq!([shown, waits].map(|view| view.join().unwrap()), [64 << 20, 32 << 20]);
     });
 }
 

@@ -172,6 +172,19 @@ fn more_is_not_stolen_than_is_unused() {
 }
 
 #[test]
+fn what_one_processor_cannot_show_as_stolen_is_stolen_from_another() {
+    let mut clock = CpuClock::starting_at(0);
+    clock.keep_back(SECOND);
+    // One second of the first processor is kept back when the second one becomes visible.
+    clock.advance(10 * SECOND, &Busy::default(), &CpuSet::first(1));
+    let two = CpuSet::first(2);
+    let busy = Busy { throttled: 3 * SECOND, ..Busy::default() };
+    clock.advance(11 * SECOND, &busy, &two);
+    let cpu = clock.view(two);
+    assert_eq!([0, 1].map(|cpu_at| cpu.times[cpu_at].1.steal), [200, 100]);
+}
+
+#[test]
 fn a_successor_continues_stolen_time() {
     let one = CpuSet::first(1);
     let mut clock = CpuClock::starting_at(0);
@@ -239,8 +252,9 @@ proptest! {
             }
             now += wall;
             used += more;
-            let user = used / 100 * percent;
-            let busy = Busy { user, system: used - user, ..Busy::default() };
+            let nice = used / 300 * percent;
+            let user = 2 * nice;
+            let busy = Busy { user, nice, system: used - user - nice, ..Busy::default() };
             let before = clock.idle();
             clock.advance(now, &busy, &CpuSet::first(cpus));
             let spent = clock.spent.iter().map(|one| one.user + one.nice + one.system);

@@ -68,6 +68,9 @@ fn a_container_has_no_more_than_the_nodes_it_is_bound_to() {
     assert_eq!((shown.total >> 20, shown.free >> 20, shown.available >> 20), (256, 90, 90));
     sample.memory = None;
     assert_eq!(memory(&sample, &host).total, 256 << 20);
+    let nodes = vec![node(0, 2 << 20)];
+    host.topology = Arc::new(Topology { nodes, ..Topology::default() });
+    assert_eq!(memory(&sample, &host).total, 1 << 30, "no more than the machine");
 }
 
 #[test]
@@ -83,6 +86,20 @@ fn huge_pages_of_the_machine_are_in_the_total_and_never_free() {
     assert_eq!(shown(Limit::Unlimited), (1024, 767, 256));
     assert_eq!(shown(Limit::At(800 << 20)), (800, 767, 32));
     assert_eq!(shown(Limit::At(512 << 20)), (512, 511, 0));
+}
+
+#[test]
+fn a_container_whose_limit_is_not_set_yet_has_what_the_machine_has() {
+    let stat = MemoryStat::default();
+    assert_eq!(memory(&limited(Limit::At(0), 1 << 20, stat), &host()).total, 1 << 30);
+}
+
+#[test]
+fn only_cached_pages_can_be_reclaimed_and_only_what_is_used() {
+    let stat = MemoryStat { file: 8, active_file: 6, inactive_file: 6, ..MemoryStat::default() };
+    assert_eq!((stat.reclaimable(100), stat.reclaimable(5)), (8, 5));
+    let more = MemoryStat { slab_reclaimable: 4, ..stat };
+    assert_eq!((more.reclaimable(100), more.reclaimable(10)), (12, 10));
 }
 
 #[test]
@@ -118,6 +135,8 @@ fn huge_pages_are_those_of_the_pool_up_to_the_limit() {
     assert_eq!(shown.huge_bytes, (12 << 20) + (4 << 30));
     sample.memory = None;
     assert_eq!(memory(&sample, &host).huge_total, 6);
+    sample.huge[0].promised = Some(100 << 20);
+    assert_eq!(memory(&sample, &host).huge_reserved, 5, "no more than are free");
 }
 
 #[test]
@@ -144,10 +163,10 @@ fn policies_of_swap() {
     assert_eq!(of(&Sample::default(), SwapPolicy::None), (0, 0));
 }
 
-/// Rows of any size.
+/// Rows of any size, small ones as often as large ones.
 fn any_stat() -> impl Strategy<Value = MemoryStat> {
-    proptest::array::uniform23(any::<u64>()).prop_map(|rows| {
-        let mut rows = rows.into_iter();
+    proptest::array::uniform23((any::<u64>(), 0..64)).prop_map(|rows| {
+        let mut rows = rows.into_iter().map(|(row, scale)| row >> scale);
         let mut next = || rows.next().unwrap_or_default();
         MemoryStat {
             anon: next(),
@@ -178,6 +197,27 @@ fn any_stat() -> impl Strategy<Value = MemoryStat> {
 }
 
 proptest! {
+    #[test]
+    fn invariants_hold_for_any_numbers_of_the_machine(
+        kib in proptest::array::uniform7((any::<u64>(), 14..64)),
+    ) {
+        let [total, free, available, cached, huge, swap, swap_free] =
+            kib.map(|(kib, scale)| kib >> scale);
+        let meminfo = format!(
+            "MemTotal: {total} kB\nMemFree: {free} kB\nMemAvailable: {available} kB\n\
+             Cached: {cached} kB\nHugetlb: {huge} kB\nSwapTotal: {swap} kB\n\
+             SwapFree: {swap_free} kB\n"
+        );
+        let texts = HostTexts { meminfo: meminfo.as_bytes(), ..HostTexts::default() };
+        let host = Host::parse(texts);
+        let shown = memory(&Sample::default(), &host);
+        prop_assert!(shown.free <= shown.available && shown.available <= shown.total);
+        prop_assert!(shown.free + shown.used <= shown.total);
+        prop_assert!(shown.cached <= shown.used && shown.huge_only <= shown.used);
+        let swap = super::swap(&Sample::default(), &host, SwapPolicy::Limit);
+        prop_assert!(swap.free + swap.used <= swap.total);
+    }
+
     #[test]
     fn invariants_hold_for_any_counters(
         limit: Option<u64>, usage: u64, stat in any_stat(), scale in 0_u32..63,
