@@ -320,6 +320,18 @@ mod tests {
     }
 
     #[test]
+    fn a_call_over_the_limit_delays_the_next_one_and_is_counted() {
+        let accounts = Accounts::default();
+        let account = accounts.get("a");
+        assert!((0..10).all(|_| account.spend(7, 10).is_none()));
+        assert_eq!(account.spend(7, 10), Some(100_000_000));
+        assert_eq!(accounts.read()[0].delayed, 1);
+        let quick = Account::new("b");
+        assert!((0..10_000).all(|_| quick.spend(7, 10_000).is_none()));
+        assert_eq!(quick.spend(7, 10_000), Some(SHORTEST), "a shorter delay is not worth it");
+    }
+
+    #[test]
     fn log_lines_about_one_container_are_limited() {
         let account = Account::new("a");
         let said = (0..1000).filter(|_| account.may_log(0).is_some()).count();

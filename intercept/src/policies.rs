@@ -219,6 +219,27 @@ mod tests {
     }
 
     #[test]
+    fn a_section_matches_only_if_all_of_it_fits() {
+        let text = |text: &str| Some(text.to_owned());
+        let annotations = BTreeMap::from([("team".to_owned(), "ci*".to_owned())]);
+        let matchers = [
+            Matcher { id: text("a"), ..Matcher::default() },
+            Matcher { metadata: text("a"), ..Matcher::default() },
+            Matcher { cookie: text("a"), ..Matcher::default() },
+            Matcher { cgroup: text("a"), ..Matcher::default() },
+            Matcher { annotations, ..Matcher::default() },
+        ];
+        let fits = |one: &Container| matchers.iter().all(|matcher| matcher.matches(one));
+        let [id, metadata, cookie, cgroup] = std::array::from_fn(|_| "a".to_owned());
+        let annotations = [("team".into(), "ci-1".into())].into();
+        assert!(fits(&Container { id, metadata, cookie, cgroup, annotations }));
+        let annotations = [("team".into(), "web".into())].into();
+        let other = Container { annotations, ..Container::default() };
+        assert!(matchers.iter().all(|matcher| !matcher.matches(&other)));
+        assert!(!matchers[4].matches(&Container::default()));
+    }
+
+    #[test]
     fn annotations_choose_a_section_and_can_only_remove_privileged_calls() {
         let annotated =
             Matcher { annotations: [("team".into(), "ci".into())].into(), ..Matcher::default() };

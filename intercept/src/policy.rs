@@ -210,6 +210,18 @@ mod tests {
     }
 
     #[test]
+    fn only_some_calls_are_privileged_or_need_operations_or_helpers() {
+        let both = Policy::from_names(["sysinfo", "mknod"]).unwrap();
+        assert_eq!(both.privileged().names().collect::<Vec<_>>(), ["mknod"]);
+        assert!(both.needs_operations() && !Policy::default().needs_operations());
+        let mut settings = Settings::default();
+        assert!(!Policy::from_names(["mount"]).unwrap().has_helpers());
+        settings.mount.fuse.insert("ext4".into(), "fuse2fs".into());
+        assert!(Policy::from_names(["mount"]).unwrap().with(settings.clone()).has_helpers());
+        assert!(!Policy::default().with(settings).has_helpers());
+    }
+
+    #[test]
     fn a_container_may_ask_for_calls_that_are_not_privileged() {
         let (policy, unknown) = Policy::none().requested("sched_getaffinity, nonsense");
         assert_eq!(policy.names().collect::<Vec<_>>(), ["sched_getaffinity"]);

@@ -199,6 +199,13 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_exists_after_a_crash_was_made_before_it() {
+        let abi = crate::arch::Abi::Bits64;
+        let call = Call { tid: 1, abi, syscall: "mknod", args: [0; 6] };
+        assert_eq!(Mknod.repeat(&call), Repeat::Exists);
+    }
+
+    #[test]
     fn memory_and_ports_are_never_allowed() {
         let listed = [Device(1, 1), Device(1, 2), Device(1, 4)];
         assert!(listed.iter().all(|device| !device.is_allowed(&listed)));

@@ -218,6 +218,30 @@ mod tests {
     }
 
     #[test]
+    fn settings_grant_sources_devices_and_shifted_owners() {
+        let plan = |settings: MountSettings, call| {
+            let allowed = vec!["ext4".to_owned(), "9p".to_owned()];
+            let owners: [Owner<'_>; 2] = [&|id| Some(id), &|id| Some(id)];
+            let users = Users { owners, us: [0, 0] };
+            MountSettings { allowed, ..settings }.plan(call, users).map(Option::unwrap)
+        };
+        let shift = |shift| {
+            let settings = MountSettings { shift, ..MountSettings::default() };
+            match plan(settings, call("ext4", 0, "")).unwrap().how {
+                How::Kernel(superblock) => superblock.shift,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!([true, false].map(shift), [true, false]);
+        let settings = MountSettings { dev_and_suid: true, ..MountSettings::default() };
+        assert_eq!(plan(settings, call("ext4", 0, "")).unwrap().attributes, 0);
+        let error = plan(MountSettings::default(), call("9p", 0, "")).unwrap_err();
+        assert_eq!(error.errno(), Errno::EPERM);
+        let settings = MountSettings { sources: vec!["9p=/dev/*".into()], ..Default::default() };
+        assert!(plan(settings, call("9p", 0, "")).is_ok());
+    }
+
+    #[test]
     fn hugetlbfs_belongs_to_the_caller() {
         let order = plan(&["hugetlbfs"], &[], true, call("hugetlbfs", 0, "uid=5")).unwrap();
         let How::Kernel(superblock) = order.how else { panic!("{:?}", order.how) };
