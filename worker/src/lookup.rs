@@ -31,7 +31,8 @@ pub(crate) enum Mounts {
 /// the root of the topmost mount there. With [`Mounts::Refused`] a path with a mount is EXDEV.
 pub(crate) fn find(folder: impl AsFd, path: &str, mounts: Mounts) -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    // NO_SYMLINKS implies NO_MAGICLINKS (openat2(2)).
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     let resolve = match mounts {
         Mounts::Crossed => resolve,
         Mounts::Refused => resolve | ResolveFlags::NO_XDEV,
@@ -113,6 +114,24 @@ mod tests {
             assert_eq!(opened.unwrap_err(), Errno::LOOP, "{}", String::from_utf8_lossy(path));
         }
         assert_eq!(open_path(CWD, &through_a_link, OFlags::empty()).unwrap_err(), Errno::LOOP);
+    }
+
+    #[test]
+    fn a_folder_is_not_left_and_no_link_is_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("inside")).unwrap();
+        symlink("inside", folder.path().join("link")).unwrap();
+        let base = std::fs::File::open(folder.path()).unwrap();
+        let find_in = |path| find(&base, path, Mounts::Crossed).map(drop);
+        assert_eq!(find_in("inside"), Ok(()));
+        for path in ["..", "inside/../..", "/"] {
+            assert_eq!(find_in(path), Err(Errno::XDEV), "{path}");
+        }
+        assert_eq!(find_in("link/."), Err(Errno::LOOP));
+        let root = std::fs::File::open("/").unwrap();
+        assert_eq!(find(&root, "proc/self/cwd/.", Mounts::Crossed).unwrap_err(), Errno::LOOP);
+        assert!(find(&root, "proc", Mounts::Crossed).is_ok());
+        assert_eq!(find(&root, "proc", Mounts::Refused).unwrap_err(), Errno::XDEV);
     }
 
     #[test]
