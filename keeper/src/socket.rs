@@ -76,6 +76,12 @@ pub enum Users {
 }
 
 impl Users {
+    /// True if this process may connect. Root is root of our user namespace: the kernel shows a user
+    /// that our user namespace does not map as the overflow user (65534).
+    fn may_connect(self, peer: &UnixCredentials) -> bool {
+        self == Self::All || peer.uid() == 0
+    }
+
     fn mode(self) -> u32 {
         match self {
             Self::Root => 0o600,
@@ -166,7 +172,7 @@ impl Listening {
             }
         };
         match getsockopt(&fd, PeerCredentials) {
-            Ok(peer) if self.users == Users::All || is_root(&peer) => {
+            Ok(peer) if self.users.may_connect(&peer) => {
                 Some(Peer { fd, pid: peer.pid(), user: peer.uid() })
             }
             Ok(peer) => {
@@ -211,12 +217,6 @@ fn open(path: &Path, kind: SocketType) -> io::Result<(OwnedFd, SocketAddrUnix)> 
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let address = SocketAddrUnix::new(path)?;
     Ok((socket_with(AddressFamily::UNIX, kind, flags, None)?, address))
-}
-
-/// True for a process whose effective user is root of our user namespace. The kernel shows a user
-/// that our user namespace does not map as the overflow user (65534).
-fn is_root(peer: &UnixCredentials) -> bool {
-    peer.uid() == 0
 }
 
 fn refuse_if_taken(path: &Path, kind: SocketType) -> Result<(), Error> {
@@ -264,11 +264,12 @@ mod tests {
     }
 
     #[test]
-    fn only_root_may_connect() {
+    fn only_root_may_connect_unless_all_users_may() {
         let user = |uid, gid| UnixCredentials::from(libc::ucred { pid: 1, uid, gid });
-        assert!(is_root(&user(0, 0)) && is_root(&user(0, 1000)));
+        assert!([0, 1000].iter().all(|&gid| Users::Root.may_connect(&user(0, gid))));
         for (uid, gid) in [(1, 0), (1000, 1000), (65_534, 0), (u32::MAX, 0), (100_000, 0)] {
-            assert!(!is_root(&user(uid, gid)), "{uid}");
+            assert!(!Users::Root.may_connect(&user(uid, gid)), "{uid}");
+            assert!(Users::All.may_connect(&user(uid, gid)), "{uid}");
         }
     }
 

@@ -233,9 +233,13 @@ fn has_left_root(folder: &OwnedFd) -> bool {
         let parent = Status(&read(folder, "status")?).numbers("PPid:").next()?;
         open(CWD, &format!("/proc/{parent}")).ok()
     };
-    let root = |folder: &OwnedFd| root(&read(folder, "mountinfo")?);
-    let (own, parents) = (root(folder), parent().and_then(|parent| root(&parent)));
-    own.is_some() && parents.is_some() && own != parents
+    let mountinfo = |folder: &OwnedFd| read(folder, "mountinfo").unwrap_or_default();
+    parent().is_some_and(|parent| have_different_roots(&mountinfo(folder), &mountinfo(&parent)))
+}
+
+/// True if these processes have different roots. False if the root of one is not known.
+fn have_different_roots(one: &[u8], other: &[u8]) -> bool {
+    root(one).zip(root(other)).is_some_and(|(one, other)| one != other)
 }
 
 /// Returns why a container is left alone: one with all rights that also shares the network or the
@@ -315,6 +319,18 @@ mod tests {
         assert!(has_root(b"7 6 254:1 / /host ro - ext4 /dev/a rw\n", &machine));
         assert!(!has_root(b"7 6 254:1 /srv / rw - ext4 /dev/a rw\n", &machine));
         assert_eq!(root(b""), None);
+    }
+
+    #[test]
+    fn a_process_that_stays_in_the_root_of_its_parent_has_not_left_it() {
+        let engine = b"20 1 254:1 / / rw - ext4 /dev/a rw\n";
+        let copied = b"90 80 254:1 / / rw - ext4 /dev/a rw\n91 90 0:5 / /srv rw - tmpfs t rw\n";
+        let over = b"90 80 254:1 / / rw - ext4 /dev/a rw\n91 90 0:5 / / rw - tmpfs t rw\n";
+        let folder = b"90 80 254:1 /srv / rw - ext4 /dev/a rw\n";
+        assert!(!have_different_roots(engine, engine) && !have_different_roots(copied, engine));
+        assert!(have_different_roots(over, engine) && have_different_roots(folder, engine));
+        assert!(!have_different_roots(b"", engine) && !have_different_roots(over, b""));
+        assert!(!has_left_root(&open(CWD, "/proc/self").unwrap()));
     }
 
     #[test]
