@@ -279,6 +279,11 @@ mod tests {
         view.host = Arc::new(Host { raw: Some(Arc::new(Kernel)), ..Host::default() });
         let service = Service::new(None, Arc::new(Fixed(view)));
         assert_eq!(text_of(&service, "proc/stat").as_deref(), Ok("the kernel's proc/stat"));
+        let slabs = text_of(&service, "proc/slabinfo").unwrap();
+        assert!(
+            slabs.starts_with("slabinfo - version: 2.1\n"),
+            "for the host's root alone: {slabs}"
+        );
     }
 
     #[test]
