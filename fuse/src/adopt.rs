@@ -18,6 +18,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use fuser::{Config, Filesystem, Session, SessionACL};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{DupFlags, Errno};
+use rustix::ioctl::{Setter, ioctl, opcode};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::error::Error;
@@ -126,20 +127,16 @@ pub fn resend(device: BorrowedFd<'_>) -> Result<(), Error> {
     rustix::io::write(device, &notification).map(drop).map_err(failed("FUSE_NOTIFY_RESEND"))
 }
 
-#[allow(missing_docs, reason = "a private module that the macro makes a public function in")]
-mod ioctls {
-    nix::ioctl_read!(fuse_dev_ioc_clone, 229, 0, u32);
-}
-
 /// Clones the device. Requests read from a clone end with an error when this process dies, instead
 /// of waiting for ever; unread requests wait for a successor.
 fn clone(device: BorrowedFd<'_>) -> Option<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     let own = rustix::fs::open("/dev/fuse", flags, Mode::empty()).ok()?;
-    let mut number = device.as_raw_fd().unsigned_abs();
-    // SAFETY: the ioctl reads one u32 from this address.
-    let cloned = unsafe { ioctls::fuse_dev_ioc_clone(own.as_raw_fd(), &raw mut number) };
-    cloned.ok().map(|_| own)
+    let number = device.as_raw_fd().unsigned_abs();
+    // SAFETY: FUSE_DEV_IOC_CLONE (include/uapi/linux/fuse.h) reads one u32 from this address.
+    let cloned =
+        unsafe { ioctl(&own, Setter::<{ opcode::read::<u32>(229, 0) }, u32>::new(number)) };
+    cloned.ok().map(|()| own)
 }
 
 /// Makes the descriptor number of `place` refer to the file of `device`.

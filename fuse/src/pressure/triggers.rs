@@ -8,15 +8,17 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 
 use ambit_kernel::lock;
 use ambit_sysinfo::TriggerFile;
 use fuser::{Errno, PollEvents, PollNotifier};
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::eventfd::EventFd;
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::retry_on_intr;
 
 /// Unprivileged windows are multiples of this many microseconds, as in the kernel.
 const UNPRIVILEGED_WINDOW: u64 = 2_000_000;
@@ -36,8 +38,8 @@ pub(super) struct Triggers {
 }
 
 struct Poller {
-    epoll: Epoll,
-    stop: EventFd,
+    epoll: OwnedFd,
+    stop: OwnedFd,
 }
 
 struct Armed {
@@ -80,8 +82,9 @@ impl Triggers {
             return Err(Errno::EINVAL);
         }
         rustix::io::write(&armed.kernels.file, text).map_err(io::Error::from)?;
-        let event = EpollEvent::new(EpollFlags::EPOLLPRI, handle);
-        poller.epoll.add(&armed.kernels.file, event).map_err(io::Error::from)?;
+        let data = EventData::new_u64(handle);
+        epoll::add(&poller.epoll, &armed.kernels.file, data, EventFlags::PRI)
+            .map_err(io::Error::from)?;
         armed.set = true;
         Ok(())
     }
@@ -125,9 +128,9 @@ impl Triggers {
             return Ok(poller);
         }
         let start = || -> io::Result<Arc<Poller>> {
-            let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-            let stop = EventFd::new()?;
-            epoll.add(&stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
+            let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+            let stop = eventfd(0, EventfdFlags::CLOEXEC)?;
+            epoll::add(&epoll, &stop, EventData::new_u64(STOP), EventFlags::IN)?;
             let poller = Arc::new(Poller { epoll, stop });
             let (watched, files) = (Arc::clone(&poller), Arc::clone(&self.files));
             thread::Builder::new()
@@ -144,34 +147,33 @@ impl Drop for Triggers {
     fn drop(&mut self) {
         if let Some(poller) = self.poller.get() {
             // Fails only if the counter is full, and then the thread is already woken.
-            let _ = poller.stop.write(1);
+            let _ = rustix::io::write(&poller.stop, &1u64.to_ne_bytes());
         }
     }
 }
 
 /// Waits for events of all triggers, until the eventfd stops it.
 fn watch(poller: &Poller, files: &Mutex<HashMap<u64, Armed>>) {
-    let mut events = [EpollEvent::empty(); 64];
+    let mut events: Vec<Event> = Vec::with_capacity(64);
     loop {
-        let count = match poller.epoll.wait(&mut events, EpollTimeout::NONE) {
-            Ok(count) => count,
-            Err(nix::errno::Errno::EINTR) => continue,
-            Err(error) => {
-                tracing::error!(%error, "pressure triggers no longer fire: epoll_wait");
-                return;
-            }
-        };
-        for event in &events[..count] {
-            if event.data() == STOP {
+        events.clear();
+        let waited =
+            retry_on_intr(|| epoll::wait(&poller.epoll, spare_capacity(&mut events), None));
+        if let Err(error) = waited {
+            tracing::error!(%error, "pressure triggers no longer fire: epoll_wait");
+            return;
+        }
+        for &Event { flags, data } in &events {
+            if data.u64() == STOP {
                 return;
             }
             let mut files = lock(files);
             // The file was closed meanwhile.
-            let Some(armed) = files.get_mut(&event.data()) else { continue };
-            if event.events().intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP) {
+            let Some(armed) = files.get_mut(&data.u64()) else { continue };
+            if flags.intersects(EventFlags::ERR | EventFlags::HUP) {
                 armed.gone = true;
                 // Else epoll_wait(2) would return the error event for ever.
-                let _ = poller.epoll.delete(armed.kernels.file.as_fd());
+                let _ = epoll::delete(&poller.epoll, &armed.kernels.file);
             } else {
                 armed.fired = true;
             }
@@ -195,8 +197,6 @@ pub(crate) fn window(text: &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::OwnedFd;
-
     use ambit_sysinfo::{Budget, Resource};
 
     use super::*;
