@@ -7,6 +7,7 @@ use ambit_kernel::sys::{self, capabilities};
 use ambit_sysinfo::{Accounting, NamespaceIoctls, Options};
 use ambit_worker::Broker;
 use anyhow::Context;
+use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::thread::CapabilitySet;
 
@@ -87,11 +88,11 @@ pub(crate) fn start_accounting(options: Options) -> anyhow::Result<Arc<Accountin
     let ioctls = NamespaceIoctls {
         init: |namespace| {
             let pid = sys::pid_in_namespace::pid_from_namespace(namespace, 1)?;
-            u32::try_from(pid).map_err(std::io::Error::other)
+            u32::try_from(pid).map_err(|_| Errno::SRCH)
         },
-        parent: |namespace| Ok(sys::user_namespace::parent(namespace)?),
-        users: |namespace| Ok(sys::user_namespace::owner(namespace)?),
-        owner: |namespace| Ok(sys::user_namespace::maker(namespace)?),
+        parent: sys::user_namespace::parent,
+        users: sys::user_namespace::owner,
+        owner: sys::user_namespace::maker,
     };
     Accounting::start(Options { ioctls, ..options })
         .context("cannot account for containers; `ambit check` tells what is missing")

@@ -13,6 +13,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use ambit_fuse::{Submount, Visit};
+use ambit_kernel::sys::errno::to_errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -60,9 +61,7 @@ pub fn in_child(visit: Visit<'_>, patience: Duration) -> rustix::io::Result<()> 
         Visit::Attach { overlay, submount, mount } => (submount.name(), overlay, Some(mount)),
         Visit::Probe { mount } => (PROBE, mount, None),
     };
-    let passed = |fd: BorrowedFd<'_>| {
-        fd.try_clone_to_owned().map(Stdio::from).map_err(|error| errno(&error))
-    };
+    let passed = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map(Stdio::from).map_err(to_errno);
     let child = Command::new("/proc/self/exe")
         .arg0(NAME)
         .arg(what)
@@ -71,7 +70,7 @@ pub fn in_child(visit: Visit<'_>, patience: Duration) -> rustix::io::Result<()> 
         .stdout(output.map_or_else(|| Ok(Stdio::null()), passed)?)
         .stderr(Stdio::null())
         .spawn()
-        .map_err(|error| errno(&error))?;
+        .map_err(to_errno)?;
     wait(child, patience)
 }
 
@@ -86,7 +85,7 @@ fn wait(mut child: Child, patience: Duration) -> rustix::io::Result<()> {
         drop(reaper.spawn(move || child.wait()));
         return Err(Errno::TIMEDOUT);
     }
-    let status = child.wait().map_err(|error| errno(&error))?;
+    let status = child.wait().map_err(to_errno)?;
     match status.code() {
         Some(0) => Ok(()),
         Some(code) => Err(Errno::from_raw_os_error(code)),
@@ -95,8 +94,4 @@ fn wait(mut child: Child, patience: Duration) -> rustix::io::Result<()> {
             Err(Errno::INTR)
         }
     }
-}
-
-fn errno(error: &std::io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error)
 }

@@ -5,7 +5,7 @@
 
 use std::io;
 
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 /// Why notifications cannot be received.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +52,7 @@ pub enum Error {
 
 impl Error {
     /// Returns a function that wraps an errno of the call `what`.
-    pub(super) fn system(what: &'static str) -> impl FnOnce(rustix::io::Errno) -> Self {
+    pub(super) fn system(what: &'static str) -> impl FnOnce(Errno) -> Self {
         move |errno| Self::System { what, source: errno.into() }
     }
 }

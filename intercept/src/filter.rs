@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use ambit_kernel::sys::seccomp;
 use libseccomp::error::SeccompError;
 use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use super::arch;
 use super::policy::Policy;
@@ -39,10 +39,8 @@ pub enum Error {
 
 fn hint(errno: Errno) -> &'static str {
     match errno {
-        Errno::EBUSY => ": another supervisor has a listener on this process already",
-        Errno::EINVAL | Errno::ENOSYS => {
-            ": Linux 5.0 or later with CONFIG_SECCOMP_FILTER is needed"
-        }
+        Errno::BUSY => ": another supervisor has a listener on this process already",
+        Errno::INVAL | Errno::NOSYS => ": Linux 5.0 or later with CONFIG_SECCOMP_FILTER is needed",
         _ => "",
     }
 }
@@ -105,7 +103,7 @@ impl Filter {
     /// Without CAP_SYS_ADMIN in its user namespace, the thread gets no_new_privs.
     pub fn install(&self) -> Result<OwnedFd, Error> {
         let installed = match seccomp::install_with_listener(&self.program) {
-            Err(Errno::EACCES) => nix::sys::prctl::set_no_new_privs()
+            Err(Errno::ACCESS) => rustix::thread::set_no_new_privs(true)
                 .and_then(|()| seccomp::install_with_listener(&self.program)),
             result => result,
         };

@@ -17,7 +17,7 @@ use ambit_keeper::client::{Inherited, KeeperClient};
 use ambit_keeper::memory::{Lasting, Memory};
 use ambit_sysinfo::{Account, Budget, Charge, Resource};
 use libseccomp_sys::{seccomp_notif, seccomp_notif_resp};
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use super::Error;
 use super::listener::{EMPTY_NOTIFICATION, Listener};

@@ -8,12 +8,12 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use ambit_keeper::client::KeeperClient;
-use ambit_kernel::sys;
+use ambit_kernel::sys::{self, errno::to_errno};
 use libseccomp_sys::{
     SECCOMP_ADDFD_FLAG_SEND, SECCOMP_USER_NOTIF_FLAG_CONTINUE, seccomp_data, seccomp_notif,
     seccomp_notif_addfd, seccomp_notif_resp,
 };
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use super::Error;
 use crate::verdict::Verdict;
@@ -58,7 +58,7 @@ impl Listener {
     /// Takes over a descriptor.
     pub(super) fn adopt(fd: OwnedFd) -> Result<Self, Error> {
         if let Err(errno) = id_valid(fd.as_fd(), 0)
-            && errno != Errno::ENOENT
+            && errno != Errno::NOENT
         {
             return Err(Error::NoListener { errno });
         }
@@ -93,7 +93,7 @@ impl Listener {
     pub(super) fn receive_into(&self, request: &mut seccomp_notif) -> Result<(), Errno> {
         // SAFETY: the kernel writes one struct of this type; `check_sizes` compared its size at
         // start.
-        unsafe { ioctls::recv(self.fd.as_raw_fd(), request) }.map(drop)
+        unsafe { ioctls::recv(self.fd.as_raw_fd(), request) }.map(drop).map_err(to_errno)
     }
 
     /// Returns its number with the keeper; 0 without one.
@@ -142,7 +142,7 @@ pub(super) fn set_sync_wake_up(listener: BorrowedFd<'_>) {
 /// Checks that the notification is pending. ENOENT if its caller does not wait any more.
 pub(super) fn id_valid(listener: BorrowedFd<'_>, id: u64) -> Result<(), Errno> {
     // SAFETY: the kernel reads the eight bytes of `id`, which lives until the call returns.
-    unsafe { ioctls::id_valid(listener.as_raw_fd(), &raw const id) }.map(drop)
+    unsafe { ioctls::id_valid(listener.as_raw_fd(), &raw const id) }.map(drop).map_err(to_errno)
 }
 
 /// Installs a descriptor in the caller and answers the call with its number.
@@ -155,13 +155,14 @@ pub(super) fn install(listener: BorrowedFd<'_>, id: u64, fd: BorrowedFd<'_>) -> 
         newfd_flags: libc::O_CLOEXEC.unsigned_abs(),
     };
     // SAFETY: the kernel reads one struct of this type, and `request` lives until the call returns.
-    match unsafe { ioctls::addfd(listener.as_raw_fd(), &raw const request) } {
+    match unsafe { ioctls::addfd(listener.as_raw_fd(), &raw const request) }.map_err(to_errno) {
         Ok(_) => Ok(()),
         // SECCOMP_ADDFD_FLAG_SEND is of Linux 5.14. Before, adding and answering are two steps.
-        Err(Errno::EINVAL) => {
+        Err(Errno::INVAL) => {
             request.flags = 0;
             // SAFETY: the kernel reads one struct of this type, which lives until the call returns.
-            let number = unsafe { ioctls::addfd(listener.as_raw_fd(), &raw const request) }?;
+            let number = unsafe { ioctls::addfd(listener.as_raw_fd(), &raw const request) };
+            let number = number.map_err(to_errno)?;
             send(listener, response(id, &Verdict::Return(i64::from(number))))
         }
         Err(errno) => Err(errno),
@@ -174,7 +175,7 @@ pub(super) fn response(id: u64, verdict: &Verdict) -> seccomp_notif_resp {
     let mut response = seccomp_notif_resp { id, val: 0, error: 0, flags: 0 };
     match verdict {
         Verdict::Return(value) => response.val = *value,
-        Verdict::Fail(errno) => response.error = -(*errno as i32),
+        Verdict::Fail(errno) => response.error = -errno.raw_os_error(),
         Verdict::Continue | Verdict::Install(_) => {
             response.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
         }
@@ -184,7 +185,7 @@ pub(super) fn response(id: u64, verdict: &Verdict) -> seccomp_notif_resp {
 
 fn send(listener: BorrowedFd<'_>, mut response: seccomp_notif_resp) -> Result<(), Errno> {
     // SAFETY: the kernel reads one struct of this type; `response` is a local variable.
-    unsafe { ioctls::send(listener.as_raw_fd(), &raw mut response) }.map(drop)
+    unsafe { ioctls::send(listener.as_raw_fd(), &raw mut response) }.map(drop).map_err(to_errno)
 }
 
 /// Compares the sizes of this program's structures with the kernel's. The kernel would write a
@@ -222,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_verdict_is_encoded_as_the_kernel_expects() {
-        let fail = response(7, &Verdict::Fail(Errno::EFAULT));
+        let fail = response(7, &Verdict::Fail(Errno::FAULT));
         assert_eq!((fail.id, fail.val, fail.error, fail.flags), (7, 0, -libc::EFAULT, 0));
         let value = response(7, &Verdict::Return(8));
         assert_eq!((value.val, value.error, value.flags), (8, 0, 0));

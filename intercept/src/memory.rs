@@ -17,10 +17,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ambit_kernel::sys::procmap_query::{READABLE, WRITABLE, end_of_mapping};
 use ambit_kernel::text::maps::{Access, Coverage};
-use nix::errno::Errno;
-use nix::sys::uio::{RemoteIoVec, pread, process_vm_readv, pwrite};
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::{Errno, pread, pwrite};
 
 use crate::pending::Pending;
 use crate::verdict::{CallError, DaemonError};
@@ -31,7 +31,7 @@ const LONGEST_MAPS: usize = 256 << 10;
 /// The kernel returns at most a page of that text at a time.
 const PIECE: usize = 4096;
 
-const BAD_ADDRESS: CallError = CallError::Fail(Errno::EFAULT);
+const BAD_ADDRESS: CallError = CallError::Fail(Errno::FAULT);
 
 /// A caller's memory, opened when it is used for the first time.
 #[derive(Debug, Default)]
@@ -148,10 +148,10 @@ fn open(
         }
     };
     opened.map_err(|errno| match errno {
-        rustix::io::Errno::SRCH | rustix::io::Errno::NOENT => CallError::Gone,
+        Errno::SRCH | Errno::NOENT => CallError::Gone,
         errno => CallError::Continue(DaemonError::System(
             "open of the caller's /proc/<tid>/mem and maps (needs CAP_SYS_PTRACE)",
-            Errno::from_raw(errno.raw_os_error()),
+            errno,
         )),
     })
 }
@@ -177,7 +177,7 @@ fn allowed(
         by_text(maps, address, end, access)
     } else {
         match by_query(maps, address, end, access) {
-            Err(Errno::ENOTTY | Errno::EINVAL) => {
+            Err(Errno::NOTTY | Errno::INVAL) => {
                 NO_QUERY.store(true, Ordering::Relaxed);
                 by_text(maps, address, end, access)
             }
@@ -186,7 +186,7 @@ fn allowed(
     };
     match covered {
         Ok(covered) => Ok(usize::try_from(covered.min(end) - address).unwrap_or(length)),
-        Err(Errno::ESRCH) => Err(CallError::Gone),
+        Err(Errno::SRCH) => Err(CallError::Gone),
         Err(errno) => {
             Err(CallError::Continue(DaemonError::System("looking at the caller's mappings", errno)))
         }
@@ -215,14 +215,14 @@ fn by_text(maps: BorrowedFd<'_>, start: u64, end: u64, access: Access) -> Result
     let mut coverage = Coverage::new(start, end, access);
     let (mut piece, mut read) = ([0; PIECE], 0);
     while read < LONGEST_MAPS {
-        let length = pread(maps, &mut piece, read as libc::off_t)?;
+        let length = pread(maps, &mut piece, read as u64)?;
         if length == 0 || !coverage.feed(&piece[..length]) {
             return Ok(coverage.covered());
         }
         read += length;
     }
     // Leave the call to the kernel: EFAULT could be wrong, and break a program with many mappings.
-    Err(Errno::E2BIG)
+    Err(Errno::TOOBIG)
 }
 
 /// Returns the number of bytes that were read or written.
@@ -233,7 +233,7 @@ fn transferred(result: Result<usize, Errno>) -> Result<usize, CallError> {
         Ok(length) => Ok(length),
         // A page that cannot be read in, or one that only FOLL_FORCE could write, on a kernel that
         // does not use it here (`CONFIG_PROC_MEM_NO_FORCE`, `proc_mem.force_override`).
-        Err(Errno::EIO | Errno::EFAULT) => Ok(0),
+        Err(Errno::IO | Errno::FAULT) => Ok(0),
         Err(errno) => {
             Err(CallError::Continue(DaemonError::System("the caller's /proc/<tid>/mem", errno)))
         }
@@ -258,8 +258,9 @@ fn fault_in(tid: u32, address: u64, length: usize) {
 }
 
 /// Returns an address as an offset in `/proc/<tid>/mem`. The upper half belongs to the kernel.
-fn offset(address: u64) -> Result<libc::off_t, CallError> {
-    libc::off_t::try_from(untagged(address)).map_err(|_| BAD_ADDRESS)
+fn offset(address: u64) -> Result<u64, CallError> {
+    let offset = untagged(address);
+    if offset >> 63 == 0 { Ok(offset) } else { Err(BAD_ADDRESS) }
 }
 
 /// Returns an address without the tag that a 64-bit ARM program may put in its top byte.
@@ -283,7 +284,7 @@ mod tests {
     }
 
     fn is_bad_address<T>(result: &Result<T, CallError>) -> bool {
-        matches!(result, Err(CallError::Fail(Errno::EFAULT)))
+        matches!(result, Err(CallError::Fail(Errno::FAULT)))
     }
 
     #[test]
@@ -324,7 +325,7 @@ mod tests {
                 let by_text = by_text(maps.as_fd(), at, at + 64, access).unwrap();
                 match by_query(maps.as_fd(), at, at + 64, access) {
                     Ok(covered) => assert_eq!(covered.min(at + 64), by_text, "{at:x} {access:?}"),
-                    Err(errno) => assert_eq!(errno, Errno::ENOTTY, "before Linux 6.11"),
+                    Err(errno) => assert_eq!(errno, Errno::NOTTY, "before Linux 6.11"),
                 }
             }
         }

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use ambit_kernel::recorder::{CALL, Recorder, Request, RequestRecord};
 use ambit_sysinfo::{Limiter, Views};
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use super::account::{Account, Accounts};
 use super::audit::{Audit, Caller, Notes, Record};
@@ -243,10 +243,9 @@ fn after_repetition(
     repeat: Repeat,
 ) -> Result<Verdict, CallError> {
     match (result, repeat) {
-        (
-            Ok(Verdict::Fail(Errno::EEXIST)) | Err(CallError::Fail(Errno::EEXIST)),
-            Repeat::Exists,
-        ) => Ok(Verdict::Return(0)),
+        (Ok(Verdict::Fail(Errno::EXIST)) | Err(CallError::Fail(Errno::EXIST)), Repeat::Exists) => {
+            Ok(Verdict::Return(0))
+        }
         (result, _) => result,
     }
 }
@@ -316,14 +315,14 @@ mod tests {
     fn a_node_that_a_predecessor_made_is_no_eexist() {
         let after = |errno, repeat| after_repetition(Ok(Verdict::Fail(errno)), repeat);
         for repeat in [Repeat::Safe, Repeat::Never] {
-            let result = after(Errno::EEXIST, repeat);
-            assert!(matches!(result, Ok(Verdict::Fail(Errno::EEXIST))), "{result:?}");
+            let result = after(Errno::EXIST, repeat);
+            assert!(matches!(result, Ok(Verdict::Fail(Errno::EXIST))), "{result:?}");
         }
-        assert!(matches!(after(Errno::EEXIST, Repeat::Exists), Ok(Verdict::Return(0))));
-        let result = after_repetition(Err(CallError::Fail(Errno::EEXIST)), Repeat::Exists);
+        assert!(matches!(after(Errno::EXIST, Repeat::Exists), Ok(Verdict::Return(0))));
+        let result = after_repetition(Err(CallError::Fail(Errno::EXIST)), Repeat::Exists);
         assert!(matches!(result, Ok(Verdict::Return(0))), "{result:?}");
-        let result = after(Errno::EPERM, Repeat::Exists);
-        assert!(matches!(result, Ok(Verdict::Fail(Errno::EPERM))), "{result:?}");
+        let result = after(Errno::PERM, Repeat::Exists);
+        assert!(matches!(result, Ok(Verdict::Fail(Errno::PERM))), "{result:?}");
     }
 
     #[test]
@@ -355,6 +354,6 @@ mod tests {
             }
         }
         let (verdict, _) = sysinfo(Fixed, &Policy::default());
-        assert!(matches!(verdict, Verdict::Fail(Errno::EFAULT)), "{verdict:?}");
+        assert!(matches!(verdict, Verdict::Fail(Errno::FAULT)), "{verdict:?}");
     }
 }

@@ -14,7 +14,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use crate::syscalls::context::Context;
 use crate::verdict::{CallError, Verdict};
@@ -133,7 +133,7 @@ impl<A: Clone + PartialEq> ReplayCache<A> {
         perform: impl FnOnce() -> Outcome,
         is_waiting: impl Fn() -> bool,
     ) -> Outcome {
-        let interrupted = Outcome::Fail(Errno::EINTR);
+        let interrupted = Outcome::Fail(Errno::INTR);
         let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.retain(|entry| entry.answering.is_some() || !entry.is_older(FRESH));
         let under_way = |entries: &mut Vec<Entry<A>>| {
@@ -233,7 +233,7 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(5);
     const DONE: Outcome = Outcome::Return(0);
-    const WRONG: Outcome = Outcome::Fail(Errno::ENOENT);
+    const WRONG: Outcome = Outcome::Fail(Errno::NOENT);
 
     #[test]
     fn a_restarted_call_gets_the_result_of_the_first() {
@@ -280,7 +280,7 @@ mod tests {
         cache.on_delivered(who, true);
         assert_eq!(cache.outcome(who, &"/a", LONG, || WRONG, || true), WRONG, "another call");
         let late = || panic!("the caller does not wait");
-        let interrupted = Outcome::Fail(Errno::EINTR);
+        let interrupted = Outcome::Fail(Errno::INTR);
         assert_eq!(cache.outcome(("c", 8), &"/a", LONG, late, || false), interrupted);
     }
 

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use ambit_kernel::watchdog::Watchdog;
 use libseccomp_sys::{seccomp_notif, seccomp_notif_resp};
-use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 
 use super::Error;
 use super::account::Account;
@@ -318,7 +318,7 @@ impl Threads {
             Ok(notification) => notification,
             // ENOENT: the caller died or got a signal between the event and RECV. EINTR: this
             // thread got a signal.
-            Err(Errno::ENOENT | Errno::EINTR) => return AfterCall::Leave(Next::Watch),
+            Err(Errno::NOENT | Errno::INTR) => return AfterCall::Leave(Next::Watch),
             Err(errno) => {
                 let container = &account.id;
                 tracing::error!(container, "SECCOMP_IOCTL_NOTIF_RECV: {errno}; listener dropped");

@@ -8,8 +8,8 @@ use std::time::Instant;
 use ambit_kernel::sys::pid_in_namespace::pid_from_namespace;
 use ambit_kernel::text;
 use ambit_kernel::text::status::Status;
-use nix::errno::Errno;
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, openat, statat};
+use rustix::io::Errno;
 
 use super::bucket;
 use super::call::Call;
@@ -31,7 +31,7 @@ pub(super) fn translate(call: &Call, cx: &Context<'_>, id: i32) -> Result<i32, C
     let namespace = cx.open(call, "ns/pid")?;
     match pid_from_namespace(namespace.as_fd(), id) {
         Ok(tid) => Ok(tid),
-        Err(Errno::ENOTTY) => {
+        Err(Errno::NOTTY) => {
             let id = u32::try_from(id).map_err(|_| CallError::NotGranted)?;
             if cx.account.is_some_and(|account| account.operations(bucket::now(), 1).is_err()) {
                 return Err(CallError::NotGranted);

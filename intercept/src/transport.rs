@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use libseccomp_sys::seccomp_notif_resp;
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use super::journal::{Entry, Phase};
 use super::pipeline::Pipeline;
@@ -109,14 +109,14 @@ impl<T: Transport> Received<T> {
             Phase::Done(answer) => return transport.answer_again(answer),
         };
         let verdict = match repeat {
-            Repeat::Never => Verdict::Fail(Errno::EINTR),
+            Repeat::Never => Verdict::Fail(Errno::INTR),
             _ => pipeline.decide(call, transport.pending(), transport.memory(), repeat),
         };
         let answered = transport.answer(&verdict, entry);
         pipeline.on_delivered(call, answered.is_ok());
         match answered {
             // ENOENT: a signal interrupted the call, or the caller died.
-            Ok(()) | Err(Errno::ENOENT) => {}
+            Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => pipeline.log_refused_answer(&call.account.id, transport.refuse(), errno),
         }
         answered.is_ok()

@@ -6,7 +6,7 @@
 
 use std::os::fd::OwnedFd;
 
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 /// The answer to a call.
 #[derive(Debug)]

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use ambit_kernel::output::{one_line, stderr};
 use ambit_kernel::text::{scan, stat};
 use anyhow::Context;
+use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::process::{PidfdFlags, pidfd_open};
 
@@ -354,13 +355,11 @@ impl Broker {
 
 /// True if the kernel was out of processes, memory or descriptors. The program is not at fault.
 pub(super) fn is_out_of_resources(error: &anyhow::Error) -> bool {
-    let number = error.chain().find_map(|cause| {
-        let of_std = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
-        of_std.or_else(|| Some(cause.downcast_ref::<rustix::io::Errno>()?.raw_os_error()))
+    let errno = error.chain().find_map(|cause| {
+        let of_std = cause.downcast_ref().and_then(Errno::from_io_error);
+        of_std.or_else(|| cause.downcast_ref().copied())
     });
-    number.is_some_and(|number| {
-        [libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::ENFILE].contains(&number)
-    })
+    matches!(errno, Some(Errno::AGAIN | Errno::NOMEM | Errno::MFILE | Errno::NFILE))
 }
 
 #[cfg(test)]

@@ -346,7 +346,7 @@ fn remove(place: &Path) -> io::Result<()> {
     loop {
         match std::fs::remove_dir(place) {
             Err(error)
-                if error.raw_os_error() == Some(libc::EBUSY) && tries > 0 && empty(place) =>
+                if error.kind() == io::ErrorKind::ResourceBusy && tries > 0 && empty(place) =>
             {
                 tries -= 1;
                 std::thread::sleep(Duration::from_millis(10));

@@ -6,10 +6,11 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
 use ambit_kernel::sys::close_range::close_on_exec_from;
+use ambit_kernel::sys::errno::{description, to_errno};
 use ambit_kernel::sys::remount::own_proc;
 use ambit_kernel::sys::signal_defaults::restore_sigpipe;
 use anyhow::{Context, Result};
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use super::FAILED;
 use super::options::Setup;
@@ -29,7 +30,7 @@ pub(super) fn exec_command(setup: &Setup, folder: &Path, terminal: Option<&Owned
     match prepare(setup, folder, terminal) {
         Ok((command, environment)) => {
             let Err(error) = nix::unistd::execvpe(&command[0], &command, &environment);
-            not_started(&setup.command[0].to_string_lossy(), error)
+            not_started(&setup.command[0].to_string_lossy(), to_errno(error))
         }
         Err(error) => NotStarted {
             reason: format!("cannot start the command: {error:#}"),
@@ -40,12 +41,12 @@ pub(super) fn exec_command(setup: &Setup, folder: &Path, terminal: Option<&Owned
 
 fn not_started(name: &str, error: Errno) -> NotStarted {
     match error {
-        Errno::ENOENT => NotStarted {
+        Errno::NOENT => NotStarted {
             reason: format!("cannot run {name}: it is not in the sandbox"),
             status: 127,
         },
         error => {
-            let why = error.desc();
+            let why = description(error);
             NotStarted { reason: format!("cannot run {name}: {why}: execve"), status: 126 }
         }
     }
@@ -107,9 +108,9 @@ mod tests {
 
     #[test]
     fn a_missing_command_is_127_and_one_that_cannot_be_executed_126() {
-        let missing = not_started("frob", Errno::ENOENT);
+        let missing = not_started("frob", Errno::NOENT);
         assert_eq!(missing.status, 127);
         assert_eq!(missing.reason, "cannot run frob: it is not in the sandbox");
-        assert_eq!(not_started("/etc/passwd", Errno::EACCES).status, 126);
+        assert_eq!(not_started("/etc/passwd", Errno::ACCESS).status, 126);
     }
 }

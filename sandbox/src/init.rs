@@ -10,6 +10,7 @@ use std::path::Path;
 
 use ambit_kernel::output;
 use ambit_kernel::sys::command_line;
+use ambit_kernel::sys::errno::to_errno;
 use ambit_kernel::sys::fork::{Fork, fork};
 use anyhow::{Context, Result};
 use nix::sched::CloneFlags;
@@ -17,6 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 
 use super::channel::{Channel, Message};
 use super::options::{Intercept, Setup};
@@ -111,7 +113,7 @@ fn reap(channel: &Channel, signals: &Signals, child: Pid) -> i32 {
             }
         }
         let flags = WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED;
-        match waitpid(None, Some(flags)) {
+        match waitpid(None, Some(flags)).map_err(to_errno) {
             Ok(WaitStatus::Exited(pid, status)) if pid == child => return status,
             Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => return 128 + signal as i32,
             Ok(WaitStatus::Stopped(pid, _)) if pid == child => {
@@ -122,7 +124,7 @@ fn reap(channel: &Channel, signals: &Signals, child: Pid) -> i32 {
                 let _ = poll(&mut wait, None);
             }
             // ECHILD: there are no children, so the command has ended.
-            Err(nix::errno::Errno::ECHILD) => return i32::from(FAILED),
+            Err(Errno::CHILD) => return i32::from(FAILED),
             _ => {}
         }
     }

@@ -4,7 +4,6 @@
 //! are looked up with `RESOLVE_IN_ROOT`, so that no link in a strange root filesystem leads out.
 
 use std::ffi::CStr;
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
@@ -12,6 +11,7 @@ use ambit_kernel::sys::mount_setattr::{mount_setattr, mount_setattr_all};
 use ambit_kernel::sys::{named_copy, remount};
 use anyhow::{Context, Result};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags};
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
@@ -84,9 +84,7 @@ impl Detached {
 
     pub(super) fn set(&mut self, attributes: MountAttrFlags) -> Result<()> {
         match mount_setattr(&self.0, attributes, None) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
-                self.remount(attributes, false)
-            }
+            Err(Errno::NOSYS) => self.remount(attributes, false),
             set => set.context("cannot change a mount's attributes: mount_setattr"),
         }
     }
@@ -94,9 +92,7 @@ impl Detached {
     /// Sets attributes, also of what is mounted below it.
     pub(super) fn set_all(&mut self, attributes: MountAttrFlags) -> Result<()> {
         match mount_setattr_all(&self.0, attributes) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
-                self.remount(attributes, true)
-            }
+            Err(Errno::NOSYS) => self.remount(attributes, true),
             set => set.context("cannot change attributes of mounts: mount_setattr"),
         }
     }
@@ -107,7 +103,7 @@ impl Detached {
         let proc = remount::own_proc().context("cannot open /proc")?;
         let change = |mount: &OwnedFd| remount::add(&proc, mount, attributes, recursive);
         match change(&self.0) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            Err(Errno::INVAL) => {}
             changed => return changed.context("cannot change a mount's attributes: mount"),
         }
         // Upon the root, where no path leads; a file upon a file.
@@ -219,7 +215,7 @@ impl Root {
                 .attach(place.as_fd())
                 .map(|()| true)
                 .with_context(|| format!("cannot mount on {}: move_mount", shown(target))),
-            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(false),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(false),
             Err(error) => {
                 Err(error).with_context(|| format!("cannot open {}: openat2", shown(target)))
             }
@@ -236,14 +232,14 @@ impl Root {
             let wanted = if index + 1 == parts.len() { kind } else { Kind::Folder };
             let here = above.join(name);
             if self.find(&here).is_err() {
-                self.make_one(&above, name, wanted).map_err(|error| missing(path, &error))?;
+                self.make_one(&above, name, wanted).map_err(|error| missing(path, error))?;
             }
             above = here;
         }
         Ok(())
     }
 
-    fn make_one(&self, above: &Path, name: &std::ffi::OsStr, kind: Kind) -> io::Result<()> {
+    fn make_one(&self, above: &Path, name: &std::ffi::OsStr, kind: Kind) -> Result<(), Errno> {
         let parent = self.find(above)?;
         match kind {
             Kind::Folder => rustix::fs::mkdirat(parent, name, Mode::from(0o755))?,
@@ -268,15 +264,15 @@ impl Root {
     }
 }
 
-fn missing(path: &Path, error: &io::Error) -> anyhow::Error {
-    let hint = match error.raw_os_error() {
-        Some(libc::EROFS) => {
+fn missing(path: &Path, errno: Errno) -> anyhow::Error {
+    let hint = match errno {
+        Errno::ROFS => {
             ": it is not there and the sandbox's root is read-only: make it on the host, or choose \
              a place below /tmp or /run"
         }
         _ => "",
     };
-    anyhow::anyhow!("cannot make {}: {error}{hint}", path.display())
+    anyhow::anyhow!("cannot make {}: {errno}{hint}", path.display())
 }
 
 fn shown(path: &Path) -> String {

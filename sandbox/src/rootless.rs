@@ -9,10 +9,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use ambit_kernel::output;
+use ambit_kernel::sys::errno::to_errno;
 use anyhow::{Context, Result, bail};
-use nix::errno::Errno;
 use nix::sched::CloneFlags;
 use rustix::fs::{Access, AtFlags};
+use rustix::io::Errno;
 
 use super::options::Options;
 
@@ -37,8 +38,8 @@ pub(super) fn check(options: &Options) -> Result<()> {
 pub(super) fn enter() -> Result<()> {
     let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
     nix::sched::unshare(CloneFlags::CLONE_NEWUSER).map_err(|error| {
-        let hint = match error {
-            Errno::ENOSPC => "allow more in /proc/sys/user/max_user_namespaces",
+        let hint = match to_errno(error) {
+            Errno::NOSPC => "allow more in /proc/sys/user/max_user_namespaces",
             _ => "this machine does not allow it to ordinary users: run it as root",
         };
         anyhow::anyhow!("cannot make a user namespace: unshare: {error}: {hint}")

@@ -64,10 +64,10 @@ pub(super) fn leave_host() -> Result<()> {
     standard(null.as_fd()).context("cannot leave the terminal: dup2")
 }
 
-fn standard(fd: BorrowedFd<'_>) -> nix::Result<()> {
-    nix::unistd::dup2_stdin(fd)?;
-    nix::unistd::dup2_stdout(fd)?;
-    nix::unistd::dup2_stderr(fd)
+fn standard(fd: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    rustix::stdio::dup2_stdin(fd)?;
+    rustix::stdio::dup2_stdout(fd)?;
+    rustix::stdio::dup2_stderr(fd)
 }
 
 /// Opens a terminal again with O_NONBLOCK. The flag must not be set on the open file of this process,

@@ -9,6 +9,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
+use ambit_kernel::sys::errno::to_errno;
 use anyhow::{Context, bail};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -128,9 +129,7 @@ impl Files {
 
     /// Returns the path of something that exists, with all links resolved below the root.
     fn resolve(&self, path: &Path) -> rustix::io::Result<PathBuf> {
-        let root = File::open(&self.root).map_err(|error| {
-            Errno::from_raw_os_error(error.raw_os_error().unwrap_or(Errno::IO.raw_os_error()))
-        })?;
+        let root = File::open(&self.root).map_err(to_errno)?;
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let found = rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)?;

@@ -141,13 +141,11 @@ impl fmt::Display for Owner {
 /// Returns a namespace that an ioctl has opened; `None` where the kernel shows none (EPERM, ENOTTY).
 /// Any other failure, such as EMFILE, is an error: an inner namespace must not be taken for the
 /// outermost one.
-fn visible_namespace(found: io::Result<OwnedFd>) -> io::Result<Option<OwnedFd>> {
+fn visible_namespace(found: Result<OwnedFd, Errno>) -> Result<Option<OwnedFd>, Errno> {
     match found {
         Ok(namespace) => Ok(Some(namespace)),
-        Err(error) if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) => Ok(None),
-        Err(error) if error.raw_os_error() == Some(Errno::NOTTY.raw_os_error()) => Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(None),
-        Err(error) => Err(error),
+        Err(Errno::PERM | Errno::NOTTY | Errno::NOSYS) => Ok(None),
+        Err(errno) => Err(errno),
     }
 }
 

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ambit_kernel::text::status::Status;
+use rustix::io::Errno;
 
 use crate::KernelFiles;
 
@@ -18,22 +19,22 @@ use crate::KernelFiles;
 pub struct NamespaceIoctls {
     /// Returns the pid of the first process of a pid namespace, in the daemon's numbering
     /// (`NS_GET_PID_FROM_PIDNS`, Linux 6.11).
-    pub init: fn(BorrowedFd<'_>) -> io::Result<u32>,
+    pub init: fn(BorrowedFd<'_>) -> Result<u32, Errno>,
     /// Opens the parent of a pid or user namespace (`NS_GET_PARENT`).
-    pub parent: fn(BorrowedFd<'_>) -> io::Result<OwnedFd>,
+    pub parent: fn(BorrowedFd<'_>) -> Result<OwnedFd, Errno>,
     /// Opens the user namespace that owns a namespace (`NS_GET_USERNS`).
-    pub users: fn(BorrowedFd<'_>) -> io::Result<OwnedFd>,
+    pub users: fn(BorrowedFd<'_>) -> Result<OwnedFd, Errno>,
     /// Returns the uid of the creator of a user namespace (`NS_GET_OWNER_UID`).
-    pub owner: fn(BorrowedFd<'_>) -> io::Result<u32>,
+    pub owner: fn(BorrowedFd<'_>) -> Result<u32, Errno>,
 }
 
 impl NamespaceIoctls {
     /// No ioctl is available.
     pub const NOTHING: Self = Self {
-        init: |_| Err(io::ErrorKind::Unsupported.into()),
-        parent: |_| Err(io::ErrorKind::Unsupported.into()),
-        users: |_| Err(io::ErrorKind::Unsupported.into()),
-        owner: |_| Err(io::ErrorKind::Unsupported.into()),
+        init: |_| Err(Errno::NOTTY),
+        parent: |_| Err(Errno::NOTTY),
+        users: |_| Err(Errno::NOTTY),
+        owner: |_| Err(Errno::NOTTY),
     };
 }
 

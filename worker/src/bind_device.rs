@@ -7,8 +7,8 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::errno::Errno;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, move_mount};
 use serde::{Deserialize, Serialize};
 
@@ -57,7 +57,7 @@ pub(super) fn bind_device(bind: &Bind, caller: &Caller) -> Result<(), Error> {
 }
 
 fn refused(why: &str) -> Error {
-    Error::new(Errno::EPERM, why)
+    Error::new(Errno::PERM, why)
 }
 
 fn open_folder(path: &[u8]) -> Result<OwnedFd, Error> {

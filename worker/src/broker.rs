@@ -18,10 +18,10 @@ use ambit_kernel::channel::{self, Received};
 use ambit_kernel::sys::close_range::close_all_but;
 use ambit_kernel::sys::command_line;
 use ambit_kernel::sys::fork::{Fork, fork};
-use nix::errno::Errno;
 use nix::sys::signal::SigSet;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags};
 use serde::{Deserialize, Serialize};
@@ -207,8 +207,8 @@ impl Broker {
         let report = self.send(&Request::Attach(order.clone()), std::iter::once(process))?;
         report.receive_value(until).map_err(|error| match error.errno {
             // Its alarm has ended the process.
-            Errno::EIO => Error::new(
-                Errno::ETIMEDOUT,
+            Errno::IO => Error::new(
+                Errno::TIMEDOUT,
                 format!("it was not done within {} s", attach::DEADLINE.as_secs()),
             ),
             _ => error,
@@ -241,14 +241,14 @@ impl Broker {
     ) -> Result<ReportChannel, Error> {
         let (report, theirs) = ReportChannel::pair()?;
         let bytes = serde_json::to_vec(request)
-            .map_err(|error| Error::new(Errno::EINVAL, error.to_string()).mark_untried())?;
+            .map_err(|error| Error::new(Errno::INVAL, error.to_string()).mark_untried())?;
         let mut all = vec![theirs.as_fd()];
         for fd in fds {
             all.push(fd);
         }
         if bytes.len() > LONGEST {
             let message = "the request is too long for the broker";
-            return Err(Error::new(Errno::E2BIG, message).mark_untried());
+            return Err(Error::new(Errno::TOOBIG, message).mark_untried());
         }
         let (until, mut dead) = (Instant::now() + self.patience, None);
         while let Some(socket) = self.connection(dead.as_ref(), until) {
@@ -257,7 +257,7 @@ impl Broker {
                     REQUESTS.set(REQUESTS.get().wrapping_add(1));
                     return Ok(report);
                 }
-                Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => dead = Some(socket),
+                Err(Errno::PIPE | Errno::CONNRESET) => dead = Some(socket),
                 Err(errno) => {
                     return Err(Error::unavailable(format!("sendmsg to the broker: {errno}")));
                 }
@@ -318,7 +318,7 @@ fn serve(socket: &OwnedFd, locks: &SourceLocks) {
         let soon = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
         let patience = running.then_some(&soon);
         match poll(&mut [PollFd::new(socket, PollFlags::IN)], patience) {
-            Ok(0) | Err(rustix::io::Errno::INTR) => continue,
+            Ok(0) | Err(Errno::INTR) => continue,
             Ok(_) => {}
             Err(_) => return,
         }
@@ -392,7 +392,7 @@ fn receive_caller(info: CallerInfo, fds: Vec<OwnedFd>) -> Result<Caller, Error> 
 }
 
 fn malformed(what: &str) -> Error {
-    Error::new(Errno::EPROTO, format!("a malformed request: {what}")).mark_untried()
+    Error::new(Errno::PROTO, format!("a malformed request: {what}")).mark_untried()
 }
 
 #[cfg(test)]

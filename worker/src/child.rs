@@ -9,12 +9,13 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
+use ambit_kernel::sys::errno::to_errno;
 use ambit_kernel::sys::fork::{Fork, fork};
 use ambit_kernel::text;
-use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use rustix::io::Errno;
 
 use super::error::{Context, Error, MarkUntried};
 
@@ -46,15 +47,15 @@ pub(super) fn execute_open(
     words: &[impl AsRef<CStr>],
     environment: &[impl AsRef<CStr>],
 ) -> Errno {
-    let Err(errno) = nix::unistd::fexecve(&program, words, environment);
-    if errno != Errno::ENOENT {
+    let Err(errno) = nix::unistd::fexecve(&program, words, environment).map_err(to_errno);
+    if errno != Errno::NOENT {
         return errno;
     }
     // TOMOYO looks up `/dev/fd`, which a container may lack.
     let name = format!("/proc/self/fd/{}\0", program.as_fd().as_raw_fd());
     let Ok(name) = CStr::from_bytes_with_nul(name.as_bytes()) else { return errno };
     let Err(errno) = nix::unistd::execve(name, words, environment);
-    errno
+    to_errno(errno)
 }
 
 impl Child {

@@ -5,8 +5,12 @@
 //! namespaces, a process or descriptor that could not be made. Such a call is left to the kernel,
 //! as if it were not intercepted.
 
+use std::fmt::Display;
+use std::io;
+
+use ambit_kernel::sys::errno::to_errno;
 use ambit_kernel::text::shown::{LONGEST_MESSAGE, shown_within};
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 /// The reason why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,7 +36,7 @@ impl Error {
 
     /// No process can carry out the request.
     pub(super) fn unavailable(message: impl Into<String>) -> Self {
-        Self::new(Errno::ENOSYS, message).mark_untried()
+        Self::new(Errno::NOSYS, message).mark_untried()
     }
 
     /// Marks an error that happened before the operation was tried.
@@ -52,36 +56,16 @@ impl<T> MarkUntried for Result<T, Error> {
     }
 }
 
-/// Converts the error types of nix, rustix and std to an errno.
-pub(super) trait ToErrno: std::fmt::Display {
-    fn errno(&self) -> Errno;
-}
-
-impl ToErrno for Errno {
-    fn errno(&self) -> Errno {
-        *self
-    }
-}
-
-impl ToErrno for rustix::io::Errno {
-    fn errno(&self) -> Errno {
-        Errno::from_raw(self.raw_os_error())
-    }
-}
-
-impl ToErrno for std::io::Error {
-    fn errno(&self) -> Errno {
-        self.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
-    }
-}
-
 /// Adds the object and the system call to an error.
 pub(super) trait Context<T> {
     fn context(self, what: impl Into<String>) -> Result<T, Error>;
 }
 
-impl<T, E: ToErrno> Context<T> for Result<T, E> {
+impl<T, E: Into<io::Error> + Display> Context<T> for Result<T, E> {
     fn context(self, what: impl Into<String>) -> Result<T, Error> {
-        self.map_err(|error| Error::new(error.errno(), format!("{}: {error}", what.into())))
+        self.map_err(|error| {
+            let message = format!("{}: {error}", what.into());
+            Error::new(to_errno(error), message)
+        })
     }
 }

@@ -19,13 +19,14 @@ use std::time::{Duration, Instant};
 use ambit_kernel::output::printable::Printable;
 use ambit_kernel::output::{self, unless_closed};
 use ambit_kernel::sys::close_range::close_on_exec_from;
+use ambit_kernel::sys::errno::to_errno;
 use ambit_kernel::sys::fork::{Fork, fork};
-use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{PidfdFlags, pidfd_open};
 
@@ -78,9 +79,9 @@ pub fn run_inside(
     let child = fork_to(|| {
         // Without these, the container could write to the terminal of the user.
         rustix::process::setsid().context("setsid")?;
-        nix::unistd::dup2_stdin(&inside.null).context("dup2 of /dev/null")?;
-        nix::unistd::dup2_stdout(&to_out).context("dup2 of a pipe")?;
-        nix::unistd::dup2_stderr(&to_err).context("dup2 of a pipe")?;
+        rustix::stdio::dup2_stdin(&inside.null).context("dup2 of /dev/null")?;
+        rustix::stdio::dup2_stdout(&to_out).context("dup2 of a pipe")?;
+        rustix::stdio::dup2_stderr(&to_err).context("dup2 of a pipe")?;
         inside.caller.enter_others()?;
         if has_users {
             inside.caller.enter_user_namespace()?;
@@ -102,7 +103,7 @@ pub fn run_inside(
 fn copy_output(child: Pid, out: OwnedFd, err: OwnedFd) -> Result<(), Error> {
     let until = Instant::now() + DEADLINE;
     let pid = rustix::process::Pid::from_raw(child.as_raw());
-    let pid = pid.ok_or_else(|| Error::new(Errno::ESRCH, "fork"))?;
+    let pid = pid.ok_or_else(|| Error::new(Errno::SRCH, "fork"))?;
     let ended = pidfd_open(pid, PidfdFlags::empty()).context("pidfd_open")?;
     let mut outputs = vec![
         Output::new(out, Box::new(std::io::stdout()))?,
@@ -114,12 +115,12 @@ fn copy_output(child: Pid, out: OwnedFd, err: OwnedFd) -> Result<(), Error> {
             outputs.iter().map(|one| PollFd::new(&one.pipe, PollFlags::IN)).collect();
         fds.push(PollFd::new(&ended, PollFlags::IN));
         wait_for(&mut fds, until).map_err(|error| match error.errno {
-            Errno::ETIMEDOUT => {
+            Errno::TIMEDOUT => {
                 let seconds = DEADLINE.as_secs();
                 let message = format!(
                     "it was not done within {seconds} s: a filesystem of the container may not answer"
                 );
-                Error::new(Errno::ETIMEDOUT, message)
+                Error::new(Errno::TIMEDOUT, message)
             }
             _ => error,
         })?;
@@ -132,7 +133,7 @@ fn copy_output(child: Pid, out: OwnedFd, err: OwnedFd) -> Result<(), Error> {
             }
         }
         if total > LONGEST {
-            return Err(Error::new(Errno::EFBIG, "its output is too long: it was killed"));
+            return Err(Error::new(Errno::FBIG, "its output is too long: it was killed"));
         }
         if has_ended && total == before {
             return Ok(());
@@ -159,12 +160,12 @@ impl Output {
         let length = match rustix::io::read(&self.pipe, &mut *buffer) {
             Ok(0) => return Ok(None),
             Ok(length) => length,
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(Some(0)),
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(Some(0)),
             Err(errno) => return Err(errno).context("read of its output"),
         };
         let text = self.printable.convert(&buffer[..length]);
         let written = self.to.write_all(text.as_bytes()).and_then(|()| self.to.flush());
-        unless_closed(written).map_err(|error| Error::new(Errno::EIO, error.to_string()))?;
+        unless_closed(written).map_err(|error| Error::new(Errno::IO, error.to_string()))?;
         Ok(Some(length))
     }
 }
@@ -212,10 +213,10 @@ fn fork_to(run: impl FnOnce() -> Result<i32, Error>) -> Result<Pid, Error> {
 /// Waits for a child. Returns its exit status.
 fn wait(child: Pid) -> Result<i32, Error> {
     loop {
-        match waitpid(child, None) {
+        match waitpid(child, None).map_err(to_errno) {
             Ok(WaitStatus::Exited(_, status)) => return Ok(status),
             Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(128 + signal as i32),
-            Ok(_) | Err(Errno::EINTR) => {}
+            Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(Error::new(errno, format!("waitpid: {errno}"))),
         }
     }

@@ -11,9 +11,9 @@ use ambit_kernel::text::id_map::IdMap;
 use ambit_kernel::text::mountinfo;
 use ambit_kernel::text::status::Status;
 use ambit_kernel::text::{self, control_groups, limits, profile};
-use nix::errno::Errno;
 use nix::sched::CloneFlags;
 use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::caller::{Caller, Facts, IdMaps};
 use super::error::{Context, Error, MarkUntried};
@@ -44,7 +44,7 @@ impl Caller {
         let status = Status(&status);
         let users = IdMap::parse(&text("uid_map")?);
         let maps = IdMaps { users, groups: IdMap::parse(&text("gid_map")?) };
-        let unmapped = || Error::new(Errno::EPERM, "an id of the caller is not mapped");
+        let unmapped = || Error::new(Errno::PERM, "an id of the caller is not mapped");
         // The order is real, effective, saved, filesystem.
         let inside = |map: &IdMap, label: &str| {
             status.numbers(label).nth(1).and_then(|id| map.inside(id)).ok_or_else(unmapped)
@@ -55,7 +55,7 @@ impl Caller {
         for (name, kind) in OTHERS {
             match open(name, OFlags::RDONLY) {
                 Ok(namespace) => others.push((kind, namespace)),
-                Err(rustix::io::Errno::NOENT) => {}
+                Err(Errno::NOENT) => {}
                 Err(errno) => return Err(errno).context(format!("open of {name}")),
             }
         }

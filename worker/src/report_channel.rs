@@ -5,12 +5,14 @@
 //! wait without a deadline, because the peer may be blocked in a filesystem of the container. Start
 //! reading at [`ReportChannel::report`] and [`ReportChannel::receive`].
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use ambit_kernel::channel;
-use nix::errno::Errno;
+use ambit_kernel::sys::errno::to_errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -40,7 +42,7 @@ impl ReportChannel {
     /// Reports success, with a value.
     pub(super) fn done_with(&self, value: &impl Serialize) -> Result<(), Error> {
         let value = postcard::to_allocvec(value);
-        self.send(&Ok(value.map_err(|error| Error::new(Errno::EINVAL, error.to_string()))?), &[])
+        self.send(&Ok(value.map_err(|error| Error::new(Errno::INVAL, error.to_string()))?), &[])
     }
 
     /// Reports success with descriptors, or an error.
@@ -50,7 +52,7 @@ impl ReportChannel {
             Ok(fds) => self.done(&fds.iter().map(AsFd::as_fd).collect::<Vec<_>>()),
             Err(Error { errno, mut message, untried }) => {
                 message.truncate(message.floor_char_boundary(TEXT));
-                self.send(&Err((errno as i32, untried, message)), &[])
+                self.send(&Err((errno.raw_os_error(), untried, message)), &[])
             }
         };
     }
@@ -65,15 +67,15 @@ impl ReportChannel {
 
     fn send(&self, report: &Report, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
         self.0.send(report, fds).map_err(|error| match error {
-            channel::Error::Long(_) => Error::new(Errno::EMSGSIZE, "the report is too long"),
-            error => Error::new(Errno::EPIPE, error.to_string()).mark_untried(),
+            channel::Error::Long(_) => Error::new(Errno::MSGSIZE, "the report is too long"),
+            error => Error::new(Errno::PIPE, error.to_string()).mark_untried(),
         })
     }
 
     /// Waits for a report, and returns its value.
     pub(super) fn receive_value<T: DeserializeOwned>(&self, until: Instant) -> Result<T, Error> {
         let (value, _) = self.take(until)?;
-        postcard::from_bytes(&value).map_err(|error| Error::new(Errno::EPROTO, error.to_string()))
+        postcard::from_bytes(&value).map_err(|error| Error::new(Errno::PROTO, error.to_string()))
     }
 
     /// Waits for a report, and returns its descriptors. An error that the peer reports is returned;
@@ -89,12 +91,13 @@ impl ReportChannel {
 
     fn take(&self, until: Instant) -> Result<(Vec<u8>, Vec<OwnedFd>), Error> {
         wait(&mut [PollFd::new(&self.0, PollFlags::IN)], until)?;
-        let unusable = |message: &str| Error::new(Errno::EIO, message).mark_untried();
+        let unusable = |message: &str| Error::new(Errno::IO, message).mark_untried();
         match self.0.receive().map_err(|error| unusable(&error.to_string()))? {
             None => Err(unusable("the process that carries out the request ended unexpectedly")),
             Some((Ok(value), fds)) => Ok((value, fds)),
             Some((Err((errno, untried, message)), _)) => {
-                Err(Error { errno: Errno::from_raw(errno), message, untried })
+                let errno = to_errno(io::Error::from_raw_os_error(errno));
+                Err(Error { errno, message, untried })
             }
         }
     }
@@ -126,8 +129,8 @@ pub(super) fn wait(fds: &mut [PollFd<'_>], until: Instant) -> Result<(), Error> 
             tv_nsec: left.subsec_nanos().into(),
         };
         match poll(fds, Some(&left)) {
-            Ok(0) => return Err(Error::new(Errno::ETIMEDOUT, "the request took too long")),
-            Err(rustix::io::Errno::INTR) => {}
+            Ok(0) => return Err(Error::new(Errno::TIMEDOUT, "the request took too long")),
+            Err(Errno::INTR) => {}
             other => return other.map(|_| ()).context("poll").mark_untried(),
         }
     }
@@ -148,10 +151,10 @@ mod tests {
         let (one, other) = ReportChannel::pair().unwrap();
         one.done(&[one.as_fd()]).unwrap();
         assert_eq!(other.receive(soon()).unwrap().len(), 1);
-        one.report(Err(Error::new(Errno::ENOENT, "no such thing")));
+        one.report(Err(Error::new(Errno::NOENT, "no such thing")));
         let error = other.receive(soon()).unwrap_err();
-        assert_eq!(error, Error::new(Errno::ENOENT, "no such thing"));
-        let ours = Error::new(Errno::EOVERFLOW, "fchdir").mark_untried();
+        assert_eq!(error, Error::new(Errno::NOENT, "no such thing"));
+        let ours = Error::new(Errno::OVERFLOW, "fchdir").mark_untried();
         one.report(Err(ours.clone()));
         assert_eq!(other.receive(soon()).unwrap_err(), ours);
     }
@@ -162,15 +165,15 @@ mod tests {
         let reasons = vec!["\\".repeat(64); 200];
         one.done_with(&reasons).unwrap();
         assert_eq!(other.receive_value::<Vec<String>>(soon()).unwrap(), reasons);
-        assert_eq!(one.done_with(&"x".repeat(64 << 10)).unwrap_err().errno, Errno::EMSGSIZE);
+        assert_eq!(one.done_with(&"x".repeat(64 << 10)).unwrap_err().errno, Errno::MSGSIZE);
     }
 
     #[test]
     fn a_dead_or_silent_peer_is_an_error() {
         let (one, other) = ReportChannel::pair().unwrap();
         let silent = other.receive(Instant::now()).unwrap_err();
-        assert_eq!(silent.errno, Errno::ETIMEDOUT);
+        assert_eq!(silent.errno, Errno::TIMEDOUT);
         drop(one);
-        assert_eq!(other.receive(soon()).unwrap_err().errno, Errno::EIO);
+        assert_eq!(other.receive(soon()).unwrap_err().errno, Errno::IO);
     }
 }

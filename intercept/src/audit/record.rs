@@ -7,9 +7,10 @@ use crate::timestamp::rfc3339;
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, SystemTime};
 
+use ambit_kernel::sys::errno;
 pub(crate) use ambit_kernel::text::shown::shown as text;
 use ambit_kernel::text::shown::{LONGEST_MESSAGE, shown, shown_within};
-use nix::errno::Errno;
+use rustix::io::Errno;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -140,7 +141,7 @@ impl Record<'_> {
             comm: self.caller.comm.as_deref(),
             arguments: &self.notes.arguments.borrow(),
             outcome: self.outcome,
-            errno: self.errno.map(|errno| format!("{errno:?}")),
+            errno: self.errno.map(errno::name),
             reason: self.notes.reason.borrow().as_ref().map(|reason| message(reason)),
             duration_us: u64::try_from(self.took.as_micros()).unwrap_or(u64::MAX),
         };
@@ -197,7 +198,7 @@ mod tests {
             caller: Caller::parse(status),
             notes: &notes,
             outcome: "refused",
-            errno: Some(Errno::EEXIST),
+            errno: Some(Errno::EXIST),
             took: Duration::from_micros(7),
         };
         let line = parsed(&record);

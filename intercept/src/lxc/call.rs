@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use libseccomp_sys::seccomp_notif_resp;
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use super::{Connection, GiveBack};
 use crate::journal::Entry;
@@ -57,7 +57,7 @@ impl Transport for LxcCall {
     }
 
     fn answer(&self, verdict: &Verdict, entry: &Entry) -> Result<(), Errno> {
-        let gone = Err(Errno::ENOENT);
+        let gone = Err(Errno::NOENT);
         if self.received.elapsed() >= DEADLINE || self.pending().check().is_err() {
             return gone;
         }

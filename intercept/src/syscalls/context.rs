@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 use ambit_kernel::text;
 use ambit_sysinfo::{StatSet, View, Views};
-use nix::errno::Errno;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use super::Settings;
@@ -155,9 +154,7 @@ impl Context<'_> {
         };
         // A file that was opened by thread id is the caller's only if the call is still pending.
         self.pending.check()?;
-        opened.map_err(|errno| {
-            CallError::Continue(DaemonError::System(file, Errno::from_raw(errno.raw_os_error())))
-        })
+        opened.map_err(|errno| CallError::Continue(DaemonError::System(file, errno)))
     }
 }
 

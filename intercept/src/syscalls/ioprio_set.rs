@@ -6,7 +6,7 @@
 //! method `run`.
 
 use ambit_kernel::sys::scheduling;
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use crate::call::Call;
 use crate::settings::settings;
@@ -67,7 +67,7 @@ impl Handler for IoprioSet {
         match scheduling::set_io_priority(thread.tid, priority) {
             Ok(()) => Ok(Verdict::Return(0)),
             // The daemon itself lacks the capability.
-            Err(Errno::EPERM | Errno::EACCES) => Ok(Verdict::Continue),
+            Err(Errno::PERM | Errno::ACCESS) => Ok(Verdict::Continue),
             Err(errno) => Ok(Verdict::Fail(errno)),
         }
     }

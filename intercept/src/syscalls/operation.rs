@@ -11,7 +11,7 @@ use std::time::Instant;
 use ambit_kernel::sys::user_namespace;
 use ambit_worker::operation::{Answer, Base, CallerHandle, Operation, Reply};
 use ambit_worker::{Bind, Caller, Error, Find};
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use super::context::Context;
 use crate::audit::message;
@@ -65,7 +65,7 @@ pub(super) fn perform(
     };
     let mut reply = send(&[]);
     let mut found = None;
-    if let (Ok(Reply::Failed(Errno::EACCES)), true) = (&reply, overrides)
+    if let (Ok(Reply::Failed(Errno::ACCESS)), true) = (&reply, overrides)
         && let Some(find) = what.find()
     {
         reply = open_as_caller(call, cx, operations, handle, &find)?
@@ -97,11 +97,11 @@ pub(super) fn perform(
         Ok(Reply::Done) => Ok(Verdict::Return(0)),
         // A FUSE filesystem of another user or user namespace refuses the worker, whatever its
         // capabilities and ids are. The caller itself may be allowed to use it.
-        Ok(Reply::Failed(Errno::EOVERFLOW)) => Ok(Verdict::Continue),
-        Ok(Reply::Failed(Errno::EACCES)) if found.is_some() => Ok(Verdict::Continue),
+        Ok(Reply::Failed(Errno::OVERFLOW)) => Ok(Verdict::Continue),
+        Ok(Reply::Failed(Errno::ACCESS)) if found.is_some() => Ok(Verdict::Continue),
         Ok(Reply::Failed(errno)) => Ok(Verdict::Fail(errno)),
         Ok(Reply::Kernel | Reply::MagicLink) => Ok(Verdict::Continue),
-        Ok(Reply::NoDevices) => Ok(Verdict::Fail(Errno::EPERM)),
+        Ok(Reply::NoDevices) => Ok(Verdict::Fail(Errno::PERM)),
         Err(failure) => {
             warn(call, cx, &failure);
             cx.notes.set_error(&failure);
@@ -161,7 +161,7 @@ fn pin_whole(
     let caller = Caller::pin(proc.as_fd());
     let base = handle.base.as_ref().map(OwnedFd::try_clone).transpose();
     cx.still_pending()?;
-    let base = base.map_err(|_| CallError::Continue(DaemonError::System("dup", Errno::EMFILE)))?;
+    let base = base.map_err(|_| CallError::Continue(DaemonError::System("dup", Errno::MFILE)))?;
     Ok(caller.map(|(mut caller, _)| {
         caller.folder = base.unwrap_or(caller.folder);
         caller

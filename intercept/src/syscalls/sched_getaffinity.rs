@@ -7,7 +7,7 @@
 use ambit_kernel::sys::affinity;
 use ambit_sysinfo::StatSet;
 use ambit_sysinfo::view::Origin;
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use crate::arch::Abi;
 use crate::call::Call;
@@ -59,7 +59,7 @@ impl Handler for SchedGetaffinity {
         let size = match affinity::sched_getaffinity(tid, &mut mask) {
             Ok(size) => size.min(size_of_val(&mask)),
             // The kernel repeats the lookup and returns ESRCH to the caller.
-            Err(Errno::ESRCH) => return Ok(Verdict::Continue),
+            Err(Errno::SRCH) => return Ok(Verdict::Continue),
             Err(errno) => {
                 return Err(CallError::Continue(DaemonError::System("sched_getaffinity", errno)));
             }

@@ -6,7 +6,7 @@
 //! reading at the method `run`.
 
 use ambit_kernel::sys::scheduling::{self, Attributes};
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use crate::call::Call;
 use crate::settings::settings;
@@ -91,7 +91,7 @@ impl Handler for SchedSetscheduler {
                 Ok(Verdict::Return(0))
             }
             // The daemon itself lacks the capability.
-            Err(Errno::EPERM | Errno::EACCES) => Ok(Verdict::Continue),
+            Err(Errno::PERM | Errno::ACCESS) => Ok(Verdict::Continue),
             Err(errno) => Ok(Verdict::Fail(errno)),
         }
     }
@@ -144,9 +144,8 @@ impl Scheduling {
             Self::All(attributes) => scheduling::set_attributes(tid, attributes),
             Self::Policy(policy, priority) => scheduling::set_policy(tid, policy, priority),
             Self::Nice(nice) => {
-                let thread = rustix::process::Pid::from_raw(tid).ok_or(Errno::ESRCH)?;
+                let thread = rustix::process::Pid::from_raw(tid).ok_or(Errno::SRCH)?;
                 rustix::process::setpriority_process(Some(thread), nice)
-                    .map_err(|errno| Errno::from_raw(errno.raw_os_error()))
             }
         }
     }

@@ -8,7 +8,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use nix::errno::Errno;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::raw;
@@ -131,7 +131,7 @@ pub fn by_id(id: u32) -> Result<OwnedFd, Errno> {
     let program = raw::bpf_open(BpfById { id, ..BpfById::default() })?;
     let info = info(program.as_fd())?;
     let word = |at: usize| info[at..at + 4].try_into().map_or(0, u32::from_ne_bytes);
-    if (word(0), word(4)) == (CGROUP_DEVICE_PROGRAM, id) { Ok(program) } else { Err(Errno::ENOENT) }
+    if (word(0), word(4)) == (CGROUP_DEVICE_PROGRAM, id) { Ok(program) } else { Err(Errno::NOENT) }
 }
 
 /// Returns what the kernel knows of a program.
@@ -154,7 +154,7 @@ mod tests {
         let program =
             Program { kind: Kind::Device, instructions, license, name: [0; 16], flags: 0 };
         let log = Log { level: 1, size: 9, buffer: Some(&mut [0; 8]) };
-        assert_eq!(load(program, log).unwrap_err(), Errno::EINVAL);
+        assert_eq!(load(program, log).unwrap_err(), Errno::INVAL);
     }
 
     #[test]
@@ -162,6 +162,6 @@ mod tests {
         let file = std::fs::File::open("/dev/null").unwrap();
         // EPERM without rights, EINVAL without CONFIG_CGROUP_BPF.
         let errno = attached(file.as_fd()).unwrap_err();
-        assert!(matches!(errno, Errno::EBADF | Errno::EPERM | Errno::EINVAL), "{errno}");
+        assert!(matches!(errno, Errno::BADF | Errno::PERM | Errno::INVAL), "{errno}");
     }
 }

@@ -1,10 +1,9 @@
 //! `close_range(2)` (Linux 5.9), which neither nix nor rustix offers.
 
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
-use nix::errno::Errno;
 use rustix::fs::{Dir, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::{raw, remount};
 
@@ -13,9 +12,9 @@ use super::{raw, remount};
 ///
 /// # Errors
 /// The kernel is older than 5.9, or a seccomp filter forbids the call, and there is no `/proc`.
-pub fn close_all_but(kept: u32) -> io::Result<()> {
+pub fn close_all_but(kept: u32) -> Result<(), Errno> {
     match raw::close_range(kept.saturating_add(1).max(3), u32::MAX, 0) {
-        Err(Errno::ENOSYS) => {
+        Err(Errno::NOSYS) => {
             for number in open_from(remount::own_proc()?, 3)? {
                 if u32::try_from(number) != Ok(kept) {
                     raw::close(number);
@@ -25,10 +24,7 @@ pub fn close_all_but(kept: u32) -> io::Result<()> {
         }
         closed => closed?,
     }
-    if kept > 3 {
-        raw::close_range(3, kept - 1, 0)?;
-    }
-    Ok(())
+    if kept > 3 { raw::close_range(3, kept - 1, 0) } else { Ok(()) }
 }
 
 /// Sets `FD_CLOEXEC` on every descriptor from `first` on, so that the next `execve` closes it. Before
@@ -36,14 +32,14 @@ pub fn close_all_but(kept: u32) -> io::Result<()> {
 ///
 /// # Errors
 /// The kernel is older than 5.11, or a seccomp filter forbids the call, and `proc` is no procfs.
-pub fn close_on_exec_from(first: u32, proc: impl AsFd) -> io::Result<()> {
+pub fn close_on_exec_from(first: u32, proc: impl AsFd) -> Result<(), Errno> {
     match raw::close_range(first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) {
         // EINVAL: Linux 5.9 has the call without the flag.
-        Err(Errno::ENOSYS | Errno::EINVAL) => {
+        Err(Errno::NOSYS | Errno::INVAL) => {
             open_from(proc, first)?.into_iter().for_each(raw::set_close_on_exec);
             Ok(())
         }
-        set => Ok(set?),
+        set => set,
     }
 }
 
@@ -53,7 +49,7 @@ pub fn has_close_on_exec() -> bool {
 }
 
 /// Returns the numbers of the open descriptors from `first` on.
-fn open_from(proc: impl AsFd, first: u32) -> io::Result<Vec<RawFd>> {
+fn open_from(proc: impl AsFd, first: u32) -> Result<Vec<RawFd>, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let folder = rustix::fs::openat(proc, "self/fd", flags, Mode::empty())?;
     let own = folder.as_raw_fd();
@@ -77,7 +73,7 @@ mod tests {
 
     #[test]
     fn the_descriptors_of_this_process_are_found() {
-        let (reader, _writer) = io::pipe().unwrap();
+        let (reader, _writer) = std::io::pipe().unwrap();
         let number = reader.as_raw_fd();
         let from = |first: i32| {
             open_from(remount::own_proc().unwrap(), u32::try_from(first).unwrap()).unwrap()

@@ -5,7 +5,7 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use super::raw;
 

@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use super::raw::{self, BLKROGET, LOOP_CONFIGURE, LOOP_CTL_GET_FREE, LOOP_GET_STATUS64};
 use super::uapi::{LoopConfig, LoopInfo};

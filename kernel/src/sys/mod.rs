@@ -11,6 +11,7 @@ pub mod bpf;
 pub mod capabilities;
 pub mod close_range;
 pub mod command_line;
+pub mod errno;
 pub mod file_handle;
 mod filter_program;
 pub mod fork;

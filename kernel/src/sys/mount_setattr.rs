@@ -3,11 +3,12 @@
 //! Changes attributes of a mount through a descriptor of it; with a user namespace the mount
 //! becomes *idmapped*. Never works on paths: the callers hold the mount they mean.
 
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
 
+use rustix::io::Errno;
 pub use rustix::mount::MountAttrFlags;
+use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::raw;
 
@@ -19,10 +20,10 @@ pub fn is_supported() -> bool {
     static SUPPORTED: OnceLock<bool> = OnceLock::new();
     *SUPPORTED.get_or_init(|| {
         // A pipe is no mount, which is EINVAL.
-        let refused = io::pipe().and_then(|(no_mount, _)| {
+        let refused = pipe_with(PipeFlags::CLOEXEC).and_then(|(no_mount, _)| {
             mount_setattr(no_mount, MountAttrFlags::MOUNT_ATTR_RDONLY, None)
         });
-        refused.err().and_then(|error| error.raw_os_error()) != Some(libc::ENOSYS)
+        refused != Err(Errno::NOSYS)
     })
 }
 
@@ -35,7 +36,7 @@ pub fn mount_setattr(
     mount: impl AsFd,
     set: MountAttrFlags,
     owners: Option<BorrowedFd<'_>>,
-) -> io::Result<()> {
+) -> Result<(), Errno> {
     let mut attributes = libc::mount_attr {
         attr_set: u64::from(set.bits()),
         attr_clr: 0,
@@ -44,23 +45,23 @@ pub fn mount_setattr(
     };
     if let Some(namespace) = owners {
         attributes.attr_set |= IDMAP;
-        attributes.userns_fd = u64::try_from(namespace.as_raw_fd()).map_err(io::Error::other)?;
+        attributes.userns_fd = u64::try_from(namespace.as_raw_fd()).map_err(|_| Errno::BADF)?;
     }
-    Ok(raw::mount_setattr(mount.as_fd(), 0, &attributes)?)
+    raw::mount_setattr(mount.as_fd(), 0, &attributes)
 }
 
 /// Sets attributes of a mount and of all that is mounted below it.
 ///
 /// # Errors
 /// `EINVAL`: the descriptor is not the root of a mount.
-pub fn mount_setattr_all(mount: impl AsFd, set: MountAttrFlags) -> io::Result<()> {
+pub fn mount_setattr_all(mount: impl AsFd, set: MountAttrFlags) -> Result<(), Errno> {
     let attributes = libc::mount_attr {
         attr_set: u64::from(set.bits()),
         attr_clr: 0,
         propagation: 0,
         userns_fd: 0,
     };
-    Ok(raw::mount_setattr(mount.as_fd(), libc::AT_RECURSIVE, &attributes)?)
+    raw::mount_setattr(mount.as_fd(), libc::AT_RECURSIVE, &attributes)
 }
 
 /// Sets attributes of one mount and takes it out of its peer group: what is mounted on it later
@@ -68,14 +69,14 @@ pub fn mount_setattr_all(mount: impl AsFd, set: MountAttrFlags) -> io::Result<()
 ///
 /// # Errors
 /// `EINVAL`: the descriptor is not the root of a mount.
-pub fn make_private(mount: impl AsFd, set: MountAttrFlags) -> io::Result<()> {
+pub fn make_private(mount: impl AsFd, set: MountAttrFlags) -> Result<(), Errno> {
     let attributes = libc::mount_attr {
         attr_set: u64::from(set.bits()),
         attr_clr: 0,
         propagation: libc::MS_PRIVATE,
         userns_fd: 0,
     };
-    Ok(raw::mount_setattr(mount.as_fd(), 0, &attributes)?)
+    raw::mount_setattr(mount.as_fd(), 0, &attributes)
 }
 
 #[cfg(test)]
@@ -85,7 +86,6 @@ mod tests {
     #[test]
     fn a_descriptor_that_is_no_mount_is_refused() {
         let (reader, _writer) = std::io::pipe().unwrap();
-        let error = mount_setattr(&reader, MountAttrFlags::MOUNT_ATTR_RDONLY, None).unwrap_err();
-        assert!(error.raw_os_error().is_some());
+        mount_setattr(&reader, MountAttrFlags::MOUNT_ATTR_RDONLY, None).unwrap_err();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use super::raw::{self, MappingQuery, PROCMAP_QUERY};
 
@@ -24,7 +24,7 @@ pub fn end_of_mapping(
     let mut query = MappingQuery::new(address, flags);
     match raw::ioctl(maps, &PROCMAP_QUERY, &mut query) {
         Ok(_) => Ok(Some(query.end())),
-        Err(Errno::ENOENT) => Ok(None),
+        Err(Errno::NOENT) => Ok(None),
         Err(errno) => Err(errno),
     }
 }
@@ -43,7 +43,7 @@ mod tests {
         let address = std::ptr::from_ref(&here).addr() as u64;
         match end_of_mapping(maps.as_fd(), address, READABLE | WRITABLE) {
             Ok(end) => assert!(end.unwrap() > address),
-            Err(errno) => assert_eq!(errno, Errno::ENOTTY, "only kernels before 6.11 lack it"),
+            Err(errno) => assert_eq!(errno, Errno::NOTTY, "only kernels before 6.11 lack it"),
         }
     }
 }

@@ -19,15 +19,20 @@ use libseccomp_sys::{
     SECCOMP_FILTER_FLAG_NEW_LISTENER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, SECCOMP_GET_NOTIF_SIZES,
     SECCOMP_SET_MODE_FILTER, seccomp_notif_sizes,
 };
-use nix::errno::Errno;
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::unistd::Pid;
 use rustix::fs::{FileType, FsWord, PROC_SUPER_MAGIC, fstat, fstatfs, major, minor};
-use rustix::io::{FdFlags, fcntl_getfd, fcntl_setfd};
+use rustix::io::{Errno, FdFlags, fcntl_getfd, fcntl_setfd};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
+use super::errno::to_errno;
 use super::uapi::{BpfAttach, BpfById, BpfInfo, BpfLoad, BpfQuery, LoopConfig, LoopInfo};
+
+/// Returns the result of a call of the C library, or the error that it left in `errno`.
+fn check<T: PartialEq + From<i8>>(result: T) -> Result<T, Errno> {
+    if result == T::from(-1) { Err(to_errno(io::Error::last_os_error())) } else { Ok(result) }
+}
 
 // ---------------------------------------------------------------------------------- descriptors
 
@@ -36,7 +41,7 @@ use super::uapi::{BpfAttach, BpfById, BpfInfo, BpfLoad, BpfQuery, LoopConfig, Lo
 /// # Safety
 /// `result` was just returned by a call that makes a descriptor, and nothing else owns that.
 unsafe fn own(result: c_long) -> Result<OwnedFd, Errno> {
-    let number = RawFd::try_from(Errno::result(result)?).map_err(|_| Errno::EBADF)?;
+    let number = RawFd::try_from(check(result)?).map_err(|_| Errno::BADF)?;
     // SAFETY: the call succeeded, so the number is open, and the caller promises that it has no owner.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
@@ -68,7 +73,7 @@ pub fn take(number: RawFd) -> Option<OwnedFd> {
 pub(super) fn close_range(first: u32, last: u32, flags: u32) -> Result<(), Errno> {
     // SAFETY: the call takes three integers and no address.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
-    Errno::result(result).map(drop)
+    check(result).map(drop)
 }
 
 /// Closes a descriptor by its number. The rule of [`close_range`] holds.
@@ -103,13 +108,12 @@ const NSFS_MAGIC: FsWord = 0x6e73_6673;
 
 impl Target {
     fn check(self, file: BorrowedFd<'_>) -> Result<(), Errno> {
-        let errno = |errno: rustix::io::Errno| Errno::from_raw(errno.raw_os_error());
         let device = |wanted, ours: fn(u32, u32) -> bool| {
-            let stat = fstat(file).map_err(errno)?;
+            let stat = fstat(file)?;
             let is_ours = ours(major(stat.st_rdev), minor(stat.st_rdev));
             Ok(is_ours && FileType::from_raw_mode(stat.st_mode) == wanted)
         };
-        let filesystem = |magic| Ok(fstatfs(file).map_err(errno)?.f_type == magic);
+        let filesystem = |magic| Ok(fstatfs(file)?.f_type == magic);
         let is_target = match self {
             Self::Any => Ok(true),
             Self::BlockDevice => device(FileType::BlockDevice, |_, _| true),
@@ -122,7 +126,7 @@ impl Target {
             Self::Namespace => filesystem(NSFS_MAGIC),
             Self::Procfs => filesystem(PROC_SUPER_MAGIC),
         };
-        if is_target? { Ok(()) } else { Err(Errno::ENOTTY) }
+        if is_target? { Ok(()) } else { Err(Errno::NOTTY) }
     }
 }
 
@@ -182,7 +186,7 @@ pub(super) fn ioctl<T>(
     // one `T`; that one is borrowed exclusively until the call returns.
     let result =
         unsafe { libc::ioctl(file.as_raw_fd(), request.number, std::ptr::from_mut(argument)) };
-    Errno::result(result)
+    check(result)
 }
 
 /// Sends a request that returns a new descriptor.
@@ -207,7 +211,7 @@ pub fn pid_from_namespace(namespace: BorrowedFd<'_>, id: i32) -> Result<i32, Err
     Target::Namespace.check(namespace)?;
     // SAFETY: nsfs takes the argument for a number and uses no memory of this process.
     let found = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_PID_FROM_PIDNS, id) };
-    Errno::result(found)
+    check(found)
 }
 
 /// `struct procmap_query` of include/uapi/linux/fs.h. Both addresses in it stay null.
@@ -272,7 +276,7 @@ pub(super) fn name_to_handle(file: BorrowedFd<'_>) -> Result<FileHandle, Errno> 
             libc::AT_EMPTY_PATH,
         )
     };
-    Errno::result(result).map(|_| handle)
+    check(result).map(|_| handle)
 }
 
 /// `open_by_handle_at(2)` for a folder.
@@ -306,19 +310,19 @@ pub(super) fn mount_setattr(
             size_of::<libc::mount_attr>(),
         )
     };
-    Errno::result(result).map(drop)
+    check(result).map(drop)
 }
 
 /// The number of `setxattrat(2)`: all architectures count alike since Linux 5.0.
 pub(super) const SETXATTRAT: c_long = libc::SYS_mount_setattr - 442 + 463;
 
 /// Calls `setxattrat(2)` with arguments that the kernel refuses with EINVAL if it has the call.
-pub(super) fn probe_setxattrat() -> Errno {
+pub(super) fn probe_setxattrat() -> Option<Errno> {
     let nothing = null::<u8>();
     // SAFETY: all addresses are null, and the flags do not exist: the kernel follows no address.
     let result =
         unsafe { libc::syscall(SETXATTRAT, -1, nothing, u32::MAX, nothing, nothing, 0usize) };
-    Errno::result(result).err().unwrap_or(Errno::UnknownErrno)
+    check(result).err()
 }
 
 // ------------------------------------------------------------------------ threads and processes
@@ -333,7 +337,7 @@ pub fn sched_getaffinity(tid: i32, mask: &mut [u64]) -> Result<usize, Errno> {
     let written = unsafe {
         libc::syscall(libc::SYS_sched_getaffinity, tid, size_of_val(mask), mask.as_mut_ptr())
     };
-    Errno::result(written).map(|written| usize::try_from(written).unwrap_or(0))
+    check(written).map(|written| usize::try_from(written).unwrap_or(0))
 }
 
 /// `sched_setattr(2)`. Sets the size in the structure itself.
@@ -342,7 +346,7 @@ pub(super) fn sched_setattr(tid: i32, mut attributes: libc::sched_attr) -> Resul
     // SAFETY: the kernel reads as many bytes as the field `size` says, which is the size of the
     // structure, and writes that field at most. There is no address in it.
     let result = unsafe { libc::syscall(libc::SYS_sched_setattr, tid, &raw mut attributes, 0u32) };
-    Errno::result(result).map(drop)
+    check(result).map(drop)
 }
 
 /// `sched_setscheduler(2)`.
@@ -351,14 +355,14 @@ pub(super) fn sched_setscheduler(tid: i32, policy: i32, priority: i32) -> Result
     // SAFETY: the kernel reads one `struct sched_param`, which is one int.
     let result =
         unsafe { libc::syscall(libc::SYS_sched_setscheduler, tid, policy, &raw const priority) };
-    Errno::result(result).map(drop)
+    check(result).map(drop)
 }
 
 /// `sched_getscheduler(2)`.
 pub(super) fn sched_getscheduler(tid: i32) -> Result<c_int, Errno> {
     // SAFETY: the call takes an integer and no address.
-    let policy = Errno::result(unsafe { libc::syscall(libc::SYS_sched_getscheduler, tid) })?;
-    c_int::try_from(policy).map_err(|_| Errno::EOVERFLOW)
+    let policy = check(unsafe { libc::syscall(libc::SYS_sched_getscheduler, tid) })?;
+    c_int::try_from(policy).map_err(|_| Errno::OVERFLOW)
 }
 
 /// `ioprio_set(2)` with `IOPRIO_WHO_PROCESS`.
@@ -367,7 +371,7 @@ pub(super) fn ioprio_set(tid: i32, priority: u32) -> Result<(), Errno> {
     const ONE_THREAD: c_int = 1;
     // SAFETY: the call takes integers and no address.
     let result = unsafe { libc::syscall(libc::SYS_ioprio_set, ONE_THREAD, tid, priority) };
-    Errno::result(result).map(drop)
+    check(result).map(drop)
 }
 
 /// True if these threads share their table of descriptors (`kcmp(2)`, `CONFIG_KCMP`).
@@ -379,7 +383,7 @@ pub fn shared(one: i32, other: i32) -> Result<bool, Errno> {
     const KCMP_FILES: c_int = 2;
     // SAFETY: the call takes integers and no address.
     let order = unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILES, 0, 0) };
-    Errno::result(order).map(|order| order == 0)
+    check(order).map(|order| order == 0)
 }
 
 /// Gives all signals their default actions, those that programs may define (`SIGRTMIN` …) too.
@@ -406,7 +410,7 @@ pub(super) fn default_actions() {
 pub(super) fn default_action(signal: Signal) -> Result<(), Errno> {
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     // SAFETY: the default action runs no code of this process.
-    unsafe { sigaction(signal, &default) }.map(drop)
+    unsafe { sigaction(signal, &default) }.map(drop).map_err(to_errno)
 }
 
 /// `fork(2)`, or `clone(2)` with `CLONE_PARENT` so that the child's parent is this process's own.
@@ -426,7 +430,7 @@ pub(super) fn fork(for_parent: bool) -> io::Result<Option<Pid>> {
         // the middle of a change, and no lock in it is held by another one.
         unsafe { libc::fork() }.into()
     };
-    let child = i32::try_from(Errno::result(child)?).map_err(io::Error::other)?;
+    let child = i32::try_from(check(child)?).map_err(io::Error::other)?;
     Ok((child != 0).then(|| Pid::from_raw(child)))
 }
 
@@ -446,22 +450,22 @@ fn refuse_threads() -> io::Result<()> {
 
 /// Starts a child that calls `getpid` of the x32 ABI and exits with 0 if that succeeds. A process with
 /// threads may call this.
-pub(super) fn fork_x32_getpid() -> Result<Pid, Errno> {
+pub(super) fn fork_x32_getpid() -> Result<rustix::process::Pid, Errno> {
     /// `getpid` with `__X32_SYSCALL_BIT`.
     const GETPID: c_long = 0x4000_0000 | 39;
     // SAFETY: the child makes three system calls and ends. It takes no lock and allocates nothing, so
     // it needs nothing that another thread may have held.
-    let child = Errno::result(unsafe { libc::fork() })?;
-    if child == 0 {
+    let child = check(unsafe { libc::fork() })?;
+    let Some(child) = rustix::process::Pid::from_raw(child) else {
         let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         // SAFETY: the kernel reads one rlimit, which lives until the call returns; the other two calls
         // have no address. Without the limit a core file is left if a filter kills this process.
         unsafe {
             libc::setrlimit(libc::RLIMIT_CORE, &raw const none);
-            libc::_exit(i32::from(libc::syscall(GETPID) <= 0));
+            libc::_exit(i32::from(libc::syscall(GETPID) <= 0))
         }
-    }
-    Ok(Pid::from_raw(child))
+    };
+    Ok(child)
 }
 
 /// `mallopt(M_ARENA_TEST)` of glibc with the largest number. Does nothing with another C library.
@@ -499,7 +503,7 @@ pub fn notification_sizes() -> Result<seccomp_notif_sizes, Errno> {
     // SAFETY: the kernel writes one structure of this type.
     let result =
         unsafe { libc::syscall(libc::SYS_seccomp, SECCOMP_GET_NOTIF_SIZES, 0, &raw mut sizes) };
-    Errno::result(result).map(|_| sizes)
+    check(result).map(|_| sizes)
 }
 
 /// Installs a filter in the calling thread and returns its listener. Allocates nothing: it may be
@@ -510,7 +514,7 @@ pub fn notification_sizes() -> Result<seccomp_notif_sizes, Errno> {
 /// listener already, EINVAL for a program that the kernel refuses.
 pub fn install_with_listener(program: &[libc::sock_filter]) -> Result<OwnedFd, Errno> {
     let program = libc::sock_fprog {
-        len: u16::try_from(program.len()).map_err(|_| Errno::EINVAL)?,
+        len: u16::try_from(program.len()).map_err(|_| Errno::INVAL)?,
         // The kernel only reads it; the type is shared with calls that write.
         filter: program.as_ptr().cast_mut(),
     };
@@ -536,7 +540,7 @@ unsafe fn bpf<A>(command: c_int, attribute: &mut A) -> Result<c_long, Errno> {
     let result = unsafe {
         libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attribute), size_of::<A>())
     };
-    Errno::result(result)
+    check(result)
 }
 
 /// `BPF_PROG_LOAD`. The addresses and sizes in `attribute` are replaced by those of the slices.
@@ -550,10 +554,10 @@ pub(super) fn bpf_load(
 ) -> Result<OwnedFd, Errno> {
     let log = match log {
         Some(log) if (log_size as usize) <= log.len() => log.as_mut_ptr(),
-        Some(_) => return Err(Errno::EINVAL),
+        Some(_) => return Err(Errno::INVAL),
         None => null_mut(),
     };
-    attribute.count = u32::try_from(instructions.len()).map_err(|_| Errno::E2BIG)?;
+    attribute.count = u32::try_from(instructions.len()).map_err(|_| Errno::TOOBIG)?;
     attribute.instructions = instructions.as_ptr().expose_provenance() as u64;
     attribute.license = license.as_ptr().expose_provenance() as u64;
     attribute.log_size = log_size;
@@ -580,7 +584,7 @@ pub(super) fn bpf_detach(mut attribute: BpfAttach) -> Result<(), Errno> {
 /// `BPF_PROG_QUERY`. Fills `ids` and returns the attribute with what the kernel wrote into it.
 pub(super) fn bpf_query(mut attribute: BpfQuery, ids: &mut [u32]) -> Result<BpfQuery, Errno> {
     attribute.ids = ids.as_mut_ptr().expose_provenance() as u64;
-    attribute.count = u32::try_from(ids.len()).map_err(|_| Errno::E2BIG)?;
+    attribute.count = u32::try_from(ids.len()).map_err(|_| Errno::TOOBIG)?;
     // SAFETY: the kernel writes at most `count` numbers of four bytes, for which the slice has room.
     // The attribute has no other address.
     unsafe { bpf(16, &mut attribute) }?;
@@ -601,7 +605,7 @@ pub(super) fn bpf_info<const N: usize>(object: BorrowedFd<'_>) -> Result<[u8; N]
     let mut info = [0; N];
     let mut attribute = BpfInfo {
         file: object.as_raw_fd().cast_unsigned(),
-        length: u32::try_from(N).map_err(|_| Errno::E2BIG)?,
+        length: u32::try_from(N).map_err(|_| Errno::TOOBIG)?,
         place: info.as_mut_ptr().expose_provenance() as u64,
     };
     // SAFETY: the kernel writes at most `length` bytes, which is the size of the array.

@@ -5,13 +5,15 @@
 //! of a container. This process must be single-threaded, because its working directory changes.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags};
 
+use super::errno::to_errno;
 use crate::text::mountinfo::{self, Mounted};
 
 /// Adds attributes to those of a mount, and with `recursive` to those of what is mounted below it.
@@ -23,7 +25,7 @@ pub fn add(
     mount: impl AsFd,
     set: MountAttrFlags,
     recursive: bool,
-) -> io::Result<()> {
+) -> Result<(), Errno> {
     add_of(&list(&proc)?, proc, mount, set, recursive)
 }
 
@@ -34,10 +36,10 @@ pub fn add_of(
     mount: impl AsFd,
     set: MountAttrFlags,
     recursive: bool,
-) -> io::Result<()> {
+) -> Result<(), Errno> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let id = rustix::fs::statx(&mount, "", flags, StatxFlags::MNT_ID)?.stx_mnt_id;
-    let top = list.iter().find(|mount| mount.id == id).ok_or(rustix::io::Errno::INVAL)?;
+    let top = list.iter().find(|mount| mount.id == id).ok_or(Errno::INVAL)?;
     let name = PathBuf::from(format!("self/fd/{}", mount.as_fd().as_raw_fd()));
     from_folder(&proc, || {
         rustix::mount::mount_remount(&name, flags_of(top, set), "")?;
@@ -52,10 +54,10 @@ pub fn add_of(
 }
 
 /// Returns the mounts of this mount namespace.
-fn list(proc: impl AsFd) -> io::Result<Vec<Mounted>> {
+fn list(proc: impl AsFd) -> Result<Vec<Mounted>, Errno> {
     let file = rustix::fs::openat(proc, "self/mountinfo", OFlags::CLOEXEC, Mode::empty())?;
     let mut text = Vec::new();
-    File::from(file).read_to_end(&mut text)?;
+    File::from(file).read_to_end(&mut text).map_err(to_errno)?;
     Ok(mountinfo::all(&text).collect())
 }
 
@@ -63,19 +65,19 @@ fn list(proc: impl AsFd) -> io::Result<Vec<Mounted>> {
 ///
 /// # Errors
 /// `EINVAL`: some kernels change attached mounts alone.
-pub fn make_private(proc: impl AsFd, mount: impl AsFd) -> io::Result<()> {
+pub fn make_private(proc: impl AsFd, mount: impl AsFd) -> Result<(), Errno> {
     let name = format!("self/fd/{}", mount.as_fd().as_raw_fd());
     from_folder(proc, || rustix::mount::mount_change(&name, MountPropagationFlags::PRIVATE))
 }
 
 /// Runs something with another working directory.
-fn from_folder(folder: impl AsFd, act: impl FnOnce() -> rustix::io::Result<()>) -> io::Result<()> {
+fn from_folder(folder: impl AsFd, act: impl FnOnce() -> Result<(), Errno>) -> Result<(), Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let before = rustix::fs::openat(CWD, ".", flags, Mode::empty())?;
     rustix::process::fchdir(folder)?;
     let done = act();
     rustix::process::fchdir(before)?;
-    Ok(done?)
+    done
 }
 
 /// Returns what is mounted below a mount, each once: of mounts on one place the one on top.
@@ -118,9 +120,9 @@ fn flags_of(mount: &Mounted, set: MountAttrFlags) -> MountFlags {
 }
 
 /// Returns the `/proc` of this process.
-pub fn own_proc() -> io::Result<OwnedFd> {
+pub fn own_proc() -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat(CWD, "/proc", flags, Mode::empty())?)
+    rustix::fs::openat(CWD, "/proc", flags, Mode::empty())
 }
 
 #[cfg(test)]
@@ -162,6 +164,6 @@ mod tests {
         let (reader, _writer) = std::io::pipe().unwrap();
         let set = MountAttrFlags::MOUNT_ATTR_RDONLY;
         let error = add(own_proc().unwrap(), &reader, set, false).unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+        assert_eq!(error, Errno::INVAL);
     }
 }

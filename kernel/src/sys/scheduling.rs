@@ -1,7 +1,7 @@
 //! Scheduling of another thread by its number: `sched_setscheduler(2)`, `sched_getscheduler(2)`,
 //! `sched_setattr(2)` and `ioprio_set(2)`, which neither nix nor rustix offers.
 
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use super::raw;
 
@@ -70,16 +70,16 @@ mod tests {
             })
         };
         std::thread::spawn(set).join().unwrap().unwrap();
-        assert_eq!(set_policy(i32::MAX, libc::SCHED_BATCH, 0), Err(Errno::ESRCH));
+        assert_eq!(set_policy(i32::MAX, libc::SCHED_BATCH, 0), Err(Errno::SRCH));
         assert_eq!(policy(0), Ok(libc::SCHED_OTHER));
-        assert_eq!(policy(i32::MAX), Err(Errno::ESRCH));
+        assert_eq!(policy(i32::MAX), Err(Errno::SRCH));
     }
 
     #[test]
     fn the_io_of_a_thread_has_a_class() {
         const BEST_EFFORT: u32 = 2 << 13;
         std::thread::spawn(|| set_io_priority(0, BEST_EFFORT | 5)).join().unwrap().unwrap();
-        assert_eq!(set_io_priority(0, 7 << 13), Err(Errno::EINVAL));
-        assert_eq!(set_io_priority(i32::MAX, BEST_EFFORT), Err(Errno::ESRCH));
+        assert_eq!(set_io_priority(0, 7 << 13), Err(Errno::INVAL));
+        assert_eq!(set_io_priority(i32::MAX, BEST_EFFORT), Err(Errno::SRCH));
     }
 }

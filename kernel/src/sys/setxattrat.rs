@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use super::raw;
 
@@ -11,7 +11,7 @@ use super::raw;
 pub fn exists(number: i32) -> bool {
     static ANSWER: OnceLock<bool> = OnceLock::new();
     libc::c_long::from(number) == raw::SETXATTRAT
-        && *ANSWER.get_or_init(|| raw::probe_setxattrat() == Errno::EINVAL)
+        && *ANSWER.get_or_init(|| raw::probe_setxattrat() == Some(Errno::INVAL))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use super::raw::{self, FIFREEZE, FITHAW};
 
@@ -14,7 +14,7 @@ use super::raw::{self, FIFREEZE, FITHAW};
 /// The process has entered a container's and has all capabilities there, but none over the host.
 pub fn is_within_our_users(file: BorrowedFd<'_>) -> bool {
     match raw::ioctl(file, &FIFREEZE, &mut ()) {
-        Err(Errno::EPERM) => false,
+        Err(Errno::PERM) => false,
         Err(_) => true,
         Ok(_) => {
             let _ = raw::ioctl(file, &FITHAW, &mut ());

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use super::affinity::sched_getaffinity;
 use super::inherited::take;
@@ -27,7 +27,7 @@ fn a_thread_may_run_somewhere() {
 
 #[test]
 fn a_negative_id_is_esrch() {
-    assert_eq!(sched_getaffinity(-1, &mut [0u64; 128]), Err(Errno::ESRCH));
+    assert_eq!(sched_getaffinity(-1, &mut [0u64; 128]), Err(Errno::SRCH));
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn our_own_namespace_changes_nothing() {
     let me = i32::try_from(std::process::id()).unwrap();
     match pid_from_namespace(namespace.as_fd(), me) {
         Ok(id) => assert_eq!(id, me),
-        Err(errno) => assert_eq!(errno, Errno::ENOTTY, "only kernels before 6.11 lack it"),
+        Err(errno) => assert_eq!(errno, Errno::NOTTY, "only kernels before 6.11 lack it"),
     }
 }
 
@@ -69,7 +69,7 @@ fn threads_share_and_processes_do_not() {
     let thread = rustix::thread::gettid().as_raw_nonzero().get();
     match shared(this, thread) {
         Ok(shared) => assert!(shared),
-        Err(errno) => assert_eq!(errno, Errno::ENOSYS, "a kernel without it"),
+        Err(errno) => assert_eq!(errno, Errno::NOSYS, "a kernel without it"),
     }
 }
 

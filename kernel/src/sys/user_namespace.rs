@@ -4,7 +4,7 @@
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use super::raw::{self, NS_GET_OWNER_UID, NS_GET_PARENT, NS_GET_USERNS};
 
@@ -42,7 +42,7 @@ mod tests {
     #[test]
     fn above_our_own_namespace_is_eperm() {
         let own = std::fs::File::open("/proc/self/ns/user").unwrap();
-        assert_eq!(parent(own.as_fd()).unwrap_err(), Errno::EPERM);
+        assert_eq!(parent(own.as_fd()).unwrap_err(), Errno::PERM);
         assert!(owner(own.as_fd()).is_err());
     }
 
@@ -56,7 +56,7 @@ mod tests {
         std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0]).unwrap();
         let open = |kind| std::fs::File::open(format!("/proc/{}/ns/{kind}", child.id())).unwrap();
         assert_eq!(maker(open("user").as_fd()), Ok(rustix::process::getuid().as_raw()));
-        assert_eq!(maker(open("pid").as_fd()), Err(Errno::EINVAL));
+        assert_eq!(maker(open("pid").as_fd()), Err(Errno::INVAL));
         child.kill().unwrap();
         child.wait().unwrap();
     }

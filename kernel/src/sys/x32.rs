@@ -5,8 +5,8 @@
 
 use std::sync::OnceLock;
 
-use nix::errno::Errno;
-use nix::sys::wait::{WaitStatus, waitpid};
+use rustix::io::retry_on_intr;
+use rustix::process::{WaitOptions, waitpid};
 
 use super::raw;
 
@@ -19,10 +19,6 @@ pub fn is_there() -> bool {
 
 fn call_in_child() -> bool {
     let Ok(child) = raw::fork_x32_getpid() else { return false };
-    loop {
-        match waitpid(child, None) {
-            Err(Errno::EINTR) => {}
-            ended => break ended == Ok(WaitStatus::Exited(child, 0)),
-        }
-    }
+    let ended = retry_on_intr(|| waitpid(Some(child), WaitOptions::empty()));
+    matches!(ended, Ok(Some((_, status))) if status.exit_status() == Some(0))
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use ambit_kernel::sys::mount_setattr::{self, MountAttrFlags, is_supported};
 use ambit_kernel::sys::{named_copy, remount};
 use ambit_kernel::text::mountinfo::Mounted;
+use rustix::io::Errno;
 
 use super::facts::Facts;
 use crate::error::{Context, Error};
@@ -16,11 +17,11 @@ use crate::error::{Context, Error};
 pub fn copy(folder: impl AsFd, path: &Path) -> Result<OwnedFd, Error> {
     let what = || format!("open_tree of {}", path.display());
     let Some(copy) = named_copy::copy(folder, path).context(what())? else {
-        return Err(Error::new(nix::errno::Errno::ENOENT, format!("{}: it vanishes", what())));
+        return Err(Error::new(Errno::NOENT, format!("{}: it vanishes", what())));
     };
     match set_mark(|set| mount_setattr::make_private(&copy, set)) {
         // Before Linux 5.12 that is done once it is attached: `mark_attached`.
-        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {}
+        Err(Errno::NOSYS) => {}
         marked => marked.context("mount_setattr of a copy")?,
     }
     Ok(copy)
@@ -41,7 +42,7 @@ pub fn copy_for(
 
 /// Takes a detached mount out of its peer group. Before Linux 5.12 a kernel may refuse that with
 /// `EINVAL`.
-pub(super) fn make_private(proc: impl AsFd, mount: &OwnedFd) -> std::io::Result<()> {
+pub(super) fn make_private(proc: impl AsFd, mount: &OwnedFd) -> Result<(), Errno> {
     if is_supported() {
         mount_setattr::make_private(mount, MountAttrFlags::empty())
     } else {
@@ -65,11 +66,9 @@ pub(super) fn mark_attached(copies: &[OwnedFd], facts: &Facts) -> Result<(), Err
 
 /// Sets the mark. In a user namespace the times of access of the machine's mounts are locked
 /// (mount_namespaces(7)): there is no mark then.
-fn set_mark(set: impl Fn(MountAttrFlags) -> std::io::Result<()>) -> std::io::Result<()> {
+fn set_mark(set: impl Fn(MountAttrFlags) -> Result<(), Errno>) -> Result<(), Errno> {
     match set(mark()) {
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-            set(MountAttrFlags::empty())
-        }
+        Err(Errno::PERM | Errno::ACCESS) => set(MountAttrFlags::empty()),
         marked => marked,
     }
 }

@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use ambit_kernel::text;
 use ambit_kernel::text::{control_groups, mountinfo};
-use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use rustix::fs::{CWD, Dir, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
 use serde::{Deserialize, Serialize};
 
@@ -112,11 +112,9 @@ struct Identity {
 
 /// Identifies the namespaces of a process.
 fn identify(process: BorrowedFd<'_>) -> Result<Identity, Error> {
-    let gone = |errno: rustix::io::Errno| match errno {
-        rustix::io::Errno::SRCH | rustix::io::Errno::NOENT => {
-            Error::new(Errno::ESRCH, "the process has ended")
-        }
-        errno => Error::new(Errno::from_raw(errno.raw_os_error()), format!("open of ns: {errno}")),
+    let gone = |errno: Errno| match errno {
+        Errno::SRCH | Errno::NOENT => Error::new(Errno::SRCH, "the process has ended"),
+        errno => Error::new(errno, format!("open of ns: {errno}")),
     };
     let folder = |process: &str| {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -134,7 +132,7 @@ fn identify(process: BorrowedFd<'_>) -> Result<Identity, Error> {
             }
             if own == id {
                 let message = format!("it is in the machine's {what}: it is no container");
-                return Err(Error::new(Errno::EINVAL, message));
+                return Err(Error::new(Errno::INVAL, message));
             }
         }
     }

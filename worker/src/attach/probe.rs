@@ -7,7 +7,7 @@
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use super::super::child::{Child, OnDrop};
 use super::super::report_channel::ReportChannel;
@@ -34,10 +34,10 @@ pub(super) fn ask(mount: BorrowedFd<'_>) -> Result<Verdict, Error> {
     drop(theirs);
     let verdict = match ours.receive(Instant::now() + PATIENCE) {
         Ok(_) => Verdict::Alive,
-        Err(Error {
-            errno: Errno::ENOTCONN | Errno::ECONNABORTED | Errno::ECONNREFUSED, ..
-        }) => Verdict::Dead,
-        Err(Error { errno: Errno::ETIMEDOUT, .. }) => return Ok(Verdict::Silent),
+        Err(Error { errno: Errno::NOTCONN | Errno::CONNABORTED | Errno::CONNREFUSED, .. }) => {
+            Verdict::Dead
+        }
+        Err(Error { errno: Errno::TIMEDOUT, .. }) => return Ok(Verdict::Silent),
         Err(_) => Verdict::Alive,
     };
     child.finish();

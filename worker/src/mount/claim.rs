@@ -6,15 +6,16 @@
 //! charged to the container. Start reading at [`Source`], which lists the kinds of use.
 
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
 use ambit_kernel::sys::fuse_connections::Connections;
 use ambit_kernel::sys::loop_device::{Status, is_read_only, status as status_of};
-use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::source_lock::{SourceLock, SourceLocks, range};
@@ -197,7 +198,7 @@ impl Source {
             OpenOptions::new().read(true).custom_flags(flags).open(NODE)
         };
         let alone = open(libc::O_EXCL);
-        let used = alone.is_err_and(|error| error.raw_os_error() == Some(libc::EBUSY));
+        let used = alone.is_err_and(|error| error.kind() == ErrorKind::ResourceBusy);
         // Readers do not exclude each other, and a read-only device has readers only.
         if !used || !self.writes && open(0).is_ok_and(|device| is_read_only(device.as_fd())) {
             return Ok(Found::Free);
@@ -227,7 +228,7 @@ fn wait(look: impl Fn() -> Result<Found, Error>, until: Instant) -> Result<Optio
             Stays::Ending => until,
         };
         if Instant::now() >= patience {
-            return Err(Error::new(Errno::EBUSY, format!("the source is in use: {by}")));
+            return Err(Error::new(Errno::BUSY, format!("the source is in use: {by}")));
         }
         std::thread::sleep(PAUSE);
     }
@@ -325,8 +326,8 @@ mod tests {
             wait(look, Instant::now() + Duration::from_secs(60)).map_err(|error| error.errno)
         };
         assert!(ends(Stays::Ending).is_ok() && ends(Stays::Settling).is_ok());
-        assert_eq!((ends(Stays::Mounted).unwrap_err(), looks.get()), (Errno::EBUSY, 1));
+        assert_eq!((ends(Stays::Mounted).unwrap_err(), looks.get()), (Errno::BUSY, 1));
         let for_ever = || Ok(Found::Used { by: "x".into(), stays: Stays::Ending });
-        assert_eq!(wait(for_ever, Instant::now()).unwrap_err().errno, Errno::EBUSY);
+        assert_eq!(wait(for_ever, Instant::now()).unwrap_err().errno, Errno::BUSY);
     }
 }

@@ -10,8 +10,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use ambit_kernel::sys::seccomp;
 use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpSyscall};
-use nix::errno::Errno;
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::error::{Context, Error};
 
@@ -76,7 +76,7 @@ pub(super) fn filter() -> Result<(), Error> {
         context.set_ctl_nnp(false)?;
         context.load()
     };
-    build().map_err(|error| Error::new(Errno::EPERM, format!("cannot confine the helper: {error}")))
+    build().map_err(|error| Error::new(Errno::PERM, format!("cannot confine the helper: {error}")))
 }
 
 /// Opens the host's `/proc`, for [`set_label`].

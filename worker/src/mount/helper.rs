@@ -13,9 +13,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use ambit_kernel::sys::fuse_connections::Connections;
-use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::claim::{self, Source};
 use super::confine;
@@ -29,7 +29,7 @@ use super::source_lock::SourceLocks;
 use super::starter::{LAST_WORDS, Starter};
 use crate::caller::Caller;
 use crate::child::{Child, OnDrop};
-use crate::error::{Context, Error, MarkUntried, ToErrno};
+use crate::error::{Context, Error, MarkUntried};
 use crate::report_channel::{ReportChannel, wait};
 
 /// Makes the mount, and returns the device number of the filesystem.
@@ -124,7 +124,7 @@ fn run_as_caller(
         });
         let answered = served.and_then(|()| match &mounted {
             Some((device, mount)) => wait_for_answer(mount, until).map(|()| *device),
-            None => Err(Error::new(Errno::EIO, "exit status 0, but nothing is mounted")),
+            None => Err(Error::new(Errno::IO, "exit status 0, but nothing is mounted")),
         });
         if answered.is_err() && mounted.is_some() {
             take_off(order);
@@ -155,7 +155,7 @@ fn run_as_caller(
                         "the helper {name} needs /dev/fuse in the container, which it cannot open \
                          ({errno})"
                     );
-                    Error::new(Errno::ENODEV, format!("{needs}; {}", error.message))
+                    Error::new(Errno::NODEV, format!("{needs}; {}", error.message))
                 }
                 None => error,
             })
@@ -167,7 +167,7 @@ fn run_as_caller(
 fn lacks_device() -> Option<Errno> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let opened = rustix::fs::openat(CWD, "/dev/fuse", flags, Mode::empty());
-    opened.err().map(|errno| errno.errno())
+    opened.err()
 }
 
 /// Waits for the first answer of a filesystem whose mount program has ended: the server may end at
@@ -206,7 +206,7 @@ fn open_source(order: &Order) -> Option<OwnedFd> {
         let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         rustix::fs::openat(CWD, path, flags, Mode::empty())
     };
-    let write = if order.read_only { Err(rustix::io::Errno::ROFS) } else { open(OFlags::RDWR) };
+    let write = if order.read_only { Err(Errno::ROFS) } else { open(OFlags::RDWR) };
     write.or_else(|_| open(OFlags::RDONLY)).ok()
 }
 

@@ -16,8 +16,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use nix::errno::Errno;
 use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
 
 use crate::error::{Context, Error};
 
@@ -83,13 +83,13 @@ impl HostProgram {
     /// Opens the program. Needs the host's rights and root.
     pub(super) fn open(path: &str) -> Result<Self, Error> {
         let gone = |error: std::io::Error| {
-            Error::new(Errno::ENODEV, format!("the host has no {path}: open: {error}"))
+            Error::new(Errno::NODEV, format!("the host has no {path}: open: {error}"))
         };
         let program = File::open(path).map_err(gone)?;
         let bytes = content(&program, path)?;
         if !bytes.starts_with(b"\x7fELF") {
             return Err(Error::new(
-                Errno::ENOEXEC,
+                Errno::NOEXEC,
                 format!("{path} is a script: a helper of the host has to be a binary"),
             ));
         }
@@ -141,7 +141,7 @@ impl HostProgram {
         words.extend(["--preload".into(), preload, name(&program)]);
         files.push(program);
         let words: Result<_, _> = words.into_iter().map(CString::new).collect();
-        let words = words.map_err(|_| Error::new(Errno::EINVAL, "a NUL in a path"))?;
+        let words = words.map_err(|_| Error::new(Errno::INVAL, "a NUL in a path"))?;
         Ok(Image { start, words, files })
     }
 }
@@ -150,7 +150,7 @@ fn content(file: &File, path: &str) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
     file.take(LONGEST + 1).read_to_end(&mut bytes).context(format!("read of {path}"))?;
     if bytes.len() as u64 > LONGEST {
-        return Err(Error::new(Errno::EFBIG, format!("{path} is longer than 64 MiB")));
+        return Err(Error::new(Errno::FBIG, format!("{path} is longer than 64 MiB")));
     }
     Ok(bytes)
 }
@@ -185,7 +185,7 @@ fn libraries(path: &Path, loader: &str) -> Result<(PathBuf, Vec<PathBuf>), Error
     let wrong = |what: String| {
         let path = path.display();
         Error::new(
-            Errno::ENOEXEC,
+            Errno::NOEXEC,
             format!("{path} is dynamically linked and {what}; give a static one"),
         )
     };
@@ -218,7 +218,7 @@ fn loaded(text: &str) -> Vec<PathBuf> {
 pub(crate) fn sealed(file: &File) -> Result<OwnedFd, Error> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let memory = match rustix::fs::memfd_create("helper", flags | EXEC) {
-        Err(rustix::io::Errno::INVAL) => rustix::fs::memfd_create("helper", flags),
+        Err(Errno::INVAL) => rustix::fs::memfd_create("helper", flags),
         other => other,
     };
     let memory = File::from(memory.context("memfd_create for a copy of the helper")?);
@@ -227,7 +227,7 @@ pub(crate) fn sealed(file: &File) -> Result<OwnedFd, Error> {
         memory.write_all_at(&part[..length], at).context("write of a copy of the helper")?;
         at += length as u64;
         if at > LONGEST {
-            return Err(Error::new(Errno::EFBIG, "a library is longer than 64 MiB"));
+            return Err(Error::new(Errno::FBIG, "a library is longer than 64 MiB"));
         }
     }
     let seals = SealFlags::SEAL | SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK;

@@ -10,9 +10,9 @@ use std::time::Instant;
 
 use ambit_kernel::sys::superblock_owner::is_within_our_users;
 use ambit_kernel::sys::user_namespace;
-use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use rustix::fs::{fstat, fstatfs};
+use rustix::io::Errno;
 
 use crate::caller::Caller;
 use crate::child::{Child, OnDrop};
@@ -55,7 +55,7 @@ fn look(source: &OwnedFd, caller: &Caller) -> Result<(), Error> {
         return Ok(());
     }
     Err(Error::new(
-        Errno::EACCES,
+        Errno::ACCESS,
         "the image is on a filesystem of the container's own (FUSE or overlay), which could keep \
          the host waiting: put it on a disk or a tmpfs",
     ))

@@ -9,9 +9,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use ambit_kernel::text::shown::shown;
-use nix::errno::Errno;
 use rustix::fs::inotify::{self, WatchFlags};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags};
+use rustix::io::Errno;
 use rustix::mount::MoveMountFlags;
 
 use super::claim::Source;
@@ -104,7 +104,7 @@ fn run_as_caller(
     drop(source);
     let mount = parent.receive(until)?.pop();
     let mount =
-        mount.ok_or_else(|| Error::new(Errno::EIO, "a message without a mount").mark_untried())?;
+        mount.ok_or_else(|| Error::new(Errno::IO, "a message without a mount").mark_untried())?;
     attach(mount.as_fd(), target.as_fd())
 }
 
@@ -118,12 +118,12 @@ pub(super) fn find_target(order: &Order) -> Result<OwnedFd, Error> {
 pub(super) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Error> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     let moved = rustix::mount::move_mount(mount, "", target, "", flags);
-    if moved == Err(rustix::io::Errno::INVAL) {
+    if moved == Err(Errno::INVAL) {
         // mount(2) returns ENOTDIR for a target that is not a directory.
         let status = rustix::fs::statx(target, "", AtFlags::EMPTY_PATH, StatxFlags::TYPE);
         let kind = status.map(|status| FileType::from_raw_mode(status.stx_mode.into()));
         if kind.is_ok_and(|kind| kind != FileType::Directory) {
-            return Err(Error::new(Errno::ENOTDIR, "the target is not a directory"));
+            return Err(Error::new(Errno::NOTDIR, "the target is not a directory"));
         }
     }
     moved.context("move_mount to the target")
@@ -132,7 +132,7 @@ pub(super) fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()
 /// Opens the block device or image, for reading or for reading and writing as the mount needs.
 fn open_source(order: &Order) -> Result<OwnedFd, Error> {
     let Some(path) = order.source.as_deref() else {
-        return Err(Error::new(Errno::EINVAL, "a source is needed: a block device or an image"));
+        return Err(Error::new(Errno::INVAL, "a source is needed: a block device or an image"));
     };
     let access = if order.read_only { OFlags::RDONLY } else { OFlags::RDWR };
     // open(2) of a FIFO or a serial line must not block.
@@ -144,7 +144,7 @@ fn open_source(order: &Order) -> Result<OwnedFd, Error> {
     match FileType::from_raw_mode(status.st_mode) {
         FileType::BlockDevice | FileType::RegularFile => Ok(source),
         _ => Err(Error::new(
-            Errno::ENOTBLK,
+            Errno::NOTBLK,
             format!("{path_shown} is neither a block device nor an image"),
         )),
     }

@@ -10,8 +10,8 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use ambit_kernel::sys::loop_device::{configure, free_number};
 use ambit_kernel::text;
-use nix::errno::Errno;
 use rustix::fs::FileType;
+use rustix::io::Errno;
 
 use super::detached_root;
 use crate::error::{Context, Error};
@@ -41,13 +41,13 @@ pub(super) fn attach(
             .context(format!("open of {path}"))?;
         match configure(device.as_fd(), image, read_only) {
             Ok(()) => return Ok(device),
-            Err(Errno::EBUSY) => {}
+            Err(Errno::BUSY) => {}
             Err(errno) => {
                 return Err(Error::new(errno, format!("ioctl(LOOP_CONFIGURE) of {path}: {errno}")));
             }
         }
     }
-    Err(Error::new(Errno::EBUSY, "other processes took every free loop device"))
+    Err(Error::new(Errno::BUSY, "other processes took every free loop device"))
 }
 
 /// Opens every loop device that has a backing file, read-only, and returns each with its name.

@@ -32,7 +32,7 @@ pub(crate) use host_program::sealed;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 pub(super) use detached_root::detached_node;
 pub use order::{Executable, Handler, How, Order, Parameters, Superblock};
@@ -61,7 +61,7 @@ pub fn run(
 /// Makes a procfs or sysfs for the caller.
 pub(super) fn run_own(order: &Order, caller: &Caller) -> Result<(), Error> {
     let How::Own(parameters) = &order.how else {
-        return Err(Error::new(Errno::EPROTO, "not the order of a procfs").mark_untried());
+        return Err(Error::new(Errno::PROTO, "not the order of a procfs").mark_untried());
     };
     own::mount(order, parameters, caller, Instant::now() + order.deadline)
 }

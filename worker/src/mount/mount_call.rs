@@ -17,9 +17,9 @@ use libseccomp::{
     ScmpAction, ScmpArch, ScmpFilterContext, ScmpNotifReq, ScmpNotifResp, ScmpNotifRespFlags,
     ScmpSyscall, notify_id_valid,
 };
-use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use crate::error::{Context, Error};
@@ -46,7 +46,7 @@ pub(super) fn install() -> Result<OwnedFd, Error> {
         Ok(context)
     };
     let context = build().map_err(|error| {
-        Error::new(Errno::ENOSYS, format!("libseccomp cannot build the helper's filter: {error}"))
+        Error::new(Errno::NOSYS, format!("libseccomp cannot build the helper's filter: {error}"))
     })?;
     let program = export(&context).context("export of the helper's filter")?;
     install_with_listener(&program).context("the helper's mount(2) cannot be reported: seccomp")
@@ -110,7 +110,7 @@ fn device_of(
         let status = text::read(proc, &format!("{}/status", call.pid)).context("read of status")?;
         let process = Status(&status).numbers("Tgid:").next().and_then(|id| i32::try_from(id).ok());
         let process = process.and_then(Pid::from_raw);
-        let process = process.ok_or_else(|| Error::new(Errno::ESRCH, "no Tgid"))?;
+        let process = process.ok_or_else(|| Error::new(Errno::SRCH, "no Tgid"))?;
         let process = pidfd_open(process, PidfdFlags::empty()).context("pidfd_open")?;
         Ok((process, memory))
     };

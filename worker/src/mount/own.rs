@@ -20,9 +20,9 @@ use std::time::Instant;
 
 use ambit_kernel::text::mountinfo::{self, Mounted};
 use ambit_kernel::text::shown::shown;
-use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use rustix::fs::{CWD, Dir, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
 use super::kernel_mount::{self, find_target};
@@ -62,7 +62,7 @@ pub(super) fn mount(
     drop(theirs);
     let mut made = channel.receive(until)?.into_iter();
     let (Some(context), mount) = (made.next(), made.next()) else {
-        return Err(Error::new(Errno::EPROTO, "a report without a filesystem").mark_untried());
+        return Err(Error::new(Errno::PROTO, "a report without a filesystem").mark_untried());
     };
     let (coverer, theirs) = ReportChannel::pair()?;
     let covering = Child::start(OnDrop::Kill, || {
@@ -94,12 +94,12 @@ fn run_as_caller(
     match rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes) {
         Ok(mount) => parent.done(&[context.as_fd(), mount.as_fd()])?,
         // The superblock was made, so the caller has the right to it: it would reveal too much.
-        Err(rustix::io::Errno::PERM) => parent.done(&[context.as_fd()])?,
+        Err(Errno::PERM) => parent.done(&[context.as_fd()])?,
         Err(errno) => return Err(errno).context("fsmount as the caller"),
     }
     let mount = parent.receive(until)?.pop();
     let mount =
-        mount.ok_or_else(|| Error::new(Errno::EIO, "a message without a mount").mark_untried())?;
+        mount.ok_or_else(|| Error::new(Errno::IO, "a message without a mount").mark_untried())?;
     kernel_mount::attach(mount.as_fd(), target.as_fd())
 }
 
@@ -157,7 +157,7 @@ fn cover(
         let target = match find(&mount, &path, Mounts::Crossed) {
             Ok(target) => target,
             // The new one has nothing there.
-            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => continue,
+            Err(Errno::NOENT | Errno::NOTDIR) => continue,
             Err(errno) => {
                 return Err(errno).context(format!("openat2 of {}", shown(path.as_bytes())));
             }
@@ -221,7 +221,7 @@ fn covers_of(proc: &OwnedFd, kind: &str) -> Result<(u64, Covers), Error> {
         (on(&folder).ok()?.mount == mount.id).then_some((mount, folder))
     });
     let Some((own, folder)) = found else {
-        return Err(Error::new(Errno::EPERM, format!("the container has no whole {kind}")));
+        return Err(Error::new(Errno::PERM, format!("the container has no whole {kind}")));
     };
     let mut seen = HashSet::new();
     let mut covers = Vec::new();
@@ -232,7 +232,7 @@ fn covers_of(proc: &OwnedFd, kind: &str) -> Result<(u64, Covers), Error> {
             continue;
         }
         if covers.len() == MOST {
-            return Err(Error::new(Errno::ENOSPC, format!("more than {MOST} mounts on {kind}")));
+            return Err(Error::new(Errno::NOSPC, format!("more than {MOST} mounts on {kind}")));
         }
         let top = find(&folder, path, Mounts::Crossed)
             .context(format!("openat2 of {}", shown(path.as_bytes())))?;

@@ -12,20 +12,21 @@ use std::path::{Path, PathBuf};
 
 use ambit_kernel::output;
 use ambit_kernel::sys::close_range::close_on_exec_from;
+use ambit_kernel::sys::errno::{self, to_errno};
 use ambit_kernel::sys::fork::{Fork, fork};
 use ambit_kernel::sys::signal_defaults::restore_all;
 use ambit_kernel::text::shown::{LONGEST_MESSAGE, shown_within};
-use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::wait::{WaitStatus, waitpid};
 use rustix::fs::{Access, MemfdFlags, SealFlags};
+use rustix::io::Errno;
 
 use super::confine;
 use super::host_program::{HostProgram, Image, Library};
 use super::order::{Handler, Order};
 use crate::caller::Caller;
 use crate::child::{execute_open, exit};
-use crate::error::{Context, Error, MarkUntried, ToErrno};
+use crate::error::{Context, Error, MarkUntried};
 
 /// The directories in which a program is searched for in the container.
 const PLACES: [&str; 6] =
@@ -56,7 +57,7 @@ impl Program {
         };
         // For ENODEV mount(8) reports an unknown filesystem type.
         let path = path.ok_or_else(|| {
-            Error::new(Errno::ENODEV, format!("the helper {name} is not in the container"))
+            Error::new(Errno::NODEV, format!("the helper {name} is not in the container"))
         })?;
         let library = library_of(&path);
         Ok(Self { path, library, image: None })
@@ -119,7 +120,7 @@ impl Program {
         }
         let words: Result<Vec<_>, _> = words.into_iter().map(CString::new).collect();
         let mut words =
-            words.map_err(|_| Error::new(Errno::EINVAL, "a NUL in an argument of the helper"))?;
+            words.map_err(|_| Error::new(Errno::INVAL, "a NUL in an argument of the helper"))?;
         if let Some(image) = self.image.as_ref().filter(|image| !image.words.is_empty()) {
             // The loader's arguments end with the program.
             words.splice(..1, image.words.iter().cloned());
@@ -175,21 +176,21 @@ pub(super) fn execute(
     let exec_as_caller = || -> Result<std::convert::Infallible, Errno> {
         let _ = rustix::process::setsid();
         restore_all();
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
-        nix::unistd::dup2_stdin(null)?;
-        nix::unistd::dup2_stdout(&output.0)?;
-        nix::unistd::dup2_stderr(&output.0)?;
-        close_on_exec_from(3, proc).map_err(|error| error.errno())?;
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(to_errno)?;
+        rustix::stdio::dup2_stdin(null)?;
+        rustix::stdio::dup2_stdout(&output.0)?;
+        rustix::stdio::dup2_stderr(&output.0)?;
+        close_on_exec_from(3, proc)?;
         let keep = |fd: BorrowedFd<'_>| {
             let kept = rustix::io::FdFlags::empty();
-            rustix::io::fcntl_setfd(fd, kept).map_err(|errno| errno.errno())
+            rustix::io::fcntl_setfd(fd, kept)
         };
         let files = program.image.iter().flat_map(|image| &image.files).map(AsFd::as_fd);
         files.chain(device.map(AsFd::as_fd)).chain(source).try_for_each(keep)?;
         caller.set_limits();
         match &program.image {
             Some(image) => Err(execute_open(&image.start, words, environment)),
-            None => nix::unistd::execve(&words[0], words, environment),
+            None => nix::unistd::execve(&words[0], words, environment).map_err(to_errno),
         }
     };
     let Err(errno) = exec_as_caller();
@@ -214,19 +215,19 @@ pub(super) fn watch(run: impl FnOnce() -> Error) -> Result<(), Error> {
     // Closes `/dev/fuse`: once the helper has ended, the connection must be aborted.
     drop(run);
     loop {
-        match waitpid(helper, None) {
+        match waitpid(helper, None).map_err(to_errno) {
             Ok(WaitStatus::Exited(_, 0)) => return Ok(()),
             Ok(WaitStatus::Exited(_, NOT_CONFINED)) => {
                 let message = "the helper could not be confined";
-                return Err(Error::new(Errno::EPERM, message).mark_untried());
+                return Err(Error::new(Errno::PERM, message).mark_untried());
             }
             Ok(WaitStatus::Exited(_, status)) => {
-                return Err(Error::new(Errno::EINVAL, format!("exit status {status}")));
+                return Err(Error::new(Errno::INVAL, format!("exit status {status}")));
             }
             Ok(WaitStatus::Signaled(_, signal, _)) => {
-                return Err(Error::new(Errno::EIO, format!("killed by {signal}")));
+                return Err(Error::new(Errno::IO, format!("killed by {signal}")));
             }
-            Ok(_) | Err(Errno::EINTR) => {}
+            Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(Error::new(errno, "waitpid of the helper")),
         }
     }
@@ -262,13 +263,13 @@ impl Output {
         let errno = match error.errno {
             // The helper gave up, and the kernel ended the connection: ECONNREFUSED if that was
             // before it had answered INIT.
-            errno @ (Errno::EINVAL
-            | Errno::EIO
-            | Errno::ENOTCONN
-            | Errno::ECONNABORTED
-            | Errno::ECONNREFUSED) => {
+            errno @ (Errno::INVAL
+            | Errno::IO
+            | Errno::NOTCONN
+            | Errno::CONNABORTED
+            | Errno::CONNREFUSED) => {
                 let is_option = said.contains("unknown option");
-                if is_option { Errno::EINVAL } else { spoken(&said).unwrap_or(errno) }
+                if is_option { Errno::INVAL } else { spoken(&said).unwrap_or(errno) }
             }
             errno => errno,
         };
@@ -281,17 +282,17 @@ impl Output {
 /// Finds an errno by the text of strerror(3) in a message.
 fn spoken(message: &str) -> Option<Errno> {
     const KNOWN: [Errno; 9] = [
-        Errno::EACCES,
-        Errno::EPERM,
-        Errno::ENOENT,
-        Errno::EROFS,
-        Errno::EBUSY,
-        Errno::ENODEV,
-        Errno::ENXIO,
-        Errno::ENOSPC,
-        Errno::ENOMEM,
+        Errno::ACCESS,
+        Errno::PERM,
+        Errno::NOENT,
+        Errno::ROFS,
+        Errno::BUSY,
+        Errno::NODEV,
+        Errno::NXIO,
+        Errno::NOSPC,
+        Errno::NOMEM,
     ];
-    KNOWN.into_iter().find(|errno| message.contains(errno.desc()))
+    KNOWN.into_iter().find(|errno| message.contains(errno::description(*errno)))
 }
 
 #[cfg(test)]
@@ -300,8 +301,8 @@ mod tests {
 
     #[test]
     fn the_errno_is_found_in_a_helpers_message() {
-        assert_eq!(spoken("fuse: mount failed: Operation not permitted"), Some(Errno::EPERM));
-        assert_eq!(spoken("s.img: Permission denied."), Some(Errno::EACCES));
+        assert_eq!(spoken("fuse: mount failed: Operation not permitted"), Some(Errno::PERM));
+        assert_eq!(spoken("s.img: Permission denied."), Some(Errno::ACCESS));
         assert_eq!(spoken("This doesn't look like a squashfs image."), None);
     }
 
@@ -313,15 +314,15 @@ mod tests {
             written += length;
             assert!(written <= OUTPUT);
         }
-        let error = output.explain("frob", &Error::new(Errno::EINVAL, "exit status 1"));
+        let error = output.explain("frob", &Error::new(Errno::INVAL, "exit status 1"));
         assert!(error.message.starts_with("frob: exit status 1: xxx"));
         assert!(error.message.len() < LONGEST_MESSAGE + 100);
         rustix::io::pwrite(&output.0, b"\n it\xff\n failed \0", 0).unwrap();
-        let error = output.explain("frob", &Error::new(Errno::EINVAL, "exit status 1"));
+        let error = output.explain("frob", &Error::new(Errno::INVAL, "exit status 1"));
         assert_eq!(error.message, "frob: exit status 1: it\\xff failed");
         rustix::io::pwrite(&output.0, b"fuse: unknown option(s): `-o x'\0", 0).unwrap();
-        let refused = output.explain("frob", &Error::new(Errno::ECONNREFUSED, "statfs"));
-        assert_eq!(refused.errno, Errno::EINVAL);
+        let refused = output.explain("frob", &Error::new(Errno::CONNREFUSED, "statfs"));
+        assert_eq!(refused.errno, Errno::INVAL);
     }
 
     #[test]
@@ -332,8 +333,8 @@ mod tests {
 
     #[test]
     fn a_missing_or_relative_program_is_enodev() {
-        assert_eq!(Program::find("no-such-helper").unwrap_err().errno, Errno::ENODEV);
-        assert_eq!(Program::find("../bin/sh").unwrap_err().errno, Errno::ENODEV);
+        assert_eq!(Program::find("no-such-helper").unwrap_err().errno, Errno::NODEV);
+        assert_eq!(Program::find("../bin/sh").unwrap_err().errno, Errno::NODEV);
         assert!(!Program::find("/bin/sh").unwrap().takes_device());
     }
 }

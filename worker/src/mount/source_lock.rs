@@ -10,9 +10,10 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
+use ambit_kernel::sys::errno::to_errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
 
 use crate::error::{Context, Error, MarkUntried};
 
@@ -46,14 +47,14 @@ impl SourceLocks {
             .mark_untried()?;
         let lock = range(libc::F_WRLCK, offset(source), 1);
         loop {
-            match fcntl(&file, FcntlArg::F_OFD_SETLK(&lock)) {
+            match fcntl(&file, FcntlArg::F_OFD_SETLK(&lock)).map_err(to_errno) {
                 Ok(_) => return Ok(SourceLock { _locked: file }),
-                Err(Errno::EAGAIN | Errno::EACCES) if Instant::now() < until => {
+                Err(Errno::AGAIN | Errno::ACCESS) if Instant::now() < until => {
                     std::thread::sleep(PAUSE);
                 }
-                Err(Errno::EAGAIN | Errno::EACCES) => {
+                Err(Errno::AGAIN | Errno::ACCESS) => {
                     return Err(Error::new(
-                        Errno::EBUSY,
+                        Errno::BUSY,
                         "another mount of the same file or device did not end in time",
                     ));
                 }
@@ -94,7 +95,7 @@ mod tests {
         // A child of another test inherits the descriptor and holds the lock until its execve(2).
         let soon = now + Duration::from_secs(20);
         let held = locks.acquire((1, 2), now).unwrap();
-        assert_eq!(locks.acquire((1, 2), now).unwrap_err().errno, Errno::EBUSY);
+        assert_eq!(locks.acquire((1, 2), now).unwrap_err().errno, Errno::BUSY);
         locks.acquire((1, 3), soon).unwrap();
         locks.acquire((u64::MAX, u64::MAX), soon).unwrap();
         drop(held);

@@ -11,16 +11,16 @@ use std::time::Instant;
 
 use ambit_kernel::sys::mount_setattr::mount_setattr;
 use ambit_kernel::text::shown::shown;
-use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use rustix::fs::FileType;
+use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use super::claim::{self, Source};
 use super::order::{Order, Superblock};
 use super::{detached_root, loop_device};
 use crate::caller::Caller;
-use crate::error::{Context, Error, MarkUntried, ToErrno};
+use crate::error::{Context, Error, MarkUntried};
 
 /// Makes the mount.
 pub(super) fn make(
@@ -101,10 +101,10 @@ fn create(
 ) -> Result<OwnedFd, Error> {
     let explain = |what: String| {
         let context = context.as_fd();
-        move |errno: rustix::io::Errno| {
+        move |errno: Errno| {
             let said = words_of(context);
             let said = if said.is_empty() { String::new() } else { format!(": {said}") };
-            Error::new(errno.errno(), format!("{what}: {errno}{said}"))
+            Error::new(errno, format!("{what}: {errno}{said}"))
         }
     };
     let given = order.source.as_deref();
@@ -126,7 +126,7 @@ fn create(
     rustix::mount::fsconfig_create(&context)
         .map_err(explain(format!("making the {} filesystem: fsconfig", order.filesystem)))?;
     let attributes = MountAttrFlags::from_bits_retain(
-        u32::try_from(order.attributes).map_err(|_| Error::new(Errno::EINVAL, "attributes"))?,
+        u32::try_from(order.attributes).map_err(|_| Error::new(Errno::INVAL, "attributes"))?,
     );
     rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
         .map_err(explain("fsmount".into()))
@@ -149,20 +149,20 @@ fn words_of(context: BorrowedFd<'_>) -> String {
 
 /// Maps file owners to the caller's user namespace.
 fn shift(mount: &OwnedFd, caller: &Caller, filesystem: &str) -> Result<(), Error> {
-    mount_setattr(mount, MountAttrFlags::empty(), Some(caller.users.as_fd())).map_err(|error| {
-        match error.errno() {
-            Errno::EINVAL => Error::new(
-                Errno::EOPNOTSUPP,
+    mount_setattr(mount, MountAttrFlags::empty(), Some(caller.users.as_fd())).map_err(|errno| {
+        match errno {
+            Errno::INVAL => Error::new(
+                Errno::OPNOTSUPP,
                 format!(
                     "this kernel cannot shift the owners of {filesystem} (mount_setattr with \
                      MOUNT_ATTR_IDMAP: EINVAL): leave mount.shift out, or use mount.fuse"
                 ),
             ),
-            Errno::ENOSYS => Error::new(
-                Errno::EOPNOTSUPP,
+            Errno::NOSYS => Error::new(
+                Errno::OPNOTSUPP,
                 "mount.shift needs Linux 5.12 (mount_setattr): leave it out, or use mount.fuse",
             ),
-            errno => Error::new(errno, format!("mount_setattr(MOUNT_ATTR_IDMAP): {errno}")),
+            _ => Error::new(errno, format!("mount_setattr(MOUNT_ATTR_IDMAP): {errno}")),
         }
     })
 }

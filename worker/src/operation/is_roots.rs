@@ -3,6 +3,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
+use ambit_kernel::sys::errno::to_errno;
 use nix::sys::statfs::{self, FsType, fstatfs};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -49,7 +50,7 @@ impl IsRoots {
                 opened.as_fd()
             }
         };
-        let kind = fstatfs(file).map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
+        let kind = fstatfs(file).map_err(to_errno)?;
         if !KERNELS.contains(&kind.filesystem_type()) {
             return Ok(false);
         }

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use ambit_kernel::channel::{self, Received};
 use ambit_kernel::text::status::Status;
 use ambit_sysinfo::{Account, Budget, Charge, Descriptors, Resource};
-use nix::errno::Errno;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::process::Signal;
@@ -133,12 +133,12 @@ impl Workers {
                         place.worker = Some(running);
                     }
                     // The worker that was killed had most likely made the file already.
-                    let is_done = was_killed && answer.reply == Reply::Failed(Errno::EEXIST);
+                    let is_done = was_killed && answer.reply == Reply::Failed(Errno::EXIST);
                     return Ok(if is_done { Reply::Done.into() } else { answer });
                 }
                 Ok(None) => {}
                 // A worker is killed when its broker ends.
-                Err(error) if error.errno == Errno::EINTR && operation.is_repeatable() => {
+                Err(error) if error.errno == Errno::INTR && operation.is_repeatable() => {
                     was_killed = true;
                 }
                 Err(error) => return Err(error),
@@ -177,7 +177,7 @@ impl Workers {
                 match ask() {
                     // The broker may have died with the request. The keeper starts another one,
                     // which can die too.
-                    Err(error) if error.errno == Errno::EIO && left > 0 => left -= 1,
+                    Err(error) if error.errno == Errno::IO && left > 0 => left -= 1,
                     asked => break asked?,
                 }
             };
@@ -214,7 +214,7 @@ impl Worker {
         let task =
             Task { identity: Cow::Borrowed(&caller.who), operation: Cow::Borrowed(operation) };
         let task = postcard::to_allocvec(&task)
-            .map_err(|error| Error::new(Errno::EINVAL, error.to_string()).mark_untried())?;
+            .map_err(|error| Error::new(Errno::INVAL, error.to_string()).mark_untried())?;
         if task.len() > LONGEST {
             return Err(Error::unavailable("the task is too long"));
         }
@@ -222,7 +222,7 @@ impl Worker {
         let mut fds = vec![caller.process.as_fd(), caller.root.as_fd(), base.as_fd()];
         fds.extend(more);
         match channel::send(&self.socket, &task, &fds, SendFlags::empty()) {
-            Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => return Ok(None),
+            Err(Errno::PIPE | Errno::CONNRESET) => return Ok(None),
             sent => sent.context("sendmsg to a worker").mark_untried()?,
         }
         self.answer(operation.room()).map(Some)
@@ -234,11 +234,11 @@ impl Worker {
         let mut timeouts = 1;
         let Received { length, mut fds, .. } = loop {
             match channel::receive(&self.socket, &mut bytes, RecvFlags::empty()) {
-                Err(rustix::io::Errno::AGAIN) if timeouts < TIMES && self.is_runnable() => {
+                Err(Errno::AGAIN) if timeouts < TIMES && self.is_runnable() => {
                     timeouts += 1;
                 }
-                Err(rustix::io::Errno::AGAIN) => {
-                    return Err(Error::new(Errno::ETIMEDOUT, "the operation took too long"));
+                Err(Errno::AGAIN) => {
+                    return Err(Error::new(Errno::TIMEDOUT, "the operation took too long"));
                 }
                 // The worker has ended. An empty message, handled below, means the same.
                 Err(_) => return Err(killed()),
@@ -274,7 +274,7 @@ impl Worker {
 }
 
 fn killed() -> Error {
-    Error::new(Errno::EINTR, "a worker was killed in the middle of its task")
+    Error::new(Errno::INTR, "a worker was killed in the middle of its task")
 }
 
 impl Drop for Worker {

@@ -3,9 +3,11 @@
 //! A `Reply` is sent as one number, so a new variant needs a number of its own in both conversions.
 //! Errnos are positive, all other results are 0 or negative.
 
+use std::io;
 use std::os::fd::OwnedFd;
 
-use nix::errno::Errno;
+use ambit_kernel::sys::errno::to_errno;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::magic_link;
@@ -48,7 +50,7 @@ impl From<Reply> for i32 {
     fn from(reply: Reply) -> Self {
         match reply {
             Reply::Done => 0,
-            Reply::Failed(errno) => errno as Self,
+            Reply::Failed(errno) => errno.raw_os_error(),
             Reply::Kernel => -1,
             Reply::NoDevices => -2,
             Reply::MagicLink => -3,
@@ -63,7 +65,7 @@ impl From<i32> for Reply {
             -1 => Self::Kernel,
             -2 => Self::NoDevices,
             -3 => Self::MagicLink,
-            number => Self::Failed(Errno::from_raw(number)),
+            number => Self::Failed(to_errno(io::Error::from_raw_os_error(number))),
         }
     }
 }
@@ -77,11 +79,11 @@ impl Reply {
     }
 }
 
-impl<T> From<Result<T, rustix::io::Errno>> for Reply {
-    fn from(result: Result<T, rustix::io::Errno>) -> Self {
+impl<T> From<Result<T, Errno>> for Reply {
+    fn from(result: Result<T, Errno>) -> Self {
         match result {
             Ok(_) => Self::Done,
-            Err(errno) => Self::Failed(Errno::from_raw(errno.raw_os_error())),
+            Err(errno) => Self::Failed(errno),
         }
     }
 }
@@ -92,7 +94,7 @@ mod tests {
 
     #[test]
     fn a_reply_is_the_same_after_its_encoding_as_a_number() {
-        let failed = Reply::Failed(Errno::EEXIST);
+        let failed = Reply::Failed(Errno::EXIST);
         for reply in [Reply::Done, failed, Reply::Kernel, Reply::NoDevices, Reply::MagicLink] {
             assert_eq!(Reply::from(i32::from(reply)), reply);
         }

@@ -7,6 +7,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+use ambit_kernel::sys::errno::to_errno;
 use nix::fcntl::AtFlags;
 use nix::unistd::{AccessFlags, faccessat};
 use rustix::fs::{FileType, OFlags, XattrFlags};
@@ -80,8 +81,7 @@ impl SetOpaque {
         }
         if found.is_none() {
             let flags = AtFlags::AT_EMPTY_PATH | AtFlags::AT_EACCESS;
-            faccessat(file, c"", AccessFlags::W_OK, flags)
-                .map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
+            faccessat(file, c"", AccessFlags::W_OK, flags).map_err(to_errno)?;
         }
         // fsetxattr(2) fails with EBADF for an O_PATH descriptor, so setxattr(2) is called with its
         // link in /proc.
@@ -120,7 +120,7 @@ mod tests {
     fn a_file_of_no_user_of_the_container_is_eperm() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().to_str().unwrap();
-        let refused = Reply::Failed(nix::errno::Errno::EPERM);
+        let refused = Reply::Failed(Errno::PERM);
         let [uid, gid] = [nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw()];
         assert_eq!(set(path, &[], &EVERY_ID), refused);
         assert_eq!(set(path, &EVERY_ID, &[]), refused);

@@ -11,7 +11,7 @@ mod request;
 
 use std::os::fd::AsFd;
 
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use self::request::Request;
 use super::ranges;
@@ -211,7 +211,7 @@ fn ended(reply: Reply) -> Verdict {
         Reply::Failed(errno) => Verdict::Fail(errno),
         Reply::Kernel | Reply::MagicLink => Verdict::Continue,
         // A bpf operation never makes a device node.
-        Reply::NoDevices => Verdict::Fail(Errno::EPERM),
+        Reply::NoDevices => Verdict::Fail(Errno::PERM),
     }
 }
 

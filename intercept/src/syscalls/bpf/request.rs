@@ -5,7 +5,7 @@
 //! kernel. The layout is the same for 32-bit programs. Start reading at [`read`].
 
 use ambit_kernel::sys::bpf::Kind;
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use super::{OBJ_GET_INFO_BY_FD, PROG_ATTACH, PROG_DETACH, PROG_GET_FD_BY_ID, PROG_LOAD};
 use crate::call::Call;
@@ -68,19 +68,19 @@ pub(super) fn read(call: &Call, cx: &Context<'_>) -> Result<Request, CallError> 
     if size > PAGE {
         // The kernel accepts more if its pages are larger. No known program needs that.
         let is_accepted = size <= rustix::param::page_size();
-        return Err(if is_accepted { NotGranted } else { Fail(Errno::E2BIG) });
+        return Err(if is_accepted { NotGranted } else { Fail(Errno::TOOBIG) });
     }
     if size == 0 && call.uint(0) == PROG_LOAD {
         // A program without instructions.
-        return Err(Fail(Errno::E2BIG));
+        return Err(Fail(Errno::TOOBIG));
     }
     let mut bytes = [0; PAGE];
     if size > 0 && cx.read(call, call.long(1), &mut bytes[..size])? < size {
-        return Err(Fail(Errno::EFAULT));
+        return Err(Fail(Errno::FAULT));
     }
     let (known, beyond) = bytes.split_at(KNOWN);
     if beyond.iter().any(|&byte| byte != 0) {
-        return Err(Fail(Errno::E2BIG));
+        return Err(Fail(Errno::TOOBIG));
     }
     let attribute = Attribute(known);
     match call.uint(0) {
@@ -122,11 +122,11 @@ fn load(call: &Call, cx: &Context<'_>, attribute: Attribute<'_>) -> Result<Reque
     let kind = kind(attribute).ok_or(NotGranted)?;
     let count = attribute.word(4) as usize;
     if count == 0 || count > LONGEST {
-        return Err(Fail(Errno::E2BIG));
+        return Err(Fail(Errno::TOOBIG));
     }
     let mut bytes = vec![0; count * size_of::<u64>()];
     if cx.read(call, attribute.long(8), &mut bytes)? < bytes.len() {
-        return Err(Fail(Errno::EFAULT));
+        return Err(Fail(Errno::FAULT));
     }
     let instructions: Vec<_> =
         bytes.as_chunks().0.iter().map(|&bytes| u64::from_ne_bytes(bytes)).collect();
@@ -137,7 +137,7 @@ fn load(call: &Call, cx: &Context<'_>, attribute: Attribute<'_>) -> Result<Reque
     let end = match read.iter().position(|&byte| byte == 0) {
         Some(end) => end,
         None if read.len() == LICENSE => LICENSE - 1,
-        None => return Err(Fail(Errno::EFAULT)),
+        None => return Err(Fail(Errno::FAULT)),
     };
     if !is_plain(&instructions) {
         return Err(NotGranted);
@@ -184,7 +184,7 @@ fn attach(attribute: Attribute<'_>) -> Result<Request, CallError> {
     let flags = attribute.word(12);
     if attribute.fd(0) < 0 && flags & !REPLACE == 0 {
         // Libraries find out by this errno which attach types the kernel has.
-        return Err(Fail(Errno::EBADF));
+        return Err(Fail(Errno::BADF));
     }
     if attribute.word(8) != CGROUP_DEVICE
         || flags & !(ALLOW_OVERRIDE | ALLOW_MULTI | REPLACE) != 0
@@ -205,13 +205,13 @@ fn detach(attribute: Attribute<'_>) -> Result<Request, CallError> {
         (CGROUP_DEVICE, true) => {
             Ok(Request::Detach { target: attribute.fd(0), program: attribute.fd(4) })
         }
-        (CGROUP_DEVICE, false) => Err(Fail(Errno::EINVAL)),
+        (CGROUP_DEVICE, false) => Err(Fail(Errno::INVAL)),
         _ => Err(NotGranted),
     }
 }
 
 fn open(attribute: Attribute<'_>) -> Result<Request, CallError> {
-    if attribute.ends(4) { Ok(Request::Open(attribute.word(0))) } else { Err(Fail(Errno::EINVAL)) }
+    if attribute.ends(4) { Ok(Request::Open(attribute.word(0))) } else { Err(Fail(Errno::INVAL)) }
 }
 
 fn info(attribute: Attribute<'_>, address: u64, size: usize) -> Result<Request, CallError> {
@@ -272,7 +272,7 @@ impl Query {
             return Ok(Verdict::Return(0));
         }
         cx.write(call, self.ids, &ids[..room.min(count) * size_of::<u32>()])?;
-        if room < count { Ok(Verdict::Fail(Errno::ENOSPC)) } else { Ok(Verdict::Return(0)) }
+        if room < count { Ok(Verdict::Fail(Errno::NOSPC)) } else { Ok(Verdict::Return(0)) }
     }
 }
 
@@ -343,8 +343,8 @@ mod tests {
         let detached = Request::Detach { target: 7, program: 8 };
         assert_eq!(detach(Attribute(&bytes)).unwrap(), detached);
         let bytes = attribute(&[(8, CGROUP_DEVICE), (12, 2)]);
-        assert!(matches!(detach(Attribute(&bytes)), Err(Fail(Errno::EINVAL))));
+        assert!(matches!(detach(Attribute(&bytes)), Err(Fail(Errno::INVAL))));
         assert_eq!(open(Attribute(&attribute(&[(0, 5)]))).unwrap(), Request::Open(5));
-        assert!(matches!(open(Attribute(&attribute(&[(4, 5)]))), Err(Fail(Errno::EINVAL))));
+        assert!(matches!(open(Attribute(&attribute(&[(4, 5)]))), Err(Fail(Errno::INVAL))));
     }
 }

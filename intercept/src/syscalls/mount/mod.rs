@@ -18,7 +18,8 @@ mod tables;
 
 use std::os::fd::AsFd;
 
-use nix::errno::Errno;
+use ambit_kernel::sys::errno;
+use rustix::io::Errno;
 
 use self::filesystem::Filesystem;
 use self::flags::Flags;
@@ -155,7 +156,7 @@ fn fsopen(
     // The operation, if there is one, follows with mount(2).
     cx.notes.no_operation();
     let is_answered = str::from_utf8(&name).is_ok_and(is_answered);
-    Ok(if is_answered { Verdict::Fail(Errno::ENOSYS) } else { Verdict::Continue })
+    Ok(if is_answered { Verdict::Fail(Errno::NOSYS) } else { Verdict::Continue })
 }
 
 /// Has the broker mount it, if the container may have another filesystem.
@@ -166,13 +167,13 @@ fn mount(
     caller: &Caller,
 ) -> Result<(), Error> {
     let uncounted = |error: std::io::Error| Error {
-        errno: Errno::EAGAIN,
+        errno: Errno::AGAIN,
         message: format!("the container's mounts cannot be counted: {error}"),
         untried: true,
     };
     let most = cx.settings.limit.mounts;
     let reservation = operations.mounts.reserve(cx.container, most).map_err(uncounted)?.ok_or_else(|| Error {
-        errno: Errno::ENOSPC,
+        errno: Errno::NOSPC,
         message: format!(
             "the container has {most} filesystems mounted, as many as limit.mounts allows: unmount \
              some, or set limit.mounts higher"
@@ -206,10 +207,13 @@ fn audit(call: &Call, cx: &Context<'_>, order: &Order, result: &Result<(), Error
     let (container, tid, filesystem) = (cx.container, call.tid, &order.filesystem);
     match result {
         Ok(()) => tracing::info!(container, tid, filesystem, source, target, suppressed, "mounted"),
-        Err(failure) => tracing::warn!(
-            container, tid, filesystem, source, target, errno = ?failure.errno, suppressed,
-            "not mounted: {}", message(&failure.message)
-        ),
+        Err(failure) => {
+            let errno = errno::name(failure.errno);
+            tracing::warn!(
+                container, tid, filesystem, source, target, %errno, suppressed,
+                "not mounted: {}", message(&failure.message)
+            );
+        }
     }
 }
 

@@ -7,7 +7,7 @@
 //! translated, because the container gives its own numbers. Start reading at [`for_kernel`] and
 //! [`for_helper`].
 
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use ambit_kernel::text::shown::shown;
 
@@ -36,8 +36,8 @@ impl Error {
     /// Returns the errno for the caller: an option that is not known is EINVAL, as by the kernel.
     pub(super) fn errno(&self) -> Errno {
         match self {
-            Self::Host(_) => Errno::EPERM,
-            Self::Unknown(..) | Self::Helper(..) => Errno::EINVAL,
+            Self::Host(_) => Errno::PERM,
+            Self::Unknown(..) | Self::Helper(..) => Errno::INVAL,
         }
     }
 }
@@ -253,7 +253,7 @@ mod tests {
             "resgid=5000",
         ] {
             let error = kernel_options("ext4", data).unwrap_err();
-            assert_eq!(error.errno(), Errno::EPERM, "{data}: {error}");
+            assert_eq!(error.errno(), Errno::PERM, "{data}: {error}");
         }
         for (kind, data) in [
             ("9p", "trans=fd,rfdno=3,wfdno=3"),
@@ -262,7 +262,7 @@ mod tests {
             ("ceph", "key=host"),
             ("9p", "aname=/etc"),
         ] {
-            assert_eq!(kernel_options(kind, data).unwrap_err().errno(), Errno::EPERM, "{data}");
+            assert_eq!(kernel_options(kind, data).unwrap_err().errno(), Errno::PERM, "{data}");
         }
     }
 
@@ -270,10 +270,10 @@ mod tests {
     fn an_option_that_no_table_has_is_einval() {
         for (kind, data) in [("ext4", "no_such_option"), ("xfs", "noload"), ("minix", "noload")] {
             let error = kernel_options(kind, data).unwrap_err();
-            assert_eq!(error.errno(), Errno::EINVAL, "{data}");
+            assert_eq!(error.errno(), Errno::INVAL, "{data}");
         }
         let odd = for_kernel(Filesystem::new("ext4"), split(b"\xff=x"), NO_IDS, true, [0, 0]);
-        assert_eq!(odd.unwrap_err().errno(), Errno::EINVAL);
+        assert_eq!(odd.unwrap_err().errno(), Errno::INVAL);
         assert_eq!(kernel_options("minix", "ro,sync").unwrap(), ["ro", "sync"]);
     }
 
@@ -331,7 +331,7 @@ mod tests {
             ("btrfs", "subvol=a"),
             ("exfat", "keep_last_dots"),
         ] {
-            assert_eq!(helper_options(kind, data), Err(Errno::EINVAL), "{kind} {data}");
+            assert_eq!(helper_options(kind, data), Err(Errno::INVAL), "{kind} {data}");
         }
     }
 

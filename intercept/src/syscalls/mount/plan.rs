@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use nix::errno::Errno;
+use rustix::io::Errno;
 
 use super::filesystem::Filesystem;
 use super::flags::Flags;
@@ -49,7 +49,7 @@ impl Error {
     pub(super) fn errno(&self) -> Errno {
         match self {
             Self::Option(error) => error.errno(),
-            Self::Source(_) => Errno::EPERM,
+            Self::Source(_) => Errno::PERM,
         }
     }
 }

@@ -9,10 +9,11 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ambit_kernel::sys::bpf::{self, ALLOW_MULTI};
+use ambit_kernel::sys::errno::to_errno;
 use ambit_kernel::sys::file_handle;
-use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use rustix::fs::{CWD, Mode, OFlags, fstat, fstatfs, openat};
+use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use rustix::thread::CapabilitySet;
 
@@ -63,12 +64,12 @@ impl HostControlGroups {
         };
         // The errno of the kernel for a descriptor that is not a cgroup v2 directory.
         if !is_control_group(named) {
-            return Err(Reply::Failed(Errno::EBADF));
+            return Err(Reply::Failed(Errno::BADF));
         }
         let group =
             with(CapabilitySet::DAC_READ_SEARCH, || file_handle::reopen(named, mount.as_fd()));
         // Also for a file in a control group.
-        let group = group.map_err(|_| Reply::Failed(Errno::EBADF))?;
+        let group = group.map_err(|_| Reply::Failed(Errno::BADF))?;
         let owner = fstat(&group).map_err(|_| Reply::Kernel)?.st_uid;
         let within =
             |&(first, count): &(u32, u32)| owner.checked_sub(first).is_some_and(|at| at < count);
@@ -76,7 +77,7 @@ impl HostControlGroups {
         if users.iter().any(within) && is_below(&group, top)? {
             Ok(group)
         } else {
-            Err(Reply::Failed(Errno::EPERM))
+            Err(Reply::Failed(Errno::PERM))
         }
     }
 
@@ -85,14 +86,14 @@ impl HostControlGroups {
     /// a mount would change options of the whole hierarchy; the handler of the call checks that.
     fn top_of(&self, groups: BorrowedFd<'_>) -> Result<u64, Reply> {
         with(CapabilitySet::SYS_ADMIN, || {
-            let own = self.namespace.as_ref().ok_or(Errno::ENOENT)?;
-            setns(groups, CloneFlags::CLONE_NEWCGROUP)?;
+            let own = self.namespace.as_ref().ok_or(Errno::NOENT)?;
+            setns(groups, CloneFlags::CLONE_NEWCGROUP).map_err(to_errno)?;
             let top = mounted_top();
             if setns(own, CloneFlags::CLONE_NEWCGROUP).is_err() {
                 // A worker in the container's cgroup namespace must take no further task.
                 exit(1);
             }
-            top.map_err(|errno| Errno::from_raw(errno.raw_os_error()))
+            top
         })
     }
 }
@@ -122,10 +123,7 @@ fn is_below(group: &OwnedFd, top: u64) -> Result<bool, Reply> {
     let mut below = false;
     let mut at = group.try_clone().map_err(|_| Reply::Kernel)?;
     for _ in 0..DEEPEST {
-        at = with(CapabilitySet::DAC_READ_SEARCH, || {
-            openat(&at, "..", flags, Mode::empty())
-                .map_err(|errno| Errno::from_raw(errno.raw_os_error()))
-        })?;
+        at = with(CapabilitySet::DAC_READ_SEARCH, || openat(&at, "..", flags, Mode::empty()))?;
         // The walk has left the mount, which then does not show the whole hierarchy.
         if !is_control_group(at.as_fd()) {
             return Ok(false);

@@ -17,7 +17,7 @@ mod stand_in;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ambit_kernel::sys::bpf;
-use nix::errno::Errno;
+use rustix::io::Errno;
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
@@ -180,7 +180,7 @@ impl Load {
 /// they may be programs of the host.
 fn open(id: u32, host: &HostControlGroups) -> Result<OwnedFd, Reply> {
     if !host.known.contains(&id) {
-        return Err(Reply::Failed(Errno::EPERM));
+        return Err(Reply::Failed(Errno::PERM));
     }
     // Fails if the program is no longer loaded.
     with(OPENING, || bpf::by_id(id))?;
@@ -198,17 +198,14 @@ impl CallerThread<'_> {
     /// Duplicates one of its descriptors.
     fn duplicate(self, fd: i32) -> Result<OwnedFd, Reply> {
         if fd < 0 {
-            return Err(Reply::Failed(Errno::EBADF));
+            return Err(Reply::Failed(Errno::BADF));
         }
-        with(CapabilitySet::SYS_PTRACE, || {
-            pidfd_getfd(self.thread, fd, PidfdGetfdFlags::empty())
-                .map_err(|errno| Errno::from_raw(errno.raw_os_error()))
-        })
+        with(CapabilitySet::SYS_PTRACE, || pidfd_getfd(self.thread, fd, PidfdGetfdFlags::empty()))
     }
 
     /// Reads the stand-in that one of its descriptors refers to.
     fn stand_in(self, fd: i32) -> Result<StandIn, Reply> {
-        stand_in::read(self.duplicate(fd)?).ok_or(Reply::Failed(Errno::EINVAL))
+        stand_in::read(self.duplicate(fd)?).ok_or(Reply::Failed(Errno::INVAL))
     }
 
     /// Opens a control group, if it belongs to the container.
@@ -230,25 +227,25 @@ impl CallerThread<'_> {
         // As in the kernel: all programs of a control group are attached with the same flags.
         let (held, programs) = with(RIGHTS, || bpf::attached(group.as_fd()))?;
         if !programs.is_empty() && held != flags & (bpf::ALLOW_OVERRIDE | bpf::ALLOW_MULTI) {
-            return Err(Reply::Failed(Errno::EPERM));
+            return Err(Reply::Failed(Errno::PERM));
         }
         let replaced = replaced.map(|fd| self.stand_in(fd)).transpose()?;
-        let old = replaced.map(|old| find(&group, &old)?.ok_or(Reply::Failed(Errno::ENOENT)));
+        let old = replaced.map(|old| find(&group, &old)?.ok_or(Reply::Failed(Errno::NOENT)));
         let old = old.transpose()?;
         let there = find(&group, &program)?;
         // As in the kernel: a program is attached only once, unless it replaces itself.
         let number = |program: &Option<Found>| program.as_ref().map(|program| program.id);
         if there.is_some() && number(&there) != number(&old) {
-            return Err(Reply::Failed(Errno::EINVAL));
+            return Err(Reply::Failed(Errno::INVAL));
         }
         let loaded = match &program.content {
             Content::Program(load) if load.kind == bpf::Kind::Device => {
                 load.load(program.name, None)?
             }
-            Content::Program(_) => return Err(Reply::Failed(Errno::EINVAL)),
+            Content::Program(_) => return Err(Reply::Failed(Errno::INVAL)),
             // Only an id that an earlier query returned, from any control group of the container.
             Content::Attached(id) if host.known.contains(id) => with(OPENING, || bpf::by_id(*id))?,
-            Content::Attached(_) => return Err(Reply::Failed(Errno::EPERM)),
+            Content::Attached(_) => return Err(Reply::Failed(Errno::PERM)),
         };
         let old = old.as_ref().map(|old| old.program.as_fd());
         with(RIGHTS, || bpf::attach(group.as_fd(), loaded.as_fd(), flags, old))
@@ -259,7 +256,7 @@ impl CallerThread<'_> {
         let program = self.stand_in(program).ok();
         let group = self.group(from, host)?;
         let found = match program {
-            Some(program) => Some(find(&group, &program)?.ok_or(Reply::Failed(Errno::ENOENT))?),
+            Some(program) => Some(find(&group, &program)?.ok_or(Reply::Failed(Errno::NOENT))?),
             None => None,
         };
         let found = found.as_ref().map(|found| found.program.as_fd());
@@ -283,7 +280,7 @@ impl CallerThread<'_> {
         let loaded = match &program.content {
             Content::Program(load) => load.load(load.name, None)?,
             Content::Attached(id) if host.known.contains(id) => with(OPENING, || bpf::by_id(*id))?,
-            Content::Attached(_) => return Err(Reply::Failed(Errno::EPERM)),
+            Content::Attached(_) => return Err(Reply::Failed(Errno::PERM)),
         };
         // Without capabilities the kernel does not return the instructions.
         with(CapabilitySet::empty(), || bpf::info(loaded.as_fd()).map(|info| info.to_vec()))

@@ -15,8 +15,8 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use nix::errno::Errno;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, memfd_create};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::program::{ALIGNMENT, LONGEST, is_plain};
@@ -48,12 +48,11 @@ const SEALS: SealFlags =
 
 /// Makes a stand-in.
 pub(super) fn make(content: &Content) -> Result<OwnedFd, Errno> {
-    let number = |errno: rustix::io::Errno| Errno::from_raw(errno.raw_os_error());
-    let bytes = serde_json::to_vec(content).map_err(|_| Errno::EINVAL)?;
+    let bytes = serde_json::to_vec(content).map_err(|_| Errno::INVAL)?;
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let mut file = File::from(memfd_create("device-program", flags).map_err(number)?);
-    file.write_all(&bytes).map_err(|_| Errno::ENOMEM)?;
-    fcntl_add_seals(&file, SEALS).map_err(number)?;
+    let mut file = File::from(memfd_create("device-program", flags)?);
+    file.write_all(&bytes).map_err(|_| Errno::NOMEM)?;
+    fcntl_add_seals(&file, SEALS)?;
     Ok(file.into())
 }
 
