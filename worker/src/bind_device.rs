@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, move_mount};
 use serde::{Deserialize, Serialize};
 
-use super::caller::Caller;
+use super::caller::WholeCaller;
 use super::error::{Context, Error, MarkUntried};
 use super::lookup::{self, open_path};
 use super::mount::detached_node;
@@ -33,7 +33,7 @@ pub struct Bind {
 }
 
 /// Makes the node, makes this process the caller, and mounts the node.
-pub(super) fn bind_device(bind: &Bind, caller: &Caller) -> Result<(), Error> {
+pub(super) fn bind_device(bind: &Bind, caller: &WholeCaller) -> Result<(), Error> {
     nix::unistd::alarm::set(LONGEST);
     // First: all that this takes is charged to the container.
     caller.enter_groups()?;

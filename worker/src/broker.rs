@@ -31,7 +31,7 @@ use ambit_kernel::text;
 
 use super::attach::{self, AttachOrder, Report};
 use super::bind_device::Bind;
-use super::caller::{Caller, Facts};
+use super::caller::{Facts, WholeCaller};
 use super::child::exit;
 use super::error::Error;
 use super::find::Find;
@@ -74,7 +74,7 @@ enum Request {
     Attach(AttachOrder),
 }
 
-/// The part of a [`Caller`] that is not a descriptor.
+/// The part of a [`WholeCaller`] that is not a descriptor.
 #[derive(Debug, Serialize, Deserialize)]
 struct CallerInfo {
     facts: Facts,
@@ -169,7 +169,7 @@ impl Broker {
     pub fn mount(
         &self,
         order: &Order,
-        caller: &Caller,
+        caller: &WholeCaller,
         watches: BorrowedFd<'_>,
     ) -> Result<Option<u64>, Error> {
         let until = Instant::now() + order.deadline + REPORT_GRACE;
@@ -178,21 +178,31 @@ impl Broker {
     }
 
     /// Makes a procfs or sysfs for the caller and waits until it is attached.
-    pub fn mount_own(&self, order: &Order, caller: &Caller) -> Result<(), Error> {
+    pub fn mount_own(&self, order: &Order, caller: &WholeCaller) -> Result<(), Error> {
         let until = Instant::now() + order.deadline + REPORT_GRACE;
         let request = Request::MountOwn(order.clone(), caller.into());
         self.for_caller(&request, caller, None)?.receive(until).map(drop)
     }
 
     /// Opens a file (`O_PATH`) that the caller may write.
-    pub fn find(&self, find: &Find, caller: &Caller, until: Instant) -> Result<OwnedFd, Error> {
+    pub fn find(
+        &self,
+        find: &Find,
+        caller: &WholeCaller,
+        until: Instant,
+    ) -> Result<OwnedFd, Error> {
         let report = self.for_caller(&Request::Find(find.clone(), caller.into()), caller, None)?;
         let file = report.receive(until)?.pop();
         file.ok_or_else(|| malformed("a report without a file"))
     }
 
     /// Bind-mounts a device node below the caller's `/dev`.
-    pub fn bind_device(&self, bind: &Bind, caller: &Caller, until: Instant) -> Result<(), Error> {
+    pub fn bind_device(
+        &self,
+        bind: &Bind,
+        caller: &WholeCaller,
+        until: Instant,
+    ) -> Result<(), Error> {
         let request = Request::Bind(bind.clone(), caller.into());
         self.for_caller(&request, caller, None)?.receive(until).map(drop)
     }
@@ -223,7 +233,7 @@ impl Broker {
     fn for_caller(
         &self,
         request: &Request,
-        caller: &Caller,
+        caller: &WholeCaller,
         first: Option<BorrowedFd<'_>>,
     ) -> Result<ReportChannel, Error> {
         let fixed = [&caller.users, &caller.mounts, &caller.root, &caller.folder];
@@ -267,8 +277,8 @@ impl Broker {
     }
 }
 
-impl From<&Caller> for CallerInfo {
-    fn from(caller: &Caller) -> Self {
+impl From<&WholeCaller> for CallerInfo {
+    fn from(caller: &WholeCaller) -> Self {
         let others = caller.others.iter().map(|(kind, _)| *kind).collect();
         let has_environment = caller.environment.is_some();
         Self { facts: caller.facts.clone(), others, has_environment }
@@ -379,7 +389,7 @@ fn run(bytes: &[u8], mut fds: Vec<OwnedFd>, daemon: ReportChannel, locks: &Sourc
     daemon.report(done);
 }
 
-fn receive_caller(info: CallerInfo, fds: Vec<OwnedFd>) -> Result<Caller, Error> {
+fn receive_caller(info: CallerInfo, fds: Vec<OwnedFd>) -> Result<WholeCaller, Error> {
     let mut fds = fds.into_iter();
     let mut next = || fds.next().ok_or_else(|| malformed("a descriptor is missing"));
     let (users, mounts, root, folder) = (next()?, next()?, next()?, next()?);
@@ -388,7 +398,7 @@ fn receive_caller(info: CallerInfo, fds: Vec<OwnedFd>) -> Result<Caller, Error> 
     let others = others?;
     let environment = if info.has_environment { Some(next()?) } else { None };
     let groups = fds.collect();
-    Ok(Caller { users, mounts, others, root, folder, environment, groups, facts: info.facts })
+    Ok(WholeCaller { users, mounts, others, root, folder, environment, groups, facts: info.facts })
 }
 
 fn malformed(what: &str) -> Error {

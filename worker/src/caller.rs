@@ -4,7 +4,7 @@
 //! Everything is entered by descriptors that were opened while the caller was known to wait, never
 //! by a pid or a path. A process that has become the caller must never have a right that the caller
 //! does not have. Where any step fails, the call is left to the kernel. Start reading at
-//! [`Caller::enter`]; `pin.rs` makes a [`Caller`].
+//! [`WholeCaller::enter`]; `pin.rs` makes a [`WholeCaller`].
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -20,9 +20,11 @@ use super::no_mounts::leave_mounts;
 use ambit_kernel::sys::capabilities::{limit_bounding_set, limit_permitted};
 use ambit_kernel::text::id_map::IdMap;
 
-/// The thread that made the system call, as descriptors, and as ids of its own user namespace.
+/// All that a process needs to become the thread that made the system call: descriptors, and ids of
+/// its own user namespace. A worker stays outside of the caller's namespaces, and gets a
+/// [`CallerHandle`](crate::operation::CallerHandle).
 #[derive(Debug)]
-pub struct Caller {
+pub struct WholeCaller {
     /// Its user namespace.
     pub users: OwnedFd,
     /// Its mount namespace.
@@ -73,7 +75,7 @@ pub struct Facts {
     pub oom_score: i32,
 }
 
-impl Caller {
+impl WholeCaller {
     /// Enters the control groups alone: resources used from here on are charged to the container.
     pub(super) fn enter_groups(&self) -> Result<(), Error> {
         for group in &self.groups {
@@ -116,7 +118,7 @@ impl Caller {
     }
 
     /// Enters the control groups and the mount namespace, and assumes ids, root, working directory
-    /// and capabilities. [`Caller::enter_users`] comes first. For a process that needs a device
+    /// and capabilities. [`WholeCaller::enter_users`] comes first. For a process that needs a device
     /// before, which the container's device policy may not allow; others enter the groups first.
     pub(super) fn enter(&self) -> Result<(), Error> {
         self.enter_groups()?;
@@ -128,7 +130,7 @@ impl Caller {
         self.enter_mounts().and_then(|()| self.become_caller()).mark_untried()
     }
 
-    /// The same as [`Caller::enter`] in a mount namespace without mounts: root and folder are the
+    /// The same as [`WholeCaller::enter`] in a mount namespace without mounts: root and folder are the
     /// caller's, and this process keeps no mount but these two.
     pub(super) fn enter_without_mounts(&self) -> Result<(), Error> {
         self.enter_groups()?;

@@ -12,7 +12,7 @@ use nix::unistd::{AccessFlags, faccessat};
 use rustix::fs::{CWD, OFlags};
 use serde::{Deserialize, Serialize};
 
-use super::caller::Caller;
+use super::caller::WholeCaller;
 use super::error::{Context, Error};
 use super::lookup::open_path;
 
@@ -31,7 +31,7 @@ pub struct Find {
 }
 
 /// Makes this process the caller and opens the file (`O_PATH`).
-pub(super) fn find(find: &Find, caller: &Caller) -> Result<OwnedFd, Error> {
+pub(super) fn find(find: &Find, caller: &WholeCaller) -> Result<OwnedFd, Error> {
     // The daemon has given up by then. A filesystem of the container may hang for ever, and a
     // process in it would keep its control group from being removed.
     nix::unistd::alarm::set(LONGEST);

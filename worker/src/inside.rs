@@ -30,7 +30,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{PidfdFlags, pidfd_open};
 
-use super::caller::Caller;
+use super::caller::WholeCaller;
 use super::child::{die_with_parent, execute_open, exit};
 use super::error::{Context, Error};
 use super::mount::{sealed, set_label};
@@ -55,7 +55,7 @@ pub fn run_inside(
     program: &File,
     arguments: &[CString],
 ) -> Result<i32, Error> {
-    let (mut caller, maps) = Caller::pin(process)?;
+    let (mut caller, maps) = WholeCaller::pin(process)?;
     let facts = &mut caller.facts;
     // A container without a mapped root has the ids of its process.
     if maps.users.outside(0).is_some() && maps.groups.outside(0).is_some() {
@@ -172,7 +172,7 @@ impl Output {
 
 /// What the children need.
 struct Inside<'a> {
-    caller: Caller,
+    caller: WholeCaller,
     /// A sealed copy of the program.
     program: OwnedFd,
     null: File,

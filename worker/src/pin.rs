@@ -1,6 +1,6 @@
 //! Reads a caller from its `/proc/<tid>` while it waits in its system call.
 //!
-//! The thread id may have been reused, so code that calls [`Caller::pin`] must check afterwards
+//! The thread id may have been reused, so code that calls [`WholeCaller::pin`] must check afterwards
 //! that the caller still waits. Only then the result describes the caller. Paths of
 //! `/proc/<tid>/cgroup` are looked up below the mount points of the hierarchies on the host.
 
@@ -9,13 +9,13 @@ use std::path::PathBuf;
 
 use ambit_kernel::text::id_map::IdMap;
 use ambit_kernel::text::mountinfo;
-use ambit_kernel::text::status::Status;
+use ambit_kernel::text::status::{Credentials, Status};
 use ambit_kernel::text::{self, control_groups, limits, profile};
 use nix::sched::CloneFlags;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::caller::{Caller, Facts, IdMaps};
+use super::caller::{Facts, IdMaps, WholeCaller};
 use super::error::{Context, Error, MarkUntried};
 
 /// All namespaces besides user and mount, in an order in which they can be entered. An older kernel
@@ -29,8 +29,8 @@ const OTHERS: [(&str, i32); 6] = [
     ("ns/time", 0x80),
 ];
 
-impl Caller {
-    /// Opens what [`Caller`] has and reads the id maps. `proc` is the caller's `/proc/<tid>`.
+impl WholeCaller {
+    /// Opens what [`WholeCaller`] has and reads the id maps. `proc` is the caller's `/proc/<tid>`.
     pub fn pin(proc: BorrowedFd<'_>) -> Result<(Self, IdMaps), Error> {
         Self::read(proc).mark_untried()
     }
@@ -42,6 +42,9 @@ impl Caller {
         let text = |name: &str| text::read(proc, name).context(format!("read of {name}"));
         let status = text("status")?;
         let status = Status(&status);
+        let gone = || Error::new(Errno::SRCH, "the caller has ended");
+        let Credentials { umask, groups, effective, .. } =
+            Credentials::of(status).ok_or_else(gone)?;
         let users = IdMap::parse(&text("uid_map")?);
         let maps = IdMaps { users, groups: IdMap::parse(&text("gid_map")?) };
         let unmapped = || Error::new(Errno::PERM, "an id of the caller is not mapped");
@@ -49,8 +52,6 @@ impl Caller {
         let inside = |map: &IdMap, label: &str| {
             status.numbers(label).nth(1).and_then(|id| map.inside(id)).ok_or_else(unmapped)
         };
-        let supplementary = status.numbers("Groups:").filter_map(|id| maps.groups.inside(id));
-        let umask = status.radix("Umask:", 8).and_then(|mask| u32::try_from(mask).ok());
         let mut others = Vec::new();
         for (name, kind) in OTHERS {
             match open(name, OFlags::RDONLY) {
@@ -70,8 +71,8 @@ impl Caller {
             groups: control_groups(&text("cgroup")?)?,
             facts: Facts {
                 ids: (inside(&maps.users, "Uid:")?, inside(&maps.groups, "Gid:")?),
-                supplementary: supplementary.collect(),
-                effective: status.radix("CapEff:", 16).unwrap_or(0),
+                supplementary: groups.into_iter().filter_map(|id| maps.groups.inside(id)).collect(),
+                effective,
                 bounding: status.radix("CapBnd:", 16).unwrap_or(0),
                 no_new_privs: status.numbers("NoNewPrivs:").next() == Some(1),
                 umask: umask.unwrap_or(0o022),
@@ -84,7 +85,7 @@ impl Caller {
     }
 }
 
-impl Caller {
+impl WholeCaller {
     /// Replaces the control groups by those that the first process of the caller's pid namespace is
     /// in now. A program that outlives the caller belongs there: a service manager ends what is left
     /// in the caller's own. Without that process in reach they stay the caller's.

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use ambit_kernel::sys::user_namespace;
 use ambit_worker::operation::{Answer, Base, CallerHandle, Operation, Reply};
-use ambit_worker::{Bind, Caller, Error, Find};
+use ambit_worker::{Bind, Error, Find, WholeCaller};
 use rustix::io::Errno;
 
 use super::context::Context;
@@ -41,7 +41,7 @@ pub(super) fn pin_if(
     is: impl FnOnce(&CallerHandle) -> bool,
 ) -> Result<CallerHandle, CallError> {
     // If something cannot be opened, such as a number that is not a descriptor, the kernel answers.
-    let handle = CallerHandle::read(cx.proc(call)?.as_fd(), base).ok();
+    let handle = CallerHandle::pin(cx.proc(call)?.as_fd(), base).ok();
     let is_allowed = |handle: &CallerHandle| {
         UserNamespaceOwner::of(handle.users.as_fd()).is_allowed(cx.settings.nested)
     };
@@ -72,7 +72,7 @@ pub(super) fn perform(
             .and_then(|file| send(&[found.insert(file).as_fd()]));
     }
     if let (Ok(Reply::MagicLink), Some((base, what))) = (&reply, what.from_link()) {
-        let target = CallerHandle::read(cx.proc(call)?.as_fd(), base);
+        let target = CallerHandle::pin(cx.proc(call)?.as_fd(), base);
         cx.still_pending()?;
         // If there is no such link, the kernel answers. The new path starts with none.
         return target.map_or(Ok(Verdict::Continue), |handle| perform(call, cx, &handle, &what));
@@ -156,9 +156,9 @@ fn pin_whole(
     call: &Call,
     cx: &Context<'_>,
     handle: &CallerHandle,
-) -> Result<Result<Caller, Error>, CallError> {
+) -> Result<Result<WholeCaller, Error>, CallError> {
     let proc = cx.proc(call)?;
-    let caller = Caller::pin(proc.as_fd());
+    let caller = WholeCaller::pin(proc.as_fd());
     let base = handle.base.as_ref().map(OwnedFd::try_clone).transpose();
     cx.still_pending()?;
     let base = base.map_err(|_| CallError::Continue(DaemonError::System("dup", Errno::MFILE)))?;

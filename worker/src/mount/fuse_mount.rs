@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, StatxFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use super::order::{Handler, Order};
-use crate::caller::Caller;
+use crate::caller::WholeCaller;
 use crate::error::{Context, Error};
 
 /// The longest string that fsconfig(2) accepts, in bytes.
@@ -24,7 +24,7 @@ const OF_THE_SUPERBLOCK: [&str; 3] = ["ro", "sync", "dirsync"];
 pub(super) fn make(
     order: &Order,
     handler: &Handler,
-    caller: &Caller,
+    caller: &WholeCaller,
     device: BorrowedFd<'_>,
 ) -> Result<OwnedFd, Error> {
     let make = || {

@@ -27,7 +27,7 @@ use super::order::{Executable, Handler, Order};
 use super::program::{HelperContext, Output};
 use super::source_lock::SourceLocks;
 use super::starter::{LAST_WORDS, Starter};
-use crate::caller::Caller;
+use crate::caller::WholeCaller;
 use crate::child::{Child, OnDrop};
 use crate::error::{Context, Error, MarkUntried};
 use crate::report_channel::{ReportChannel, wait};
@@ -43,7 +43,7 @@ use crate::report_channel::{ReportChannel, wait};
 pub(super) fn mount(
     order: &Order,
     handler: &Handler,
-    caller: &Caller,
+    caller: &WholeCaller,
     locks: &SourceLocks,
     until: Instant,
 ) -> Result<Option<u64>, Error> {
@@ -74,7 +74,7 @@ fn run_as_caller(
     parent: &ReportChannel,
     order: &Order,
     handler: &Handler,
-    caller: &Caller,
+    caller: &WholeCaller,
     until: Instant,
 ) -> Result<Option<u64>, Error> {
     let host = match &handler.program {

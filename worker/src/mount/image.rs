@@ -14,7 +14,7 @@ use nix::sched::{CloneFlags, setns};
 use rustix::fs::{fstat, fstatfs};
 use rustix::io::Errno;
 
-use crate::caller::Caller;
+use crate::caller::WholeCaller;
 use crate::child::{Child, OnDrop};
 use crate::error::{Context, Error, MarkUntried};
 use crate::report_channel::ReportChannel;
@@ -26,7 +26,7 @@ const MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 /// of its own, which enters the container's user namespace.
 pub(super) fn refuse_a_containers_own(
     source: &OwnedFd,
-    caller: &Caller,
+    caller: &WholeCaller,
     until: Instant,
 ) -> Result<(), Error> {
     let (channel, theirs) = ReportChannel::pair()?;
@@ -39,7 +39,7 @@ pub(super) fn refuse_a_containers_own(
     Ok(())
 }
 
-fn look(source: &OwnedFd, caller: &Caller) -> Result<(), Error> {
+fn look(source: &OwnedFd, caller: &WholeCaller) -> Result<(), Error> {
     // If the check blocks after all, the process is charged to the container.
     caller.enter_groups()?;
     let filesystem = fstatfs(source).context("fstatfs of the source").mark_untried()?;

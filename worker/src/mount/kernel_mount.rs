@@ -18,7 +18,7 @@ use super::claim::Source;
 use super::order::{Order, Superblock};
 use super::source_lock::SourceLocks;
 use super::{image, superblock};
-use crate::caller::Caller;
+use crate::caller::WholeCaller;
 use crate::child::{Child, OnDrop};
 use crate::error::{Context, Error, MarkUntried};
 use crate::report_channel::ReportChannel;
@@ -27,7 +27,7 @@ use crate::report_channel::ReportChannel;
 pub(super) fn mount(
     order: &Order,
     superblock: &Superblock,
-    caller: &Caller,
+    caller: &WholeCaller,
     (watches, locks): (BorrowedFd<'_>, &SourceLocks),
     until: Instant,
 ) -> Result<Option<u64>, Error> {
@@ -90,7 +90,7 @@ fn run_as_caller(
     parent: &ReportChannel,
     order: &Order,
     superblock: &Superblock,
-    caller: &Caller,
+    caller: &WholeCaller,
     until: Instant,
 ) -> Result<(), Error> {
     // First: all that this takes is charged to the container. The process that makes the superblock

@@ -38,13 +38,13 @@ pub(super) use detached_root::detached_node;
 pub use order::{Executable, Handler, How, Order, Parameters, Superblock};
 pub use source_lock::SourceLocks;
 
-use super::{Caller, Error};
+use super::{Error, WholeCaller};
 
 /// Makes the mount. For a filesystem of the kernel, adds an inotify watch for its root to `watches`
 /// and returns the watch descriptor. For a helper, returns the device number of the filesystem.
 pub fn run(
     order: &Order,
-    caller: &Caller,
+    caller: &WholeCaller,
     watches: BorrowedFd<'_>,
     locks: &SourceLocks,
 ) -> Result<Option<u64>, Error> {
@@ -59,7 +59,7 @@ pub fn run(
 }
 
 /// Makes a procfs or sysfs for the caller.
-pub(super) fn run_own(order: &Order, caller: &Caller) -> Result<(), Error> {
+pub(super) fn run_own(order: &Order, caller: &WholeCaller) -> Result<(), Error> {
     let How::Own(parameters) = &order.how else {
         return Err(Error::new(Errno::PROTO, "not the order of a procfs").mark_untried());
     };

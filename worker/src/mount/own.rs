@@ -29,7 +29,7 @@ use super::kernel_mount::{self, find_target};
 use super::order::{Order, Parameters};
 use super::{confine, detached_root};
 use crate::attach::{self, LEASES};
-use crate::caller::Caller;
+use crate::caller::WholeCaller;
 use crate::child::{Child, OnDrop};
 use crate::error::{Context, Error, MarkUntried};
 use crate::lookup::{Mounts, find, on};
@@ -42,7 +42,7 @@ const MOST: usize = 512;
 pub(super) fn mount(
     order: &Order,
     parameters: &Parameters,
-    caller: &Caller,
+    caller: &WholeCaller,
     until: Instant,
 ) -> Result<(), Error> {
     let (channel, theirs) = ReportChannel::pair()?;
@@ -84,7 +84,7 @@ fn run_as_caller(
     parent: &ReportChannel,
     order: &Order,
     parameters: &Parameters,
-    caller: &Caller,
+    caller: &WholeCaller,
     until: Instant,
 ) -> Result<(), Error> {
     caller.enter()?;
@@ -131,7 +131,7 @@ fn attributes(bits: u64) -> MountAttrFlags {
 /// Makes the mount if the caller could not, and covers it. This process has the host's rights.
 fn cover(
     order: &Order,
-    caller: &Caller,
+    caller: &WholeCaller,
     context: &OwnedFd,
     mount: Option<OwnedFd>,
 ) -> Result<OwnedFd, Error> {

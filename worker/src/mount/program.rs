@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use super::confine;
 use super::host_program::{HostProgram, Image, Library};
 use super::order::{Handler, Order};
-use crate::caller::Caller;
+use crate::caller::WholeCaller;
 use crate::child::{execute_open, exit};
 use crate::error::{Context, Error, MarkUntried};
 
@@ -149,7 +149,7 @@ pub(super) struct HelperContext<'a> {
     pub(super) output: &'a Output,
     /// The host's `/proc`.
     pub(super) proc: &'a OwnedFd,
-    pub(super) caller: &'a Caller,
+    pub(super) caller: &'a WholeCaller,
     /// The caller's variables.
     pub(super) environment: &'a [CString],
 }

@@ -19,7 +19,7 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use super::claim::{self, Source};
 use super::order::{Order, Superblock};
 use super::{detached_root, loop_device};
-use crate::caller::Caller;
+use crate::caller::WholeCaller;
 use crate::error::{Context, Error, MarkUntried};
 
 /// Makes the mount.
@@ -27,7 +27,7 @@ pub(super) fn make(
     order: &Order,
     superblock: &Superblock,
     source: Option<&OwnedFd>,
-    caller: &Caller,
+    caller: &WholeCaller,
     until: Instant,
 ) -> Result<OwnedFd, Error> {
     // A network filesystem uses the caller's network interfaces.
@@ -148,7 +148,7 @@ fn words_of(context: BorrowedFd<'_>) -> String {
 }
 
 /// Maps file owners to the caller's user namespace.
-fn shift(mount: &OwnedFd, caller: &Caller, filesystem: &str) -> Result<(), Error> {
+fn shift(mount: &OwnedFd, caller: &WholeCaller, filesystem: &str) -> Result<(), Error> {
     mount_setattr(mount, MountAttrFlags::empty(), Some(caller.users.as_fd())).map_err(|errno| {
         match errno {
             Errno::INVAL => Error::new(

@@ -1,9 +1,12 @@
-//! Pins the caller of a privileged operation. This reads less than `pin.rs` does for a mount,
-//! because it is done for every call.
+//! Pins what a worker needs of the caller of a privileged operation.
+//!
+//! There are two pinned callers, because this one is made for every call and has ids of the host,
+//! while [`WholeCaller`](crate::WholeCaller) has what it takes to enter the caller's namespaces, with
+//! the ids in them, and costs many more system calls.
 //!
 //! A read in an open `/proc/<tid>` directory fails once the thread has ended, so a reused thread id
 //! is noticed. Nothing here may block: the files are of the kernel, never of the container. Start
-//! reading at [`CallerHandle::read`].
+//! reading at [`CallerHandle::pin`].
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -21,7 +24,7 @@ use ambit_kernel::text::{
 /// `CAP_DAC_OVERRIDE` and `CAP_DAC_READ_SEARCH`.
 const CAP_DAC: u64 = 1 << 1 | 1 << 2;
 
-/// A pinned caller, as descriptors and as ids of the host.
+/// What a worker needs of a caller: descriptors, and ids of the host.
 #[derive(Debug)]
 pub struct CallerHandle {
     /// Its root, `O_PATH`.
@@ -71,12 +74,12 @@ impl Base {
 }
 
 impl CallerHandle {
-    /// Reads a thread from `proc`, its `/proc/<tid>`. The code that calls this must check
+    /// Pins a thread by `proc`, its `/proc/<tid>`. The code that calls this must check
     /// afterwards that the thread still waits in its system call.
     ///
     /// # Errors
     /// The thread has ended, or it has no such descriptor (EBADF).
-    pub fn read(proc: BorrowedFd<'_>, base: Base) -> Result<Self, Errno> {
+    pub fn pin(proc: BorrowedFd<'_>, base: Base) -> Result<Self, Errno> {
         let text = |name: &str| text::read(proc, name).map_err(|_| Errno::SRCH);
         let open = |name: &str, flags| openat(proc, name, flags | OFlags::CLOEXEC, Mode::empty());
         let status = text("status")?;
@@ -145,7 +148,7 @@ mod tests {
             .spawn()
             .unwrap();
         let proc = std::fs::File::open(format!("/proc/{}", child.id())).unwrap();
-        let handle = CallerHandle::read(proc.as_fd(), Base::Folder).unwrap();
+        let handle = CallerHandle::pin(proc.as_fd(), Base::Folder).unwrap();
         let inode = |fd: &OwnedFd| rustix::fs::fstat(fd).unwrap().st_ino;
         let path = |path: &std::path::Path| rustix::fs::stat(path).unwrap().st_ino;
         assert_eq!(inode(handle.base.as_ref().unwrap()), path(folder.path()));
@@ -157,7 +160,7 @@ mod tests {
     #[test]
     fn a_capability_is_one_bit_of_the_effective_set() {
         let proc = std::fs::File::open("/proc/self").unwrap();
-        let mut handle = CallerHandle::read(proc.as_fd(), Base::Root).unwrap();
+        let mut handle = CallerHandle::pin(proc.as_fd(), Base::Root).unwrap();
         handle.effective = 1 << 27;
         assert!(handle.can(27) && !handle.can(26) && !handle.can(28));
         assert!(!handle.passes_over_permissions());
@@ -173,16 +176,13 @@ mod tests {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let proc = format!("/proc/{}", child.id());
         let proc = openat(rustix::fs::CWD, proc, flags, Mode::empty()).unwrap();
-        let folder = CallerHandle::read(proc.as_fd(), Base::Folder).unwrap();
-        let root = CallerHandle::read(proc.as_fd(), Base::Root).unwrap();
+        let folder = CallerHandle::pin(proc.as_fd(), Base::Folder).unwrap();
+        let root = CallerHandle::pin(proc.as_fd(), Base::Root).unwrap();
         assert!(folder.base.is_some() && root.base.is_none());
         assert_eq!(folder.leader, child.id().cast_signed());
-        assert_eq!(
-            CallerHandle::read(proc.as_fd(), Base::Descriptor(99)).unwrap_err(),
-            Errno::BADF
-        );
+        assert_eq!(CallerHandle::pin(proc.as_fd(), Base::Descriptor(99)).unwrap_err(), Errno::BADF);
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(CallerHandle::read(proc.as_fd(), Base::Root).is_err());
+        assert!(CallerHandle::pin(proc.as_fd(), Base::Root).is_err());
     }
 }

@@ -95,7 +95,10 @@ mod tests {
     #[test]
     fn a_reply_is_the_same_after_its_encoding_as_a_number() {
         let failed = Reply::Failed(Errno::EXIST);
-        for reply in [Reply::Done, failed, Reply::Kernel, Reply::NoDevices, Reply::MagicLink] {
+        let unnamed = Reply::Failed(Errno::from_raw_os_error(524));
+        for reply in
+            [Reply::Done, failed, unnamed, Reply::Kernel, Reply::NoDevices, Reply::MagicLink]
+        {
             assert_eq!(Reply::from(i32::from(reply)), reply);
         }
     }

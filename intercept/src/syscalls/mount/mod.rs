@@ -35,7 +35,7 @@ use crate::user_namespace_owner::UserNamespaceOwner;
 use crate::verdict::{CallError, DaemonError, Verdict};
 use ambit_worker::mount::{How, Order};
 use ambit_worker::operation::{Base, CallerHandle, MagicLink};
-use ambit_worker::{Caller, Error, IdMaps};
+use ambit_worker::{Error, IdMaps, WholeCaller};
 
 /// The longest string that the kernel reads, and the longest options if its pages are the smallest.
 const PAGE: usize = 4096;
@@ -164,7 +164,7 @@ fn mount(
     operations: &Operations,
     cx: &Context<'_>,
     order: &Order,
-    caller: &Caller,
+    caller: &WholeCaller,
 ) -> Result<(), Error> {
     let uncounted = |error: std::io::Error| Error {
         errno: Errno::AGAIN,
@@ -261,11 +261,11 @@ fn pin(
     cx: &Context<'_>,
     nested: bool,
     arguments: &mut Arguments,
-) -> Result<(Caller, IdMaps), CallError> {
+) -> Result<(WholeCaller, IdMaps), CallError> {
     let proc = cx.proc(call)?;
-    let pinned = Caller::pin(proc.as_fd());
+    let pinned = WholeCaller::pin(proc.as_fd());
     let below = below_link(arguments).and_then(|(link, path)| {
-        Some((CallerHandle::read(proc.as_fd(), Base::Link(link)).ok()?.base?, path))
+        Some((CallerHandle::pin(proc.as_fd(), Base::Link(link)).ok()?.base?, path))
     });
     // The descriptors are the caller's if the call is still pending.
     cx.still_pending()?;
