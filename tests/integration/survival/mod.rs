@@ -6,6 +6,7 @@ mod frozen;
 mod keeper;
 mod lxc;
 mod mounts;
+mod requests;
 mod torture;
 mod unmounted;
 mod upgrade;
