@@ -2,6 +2,9 @@
 //   leased kinds FILE             one text by read, mmap, O_DIRECT and sendfile
 //   leased pieces FILE SIZE MS    whole files in pieces of SIZE bytes for MS milliseconds
 //   leased agrees FILE MS         sysinfo(2) between two reads of the same text
+//   leased drop FILE              drops the page by /proc/sys/vm/drop_caches, and reads again
+//   leased owner FILE GROUP...    has a process in these control groups read, and prints the inode of the one that the page
+//                                 is charged to
 //   leased time FILE              prints the nanoseconds of open, fstat, read to the end and close
 #define _GNU_SOURCE
 #include <ctype.h>
@@ -14,6 +17,7 @@
 #include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/sysinfo.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -132,6 +136,63 @@ static void pieces(const char *file, size_t piece, long ms)
     printf("opens=%ld\nchanges=%ld\nmixed=%ld\n", opens, changes, mixed);
 }
 
+static int is_kept(void *map)
+{
+    unsigned char present;
+    if (mincore(map, 4096, &present)) err(1, "mincore");
+    return present & 1;
+}
+
+static void drop(const char *file)
+{
+    static char text[4097];
+    int fd = open(file, O_RDONLY | O_CLOEXEC);
+    int switches = open("/proc/sys/vm/drop_caches", O_WRONLY | O_CLOEXEC);
+    if (fd < 0 || switches < 0) err(1, "%s", file);
+    // Not touched: a page that is mapped is not dropped.
+    void *map = mmap(0, 4096, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (map == MAP_FAILED) err(1, "mmap");
+    judge("before", text, all(fd, text, 4096));
+    if (!is_kept(map)) errx(1, "the page is not kept");
+    if (pwrite(switches, "1", 1, 0) != 1) err(1, "drop_caches");
+    if (is_kept(map)) errx(1, "the page is not dropped");
+    lseek(fd, 0, SEEK_SET);
+    judge("after", text, all(fd, text, 4096));
+    if (!is_kept(map)) errx(1, "the page is not kept again");
+}
+
+static unsigned long long entry(const char *table, unsigned long long index)
+{
+    unsigned long long value;
+    int fd = open(table, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || pread(fd, &value, sizeof value, (off_t)(index * sizeof value)) != sizeof value) err(1, "%s", table);
+    close(fd);
+    return value;
+}
+
+static void owner(const char *file, char **groups)
+{
+    static char text[4097];
+    // Opened before: it may renew the lease, which drops the page.
+    int status, fd = open(file, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED)) err(1, "%s", file);
+    pid_t reader = fork();
+    if (reader < 0) err(1, "fork");
+    if (!reader) {
+        for (; *groups; groups++) {
+            int group = open(*groups, O_PATH | O_CLOEXEC), procs = openat(group, "cgroup.procs", O_WRONLY | O_CLOEXEC);
+            if (procs < 0 || write(procs, "0", 1) != 1) err(1, "%s", *groups);
+        }
+        _exit(!all(fd, text, 4096));
+    }
+    if (waitpid(reader, &status, 0) != reader || status) errx(1, "the file was not read");
+    volatile char *map = mmap(0, 4096, PROT_READ, MAP_SHARED, fd, 0);
+    if (map == MAP_FAILED) err(1, "mmap");
+    (void)*map;
+    unsigned long long page = entry("/proc/self/pagemap", (unsigned long)map / 4096) & ((1ULL << 55) - 1);
+    printf("%llu\n", entry("/proc/kpagecgroup", page));
+}
+
 static int less(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;
@@ -165,6 +226,8 @@ int main(int argc, char **argv)
     if (argc == 3 && !strcmp(argv[1], "kinds")) kinds(argv[2]);
     else if (argc == 5 && !strcmp(argv[1], "pieces")) pieces(argv[2], strtoul(argv[3], 0, 10), atol(argv[4]));
     else if (argc == 4 && !strcmp(argv[1], "agrees")) agrees(argv[2], atol(argv[3]));
+    else if (argc == 3 && !strcmp(argv[1], "drop")) drop(argv[2]);
+    else if (argc > 3 && !strcmp(argv[1], "owner")) owner(argv[2], argv + 3);
     else if (argc == 3 && !strcmp(argv[1], "time")) timing(argv[2]);
-    else errx(2, "usage: leased kinds FILE | pieces FILE SIZE MS | agrees FILE MS | time FILE");
+    else errx(2, "usage: leased kinds FILE | pieces FILE SIZE MS | agrees FILE MS | drop FILE | owner FILE GROUP... | time FILE");
 }

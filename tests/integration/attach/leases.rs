@@ -5,6 +5,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::fs::Advice;
@@ -24,7 +25,7 @@ use super::container::{FRESH, MEMORY_KB, Unshared, mounts_of, ok};
 const SHARED: u64 = 4096;
 
 /// A daemon with leases of this many milliseconds.
-fn daemon(lease: u64) -> Daemon {
+pub(super) fn daemon(lease: u64) -> Daemon {
     let place = Place::new();
     let text = fs::read_to_string(place.config()).unwrap();
     let text = text.replace("[overlay]\n", &format!("[overlay]\nlease = {lease}\n"));
@@ -38,7 +39,7 @@ fn meminfo(container: &Unshared) -> PathBuf {
 
 /// Attaches a container that is two seconds old, and returns its file.
 #[track_caller]
-fn attach(daemon: &Daemon, container: &Unshared) -> PathBuf {
+pub(super) fn attach(daemon: &Daemon, container: &Unshared) -> PathBuf {
     std::thread::sleep(Duration::from_millis(2100));
     ok(daemon, "attach", container.pid);
     let file = meminfo(container);
@@ -47,8 +48,22 @@ fn attach(daemon: &Daemon, container: &Unshared) -> PathBuf {
 }
 
 #[track_caller]
-fn total(file: &Path) -> u64 {
+pub(super) fn total(file: &Path) -> u64 {
     kb(&fs::read_to_string(file).unwrap(), "MemTotal")
+}
+
+/// The name by which attach finds the file of a container.
+pub(super) fn name(daemon: &Daemon, container: &Unshared) -> PathBuf {
+    let mounts = mounts_of(container.pid);
+    let line = mounts.lines().find(|line| line.contains(" /proc/meminfo ")).unwrap();
+    daemon.file(&format!(".leases{}", line.split(' ').nth(3).unwrap()))
+}
+
+/// The program `leased` with this file.
+pub(super) fn leased(word: &str, file: &Path, words: &[&str]) -> Command {
+    let mut leased = quiet(machine::program("leased").to_str().unwrap());
+    leased.arg(word).arg(file).args(words);
+    leased
 }
 
 #[test]
@@ -65,26 +80,17 @@ fn every_line_is_whole_however_it_is_read_while_limits_change() {
     // A container that has the whole overlay finds its own file by its name, as a hook does, and no
     // other one.
     ok(&daemon, "attach", other.pid);
-    let [named, others] = [&container, &other].map(|container| {
-        let mounts = mounts_of(container.pid);
-        let line = mounts.lines().find(|line| line.contains(" /proc/meminfo ")).unwrap();
-        daemon.file(&format!(".leases{}", line.split(' ').nth(3).unwrap()))
-    });
+    let [named, others] = [&container, &other].map(|container| name(&daemon, container));
     let found = container.exec(&format!("cat {}", named.display())).ok();
     assert_eq!(kb(&found, "MemTotal"), MEMORY_KB);
     let refused = container.exec(&format!("cat {}", others.display()));
     assert!(refused.stderr.contains("No such file"), "{refused:?}");
     assert_eq!([&named, &others, &file].map(|file| total(file)), [MEMORY_KB; 3]);
-    let leased = |words: &[&str]| {
-        let mut leased = quiet(machine::program("leased").to_str().unwrap());
-        leased.arg(words[0]).arg(&file).args(&words[1..]);
-        leased
-    };
-    let kinds = run(&mut leased(&["kinds"])).ok();
+    let kinds = run(&mut leased("kinds", &file, &[])).ok();
     assert_eq!(value(&kinds, "size"), size.to_string());
 
     // A byte at a time, as some shells read, and the 1 KiB of musl.
-    let readers = ["1", "1024"].map(|piece| start(&mut leased(&["pieces", piece, "1500"])));
+    let readers = ["1", "1024"].map(|piece| start(&mut leased("pieces", &file, &[piece, "1500"])));
     let mut is_small = false;
     let until = Instant::now() + Duration::from_millis(1300);
     while Instant::now() < until {

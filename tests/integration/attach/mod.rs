@@ -9,5 +9,6 @@ mod dead;
 mod equip;
 mod leases;
 mod nested;
+mod page_cache;
 mod rules;
 mod steady;
