@@ -8,6 +8,7 @@ mod container;
 mod dead;
 mod equip;
 mod leases;
+mod many_leases;
 mod nested;
 mod page_cache;
 mod rules;

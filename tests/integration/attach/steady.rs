@@ -14,7 +14,7 @@ use super::container::{FRESH, MEMORY_KB, Unshared};
 
 /// Sends a question to the control socket, and returns the answer.
 #[track_caller]
-fn ask(daemon: &Daemon, question: &str) -> serde_json::Value {
+pub(super) fn ask(daemon: &Daemon, question: &str) -> serde_json::Value {
     let mut stream = UnixStream::connect(daemon.socket("control.sock")).unwrap();
     writeln!(stream, "{question}").unwrap();
     let mut line = String::new();

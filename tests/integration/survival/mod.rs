@@ -30,7 +30,7 @@ pub(crate) fn resends() -> bool {
 }
 
 /// A number from the environment, for the long form of a test.
-fn number(name: &str, usual: u64) -> u64 {
+pub(crate) fn number(name: &str, usual: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }
 
