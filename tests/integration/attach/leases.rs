@@ -185,7 +185,7 @@ fn sysinfo_and_the_file_of_a_sandbox_agree_over_the_ends_of_leases() {
     let script = format!(
         "stat -c size=%s /proc/meminfo
         while :; do head -c 8M /dev/zero | tail -c 1; done >/dev/null & \
-        {}/leased agrees /proc/meminfo 1500; kill $!",
+        {}/leased agrees /proc/meminfo 1500; agrees=$?; kill $!; exit $agrees",
         sandbox::PROGRAMS
     );
     let said = sandbox::run(&daemon, &["--memory", "160M"], &script).ok();
