@@ -159,7 +159,7 @@ mod tests {
             names.chain(["store again".to_owned()]).eq(received.iter().map(|(t, _)| t.clone()))
         );
         assert!(received.pop().unwrap().1.is_some());
-        drop(far);
+        rustix::net::shutdown(&far, rustix::net::Shutdown::Both).unwrap();
         outbox.push("beat".to_owned(), None);
         assert!(outbox.flush(near.as_fd()).is_err());
     }

@@ -236,7 +236,7 @@ mod tests {
         let settings = MountSettings { dev_and_suid: true, ..MountSettings::default() };
         assert_eq!(plan(settings, call("ext4", 0, "")).unwrap().attributes, 0);
         let error = plan(MountSettings::default(), call("9p", 0, "")).unwrap_err();
-        assert_eq!(error.errno(), Errno::EPERM);
+        assert_eq!(error.errno(), Errno::PERM);
         let settings = MountSettings { sources: vec!["9p=/dev/*".into()], ..Default::default() };
         assert!(plan(settings, call("9p", 0, "")).is_ok());
     }
