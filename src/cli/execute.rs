@@ -84,9 +84,18 @@ fn keep(config: &ConfigFile) -> anyhow::Result<ExitCode> {
 }
 
 fn show_status(json: bool, config: &ConfigFile) -> anyhow::Result<()> {
-    let mut status = absence::ask_daemon(&config.places()?, control::ask_status)?;
+    // With thousands of containers the answer takes as long as the mounts of all processes. One
+    // thread is left when this returns: only then may dead mounts be looked for.
+    let both = |socket: &Path| {
+        std::thread::scope(|scope| {
+            let namespaces = scope.spawn(mount_namespaces::all);
+            let status = control::ask_status(socket);
+            let namespaces = namespaces.join().unwrap_or_default();
+            status.map(|status| (status, namespaces))
+        })
+    };
+    let (mut status, namespaces) = absence::ask_daemon(&config.places()?, both)?;
     let calls: Vec<_> = status.intercepted.iter().map(|one| one.container.clone()).collect();
-    let namespaces = mount_namespaces::all();
     status.equipped = dependents::find(status.server_pid, &status.mount, &calls, &namespaces);
     status.equipped.retain(Dependent::has_files);
     status.dead = dead_mounts::find(&namespaces);
