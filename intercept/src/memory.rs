@@ -15,12 +15,13 @@ use std::io::{IoSliceMut, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use ambit_kernel::sys::errno::to_errno;
 use ambit_kernel::sys::procmap_query::{READABLE, WRITABLE, end_of_mapping};
 use ambit_kernel::text::maps::{Access, Coverage};
-use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use nix::sys::uio::{RemoteIoVec, process_vm_readv, pwrite};
 use nix::unistd::Pid;
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::io::{Errno, pread, pwrite};
+use rustix::io::{Errno, pread};
 
 use crate::pending::Pending;
 use crate::verdict::{CallError, DaemonError};
@@ -70,7 +71,9 @@ impl<'a> Memory<'a> {
         if allowed < bytes.len() {
             return Err(BAD_ADDRESS);
         }
-        let written = transferred(pwrite(mem, bytes, offset(address)?))?;
+        // By libc: libraries that tests preload delay it, or end this process.
+        let offset = offset(address)?.cast_signed();
+        let written = transferred(pwrite(mem, bytes, offset).map_err(to_errno))?;
         if written == bytes.len() { Ok(()) } else { Err(BAD_ADDRESS) }
     }
 

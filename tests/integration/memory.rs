@@ -78,5 +78,7 @@ fn a_result_that_is_written_late_is_not_written_into_another_program() {
     let daemon = Daemon::start_below(place, &mut serve);
     let script = format!("/mnt/memory race /mnt/memory {} 3000", 1000 / machine::slowness());
     assert_eq!(sandbox::run(&daemon, &ALL, &script).ok(), "hits=0 failed=0\n");
-    daemon.stop().0.ok();
+    let output = daemon.stop().0;
+    assert!(output.stderr.contains("writes wait"), "the library has no effect: {output:?}");
+    output.ok();
 }
