@@ -70,6 +70,15 @@ pub(crate) fn memory_kb() -> u64 {
     text::kb(&fs::read_to_string("/proc/meminfo").unwrap(), "MemTotal")
 }
 
+/// By how much the zones of the machine, and its nodes, have less than `MemTotal`, in kB: some
+/// kernels of virtual machines initialize memory when it is needed.
+pub(crate) fn missing_kb() -> u64 {
+    let text = fs::read_to_string("/proc/zoneinfo").unwrap();
+    let pages = text.lines().filter_map(|line| line.trim().strip_prefix("managed "));
+    let pages: u64 = pages.map(|pages| pages.trim().parse::<u64>().unwrap()).sum();
+    memory_kb().saturating_sub(pages * (rustix::param::page_size() as u64 / 1024))
+}
+
 /// `SwapTotal` of the machine, in kB.
 pub(crate) fn swap_kb() -> u64 {
     text::kb(&fs::read_to_string("/proc/meminfo").unwrap(), "SwapTotal")

@@ -96,6 +96,8 @@ struct Survey<'a> {
     column: &'a Column,
     /// Just before the sandbox was asked for, and when its first command ran.
     born: (f64, f64),
+    /// What the machine's zones and nodes lacked of its memory before.
+    missing: f64,
     answers: Vec<Answer<'a>>,
 }
 
@@ -117,6 +119,7 @@ impl<'a> Survey<'a> {
         }
         let turn = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         let launched = now();
+        let missing = machine::missing_kb() as f64 * 1024.0;
         let patience = machine::patience(60);
         let mut running = command::start(&mut command);
         running.wait_for("@@ 0", patience);
@@ -141,7 +144,7 @@ impl<'a> Survey<'a> {
             assert!(out >= SWAPPED, "{}: only {out} bytes were swapped out", column.name);
         }
         let first = after(&text, "@born ").expect(&text);
-        Self { column, born: (launched, first), answers }
+        Self { column, born: (launched, first), missing, answers }
     }
 
     /// What is wrong with a claim.
@@ -152,19 +155,21 @@ impl<'a> Survey<'a> {
         // What others on the machine use comes and goes, and bounds what a large container has.
         let machine = (machine::memory_kb() * 1024) as f64;
         let memory = self.column.memory() as f64;
+        // Nodes that are not covered show less.
+        let missing = if memory < machine { 0.0 } else { self.missing };
         let others = if memory > machine / 3.0 { machine / 4.0 } else { 0.0 };
         let [least_available, most_available] = {
             let (one, other) = (begin.available, end.available);
             [one.min(other) - others, one.max(other) + others]
         };
         let (least, most) = match quantity {
-            Quantity::MemoryTotal => same(memory),
+            Quantity::MemoryTotal => (memory - missing, memory),
             Quantity::MemoryFree => {
                 // Never more than is available.
                 let free = |used: f64| memory - used;
                 let least = free(begin.used.max(end.used)).min(least_available);
                 let most = free(begin.used.min(end.used)).min(most_available);
-                (least - slack, most + slack)
+                (least - slack - missing, most + slack)
             }
             Quantity::MemoryAvailable => (least_available - slack, most_available + slack),
             Quantity::SwapTotal => same(self.column.swap() as f64),
