@@ -108,8 +108,9 @@ fn sysinfo(daemon: &Daemon) -> f64 {
     in_a_sandbox(daemon, &["--memory", "256M"], "sysinfo loop 20000")
 }
 
+/// So few calls that the container's budget of processor time lasts.
 fn mknod(daemon: &Daemon) -> f64 {
-    in_a_sandbox(daemon, &["--intercept", "mknod"], "node_call loop /tmp/node 5000")
+    in_a_sandbox(daemon, &["--intercept", "mknod"], "node_call loop /tmp/node 500")
 }
 
 /// Prints how a flood of one container slows another one's sysinfo(2), on all processors.

@@ -14,6 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ambit_kernel::recorder;
+use ambit_sysinfo::Views;
 use fuser::{Config, Filesystem, SessionACL};
 use rustix::net::Shutdown;
 
@@ -40,6 +41,31 @@ pub(crate) trait PooledFilesystem: Filesystem + Clone + Send + 'static {
     /// Returns the filesystem for the session of threads of this kind.
     fn with_thread_kind(self, kind: ThreadKind) -> Self;
 
+    /// Handles one request at once, or in its container's turn ([`Turns`](crate::turns::Turns)).
+    fn in_turn<R: Refuse + Send + 'static>(
+        &self,
+        request: recorder::Request,
+        reply: R,
+        work: impl FnOnce(&Self, &RequestSlot, R) + Send + 'static,
+    ) {
+        let Served { pool, views, kind, .. } = self.served();
+        let (_busy, is_crowded) = pool.turns.begin();
+        let owner = || match is_crowded {
+            true => views.owner(request.thread),
+            false => views.newcomer(request.thread),
+        };
+        let owner = match kind {
+            ThreadKind::Regular => catch_unwind(AssertUnwindSafe(owner)).ok().flatten(),
+            ThreadKind::LastResort => None,
+        };
+        let Some(owner) = owner else {
+            return self.guard(request, reply, |slot, reply| work(self, slot, reply));
+        };
+        let own = self.clone();
+        let in_turn = move || own.guard(request, reply, |slot, reply| work(&own, slot, reply));
+        pool.turns.take(owner, in_turn);
+    }
+
     /// Handles one request in the thread pool. After a panic the pending reply is dropped, so that
     /// fuser answers EIO.
     fn guard<R: Refuse>(
@@ -48,7 +74,7 @@ pub(crate) trait PooledFilesystem: Filesystem + Clone + Send + 'static {
         reply: R,
         work: impl FnOnce(&RequestSlot, R),
     ) {
-        let Served { pool, counters, kind } = self.served();
+        let Served { pool, counters, kind, .. } = self.served();
         pool.handle(kind, request, reply, |slot, reply| {
             if catch_unwind(AssertUnwindSafe(|| work(slot, reply))).is_err() {
                 slot.drop_reply();
@@ -58,11 +84,12 @@ pub(crate) trait PooledFilesystem: Filesystem + Clone + Send + 'static {
     }
 }
 
-/// By which threads a filesystem is served, and what counts their panics.
+/// By which threads and with whose numbers a filesystem is served, and what counts their panics.
 pub(crate) struct Served<'a> {
     pub(crate) pool: &'a Arc<ThreadPool>,
     pub(crate) counters: &'a Counters,
     pub(crate) kind: ThreadKind,
+    pub(crate) views: &'a dyn Views,
 }
 
 /// A connection that is being served.
@@ -168,6 +195,11 @@ impl FuseConnection {
     pub(crate) fn is_finished(&self) -> bool {
         // A thread that hangs keeps its own session from ending, but not those of substitutes.
         self.thread.is_finished() || self.pool.has_ended()
+    }
+
+    /// Waits until no request waits for its turn, for so long at most.
+    pub(crate) fn drain(&self, patience: Duration) {
+        self.pool.turns.drain(patience);
     }
 
     /// Returns the number of the connection; `None` if the device is a socket.

@@ -14,7 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ambit_kernel::recorder::{self, Recorder};
+use ambit_kernel::recorder::Recorder;
 use ambit_sysinfo::Views;
 use fuser::{
     AccessFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
@@ -62,49 +62,20 @@ impl OverlayFilesystem {
         Self { service: Arc::new(service), kind: ThreadKind::Regular }
     }
 
-    /// Waits until no first visit waits for its turn, for so long at most.
-    pub(crate) fn drain(&self, patience: Duration) {
-        self.service.first_visits.drain(patience);
-    }
-
     pub(crate) fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.service.counters)
-    }
-
-    /// Answers OPEN for a user.
-    fn open_for(&self, request: recorder::Request, flags: OpenFlags, user: u32, reply: ReplyOpen) {
-        self.guard(request, reply, |slot, reply| {
-            if flags.acc_mode() != OpenAccMode::O_RDONLY {
-                return reply.error(Errno::EACCES);
-            }
-            if !self.service.allows(request.number, user) {
-                return reply.error(Errno::EACCES);
-            }
-            if past_the_cache(flags) {
-                return reply.error(Errno::EINVAL);
-            }
-            slot.set_reply(reply);
-            let opened = self.service.open(request.number, request.thread);
-            match (opened, slot.take_reply::<ReplyOpen>()) {
-                (Ok(handle), Some(reply)) => reply.opened(FileHandle(handle), OPENED),
-                (Err(errno), Some(reply)) => reply.error(errno),
-                // The watchdog has answered the reader, with another handle.
-                (Ok(handle), None) => self.service.release(handle),
-                (Err(_), None) => {}
-            }
-        });
     }
 
     /// Returns the attributes of an entry, and the validity of its name and of them. It is 0 for a
     /// member of a family, and for the size of a file that is longer than a page, because those
     /// differ between callers.
-    fn attributes(&self, entry: TreeEntry<'_>, req: &Request) -> (FileAttr, Duration, Duration) {
+    fn attributes(&self, entry: TreeEntry<'_>, thread: u32) -> (FileAttr, Duration, Duration) {
         let mut attributes = self.service.tree.attributes_of(entry);
         let name_holds = match entry {
             TreeEntry::Fixed(_) => VALID,
             TreeEntry::Member(..) => Duration::ZERO,
         };
-        match self.service.own_size(entry.id(), req.pid()) {
+        match self.service.own_size(entry.id(), thread) {
             Some(size) => {
                 attributes.size = size;
                 (attributes, name_holds, Duration::ZERO)
@@ -121,8 +92,8 @@ pub(crate) fn past_the_cache(flags: OpenFlags) -> bool {
 
 impl PooledFilesystem for OverlayFilesystem {
     fn served(&self) -> Served<'_> {
-        let Service { pool, counters, .. } = &*self.service;
-        Served { pool, counters, kind: self.kind }
+        let Service { pool, counters, views, .. } = &*self.service;
+        Served { pool, counters, kind: self.kind, views: &**views }
     }
 
     fn with_thread_kind(self, kind: ThreadKind) -> Self {
@@ -146,10 +117,11 @@ impl Filesystem for OverlayFilesystem {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.guard(recorded(Operation::Lookup, parent, req), reply, |slot, reply| {
+        let (thread, name) = (req.pid(), name.to_owned());
+        self.in_turn(recorded(Operation::Lookup, parent, req), reply, move |own, slot, reply| {
             slot.set_reply(reply);
-            let found = self.service.child(parent.0, name.as_bytes(), req.pid());
-            let found = found.map(|entry| self.attributes(entry, req));
+            let found = own.service.child(parent.0, name.as_bytes(), thread);
+            let found = found.map(|entry| own.attributes(entry, thread));
             let Some(reply) = slot.take_reply::<ReplyEntry>() else { return };
             match found {
                 Ok((attributes, name_holds, valid)) => {
@@ -161,10 +133,11 @@ impl Filesystem for OverlayFilesystem {
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.guard(recorded(Operation::Getattr, ino, req), reply, |slot, reply| {
+        let thread = req.pid();
+        self.in_turn(recorded(Operation::Getattr, ino, req), reply, move |own, slot, reply| {
             slot.set_reply(reply);
-            let found = self.service.entry(ino.0, req.pid());
-            let found = found.map(|entry| self.attributes(entry, req));
+            let found = own.service.entry(ino.0, thread);
+            let found = found.map(|entry| own.attributes(entry, thread));
             let Some(reply) = slot.take_reply::<ReplyAttr>() else { return };
             match found {
                 Ok((attributes, _, valid)) => reply.attr(&valid, &attributes),
@@ -174,11 +147,12 @@ impl Filesystem for OverlayFilesystem {
     }
 
     fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        self.guard(recorded(Operation::Access, ino, req), reply, |_, reply| {
-            let refused = match self.service.entry(ino.0, req.pid()) {
+        let (thread, user) = (req.pid(), req.uid());
+        self.in_turn(recorded(Operation::Access, ino, req), reply, move |own, _, reply| {
+            let refused = match own.service.entry(ino.0, thread) {
                 Err(errno) => return reply.error(errno),
                 Ok(entry) if entry.file_type() == FileType::Directory => AccessFlags::W_OK,
-                Ok(_) if !self.service.allows(ino.0, req.uid()) => AccessFlags::all(),
+                Ok(_) if !own.service.allows(ino.0, user) => AccessFlags::all(),
                 Ok(_) => AccessFlags::W_OK | AccessFlags::X_OK,
             };
             if mask.intersects(refused) { reply.error(Errno::EACCES) } else { reply.ok() }
@@ -186,16 +160,25 @@ impl Filesystem for OverlayFilesystem {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let (request, user) = (recorded(Operation::Open, ino, req), req.uid());
-        let regular = self.kind == ThreadKind::Regular;
-        match regular.then(|| self.service.newcomer(request.thread)).flatten() {
-            None => self.open_for(request, flags, user, reply),
-            Some(owner) => {
-                let own = self.clone();
-                let visit = move || own.open_for(request, flags, user, reply);
-                self.service.first_visits.visit(owner, visit);
+        let (thread, user) = (req.pid(), req.uid());
+        self.in_turn(recorded(Operation::Open, ino, req), reply, move |own, slot, reply| {
+            let service = &own.service;
+            if flags.acc_mode() != OpenAccMode::O_RDONLY || !service.allows(ino.0, user) {
+                return reply.error(Errno::EACCES);
             }
-        }
+            if past_the_cache(flags) {
+                return reply.error(Errno::EINVAL);
+            }
+            slot.set_reply(reply);
+            let opened = service.open(ino.0, thread);
+            match (opened, slot.take_reply::<ReplyOpen>()) {
+                (Ok(handle), Some(reply)) => reply.opened(FileHandle(handle), OPENED),
+                (Err(errno), Some(reply)) => reply.error(errno),
+                // The watchdog has answered the reader, with another handle.
+                (Ok(handle), None) => service.release(handle),
+                (Err(_), None) => {}
+            }
+        });
     }
 
     fn read(
@@ -209,7 +192,8 @@ impl Filesystem for OverlayFilesystem {
         reader: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.guard(recorded(Operation::Read, ino, req), reply, |slot, reply| {
+        let thread = req.pid();
+        self.in_turn(recorded(Operation::Read, ino, req), reply, move |own, slot, reply| {
             // Only a direct read has the id of its thread. Others (sendfile, splice, mmap) fill the
             // page cache, which is common to all containers: they are refused, and programs fall
             // back to read(2).
@@ -222,7 +206,7 @@ impl Filesystem for OverlayFilesystem {
                     reply.data(text);
                 }
             };
-            let read = self.service.read(ino.0, handle.0, req.pid(), (offset, size), answer);
+            let read = own.service.read(ino.0, handle.0, thread, (offset, size), answer);
             if let Err(errno) = read
                 && let Some(reply) = slot.take_reply::<ReplyData>()
             {
@@ -248,9 +232,9 @@ impl Filesystem for OverlayFilesystem {
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let entry = || self.service.entry(ino.0, req.pid());
-        self.guard(recorded(Operation::Opendir, ino, req), reply, |_, reply| {
-            match entry().map(|entry| entry.file_type()) {
+        let thread = req.pid();
+        self.in_turn(recorded(Operation::Opendir, ino, req), reply, move |own, _, reply| {
+            match own.service.entry(ino.0, thread).map(|entry| entry.file_type()) {
                 // Without FOPEN_CACHE_DIR the kernel caches no listing.
                 Ok(FileType::Directory) => reply.opened(FileHandle(0), FopenFlags::empty()),
                 Ok(_) => reply.error(Errno::ENOTDIR),
@@ -267,8 +251,9 @@ impl Filesystem for OverlayFilesystem {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        self.guard(recorded(Operation::Readdir, ino, req), reply, |_, mut reply| {
-            match self.service.list(ino.0, offset, req.pid()) {
+        let thread = req.pid();
+        self.in_turn(recorded(Operation::Readdir, ino, req), reply, move |own, _, mut reply| {
+            match own.service.list(ino.0, offset, thread) {
                 Ok(entries) => {
                     for DirectoryEntry { next, entry, name } in entries {
                         if reply.add(INodeNo(entry.id()), next, entry.file_type(), &*name) {
@@ -290,11 +275,14 @@ impl Filesystem for OverlayFilesystem {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        self.guard(recorded(Operation::Readdirplus, ino, req), reply, |_, mut reply| {
-            match self.service.list(ino.0, offset, req.pid()) {
+        let thread = req.pid();
+        self.in_turn(
+            recorded(Operation::Readdirplus, ino, req),
+            reply,
+            move |own, _, mut reply| match own.service.list(ino.0, offset, thread) {
                 Ok(entries) => {
                     for DirectoryEntry { next, entry, name } in entries {
-                        let (attributes, name_holds, valid) = self.attributes(entry, req);
+                        let (attributes, name_holds, valid) = own.attributes(entry, thread);
                         let (id, valid) = (INodeNo(entry.id()), valid.min(name_holds));
                         if reply.add(id, next, &*name, &valid, &attributes, Generation(0)) {
                             break;
@@ -303,8 +291,8 @@ impl Filesystem for OverlayFilesystem {
                     reply.ok();
                 }
                 Err(errno) => reply.error(errno),
-            }
-        });
+            },
+        );
     }
 
     /// One free block and only free inodes: exporters divide by the size, and monitoring alerts on
@@ -323,12 +311,15 @@ impl Filesystem for OverlayFilesystem {
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
-        self.guard(recorded(Operation::Readlink, ino, req), reply, |_, reply| {
-            match self.service.target(ino.0, req.pid()) {
+        let thread = req.pid();
+        self.in_turn(
+            recorded(Operation::Readlink, ino, req),
+            reply,
+            move |own, _, reply| match own.service.target(ino.0, thread) {
                 Ok(target) => reply.data(target.as_bytes()),
                 Err(errno) => reply.error(errno),
-            }
-        });
+            },
+        );
     }
 
     refuse! {

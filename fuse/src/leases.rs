@@ -183,8 +183,8 @@ fn attributes(node: u64, size: u64, time: SystemTime) -> FileAttr {
 
 impl PooledFilesystem for LeaseFilesystem {
     fn served(&self) -> Served<'_> {
-        let Shared { pool, counters, .. } = &*self.shared;
-        Served { pool, counters, kind: self.kind }
+        let Shared { pool, counters, views, .. } = &*self.shared;
+        Served { pool, counters, kind: self.kind, views: &**views }
     }
 
     fn with_thread_kind(self, kind: ThreadKind) -> Self {
@@ -224,10 +224,10 @@ impl Filesystem for LeaseFilesystem {
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.guard(recorded(Operation::Getattr, ino, req), reply, |slot, reply| {
-            let last = self.records().get(&ino.0).map(|last| last.attributes(ino.0));
+        self.in_turn(recorded(Operation::Getattr, ino, req), reply, move |own, slot, reply| {
+            let last = own.records().get(&ino.0).map(|last| last.attributes(ino.0));
             slot.set_reply(ReplyLease(reply, last));
-            let found = self.attributes(ino.0);
+            let found = own.attributes(ino.0);
             let Some(ReplyLease(reply, _)) = slot.take_reply() else { return };
             match found {
                 Ok((attributes, valid)) => reply.attr(&valid, &attributes),
@@ -247,9 +247,9 @@ impl Filesystem for LeaseFilesystem {
         reader: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.guard(recorded(Operation::Read, ino, req), reply, |slot, reply| {
+        self.in_turn(recorded(Operation::Read, ino, req), reply, move |own, slot, reply| {
             slot.set_reply(reply);
-            let text = self.text(ino.0);
+            let text = own.text(ino.0);
             let Some(reply) = slot.take_reply::<ReplyData>() else { return };
             match (text, reader) {
                 (Err(errno), _) => reply.error(errno),

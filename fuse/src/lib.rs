@@ -19,7 +19,6 @@ pub mod error;
 pub mod families;
 pub mod files;
 pub mod filesystem;
-mod first_visits;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod handles;
@@ -40,6 +39,7 @@ pub mod submount;
 pub mod text;
 mod thread_pool;
 pub mod tree;
+mod turns;
 pub mod visit;
 
 pub use counters::Counts;

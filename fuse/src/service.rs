@@ -4,7 +4,6 @@
 //! of accounting becomes an errno. Start reading at [`Service::open`].
 
 use std::cell::RefCell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use ambit_kernel::recorder::Recorder;
@@ -14,7 +13,6 @@ use fuser::Errno;
 
 use crate::counters::Counters;
 use crate::families::{Member, Shape};
-use crate::first_visits::FirstVisits;
 use crate::handles::{Handles, Payer, was_read, window};
 use crate::overlay::{OverlayFile, PAGE, WORLD_READABLE};
 use crate::text::Text;
@@ -35,8 +33,7 @@ pub(crate) struct Service {
     pub(crate) pool: Arc<ThreadPool>,
     /// Paths of files that every reader sees as on the machine.
     pub(crate) passed: &'static [&'static str],
-    pub(crate) first_visits: FirstVisits,
-    views: Arc<dyn Views>,
+    pub(crate) views: Arc<dyn Views>,
     handles: Handles,
 }
 
@@ -52,16 +49,9 @@ impl Service {
             counters: Arc::default(),
             pool: Arc::new(ThreadPool::with_recorder(recorder)),
             passed: &[],
-            first_visits: FirstVisits::default(),
             views,
             handles: Handles::new(),
         }
-    }
-
-    /// Returns the owner of a thread whose container is asked for the first time, or is being set
-    /// up.
-    pub(crate) fn newcomer(&self, thread: u32) -> Option<u64> {
-        catch_unwind(AssertUnwindSafe(|| self.views.newcomer(thread))).ok().flatten()
     }
 
     /// Returns the view of a thread's container, of which these groups are current.

@@ -333,10 +333,11 @@ impl Overlay {
         self.filesystem.counters().counts()
     }
 
-    /// Waits until no first visit of a container waits for its turn, for so long at most: before
+    /// Waits until no request waits for its turn, for so long at most on each connection: before
     /// Linux 6.9 a successor does not get requests that this process has received.
     pub fn drain(&self, patience: Duration) {
-        self.filesystem.drain(patience);
+        self.connection.drain(patience);
+        self.submounts().iter().flatten().for_each(|connection| connection.drain(patience));
     }
 
     /// True if serving has ended, because the connection was aborted.

@@ -28,6 +28,7 @@ use ambit_kernel::watchdog::Watchdog;
 use crate::error::Error;
 use crate::recorder::Refuse;
 use crate::request_slot::RequestSlot;
+use crate::turns::Turns;
 
 /// Interval of the watchdog while there are requests.
 const INTERVAL: Duration = Duration::from_millis(200);
@@ -58,6 +59,7 @@ pub(crate) struct ThreadPool {
     ended: AtomicBool,
     watchdog: OnceLock<Watchdog>,
     recorder: Option<Arc<dyn Recorder>>,
+    pub(crate) turns: Turns,
 }
 
 thread_local! {
@@ -164,6 +166,7 @@ impl ThreadPool {
         patience: Duration,
         start: impl Fn(ThreadKind) -> Result<SessionThread, Error> + Send + 'static,
     ) -> io::Result<()> {
+        self.turns.set_threads(threads);
         let late = u32::try_from(patience.as_millis() / INTERVAL.as_millis()).unwrap_or(u32::MAX);
         let (pool, seen) = (Arc::clone(self), Vec::with_capacity(64));
         let mut checks = Checks { pool, threads, late, seen, hung_last_resort: 0 };
@@ -172,6 +175,7 @@ impl ThreadPool {
                 return None;
             }
             let is_active = checks.look();
+            checks.pool.turns.look();
             checks.start_substitutes(&start);
             Some(is_active)
         })?;

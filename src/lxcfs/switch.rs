@@ -41,6 +41,14 @@ impl Views for Switch {
         self.views.view_with(tid, wanted).map(|view| self.pass(view))
     }
 
+    fn newcomer(&self, tid: u32) -> Option<u64> {
+        self.views.newcomer(tid)
+    }
+
+    fn owner(&self, tid: u32) -> Option<u64> {
+        self.views.owner(tid)
+    }
+
     fn numbers(&self, tid: u32, wanted: StatSet) -> Result<Numbers, Error> {
         let Numbers { view, account } = self.views.numbers(tid, wanted)?;
         Ok(Numbers { view: self.pass(view), account })

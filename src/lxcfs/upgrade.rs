@@ -24,7 +24,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 /// connection, joined by colons.
 const VARIABLE: &str = "AMBIT_LXCFS_STATE";
 
-/// How long first visits of containers have to be answered.
+/// How long requests that wait for their turn have to be answered.
 const DRAIN_WITHIN: Duration = Duration::from_secs(1);
 
 /// The program and how it was called. Its path is found before the file is replaced.

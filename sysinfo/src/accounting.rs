@@ -226,6 +226,10 @@ impl Views for Accounting {
         self.callers.newcomer(tid, clock::now(), &self.context)
     }
 
+    fn owner(&self, tid: u32) -> Option<u64> {
+        self.callers.owner(tid, &self.context, |_| true)
+    }
+
     fn numbers(&self, tid: u32, wanted: StatSet) -> Result<Numbers, Error> {
         let now = clock::now();
         let Caller { container, account } = self.callers.identify(tid, now, &self.context)?;

@@ -101,15 +101,24 @@ impl Callers {
         if now.saturating_sub(self.last_newcomer.load(Ordering::Relaxed)) > SETUP_TIME {
             return None;
         }
+        self.owner(tid, context, |container| container.is_young(now))
+    }
+
+    /// Returns the number of the owner of a thread in a container, if that container is not known
+    /// or one of these.
+    pub(crate) fn owner(
+        &self,
+        tid: u32,
+        context: &Context,
+        is_one: impl FnOnce(&Container) -> bool,
+    ) -> Option<u64> {
         let namespace = context.proc.pid_namespace(tid).ok()?;
         if namespace == context.own_namespace {
             return None;
         }
         let known = self.read().get(&ContainerKey::Namespace(namespace)).cloned();
         match known {
-            Some(container) => {
-                container.is_young(now).then(|| container.account().owner().number())
-            }
+            Some(container) => is_one(&container).then(|| container.account().owner().number()),
             None => Owner::find(tid, context).ok().map(|owner| owner.number()),
         }
     }

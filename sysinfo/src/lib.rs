@@ -94,6 +94,11 @@ pub trait Views: Send + Sync {
         None
     }
 
+    /// Returns the number of the owner of a thread in a container.
+    fn owner(&self, _tid: u32) -> Option<u64> {
+        None
+    }
+
     /// Returns the view and the account that is charged for text that an open file keeps of it.
     fn numbers(&self, tid: u32, wanted: StatSet) -> Result<Numbers, Error> {
         Ok(Numbers { view: self.view_with(tid, wanted)?, account: None })

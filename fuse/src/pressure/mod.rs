@@ -118,8 +118,8 @@ impl PressureFilesystem {
 
 impl PooledFilesystem for PressureFilesystem {
     fn served(&self) -> Served<'_> {
-        let Service { pool, counters, .. } = &*self.service;
-        Served { pool, counters, kind: self.kind }
+        let Service { pool, counters, views, .. } = &*self.service;
+        Served { pool, counters, kind: self.kind, views: &**views }
     }
 
     fn with_thread_kind(self, kind: ThreadKind) -> Self {
@@ -133,24 +133,25 @@ impl Filesystem for PressureFilesystem {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.guard(recorded(Operation::Lookup, parent, req), reply, |_, reply| {
-            let directory = self.node(parent.0).map(|node| node.id);
+        let name = name.to_owned();
+        self.in_turn(recorded(Operation::Lookup, parent, req), reply, move |own, _, reply| {
+            let directory = own.node(parent.0).map(|node| node.id);
             let found = directory.and_then(|directory| {
-                self.service.tree.child(directory, name.as_bytes()).ok_or(Errno::ENOENT)
+                own.service.tree.child(directory, name.as_bytes()).ok_or(Errno::ENOENT)
             });
             match found {
-                Ok(node) => reply.entry(&VALID, &self.attributes(node), Generation(0)),
+                Ok(node) => reply.entry(&VALID, &own.attributes(node), Generation(0)),
                 Err(errno) => reply.error(errno),
             }
         });
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        self.guard(recorded(Operation::Getattr, ino, req), reply, |_, reply| {
-            match self.node(ino.0) {
-                Ok(node) => reply.attr(&VALID, &self.attributes(node)),
-                Err(errno) => reply.error(errno),
-            }
+        self.in_turn(recorded(Operation::Getattr, ino, req), reply, move |own, _, reply| match own
+            .node(ino.0)
+        {
+            Ok(node) => reply.attr(&VALID, &own.attributes(node)),
+            Err(errno) => reply.error(errno),
         });
     }
 
@@ -183,23 +184,24 @@ impl Filesystem for PressureFilesystem {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.guard(recorded(Operation::Open, ino, req), reply, |_, reply| {
-            let opened = self.node(ino.0).and_then(|node| {
+        let thread = req.pid();
+        self.in_turn(recorded(Operation::Open, ino, req), reply, move |own, _, reply| {
+            let opened = own.node(ino.0).and_then(|node| {
                 if past_the_cache(flags) {
                     return Err(Errno::EINVAL);
                 }
-                let handle = self.service.open(node.id, req.pid())?;
+                let handle = own.service.open(node.id, thread)?;
                 if flags.acc_mode() != OpenAccMode::O_RDONLY {
                     // UNKEPT is the handle of several files, so it cannot have a trigger.
                     let opened = match handle {
                         0 => Err(Errno::EMFILE),
-                        _ => self.open_kernels(node, handle, req.pid()),
+                        _ => own.open_kernels(node, handle, thread),
                     };
                     // Without PSI the kernel's files fail on write(2), not on open(2).
                     if let Err(errno) = opened
                         && errno != Errno::EOPNOTSUPP
                     {
-                        self.service.release(handle);
+                        own.service.release(handle);
                         return Err(errno);
                     }
                 }
@@ -226,7 +228,8 @@ impl Filesystem for PressureFilesystem {
         reader: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.guard(recorded(Operation::Read, ino, req), reply, |_, reply| {
+        let thread = req.pid();
+        self.in_turn(recorded(Operation::Read, ino, req), reply, move |own, _, reply| {
             // As in the overlay: the page cache is common to all containers.
             if reader.is_none() {
                 return reply.error(Errno::EINVAL);
@@ -237,10 +240,9 @@ impl Filesystem for PressureFilesystem {
                     reply.data(text);
                 }
             };
-            let node = self.node(ino.0).map(|node| node.id);
-            let read = node.and_then(|node| {
-                self.service.read(node, handle.0, req.pid(), (offset, size), answer)
-            });
+            let node = own.node(ino.0).map(|node| node.id);
+            let read = node
+                .and_then(|node| own.service.read(node, handle.0, thread, (offset, size), answer));
             if let (Err(errno), Some(reply)) = (read, reply) {
                 reply.error(errno);
             }
@@ -316,9 +318,9 @@ impl Filesystem for PressureFilesystem {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        self.guard(recorded(Operation::Readdir, ino, req), reply, |_, mut reply| {
-            let tree = &self.service.tree;
-            let files = self.node(ROOT).ok().and_then(|directory| tree.children(directory.id));
+        self.in_turn(recorded(Operation::Readdir, ino, req), reply, move |own, _, mut reply| {
+            let tree = &own.service.tree;
+            let files = own.node(ROOT).ok().and_then(|directory| tree.children(directory.id));
             let files = files.into_iter().flatten();
             let files = files.map(|node| (node.id, node.file_type(), node.name()));
             let dots = [".", ".."].map(|name| (ROOT, FileType::Directory, name));

@@ -16,6 +16,7 @@ mod container;
 mod families;
 mod hanging;
 mod kernel;
+mod neighbours;
 
 /// A container of one MiB per thread id; every view is newer than the one before.
 struct PerThread(AtomicU64);
