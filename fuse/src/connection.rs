@@ -23,7 +23,7 @@ use crate::counters::Counters;
 use crate::error::Error;
 use crate::mount::MountKind;
 use crate::mount::{self, AbortSwitch};
-use crate::recorder::Refuse;
+use crate::recorder::{Operation, Refuse};
 use crate::request_slot::RequestSlot;
 use crate::spare::Spare;
 use crate::thread_pool::{SessionThread, ThreadKind, ThreadPool};
@@ -52,6 +52,8 @@ pub(crate) trait PooledFilesystem: Filesystem + Clone + Send + 'static {
         let (_busy, is_crowded) = pool.turns.begin();
         let owner = || match is_crowded {
             true => views.owner(request.thread),
+            // An open file has its text.
+            false if request.operation == Operation::Read as u32 => None,
             false => views.newcomer(request.thread),
         };
         let owner = match kind {
