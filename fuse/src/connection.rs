@@ -49,7 +49,7 @@ pub(crate) trait PooledFilesystem: Filesystem + Clone + Send + 'static {
         work: impl FnOnce(&Self, &RequestSlot, R) + Send + 'static,
     ) {
         let Served { pool, views, kind, .. } = self.served();
-        let (_busy, is_crowded) = pool.turns.begin();
+        let (_busy, is_crowded) = pool.turns.begin(request.thread);
         let owner = || match is_crowded {
             true => views.owner(request.thread),
             // An open file has its text.

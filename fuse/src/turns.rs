@@ -14,7 +14,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,8 @@ pub(crate) struct Turns {
     threads: AtomicUsize,
     /// How many requests in succession found all other threads busy.
     streak: AtomicUsize,
+    /// The thread that sent the last request.
+    last: AtomicU32,
 }
 
 #[derive(Default)]
@@ -83,11 +85,15 @@ impl Turns {
         self.threads.store(threads, Ordering::Relaxed);
     }
 
-    /// Begins a request of the calling thread. True if requests of all containers take turns.
-    pub(crate) fn begin(&self) -> (Busy<'_>, bool) {
+    /// Begins a request that this thread has sent. True if requests of all containers take turns.
+    ///
+    /// A thread that sends one request after the other finds that the one before has just been
+    /// answered, by a thread that has not gone on yet: such requests do not count.
+    pub(crate) fn begin(&self, sender: u32) -> (Busy<'_>, bool) {
         let others = self.inner.busy.fetch_add(1, Ordering::Relaxed);
         let all_others = self.threads.load(Ordering::Relaxed).saturating_sub(1).max(1);
-        let before = if others >= all_others {
+        let is_another = self.last.swap(sender, Ordering::Relaxed) != sender;
+        let before = if others >= all_others && is_another {
             self.streak.fetch_add(1, Ordering::Relaxed)
         } else {
             self.streak.store(0, Ordering::Relaxed);
@@ -323,16 +329,18 @@ mod tests {
     fn requests_take_turns_while_all_threads_are_busy() {
         let turns = Turns::default();
         turns.set_threads(3);
-        let takes_turns = || turns.begin().1;
-        let first = turns.begin();
+        let mut senders = 1..;
+        let mut takes_turns = || turns.begin(senders.next().unwrap()).1;
+        let first = turns.begin(0);
         assert!((0..50).all(|_| !takes_turns()), "a thread has no request");
-        let second = turns.begin();
+        let second = turns.begin(0);
         let until: Vec<_> = (0..20).map(|_| takes_turns()).collect();
         let expected: Vec<_> = (0..20).map(|before| before >= CROWDED_AFTER).collect();
         assert_eq!(until, expected);
-        drop(second);
+        drop(turns.begin(99));
+        assert!((0..50).all(|_| !turns.begin(99).1), "all of one sender");
+        drop((first, second));
         assert!((0..50).all(|_| !takes_turns()));
-        drop(first);
     }
 
     #[test]
