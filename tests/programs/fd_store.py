@@ -74,11 +74,23 @@ def start():
     os.execvpe(arguments[0], arguments, environment)
 
 
+told_to_end = False
+
+
+def pass_on(*_):
+    global told_to_end
+    if select.select([ended], [], [], 0)[0]:
+        # The command has ended before, which this program has not seen yet.
+        told_to_end = True
+    else:
+        signal.pidfd_send_signal(ended, signal.SIGTERM)
+
+
 # Only waited for, below.
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 child = start()
 ended = os.pidfd_open(child)
-signal.signal(signal.SIGTERM, lambda *_: signal.pidfd_send_signal(ended, signal.SIGTERM))
+signal.signal(signal.SIGTERM, pass_on)
 while True:
     ready, _, _ = select.select([notify, ended], [], [])
     if notify in ready:
@@ -92,7 +104,7 @@ while True:
         if not preserve:
             break
         print("fd_store: stopped with", len(stored), "descriptors", file=sys.stderr, flush=True)
-        if signal.sigwait([signal.SIGUSR1, signal.SIGTERM]) == signal.SIGTERM:
+        if told_to_end or signal.sigwait([signal.SIGUSR1, signal.SIGTERM]) == signal.SIGTERM:
             break
     print("fd_store: started again with", len(stored), "descriptors", file=sys.stderr, flush=True)
     child = start()
