@@ -27,8 +27,8 @@ const HUNG: Duration = Duration::from_secs(1);
 /// one container keep two threads busy too, and lose a third of their speed by turns.
 const CROWDED_AFTER: usize = 16;
 
-/// So many threads are started at most: each one but the last hangs, or did once.
-const MOST_THREADS: u32 = 16;
+/// There are so many threads at most: each one but the last hangs.
+const MOST_THREADS: usize = 16;
 
 type Work = Box<dyn FnOnce() + Send>;
 
@@ -57,8 +57,10 @@ struct Inner {
 struct State {
     /// In the order of their turns: the first one with a request that waits is served next.
     owners: VecDeque<Owner>,
-    /// How many threads were started. The last one serves, the others hang or end.
-    threads: u32,
+    /// How many threads there are. The last one that was started serves, the others hang.
+    threads: usize,
+    /// How many were ever started, which is the number of the last one.
+    last_thread: u64,
     /// When the thread began the request that it handles.
     began: Option<Instant>,
     is_draining: bool,
@@ -170,19 +172,20 @@ impl Inner {
 
     /// Starts a thread that serves from now on. False if it cannot be started.
     fn start_thread(self: &Arc<Self>, state: &mut State) -> bool {
-        let (its, number) = (Arc::clone(self), state.threads + 1);
+        let (its, number) = (Arc::clone(self), state.last_thread + 1);
         let thread = std::thread::Builder::new().name("fuse-turns".into());
         let is_started = thread.spawn(move || its.run(number)).is_ok();
         if is_started {
-            state.threads = number;
+            state.threads += 1;
+            state.last_thread = number;
             state.began = None;
         }
         is_started
     }
 
-    fn run(&self, number: u32) {
+    fn run(&self, number: u64) {
         let mut state = lock(&self.state);
-        while !state.has_ended && state.threads == number {
+        while !state.has_ended && state.last_thread == number {
             if let Some((owner, work)) = state.next() {
                 state.began = Some(Instant::now());
                 self.busy.fetch_add(1, Ordering::Relaxed);
@@ -190,13 +193,14 @@ impl Inner {
                 self.handle(state, owner, work);
                 drop(busy);
                 state = lock(&self.state);
-                if state.threads == number {
+                if state.last_thread == number {
                     state.began = None;
                 }
             } else {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
         }
+        state.threads -= 1;
     }
 }
 
